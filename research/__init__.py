@@ -1,0 +1,1 @@
+"""Grokbit: ternary networks and accelerated generalisation. Start reading at `research/run.py`."""

@@ -1,0 +1,127 @@
+"""What the user sees: a header, one live line (or a plain line now and then), and a table at the end."""
+
+import logging
+import time
+
+import torch
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.table import Table
+
+from research.callback import Callback, State
+from research.folder import peak_rss_mb
+from research.metrics import higher_is_better
+from research.nn.bitlinear import packed_bytes, ternary_count
+from research.ranges import Positive
+
+log = logging.getLogger(__name__)
+REFRESH = 0.1  # seconds; a faster eye is not worth the steps
+
+
+def header(state: State) -> list[tuple[str, str]]:
+    """What is about to be trained, on what, with what, where."""
+    model, data = state.model, state.data
+    count, ternary = sum(p.numel() for p in model.parameters()), ternary_count(model)
+    packed = f", {ternary:,} of them ternary: {packed_bytes(model) / 1e3:,.0f} kB packed, {4 * count / 1e3:,.0f} kB in float32"
+    group = state.optimizer.param_groups[0]
+    settings = ", ".join(f"{k} {group[k]:g}" for k in ("lr", "alpha", "window", "lamb", "weight_decay") if k in group)
+    rows = [
+        ("run", state.name),
+        ("model", f"{type(model).__name__}, {count:,} parameters{packed if ternary else ', full precision'}"),
+        ("data", f"{data.source}: {len(data.train):,} training and {len(data.val):,} validation samples, digest {data.digest[:8]}"),
+        *(("", note) for note in data.notes),
+        ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
+        ("device", f"{state.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
+    ]
+    if state.first:
+        rows.append(("resumed", f"at step {state.first}"))
+    return [*rows, ("folder", str(state.folder))] if state.folder else rows
+
+
+def progress(state: State) -> str:
+    """One line: where the run is and how it does."""
+    fields = [f"step {state.step}/{state.steps}"]
+    for key, style in (("train/loss", ".4f"), ("val/loss", ".4f"), ("val/acc", ".4f"), ("lr", ".2g"), ("grad/norm", ".2g")):
+        if key in state.metrics:
+            fields.append(f"{key} {state.metrics[key]:{style}}")
+    steps = state.step - state.first
+    left = (state.steps - state.step) * state.seconds / max(1, steps)
+    fields += [f"{state.rate():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
+    return "  ".join(fields)
+
+
+def summary(state: State) -> list[tuple[str, str]]:
+    """What came out, against what a guesser reaches, and where to go next."""
+    key, rows = state.monitor, []
+    if key in state.best:
+        rows.append((f"best {key}", f"{state.best[key]:.4f} at step {state.best['step']:.0f}"))
+        rows.append((f"final {key}", f"{state.metrics[key]:.4f} at step {state.step}" + (f" ({state.stop})" if state.stop else "")))
+        better = "higher" if higher_is_better(key) else "lower"
+        rows += [(f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)]
+    rows.append(("time", f"{state.seconds:.1f} s, {state.rate():,.0f} {state.data.unit}s/s, {peak_rss_mb():,.0f} MB at most"))
+    if state.folder is None:
+        return rows
+    asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
+    given = " ".join(f"'{o}'" if set(o) & set(" *()[]{}$\"") else o for o in asked if o and not o.startswith("resume="))
+    command = f"python train.py {given}".rstrip()
+    return [
+        *rows,
+        ("folder", str(state.folder)),
+        ("see it", "make ui"),
+        ("go on", f"{command} resume={state.folder} trainer.steps={2 * state.steps} target=null"),
+        ("sweep", f"{command} -m seed=0,1,2"),
+    ]
+
+
+def grid(rows: list[tuple[str, str]], title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+class Console(Callback):
+    """On a terminal one live line, elsewhere a line every `every` seconds; each evaluation also goes to train.log."""
+
+    def __init__(self, every: Positive = 5.0, terminal: Terminal | None = None) -> None:
+        self.every, self.terminal = every, terminal or Terminal(highlight=False)
+        self.live: Live | None = None
+        self.shown = 0.0
+
+    def on_start(self, state: State) -> None:
+        for name, value in header(state):
+            log.info("%s: %s", name, value)
+        self._print(header(state), "Grokbit")
+        if self.terminal.is_terminal:
+            self.live = Live("", console=self.terminal, auto_refresh=False)
+            self.live.start()
+        self.shown = time.monotonic()
+
+    def on_step(self, state: State) -> None:
+        if state.monitor in state.logged:
+            log.info(progress(state))
+        now, patience = time.monotonic(), REFRESH if self.live else self.every
+        if now - self.shown >= patience or state.step == state.steps:
+            self.shown = now
+            if self.live:
+                self.live.update(progress(state), refresh=True)
+            else:
+                self.terminal.print(progress(state), markup=False, soft_wrap=True)
+
+    def on_end(self, state: State) -> None:
+        if self.live:
+            self.live.update(progress(state), refresh=True)
+            self.live.stop()
+        if not state.error:
+            for name, value in summary(state):
+                log.info("%s: %s", name, value)
+            self._print(summary(state), "Done")
+
+    def _print(self, rows: list[tuple[str, str]], title: str) -> None:
+        if self.terminal.is_terminal:
+            self.terminal.print(grid(rows, title))
+        else:  # plain, one fact a line, never wrapped: for logs and for other programs
+            for name, value in rows:
+                self.terminal.print(f"{name:<16} {value}", markup=False, soft_wrap=True)

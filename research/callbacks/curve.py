@@ -1,0 +1,41 @@
+"""Draws the learning curves of a run."""
+
+from collections import defaultdict
+
+from research.callback import Callback, State
+
+
+class Curve(Callback):
+    """plots/curves.png: losses on the left, accuracy (or bits per byte) on the right, against the step."""
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
+
+    def on_step(self, state: State) -> None:
+        for key in ("train/loss", "val/loss", "val/acc", "val/bpb"):
+            if key in state.logged:
+                self.history[key].append((state.step, state.logged[key]))
+
+    def on_end(self, state: State) -> None:
+        if state.folder is None or not self.history:
+            return
+        from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        second = "val/bpb" if "val/bpb" in self.history else "val/acc"
+        for axis, keys in ((left, ("train/loss", "val/loss")), (right, (second,))):
+            for key in keys:
+                if points := self.history[key]:
+                    axis.plot(*zip(*points, strict=True), label=key, color="tab:gray" if key == "train/loss" else "tab:blue")
+            axis.set(xlabel="step", xscale="log" if state.step > 100 else "linear")
+            axis.grid(alpha=0.3)
+        left.set(ylabel="loss (nats)", yscale="log")
+        left.legend()
+        if second in state.data.baseline:
+            right.axhline(state.data.baseline[second], color="tab:red", linestyle=":", label="baseline")
+            right.legend()
+        right.set(ylabel=second)
+        figure.suptitle(state.name, fontsize=10)
+        (state.folder / "plots").mkdir(exist_ok=True)
+        figure.savefig(state.folder / "plots" / "curves.png", dpi=120)

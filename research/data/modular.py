@@ -1,0 +1,62 @@
+"""Modular arithmetic (Power et al. 2022, arXiv 2201.02177): the whole table of a op b = c, part of it held back."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from research.dataset import Dataset, Split, Tokens, majority
+from research.ranges import Count, Natural, OpenFraction
+from research.seeding import fold
+
+Residues = Int[Tensor, "pairs"]
+Operation = Literal["+", "-", "*", "/", "x2+xy+y2"]
+
+OPERATIONS: dict[str, Callable[[Residues, Residues, int], Residues]] = {
+    "+": lambda x, y, p: (x + y) % p,
+    "-": lambda x, y, p: (x - y) % p,
+    "*": lambda x, y, p: x * y % p,
+    "/": lambda x, y, p: x * torch.tensor([pow(int(v), -1, p) for v in y]) % p,
+    "x2+xy+y2": lambda x, y, p: (x * x + x * y + y * y) % p,
+}
+
+
+def is_prime(p: int) -> bool:
+    """By trial division; p is small."""
+    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
+
+
+def modular(operation: Operation = "*", p: Count = 47, train_fraction: OpenFraction = 0.5, split_seed: Natural = 0) -> Dataset[Tokens]:
+    """Sequences [x, op, y, =] over p + 2 symbols; the target is c. For * and / the pairs leave out zero, as the papers do.
+
+    Raises ValueError for an unknown operation, a p that is not prime for division, a split with an empty side.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"data.operation={operation}: give one of {', '.join(OPERATIONS)}")
+    if p < 3:
+        raise ValueError(f"data.p={p}: give a modulus of at least 3")
+    if operation == "/" and not is_prime(p):
+        raise ValueError(f"data.p={p} is not prime: division modulo p needs a prime, as 47 or 97")
+    x, y = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(-1)
+    if operation in "*/":
+        keep = (x > 0) & (y > 0)
+        x, y = x[keep], y[keep]
+    c = OPERATIONS[operation](x, y, p)
+    tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold(split_seed, 3)))
+    cut = round(train_fraction * len(x))
+    if not 0 < cut < len(x):
+        raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} pairs empty")
+    train, val = order[:cut], order[cut:]
+    return Dataset(
+        shape=Tokens(vocab=p + 2, length=4),
+        train=Split(tokens[train], c[train]),
+        val=Split(tokens[val], c[val]),
+        digest=sha256(tokens[order].numpy().tobytes() + c[order].numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest(),
+        source=f"x {operation} y mod {p}",
+        unit="sample",
+        baseline={"val/acc": majority(c[val], p)},
+    )

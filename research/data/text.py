@@ -1,0 +1,107 @@
+"""Local text as bytes: split by file before packing, repeated files removed, the leak between the splits told."""
+
+import gzip
+import sysconfig
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from research.dataset import Dataset, Split, Tokens, unigram
+from research.metrics import bits
+from research.ranges import Count, Existing, OpenFraction
+
+SKIP = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
+LONG_LINE = 40  # bytes; shorter lines repeat by chance
+
+
+def find(path: str | None, glob: str) -> list[Path]:
+    """The files below `path`, or the standard library's sources; sorted, so the corpus does not depend on the disk."""
+    root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser().resolve()
+    if not root.exists():
+        raise ValueError(f"data.path={path}: there is no file or folder {root}")
+    files = [root] if root.is_file() else sorted(f for f in root.rglob(glob) if f.is_file())
+    if path is None:
+        files = [f for f in files if not SKIP & set(f.relative_to(root).parts)]
+    if not files:
+        raise ValueError(f"data.glob={glob}: no file below {root} matches")
+    return files
+
+
+def read(files: list[Path]) -> list[bytes]:
+    """The distinct, non-empty files that are UTF-8; the first one that is not is an error."""
+    documents: dict[bytes, bytes] = {}
+    for file in files:
+        content = file.read_bytes()
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"data.path: {file} is not UTF-8 (byte {error.start}); convert it or narrow data.glob") from None
+        if content.strip():
+            documents.setdefault(sha256(content).digest(), content)
+    if not documents:
+        raise ValueError(f"data.path: {files[0] if len(files) == 1 else files[0].parent} holds no text: every file is empty")
+    return list(documents.values())
+
+
+def split_files(documents: list[bytes], val_fraction: float) -> tuple[list[bytes], list[bytes]]:
+    """Whole files by their digest; a single file is cut in two at a line's end near the place."""
+    if len(documents) == 1:
+        text = documents[0]
+        cut = text.rfind(b"\n", 0, int(len(text) * (1 - val_fraction))) + 1 or int(len(text) * (1 - val_fraction))
+        return [text[:cut]], [text[cut:]]
+    ranked = sorted(documents, key=lambda text: sha256(b"split" + text).digest())
+    cut = max(1, round(len(ranked) * val_fraction))
+    return ranked[cut:], ranked[:cut]
+
+
+def leak(train: list[bytes], val: list[bytes]) -> float:
+    """Share of the long lines of `val` that also stand in `train`: what memory alone can answer."""
+    seen = {line for text in train for line in text.splitlines() if len(line) > LONG_LINE}
+    lines = [line for text in val for line in text.splitlines() if len(line) > LONG_LINE]
+    return sum(line in seen for line in lines) / max(1, len(lines))
+
+
+def pack(documents: list[bytes], length: int, name: str) -> tuple[UInt8[Tensor, "bytes"], Split]:
+    """All documents one after the other, a zero byte between two, in windows of length + 1 that share one byte."""
+    stream = torch.frombuffer(bytearray(b"\0".join(documents)), dtype=torch.uint8)
+    if len(stream) <= length:
+        raise ValueError(f"data.length={length} is too long: the {name} split has {len(stream)} bytes")
+    windows = stream.unfold(0, length + 1, length)  # a view: no window is copied before it is drawn
+    return stream, Split(windows[:, :-1], windows[:, 1:])
+
+
+def text(
+    path: Existing | None = None,  # None: the sources of this Python's standard library
+    glob: str = "*.py",
+    length: Count = 256,
+    val_fraction: OpenFraction = 0.1,
+    val_bytes: Count = 65_536,  # how much of the held-back text an evaluation reads
+) -> Dataset[Tokens]:
+    """Windows of `length` bytes, the targets one byte on.
+
+    Raises ValueError for a path that does not exist, holds no text, or a file that is not UTF-8.
+    """
+    files = find(path, glob)
+    train_files, val_files = split_files(read(files), val_fraction)
+    stream, train = pack(train_files, length, "training")
+    held, val = pack(val_files, length, "validation")
+    read_bytes = max(1, val_bytes // length)
+    spread = torch.linspace(0, len(val) - 1, min(read_bytes, len(val))).round().long()
+    val = Split(val.inputs[spread], val.targets[spread])
+    judged = val.targets.flatten()
+    loss = unigram(stream.long(), judged.long(), 256).item()
+    zipped = len(gzip.compress(b"\0".join(val_files), 9, mtime=0)) * 8 / len(held)
+    digest = sha256(sha256(stream.numpy()).digest() + judged.numpy().tobytes()).hexdigest()
+    return Dataset(
+        shape=Tokens(vocab=256, length=length),
+        train=train,
+        val=val,
+        digest=digest,
+        source=f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(held)) / 1e6:.1f} MB",
+        unit="token",
+        baseline={"val/loss": loss, "val/bpb": bits(loss), "val/bpb gzip": zipped},
+        notes=(f"{leak(train_files, val_files):.1%} of the held-back lines over {LONG_LINE} bytes also stand in the training text",),
+    )

@@ -1,0 +1,126 @@
+"""The run folder: what was asked, on which machine, what came out. `lock` tells the living from the dead."""
+
+import fcntl
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it was asked for; trackers and the folder tell of it."""
+
+    name: str  # short: what was chosen, or the swept keys
+    study: str
+    folder: Path
+    config: dict[str, Any]  # resolved, plain
+    overrides: list[str]
+    choices: dict[str, str]  # group -> option
+    sweep: Path | None = None  # the folder of the sweep that this run is part of
+    swept: dict[str, str] = field(default_factory=dict)
+
+
+def git(*arguments: str) -> str:
+    """What git says in this repository; empty without git or outside a repository."""
+    try:
+        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the code: what somebody needs who wants the same numbers."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": packages,
+        "git": {"sha": git("rev-parse", "HEAD"), "branch": git("branch", "--show-current"), "dirty": bool(git("status", "--porcelain"))},
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has held, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all; numbers that JSON does not have become null."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(finite(content), indent=2) + "\n")
+    draft.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities as None, at any depth of dicts (JSON has no others)."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the folder while this process lives, however it ends. Raises ValueError while another process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"out: another run is writing to {folder}; give another out or name") from None
+        yield
+
+
+def alive(folder: Path) -> bool:
+    """Whether a process on this machine holds the folder."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def begin(run: Run, config_yaml: str) -> None:
+    """Write down what was asked before anything can go wrong."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "config.yaml").write_text(config_yaml)
+    (run.folder / "overrides.txt").write_text("".join(f"{line}\n" for line in run.overrides))
+    write_json(run.folder / "env.json", environment())
+    if difference := git("diff", "HEAD"):
+        (run.folder / "git.diff").write_text(difference + "\n")

@@ -1,0 +1,39 @@
+"""A residual multi-layer perceptron for vectors and images; its linear layer is a parameter, as the transformer's is."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from research.dataset import Vectors
+from research.ranges import Count, Fraction
+
+
+class Residual(nn.Module):
+    """x + linear(silu(norm(x)))."""
+
+    def __init__(self, dim: int, linear: Callable[..., nn.Module], dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.linear = linear(dim, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        return x + self.dropout(self.linear(F.silu(self.norm(x))))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """The first layer and the head stay in full precision, as embedding and head do in BitNet."""
+
+    def __init__(
+        self, shape: Vectors, dim: Count, depth: Count, linear: Callable[..., nn.Module], dropout: Fraction = 0.0
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(shape.features, dim)
+        self.blocks = nn.Sequential(*(Residual(dim, linear, dropout) for _ in range(depth)))
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.head = nn.Linear(dim, shape.classes)
+
+    def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        return self.head(self.norm(self.blocks(self.embed(x))))  # type: ignore[no-any-return]

@@ -1,0 +1,33 @@
+"""Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv 2305.13245)."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from research.nn.rope import rotate
+
+Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(width)) v, each group of query heads sharing one key and value head."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, linear: Linear, sub_norm: nn.Module) -> None:
+        super().__init__()
+        self.width = dim // heads
+        self.q_proj = linear(dim, heads * self.width, bias=False)
+        self.k_proj = linear(dim, kv_heads * self.width, bias=False)
+        self.v_proj = linear(dim, kv_heads * self.width, bias=False)
+        self.attn_sub_norm = sub_norm  # BitNet normalises again before a quantised output projection
+        self.o_proj = linear(heads * self.width, dim, bias=False)
+        self.grouped = kv_heads != heads
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
+    ) -> Float[Tensor, "batch seq dim"]:
+        q, k, v = (p(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
+        return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]

@@ -1,0 +1,31 @@
+"""The gated feed-forward layer (Shazeer 2020, arXiv 2002.05202), with SiLU or the squared ReLU of BitNet b1.58 2B4T."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Activation = Literal["silu", "relu2"]
+Linear = Callable[..., nn.Module]
+
+
+def relu2(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """max(x, 0)^2 (So et al. 2021, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, dim: int, hidden: int, act: Activation, linear: Linear, sub_norm: nn.Module) -> None:
+        super().__init__()
+        self.act = F.silu if act == "silu" else relu2
+        self.gate_proj = linear(dim, hidden, bias=False)
+        self.up_proj = linear(dim, hidden, bias=False)
+        self.ffn_sub_norm = sub_norm
+        self.down_proj = linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        return self.down_proj(self.ffn_sub_norm(self.act(self.gate_proj(x)) * self.up_proj(x)))  # type: ignore[no-any-return]

@@ -1,0 +1,20 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves layout (NEOX), as transformers and llama.cpp read it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def rope_table(length: int, width: int, base: float = 10_000.0) -> tuple[Float[Tensor, "seq half"], Float[Tensor, "seq half"]]:
+    """Cosines and sines of position times frequency, theta_i = base^(-2i/width) (eq. 15)."""
+    frequency = base ** (-torch.arange(0, width, 2).float() / width)
+    angle = torch.arange(length).float()[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(
+    x: Float[Tensor, "batch heads seq width"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
+) -> Float[Tensor, "batch heads seq width"]:
+    """Turn the pairs (x_i, x_{i+width/2}) by their position's angle (eq. 34)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -1,0 +1,47 @@
+"""Muon (Jordan et al. 2024) as its authors use it: torch's own Muon for the hidden matrices, AdamW for the rest."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim import Muon as TorchMuon
+
+
+class Muon(Optimizer):
+    """One optimizer over two rules. Matrices are 2-D parameters whose name holds none of `adamw_for`.
+
+    The update of a matrix is scaled to AdamW's size (match_rms_adamw), so one lr and one weight decay serve both.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],  # groups of named parameters
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        adamw_for: Sequence[str] = ("embed", "head"),
+    ) -> None:
+        groups = []
+        for group in params:
+            named: dict[bool, list[Any]] = {True: [], False: []}
+            for name, p in group["params"]:
+                named[p.ndim == 2 and not any(word in name for word in adamw_for)].append((name, p))
+            groups += [group | {"params": chosen, "matrices": kind} for kind, chosen in named.items() if chosen]
+        muon = TorchMuon([torch.nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        adamw = AdamW([torch.zeros(1)], lr=lr, betas=tuple(betas), fused=True)
+        self._rules: dict[bool, Optimizer] = {True: muon, False: adamw}
+        groups = [self._rules[group["matrices"]].defaults | group for group in groups]
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for matrices, rule in self._rules.items():
+            rule.state = self.state  # one state and one list of groups: saved, loaded and scheduled as usual
+            rule.param_groups = [group for group in self.param_groups if group["matrices"] is matrices]
+            rule.step()
+        return loss

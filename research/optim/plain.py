@@ -1,0 +1,33 @@
+"""Any torch optimizer over a model, with one visible rule for what weight decay skips."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from research.ranges import NonNegative, Positive
+
+
+def param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
+    """Two groups of named parameters: decayed, and not (the name holds one of `no_decay`).
+
+    The embedding is decayed unless you say so: grokking on modular arithmetic needs it.
+    """
+    skipped, decayed = [], []
+    for name, parameter in model.named_parameters():
+        (skipped if any(word in name for word in no_decay) else decayed).append((name, parameter))
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": skipped, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def plain(
+    model: nn.Module,
+    base: partial[Optimizer],  # a torch optimizer class and its own settings
+    lr: Positive,
+    weight_decay: NonNegative = 0.0,
+    no_decay: Sequence[str] = ("norm", "bias"),
+) -> Optimizer:
+    """The optimizer itself, over the two groups."""
+    return base(param_groups(model, weight_decay, no_decay), lr=lr)

@@ -1,0 +1,31 @@
+"""Learning-rate schedules: pure functions of (step, steps) that give the factor on each group's lr."""
+
+import math
+
+from research.ranges import Fraction, Natural
+
+
+def _warm(step: int, warmup: int) -> float:
+    """Linear from 1/warmup at the first step to 1."""
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def constant(step: int, steps: int, warmup: Natural = 0) -> float:
+    """Warm-up, then the full lr."""
+    return _warm(step, warmup)
+
+
+def cosine(step: int, steps: int, warmup: Natural = 0, floor: Fraction = 0.1) -> float:
+    """Warm-up, then half a cosine down to `floor` at the last step (Loshchilov & Hutter 2017, eq. 5)."""
+    if step < warmup:
+        return _warm(step, warmup)
+    done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.2, floor: Fraction = 0.0) -> float:
+    """Warm-up, stable, then linear down to `floor` over the last share `decay` of the steps (Hu et al. 2024, 2404.06395)."""
+    length = max(1, round(decay * steps))
+    left = steps - 1 - step
+    falling = floor + (1 - floor) * max(0, left) / length
+    return min(_warm(step, warmup), falling if left < length else 1.0)

@@ -1,0 +1,4 @@
+from contextlib import contextmanager
+def check(a): return a
+@contextmanager
+def explained(): yield

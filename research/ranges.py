@@ -1,0 +1,14 @@
+"""Numbers with a range: a signature says what it takes, and the preflight reads it there.
+
+The intervals are ordinary mathematics: round brackets leave the end out, square ones take it in.
+"""
+
+from typing import Annotated
+
+Count = Annotated[int, "[1, inf)"]
+Natural = Annotated[int, "[0, inf)"]
+Positive = Annotated[float, "(0, inf)"]
+NonNegative = Annotated[float, "[0, inf)"]
+Fraction = Annotated[float, "[0, 1)"]
+OpenFraction = Annotated[float, "(0, 1)"]
+Existing = Annotated[str, "a file or folder that exists"]

@@ -1,0 +1,267 @@
+"""Where numbers go: nowhere, a file, or a file and MLflow.
+
+A step never waits for a database: metrics are in metrics.jsonl at once, and a thread carries them to MLflow in batches,
+again and again while the store cannot be reached.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from research.callback import Callback, State
+from research.folder import ROOT, Run, alive, finite, git, write_json
+
+log = logging.getLogger(__name__)
+STORE = ROOT / "outputs" / "mlflow.db"
+ARTIFACTS = ROOT / "outputs" / "mlartifacts"
+BATCH, PAUSE = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
+PATIENCE = 60.0  # seconds that the end of a run waits for a store that does not answer
+KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
+
+
+class Tracker(Callback):
+    """Keeps nothing. `start` comes before anything is built and `finish` after everything, also after a failure."""
+
+    run_id: str | None = None
+    state: State | None = None  # the run, once it has been built
+
+    def on_start(self, state: State) -> None:
+        self.state = state
+
+    def start(self, run: Run) -> None:
+        """The run begins."""
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        """The run is over: `status` is FINISHED, FAILED or KILLED."""
+
+
+class Jsonl(Tracker):
+    """One JSON object a log point in metrics.jsonl."""
+
+    file: TextIO | None = None
+
+    def start(self, run: Run) -> None:
+        self.file = (run.folder / "metrics.jsonl").open("a", buffering=1)
+
+    def on_step(self, state: State) -> None:
+        if state.logged and self.file:
+            record = {"step": state.step, "seconds": round(state.seconds, 3), **finite(state.logged)}
+            self.file.write(json.dumps(record) + "\n")
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        if self.file:
+            self.file.close()
+
+
+class MLflow(Jsonl):
+    """metrics.jsonl, and a run in MLflow: in this repository's SQLite store, or at MLFLOW_TRACKING_URI."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        from mlflow.tracking import MlflowClient  # here, in the main thread: imports and threads do not mix
+
+        if self.uri == f"sqlite:///{STORE}" and not STORE.exists():
+            print(f"creating {STORE} (the first time only, takes some seconds)", file=sys.stderr)
+        try:
+            with _one_at_a_time(self.uri):
+                self.client = MlflowClient(self.uri)
+        except Exception as error:
+            raise ValueError(f"MLFLOW_TRACKING_URI={self.uri} is not a store that MLflow can open: {error}") from error
+        self.queue: queue.SimpleQueue[tuple[int, int, dict[str, float]] | None] = queue.SimpleQueue()
+        self.run, self.ending, self.deadline, self.undelivered = run, False, float("inf"), ""
+        self.thread = threading.Thread(target=self._carry, name="mlflow", daemon=True)
+        self.thread.start()
+
+    def on_step(self, state: State) -> None:
+        super().on_step(state)
+        if state.logged:
+            self.queue.put((int(time.time() * 1000), state.step, state.logged))
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        super().finish(status, summary)
+        self.deadline = time.monotonic() + PATIENCE
+        self.outcome = status, summary
+        self.queue.put(None)
+        self.thread.join(PATIENCE + 5)
+        if self.thread.is_alive() or self.undelivered:
+            reason = self.undelivered or "no answer"
+            print(f"warning: MLflow at {self.uri} did not take all of this run ({reason}); "
+                  f"every metric is in {self.run.folder / 'metrics.jsonl'}", file=sys.stderr)  # fmt: skip
+
+    # What follows runs in the thread.
+
+    def _carry(self) -> None:
+        try:
+            self._until_done(self._open)
+            for batch in self._batches():
+                self._until_done(lambda batch=batch: self.client.log_batch(self.run_id, metrics=batch))  # type: ignore[misc]
+            self._until_done(self._close)
+        except TimeoutError as error:
+            self.undelivered = str(error)
+
+    def _until_done(self, action: Callable[[], Any]) -> None:
+        """Try until it works; from the end of the run on, for PATIENCE more. All our actions may be repeated."""
+        pause = 0.2
+        while True:
+            try:
+                action()
+                return
+            except Exception as error:  # whatever a store raises: the training must not hear of it
+                log.warning("MLflow: %s", error)
+                if time.monotonic() > self.deadline:
+                    raise TimeoutError(str(error).splitlines()[0]) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    def _batches(self) -> Iterator[list[Any]]:
+        """What has gathered in the queue, every PAUSE seconds, until the end mark."""
+        from mlflow.entities import Metric
+
+        ended, rest = False, []
+        while not ended or rest:
+            deadline = time.monotonic() + PAUSE
+            while not ended and len(rest) < BATCH and (wait := deadline - time.monotonic()) > 0:
+                try:
+                    item = self.queue.get(timeout=wait)
+                except queue.Empty:
+                    break
+                if item is None:
+                    ended = True
+                else:
+                    stamp, step, values = item
+                    rest += [Metric(key, value, stamp, step) for key, value in values.items()]
+            if rest:
+                yield rest[:BATCH]
+                rest = rest[BATCH:]
+
+    def _open(self) -> None:
+        run = self.run
+        end_dead_runs(self.client)
+        study = _experiment(self.client, run.study, self.uri)
+        parent = self._parent(study) if run.sweep else None
+        tags = {"folder": str(run.folder), "host": socket.gethostname(), **run.choices, "mlflow.source.name": "train.py"}
+        tags |= {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain")))}
+        tags |= {f"sweep.{key}": value for key, value in run.swept.items()}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+            self.client.update_run(parent, status="RUNNING")
+        if self.run_id is None:
+            self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
+        params = list(_flat(run.config).items())
+        for start in range(0, len(params), 100):
+            from mlflow.entities import Param
+
+            self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in params[start : start + 100]])
+
+    def _parent(self, study: str) -> str:
+        """The run of the sweep: whoever comes first creates it and leaves its id in the sweep's folder."""
+        assert self.run.sweep is not None
+        note = self.run.sweep / "mlflow_run_id"
+        with _locked(self.run.sweep / ".parent"):
+            if not note.exists():
+                tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
+                created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
+                note.write_text(created.info.run_id)
+        return note.read_text()
+
+    def _close(self) -> None:
+        """Inputs, artifacts, the best and the final numbers, the status."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+        assert self.run_id is not None
+        status, summary = self.outcome
+        write_json(self.run.folder / "summary.json", summary | {"mlflow_run_id": self.run_id})
+        if self.state:
+            data = self.state.data
+            entity = Dataset(self.run.choices.get("data", "data"), data.digest[:36], "local", json.dumps({"source": data.source}))
+            self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+            self.client.set_tag(self.run_id, "data.digest", data.digest)
+        stamp, step = int(time.time() * 1000), int(summary.get("steps") or 0)
+        numbers = {f"best/{k}": v for k, v in (summary.get("best") or {}).items()}
+        numbers |= {f"final/{k}": v for k, v in (summary.get("metrics") or {}).items()}
+        numbers |= {f"final/{k}": summary[k] for k in ("wall_s", "peak_rss_mb") if k in summary}
+        self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), stamp, step) for k, v in numbers.items()])
+        if summary.get("error"):
+            self.client.set_tag(self.run_id, "error", str(summary["error"])[:8000])
+        for path in sorted(p for p in self.run.folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+            self.client.log_artifact(self.run_id, str(path))
+        for picture in sorted((self.run.folder / "plots").glob("*")):
+            self.client.log_artifact(self.run_id, str(picture), "plots")
+        best = self.run.folder / "checkpoints" / f"step-{int((summary.get('best') or {}).get('step', -1)):08d}"
+        if (best / "model.safetensors").exists():
+            self.client.log_artifact(self.run_id, str(best / "model.safetensors"), "best")
+        self.client.set_terminated(self.run_id, status)
+        if self.run.sweep:
+            _close_parent(self.client, (self.run.sweep / "mlflow_run_id").read_text(), status)
+
+
+def end_dead_runs(client: Any) -> None:
+    """End, as KILLED, the runs of this machine that no process holds any more (MLflow leaves them RUNNING for ever)."""
+    for experiment in client.search_experiments():
+        running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+        for run in client.search_runs([experiment.experiment_id], running):
+            tags = run.data.tags
+            if "sweep" not in tags and not alive(Path(tags["folder"])):
+                client.set_terminated(run.info.run_id, KILLED)
+                if parent := tags.get("mlflow.parentRunId"):
+                    client.set_terminated(parent, KILLED)
+
+
+def _close_parent(client: Any, parent: str, status: str) -> None:
+    """A sweep has failed once one of its runs has; whoever ends last leaves the final word."""
+    if status != FINISHED:
+        client.set_tag(parent, "sweep.failed", status)
+    client.set_terminated(parent, client.get_run(parent).data.tags.get("sweep.failed", status))
+
+
+def _experiment(client: Any, name: str, uri: str) -> str:
+    """The experiment's id; made, or restored from MLflow's bin, where it is not there."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = f"{ARTIFACTS.as_uri()}/{name}" if uri == f"sqlite:///{STORE}" else None
+        return str(client.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys, without what says nothing about the training."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif prefix or key not in ("out", "resume", "name"):
+            flat[f"{prefix}{key}"] = value
+    return {k: v for k, v in flat.items() if prefix or k.split(".")[0] not in ("callbacks", "tracker")}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Two processes that create one SQLite store at once would break it."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with _locked(Path(uri.removeprefix("sqlite:///")).with_suffix(".lock")):
+        yield

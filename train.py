@@ -1,0 +1,23 @@
+"""python train.py model=bitnet optim=grokfast -m lr=1e-3,3e-4     (python train.py --help tells the rest)"""
+
+import sys
+
+from research.preflight import check, explained
+
+if __name__ == "__main__":
+    sys.argv = check(sys.argv)  # before anything heavy is imported
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    from research.run import run  # torch comes with it
+
+    return run(cfg)
+
+
+if __name__ == "__main__":
+    with explained():
+        main()
