@@ -97,7 +97,9 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> int:
     """
     folder = newest_good(path)
     loaded, own = load_safetensors((folder / MODEL).read_bytes()), weights(model)
-    differing = [k for k in sorted(own.keys() | loaded.keys()) if k not in own or k not in loaded or own[k].shape != loaded[k].shape]
+    differing = [
+        k for k in sorted(own.keys() | loaded.keys()) if k not in own or k not in loaded or own[k].shape != loaded[k].shape
+    ]
     if differing:
         raise ValueError(f"resume={path} is of another model: {len(differing)} tensors differ, as {', '.join(differing[:3])}")
     model.load_state_dict(loaded, strict=False)  # a tied name is absent: its twin fills it

@@ -17,6 +17,7 @@ from research.checkpoint import weights_digest
 from research.folder import Run
 from research.seeding import seed_all
 from research.tracking import FAILED, FINISHED, KILLED, Tracker
+from research.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, data.shape)
     optimizer = instantiate(cfg.optim, model)
-    trainer = instantiate(cfg.trainer)
     callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    trainer: Trainer = instantiate(cfg.trainer)
     return trainer.fit(
         model,
         optimizer,
@@ -70,7 +71,10 @@ def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
 def describe(cfg: DictConfig) -> Run:
     """What was asked, in plain types, with a name that tells this run from its neighbours."""
     hydra = HydraConfig.get()
-    overrides, choices = list(hydra.overrides.task), {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra/" not in k}
+    overrides, choices = (
+        list(hydra.overrides.task),
+        {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra/" not in k},
+    )
     given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: given[key] for key in os.environ.get("GROKBIT_SWEPT", "").split(",") if key in given}
     in_sweep = hydra.mode == RunMode.MULTIRUN

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -107,7 +108,7 @@ class MLflow(Jsonl):
         try:
             self._until_done(self._open)
             for batch in self._batches():
-                self._until_done(lambda batch=batch: self.client.log_batch(self.run_id, metrics=batch))  # type: ignore[misc]
+                self._until_done(partial(self._log_batch, batch))
             self._until_done(self._close)
         except TimeoutError as error:
             self.undelivered = str(error)
@@ -130,7 +131,8 @@ class MLflow(Jsonl):
         """What has gathered in the queue, every PAUSE seconds, until the end mark."""
         from mlflow.entities import Metric
 
-        ended, rest = False, []
+        ended = False
+        rest: list[Any] = []
         while not ended or rest:
             deadline = time.monotonic() + PAUSE
             while not ended and len(rest) < BATCH and (wait := deadline - time.monotonic()) > 0:
@@ -147,12 +149,21 @@ class MLflow(Jsonl):
                 yield rest[:BATCH]
                 rest = rest[BATCH:]
 
+    def _log_batch(self, batch: list[Any]) -> None:
+        assert self.run_id is not None
+        self.client.log_batch(self.run_id, metrics=batch)
+
     def _open(self) -> None:
         run = self.run
         end_dead_runs(self.client)
         study = _experiment(self.client, run.study, self.uri)
         parent = self._parent(study) if run.sweep else None
-        tags = {"folder": str(run.folder), "host": socket.gethostname(), **run.choices, "mlflow.source.name": "train.py"}
+        tags = {
+            "folder": str(run.folder),
+            "host": socket.gethostname(),
+            **run.choices,
+            "mlflow.source.name": "train.py",
+        }
         tags |= {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain")))}
         tags |= {f"sweep.{key}": value for key, value in run.swept.items()}
         if parent:
@@ -172,7 +183,11 @@ class MLflow(Jsonl):
         note = self.run.sweep / "mlflow_run_id"
         with _locked(self.run.sweep / ".parent"):
             if not note.exists():
-                tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
+                tags = {
+                    "folder": str(self.run.sweep),
+                    "host": socket.gethostname(),
+                    "sweep": ",".join(self.run.swept),
+                }
                 created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
                 note.write_text(created.info.run_id)
         return note.read_text()
@@ -186,7 +201,12 @@ class MLflow(Jsonl):
         write_json(self.run.folder / "summary.json", summary | {"mlflow_run_id": self.run_id})
         if self.state:
             data = self.state.data
-            entity = Dataset(self.run.choices.get("data", "data"), data.digest[:36], "local", json.dumps({"source": data.source}))
+            entity = Dataset(
+                self.run.choices.get("data", "data"),
+                data.digest[:36],
+                "local",
+                json.dumps({"source": data.source}),
+            )
             self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
             self.client.set_tag(self.run_id, "data.digest", data.digest)
         stamp, step = int(time.time() * 1000), int(summary.get("steps") or 0)

@@ -48,9 +48,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         if self.batch_size % self.grad_accum:
-            raise ValueError(
-                f"trainer.grad_accum={self.grad_accum} does not divide trainer.batch_size={self.batch_size}"
-            )
+            raise ValueError(f"trainer.grad_accum={self.grad_accum} does not divide trainer.batch_size={self.batch_size}")
         AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
         self.accelerator = Accelerator(
             cpu=self.device == "cpu", mixed_precision="no" if self.precision == "fp32" else self.precision
@@ -79,9 +77,18 @@ class Trainer:
     ) -> State:
         """Train and return what was reached. Raises FloatingPointError once a loss is not finite."""
         train, val, params = self._place(model, data)
-        state = State(model, optimizer, data, self.steps, self.batch_size, monitor, str(self.accelerator.device), name, folder)
-        if resume:
-            state.step = state.first = checkpoint.restore(resume, model, optimizer)
+        state = State(
+            model,
+            optimizer,
+            data,
+            self.steps,
+            self.batch_size,
+            monitor,
+            str(self.accelerator.device),
+            name,
+            folder,
+        )
+        state.step = state.first = checkpoint.restore(resume, model, optimizer) if resume else 0
         total = torch.zeros((), device=self.accelerator.device)
         try:
             for callback in callbacks:
@@ -90,12 +97,7 @@ class Trainer:
             while state.step < self.steps and not state.stop:
                 set_lr(optimizer, schedule(state.step, self.steps))
                 seed_step(self.seed, state.step)
-                for index in self._batches(state.step, len(train)):
-                    x, y = train[index]
-                    with self.autocast():
-                        value = loss(model(x), y) / self.grad_accum
-                    value.backward()
-                    total += value.detach()
+                self._accumulate(model, loss, train, state.step, total)
                 if self.clip_norm or self._due(state.step + 1, self.log_every):
                     state.grad_norm = nn.utils.clip_grad_norm_(params, self.clip_norm or math.inf)
                 for callback in callbacks:
@@ -126,6 +128,15 @@ class Trainer:
         some = slice(self.overfit or None)
         train, val = (Split(s.inputs[some], s.targets[some]) for s in (data.train, data.train if self.overfit else data.val))
         return train.to(device), val.to(device), [p for p in model.parameters() if p.requires_grad]
+
+    def _accumulate(self, model: nn.Module, loss: Loss, train: Split, step: int, total: Float[Tensor, ""]) -> None:
+        """The gradient of one step, a micro-batch at a time; its loss is added to `total` on the device."""
+        for index in self._batches(step, len(train)):
+            x, y = train[index]
+            with self.autocast():
+                value = loss(model(x), y) / self.grad_accum
+            value.backward()
+            total += value.detach()
 
     def _batches(self, step: int, n: int) -> Iterator[Int[Tensor, "micro"]]:
         """The sample numbers of one step, a micro-batch at a time."""
@@ -158,7 +169,11 @@ def training_metrics(state: State, total: Float[Tensor, ""]) -> dict[str, float]
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, loss: Loss, batch_size: int, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    model: nn.Module,
+    split: Split,
+    loss: Loss,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, float]:
     """Loss (nats) and accuracy over a whole split, and bits a symbol where each position is judged."""
     was_training = model.training

@@ -28,7 +28,10 @@ def header(state: State) -> list[tuple[str, str]]:
     rows = [
         ("run", state.name),
         ("model", f"{type(model).__name__}, {count:,} parameters{packed if ternary else ', full precision'}"),
-        ("data", f"{data.source}: {len(data.train):,} training and {len(data.val):,} validation samples, digest {data.digest[:8]}"),
+        (
+            "data",
+            f"{data.source}: {len(data.train):,} training and {len(data.val):,} validation samples, digest {data.digest[:8]}",
+        ),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
         ("device", f"{state.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
@@ -41,7 +44,13 @@ def header(state: State) -> list[tuple[str, str]]:
 def progress(state: State) -> str:
     """One line: where the run is and how it does."""
     fields = [f"step {state.step}/{state.steps}"]
-    for key, style in (("train/loss", ".4f"), ("val/loss", ".4f"), ("val/acc", ".4f"), ("lr", ".2g"), ("grad/norm", ".2g")):
+    for key, style in (
+        ("train/loss", ".4f"),
+        ("val/loss", ".4f"),
+        ("val/acc", ".4f"),
+        ("lr", ".2g"),
+        ("grad/norm", ".2g"),
+    ):
         if key in state.metrics:
             fields.append(f"{key} {state.metrics[key]:{style}}")
     steps = state.step - state.first
@@ -55,14 +64,26 @@ def summary(state: State) -> list[tuple[str, str]]:
     key, rows = state.monitor, []
     if key in state.best:
         rows.append((f"best {key}", f"{state.best[key]:.4f} at step {state.best['step']:.0f}"))
-        rows.append((f"final {key}", f"{state.metrics[key]:.4f} at step {state.step}" + (f" ({state.stop})" if state.stop else "")))
+        rows.append(
+            (
+                f"final {key}",
+                f"{state.metrics[key]:.4f} at step {state.step}" + (f" ({state.stop})" if state.stop else ""),
+            )
+        )
         better = "higher" if higher_is_better(key) else "lower"
-        rows += [(f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)]
-    rows.append(("time", f"{state.seconds:.1f} s, {state.rate():,.0f} {state.data.unit}s/s, {peak_rss_mb():,.0f} MB at most"))
+        rows += [
+            (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
+        ]
+    rows.append(
+        (
+            "time",
+            f"{state.seconds:.1f} s, {state.rate():,.0f} {state.data.unit}s/s, {peak_rss_mb():,.0f} MB at most",
+        )
+    )
     if state.folder is None:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
-    given = " ".join(f"'{o}'" if set(o) & set(" *()[]{}$\"") else o for o in asked if o and not o.startswith("resume="))
+    given = " ".join(f"'{o}'" if set(o) & set(' *()[]{}$"') else o for o in asked if o and not o.startswith("resume="))
     command = f"python train.py {given}".rstrip()
     return [
         *rows,
@@ -74,7 +95,14 @@ def summary(state: State) -> list[tuple[str, str]]:
 
 
 def grid(rows: list[tuple[str, str]], title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        padding=(0, 2, 0, 0),
+    )
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:

@@ -27,7 +27,11 @@ class Curve(Callback):
         for axis, keys in ((left, ("train/loss", "val/loss")), (right, (second,))):
             for key in keys:
                 if points := self.history[key]:
-                    axis.plot(*zip(*points, strict=True), label=key, color="tab:gray" if key == "train/loss" else "tab:blue")
+                    axis.plot(
+                        *zip(*points, strict=True),
+                        label=key,
+                        color="tab:gray" if key == "train/loss" else "tab:blue",
+                    )
             axis.set(xlabel="step", xscale="log" if state.step > 100 else "linear")
             axis.grid(alpha=0.3)
         left.set(ylabel="loss (nats)", yscale="log")

@@ -29,7 +29,9 @@ def is_prime(p: int) -> bool:
     return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
 
 
-def modular(operation: Operation = "*", p: Count = 47, train_fraction: OpenFraction = 0.5, split_seed: Natural = 0) -> Dataset[Tokens]:
+def modular(
+    operation: Operation = "*", p: Count = 47, train_fraction: OpenFraction = 0.5, split_seed: Natural = 0
+) -> Dataset[Tokens]:
     """Sequences [x, op, y, =] over p + 2 symbols; the target is c. For * and / the pairs leave out zero, as the papers do.
 
     Raises ValueError for an unknown operation, a p that is not prime for division, a split with an empty side.

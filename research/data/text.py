@@ -94,7 +94,7 @@ def text(
     judged = val.targets.flatten()
     loss = unigram(stream.long(), judged.long(), 256).item()
     zipped = len(gzip.compress(b"\0".join(val_files), 9, mtime=0)) * 8 / len(held)
-    digest = sha256(sha256(stream.numpy()).digest() + judged.numpy().tobytes()).hexdigest()
+    digest = sha256(sha256(stream.numpy().tobytes()).digest() + judged.numpy().tobytes()).hexdigest()
     return Dataset(
         shape=Tokens(vocab=256, length=length),
         train=train,
@@ -103,5 +103,7 @@ def text(
         source=f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(held)) / 1e6:.1f} MB",
         unit="token",
         baseline={"val/loss": loss, "val/bpb": bits(loss), "val/bpb gzip": zipped},
-        notes=(f"{leak(train_files, val_files):.1%} of the held-back lines over {LONG_LINE} bytes also stand in the training text",),
+        notes=(
+            f"{leak(train_files, val_files):.1%} of the held-back lines over {LONG_LINE} bytes also stand in the training text",
+        ),
     )

@@ -27,7 +27,12 @@ class MLP(nn.Module):
     """The first layer and the head stay in full precision, as embedding and head do in BitNet."""
 
     def __init__(
-        self, shape: Vectors, dim: Count, depth: Count, linear: Callable[..., nn.Module], dropout: Fraction = 0.0
+        self,
+        shape: Vectors,
+        dim: Count,
+        depth: Count,
+        linear: Callable[..., nn.Module],
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(shape.features, dim)

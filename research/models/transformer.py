@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -25,7 +24,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        cos: Float[Tensor, "seq half"],
+        sin: Float[Tensor, "seq half"],
     ) -> Float[Tensor, "batch seq dim"]:
         x = x + self.dropout(self.attention(self.input_norm(x), cos, sin))
         return x + self.dropout(self.feedforward(self.post_norm(x)))  # type: ignore[no-any-return]

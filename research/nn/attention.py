@@ -25,7 +25,10 @@ class Attention(nn.Module):
         self.grouped = kv_heads != heads
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        cos: Float[Tensor, "seq half"],
+        sin: Float[Tensor, "seq half"],
     ) -> Float[Tensor, "batch seq dim"]:
         q, k, v = (p(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)

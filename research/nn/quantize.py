@@ -37,7 +37,7 @@ class _Ternary(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -52,15 +52,15 @@ class _Int8(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
 def ternary(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """A weight as {-s, 0, s} with s = absmean(w); the gradient passes straight through."""
-    return cast(Tensor, _Ternary.apply(weight))
+    return cast(Tensor, _Ternary.apply(weight))  # type: ignore[no-untyped-call]
 
 
 def int8(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """Activations at 256 levels, one scale a token; the gradient passes straight through."""
-    return cast(Tensor, _Int8.apply(x))
+    return cast(Tensor, _Int8.apply(x))  # type: ignore[no-untyped-call]

@@ -73,7 +73,11 @@ class MA(_Filter):
             assert g is not None
             memory = self.state[p]
             if "grokfast_ring" not in memory:
-                memory = {"grokfast_ring": g.new_zeros(window, *g.shape), "grokfast_sum": torch.zeros_like(g), "grokfast_seen": 0}
+                memory = {
+                    "grokfast_ring": g.new_zeros(window, *g.shape),
+                    "grokfast_sum": torch.zeros_like(g),
+                    "grokfast_seen": 0,
+                }
                 fresh[p] = memory
             ring, total, seen = memory["grokfast_ring"], memory["grokfast_sum"], memory["grokfast_seen"]
             place = seen % window

@@ -29,7 +29,7 @@ class Muon(Optimizer):
                 named[p.ndim == 2 and not any(word in name for word in adamw_for)].append((name, p))
             groups += [group | {"params": chosen, "matrices": kind} for kind, chosen in named.items() if chosen]
         muon = TorchMuon([torch.nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-        adamw = AdamW([torch.zeros(1)], lr=lr, betas=tuple(betas), fused=True)
+        adamw = AdamW([torch.zeros(1)], lr=lr, betas=(betas[0], betas[1]), fused=True)
         self._rules: dict[bool, Optimizer] = {True: muon, False: adamw}
         groups = [self._rules[group["matrices"]].defaults | group for group in groups]
         super().__init__(groups, {"lr": lr})

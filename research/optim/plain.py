@@ -15,7 +15,8 @@ def param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str])
 
     The embedding is decayed unless you say so: grokking on modular arithmetic needs it.
     """
-    skipped, decayed = [], []
+    skipped: list[tuple[str, nn.Parameter]] = []
+    decayed: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         (skipped if any(word in name for word in no_decay) else decayed).append((name, parameter))
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": skipped, "weight_decay": 0.0}]
