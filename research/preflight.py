@@ -30,10 +30,19 @@ def swept(overrides: list[str]) -> list[str]:
 @contextmanager
 def explained() -> Iterator[None]:
     """A user's mistake ends in one line and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own shortened traceback
     try:
         yield
+    except (HydraException, OmegaConfBaseException) as error:
+        if wanted:
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip() and "append to your config" not in line]
+        print("error: " + "\n  ".join(lines[:5]), file=sys.stderr)
+        sys.exit(2)
     except (ValueError, FloatingPointError, OSError) as error:
         if wanted:
             raise

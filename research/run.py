@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ def run(cfg: DictConfig) -> float:
     asked = describe(cfg)
     with folder.lock(asked.folder):
         folder.begin(asked, OmegaConf.to_yaml(cfg, resolve=True))
-        tracker: Tracker = instantiate(cfg.tracker)
+        tracker: Tracker = build(cfg.tracker)
         started, status, error = time.perf_counter(), FAILED, ""
         try:
             tracker.start(asked)
@@ -36,7 +37,7 @@ def run(cfg: DictConfig) -> float:
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
-            log.exception("the run failed")
+            log.info("the run failed", exc_info=True)  # to train.log; the terminal gets one line
             raise
         finally:
             outcome = {"status": status, "error": error, "wall_s": time.perf_counter() - started}
@@ -49,16 +50,16 @@ def run(cfg: DictConfig) -> float:
 def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
     """Build every part by its `_target_` and fit."""
     seed_all(cfg.seed)
-    data = instantiate(cfg.data)
-    model = instantiate(cfg.model, data.shape)
-    optimizer = instantiate(cfg.optim, model)
-    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
-    trainer: Trainer = instantiate(cfg.trainer)
+    data = build(cfg.data)
+    model = build(cfg.model, data.shape)
+    optimizer = build(cfg.optim, model)
+    callbacks = [build(node) for node in cfg.callbacks.values()]
+    trainer: Trainer = build(cfg.trainer)
     return trainer.fit(
         model,
         optimizer,
-        instantiate(cfg.schedule),
-        instantiate(cfg.loss),
+        build(cfg.schedule),
+        build(cfg.loss),
         data,
         [*callbacks, tracker],
         monitor=cfg.monitor,
@@ -66,6 +67,16 @@ def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
         folder=asked.folder,
         resume=Path(cfg.resume) if cfg.resume else None,
     )
+
+
+def build(node: DictConfig, *arguments: Any) -> Any:
+    """What the node's `_target_` makes; a user's mistake in it comes out as it was raised, not in Hydra's wrapping."""
+    try:
+        return instantiate(node, *arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise ValueError(str(error.__cause__)) from error
+        raise
 
 
 def describe(cfg: DictConfig) -> Run:

@@ -24,7 +24,6 @@ from research.folder import ROOT, Run, alive, finite, git, write_json
 
 log = logging.getLogger(__name__)
 STORE = ROOT / "outputs" / "mlflow.db"
-ARTIFACTS = ROOT / "outputs" / "mlartifacts"
 BATCH, PAUSE = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
 PATIENCE = 60.0  # seconds that the end of a run waits for a store that does not answer
 KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
@@ -251,7 +250,8 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     """The experiment's id; made, or restored from MLflow's bin, where it is not there."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        location = f"{ARTIFACTS.as_uri()}/{name}" if uri == f"sqlite:///{STORE}" else None
+        beside = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name
+        location = beside.as_uri() if uri.startswith("sqlite:///") else None  # a server knows its own place
         return str(client.create_experiment(name, artifact_location=location))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)

@@ -1,0 +1,61 @@
+"""The data sets: what they hold, what they refuse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from research.data.digits import digits
+from research.data.modular import OPERATIONS, modular
+from research.data.text import text
+
+
+@pytest.mark.parametrize("operation", list(OPERATIONS))
+def test_the_table_is_right_and_split_once(operation: str) -> None:
+    data = modular(operation, p=7)
+    rows = torch.cat((data.train.inputs, data.val.inputs)).tolist()
+    answers = torch.cat((data.train.targets, data.val.targets)).tolist()
+    assert len({tuple(r) for r in rows}) == len(rows) == (36 if operation in "*/" else 49)
+    plain = {
+        "+": lambda x, y: x + y,
+        "-": lambda x, y: x - y,
+        "*": lambda x, y: x * y,
+        "x2+xy+y2": lambda x, y: x * x + x * y + y * y,
+    }
+    for (x, _, y, _), c in zip(rows, answers, strict=True):
+        assert (c * y % 7 == x) if operation == "/" else (c == plain[operation](x, y) % 7)
+
+
+def test_digits_are_complete() -> None:
+    data = digits()
+    assert len(data.train) + len(data.val) == 1797
+    assert 0.1 < data.baseline["val/acc"] < 0.2
+    assert digits().digest == data.digest != digits(split_seed=1).digest
+
+
+def test_text_is_split_by_file_and_packed(tmp_path: Path) -> None:
+    for i in range(10):
+        (tmp_path / f"{i}.txt").write_text(f"file {i} " * 50)
+    (tmp_path / "again.txt").write_text("file 3 " * 50)
+    data = text(str(tmp_path), "*.txt", length=16)
+    assert data.source.startswith("9 + 1 files")
+    x, y = data.train[torch.tensor([0, 2])]
+    assert torch.equal(x[:, 1:], y[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "there is no file"), (b"", "holds no text"), (b"\xff\xfe bad", "not UTF-8"), (b"short", "data.length=256")],
+)
+def test_text_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    file = tmp_path / "a.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        text(str(file))
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"operation": "/", "p": 48}, "data.p=48"), ({"p": 2}, "data.p=2")])
+def test_a_modulus_that_does_not_do_is_named(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        modular(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,149 @@
+"""The program as a user runs it: real processes, real folders, a real MLflow store read back through its client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
+
+
+def train(tmp_path: Path, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done
+
+
+def summaries(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in sorted((tmp_path / "out").rglob("summary.json"))]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run, tracked."""
+    folder = tmp_path_factory.mktemp("store")
+    train(folder, *TINY)
+    return folder
+
+
+def test_a_run_leaves_its_folder(store: Path) -> None:
+    (folder,) = (store / "out" / "modular").iterdir()
+    for name in ("config.yaml", "overrides.txt", "env.json", "train.log", "metrics.jsonl", "summary.json", "plots/curves.png"):
+        assert (folder / name).stat().st_size > 0, name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "FINISHED"
+    assert summary["steps"] == 3
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"train/loss", "val/loss", "val/acc", "grad/norm", "lr"} <= lines[-1].keys()
+    assert (folder / "overrides.txt").read_text().splitlines()[: len(TINY)] == TINY
+
+
+def test_mlflow_holds_all_of_it(store: Path) -> None:
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("modular")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    (summary,) = summaries(store)
+    assert run.info.run_id == summary["mlflow_run_id"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["trainer.steps"] == "3"
+    assert run.data.tags["model"] == "bitnet"
+    assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["data.digest"][:36]
+    assert run.data.metrics["best/val/acc"] == pytest.approx(summary["best"]["val/acc"])
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/loss")] == [1, 2, 3]
+    names = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "summary.json", "plots", "best"} <= names
+
+
+def test_the_same_command_gives_the_same_bits(tmp_path: Path) -> None:
+    for _ in range(2):
+        train(tmp_path, *TINY, "tracker=none", "model.dropout=0.1")
+    train(tmp_path, *TINY, "tracker=none", "model.dropout=0.1", "seed=1", "name=other")
+    digests = [s["weights_sha256"] for s in summaries(tmp_path)]
+    assert len(digests) == 3
+    assert len(set(digests)) == 2
+
+
+def test_resume_ends_in_the_same_bits(tmp_path: Path) -> None:
+    tiny = [*TINY, "tracker=none", "model.dropout=0.1"]
+    train(tmp_path, *tiny, "trainer.steps=6", "name=whole")
+    train(tmp_path, *tiny, "trainer.steps=3", "name=part")
+    (part,) = (tmp_path / "out" / "part").iterdir()
+    train(tmp_path, *tiny, "trainer.steps=6", "name=rest", f"resume={part}")
+    ends = {p.parts[-3]: json.loads(p.read_text())["weights_sha256"] for p in (tmp_path / "out").rglob("summary.json")}
+    assert ends["rest"] == ends["whole"] != ends["part"]
+
+
+def test_the_users_line_sweeps(tmp_path: Path) -> None:
+    train(tmp_path, "model=bitnet", "optim=grokfast", *TINY, "-m", "lr=1e-3,3e-4")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("modular")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {r.info.run_name for r in children} == {"lr=0.001", "lr=0.0003"} or {r.data.tags["sweep.lr"] for r in children} == {
+        "1e-3",
+        "3e-4",
+    }
+    assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data=text", "data.path=nowhere"], "there is no file"),
+        (["data.p=48", "data.operation=/"], "data.p=48 is not prime"),
+        (["model.heads=3"], "model.heads=3"),
+        (["optim=sgd", "lr=1e30", "trainer.clip_norm=null"], "lower lr"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_a_failed_run(tmp_path: Path, arguments: list[str], words: str) -> None:
+    tiny = [t for t in TINY if not (t.startswith("data.") and arguments[0] == "data=text")]
+    done = train(tmp_path, *tiny, "tracker=none", *arguments, fails=True)
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr
+    (summary,) = summaries(tmp_path)
+    assert summary["status"] == "FAILED"
+    assert words in summary["error"]
+
+
+def test_a_killed_run_is_ended_by_the_next_start(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "trainer.steps=1000000", "target=null", f"out={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for _ in range(120):
+        time.sleep(0.5)
+        if (tmp_path / "mlflow.db").exists() and list((tmp_path / "out").rglob("metrics.jsonl")):
+            experiment = client.get_experiment_by_name("modular")
+            if experiment and client.search_runs([experiment.experiment_id]):
+                break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(tmp_path, *TINY)
+    experiment = client.get_experiment_by_name("modular")
+    assert experiment is not None
+    assert sorted(r.info.status for r in client.search_runs([experiment.experiment_id])) == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.parametrize("option", ["data=digits model=bitmlp", "data=digits model=mlp optim=muon", "optim=grokfast_ma",
+                                    "model=bitnet_2b4t optim=sgd", "trainer.precision=bf16 trainer.grad_accum=4"])  # fmt: skip
+def test_other_choices_train(tmp_path: Path, option: str) -> None:
+    tiny = [t for t in TINY if "digits" not in option or t.split(".")[0] not in ("model", "data")]
+    train(tmp_path, *option.split(), *tiny, "tracker=jsonl")
+    (summary,) = summaries(tmp_path)
+    assert summary["status"] == "FINISHED"
