@@ -2,7 +2,8 @@
 
 import sys
 
-from research.preflight import check, explained
+from research.preflight.command import check
+from research.preflight.explained import explained
 
 if __name__ == "__main__":
     sys.argv = check(sys.argv)  # before anything heavy is imported

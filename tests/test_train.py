@@ -104,22 +104,34 @@ def test_the_users_line_sweeps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("content", "words"),
     [
-        (["data=text", "data.path=nowhere"], "there is no file"),
-        (["data.p=48", "data.operation=/"], "data.p=48 is not prime"),
-        (["model.heads=3"], "model.heads=3"),
-        (["optim=sgd", "lr=1e30", "trainer.clip_norm=null"], "lower lr"),
+        (b"", "holds no text: every file is empty"),
+        (b"caf\xe9\n" * 999, "is not UTF-8 (byte 3)"),
+        (b"short", "data.length=256 is too"),
     ],
 )
-def test_a_mistake_ends_in_one_line_and_a_failed_run(tmp_path: Path, arguments: list[str], words: str) -> None:
-    tiny = [t for t in TINY if not (t.startswith("data.") and arguments[0] == "data=text")]
-    done = train(tmp_path, *tiny, "tracker=none", *arguments, fails=True)
+def test_a_text_that_cannot_be_used_fails_the_run(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "text.py").write_bytes(content)
+    check_failure(tmp_path, ["data=text", "data.path=text.py", "trainer=debug", "tracker=none"], words)
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(tmp_path: Path) -> None:
+    check_failure(tmp_path, [*TINY, "tracker=none", "optim=sgd", "lr=1e30", "trainer.clip_norm=null"], "lower lr")
+
+
+def check_failure(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """A few lines, no traceback; the folder tells the same and keeps the traceback."""
+    done = train(tmp_path, *arguments, fails=True)
     assert "Traceback" not in done.stderr
     assert words in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
     (summary,) = summaries(tmp_path)
     assert summary["status"] == "FAILED"
     assert words in summary["error"]
+    (folder,) = (path.parent for path in (tmp_path / "out").rglob("summary.json"))
+    assert "Traceback" in (folder / "train.log").read_text()
+    assert (folder / "config.yaml").exists()
 
 
 def test_a_killed_run_is_ended_by_the_next_start(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What is wrong with a command line, all of it at once and each with its fix, before anything heavy is imported."""
+
+import os
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+from research.preflight.asked import Asked
+from research.preflight.composed import Compositions
+from research.preflight.help import CONF, help_text
+from research.preflight.overrides import SWEPT_AT_MOST, ambiguous, key, mistake, no_option, parse, variants
+from research.preflight.relations import RELATIONS
+from research.preflight.signature import signature
+from research.ranges import Existing
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+NO_RUN = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+ELSEWHERE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
+
+
+@dataclass
+class Globals:
+    """The top-level keys that no component takes, with their types: read as a signature like any other."""
+
+    name: str
+    out: str
+    monitor: Literal["val/loss", "val/acc", "val/bpb"]
+    resume: Existing | None
+
+
+def check(argv: list[str]) -> list[str]:
+    """The command line for Hydra, `-m` in front. Prints the help or every mistake, and exits, where no run can follow."""
+    sweep = [word for word in argv[1:] if word in ("-m", "--multirun")][:1]
+    rest = [word for word in argv[1:] if word not in ("-m", "--multirun")]
+    os.environ["GROKBIT_SWEPT"] = ""
+    if {"-h", "--help"} & set(rest):
+        print(help_text())
+        sys.exit(0)
+    ours = not any(word.split("=")[0] in (*NO_RUN, *ELSEWHERE) for word in rest)
+    if ours and (wrong := mistakes(rest, bool(sweep))):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise ValueError("\n".join(wrong))
+        print("\n".join(wrong), file=sys.stderr)
+        sys.exit(2)
+    return [argv[0], *sweep, *rest]
+
+
+def mistakes(arguments: list[str], multirun: bool) -> list[str]:
+    """Every mistake, as text for the terminal."""
+    from hydra import initialize_config_dir
+
+    flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
+    asked = [w for w in arguments if not w.startswith("-") and (not flags or "=" in w or w.startswith("~"))]
+    overrides, wrong = parse(asked)
+    for override in list(overrides):
+        if said := no_option(override) or ("" if multirun else ambiguous(override)):
+            wrong.append(said)
+            overrides.remove(override)
+    runs = Compositions()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        if multirun:
+            overrides += runs.study(overrides)
+            os.environ["GROKBIT_SWEPT"] = ",".join(key(o) for o in overrides if o.is_sweep_override())
+        for variant in islice(variants(overrides), SWEPT_AT_MOST):
+            wrong += check_one(variant, runs)
+    return list(dict.fromkeys(wrong))
+
+
+def check_one(overrides: list["Override"], runs: Compositions) -> list[str]:
+    """What is wrong with one run."""
+    from hydra.errors import HydraException
+
+    chosen = runs.chosen(overrides)
+    try:
+        asked = Asked(runs.of(overrides))
+    except HydraException as error:
+        said = str(error.__cause__ or error).splitlines()
+        rest = [o for o in overrides if not o.key_or_group.startswith("hydra/")]  # no option of ours is missing by now
+        told = mistake(" ".join(str(o.input_line) for o in chosen) or "conf/", *said)
+        return [told, *(check_one(rest, runs) if len(rest) < len(overrides) else [])]
+    for override in overrides:
+        asked.given[override.key_or_group] = str(override.input_line)
+        if override not in chosen:
+            asked.take(override)
+    asked.check_values("", signature(f"{__name__}.Globals"), asked.cfg)
+    for place, node in list(asked.nodes()):
+        asked.check_node(place, node)
+    for relation in RELATIONS:
+        for clash in relation(asked):
+            asked.relate(clash.keys, clash.told, clash.fix)
+    return list(asked.wrong.values())

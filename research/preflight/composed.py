@@ -1,0 +1,109 @@
+"""What Hydra makes of the chosen options, as plain values: asked in dotted keys, changed key by key."""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from research.preflight.help import groups
+from research.preflight.overrides import key, parse, variants
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+MISSING = object()
+
+
+class Compositions:
+    """What Hydra makes of chosen options, each choice composed once: it takes most of the time that we have."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    @staticmethod
+    def chosen(overrides: list["Override"]) -> list["Override"]:
+        return [o for o in overrides if o.key_or_group in groups() or o.key_or_group.startswith(("hydra/", "hydra.searchpath"))]
+
+    def of(self, overrides: list["Override"]) -> dict[str, Any]:
+        """The configuration, plain and ours to change; single keys are not set yet. Raises HydraException."""
+        from hydra import compose
+        from omegaconf import OmegaConf
+
+        lines = tuple(str(override.input_line) for override in self.chosen(overrides))
+        if lines not in self.known:
+            composed = compose("config", list(lines), return_hydra_config=True)
+            self.known[lines] = cast(dict[str, Any], OmegaConf.to_container(composed))
+        return copy.deepcopy(self.known[lines])
+
+    def study(self, overrides: list["Override"]) -> list["Override"]:
+        """The keys that a study's yaml sweeps, but for those that the command line sets."""
+        from hydra.errors import HydraException
+
+        try:
+            params = self.of(next(variants(overrides)))["hydra"]["sweeper"].get("params") or {}
+        except HydraException:
+            return []  # it will be reported with the first run
+        given = {key(override) for override in overrides}
+        flat = [(key, value) for name, node in params.items() for key, value in leaves(name, node)]
+        return parse([f"{key}={value}" for key, value in flat if key not in given])[0]
+
+
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The dotted keys below a key, with their values."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+@dataclass
+class Composed:
+    """A configuration as plain values. Interpolations stand as written: so a value is known by the key that one sets."""
+
+    cfg: dict[str, Any]
+
+    def walk(self, key: str) -> Any:
+        """What stands at a key, or MISSING."""
+        node: Any = self.cfg
+        for part in key.split(".") if key else []:
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, dict) and part in node:
+                node = node[part]
+            else:
+                return MISSING
+        return node
+
+    def at(self, key: str, depth: int = 8) -> tuple[Any, str]:
+        """The value of a key, interpolations followed, and the key that the user can set for it."""
+        value = self.walk(key)
+        other = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        return self.at(other[1], depth - 1) if other and depth else (value, key)
+
+    def choice(self, group: str) -> str:
+        return str(self.cfg["hydra"]["runtime"]["choices"].get(group))
+
+    def put(self, key: str, value: Any) -> None:
+        """Set a key, with the parents that it lacks; MISSING deletes it."""
+        parent, _, last = key.rpartition(".")
+        node = self.walk(parent)
+        if isinstance(node, list):
+            node[int(last)] = value
+        elif not isinstance(node, dict):
+            self.put(parent, {last: value})
+        elif value is MISSING:
+            del node[last]
+        else:
+            node[last] = value
+
+    def nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All nodes with a target, Hydra's own aside."""
+        left = [(key, node) for key, node in self.cfg.items() if key != "hydra"]
+        while left:
+            key, node = left.pop(0)
+            if isinstance(node, dict):
+                left += [(f"{key}.{name}", inner) for name, inner in node.items()]
+                if "_target_" in node:
+                    yield key, node

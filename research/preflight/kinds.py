@@ -1,0 +1,50 @@
+"""What values a parameter takes, as far as its annotation says."""
+
+from dataclasses import dataclass
+from typing import cast
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list as [a,b]",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One alternative of an annotation."""
+
+    name: str  # int, float, bool, str, list, null, path, choice; any: not checked
+    interval: str = ""
+    choices: tuple[object, ...] = ()
+
+    def __str__(self) -> str:
+        words = ", ".join(map(str, self.choices)) or WORDS.get(self.name, self.name)
+        return f"{words} in {self.interval}" if self.interval else words
+
+    def accepts(self, value: object) -> bool:
+        """An int is a float; a bool is neither."""
+        if self.name in ("int", "float"):
+            number = type(value) is int or (type(value) is float and self.name == "float")
+            return number and (not self.interval or inside(self.interval, cast(float, value)))
+        checks = {
+            "choice": any(type(value) is type(choice) and value == choice for choice in self.choices),
+            "str": isinstance(value, str) and value != "",
+            "path": isinstance(value, str) and value != "",
+            "bool": isinstance(value, bool),
+            "list": isinstance(value, list),
+            "null": value is None,
+        }
+        return checks.get(self.name, True)
+
+
+ANY = Kind("any")
+
+
+def inside(interval: str, value: float) -> bool:
+    """Whether `value` lies in an interval such as "[0, 1)"; NaN lies nowhere."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)

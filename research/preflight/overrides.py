@@ -1,0 +1,102 @@
+"""The words of a command line: which of them Hydra can read, which group has which option, what a sweep runs."""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from research.preflight.help import groups
+from research.preflight.meant import meant
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+SWEPT_AT_MOST = 50  # values of a sweep that are looked at
+LINES = 6  # of one mistake
+
+
+def mistake(head: str, *lines: str) -> str:
+    return "\n  ".join((f"error: {head}", *(line for line in lines[: LINES - 1] if line)))
+
+
+def key(override: "Override") -> str:
+    return str(override.get_key_element()).lstrip("+~")
+
+
+def parse(arguments: list[str]) -> tuple[list["Override"], list[str]]:
+    """The overrides that can be read, and what is wrong with the others."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, overrides, wrong = OverridesParser.create(), [], []
+    for argument in arguments:
+        name, equal, value = argument.partition("=")
+        try:
+            override = parser.parse_override(argument)
+            if override.key_or_group:
+                overrides.append(override)
+                continue
+        except HydraException:
+            pass
+        if not equal or not re.fullmatch(r"[+~]{0,2}[\w./@:$-]+", name) or value != value.lstrip():
+            lines = ["an override is key=value, without spaces around '=', as trainer.eval_every=5"]
+        else:
+            quoted = value.replace('"', "'")
+            lines = [f"{value} cannot be read: brackets must close; text with brackets, commas or = needs quotes"]
+            lines += [f"a list: '{name}=[a,b]'   text: '{name}=\"{quoted}\"'"]
+        wrong.append(mistake(argument, *lines))
+    return overrides, wrong
+
+
+def ambiguous(override: "Override") -> str:
+    """What Hydra says to a sweep without -m."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.errors import ConfigCompositionException
+    from hydra.types import RunMode
+
+    try:
+        ConfigLoaderImpl.validate_sweep_overrides_legal([override], RunMode.RUN, from_shell=True)
+    except ConfigCompositionException as error:
+        return mistake(str(override.input_line), *str(error).splitlines())
+    return ""
+
+
+def values(override: "Override") -> list[str]:
+    """Each value of a sweep as an override of its own; of an interval its ends."""
+    from hydra.core.override_parser.types import Glob, IntervalSweep
+
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    swept: Any = override.value()
+    if isinstance(swept, IntervalSweep):
+        texts = [str(swept.start), str(swept.end)]
+    elif isinstance(swept, Glob):
+        texts = swept.filter(groups().get(override.key_or_group, []))
+    else:
+        texts = list(islice(override.sweep_string_iterator(), SWEPT_AT_MOST))
+    return [f"{override.get_key_element()}={text}" for text in texts]
+
+
+def no_option(override: "Override") -> str:
+    """What is wrong with the choice of a group's option."""
+    group, line = override.key_or_group, str(override.input_line)
+    options = groups().get(group)
+    if options is None or override.is_delete():
+        return ""
+    chosen = [each.value() for each in parse(values(override))[0]]
+    for name in [name for value in chosen for name in (value if isinstance(value, list) else [value])]:
+        if name is not None and name not in options:
+            near = meant(str(name), options)
+            there = f"group '{group}' has no option '{name}'; options: {', '.join(options) or 'none yet'}"
+            return mistake(line, there, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
+    return "" if chosen else mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
+
+
+def variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
+    """The first run of a sweep, then one run for each other value of each key."""
+    sweeps = [parse(values(override))[0] for override in overrides]
+    first = [sweep[0] for sweep in sweeps]
+    yield first
+    for place, sweep in enumerate(sweeps):
+        for other in sweep[1:]:
+            yield [*first[:place], other, *first[place + 1 :]]

@@ -1,0 +1,214 @@
+"""The twelve mistakes of a command line, and more: each ends at once, says what would be right, and starts nothing."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from research.preflight.command import mistakes
+from research.preflight.help import groups
+from research.preflight.meant import meant
+from research.preflight.signature import TargetError, signature
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "mlflow", "accelerate", "optuna")
+LOADED = f"""# train.py, and at its end a line with those of HEAVY that were imported
+import atexit, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv[0] = "train.py"
+atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules]))
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+
+
+def started(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LOADED, *arguments]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+
+
+TWELVE = [
+    # a key mistyped, a key given by its last part alone, an option mistyped
+    (["trainer.step=5"], ["there is no key 'trainer.step'", "did you mean: trainer.steps=5 ?"]),
+    (["eval_every=5"], ["did you mean: trainer.eval_every=5 ?"]),
+    (["model=bitnt"], ["no option 'bitnt'", "bitmlp, bitnet, bitnet_2b4t", "did you mean: model=bitnet"]),
+    # + does not get past the checks
+    (["+trainer.foo=1"], ["research.trainer.Trainer has no parameter foo", "it has: steps, batch_size"]),
+    # type, range, choice, nothing
+    (["trainer.steps=ten"], ["trainer.steps takes a whole number in [1, inf)", 'got "ten"']),
+    (["optim.alpha=1"], ["optim.alpha takes a number in [0, 1)", "got 1"]),
+    (["trainer.precision=fp99"], ["trainer.precision takes fp32, bf16", 'got "fp99"']),
+    (["trainer.steps="], ["trainer.steps takes", "got nothing"]),
+    # a file that is not there
+    (["data=text", "data.path=nowhere/at/all"], ["there is no file or folder", "nowhere/at/all", "looked from"]),
+    # a target that does not exist, a package that is not installed
+    (["model._target_=research.models.mlp.MPL"], ["has no 'MPL'", "did you mean research.models.mlp.MLP ?"]),
+    (["optim.base._target_=lion_pytorch.Lion"], ["no package 'lion_pytorch'", "pip install lion_pytorch"]),
+    # a sweep without -m, spaces and brackets
+    (["lr=1e-3,3e-4"], ["Ambiguous value for argument 'lr=1e-3,3e-4'", "--multirun"]),
+    (["trainer.steps", "=", "5"], ["without spaces around '='"]),
+    (["optim.base.betas=[0.9,0.98"], ["brackets must close", "'optim.base.betas=[a,b]'"]),
+    # choices that do not fit each other
+    (["data=digits"], ["data=digits gives Vectors, model=bitnet takes Tokens", "model=bitmlp or model=mlp"]),
+    (["model.heads=3"], ["model.dim=128 is not a multiple of 2 * model.heads=6", "give model.dim=126 or model.heads=2"]),
+    (["data.p=48", "data.operation=/"], ["data.p=48, which is not prime", "give data.p=47"]),
+    (["trainer.grad_accum=3"], ["does not divide trainer.batch_size=512", "batch_size=513"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), TWELVE, ids=[" ".join(arguments) for arguments, _ in TWELVE])
+def test_the_twelve_mistakes(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    done = started(*arguments, f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.strip() == "[]", "a heavy import came first"
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    for told in ("\n" + done.stderr).split("\nerror: ")[1:]:
+        assert len(told.splitlines()) <= 6
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_mistakes_in_one_answer() -> None:
+    done = started("trainer.step=5", "model=bitnt", "lr=-1", "optim.lamb=much", "data.p=48", "data.operation=/")
+    heads = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+    expected = ["trainer.step=5", "model=bitnt", "lr=-1", "optim.lamb=much", "data.p=48 data.operation=/"]
+    assert sorted(heads) == sorted(expected)
+
+
+def test_the_traceback_is_there_for_those_who_want_it() -> None:
+    done = started("trainer.step=5", HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "did you mean: trainer.steps=5" in done.stderr
+
+
+def test_help_names_everything_and_imports_nothing() -> None:
+    done = started("--help")
+    *text, loaded = done.stdout.splitlines()
+    assert (done.returncode, loaded) == (0, "[]")
+    shown = "\n".join(text)
+    for group, options in groups().items():
+        assert group in shown
+        for option in options:
+            assert option in shown
+    for key in ("lr", "seed", "name", "monitor", "out", "steps", "batch_size", "target", "resume"):
+        assert f"  {key}: " in shown
+    assert sum(line.startswith("  python train.py") for line in text) == 6
+
+
+def test_the_examples_of_the_help_are_right() -> None:
+    text = started("--help").stdout
+    for line in text.splitlines():
+        if line.startswith("  python train.py"):
+            words = line.split()[2:]
+            assert mistakes([w for w in words if w != "-m"], "-m" in words) == [], line
+
+
+RIGHT = [
+    "model=bitnet optim=grokfast lr=1e-3", "~callbacks.time_limit", "data.p=97", "optim.no_decay=[norm,bias,embed]",
+    "hydra.run.dir=elsewhere", "data=text", "optim=muon lr=0.01 trainer.clip_norm=null", "model.kv_heads=2", "name='a=b'",
+    "data=digits model=bitmlp loss=classification", "experiment=text seed=3", "tracker.uri=sqlite:///x.db", "target=0.5",
+    "optim.base._target_=torch.optim.NAdam ~optim.base.fused", "trainer.device=cpu", "+optim.base.eps=1e-9",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", RIGHT)
+def test_what_is_right_passes(line: str) -> None:
+    assert mistakes(line.split(), False) == []
+
+
+@pytest.mark.parametrize(("argument", "words"), [
+    ("+trainer.overfit=0", "is there already: leave out the +"), ("+extra=1", "there is no key 'extra'"),
+    ("callbacks.time_limit=null", "~callbacks.time_limit"), ("modle=bitnet", "did you mean: model=bitnet ?"),
+    ("~trainer.stepz", "did you mean: ~trainer.steps ?"), ("trainer.clip_norm=.nan", "clip_norm takes"),
+    ("seed=true", "seed takes"), ("monitor=val/accuracy", "monitor takes val/loss, val/acc, val/bpb"),
+    ("experiment=txt", "did you mean: experiment=text ?"), ("monitor=val/bpb", "needs a loss at every position"),
+    ("loss=classification", "give loss=last_token"), ("model.kv_heads=3", "give model.kv_heads=2"),
+])  # fmt: skip
+def test_other_mistakes(argument: str, words: str) -> None:
+    assert words in "\n".join(mistakes([argument], False))
+
+
+def test_every_option_and_preset_passes() -> None:
+    for group, options in groups().items():
+        for option in options:
+            fits = ["data=digits"] if option in ("mlp", "bitmlp", "classification") else []
+            fits += ["model=mlp"] if option in ("digits", "classification") else []
+            fits += ["data=text"] if option == "next_token" else []
+            assert mistakes([*fits, f"{group}={option}"], False) == []
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["lr=1e-3,-1"], "lr takes"), (["model=bitnet,bitnt"], "no option 'bitnt'"), (["model=transformer,mlp"], "takes Vectors"),
+    (["optim.lamb=interval(-1,5)"], "optim.lamb takes"), (["seed=range(-1,3)"], "seed takes"),
+    (["trainer.steps=choice(10,ten)"], "trainer.steps takes"), (["optim=glob(grok*)", "optim.alpha=0.5"], "alpha"),
+])  # fmt: skip
+def test_each_value_of_a_sweep_is_looked_at(arguments: list[str], words: str) -> None:
+    assert words in "\n".join(mistakes(arguments, True))
+
+
+def test_a_sweep_that_is_right_names_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROKBIT_SWEPT", "")
+    assert mistakes(["model=bitnet", "lr=1e-3,3e-4", "seed=range(0,3)"], True) == []
+    assert os.environ["GROKBIT_SWEPT"] == "lr,seed"
+
+
+def test_resume_wants_the_same_architecture(tmp_path: Path) -> None:
+    assert "holds no checkpoint" in "\n".join(mistakes([f"resume={tmp_path}"], False))
+    (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
+    done = started("--cfg", "job", "--resolve")
+    config = done.stdout.rsplit("[", 1)[0]
+    (tmp_path / "config.yaml").write_text(config)
+    assert mistakes([f"resume={tmp_path}"], False) == []
+    told = "\n".join(mistakes([f"resume={tmp_path}", "model.dim=64"], False))
+    assert "model.dim is 64 here, was 128 there" in told
+    assert "optim._target_" in "\n".join(mistakes([f"resume={tmp_path}", "optim=adamw"], False))
+
+
+def test_a_mistyped_word_finds_what_was_meant() -> None:
+    names = ["trainer.steps", "steps", "trainer.eval_every", "optim.lr", "lr", "model.dim"]
+    assert meant("trainer.step", names)[0] == "trainer.steps"
+    assert meant("lr2", names)[0] == "lr"
+    assert meant("dim", names)[0] == "model.dim"
+    assert meant("zzz", names) == []
+
+
+def test_signatures_are_read_without_importing() -> None:
+    takes = signature("torch.optim.AdamW")
+    assert takes is not None
+    assert [p.name for p in takes.parameters][:3] == ["params", "lr", "betas"]
+    with pytest.raises(TargetError, match=r"did you mean research\.trainer\.Trainer"):
+        signature("research.trainer.Trianer")
+    with pytest.raises(TargetError, match="is a module"):
+        signature("research.trainer")
+
+
+def test_a_component_of_ones_own_is_checked_like_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Net:\n    def __init__(self, shape, width: int) -> None: ...\n")
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
+        "from research.preflight.command import mistakes\n"
+        "import json; print(json.dumps(mistakes(['model._target_=mine.Net', '+model.width=wide'], False)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = "\n".join(json.loads(done.stdout))
+    assert "mine.Net has no parameter" in told
+    assert 'model.width takes a whole number; got "wide"' in told
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["trainer.step=5"]], ids=" ".join)
+def test_an_answer_comes_fast(arguments: list[str]) -> None:
+    """At most 2.5 times `import hydra`: the median of pairs, for machines are noisy."""
+
+    def seconds(*command: str) -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
+        return time.perf_counter() - begun
+
+    ratios = [seconds("train.py", *arguments) / seconds("-c", "import hydra") for _ in range(9)]
+    assert statistics.median(ratios) <= 2.5, ratios
