@@ -54,7 +54,7 @@ class Dataset(Generic[Shape]):
     digest: str  # sha256 of the samples and of the split
     source: str  # where the samples come from, for people
     unit: str  # what a sample is made of, for throughput: "token" or "sample"
-    baseline: dict[str, float] = field(default_factory=dict)  # metric -> what a trivial predictor reaches
+    baseline: dict[str, float] = field(default_factory=dict)  # "metric predictor" -> what a trivial one reaches
     notes: tuple[str, ...] = ()  # facts that the user should see, as the leak between the splits
 
 

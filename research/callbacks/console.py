@@ -1,12 +1,15 @@
 """What the user sees: a header, one live line (or a plain line now and then), and a table at the end."""
 
 import logging
+import shlex
 import time
 
 import torch
 from rich.console import Console as Terminal
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from research.callback import Callback, State
 from research.folder import peak_rss_mb
@@ -25,13 +28,11 @@ def header(state: State) -> list[tuple[str, str]]:
     packed = f", {ternary:,} of them ternary: {packed_bytes(model) / 1e3:,.0f} kB packed, {4 * count / 1e3:,.0f} kB in float32"
     group = state.optimizer.param_groups[0]
     settings = ", ".join(f"{k} {group[k]:g}" for k in ("lr", "alpha", "window", "lamb", "weight_decay") if k in group)
+    sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
         ("run", state.name),
         ("model", f"{type(model).__name__}, {count:,} parameters{packed if ternary else ', full precision'}"),
-        (
-            "data",
-            f"{data.source}: {len(data.train):,} training and {len(data.val):,} validation samples, digest {data.digest[:8]}",
-        ),
+        ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
         ("device", f"{state.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
@@ -44,19 +45,19 @@ def header(state: State) -> list[tuple[str, str]]:
 def progress(state: State) -> str:
     """One line: where the run is and how it does."""
     fields = [f"step {state.step}/{state.steps}"]
-    for key, style in (
-        ("train/loss", ".4f"),
-        ("val/loss", ".4f"),
-        ("val/acc", ".4f"),
-        ("lr", ".2g"),
-        ("grad/norm", ".2g"),
-    ):
-        if key in state.metrics:
-            fields.append(f"{key} {state.metrics[key]:{style}}")
+    styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
+    fields += [f"{key} {state.metrics[key]:{style}}" for key, style in styles.items() if key in state.metrics]
     steps = state.step - state.first
     left = (state.steps - state.step) * state.seconds / max(1, steps)
     fields += [f"{state.rate():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
+
+
+def bar(state: State) -> Table:
+    """The live line: how far the run is, drawn and told."""
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(state.steps, state.step, width=20), Text(progress(state), overflow="ellipsis", no_wrap=True))
+    return row
 
 
 def summary(state: State) -> list[tuple[str, str]]:
@@ -64,32 +65,23 @@ def summary(state: State) -> list[tuple[str, str]]:
     key, rows = state.monitor, []
     if key in state.best:
         rows.append((f"best {key}", f"{state.best[key]:.4f} at step {state.best['step']:.0f}"))
-        rows.append(
-            (
-                f"final {key}",
-                f"{state.metrics[key]:.4f} at step {state.step}" + (f" ({state.stop})" if state.stop else ""),
-            )
-        )
+        reason = f" ({state.stop})" if state.stop else ""
+        rows.append((f"final {key}", f"{state.metrics[key]:.4f} at step {state.step}{reason}"))
         better = "higher" if higher_is_better(key) else "lower"
         rows += [
             (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
         ]
-    rows.append(
-        (
-            "time",
-            f"{state.seconds:.1f} s, {state.rate():,.0f} {state.data.unit}s/s, {peak_rss_mb():,.0f} MB at most",
-        )
-    )
+    speed = f"{state.rate():,.0f} {state.data.unit}s/s"
+    rows.append(("time", f"{state.seconds:.1f} s, {speed}, {peak_rss_mb():,.0f} MB at most"))
     if state.folder is None:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
-    given = " ".join(f"'{o}'" if set(o) & set(' *()[]{}$"') else o for o in asked if o and not o.startswith("resume="))
-    command = f"python train.py {given}".rstrip()
+    command = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith("resume="))])
     return [
         *rows,
         ("folder", str(state.folder)),
         ("see it", "make ui"),
-        ("go on", f"{command} resume={state.folder} trainer.steps={2 * state.steps} target=null"),
+        ("go on", f"{command} resume={shlex.quote(str(state.folder))} trainer.steps={2 * state.steps} target=null"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]
 
@@ -134,13 +126,13 @@ class Console(Callback):
         if now - self.shown >= patience or state.step == state.steps:
             self.shown = now
             if self.live:
-                self.live.update(progress(state), refresh=True)
+                self.live.update(bar(state), refresh=True)
             else:
                 self.terminal.print(progress(state), markup=False, soft_wrap=True)
 
     def on_end(self, state: State) -> None:
         if self.live:
-            self.live.update(progress(state), refresh=True)
+            self.live.update(bar(state), refresh=True)
             self.live.stop()
         if not state.error:
             for name, value in summary(state):

@@ -27,18 +27,15 @@ class Curve(Callback):
         for axis, keys in ((left, ("train/loss", "val/loss")), (right, (second,))):
             for key in keys:
                 if points := self.history[key]:
-                    axis.plot(
-                        *zip(*points, strict=True),
-                        label=key,
-                        color="tab:gray" if key == "train/loss" else "tab:blue",
-                    )
+                    axis.plot(*zip(*points, strict=True), label=key, color="tab:gray" if key == "train/loss" else "tab:blue")
             axis.set(xlabel="step", xscale="log" if state.step > 100 else "linear")
             axis.grid(alpha=0.3)
         left.set(ylabel="loss (nats)", yscale="log")
         left.legend()
-        if second in state.data.baseline:
-            right.axhline(state.data.baseline[second], color="tab:red", linestyle=":", label="baseline")
-            right.legend()
+        for name, value in state.data.baseline.items():
+            if name.startswith(second):
+                right.axhline(value, color="tab:red", linestyle=":" if right.get_legend() else "--", label=name.split()[-1])
+                right.legend()
         right.set(ylabel=second)
         figure.suptitle(state.name, fontsize=10)
         (state.folder / "plots").mkdir(exist_ok=True)

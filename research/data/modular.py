@@ -60,5 +60,5 @@ def modular(
         digest=sha256(tokens[order].numpy().tobytes() + c[order].numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest(),
         source=f"x {operation} y mod {p}",
         unit="sample",
-        baseline={"val/acc": majority(c[val], p)},
+        baseline={"val/acc majority": majority(c[val], p)},
     )

@@ -102,7 +102,7 @@ def text(
         digest=digest,
         source=f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(held)) / 1e6:.1f} MB",
         unit="token",
-        baseline={"val/loss": loss, "val/bpb": bits(loss), "val/bpb gzip": zipped},
+        baseline={"val/loss unigram": loss, "val/bpb unigram": bits(loss), "val/bpb gzip": zipped},
         notes=(
             f"{leak(train_files, val_files):.1%} of the held-back lines over {LONG_LINE} bytes also stand in the training text",
         ),

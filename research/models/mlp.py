@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from research.dataset import Vectors
+from research.nn.norm import RMSNorm
 from research.ranges import Count, Fraction
 
 
@@ -15,7 +16,7 @@ class Residual(nn.Module):
 
     def __init__(self, dim: int, linear: Callable[..., nn.Module], dropout: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim)
         self.linear = linear(dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
@@ -37,7 +38,7 @@ class MLP(nn.Module):
         super().__init__()
         self.embed = nn.Linear(shape.features, dim)
         self.blocks = nn.Sequential(*(Residual(dim, linear, dropout) for _ in range(depth)))
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, shape.classes)
 
     def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from research.dataset import Tokens
 from research.nn.attention import Attention
 from research.nn.feedforward import Activation, FeedForward
+from research.nn.norm import RMSNorm
 from research.nn.rope import rope_table
 from research.ranges import Count, Fraction, Natural, Positive
 
@@ -17,9 +18,9 @@ class Block(nn.Module):
 
     def __init__(self, attention: Attention, feedforward: FeedForward, dim: int, dropout: float) -> None:
         super().__init__()
-        self.input_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.input_norm = RMSNorm(dim)
         self.attention = attention
-        self.post_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.post_norm = RMSNorm(dim)
         self.feedforward = feedforward
         self.dropout = nn.Dropout(dropout)
 
@@ -64,7 +65,7 @@ class Transformer(nn.Module):
         hidden = hidden or 64 * -(-8 * dim // (3 * 64))
 
         def norm(width: int) -> nn.Module:
-            return nn.RMSNorm(width, eps=1e-5) if sub_norm else nn.Identity()
+            return RMSNorm(width) if sub_norm else nn.Identity()
 
         self.length = shape.length
         self.embed = nn.Embedding(shape.vocab, dim)
@@ -77,7 +78,7 @@ class Transformer(nn.Module):
             )
             for _ in range(depth)
         )
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, shape.vocab, bias=False)
         for name, parameter in self.named_parameters():
             if "norm" not in name:

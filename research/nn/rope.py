@@ -15,6 +15,7 @@ def rope_table(length: int, width: int, base: float = 10_000.0) -> tuple[Float[T
 def rotate(
     x: Float[Tensor, "batch heads seq width"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
 ) -> Float[Tensor, "batch heads seq width"]:
-    """Turn the pairs (x_i, x_{i+width/2}) by their position's angle (eq. 34)."""
+    """Turn the pairs (x_i, x_{i+width/2}) by their position's angle (eq. 34), in the type of x."""
     a, b = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -1,0 +1,251 @@
+"""What a training loop costs over one written by hand: Trainer.fit, accelerate, Lightning, the transformers Trainer.
+
+    python benchmarks/loop_overhead.py [--steps 10] [--rounds 60]
+
+Every loop trains its own copy of one transformer (114 thousand parameters, 64 samples of modular arithmetic a step,
+about 5 ms on one thread) with the same fused AdamW over the same groups, clips the gradients to norm 1 and reads the
+loss every 10 steps. By hand that is 10 lines of PyTorch with index batches.
+
+All loops run in one process, in turn (see turns.py); the ratio is the median of the rounds' ratios.
+
+The hand-written loop runs twice: "again" shows how far a ratio may be from 1 by chance. Each peer gets what its users
+write, and the fastest data path that it allows: a DataLoader that fetches a batch in one indexing.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import random
+import statistics
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+from turns import Done, in_turn
+
+from research.callback import Callback, State
+from research.data.modular import modular
+from research.dataset import Split
+from research.losses import last_token
+from research.models.transformer import Transformer
+from research.optim.plain import plain
+from research.optim.schedules import constant
+from research.trainer import Trainer
+
+BATCH, CLIP, LOG_EVERY, ENDLESS = 64, 1.0, 10, 10**9
+BOUNDS = {"ours/raw": 1.03}
+DATA = modular(p=97)
+
+
+def parts() -> tuple[nn.Module, Optimizer]:
+    """The same model and optimizer for every loop."""
+    torch.manual_seed(0)
+    model = Transformer(DATA.shape, dim=64, depth=2, heads=4, linear=nn.Linear, sub_norm=True)
+    return model, plain(model, partial(AdamW, betas=(0.9, 0.98), fused=True), lr=1e-3, weight_decay=1.0)
+
+
+def by_hand(done: Done) -> None:
+    """The loop that every other one is compared with."""
+    model, optimizer = parts()
+    params, split = list(model.parameters()), DATA.train
+    for step, index in enumerate(index_batches(len(split)), start=1):
+        x, y = split.inputs[index], split.targets[index]
+        loss = last_token(model(x), y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % LOG_EVERY == 0:
+            loss.item()
+        if done():
+            return
+
+
+def index_batches(n: int) -> Iterator[Tensor]:
+    """Full batches of sample numbers, in a new order each epoch, for ever."""
+    while True:
+        yield from torch.randperm(n)[: n // BATCH * BATCH].split(BATCH)
+
+
+def ours(done: Done) -> None:
+    """Trainer.fit; it would evaluate only at the end, which never comes."""
+
+    class HandOver(Callback):
+        def on_step(self, state: State) -> None:
+            if done():
+                state.stop = "over"
+
+    trainer = Trainer(ENDLESS, BATCH, clip_norm=CLIP, log_every=LOG_EVERY, eval_every=ENDLESS, device="cpu")
+    trainer.fit(*parts(), constant, last_token, DATA, [HandOver()])
+
+
+class Samples:
+    """A split for a DataLoader; the samples of a batch come in one indexing instead of one by one."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.split.inputs[index], self.split.targets[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        index = torch.tensor(indices)
+        return self.split.inputs[index], self.split.targets[index]
+
+
+def as_it_is(batch: Any) -> Any:
+    """The batch is whole already: nothing to collate."""
+    return batch
+
+
+def loader() -> Any:
+    return DataLoader(Samples(DATA.train), BATCH, shuffle=True, drop_last=True, collate_fn=as_it_is)  # type: ignore[arg-type]
+
+
+def accelerate(done: Done) -> None:
+    """As accelerate's quick tour: model, optimizer and loader prepared, backward and clipping through it."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, batches = accelerator.prepare(*parts(), loader())
+    steps = itertools.count(1)
+    while True:
+        for x, y in batches:
+            loss = last_token(model(x), y)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+            if next(steps) % LOG_EVERY == 0:
+                loss.item()
+            if done():
+                return
+
+
+def lightning(done: Done) -> None:
+    """Lightning's Trainer without logger, bar and checkpoints."""
+    import lightning
+
+    model, optimizer = parts()
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+            return last_token(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Optimizer:
+            return optimizer
+
+    class HandOver(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
+            if trainer.global_step % LOG_EVERY == 0:
+                outputs["loss"].item()
+            trainer.should_stop = done()
+
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=CLIP, callbacks=[HandOver()], **off)
+    trainer.fit(Module(), loader())
+
+
+def transformers(done: Done) -> None:
+    """The Trainer of transformers without reports, bar and checkpoints."""
+    import transformers
+
+    class HandOver(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            control.should_training_stop = done()
+
+    class Loop(transformers.Trainer):
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
+            return last_token(model(inputs["x"]), inputs["y"])
+
+    model, optimizer = parts()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            folder,
+            per_device_train_batch_size=BATCH,
+            max_steps=ENDLESS,
+            max_grad_norm=CLIP,
+            logging_steps=LOG_EVERY,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_drop_last=True,
+        )
+        loop = Loop(
+            model,
+            arguments,
+            data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
+            train_dataset=Samples(DATA.train),
+            callbacks=[HandOver()],
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
+        )
+        loop.remove_callback(transformers.PrinterCallback)
+        loop.train()
+
+
+PEERS = {"accelerate": accelerate, "lightning": lightning, "transformers": transformers}
+
+
+def quiet() -> None:
+    """The peers' notes on their own start would hide the table."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def report(times: dict[str, list[float]]) -> dict[str, float]:
+    """Print the table; return the ratios."""
+    titles = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
+    ratios = {}
+    print(f"{'loop':<16}{'ms a step':>10}{'over by hand':>14}{'quartiles':>16}")
+    for name in ("raw", "again", "ours", *PEERS):
+        if name not in times:
+            print(f"{name:<16}    not installed: pip install {name}")
+            continue
+        low, middle, high = statistics.quantiles([a / b for a, b in zip(times[name], times["raw"], strict=True)])
+        print(
+            f"{titles.get(name, name):<16}{1e3 * statistics.median(times[name]):>10.2f}{middle:>14.3f}{low:>10.3f}-{high:.3f}"
+        )
+        if name != "raw":
+            ratios[f"{name}/raw"] = round(middle, 4)
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a loop in each round")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds that count, at least 2")
+    args = parser.parse_args()
+    quiet()
+    random.seed(0)
+    loops = {"ours": ours, "raw": by_hand, "again": by_hand}  # ours first: it resets what accelerate keeps globally
+    loops |= {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
+    ratios = report(in_turn(loops, args.steps, args.rounds))
+    print(json.dumps(ratios | {"bounds": BOUNDS}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What the user sees, on a terminal and elsewhere; and what ends a run."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console as Terminal
+from torch import nn
+
+from research.callback import Callback, State
+from research.callbacks.console import Console
+from research.callbacks.curve import Curve
+from research.callbacks.early_stop import EarlyStop
+from research.callbacks.time_limit import TimeLimit
+from research.data.modular import modular
+from research.losses import last_token
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear
+from research.optim.schedules import constant
+from research.trainer import Trainer
+
+DATA = modular(p=7)
+
+
+def fit(*callbacks: Callback, steps: int = 6, folder: Path | None = None, monitor: str = "val/acc", lr: float = 1e-3) -> State:
+    torch.manual_seed(0)
+    model = Transformer(DATA.shape, 16, 1, 2, BitLinear)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    trainer = Trainer(steps, 8, eval_every=2, log_every=1, device="cpu")
+    return trainer.fit(model, optimizer, constant, last_token, DATA, callbacks, monitor=monitor, name="trial", folder=folder)
+
+
+def test_elsewhere_than_on_a_terminal_it_is_plain_lines(tmp_path: Path) -> None:
+    paper = io.StringIO()
+    fit(Console(every=1e-9, terminal=Terminal(file=paper, width=60)), folder=tmp_path)
+    text = paper.getvalue()
+    assert "\x1b" not in text, "escape codes"
+    lines = text.splitlines()
+    assert re.match(r"run +trial$", lines[0])
+    for word in ("Transformer", "ternary", "kB packed", "training and", "AdamW", "lr 0.001", "threads", str(tmp_path)):
+        assert word in text
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [int(line.split("/")[0].removeprefix("step ")) for line in steps] == [1, 2, 3, 4, 5, 6]
+    for name in ("train/loss", "val/loss", "val/acc", "lr", "grad/norm", "samples/s", "ETA"):
+        assert name in steps[-1]
+    end = "\n".join(lines[lines.index(steps[-1]) :])
+    for word in ("best val/acc", "final val/acc", "baseline val/acc", "time", "MB", "make ui", "resume=", "-m seed=0,1,2"):
+        assert word in end
+
+
+def test_a_line_comes_only_every_few_seconds() -> None:
+    paper = io.StringIO()
+    fit(Console(every=1000, terminal=Terminal(file=paper, width=60)))
+    assert [line[:8] for line in paper.getvalue().splitlines() if line.startswith("step ")] == ["step 6/6"]
+
+
+def test_on_a_terminal_it_is_one_live_line() -> None:
+    screen = io.StringIO()
+    fit(Console(terminal=Terminal(file=screen, width=250, force_terminal=True, color_system=None)))
+    text = screen.getvalue()
+    assert "\x1b[" in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n")
+    assert "step 6/6" in plain
+    assert "━" in plain, "no bar"
+    assert "Done" in plain
+
+
+def test_a_run_that_fails_has_no_table_of_results() -> None:
+    paper = io.StringIO()
+    with pytest.raises(FloatingPointError, match=r"train/loss is nan at step 1 with lr=1e\+30"):
+        fit(Break(), Console(terminal=Terminal(file=paper)), lr=1e30)
+    assert "best val/acc" not in paper.getvalue()
+
+
+class Break(Callback):
+    def on_start(self, state: State) -> None:
+        nn.init.constant_(next(state.model.parameters()), float("nan"))
+
+
+def test_early_stop_holds_for_as_many_evaluations() -> None:
+    assert fit(EarlyStop(target=100.0), monitor="val/loss").stop == "val/loss reached 100"
+    assert fit(EarlyStop(target=100.0, hold=2), monitor="val/loss").step == 4
+    assert fit(EarlyStop(target=1.1)).step == 6
+    assert fit(EarlyStop()).stop == ""
+
+
+def test_the_step_at_which_time_is_over_is_judged() -> None:
+    state = fit(TimeLimit(1e-9))
+    assert (state.step, state.stop) == (1, "1e-09 s are over")
+    assert "val/acc" in state.metrics
+
+
+def test_the_curve_is_a_picture(tmp_path: Path) -> None:
+    fit(Curve(), folder=tmp_path)
+    assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")

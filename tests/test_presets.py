@@ -1,0 +1,34 @@
+"""Every preset runs (in debug size) and opens with its command, its minutes and the metric to expect."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "model.heads=2", "trainer.device=cpu", "tracker=jsonl"]
+
+
+def test_there_are_presets() -> None:
+    assert PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_it_runs(preset: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), f"experiment={preset.stem}", *SMALL, f"out={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
+    assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_it_opens_with_command_time_and_aim(preset: Path) -> None:
+    opening = [line for line in preset.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+    assert f"python train.py experiment={preset.stem}" in opening[0]
+    assert re.search(r"\d+ (s|minutes?) on two cores", opening[0])
+    assert re.search(r"val/\w+ [\d.]+", " ".join(opening))

@@ -1,0 +1,248 @@
+"""The stores: what a run leaves in them, and what happens when MLflow's cannot be reached."""
+
+import json
+import math
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from torch import nn
+
+from research import folder, tracking
+from research.callback import State
+from research.data.modular import modular
+from research.folder import Run
+from research.tracking import FAILED, FINISHED, Jsonl, MLflow, end_dead_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs, made once: to make one takes seconds."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def asked(tmp_path: Path, name: str = "run", **more: Any) -> Run:
+    path = tmp_path / "runs" / name
+    path.mkdir(parents=True)
+    return Run(name, "study", path, {"lr": 0.1, "model": {"dim": 3}, "out": "x"}, [], {"model": "bitnet"}, **more)
+
+
+def run_state() -> State:
+    model = nn.Linear(2, 2)
+    return State(model, torch.optim.SGD(model.parameters(), lr=0.1), modular(p=5), 100, 4, "val/acc")
+
+
+def live_through(tracker: Jsonl, run: Run, steps: int, between: Callable[[int], None] = lambda step: None) -> State:
+    """`steps` log points, the last one also judged."""
+    state = run_state()
+    tracker.start(run)
+    tracker.on_start(state)
+    state.begin()
+    for step in range(steps):
+        state.advance()
+        state.log({"train/loss": 1 / (step + 1), "lr": 0.1})
+        tracker.on_step(state)
+        between(step)
+    return state
+
+
+def losses(uri: str, run_id: str | None) -> list[tuple[int, float]]:
+    assert run_id is not None
+    return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, "train/loss")]
+
+
+def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path: Path) -> None:
+    """Another process holds SQLite's write lock while the run logs, and half of the time after its end."""
+    held = threading.Event()
+
+    def hold() -> None:
+        connection = sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None)
+        connection.execute("BEGIN EXCLUSIVE")
+        held.set()
+        time.sleep(10)
+        connection.execute("COMMIT")
+        connection.close()
+
+    holder = threading.Thread(target=hold)
+    slowest = 0.0
+
+    def between(step: int) -> None:
+        nonlocal slowest
+        if step == 200:
+            holder.start()
+            held.wait()
+        begun = time.perf_counter()
+        time.sleep(0.005)
+        slowest = max(slowest, time.perf_counter() - begun)
+
+    tracker = MLflow(uri)
+    live_through(tracker, asked(tmp_path), 1000, between)
+    assert holder.is_alive(), "the run was to end while the store is locked"
+    tracker.finish(FINISHED, {"steps": 1000})
+    holder.join()
+    assert slowest < 1, "a step waited for the store"
+    assert losses(uri, tracker.run_id) == [(step + 1, pytest.approx(1 / (step + 1))) for step in range(1000)]
+    assert MlflowClient(uri).get_run(tracker.run_id).info.status == FINISHED
+
+
+def test_a_store_that_never_answers_ends_with_a_warning(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    run, tracker = asked(tmp_path), MLflow(uri)
+    tracker.start(run)
+    tracker.client.log_batch = tracker.client.create_run = _unreachable
+    tracker.state = state = run_state()
+    state.begin()
+    state.advance()
+    state.log({"train/loss": 0.5})
+    tracker.on_step(state)
+    tracker.finish(FINISHED, {"steps": 1})
+    told = capsys.readouterr().err
+    assert "did not take all of this run (nobody there)" in told
+    assert str(run.folder / "metrics.jsonl") in told
+    assert json.loads((run.folder / "metrics.jsonl").read_text())["train/loss"] == 0.5
+
+
+def _unreachable(*arguments: Any, **settings: Any) -> Any:
+    raise ConnectionError("nobody there")
+
+
+def test_a_uri_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI=ftp://x is not a store"):
+        MLflow("ftp://x").start(asked(tmp_path))
+
+
+def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
+    run, tracker = asked(tmp_path), MLflow(uri)
+    (run.folder / "config.yaml").write_text("lr: 0.1\n")
+    (run.folder / "plots").mkdir()
+    (run.folder / "plots" / "curves.png").write_bytes(b"picture")
+    live_through(tracker, run, 3)
+    tracker.finish(FAILED, {"error": "ValueError: too bad", "steps": 3, "best": {"val/acc": 0.5, "step": 2}})
+    client = MlflowClient(uri)
+    kept = client.get_run(tracker.run_id)
+    assert kept.info.status == FAILED
+    assert kept.data.params == {"lr": "0.1", "model.dim": "3"}
+    assert kept.data.tags["error"] == "ValueError: too bad"
+    assert kept.data.metrics["best/val/acc"] == 0.5
+    assert kept.data.tags["data.digest"] == modular(p=5).digest
+    assert {a.path for a in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "metrics.jsonl", "summary.json", "plots"}
+    assert (tmp_path / "mlartifacts" / "study").is_dir(), "artifacts stand beside the store"
+
+
+def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Path) -> None:
+    ids = []
+    for number, status in enumerate((FINISHED, FAILED, FINISHED)):
+        sweep = {"sweep": tmp_path / "sweep", "swept": {"lr": f"{number}"}}
+        tracker = MLflow(uri)
+        live_through(tracker, asked(tmp_path, f"lr={number}", **sweep), 1)
+        tracker.finish(status, {"steps": 1})
+        ids.append(tracker.run_id)
+    client = MlflowClient(uri)
+    children = [client.get_run(run_id) for run_id in ids]
+    (parent,) = {child.data.tags["mlflow.parentRunId"] for child in children}
+    assert client.get_run(parent).info.status == FAILED
+    assert [child.info.run_name for child in children] == ["lr=0", "lr=1", "lr=2"]
+    assert [child.data.tags["sweep.lr"] for child in children] == ["0", "1", "2"]
+
+
+def test_only_the_dead_are_ended(uri: str, tmp_path: Path) -> None:
+    living, dead = asked(tmp_path, "living"), asked(tmp_path, "dead")
+    trackers = [MLflow(uri), MLflow(uri)]
+    with folder.lock(living.folder):
+        for tracker, run in zip(trackers, (living, dead), strict=True):
+            live_through(tracker, run, 1)
+            _eventually(lambda tracker=tracker: bool(tracker.run_id and losses(uri, tracker.run_id)))
+        client = MlflowClient(uri)
+        end_dead_runs(client)
+        statuses = [client.get_run(tracker.run_id).info.status for tracker in trackers]
+    for tracker in trackers:
+        tracker.finish(FINISHED, {"steps": 1})
+    assert statuses == ["RUNNING", "KILLED"]
+
+
+def _eventually(holds: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came to hold")
+
+
+def test_a_deleted_experiment_comes_back(uri: str, tmp_path: Path) -> None:
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("study"))
+    tracker = MLflow(uri)
+    live_through(tracker, asked(tmp_path), 1)
+    tracker.finish(FINISHED, {"steps": 1})
+    assert losses(uri, tracker.run_id) == [(1, 1.0)]
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    run, tracker, state = asked(tmp_path), Jsonl(), run_state()
+    tracker.start(run)
+    state.begin()
+    state.advance()
+    state.log({"grad/norm": math.nan, "lr": math.inf, "train/loss": 1.0})
+    tracker.on_step(state)
+    tracker.finish(FINISHED, {})
+    line = json.loads((run.folder / "metrics.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert (line["grad/norm"], line["lr"], line["train/loss"]) == (None, None, 1.0)
+
+
+@pytest.mark.parametrize("tracker", ["none", "jsonl"])
+def test_without_mlflow_it_is_not_imported(tmp_path: Path, tracker: str) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "sys.exit('mlflow' in sys.modules)"
+    )
+    tiny = ["trainer=debug", "model.dim=16", "model.heads=2", "data.p=5", "batch_size=4", f"out={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *tiny, f"tracker={tracker}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert bool(list(tmp_path.rglob("metrics.jsonl"))) == (tracker == "jsonl")
+
+
+def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
+    """Both find no store, and both runs are in it at the end."""
+    store = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    (tmp_path / "new").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from research.folder import Run; from research.tracking import MLflow\n"
+        "run = Run(sys.argv[2], 'study', Path(sys.argv[3]), {}, [], {}); tracker = MLflow(sys.argv[1])\n"
+        "tracker.start(run); tracker.finish('FINISHED', {})"
+    )
+    processes = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-c", code, store, name, str(tmp_path / name)]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, told = process.communicate(timeout=120)
+        assert (process.returncode, told) == (0, "")
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("study")
+    assert experiment is not None
+    assert sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id])) == ["a", "b"]
