@@ -1,9 +1,9 @@
-# make train | test | check | ui | setup. Each sets up .venv first, once.
+# make train | test | check | bench | ui | setup. Each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup train test check ui
+.PHONY: setup train test check bench ui
 
 # Skipped while pyproject.toml and constraints.txt are as they were; one that was interrupted starts afresh.
 setup:
@@ -27,5 +27,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: setup
+	@for each in start_up loop_overhead tracking_overhead; do \
+	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
+
 ui: setup
+	@mkdir -p outputs
 	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "sqlite:///$(CURDIR)/outputs/mlflow.db"

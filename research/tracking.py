@@ -70,16 +70,18 @@ class MLflow(Jsonl):
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
 
     def start(self, run: Run) -> None:
-        super().start(run)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
         from mlflow.tracking import MlflowClient  # here, in the main thread: imports and threads do not mix
 
         if self.uri == f"sqlite:///{STORE}" and not STORE.exists():
             print(f"creating {STORE} (the first time only, takes some seconds)", file=sys.stderr)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the line above says it
         try:
             with _one_at_a_time(self.uri):
                 self.client = MlflowClient(self.uri)
         except Exception as error:
             raise ValueError(f"MLFLOW_TRACKING_URI={self.uri} is not a store that MLflow can open: {error}") from error
+        super().start(run)
         self.queue: queue.SimpleQueue[tuple[int, int, dict[str, float]] | None] = queue.SimpleQueue()
         self.run, self.ending, self.deadline, self.undelivered = run, False, float("inf"), ""
         self.thread = threading.Thread(target=self._carry, name="mlflow", daemon=True)

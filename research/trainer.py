@@ -5,6 +5,7 @@ exactness and, for small models, more time than the step itself.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 from research import checkpoint
 from research.callback import Callback, State
 from research.dataset import Dataset, Split
+from research.folder import ROOT
 from research.metrics import accuracy, bits
 from research.order import positions
 from research.ranges import Count, Natural, Positive
@@ -123,7 +125,8 @@ class Trainer:
         """Model and data on the device, ready to train; the parameters listed once."""
         device = self.accelerator.device
         model.to(device).train()
-        if self.compile:
+        if self.compile:  # a cache of our own: a compile that was killed leaves a broken file in the shared one
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))
             model.compile()
         some = slice(self.overfit or None)
         train, val = (Split(s.inputs[some], s.targets[some]) for s in (data.train, data.train if self.overfit else data.val))

@@ -88,7 +88,7 @@ def test_early_stop_holds_for_as_many_evaluations() -> None:
 
 def test_the_step_at_which_time_is_over_is_judged() -> None:
     state = fit(TimeLimit(1e-9))
-    assert (state.step, state.stop) == (1, "1e-09 s are over")
+    assert (state.step, state.stop) == (2, "1e-09 s are over")
     assert "val/acc" in state.metrics
 
 

@@ -101,14 +101,6 @@ def test_half_precision_trains_as_well() -> None:
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}, "the weights themselves stay in float32"
 
 
-def test_a_compiled_model_computes_the_same() -> None:
-    eager, compiled = Log(), Log()
-    fit(eager, dropout=0.0, linear=nn.Linear, log_every=1)
-    fit(compiled, dropout=0.0, linear=nn.Linear, log_every=1, compile=True)
-    for a, b in zip(eager.seen, compiled.seen, strict=True):
-        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-3)
-
-
 @pytest.mark.parametrize(("settings", "words"), [({"grad_accum": 5}, "trainer.grad_accum=5"), ({"lr": 1}, "lr")])
 def test_settings_that_do_not_do_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):

@@ -1,0 +1,102 @@
+"""The README keeps its word: its commands run, its model of two files trains, its tree is there."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from research.preflight.command import mistakes
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("experiments/**/*.md"))}
+README = TEXTS[ROOT / "README.md"]
+TRAIN = sorted({line.strip("` ") for text in TEXTS.values() for line in re.findall(r"python train\.py[^`\n|#]*", text)})
+DEBUG = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "trainer.compile=false"]
+
+
+def run(command: list[str], cwd: Path, store: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow.db'}"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def split(command: str) -> tuple[list[str], bool]:
+    words = shlex.split(command)[2:]
+    return [word for word in words if word != "-m"], "-m" in words
+
+
+def test_there_are_commands() -> None:
+    assert "python train.py model=bitnet optim=grokfast -m lr=1e-3,3e-4" in TRAIN
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_every_line_is_right(command: str) -> None:
+    words, sweeps = split(command)
+    if "model=bigram" not in words and not any(word.startswith("resume=") for word in words) and "--help" not in words:
+        assert mistakes(words, sweeps) == []
+
+
+def test_the_line_of_the_readme_trains(tmp_path: Path) -> None:
+    """As written, but for the size."""
+    line = "python train.py model=bitnet optim=grokfast -m lr=1e-3,3e-4"
+    assert line in README
+    command = [sys.executable, str(ROOT / "train.py"), *line.split()[2:], *DEBUG, "data.p=7", f"out={tmp_path / 'out'}"]
+    done = run(command, tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(path.read_text())["status"] for path in (tmp_path / "out").rglob("summary.json")]
+    assert ends == ["FINISHED", "FINISHED"]
+
+
+def test_a_model_in_two_files(tmp_path: Path) -> None:
+    """The two files as the README shows them, put into a copy of the program."""
+    for name in ("research", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    files = re.findall(r"`((?:research|conf)/\S+)`:\n\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert len(files) == 2
+    for name, content in files:
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_text(content)
+    (line,) = re.findall(r"`python train\.py (model=bigram[^`]*)`", README)
+    done = run([sys.executable, "train.py", *line.split(), "trainer=debug", "tracker=jsonl"], tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    (summary,) = (json.loads(path.read_text()) for path in tmp_path.rglob("summary.json"))
+    assert summary["status"] == "FINISHED"
+
+
+def test_every_make_target_and_file_is_there() -> None:
+    rules = (ROOT / "Makefile").read_text()
+    for text in TEXTS.values():
+        for target in re.findall(r"\bmake ([a-z]+)\b(?=[`\s]*(?:#|`|\n|$| ARGS| +#))", text):
+            assert re.search(rf"^{target}:", rules, re.MULTILINE), target
+        for path in re.findall(r"python ((?:benchmarks|experiments)/\S+\.py)", text):
+            assert (ROOT / path).exists(), path
+
+
+def test_the_tree_is_there() -> None:
+    (tree,) = re.findall(r"## The tree\n\n```\n(.*?)```", README, re.DOTALL)
+    parents: list[str] = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents = [*parents[:depth], name]
+        for each in name.split(","):
+            assert (ROOT / "".join([*parents[:-1], each])).exists() or each == "outputs/", line
+        assert len(line.split(maxsplit=1)) == 2, f"{line}: no comment"
+
+
+def test_every_option_is_named() -> None:
+    for group in ("model", "optim", "schedule", "data", "trainer", "tracker"):
+        for path in (ROOT / "conf" / group).glob("*.yaml"):
+            assert f"`{path.stem}`" in README, path
+
+
+def test_pictures_and_links_lead_somewhere() -> None:
+    for path, text in TEXTS.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
