@@ -34,7 +34,7 @@ def started(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess
 TWELVE = [
     # a key mistyped, a key given by its last part alone, an option mistyped
     (["trainer.step=5"], ["there is no key 'trainer.step'", "did you mean: trainer.steps=5 ?"]),
-    (["eval_every=5"], ["did you mean: trainer.eval_every=5 ?"]),
+    (["log_every=5"], ["did you mean: trainer.log_every=5 ?"]),
     (["model=bitnt"], ["no option 'bitnt'", "bitmlp, bitnet, bitnet_2b4t", "did you mean: model=bitnet"]),
     # + does not get past the checks
     (["+trainer.foo=1"], ["research.trainer.Trainer has no parameter foo", "it has: steps, batch_size"]),
@@ -96,7 +96,7 @@ def test_help_names_everything_and_imports_nothing() -> None:
         assert group in shown
         for option in options:
             assert option in shown
-    for key in ("lr", "seed", "name", "monitor", "out", "steps", "batch_size", "target", "resume"):
+    for key in ("lr", "seed", "name", "monitor", "out", "steps", "batch_size", "eval_every", "precision", "target", "resume"):
         assert f"  {key}: " in shown
     assert sum(line.startswith("  python train.py") for line in text) == 6
 

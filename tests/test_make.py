@@ -1,0 +1,73 @@
+"""The set-up: once, again when the requirements change, and whole after it was interrupted. Python and pip are stand-ins."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = f"""#!/bin/sh
+if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi
+echo "$@" >> calls
+if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit; fi
+if [ -e killed ]; then rm killed; touch .venv/half; exit 1; fi
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def setup(place: Path) -> tuple[int, str, list[str]]:
+    """Exit code, what was said, and the calls of Python so far."""
+    done = subprocess.run(["make", "setup", f"PYTHON={place / 'python'}"], cwd=place, capture_output=True, text=True)
+    calls = place / "calls"
+    return done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_it_is_done_once(place: Path) -> None:
+    code, said, calls = setup(place)
+    assert (code, len(calls)) == (0, 2)
+    assert "minutes, once" in said
+    assert "--constraint constraints.txt" in calls[1]
+    assert setup(place) == (0, "", calls)
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_it_is_done_again_when_the_requirements_change(place: Path, name: str) -> None:
+    setup(place)
+    with (place / name).open("a") as file:
+        file.write("# changed\n")
+    assert len(setup(place)[2]) == 3, "pip again, in the same environment"
+    assert setup(place)[1] == ""
+
+
+def test_one_that_was_interrupted_starts_afresh(place: Path) -> None:
+    (place / "killed").touch()
+    assert setup(place)[0] != 0
+    assert (place / ".venv" / "half").exists()
+    code, said, calls = setup(place)
+    assert (code, len(calls)) == (0, 4)
+    assert "interrupted" in said
+    assert not (place / ".venv" / "half").exists()
+    assert setup(place)[1] == ""
+
+
+def test_every_target_sets_up_first() -> None:
+    rules = (ROOT / "Makefile").read_text()
+    for target in ("train", "test", "check", "bench", "ui"):
+        assert f"\n{target}: setup\n" in rules
+
+
+def test_ci_calls_what_the_readme_names() -> None:
+    commands = [
+        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))
+    ]
+    assert commands == ["make check", "make test"]
