@@ -38,6 +38,13 @@ class State:
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still judged
     error: str = ""  # why the run failed
 
+    def resume(self, step: int, best: dict[str, float]) -> None:
+        """Go on after `step`, with the best evaluation so far. Raises ValueError where nothing is left to do."""
+        if step >= self.steps:
+            raise ValueError(f"resume: step {step} of {self.steps} is done already; give trainer.steps more than {step}")
+        self.step = self.first = step
+        self.best = best if self.monitor in best else {}
+
     def begin(self) -> None:
         """The first step starts now."""
         self.logged_at = self.first

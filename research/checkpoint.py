@@ -6,6 +6,7 @@ its place, hashed while written, synced, and renamed once complete; so a kill at
 
 import io
 import json
+import logging
 import os
 import shutil
 from hashlib import sha256
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+SETTINGS = "as_built"  # the key in a parameter group
+log = logging.getLogger(__name__)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors on the host by name, each once: tied ones are kept under the first of their names."""
-    seen: dict[int, str] = {}
+    first: dict[object, str] = {}
     named = model.state_dict()
-    return {k: v.detach().cpu().contiguous() for k, v in named.items() if seen.setdefault(v.data_ptr(), k) == k}
+    place = {k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in named.items()}
+    return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(place[k], k) == k}
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -33,7 +37,7 @@ def weights_digest(model: nn.Module) -> str:
     digest = sha256()
     for name, tensor in sorted(weights(model).items()):
         digest.update(name.encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -81,19 +85,22 @@ def find(path: Path) -> list[Path]:
 
 def newest_good(path: Path) -> Path:
     """The newest checkpoint that is whole. Raises ValueError, naming each damage, when there is none."""
-    damage = []
+    damage: list[str] = []
     for folder in find(path):
         if not (wrong := verify(folder)):
+            if damage:
+                log.warning("resume: %s; going on from %s", "; ".join(damage), folder.name)
             return folder
         damage.append(f"{folder.name}: {wrong}")
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
     raise ValueError(f"resume={path}: no usable checkpoint ({reasons}); start afresh without resume")
 
 
-def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> int:
-    """Load the newest good checkpoint into model and optimizer; return its step.
+def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, float]]:
+    """Load the newest good checkpoint into model and optimizer; return its step and the best evaluation until then.
 
-    Raises ValueError when it is of another model or optimizer, naming what differs.
+    The optimizer keeps the settings that it was built with where they are not those of the checkpoint's: lr=1e-4 beside
+    resume= means that lr. Raises ValueError when it is of another model or optimizer, naming what differs.
     """
     folder = newest_good(path)
     loaded, own = load_safetensors((folder / MODEL).read_bytes()), weights(model)
@@ -104,11 +111,23 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> int:
         raise ValueError(f"resume={path} is of another model: {len(differing)} tensors differ, as {', '.join(differing[:3])}")
     model.load_state_dict(loaded, strict=False)  # a tied name is absent: its twin fills it
     state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
+    remember_settings(optimizer)
+    built = [group[SETTINGS] for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state["optimizer"])
     except (ValueError, KeyError) as error:
         raise ValueError(f"resume={path} is of another optimizer: {error}") from error
-    return int(state["step"])
+    for group, now in zip(optimizer.param_groups, built, strict=True):
+        then = group.get(SETTINGS, {})
+        group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
+        group[SETTINGS] = now
+    return int(state["step"]), dict(state["best"])
+
+
+def remember_settings(optimizer: Optimizer) -> None:
+    """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them."""
+    for group in optimizer.param_groups:
+        group.setdefault(SETTINGS, {key: value for key, value in group.items() if key not in ("params", "param_names")})
 
 
 def _write(path: Path, content: bytes) -> None:

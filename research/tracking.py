@@ -68,6 +68,10 @@ class MLflow(Jsonl):
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
+        self.setting = "tracker.uri" if uri else "MLFLOW_TRACKING_URI"
+        self.queue: queue.SimpleQueue[tuple[int, int, dict[str, float]] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._carry, name="mlflow", daemon=True)
+        self.deadline, self.undelivered = float("inf"), ""
 
     def start(self, run: Run) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
@@ -80,11 +84,9 @@ class MLflow(Jsonl):
             with _one_at_a_time(self.uri):
                 self.client = MlflowClient(self.uri)
         except Exception as error:
-            raise ValueError(f"MLFLOW_TRACKING_URI={self.uri} is not a store that MLflow can open: {error}") from error
+            raise ValueError(f"{self.setting}={self.uri} is not a store that MLflow can open: {error}") from error
         super().start(run)
-        self.queue: queue.SimpleQueue[tuple[int, int, dict[str, float]] | None] = queue.SimpleQueue()
-        self.run, self.ending, self.deadline, self.undelivered = run, False, float("inf"), ""
-        self.thread = threading.Thread(target=self._carry, name="mlflow", daemon=True)
+        self.run = run
         self.thread.start()
 
     def on_step(self, state: State) -> None:
@@ -94,6 +96,8 @@ class MLflow(Jsonl):
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         super().finish(status, summary)
+        if self.thread.ident is None:
+            return  # it never started: the store could not be opened
         self.deadline = time.monotonic() + PATIENCE
         self.outcome = status, summary
         self.queue.put(None)
@@ -102,6 +106,9 @@ class MLflow(Jsonl):
             reason = self.undelivered or "no answer"
             print(f"warning: MLflow at {self.uri} did not take all of this run ({reason}); "
                   f"every metric is in {self.run.folder / 'metrics.jsonl'}", file=sys.stderr)  # fmt: skip
+        elif status == FINISHED:
+            how = "make ui" if self.uri == f"sqlite:///{STORE}" else self.uri
+            print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {how}")
 
     # What follows runs in the thread.
 
@@ -155,6 +162,9 @@ class MLflow(Jsonl):
         self.client.log_batch(self.run_id, metrics=batch)
 
     def _open(self) -> None:
+        """The run, below its sweep, with what was asked for."""
+        from mlflow.entities import Param
+
         run = self.run
         end_dead_runs(self.client)
         study = _experiment(self.client, run.study, self.uri)
@@ -172,11 +182,9 @@ class MLflow(Jsonl):
             self.client.update_run(parent, status="RUNNING")
         if self.run_id is None:
             self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
-        params = list(_flat(run.config).items())
+        params = [Param(key, str(value)[:6000]) for key, value in _flat(run.config).items()]
         for start in range(0, len(params), 100):
-            from mlflow.entities import Param
-
-            self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in params[start : start + 100]])
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
 
     def _parent(self, study: str) -> str:
         """The run of the sweep: whoever comes first creates it and leaves its id in the sweep's folder."""
@@ -235,10 +243,10 @@ def end_dead_runs(client: Any) -> None:
         running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
         for run in client.search_runs([experiment.experiment_id], running):
             tags = run.data.tags
-            if "sweep" not in tags and not alive(Path(tags["folder"])):
+            if "folder" in tags and "sweep" not in tags and not alive(Path(tags["folder"])):  # else it is not one of ours
                 client.set_terminated(run.info.run_id, KILLED)
                 if parent := tags.get("mlflow.parentRunId"):
-                    client.set_terminated(parent, KILLED)
+                    _close_parent(client, parent, KILLED)
 
 
 def _close_parent(client: Any, parent: str, status: str) -> None:

@@ -7,7 +7,7 @@ exactness and, for small models, more time than the step itself.
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,20 +77,23 @@ class Trainer:
         folder: Path | None = None,
         resume: Path | None = None,
     ) -> State:
-        """Train and return what was reached. Raises FloatingPointError once a loss is not finite."""
+        """Train and return what was reached. Raises FloatingPointError once a loss is not finite, and ValueError where
+        `resume` names no checkpoint of this model and optimizer, or one that has no steps left to do."""
         train, val, params = self._place(model, data)
         state = State(
-            model,
-            optimizer,
-            data,
-            self.steps,
-            self.batch_size,
-            monitor,
-            str(self.accelerator.device),
-            name,
-            folder,
+            model=model,
+            optimizer=optimizer,
+            data=data,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            monitor=monitor,
+            device=str(self.accelerator.device),
+            name=name,
+            folder=folder,
         )
-        state.step = state.first = checkpoint.restore(resume, model, optimizer) if resume else 0
+        checkpoint.remember_settings(optimizer)
+        if resume:
+            state.resume(*checkpoint.restore(resume, model, optimizer))
         total = torch.zeros((), device=self.accelerator.device)
         try:
             for callback in callbacks:
@@ -117,8 +120,7 @@ class Trainer:
             state.error = f"{type(error).__name__}: {error}"
             raise
         finally:
-            for callback in callbacks:
-                callback.on_end(state)
+            end(callbacks, state)
         return state
 
     def _place(self, model: nn.Module, data: Dataset[Any]) -> tuple[Split, Split, list[nn.Parameter]]:
@@ -151,10 +153,17 @@ class Trainer:
         return step % every == 0 or step == self.steps
 
 
+def end(callbacks: Sequence[Callback], state: State) -> None:
+    """Each callback has its end, in their order, even where that of another fails."""
+    with ExitStack() as endings:
+        for callback in reversed(callbacks):
+            endings.callback(callback.on_end, state)
+
+
 def set_lr(optimizer: Optimizer, factor: float) -> None:
-    """Each group's lr is its own first lr times the schedule's factor."""
+    """Each group's lr is the one that it was built with times the schedule's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        group["lr"] = group[checkpoint.SETTINGS]["lr"] * factor
 
 
 def training_metrics(state: State, total: Float[Tensor, ""]) -> dict[str, float]:

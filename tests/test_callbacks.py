@@ -46,7 +46,7 @@ def test_elsewhere_than_on_a_terminal_it_is_plain_lines(tmp_path: Path) -> None:
     for name in ("train/loss", "val/loss", "val/acc", "lr", "grad/norm", "samples/s", "ETA"):
         assert name in steps[-1]
     end = "\n".join(lines[lines.index(steps[-1]) :])
-    for word in ("best val/acc", "final val/acc", "baseline val/acc", "time", "MB", "make ui", "resume=", "-m seed=0,1,2"):
+    for word in ("best val/acc", "final val/acc", "baseline val/acc", "time", "MB", "resume=", "-m seed=0,1,2"):
         assert word in end
 
 

@@ -122,14 +122,26 @@ def test_what_is_right_passes(line: str) -> None:
     assert mistakes(line.split(), False) == []
 
 
-@pytest.mark.parametrize(("argument", "words"), [
-    ("+trainer.overfit=0", "is there already: leave out the +"), ("+extra=1", "there is no key 'extra'"),
-    ("callbacks.time_limit=null", "~callbacks.time_limit"), ("modle=bitnet", "did you mean: model=bitnet ?"),
-    ("~trainer.stepz", "did you mean: ~trainer.steps ?"), ("trainer.clip_norm=.nan", "clip_norm takes"),
-    ("seed=true", "seed takes"), ("monitor=val/accuracy", "monitor takes val/loss, val/acc, val/bpb"),
-    ("experiment=txt", "did you mean: experiment=text ?"), ("monitor=val/bpb", "needs a loss at every position"),
-    ("loss=classification", "give loss=last_token"), ("model.kv_heads=3", "give model.kv_heads=2"),
-])  # fmt: skip
+OTHERS = [
+    ("+trainer.overfit=0", "is there already: leave out the +"),
+    ("+extra=1", "there is no key 'extra'"),
+    ("callbacks.time_limit=null", "~callbacks.time_limit"),
+    ("modle=bitnet", "did you mean: model=bitnet ?"),
+    ("~trainer.stepz", "did you mean: ~trainer.steps ?"),
+    ("trainer.clip_norm=.nan", "clip_norm takes"),
+    ("seed=true", "seed takes"),
+    ("monitor=val/accuracy", "monitor takes val/loss, val/acc, val/bpb"),
+    ("monitor=val/bpb", "needs a loss at every position"),
+    ("monitor=val/loss", "target=0.99 is meant for val/acc"),
+    ("experiment=txt", "did you mean: experiment=text ?"),
+    ("loss=classification", "give loss=last_token"),
+    ("model.kv_heads=3", "give model.kv_heads=2"),
+    ("~model", "a run needs model; options: bitmlp, bitnet"),
+    ("~callbacks", "a run needs callbacks"),
+]
+
+
+@pytest.mark.parametrize(("argument", "words"), OTHERS)
 def test_other_mistakes(argument: str, words: str) -> None:
     assert words in "\n".join(mistakes([argument], False))
 
@@ -150,6 +162,17 @@ def test_every_option_and_preset_passes() -> None:
 ])  # fmt: skip
 def test_each_value_of_a_sweep_is_looked_at(arguments: list[str], words: str) -> None:
     assert words in "\n".join(mistakes(arguments, True))
+
+
+def test_a_key_that_nothing_reads_is_told() -> None:
+    assert "give trainer.steps, which trainer=debug sets itself" in "\n".join(mistakes(["trainer=debug", "steps=10"], False))
+    assert mistakes(["trainer=debug", "trainer.steps=10", "batch_size=4"], False) == []
+
+
+def test_a_sweep_is_one_study() -> None:
+    several = ["data=modular,text", "model=bitnet", "seed=0,1"]
+    assert "several studies: modular, text" in "\n".join(mistakes(several, True))
+    assert mistakes([*several, "name=both"], True) == []
 
 
 def test_a_sweep_that_is_right_names_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:

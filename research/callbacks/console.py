@@ -80,7 +80,6 @@ def summary(state: State) -> list[tuple[str, str]]:
     return [
         *rows,
         ("folder", str(state.folder)),
-        ("see it", "make ui"),
         ("go on", f"{command} resume={shlex.quote(str(state.folder))} trainer.steps={2 * state.steps} target=null"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]

@@ -53,7 +53,7 @@ def split_files(documents: list[bytes], val_fraction: float) -> tuple[list[bytes
         cut = text.rfind(b"\n", 0, int(len(text) * (1 - val_fraction))) + 1 or int(len(text) * (1 - val_fraction))
         return [text[:cut]], [text[cut:]]
     ranked = sorted(documents, key=lambda text: sha256(b"split" + text).digest())
-    cut = max(1, round(len(ranked) * val_fraction))
+    cut = min(max(1, round(len(ranked) * val_fraction)), len(ranked) - 1)
     return ranked[cut:], ranked[:cut]
 
 

@@ -44,8 +44,9 @@ class _Ternary(torch.autograd.Function):
 class _Int8(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        scale = 127 / absmax(x)
-        return (x * scale).round_().clamp_(-128, 127).div_(scale)
+        exact = x.float()  # a bf16 product has too few digits to round to 256 levels
+        scale = 127 / absmax(exact)
+        return (exact * scale).round_().clamp_(-128, 127).div_(scale).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -4,6 +4,7 @@ A filter is a mixin in front of any torch optimizer class. The result is a real 
 parameter groups, the filter's memory in its state, so saving, scheduling and per-group values work as for any other.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ class _Filter(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if params and group["lamb"]:  # lamb = 0 is the base class: same bits, no memory
                 fresh |= self.amplify(params, group)
-        super().step()
+        _unhooked(super().step)(self)
         for p, memory in fresh.items():  # only now: AdamW sets up its own state only where there is none
             self.state[p].update(memory)
         return loss
@@ -67,28 +68,36 @@ class MA(_Filter):
     """
 
     def amplify(self, params: list[Tensor], group: dict[str, Any]) -> Memory:
-        window, fresh = group["window"], {}
+        window = group["window"]
+        fresh = {p: self._empty(p, window) for p in params if "grokfast_ring" not in self.state[p]}
+        by_age: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
         for p in params:
-            g = p.grad
-            assert g is not None
-            memory = self.state[p]
-            if "grokfast_ring" not in memory:
-                memory = {
-                    "grokfast_ring": g.new_zeros(window, *g.shape),
-                    "grokfast_sum": torch.zeros_like(g),
-                    "grokfast_seen": 0,
-                }
-                fresh[p] = memory
-            ring, total, seen = memory["grokfast_ring"], memory["grokfast_sum"], memory["grokfast_seen"]
-            place = seen % window
-            total.add_(g).sub_(ring[place])
-            ring[place].copy_(g)
-            memory["grokfast_seen"] = seen = seen + 1
-            if place == window - 1:
-                torch.sum(ring, dim=0, out=total)
-            if seen >= window:
-                g.add_(total, alpha=group["lamb"] / window)
+            by_age[(fresh.get(p) or self.state[p])["grokfast_seen"]].append(p)
+        for seen, equals in by_age.items():
+            memories = [fresh.get(p) or self.state[p] for p in equals]
+            grads = [p.grad for p in equals]
+            totals = [memory["grokfast_sum"] for memory in memories]
+            slots = [memory["grokfast_ring"][seen % window] for memory in memories]
+            torch._foreach_add_(totals, grads)  # type: ignore[arg-type]
+            torch._foreach_sub_(totals, slots)
+            torch._foreach_copy_(slots, grads)  # type: ignore[arg-type]
+            for memory in memories:
+                memory["grokfast_seen"] = seen + 1
+                if seen % window == window - 1:
+                    torch.sum(memory["grokfast_ring"], dim=0, out=memory["grokfast_sum"])
+            if seen + 1 >= window:
+                torch._foreach_add_(grads, totals, alpha=group["lamb"] / window)  # type: ignore[arg-type]
         return fresh
+
+    @staticmethod
+    def _empty(p: Tensor, window: int) -> dict[str, Any]:
+        return {"grokfast_ring": p.new_zeros(window, *p.shape), "grokfast_sum": torch.zeros_like(p), "grokfast_seen": 0}
+
+
+def _unhooked(step: Any) -> Callable[[Optimizer], Any]:
+    """The base's own step: torch wraps a class's step in hooks once a plain object of it was made, and ours has its own."""
+    function = step.__func__
+    return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
 
 
 def filtered(filter_class: type[_Filter], base: type[Optimizer]) -> type[Optimizer]:
@@ -96,8 +105,15 @@ def filtered(filter_class: type[_Filter], base: type[Optimizer]) -> type[Optimiz
     return type(f"Grokfast{base.__name__}", (filter_class, base), {})
 
 
-def _build(filter_class: type[_Filter], model: nn.Module, base: partial[Optimizer], lr: float, weight_decay: float,
-           no_decay: Sequence[str], **options: float) -> Optimizer:  # fmt: skip
+def _build(
+    filter_class: type[_Filter],
+    model: nn.Module,
+    base: partial[Optimizer],
+    lr: float,
+    weight_decay: float,
+    no_decay: Sequence[str],
+    **options: float,
+) -> Optimizer:
     assert isinstance(base.func, type)
     groups = [group | options for group in param_groups(model, weight_decay, no_decay)]
     optimizer = filtered(filter_class, base.func)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
@@ -109,7 +125,7 @@ def ema(
     model: nn.Module,
     base: partial[Optimizer],
     lr: Positive,
-    alpha: Fraction = 0.98,
+    alpha: Fraction = 0.9,
     lamb: NonNegative = 2.0,
     weight_decay: NonNegative = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
@@ -125,7 +141,7 @@ def ma(
     base: partial[Optimizer],
     lr: Positive,
     window: Count = 100,
-    lamb: NonNegative = 5.0,
+    lamb: NonNegative = 2.0,
     weight_decay: NonNegative = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:

@@ -25,7 +25,6 @@ def cosine(step: int, steps: int, warmup: Natural = 0, floor: Fraction = 0.1) ->
 
 def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.2, floor: Fraction = 0.0) -> float:
     """Warm-up, stable, then linear down to `floor` over the last share `decay` of the steps (Hu et al. 2024, 2404.06395)."""
-    length = max(1, round(decay * steps))
-    left = steps - 1 - step
-    falling = floor + (1 - floor) * max(0, left) / length
-    return min(_warm(step, warmup), falling if left < length else 1.0)
+    length, left = round(decay * steps), steps - 1 - step
+    falling = floor + (1 - floor) * max(0, left) / length if left < length else 1.0
+    return min(_warm(step, warmup), falling)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.preflight.composed import MISSING, Composed, leaves
-from research.preflight.help import groups
+from research.preflight.help import defaults, groups
 from research.preflight.meant import meant
 from research.preflight.overrides import mistake
 from research.preflight.signature import Parameter, Signature, TargetError, signature
@@ -14,6 +14,7 @@ from research.preflight.signature import Parameter, Signature, TargetError, sign
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+KNOBS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 INNER = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 
 
@@ -64,6 +65,21 @@ class Asked(Composed):
         around = self.walk(parent) if parent else None
         there = f"'{parent}' has: {', '.join(k for k in around if k not in INNER)}" if isinstance(around, dict) else ""
         self.note(key, f"there is no key '{key}'", f"did you mean: {' or '.join(near)} ?" if near else there)
+
+    def check_parts(self) -> None:
+        """Every group that has a default is there, and what was set at the top is read by something."""
+        for group, option in defaults().items():
+            if option != "null" and group != "local" and not isinstance(self.walk(group), dict):
+                told = f"a run needs {group}; options: {', '.join(groups()[group])}"
+                self.note(group, told, head=self.given.get(group) or f"~{group}")
+        texts = [value for root, node in self.cfg.items() for _, value in leaves(root, node) if isinstance(value, str)]
+        for key in set(self.given) & set(KNOBS):
+            if not any(f"${{{key}}}" in text for text in texts):
+                self.note(
+                    key,
+                    f"nothing reads '{key}' here",
+                    f"give trainer.{key}, which trainer={self.choice('trainer')} sets itself",
+                )
 
     def check_node(self, key: str, node: dict[str, Any]) -> None:
         """Its target exists and takes each of its keys: + gets past Hydra's own checks."""

@@ -64,9 +64,19 @@ def mistakes(arguments: list[str], multirun: bool) -> list[str]:
         if multirun:
             overrides += runs.study(overrides)
             os.environ["GROKBIT_SWEPT"] = ",".join(key(o) for o in overrides if o.is_sweep_override())
-        for variant in islice(variants(overrides), SWEPT_AT_MOST):
+        looked_at = list(islice(variants(overrides), SWEPT_AT_MOST))
+        for variant in looked_at:
             wrong += check_one(variant, runs)
+        wrong += [] if wrong else one_study(looked_at, runs)
     return list(dict.fromkeys(wrong))
+
+
+def one_study(variants: list[list["Override"]], runs: Compositions) -> list[str]:
+    """A sweep has one folder and one parent run, so its runs need one name."""
+    given = any(override.key_or_group == "name" for override in variants[0])
+    names = [] if given else list(dict.fromkeys(str(runs.of(variant)["name"]) for variant in variants))
+    told = f"the runs of this sweep belong to several studies: {', '.join(names)}"
+    return [mistake("-m", told, "give them one name, as name=comparison")] if len(names) > 1 else []
 
 
 def check_one(overrides: list["Override"], runs: Compositions) -> list[str]:
@@ -85,6 +95,7 @@ def check_one(overrides: list["Override"], runs: Compositions) -> list[str]:
         asked.given[override.key_or_group] = str(override.input_line)
         if override not in chosen:
             asked.take(override)
+    asked.check_parts()
     asked.check_values("", signature(f"{__name__}.Globals"), asked.cfg)
     for place, node in list(asked.nodes()):
         asked.check_node(place, node)

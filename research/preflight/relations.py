@@ -44,6 +44,16 @@ def loss_and_data(asked: Asked) -> Iterator[Clash]:
         yield Clash(("monitor", "loss"), told, "give monitor=val/acc or monitor=val/loss")
 
 
+def monitor_and_target(asked: Asked) -> Iterator[Clash]:
+    """A data set's target is one of its own monitor."""
+    file = CONF / "data" / f"{asked.choice('data')}.yaml"
+    own = re.search(r"^monitor: (\S+)", file.read_text() if file.exists() else "", re.MULTILINE)
+    now, target = asked.at("monitor")[0], asked.at("target")[0]
+    if own and now != own[1] and isinstance(target, float | int) and "target" not in asked.given:
+        told = f"target={target} is meant for {own[1]}, not for {now}"
+        yield Clash(("monitor", "target"), told, f"give the {now} to stop at, or target=null")
+
+
 def heads(asked: Asked) -> Iterator[Clash]:
     """Each head has dim / heads numbers, which rotary positions turn in pairs; query heads share key heads evenly."""
     dim, count, shared = (natural(asked, f"model.{key}") for key in ("dim", "heads", "kv_heads"))
@@ -103,6 +113,7 @@ def resumed(asked: Asked) -> Iterator[Clash]:
 RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     task_and_model,
     loss_and_data,
+    monitor_and_target,
     heads,
     micro_batches,
     prime,
