@@ -12,3 +12,8 @@ NonNegative = Annotated[float, "[0, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 OpenFraction = Annotated[float, "(0, 1)"]
 Existing = Annotated[str, "a file or folder that exists"]
+
+
+def is_prime(p: int) -> bool:
+    """By trial division; p is small."""
+    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))

@@ -9,7 +9,20 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
-PURE = ["nn", "models", "losses", "metrics", "order", "seeding", "dataset", "data"]
+PURE = [
+    "nn",
+    "models",
+    "losses",
+    "metrics",
+    "order",
+    "seeding",
+    "dataset",
+    "data",
+    "optim",
+    "callback",
+    "checkpoint",
+    "trainer",
+]
 settings.register_profile("here", deadline=None, print_blob=True)  # a shared machine has slow moments
 settings.load_profile("here")
 hook = install_import_hook([f"research.{room}" for room in PURE], "beartype.beartype")

@@ -51,3 +51,18 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     other = nn.Linear(4, 5)
     with pytest.raises(ValueError, match=r"another model.*bias, weight"):
         checkpoint.restore(tmp_path, other, torch.optim.AdamW(other.parameters()))
+
+
+def test_a_model_with_scalars_and_buffers_is_kept_whole(tmp_path: Path) -> None:
+    """BatchNorm counts its batches in a tensor without axes; an empty tensor has no place of its own."""
+    torch.manual_seed(0)
+    model, other = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2))
+    for each in (model, other):
+        each.register_buffer("none", torch.empty(0))
+    model(torch.randn(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    checkpoint.save(tmp_path / "checkpoints", 1, model, optimizer, {"val/acc": 0.5, "step": 1})
+    assert checkpoint.weights_digest(model) != checkpoint.weights_digest(other)
+    step, best = checkpoint.restore(tmp_path, other, torch.optim.SGD(other.parameters(), lr=0.1))
+    assert (step, best) == (1, {"val/acc": 0.5, "step": 1})
+    assert checkpoint.weights_digest(model) == checkpoint.weights_digest(other)

@@ -1,5 +1,6 @@
 """Quantisation, BitLinear, attention and rotary positions against plain references."""
 
+import cmath
 import math
 
 import pytest
@@ -37,6 +38,26 @@ def test_int8_has_256_levels_and_errs_by_half_of_one(seed: int, size: float) -> 
     torch.testing.assert_close(q / step, (q / step).round(), rtol=0, atol=1e-3)
 
 
+def reference_int8(x: torch.Tensor) -> torch.Tensor:
+    """One number after the other, a scale a token (2504.12285, section 2)."""
+    rows = []
+    for row in x.flatten(0, -2).tolist():
+        scale = 127 / max(*(abs(v) for v in row), 1e-5)
+        rows.append([max(-128, min(127, round(v * scale))) / scale for v in row])
+    return torch.tensor(rows).view_as(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_agrees_with_the_reference(dtype: torch.dtype) -> None:
+    """Of bf16 numbers too, the codes are those that exact arithmetic gives."""
+    x = torch.randn(40, 344, generator=torch.Generator().manual_seed(0)).to(dtype)
+    step = x.float().abs().amax(-1, keepdim=True) / 127
+    codes, expected = ((q / step).round() for q in (int8(x).float(), reference_int8(x.float())))
+    clear = ((x.float() / step).abs() % 1 - 0.5).abs() > 1e-4  # at a half float32 and Python's double may round apart
+    assert clear.float().mean() > 0.99
+    assert torch.equal(codes[clear], expected[clear])
+
+
 def test_zeros_stay_zeros() -> None:
     assert not ternary(torch.zeros(3, 4)).any()
     assert not int8(torch.zeros(3, 4)).any()
@@ -46,7 +67,7 @@ def test_bitlinear_forward_and_gradient() -> None:
     torch.manual_seed(0)
     layer, x = BitLinear(8, 5, bias=False), torch.randn(3, 8, requires_grad=True)
     y = layer(x)
-    xq, wq = int8(x.detach()), reference_ternary(layer.weight.detach())
+    xq, wq = reference_int8(x.detach()), reference_ternary(layer.weight.detach())
     torch.testing.assert_close(y, xq @ wq.T)
     g = torch.randn_like(y)
     y.backward(g)
@@ -69,6 +90,19 @@ def test_attention_agrees_with_a_loop(kv_heads: int) -> None:
             scores = torch.stack([(q[:, head, i] * k[:, shared, j]).sum(-1) for j in range(i + 1)], -1) / math.sqrt(8)
             out[:, i, head] = (scores.softmax(-1)[..., None] * v[:, shared, : i + 1]).sum(1)
     torch.testing.assert_close(layer(x, cos, sin), layer.o_proj(out.flatten(2)))
+
+
+def test_rotary_positions_agree_with_complex_numbers() -> None:
+    """2104.09864, eq. 34: pair (x_i, x_{i + width/2}) of position m is turned by m theta_i, theta_i = 10000^(-2i/width)."""
+    x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+    cos, sin = rope_table(5, 8)
+    y = rotate(x, cos, sin)
+    for m in range(5):
+        for i in range(4):
+            turn = cmath.exp(1j * m * 10_000 ** (-2 * i / 8))
+            for head in range(2):
+                z = complex(x[0, head, m, i], x[0, head, m, i + 4]) * turn
+                assert complex(y[0, head, m, i], y[0, head, m, i + 4]) == pytest.approx(z, abs=1e-6)
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:

@@ -104,6 +104,18 @@ def test_the_filter_is_an_optimizer_and_never_rebinds_gradients() -> None:
     assert all(p.grad is g for p, g in zip(net.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("build", FILTERS)
+def test_hooks_are_called_once_a_step(build: Any) -> None:
+    """torch wraps a class's step once a plain object of it was made: ours must not be wrapped twice."""
+    net = model()
+    AdamW(net.parameters())
+    optimizer, calls = build(net, partial(AdamW), 0.01), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    run(net, optimizer, 0, 1)
+    assert calls == ["before", "after"]
+
+
 def test_a_late_first_gradient_and_a_missing_one() -> None:
     net = model()
     optimizer = grokfast.ema(net, partial(AdamW), 0.01)
@@ -129,4 +141,11 @@ def test_schedules_stay_in_range_and_end_low(step: int, warmup: int) -> None:
         assert 0 <= schedule(step, 1000, warmup) <= 1
     assert cosine(999, 1000, warmup, 0.1) == pytest.approx(0.1)
     assert wsd(999, 1000, warmup) == pytest.approx(0, abs=0.01)
+    assert wsd(step, 1000, 0, decay=0.0) == 1
     assert constant(0, 1000, 10) == pytest.approx(0.1)
+
+
+def test_schedules_have_the_values_of_their_formulas() -> None:
+    assert [wsd(step, 10, 2, decay=0.5) for step in range(10)] == pytest.approx([0.5, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
+    assert [cosine(step, 5, 0, floor=0.0) for step in range(5)] == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+    assert [constant(step, 5, 2) for step in range(3)] == pytest.approx([0.5, 1, 1])

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from research.dataset import Dataset, Split, Tokens, majority
-from research.ranges import Count, Natural, OpenFraction
+from research.ranges import Count, Natural, OpenFraction, is_prime
 from research.seeding import fold
 
 Residues = Int[Tensor, "pairs"]
@@ -22,11 +22,6 @@ OPERATIONS: dict[str, Callable[[Residues, Residues, int], Residues]] = {
     "/": lambda x, y, p: x * torch.tensor([pow(int(v), -1, p) for v in y]) % p,
     "x2+xy+y2": lambda x, y, p: (x * x + x * y + y * y) % p,
 }
-
-
-def is_prime(p: int) -> bool:
-    """By trial division; p is small."""
-    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
 
 
 def modular(

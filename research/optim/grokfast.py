@@ -112,7 +112,7 @@ def _build(
     lr: float,
     weight_decay: float,
     no_decay: Sequence[str],
-    **options: float,
+    **options: float | int,
 ) -> Optimizer:
     assert isinstance(base.func, type)
     groups = [group | options for group in param_groups(model, weight_decay, no_decay)]

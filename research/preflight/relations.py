@@ -9,6 +9,7 @@ from research.preflight.asked import Asked, spelt
 from research.preflight.composed import Composed, leaves
 from research.preflight.help import CONF, component, groups
 from research.preflight.signature import Signature, signature
+from research.ranges import is_prime
 
 
 class Clash(NamedTuple):
@@ -148,7 +149,3 @@ def divisor(of: int, near: int) -> int:
 
 def multiple(of: int, near: int) -> int:
     return of * max(1, round(near / of))
-
-
-def is_prime(p: int) -> bool:
-    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
