@@ -82,10 +82,8 @@ def build(node: DictConfig, *arguments: Any) -> Any:
 def describe(cfg: DictConfig) -> Run:
     """What was asked, in plain types, with a name that tells this run from its neighbours."""
     hydra = HydraConfig.get()
-    overrides, choices = (
-        list(hydra.overrides.task),
-        {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra/" not in k},
-    )
+    overrides = list(hydra.overrides.task)
+    choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra/" not in k}
     given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: given[key] for key in os.environ.get("GROKBIT_SWEPT", "").split(",") if key in given}
     in_sweep = hydra.mode == RunMode.MULTIRUN
