@@ -1,5 +1,6 @@
 """The set-up: once, again when the requirements change, and whole after it was interrupted. Python and pip are stand-ins."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ def place(tmp_path: Path) -> Path:
 
 def setup(place: Path) -> tuple[int, str, list[str]]:
     """Exit code, what was said, and the calls of Python so far."""
-    done = subprocess.run(["make", "setup", f"PYTHON={place / 'python'}"], cwd=place, capture_output=True, text=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}  # of `make test`
+    command = ["make", "setup", f"PYTHON={place / 'python'}"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     calls = place / "calls"
     return done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else []
 
