@@ -23,6 +23,7 @@ class State:
     steps: int
     batch_size: int
     monitor: str
+    task: str = ""  # what evaluations are of: only those of one task can be compared
     device: str = "cpu"
     name: str = "run"
     folder: Path | None = None
@@ -43,7 +44,7 @@ class State:
         if step >= self.steps:
             raise ValueError(f"resume: step {step} of {self.steps} is done already; give trainer.steps more than {step}")
         self.step = self.first = step
-        self.best = best if self.monitor in best else {}
+        self.best = best
 
     def begin(self) -> None:
         """The first step starts now."""

@@ -41,10 +41,10 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save(root: Path, step: int, model: nn.Module, optimizer: Optimizer, best: dict[str, float]) -> Path:
-    """Commit a checkpoint below `root` and return its folder."""
+def save(root: Path, step: int, model: nn.Module, optimizer: Optimizer, best: dict[str, float], task: str = "") -> Path:
+    """Commit a checkpoint below `root` and return its folder. `best` is the best evaluation so far of `task`."""
     state = io.BytesIO()
-    torch.save({"step": step, "optimizer": optimizer.state_dict(), "best": best}, state)
+    torch.save({"step": step, "optimizer": optimizer.state_dict(), "best": best, "task": task}, state)
     final = root / f"step-{step:08d}"
     draft = root / f".draft-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
@@ -96,8 +96,8 @@ def newest_good(path: Path) -> Path:
     raise ValueError(f"resume={path}: no usable checkpoint ({reasons}); start afresh without resume")
 
 
-def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, float]]:
-    """Load the newest good checkpoint into model and optimizer; return its step and the best evaluation until then.
+def restore(path: Path, model: nn.Module, optimizer: Optimizer, task: str = "") -> tuple[int, dict[str, float]]:
+    """Load the newest good checkpoint into model and optimizer; return its step, and the best evaluation if of this task.
 
     The optimizer keeps the settings that it was built with where they are not those of the checkpoint's: lr=1e-4 beside
     resume= means that lr. Raises ValueError when it is of another model or optimizer, naming what differs.
@@ -121,7 +121,7 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, di
         then = group.get(SETTINGS, {})
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
         group[SETTINGS] = now
-    return int(state["step"]), dict(state["best"])
+    return int(state["step"]), dict(state["best"]) if state["task"] == task else {}
 
 
 def remember_settings(optimizer: Optimizer) -> None:

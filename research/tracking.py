@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import re
 import socket
 import sys
 import threading
@@ -84,7 +85,7 @@ class MLflow(Jsonl):
             with _one_at_a_time(self.uri):
                 self.client = MlflowClient(self.uri)
         except Exception as error:
-            raise ValueError(f"{self.setting}={self.uri} is not a store that MLflow can open: {error}") from error
+            raise ValueError(f"{self.setting}={_shown(self.uri)} is not a store that MLflow can open: {error}") from error
         super().start(run)
         self.run = run
         self.thread.start()
@@ -104,10 +105,10 @@ class MLflow(Jsonl):
         self.thread.join(PATIENCE + 5)
         if self.thread.is_alive() or self.undelivered:
             reason = self.undelivered or "no answer"
-            print(f"warning: MLflow at {self.uri} did not take all of this run ({reason}); "
+            print(f"warning: MLflow at {_shown(self.uri)} did not take all of this run ({reason}); "
                   f"every metric is in {self.run.folder / 'metrics.jsonl'}", file=sys.stderr)  # fmt: skip
         elif status == FINISHED:
-            how = "make ui" if self.uri == f"sqlite:///{STORE}" else self.uri
+            how = "make ui" if self.uri == f"sqlite:///{STORE}" else _shown(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {how}")
 
     # What follows runs in the thread.
@@ -169,12 +170,7 @@ class MLflow(Jsonl):
         end_dead_runs(self.client)
         study = _experiment(self.client, run.study, self.uri)
         parent = self._parent(study) if run.sweep else None
-        tags = {
-            "folder": str(run.folder),
-            "host": socket.gethostname(),
-            **run.choices,
-            "mlflow.source.name": "train.py",
-        }
+        tags = {"folder": str(run.folder), "host": socket.gethostname(), "mlflow.source.name": "train.py", **run.choices}
         tags |= {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain")))}
         tags |= {f"sweep.{key}": value for key, value in run.swept.items()}
         if parent:
@@ -192,11 +188,7 @@ class MLflow(Jsonl):
         note = self.run.sweep / "mlflow_run_id"
         with _locked(self.run.sweep / ".parent"):
             if not note.exists():
-                tags = {
-                    "folder": str(self.run.sweep),
-                    "host": socket.gethostname(),
-                    "sweep": ",".join(self.run.swept),
-                }
+                tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
                 created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
                 note.write_text(created.info.run_id)
         return note.read_text()
@@ -210,12 +202,8 @@ class MLflow(Jsonl):
         write_json(self.run.folder / "summary.json", summary | {"mlflow_run_id": self.run_id})
         if self.state:
             data = self.state.data
-            entity = Dataset(
-                self.run.choices.get("data", "data"),
-                data.digest[:36],
-                "local",
-                json.dumps({"source": data.source}),
-            )
+            source = json.dumps({"source": data.source})
+            entity = Dataset(self.run.choices.get("data", "data"), data.digest[:36], "local", source)
             self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
             self.client.set_tag(self.run_id, "data.digest", data.digest)
         stamp, step = int(time.time() * 1000), int(summary.get("steps") or 0)
@@ -266,6 +254,11 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
+
+
+def _shown(uri: str) -> str:
+    """Without a user's name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

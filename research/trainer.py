@@ -87,13 +87,14 @@ class Trainer:
             steps=self.steps,
             batch_size=self.batch_size,
             monitor=monitor,
+            task=f"{monitor} of {data.digest}, overfit={self.overfit}",
             device=str(self.accelerator.device),
             name=name,
             folder=folder,
         )
         checkpoint.remember_settings(optimizer)
         if resume:
-            state.resume(*checkpoint.restore(resume, model, optimizer))
+            state.resume(*checkpoint.restore(resume, model, optimizer, state.task))
         total = torch.zeros((), device=self.accelerator.device)
         try:
             for callback in callbacks:

@@ -61,8 +61,9 @@ def test_a_model_with_scalars_and_buffers_is_kept_whole(tmp_path: Path) -> None:
         each.register_buffer("none", torch.empty(0))
     model(torch.randn(5, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    checkpoint.save(tmp_path / "checkpoints", 1, model, optimizer, {"val/acc": 0.5, "step": 1})
+    checkpoint.save(tmp_path / "checkpoints", 1, model, optimizer, {"val/acc": 0.5, "step": 1}, "digits")
     assert checkpoint.weights_digest(model) != checkpoint.weights_digest(other)
-    step, best = checkpoint.restore(tmp_path, other, torch.optim.SGD(other.parameters(), lr=0.1))
-    assert (step, best) == (1, {"val/acc": 0.5, "step": 1})
+    fresh = torch.optim.SGD(other.parameters(), lr=0.1)
+    assert checkpoint.restore(tmp_path, other, fresh, "digits") == (1, {"val/acc": 0.5, "step": 1})
+    assert checkpoint.restore(tmp_path, other, fresh, "letters") == (1, {}), "the best of another task says nothing here"
     assert checkpoint.weights_digest(model) == checkpoint.weights_digest(other)

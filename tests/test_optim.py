@@ -104,6 +104,23 @@ def test_the_filter_is_an_optimizer_and_never_rebinds_gradients() -> None:
     assert all(p.grad is g for p, g in zip(net.parameters(), before, strict=True))
 
 
+def test_another_window_begins_empty() -> None:
+    """2405.20233, Algorithm 1, after a resume with window 2 instead of 4: off for one step, then the mean of two."""
+    net, lamb, lr = model(), 5.0, 0.1
+    optimizer = grokfast.ma(net, partial(SGD), lr, 4, lamb)
+    run(net, optimizer, 0, 5)
+    for group in optimizer.param_groups:
+        group["window"] = 2
+    expected = [p.detach().clone() for p in net.parameters()]
+    for step in range(5, 8):
+        for i, g in enumerate(gradients(net, step)):
+            slow = (g + gradients(net, step - 1)[i]) / 2 if step > 5 else 0
+            expected[i] = expected[i] - lr * (g + lamb * slow)
+    run(net, optimizer, 5, 8)
+    for p, e in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e)
+
+
 @pytest.mark.parametrize("build", FILTERS)
 def test_hooks_are_called_once_a_step(build: Any) -> None:
     """torch wraps a class's step once a plain object of it was made: ours must not be wrapped twice."""

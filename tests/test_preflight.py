@@ -136,6 +136,8 @@ OTHERS = [
     ("experiment=txt", "did you mean: experiment=text ?"),
     ("loss=classification", "give loss=last_token"),
     ("model.kv_heads=3", "give model.kv_heads=2"),
+    ("tracker=null", "a group takes one of its options: jsonl, mlflow, none"),
+    ("~target", "give it a value, as target=null"),
     ("~model", "a run needs model; options: bitmlp, bitnet"),
     ("~callbacks", "a run needs callbacks"),
 ]
@@ -169,10 +171,19 @@ def test_a_key_that_nothing_reads_is_told() -> None:
     assert mistakes(["trainer=debug", "trainer.steps=10", "batch_size=4"], False) == []
 
 
+@pytest.mark.parametrize("line", [
+    "steps=6 trainer.steps=12", "precision=bf16 trainer.precision=fp32", "monitor=val/loss callbacks.early_stop.target=0.1",
+    "monitor=val/loss ~callbacks.early_stop", "monitor=val/loss target=0.1", "monitor=val/loss target=null",
+])  # fmt: skip
+def test_what_is_set_lower_down_needs_nothing_above(line: str) -> None:
+    assert mistakes(line.split(), False) == []
+
+
 def test_a_sweep_is_one_study() -> None:
     several = ["data=modular,text", "model=bitnet", "seed=0,1"]
     assert "several studies: modular, text" in "\n".join(mistakes(several, True))
     assert mistakes([*several, "name=both"], True) == []
+    assert "several studies: a, b" in "\n".join(mistakes(["name=a,b"], True))
 
 
 def test_a_sweep_that_is_right_names_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +201,7 @@ def test_resume_wants_the_same_architecture(tmp_path: Path) -> None:
     assert mistakes([f"resume={tmp_path}"], False) == []
     told = "\n".join(mistakes([f"resume={tmp_path}", "model.dim=64"], False))
     assert "model.dim is 64 here, was 128 there" in told
+    assert mistakes([f"resume={tmp_path}", "model.dropout=0.1", "lr=1e-4", "optim.base.betas=[0.9,0.9]"], False) == []
     assert "optim._target_" in "\n".join(mistakes([f"resume={tmp_path}", "optim=adamw"], False))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,8 @@ def test_resume_takes_the_settings_that_are_given_now(tmp_path: Path) -> None:
     (rest,) = (tmp_path / "out" / "rest").iterdir()
     assert json.loads((rest / "metrics.jsonl").read_text().splitlines()[-1])["lr"] == 1e-4
     assert "lr 0.0001, alpha 0.9, lamb 0" in (rest / "train.log").read_text()
+    (line,) = (text for text in (part / "train.log").read_text().splitlines() if "go on: " in text)
+    train(tmp_path, *shlex.split(line.split("go on: python train.py ")[1]))  # what it said itself
     done = train(tmp_path, *tiny, "name=again", f"resume={part}", fails=True)
     assert "step 3 of 3 is done already; give trainer.steps more than 3" in done.stderr
 

@@ -26,7 +26,7 @@ class Checkpoint(Callback):
     def _save(self, state: State) -> None:
         if state.folder is None:
             return
-        new = checkpoint.save(state.folder / "checkpoints", state.step, state.model, state.optimizer, state.best)
+        new = checkpoint.save(state.folder / "checkpoints", state.step, state.model, state.optimizer, state.best, state.task)
         if self.kept and self.kept != new:
             shutil.rmtree(self.kept)
         self.kept = new

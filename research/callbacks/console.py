@@ -77,10 +77,12 @@ def summary(state: State) -> list[tuple[str, str]]:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
     command = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith("resume="))])
+    moved = ("resume=", "steps=", "trainer.steps=", "target=")
+    longer = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith(moved))])
     return [
         *rows,
         ("folder", str(state.folder)),
-        ("go on", f"{command} resume={shlex.quote(str(state.folder))} trainer.steps={2 * state.steps} target=null"),
+        ("go on", f"{longer} resume={shlex.quote(str(state.folder))} trainer.steps={2 * state.steps} target=null"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]
 

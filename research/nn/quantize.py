@@ -44,7 +44,7 @@ class _Ternary(torch.autograd.Function):
 class _Int8(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        exact = x.float()  # a bf16 product has too few digits to round to 256 levels
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few digits to round to 256 levels
         scale = 127 / absmax(exact)
         return (exact * scale).round_().clamp_(-128, 127).div_(scale).to(x.dtype)
 

@@ -64,17 +64,19 @@ class MA(_Filter):
     """Slow part: the mean of the last `window` gradients (2405.20233, Algorithm 1): g <- g + lamb mean(g_{t-w+1} .. g_t).
 
     Off until the window is full, as in the authors' code. The window is a ring with a running sum, summed anew once a
-    turn, so that rounding cannot build up. Its memory is window + 1 times the parameters.
+    turn, so that rounding cannot build up. Its memory is window + 1 times the parameters. With another window than
+    before (after a resume) it begins empty.
     """
 
     def amplify(self, params: list[Tensor], group: dict[str, Any]) -> Memory:
         window = group["window"]
-        fresh = {p: self._empty(p, window) for p in params if "grokfast_ring" not in self.state[p]}
+        fresh = {p: self._empty(p, window) for p in params if len(self.state[p].get("grokfast_ring", ())) != window}
+        memory_of = {p: fresh.get(p) or self.state[p] for p in params}
         by_age: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
         for p in params:
-            by_age[(fresh.get(p) or self.state[p])["grokfast_seen"]].append(p)
+            by_age[memory_of[p]["grokfast_seen"]].append(p)
         for seen, equals in by_age.items():
-            memories = [fresh.get(p) or self.state[p] for p in equals]
+            memories = [memory_of[p] for p in equals]
             grads = [p.grad for p in equals]
             totals = [memory["grokfast_sum"] for memory in memories]
             slots = [memory["grokfast_ring"][seen % window] for memory in memories]

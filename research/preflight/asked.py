@@ -73,13 +73,13 @@ class Asked(Composed):
                 told = f"a run needs {group}; options: {', '.join(groups()[group])}"
                 self.note(group, told, head=self.given.get(group) or f"~{group}")
         texts = [value for root, node in self.cfg.items() for _, value in leaves(root, node) if isinstance(value, str)]
-        for key in set(self.given) & set(KNOBS):
-            if not any(f"${{{key}}}" in text for text in texts):
-                self.note(
-                    key,
-                    f"nothing reads '{key}' here",
-                    f"give trainer.{key}, which trainer={self.choice('trainer')} sets itself",
-                )
+        for key in self.given:
+            read = any(f"${{{key}}}" in text for text in texts)
+            if key in KNOBS and key in self.cfg and not read and f"trainer.{key}" not in self.given:
+                fix = f"give trainer.{key}, which trainer={self.choice('trainer')} sets itself"
+                self.note(key, f"nothing reads '{key}' here", fix)
+            elif "." not in key and key not in self.cfg and read:
+                self.note(key, f"the run reads '{key}'", f"give it a value, as {key}=null where that is one")
 
     def check_node(self, key: str, node: dict[str, Any]) -> None:
         """Its target exists and takes each of its keys: + gets past Hydra's own checks."""

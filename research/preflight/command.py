@@ -73,8 +73,10 @@ def mistakes(arguments: list[str], multirun: bool) -> list[str]:
 
 def one_study(variants: list[list["Override"]], runs: Compositions) -> list[str]:
     """A sweep has one folder and one parent run, so its runs need one name."""
-    given = any(override.key_or_group == "name" for override in variants[0])
-    names = [] if given else list(dict.fromkeys(str(runs.of(variant)["name"]) for variant in variants))
+    names: dict[str, None] = {}
+    for variant in variants:
+        given = [override.value() for override in variant if override.key_or_group == "name"]
+        names[str(given[-1] if given else runs.of(variant)["name"])] = None
     told = f"the runs of this sweep belong to several studies: {', '.join(names)}"
     return [mistake("-m", told, "give them one name, as name=comparison")] if len(names) > 1 else []
 

@@ -85,7 +85,9 @@ def no_option(override: "Override") -> str:
         return ""
     chosen = [each.value() for each in parse(values(override))[0]]
     for name in [name for value in chosen for name in (value if isinstance(value, list) else [value])]:
-        if name is not None and name not in options:
+        if name is None:
+            return mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
+        if name not in options:
             near = meant(str(name), options)
             there = f"group '{group}' has no option '{name}'; options: {', '.join(options) or 'none yet'}"
             return mistake(line, there, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")

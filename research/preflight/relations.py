@@ -11,6 +11,8 @@ from research.preflight.help import CONF, component, groups
 from research.preflight.signature import Signature, signature
 from research.ranges import is_prime
 
+FREE = ("model.dropout", "model.init_std")  # what may change when a run goes on
+
 
 class Clash(NamedTuple):
     """Keys that do not go together: what is wrong, and the values that would do."""
@@ -48,11 +50,11 @@ def loss_and_data(asked: Asked) -> Iterator[Clash]:
 def monitor_and_target(asked: Asked) -> Iterator[Clash]:
     """A data set's target is one of its own monitor."""
     file = CONF / "data" / f"{asked.choice('data')}.yaml"
-    own = re.search(r"^monitor: (\S+)", file.read_text() if file.exists() else "", re.MULTILINE)
-    now, target = asked.at("monitor")[0], asked.at("target")[0]
-    if own and now != own[1] and isinstance(target, float | int) and "target" not in asked.given:
-        told = f"target={target} is meant for {own[1]}, not for {now}"
-        yield Clash(("monitor", "target"), told, f"give the {now} to stop at, or target=null")
+    own = dict(re.findall(r"^(monitor|target): (\S+)", file.read_text() if file.exists() else "", re.MULTILINE))
+    now, (target, source) = asked.at("monitor")[0], asked.at("callbacks.early_stop.target")
+    if now != own.get("monitor", now) and str(target) == own.get("target") and source not in asked.given:
+        told = f"target={target} is meant for {own['monitor']}, not for {now}"
+        yield Clash(("monitor", "target"), told, f"give target=VALUE, the {now} to stop at, or target=null")
 
 
 def heads(asked: Asked) -> Iterator[Clash]:
@@ -101,9 +103,9 @@ def resumed(asked: Asked) -> Iterator[Clash]:
     if not file.exists():
         return
     old = Composed(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
-    for node in ("model", "optim._target_", "optim.base"):
+    for node in ("model", "optim._target_", "optim.base._target_"):
         keys = dict.fromkeys(key for side in (asked, old) for key, _ in leaves(node, side.walk(node)))
-        differ = [key for key in keys if asked.at(key)[0] != old.at(key)[0]]
+        differ = [key for key in keys if key not in FREE and asked.at(key)[0] != old.at(key)[0]]
         if differ:
             told = "; ".join(
                 f"{key} is {spelt(asked.at(key)[0])} here, was {spelt(old.at(key)[0])} there" for key in differ[:3]
