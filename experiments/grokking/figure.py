@@ -48,17 +48,20 @@ def reached(curve: Curve, accuracy: float) -> int | None:
     return next((step for step, _, value in curve if value >= accuracy), None)
 
 
+def told(curve: Curve, accuracy: float) -> str:
+    step = reached(curve, accuracy)
+    return f"{step:,}" if step else f"not in {curve[-1][0]:,}"
+
+
 def table(arms: dict[Arm, dict[int, Curve]]) -> str:
-    """Markdown: steps to 95 and 99 % for each seed, seconds a thousand steps."""
-    lines = ["| model | optim | 95 % at step | 99 % at step | s / 1,000 steps |", "|---|---|---|---|---|"]
+    """Markdown: steps to 95 and 99 % for each seed, accuracy at the end, seconds a thousand steps."""
+    lines = ["| model | optim | 95 % at step | 99 % at step | at the end | s / 1,000 steps |", "|---|---|---|---|---|---|"]
     for (model, optim), seeds in arms.items():
         curves = [seeds[seed] for seed in sorted(seeds)]
-        steps = [
-            ", ".join(f"{step:,}" if (step := reached(curve, accuracy)) else f"not in {curve[-1][0]:,}" for curve in curves)
-            for accuracy in (0.95, 0.99)
-        ]
+        steps = [", ".join(told(curve, accuracy) for curve in curves) for accuracy in (0.95, 0.99)]
+        ends = ", ".join(f"{curve[-1][2]:.3f}" for curve in curves)
         pace = statistics.median(1000 * curve[-1][1] / curve[-1][0] for curve in curves)
-        lines.append(f"| {model} | {optim} | {steps[0]} | {steps[1]} | {pace:.1f} |")
+        lines.append(f"| {model} | {optim} | {steps[0]} | {steps[1]} | {ends} | {pace:.1f} |")
     return "\n".join(lines)
 
 
