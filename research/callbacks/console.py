@@ -87,22 +87,6 @@ def summary(state: State) -> list[tuple[str, str]]:
     ]
 
 
-def grid(rows: list[tuple[str, str]], title: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        show_header=False,
-        padding=(0, 2, 0, 0),
-    )
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 class Console(Callback):
     """On a terminal one live line, elsewhere a line every `every` seconds; each evaluation also goes to train.log."""
 
@@ -141,8 +125,9 @@ class Console(Callback):
             self._print(summary(state), "Done")
 
     def _print(self, rows: list[tuple[str, str]], title: str) -> None:
+        """One fact a line, never wrapped: for people who copy a command, for logs and for other programs."""
         if self.terminal.is_terminal:
-            self.terminal.print(grid(rows, title))
-        else:  # plain, one fact a line, never wrapped: for logs and for other programs
-            for name, value in rows:
-                self.terminal.print(f"{name:<16} {value}", markup=False, soft_wrap=True)
+            self.terminal.print(title, style="bold")
+        width = max(16, *(len(name) for name, _ in rows))
+        for name, value in rows:
+            self.terminal.print(Text.assemble((f"{name:<{width}} ", "cyan"), value), soft_wrap=True)
