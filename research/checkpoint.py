@@ -121,7 +121,7 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, task: str = "") 
         then = group.get(SETTINGS, {})
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
         group[SETTINGS] = now
-    return int(state["step"]), dict(state["best"]) if state["task"] == task else {}
+    return int(state["step"]), dict(state["best"]) if state.get("task") == task else {}
 
 
 def remember_settings(optimizer: Optimizer) -> None:

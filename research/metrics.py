@@ -26,8 +26,3 @@ def higher_is_better(name: str) -> bool:
 def better(name: str, new: float, old: float) -> bool:
     """Whether `new` beats `old`; NaN beats nothing."""
     return new > old if higher_is_better(name) else new < old
-
-
-def worst(name: str) -> float:
-    """The value that every other one beats."""
-    return -math.inf if higher_is_better(name) else math.inf

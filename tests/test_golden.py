@@ -37,7 +37,7 @@ def first_losses(pair: str) -> list[float]:
     """Of six steps; the window filter has a window of three, so that it acts."""
     small = SMALL["mlp" if "mlp" in pair else "transformer"]
     window = ["optim.window=3"] if "grokfast_ma" in pair else []
-    overrides = [*pair.split(), *small, *window, "trainer=debug", "steps=6", "trainer.steps=6", "batch_size=16",
+    overrides = [*pair.split(), *small, *window, "trainer=debug", "trainer.steps=6", "batch_size=16",
                  "trainer.device=cpu", "schedule.warmup=2"]  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=overrides)

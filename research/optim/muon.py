@@ -19,7 +19,7 @@ class Muon(Optimizer):
         params: Iterable[dict[str, Any]],  # groups of named parameters
         lr: float,
         momentum: float = 0.95,
-        betas: Sequence[float] = (0.9, 0.95),
+        betas: Sequence[float] = (0.9, 0.98),
         adamw_for: Sequence[str] = ("embed", "head"),
     ) -> None:
         groups = []

@@ -23,7 +23,7 @@ def cosine(step: int, steps: int, warmup: Natural = 0, floor: Fraction = 0.1) ->
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.2, floor: Fraction = 0.0) -> float:
+def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.5, floor: Fraction = 0.0) -> float:
     """Warm-up, stable, then linear down to `floor` over the last share `decay` of the steps (Hu et al. 2024, 2404.06395)."""
     length, left = round(decay * steps), steps - 1 - step
     falling = floor + (1 - floor) * max(0, left) / length if left < length else 1.0

@@ -48,10 +48,9 @@ def help_text() -> str:
     """What --help prints."""
     rows, default, config = [], defaults(), (CONF / "config.yaml").read_text()
     for group, options in groups().items():
-        for option in options or ["(none yet)"]:
-            file, mark = CONF / group / f"{option}.yaml", "*" if default.get(group) == option else " "
-            title = group if option in options[:1] or not options else ""
-            rows.append(f"  {title:<11}{mark}{option:<15}{describe(file) if file.exists() else ''}".rstrip())
+        for option in options:
+            title, mark = group if option == options[0] else "", "*" if default.get(group) == option else " "
+            rows.append(f"  {title:<11}{mark}{option:<15}{describe(CONF / group / f'{option}.yaml')}")
     keys = config.partition("\n\n")[2].partition("\n\n")[0].splitlines()  # between the defaults list and Hydra's own
     return HELP.format(groups="\n".join(rows), keys="\n".join(f"  {line}" for line in keys))
 

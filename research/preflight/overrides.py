@@ -89,7 +89,7 @@ def no_option(override: "Override") -> str:
             return mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
         if name not in options:
             near = meant(str(name), options)
-            there = f"group '{group}' has no option '{name}'; options: {', '.join(options) or 'none yet'}"
+            there = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
             return mistake(line, there, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
     return "" if chosen else mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
 
