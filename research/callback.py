@@ -4,18 +4,27 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.dataset import Dataset
 from research.metrics import better
+from research.nn.average import Average
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What can be kept in a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
 class State:
-    """One run in flight. Callbacks read all of it and may write `stop`, nothing else."""
+    """One run in flight. Callbacks read all of it; they may write `stop`, and numbers to be logged into `told`."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -24,53 +33,55 @@ class State:
     batch_size: int
     monitor: str
     task: str = ""  # what evaluations are of: only those of one task can be compared
+    config: str = ""  # digest of the configuration that the run was composed from
     device: str = "cpu"
+    processes: str = "1 process"
     name: str = "run"
     folder: Path | None = None
+    average: Average | None = None  # of the weights, where one is kept
+    parts: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
+    sharded: bool = False  # the weights are spread over the processes
     step: int = 0  # optimizer steps done
     first: int = 0  # the step at which this process began: above 0 when resumed
-    logged_at: int = 0  # the step of the last log point
+    pending: bool = False  # the last step still has to be logged and judged
+    total: float | Tensor = 0.0  # the losses since the last log point, summed; on the device while training
+    counted: int | Tensor = 0  # how many they are
     grad_norm: float | Tensor = math.nan  # before clipping
+    told: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     metrics: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     best: dict[str, float] = field(default_factory=dict)  # all metrics at the best evaluation, and its "step"
     improved: bool = False  # this step's evaluation is the best so far
-    seconds: float = 0.0  # since the first step, evaluations included
+    unsure: Tensor | None = None  # on a device: whether the last update was left out; to be asked before saving
+    safe: int = -1  # the step of the last checkpoint before numbers were last not finite: it is kept
+    rollbacks: int = 0  # times that the run went back to a checkpoint
+    halvings: int = 0  # times that the micro-batch was halved, for want of memory
+    seconds: float = 0.0  # of training, evaluations included, in all processes that this run has had
+    before: float = 0.0  # of them, before this process began
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still judged
+    signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
 
-    def resume(self, step: int, best: dict[str, float]) -> None:
-        """Go on after `step`, with the best evaluation so far. Raises ValueError where nothing is left to do."""
-        if step >= self.steps:
-            raise ValueError(f"resume: step {step} of {self.steps} is done already; give trainer.steps more than {step}")
-        self.step = self.first = step
-        self.best = best
-
     def begin(self) -> None:
-        """The first step starts now."""
-        self.logged_at = self.first
-        self._started = time.perf_counter()
+        """The first step of this process starts now."""
+        self._started = time.perf_counter() - self.seconds
 
     def advance(self) -> None:
         """One more step is done."""
         self.step += 1
-        self.logged, self.improved = {}, False
+        self.logged, self.improved, self.pending = {}, False, True
         self.seconds = time.perf_counter() - self._started
 
     def rate(self) -> float:
-        """Samples or tokens a second since the first step."""
+        """Samples or tokens a second in this process."""
         samples = (self.step - self.first) * self.batch_size
         per_sample = self.data.shape.length if self.data.unit == "token" else 1
-        return samples * per_sample / max(self.seconds, 1e-9)
+        return samples * per_sample / max(self.seconds - self.before, 1e-9)
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Take in new numbers; keep the evaluation that is best by `monitor`. A loss that is not finite ends the run."""
-        for key in ("train/loss", "val/loss"):
-            if not math.isfinite(metrics.get(key, 0.0)):
-                lr = self.optimizer.param_groups[0]["lr"]
-                raise FloatingPointError(
-                    f"{key} is {metrics[key]} at step {self.step} with lr={lr:.3g}; lower lr, or set trainer.clip_norm"
-                )
+        """Take in new numbers, and what callbacks told; keep the evaluation that is best by `monitor`."""
+        metrics = metrics | self.told
+        self.told = {}
         self.logged |= metrics
         self.metrics |= metrics
         value = metrics.get(self.monitor)
@@ -79,7 +90,20 @@ class State:
 
 
 class Callback:
-    """Looks at four moments; each does nothing unless a subclass says otherwise."""
+    """Looks at four moments; each does nothing unless a subclass says otherwise.
+
+    Of several processes only the first has callbacks. One that counts or remembers gives that in `state_dict`: a run
+    that goes on must find it again.
+    """
+
+    saves = False  # it writes checkpoints: it comes after all others, and where weights are sharded all processes have it
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it: numbers, texts, lists, dicts and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
 
     def on_start(self, state: State) -> None:
         """Before the first step."""

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there, and that notice a flipped bit.
 
-A checkpoint is a folder step-XXXXXXXX with `model.safetensors`, `state.pt` and `manifest.json`. It is written beside
-its place, hashed while written, synced, and renamed once complete; so a kill at any moment leaves the old ones intact.
+A checkpoint is a folder step-XXXXXXXX: `model.safetensors` (beside it `average.safetensors` where weights are averaged),
+`state.pt`, and `manifest.json` with the size and the sha256 of each. It is written beside its place, hashed while written,
+synced, and renamed once complete; so a kill at any moment leaves the old ones intact.
 """
 
 import io
@@ -9,25 +10,49 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.utils.serialization import config as serialization
 
-MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
-SETTINGS = "as_built"  # the key in a parameter group
+from research import processes, shards
+
+MANIFEST, STATE, TENSORS, SHARDS = "manifest.json", "state.pt", ".safetensors", "shards"
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+CHUNK = 1 << 24  # bytes that are hashed while they are written
 log = logging.getLogger(__name__)
 
 
+class DamagedError(ValueError):
+    """A checkpoint is not what was written; the message says which file, what was expected and what was found."""
+
+
+@dataclass
+class Snapshot:
+    """All of a run at one step."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]  # a file each: "model", and "average" where weights are averaged
+    state: dict[str, Any]  # all else: numbers, texts, lists, dicts and tensors
+    identity: dict[str, str] = field(default_factory=dict)  # what must be the same where it goes on
+    sharded: dict[str, Any] | None = None  # spread over the processes: to be written by all of them together
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors on the host by name, each once: tied ones are kept under the first of their names."""
+    """The model's tensors by name, each once: tied ones are kept under the first of their names. Whole, on the host."""
     first: dict[object, str] = {}
-    named = model.state_dict()
+    named = {name: shards.whole(tensor) for name, tensor in model.state_dict().items()}
     place = {k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in named.items()}
     return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(place[k], k) == k}
 
@@ -37,109 +62,184 @@ def weights_digest(model: nn.Module) -> str:
     digest = sha256()
     for name, tensor in sorted(weights(model).items()):
         digest.update(name.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_memory(tensor))
     return digest.hexdigest()
 
 
-def save(root: Path, step: int, model: nn.Module, optimizer: Optimizer, best: dict[str, float], task: str = "") -> Path:
-    """Commit a checkpoint below `root` and return its folder. `best` is the best evaluation so far of `task`."""
-    state = io.BytesIO()
-    torch.save({"step": step, "optimizer": optimizer.state_dict(), "best": best, "task": task}, state)
-    final = root / f"step-{step:08d}"
-    draft = root / f".draft-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    files = {}
-    for name, content in ((MODEL, save_safetensors(weights(model))), (STATE, state.getvalue())):
-        _write(draft / name, content)
-        files[name] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-    _write(draft / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
-    _sync(draft)
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
-    _sync(root)
+def commit(root: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint below `root` and return its folder. Of a sharded one each process writes its part.
+
+    Raises OSError, as on a full disk, with the older checkpoints as they were and nothing of this one left.
+    """
+    final, draft = root / f"step-{snapshot.step:08d}", root / f".draft-{snapshot.step:08d}"
+    alone = snapshot.sharded is None
+    if alone or processes.rank() == 0:
+        clean(root)
+        draft.mkdir(parents=True)
+    try:
+        files = {}
+        if snapshot.sharded is not None:
+            processes.wait()  # for the folder
+            files = shards.write(snapshot.sharded, draft / SHARDS)
+        if alone or processes.rank() == 0:
+            for name, tensors in snapshot.tensors.items():
+                with _written(draft / f"{name}{TENSORS}", files) as file:
+                    _write_safetensors(tensors, file)
+            without_crc = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
+            with _written(draft / STATE, files) as file, without_crc:  # sha256 is the better check
+                torch.save(snapshot.state, file)  # type: ignore[arg-type]
+            manifest = {"step": snapshot.step, "identity": snapshot.identity, "files": files}
+            with _written(draft / MANIFEST, {}) as file:
+                file.write(json.dumps(manifest | {"sha256": _own_digest(manifest)}, indent=1).encode())
+            _replace(final, draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if not alone:
+        processes.wait()  # none goes on before it is there
     return final
 
 
-def verify(folder: Path) -> str:
-    """Empty if the checkpoint is whole, else what is wrong with it: the file, what was expected, what was found."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, expected in manifest["files"].items():
-            content = (folder / name).read_bytes()
-            if len(content) != expected["bytes"]:
-                return f"{name} has {len(content)} bytes, expected {expected['bytes']}"
-            if (found := sha256(content).hexdigest()) != expected["sha256"]:
-                return f"{name} has sha256 {found[:12]}, expected {expected['sha256'][:12]}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+def clean(root: Path) -> None:
+    """Remove what a kill in the middle of a save has left; a checkpoint that was about to be replaced comes back."""
+    for old in root.glob(".old-step-*"):
+        final = root / old.name.removeprefix(".old-")
+        shutil.rmtree(old) if final.exists() else old.rename(final)
+    for draft in root.glob(".draft-*"):
+        shutil.rmtree(draft)
 
 
-def find(path: Path) -> list[Path]:
-    """The checkpoints that a path means, newest first: itself, or those of a run folder."""
-    if (path / MANIFEST).exists():
-        return [path]
-    return sorted((path / "checkpoints").glob("step-*"), reverse=True)
+def _replace(final: Path, draft: Path) -> None:
+    """Put the complete draft in its place; one of the same step that is there already makes way only then."""
+    sync(draft)
+    old = final.with_name(f".old-{final.name}")
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def newest_good(path: Path) -> Path:
-    """The newest checkpoint that is whole. Raises ValueError, naming each damage, when there is none."""
-    damage: list[str] = []
-    for folder in find(path):
-        if not (wrong := verify(folder)):
-            if damage:
-                log.warning("resume: %s; going on from %s", "; ".join(damage), folder.name)
-            return folder
-        damage.append(f"{folder.name}: {wrong}")
-    reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
-    raise ValueError(f"resume={path}: no usable checkpoint ({reasons}); start afresh without resume")
+class _Hashed:
+    """A file that is hashed, and carried to the disk, while more of it is written."""
+
+    def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
+        self.descriptor, self.pool = descriptor, pool
+        self.digest, self.bytes = sha256(), 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        view = memoryview(content)
+        for start in range(0, len(view), CHUNK):
+            part = view[start : start + CHUNK]
+            hashing = self.pool.submit(self.digest.update, part)
+            while part:
+                part = part[os.write(self.descriptor, part) :]
+            hashing.result()
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
 
-def restore(path: Path, model: nn.Module, optimizer: Optimizer, task: str = "") -> tuple[int, dict[str, float]]:
-    """Load the newest good checkpoint into model and optimizer; return its step, and the best evaluation if of this task.
+@contextmanager
+def _written(path: Path, files: dict[str, Any]) -> Iterator[_Hashed]:
+    """A new file, on the disk once the block is left; its size and digest go into `files`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            file = _Hashed(descriptor, pool)
+            yield file
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}
 
-    The optimizer keeps the settings that it was built with where they are not those of the checkpoint's: lr=1e-4 beside
-    resume= means that lr. Raises ValueError when it is of another model or optimizer, naming what differs.
+
+def _write_safetensors(tensors: dict[str, Tensor], file: _Hashed) -> None:
+    """The format is the length of a JSON header, the header, and the tensors' memory one after the other; the library
+    first copies all of it twice.
     """
-    folder = newest_good(path)
-    loaded, own = load_safetensors((folder / MODEL).read_bytes()), weights(model)
-    differing = [
-        k for k in sorted(own.keys() | loaded.keys()) if k not in own or k not in loaded or own[k].shape != loaded[k].shape
-    ]
-    if differing:
-        raise ValueError(f"resume={path} is of another model: {len(differing)} tensors differ, as {', '.join(differing[:3])}")
-    model.load_state_dict(loaded, strict=False)  # a tied name is absent: its twin fills it
-    state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
-    remember_settings(optimizer)
-    built = [group[SETTINGS] for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"resume={path} is of another optimizer: {error}") from error
-    for group, now in zip(optimizer.param_groups, built, strict=True):
-        then = group.get(SETTINGS, {})
-        group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
-        group[SETTINGS] = now
-    return int(state["step"]), dict(state["best"]) if state.get("task") == task else {}
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(_memory(tensor))
 
 
-def remember_settings(optimizer: Optimizer) -> None:
-    """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them."""
-    for group in optimizer.param_groups:
-        group.setdefault(SETTINGS, {key: value for key, value in group.items() if key not in ("params", "param_names")})
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the host, where they are."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Names that were made or changed in a folder outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read(folder: Path) -> Snapshot:
+    """A checkpoint, every byte of it checked against its manifest. Raises DamagedError."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest.pop("sha256") != _own_digest(manifest):
+            raise DamagedError(f"{MANIFEST} does not have the sha256 that it names")
+        held = {name: _checked(folder / name, expected) for name, expected in manifest["files"].items()}
+        tensors = {name.removesuffix(TENSORS): load_safetensors(held[name]) for name in held if name.endswith(TENSORS)}
+        state = torch.load(io.BytesIO(held[STATE]), weights_only=True)
+        return Snapshot(int(manifest["step"]), tensors, state, manifest["identity"])
+    except DamagedError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
+
+
+def _checked(path: Path, expected: dict[str, Any]) -> bytes:
+    """A file's bytes; of a shard, which is read where it is needed, none."""
+    try:
+        if path.parent.name == SHARDS:
+            content, (size, found) = b"", shards.digest(path)
+        else:
+            content = path.read_bytes()
+            size, found = len(content), sha256(content).hexdigest()
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
+    if size != expected["bytes"]:
+        raise DamagedError(f"{path.name} has {size} bytes, expected {expected['bytes']}")
+    if found != expected["sha256"]:
+        raise DamagedError(f"{path.name} has sha256 {found[:12]}, expected {expected['sha256'][:12]}")
+    return content
+
+
+def find(path: Path) -> list[Path]:
+    """The checkpoints that a path means, newest first: itself, or those of a run folder."""
+    if path.name.startswith("step-"):
+        return [path]
+    return sorted((path / "checkpoints").glob("step-*"), reverse=True)
+
+
+def newest(path: Path) -> tuple[Path, Snapshot]:
+    """The newest checkpoint that is whole, and where it is. Raises ValueError, naming each damage, when there is none."""
+    damage: list[str] = []
+    for folder in find(path):
+        try:
+            snapshot = read(folder)
+        except DamagedError as wrong:
+            damage.append(f"{folder.name}: {wrong}")
+            continue
+        if damage:
+            log.warning("resume: %s; going on from %s", "; ".join(damage), folder.name)
+        return folder, snapshot
+    reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
+    raise ValueError(f"resume={path}: no usable checkpoint ({reasons}); start afresh without resume")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ class Run:
     choices: dict[str, str]  # group -> option
     sweep: Path | None = None  # the folder of the sweep that this run is part of
     swept: dict[str, str] = field(default_factory=dict)
+    resume: Path | None = None  # the run folder or the checkpoint that it begins at
+    goes_on: bool = False  # from a checkpoint of its own
+
+    @property
+    def digest(self) -> str:
+        """Of what the result depends on: not where it goes, nor who watches."""
+        aside = ("out", "name", "resume", "tracker")
+        told = {key: value for key, value in self.config.items() if key not in aside}
+        return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def git(*arguments: str) -> str:
@@ -92,6 +102,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What is in the file; nothing where it is not there, or not JSON."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def finite(value: Any) -> Any:
     """NaN and infinities as None, at any depth of dicts (JSON has no others)."""
     if isinstance(value, dict):
@@ -109,6 +128,12 @@ def lock(folder: Path) -> Iterator[None]:
         except OSError:
             raise ValueError(f"out: another run is writing to {folder}; give another out or name") from None
         yield
+
+
+def used(folder: Path) -> bool:
+    """Whether a run has left something here that another one would overwrite."""
+    metrics = folder / "metrics.jsonl"
+    return any((folder / "checkpoints").glob("step-*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def alive(folder: Path) -> bool:

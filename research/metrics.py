@@ -6,11 +6,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def accuracy(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"]) -> Float[Tensor, ""]:
-    """Share of targets that the largest logit names; one target a sequence is judged at the last position."""
+def hits(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"]) -> Int[Tensor, ""]:
+    """How many targets the largest logit names; one target a sequence is judged at the last position."""
     if logits.ndim == targets.ndim + 2:
         logits = logits[:, -1]
-    return (logits.argmax(-1) == targets).float().mean()
+    return (logits.argmax(-1) == targets).sum()
 
 
 def bits(nats: float) -> float:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,61 +13,84 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from research import folder
+from research import folder, processes
 from research.callback import State
 from research.checkpoint import weights_digest
 from research.folder import Run
+from research.jsonl import FAILED, FINISHED, KILLED, STOPPED, Tracker
 from research.seeding import seed_all
-from research.tracking import FAILED, FINISHED, KILLED, Tracker
+from research.signals import exit_code, watch
 from research.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
-    """Train as `cfg` says; return the best value of cfg.monitor. The run folder and the tracker tell how it went."""
+    """Train as `cfg` says; return the best value of cfg.monitor. The run folder and the tracker tell how it went.
+
+    Raises SystemExit with 143 (130 after Ctrl-C) where a signal ended the run early, its state saved.
+    """
     asked = describe(cfg)
-    with folder.lock(asked.folder):
-        folder.begin(asked, OmegaConf.to_yaml(cfg, resolve=True))
-        tracker: Tracker = build(cfg.tracker)
+    if asked.goes_on and (value := finished(asked)) is not None:
+        return value
+    writes = processes.launched()[0] == 0
+    with watch(), folder.lock(asked.folder) if writes else nullcontext():
+        if writes:
+            folder.begin(asked, OmegaConf.to_yaml(cfg, resolve=True))
+        tracker: Tracker = build(cfg.tracker) if writes else Tracker()
         started, status, error = time.perf_counter(), FAILED, ""
         try:
             tracker.start(asked)
             state = train(cfg, asked, tracker)
-            status = FINISHED
+            status = STOPPED if state.signum else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
             log.info("the run failed", exc_info=True)  # to train.log; the terminal gets one line
             raise
         finally:
-            outcome = {"status": status, "error": error, "wall_s": time.perf_counter() - started}
+            outcome = {"status": status, "error": error, "wall_s": time.perf_counter() - started, "config": asked.digest}
             outcome |= summary(cfg.monitor, tracker.state)
-            folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
+            if writes:
+                folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
             tracker.finish(status, outcome)
+    if state.signum:
+        raise SystemExit(exit_code(state.signum))
     return float(state.best[cfg.monitor])
 
 
 def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
-    """Build every part by its `_target_` and fit."""
+    """Build every part by its `_target_` and fit. The trainer comes first: it makes the processes of a run one."""
+    trainer: Trainer = build(cfg.trainer)
+    place, resume = processes.everywhere((asked.folder, asked.resume))
     seed_all(cfg.seed)
     data = build(cfg.data)
-    model = build(cfg.model, data.shape)
+    model = trainer.place(build(cfg.model, data.shape))
     optimizer = build(cfg.optim, model)
     callbacks = [build(node) for node in cfg.callbacks.values()]
-    trainer: Trainer = build(cfg.trainer)
     return trainer.fit(
         model,
         optimizer,
         build(cfg.schedule),
         build(cfg.loss),
         data,
-        [*callbacks, tracker],
+        [tracker, *callbacks],
         monitor=cfg.monitor,
         name=asked.name,
-        folder=asked.folder,
-        resume=Path(cfg.resume) if cfg.resume else None,
+        folder=place,
+        config=asked.digest,
+        resume=resume,
+        weights_only=cfg.resume.weights_only,
     )
+
+
+def finished(asked: Run) -> float | None:
+    """The value that this very run has reached already; None where there is something left to do."""
+    told = folder.read_json(asked.folder / "summary.json")
+    if told.get("status") != FINISHED or told.get("config") != asked.digest:
+        return None
+    print(f"finished already: {asked.folder}, best {told['monitor']} {told['value']}")
+    return float(told["value"])
 
 
 def build(node: DictConfig, *arguments: Any) -> Any:
@@ -88,16 +112,31 @@ def describe(cfg: DictConfig) -> Run:
     swept = {key: given[key] for key in os.environ.get("GROKBIT_SWEPT", "").split(",") if key in given}
     in_sweep = hydra.mode == RunMode.MULTIRUN
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']} {choices['optim']} seed={cfg.seed}"
+    place = Path(hydra.runtime.output_dir).resolve()
+    resume = from_where(cfg.resume.path, place)
+    goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
+    if folder.used(place) and not goes_on and cfg.resume.path != "auto":
+        raise ValueError(f"out: {place} holds a run already\ngive resume=auto to go on with it, or another out or name")
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Run(
         name=name,
         study=cfg.name,
-        folder=Path(hydra.runtime.output_dir).resolve(),
-        config=cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)),
+        folder=place,
+        config=config,
         overrides=overrides,
         choices=choices,
         sweep=Path(hydra.sweep.dir).resolve() if in_sweep else None,
         swept=swept,
+        resume=resume,
+        goes_on=goes_on,
     )
+
+
+def from_where(path: str | None, place: Path) -> Path | None:
+    """The run folder or checkpoint that `resume` means; None for a fresh start."""
+    if path != "auto":
+        return Path(path).expanduser().resolve() if path else None
+    return place if any((place / "checkpoints").glob("step-*")) else None
 
 
 def summary(monitor: str, state: State | None) -> dict[str, Any]:
@@ -113,6 +152,7 @@ def summary(monitor: str, state: State | None) -> dict[str, Any]:
         "baseline": state.data.baseline,
         "steps": state.step,
         "stop": state.stop,
+        "rollbacks": state.rollbacks,
         "train_s": state.seconds,
         "samples_per_s": rate / (state.data.shape.length if state.data.unit == "token" else 1),
         "tokens_per_s": rate if state.data.unit == "token" else None,

@@ -1,4 +1,4 @@
-"""Where numbers go: nowhere, a file, or a file and MLflow.
+"""Where numbers go besides metrics.jsonl: MLflow.
 
 A step never waits for a database: metrics are in metrics.jsonl at once, and a thread carries them to MLflow in batches,
 again and again while the store cannot be reached.
@@ -18,50 +18,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from research.callback import Callback, State
-from research.folder import ROOT, Run, alive, finite, git, write_json
+from research.callback import State
+from research.folder import ROOT, Run, alive, git, write_json
+from research.jsonl import FINISHED, KILLED, STOPPED, Jsonl
 
 log = logging.getLogger(__name__)
 STORE = ROOT / "outputs" / "mlflow.db"
 BATCH, PAUSE = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
 PATIENCE = 60.0  # seconds that the end of a run waits for a store that does not answer
-KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
-
-
-class Tracker(Callback):
-    """Keeps nothing. `start` comes before anything is built and `finish` after everything, also after a failure."""
-
-    run_id: str | None = None
-    state: State | None = None  # the run, once it has been built
-
-    def on_start(self, state: State) -> None:
-        self.state = state
-
-    def start(self, run: Run) -> None:
-        """The run begins."""
-
-    def finish(self, status: str, summary: dict[str, Any]) -> None:
-        """The run is over: `status` is FINISHED, FAILED or KILLED."""
-
-
-class Jsonl(Tracker):
-    """One JSON object a log point in metrics.jsonl."""
-
-    file: TextIO | None = None
-
-    def start(self, run: Run) -> None:
-        self.file = (run.folder / "metrics.jsonl").open("a", buffering=1)
-
-    def on_step(self, state: State) -> None:
-        if state.logged and self.file:
-            record = {"step": state.step, "seconds": round(state.seconds, 3), **finite(state.logged)}
-            self.file.write(json.dumps(record) + "\n")
-
-    def finish(self, status: str, summary: dict[str, Any]) -> None:
-        if self.file:
-            self.file.close()
+NOTE = "mlflow_run_id"  # the file in a run folder that says which run it is
+STATUS = {STOPPED: KILLED}  # MLflow has no such word: the tag "status" has it
 
 
 class MLflow(Jsonl):
@@ -73,6 +41,7 @@ class MLflow(Jsonl):
         self.queue: queue.SimpleQueue[tuple[int, int, dict[str, float]] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._carry, name="mlflow", daemon=True)
         self.deadline, self.undelivered = float("inf"), ""
+        self.known: dict[tuple[str, int], float] = {}  # points that the store has from before, by metric and step
 
     def start(self, run: Run) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
@@ -153,14 +122,18 @@ class MLflow(Jsonl):
                     ended = True
                 else:
                     stamp, step, values = item
-                    rest += [Metric(key, value, stamp, step) for key, value in values.items()]
+                    rest += [Metric(key, value, stamp, step) for key, value in values.items() if self._new(key, step, value)]
             if rest:
                 yield rest[:BATCH]
                 rest = rest[BATCH:]
 
+    def _new(self, key: str, step: int, value: float) -> bool:
+        """Not a point that came before this run was stopped: steps that are done again give the same numbers, or new ones."""
+        before = self.known.get((key, step))
+        return before is None or not (key.startswith("perf/") or before == value)
+
     def _log_batch(self, batch: list[Any]) -> None:
-        assert self.run_id is not None
-        self.client.log_batch(self.run_id, metrics=batch)
+        self.client.log_batch(str(self.run_id), metrics=batch)
 
     def _open(self) -> None:
         """The run, below its sweep, with what was asked for."""
@@ -176,16 +149,40 @@ class MLflow(Jsonl):
         if parent:
             tags["mlflow.parentRunId"] = parent
             self.client.update_run(parent, status="RUNNING")
+        note = run.folder / NOTE
+        if self.run_id is None and run.goes_on and note.exists():
+            self._reopen(note.read_text())
         if self.run_id is None:
             self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
+        note.write_text(self.run_id)
+        held = self.client.get_run(self.run_id).data.params  # they never change: what was changed since is told by a tag
         params = [Param(key, str(value)[:6000]) for key, value in _flat(run.config).items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(self.run_id, params=params[start : start + 100])
+        new = [param for param in params if param.key not in held]
+        for start in range(0, len(new), 100):
+            self.client.log_batch(self.run_id, params=new[start : start + 100])
+        for param in params:
+            if held.get(param.key, param.value) != param.value:
+                self.client.set_tag(self.run_id, f"changed.{param.key}", param.value)
+
+    def _reopen(self, run_id: str) -> None:
+        """Go on with the run that this folder had, if this store has it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            keys = self.client.get_run(run_id).data.metrics
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return
+        self.client.update_run(run_id, status="RUNNING")
+        for key in keys:
+            self.known |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}
+        self.run_id = run_id
 
     def _parent(self, study: str) -> str:
         """The run of the sweep: whoever comes first creates it and leaves its id in the sweep's folder."""
         assert self.run.sweep is not None
-        note = self.run.sweep / "mlflow_run_id"
+        note = self.run.sweep / NOTE
         with _locked(self.run.sweep / ".parent"):
             if not note.exists():
                 tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
@@ -220,9 +217,10 @@ class MLflow(Jsonl):
         best = self.run.folder / "checkpoints" / f"step-{int((summary.get('best') or {}).get('step', -1)):08d}"
         if (best / "model.safetensors").exists():
             self.client.log_artifact(self.run_id, str(best / "model.safetensors"), "best")
-        self.client.set_terminated(self.run_id, status)
+        self.client.set_tag(self.run_id, "status", status)
+        self.client.set_terminated(self.run_id, STATUS.get(status, status))
         if self.run.sweep:
-            _close_parent(self.client, (self.run.sweep / "mlflow_run_id").read_text(), status)
+            _close_parent(self.client, (self.run.sweep / NOTE).read_text(), STATUS.get(status, status))
 
 
 def end_dead_runs(client: Any) -> None:
@@ -235,6 +233,18 @@ def end_dead_runs(client: Any) -> None:
                 client.set_terminated(run.info.run_id, KILLED)
                 if parent := tags.get("mlflow.parentRunId"):
                     _close_parent(client, parent, KILLED)
+
+
+def folder_of(run_id: str, uri: str | None = None) -> str:
+    """The run folder that a run in MLflow names. Raises ValueError where the store has no such run of ours."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    store = MLflow(uri).uri
+    try:
+        return str(MlflowClient(store).get_run(run_id).data.tags["folder"])
+    except (MlflowException, KeyError) as error:
+        raise ValueError(f"MLflow at {_shown(store)} has no run {run_id} of ours") from error
 
 
 def _close_parent(client: Any, parent: str, status: str) -> None:
@@ -267,9 +277,9 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix or key not in ("out", "resume", "name"):
+        elif prefix or key not in ("out", "name"):
             flat[f"{prefix}{key}"] = value
-    return {k: v for k, v in flat.items() if prefix or k.split(".")[0] not in ("callbacks", "tracker")}
+    return {k: v for k, v in flat.items() if prefix or k.split(".")[0] not in ("callbacks", "tracker", "resume")}
 
 
 @contextmanager

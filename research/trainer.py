@@ -1,40 +1,45 @@
 """The loop. Everything a step consumes is a pure function of (seed, step), so nothing about the past needs restoring.
 
-Accelerate gives the device and the precision; it does not touch data, schedule or saving, where it would cost
-exactness and, for small models, more time than the step itself.
+Accelerate gives the device, the precision and the processes; it does not touch data, schedule or saving, where it would
+cost exactness and, for small models, more time than the step itself.
 """
 
+import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from research import checkpoint
+from research import processes, shards, snapshot
 from research.callback import Callback, State
 from research.dataset import Dataset, Split
+from research.evaluation import evaluate
 from research.folder import ROOT
-from research.metrics import accuracy, bits
-from research.order import positions
-from research.ranges import Count, Natural, Positive
-from research.seeding import seed_step
+from research.gradients import Gradients, Loss, clip
+from research.health import Guard, Policy, heeds_found_inf, lr
+from research.nn.average import Average
+from research.nn.blocks import recompute
+from research.ranges import Count, Natural, OpenFraction, Positive
+from research.signals import Stopped, Watch, watch
 
-Loss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
 Schedule = Callable[[int, int], float]
+log = logging.getLogger(__name__)
+STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
 
 
 @dataclass
 class Trainer:
-    """Trains for `steps` optimizer steps of `batch_size` samples, each in `grad_accum` micro-batches."""
+    """Trains for `steps` optimizer steps of `batch_size` samples, each in `grad_accum` micro-batches a process."""
 
     steps: Count = 1000
     batch_size: Count = 64
@@ -43,25 +48,38 @@ class Trainer:
     clip_norm: Positive | None = 1.0  # None: gradients are not clipped
     eval_every: Count = 50  # steps
     log_every: Count = 10  # steps; the loss leaves the device only then
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp where several processes were started
     overfit: Natural = 0  # train and judge on the first so many samples; 0: on all
+    ema: OpenFraction | None = None  # decay of an average of the weights, which is judged in their place
+    on_nonfinite: Policy = "stop"  # a loss or gradient that is not finite; skip leaves the update out
+    max_skips: Count = 5  # in a row
+    max_rollbacks: Count = 2  # to the newest checkpoint, each time with another order of samples
+    checkpoint_activations: bool = False  # keep a block's input only, and compute the rest again in the backward pass
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.grad_accum:
-            raise ValueError(f"trainer.grad_accum={self.grad_accum} does not divide trainer.batch_size={self.batch_size}")
         AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
         self.accelerator = Accelerator(
             cpu=self.device == "cpu", mixed_precision="no" if self.precision == "fp32" else self.precision
         )
+        self.world = self.accelerator.num_processes
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if self.precision == "fp32" else self.accelerator.autocast
         )
-        if self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"started as {self.accelerator.num_processes} processes; training runs in one: start it with python train.py"
-            )
+        if self.parallel != "auto" and self.world == 1:
+            raise ValueError(f"trainer.parallel={self.parallel}, but this is one process\n{processes.HOW_TO_START}")
+        if self.batch_size < self.grad_accum * self.world:
+            parts = f"{self.grad_accum} micro-batches a process, {self.world} processes"
+            raise ValueError(f"trainer.batch_size={self.batch_size} has too few samples for {parts}")
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on its device, spread over the processes under fsdp. Before the optimizer is built over it."""
+        model.to(self.accelerator.device)
+        if self.parallel == "fsdp":
+            shards.shard(model)
+        return model
 
     def fit(
         self,
@@ -75,83 +93,163 @@ class Trainer:
         monitor: str = "val/loss",
         name: str = "run",
         folder: Path | None = None,
+        config: str = "",
         resume: Path | None = None,
+        weights_only: bool = False,
     ) -> State:
-        """Train and return what was reached. Raises FloatingPointError once a loss is not finite, and ValueError where
-        `resume` names no checkpoint of this model and optimizer, or one that has no steps left to do."""
-        train, val, params = self._place(model, data)
-        state = State(
-            model=model,
+        """Train and return what was reached; `state.signum` tells whether a signal ended it early.
+
+        `resume` is a run folder or a checkpoint: to go on from, or with `weights_only` to begin from. Raises ValueError
+        where it holds none of this model, optimizer and data, and FloatingPointError for numbers that are not finite.
+        """
+        callbacks = self._theirs(callbacks)
+        state = self._state(model, optimizer, data, callbacks, monitor=monitor, name=name, folder=folder, config=config)
+        gradients, val = self._ready(state, loss)
+        guard = self._guard(optimizer)
+        if resume:
+            (snapshot.begin_from if weights_only else snapshot.resume)(state, resume)
+        with watch() as signals:
+            try:
+                begin(callbacks, state)
+                while state.pending or (state.step < self.steps and not state.stop):
+                    if not state.pending:
+                        set_lr(optimizer, schedule(state.step, self.steps))
+                        with signals.at_once(self._compiles(state)):
+                            value = gradients(state, state.step)
+                        self.scaler.unscale_(optimizer)
+                        state.grad_norm = clip(state, self.clip_norm)
+                        for callback in callbacks:
+                            callback.on_gradients(state)
+                        if guard.allows(state, value):
+                            self.scaler.step(optimizer)  # optimizer.step(), unless gradients in fp16 overflowed
+                        self._finish(state)
+                    self._agree(state, signals)
+                    if self._looks(state, guard) and guard.goes_back(state, partial(gradients, state)):
+                        continue
+                    self._judge(state, gradients, val, signals)
+                    for callback in callbacks:
+                        callback.on_step(state)
+                    self._agree(state, signals)
+            except Stopped as stopped:
+                state.signum = stopped.signum
+            except BaseException as error:
+                state.error = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                end(callbacks, state)
+        return state
+
+    def _theirs(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        """The callbacks of this process, those that save last: what they save includes the others' state."""
+        if processes.rank() > 0:
+            callbacks = [callback for callback in callbacks if callback.saves and self.parallel == "fsdp"]
+        return sorted(callbacks, key=lambda callback: callback.saves)
+
+    def _state(
+        self, model: nn.Module, optimizer: Optimizer, data: Dataset[Any], callbacks: list[Callback], **facts: Any
+    ) -> State:
+        """The run before its first step."""
+        known = {id(p) for p in model.parameters()}
+        if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("the optimizer has other parameters than the model: build it after trainer.place(model)")
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == "fp16")
+        names = [type(callback).__name__ for callback in callbacks]
+        parts: dict[str, Any] = {f"{n} {names[:i].count(n)}": callbacks[i] for i, n in enumerate(names)}
+        snapshot.remember_settings(optimizer)
+        return State(
+            model=self.place(model),
             optimizer=optimizer,
             data=data,
             steps=self.steps,
             batch_size=self.batch_size,
-            monitor=monitor,
-            task=f"{monitor} of {data.digest}, overfit={self.overfit}",
+            task=f"{facts['monitor']} of {data.digest}, overfit={self.overfit}, ema={self.ema}",
             device=str(self.accelerator.device),
-            name=name,
-            folder=folder,
+            processes=self.told(),
+            average=Average(model, self.ema) if self.ema else None,
+            parts=parts | {"scaler": self.scaler},
+            sharded=self.parallel == "fsdp",
+            total=torch.zeros((), device=self.accelerator.device),
+            **facts,
         )
-        checkpoint.remember_settings(optimizer)
-        if resume:
-            state.resume(*checkpoint.restore(resume, model, optimizer, state.task))
-        total = torch.zeros((), device=self.accelerator.device)
-        try:
-            for callback in callbacks:
-                callback.on_start(state)
-            state.begin()
-            while state.step < self.steps and not state.stop:
-                set_lr(optimizer, schedule(state.step, self.steps))
-                seed_step(self.seed, state.step)
-                self._accumulate(model, loss, train, state.step, total)
-                if self.clip_norm or self._due(state.step + 1, self.log_every):
-                    state.grad_norm = nn.utils.clip_grad_norm_(params, self.clip_norm or math.inf)
-                for callback in callbacks:
-                    callback.on_gradients(state)
-                optimizer.step()
-                optimizer.zero_grad()
-                state.advance()
-                if state.stop or self._due(state.step, self.log_every):
-                    state.log(training_metrics(state, total))
-                if state.stop or self._due(state.step, self.eval_every):
-                    state.log(evaluate(model, val, loss, self.batch_size, self.autocast))
-                for callback in callbacks:
-                    callback.on_step(state)
-        except BaseException as error:
-            state.error = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            end(callbacks, state)
-        return state
 
-    def _place(self, model: nn.Module, data: Dataset[Any]) -> tuple[Split, Split, list[nn.Parameter]]:
-        """Model and data on the device, ready to train; the parameters listed once."""
-        device = self.accelerator.device
-        model.to(device).train()
+    def told(self) -> str:
+        """What this run really is: launchers have more than one way to start something else than was meant."""
+        if self.world == 1:
+            return "1 process"
+        how = "fsdp" if self.parallel == "fsdp" else "ddp"
+        return f"{self.world} processes, {how} over {torch.distributed.get_backend()}"
+
+    def _ready(self, state: State, loss: Loss) -> tuple[Gradients, Split]:
+        """What the loop calls, over the model compiled and wrapped as was asked; and what is held back."""
+        model = net = state.model.train()
+        if self.checkpoint_activations:
+            recompute(model)
         if self.compile:  # a cache of our own: a compile that was killed leaves a broken file in the shared one
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))
             model.compile()
+        if self.world > 1 and not state.sharded:
+            net = nn.parallel.DistributedDataParallel(model)
         some = slice(self.overfit or None)
-        train, val = (Split(s.inputs[some], s.targets[some]) for s in (data.train, data.train if self.overfit else data.val))
-        return train.to(device), val.to(device), [p for p in model.parameters() if p.requires_grad]
+        splits = (state.data.train, state.data.train if self.overfit else state.data.val)
+        train, val = (Split(split.inputs[some], split.targets[some]).to(self.accelerator.device) for split in splits)
+        return Gradients(net, loss, train, self.batch_size, self.grad_accum, self.seed, self.scaler, self.autocast), val
 
-    def _accumulate(self, model: nn.Module, loss: Loss, train: Split, step: int, total: Float[Tensor, ""]) -> None:
-        """The gradient of one step, a micro-batch at a time; its loss is added to `total` on the device."""
-        for index in self._batches(step, len(train)):
-            x, y = train[index]
-            with self.autocast():
-                value = loss(model(x), y) / self.grad_accum
-            value.backward()
-            total += value.detach()
+    def _finish(self, state: State) -> None:
+        """What follows an update."""
+        self.scaler.update()
+        state.optimizer.zero_grad()
+        if state.average:
+            state.average.update()
+        state.advance()
 
-    def _batches(self, step: int, n: int) -> Iterator[Int[Tensor, "micro"]]:
-        """The sample numbers of one step, a micro-batch at a time."""
-        micro = self.batch_size // self.grad_accum
-        for start in range(step * self.batch_size, (step + 1) * self.batch_size, micro):
-            yield positions(self.seed, start, micro, n).to(self.accelerator.device)
+    def _guard(self, optimizer: Optimizer) -> Guard:
+        waits = self.accelerator.device.type != "cpu" and heeds_found_inf(optimizer)
+        return Guard(self.on_nonfinite, self.max_skips, self.max_rollbacks, waits, scaled=self.precision == "fp16")
+
+    def _looks(self, state: State, guard: Guard) -> bool:
+        """On a device the guard's verdict is looked at only where the host waits for the device anyway."""
+        return not guard.on_device or self._due(state.step, self.log_every) or self._due(state.step, self.eval_every)
+
+    def _agree(self, state: State, signals: Watch) -> None:
+        """All processes end for the same reason, in the same step. Raises Stopped after a signal to any of them."""
+        if self.world > 1:
+            agreed = processes.highest(signals.signum or (STOP if state.stop else 0))
+            signals.signum = agreed if agreed > STOP else 0
+            state.stop = state.stop or ("another process said so" if agreed == STOP else "")
+        signals.check()
+
+    def _judge(self, state: State, gradients: Gradients, val: Split, signals: Watch) -> None:
+        """Log and evaluate where it is time; if a signal comes meanwhile, the run that goes on does all of it."""
+        found: dict[str, float] = {}
+        if state.stop or self._due(state.step, self.eval_every):
+            averaged = state.average.in_place() if state.average else nullcontext()
+            with averaged, signals.at_once(self._compiles(state)):
+                micro = -(-self.batch_size // (self.grad_accum * 2**state.halvings))
+                found = evaluate(gradients.net, val, gradients.loss, micro, self.autocast, partial(self._agree, state, signals))
+        state.pending = False
+        if state.stop or self._due(state.step, self.log_every):
+            state.log(training_metrics(state))
+        if found:
+            state.log(found)
+        if not math.isfinite(found.get("val/loss", 0.0)) and self.on_nonfinite == "stop":
+            raise FloatingPointError(f"val/loss is {found['val/loss']} at step {state.step}, with lr={lr(state.optimizer):.3g}")
+
+    def _compiles(self, state: State) -> bool:
+        """The first step, or the first evaluation, is compiled: minutes in which a signal must not wait.
+
+        Not with several processes: one that leaves a collective call would leave the others hanging in it.
+        """
+        return self.compile and self.world == 1 and not (state.step > state.first and state.metrics)
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
+
+
+def begin(callbacks: Sequence[Callback], state: State) -> None:
+    """Before the first step of this process."""
+    for callback in callbacks:
+        callback.on_start(state)
+    state.begin()
 
 
 def end(callbacks: Sequence[Callback], state: State) -> None:
@@ -164,41 +262,16 @@ def end(callbacks: Sequence[Callback], state: State) -> None:
 def set_lr(optimizer: Optimizer, factor: float) -> None:
     """Each group's lr is the one that it was built with times the schedule's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group[checkpoint.SETTINGS]["lr"] * factor
+        group["lr"] = group[snapshot.SETTINGS]["lr"] * factor
 
 
-def training_metrics(state: State, total: Float[Tensor, ""]) -> dict[str, float]:
+def training_metrics(state: State) -> dict[str, float]:
     """Means since the last log point. Here, and only here, the host waits for the device."""
-    steps, total_loss = state.step - state.logged_at, total.item()
-    total.zero_()
-    state.logged_at = state.step
-    return {
-        "train/loss": total_loss / steps,
-        "lr": state.optimizer.param_groups[0]["lr"],
+    total, counted = float(state.total), int(state.counted)
+    state.total, state.counted = state.total * 0, 0
+    losses = {"train/loss": total / counted} if counted else {}  # every update may have been left out
+    return losses | {
+        "lr": lr(state.optimizer),
         "grad/norm": float(state.grad_norm),
         f"perf/{state.data.unit}s_per_s": state.rate(),
     }
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    loss: Loss,
-    batch_size: int,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> dict[str, float]:
-    """Loss (nats) and accuracy over a whole split, and bits a symbol where each position is judged."""
-    was_training = model.training
-    model.eval()
-    losses, hits, count = [], [], len(split)
-    for start in range(0, count, batch_size):
-        x, y = split[slice(start, start + batch_size)]
-        with autocast():
-            logits = model(x)
-            losses.append(loss(logits, y) * len(x))
-        hits.append(accuracy(logits, y) * len(x))
-    model.train(was_training)
-    nats = torch.stack(losses).sum().item() / count
-    metrics = {"val/loss": nats, "val/acc": torch.stack(hits).sum().item() / count}
-    return metrics | ({"val/bpb": bits(nats)} if split.targets.ndim == 2 else {})

@@ -22,6 +22,11 @@ PURE = [
     "callback",
     "checkpoint",
     "trainer",
+    "gradients",
+    "evaluation",
+    "health",
+    "snapshot",
+    "shards",
 ]
 settings.register_profile("here", deadline=None, print_blob=True)  # a shared machine has slow moments
 settings.load_profile("here")

@@ -69,7 +69,7 @@ def test_on_a_terminal_it_is_one_live_line() -> None:
 
 def test_a_run_that_fails_has_no_table_of_results() -> None:
     paper = io.StringIO()
-    with pytest.raises(FloatingPointError, match=r"train/loss is nan at step 1 with lr=1e\+30"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1, with lr=1e\+30"):
         fit(Break(), Console(terminal=Terminal(file=paper)), lr=1e30)
     assert "best val/acc" not in paper.getvalue()
 

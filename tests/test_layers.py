@@ -7,12 +7,16 @@ import pytest
 
 RESEARCH = Path(__file__).resolve().parents[1] / "research"
 FLOORS = [
-    ["ranges", "seeding", "metrics", "losses"],
-    ["dataset", "order", "nn", "checkpoint", "folder", "preflight"],
+    ["ranges", "seeding", "metrics", "losses", "processes", "signals"],
+    ["dataset", "order", "nn", "folder"],
+    ["shards"],
+    ["checkpoint"],
     ["callback"],
-    ["models", "optim", "data", "callbacks", "tracking"],
+    ["snapshot", "memory", "jsonl"],
+    ["models", "optim", "data", "callbacks", "tracking", "health", "gradients"],
+    ["evaluation"],
     ["trainer"],
-    ["run"],
+    ["run", "preflight"],
 ]
 ROOM_OF = {
     "accelerate": {"trainer"},

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from research.preflight.command import mistakes
+from research.preflight.command import judged, mistakes
 from research.preflight.help import groups
 from research.preflight.meant import meant
+from research.preflight.resume import quoted
 from research.preflight.signature import TargetError, signature
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,9 @@ TWELVE = [
     (["data=digits"], ["data=digits gives Vectors, model=bitnet takes Tokens", "model=bitmlp or model=mlp"]),
     (["model.heads=3"], ["model.dim=128 is not a multiple of 2 * model.heads=6", "give model.dim=126 or model.heads=2"]),
     (["data.p=48", "data.operation=/"], ["data.p=48, which is not prime", "give data.p=47"]),
-    (["trainer.grad_accum=3"], ["does not divide trainer.batch_size=512", "batch_size=513"]),
+    (["trainer.grad_accum=600"], ["batch_size=512 has too few samples", "batch_size=600, or trainer.grad_accum=512"]),
+    (["trainer=ddp"], ["this is one process", "torchrun --nproc-per-node 2 train.py"]),
+    (["resume=nowhere"], ["error: resume=nowhere", "there is no", "nowhere", "give auto, a run folder"]),
 ]
 
 
@@ -96,7 +99,7 @@ def test_help_names_everything_and_imports_nothing() -> None:
         assert group in shown
         for option in options:
             assert option in shown
-    for key in ("lr", "seed", "name", "monitor", "out", "steps", "batch_size", "eval_every", "precision", "target", "resume"):
+    for key in ("lr", "seed", "name", "monitor", "out", "steps", "batch_size", "eval_every", "precision", "target"):
         assert f"  {key}: " in shown
     assert sum(line.startswith("  python train.py") for line in text) == 6
 
@@ -148,7 +151,8 @@ def test_other_mistakes(argument: str, words: str) -> None:
     assert words in "\n".join(mistakes([argument], False))
 
 
-def test_every_option_and_preset_passes() -> None:
+def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it, for trainer=ddp
     for group, options in groups().items():
         for option in options:
             fits = ["data=digits"] if option in ("mlp", "bitmlp", "classification") else []
@@ -203,6 +207,30 @@ def test_resume_wants_the_same_architecture(tmp_path: Path) -> None:
     assert "model.dim is 64 here, was 128 there" in told
     assert mistakes([f"resume={tmp_path}", "model.dropout=0.1", "lr=1e-4", "optim.base.betas=[0.9,0.9]"], False) == []
     assert "optim._target_" in "\n".join(mistakes([f"resume={tmp_path}", "optim=adamw"], False))
+    assert "data.p is 13 here, was 47 there" in "\n".join(mistakes([f"resume={tmp_path}", "data.p=13"], False))
+    assert mistakes([f"resume={tmp_path}", "data.p=13", "optim=adamw", "resume.weights_only=true"], False) == []
+    fresh = mistakes([f"resume={tmp_path}", "model.dim=64", "resume.weights_only=true"], False)
+    assert "model.dim is 64 here, was 128 there" in "\n".join(fresh)
+
+
+def test_resume_finds_its_folder(tmp_path: Path) -> None:
+    """By the same configuration, by a path, by the id of its run; an older checkpoint branches off."""
+    assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [])
+    run = tmp_path / "modular" / "a 'b'"
+    for step in (3, 6):
+        (run / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    (run / "config.yaml").write_text(started("--cfg", "job", "--resolve", f"out={tmp_path}").stdout.rsplit("[", 1)[0])
+    (run / "mlflow_run_id").write_text("0123456789abcdef" * 2)
+    place = f"hydra.run.dir={quoted(run)}"
+    assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place])
+    assert judged(["resume.path=auto", f"out={tmp_path}", "lr=1e-4"], False) == ([], [])
+    assert judged([f"resume.path={quoted(run)}", "lr=1e-4"], False) == ([], [place])
+    ids = judged([f"resume.path={'0123456789abcdef' * 2}", f"out={tmp_path}"], False)
+    assert ids == ([], [f"resume.path={quoted(run)}", place])
+    newest, older = (quoted(run / "checkpoints" / f"step-{step:08d}") for step in (6, 3))
+    assert judged([f"resume.path={newest}"], False) == ([], [place])
+    assert judged([f"resume.path={older}"], False) == ([], [])
+    assert judged([f"resume.path={quoted(run)}", "resume.weights_only=true"], False) == ([], [])
 
 
 def test_a_mistyped_word_finds_what_was_meant() -> None:

@@ -20,7 +20,8 @@ from research import folder, tracking
 from research.callback import State
 from research.data.modular import modular
 from research.folder import Run
-from research.tracking import FAILED, FINISHED, Jsonl, MLflow, end_dead_runs
+from research.jsonl import FAILED, FINISHED, Jsonl
+from research.tracking import MLflow, end_dead_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 

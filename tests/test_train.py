@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -80,41 +79,111 @@ def test_the_same_command_gives_the_same_bits(tmp_path: Path) -> None:
     assert len(set(digests)) == 2
 
 
-def test_resume_ends_in_the_same_bits(tmp_path: Path) -> None:
-    tiny = [*TINY, "tracker=none", "model.dropout=0.1"]
-    train(tmp_path, *tiny, "trainer.steps=6", "name=whole")
-    train(tmp_path, *tiny, "trainer.steps=3", "name=part")
-    (part,) = (tmp_path / "out" / "part").iterdir()
-    train(tmp_path, *tiny, "trainer.steps=6", "name=rest", f"resume={part}")
-    ends = {p.parts[-3]: json.loads(p.read_text())["weights_sha256"] for p in (tmp_path / "out").rglob("summary.json")}
-    assert ends["rest"] == ends["whole"] != ends["part"]
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("perf/")} for line in found]
 
 
-def test_resume_takes_the_settings_that_are_given_now(tmp_path: Path) -> None:
-    tiny = [*TINY, "tracker=jsonl", "schedule.warmup=0"]
-    train(tmp_path, *tiny, "name=part")
+def test_resume_goes_on_in_its_folder_with_the_settings_that_are_given_now(tmp_path: Path) -> None:
+    tiny = [*TINY, "tracker=jsonl", "schedule.warmup=0", "name=part"]
+    train(tmp_path, *tiny)
     (part,) = (tmp_path / "out" / "part").iterdir()
-    train(tmp_path, *tiny, "trainer.steps=6", "name=rest", f"resume={part}", "lr=1e-4", "optim.lamb=0")
-    (rest,) = (tmp_path / "out" / "rest").iterdir()
-    assert json.loads((rest / "metrics.jsonl").read_text().splitlines()[-1])["lr"] == 1e-4
-    assert "lr 0.0001, alpha 0.9, lamb 0" in (rest / "train.log").read_text()
-    (line,) = (text for text in (part / "train.log").read_text().splitlines() if "go on: " in text)
+    train(tmp_path, *tiny, "trainer.steps=6", f"resume={part}", "lr=1e-4", "optim.lamb=0")
+    assert [line["step"] for line in lines(part)] == [1, 2, 3, 4, 5, 6]
+    assert lines(part)[-1]["lr"] == 1e-4
+    assert "lr 0.0001, alpha 0.9, lamb 0" in (part / "train.log").read_text()
+    line = [text for text in (part / "train.log").read_text().splitlines() if "go on: " in text][-1]
     train(tmp_path, *shlex.split(line.split("go on: python train.py ")[1]))  # what it said itself
-    done = train(tmp_path, *tiny, "name=again", f"resume={part}", fails=True)
-    assert "step 3 of 3 is done already; give trainer.steps more than 3" in done.stderr
+    assert [line["step"] for line in lines(part)] == list(range(1, 13))
+    done = train(tmp_path, *tiny, f"resume={part}", fails=True)
+    assert "step 12 of 3 is done; give trainer.steps more than 12" in done.stderr
+    assert len(list((tmp_path / "out" / "part").iterdir())) == 1
 
 
 def test_resume_tells_of_the_damage_that_it_skips(tmp_path: Path) -> None:
-    tiny = [*TINY, "tracker=none"]
-    train(tmp_path, *tiny, "name=part")
+    tiny = [*TINY, "tracker=none", "name=part", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep_last=2"]
+    train(tmp_path, *tiny)
     (part,) = (tmp_path / "out" / "part").iterdir()
-    good = max((part / "checkpoints").iterdir())
-    bad = shutil.copytree(good, good.with_name("step-00000099"))
+    bad = part / "checkpoints" / "step-00000003"
     with (bad / "state.pt").open("ab") as file:
         file.write(b"x")
-    done = train(tmp_path, *tiny, "trainer.steps=6", "name=rest", f"resume={part}")
+    done = train(tmp_path, *tiny, "trainer.steps=6", f"resume={part}")
     assert f"{bad.name}: state.pt has" in done.stdout + done.stderr
-    assert f"going on from {good.name}" in done.stdout + done.stderr
+    assert "going on from step-00000002" in done.stdout + done.stderr
+    for checkpoint in (part / "checkpoints").iterdir():
+        (checkpoint / "state.pt").unlink()
+    done = train(tmp_path, *tiny, "trainer.steps=9", f"resume={part}", fails=True)
+    assert "no usable checkpoint (step-00000006: state.pt cannot be read" in done.stderr
+    assert "start afresh without resume" in done.stderr
+
+
+def test_the_weights_alone_begin_another_run(tmp_path: Path) -> None:
+    tiny = [*TINY, "tracker=jsonl"]
+    train(tmp_path, *tiny, "name=part")
+    (part,) = (tmp_path / "out" / "part").iterdir()
+    train(tmp_path, *tiny, "name=fresh", "optim=adamw", "trainer.steps=2", f"resume={part}", "resume.weights_only=true")
+    (fresh,) = (tmp_path / "out" / "fresh").iterdir()
+    assert [line["step"] for line in lines(fresh)] == [1, 2]
+    assert lines(fresh)[0]["train/loss"] != lines(part)[0]["train/loss"]
+
+
+def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
+    return subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def once(tmp_path: Path, name: str, steps: int) -> Path:
+    """The folder of a run under way, once it has logged so many steps."""
+    for _ in range(600):
+        for file in (tmp_path / "out" / name).glob("*/metrics.jsonl"):
+            if len(file.read_text().splitlines()) >= steps:
+                return file.parent
+        time.sleep(0.1)
+    raise AssertionError("the run did not begin")
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGKILL, -9)]
+)
+def test_a_run_that_was_ended_goes_on_as_if_nothing_had_been(tmp_path: Path, signum: int, code: int) -> None:
+    """Same weights, same metrics.jsonl, same run in MLflow with each point once: after a signal and after kill -9."""
+    long = [
+        *TINY,
+        "trainer.steps=400",
+        "trainer.eval_every=7",
+        "target=null",
+        "model.dropout=0.1",
+        "callbacks.checkpoint.every=5",
+    ]
+    train(tmp_path, *long, "name=whole")
+    process = started(tmp_path, *long, "name=part")
+    part = once(tmp_path, "part", 20)
+    process.send_signal(signum)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    if signum != signal.SIGKILL:
+        assert json.loads((part / "summary.json").read_text())["status"] == "STOPPED"
+        reached = len(lines(part))
+        assert reached < 400, "it was to be stopped on the way"
+    train(tmp_path, *long, "name=part", "resume=auto")
+    (whole,) = (tmp_path / "out" / "whole").iterdir()
+    (only,) = (tmp_path / "out" / "part").iterdir()
+    assert only == part
+    assert lines(part) == lines(whole)
+    ends = [json.loads((folder / "summary.json").read_text()) for folder in (whole, part)]
+    assert ends[0]["weights_sha256"] == ends[1]["weights_sha256"]
+    assert ends[0]["best"] == ends[1]["best"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("part")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 401))
+    again = train(tmp_path, *long, "name=part", "resume=auto")
+    assert "finished already" in again.stdout
 
 
 def test_the_users_line_sweeps(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from research.callback import Callback, State
 from research.checkpoint import weights_digest
 from research.data.digits import digits
 from research.data.modular import modular
+from research.evaluation import evaluate
 from research.losses import classification, last_token
 from research.models.mlp import MLP
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim.plain import plain
 from research.optim.schedules import cosine, wsd
-from research.trainer import Trainer, evaluate
+from research.trainer import Trainer
 
 DATA = modular(p=11)
 
@@ -46,7 +47,7 @@ def test_looking_does_not_change_the_training() -> None:
     assert weights_digest(fit(seed=1).model) != weights_digest(plainly.model)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 12])
+@pytest.mark.parametrize("parts", [2, 3, 5, 12])
 def test_accumulation_is_the_whole_batch(parts: int) -> None:
     whole, cut = Log(), Log()
     fit(whole, dropout=0.0, linear=nn.Linear, log_every=1)
@@ -101,7 +102,10 @@ def test_half_precision_trains_as_well() -> None:
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}, "the weights themselves stay in float32"
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"grad_accum": 5}, "trainer.grad_accum=5"), ({"lr": 1}, "lr")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"grad_accum": 13}, "too few samples"), ({"parallel": "ddp"}, "this is one process"), ({"lr": 1}, "lr")],
+)
 def test_settings_that_do_not_do_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         fit(**settings)

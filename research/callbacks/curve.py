@@ -1,6 +1,7 @@
 """Draws the learning curves of a run."""
 
 from collections import defaultdict
+from typing import Any
 
 from research.callback import Callback, State
 
@@ -10,6 +11,12 @@ class Curve(Callback):
 
     def __init__(self) -> None:
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": {key: list(points) for key, points in self.history.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = defaultdict(list, {key: [tuple(point) for point in points] for key, points in state["history"].items()})
 
     def on_step(self, state: State) -> None:
         for key in ("train/loss", "val/loss", "val/acc", "val/bpb"):

@@ -1,5 +1,7 @@
 """Ends a run that has reached its aim."""
 
+from typing import Any
+
 from research.callback import Callback, State
 from research.metrics import better
 from research.ranges import Count
@@ -10,6 +12,12 @@ class EarlyStop(Callback):
 
     def __init__(self, target: float | None = None, hold: Count = 1) -> None:
         self.target, self.hold, self.held = target, hold, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self.held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.held = state["held"]
 
     def on_step(self, state: State) -> None:
         value = state.logged.get(state.monitor)

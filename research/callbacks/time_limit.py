@@ -5,11 +5,11 @@ from research.ranges import Positive
 
 
 class TimeLimit(Callback):
-    """The step under way after `seconds` of training is the last; it is still judged."""
+    """The step under way after `seconds` of training in this process is the last; it is still judged."""
 
     def __init__(self, seconds: Positive | None = None) -> None:
         self.seconds = seconds
 
     def on_gradients(self, state: State) -> None:
-        if self.seconds is not None and state.seconds >= self.seconds:
+        if self.seconds is not None and state.seconds - state.before >= self.seconds:
             state.stop = f"{self.seconds:g} s are over"

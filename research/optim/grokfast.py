@@ -22,6 +22,7 @@ Memory = dict[Tensor, dict[str, Any]]
 class _Filter(Optimizer):
     """Filters p.grad in place, then steps. Stands before an optimizer class in the bases of `filtered`."""
 
+    found_inf: Tensor | None = None  # 1: leave this update out
     _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
 
     def amplify(self, params: list[Tensor], group: dict[str, Any]) -> Memory:
@@ -55,6 +56,10 @@ class EMA(_Filter):
         fresh = {p: {"grokfast_ema": p.grad.clone()} for p in params if "grokfast_ema" not in self.state[p]}  # type: ignore[union-attr]
         grads = [p.grad for p in params]
         emas = [(fresh.get(p) or self.state[p])["grokfast_ema"] for p in params]
+        if self.found_inf is not None:  # a verdict on the device: where it is 1 the average stays as it is
+            for grad, ema in zip(grads, emas, strict=True):
+                ema.nan_to_num_(0.0, 0.0, 0.0)
+                torch.where(self.found_inf > 0, ema, grad, out=grad)  # type: ignore[arg-type]
         torch._foreach_lerp_(emas, grads, 1 - group["alpha"])  # type: ignore[arg-type]
         torch._foreach_add_(grads, emas, alpha=group["lamb"])  # type: ignore[arg-type]
         return fresh
@@ -119,6 +124,8 @@ def _build(
     assert isinstance(base.func, type)
     groups = [group | options for group in param_groups(model, weight_decay, no_decay)]
     optimizer = filtered(filter_class, base.func)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
+    heeds = filter_class is EMA and optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    optimizer.heeds_found_inf = heeds  # type: ignore[attr-defined]
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.preflight.composed import MISSING, Composed, leaves
+from research.preflight.composed import MISSING, Composed, Compositions, leaves
 from research.preflight.help import defaults, groups
 from research.preflight.meant import meant
 from research.preflight.overrides import mistake
@@ -24,6 +24,16 @@ class Asked(Composed):
 
     given: dict[str, str] = field(default_factory=dict)  # key -> the override as it was typed
     wrong: dict[str, str] = field(default_factory=dict)  # key -> its first mistake
+
+    @classmethod
+    def of(cls, overrides: list["Override"], runs: Compositions) -> "Asked":
+        """What the options compose, with every key set. Raises HydraException where they do not compose."""
+        asked, chosen = cls(runs.of(overrides)), runs.chosen(overrides)
+        for override in overrides:
+            asked.given[override.key_or_group] = str(override.input_line)
+            if override not in chosen:
+                asked.take(override)
+        return asked
 
     def signature(self, key: str) -> Signature | None:
         """That of a node's target."""

@@ -1,7 +1,10 @@
 """What is wrong with a command line, all of it at once and each with its fix, before anything heavy is imported."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -11,8 +14,8 @@ from research.preflight.composed import Compositions
 from research.preflight.help import CONF, help_text
 from research.preflight.overrides import SWEPT_AT_MOST, ambiguous, key, mistake, no_option, parse, variants
 from research.preflight.relations import RELATIONS
+from research.preflight.resume import placed, spelled_out
 from research.preflight.signature import signature
-from research.ranges import Existing
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -28,28 +31,42 @@ class Globals:
     name: str
     out: str
     monitor: Literal["val/loss", "val/acc", "val/bpb"]
-    resume: Existing | None
 
 
 def check(argv: list[str]) -> list[str]:
     """The command line for Hydra, `-m` in front. Prints the help or every mistake, and exits, where no run can follow."""
     sweep = [word for word in argv[1:] if word in ("-m", "--multirun")][:1]
-    rest = [word for word in argv[1:] if word not in ("-m", "--multirun")]
+    rest = [spelled_out(word) for word in argv[1:] if word not in ("-m", "--multirun")]
     os.environ["GROKBIT_SWEPT"] = ""
     if {"-h", "--help"} & set(rest):
         print(help_text())
         sys.exit(0)
+    first = os.environ.get("RANK", "0") == "0"
     ours = not any(word.split("=")[0] in (*NO_RUN, *ELSEWHERE) for word in rest)
-    if ours and (wrong := mistakes(rest, bool(sweep))):
+    wrong, more = judged(rest, bool(sweep)) if ours else ([], [])
+    if wrong:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise ValueError("\n".join(wrong))
-        print("\n".join(wrong), file=sys.stderr)
+        if first:
+            print("\n".join(wrong), file=sys.stderr)
         sys.exit(2)
-    return [argv[0], *sweep, *rest]
+    return [argv[0], *sweep, *rest, *(more if first else elsewhere())]
+
+
+def elsewhere() -> list[str]:
+    """Overrides for a process that is not the first of its run: only that one writes, and tells the others where."""
+    place = tempfile.mkdtemp(prefix="grokbit-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return [f"hydra.run.dir={place}", f"hydra.sweep.dir={place}"]
 
 
 def mistakes(arguments: list[str], multirun: bool) -> list[str]:
     """Every mistake, as text for the terminal."""
+    return judged([spelled_out(word) for word in arguments], multirun)[0]
+
+
+def judged(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
+    """Every mistake, and the overrides that send a run which goes on to its own folder."""
     from hydra import initialize_config_dir
 
     flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
@@ -68,7 +85,8 @@ def mistakes(arguments: list[str], multirun: bool) -> list[str]:
         for variant in looked_at:
             wrong += check_one(variant, runs)
         wrong += [] if wrong else one_study(looked_at, runs)
-    return list(dict.fromkeys(wrong))
+        more = [] if wrong or multirun else placed(Asked.of(overrides, runs))
+    return [told.replace("error: resume.path=", "error: resume=") for told in dict.fromkeys(wrong)], more
 
 
 def one_study(variants: list[list["Override"]], runs: Compositions) -> list[str]:
@@ -87,18 +105,16 @@ def check_one(overrides: list["Override"], runs: Compositions) -> list[str]:
 
     chosen = runs.chosen(overrides)
     try:
-        asked = Asked(runs.of(overrides))
+        asked = Asked.of(overrides, runs)
     except HydraException as error:
         said = str(error.__cause__ or error).splitlines()
         rest = [o for o in overrides if not o.key_or_group.startswith("hydra/")]  # no option of ours is missing by now
         told = mistake(" ".join(str(o.input_line) for o in chosen) or "conf/", *said)
         return [told, *(check_one(rest, runs) if len(rest) < len(overrides) else [])]
-    for override in overrides:
-        asked.given[override.key_or_group] = str(override.input_line)
-        if override not in chosen:
-            asked.take(override)
     asked.check_parts()
     asked.check_values("", signature(f"{__name__}.Globals"), asked.cfg)
+    if isinstance(resume := asked.cfg.get("resume"), dict):
+        asked.check_values("resume.", signature("research.preflight.resume.Resume"), resume)
     for place, node in list(asked.nodes()):
         asked.check_node(place, node)
     for relation in RELATIONS:

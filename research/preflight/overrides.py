@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from research.preflight.help import groups
 from research.preflight.meant import meant
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 SWEPT_AT_MOST = 50  # values of a sweep that are looked at
 LINES = 6  # of one mistake
+
+
+class Clash(NamedTuple):
+    """Keys that do not go together: what is wrong, and the values that would do."""
+
+    keys: tuple[str, ...]
+    told: str
+    fix: str
 
 
 def mistake(head: str, *lines: str) -> str:

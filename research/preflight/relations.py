@@ -1,25 +1,15 @@
 """What does not go together although each key is right by itself, each with the value that would do."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
 
-from research.preflight.asked import Asked, spelt
-from research.preflight.composed import Composed, leaves
+from research.preflight.asked import Asked
 from research.preflight.help import CONF, component, groups
+from research.preflight.overrides import Clash
+from research.preflight.resume import resumed
 from research.preflight.signature import Signature, signature
 from research.ranges import is_prime
-
-FREE = ("model.dropout", "model.init_std")  # what may change when a run goes on
-
-
-class Clash(NamedTuple):
-    """Keys that do not go together: what is wrong, and the values that would do."""
-
-    keys: tuple[str, ...]
-    told: str
-    fix: str
 
 
 def task_and_model(asked: Asked) -> Iterator[Clash]:
@@ -69,16 +59,6 @@ def heads(asked: Asked) -> Iterator[Clash]:
         yield Clash(("model.kv_heads", "model.heads"), told, f"give model.kv_heads={divisor(count, shared)}")
 
 
-def micro_batches(asked: Asked) -> Iterator[Clash]:
-    """A step's batch is cut into equal parts."""
-    batch, parts = natural(asked, "trainer.batch_size"), natural(asked, "trainer.grad_accum")
-    if batch and parts and batch % parts:
-        told = f"trainer.grad_accum={parts} does not divide trainer.batch_size={batch}"
-        wide = f"{asked.at('trainer.batch_size')[1]}={multiple(parts, batch)}"
-        fix = f"give trainer.grad_accum={divisor(batch, parts)} or {wide}"
-        yield Clash(("trainer.grad_accum", "trainer.batch_size"), told, fix)
-
-
 def prime(asked: Asked) -> Iterator[Clash]:
     """Every residue but zero has an inverse only modulo a prime."""
     p = natural(asked, "data.p")
@@ -88,29 +68,18 @@ def prime(asked: Asked) -> Iterator[Clash]:
         yield Clash(("data.p", "data.operation"), told, f"give data.p={near}")
 
 
-def resumed(asked: Asked) -> Iterator[Clash]:
-    """A run goes on as the same model and the same optimizer."""
-    from omegaconf import OmegaConf
-
-    given = asked.at("resume")[0]
-    if not isinstance(given, str) or not Path(given).exists():
-        return
-    path = Path(given).resolve()
-    one = (path / "manifest.json").exists()  # a checkpoint, not a run folder
-    if not one and not any(path.glob("checkpoints/step-*")):
-        yield Clash(("resume",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
-    file = (path.parents[1] if one else path) / "config.yaml"
-    if not file.exists():
-        return
-    old = Composed(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
-    for node in ("model", "optim._target_", "optim.base._target_"):
-        keys = dict.fromkeys(key for side in (asked, old) for key, _ in leaves(node, side.walk(node)))
-        differ = [key for key in keys if key not in FREE and asked.at(key)[0] != old.at(key)[0]]
-        if differ:
-            told = "; ".join(
-                f"{key} is {spelt(asked.at(key)[0])} here, was {spelt(old.at(key)[0])} there" for key in differ[:3]
-            )
-            yield Clash(("resume", *differ), told, "give what it was trained with, or start afresh without resume")
+def several_processes(asked: Asked) -> Iterator[Clash]:
+    """How processes share a run says nothing where there is one; launchers may start fewer than they were asked for."""
+    how, processes = asked.at("trainer.parallel")[0], int(os.environ.get("WORLD_SIZE", "1"))
+    if how in ("ddp", "fsdp") and processes == 1:
+        told = "this is one process (accelerate launch --cpu starts no more without MPI)"
+        yield Clash(("trainer.parallel",), told, "start it as: torchrun --nproc-per-node 2 train.py ...")
+    batch, parts = natural(asked, "trainer.batch_size"), natural(asked, "trainer.grad_accum")
+    if batch and parts and batch < parts * processes:
+        told = f"trainer.batch_size={batch} has too few samples for {processes} x {parts} micro-batches"
+        wide = f"{asked.at('trainer.batch_size')[1]}={parts * processes}"
+        fix = f"give {wide}, or trainer.grad_accum={max(1, batch // processes)}"
+        yield Clash(("trainer.grad_accum", "trainer.batch_size"), told, fix)
 
 
 RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
@@ -118,7 +87,7 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     loss_and_data,
     monitor_and_target,
     heads,
-    micro_batches,
+    several_processes,
     prime,
     resumed,
 )

@@ -1,0 +1,45 @@
+"""How good a model is on a whole split."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from research import processes
+from research.dataset import Split
+from research.gradients import Loss
+from research.losses import judged
+from research.metrics import bits, hits
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    loss: Loss,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    poll: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Loss (nats) and accuracy over the targets of a whole split that count, and bits a symbol where each is judged.
+
+    Each process takes its part of every batch; `poll` is called before each, and may raise to end it all.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, hits, targets
+    try:
+        for start in range(0, len(split), batch_size):
+            poll()
+            x, y = split[torch.arange(start, min(start + batch_size, len(split)))[processes.rank() :: processes.count()]]
+            with autocast():
+                logits = model(x)
+                each = loss(logits, y)
+            sums += torch.stack([each.sum().double(), hits(logits, y).double(), judged(y).double()])
+    finally:
+        model.train(was_training)
+    nats, right, count = processes.total(sums).tolist()
+    metrics = {"val/loss": nats / max(1, count), "val/acc": right / max(1, count)}
+    return metrics | ({"val/bpb": bits(metrics["val/loss"])} if split.targets.ndim == 2 else {})

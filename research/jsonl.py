@@ -1,0 +1,68 @@
+"""Where numbers go: nowhere, or one JSON object a log point in metrics.jsonl."""
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from research.callback import Callback, State
+from research.folder import Run, finite
+
+KILLED, FAILED, FINISHED, STOPPED = "KILLED", "FAILED", "FINISHED", "STOPPED"
+
+
+class Tracker(Callback):
+    """Keeps nothing. `start` comes before anything is built and `finish` after everything, also after a failure."""
+
+    run_id: str | None = None
+    state: State | None = None  # the run, once it has been built
+
+    def on_start(self, state: State) -> None:
+        self.state = state
+
+    def start(self, run: Run) -> None:
+        """The run begins."""
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        """The run is over: `status` is FINISHED, STOPPED, FAILED or KILLED."""
+
+
+class Jsonl(Tracker):
+    """metrics.jsonl has each step once, whatever happened: a run that goes on, or back, first takes out what comes again."""
+
+    file: TextIO | None = None
+    last = 0  # the newest step in the file
+
+    def start(self, run: Run) -> None:
+        self.path = run.folder / "metrics.jsonl"
+        self.file = self.path.open("a", buffering=1)
+
+    def on_start(self, state: State) -> None:
+        super().on_start(state)
+        self._keep_until(state.step - state.pending)
+
+    def on_step(self, state: State) -> None:
+        if not (state.logged and self.file):
+            return
+        if state.step <= self.last:
+            self._keep_until(state.step - 1)
+        record = {"step": state.step, "seconds": round(state.seconds, 3), **finite(state.logged)}
+        self.file.write(json.dumps(record) + "\n")
+        self.last = state.step
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        if self.file:
+            self.file.close()
+
+    def _keep_until(self, step: int) -> None:
+        """Take out the lines of later steps, and one that a kill has left half-written. Whole or not at all."""
+        self.last = step
+        if self.file is None:
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            self.file.close()
+            draft = Path(f"{self.path}.draft")
+            draft.write_text("".join(kept))
+            draft.replace(self.path)
+            self.file = self.path.open("a", buffering=1)

@@ -1,0 +1,34 @@
+"""Running out of memory: smaller micro-batches of the same step."""
+
+import gc
+import logging
+
+import torch
+
+from research import processes
+from research.callback import State
+
+log = logging.getLogger(__name__)
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether a GPU's or the host's allocator had no more to give (torch has a class of its own for GPUs alone)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halve(state: State, grad_accum: int, told: str) -> None:
+    """Half the micro-batch and twice as many of them, for the step under way and all later ones.
+
+    Raises ValueError where a micro-batch is one sample, and where other processes wait for this one's gradients.
+    """
+    micro = state.batch_size // (grad_accum * 2**state.halvings * processes.count())
+    if processes.count() > 1 or micro <= 1:
+        fix = f"give trainer.grad_accum={2 * grad_accum * 2**state.halvings}" if micro > 1 else "a micro-batch is one sample"
+        more = "trainer.checkpoint_activations=true needs less, as does trainer.precision=bf16"
+        raise ValueError(f"out of memory at step {state.step + 1}: {told.splitlines()[0]}\n{fix}; {more}")
+    state.halvings += 1
+    log.warning("out of memory at step %d: micro-batches of %d samples from here on", state.step + 1, -(-micro // 2))
+    state.optimizer.zero_grad()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,25 @@
+"""The blocks that a deep model repeats: what is sharded, recomputed and watched one by one."""
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The children of every ModuleList and Sequential that stands directly in the model, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            found |= {f"{name}.{part}": block for part, block in child.named_children()}
+    return found
+
+
+def recompute(model: nn.Module) -> None:
+    """Keep only each block's input for the backward pass and compute the rest again there: less memory, a third more
+    arithmetic, the same bits (Chen et al. 2016, arXiv 1604.06174). Raises ValueError where the model has no blocks.
+    """
+    if not blocks(model):
+        raise ValueError(f"trainer.checkpoint_activations: {type(model).__name__} has no ModuleList or Sequential of blocks")
+    for block in blocks(model).values():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

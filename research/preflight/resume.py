@@ -1,0 +1,147 @@
+"""Where a run goes on: what resume= means, the folder that it then writes to, and what must not have changed."""
+
+import fcntl
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from research.preflight.asked import Asked, spelt
+from research.preflight.composed import MISSING, Composed, leaves
+from research.preflight.overrides import Clash
+
+FREE = ("model.dropout", "model.init_std")  # what may change when a run goes on
+ASIDE = ("out", "name", "resume", "tracker", "hydra")  # what makes no other run
+RUN_ID = r"[0-9a-f]{32}"
+
+
+@dataclass
+class Resume:
+    """The keys below `resume`, with their types."""
+
+    path: str | None
+    weights_only: bool
+
+
+def spelled_out(argument: str) -> str:
+    """resume=X stands for resume.path=X, which Hydra can tell from the keys below it."""
+    return re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
+
+
+def placed(asked: Asked) -> list[str]:
+    """The overrides that send a run to the folder that it goes on in; none for a run in a folder of its own."""
+    given = asked.at("resume.path")[0]
+    if not isinstance(given, str) or "hydra.run.dir" in asked.given:
+        return []
+    if given == "auto":
+        own = latest(asked)
+        return [f"hydra.run.dir={quoted(own)}"] if own else []
+    path, rest = found(asked), []
+    if path is None:
+        return []
+    if re.fullmatch(RUN_ID, given):
+        rest = [f"resume.path={quoted(path)}"]
+    home = path.parents[1] if path.name.startswith("step-") else path
+    newest = max(home.glob("checkpoints/step-*"), default=None)
+    if path not in (home, newest) or asked.at("resume.weights_only")[0] is True:
+        return rest  # from an older checkpoint a run branches off, in a folder of its own
+    return [*rest, f"hydra.run.dir={quoted(home)}"]
+
+
+def quoted(path: Path) -> str:
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def latest(asked: Asked) -> Path | None:
+    """The newest run folder of this very configuration."""
+    root = Path(str(asked.at("out")[0])).expanduser() / str(asked.at("name")[0])
+    for config in sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True):
+        if not differing(asked, config, ()):
+            return config.parent.resolve()
+    return None
+
+
+def found(asked: Asked) -> Path | None:
+    """The run folder or checkpoint that resume names by its path or its run in MLflow; None where there is none."""
+    given = str(asked.at("resume.path")[0])
+    if (path := Path(given).expanduser()).exists():
+        return path.resolve()
+    if not re.fullmatch(RUN_ID, given):
+        return None
+    out = Path(str(asked.at("out")[0])).expanduser()
+    for note in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
+        if note.read_text().strip() == given:
+            return note.parent.resolve()
+    from research.tracking import folder_of  # heavy, and only for a run that is not below out
+
+    uri = asked.at("tracker.uri")[0]
+    try:
+        path = Path(folder_of(given, uri if isinstance(uri, str) else None))
+    except ValueError:
+        return None
+    return path if path.exists() else None
+
+
+def differing(asked: Asked, config: Path, nodes: tuple[str, ...]) -> list[str]:
+    """What is other than in a run's config.yaml, of some nodes or of all that matters."""
+    from omegaconf import OmegaConf
+
+    old = Composed(OmegaConf.to_container(OmegaConf.load(config)))  # type: ignore[arg-type]
+    nodes = nodes or tuple(dict.fromkeys(key for side in (asked, old) for key in side.cfg if key not in ASIDE))
+    keys = dict.fromkeys(key for node in nodes for side in (asked, old) for key, _ in leaves(node, side.walk(node)))
+    return [f"{key} is {shown(asked, key)} here, was {shown(old, key)} there" for key in keys
+            if asked.at(key)[0] != old.at(key)[0]]  # fmt: skip
+
+
+def shown(side: Composed, key: str) -> str:
+    value = side.at(key)[0]
+    return "nothing" if value is MISSING else spelt(value)
+
+
+def resumed(asked: Asked) -> Iterator[Clash]:
+    """A run goes on from a checkpoint that is there, as the same model and optimizer on the same data."""
+    given = asked.at("resume.path")[0]
+    if not isinstance(given, str):
+        if asked.at("resume.weights_only")[0] is True:
+            yield Clash(
+                ("resume.weights_only",), "it needs weights to begin from", "give resume=, a run folder or a checkpoint"
+            )
+        return
+    if given == "auto":
+        if (own := latest(asked)) and "hydra.run.dir" not in asked.given and busy(own):
+            yield Clash(("resume.path",), f"this very run is being written by another process: {own}", "wait for its end")
+        return
+    path = found(asked)
+    if path is None:
+        told = "no such folder, nor a run in MLflow" if re.fullmatch(RUN_ID, given) else f"there is no {Path(given).absolute()}"
+        yield Clash(("resume.path",), told, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
+        return
+    one = path.name.startswith("step-")
+    if not one and not any(path.glob("checkpoints/step-*")):
+        yield Clash(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
+    config = (path.parents[1] if one else path) / "config.yaml"
+    if config.exists():
+        yield from changed(asked, config)
+
+
+def changed(asked: Asked, config: Path) -> Iterator[Clash]:
+    """What a run cannot go on with; and with other data or another optimizer one may still begin from its weights."""
+    fresh = asked.at("resume.weights_only")[0] is True
+    for node in ("model",) if fresh else ("model", "data", "optim._target_", "optim.base._target_"):
+        if told := [line for line in differing(asked, config, (node,)) if line.split()[0] not in FREE]:
+            fix = "give what it was trained with" + ("" if node == "model" else ", or resume.weights_only=true")
+            yield Clash(("resume.path", *(line.split()[0] for line in told)), "; ".join(told[:3]), fix)
+
+
+def busy(folder: Path) -> bool:
+    """Whether a process of this machine writes there."""
+    lock = folder / ".lock"
+    if not lock.exists():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

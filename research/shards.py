@@ -1,0 +1,95 @@
+"""Models spread over processes: torch's fully_shard (FSDP2), and its distributed checkpoint for their parts.
+
+Not accelerate's plugin: on a CPU it silently becomes plain data parallelism.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from research import processes
+from research.nn.average import Average
+from research.nn.blocks import blocks
+
+
+def shard(model: nn.Module) -> None:
+    """Spread the parameters, block by block, over the processes. Before the optimizer is built: they become new objects."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if isinstance(model, FSDPModule):
+        return
+    for block in blocks(model).values():
+        fully_shard(block)
+    fully_shard(model)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over the processes, put together on each of them; another one as it is."""
+    if processes.count() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor  # here: a run of one process need not wait for its import
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def parts(model: nn.Module, optimizer: Optimizer | None = None, average: Average | None = None) -> dict[str, Any]:
+    """What is spread, by names that do not depend on how."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
+    found: dict[str, Any] = {"model": get_model_state_dict(model)}
+    if optimizer:
+        found["optimizer"] = get_optimizer_state_dict(model, optimizer)
+    if average:
+        found["average"] = average.averages
+    return found
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Whole tensors into a model, spread or not; of tied ones one name is enough."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    if processes.count() == 1:
+        model.load_state_dict(tensors, strict=False)
+    else:
+        set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def write(parts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Each process writes its parts; on all: size and digest of every file, by its name below the checkpoint."""
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(parts, storage_writer=FileSystemWriter(folder))
+    names = processes.everywhere(sorted(path.name for path in folder.iterdir()))
+    found = {}
+    for name in names[processes.rank() :: processes.count()]:
+        size, sha = digest(folder / name)
+        found[f"{folder.name}/{name}"] = {"bytes": size, "sha256": sha}
+    return {name: facts for part in processes.gathered(found) for name, facts in part.items()}
+
+
+def load(model: nn.Module, folder: Path, optimizer: Optimizer | None = None, average: Average | None = None) -> None:
+    """Fill what is spread from the files, however many processes wrote them."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as read
+
+    held = parts(model, optimizer, average)
+    read(held, storage_reader=FileSystemReader(folder), no_dist=processes.count() == 1)
+    set_model_state_dict(model, held["model"])
+    if optimizer:
+        set_optimizer_state_dict(model, optimizer, held["optimizer"])
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Size and sha256 of a file that may be larger than the memory."""
+    total, size = sha256(), 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            total.update(part)
+            size += len(part)
+    return size, total.hexdigest()

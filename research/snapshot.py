@@ -1,0 +1,122 @@
+"""A run's state as a checkpoint holds it, and back: everything that the next step depends on, and what tells its story."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from research import checkpoint, shards
+from research.callback import State
+from research.checkpoint import Snapshot, weights
+
+SETTINGS = "as_built"  # the key in a parameter group
+KEPT = ("step", "pending", "metrics", "best", "safe", "rollbacks", "halvings", "seconds")
+
+
+def take(state: State) -> Snapshot:
+    """The run as it is now. Its tensors are the run's own: write or copy them before the next step."""
+    progress = {key: getattr(state, key) for key in KEPT} | {"task": state.task}
+    progress |= {"total": float(state.total), "counted": int(state.counted), "grad_norm": float(state.grad_norm)}
+    rest = {"progress": progress, "parts": {name: part.state_dict() for name, part in state.parts.items()}}
+    if state.sharded:
+        return Snapshot(state.step, {}, rest, identity(state), shards.parts(state.model, state.optimizer, state.average))
+    tensors = {"model": weights(state.model)}
+    if state.average:
+        tensors["average"] = {name: tensor.cpu() for name, tensor in state.average.averages.items()}
+    return Snapshot(state.step, tensors, rest | {"optimizer": state.optimizer.state_dict()}, identity(state))
+
+
+def identity(state: State) -> dict[str, str]:
+    """What must be the same where a run goes on; but for the config, which only says what it came from."""
+    shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(state.model.state_dict().items()))
+    return {
+        "model": f"{type(state.model).__name__} {sha256(shapes.encode()).hexdigest()[:12]}",
+        "optimizer": type(state.optimizer).__name__,
+        "data": state.data.digest[:12],
+        "config": state.config,
+    }
+
+
+def resume(state: State, path: Path) -> Path:
+    """Go on from the newest good checkpoint that `path` means, and return it.
+
+    Settings of the optimizer that were changed since are those given now: lr=1e-4 beside resume= means that lr. The
+    averages begin at the weights where the checkpoint has none. Raises ValueError where no checkpoint is whole, where
+    the model, the optimizer or the data is another one, or where no steps are left to do.
+    """
+    folder, snapshot = checkpoint.newest(path)
+    _same(snapshot, state, path, ("model", "optimizer", "data"))
+    progress = snapshot.state["progress"]
+    if progress["step"] >= state.steps and not progress["pending"]:
+        raise ValueError(f"resume: step {snapshot.step} of {state.steps} is done; give trainer.steps more than {snapshot.step}")
+    _load(snapshot, folder, state)
+    for name, part in state.parts.items():
+        if name in snapshot.state["parts"]:
+            part.load_state_dict(snapshot.state["parts"][name])
+    for key in (*KEPT, "total", "counted", "grad_norm"):
+        setattr(state, key, progress[key])
+    if progress["task"] != state.task:
+        state.best = {}  # of another monitor or of other samples
+    state.first, state.before = state.step, state.seconds
+    return folder
+
+
+def begin_from(state: State, path: Path) -> Path:
+    """A fresh run from the weights alone of the newest good checkpoint that `path` means; return it.
+
+    They are the averages where it has them. Raises ValueError where no checkpoint is whole or the model is another one.
+    """
+    folder, snapshot = checkpoint.newest(path)
+    _same(snapshot, state, path, ("model",))
+    if (folder / checkpoint.SHARDS).exists():
+        shards.load(state.model, folder / checkpoint.SHARDS)
+    else:
+        shards.fill(state.model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
+    if state.average:
+        state.average.reset()
+    return folder
+
+
+def _same(snapshot: Snapshot, state: State, path: Path, keys: tuple[str, ...]) -> None:
+    here = identity(state)
+    differing = [f"{key} is {here[key]} here, was {snapshot.identity.get(key)} there" for key in keys
+                 if here[key] != snapshot.identity.get(key)]  # fmt: skip
+    if differing:
+        fix = "give what it was trained with, or resume.weights_only=true for a fresh run from its weights"
+        raise ValueError(f"resume={path} is of another run: {'; '.join(differing)}\n{fix}")
+
+
+def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
+    """Weights, averages and the optimizer's memory."""
+    remember_settings(state.optimizer)
+    built = [group[SETTINGS] for group in state.optimizer.param_groups]
+    if (folder / checkpoint.SHARDS).exists():
+        shards.load(state.model, folder / checkpoint.SHARDS, state.optimizer, state.average)
+    elif state.sharded:
+        raise ValueError(f"resume={folder} was not saved by trainer=fsdp\ngo on without it, or give resume.weights_only=true")
+    else:
+        shards.fill(state.model, snapshot.tensors["model"])
+        if state.average:
+            state.average.load(snapshot.tensors.get("average", snapshot.tensors["model"]))
+        state.optimizer.load_state_dict(snapshot.state["optimizer"])
+    for group, now in zip(state.optimizer.param_groups, built, strict=True):
+        then = group.get(SETTINGS, {})
+        group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
+        group[SETTINGS] = now
+
+
+def remember_settings(optimizer: Optimizer) -> None:
+    """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them."""
+    for group in optimizer.param_groups:
+        group.setdefault(SETTINGS, {key: value for key, value in group.items() if key not in ("params", "param_names")})
+
+
+def copied(value: Any) -> Any:
+    """Tensors at any depth of dicts and lists copied to the host, so that training can go on meanwhile."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(inner) for key, inner in value.items()}
+    return [copied(inner) for inner in value] if isinstance(value, list) else value
