@@ -53,6 +53,10 @@ class Jsonl(Tracker):
         if self.file:
             self.file.close()
 
+    def records(self) -> list[dict[str, Any]]:
+        """What the file holds."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
     def _keep_until(self, step: int) -> None:
         """Take out the lines of later steps, and one that a kill has left half-written. Whole or not at all."""
         self.last = step

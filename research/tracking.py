@@ -4,25 +4,22 @@ A step never waits for a database: metrics are in metrics.jsonl at once, and a t
 again and again while the store cannot be reached.
 """
 
-import fcntl
 import json
 import logging
 import os
 import queue
-import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from research.callback import State
-from research.folder import ROOT, Run, alive, git, write_json
+from research.folder import ROOT, Run, git, write_json
 from research.jsonl import FINISHED, KILLED, STOPPED, Jsonl
+from research.store import close_parent, end_dead_runs, experiment, flat, locked, one_at_a_time, shown
 
 log = logging.getLogger(__name__)
 STORE = ROOT / "outputs" / "mlflow.db"
@@ -51,13 +48,20 @@ class MLflow(Jsonl):
             print(f"creating {STORE} (the first time only, takes some seconds)", file=sys.stderr)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the line above says it
         try:
-            with _one_at_a_time(self.uri):
+            with one_at_a_time(self.uri):
                 self.client = MlflowClient(self.uri)
         except Exception as error:
-            raise ValueError(f"{self.setting}={_shown(self.uri)} is not a store that MLflow can open: {error}") from error
+            raise ValueError(f"{self.setting}={shown(self.uri)} is not a store that MLflow can open: {error}") from error
         super().start(run)
         self.run = run
         self.thread.start()
+
+    def on_start(self, state: State) -> None:
+        """What the last process of this run had no time to deliver comes first."""
+        super().on_start(state)
+        for record in self.records() if self.run.goes_on else ():
+            step, _ = int(record.pop("step")), record.pop("seconds")
+            self.queue.put((int(time.time() * 1000), step, {k: v for k, v in record.items() if v is not None}))
 
     def on_step(self, state: State) -> None:
         super().on_step(state)
@@ -74,10 +78,10 @@ class MLflow(Jsonl):
         self.thread.join(PATIENCE + 5)
         if self.thread.is_alive() or self.undelivered:
             reason = self.undelivered or "no answer"
-            print(f"warning: MLflow at {_shown(self.uri)} did not take all of this run ({reason}); "
+            print(f"warning: MLflow at {shown(self.uri)} did not take all of this run ({reason}); "
                   f"every metric is in {self.run.folder / 'metrics.jsonl'}", file=sys.stderr)  # fmt: skip
         elif status == FINISHED:
-            how = "make ui" if self.uri == f"sqlite:///{STORE}" else _shown(self.uri)
+            how = "make ui" if self.uri == f"sqlite:///{STORE}" else shown(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {how}")
 
     # What follows runs in the thread.
@@ -141,7 +145,7 @@ class MLflow(Jsonl):
 
         run = self.run
         end_dead_runs(self.client)
-        study = _experiment(self.client, run.study, self.uri)
+        study = experiment(self.client, run.study, self.uri)
         parent = self._parent(study) if run.sweep else None
         tags = {"folder": str(run.folder), "host": socket.gethostname(), "mlflow.source.name": "train.py", **run.choices}
         tags |= {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain")))}
@@ -156,7 +160,7 @@ class MLflow(Jsonl):
             self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
         note.write_text(self.run_id)
         held = self.client.get_run(self.run_id).data.params  # they never change: what was changed since is told by a tag
-        params = [Param(key, str(value)[:6000]) for key, value in _flat(run.config).items()]
+        params = [Param(key, str(value)[:6000]) for key, value in flat(run.config).items()]
         new = [param for param in params if param.key not in held]
         for start in range(0, len(new), 100):
             self.client.log_batch(self.run_id, params=new[start : start + 100])
@@ -183,7 +187,7 @@ class MLflow(Jsonl):
         """The run of the sweep: whoever comes first creates it and leaves its id in the sweep's folder."""
         assert self.run.sweep is not None
         note = self.run.sweep / NOTE
-        with _locked(self.run.sweep / ".parent"):
+        with locked(self.run.sweep / ".parent"):
             if not note.exists():
                 tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
                 created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
@@ -220,19 +224,7 @@ class MLflow(Jsonl):
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, STATUS.get(status, status))
         if self.run.sweep:
-            _close_parent(self.client, (self.run.sweep / NOTE).read_text(), STATUS.get(status, status))
-
-
-def end_dead_runs(client: Any) -> None:
-    """End, as KILLED, the runs of this machine that no process holds any more (MLflow leaves them RUNNING for ever)."""
-    for experiment in client.search_experiments():
-        running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-        for run in client.search_runs([experiment.experiment_id], running):
-            tags = run.data.tags
-            if "folder" in tags and "sweep" not in tags and not alive(Path(tags["folder"])):  # else it is not one of ours
-                client.set_terminated(run.info.run_id, KILLED)
-                if parent := tags.get("mlflow.parentRunId"):
-                    _close_parent(client, parent, KILLED)
+            close_parent(self.client, (self.run.sweep / NOTE).read_text(), STATUS.get(status, status))
 
 
 def folder_of(run_id: str, uri: str | None = None) -> str:
@@ -244,57 +236,4 @@ def folder_of(run_id: str, uri: str | None = None) -> str:
     try:
         return str(MlflowClient(store).get_run(run_id).data.tags["folder"])
     except (MlflowException, KeyError) as error:
-        raise ValueError(f"MLflow at {_shown(store)} has no run {run_id} of ours") from error
-
-
-def _close_parent(client: Any, parent: str, status: str) -> None:
-    """A sweep has failed once one of its runs has; whoever ends last leaves the final word."""
-    if status != FINISHED:
-        client.set_tag(parent, "sweep.failed", status)
-    client.set_terminated(parent, client.get_run(parent).data.tags.get("sweep.failed", status))
-
-
-def _experiment(client: Any, name: str, uri: str) -> str:
-    """The experiment's id; made, or restored from MLflow's bin, where it is not there."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        beside = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name
-        location = beside.as_uri() if uri.startswith("sqlite:///") else None  # a server knows its own place
-        return str(client.create_experiment(name, artifact_location=location))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-def _shown(uri: str) -> str:
-    """Without a user's name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, without what says nothing about the training."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix or key not in ("out", "name"):
-            flat[f"{prefix}{key}"] = value
-    return {k: v for k, v in flat.items() if prefix or k.split(".")[0] not in ("callbacks", "tracker", "resume")}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Two processes that create one SQLite store at once would break it."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    with _locked(Path(uri.removeprefix("sqlite:///")).with_suffix(".lock")):
-        yield
+        raise ValueError(f"MLflow at {shown(store)} has no run {run_id} of ours") from error

@@ -13,6 +13,7 @@ FLOORS = [
     ["checkpoint"],
     ["callback"],
     ["snapshot", "memory", "jsonl"],
+    ["store"],
     ["models", "optim", "data", "callbacks", "tracking", "health", "gradients"],
     ["evaluation"],
     ["trainer"],

@@ -21,7 +21,8 @@ from research.callback import State
 from research.data.modular import modular
 from research.folder import Run
 from research.jsonl import FAILED, FINISHED, Jsonl
-from research.tracking import MLflow, end_dead_runs
+from research.store import end_dead_runs
+from research.tracking import MLflow
 
 ROOT = Path(__file__).resolve().parents[1]
 
