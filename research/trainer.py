@@ -61,10 +61,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
-        self.accelerator = Accelerator(
-            cpu=self.device == "cpu", mixed_precision="no" if self.precision == "fp32" else self.precision
-        )
-        self.world = self.accelerator.num_processes
+        cpu = self.device == "cpu" or not torch.accelerator.is_available()  # else several processes on a CPU stay apart
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
+        self.world, (_, started) = self.accelerator.num_processes, processes.launched()
+        if self.world != started:
+            raise ValueError(f"{started} processes were started, but accelerate made {self.world} of them\n{processes.HOW_TO_START}")
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if self.precision == "fp32" else self.accelerator.autocast
         )
