@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> float:
         started, status, error = time.perf_counter(), FAILED, ""
         try:
             tracker.start(asked)
-            state = train(cfg, asked, tracker)
+            tracker.state = state = train(cfg, asked, tracker)
             status = STOPPED if state.signum else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -158,5 +158,5 @@ def summary(monitor: str, state: State | None) -> dict[str, Any]:
         "tokens_per_s": rate if state.data.unit == "token" else None,
         "peak_rss_mb": folder.peak_rss_mb(),
         "params": sum(p.numel() for p in state.model.parameters()),
-        "weights_sha256": weights_digest(state.model),
+        "weights_sha256": None if state.sharded and state.error else weights_digest(state.model),
     }

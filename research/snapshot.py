@@ -32,7 +32,7 @@ def identity(state: State) -> dict[str, str]:
     """What must be the same where a run goes on; but for the config, which only says what it came from."""
     shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(state.model.state_dict().items()))
     return {
-        "model": f"{type(state.model).__name__} {sha256(shapes.encode()).hexdigest()[:12]}",
+        "model": f"{type(state.model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}",
         "optimizer": type(state.optimizer).__name__,
         "data": state.data.digest[:12],
         "config": state.config,

@@ -65,7 +65,9 @@ class Trainer:
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
         self.world, (_, started) = self.accelerator.num_processes, processes.launched()
         if self.world != started:
-            raise ValueError(f"{started} processes were started, but accelerate made {self.world} of them\n{processes.HOW_TO_START}")
+            raise ValueError(
+                f"{started} processes were started, accelerate made {self.world} of them\n{processes.HOW_TO_START}"
+            )
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if self.precision == "fp32" else self.accelerator.autocast
         )

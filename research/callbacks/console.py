@@ -31,11 +31,14 @@ def header(state: State) -> list[tuple[str, str]]:
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
         ("run", state.name),
-        ("model", f"{type(model).__name__}, {count:,} parameters{packed if ternary else ', full precision'}"),
+        (
+            "model",
+            f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters{packed if ternary else ', full precision'}",
+        ),
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
-        ("device", f"{state.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
+        ("device", f"{state.device}, {state.processes}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
     ]
     if state.first:
         rows.append(("resumed", f"at step {state.first}"))
@@ -76,8 +79,8 @@ def summary(state: State) -> list[tuple[str, str]]:
     if state.folder is None:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
-    command = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith("resume="))])
-    moved = ("resume=", "steps=", "trainer.steps=", "target=")
+    command = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith("resume."))])
+    moved = ("resume.", "steps=", "trainer.steps=", "target=")
     longer = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith(moved))])
     return [
         *rows,

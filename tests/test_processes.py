@@ -1,0 +1,103 @@
+"""Two processes as a launcher starts them, over gloo: one global batch, the same losses, exact resume."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["model=transformer", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "tracker=jsonl", "target=null",
+         "trainer.log_every=1", "trainer.eval_every=5", "trainer.device=cpu"]  # fmt: skip
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
+
+
+def command(tmp_path: Path, processes: int, *arguments: str) -> list[str]:
+    start = [*TORCHRUN, "localhost:0"] if processes == 2 else [sys.executable]
+    return [*start, str(ROOT / "train.py"), *SMALL, *arguments, f"out={tmp_path / 'out'}"]
+
+
+def train(tmp_path: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(tmp_path, processes, *arguments), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def folder(tmp_path: Path, name: str) -> Path:
+    (only,) = (tmp_path / "out" / name).iterdir()
+    return only
+
+
+def losses(tmp_path: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder(tmp_path, name) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["train/loss"] for line in lines]
+
+
+def summary(tmp_path: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((folder(tmp_path, name) / "summary.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty steps of one process."""
+    place = tmp_path_factory.mktemp("alone")
+    train(place, 1, "name=alone", "steps=40")
+    return place
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_are_one_run(alone: Path, tmp_path: Path, how: str) -> None:
+    """20 steps within two units in the last place; stopped and resumed by two: the same bits; by one: the same samples."""
+    whole = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=40")
+    assert f"2 processes, {how} over gloo" in whole.stdout
+    assert whole.stdout.count("best val/acc") == 1, "only rank 0 speaks"
+    mine, theirs = losses(alone, "alone"), losses(tmp_path, "whole")
+    for a, b in zip(mine[:20], theirs[:20], strict=True):
+        assert abs(a - b) <= 2 * 2.0 ** (math.floor(math.log2(a)) - 23)
+    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=40", "callbacks.checkpoint.every=13", "trainer.steps=26")
+    shutil.copytree(tmp_path / "out" / "part", tmp_path / "out" / "one")
+    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=40", f"resume={folder(tmp_path, 'part')}")
+    assert losses(tmp_path, "part") == theirs
+    assert summary(tmp_path, "part")["weights_sha256"] == summary(tmp_path, "whole")["weights_sha256"]
+    train(tmp_path, 1, "name=one", "steps=40", f"resume={folder(tmp_path, 'one')}")
+    assert losses(tmp_path, "one") == pytest.approx(mine, rel=1e-4)
+    assert not list(tmp_path.glob("*.log")), "the other processes write nowhere"
+
+
+def test_a_signal_to_one_process_ends_both_and_saves(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(tmp_path, 2, "name=long", "steps=100000"), cwd=tmp_path, env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    for _ in range(600):
+        time.sleep(0.1)
+        if any(file.stat().st_size > 0 for file in (tmp_path / "out").rglob("metrics.jsonl")):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGUSR1)
+    told, _ = process.communicate(timeout=60)
+    assert summary(tmp_path, "long")["status"] == "STOPPED", told
+    steps = summary(tmp_path, "long")["steps"]
+    assert (folder(tmp_path, "long") / "checkpoints" / f"step-{steps:08d}").exists()
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_what_was_not_started_is_told(tmp_path: Path, how: str) -> None:
+    """accelerate launch --cpu --num_processes 2 starts one process: the run says so and ends."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    arguments = [str(ROOT / "train.py"), *SMALL, f"trainer={how}", f"out={tmp_path / 'out'}"]
+    done = subprocess.run([*launch, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert "this is one process" in done.stderr
+    assert "torchrun --nproc-per-node 2 train.py" in done.stderr
+    assert not (tmp_path / "out").exists()

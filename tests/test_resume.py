@@ -1,0 +1,204 @@
+"""Wherever a run ends, it goes on to the bits of the run that was never interrupted. In one process, without Hydra."""
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from research import checkpoint
+from research.callback import Callback, State
+from research.callbacks.checkpoint import Checkpoint
+from research.callbacks.early_stop import EarlyStop
+from research.checkpoint import weights_digest
+from research.data.modular import modular
+from research.folder import Run
+from research.jsonl import Jsonl
+from research.losses import last_token
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear
+from research.optim import grokfast
+from research.optim.schedules import cosine
+from research.trainer import Trainer
+
+DATA = modular(p=11)  # 50 samples: an epoch is 6.25 steps of 8
+EPOCH, STEPS = 25, 30  # four epochs end after 25 steps
+EMA = partial(grokfast.ema, alpha=0.9)
+MA = partial(grokfast.ma, window=5)
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dropout": {"dropout": 0.2},
+    "accumulation": {"dropout": 0.1, "grad_accum": 4},
+    "average": {"dropout": 0.1, "ema": 0.9},
+    "window": {"dropout": 0.1, "filter": MA},
+    "evaluations": {"dropout": 0.1, "eval_every": 1},
+    "bf16": {"dropout": 0.1, "precision": "bf16"},
+    "fp16": {"dropout": 0.1, "precision": "fp16"},
+    "background": {"dropout": 0.1, "background": True},
+    "recomputed": {"dropout": 0.2, "checkpoint_activations": True},
+}
+
+
+class Kill(Callback):
+    """Sends a signal to this process while a step is under way."""
+
+    def __init__(self, step: int, signum: int = signal.SIGTERM) -> None:
+        self.step, self.signum = step, signum
+
+    def on_gradients(self, state: State) -> None:
+        if state.step + 1 == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: Any = last_token, **settings: Any) -> State:
+    torch.manual_seed(0)
+    taken = {"dropout": 0.0, "filter": EMA, "background": False, "every": None, "keep_last": 1, "keep_best": 1} | settings
+    model = Transformer(DATA.shape, 16, 1, 2, taken.pop("linear", BitLinear), dropout=taken.pop("dropout"))
+    base = partial(torch.optim.AdamW, fused=True)
+    optimizer = taken.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
+    saving = Checkpoint(*(taken.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
+    folder.mkdir(exist_ok=True)
+    jsonl = Jsonl()
+    jsonl.start(Run("name", "study", folder, {}, [], {}))
+    own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
+    try:
+        return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *callbacks],
+                                  monitor="val/loss", folder=folder, resume=resume)  # fmt: skip
+    finally:
+        jsonl.finish("", {})
+
+
+def story(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "perf/samples_per_s", "perf/tokens_per_s")} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """Each case, never interrupted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {}
+    for case, settings in CASES.items():
+        folder = tmp_path_factory.mktemp(case)
+        found[case] = weights_digest(fit(folder, **settings).model), story(folder)
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.mark.parametrize("stops", [(1,), (9,), (EPOCH,), (STEPS - 1,), (4, 17)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_the_end_is_the_same(
+    tmp_path: Path, wholes: dict[str, tuple[str, list[dict[str, Any]]]], case: str, stops: tuple[int, ...]
+) -> None:
+    """Step 1, inside an epoch, at its end, before the last step, and twice; the metrics come once each, too."""
+    resume = None
+    for stop in stops:
+        state = fit(tmp_path, Kill(stop), resume=resume, **CASES[case])
+        assert (state.step, state.signum) == (stop, signal.SIGTERM)
+        resume = tmp_path
+    torch.rand(99)  # the process that goes on has another past
+    end = fit(tmp_path, resume=resume, **CASES[case])
+    assert end.first == stops[-1]
+    assert (weights_digest(end.model), story(tmp_path)) == wholes[case]
+
+
+def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
+    """The same steps in one go, and as a first and a second half that each ran to its end."""
+    constant = {"filter": MA, "dropout": 0.1}
+    torch.manual_seed(0)
+    fit(tmp_path, steps=12, **constant)
+    with pytest.raises(ValueError, match=r"step 12 of 12 is done; give trainer\.steps more than 12"):
+        fit(tmp_path, steps=12, resume=tmp_path, **constant)
+    assert fit(tmp_path, steps=15, resume=tmp_path, **constant).step == 15
+
+
+def test_a_signal_inside_an_evaluation_leaves_it_to_the_run_that_goes_on(
+    tmp_path: Path, wholes: dict[str, tuple[str, list[dict[str, Any]]]]
+) -> None:
+    def interrupted(logits: Tensor, targets: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # an evaluation
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return last_token(logits, targets)
+
+    state = fit(tmp_path, loss=interrupted, dropout=0.2)
+    assert (state.step, state.pending, state.signum) == (7, True, signal.SIGUSR1)
+    assert [line["step"] for line in story(tmp_path)] == [3, 6]
+    end = fit(tmp_path, dropout=0.2, resume=tmp_path)
+    assert (weights_digest(end.model), story(tmp_path)) == wholes["dropout"]
+
+
+def test_a_second_ctrl_c_ends_at_once_without_harm(tmp_path: Path) -> None:
+    class Impatient(Callback):
+        def on_gradients(self, state: State) -> None:
+            if state.step == 9:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Impatient(), every=4)
+    assert checkpoint.newest(tmp_path)[1].step == 8
+
+
+def test_callbacks_go_on_with_what_they_counted(tmp_path: Path) -> None:
+    """Two evaluations in a row at the target: one before the end of the first process, one after."""
+    patient = partial(EarlyStop, target=1e9, hold=2)
+    fit(tmp_path, patient(), Kill(9))
+    assert fit(tmp_path, patient(), resume=tmp_path).step == 14
+
+
+def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    fit(tmp_path, steps=3)
+    torch.manual_seed(0)
+    model = Transformer(DATA.shape, 32, 1, 2, BitLinear)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"model is Transformer .* here, was .* there; optimizer is SGD here, was Grok"):
+        Trainer(steps=5, device="cpu").fit(model, optimizer, cosine, last_token, modular(p=11), resume=tmp_path)
+    model, other = Transformer(DATA.shape, 16, 1, 2, BitLinear), modular(p=11, train_fraction=0.4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"(?s)data is .* here, was .*resume\.weights_only=true") as refused:
+        Trainer(steps=5, device="cpu").fit(model, optimizer, cosine, last_token, other, resume=tmp_path)
+    assert "model is" not in str(refused.value)
+    trainer = Trainer(steps=2, device="cpu", batch_size=8)
+    trained = trainer.fit(
+        model,
+        optimizer,
+        cosine,
+        last_token,
+        modular(p=11, train_fraction=0.4),
+        resume=tmp_path,
+        weights_only=True,
+        folder=tmp_path,
+    )
+    assert trained.step == 2
+    assert trained.first == 0
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    fit(tmp_path, every=2, keep_last=3, keep_best=2, eval_every=1, steps=25)
+    values = {line["step"]: line["val/loss"] for line in story(tmp_path)}
+    kept = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept[-1] == 25
+    assert min(values, key=lambda step: values[step]) in kept
+    assert set(kept) >= {22, 24, 25}
+    assert len(kept) <= 5
+
+
+def test_the_average_is_judged_and_kept(tmp_path: Path) -> None:
+    state = fit(tmp_path, ema=0.8, steps=14)
+    assert state.average is not None
+    snapshot = checkpoint.newest(tmp_path)[1]
+    for name, tensor in state.average.averages.items():
+        assert torch.equal(snapshot.tensors["average"][name], tensor)
+        assert not torch.equal(snapshot.tensors["average"][name], snapshot.tensors["model"][name])
+    with state.average.in_place(), torch.no_grad():
+        logits = state.model.eval()(DATA.val.inputs)
+    mean = last_token(logits, DATA.val.targets.long()).mean().item()
+    assert state.metrics["val/loss"] == pytest.approx(mean, rel=1e-5)
