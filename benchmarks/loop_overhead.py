@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -57,13 +58,18 @@ def parts() -> tuple[nn.Module, Optimizer]:
     return model, plain(model, partial(AdamW, betas=(0.9, 0.98), fused=True), lr=1e-3, weight_decay=1.0)
 
 
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """What one writes by hand."""
+    return F.cross_entropy(logits[:, -1], targets)
+
+
 def by_hand(done: Done) -> None:
     """The loop that every other one is compared with."""
     model, optimizer = parts()
     params, split = list(model.parameters()), DATA.train
     for step, index in enumerate(index_batches(len(split)), start=1):
         x, y = split.inputs[index], split.targets[index]
-        loss = last_token(model(x), y)
+        loss = mean_loss(model(x), y)
         loss.backward()
         nn.utils.clip_grad_norm_(params, CLIP)
         optimizer.step()
@@ -127,7 +133,7 @@ def accelerate(done: Done) -> None:
     steps = itertools.count(1)
     while True:
         for x, y in batches:
-            loss = last_token(model(x), y)
+            loss = mean_loss(model(x), y)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
@@ -150,7 +156,7 @@ def lightning(done: Done) -> None:
             self.model = model
 
         def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            return last_token(self.model(batch[0]), batch[1])
+            return mean_loss(self.model(batch[0]), batch[1])
 
         def configure_optimizers(self) -> Optimizer:
             return optimizer
@@ -176,7 +182,7 @@ def transformers(done: Done) -> None:
 
     class Loop(transformers.Trainer):
         def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
-            return last_token(model(inputs["x"]), inputs["y"])
+            return mean_loss(model(inputs["x"]), inputs["y"])
 
     model, optimizer = parts()
     with tempfile.TemporaryDirectory() as folder:

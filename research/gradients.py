@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research import memory, processes, shards
 from research.callback import State
 from research.dataset import Split
-from research.losses import judged
+from research.losses import IGNORE, judged
 from research.order import positions
 from research.seeding import fold, seed_step
 
@@ -35,6 +35,11 @@ class Gradients:
     scaler: torch.amp.GradScaler
     autocast: Callable[[], AbstractContextManager[Any]]
 
+    def __post_init__(self) -> None:
+        self.params = [p for p in self.net.parameters() if p.requires_grad]
+        targets = self.train.targets
+        self.masked = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
+
     def __call__(self, state: State, step: int) -> Float[Tensor, ""]:
         """Again with smaller micro-batches where memory runs out."""
         while True:
@@ -46,16 +51,18 @@ class Gradients:
                 ran_out = str(error)
             memory.halve(state, self.grad_accum, ran_out)  # here, where the failed step's tensors are free
 
+    def clip(self, norm: float | None) -> Float[Tensor, ""]:
+        """The norm of the gradient, which then is no longer than `norm`."""
+        return shards.whole(nn.utils.clip_grad_norm_(self.params, norm or math.inf))
+
     def _accumulate(self, state: State, step: int) -> Float[Tensor, ""]:
         seed = fold(self.seed, 3, state.rollbacks) if state.rollbacks else self.seed
         seed_step(seed, step, processes.rank())
         world, parts = processes.count(), self.grad_accum * 2**state.halvings
-        device = self.train.inputs.device
-        order = positions(seed, step * self.batch_size, self.batch_size, len(self.train)).to(device)
-        count = judged(self.train.targets[order].long()).clamp(min=1)
-        value = torch.zeros((), device=device)
-        mine = order.tensor_split(parts * world)[processes.rank() :: world]
-        for place, index in enumerate(mine, start=1):
+        order = positions(seed, step * self.batch_size, self.batch_size, len(self.train)).to(self.train.inputs.device)
+        count = self._count(order)
+        losses = []
+        for place, index in enumerate(order.tensor_split(parts * world)[processes.rank() :: world], start=1):
             x, y = self.train[index]
             with self._quiet(place < parts):
                 with self.autocast():
@@ -64,16 +71,17 @@ class Gradients:
                     raise ValueError(f"a loss gives one number a target: of shape {tuple(y.shape)}, not {tuple(each.shape)}")
                 share = each.sum() / count
                 self.scaler.scale(share * world if world > 1 else share).backward()
-            value += share.detach()
-        return processes.total(value)
+            losses.append(share.detach())
+        return processes.total(losses[0] if parts == 1 else torch.stack(losses).sum())
+
+    def _count(self, order: Int[Tensor, "batch"]) -> Tensor | int:
+        """The targets of a step that count."""
+        targets = self.train.targets
+        if self.masked:
+            return judged(targets[order].long()).clamp(min=1)
+        return len(order) * targets[:1].numel()
 
     def _quiet(self, inside: bool) -> AbstractContextManager[Any]:
         """Inside a step, the gradients of several processes are not averaged yet."""
         net = self.net
         return net.no_sync() if inside and isinstance(net, nn.parallel.DistributedDataParallel) else nullcontext()
-
-
-def clip(state: State, norm: float | None) -> Float[Tensor, ""]:
-    """The norm of the gradient, which then is no longer than `norm`."""
-    params = [p for p in state.model.parameters() if p.grad is not None]
-    return shards.whole(nn.utils.clip_grad_norm_(params, norm or math.inf))

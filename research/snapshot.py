@@ -12,7 +12,7 @@ from research.callback import State
 from research.checkpoint import Snapshot, weights
 
 SETTINGS = "as_built"  # the key in a parameter group
-KEPT = ("step", "pending", "metrics", "best", "safe", "rollbacks", "halvings", "seconds")
+KEPT = ("step", "pending", "told", "metrics", "best", "safe", "rollbacks", "halvings", "seconds")
 
 
 def take(state: State) -> Snapshot:

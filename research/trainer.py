@@ -25,7 +25,7 @@ from research.callback import Callback, State
 from research.dataset import Dataset, Split
 from research.evaluation import evaluate
 from research.folder import ROOT
-from research.gradients import Gradients, Loss, clip
+from research.gradients import Gradients, Loss
 from research.health import Guard, Policy, heeds_found_inf, lr
 from research.nn.average import Average
 from research.nn.blocks import recompute
@@ -120,7 +120,7 @@ class Trainer:
                         with signals.at_once(self._compiles(state)):
                             value = gradients(state, state.step)
                         self.scaler.unscale_(optimizer)
-                        state.grad_norm = clip(state, self.clip_norm)
+                        state.grad_norm = gradients.clip(self.clip_norm)
                         for callback in callbacks:
                             callback.on_gradients(state)
                         if guard.allows(state, value):

@@ -13,11 +13,13 @@ from research.callback import Callback, State
 from research.callbacks.console import Console
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
+from research.callbacks.gradients import GradientHealth
 from research.callbacks.time_limit import TimeLimit
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
+from research.nn.quantize import ternary_codes
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
@@ -95,3 +97,34 @@ def test_the_step_at_which_time_is_over_is_judged() -> None:
 def test_the_curve_is_a_picture(tmp_path: Path) -> None:
     fit(Curve(), folder=tmp_path)
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_health_of_gradients_is_told_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Norms before clipping, zeros, and the codes of ternary layers, each against what they are."""
+    seen: list[State] = []
+
+    class Look(Callback):
+        def on_gradients(self, state: State) -> None:
+            grads = {name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None}
+            codes = {name: ternary_codes(m.weight) for name, m in state.model.named_modules() if isinstance(m, BitLinear)}
+            self.seen = grads, codes, float(state.grad_norm)
+
+        def on_step(self, state: State) -> None:
+            seen.append(state)
+
+    look = Look()
+    state = fit(GradientHealth(every=2, vanishing=1e3, exploding=1e9, histogram=1), look, steps=4, folder=tmp_path)
+    grads, codes, norm = look.seen
+    clipped = torch.stack([g.norm() for g in grads.values()]).norm().item()
+    block = torch.stack([g.norm() for name, g in grads.items() if name.startswith("blocks.0.")]).norm().item()
+    assert state.metrics["grad/norm/blocks.0"] == pytest.approx(block * norm / clipped, rel=1e-4)
+    assert state.metrics["grad/norm/embed"] == pytest.approx(grads["embed.weight"].norm().item() * norm / clipped, rel=1e-4)
+    assert state.metrics["grad/zero/embed"] == pytest.approx((grads["embed.weight"] == 0).float().mean().item())
+    for name, code in codes.items():
+        assert state.metrics[f"ternary/zero/{name}"] == pytest.approx((code == 0).float().mean().item())
+        assert sum(state.metrics[f"ternary/{fact}/{name}"] for fact in ("minus", "zero", "plus")) == pytest.approx(1.0)
+        assert 0 <= state.metrics[f"ternary/flips/{name}"] < 0.5
+        assert state.metrics[f"ternary/scale/{name}"] > 0
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["gradients_00000002.png", "gradients_00000004.png"]
+    told = [record.message for record in caplog.records if "vanishing" in record.message]
+    assert len(told) == len({line.split()[3] for line in told}) > 1, "each block once"

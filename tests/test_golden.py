@@ -4,6 +4,7 @@ A change that is meant to move them rewrites the file in its own commit: python 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from research.callback import Callback, State
+from research.dataset import Split
 from research.run import build
 from research.seeding import seed_all
 
@@ -34,7 +36,11 @@ class Losses(Callback):
 
 
 def first_losses(pair: str) -> list[float]:
-    """Of six steps; the window filter has a window of three, so that it acts."""
+    """Of six steps; the window filter has a window of three, so that it acts.
+
+    In double precision: another processor rounds otherwise, and a ternary weight so near its threshold that float32's
+    rounding decides where it falls would move all that follows.
+    """
     small = SMALL["mlp" if "mlp" in pair else "transformer"]
     window = ["optim.window=3"] if "grokfast_ma" in pair else []
     overrides = [*pair.split(), *small, *window, "trainer=debug", "trainer.steps=6", "batch_size=16",
@@ -43,7 +49,10 @@ def first_losses(pair: str) -> list[float]:
         cfg = compose("config", overrides=overrides)
     seed_all(cfg.seed)
     data: Any = build(cfg.data)
-    model = build(cfg.model, data.shape)
+    if data.train.inputs.is_floating_point():
+        data = replace(data, train=Split(data.train.inputs.double(), data.train.targets))
+        data = replace(data, val=Split(data.val.inputs.double(), data.val.targets))
+    model = build(cfg.model, data.shape).double()
     losses = Losses()
     trainer = build(cfg.trainer)
     trainer.fit(model, build(cfg.optim, model), build(cfg.schedule), build(cfg.loss), data, [losses])
@@ -52,9 +61,9 @@ def first_losses(pair: str) -> list[float]:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_first_losses_have_not_moved(pair: str) -> None:
-    """Within what another processor's rounding may do: a ternary weight near its threshold can fall to the other side."""
     expected = json.loads(GOLDEN.read_text())[pair]
-    assert first_losses(pair) == pytest.approx(expected, rel=2e-3 if "bit" in pair else 2e-4)
+    tolerance = 3e-2 if "muon" in pair else 1e-5  # Muon's own iteration is in bfloat16, whatever the weights are in
+    assert first_losses(pair) == pytest.approx(expected, rel=tolerance)
 
 
 def test_the_pairs_differ() -> None:

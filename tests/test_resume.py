@@ -15,6 +15,7 @@ from research import checkpoint
 from research.callback import Callback, State
 from research.callbacks.checkpoint import Checkpoint
 from research.callbacks.early_stop import EarlyStop
+from research.callbacks.gradients import GradientHealth
 from research.checkpoint import weights_digest
 from research.data.modular import modular
 from research.folder import Run
@@ -40,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"dropout": 0.1, "precision": "bf16"},
     "fp16": {"dropout": 0.1, "precision": "fp16"},
     "background": {"dropout": 0.1, "background": True},
+    "health": {"dropout": 0.1, "health": True},
     "recomputed": {"dropout": 0.2, "checkpoint_activations": True},
 }
 
@@ -63,11 +65,11 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
     optimizer = taken.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
     saving = Checkpoint(*(taken.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
     folder.mkdir(exist_ok=True)
-    jsonl = Jsonl()
+    jsonl, health = Jsonl(), [GradientHealth(every=4)] if taken.pop("health", False) else []
     jsonl.start(Run("name", "study", folder, {}, [], {}))
     own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
     try:
-        return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *callbacks],
+        return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *health, *callbacks],
                                   monitor="val/loss", folder=folder, resume=resume)  # fmt: skip
     finally:
         jsonl.finish("", {})

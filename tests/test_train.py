@@ -257,6 +257,29 @@ def test_other_choices_train(tmp_path: Path, option: str) -> None:
     assert summary["status"] == "FINISHED"
 
 
+def test_a_signal_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
+    """It ends within seconds although compiling takes longer, and goes on to the end as if nothing had been."""
+    cache = tmp_path / "compiled"
+    slow = [*TINY, "tracker=jsonl", "model=transformer", "trainer.compile=true", "name=slow"]
+    command = [sys.executable, str(ROOT / "train.py"), *slow, f"out={tmp_path / 'out'}"]
+    own = {**environment(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(600):
+        time.sleep(0.05)
+        if any(cache.rglob("*.cpp")):
+            break
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode == 143, told
+    assert time.monotonic() - begun < 15
+    (folder,) = (tmp_path / "out" / "slow").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("STOPPED", 0)
+    train(tmp_path, *slow, "resume=auto")
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+
+
 def test_a_compiled_model_computes_the_same(tmp_path: Path) -> None:
     """In processes of their own: the compiler cannot look through the tests' type checks."""
     losses = []
