@@ -1,9 +1,9 @@
-# make train | test | check | bench | ui | setup. Each sets up .venv first, once.
+# make train | test | check | bench | faults | ui | setup. Each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup train test check bench ui
+.PHONY: setup train test check bench faults ui
 
 # Skipped while pyproject.toml and constraints.txt are as they were; one that was interrupted starts afresh.
 setup:
@@ -28,8 +28,11 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	@for each in start_up loop_overhead tracking_overhead; do \
+	@for each in start_up loop_overhead tracking_overhead checkpointing; do \
 	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
+
+faults: setup
+	@$(BIN)/python benchmarks/faults --table experiments/faults/results.csv $(ARGS)
 
 ui: setup
 	@mkdir -p outputs

@@ -126,15 +126,21 @@ class _Hashed:
     def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
         self.descriptor, self.pool = descriptor, pool
         self.digest, self.bytes = sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, content: bytes | memoryview) -> int:
         view = memoryview(content)
         for start in range(0, len(view), CHUNK):
             part = view[start : start + CHUNK]
             hashing = self.pool.submit(self.digest.update, part)
-            while part:
-                part = part[os.write(self.descriptor, part) :]
-            hashing.result()
+            try:
+                while part:
+                    part = part[os.write(self.descriptor, part) :]
+            except OSError as error:
+                self.error = error
+                raise
+            finally:
+                hashing.result()
         self.bytes += len(view)
         return len(view)
 
@@ -151,6 +157,8 @@ def _written(path: Path, files: dict[str, Any]) -> Iterator[_Hashed]:
             file = _Hashed(descriptor, pool)
             yield file
             os.fsync(descriptor)
+        except RuntimeError as error:  # torch.save tells of its own confusion, not of the full disk
+            raise file.error or error from None
         finally:
             os.close(descriptor)
     files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}

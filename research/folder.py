@@ -149,7 +149,9 @@ def alive(folder: Path) -> bool:
 
 
 def begin(run: Run, config_yaml: str) -> None:
-    """Write down what was asked before anything can go wrong."""
+    """Write down what was asked before anything can go wrong. Raises ValueError where another run would be lost."""
+    if used(run.folder) and not run.goes_on and run.config["resume"]["path"] != "auto":
+        raise ValueError(f"out: {run.folder} holds a run already\ngive resume=auto to go on with it, or another out or name")
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(config_yaml)
     (run.folder / "overrides.txt").write_text("".join(f"{line}\n" for line in run.overrides))

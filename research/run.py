@@ -51,9 +51,11 @@ def run(cfg: DictConfig) -> float:
         finally:
             outcome = {"status": status, "error": error, "wall_s": time.perf_counter() - started, "config": asked.digest}
             outcome |= summary(cfg.monitor, tracker.state)
-            if writes:
-                folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
-            tracker.finish(status, outcome)
+            try:
+                if writes:
+                    folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
+            finally:
+                tracker.finish(status, outcome)  # also where the disk is full
     if state.signum:
         raise SystemExit(exit_code(state.signum))
     return float(state.best[cfg.monitor])
@@ -115,8 +117,6 @@ def describe(cfg: DictConfig) -> Run:
     place = Path(hydra.runtime.output_dir).resolve()
     resume = from_where(cfg.resume.path, place)
     goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
-    if folder.used(place) and not goes_on and cfg.resume.path != "auto":
-        raise ValueError(f"out: {place} holds a run already\ngive resume=auto to go on with it, or another out or name")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Run(
         name=name,

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from research.preflight.asked import Asked
 from research.preflight.help import CONF, component, groups
@@ -82,6 +83,17 @@ def several_processes(asked: Asked) -> Iterator[Clash]:
         yield Clash(("trainer.grad_accum", "trainer.batch_size"), told, fix)
 
 
+def out(asked: Asked) -> Iterator[Clash]:
+    """The folder of all runs can be written to, or be made."""
+    if isinstance(given := asked.at("out")[0], str):
+        path = Path(given).expanduser().absolute()
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir():
+            yield Clash(("out",), f"{there} is a file", "give out=FOLDER")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            yield Clash(("out",), f"{there} cannot be written to (read-only, or another user's)", "give out=FOLDER elsewhere")
+
+
 RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     task_and_model,
     loss_and_data,
@@ -89,6 +101,7 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     heads,
     several_processes,
     prime,
+    out,
     resumed,
 )
 

@@ -1,0 +1,208 @@
+"""Faults of a whole run, started as a user starts it: signals and kill -9 in each of its phases, a store that is gone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from children import lines, wait_for
+from saves import NO_DISK, Row, fill, small_disk
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
+         "batch_size=16", "trainer.device=cpu", "trainer.log_every=1", "target=null", "name=faults"]  # fmt: skip
+PHASES = {  # what a run spends most of its time with
+    "start-up": ["trainer.steps=30"],
+    "compiling": ["trainer.steps=30", "trainer.compile=true"],
+    "steps": ["trainer.steps=600", "eval_every=100000"],
+    "evaluations": ["trainer.steps=90", "eval_every=1", "callbacks.checkpoint.every=1000"],
+    "saves": ["trainer.steps=90", "eval_every=100000", "callbacks.checkpoint.every=1"],
+}
+KILLS, ASKS = ("steps", "evaluations"), tuple(PHASES)
+
+
+@dataclass
+class Place:
+    """Where runs write, and the environment that they have."""
+
+    folder: Path
+    more: dict[str, str] = field(default_factory=dict)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        own = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"), **self.more}
+        command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={self.folder / 'out'}"]
+        return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and what was printed."""
+        process = self.start(*arguments)
+        told, _ = process.communicate(timeout=600)
+        return process.returncode, told
+
+    def metrics(self) -> Path:
+        """metrics.jsonl of the only run; a path that is not there before it began."""
+        return next(iter(self.folder.glob("out/faults/*/metrics.jsonl")), self.folder / "none")
+
+    def reached(self) -> tuple[Any, list[dict[str, Any]]]:
+        """The weights in which the only run has ended, and its numbers without those of the clock."""
+        records = [json.loads(line) for line in lines(self.metrics())]
+        kept = [{k: v for k, v in record.items() if k != "seconds" and not k.startswith("perf/")} for record in records]
+        return json.loads((self.metrics().parent / "summary.json").read_text())["weights_sha256"], kept
+
+
+def in_phase(phase: str, signum: signal.Signals, times: int) -> Row:
+    """The signal comes at a random moment of a run that does little else; then the same command goes on with resume=auto.
+
+    It has survived if it ends in the same weights and the same metrics.jsonl as a run that was left alone.
+    """
+    row = Row(f"{'kill -9' if signum == signal.SIGKILL else signum.name} in {phase}", "grokbit")
+    arguments, codes = [*SMALL, *PHASES[phase], "tracker=jsonl"], (-signum, 143 if signum == signal.SIGTERM else -signum)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Place(Path(folder))
+        begun = time.monotonic()
+        process = whole.start(*arguments)
+        wait_for(lambda: lines(whole.metrics()))
+        first, expected = time.monotonic() - begun, process.wait() or whole.reached()
+        lasted = time.monotonic() - begun - first
+        before = phase in ("start-up", "compiling")  # the first step
+        for turn in range(times):
+            place = Place(whole.folder / f"{turn}")
+            shutil.rmtree(place.folder, ignore_errors=True)
+            process = place.start(*arguments)
+            if before:
+                time.sleep(first * (turn + random.random()) / times)
+            else:
+                wait_for(lambda place=place: lines(place.metrics()))  # type: ignore[misc]
+                time.sleep(0.5 * lasted * (turn + random.random()) / times)
+            process.send_signal(signum)
+            process.communicate(timeout=120)
+            ended = process.returncode in codes
+            code, _ = place.finish(*arguments, "resume=auto")
+            right = code == 0 and place.reached() == expected
+            row.count("survived" if ended and right else "error" if not ended or code else "wrong")
+    return row
+
+
+def one_folder() -> Row:
+    """A second run on a folder is refused while the first lives, and harms nothing."""
+    row = Row("two runs on one folder", "grokbit")
+    arguments = [*SMALL, *PHASES["steps"], "tracker=jsonl"]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, place = Place(Path(folder) / "whole"), Place(Path(folder) / "twice")
+        whole.finish(*arguments)
+        process = place.start(*arguments)
+        run = wait_for(lambda: lines(place.metrics()) and place.metrics().parent)
+        for more in ("resume=auto", f"hydra.run.dir={run}"):
+            code, told = place.finish(*arguments, more)
+            row.remark = said(told, run, "another")
+            row.count(
+                "survived"
+                if code and ("being written by another" in told or "another run is writing" in told) and process.poll() is None
+                else "wrong"
+            )
+        process.communicate()
+        row.count("survived" if place.reached() == whole.reached() else "wrong")
+    return row
+
+
+def no_room(read_only: bool) -> Row:
+    """A run whose disk is full, or becomes read-only: it ends clearly, and goes on once it can write again."""
+    row = Row("read-only folder" if read_only else "full disk in a run", "grokbit")
+    arguments = [*SMALL, *PHASES["saves"], "tracker=jsonl"]
+    with tempfile.TemporaryDirectory() as folder, small_disk(20) as disk:
+        if disk is None:
+            row.remark = NO_DISK
+            return row
+        whole, place = Place(Path(folder)), Place(disk)
+        whole.finish(*arguments)
+        process = place.start(*arguments)
+        wait_for(lambda: len(lines(place.metrics())) > 10)
+        if read_only:
+            process.send_signal(signal.SIGSTOP)
+            process.terminate()  # it has files open for writing: it ends first
+            process.send_signal(signal.SIGCONT)
+            process.communicate()
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            code, told = place.finish(*arguments, "resume=auto")
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        else:
+            fill(disk)
+            told, _ = process.communicate(timeout=120)
+            code = process.returncode
+            (disk / "filler").unlink()
+        words = "cannot be written to (read-only" if read_only else "No space left on device"
+        clear = code == (2 if read_only else 1) and "Traceback" not in told and words in told
+        row.remark = said(told, disk, words)
+        code, _ = place.finish(*arguments, "resume=auto")
+        row.count("wrong" if code or place.reached() != whole.reached() else "survived" if clear else "error")
+    return row
+
+
+def store_gone(for_good: bool) -> Row:
+    """MLflow's server is killed while a run logs. It comes back on the same address some seconds later, or never."""
+    from mlflow.tracking import MlflowClient
+
+    row = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit")
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        store = f"sqlite:///{folder}/mlflow.db"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+                   "--backend-store-uri", store]  # fmt: skip
+
+        def serve() -> subprocess.Popen[bytes]:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            server = subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)  # type: ignore[call-overload]
+            wait_for(lambda: answers(port))
+            return server  # type: ignore[no-any-return]
+
+        server = serve()
+        place = Place(Path(folder), {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
+        try:
+            process = place.start(*SMALL, *PHASES["steps"], "trainer.steps=3000")
+            wait_for(lambda: len(lines(place.metrics())) > 100)
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            if not for_good:
+                time.sleep(5)
+                server = serve()
+            told, _ = process.communicate(timeout=600)
+            steps = [json.loads(line)["step"] for line in lines(place.metrics())]
+            whole = process.returncode == 0 and steps == list(range(1, 3001))
+            if for_good:
+                row.remark = "a warning says where every metric is"
+                row.count("survived" if whole and "did not take all of this run" in told else "wrong")
+            else:
+                client = MlflowClient(store)
+                note = (place.metrics().parent / "mlflow_run_id").read_text().strip()
+                there = [m.step for m in client.get_metric_history(note, "train/loss")]
+                row.remark = f"{len(there)} of 3000 points arrived"
+                row.count("survived" if whole and there == steps else "lost")
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+    return row
+
+
+def said(told: str, place: Path, words: str) -> str:
+    """The line with those words."""
+    return next(
+        (f"says: {line.strip()}".replace(str(place), "FOLDER")[:100] for line in told.splitlines() if words in line), ""
+    )
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

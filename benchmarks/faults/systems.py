@@ -1,0 +1,286 @@
+"""The same training in five systems: each step adds one to every number, and each step is saved.
+
+So all numbers of a good checkpoint, those of the optimizer's memory too, are the step that it was saved at; whatever order
+the samples come in.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+from research.callback import Callback, State
+from research.callbacks.checkpoint import Checkpoint
+from research.data.modular import modular
+from research.optim.schedules import constant
+from research.trainer import Trainer
+
+Said = Callable[[int], None]  # to be called with each step once it is saved
+FOR_EVER = 1_000_000  # steps
+
+
+class Counting(nn.Module):
+    """Numbers that the optimizer counts up; what it computes is nothing."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(numbers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(*x.shape, 5) + 0 * self.weight[0]
+
+
+class Counter(Optimizer):
+    """Adds one to every weight, and to two numbers of memory for each."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params, {"lr": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if closure:
+            with torch.enable_grad():
+                closure()
+        for p in self.param_groups[0]["params"]:
+            memory = self.state[p]
+            for name in ("first", "second"):
+                memory[name] = memory.get(name, torch.zeros_like(p)) + 1
+            p += 1
+
+
+def judged(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
+    """The step that the numbers tell, and whether all of them tell it."""
+    weight = next(model.parameters())
+    step = float(weight[0])
+    memory = optimizer.state.get(weight, {})
+    held = [weight.detach(), *(memory.get(name, torch.zeros(1)) for name in ("first", "second"))]
+    return int(step), step.is_integer() and all(bool((tensor == step).all()) for tensor in held)
+
+
+class Resumed(Exception):
+    """What a system goes on from is loaded: `args` are what `judged` says of it."""
+
+
+class System:
+    """Saves into `root` at each step. A system whose library is not installed says how to install it."""
+
+    name: ClassVar[str]
+    needs: ClassVar[str] = ""  # a package
+
+    def __init__(self, numbers: int) -> None:
+        self.numbers = numbers
+
+    @classmethod
+    def installed(cls) -> bool:
+        return not cls.needs or importlib.util.find_spec(cls.needs) is not None
+
+    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+        """Train from the beginning, saving at each step."""
+        raise NotImplementedError
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        """What it goes on from. Raises what the system raises where it cannot."""
+        raise NotImplementedError
+
+    def parts(self) -> tuple[Counting, Counter]:
+        model = Counting(self.numbers)
+        return model, Counter(model.parameters())
+
+    def files(self, root: Path) -> list[Path]:
+        """Those of the newest checkpoint: in the newest folder that has files, if there are folders."""
+        folders: dict[Path, list[Path]] = {}
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and not path.name.startswith(".") and path.suffix not in (".jsonl", ".log"):
+                folders.setdefault(path.parent, []).append(path)
+        return folders[max(folders, key=lambda folder: int("0" + re.sub(r"\D", "", folder.name)))]
+
+
+class Grokbit(System):
+    name = "grokbit"
+
+    def fit(self, root: Path, callbacks: list[Callback], steps: int, resume: Path | None = None) -> None:
+        model, optimizer = self.parts()
+        trainer = Trainer(steps, 4, eval_every=FOR_EVER, log_every=FOR_EVER, clip_norm=None, device="cpu")
+        trainer.fit(model, optimizer, constant, nothing, modular(p=5), callbacks, folder=root, resume=resume)
+
+    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+        class Say(Callback):
+            saves = True  # it comes after the one that saves
+
+            def on_step(self, state: State) -> None:
+                said(state.step)
+
+        self.fit(root, [Checkpoint(every=1, keep_last=2), Say()], steps)
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        class Look(Callback):
+            def on_start(self, state: State) -> None:
+                step, right = judged(state.model, state.optimizer)
+                raise Resumed(step, right and step == state.step)
+
+        try:
+            self.fit(root, [Look()], FOR_EVER, root)
+        except Resumed as found:
+            return found.args[0], found.args[1]
+        raise AssertionError("nothing was resumed")
+
+
+class TorchSave(System):
+    name = "torch.save to one file"
+
+    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+        model, optimizer = self.parts()
+        for step in range(1, steps + 1):
+            optimizer.step()
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, root / "last.pt")
+            said(step)
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        model, optimizer = self.parts()
+        held = torch.load(root / "last.pt", weights_only=True)
+        model.load_state_dict(held["model"])
+        optimizer.load_state_dict(held["optimizer"])
+        return judged(model, optimizer)
+
+
+class Accelerate(System):
+    name = "accelerate save_state"
+
+    def prepared(self, root: Path) -> tuple[Any, Any, Any]:
+        from accelerate import Accelerator
+        from accelerate.utils import ProjectConfiguration
+
+        configuration = ProjectConfiguration(str(root), automatic_checkpoint_naming=True, total_limit=2)
+        accelerator = Accelerator(cpu=True, project_config=configuration)
+        return accelerator, *accelerator.prepare(*self.parts())
+
+    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+        accelerator, _, optimizer = self.prepared(root)
+        for step in range(1, steps + 1):
+            optimizer.step()
+            accelerator.save_state()
+            said(step)
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        accelerator, model, optimizer = self.prepared(root)
+        accelerator.load_state()
+        return judged(model, optimizer.optimizer)
+
+
+class Transformers(System):
+    name, needs = "transformers Trainer", "transformers"
+
+    def trainer(self, root: Path, steps: int, *callbacks: Any) -> Any:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+
+        class Loop(transformers.Trainer):
+            def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
+                return model(inputs["x"]).sum()
+
+        model, optimizer = self.parts()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        args = transformers.TrainingArguments(
+            output_dir=str(root), max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
+            save_total_limit=2, max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=FOR_EVER,
+            dataloader_pin_memory=False, remove_unused_columns=False,
+        )  # fmt: skip
+        samples: Any = [{"x": torch.zeros(2)}] * 64
+        loop = Loop(model, args, train_dataset=samples, optimizers=(optimizer, schedule), callbacks=list(callbacks))
+        loop.remove_callback(transformers.trainer_callback.PrinterCallback)
+        return loop
+
+    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+        import transformers
+
+        class Say(transformers.TrainerCallback):
+            def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+                said(state.global_step)
+
+        self.trainer(root, steps, Say()).train()
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        import transformers
+
+        class Look(transformers.TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+                optimizer = parts["optimizer"]
+                raise Resumed(*judged(parts["model"], getattr(optimizer, "optimizer", optimizer)))
+
+        try:
+            self.trainer(root, FOR_EVER, Look()).train(resume_from_checkpoint=True)
+        except Resumed as found:
+            return found.args[0], found.args[1]
+        raise AssertionError("nothing was resumed")
+
+
+class Lightning(System):
+    name, needs = "Lightning", "lightning"
+
+    def files(self, root: Path) -> list[Path]:
+        return [root / "last.ckpt"]
+
+    def fit(self, root: Path, look: Callable[[int, nn.Module, Optimizer], None], steps: int, resume: bool) -> None:
+        import lightning
+        from lightning.pytorch.callbacks import ModelCheckpoint
+
+        numbers = self.numbers
+
+        class Module(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = Counting(numbers)
+
+            def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+                return self.model(batch[0]).sum()
+
+            def on_train_batch_start(self, batch: Any, index: int) -> None:
+                look(self.global_step, self.model, self.trainer.optimizers[0])
+
+            def configure_optimizers(self) -> Optimizer:
+                return Counter(self.model.parameters())
+
+        saving = ModelCheckpoint(root, every_n_train_steps=1, save_last=True)
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[saving], **quiet)
+        trainer.fit(Module(), DataLoader(TensorDataset(torch.zeros(64, 2)), 4), ckpt_path="last" if resume else None)
+
+    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+        self.fit(root, lambda step, model, optimizer: said(step) if step else None, steps, False)
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        def look(step: int, model: nn.Module, optimizer: Optimizer) -> None:
+            raise Resumed(*judged(model, optimizer))
+
+        try:
+            self.fit(root, look, FOR_EVER, True)
+        except Resumed as found:
+            return found.args[0], found.args[1]
+        raise AssertionError("nothing was resumed")
+
+
+PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]
+
+
+def nothing(logits: Tensor, targets: Tensor) -> Tensor:
+    """A loss that is the same whatever the model says."""
+    return F.cross_entropy(logits[:, -1], targets, reduction="none")
+
+
+def ready() -> None:
+    """Before children are forked: no threads of computation, and what they would import is imported once."""
+    torch.set_num_threads(1)
+    for package in ("lightning", "transformers"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)
