@@ -20,7 +20,7 @@ train: setup
 	@$(BIN)/python train.py $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

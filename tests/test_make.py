@@ -65,7 +65,7 @@ def test_one_that_was_interrupted_starts_afresh(place: Path) -> None:
 
 def test_every_target_sets_up_first() -> None:
     rules = (ROOT / "Makefile").read_text()
-    for target in ("train", "test", "check", "bench", "ui"):
+    for target in ("train", "test", "check", "bench", "faults", "ui"):
         assert f"\n{target}: setup\n" in rules
 
 

@@ -76,6 +76,17 @@ def test_the_twelve_mistakes(tmp_path: Path, arguments: list[str], words: list[s
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_need_a_folder_to_be_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before Hydra trips over it."""
+    file = tmp_path / "file"
+    file.touch()
+    (told,) = mistakes([f"out={file / 'runs'}"], False)
+    assert f"{file} is a file" in told
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # as on a read-only disk
+    (told,) = mistakes([f"out={tmp_path / 'runs'}"], False)
+    assert f"{tmp_path} cannot be written to" in told
+
+
 def test_all_mistakes_in_one_answer() -> None:
     done = started("trainer.step=5", "model=bitnt", "lr=-1", "optim.lamb=much", "data.p=48", "data.operation=/")
     heads = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,48 @@ def test_a_signal_to_one_process_ends_both_and_saves(tmp_path: Path) -> None:
     assert summary(tmp_path, "long")["status"] == "STOPPED", told
     steps = summary(tmp_path, "long")["steps"]
     assert (folder(tmp_path, "long") / "checkpoints" / f"step-{steps:08d}").exists()
+
+
+SRUN = """#!/bin/sh
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" & tasks="$tasks $!"; done
+echo $tasks > tasks
+code=0
+for task in $tasks; do wait $task || code=$?; done
+exit $code
+"""
+SCONTROL = """#!/bin/sh
+if [ "$1" = requeue ]; then echo "$2" >> requeued; else echo localhost; fi
+"""
+
+
+def test_the_job_for_slurm_is_put_back_and_goes_on(tmp_path: Path) -> None:
+    """The script of the documentation, word for word but for the size of the model; srun and scontrol are stand-ins."""
+    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)
+    small = " ".join([*SMALL, "steps=300", f"out={tmp_path / 'out'}"])
+    (tmp_path / "job").write_text(script.replace("train.py model=bitnet", f"{ROOT / 'train.py'} {small}"))
+    for name, content in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        ["bash", "job"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for _ in range(600):
+        time.sleep(0.1)
+        if any(file.stat().st_size > 0 for file in (tmp_path / "out").rglob("metrics.jsonl")):
+            break
+    for task in (tmp_path / "tasks").read_text().split():
+        os.kill(int(task), signal.SIGUSR1)
+    told, _ = job.communicate(timeout=60)
+    assert job.returncode == 143, told
+    assert (tmp_path / "requeued").read_text() == "4711\n"
+    stopped = summary(tmp_path, "modular")
+    assert stopped["status"] == "STOPPED"
+    again = subprocess.run(["bash", "job"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(losses(tmp_path, "modular")) == 300 > stopped["steps"]
+    assert "2 processes, ddp over gloo" in again.stdout
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from research.preflight.command import mistakes
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("experiments/**/*.md"))}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")]
+TEXTS = {path: path.read_text() for path in PAGES}
 README = TEXTS[ROOT / "README.md"]
 TRAIN = sorted({line.strip("` ") for text in TEXTS.values() for line in re.findall(r"python train\.py[^`\n|#]*", text)})
+TORCHRUN = sorted({line.strip() for text in TEXTS.values() for line in re.findall(r"^ +(torchrun .*)", text, re.MULTILINE)})
 DEBUG = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "trainer.compile=false"]
 
 
@@ -39,6 +42,15 @@ def test_every_line_is_right(command: str) -> None:
     words, sweeps = split(command)
     if "model=bigram" not in words and not any(word.startswith("resume=") for word in words) and "--help" not in words:
         assert mistakes(words, sweeps) == []
+
+
+@pytest.mark.parametrize("command", TORCHRUN)
+def test_every_launch_is_right(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = get_args_parser().parse_args(shlex.split(command)[1:])
+    assert given.training_script == "train.py"
+    monkeypatch.setenv("WORLD_SIZE", str(int(given.nnodes.split(":")[0]) * int(given.nproc_per_node)))
+    words = [word.replace("/shared", str(tmp_path)) for word in given.training_script_args]
+    assert mistakes(words, False) == []
 
 
 def test_the_line_of_the_readme_trains(tmp_path: Path) -> None:
@@ -74,7 +86,7 @@ def test_every_make_target_and_file_is_there() -> None:
     for text in TEXTS.values():
         for target in re.findall(r"\bmake ([a-z]+)\b(?=[`\s]*(?:#|`|\n|$| ARGS| +#))", text):
             assert re.search(rf"^{target}:", rules, re.MULTILINE), target
-        for path in re.findall(r"python ((?:benchmarks|experiments)/\S+\.py)", text):
+        for path in re.findall(r"python ((?:benchmarks|experiments)/\w\S*)", text):
             assert (ROOT / path).exists(), path
 
 
@@ -91,7 +103,7 @@ def test_the_tree_is_there() -> None:
 
 
 def test_every_option_is_named() -> None:
-    for group in ("model", "optim", "schedule", "data", "trainer", "tracker"):
+    for group in ("model", "optim", "schedule", "data", "trainer", "callbacks", "tracker"):
         for path in (ROOT / "conf" / group).glob("*.yaml"):
             assert f"`{path.stem}`" in README, path
 

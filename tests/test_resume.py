@@ -1,5 +1,6 @@
 """Wherever a run ends, it goes on to the bits of the run that was never interrupted. In one process, without Hydra."""
 
+import errno
 import json
 import os
 import signal
@@ -147,6 +148,25 @@ def test_a_second_ctrl_c_ends_at_once_without_harm(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, Impatient(), every=4)
     assert checkpoint.newest(tmp_path)[1].step == 8
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_that_fails_ends_the_run_and_not_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    """Also where a thread writes: the training hears of it at the next save."""
+    commit = checkpoint.commit
+
+    def full(root: Path, whole: checkpoint.Snapshot) -> Path:
+        if whole.step >= 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return commit(root, whole)
+
+    monkeypatch.setattr(checkpoint, "commit", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(tmp_path, every=4, background=background)
+    assert checkpoint.newest(tmp_path)[1].step == 8
+    assert story(tmp_path)[-1]["step"] < 18
 
 
 def test_callbacks_go_on_with_what_they_counted(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/faults [--kills 200] [--only saves,files,room,runs] [--no-peers] [--table experiments/faults/results.csv]
 
 A fault has been survived where training goes on, by itself, from the newest checkpoint that was complete and is not
-damaged. Peers save the same numbers at each step in their own way; with `--kills 200` each of them is killed 25 times, and
-a run of ours 10 times in each of its phases.
+damaged. Peers save the same numbers at each step in their own way. With `--kills 200` each of them is killed 25 times, a bit
+is flipped in 25 places of each file, and a run of ours is ended 10 times in each of its phases.
 """
 
 import argparse
@@ -24,35 +24,39 @@ import saves
 from saves import Row
 from systems import PEERS, Grokbit, System, ready
 
-PARTS = ("saves", "files", "room", "runs")
-FLIPS = 25  # places in each file
 BOUNDS = {"survived": 1.0, "wrong": 0}
+Peers = list[type[System]]
 
 
-def rows(parts: list[str], kills: int, peers: list[type[System]]) -> Iterator[Row]:
-    """The campaign, row by row."""
-    if "saves" in parts:
-        yield saves.kills(Grokbit, kills)
-        for peer in peers:
-            yield saves.kills(peer, max(1, kills // 8))
-    if "files" in parts:
-        yield saves.another_manifest(Grokbit)
-        for system in (Grokbit, *peers):
-            yield from saves.damaged(system, FLIPS)
-    if "room" in parts:
-        for system in (Grokbit, *peers):
-            yield saves.full_disk(system)
-    if "runs" in parts:
-        times = max(1, kills // 20)
-        for phase in runs.KILLS:
-            yield runs.in_phase(phase, signal.SIGKILL, times)
-        for phase in runs.ASKS:
-            yield runs.in_phase(phase, signal.SIGTERM, times)
-        yield runs.one_folder()
-        for flag in (False, True):
-            yield runs.no_room(flag)
-        for flag in (False, True):
-            yield runs.store_gone(flag)
+def in_a_save(kills: int, peers: Peers) -> Iterator[Row]:
+    yield saves.kills(Grokbit, kills)
+    for peer in peers:
+        yield saves.kills(peer, max(1, kills // 8))
+
+
+def of_files(kills: int, peers: Peers) -> Iterator[Row]:
+    yield saves.another_manifest(Grokbit)
+    for system in (Grokbit, *peers):
+        yield from saves.damaged(system, max(5, kills // 8))
+
+
+def of_room(kills: int, peers: Peers) -> Iterator[Row]:
+    for system in (Grokbit, *peers):
+        yield saves.full_disk(system)
+
+
+def of_runs(kills: int, peers: Peers) -> Iterator[Row]:
+    times = max(1, kills // 20)
+    for phase in runs.KILLS:
+        yield runs.in_phase(phase, signal.SIGKILL, times)
+    for phase in runs.ASKS:
+        yield runs.in_phase(phase, signal.SIGTERM, times)
+    yield runs.one_folder()
+    yield from (runs.no_room(flag) for flag in (False, True))
+    yield from (runs.store_gone(flag) for flag in (False, True))
+
+
+PARTS = {"saves": in_a_save, "files": of_files, "room": of_room, "runs": of_runs}
 
 
 def main() -> None:
@@ -72,7 +76,8 @@ def main() -> None:
         print(f"{missing.name} is not installed: pip install {missing.needs}")
     found = []
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
-    for row in rows(parts, args.kills, [peer for peer in peers if peer.installed()]):
+    there = [peer for peer in peers if peer.installed()]
+    for row in (row for part in parts for row in PARTS[part](args.kills, there)):
         found.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)

@@ -104,11 +104,8 @@ def one_folder() -> Row:
         for more in ("resume=auto", f"hydra.run.dir={run}"):
             code, told = place.finish(*arguments, more)
             row.remark = said(told, run, "another")
-            row.count(
-                "survived"
-                if code and ("being written by another" in told or "another run is writing" in told) and process.poll() is None
-                else "wrong"
-            )
+            refused = code and any(words in told for words in ("being written by another", "another run is writing"))
+            row.count("survived" if refused and process.poll() is None else "wrong")
         process.communicate()
         row.count("survived" if place.reached() == whole.reached() else "wrong")
     return row

@@ -105,7 +105,7 @@ def another_manifest(kind: type[System]) -> Row:
     """The manifest of another run, of the same step, in the place of its own."""
     system, row = kind(FEW), Row("manifest of another run", kind.name)
     with saved(system) as root, saved(kind(FEW + 1)) as other:
-        mine, theirs = ([path for path in system.files(r) if path.name == "manifest.json"][0] for r in (root, other))
+        mine, theirs = (next(path for path in system.files(r) if path.name == "manifest.json") for r in (root, other))
         mine.write_bytes(theirs.read_bytes())
         row.count("survived" if named(root, None) and outcome(system, root, STEPS - 1) == "survived" else "wrong")
     return row

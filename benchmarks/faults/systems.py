@@ -66,7 +66,7 @@ def judged(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
     return int(step), step.is_integer() and all(bool((tensor == step).all()) for tensor in held)
 
 
-class Resumed(Exception):
+class Resumed(BaseException):
     """What a system goes on from is loaded: `args` are what `judged` says of it."""
 
 
