@@ -86,7 +86,7 @@ def test_every_make_target_and_file_is_there() -> None:
     for text in TEXTS.values():
         for target in re.findall(r"\bmake ([a-z]+)\b(?=[`\s]*(?:#|`|\n|$| ARGS| +#))", text):
             assert re.search(rf"^{target}:", rules, re.MULTILINE), target
-        for path in re.findall(r"python ((?:benchmarks|experiments)/\w\S*)", text):
+        for path in re.findall(r"python ((?:benchmarks|experiments)/[\w./]+)", text):
             assert (ROOT / path).exists(), path
 
 

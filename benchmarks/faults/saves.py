@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import subprocess
 import tempfile
 import time
@@ -181,5 +182,9 @@ def full_disk(kind: type[System]) -> Row:
         errors = [str(error) for error in told if isinstance(error, OSError)]
         (disk / "filler").unlink()
         row.count(outcome(system, root, last))
-        row.remark = f"said: {errors[0].splitlines()[0][:90]}" if errors else "no error: the room of an old one was enough"
+        row.remark = (
+            f"says: {re.sub(r': .?/.*', '', errors[0].splitlines()[0])}"
+            if errors
+            else "no error: the room of an old one was enough"
+        )
     return row

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import importlib.util
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,7 +71,7 @@ class Resumed(BaseException):
     """What a system goes on from is loaded: `args` are what `judged` says of it."""
 
 
-class System:
+class System(ABC):
     """Saves into `root` at each step. A system whose library is not installed says how to install it."""
 
     name: ClassVar[str]
@@ -83,13 +84,13 @@ class System:
     def installed(cls) -> bool:
         return not cls.needs or importlib.util.find_spec(cls.needs) is not None
 
+    @abstractmethod
     def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
         """Train from the beginning, saving at each step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resume(self, root: Path) -> tuple[int, bool]:
         """What it goes on from. Raises what the system raises where it cannot."""
-        raise NotImplementedError
 
     def parts(self) -> tuple[Counting, Counter]:
         model = Counting(self.numbers)
