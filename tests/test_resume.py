@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import signal
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +84,24 @@ def story(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+Whole = Callable[[str], tuple[str, list[dict[str, Any]]]]
+
+
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """Each case, never interrupted."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = {}
-    for case, settings in CASES.items():
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The weights and the story of a case, never interrupted."""
+
+    @cache
+    def of(case: str) -> tuple[str, list[dict[str, Any]]]:
         folder = tmp_path_factory.mktemp(case)
-        found[case] = weights_digest(fit(folder, **settings).model), story(folder)
-    torch.set_num_threads(threads)
-    return found
+        return weights_digest(fit(folder, **CASES[case]).model), story(folder)
+
+    return of
 
 
 @pytest.mark.parametrize("stops", [(1,), (9,), (EPOCH,), (STEPS - 1,), (4, 17)], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_the_end_is_the_same(
-    tmp_path: Path, wholes: dict[str, tuple[str, list[dict[str, Any]]]], case: str, stops: tuple[int, ...]
-) -> None:
+def test_the_end_is_the_same(tmp_path: Path, whole: Whole, case: str, stops: tuple[int, ...]) -> None:
     """Step 1, inside an epoch, at its end, before the last step, and twice; the metrics come once each, too."""
     resume = None
     for stop in stops:
@@ -110,7 +111,7 @@ def test_the_end_is_the_same(
     torch.rand(99)  # the process that goes on has another past
     end = fit(tmp_path, resume=resume, **CASES[case])
     assert end.first == stops[-1]
-    assert (weights_digest(end.model), story(tmp_path)) == wholes[case]
+    assert (weights_digest(end.model), story(tmp_path)) == whole(case)
 
 
 def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
@@ -123,9 +124,7 @@ def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
     assert fit(tmp_path, steps=15, resume=tmp_path, **constant).step == 15
 
 
-def test_a_signal_inside_an_evaluation_leaves_it_to_the_run_that_goes_on(
-    tmp_path: Path, wholes: dict[str, tuple[str, list[dict[str, Any]]]]
-) -> None:
+def test_a_signal_inside_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path: Path, whole: Whole) -> None:
     def interrupted(logits: Tensor, targets: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # an evaluation
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -135,7 +134,7 @@ def test_a_signal_inside_an_evaluation_leaves_it_to_the_run_that_goes_on(
     assert (state.step, state.pending, state.signum) == (7, True, signal.SIGUSR1)
     assert [line["step"] for line in story(tmp_path)] == [3, 6]
     end = fit(tmp_path, dropout=0.2, resume=tmp_path)
-    assert (weights_digest(end.model), story(tmp_path)) == wholes["dropout"]
+    assert (weights_digest(end.model), story(tmp_path)) == whole("dropout")
 
 
 def test_a_second_ctrl_c_ends_at_once_without_harm(tmp_path: Path) -> None:

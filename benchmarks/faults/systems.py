@@ -64,7 +64,9 @@ def judged(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
     step = float(weight[0])
     memory = optimizer.state.get(weight, {})
     held = [weight.detach(), *(memory.get(name, torch.zeros(1)) for name in ("first", "second"))]
-    return int(step), step.is_integer() and all(bool((tensor == step).all()) for tensor in held)
+    if not step.is_integer():  # NaN and infinities are not
+        return 0, False
+    return int(step), all(bool((tensor == step).all()) for tensor in held)
 
 
 class Resumed(BaseException):
