@@ -84,8 +84,8 @@ class State:
         self.told = {}
         self.logged |= metrics
         self.metrics |= metrics
-        value = metrics.get(self.monitor)
-        if value is not None and (not self.best or better(self.monitor, value, self.best[self.monitor])):
+        value = metrics.get(self.monitor, math.nan)
+        if math.isfinite(value) and (not self.best or better(self.monitor, value, self.best[self.monitor])):
             self.best, self.improved = {**metrics, "step": self.step}, True
 
 
@@ -97,6 +97,9 @@ class Callback:
     """
 
     saves = False  # it writes checkpoints: it comes after all others, and where weights are sharded all processes have it
+
+    def settle(self) -> None:
+        """Wait until whatever it does beside the training is done."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold of it: numbers, texts, lists, dicts and tensors."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
         if snapshot.sharded is not None:
             processes.wait()  # for the folder
             files = shards.write(snapshot.sharded, draft / SHARDS)
+            sync(draft / SHARDS)
         if alone or processes.rank() == 0:
             for name, tensors in snapshot.tensors.items():
                 with _written(draft / f"{name}{TENSORS}", files) as file:
@@ -188,9 +190,9 @@ def _memory(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def sync(folder: Path) -> None:
-    """Names that were made or changed in a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """A file's content, or the names that were made or changed in a folder, outlive a power cut from here on."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -209,6 +211,8 @@ def read(folder: Path) -> Snapshot:
         return Snapshot(int(manifest["step"]), tensors, state, manifest["identity"])
     except DamagedError:
         raise
+    except UnpicklingError as error:
+        raise DamagedError(f"{STATE} holds what cannot be loaded: {str(error).splitlines()[0]}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
 
@@ -234,7 +238,12 @@ def find(path: Path) -> list[Path]:
     """The checkpoints that a path means, newest first: itself, or those of a run folder."""
     if path.name.startswith("step-"):
         return [path]
-    return sorted((path / "checkpoints").glob("step-*"), reverse=True)
+    return [folder for _, folder in sorted(steps(path / "checkpoints").items(), reverse=True)]
+
+
+def steps(root: Path) -> dict[int, Path]:
+    """The checkpoints below `root` by their step; somebody's own copies, as step-00000008-good, are none of them."""
+    return {int(path.name[5:]): path for path in root.glob("step-*") if path.name[5:].isdecimal()}
 
 
 def newest(path: Path) -> tuple[Path, Snapshot]:

@@ -58,7 +58,8 @@ class Gradients:
     def _accumulate(self, state: State, step: int) -> Float[Tensor, ""]:
         seed = fold(self.seed, 3, state.rollbacks) if state.rollbacks else self.seed
         seed_step(seed, step, processes.rank())
-        world, parts = processes.count(), self.grad_accum * 2**state.halvings
+        world = processes.count()
+        parts = min(self.grad_accum * 2**state.halvings, self.batch_size // world)  # none of them empty
         order = positions(seed, step * self.batch_size, self.batch_size, len(self.train)).to(self.train.inputs.device)
         count = self._count(order)
         losses = []

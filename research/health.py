@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import checkpoint, snapshot
-from research.callback import State
+from research.callback import Callback, State
 
 Policy = Literal["stop", "skip", "rollback"]
 log = logging.getLogger(__name__)
@@ -25,13 +25,14 @@ class Guard:
     On the host where that is free (a CPU) or cannot be helped. On a GPU, with an optimizer that leaves an update out
     where its `found_inf` is not 0 (torch's fused ones, and the Grokfast filters over them), the verdict stays there and
     no step waits for it: the host learns of it at the next log point. Until then stop and rollback let no update through.
+    Gradients in fp16 that overflow are their scaler's to see to, until it has nothing left to scale down.
     """
 
     policy: Policy
     max_skips: int  # updates that may be left out in a row
     max_rollbacks: int
     on_device: bool
-    scaled: bool = False  # gradients in fp16 overflow now and then, and their scaler sees to it: only the loss is judged
+    scale: Callable[[], float] = lambda: 1.0  # of the loss, in fp16: gradients overflow until it is small enough
     bad: bool | Tensor = False  # the last verdict
     first: int | Tensor = -1  # the step that ended badly since the last look, counted from 0; -1: none
     row: int | Tensor = 0  # bad steps in a row
@@ -40,11 +41,10 @@ class Guard:
 
     def allows(self, state: State, loss: Tensor) -> bool:
         """Whether to update the weights; on a device always, for there the optimizer itself leaves it out."""
-        norm = torch.zeros(()) if self.scaled else torch.as_tensor(state.grad_norm)
         if self.on_device:
-            self._allows_on_device(state, loss, norm)
+            self._allows_on_device(state, loss, torch.as_tensor(state.grad_norm))
             return True
-        self.bad = not (math.isfinite(loss.item()) and math.isfinite(norm.item()))
+        self.bad = not (math.isfinite(loss.item()) and (math.isfinite(float(state.grad_norm)) or self.scale() > 1))
         if self.bad:
             self.first, self.where = (state.step, culprit(state.model)) if self.first < 0 else (self.first, self.where)
         else:
@@ -65,7 +65,8 @@ class Guard:
         self.first = torch.where(bad & (first < 0), state.step, first)
         self.row = (self.row + 1) * bad
         self.longest = torch.maximum(torch.as_tensor(self.longest, device=loss.device), self.row)
-        self.bad = state.unsure = bad
+        self.bad = bad
+        state.unsure = bad if self.policy != "skip" else None  # a weight that was left out is as good as before
         state.optimizer.grad_scale, state.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
 
     def goes_back(self, state: State, replay: Callable[[int], object]) -> bool:
@@ -82,8 +83,11 @@ class Guard:
             replay(first)
             self.where = culprit(state.model)
             state.optimizer.zero_grad()
-        saved = checkpoint.find(state.folder) if state.folder else []
-        state.safe = max((step for path in saved if (step := int(path.name[5:])) <= first), default=-1)
+        for part in state.parts.values():
+            if isinstance(part, Callback):
+                part.settle()  # a checkpoint may still be on its way
+        saved = checkpoint.steps(state.folder / "checkpoints") if state.folder else {}
+        state.safe = max((step for step in saved if step <= first), default=-1)
         kept = f"saved is step {state.safe}" if state.safe >= 0 else "none is saved"
         told = f"the loss or the gradient is not finite at step {first + 1}, with lr={lr(state.optimizer):.3g}: {self.where}; "
         told += f"the last good step is {first}, {kept}"
@@ -105,9 +109,9 @@ class Guard:
         raise FloatingPointError(f"{told}\n{ended[self.policy]}")
 
     def _go_back(self, state: State, folder: Path) -> None:
-        times, safe = state.rollbacks + 1, state.safe
+        times = state.rollbacks + 1
         snapshot.resume(state, folder)
-        state.rollbacks, state.safe, state.logged = times, safe, {}
+        state.rollbacks, state.safe, state.logged = times, state.step, {}
         state.begin()
         self.bad, self.row = False, 0
 

@@ -1,6 +1,7 @@
 """The composition root: config becomes objects here and only here."""
 
 import logging
+import math
 import os
 import time
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from research import folder, processes
+from research import checkpoint, folder, processes
 from research.callback import State
 from research.checkpoint import weights_digest
 from research.folder import Run
@@ -31,8 +32,9 @@ def run(cfg: DictConfig) -> float:
     Raises SystemExit with 143 (130 after Ctrl-C) where a signal ended the run early, its state saved.
     """
     asked = describe(cfg)
-    if asked.goes_on and (value := finished(asked)) is not None:
-        return value
+    trainer: Trainer = build(cfg.trainer)  # from here on the processes of a run are one
+    if (value := processes.everywhere(finished(asked))) is not None:
+        return float(value)
     writes = processes.launched()[0] == 0
     with watch(), folder.lock(asked.folder) if writes else nullcontext():
         if writes:
@@ -41,7 +43,7 @@ def run(cfg: DictConfig) -> float:
         started, status, error = time.perf_counter(), FAILED, ""
         try:
             tracker.start(asked)
-            tracker.state = state = train(cfg, asked, tracker)
+            tracker.state = state = train(cfg, asked, trainer, tracker)
             status = STOPPED if state.signum else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -58,12 +60,11 @@ def run(cfg: DictConfig) -> float:
                 tracker.finish(status, outcome)  # also where the disk is full
     if state.signum:
         raise SystemExit(exit_code(state.signum))
-    return float(state.best[cfg.monitor])
+    return float(state.best.get(cfg.monitor, math.nan))
 
 
-def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
-    """Build every part by its `_target_` and fit. The trainer comes first: it makes the processes of a run one."""
-    trainer: Trainer = build(cfg.trainer)
+def train(cfg: DictConfig, asked: Run, trainer: Trainer, tracker: Tracker) -> State:
+    """Build every part by its `_target_` and fit."""
     place, resume = processes.everywhere((asked.folder, asked.resume))
     seed_all(cfg.seed)
     data = build(cfg.data)
@@ -88,11 +89,11 @@ def train(cfg: DictConfig, asked: Run, tracker: Tracker) -> State:
 
 def finished(asked: Run) -> float | None:
     """The value that this very run has reached already; None where there is something left to do."""
-    told = folder.read_json(asked.folder / "summary.json")
+    told = folder.read_json(asked.folder / "summary.json") if asked.goes_on else {}
     if told.get("status") != FINISHED or told.get("config") != asked.digest:
         return None
     print(f"finished already: {asked.folder}, best {told['monitor']} {told['value']}")
-    return float(told["value"])
+    return math.nan if told["value"] is None else float(told["value"])
 
 
 def build(node: DictConfig, *arguments: Any) -> Any:
@@ -117,6 +118,8 @@ def describe(cfg: DictConfig) -> Run:
     place = Path(hydra.runtime.output_dir).resolve()
     resume = from_where(cfg.resume.path, place)
     goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
+    if cfg.resume.path == "auto" and resume is None and processes.launched()[0] == 0:
+        log.info("resume=auto: no checkpoint of a run with this configuration below %s: a fresh start", place.parent)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Run(
         name=name,
@@ -136,7 +139,7 @@ def from_where(path: str | None, place: Path) -> Path | None:
     """The run folder or checkpoint that `resume` means; None for a fresh start."""
     if path != "auto":
         return Path(path).expanduser().resolve() if path else None
-    return place if any((place / "checkpoints").glob("step-*")) else None
+    return place if checkpoint.find(place) else None
 
 
 def summary(monitor: str, state: State | None) -> dict[str, Any]:

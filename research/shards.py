@@ -72,13 +72,34 @@ def write(parts: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {name: facts for part in processes.gathered(found) for name, facts in part.items()}
 
 
-def load(model: nn.Module, folder: Path, optimizer: Optimizer | None = None, average: Average | None = None) -> None:
+def mine(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread; another one as it is."""
+    if processes.count() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def load_average(average: Average, folder: Path) -> bool:
+    """Go on from the averages in the files; false where they hold none."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load as read
+
+    files = FileSystemReader(folder)
+    if not any(name.startswith("average.") for name in files.read_metadata().state_dict_metadata):
+        return False
+    read({"average": average.averages}, storage_reader=files, no_dist=processes.count() == 1)
+    return True
+
+
+def load(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> None:
     """Fill what is spread from the files, however many processes wrote them."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    held = parts(model, optimizer, average)
+    held = parts(model, optimizer)
     read(held, storage_reader=FileSystemReader(folder), no_dist=processes.count() == 1)
     set_model_state_dict(model, held["model"])
     if optimizer:

@@ -1,15 +1,18 @@
 """A run's state as a checkpoint holds it, and back: everything that the next step depends on, and what tells its story."""
 
+import math
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from research import checkpoint, shards
+from research import checkpoint, processes, shards
 from research.callback import State
 from research.checkpoint import Snapshot, weights
+from research.nn.average import Average
 
 SETTINGS = "as_built"  # the key in a parameter group
 KEPT = ("step", "pending", "told", "metrics", "best", "safe", "rollbacks", "halvings", "seconds")
@@ -19,13 +22,25 @@ def take(state: State) -> Snapshot:
     """The run as it is now. Its tensors are the run's own: write or copy them before the next step."""
     progress = {key: getattr(state, key) for key in KEPT} | {"task": state.task}
     progress |= {"total": float(state.total), "counted": int(state.counted), "grad_norm": float(state.grad_norm)}
-    rest = {"progress": progress, "parts": {name: part.state_dict() for name, part in state.parts.items()}}
+    parts = {name: part.state_dict() for name, part in state.parts.items()}
+    for name, part in parts.items():
+        _plain(part, name)
+    rest = {"progress": progress, "parts": parts}
     if state.sharded:
         return Snapshot(state.step, {}, rest, identity(state), shards.parts(state.model, state.optimizer, state.average))
     tensors = {"model": weights(state.model)}
     if state.average:
         tensors["average"] = {name: tensor.cpu() for name, tensor in state.average.averages.items()}
     return Snapshot(state.step, tensors, rest | {"optimizer": state.optimizer.state_dict()}, identity(state))
+
+
+def newest(path: Path) -> tuple[Path, Snapshot]:
+    """The newest good checkpoint that `path` means: the same one in all processes, as the first of them sees it."""
+    if processes.count() == 1:
+        return checkpoint.newest(path)
+    folder, found = checkpoint.newest(path) if processes.rank() == 0 else (path, None)
+    folder = processes.everywhere(folder)
+    return folder, found or checkpoint.read(folder)
 
 
 def identity(state: State) -> dict[str, str]:
@@ -44,17 +59,17 @@ def resume(state: State, path: Path) -> Path:
 
     Settings of the optimizer that were changed since are those given now: lr=1e-4 beside resume= means that lr. The
     averages begin at the weights where the checkpoint has none. Raises ValueError where no checkpoint is whole, where
-    the model, the optimizer or the data is another one, or where no steps are left to do.
+    the model, the optimizer or the data is another one, or where more steps are done than are asked for.
     """
-    folder, snapshot = checkpoint.newest(path)
+    folder, snapshot = newest(path)
     _same(snapshot, state, path, ("model", "optimizer", "data"))
     progress = snapshot.state["progress"]
-    if progress["step"] >= state.steps and not progress["pending"]:
+    if progress["step"] > state.steps:
         raise ValueError(f"resume: step {snapshot.step} of {state.steps} is done; give trainer.steps more than {snapshot.step}")
     _load(snapshot, folder, state)
     for name, part in state.parts.items():
-        if name in snapshot.state["parts"]:
-            part.load_state_dict(snapshot.state["parts"][name])
+        if held := snapshot.state["parts"].get(name):
+            part.load_state_dict(held)
     for key in (*KEPT, "total", "counted", "grad_norm"):
         setattr(state, key, progress[key])
     if progress["task"] != state.task:
@@ -68,10 +83,13 @@ def begin_from(state: State, path: Path) -> Path:
 
     They are the averages where it has them. Raises ValueError where no checkpoint is whole or the model is another one.
     """
-    folder, snapshot = checkpoint.newest(path)
+    folder, snapshot = newest(path)
     _same(snapshot, state, path, ("model",))
     if (folder / checkpoint.SHARDS).exists():
         shards.load(state.model, folder / checkpoint.SHARDS)
+        average = Average(state.model, 0.0)
+        if shards.load_average(average, folder / checkpoint.SHARDS):
+            average.swap()
     else:
         shards.fill(state.model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
     if state.average:
@@ -93,7 +111,9 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
     remember_settings(state.optimizer)
     built = [group[SETTINGS] for group in state.optimizer.param_groups]
     if (folder / checkpoint.SHARDS).exists():
-        shards.load(state.model, folder / checkpoint.SHARDS, state.optimizer, state.average)
+        shards.load(state.model, folder / checkpoint.SHARDS, state.optimizer)
+        if state.average and not shards.load_average(state.average, folder / checkpoint.SHARDS):
+            state.average.reset()
     elif state.sharded:
         raise ValueError(f"resume={folder} was not saved by trainer=fsdp\ngo on without it, or give resume.weights_only=true")
     else:
@@ -111,6 +131,24 @@ def remember_settings(optimizer: Optimizer) -> None:
     """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them."""
     for group in optimizer.param_groups:
         group.setdefault(SETTINGS, {key: value for key, value in group.items() if key not in ("params", "param_names")})
+
+
+def _plain(value: Any, name: str) -> None:
+    """Raises TypeError for what could be written but not read again: better told at the first save than at the resume."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        for inner in value:
+            _plain(inner, name)
+    elif type(value) not in (bool, int, float, str, bytes, type(None), Tensor):
+        raise TypeError(f"{name}.state_dict() holds a {type(value).__name__}: give numbers, texts, lists, dicts and tensors")
+
+
+def sound(state: State) -> bool:
+    """Whether every weight is finite; of sharded ones, in all processes."""
+    mine = [part for p in state.model.parameters() if (part := shards.mine(p.detach())).numel()]
+    broken = bool(mine) and not all(map(math.isfinite, torch.stack(torch._foreach_norm(mine, math.inf)).tolist()))
+    return not (processes.highest(broken) if state.sharded else broken)
 
 
 def copied(value: Any) -> Any:

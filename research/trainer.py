@@ -132,7 +132,7 @@ class Trainer:
                     self._judge(state, gradients, val, signals)
                     for callback in callbacks:
                         callback.on_step(state)
-                    self._agree(state, signals)
+                    self._agree(state, signals, judged=True)
             except Stopped as stopped:
                 state.signum = stopped.signum
             except BaseException as error:
@@ -206,20 +206,24 @@ class Trainer:
         state.advance()
 
     def _guard(self, optimizer: Optimizer) -> Guard:
-        waits = self.accelerator.device.type != "cpu" and heeds_found_inf(optimizer)
-        return Guard(self.on_nonfinite, self.max_skips, self.max_rollbacks, waits, scaled=self.precision == "fp16")
+        waits = self.accelerator.device.type != "cpu" and heeds_found_inf(optimizer) and not self.scaler.is_enabled()
+        return Guard(self.on_nonfinite, self.max_skips, self.max_rollbacks, waits, self.scaler.get_scale)
 
     def _looks(self, state: State, guard: Guard) -> bool:
         """On a device the guard's verdict is looked at only where the host waits for the device anyway."""
         return not guard.on_device or self._due(state.step, self.log_every) or self._due(state.step, self.eval_every)
 
-    def _agree(self, state: State, signals: Watch) -> None:
-        """All processes end for the same reason, in the same step. Raises Stopped after a signal to any of them."""
+    def _agree(self, state: State, signals: Watch, judged: bool = False) -> None:
+        """All processes end for the same reason, in the same step. Raises Stopped after a signal to any of them.
+
+        But not once the run is at its end anyway, its last step `judged`: then it has FINISHED.
+        """
         if self.world > 1:
             agreed = processes.highest(signals.signum or (STOP if state.stop else 0))
             signals.signum = agreed if agreed > STOP else 0
             state.stop = state.stop or ("another process said so" if agreed == STOP else "")
-        signals.check()
+        if not (judged and (state.stop or state.step == self.steps)):
+            signals.check()
 
     def _judge(self, state: State, gradients: Gradients, val: Split, signals: Watch) -> None:
         """Log and evaluate where it is time; if a signal comes meanwhile, the run that goes on does all of it."""

@@ -1,7 +1,9 @@
 """Numbers that are not finite never reach the weights, and memory that runs out makes smaller micro-batches."""
 
+import math
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from research import checkpoint, health, memory
 from research.callback import Callback, State
+from research.callbacks.early_stop import EarlyStop
 from research.checkpoint import weights_digest
 from research.data.modular import modular
 from research.dataset import Dataset, Split, Tokens
@@ -88,6 +91,78 @@ def test_rollback_takes_another_order_and_keeps_what_it_went_back_to(tmp_path: P
         fit(tmp_path / "thrice", loss=poisoned(12, 17, 22), on_nonfinite="rollback", every=4)
     with pytest.raises(FloatingPointError, match=r"no checkpoint to go back to: give callbacks\.checkpoint\.every"):
         fit(tmp_path / "none", loss=poisoned(2), on_nonfinite="rollback")
+
+
+def test_rollback_waits_for_a_checkpoint_that_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is still writing step 12 when step 13 fails; what the run goes back to is there to the end."""
+    commit = checkpoint.commit
+
+    def slow(root: Path, whole: checkpoint.Snapshot) -> Path:
+        time.sleep(0.5)
+        return commit(root, whole)
+
+    monkeypatch.setattr(checkpoint, "commit", slow)
+    state = fit(tmp_path, loss=poisoned(13), on_nonfinite="rollback", every=4, log_every=1, background=True)
+    assert (state.safe, state.rollbacks) == (12, 1)
+    assert 12 in checkpoint.steps(tmp_path / "checkpoints")
+
+
+def test_rollback_past_a_damaged_checkpoint_keeps_the_one_it_went_to(tmp_path: Path) -> None:
+    class Damage(Callback):
+        def on_gradients(self, state: State) -> None:
+            bad = tmp_path / "checkpoints" / "step-00000012"
+            if state.step == 13 and not state.rollbacks:
+                (bad / "state.pt").write_bytes(b"")
+
+    state = fit(tmp_path, Damage(), loss=poisoned(14), on_nonfinite="rollback", every=4, keep_last=2)
+    assert (state.safe, state.rollbacks) == (8, 1)
+    assert 8 in checkpoint.steps(tmp_path / "checkpoints")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """The update itself overflows: the loss of the step before was finite."""
+
+    class Overflow(Callback):
+        def on_gradients(self, state: State) -> None:
+            if state.step == 9 and not state.rollbacks:
+                state.optimizer.param_groups[0]["lr"] = math.inf
+
+    state = fit(tmp_path, Overflow(), on_nonfinite="rollback", every=1, keep_last=1)
+    assert (state.safe, state.rollbacks, state.step) == (9, 1, 30)
+
+
+def test_a_judgement_that_is_not_finite_is_neither_best_nor_an_aim(tmp_path: Path) -> None:
+    """The first evaluation is of no number; the run takes the best of those that are."""
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        first = not torch.is_grad_enabled() and not (tmp_path / "checkpoints").exists()
+        return last_token(logits, targets) * (float("nan") if first else 1.0)
+
+    def saw(state: State) -> None:
+        (tmp_path / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    class Once(Callback):
+        def on_step(self, state: State) -> None:
+            if state.step == 7:
+                saw(state)
+
+    state = fit(tmp_path, Once(), EarlyStop(target=1e-3), loss=loss, on_nonfinite="skip")
+    assert state.step == 30
+    assert state.best["step"] > 7
+    assert int(state.best["step"]) in checkpoint.steps(tmp_path / "checkpoints")
+
+
+def test_fp16_gradients_that_never_become_finite_are_met(tmp_path: Path) -> None:
+    """Some overflows are the scaler's to see to; once it has nothing left to scale down they are the policy's."""
+
+    def broken(logits: Tensor, targets: Tensor) -> Tensor:
+        each = last_token(logits, targets)
+        return (
+            each + 0 * (logits - logits.detach()).sum().sqrt() if torch.is_grad_enabled() else each
+        )  # finite; its gradient is not
+
+    with pytest.raises(FloatingPointError, match=r"the gradient of embed\.weight is the first"):
+        fit(tmp_path, loss=broken, precision="fp16")
 
 
 class Waits(TorchDispatchMode):

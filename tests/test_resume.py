@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import cache, partial
@@ -61,18 +62,27 @@ class Kill(Callback):
 
 def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: Any = last_token, **settings: Any) -> State:
     torch.manual_seed(0)
-    taken = {"dropout": 0.0, "filter": EMA, "background": False, "every": None, "keep_last": 1, "keep_best": 1} | settings
+    taken = {
+        "dropout": 0.0,
+        "filter": EMA,
+        "background": False,
+        "every": None,
+        "keep_last": 1,
+        "keep_best": 1,
+        "monitor": "val/loss",
+    } | settings
     model = Transformer(DATA.shape, 16, 1, 2, taken.pop("linear", BitLinear), dropout=taken.pop("dropout"))
     base = partial(torch.optim.AdamW, fused=True)
     optimizer = taken.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
     saving = Checkpoint(*(taken.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
     folder.mkdir(exist_ok=True)
+    monitor = taken.pop("monitor")
     jsonl, health = Jsonl(), [GradientHealth(every=4)] if taken.pop("health", False) else []
     jsonl.start(Run("name", "study", folder, {}, [], {}))
     own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
     try:
         return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *health, *callbacks],
-                                  monitor="val/loss", folder=folder, resume=resume)  # fmt: skip
+                                  monitor=monitor, folder=folder, resume=resume)  # fmt: skip
     finally:
         jsonl.finish("", {})
 
@@ -119,8 +129,9 @@ def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
     constant = {"filter": MA, "dropout": 0.1}
     torch.manual_seed(0)
     fit(tmp_path, steps=12, **constant)
-    with pytest.raises(ValueError, match=r"step 12 of 12 is done; give trainer\.steps more than 12"):
-        fit(tmp_path, steps=12, resume=tmp_path, **constant)
+    with pytest.raises(ValueError, match=r"step 12 of 11 is done; give trainer\.steps more than 12"):
+        fit(tmp_path, steps=11, resume=tmp_path, **constant)
+    assert fit(tmp_path, steps=12, resume=tmp_path, **constant).step == 12, "a kill may have come before its end was told"
     assert fit(tmp_path, steps=15, resume=tmp_path, **constant).step == 15
 
 
@@ -166,6 +177,58 @@ def test_a_save_that_fails_ends_the_run_and_not_the_one_before(
         fit(tmp_path, every=4, background=background)
     assert checkpoint.newest(tmp_path)[1].step == 8
     assert story(tmp_path)[-1]["step"] < 18
+
+
+class Late(Callback):
+    """A signal that comes when a step has been judged."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def on_step(self, state: State) -> None:
+        if state.step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_comes_too_late(tmp_path: Path) -> None:
+    """Whether it is the last one by number, or because the run has reached its aim."""
+    state = fit(tmp_path / "steps", Late(STEPS))
+    assert (state.step, state.signum) == (STEPS, 0)
+    aim = tmp_path / "aim"
+    state = fit(aim, EarlyStop(target=1e9), Late(7))
+    assert (state.step, state.signum, state.stop) == (7, 0, "val/loss reached 1e+09")
+    again = fit(aim, EarlyStop(target=1e9), resume=aim)
+    assert (again.step, again.stop) == (7, "val/loss reached 1e+09"), "as if it had been killed before it could tell"
+    assert fit(aim, EarlyStop(target=1e8), resume=aim).step == 14, "another aim"
+
+
+def test_the_best_are_those_of_one_metric(tmp_path: Path) -> None:
+    """A run that goes on under another monitor does not compare it with the old one's values."""
+    fit(tmp_path, steps=15)
+    state = fit(tmp_path, resume=tmp_path, monitor="val/acc")
+    assert set(checkpoint.steps(tmp_path / "checkpoints")) == {STEPS, state.best["step"]}
+
+
+def test_half_precision_may_begin_on_the_way(tmp_path: Path) -> None:
+    fit(tmp_path, steps=8)
+    assert fit(tmp_path, resume=tmp_path, precision="fp16").step == STEPS
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
+    fit(tmp_path, Kill(8))
+    there = tmp_path / "checkpoints" / "step-00000008"
+    shutil.copytree(there, f"{there}-good")
+    assert fit(tmp_path, resume=tmp_path, every=3).step == STEPS
+    assert Path(f"{there}-good").exists()
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    class Odd(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": [Path("here")]}
+
+    with pytest.raises(TypeError, match=r"Odd 0\.state_dict\(\) holds a PosixPath"):
+        fit(tmp_path, Odd(), every=2)
 
 
 def test_callbacks_go_on_with_what_they_counted(tmp_path: Path) -> None:

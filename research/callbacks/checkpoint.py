@@ -1,5 +1,6 @@
 """When to save, and what to keep."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,15 +35,18 @@ class Checkpoint(Callback):
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.writing: Future[None] | None = None
         self.values: dict[int, float] = {}  # the monitored metric at each step that was saved and judged
+        self.task = ""  # what they are of
         self.saved = -1  # the step of the last one
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": dict(self.values)}
+        return {"values": dict(self.values), "task": self.task}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values = dict(state["values"])
+        self.values, self.task = dict(state["values"]), state["task"]
 
     def on_start(self, state: State) -> None:
+        if self.task != state.task:
+            self.values, self.task = {}, state.task
         self.saved = state.first if state.first else -1
         if state.folder and state.folder.exists() and processes.rank() == 0:
             checkpoint.clean(state.folder / "checkpoints")
@@ -56,14 +60,14 @@ class Checkpoint(Callback):
             if not state.error and state.step != self.saved:
                 self._save(state)
         finally:
-            self._wait()
+            self.settle()
 
     def _save(self, state: State) -> None:
-        if state.folder is None or (state.unsure is not None and bool(state.unsure)):
-            return  # the next log point will tell of numbers that are not finite
-        self._wait()
+        if state.folder is None or (state.unsure is not None and bool(state.unsure)) or not snapshot.sound(state):
+            return  # the next step, or the next log point, will tell of numbers that are not finite
+        self.settle()
         self.saved = state.step
-        if state.monitor in state.logged:
+        if math.isfinite(state.logged.get(state.monitor, math.nan)):
             self.values[state.step] = state.logged[state.monitor]
         whole, root = snapshot.take(state), state.folder / "checkpoints"
         keep = set(self._kept(root, state))
@@ -75,7 +79,7 @@ class Checkpoint(Callback):
 
     def _kept(self, root: Path, state: State) -> Iterator[int]:
         """The steps whose checkpoints stay, this one among them."""
-        there = sorted({*(int(path.name[5:]) for path in root.glob("step-*")), state.step}, reverse=True)
+        there = sorted({*checkpoint.steps(root), state.step}, reverse=True)
         yield from (step for step in there if step > state.step)  # of a run that went back: replaced when it comes there
         yield from [step for step in there if step <= state.step][: self.keep_last]
         sign = -1 if higher_is_better(state.monitor) else 1
@@ -85,13 +89,15 @@ class Checkpoint(Callback):
 
     @staticmethod
     def _commit(root: Path, whole: checkpoint.Snapshot, keep: set[int]) -> None:
+        if (metrics := root.parent / "metrics.jsonl").exists():
+            checkpoint.sync(metrics)  # a run that goes on from here needs what came before
         checkpoint.commit(root, whole)
         if processes.rank() == 0:
-            for path in root.glob("step-*"):
-                if int(path.name[5:]) not in keep:
+            for step, path in checkpoint.steps(root).items():
+                if step not in keep:
                     shutil.rmtree(path.rename(path.with_name(f".draft-{path.name}")))
 
-    def _wait(self) -> None:
+    def settle(self) -> None:
         """Until the last one is committed; what went wrong there is raised here."""
         if self.writing:
             writing, self.writing = self.writing, None

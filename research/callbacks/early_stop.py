@@ -1,5 +1,6 @@
 """Ends a run that has reached its aim."""
 
+import math
 from typing import Any
 
 from research.callback import Callback, State
@@ -14,15 +15,22 @@ class EarlyStop(Callback):
         self.target, self.hold, self.held = target, hold, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"held": self.held}
+        return {"held": self.held, "target": self.target}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.held = state["held"]
+        self.held = state["held"] if state["target"] == self.target else 0
+
+    def on_start(self, state: State) -> None:
+        self._judge(state)  # it may have been ended right after it had reached its aim
 
     def on_step(self, state: State) -> None:
         value = state.logged.get(state.monitor)
         if self.target is None or value is None:
             return
-        self.held = 0 if better(state.monitor, self.target, value) else self.held + 1
-        if self.held >= self.hold:
+        reached = math.isfinite(value) and not better(state.monitor, self.target, value)
+        self.held = self.held + 1 if reached else 0
+        self._judge(state)
+
+    def _judge(self, state: State) -> None:
+        if self.target is not None and self.held >= self.hold:
             state.stop = f"{state.monitor} reached {self.target:g}"

@@ -36,14 +36,15 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the model has the averages for weights."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """The averages become the weights, and the weights the averages."""
         for name, p in self.weights.items():
             kept = p.clone()
             p.copy_(self.averages[name])
