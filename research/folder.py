@@ -96,9 +96,14 @@ def peak_rss_mb() -> float:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all; numbers that JSON does not have become null."""
+    """Numbers that JSON does not have become null."""
+    replace_text(path, json.dumps(finite(content), indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(finite(content), indent=2) + "\n")
+    draft.write_text(text)
     draft.replace(path)
 
 
@@ -153,8 +158,8 @@ def begin(run: Run, config_yaml: str) -> None:
     if used(run.folder) and not run.goes_on and run.config["resume"]["path"] != "auto":
         raise ValueError(f"out: {run.folder} holds a run already\ngive resume=auto to go on with it, or another out or name")
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.yaml").write_text(config_yaml)
-    (run.folder / "overrides.txt").write_text("".join(f"{line}\n" for line in run.overrides))
+    replace_text(run.folder / "config.yaml", config_yaml)
+    replace_text(run.folder / "overrides.txt", "".join(f"{line}\n" for line in run.overrides))
     write_json(run.folder / "env.json", environment())
     if difference := git("diff", "HEAD"):
         (run.folder / "git.diff").write_text(difference + "\n")

@@ -1,12 +1,14 @@
 """Where numbers go: nowhere, or one JSON object a log point in metrics.jsonl."""
 
 import json
-from pathlib import Path
+import logging
+import math
 from typing import Any, TextIO
 
 from research.callback import Callback, State
-from research.folder import Run, finite
+from research.folder import Run, finite, replace_text
 
+log = logging.getLogger(__name__)
 KILLED, FAILED, FINISHED, STOPPED = "KILLED", "FAILED", "FINISHED", "STOPPED"
 
 
@@ -62,11 +64,17 @@ class Jsonl(Tracker):
         self.last = step
         if self.file is None:
             return
-        lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for number, line in enumerate(lines, start=1) if self._step(number, line) <= step]
         if len(kept) < len(lines):
             self.file.close()
-            draft = Path(f"{self.path}.draft")
-            draft.write_text("".join(kept))
-            draft.replace(self.path)
+            replace_text(self.path, "".join(kept))
             self.file = self.path.open("a", buffering=1)
+
+    def _step(self, number: int, line: str) -> float:
+        """That of a line; beyond all steps for one that is not whole, which is told of."""
+        try:
+            return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: line %d is damaged and taken out", self.path, number)
+            return math.inf

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from research.callback import State
-from research.folder import ROOT, Run, git, write_json
+from research.folder import ROOT, Run, git, replace_text, write_json
 from research.jsonl import FINISHED, KILLED, STOPPED, Jsonl
 from research.store import close_parent, end_dead_runs, experiment, flat, locked, one_at_a_time, shown
 
@@ -132,7 +132,10 @@ class MLflow(Jsonl):
                 rest = rest[BATCH:]
 
     def _new(self, key: str, step: int, value: float) -> bool:
-        """Not a point that came before this run was stopped: steps that are done again give the same numbers, or new ones."""
+        """Not a point that came before this run was stopped: steps that are done again give the same numbers, or new ones.
+
+        New ones stand beside the old ones, as after a rollback: MLflow takes no point back, metrics.jsonl has the last.
+        """
         before = self.known.get((key, step))
         return before is None or not (key.startswith("perf/") or before == value)
 
@@ -154,11 +157,11 @@ class MLflow(Jsonl):
             tags["mlflow.parentRunId"] = parent
             self.client.update_run(parent, status="RUNNING")
         note = run.folder / NOTE
-        if self.run_id is None and run.goes_on and note.exists():
+        if self.run_id is None and note.exists():
             self._reopen(note.read_text())
         if self.run_id is None:
             self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
-        note.write_text(self.run_id)
+        replace_text(note, self.run_id)
         held = self.client.get_run(self.run_id).data.params  # they never change: what was changed since is told by a tag
         params = [Param(key, str(value)[:6000]) for key, value in flat(run.config).items()]
         new = [param for param in params if param.key not in held]
@@ -169,15 +172,18 @@ class MLflow(Jsonl):
                 self.client.set_tag(self.run_id, f"changed.{param.key}", param.value)
 
     def _reopen(self, run_id: str) -> None:
-        """Go on with the run that this folder had, if this store has it."""
+        """Go on with the run that this folder had, if this store still has it."""
         from mlflow.exceptions import MlflowException
 
         try:
-            keys = self.client.get_run(run_id).data.metrics
+            found = self.client.get_run(run_id) if run_id else None
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return
+        if found is None or found.info.lifecycle_stage == "deleted":
+            return
+        keys = found.data.metrics
         self.client.update_run(run_id, status="RUNNING")
         for key in keys:
             self.known |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}

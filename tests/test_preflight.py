@@ -242,6 +242,23 @@ def test_resume_finds_its_folder(tmp_path: Path) -> None:
     assert judged([f"resume.path={newest}"], False) == ([], [place])
     assert judged([f"resume.path={older}"], False) == ([], [])
     assert judged([f"resume.path={quoted(run)}", "resume.weights_only=true"], False) == ([], [])
+    asked = [f"resume.path={'0123456789abcdef' * 2}", f"out={tmp_path}"]
+    spelt = [f"resume.path={quoted(run)}"]
+    assert judged([*asked, f"hydra.run.dir={tmp_path / 'own'}"], False) == ([], spelt)
+    assert judged([*asked, "lr=1e-3,1e-4"], True) == ([], spelt)
+    damaged = tmp_path / "modular" / "newer" / "config.yaml"
+    damaged.parent.mkdir()
+    for content in ("", "lr: [1, "):
+        damaged.write_text(content)
+        assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "the one before"
+
+
+def test_resume_auto_is_of_one_run_that_goes_on(tmp_path: Path) -> None:
+    (told,) = mistakes(["resume=auto", "resume.weights_only=true", f"out={tmp_path}"], False)
+    assert "auto goes on with the newest run" in told
+    assert "give resume=FOLDER" in told
+    (told,) = mistakes(["resume=auto", "lr=1e-3,1e-4", f"out={tmp_path}"], True)
+    assert "-m starts several" in told
 
 
 def test_a_mistyped_word_finds_what_was_meant() -> None:

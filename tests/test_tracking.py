@@ -20,7 +20,7 @@ from research import folder, tracking
 from research.callback import State
 from research.data.modular import modular
 from research.folder import Run
-from research.jsonl import FAILED, FINISHED, Jsonl
+from research.jsonl import FAILED, FINISHED, KILLED, Jsonl
 from research.store import end_dead_runs
 from research.tracking import MLflow
 
@@ -103,6 +103,53 @@ def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path
     assert slowest < 1, "a step waited for the store"
     assert losses(uri, tracker.run_id) == [(step + 1, pytest.approx(1 / (step + 1))) for step in range(1000)]
     assert MlflowClient(uri).get_run(tracker.run_id).info.status == FINISHED
+
+
+@pytest.mark.parametrize("note", ["", "half", "0" * 32])
+def test_a_note_that_leads_to_no_run_is_no_obstacle(uri: str, tmp_path: Path, note: str) -> None:
+    """As a kill or a full disk may leave it; and a run that was deleted in the UI is not gone on with."""
+    run = asked(tmp_path, goes_on=True)
+    (run.folder / "mlflow_run_id").write_text(note)
+    tracker = MLflow(uri)
+    live_through(tracker, run, 3)
+    tracker.finish(FINISHED, {"steps": 3})
+    assert [step for step, _ in losses(uri, tracker.run_id)] == [1, 2, 3]
+    assert (run.folder / "mlflow_run_id").read_text() == tracker.run_id
+    MlflowClient(uri).delete_run(str(tracker.run_id))
+    again = MLflow(uri)
+    live_through(again, run, 3)
+    again.finish(FINISHED, {"steps": 3})
+    assert again.run_id != tracker.run_id
+    assert len(losses(uri, again.run_id)) == 3
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_one_run(uri: str, tmp_path: Path) -> None:
+    """It starts afresh in its folder, and in its run."""
+    run = asked(tmp_path)
+    first, again = MLflow(uri), MLflow(uri)
+    live_through(first, run, 3)
+    first.finish(KILLED, {"steps": 3})
+    live_through(again, run, 5)
+    again.finish(FINISHED, {"steps": 5})
+    assert again.run_id == first.run_id
+    assert [step for step, _ in losses(uri, again.run_id)] == [1, 2, 3, 4, 5]
+
+
+def test_a_damaged_line_is_told_of_and_taken_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = asked(tmp_path)
+    first = Jsonl()
+    live_through(first, run, 3)
+    first.finish(KILLED, {})
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1].replace("{", "\0") + lines[2] + lines[2][:9])
+    state, tracker = run_state(), Jsonl()
+    state.step = 3
+    tracker.start(run)
+    tracker.on_start(state)
+    tracker.finish(KILLED, {})
+    assert path.read_text() == lines[0] + lines[2]
+    assert f"{path}: line 2 is damaged" in caplog.text
 
 
 def test_a_store_that_never_answers_ends_with_a_warning(

@@ -85,7 +85,10 @@ def judged(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
         for variant in looked_at:
             wrong += check_one(variant, runs)
         wrong += [] if wrong else one_study(looked_at, runs)
-        more = [] if wrong or multirun else placed(Asked.of(overrides, runs))
+        auto = [o for o in overrides if o.key_or_group == "resume.path" and o.value() == "auto"]
+        if multirun and auto:
+            wrong.append(mistake("resume=auto", "it goes on with one run, -m starts several", "leave out -m or resume"))
+        more = [] if wrong else placed(Asked.of(looked_at[0], runs), multirun)
     return [told.replace("error: resume.path=", "error: resume=") for told in dict.fromkeys(wrong)], more
 
 

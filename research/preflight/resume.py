@@ -28,19 +28,19 @@ def spelled_out(argument: str) -> str:
     return re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
 
 
-def placed(asked: Asked) -> list[str]:
-    """The overrides that send a run to the folder that it goes on in; none for a run in a folder of its own."""
-    given = asked.at("resume.path")[0]
-    if not isinstance(given, str) or "hydra.run.dir" in asked.given:
+def placed(asked: Asked, multirun: bool = False) -> list[str]:
+    """The overrides that spell out a run's id, and send a run to the folder that it goes on in."""
+    given, own_place = asked.at("resume.path")[0], multirun or "hydra.run.dir" in asked.given
+    if not isinstance(given, str):
         return []
     if given == "auto":
-        own = latest(asked)
+        own = None if own_place else latest(asked)
         return [f"hydra.run.dir={quoted(own)}"] if own else []
-    path, rest = found(asked), []
-    if path is None:
+    if (path := found(asked)) is None:
         return []
-    if re.fullmatch(RUN_ID, given):
-        rest = [f"resume.path={quoted(path)}"]
+    rest = [f"resume.path={quoted(path)}"] if re.fullmatch(RUN_ID, given) else []
+    if own_place:
+        return rest
     home = path.parents[1] if path.name.startswith("step-") else path
     newest = max(home.glob("checkpoints/step-*"), default=None)
     if path not in (home, newest) or asked.at("resume.weights_only")[0] is True:
@@ -57,7 +57,7 @@ def latest(asked: Asked) -> Path | None:
     """The newest run folder of this very configuration."""
     root = Path(str(asked.at("out")[0])).expanduser() / str(asked.at("name")[0])
     for config in sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True):
-        if not differing(asked, config, ()):
+        if composed(config) and not differing(asked, config, ()):
             return config.parent.resolve()
     return None
 
@@ -83,11 +83,21 @@ def found(asked: Asked) -> Path | None:
     return path if path.exists() else None
 
 
-def differing(asked: Asked, config: Path, nodes: tuple[str, ...]) -> list[str]:
-    """What is other than in a run's config.yaml, of some nodes or of all that matters."""
+def composed(config: Path) -> Composed | None:
+    """A run's config.yaml; None where it is damaged."""
     from omegaconf import OmegaConf
 
-    old = Composed(OmegaConf.to_container(OmegaConf.load(config)))  # type: ignore[arg-type]
+    try:
+        held = OmegaConf.to_container(OmegaConf.load(config))
+    except Exception:  # whatever the parser makes of it
+        return None
+    return Composed(held) if isinstance(held, dict) and held else None  # type: ignore[arg-type]
+
+
+def differing(asked: Asked, config: Path, nodes: tuple[str, ...]) -> list[str]:
+    """What is other than in a run's config.yaml, of some nodes or of all that matters; nothing where it is damaged."""
+    if (old := composed(config)) is None:
+        return []
     nodes = nodes or tuple(dict.fromkeys(key for side in (asked, old) for key in side.cfg if key not in ASIDE))
     keys = dict.fromkeys(key for node in nodes for side in (asked, old) for key, _ in leaves(node, side.walk(node)))
     return [f"{key} is {shown(asked, key)} here, was {shown(old, key)} there" for key in keys
@@ -109,7 +119,10 @@ def resumed(asked: Asked) -> Iterator[Clash]:
             )
         return
     if given == "auto":
-        if (own := latest(asked)) and "hydra.run.dir" not in asked.given and busy(own):
+        if asked.at("resume.weights_only")[0] is True:
+            told = "auto goes on with the newest run of this configuration, weights_only begins another one"
+            yield Clash(("resume.path", "resume.weights_only"), told, "give resume=FOLDER, the run to begin from")
+        elif (own := latest(asked)) and "hydra.run.dir" not in asked.given and busy(own):
             yield Clash(("resume.path",), f"this very run is being written by another process: {own}", "wait for its end")
         return
     path = found(asked)

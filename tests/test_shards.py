@@ -1,0 +1,55 @@
+"""Weights that are spread over two processes, and their averages, without Hydra."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import sys, torch
+from functools import partial
+from pathlib import Path
+from research import shards, snapshot
+from research.data.modular import modular
+from research.callbacks.checkpoint import Checkpoint
+from research.losses import last_token
+from research.models.transformer import Transformer
+from research.optim.plain import plain
+from research.optim.schedules import constant
+from research.trainer import Trainer
+
+def fit(steps, folder, ema=None, **more):
+    trainer = Trainer(steps, 8, device="cpu", parallel="fsdp", ema=ema, eval_every=100)
+    torch.manual_seed(steps)
+    model = trainer.place(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
+    optimizer = plain(model, partial(torch.optim.AdamW), lr=1e-2)
+    return trainer.fit(model, optimizer, constant, last_token, data, [Checkpoint()], folder=folder, **more)
+
+def same(a, b):
+    return all(torch.equal(shards.whole(x), shards.whole(y)) for x, y in zip(a, b, strict=True))
+
+data, root = modular(p=11), Path(sys.argv[1])
+with_average = fit(6, root / "a", ema=0.5)
+averages = [average.clone() for average in with_average.average.averages.values()]
+trainer = Trainer(1, 8, device="cpu", parallel="fsdp", eval_every=100)
+model = trainer.place(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
+facts = {"monitor": "val/loss", "name": "", "folder": None, "config": ""}
+state = trainer._state(model, plain(model, torch.optim.AdamW, lr=1e-2), data, [], **facts)
+snapshot.begin_from(state, root / "a")
+assert same(model.parameters(), averages), "a fresh run begins at the averages"
+fit(6, root / "c")
+later = fit(7, root / "c", ema=0.9, resume=root / "c")
+assert later.first == 6 and later.average, "averages begin at the weights where there are none"
+print("both held")
+"""
+
+
+def test_averages_of_sharded_weights(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*start, "--rdzv-endpoint", "localhost:0", str(program), str(tmp_path / "runs")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout.count("both held") == 2, done.stderr[-3000:]
