@@ -32,7 +32,7 @@ bench: setup
 	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 faults: setup
-	@$(BIN)/python benchmarks/faults --table experiments/faults/results.csv $(ARGS)
+	@$(BIN)/python benchmarks/faults --table experiments/faults $(ARGS)
 
 ui: setup
 	@mkdir -p outputs

@@ -1,6 +1,6 @@
 """A campaign of faults: what is left of a training after kill -9, damage, a full disk, signals, a store that is gone.
 
-    python benchmarks/faults [--kills 200] [--only saves,files,room,runs] [--no-peers] [--table experiments/faults/results.csv]
+    python benchmarks/faults [--kills 200] [--only saves,files,room,runs] [--no-peers] [--table experiments/faults]
 
 A fault has been survived where training goes on, by itself, from the newest checkpoint that was complete and is not
 damaged. Peers save the same numbers at each step in their own way. With `--kills 200` each of them is killed 25 times, a bit
@@ -8,19 +8,18 @@ is flipped in 25 places of each file, and a run of ours is ended 10 times in eac
 """
 
 import argparse
-import csv
 import json
 import random
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import runs
 import saves
+import table
 from saves import Row
 from systems import PEERS, Grokbit, System, ready
 
@@ -64,7 +63,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="processes to kill in a save")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}")
     parser.add_argument("--no-peers", action="store_true", help="grokbit alone")
-    parser.add_argument("--table", type=Path, help="write the table there as well, as CSV")
+    parser.add_argument("--table", type=Path, help="a folder: write results.csv there, and the table of its README.md")
     args = parser.parse_args()
     parts = args.only.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
@@ -82,11 +81,7 @@ def main() -> None:
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
     if args.table:
-        args.table.parent.mkdir(parents=True, exist_ok=True)
-        with args.table.open("w", newline="") as file:
-            table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(asdict(row) for row in found)
+        table.write(args.table, found)
     ours = [row for row in found if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
     print(json.dumps({"survived": share, "wrong": sum(row.wrong for row in ours), "bounds": BOUNDS}))

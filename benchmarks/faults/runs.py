@@ -81,8 +81,9 @@ def in_phase(phase: str, signum: signal.Signals, times: int) -> Row:
             if before:
                 time.sleep(first * (turn + random.random()) / times)
             else:
-                wait_for(lambda place=place: lines(place.metrics()))  # type: ignore[misc]
-                time.sleep(0.5 * lasted * (turn + random.random()) / times)
+                steps = int(0.9 * len(expected[1]) * (turn + random.random()) / times)
+                wait_for(lambda place=place, steps=steps: len(lines(place.metrics())) > steps)  # type: ignore[misc]
+                time.sleep(random.uniform(0, lasted / len(expected[1])))
             process.send_signal(signum)
             process.communicate(timeout=120)
             ended = process.returncode in codes

@@ -1,0 +1,38 @@
+"""The campaign's table: as CSV, and for people in the README beside it."""
+
+import csv
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from saves import Row
+
+BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
+
+
+def write(folder: Path, rows: list[Row]) -> None:
+    """results.csv, and the table of README.md if it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "results.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(row) for row in rows)
+    if (readme := folder / "README.md").exists():
+        head, _, rest = readme.read_text().partition(BEGIN)
+        readme.write_text(head + BEGIN + markdown(rows) + END + rest.partition(END)[2])
+
+
+def markdown(rows: list[Row]) -> str:
+    """A line for each fault, a column for each system: how many were survived."""
+    systems = list(dict.fromkeys(row.system for row in rows))
+    cells = {(row.fault, row.system): told(row) for row in rows}
+    lines = [["fault", *systems], ["---"] * (1 + len(systems))]
+    lines += [
+        [fault, *(cells.get((fault, name), "") for name in systems)] for fault in dict.fromkeys(row.fault for row in rows)
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def told(row: Row) -> str:
+    if not row.times:
+        return row.remark
+    return f"{row.survived} of {row.times}" + (f", {row.wrong} silently wrong" if row.wrong else "")
