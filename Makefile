@@ -19,8 +19,9 @@ setup:
 train: setup
 	@$(BIN)/python train.py $(ARGS)
 
+# One thread each: on a machine whose cores are all in use more of them only wait for each other.
 test: setup
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

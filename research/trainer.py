@@ -114,6 +114,7 @@ class Trainer:
         with watch() as signals:
             try:
                 begin(callbacks, state)
+                state.stop = processes.everywhere(state.stop)  # a run that goes on may have reached its aim before
                 while state.pending or (state.step < self.steps and not state.stop):
                     if not state.pending:
                         set_lr(optimizer, schedule(state.step, self.steps))
@@ -218,12 +219,13 @@ class Trainer:
 
         But not once the run is at its end anyway, its last step `judged`: then it has FINISHED.
         """
+        signum = signals.signum  # once: another one that comes meanwhile is agreed on next time
         if self.world > 1:
-            agreed = processes.highest(signals.signum or (STOP if state.stop else 0))
-            signals.signum = agreed if agreed > STOP else 0
+            agreed = processes.highest(signum or (STOP if state.stop else 0))
+            signum = agreed if agreed > STOP else 0
             state.stop = state.stop or ("another process said so" if agreed == STOP else "")
-        if not (judged and (state.stop or state.step == self.steps)):
-            signals.check()
+        if signum and not (judged and (state.stop or state.step == self.steps)):
+            raise Stopped(signum)
 
     def _judge(self, state: State, gradients: Gradients, val: Split, signals: Watch) -> None:
         """Log and evaluate where it is time; if a signal comes meanwhile, the run that goes on does all of it."""

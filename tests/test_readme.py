@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")]
 TEXTS = {path: path.read_text() for path in PAGES}
 README = TEXTS[ROOT / "README.md"]
-TRAIN = sorted({line.strip("` ") for text in TEXTS.values() for line in re.findall(r"python train\.py[^`\n|#]*", text)})
+TRAIN = sorted({line.strip("` '") for text in TEXTS.values() for line in re.findall(r"python train\.py[^`\n|#]*", text)})
 TORCHRUN = sorted({line.strip() for text in TEXTS.values() for line in re.findall(r"^ +(torchrun .*)", text, re.MULTILINE)})
 DEBUG = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "trainer.compile=false"]
 
