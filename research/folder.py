@@ -1,4 +1,7 @@
-"""The run folder: what was asked, on which machine, what came out. `lock` tells the living from the dead."""
+"""The run folder: what was asked, on which machine, what came out. `lock` tells the living from the dead.
+
+Torch is imported where it is asked for its version only: the preflight reads run folders before anything heavy is imported.
+"""
 
 import fcntl
 import json
@@ -15,8 +18,6 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
@@ -56,6 +57,8 @@ def git(*arguments: str) -> str:
 
 def environment() -> dict[str, Any]:
     """The machine and the code: what somebody needs who wants the same numbers."""
+    import torch
+
     packages = {}
     for name in PACKAGES:
         try:

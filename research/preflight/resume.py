@@ -1,6 +1,5 @@
 """Where a run goes on: what resume= means, the folder that it then writes to, and what must not have changed."""
 
-import fcntl
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ def latest(asked: Asked) -> Path | None:
     """The newest run folder of this very configuration."""
     root = Path(str(asked.at("out")[0])).expanduser() / str(asked.at("name")[0])
     for config in sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True):
-        if composed(config) and not differing(asked, config, ()):
+        if (old := composed(config)) and not differing(asked, old):
             return config.parent.resolve()
     return None
 
@@ -84,7 +83,7 @@ def found(asked: Asked) -> Path | None:
 
 
 def composed(config: Path) -> Composed | None:
-    """A run's config.yaml; None where it is damaged."""
+    """A run's config.yaml; None where it is damaged or not there."""
     from omegaconf import OmegaConf
 
     try:
@@ -94,10 +93,8 @@ def composed(config: Path) -> Composed | None:
     return Composed(held) if isinstance(held, dict) and held else None  # type: ignore[arg-type]
 
 
-def differing(asked: Asked, config: Path, nodes: tuple[str, ...]) -> list[str]:
-    """What is other than in a run's config.yaml, of some nodes or of all that matters; nothing where it is damaged."""
-    if (old := composed(config)) is None:
-        return []
+def differing(asked: Asked, old: Composed, *nodes: str) -> list[str]:
+    """What is other than in a run's config.yaml, of some nodes or of all that matters."""
     nodes = nodes or tuple(dict.fromkeys(key for side in (asked, old) for key in side.cfg if key not in ASIDE))
     keys = dict.fromkeys(key for node in nodes for side in (asked, old) for key, _ in leaves(node, side.walk(node)))
     return [f"{key} is {shown(asked, key)} here, was {shown(old, key)} there" for key in keys
@@ -119,10 +116,12 @@ def resumed(asked: Asked) -> Iterator[Clash]:
             )
         return
     if given == "auto":
+        from research.folder import alive  # it has much to say of machines, and --help nothing
+
         if asked.at("resume.weights_only")[0] is True:
             told = "auto goes on with the newest run of this configuration, weights_only begins another one"
             yield Clash(("resume.path", "resume.weights_only"), told, "give resume=FOLDER, the run to begin from")
-        elif (own := latest(asked)) and "hydra.run.dir" not in asked.given and busy(own):
+        elif (own := latest(asked)) and "hydra.run.dir" not in asked.given and alive(own):
             yield Clash(("resume.path",), f"this very run is being written by another process: {own}", "wait for its end")
         return
     path = found(asked)
@@ -133,28 +132,14 @@ def resumed(asked: Asked) -> Iterator[Clash]:
     one = path.name.startswith("step-")
     if not one and not any(path.glob("checkpoints/step-*")):
         yield Clash(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
-    config = (path.parents[1] if one else path) / "config.yaml"
-    if config.exists():
-        yield from changed(asked, config)
+    if old := composed((path.parents[1] if one else path) / "config.yaml"):
+        yield from changed(asked, old)
 
 
-def changed(asked: Asked, config: Path) -> Iterator[Clash]:
+def changed(asked: Asked, old: Composed) -> Iterator[Clash]:
     """What a run cannot go on with; and with other data or another optimizer one may still begin from its weights."""
     fresh = asked.at("resume.weights_only")[0] is True
     for node in ("model",) if fresh else ("model", "data", "optim._target_", "optim.base._target_"):
-        if told := [line for line in differing(asked, config, (node,)) if line.split()[0] not in FREE]:
+        if told := [line for line in differing(asked, old, node) if line.split()[0] not in FREE]:
             fix = "give what it was trained with" + ("" if node == "model" else ", or resume.weights_only=true")
             yield Clash(("resume.path", *(line.split()[0] for line in told)), "; ".join(told[:3]), fix)
-
-
-def busy(folder: Path) -> bool:
-    """Whether a process of this machine writes there."""
-    lock = folder / ".lock"
-    if not lock.exists():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
