@@ -123,7 +123,7 @@ def _replace(final: Path, draft: Path) -> None:
 
 
 class _Hashed:
-    """A file that is hashed, and carried to the disk, while more of it is written."""
+    """A file that is hashed while it is written."""
 
     def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
         self.descriptor, self.pool = descriptor, pool
