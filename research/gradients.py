@@ -36,6 +36,7 @@ class Gradients:
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def __post_init__(self) -> None:
+        self.rank, self.world = processes.rank(), processes.count()
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         targets = self.train.targets
         self.masked = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
@@ -57,13 +58,13 @@ class Gradients:
 
     def _accumulate(self, state: State, step: int) -> Float[Tensor, ""]:
         seed = fold(self.seed, 3, state.rollbacks) if state.rollbacks else self.seed
-        seed_step(seed, step, processes.rank())
-        world = processes.count()
+        seed_step(seed, step, self.rank)
+        world = self.world
         parts = min(self.grad_accum * 2**state.halvings, self.batch_size // world)  # none of them empty
         order = positions(seed, step * self.batch_size, self.batch_size, len(self.train)).to(self.train.inputs.device)
         count = self._count(order)
         losses = []
-        for place, index in enumerate(order.tensor_split(parts * world)[processes.rank() :: world], start=1):
+        for place, index in enumerate(order.tensor_split(parts * world)[self.rank :: world], start=1):
             x, y = self.train[index]
             with self._quiet(place < parts):
                 with self.autocast():
