@@ -1,6 +1,6 @@
 """What a checkpoint costs: its speed against the disk's own, and what saving takes from a run.
 
-    python benchmarks/checkpointing.py [--millions 100] [--rounds 20] [--threads 1]
+    python benchmarks/checkpointing.py [--millions 100] [--commits 7] [--rounds 20] [--threads N]
 
 Speed: a snapshot of so many million parameters with AdamW's two numbers for each (12 bytes a parameter) is committed,
 digests included, in turn with a plain sequential write of as many bytes, both synced to the disk; the ratio is the median
@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--millions", type=int, default=100, help="parameters of the checkpoint, in millions")
     parser.add_argument("--commits", type=int, default=7, help="commits and plain writes of it")
     parser.add_argument("--rounds", type=int, default=20, help="windows of each kind")
-    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="for the training")
+    parser.add_argument(
+        "--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="for the training; by default one core is left"
+    )
     args = parser.parse_args()
     HERE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=HERE) as folder:

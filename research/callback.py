@@ -80,7 +80,7 @@ class State:
 
     def log(self, metrics: dict[str, float]) -> None:
         """Take in new numbers, and what callbacks told; keep the evaluation that is best by `monitor`."""
-        metrics = metrics | self.told
+        metrics = {name: float(value) for name, value in (metrics | self.told).items()}  # also of numpy's and torch's numbers
         self.told = {}
         self.logged |= metrics
         self.metrics |= metrics

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
 from research import processes, shards
+from research.folder import checkpoints
 
 MANIFEST, STATE, TENSORS, SHARDS = "manifest.json", "state.pt", ".safetensors", "shards"
 DTYPES = {
@@ -70,36 +71,44 @@ def weights_digest(model: nn.Module) -> str:
 def commit(root: Path, snapshot: Snapshot) -> Path:
     """Write a checkpoint below `root` and return its folder. Of a sharded one each process writes its part.
 
-    Raises OSError, as on a full disk, with the older checkpoints as they were and nothing of this one left.
+    Raises OSError, as on a full disk, with the older checkpoints as they were and nothing of this one left; in the other
+    processes that write a part RuntimeError.
     """
     final, draft = root / f"step-{snapshot.step:08d}", root / f".draft-{snapshot.step:08d}"
     alone = snapshot.sharded is None
-    if alone or processes.rank() == 0:
-        clean(root)
-        draft.mkdir(parents=True)
+    first = alone or processes.rank() == 0
     try:
+        with nullcontext() if alone else processes.together():
+            if first:
+                clean(root)
+                draft.mkdir(parents=True)
         files = {}
         if snapshot.sharded is not None:
-            processes.wait()  # for the folder
-            files = shards.write(snapshot.sharded, draft / SHARDS)
-            sync(draft / SHARDS)
-        if alone or processes.rank() == 0:
-            for name, tensors in snapshot.tensors.items():
-                with _written(draft / f"{name}{TENSORS}", files) as file:
-                    _write_safetensors(tensors, file)
-            without_crc = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
-            with _written(draft / STATE, files) as file, without_crc:  # sha256 is the better check
-                torch.save(snapshot.state, file)  # type: ignore[arg-type]
-            manifest = {"step": snapshot.step, "identity": snapshot.identity, "files": files}
-            with _written(draft / MANIFEST, {}) as file:
-                file.write(json.dumps(manifest | {"sha256": _own_digest(manifest)}, indent=1).encode())
-            _replace(final, draft)
+            with processes.together():
+                files = shards.write(snapshot.sharded, draft / SHARDS)
+                sync(draft / SHARDS)
+        with nullcontext() if alone else processes.together():
+            if first:
+                _write(draft, snapshot, files)
+                _replace(final, draft)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        if first:
+            shutil.rmtree(draft, ignore_errors=True)
         raise
-    if not alone:
-        processes.wait()  # none goes on before it is there
     return final
+
+
+def _write(draft: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
+    """All files but the shards, the manifest last."""
+    for name, tensors in snapshot.tensors.items():
+        with _written(draft / f"{name}{TENSORS}", files) as file:
+            _write_safetensors(tensors, file)
+    without_crc = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
+    with _written(draft / STATE, files) as file, without_crc:  # sha256 is the better check
+        torch.save(snapshot.state, file)  # type: ignore[arg-type]
+    manifest = {"step": snapshot.step, "identity": snapshot.identity, "files": files}
+    with _written(draft / MANIFEST, {}) as file:
+        file.write(json.dumps(manifest | {"sha256": _own_digest(manifest)}, indent=1).encode())
 
 
 def clean(root: Path) -> None:
@@ -234,22 +243,17 @@ def _checked(path: Path, expected: dict[str, Any]) -> bytes:
     return content
 
 
-def find(path: Path) -> list[Path]:
-    """The checkpoints that a path means, newest first: itself, or those of a run folder."""
+def find(path: Path, until: int | None = None) -> list[Path]:
+    """The checkpoints that a path means, newest first: itself, or those of a run folder, of no later step than `until`."""
     if path.name.startswith("step-"):
         return [path]
-    return [folder for _, folder in sorted(steps(path / "checkpoints").items(), reverse=True)]
+    return [folder for step, folder in checkpoints(path).items() if until is None or step <= until]
 
 
-def steps(root: Path) -> dict[int, Path]:
-    """The checkpoints below `root` by their step; somebody's own copies, as step-00000008-good, are none of them."""
-    return {int(path.name[5:]): path for path in root.glob("step-*") if path.name[5:].isdecimal()}
-
-
-def newest(path: Path) -> tuple[Path, Snapshot]:
+def newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
     """The newest checkpoint that is whole, and where it is. Raises ValueError, naming each damage, when there is none."""
     damage: list[str] = []
-    for folder in find(path):
+    for folder in find(path, until):
         try:
             snapshot = read(folder)
         except DamagedError as wrong:

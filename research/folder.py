@@ -138,10 +138,21 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Those of a run by their step, the newest first; one that was about to be replaced when a kill came is one of them.
+
+    Somebody's own copies, as step-00000008-good, are none.
+    """
+    root = folder / "checkpoints"
+    found = {path.name.removeprefix(".old-step-"): path for path in root.glob(".old-step-*")}
+    found |= {path.name.removeprefix("step-"): path for path in root.glob("step-*")}
+    return {int(step): found[step] for step in sorted(found, reverse=True) if step.isdecimal()}
+
+
 def used(folder: Path) -> bool:
     """Whether a run has left something here that another one would overwrite."""
     metrics = folder / "metrics.jsonl"
-    return any((folder / "checkpoints").glob("step-*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    return bool(checkpoints(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def alive(folder: Path) -> bool:

@@ -43,14 +43,7 @@ class Gradients:
 
     def __call__(self, state: State, step: int) -> Float[Tensor, ""]:
         """Again with smaller micro-batches where memory runs out."""
-        while True:
-            try:
-                return self._accumulate(state, step)
-            except RuntimeError as error:
-                if not memory.ran_out(error):
-                    raise
-                ran_out = str(error)
-            memory.halve(state, self.grad_accum, ran_out)  # here, where the failed step's tensors are free
+        return memory.tried(lambda micro: self._accumulate(state, step), state, self.grad_accum)
 
     def clip(self, norm: float | None) -> Float[Tensor, ""]:
         """The norm of the gradient, which then is no longer than `norm`."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research import checkpoint, snapshot
+from research import processes, snapshot
 from research.callback import Callback, State
+from research.folder import checkpoints
 
 Policy = Literal["stop", "skip", "rollback"]
 log = logging.getLogger(__name__)
@@ -86,8 +87,8 @@ class Guard:
         for part in state.parts.values():
             if isinstance(part, Callback):
                 part.settle()  # a checkpoint may still be on its way
-        saved = checkpoint.steps(state.folder / "checkpoints") if state.folder else {}
-        state.safe = max((step for step in saved if step <= first), default=-1)
+        saved = checkpoints(state.folder) if state.folder else {}
+        state.safe = processes.everywhere(max((step for step in saved if step <= first), default=-1))
         kept = f"saved is step {state.safe}" if state.safe >= 0 else "none is saved"
         told = f"the loss or the gradient is not finite at step {first + 1}, with lr={lr(state.optimizer):.3g}: {self.where}; "
         told += f"the last good step is {first}, {kept}"
@@ -109,9 +110,10 @@ class Guard:
         raise FloatingPointError(f"{told}\n{ended[self.policy]}")
 
     def _go_back(self, state: State, folder: Path) -> None:
-        times = state.rollbacks + 1
-        snapshot.resume(state, folder)
+        times, seconds = state.rollbacks + 1, state.seconds
+        snapshot.resume(state, folder, until=state.safe)
         state.rollbacks, state.safe, state.logged = times, state.step, {}
+        state.seconds = state.before = seconds  # what was lost took its time too
         state.begin()
         self.bad, self.row = False, 0
 

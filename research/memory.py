@@ -1,14 +1,29 @@
-"""Running out of memory: smaller micro-batches of the same step."""
+"""Running out of memory: smaller micro-batches of the same work."""
 
 import gc
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from research import processes
 from research.callback import State
 
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
+
+
+def tried(work: Callable[[int], Result], state: State, grad_accum: int) -> Result:
+    """What `work` gives for the samples of a micro-batch in a process; where memory runs out, again with half of them."""
+    while True:
+        try:
+            return work(-(-state.batch_size // (grad_accum * 2**state.halvings * processes.count())))
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            told = str(error)
+        halve(state, grad_accum, told)  # here, where the tensors of what failed are free
 
 
 def ran_out(error: RuntimeError) -> bool:
@@ -17,17 +32,17 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 def halve(state: State, grad_accum: int, told: str) -> None:
-    """Half the micro-batch and twice as many of them, for the step under way and all later ones.
+    """Half the micro-batch and twice as many of them, for the work under way and all that follows.
 
     Raises ValueError where a micro-batch is one sample, and where other processes wait for this one's gradients.
     """
-    micro = state.batch_size // (grad_accum * 2**state.halvings * processes.count())
+    micro, step = state.batch_size // (grad_accum * 2**state.halvings * processes.count()), state.step + (not state.pending)
     if processes.count() > 1 or micro <= 1:
         fix = f"give trainer.grad_accum={2 * grad_accum * 2**state.halvings}" if micro > 1 else "a micro-batch is one sample"
         more = "trainer.checkpoint_activations=true needs less, as does trainer.precision=bf16"
-        raise ValueError(f"out of memory at step {state.step + 1}: {told.splitlines()[0]}\n{fix}; {more}")
+        raise ValueError(f"out of memory at step {step}: {told.splitlines()[0]}\n{fix}; {more}")
     state.halvings += 1
-    log.warning("out of memory at step %d: micro-batches of %d samples from here on", state.step + 1, -(-micro // 2))
+    log.warning("out of memory at step %d: micro-batches of %d samples from here on", step, -(-micro // 2))
     state.optimizer.zero_grad()
     gc.collect()
     if torch.cuda.is_initialized():

@@ -1,6 +1,9 @@
 """What the processes of one run agree on. With one process every function here is free."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +25,8 @@ def rank() -> int:
 
 def launched() -> tuple[int, int]:
     """Rank and number of processes as the launcher's environment says, before they know each other."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", 0)) if started > 1 else 0, started
 
 
 def total(value: Tensor) -> Tensor:
@@ -32,13 +36,18 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+@cache
+def _host(world: Any) -> Any:
+    """The processes as a group whose messages stay on the host: there no one waits for a GPU to finish its step."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else world
+
+
 def highest(value: int) -> int:
     """The largest of all processes' numbers."""
     if count() == 1:
         return value
-    device = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
-    agreed = torch.tensor(value, device=device)
-    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    agreed = torch.tensor(int(value))
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_host(dist.group.WORLD))
     return int(agreed.item())
 
 
@@ -47,7 +56,7 @@ def everywhere(value: Any) -> Any:
     if count() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=_host(dist.group.WORLD))
     return box[0]
 
 
@@ -56,11 +65,17 @@ def gathered(value: Any) -> list[Any]:
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_host(dist.group.WORLD))
     return values
 
 
-def wait() -> None:
-    """Until all are here."""
-    if count() > 1:
-        dist.barrier()
+@contextmanager
+def together() -> Iterator[None]:
+    """All leave the block alike, and none before the last: where one fails, the others raise RuntimeError."""
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if highest(failed is not None):
+        raise failed or RuntimeError("another process failed, and says why")

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from research import checkpoint, folder, processes
-from research.callback import State
+from research.callback import Callback, State
 from research.checkpoint import weights_digest
 from research.folder import Run
 from research.jsonl import FAILED, FINISHED, KILLED, STOPPED, Tracker
@@ -37,24 +37,26 @@ def run(cfg: DictConfig) -> float:
         return float(value)
     writes = processes.launched()[0] == 0
     with watch(), folder.lock(asked.folder) if writes else nullcontext():
-        if writes:
-            folder.begin(asked, OmegaConf.to_yaml(cfg, resolve=True))
         tracker: Tracker = build(cfg.tracker) if writes else Tracker()
+        opening = Opening(asked, OmegaConf.to_yaml(cfg, resolve=True), tracker)
         started, status, error = time.perf_counter(), FAILED, ""
         try:
-            tracker.start(asked)
-            tracker.state = state = train(cfg, asked, trainer, tracker)
+            if writes and not asked.goes_on:
+                opening.open()
+            tracker.state = state = train(cfg, asked, trainer, [opening, tracker])
             status = STOPPED if state.signum else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
             log.info("the run failed", exc_info=True)  # to train.log; the terminal gets one line
+            if tracker.state:
+                tracker.state.error = error
             raise
         finally:
             outcome = {"status": status, "error": error, "wall_s": time.perf_counter() - started, "config": asked.digest}
             outcome |= summary(cfg.monitor, tracker.state)
             try:
-                if writes:
+                if opening.done:
                     folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
             finally:
                 tracker.finish(status, outcome)  # also where the disk is full
@@ -63,7 +65,25 @@ def run(cfg: DictConfig) -> float:
     return float(state.best.get(cfg.monitor, math.nan))
 
 
-def train(cfg: DictConfig, asked: Run, trainer: Trainer, tracker: Tracker) -> State:
+class Opening(Callback):
+    """Writes down what was asked for: of a fresh run before anything can go wrong; of one that goes on, whose folder tells
+    of what it was so far, once its checkpoint has been read and fits.
+    """
+
+    def __init__(self, asked: Run, config_yaml: str, tracker: Tracker) -> None:
+        self.asked, self.config_yaml, self.tracker, self.done = asked, config_yaml, tracker, False
+
+    def on_start(self, state: State) -> None:
+        if not self.done:
+            self.open()
+
+    def open(self) -> None:
+        folder.begin(self.asked, self.config_yaml)
+        self.done = True
+        self.tracker.start(self.asked)
+
+
+def train(cfg: DictConfig, asked: Run, trainer: Trainer, first: list[Callback]) -> State:
     """Build every part by its `_target_` and fit."""
     place, resume = processes.everywhere((asked.folder, asked.resume))
     seed_all(cfg.seed)
@@ -77,7 +97,7 @@ def train(cfg: DictConfig, asked: Run, trainer: Trainer, tracker: Tracker) -> St
         build(cfg.schedule),
         build(cfg.loss),
         data,
-        [tracker, *callbacks],
+        [*first, *callbacks],
         monitor=cfg.monitor,
         name=asked.name,
         folder=place,
@@ -119,7 +139,7 @@ def describe(cfg: DictConfig) -> Run:
     resume = from_where(cfg.resume.path, place)
     goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
     if cfg.resume.path == "auto" and resume is None and processes.launched()[0] == 0:
-        log.info("resume=auto: no checkpoint of a run with this configuration below %s: a fresh start", place.parent)
+        print(f"resume=auto: no checkpoint of a run with this very configuration below {place.parent}: a fresh start")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Run(
         name=name,

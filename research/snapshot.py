@@ -1,12 +1,13 @@
 """A run's state as a checkpoint holds it, and back: everything that the next step depends on, and what tells its story."""
 
 import math
+from collections import OrderedDict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import checkpoint, processes, shards
@@ -21,24 +22,26 @@ KEPT = ("step", "pending", "told", "metrics", "best", "safe", "rollbacks", "halv
 def take(state: State) -> Snapshot:
     """The run as it is now. Its tensors are the run's own: write or copy them before the next step."""
     progress = {key: getattr(state, key) for key in KEPT} | {"task": state.task}
+    progress["told"] = {name: float(value) for name, value in state.told.items()}
     progress |= {"total": float(state.total), "counted": int(state.counted), "grad_norm": float(state.grad_norm)}
     parts = {name: part.state_dict() for name, part in state.parts.items()}
     for name, part in parts.items():
-        _plain(part, name)
+        _plain(part, f"{name}.state_dict()")
     rest = {"progress": progress, "parts": parts}
     if state.sharded:
         return Snapshot(state.step, {}, rest, identity(state), shards.parts(state.model, state.optimizer, state.average))
+    _plain(memory := state.optimizer.state_dict(), f"{type(state.optimizer).__name__}.state_dict()")
     tensors = {"model": weights(state.model)}
     if state.average:
         tensors["average"] = {name: tensor.cpu() for name, tensor in state.average.averages.items()}
-    return Snapshot(state.step, tensors, rest | {"optimizer": state.optimizer.state_dict()}, identity(state))
+    return Snapshot(state.step, tensors, rest | {"optimizer": memory}, identity(state))
 
 
-def newest(path: Path) -> tuple[Path, Snapshot]:
+def newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
     """The newest good checkpoint that `path` means: the same one in all processes, as the first of them sees it."""
     if processes.count() == 1:
-        return checkpoint.newest(path)
-    folder, found = checkpoint.newest(path) if processes.rank() == 0 else (path, None)
+        return checkpoint.newest(path, until)
+    folder, found = checkpoint.newest(path, until) if processes.rank() == 0 else (path, None)
     folder = processes.everywhere(folder)
     return folder, found or checkpoint.read(folder)
 
@@ -54,14 +57,14 @@ def identity(state: State) -> dict[str, str]:
     }
 
 
-def resume(state: State, path: Path) -> Path:
-    """Go on from the newest good checkpoint that `path` means, and return it.
+def resume(state: State, path: Path, until: int | None = None) -> Path:
+    """Go on from the newest good checkpoint that `path` means, of no later step than `until`, and return it.
 
     Settings of the optimizer that were changed since are those given now: lr=1e-4 beside resume= means that lr. The
     averages begin at the weights where the checkpoint has none. Raises ValueError where no checkpoint is whole, where
     the model, the optimizer or the data is another one, or where more steps are done than are asked for.
     """
-    folder, snapshot = newest(path)
+    folder, snapshot = newest(path, until)
     _same(snapshot, state, path, ("model", "optimizer", "data"))
     progress = snapshot.state["progress"]
     if progress["step"] > state.steps:
@@ -120,7 +123,11 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
         shards.fill(state.model, snapshot.tensors["model"])
         if state.average:
             state.average.load(snapshot.tensors.get("average", snapshot.tensors["model"]))
-        state.optimizer.load_state_dict(snapshot.state["optimizer"])
+        try:
+            state.optimizer.load_state_dict(snapshot.state["optimizer"])
+        except ValueError as error:
+            fix = "give the optim.* settings that it was trained with, or resume.weights_only=true"
+            raise ValueError(f"resume={folder}: the optimizer groups other parameters here: {error}\n{fix}") from error
     for group, now in zip(state.optimizer.param_groups, built, strict=True):
         then = group.get(SETTINGS, {})
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
@@ -135,13 +142,13 @@ def remember_settings(optimizer: Optimizer) -> None:
 
 def _plain(value: Any, name: str) -> None:
     """Raises TypeError for what could be written but not read again: better told at the first save than at the resume."""
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set):
+    if type(value) in (list, tuple, set):
         for inner in value:
             _plain(inner, name)
-    elif type(value) not in (bool, int, float, str, bytes, type(None), Tensor):
-        raise TypeError(f"{name}.state_dict() holds a {type(value).__name__}: give numbers, texts, lists, dicts and tensors")
+    elif type(value) not in (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter):
+        raise TypeError(f"{name} holds a {type(value).__name__}: give numbers, texts, lists, dicts and tensors")
 
 
 def sound(state: State) -> bool:

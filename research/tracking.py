@@ -158,7 +158,7 @@ class MLflow(Jsonl):
             self.client.update_run(parent, status="RUNNING")
         note = run.folder / NOTE
         if self.run_id is None and note.exists():
-            self._reopen(note.read_text())
+            self._reopen(note.read_text(errors="replace"))
         if self.run_id is None:
             self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
         replace_text(note, self.run_id)
@@ -198,7 +198,7 @@ class MLflow(Jsonl):
                 tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
                 created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
                 note.write_text(created.info.run_id)
-        return note.read_text()
+        return note.read_text(errors="replace")
 
     def _close(self) -> None:
         """Inputs, artifacts, the best and the final numbers, the status."""
@@ -230,7 +230,7 @@ class MLflow(Jsonl):
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, STATUS.get(status, status))
         if self.run.sweep:
-            close_parent(self.client, (self.run.sweep / NOTE).read_text(), STATUS.get(status, status))
+            close_parent(self.client, (self.run.sweep / NOTE).read_text(errors="replace"), STATUS.get(status, status))
 
 
 def folder_of(run_id: str, uri: str | None = None) -> str:

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim import Optimizer
 
-from research import processes, shards, snapshot
+from research import memory, processes, shards, snapshot
 from research.callback import Callback, State
 from research.dataset import Dataset, Split
 from research.evaluation import evaluate
@@ -118,7 +118,7 @@ class Trainer:
                 while state.pending or (state.step < self.steps and not state.stop):
                     if not state.pending:
                         set_lr(optimizer, schedule(state.step, self.steps))
-                        with signals.at_once(self._compiles(state)):
+                        with signals.at_once(self._compiles(state.step == state.first)):
                             value = gradients(state, state.step)
                         self.scaler.unscale_(optimizer)
                         state.grad_norm = gradients.clip(self.clip_norm)
@@ -186,6 +186,7 @@ class Trainer:
     def _ready(self, state: State, loss: Loss) -> tuple[Gradients, Split]:
         """What the loop calls, over the model compiled and wrapped as was asked; and what is held back."""
         model = net = state.model.train()
+        self.evaluated = False
         if self.checkpoint_activations:
             recompute(model)
         if self.compile:  # a cache of our own: a compile that was killed leaves a broken file in the shared one
@@ -212,7 +213,8 @@ class Trainer:
 
     def _looks(self, state: State, guard: Guard) -> bool:
         """On a device the guard's verdict is looked at only where the host waits for the device anyway."""
-        return not guard.on_device or self._due(state.step, self.log_every) or self._due(state.step, self.eval_every)
+        due = self._due(state.step, self.log_every) or self._due(state.step, self.eval_every)
+        return due or bool(state.stop) or not guard.on_device
 
     def _agree(self, state: State, signals: Watch, judged: bool = False) -> None:
         """All processes end for the same reason, in the same step. Raises Stopped after a signal to any of them.
@@ -230,11 +232,15 @@ class Trainer:
     def _judge(self, state: State, gradients: Gradients, val: Split, signals: Watch) -> None:
         """Log and evaluate where it is time; if a signal comes meanwhile, the run that goes on does all of it."""
         found: dict[str, float] = {}
+        net, loss = gradients.net, gradients.loss
         if state.stop or self._due(state.step, self.eval_every):
             averaged = state.average.in_place() if state.average else nullcontext()
-            with averaged, signals.at_once(self._compiles(state)):
-                micro = -(-self.batch_size // (self.grad_accum * 2**state.halvings))
-                found = evaluate(gradients.net, val, gradients.loss, micro, self.autocast, partial(self._agree, state, signals))
+            agree = partial(self._agree, state, signals)
+            with averaged, signals.at_once(self._compiles(not self.evaluated)):
+                found = memory.tried(
+                    lambda micro: evaluate(net, val, loss, micro * self.world, self.autocast, agree), state, self.grad_accum
+                )
+            self.evaluated = True
         state.pending = False
         if state.stop or self._due(state.step, self.log_every):
             state.log(training_metrics(state))
@@ -243,12 +249,12 @@ class Trainer:
         if not math.isfinite(found.get("val/loss", 0.0)) and self.on_nonfinite == "stop":
             raise FloatingPointError(f"val/loss is {found['val/loss']} at step {state.step}, with lr={lr(state.optimizer):.3g}")
 
-    def _compiles(self, state: State) -> bool:
-        """The first step, or the first evaluation, is compiled: minutes in which a signal must not wait.
+    def _compiles(self, first: bool) -> bool:
+        """The first step, as the first evaluation, is compiled: minutes in which a signal must not wait.
 
         Not with several processes: one that leaves a collective call would leave the others hanging in it.
         """
-        return self.compile and self.world == 1 and not (state.step > state.first and state.metrics)
+        return self.compile and self.world == 1 and first
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps

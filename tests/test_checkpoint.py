@@ -84,6 +84,7 @@ def test_what_a_kill_left_is_cleared_and_what_it_interrupted_comes_back(tmp_path
     (root / ".draft-00000002").mkdir()
     (root / ".draft-00000002" / "state.pt").write_bytes(b"half")
     first.rename(root / ".old-step-00000001")
+    assert checkpoint.newest(tmp_path)[1].step == 1, "one that was about to be replaced is there still"
     checkpoint.clean(root)
     assert [path.name for path in root.iterdir()] == ["step-00000001"]
     assert checkpoint.newest(tmp_path)[1].step == 1

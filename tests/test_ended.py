@@ -25,7 +25,10 @@ def test_resume_goes_on_in_its_folder_with_the_settings_that_are_given_now(tmp_p
     line = [text for text in (part / "train.log").read_text().splitlines() if "go on: " in text][-1]
     train(tmp_path, *shlex.split(line.split("go on: python train.py ")[1]))  # what it said itself
     assert [line["step"] for line in lines(part)] == list(range(1, 13))
+    told = [(part / name).read_text() for name in ("config.yaml", "overrides.txt", "summary.json", "metrics.jsonl")]
     done = train(tmp_path, *tiny, f"resume={part}", fails=True)
+    kept = [(part / name).read_text() for name in ("config.yaml", "overrides.txt", "summary.json", "metrics.jsonl")]
+    assert kept == told, "what is refused changes nothing"
     assert "step 12 of 3 is done; give trainer.steps more than 12" in done.stderr
     assert len(list((tmp_path / "out" / "part").iterdir())) == 1
 

@@ -21,6 +21,7 @@ from research.checkpoint import weights_digest
 from research.data.modular import modular
 from research.dataset import Dataset, Split, Tokens
 from research.evaluation import evaluate
+from research.folder import checkpoints
 from research.losses import IGNORE, last_token, next_token
 from research.models.transformer import Transformer
 from research.nn.blocks import recompute
@@ -104,7 +105,7 @@ def test_rollback_waits_for_a_checkpoint_that_is_on_its_way(tmp_path: Path, monk
     monkeypatch.setattr(checkpoint, "commit", slow)
     state = fit(tmp_path, loss=poisoned(13), on_nonfinite="rollback", every=4, log_every=1, background=True)
     assert (state.safe, state.rollbacks) == (12, 1)
-    assert 12 in checkpoint.steps(tmp_path / "checkpoints")
+    assert 12 in checkpoints(tmp_path)
 
 
 def test_rollback_past_a_damaged_checkpoint_keeps_the_one_it_went_to(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_rollback_past_a_damaged_checkpoint_keeps_the_one_it_went_to(tmp_path: P
 
     state = fit(tmp_path, Damage(), loss=poisoned(14), on_nonfinite="rollback", every=4, keep_last=2)
     assert (state.safe, state.rollbacks) == (8, 1)
-    assert 8 in checkpoint.steps(tmp_path / "checkpoints")
+    assert 8 in checkpoints(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_judgement_that_is_not_finite_is_neither_best_nor_an_aim(tmp_path: Pat
     state = fit(tmp_path, Once(), EarlyStop(target=1e-3), loss=loss, on_nonfinite="skip")
     assert state.step == 30
     assert state.best["step"] > 7
-    assert int(state.best["step"]) in checkpoint.steps(tmp_path / "checkpoints")
+    assert int(state.best["step"]) in checkpoints(tmp_path)
 
 
 def test_fp16_gradients_that_never_become_finite_are_met(tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ data = modular(p=47)
 torch.manual_seed(0)
 model = Transformer(data.shape, 256, 2, 2, torch.nn.Linear, dropout=0.1)
 optimizer = plain(model, partial(torch.optim.AdamW, fused=True), lr=1e-3)
-trainer = Trainer(steps=2, batch_size=8192, grad_accum=grad_accum, device="cpu")
+trainer = Trainer(steps=2, batch_size=4096, grad_accum=grad_accum, device="cpu")
 if spare:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + spare * 2**20,) * 2)
@@ -307,9 +308,20 @@ def out_of_memory(grad_accum: int, spare: int) -> list[str]:
 
 def test_running_out_of_memory_halves_the_micro_batch() -> None:
     """For real; and the result is that of a run which had the smaller micro-batches from the start."""
-    halvings, digest = out_of_memory(1, 700)
+    halvings, digest = out_of_memory(1, 350)
     assert int(halvings) >= 1
     assert out_of_memory(2 ** int(halvings), 0) == ["0", digest]
+
+
+def test_an_evaluation_that_runs_out_of_memory_takes_smaller_batches(tmp_path: Path) -> None:
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and len(logits) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return last_token(logits, targets)
+
+    state = fit(tmp_path, loss=loss, steps=9)
+    assert (state.halvings, state.step) == (2, 9)
+    assert state.metrics["val/loss"] == pytest.approx(fit(tmp_path / "whole", steps=9).metrics["val/loss"], rel=1e-4)
 
 
 def test_a_micro_batch_of_one_cannot_be_halved() -> None:

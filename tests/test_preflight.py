@@ -241,6 +241,11 @@ def test_resume_finds_its_folder(tmp_path: Path) -> None:
     newest, older = (quoted(run / "checkpoints" / f"step-{step:08d}") for step in (6, 3))
     assert judged([f"resume.path={newest}"], False) == ([], [place])
     assert judged([f"resume.path={older}"], False) == ([], [])
+    (told,) = mistakes([f"resume.path={older}", place], False)
+    assert "has later checkpoints than step-00000003" in told
+    assert "leave out hydra.run.dir" in told
+    (run / "checkpoints" / "step-00000006-good").mkdir()
+    assert judged([f"resume.path={newest}"], False) == ([], [place]), "somebody's copy is none of the run's"
     assert judged([f"resume.path={quoted(run)}", "resume.weights_only=true"], False) == ([], [])
     asked = [f"resume.path={'0123456789abcdef' * 2}", f"out={tmp_path}"]
     spelt = [f"resume.path={quoted(run)}"]
@@ -251,6 +256,10 @@ def test_resume_finds_its_folder(tmp_path: Path) -> None:
     for content in ("", "lr: [1, "):
         damaged.write_text(content)
         assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "the one before"
+    damaged.write_text((run / "config.yaml").read_text())
+    assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "this one has saved nothing yet"
+    (damaged.parent / "mlflow_run_id").write_bytes(b"\xff\xfe")
+    assert judged(asked, False) == ids
 
 
 def test_resume_auto_is_of_one_run_that_goes_on(tmp_path: Path) -> None:
@@ -259,6 +268,8 @@ def test_resume_auto_is_of_one_run_that_goes_on(tmp_path: Path) -> None:
     assert "give resume=FOLDER" in told
     (told,) = mistakes(["resume=auto", "lr=1e-3,1e-4", f"out={tmp_path}"], True)
     assert "-m starts several" in told
+    (told,) = mistakes([f"resume={'01234567' * 4},{'89abcdef' * 4}", f"out={tmp_path}"], True)
+    assert "a sweep can begin at one run in MLflow" in told
 
 
 def test_a_mistyped_word_finds_what_was_meant() -> None:

@@ -94,6 +94,19 @@ def test_a_signal_to_one_process_ends_both_and_saves(tmp_path: Path) -> None:
     assert (folder(tmp_path, "long") / "checkpoints" / f"step-{steps:08d}").exists()
 
 
+def test_a_save_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
+    """The folder of the checkpoints cannot be made; the process that does not make it waits for no one."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").write_text("in the way")
+    arguments = [*command(tmp_path, 2, "trainer=fsdp", "steps=6"), f"hydra.run.dir={run}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0
+    assert "checkpoints" in done.stderr
+    assert json.loads((run / "summary.json").read_text())["status"] == "FAILED"
+
+
 SRUN = """#!/bin/sh
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" & tasks="$tasks $!"; done
 echo $tasks > tasks

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,13 +23,14 @@ from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
 from research.checkpoint import weights_digest
 from research.data.modular import modular
-from research.folder import Run
+from research.folder import Run, checkpoints
 from research.jsonl import Jsonl
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim import grokfast
 from research.optim.schedules import cosine
+from research.signals import Watch
 from research.trainer import Trainer
 
 DATA = modular(p=11)  # 50 samples: an epoch is 6.25 steps of 8
@@ -206,7 +209,7 @@ def test_the_best_are_those_of_one_metric(tmp_path: Path) -> None:
     """A run that goes on under another monitor does not compare it with the old one's values."""
     fit(tmp_path, steps=15)
     state = fit(tmp_path, resume=tmp_path, monitor="val/acc")
-    assert set(checkpoint.steps(tmp_path / "checkpoints")) == {STEPS, state.best["step"]}
+    assert set(checkpoints(tmp_path)) == {STEPS, state.best["step"]}
 
 
 def test_half_precision_may_begin_on_the_way(tmp_path: Path) -> None:
@@ -229,6 +232,51 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match=r"Odd 0\.state_dict\(\) holds a PosixPath"):
         fit(tmp_path, Odd(), every=2)
+
+
+def test_numbers_of_other_libraries_are_kept_as_numbers(tmp_path: Path) -> None:
+    """numpy's look like floats, and cannot be read again by a loader that trusts nothing."""
+
+    class Tells(Callback):
+        def on_step(self, state: State) -> None:
+            state.told["my/norm"] = np.float64(state.step)
+
+    fit(tmp_path, Tells(), steps=7)
+    assert fit(tmp_path, resume=tmp_path).metrics["my/norm"] == 7.0
+
+
+def test_other_groups_of_parameters_are_told_by_their_setting(tmp_path: Path) -> None:
+    fit(tmp_path, steps=7)
+    with pytest.raises(ValueError, match=r"(?s)groups other parameters here.*give the optim\.\* settings"):
+        fit(tmp_path, resume=tmp_path, filter=partial(EMA, no_decay=()))
+
+
+def test_a_run_goes_back_no_further_than_forward(tmp_path: Path) -> None:
+    """From step 8 of a folder that holds step 28 as well: it goes back to 8, not on to 28."""
+    fit(tmp_path, every=4, keep_last=9)
+    steps = []
+
+    class Fails(Callback):
+        def on_gradients(self, state: State) -> None:
+            steps.append(state.step)
+            if state.step == 10 and not state.rollbacks:
+                state.grad_norm = math.nan
+
+    state = fit(tmp_path, Fails(), resume=tmp_path / "checkpoints" / "step-00000008", on_nonfinite="rollback")
+    assert (state.rollbacks, state.safe, state.step) == (1, 8, STEPS)
+    assert steps == [8, 9, 10, *range(8, STEPS)]
+
+
+def test_the_compiler_is_waited_for_at_the_first_step_and_the_first_evaluation_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    at_once = Watch.at_once
+    monkeypatch.setattr(Watch, "at_once", lambda self, impatient: (asked.append(impatient), at_once(self, impatient))[1])
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    fit(tmp_path, compile=True, steps=14, log_every=1)
+    assert [place for place, impatient in enumerate(asked) if impatient] == [0, 7], "7 steps, an evaluation, 7 steps, another"
+    assert len(asked) == 16
 
 
 def test_callbacks_go_on_with_what_they_counted(tmp_path: Path) -> None:

@@ -85,10 +85,12 @@ def in_phase(phase: str, signum: signal.Signals, times: int) -> Row:
                 wait_for(lambda place=place, steps=steps: len(lines(place.metrics())) > steps)  # type: ignore[misc]
                 time.sleep(random.uniform(0, lasted / len(expected[1])))
             process.send_signal(signum)
-            process.communicate(timeout=120)
+            told, _ = process.communicate(timeout=120)
             ended = process.returncode in codes
-            code, _ = place.finish(*arguments, "resume=auto")
+            code, later = place.finish(*arguments, "resume=auto")
             right = code == 0 and place.reached() == expected
+            if not (ended and right):
+                row.remark = said(later if code else f"exit code {process.returncode}: {told}", place.folder, "rror")
             row.count("survived" if ended and right else "error" if not ended or code else "wrong")
     return row
 

@@ -1,5 +1,6 @@
 """When to save, and what to keep."""
 
+import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from typing import Any
 
 from research import checkpoint, processes, snapshot
 from research.callback import Callback, State
+from research.folder import checkpoints
 from research.metrics import higher_is_better
 from research.ranges import Count
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoint(Callback):
@@ -48,6 +52,8 @@ class Checkpoint(Callback):
         if self.task != state.task:
             self.values, self.task = {}, state.task
         self.saved = state.first if state.first else -1
+        if self.pool and state.sharded:
+            log.warning("callbacks.checkpoint.background=true: a model that is spread is written by all processes in the loop")
         if state.folder and state.folder.exists() and processes.rank() == 0:
             checkpoint.clean(state.folder / "checkpoints")
 
@@ -79,7 +85,7 @@ class Checkpoint(Callback):
 
     def _kept(self, root: Path, state: State) -> Iterator[int]:
         """The steps whose checkpoints stay, this one among them."""
-        there = sorted({*checkpoint.steps(root), state.step}, reverse=True)
+        there = sorted({*checkpoints(root.parent), state.step}, reverse=True)
         yield from (step for step in there if step > state.step)  # of a run that went back: replaced when it comes there
         yield from [step for step in there if step <= state.step][: self.keep_last]
         sign = -1 if higher_is_better(state.monitor) else 1
@@ -93,7 +99,7 @@ class Checkpoint(Callback):
             checkpoint.sync(metrics)  # a run that goes on from here needs what came before
         checkpoint.commit(root, whole)
         if processes.rank() == 0:
-            for step, path in checkpoint.steps(root).items():
+            for step, path in checkpoints(root.parent).items():
                 if step not in keep:
                     shutil.rmtree(path.rename(path.with_name(f".draft-{path.name}")))
 

@@ -11,11 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from research import processes
 from research.callback import Callback, State
 from research.folder import peak_rss_mb
 from research.metrics import higher_is_better
 from research.nn.bitlinear import packed_bytes, ternary_count
 from research.ranges import Positive
+from research.snapshot import SETTINGS
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds; a faster eye is not worth the steps
@@ -27,6 +29,7 @@ def header(state: State) -> list[tuple[str, str]]:
     count, ternary = sum(p.numel() for p in model.parameters()), ternary_count(model)
     packed = f", {ternary:,} of them ternary: {packed_bytes(model) / 1e3:,.0f} kB packed, {4 * count / 1e3:,.0f} kB in float32"
     group = state.optimizer.param_groups[0]
+    group = group | group.get(SETTINGS, {})  # a schedule moves lr
     settings = ", ".join(f"{k} {group[k]:g}" for k in ("lr", "alpha", "window", "lamb", "weight_decay") if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
@@ -79,9 +82,10 @@ def summary(state: State) -> list[tuple[str, str]]:
     if state.folder is None:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
-    command = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith("resume."))])
+    start = ["torchrun", "--nproc-per-node", str(processes.count())] if processes.count() > 1 else ["python"]
+    command = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith("resume."))])
     moved = ("resume.", "steps=", "trainer.steps=", "target=")
-    longer = shlex.join(["python", "train.py", *(o for o in asked if o and not o.startswith(moved))])
+    longer = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith(moved))])
     return [
         *rows,
         ("folder", str(state.folder)),

@@ -10,6 +10,9 @@ class TimeLimit(Callback):
     def __init__(self, seconds: Positive | None = None) -> None:
         self.seconds = seconds
 
+    def on_start(self, state: State) -> None:
+        self.begun = state.seconds
+
     def on_gradients(self, state: State) -> None:
-        if self.seconds is not None and state.seconds - state.before >= self.seconds:
+        if self.seconds is not None and state.seconds - self.begun >= self.seconds:
             state.stop = f"{self.seconds:g} s are over"

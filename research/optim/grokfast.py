@@ -49,7 +49,7 @@ class _Filter(Optimizer):
 class EMA(_Filter):
     """Slow part: the exponential moving average (2405.20233, Algorithm 2): mu <- alpha mu + (1-alpha) g, g <- g + lamb mu.
 
-    As in the authors' code mu begins at the first gradient.
+    As in the authors' code mu begins at the first gradient; on a device at zero, where that one is not finite.
     """
 
     def amplify(self, params: list[Tensor], group: dict[str, Any]) -> Memory:

@@ -14,7 +14,7 @@ from research.preflight.composed import Compositions
 from research.preflight.help import CONF, help_text
 from research.preflight.overrides import SWEPT_AT_MOST, ambiguous, key, mistake, no_option, parse, variants
 from research.preflight.relations import RELATIONS
-from research.preflight.resume import placed, spelled_out
+from research.preflight.resume import placed, several, spelled_out
 from research.preflight.signature import signature
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check(argv: list[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         print(help_text())
         sys.exit(0)
-    first = os.environ.get("RANK", "0") == "0"
+    first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     ours = not any(word.split("=")[0] in (*NO_RUN, *ELSEWHERE) for word in rest)
     wrong, more = judged(rest, bool(sweep)) if ours else ([], [])
     if wrong:
@@ -73,7 +73,7 @@ def judged(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
     asked = [w for w in arguments if not w.startswith("-") and (not flags or "=" in w or w.startswith("~"))]
     overrides, wrong = parse(asked)
     for override in list(overrides):
-        if said := no_option(override) or ("" if multirun else ambiguous(override)):
+        if said := no_option(override) or (several(override) if multirun else ambiguous(override)):
             wrong.append(said)
             overrides.remove(override)
     runs = Compositions()

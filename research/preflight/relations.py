@@ -75,6 +75,9 @@ def several_processes(asked: Asked) -> Iterator[Clash]:
     if how in ("ddp", "fsdp") and processes == 1:
         told = "this is one process (accelerate launch --cpu starts no more without MPI)"
         yield Clash(("trainer.parallel",), told, "start it as: torchrun --nproc-per-node 2 train.py ...")
+    if how == "fsdp" and asked.at("optim._target_")[0] == "research.optim.grokfast.ma":
+        told = "the window of grokfast_ma cannot be spread over processes"
+        yield Clash(("trainer.parallel", "optim"), told, "give trainer=ddp, or optim=grokfast")
     batch, parts = natural(asked, "trainer.batch_size"), natural(asked, "trainer.grad_accum")
     if batch and parts and batch < parts * processes:
         told = f"trainer.batch_size={batch} has too few samples for {processes} x {parts} micro-batches"

@@ -4,10 +4,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from research.preflight.asked import Asked, spelt
 from research.preflight.composed import MISSING, Composed, leaves
-from research.preflight.overrides import Clash
+from research.preflight.overrides import Clash, mistake, values
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 FREE = ("model.dropout", "model.init_std")  # what may change when a run goes on
 ASIDE = ("out", "name", "resume", "tracker", "hydra")  # what makes no other run
@@ -27,6 +31,14 @@ def spelled_out(argument: str) -> str:
     return re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
 
 
+def several(override: "Override") -> str:
+    """What is wrong with a sweep over runs in MLflow: only one of them can be told its folder before Hydra begins."""
+    swept = override.key_or_group == "resume.path" and override.is_sweep_override()
+    if not (swept and any(re.search(RUN_ID, value) for value in values(override))):
+        return ""
+    return mistake(str(override.input_line), "a sweep can begin at one run in MLflow", "give the folders of several")
+
+
 def placed(asked: Asked, multirun: bool = False) -> list[str]:
     """The overrides that spell out a run's id, and send a run to the folder that it goes on in."""
     given, own_place = asked.at("resume.path")[0], multirun or "hydra.run.dir" in asked.given
@@ -40,11 +52,25 @@ def placed(asked: Asked, multirun: bool = False) -> list[str]:
     rest = [f"resume.path={quoted(path)}"] if re.fullmatch(RUN_ID, given) else []
     if own_place:
         return rest
-    home = path.parents[1] if path.name.startswith("step-") else path
-    newest = max(home.glob("checkpoints/step-*"), default=None)
-    if path not in (home, newest) or asked.at("resume.weights_only")[0] is True:
+    if older(path) or asked.at("resume.weights_only")[0] is True:
         return rest  # from an older checkpoint a run branches off, in a folder of its own
-    return [*rest, f"hydra.run.dir={quoted(home)}"]
+    return [*rest, f"hydra.run.dir={quoted(home(path))}"]
+
+
+def home(path: Path) -> Path:
+    """The run folder that a checkpoint is in; that of a run folder is itself."""
+    return path.parents[1] if path.name.startswith("step-") else path
+
+
+def older(path: Path) -> bool:
+    """Whether it is a checkpoint that was followed by others."""
+    return path != home(path) and path != next(iter(checkpoints(home(path)).values()), path)
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    from research.folder import checkpoints  # it has much to say of machines, and --help nothing
+
+    return checkpoints(run)
 
 
 def quoted(path: Path) -> str:
@@ -53,12 +79,15 @@ def quoted(path: Path) -> str:
 
 
 def latest(asked: Asked) -> Path | None:
-    """The newest run folder of this very configuration."""
+    """The newest run folder of this very configuration; one with a checkpoint, if there is any."""
+    runs = []
     root = Path(str(asked.at("out")[0])).expanduser() / str(asked.at("name")[0])
     for config in sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True):
         if (old := composed(config)) and not differing(asked, old):
-            return config.parent.resolve()
-    return None
+            runs.append(config.parent.resolve())
+            if checkpoints(runs[-1]):
+                return runs[-1]
+    return runs[0] if runs else None
 
 
 def found(asked: Asked) -> Path | None:
@@ -70,7 +99,7 @@ def found(asked: Asked) -> Path | None:
         return None
     out = Path(str(asked.at("out")[0])).expanduser()
     for note in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
-        if note.read_text().strip() == given:
+        if note.read_text(errors="replace").strip() == given:
             return note.parent.resolve()
     from research.tracking import folder_of  # heavy, and only for a run that is not below out
 
@@ -129,10 +158,13 @@ def resumed(asked: Asked) -> Iterator[Clash]:
         told = "no such folder, nor a run in MLflow" if re.fullmatch(RUN_ID, given) else f"there is no {Path(given).absolute()}"
         yield Clash(("resume.path",), told, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
         return
-    one = path.name.startswith("step-")
-    if not one and not any(path.glob("checkpoints/step-*")):
+    if path == home(path) and not checkpoints(path):
         yield Clash(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
-    if old := composed((path.parents[1] if one else path) / "config.yaml"):
+    in_place = "hydra.run.dir" in asked.given and Path(str(asked.at("hydra.run.dir")[0])).resolve() == home(path)
+    if in_place and older(path) and asked.at("resume.weights_only")[0] is not True:
+        told = f"{home(path)} has later checkpoints than {path.name}"
+        yield Clash(("resume.path", "hydra.run.dir"), told, "leave out hydra.run.dir: the run gets a folder of its own")
+    if old := composed(home(path) / "config.yaml"):
         yield from changed(asked, old)
 
 
