@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
          "batch_size=16", "trainer.device=cpu", "trainer.log_every=1", "target=null", "name=faults"]  # fmt: skip
 PHASES = {  # what a run spends most of its time with
-    "start-up": ["trainer.steps=30"],
-    "compiling": ["trainer.steps=30", "trainer.compile=true"],
+    "start-up": ["trainer.steps=600"],  # a while more: the signal must not come after the end where the machine was faster
+    "compiling": ["trainer.steps=600", "trainer.compile=true"],
     "steps": ["trainer.steps=600", "eval_every=100000"],
     "evaluations": ["trainer.steps=90", "eval_every=1", "callbacks.checkpoint.every=1000"],
     "saves": ["trainer.steps=90", "eval_every=100000", "callbacks.checkpoint.every=1"],
