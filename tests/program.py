@@ -1,10 +1,14 @@
 """The program as a user starts it: a process of its own, with folders and a store of its own."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
 
 
+@cache
+def empty_store() -> Path:
+    """An MLflow store with nothing in it: to make one takes seconds, to copy one does not."""
+    from mlflow.tracking import MlflowClient
+
+    path = Path(tempfile.mkdtemp(prefix="grokbit-")) / "mlflow.db"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    assert len(MlflowClient(f"sqlite:///{path}").search_experiments()) == 1
+    return path
+
+
 def environment(tmp_path: Path) -> dict[str, str]:
+    if not (tmp_path / "mlflow.db").exists():
+        shutil.copy(empty_store(), tmp_path / "mlflow.db")
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
 
 

@@ -1,7 +1,6 @@
 """The README keeps its word: its commands run, its model of two files trains, its tree is there."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import environment
 from torch.distributed.run import get_args_parser
 
 from research.preflight.command import mistakes
@@ -24,8 +24,7 @@ DEBUG = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", 
 
 
 def run(command: list[str], cwd: Path, store: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow.db'}"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment(store), capture_output=True, text=True, timeout=300)
 
 
 def split(command: str) -> tuple[list[str], bool]:

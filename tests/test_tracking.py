@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from program import empty_store
 from torch import nn
 
 from research import folder, tracking
@@ -27,17 +29,9 @@ from research.tracking import MLflow
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs, made once: to make one takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def uri(empty_store: Path, tmp_path: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+def uri(tmp_path: Path) -> str:
+    shutil.copy(empty_store(), tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
