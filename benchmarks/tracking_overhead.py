@@ -25,11 +25,12 @@ from torch.optim import AdamW
 
 from research.data.modular import modular
 from research.folder import Run
+from research.jsonl import FINISHED, Tracker
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.optim.plain import plain
 from research.optim.schedules import constant
-from research.tracking import FINISHED, MLflow, Tracker
+from research.tracking import MLflow
 from research.trainer import Trainer
 
 BOUNDS = {"mlflow/none": 1.05}

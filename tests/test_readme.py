@@ -111,3 +111,15 @@ def test_pictures_and_links_lead_somewhere() -> None:
     for path, text in TEXTS.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+SMALL = {"loop_overhead": "--steps 2 --rounds 2 --seatings 1", "tracking_overhead": "--steps 50 --pairs 1"}
+
+
+@pytest.mark.parametrize("name", ["checkpointing", "loop_overhead", "start_up", "tracking_overhead"])
+def test_a_benchmark_runs(tmp_path: Path, name: str) -> None:
+    """In its smallest form; one that has none, as far as its help."""
+    small = SMALL.get(name, "--help")
+    done = run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *small.split()], tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert small == "--help" or "bounds" in json.loads(done.stdout.splitlines()[-1])
