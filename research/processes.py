@@ -1,5 +1,6 @@
 """What the processes of one run agree on. With one process every function here is free."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,13 @@ HOW_TO_START = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelera
 def count() -> int:
     """Processes of this run: those that torchrun or accelerate launch started."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@atexit.register
+def leave() -> None:
+    """The groups' own threads end before the program does: it would abort where they outlive it (now and then)."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
