@@ -146,7 +146,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     root = folder / "checkpoints"
     found = {path.name.removeprefix(".old-step-"): path for path in root.glob(".old-step-*")}
     found |= {path.name.removeprefix("step-"): path for path in root.glob("step-*")}
-    return {int(step): found[step] for step in sorted(found, reverse=True) if step.isdecimal()}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 
 def used(folder: Path) -> bool:

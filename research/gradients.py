@@ -43,7 +43,7 @@ class Gradients:
 
     def __call__(self, state: State, step: int) -> Float[Tensor, ""]:
         """Again with smaller micro-batches where memory runs out."""
-        return memory.tried(lambda micro: self._accumulate(state, step), state, self.grad_accum)
+        return memory.tried(lambda: self._accumulate(state, step), state, self.grad_accum)
 
     def clip(self, norm: float | None) -> Float[Tensor, ""]:
         """The norm of the gradient, which then is no longer than `norm`."""

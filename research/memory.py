@@ -14,11 +14,11 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-def tried(work: Callable[[int], Result], state: State, grad_accum: int) -> Result:
-    """What `work` gives for the samples of a micro-batch in a process; where memory runs out, again with half of them."""
+def tried(work: Callable[[], Result], state: State, grad_accum: int) -> Result:
+    """What `work` gives; where memory runs out, again with micro-batches of half as many samples."""
     while True:
         try:
-            return work(-(-state.batch_size // (grad_accum * 2**state.halvings * processes.count())))
+            return work()
         except RuntimeError as error:
             if not ran_out(error):
                 raise

@@ -232,14 +232,15 @@ class Trainer:
     def _judge(self, state: State, gradients: Gradients, val: Split, signals: Watch) -> None:
         """Log and evaluate where it is time; if a signal comes meanwhile, the run that goes on does all of it."""
         found: dict[str, float] = {}
-        net, loss = gradients.net, gradients.loss
         if state.stop or self._due(state.step, self.eval_every):
             averaged = state.average.in_place() if state.average else nullcontext()
-            agree = partial(self._agree, state, signals)
+
+            def judgement() -> dict[str, float]:
+                size = -(-self.batch_size // (self.grad_accum * 2**state.halvings))
+                return evaluate(gradients.net, val, gradients.loss, size, self.autocast, partial(self._agree, state, signals))
+
             with averaged, signals.at_once(self._compiles(not self.evaluated)):
-                found = memory.tried(
-                    lambda micro: evaluate(net, val, loss, micro * self.world, self.autocast, agree), state, self.grad_accum
-                )
+                found = memory.tried(judgement, state, self.grad_accum)
             self.evaluated = True
         state.pending = False
         if state.stop or self._due(state.step, self.log_every):

@@ -225,6 +225,13 @@ def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
     assert Path(f"{there}-good").exists()
 
 
+def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+    """Also where the numbers outgrow their eight digits."""
+    for step in (99_999_999, 100_000_000, 7):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    assert list(checkpoints(tmp_path)) == [100_000_000, 99_999_999, 7]
+
+
 def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
     class Odd(Callback):
         def state_dict(self) -> dict[str, Any]:
@@ -251,7 +258,7 @@ def test_other_groups_of_parameters_are_told_by_their_setting(tmp_path: Path) ->
         fit(tmp_path, resume=tmp_path, filter=partial(EMA, no_decay=()))
 
 
-def test_a_run_goes_back_no_further_than_forward(tmp_path: Path) -> None:
+def test_a_run_goes_back_and_never_forward(tmp_path: Path) -> None:
     """From step 8 of a folder that holds step 28 as well: it goes back to 8, not on to 28."""
     fit(tmp_path, every=4, keep_last=9)
     steps = []
@@ -267,7 +274,7 @@ def test_a_run_goes_back_no_further_than_forward(tmp_path: Path) -> None:
     assert steps == [8, 9, 10, *range(8, STEPS)]
 
 
-def test_the_compiler_is_waited_for_at_the_first_step_and_the_first_evaluation_alone(
+def test_a_signal_ends_at_once_only_the_first_step_and_the_first_evaluation_that_are_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []

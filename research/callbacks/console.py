@@ -54,7 +54,7 @@ def progress(state: State) -> str:
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
     fields += [f"{key} {state.metrics[key]:{style}}" for key, style in styles.items() if key in state.metrics]
     steps = state.step - state.first
-    left = (state.steps - state.step) * state.seconds / max(1, steps)
+    left = (state.steps - state.step) * (state.seconds - state.before) / max(1, steps)
     fields += [f"{state.rate():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
 
