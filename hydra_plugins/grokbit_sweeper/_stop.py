@@ -1,0 +1,49 @@
+"""When a study is over before its last trial."""
+
+import math
+import time
+import warnings
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import Study, StudyDirection
+from optuna.trial import TrialState
+
+from hydra_plugins.grokbit_sweeper._settings import Settings
+from hydra_plugins.grokbit_sweeper._study import built
+
+
+class Ending:
+    """Asked before each trial."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.started = settings, time.monotonic()
+        self.terminator = built(settings.terminator, "hydra.sweeper.terminator") if settings.terminator else None
+
+    def reason(self, study: Study) -> str:
+        """Why no other trial begins; empty while there is no reason."""
+        s = self.settings
+        if s.timeout is not None and time.monotonic() - self.started >= s.timeout:
+            return f"timeout: {s.timeout:g} s are over"
+        if s.target_value is None and s.patience is None and self.terminator is None:
+            return ""
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        ended = sorted(
+            (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.COMPLETE, TrialState.PRUNED)),
+            key=lambda t: t.datetime_complete or t.datetime_start,
+        )
+        best, since = math.inf, 0
+        for each in ended:
+            value = sign * each.value if each.state == TrialState.COMPLETE and each.value is not None else math.inf
+            best, since = (value, 0) if value < best else (best, since + 1)
+        if s.target_value is not None and best <= sign * s.target_value:
+            return f"target_value: {sign * best:g} reached {s.target_value:g}"
+        if s.patience is not None and since >= s.patience:
+            return f"patience: {since} trials in a row were no better than {sign * best:g}"
+        return self._terminates(study) if best < math.inf else ""
+
+    def _terminates(self, study: Study) -> str:
+        if self.terminator is None:
+            return ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return "terminator: no room for improvement is left" if self.terminator.should_terminate(study) else ""

@@ -1,0 +1,145 @@
+"""The study of a sweep: where it is kept, what it is for, who chooses its configurations and who gives trials up."""
+
+import logging
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from research import trial
+
+ASKED = "grokbit"  # the study's attribute with what it is for
+log = logging.getLogger(__name__)
+
+
+class Reseeded(BaseSampler):
+    """Draws that are a function of (seed, trial, parameter): a study that was killed asks for the same as one that was not."""
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self.make, self.seed = make, seed
+        self.inner = make(seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self.inner = self._of(trial)
+        self.inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return self.inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._of(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+    def _of(self, trial: FrozenTrial, name: str = "") -> BaseSampler:
+        spread = np.random.SeedSequence([self.seed, trial.number, zlib.crc32(name.encode())])
+        return self.make(int(spread.generate_state(1)[0]))
+
+
+class InOrder(BaseSampler):
+    """A grid: trial n has combination n."""
+
+    def __init__(self, combinations: Sequence[Mapping[str, Any]]) -> None:
+        self.combinations = combinations
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.combinations[trial.number % len(self.combinations)][param_name]
+
+
+def sampler(node: Any) -> BaseSampler | None:
+    """The sampler that a config names; with a seed, one whose draws do not depend on what this process did before."""
+    if node is None or isinstance(node, BaseSampler):
+        return node
+    quasi_random = str(node["_target_"]).endswith("QMCSampler")  # it counts trials: one seed for all of them
+    if node.get("seed") is None or quasi_random:
+        return built(node, "hydra.sweeper.sampler")
+    return Reseeded(lambda seed: built({**node, "seed": seed}, "hydra.sweeper.sampler"), int(node["seed"]))
+
+
+def built(node: Mapping[str, Any], setting: str) -> Any:
+    """What the node's `_target_` makes. Raises ValueError for arguments that it does not take."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return trial.made(dict(node))
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
+
+
+def directions(wanted: Any, monitor: str | None, count: int) -> list[str]:
+    """One for each objective. Raises ValueError for what is no direction."""
+    if wanted is None:
+        from research.metrics import higher_is_better
+
+        return ["maximize" if monitor and higher_is_better(monitor) else "minimize"] * count
+    names = [str(getattr(each, "name", each)) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+    if wrong := [name for name in names if name not in ("minimize", "maximize")]:
+        raise ValueError(f"hydra.sweeper.direction={', '.join(wrong)}: give minimize or maximize, one for each objective")
+    if count > 1 and len(names) != count:
+        raise ValueError(f"hydra.sweeper.direction={names}: hydra.sweeper.metrics names {count} objectives")
+    return names
+
+
+def opened(
+    name: str, storage: Any, choose: BaseSampler | None, prune: Any, ways: Sequence[str], asked: dict[str, Any]
+) -> Study:
+    """The study, made where it is not there yet. Raises ValueError where it is for something else."""
+    told = re.sub(r"//[^/@]*@", "//", str(storage))  # without a user's name and password
+    try:
+        place = trial.opened(storage)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            study_name=name, storage=place, sampler=choose, pruner=prune, directions=[*ways], load_if_exists=True
+        )
+    except Exception as error:  # each kind of storage has its own
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"hydra.sweeper.storage={told} cannot be used: {said[0]}") from error
+    found = [way.name.lower() for way in study.directions]
+    if found != list(ways):
+        raise ValueError(f"hydra.sweeper.direction: the study {name} has {', '.join(found)}, not {', '.join(ways)}\n{ANEW}")
+    held = study.user_attrs.get(ASKED)
+    if held is None:
+        study.set_user_attr(ASKED, asked)
+    elif different := differences(held, asked):
+        raise ValueError(f"hydra.sweeper.study_name={name} is for something else: {'; '.join(different)}\n{ANEW}")
+    return study
+
+
+ANEW = "give the same again to go on with it, or another hydra.sweeper.study_name"
+
+
+def differences(held: Any, asked: Any, key: str = "") -> list[str]:
+    """What was asked for then and is now, key by key."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        keys = sorted({*held, *asked})
+        return [line for k in keys for line in differences(held.get(k), asked.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if held == asked else [f"{key} was {held}, is {asked}"]
+
+
+def journal(folder: Path) -> str:
+    """The storage of a sweep that names none."""
+    return f"journal://{folder.absolute() / 'study.journal'}"

@@ -1,0 +1,149 @@
+"""What `hydra.sweeper` takes, as Hydra's config groups know it. Hydra imports this file at every start: nothing heavy here."""
+
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+PUBLISHED = "hydra_plugins.hydra_optuna_sweeper"
+
+
+@dataclass
+class Repeats:
+    """Each configuration is run so many times; the objective is reduced over them."""
+
+    n: int = 1
+    over: str = "seed"  # the key that counts up from its value
+    reduce: str = "mean"  # mean | median | min | max
+
+
+@dataclass
+class SweeperConf:
+    """hydra/sweeper=grokbit. Only `sampler`, `pruner` and the storage know Optuna; what is null has Optuna's default."""
+
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"sampler": None}, {"pruner": None}])
+    _target_: str = "hydra_plugins.grokbit_sweeper.sweeper.StudySweeper"
+    _recursive_: bool = False  # a sampler is built for each trial, from its own seed
+
+    sampler: Any = None  # group hydra/sweeper/sampler; null: a grid where all is choices and ranges, or else TPE
+    pruner: Any = None  # group hydra/sweeper/pruner; null: every trial runs to its end
+    direction: Any = None  # minimize | maximize, or a list of them; null: as `monitor` is better, or else minimize
+    metrics: Any = None  # names in summary.json or in the dict that a job returns; null: the number that it returns
+    storage: Any = None  # a URL (journal:// sqlite:// postgresql:// redis:// grpc://) or a _target_; null: a journal file
+    study_name: str | None = None  # null: a new one, unless the same command has left one that is not finished
+    home: str | None = None  # the folder of the sweeps; null: hydra.sweep.dir as it is, whatever the study
+    n_trials: int | None = None  # of the study in all; null: the whole grid, or else 20
+    n_jobs: int | None = None  # jobs that the launcher gets at once; null: 1 with the basic launcher, or else 2
+    workers: int = 1  # processes of this machine that run trials, none waiting for another
+    devices: list[int] | None = None  # a GPU for each worker, in turn; null: CUDA_VISIBLE_DEVICES as it is
+    max_failure_rate: float = 0.5  # of n_trials; more failed trials end the sweep
+    max_retries: int = 2  # times that a trial whose process died goes on where it stopped
+    lease: float = 60.0  # seconds without a sign of life after which a trial on another machine is given up
+    params: dict[str, Any] | None = None  # the space: key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
+    search_space: dict[str, Any] | None = None  # the old name of params
+    custom_search_space: str | None = None  # module.function(cfg, trial) that suggests more
+    when: dict[str, str] | None = None  # key: expression of other keys; the parameter is there only where it holds
+    constraints: dict[str, str] | None = None  # metric: "<= 2e6"
+    enqueue: list[Any] = field(default_factory=list)  # configurations to begin with, each key: value
+    dedup: str = "reuse"  # a configuration that was run before: reuse | resample | allow
+    repeats: Repeats = field(default_factory=Repeats)
+    timeout: float | None = None  # seconds after which no trial begins
+    patience: int | None = None  # trials in a row that are no better than the best
+    target_value: float | None = None  # end once a trial has reached it
+    terminator: Any = None  # an optuna.terminator.Terminator as _target_
+    dry_run: bool = False  # tell what would be run
+    plots: bool = True  # pictures in the report
+
+
+@dataclass
+class OptunaConf(SweeperConf):
+    """hydra/sweeper=optuna, as the published hydra-optuna-sweeper has it: configurations written for that run unchanged."""
+
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"sampler": "tpe"}, {"pruner": None}])
+    _target_: str = f"{PUBLISHED}.optuna_sweeper.OptunaSweeper"
+    max_failure_rate: float = 0.0
+    dedup: str = "allow"
+
+
+def options(target: str, arguments: tuple[str, ...], preset: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A config whose arguments are null unless they are set: those that stay so are not passed on."""
+    return {"_target_": target} | dict.fromkeys(arguments) | (preset or {})
+
+
+TPE = ("seed", "consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "n_startup_trials", "gamma",
+       "n_ei_candidates", "n_ehvi_candidates", "weights", "multivariate", "group", "warn_independent_sampling",
+       "constant_liar", "constraints_func", "categorical_distance_func")  # fmt: skip
+GENETIC = ("seed", "population_size", "mutation_prob", "mutation", "crossover", "crossover_prob", "swapping_prob",
+           "constraints_func", "elite_population_selection_strategy", "child_generation_strategy",
+           "after_trial_strategy")  # fmt: skip
+SAMPLERS = {
+    "tpe": ("TPESampler", TPE),
+    "motpe": ("TPESampler", TPE),  # its name before Optuna 4
+    "random": ("RandomSampler", ("seed",)),
+    "cmaes": ("CmaEsSampler", ("seed", "x0", "sigma0", "n_startup_trials", "independent_sampler", "warn_independent_sampling",
+                               "consider_pruned_trials", "restart_strategy", "inc_popsize", "use_separable_cma", "popsize",
+                               "with_margin", "lr_adapt", "source_trials")),
+    "nsgaii": ("NSGAIISampler", GENETIC),
+    "nsgaiii": ("NSGAIIISampler", (*GENETIC, "reference_points", "dividing_parameter")),
+    "gp": ("GPSampler", ("seed", "independent_sampler", "n_startup_trials", "deterministic_objective", "constraints_func",
+                         "warn_independent_sampling")),
+    "qmc": ("QMCSampler", ("seed", "qmc_type", "scramble", "independent_sampler", "warn_asynchronous_seeding",
+                           "warn_independent_sampling")),
+    "bruteforce": ("BruteForceSampler", ("seed", "avoid_premature_stop")),
+    "grid": ("GridSampler", ("seed", "_partial_")),
+}  # fmt: skip
+PRUNERS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "none": ("NopPruner", (), {}),
+    "median": ("MedianPruner", ("n_startup_trials", "n_warmup_steps", "interval_steps", "n_min_trials"), {}),
+    "percentile": ("PercentilePruner", ("n_startup_trials", "n_warmup_steps", "interval_steps", "n_min_trials"),
+                   {"percentile": 25.0}),
+    "successive_halving": ("SuccessiveHalvingPruner", ("min_resource", "reduction_factor", "min_early_stopping_rate",
+                                                       "bootstrap_count"), {}),
+    "hyperband": ("HyperbandPruner", ("min_resource", "max_resource", "reduction_factor", "bootstrap_count"), {}),
+    "patient": ("PatientPruner", ("min_delta",),
+                {"wrapped_pruner": {"_target_": "optuna.pruners.MedianPruner"}, "patience": 3}),
+    "threshold": ("ThresholdPruner", ("lower", "upper", "n_warmup_steps", "interval_steps"), {}),
+    "wilcoxon": ("WilcoxonPruner", ("n_startup_steps",), {"p_threshold": 0.1}),
+}  # fmt: skip
+
+
+def published() -> bool:
+    """Whether the published plugin is installed; our own stand-in is none."""
+    if PUBLISHED in sys.modules:
+        return not hasattr(sys.modules[PUBLISHED], "stand_in")
+    return find_spec(PUBLISHED) is not None
+
+
+def stand_in() -> None:
+    """The published plugin's modules, so that a `_target_` written for it finds our sweeper."""
+    from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
+
+    package, module = ModuleType(PUBLISHED), ModuleType(f"{PUBLISHED}.optuna_sweeper")
+    package.stand_in, package.__path__ = True, []  # type: ignore[attr-defined]
+    module.OptunaSweeper = StudySweeper  # type: ignore[attr-defined]
+    package.optuna_sweeper = module  # type: ignore[attr-defined]
+    sys.modules |= {package.__name__: package, module.__name__: module}
+
+
+def register() -> None:
+    """The groups hydra/sweeper, hydra/sweeper/sampler and hydra/sweeper/pruner."""
+    store = ConfigStore.instance()
+    store.store(group="hydra/sweeper", name="grokbit", node=SweeperConf, provider="grokbit")
+    for name, (target, arguments, preset) in PRUNERS.items():
+        node = options(f"optuna.pruners.{target}", arguments, preset)
+        store.store(group="hydra/sweeper/pruner", name=name, node=node, provider="grokbit")
+    theirs = published()
+    taken = [path.removesuffix(".yaml") for path in store.repo.get("hydra", {}).get("sweeper", {}).get("sampler", {})]
+    for name, (target, arguments) in SAMPLERS.items():
+        if name not in taken and not (theirs and name != "bruteforce"):
+            node = options(f"optuna.samplers.{target}", arguments)
+            store.store(group="hydra/sweeper/sampler", name=name, node=node, provider="grokbit")
+    if not theirs:
+        store.store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="grokbit")
+        stand_in()
+
+
+register()
