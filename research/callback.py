@@ -13,6 +13,8 @@ from research.dataset import Dataset
 from research.metrics import better
 from research.nn.average import Average
 
+PRUNED = "pruned: other trials were better at this step"  # the reason to end of a run that its study has given up
+
 
 @runtime_checkable
 class Stateful(Protocol):

@@ -9,7 +9,7 @@ from research.callback import Callback, State
 from research.folder import Run, finite, replace_text
 
 log = logging.getLogger(__name__)
-KILLED, FAILED, FINISHED, STOPPED = "KILLED", "FAILED", "FINISHED", "STOPPED"
+KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STOPPED", "PRUNED"
 
 
 class Tracker(Callback):
@@ -25,7 +25,7 @@ class Tracker(Callback):
         """The run begins."""
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
-        """The run is over: `status` is FINISHED, STOPPED, FAILED or KILLED."""
+        """The run is over: `status` is FINISHED, PRUNED, STOPPED, FAILED or KILLED."""
 
 
 class Jsonl(Tracker):

@@ -14,11 +14,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from research import checkpoint, folder, processes
+from research import callback, checkpoint, folder, processes
 from research.callback import Callback, State
 from research.checkpoint import weights_digest
 from research.folder import Run
-from research.jsonl import FAILED, FINISHED, KILLED, STOPPED, Tracker
+from research.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.seeding import seed_all
 from research.signals import exit_code, watch
 from research.trainer import Trainer
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> float:
             if writes and not asked.goes_on:
                 opening.open()
             tracker.state = state = train(cfg, asked, trainer, [opening, tracker])
-            status = STOPPED if state.signum else FINISHED
+            status = STOPPED if state.signum else PRUNED if state.stop == callback.PRUNED else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED

@@ -18,7 +18,7 @@ from typing import Any
 
 from research.callback import State
 from research.folder import ROOT, Run, git, replace_text, write_json
-from research.jsonl import FINISHED, KILLED, STOPPED, Jsonl
+from research.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.store import close_parent, end_dead_runs, experiment, flat, locked, one_at_a_time, shown
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ STORE = ROOT / "outputs" / "mlflow.db"
 BATCH, PAUSE = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
 PATIENCE = 60.0  # seconds that the end of a run waits for a store that does not answer
 NOTE = "mlflow_run_id"  # the file in a run folder that says which run it is
-STATUS = {STOPPED: KILLED}  # MLflow has no such word: the tag "status" has it
+STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow has no such words: the tag "status" has them
 
 
 class MLflow(Jsonl):
@@ -230,7 +230,8 @@ class MLflow(Jsonl):
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, STATUS.get(status, status))
         if self.run.sweep:
-            close_parent(self.client, (self.run.sweep / NOTE).read_text(errors="replace"), STATUS.get(status, status))
+            ended = FINISHED if status == PRUNED else STATUS.get(status, status)
+            close_parent(self.client, (self.run.sweep / NOTE).read_text(errors="replace"), ended)
 
 
 def folder_of(run_id: str, uri: str | None = None) -> str:

@@ -51,8 +51,13 @@ class Trial:
 
 def current() -> Trial | None:
     """The trial that this process runs, if its study prunes."""
-    told = os.environ.get(VARIABLE)
-    return Trial(json.loads(told)) if told else None
+    told = json.loads(os.environ.get(VARIABLE) or "{}")
+    return Trial(told) if told.get("pruner") else None
+
+
+def swept() -> bool:
+    """Whether this run is one of a sweep's, which has the screen."""
+    return VARIABLE in os.environ
 
 
 def opened(spec: Any) -> "BaseStorage":

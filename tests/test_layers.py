@@ -7,7 +7,7 @@ import pytest
 
 RESEARCH = Path(__file__).resolve().parents[1] / "research"
 FLOORS = [
-    ["ranges", "seeding", "metrics", "losses", "processes", "signals"],
+    ["ranges", "seeding", "metrics", "losses", "processes", "signals", "trial"],
     ["dataset", "order", "nn", "folder"],
     ["shards"],
     ["checkpoint"],
@@ -17,14 +17,14 @@ FLOORS = [
     ["models", "optim", "data", "callbacks", "tracking", "health", "gradients"],
     ["evaluation"],
     ["trainer"],
-    ["run", "preflight"],
+    ["run", "preflight", "report"],
 ]
 ROOM_OF = {
     "accelerate": {"trainer"},
     "mlflow": {"tracking"},
     "hydra": {"run", "preflight"},
     "omegaconf": {"run", "preflight"},
-    "optuna": set(),
+    "optuna": {"trial", "report"},
 }
 FILES = sorted(RESEARCH.rglob("*.py"))
 

@@ -276,6 +276,10 @@ class Work:
     def launched(self, jobs: list[tuple[Trial, list[str], str]]) -> Sequence[JobReturn]:
         """The launcher's answers; each job runs in its trial's folder."""
         first = jobs[0][0].number
+        for trial, _, place in jobs:
+            params = trial.params
+            swept = {key: each.text(params[key]) for key, each in self.plan.space.parameters.items() if key in params}
+            print(f"{'trial':<16} #{place} " + " ".join(f"{key}={text}" for key, text in swept.items()), flush=True)
         plain = all(place == str(first + i) for i, (_, _, place) in enumerate(jobs))
         lines = [overrides if plain else [*overrides, f"hydra.sweep.subdir={place}"] for _, overrides, place in jobs]
         result: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
@@ -287,11 +291,10 @@ class Work:
         tries = self.study._storage.get_trial_user_attrs(trial._trial_id).get("tries", 1)
         if tries > 1 and OmegaConf.select(self.plan.config, "resume") is not None:
             lines.append("resume.path=auto")
+        handle = {"storage": self.plan.storage, "study": self.study.study_name, "id": trial._trial_id, "number": trial.number}
         if self.settings.prunes and self.settings.repeats["n"] == 1:
-            handle = {"storage": self.plan.storage, "study": self.study.study_name, "id": trial._trial_id}
-            handle |= {"number": trial.number, "pruner": self.settings.pruner}
-            lines.append(f"++hydra.job.env_set.{VARIABLE}={written(json.dumps(handle))}")
-        return lines
+            handle["pruner"] = self.settings.pruner
+        return [*lines, f"++hydra.job.env_set.{VARIABLE}={written(json.dumps(handle))}"]
 
     def outcome(self, trial: Trial, result: JobReturn) -> Outcome:
         """What came of a job."""
@@ -322,7 +325,8 @@ class Work:
         """One line after each trial: how it went, the best so far, the time left."""
         trials = self.study.get_trials(deepcopy=False)
         this, done = trials[number], [t for t in trials if t.state.is_finished() and t.duration]
-        value = ", ".join(f"{v:.4g}" for v in this.values) if this.values else this.state.name.lower()
+        complete = this.state == TrialState.COMPLETE
+        value = ", ".join(f"{v:.4g}" for v in this.values) if complete else this.state.name.lower()
         line = f"{'trial':<16} #{number} {value}"
         if len(self.plan.ways) == 1 and any(t.state == TrialState.COMPLETE for t in trials):
             try:

@@ -18,6 +18,7 @@ from research.metrics import higher_is_better
 from research.nn.bitlinear import packed_bytes, ternary_count
 from research.ranges import Positive
 from research.snapshot import SETTINGS
+from research.trial import swept
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds; a faster eye is not worth the steps
@@ -100,12 +101,15 @@ class Console(Callback):
     def __init__(self, every: Positive = 5.0, terminal: Terminal | None = None) -> None:
         self.every, self.terminal = every, terminal or Terminal(highlight=False)
         self.live: Live | None = None
+        self.swept = False
         self.shown = 0.0
 
     def on_start(self, state: State) -> None:
         for name, value in header(state):
             log.info("%s: %s", name, value)
-        self._print(header(state), "Grokbit")
+        self.swept = swept()  # a sweep has lines of its own: one for each run
+        if not self.swept:
+            self._print(header(state), "Grokbit")
         if self.terminal.is_terminal:
             self.live = Live("", console=self.terminal, auto_refresh=False)
             self.live.start()
@@ -115,7 +119,7 @@ class Console(Callback):
         if state.monitor in state.logged:
             log.info(progress(state))
         now, patience = time.monotonic(), REFRESH if self.live else self.every
-        if now - self.shown >= patience or state.step == state.steps:
+        if now - self.shown >= patience or (state.step == state.steps and not self.swept):
             self.shown = now
             if self.live:
                 self.live.update(bar(state), refresh=True)
@@ -129,7 +133,8 @@ class Console(Callback):
         if not state.error:
             for name, value in summary(state):
                 log.info("%s: %s", name, value)
-            self._print(summary(state), "Done")
+            if not self.swept:
+                self._print(summary(state), "Done")
 
     def _print(self, rows: list[tuple[str, str]], title: str) -> None:
         """One fact a line, never wrapped: for people who copy a command, for logs and for other programs."""
