@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
@@ -20,6 +21,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from hydra_plugins.grokbit_sweeper import _space, _study, _workers
+from hydra_plugins.grokbit_sweeper._compose import Composer
 from hydra_plugins.grokbit_sweeper._objective import Outcome, constrain, outcome, reduced
 from hydra_plugins.grokbit_sweeper._queue import Queue
 from hydra_plugins.grokbit_sweeper._settings import Settings, settled
@@ -68,7 +70,8 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
     with open_dict(config):
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={written(str(plan.folder))}")
         config.hydra.sweep.dir = str(plan.folder)
-    launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=context, task_function=task)
+    quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)
+    launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task)
     work = Work(plan, study, launcher)
     try:
         if worker is None and settings.workers > 1:

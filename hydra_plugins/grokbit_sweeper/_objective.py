@@ -27,7 +27,7 @@ class Outcome:
 
 def outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Sequence[str]) -> Outcome:
     """The objectives that a job returned, or that its summary.json tells of by name."""
-    folder = Path(result.working_dir) if result.working_dir else None
+    folder = Path(result.hydra_cfg.hydra.runtime.output_dir) if result.hydra_cfg else None
     try:
         returned = result.return_value
     except Exception as error:  # whatever the job raised fails the trial alone

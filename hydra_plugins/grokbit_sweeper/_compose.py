@@ -1,0 +1,74 @@
+"""The configuration of each trial, composed once for all trials that differ in plain values only.
+
+Hydra composes every job from its files anew, which is nearly all that a sweep costs between two trials. But a plain value
+(key=value, no group and no container) is set after the composition, which does not depend on it: so the composed
+configuration of an earlier trial with this trial's values is the same to the last node. Anything else is left to Hydra.
+"""
+
+import copy
+from typing import Any
+
+from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+OURS = ("hydra.job.env_set.", "hydra.sweep.subdir")  # settings of Hydra that change from trial to trial
+KEPT = 8  # configurations, each of other choices
+
+
+class Composer:
+    """Stands where a launcher expects Hydra's config loader."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.parser = loader, OverridesParser.create()
+        self.known: dict[tuple[str, ...], tuple[DictConfig, list[Override]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":
+            raise AttributeError(name)  # while a launcher unpickles it
+        return getattr(self.loader, name)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """What Hydra's own load_sweep_config returns."""
+        overrides = self.parser.parse_overrides(sweep_overrides)
+        mark = tuple(self._stem(override) for override in overrides)
+        try:
+            if mark in self.known:
+                return self._changed(*self.known[mark], overrides, master_config)
+        except Exception:  # a value that does not fit: Hydra's own message is the better one
+            del self.known[mark]
+        composed: DictConfig = self.loader.load_sweep_config(master_config, sweep_overrides)
+        if len(self.known) < KEPT:
+            self.known[mark] = copy.deepcopy(composed), overrides
+        return composed
+
+    def _stem(self, override: Override) -> str:
+        """The override without its value, where only that may change; or else the whole of it."""
+        key, value = override.key_or_group, override.value()
+        plain = override.type is not None and not override.is_delete() and not override.is_add() and override.package is None
+        plain = plain and not isinstance(value, dict | list) and not override.is_sweep_override()
+        ours = key.startswith(OURS) if key.startswith("hydra") else True
+        group = "/" in key or self.loader.repository.group_exists(key)
+        return f"{override.get_key_element()}=" if plain and ours and not group else str(override.input_line)
+
+    def _changed(
+        self, composed: DictConfig, before: list[Override], after: list[Override], master_config: DictConfig
+    ) -> DictConfig:
+        cfg = copy.deepcopy(composed)
+        lines = {True: cfg.hydra.overrides.hydra, False: cfg.hydra.overrides.task}
+        for old, new in zip(before, after, strict=True):
+            if old.input_line == new.input_line:
+                continue
+            OmegaConf.update(cfg, new.key_or_group, new.value(), merge=True, force_add=new.is_force_add())
+            told = lines[new.is_hydra_override()]
+            told[len(told) - 1 - list(told)[::-1].index(old.input_line)] = new.input_line
+        settings = cfg.hydra.job.config.override_dirname
+        cfg.hydra.job.override_dirname = get_overrides_dirname(
+            overrides=[override for override in after if not override.is_hydra_override()],
+            kv_sep=settings.kv_sep,
+            item_sep=settings.item_sep,
+            exclude_keys=settings.exclude_keys,
+        )
+        OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
+        return cfg
