@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,13 @@ from optuna.trial import Trial
 
 from hydra_plugins.grokbit_sweeper._settings import bound
 from research.folder import read_json
+
+REDUCE: dict[str, Callable[[list[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "min": min,
+    "max": max,
+}
 
 
 @dataclass
@@ -74,7 +81,7 @@ def named(known: Mapping[str, Any], name: str) -> float:
 def reduced(outcomes: Sequence[Outcome], how: str) -> Outcome:
     """Several runs of one configuration as one."""
     values = [each.values[0] for each in outcomes]
-    value = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}[how](values)
+    value = REDUCE[how](values)
     limits = {name: statistics.fmean(each.limits[name] for each in outcomes) for name in outcomes[0].limits}
     return Outcome([value], folder=outcomes[0].folder.parent if outcomes[0].folder else None, limits=limits)
 

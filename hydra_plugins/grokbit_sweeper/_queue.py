@@ -83,7 +83,7 @@ class Queue:
     def owns(self, trial: Trial) -> bool:
         """Whether nobody has taken the trial over meanwhile, as after a pause longer than the lease."""
         held = self.study._storage.get_trial_user_attrs(trial._trial_id).get(LEASE, {})
-        return held.get("token") == self.token
+        return bool(held.get("token") == self.token)
 
     def done(self, trial: Trial) -> None:
         """No more to be renewed."""

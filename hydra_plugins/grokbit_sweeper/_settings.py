@@ -57,7 +57,7 @@ class Settings:
 
 def settled(given: Mapping[str, Any]) -> Settings:
     """The settings, checked. Raises ValueError, naming the one that is wrong and what would be right."""
-    found = {
+    found: dict[str, Any] = {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in given.items()
     }

@@ -4,10 +4,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep, Transformer
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
@@ -158,14 +159,16 @@ def parameter(key: str, override: Override) -> Parameter:
     value: Any = override.value()
     line = f"{key}={override.input_line.partition('=')[2] if override.input_line else value}"
     if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
         return interval(key, line, value.start, value.end, "log" in value.tags)
     if isinstance(value, RangeSweep):
         return ranged(key, line, override, value)
-    texts = tuple(override.sweep_string_iterator())
-    if not texts:
+    found = list(override.sweep_iterator(transformer=Transformer.identity))
+    if not found:
         raise ValueError(f"{line}: nothing to choose from")
-    found = OverridesParser.create().parse_overrides([f"{key}={text}" for text in texts])
-    return choice(key, texts, [each.value() for each in found])
+    found = [each.text if isinstance(each, QuotedString) else each for each in found]
+    return choice(key, [written(each) for each in found], found)
 
 
 def choice(key: str, texts: Sequence[str], found: Sequence[Any]) -> Parameter:
@@ -183,10 +186,10 @@ def ranged(key: str, line: str, override: Override, value: RangeSweep) -> Parame
     """What Hydra's range gives: its stop is not part of it; shuffled or sorted it keeps Hydra's order in a grid."""
     if value.step == 0:
         raise ValueError(f"{line}: the step must not be 0")
-    texts = tuple(override.sweep_string_iterator())
-    if not 0 < len(texts) <= MOST:
-        raise ValueError(f"{line}: {'nothing is' if not texts else 'too many values are'} between start and stop")
-    values = tuple((float if any("." in t or "e" in t for t in texts) else int)(text) for text in texts)
+    values = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MOST + 1))
+    if not 0 < len(values) <= MOST:
+        raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
+    texts = tuple(map(written, values))
     low, high, step = min(values), max(values), abs(value.step)
     log = "log" in value.tags
     if log and (low <= 0 or step != 1 or not all(isinstance(v, int) for v in values)):

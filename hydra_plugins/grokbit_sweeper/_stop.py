@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from datetime import datetime
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
@@ -29,7 +30,7 @@ class Ending:
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         ended = sorted(
             (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.COMPLETE, TrialState.PRUNED)),
-            key=lambda t: t.datetime_complete or t.datetime_start,
+            key=lambda t: t.datetime_complete or datetime.max,
         )
         best, since = math.inf, 0
         for each in ended:

@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from research import trial
 
+Direction = Literal["minimize", "maximize"]
 ASKED = "grokbit"  # the study's attribute with what it is for
 log = logging.getLogger(__name__)
 
@@ -72,11 +73,11 @@ class InOrder(BaseSampler):
 
 def sampler(node: Any) -> BaseSampler | None:
     """The sampler that a config names; with a seed, one whose draws do not depend on what this process did before."""
-    if node is None or isinstance(node, BaseSampler):
-        return node
+    if node is None:
+        return None
     quasi_random = str(node["_target_"]).endswith("QMCSampler")  # it counts trials: one seed for all of them
     if node.get("seed") is None or quasi_random:
-        return built(node, "hydra.sweeper.sampler")
+        return cast(BaseSampler, built(node, "hydra.sweeper.sampler"))
     return Reseeded(lambda seed: built({**node, "seed": seed}, "hydra.sweeper.sampler"), int(node["seed"]))
 
 
@@ -90,7 +91,7 @@ def built(node: Mapping[str, Any], setting: str) -> Any:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
 
 
-def directions(wanted: Any, monitor: str | None, count: int) -> list[str]:
+def directions(wanted: Any, monitor: str | None, count: int) -> list[Direction]:
     """One for each objective. Raises ValueError for what is no direction."""
     if wanted is None:
         from research.metrics import higher_is_better
@@ -101,11 +102,11 @@ def directions(wanted: Any, monitor: str | None, count: int) -> list[str]:
         raise ValueError(f"hydra.sweeper.direction={', '.join(wrong)}: give minimize or maximize, one for each objective")
     if count > 1 and len(names) != count:
         raise ValueError(f"hydra.sweeper.direction={names}: hydra.sweeper.metrics names {count} objectives")
-    return names
+    return cast(list[Direction], names)
 
 
 def opened(
-    name: str, storage: Any, choose: BaseSampler | None, prune: Any, ways: Sequence[str], asked: dict[str, Any]
+    name: str, storage: Any, choose: BaseSampler | None, prune: Any, ways: Sequence[Direction], asked: dict[str, Any]
 ) -> Study:
     """The study, made where it is not there yet. Raises ValueError where it is for something else."""
     told = re.sub(r"//[^/@]*@", "//", str(storage))  # without a user's name and password

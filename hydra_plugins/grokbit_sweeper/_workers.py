@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra_plugins.grokbit_sweeper._settings import Settings
 
@@ -28,7 +27,14 @@ def orphaned() -> bool:
     return told is not None and os.getppid() != told["parent"]
 
 
-def supervise(settings: Settings, folder: Path, study: str, over: Callable[[], bool]) -> None:
+class Watched(Protocol):
+    """What a supervisor asks about the sweep."""
+
+    def over(self) -> bool: ...
+    def look(self) -> None: ...
+
+
+def supervise(settings: Settings, folder: Path, study: str, sweep: Watched) -> None:
     """Keep `workers` processes at work until each says that there is no more to do; one that dies is replaced.
 
     Ctrl-C and SIGTERM reach them too, and they save what they are at.
@@ -49,9 +55,10 @@ def supervise(settings: Settings, folder: Path, study: str, over: Callable[[], b
                     continue
                 del running[index]
                 deaths += code < 0
-                if code < 0 and deaths <= DEATHS and not over():
+                if code < 0 and deaths <= DEATHS and not sweep.over():
                     print(f"{'worker':<16} {index} died by signal {-code}: another one takes its place", flush=True)
                     running[index] = start(index, settings, folder, study)
+            sweep.look()
             time.sleep(0.2)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -8,6 +8,8 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
+
 PUBLISHED = "hydra_plugins.hydra_optuna_sweeper"
 
 
@@ -113,19 +115,18 @@ PRUNERS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 def published() -> bool:
     """Whether the published plugin is installed; our own stand-in is none."""
     if PUBLISHED in sys.modules:
-        return not hasattr(sys.modules[PUBLISHED], "stand_in")
+        return "stand_in" not in sys.modules[PUBLISHED].__dict__
     return find_spec(PUBLISHED) is not None
 
 
-def stand_in() -> None:
-    """The published plugin's modules, so that a `_target_` written for it finds our sweeper."""
-    from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
-
+def stand_in() -> type[StudySweeper]:
+    """The published plugin's modules with our sweeper in them: a `_target_` that was written for it finds this one."""
     package, module = ModuleType(PUBLISHED), ModuleType(f"{PUBLISHED}.optuna_sweeper")
-    package.stand_in, package.__path__ = True, []  # type: ignore[attr-defined]
-    module.OptunaSweeper = StudySweeper  # type: ignore[attr-defined]
-    package.optuna_sweeper = module  # type: ignore[attr-defined]
-    sys.modules |= {package.__name__: package, module.__name__: module}
+    own = type("OptunaSweeper", (StudySweeper,), {"__module__": module.__name__, "__doc__": StudySweeper.__doc__})
+    package.__dict__.update(stand_in=True, __path__=[], optuna_sweeper=module)
+    module.__dict__.update(OptunaSweeper=own)
+    sys.modules.update({package.__name__: package, module.__name__: module})
+    return own
 
 
 def register() -> None:
@@ -143,7 +144,8 @@ def register() -> None:
             store.store(group="hydra/sweeper/sampler", name=name, node=node, provider="grokbit")
     if not theirs:
         store.store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="grokbit")
-        stand_in()
 
 
 register()
+if not published():
+    OptunaSweeper = stand_in()  # Hydra knows the sweepers that it finds in modules, by their names

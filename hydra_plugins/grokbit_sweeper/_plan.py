@@ -1,0 +1,121 @@
+"""What is to be run and where, before anything is."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.grokbit_sweeper import _space, _study
+from hydra_plugins.grokbit_sweeper._screen import clock
+from hydra_plugins.grokbit_sweeper._settings import Settings
+from hydra_plugins.grokbit_sweeper._space import Space
+from hydra_plugins.grokbit_sweeper._study import Direction
+from research.folder import read_json
+
+NOTE = "study.json"  # in the folder of a sweep: what it is for, and whether it is over
+GRID_AT_MOST = 100_000
+
+
+@dataclass
+class Plan:
+    """What all processes of a sweep agree on."""
+
+    settings: Settings
+    space: Space
+    config: DictConfig
+    ways: list[Direction]  # the directions
+    grid: list[dict[str, Any]] | None  # the combinations, where they are simply run in their order
+    total: int
+    asked: dict[str, Any] = field(default_factory=dict)  # what must be the same where the study goes on
+    folder: Path = Path()
+    name: str = ""
+    storage: Any = None
+
+    @property
+    def digest(self) -> str:
+        return sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def planned(settings: Settings, arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
+    """What is to be run. Raises ValueError for a space that cannot be."""
+    space = _space.read(settings.params, arguments, settings.when, context.config_loader)
+    node = settings.sampler
+    grid_asked = node is not None and str(node["_target_"]).endswith("GridSampler")
+    if grid_asked and not space.discrete:
+        loose = [key for key, each in space.parameters.items() if not each.texts]
+        raise ValueError(f"hydra/sweeper/sampler=grid: {', '.join(loose)} has no values to go through; give choices or ranges")
+    grid = None
+    if space.discrete and (node is None or grid_asked) and not settings.custom_search_space:
+        if space.size() > GRID_AT_MOST:
+            raise ValueError(f"-m: a grid of {space.size():,} runs; name a sampler, as hydra/sweeper/sampler=tpe, for a study")
+        grid = list(space.grid())
+    total = min(settings.n_trials or len(grid), len(grid)) if grid is not None else settings.n_trials or 20
+    monitor = OmegaConf.select(config, "monitor", throw_on_missing=False) if "monitor" in config else None
+    ways = _study.directions(
+        settings.direction, settings.metrics[0] if settings.metrics else monitor, len(settings.metrics) or 1
+    )
+    asked = {
+        "space": {key: each.told() for key, each in space.parameters.items()},
+        "fixed": sorted(space.fixed.values()),
+        "directions": ways,
+        "metrics": list(settings.metrics),
+        "repeats": settings.repeats,
+        "kind": "grid" if grid is not None else "study",
+    }
+    return Plan(settings, space, config, ways, grid, total, asked)
+
+
+def place(plan: Plan, worker: dict[str, Any] | None) -> None:
+    """Which folder and which study: those of the same command that are not finished, where there are such."""
+    s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
+    if worker:
+        plan.folder, plan.name = Path(worker["folder"]), worker["study"]
+    elif s.study_name and s.home:
+        plan.folder, plan.name = Path(s.home).absolute() / s.study_name.replace("/", "_"), s.study_name
+    else:
+        begun = unfinished(plan) if s.home and not s.study_name else None
+        plan.folder = begun or fresh
+        plan.name = s.study_name or read_json(plan.folder / NOTE).get("study") or plan.folder.name
+    plan.storage = s.storage or _study.journal(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+
+
+def unfinished(plan: Plan) -> Path | None:
+    """The newest sweep of this very command in the home that has trials left to run."""
+    home = Path(str(plan.settings.home))
+    for note in sorted(home.glob(f"*/{NOTE}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        held = read_json(note)
+        if held.get("digest") == plan.digest and not (held.get("over") and held.get("total", 0) >= plan.total):
+            return note.parent.absolute()
+    return None
+
+
+def told(plan: Plan) -> list[str]:
+    """What a sweep would run."""
+    s = plan.settings
+    rows = [("space", f"{key}: {each.told()}") for key, each in plan.space.parameters.items()]
+    rows += [("fixed", line) for line in plan.space.fixed.values()]
+    rows.append(
+        ("objective", ", ".join(f"{name} {way}" for name, way in zip(s.metrics or ("returned",), plan.ways, strict=False)))
+    )
+    rows.append(("runs" if plan.grid is not None else "trials", str(plan.total * s.repeats["n"])))
+    study = optuna.create_study(
+        sampler=_study.InOrder(plan.grid) if plan.grid else _study.sampler(s.sampler), directions=plan.ways
+    )
+    rows.append(("for example", " ".join(plan.space.overrides(plan.space.suggest(study.ask())))))
+    known = [float(t) for p in Path(s.home).glob("**/summary.json") if (t := read_json(p).get("wall_s"))] if s.home else []
+    if known:
+        each = statistics.median(known)
+        rows.append(
+            ("time", f"about {clock(each * plan.total * s.repeats['n'] / s.workers)}: runs in {s.home} took {clock(each)}")
+        )
+    else:
+        rows.append(("time", "unknown: no run of this name has finished yet"))
+    return [f"{name:<16} {value}" for name, value in rows]

@@ -1,0 +1,115 @@
+"""What a sweep shows: a line as each trial begins and ends; on a terminal, of several workers, a live line for each at work."""
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from hydra_plugins.grokbit_sweeper._space import Space
+
+TAIL = 4096  # bytes of metrics.jsonl that hold its last line
+
+
+class Screen:
+    """The sweep as people see it."""
+
+    def __init__(
+        self, study: Study, space: Space, folder: Path, total: int, workers: int, terminal: Console | None = None
+    ) -> None:
+        self.study, self.space, self.folder, self.total, self.workers = study, space, folder, total, workers
+        self.terminal = terminal or Console(highlight=False)
+        self.live: Live | None = None
+        self.told = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+
+    def row(self, name: str, value: str) -> None:
+        """One fact a line, never wrapped."""
+        self.terminal.print(Text.assemble((f"{name:<16} ", "cyan"), value), soft_wrap=True)
+
+    def begins(self, place: str, params: dict[str, Any]) -> None:
+        """A trial and what is special about it."""
+        texts = {key: each.text(params[key]) for key, each in self.space.parameters.items() if key in params}
+        texts |= {key: str(value) for key, value in params.items() if key not in texts}
+        self.row("trial", f"#{place} " + " ".join(f"{key}={text}" for key, text in texts.items()))
+
+    def look(self) -> None:
+        """Tell of trials that have ended since, in whichever process."""
+        trials = self.study.get_trials(deepcopy=False)
+        for each in trials:
+            if each.state.is_finished() and each.number not in self.told:
+                self.told.add(each.number)
+                self.ended(each, trials)
+        if self.workers > 1 and self.terminal.is_terminal:
+            if self.live is None:
+                self.live = Live("", console=self.terminal, auto_refresh=False, transient=True)
+                self.live.start()
+            lines = [self.at_work(each) for each in trials if each.state == TrialState.RUNNING]
+            self.live.update(Text("\n").join([*lines, Text(self.standing(trials))]), refresh=True)
+
+    def close(self) -> None:
+        if self.live:
+            self.live.stop()
+
+    def ended(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
+        """How it went, the best so far, the time left."""
+        if "aside" in trial.user_attrs:
+            return
+        complete = trial.state == TrialState.COMPLETE
+        value = ", ".join(f"{value:.4g}" for value in trial.values) if complete else trial.state.name.lower()
+        self.row("trial", f"#{trial.number} {value}, {self.standing(trials)}")
+
+    def standing(self, trials: list[FrozenTrial]) -> str:
+        """The best so far, and the time left."""
+        done = [t for t in trials if t.state.is_finished() and "aside" not in t.user_attrs]
+        took = [t.duration.total_seconds() for t in done if t.duration and "reused" not in t.user_attrs]
+        left = max(0, self.total - len(done)) * (statistics.mean(took) if took else 0.0) / self.workers
+        return ", ".join([*self.best(), f"{len(done)} of {self.total} done", *([f"about {clock(left)} left"] if left else [])])
+
+    def best(self) -> list[str]:
+        if len(self.study.directions) > 1:
+            return [f"{len(self.study.best_trials)} on the Pareto front"]
+        try:
+            return [f"best {self.study.best_value:.4g} (#{self.study.best_trial.number})"]
+        except ValueError:  # none is complete, or none keeps to the constraints
+            return []
+
+    def at_work(self, trial: FrozenTrial) -> Text:
+        """Where a trial is that another process runs."""
+        began = trial.datetime_start
+        seconds = time.time() - began.timestamp() if began else 0.0
+        found = last(self.folder / str(trial.number) / "metrics.jsonl")
+        told = "  ".join(
+            f"{key} {value:.4g}" for key, value in found.items() if key in ("step", "train/loss", "val/loss", "val/acc")
+        )
+        return Text(f"  #{trial.number} {clock(seconds)}  {told or 'begins'}", style="dim")
+
+
+def last(path: Path) -> dict[str, float]:
+    """The numbers of the last whole line, with those of lines before that it lacks."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, float] = {}
+    for line in lines:
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        found |= {key: value for key, value in told.items() if isinstance(value, int | float)} if isinstance(told, dict) else {}
+    return found
+
+
+def clock(seconds: float) -> str:
+    """A time for people."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
