@@ -1,5 +1,6 @@
 """A sweep from its first look at the settings to its report."""
 
+import logging
 from typing import Any, cast
 
 import optuna
@@ -16,6 +17,8 @@ from hydra_plugins.grokbit_sweeper._settings import settled
 from hydra_plugins.grokbit_sweeper._space import written
 from hydra_plugins.grokbit_sweeper._work import Work
 from research.folder import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 
 def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
@@ -56,7 +59,8 @@ def opened(plan: Plan) -> Study:
     prune = _study.built(s.pruner, "hydra.sweeper.pruner") if s.prunes else optuna.pruners.NopPruner()
     study = _study.opened(plan.name, plan.storage, choose, prune, plan.ways, plan.asked)
     if s.metrics:
-        study.set_metric_names([*s.metrics])
+        with _study.quietly():
+            study.set_metric_names([*s.metrics])
     return study
 
 
@@ -82,4 +86,7 @@ def finish(plan: Plan, study: Study) -> None:
     ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
     over = ended >= plan.total or bool(study.user_attrs.get("over"))
     write_json(plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over, "reason": study.user_attrs.get("over", "")})
-    report(plan.folder, study, plots=plan.settings.plots)
+    try:
+        report(plan.folder, study, plots=plan.settings.plots)
+    except Exception as error:  # the trials are kept: no reason to lose what the sweep itself has to say
+        log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, plan.folder, exc_info=True)

@@ -106,6 +106,7 @@ def told(plan: Plan) -> list[str]:
         ("objective", ", ".join(f"{name} {way}" for name, way in zip(s.metrics or ("returned",), plan.ways, strict=False)))
     )
     rows.append(("runs" if plan.grid is not None else "trials", str(plan.total * s.repeats["n"])))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         sampler=_study.InOrder(plan.grid) if plan.grid else _study.sampler(s.sampler), directions=plan.ways
     )

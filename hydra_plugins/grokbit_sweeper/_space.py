@@ -46,7 +46,8 @@ class Parameter:
 
     def told(self) -> str:
         """One line for people, and for a study that is compared with another."""
-        shown = " ".join(f"{key}={value}" for key, value in self.distribution._asdict().items() if value not in (None, False))
+        said = sorted(self.distribution._asdict().items())
+        shown = " ".join(f"{key}={value}" for key, value in said if value is not None and value is not False)
         if self.texts:
             shown = f"{len(self.texts)} values: {', '.join(self.texts[:8])}{', ...' if len(self.texts) > 8 else ''}"
         return f"{shown} when {self.when.source}" if self.when else shown

@@ -2,15 +2,13 @@
 
 import math
 import time
-import warnings
 from datetime import datetime
 
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from hydra_plugins.grokbit_sweeper._settings import Settings
-from hydra_plugins.grokbit_sweeper._study import built
+from hydra_plugins.grokbit_sweeper._study import built, quietly
 
 
 class Ending:
@@ -45,6 +43,5 @@ class Ending:
     def _terminates(self, study: Study) -> str:
         if self.terminator is None:
             return ""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with quietly():
             return "terminator: no room for improvement is left" if self.terminator.should_terminate(study) else ""

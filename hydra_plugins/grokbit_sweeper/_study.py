@@ -4,7 +4,8 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -81,11 +82,19 @@ def sampler(node: Any) -> BaseSampler | None:
     return Reseeded(lambda seed: built({**node, "seed": seed}, "hydra.sweeper.sampler"), int(node["seed"]))
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's warnings about its own parts: they were chosen."""
+    with warnings.catch_warnings():
+        for kind in (ExperimentalWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
 def built(node: Mapping[str, Any], setting: str) -> Any:
     """What the node's `_target_` makes. Raises ValueError for arguments that it does not take."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with quietly():
             return trial.made(dict(node))
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error

@@ -44,11 +44,11 @@ class SweeperConf:
     max_failure_rate: float = 0.5  # of n_trials; more failed trials end the sweep
     max_retries: int = 2  # times that a trial whose process died goes on where it stopped
     lease: float = 60.0  # seconds without a sign of life after which a trial on another machine is given up
-    params: dict[str, Any] | None = None  # the space: key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
-    search_space: dict[str, Any] | None = None  # the old name of params
+    params: Any = None  # the space: key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
+    search_space: Any = None  # the old name of params
     custom_search_space: str | None = None  # module.function(cfg, trial) that suggests more
-    when: dict[str, str] | None = None  # key: expression of other keys; the parameter is there only where it holds
-    constraints: dict[str, str] | None = None  # metric: "<= 2e6"
+    when: Any = None  # key: expression of other keys; the parameter is there only where it holds
+    constraints: Any = None  # metric: "<= 2e6"
     enqueue: list[Any] = field(default_factory=list)  # configurations to begin with, each key: value
     dedup: str = "reuse"  # a configuration that was run before: reuse | resample | allow
     repeats: Repeats = field(default_factory=Repeats)

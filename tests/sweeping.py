@@ -1,0 +1,76 @@
+"""A small Hydra program to sweep: an objective of two numbers that can be slow, fail, or be killed, and what it leaves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from research.trial import opened
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = """
+import os, signal, time
+import hydra
+from research.trial import current
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg):
+    place = hydra.core.hydra_config.HydraConfig.get().runtime.output_dir
+    number = hydra.core.hydra_config.HydraConfig.get().job.num
+    with open("told.txt", "a") as file:
+        file.write(f"{number} {time.time()} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+    if number == cfg.die_at and not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if str(number) in str(cfg.fail_at).split("-"):
+        raise cfg.error and OSError("out of memory") or ValueError("no such number")
+    time.sleep(cfg.pause * (6 if number % 4 == 0 else 1))
+    trial = current()
+    for step in range(cfg.steps):
+        if trial:
+            trial.report(float(cfg.x) + step / 1000, step)
+            if trial.should_prune():
+                break
+    with open("told.txt", "a") as file:
+        file.write(f"{number} {time.time()} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+    if cfg.two:
+        return {"first": cfg.x, "second": (cfg.x - 1) ** 2}
+    return float("nan") if number == cfg.nan_at else float(cfg.x) ** 2 + float(cfg.y or 0) ** 2
+
+
+if __name__ == "__main__":
+    main()
+"""
+CONFIG: dict[str, Any] = {
+    "defaults": [{"override hydra/sweeper": "grokbit"}],
+    "x": 1.0, "y": 0.0, "seed": 0, "steps": 0, "pause": 0.0, "two": False, "die_at": -1, "nan_at": -1, "fail_at": "",
+    "error": False,
+    "hydra": {"sweep": {"dir": "sweep", "subdir": "${hydra.job.num}"}, "output_subdir": None, "sweeper": {"plots": False},
+              "hydra_logging": {"root": {"level": "WARNING"}}},
+}  # fmt: skip
+
+
+def swept(folder: Path, *arguments: str, fails: bool = False, **changes: Any) -> str:
+    """The output of one sweep of the program, which runs with warnings as errors; `changes` are of its configuration."""
+    (folder / "app.py").write_text(APP)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+    own = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
+    command = [sys.executable, "app.py", "-m", *arguments]
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def study(folder: Path, name: str = "sweep") -> optuna.Study:
+    """The study in the program's sweep folder."""
+    opened.__globals__["_opened"].cache_clear()
+    return optuna.load_study(study_name=name, storage=opened(f"journal://{folder / 'sweep' / 'study.journal'}"))
+
+
+def params(found: optuna.Study) -> list[dict[str, Any]]:
+    return [trial.params for trial in found.trials]

@@ -1,0 +1,233 @@
+"""Sweeps as users run them: grids, studies, failures, what comes twice, and what is refused."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+from sweeping import CONFIG, params, study, swept
+
+from hydra_plugins.grokbit_sweeper.config import SAMPLERS, OptunaConf, SweeperConf
+
+TPE = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1"]
+
+
+def test_a_grid_runs_each_combination_once_in_hydras_order(tmp_path: Path) -> None:
+    swept(tmp_path, "x=2,1,2", "y=range(0,2)")
+    found = study(tmp_path)
+    assert params(found) == [{"x": 2, "y": 0}, {"x": 2, "y": 1}, {"x": 1, "y": 0}, {"x": 1, "y": 1}]
+    assert found.best_value == 1
+    assert [trial.user_attrs["folder"] for trial in found.trials] == [str(tmp_path / "sweep" / str(n)) for n in range(4)]
+
+
+def test_the_same_command_goes_on_to_the_total(tmp_path: Path) -> None:
+    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=3")
+    assert "going on after 3" in swept(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
+    assert "going on after 5" in swept(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
+    assert [trial.number for trial in study(tmp_path).trials] == list(range(5))
+    assert len((tmp_path / "told.txt").read_text().splitlines()) == 2 * 5
+
+
+def test_a_study_that_was_killed_asks_for_the_same(tmp_path: Path) -> None:
+    """Killed in the midst of a trial, and begun again: the trial keeps its number and the study its configurations."""
+    arguments = [*TPE, "y=1,2,3", "z=tag(log,range(1,100))", "hydra.sweeper.n_trials=14"]
+    more = {"z": 1}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    swept(whole, *arguments, **more)
+    swept(killed, *arguments, fails=True, die_at=11, **more)
+    assert study(killed).trials[-1].state == TrialState.RUNNING
+    swept(killed, *arguments, die_at=11, **more)
+    assert params(study(killed)) == params(study(whole))
+    assert [trial.values for trial in study(killed).trials] == [trial.values for trial in study(whole).trials]
+    assert study(killed).trials[11].user_attrs["tries"] == 2
+
+
+def test_another_space_is_refused_with_the_difference(tmp_path: Path) -> None:
+    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=2")
+    said = swept(tmp_path, *TPE, "y=interval(0.0,1.0)", "seed=1", "hydra.sweeper.n_trials=4", fails=True)
+    assert "space.y was None, is high=1.0 low=0.0" in said
+    assert "fixed was [], is ['seed=1']" in said
+    said = swept(tmp_path, *TPE, "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=4", fails=True)
+    assert "the study sweep has minimize, not maximize" in said
+    assert len(study(tmp_path).trials) == 2
+
+
+@pytest.mark.parametrize(("rate", "fails"), [("0.0", True), ("0.4", True), ("0.5", False)])
+def test_failures_end_a_sweep_only_beyond_their_rate(tmp_path: Path, rate: str, fails: bool) -> None:
+    """One raises, one is not a number, one is out of memory: 3 of 6."""
+    size = ["hydra.sweeper.n_trials=6", f"hydra.sweeper.max_failure_rate={rate}"]
+    said = swept(tmp_path, *TPE, *size, fails=fails, fail_at="1-4", nan_at=2)
+    states = Counter(trial.state.name for trial in study(tmp_path).trials)
+    assert states == ({"COMPLETE": 3, "FAIL": 3} if not fails else {"0.0": {"COMPLETE": 1, "FAIL": 1},
+                                                                  "0.4": {"COMPLETE": 2, "FAIL": 3}}[rate])  # fmt: skip
+    assert "ValueError: no such number" in said
+    assert ("hydra.sweeper.max_failure_rate=" in said) == fails
+
+
+def test_a_grid_runs_to_its_end_and_fails_if_a_run_did(tmp_path: Path) -> None:
+    said = swept(tmp_path, "x=1,2,3,4", fails=True, fail_at="1")
+    assert "1 of 4 trials failed" in said
+    assert [trial.state.name for trial in study(tmp_path).trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize("dedup", ["reuse", "resample", "allow"])
+def test_a_configuration_that_comes_again(tmp_path: Path, dedup: str) -> None:
+    size = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=6"]
+    swept(tmp_path, "x=1,2,3,4,5,6,7,8,9", *size, f"hydra.sweeper.dedup={dedup}")
+    found = study(tmp_path).trials
+    ran = len((tmp_path / "told.txt").read_text().splitlines()) // 2
+    complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
+    distinct = {trial.params["x"] for trial in complete}
+    assert len(complete) == 6
+    assert (ran == len(distinct) < 6) if dedup == "reuse" else ran == 6
+    assert len(distinct) == 6 if dedup == "resample" else len(distinct) < 6
+    for trial in complete:
+        assert trial.value == trial.params["x"] ** 2
+
+
+def test_a_configuration_is_repeated_over_seeds(tmp_path: Path) -> None:
+    repeats = ["hydra.sweeper.repeats.n=3", "hydra.sweeper.repeats.reduce=median", "hydra.sweeper.repeats.over=y"]
+    swept(tmp_path, "x=1,2", "y=1", *repeats)
+    found = study(tmp_path).trials
+    assert [trial.user_attrs["repeats"] for trial in found] == [[2, 5, 10], [5, 8, 13]]
+    assert [trial.value for trial in found] == [5, 8]
+    assert [each.name for each in sorted((tmp_path / "sweep" / "1").iterdir())] == ["0", "1", "2"]
+
+
+def test_several_objectives_by_name_and_constraints(tmp_path: Path) -> None:
+    ask = ["hydra.sweeper.metrics=[first,second]", "hydra.sweeper.direction=[maximize,minimize]", "x=range(0,5)"]
+    swept(tmp_path, *ask, "hydra.sweeper.constraints={second: '<= 4'}", two=True)
+    found = study(tmp_path)
+    assert found.metric_names == ["first", "second"]
+    assert [trial.values for trial in found.trials] == [[x, (x - 1) ** 2] for x in range(5)]
+    assert {trial.number for trial in found.best_trials} == {1, 2, 3}  # 4 is beyond the bound
+
+
+def test_a_study_begins_with_what_is_known(tmp_path: Path) -> None:
+    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=3", "hydra.sweeper.enqueue=[{x: 0.5},{x: -1.0}]")
+    assert [found["x"] for found in params(study(tmp_path))[:2]] == [0.5, -1.0]
+    assert len(study(tmp_path).trials) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason", "count"),
+    [
+        ("target_value=1e9", "target_value", 1),
+        ("patience=3", "patience", 29),
+        ("timeout=0.001", "timeout", 0),
+    ],
+)
+def test_a_study_ends_early(tmp_path: Path, setting: str, reason: str, count: int) -> None:
+    said = swept(tmp_path, *TPE, "hydra.sweeper.n_trials=30", f"hydra.sweeper.{setting}")
+    assert f"stopped          {reason}: " in said
+    assert len(study(tmp_path).trials) <= count if reason == "patience" else len(study(tmp_path).trials) == count
+    if reason != "timeout":  # a note says so
+        assert study(tmp_path).user_attrs["over"].startswith(reason)
+
+
+def test_optunas_terminator_ends_a_study(tmp_path: Path) -> None:
+    never_good = "{_target_: optuna.terminator.StaticErrorEvaluator, constant: 1e9}"
+    stop = "{_target_: optuna.terminator.Terminator, error_evaluator: " + never_good + "}"
+    said = swept(tmp_path, *TPE, "hydra.sweeper.n_trials=40", f"hydra.sweeper.terminator={stop}")
+    assert "stopped          terminator: " in said
+    assert 1 < len(study(tmp_path).trials) < 40
+
+
+def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
+    said = swept(tmp_path, *TPE, "y=3", "hydra.sweeper.dry_run=true", "hydra.sweeper.n_trials=7")
+    assert "x: high=5.0 low=-5.0" in said
+    assert "trials           7" in said
+    assert "for example      x=" in said
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x=interval(2,1)"], "x=interval(2,1): the interval is empty"),
+        (["x=tag(log,interval(0,1))"], "the logarithm needs a lower end above 0"),
+        (["x=interval(0.0,1.0)", "hydra/sweeper/sampler=grid"], "x has no values to go through"),
+        (["x=1,2", "hydra.sweeper.workers=0"], "hydra.sweeper.workers=0: give 1 or more"),
+        (["x=1,2", "hydra.sweeper.dedup=no"], "hydra.sweeper.dedup=no: give reuse, resample, allow"),
+        (["x=1,2", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up: give minimize or maximize"),
+        (["x=1,2", "hydra.sweeper.when={x: 'q > 1'}"], "q is neither swept nor given"),
+        (["x=1,2", "hydra.sweeper.constraints={a: 'small'}"], "hydra.sweeper.constraints.a=small: give a bound"),
+        (["x=interval(0.0,1.0)", "hydra.sweeper.enqueue=[{q: 1}]"], "hydra.sweeper.enqueue: the sweep has no parameter q"),
+        (
+            ["x=1,2", "hydra/sweeper/pruner=median", "hydra.sweeper.direction=[minimize,minimize]"],
+            "several objectives cannot prune",
+        ),
+        (["x=1,2", "hydra/sweeper/sampler=cmaes", "+hydra.sweeper.sampler.nonsense=1"], "hydra.sweeper.sampler: CmaEsSampler"),
+        (["x=1,2", "hydra.sweeper.storage=nonsense"], "hydra.sweeper.storage=nonsense cannot be used"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_first_trial(tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert words in swept(tmp_path, *arguments, fails=True)
+    assert not (tmp_path / "told.txt").exists()
+
+
+def test_a_parameter_that_the_configuration_lacks_is_named(tmp_path: Path) -> None:
+    said = swept(tmp_path, "nothing=1,2", fails=True)
+    assert "Could not override 'nothing'" in said
+    assert not (tmp_path / "told.txt").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("grid", "motpe")])
+def test_every_sampler_of_the_group_samples(tmp_path: Path, name: str) -> None:
+    ask = ["x=range(-5,5)", "y=interval(0.0,1.0)" if name != "bruteforce" else "y=0,1", "hydra.sweeper.n_trials=3"]
+    swept(tmp_path, *ask, f"hydra/sweeper/sampler={name}", "hydra.sweeper.sampler.seed=3")
+    assert len(study(tmp_path).trials) == 3
+
+
+PUBLISHED = {
+    "grid": ({"sampler": {"_target_": "optuna.samplers.GridSampler", "_partial_": True}, "n_trials": 20, "n_jobs": 1,
+              "params": {"x": "range(-2,2,step=0.5)", "y": "choice(-5,0,5)"}}, ["x", "y"], 20),
+    "tpe": ({"sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 123, "n_startup_trials": 2}, "n_jobs": 2,
+             "direction": "minimize", "storage": None, "study_name": "sphere", "n_trials": 4, "max_failure_rate": 0.0,
+             "search_space": {"x": {"type": "float", "low": -5.5, "high": 5.5, "step": 0.5}, "y": {"type": "categorical", "choices": [-5, 0]}},
+             },
+            ["x", "y"], 4),
+    "nsgaii": ({"sampler": {"_target_": "optuna.samplers.NSGAIISampler", "seed": 1}, "direction": ["minimize", "maximize"],
+                "n_trials": 4, "n_jobs": 1, "params": {"x": "interval(0,5)"}}, ["x"], 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("form", ["group", "target"])
+def test_a_configuration_of_the_published_plugin_runs_unchanged(tmp_path: Path, name: str, form: str) -> None:
+    """Beside `hydra/sweeper: optuna`, or all of it written out with the published `_target_`."""
+    given, names, count = PUBLISHED[name]
+    hydra = {**CONFIG["hydra"], "sweeper": given}
+    if form == "target":
+        hydra["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", **given}
+    swept(tmp_path, defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two=name == "nsgaii")
+    found = study(tmp_path, given.get("study_name") or "sweep")
+    assert len(found.trials) == count
+    assert sorted(found.trials[0].params) == names
+    assert [way.name.lower() for way in found.directions] == (["minimize", "maximize"] if name == "nsgaii" else ["minimize"])
+    results = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert results["name"] == "optuna"
+    assert ("solutions" if name == "nsgaii" else "best_params") in results
+
+
+def test_every_setting_of_the_schema_is_one_of_the_sweepers() -> None:
+    from dataclasses import fields
+    from inspect import signature
+
+    from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
+
+    taken = set(signature(StudySweeper.__init__).parameters) - {"self"}
+    assert {each.name for each in fields(SweeperConf)} - {"defaults", "_target_", "_recursive_"} == taken
+    assert {each.name for each in fields(OptunaConf)} == {each.name for each in fields(SweeperConf)}
+
+
+def test_hydras_start_does_not_import_optuna() -> None:
+    script = "import sys; from hydra.core.plugins import Plugins; Plugins.instance(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "hydra_plugins.grokbit_sweeper.config" in loaded
+    assert not {"optuna", "torch", "mlflow", "numpy"} & set(loaded)
