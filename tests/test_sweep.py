@@ -189,9 +189,8 @@ PUBLISHED = {
               "params": {"x": "range(-2,2,step=0.5)", "y": "choice(-5,0,5)"}}, ["x", "y"], 20),
     "tpe": ({"sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 123, "n_startup_trials": 2}, "n_jobs": 2,
              "direction": "minimize", "storage": None, "study_name": "sphere", "n_trials": 4, "max_failure_rate": 0.0,
-             "search_space": {"x": {"type": "float", "low": -5.5, "high": 5.5, "step": 0.5}, "y": {"type": "categorical", "choices": [-5, 0]}},
-             },
-            ["x", "y"], 4),
+             "search_space": {"x": {"type": "float", "low": -5.5, "high": 5.5, "step": 0.5},
+                              "y": {"type": "categorical", "choices": [-5, 0]}}}, ["x", "y"], 4),
     "nsgaii": ({"sampler": {"_target_": "optuna.samplers.NSGAIISampler", "seed": 1}, "direction": ["minimize", "maximize"],
                 "n_trials": 4, "n_jobs": 1, "params": {"x": "interval(0,5)"}}, ["x"], 4),
 }  # fmt: skip

@@ -28,6 +28,7 @@ class Queue:
 
     def __init__(self, study: Study, folder: Path, total: int, lease: float, max_retries: int) -> None:
         self.study, self.folder, self.total, self.lease, self.max_retries = study, folder, total, lease, max_retries
+        self.taken_over = set[int]()  # trials that began in another process
         self.mine, self.token, self.host = dict[int, int](), uuid.uuid4().hex[:12], socket.gethostname()
         self.ended = threading.Event()
         self.file = self._alive_while_open()
@@ -37,20 +38,23 @@ class Queue:
     def next(self) -> tuple[Trial | None, bool]:
         """A trial to run, if there is one, and whether there may be one later: while others run, one of them may die."""
         with self.turn():
-            trials = self.study.get_trials(deepcopy=False)
-            for each in trials:
-                if each.state == TrialState.RUNNING and each._trial_id not in self.mine and self.dead(each):
+            for each in self.running():
+                if each._trial_id not in self.mine and self.dead(each):
                     if each.user_attrs.get(TRIES, 1) > self.max_retries:
                         self.study._storage.set_trial_user_attr(each._trial_id, "error", "its process died, again and again")
                         self.study.tell(each.number, state=TrialState.FAIL, skip_if_finished=True)
                     elif self._take(each):
                         return Trial(self.study, each._trial_id), True
-            if self.counted(trials) < self.total:
+            if self.counted(self.study.get_trials(deepcopy=False)) < self.total:
                 trial = self.study.ask()
                 self._hold(trial._trial_id, trial.number, 1)
                 if not self._surplus(trial):
                     return trial, True
-            return None, any(each.state == TrialState.RUNNING for each in trials)
+            return None, bool(self.running())
+
+    def running(self) -> list[FrozenTrial]:
+        """Trials that some process has begun and none has ended."""
+        return [each for each in self.study.get_trials(deepcopy=False) if each.state == TrialState.RUNNING]
 
     def counted(self, trials: list[FrozenTrial]) -> int:
         """Trials that have used up a place: all but those waiting, and those put aside."""
@@ -93,24 +97,29 @@ class Queue:
         """Let go of what is still held: the next process takes it over at once."""
         self.ended.set()
         self.thread.join()
+        for trial_id in self.mine:
+            self.study._storage.set_trial_user_attr(trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
         self.file.close()
         self._lock(self.token).unlink(missing_ok=True)
 
     def _take(self, trial: FrozenTrial) -> bool:
         """Take over a dead trial; of two that try, the later one has it."""
-        self._hold(trial._trial_id, trial.number, trial.user_attrs.get(TRIES, 1) + 1)
-        if trial.user_attrs.get(LEASE, {}).get("host", self.host) != self.host:
+        held = trial.user_attrs.get(LEASE, {})
+        died = held.get("token") != ""  # or it was let go, as by Ctrl-C, which is nobody's fault
+        self._hold(trial._trial_id, trial.number, trial.user_attrs.get(TRIES, 1) + died)
+        if held.get("host", self.host) not in (self.host, ""):
             time.sleep(SETTLED)  # those of one machine come one after the other, by `turn`
             held = self.study._storage.get_trial_user_attrs(trial._trial_id).get(LEASE, {})
             if held.get("token") != self.token:
                 self.mine.pop(trial._trial_id, None)
                 return False
+        self.taken_over.add(trial.number)
         return True
 
     def _hold(self, trial_id: int, number: int, tries: int) -> None:
         self._write(trial_id)
         if tries > 1:
-            self.study._storage.set_trial_user_attr(trial_id, TRIES, tries)
+            self.study._storage.set_trial_user_attr(trial_id, TRIES, tries)  # its process died: not more than max_retries
         self.mine[trial_id] = number
 
     def _write(self, trial_id: int) -> None:

@@ -102,10 +102,12 @@ def built(node: Mapping[str, Any], setting: str) -> Any:
 
 def directions(wanted: Any, monitor: str | None, count: int) -> list[Direction]:
     """One for each objective. Raises ValueError for what is no direction."""
+    if wanted is None and monitor is None:
+        return ["minimize"] * count
     if wanted is None:
-        from research.metrics import higher_is_better
+        from research.metrics import higher_is_better  # torch comes with it
 
-        return ["maximize" if monitor and higher_is_better(monitor) else "minimize"] * count
+        return ["maximize" if higher_is_better(str(monitor)) else "minimize"] * count
     names = [str(getattr(each, "name", each)) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     if wrong := [name for name in names if name not in ("minimize", "maximize")]:
         raise ValueError(f"hydra.sweeper.direction={', '.join(wrong)}: give minimize or maximize, one for each objective")

@@ -139,8 +139,7 @@ class Work:
     def overrides(self, trial: Trial) -> list[str]:
         """What the job of a trial is started with."""
         lines = self.plan.space.overrides(trial.params)
-        tries = self.study._storage.get_trial_user_attrs(trial._trial_id).get("tries", 1)
-        if tries > 1 and OmegaConf.select(self.plan.config, "resume") is not None:
+        if trial.number in self.queue.taken_over and OmegaConf.select(self.plan.config, "resume") is not None:
             lines.append("resume.path=auto")
         handle = {"storage": self.plan.storage, "study": self.study.study_name, "id": trial._trial_id, "number": trial.number}
         if self.settings.prunes and self.settings.repeats["n"] == 1:
