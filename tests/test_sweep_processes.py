@@ -261,3 +261,15 @@ def test_a_worker_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not _workers.orphaned()
     monkeypatch.setenv(_workers.VARIABLE, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": -1}))
     assert _workers.orphaned()
+
+
+def test_runs_of_several_processes_are_swept_and_pruned_together(tmp_path: Path) -> None:
+    """Under torchrun the first process asks and reports; the others run the same jobs and stop at the same step."""
+    ask = ["lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.pruner.lower=0.99", "hydra.sweeper.n_trials=2", "trainer=ddp"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py"), *PRUNED, *ask]
+    command += ["tracker=none", f"out={tmp_path / 'out'}", "-m"]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "out" / "modular" / "s"
+    assert [t.state for t in study_in(folder).trials] == [TrialState.PRUNED] * 2
+    assert [json.loads((folder / n / "summary.json").read_text())["steps"] for n in "01"] == [4, 4]

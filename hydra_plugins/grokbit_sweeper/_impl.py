@@ -13,6 +13,7 @@ from optuna.study import Study
 from hydra_plugins.grokbit_sweeper import _study, _workers
 from hydra_plugins.grokbit_sweeper._compose import Composer
 from hydra_plugins.grokbit_sweeper._plan import NOTE, Plan, place, planned, told
+from hydra_plugins.grokbit_sweeper._ranks import END, Ranks
 from hydra_plugins.grokbit_sweeper._settings import settled
 from hydra_plugins.grokbit_sweeper._space import written
 from hydra_plugins.grokbit_sweeper._work import Work
@@ -28,7 +29,13 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
     if settings.dry_run:
         print("\n".join(told(plan)))
         return
-    worker = _workers.mine()
+    ranks, worker = Ranks(), _workers.mine()
+    if ranks.count > 1 and settings.workers > 1:
+        raise ValueError(f"hydra.sweeper.workers={settings.workers}: each worker is one process; leave out torchrun or workers")
+    quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)
+    if ranks.rank > 0:
+        ranks.follow(Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task))
+        return
     place(plan, worker)
     study = opened(plan)
     if worker is None:
@@ -36,15 +43,15 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
     with open_dict(config):
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={written(str(plan.folder))}")
         config.hydra.sweep.dir = str(plan.folder)
-    quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)
     launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task)
-    work = Work(plan, study, launcher)
+    work = Work(plan, study, launcher, ranks)
     try:
         if worker is None and settings.workers > 1:
             _workers.supervise(settings, plan.folder, plan.name, work)
         else:
             work.all()
     finally:
+        ranks.tell(END)
         work.screen.close()
         work.queue.close()
         if worker is None:

@@ -187,7 +187,7 @@ def ranged(key: str, line: str, override: Override, value: RangeSweep) -> Parame
     """What Hydra's range gives: its stop is not part of it; shuffled or sorted it keeps Hydra's order in a grid."""
     if value.step == 0:
         raise ValueError(f"{line}: the step must not be 0")
-    values = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MOST + 1))
+    values: tuple[Any, ...] = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MOST + 1))
     if not 0 < len(values) <= MOST:
         raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
     texts = tuple(map(written, values))

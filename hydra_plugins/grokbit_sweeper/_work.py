@@ -16,6 +16,7 @@ from hydra_plugins.grokbit_sweeper import _workers
 from hydra_plugins.grokbit_sweeper._objective import Outcome, constrain, outcome, reduced
 from hydra_plugins.grokbit_sweeper._plan import Plan
 from hydra_plugins.grokbit_sweeper._queue import Queue
+from hydra_plugins.grokbit_sweeper._ranks import Ranks
 from hydra_plugins.grokbit_sweeper._screen import Screen
 from hydra_plugins.grokbit_sweeper._space import written
 from hydra_plugins.grokbit_sweeper._stop import Ending
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 class Work:
     """One process of a sweep: takes trials until there are no more."""
 
-    def __init__(self, plan: Plan, study: Study, launcher: Any) -> None:
-        self.plan, self.study, self.launcher, self.settings = plan, study, launcher, plan.settings
+    def __init__(self, plan: Plan, study: Study, launcher: Any, ranks: Ranks) -> None:
+        self.plan, self.study, self.launcher, self.ranks, self.settings = plan, study, launcher, ranks, plan.settings
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
         self.ending = Ending(self.settings)
         self.screen = Screen(study, plan.space, plan.folder, plan.total, self.settings.workers)
@@ -133,6 +134,7 @@ class Work:
             self.screen.begins(place, trial.params)
         plain = all(place == str(first + i) for i, (_, _, place) in enumerate(jobs))
         lines = [overrides if plain else [*overrides, f"hydra.sweep.subdir={place}"] for _, overrides, place in jobs]
+        self.ranks.tell([lines, first])
         result: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
         return result
 
