@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from hydra_plugins.grokbit_sweeper._compose import Composer
-from hydra_plugins.grokbit_sweeper._space import Space, read, written
+from hydra_plugins.grokbit_sweeper._space import Space, read
 from hydra_plugins.grokbit_sweeper._when import Condition
+from research.preflight.overrides import written
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)

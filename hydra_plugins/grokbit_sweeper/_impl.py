@@ -15,9 +15,9 @@ from hydra_plugins.grokbit_sweeper._compose import Composer
 from hydra_plugins.grokbit_sweeper._plan import NOTE, Plan, place, planned, told
 from hydra_plugins.grokbit_sweeper._ranks import END, Ranks
 from hydra_plugins.grokbit_sweeper._settings import settled
-from hydra_plugins.grokbit_sweeper._space import written
 from hydra_plugins.grokbit_sweeper._work import Work
 from research.folder import read_json, write_json
+from research.preflight.overrides import written
 
 log = logging.getLogger(__name__)
 

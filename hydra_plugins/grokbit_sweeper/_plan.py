@@ -39,6 +39,11 @@ class Plan:
     storage: Any = None
 
     @property
+    def home(self) -> Path | None:
+        """The folder of the sweeps; in Grokbit that of the runs of this name."""
+        return home(self.settings.home, self.config)
+
+    @property
     def digest(self) -> str:
         return sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -72,15 +77,21 @@ def planned(settings: Settings, arguments: Sequence[str], config: DictConfig, co
     return Plan(settings, space, config, ways, grid, total, asked)
 
 
+def home(given: str | None, config: DictConfig) -> Path | None:
+    """The folder that is given, or out/name where the configuration has these; none where it knows of no such folder."""
+    known = given or (f"{config['out']}/{config['name']}" if {"out", "name"} <= set(config) else None)
+    return Path(known).absolute() if known else None
+
+
 def place(plan: Plan, worker: dict[str, Any] | None) -> None:
     """Which folder and which study: those of the same command that are not finished, where there are such."""
     s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
     if worker:
         plan.folder, plan.name = Path(worker["folder"]), worker["study"]
-    elif s.study_name and s.home:
-        plan.folder, plan.name = Path(s.home).absolute() / s.study_name.replace("/", "_"), s.study_name
+    elif s.study_name and plan.home:
+        plan.folder, plan.name = plan.home / s.study_name.replace("/", "_"), s.study_name
     else:
-        begun = unfinished(plan) if s.home and not s.study_name else None
+        begun = unfinished(plan) if plan.home and not s.study_name else None
         plan.folder = begun or fresh
         plan.name = s.study_name or read_json(plan.folder / NOTE).get("study") or plan.folder.name
     plan.storage = s.storage or _study.journal(plan.folder)
@@ -89,8 +100,8 @@ def place(plan: Plan, worker: dict[str, Any] | None) -> None:
 
 def unfinished(plan: Plan) -> Path | None:
     """The newest sweep of this very command in the home that has trials left to run."""
-    home = Path(str(plan.settings.home))
-    for note in sorted(home.glob(f"*/{NOTE}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    assert plan.home is not None
+    for note in sorted(plan.home.glob(f"*/{NOTE}"), key=lambda path: path.stat().st_mtime, reverse=True):
         held = read_json(note)
         if held.get("digest") == plan.digest and not (held.get("over") and held.get("total", 0) >= plan.total):
             return note.parent.absolute()
@@ -111,11 +122,12 @@ def told(plan: Plan) -> list[str]:
         sampler=_study.InOrder(plan.grid) if plan.grid else _study.sampler(s.sampler), directions=plan.ways
     )
     rows.append(("for example", " ".join(plan.space.overrides(plan.space.suggest(study.ask())))))
-    known = [float(t) for p in Path(s.home).glob("**/summary.json") if (t := read_json(p).get("wall_s"))] if s.home else []
+    summaries = plan.home.glob("**/summary.json") if plan.home else ()
+    known = [float(seconds) for path in summaries if (seconds := read_json(path).get("wall_s"))]
     if known:
         each = statistics.median(known)
         rows.append(
-            ("time", f"about {clock(each * plan.total * s.repeats['n'] / s.workers)}: runs in {s.home} took {clock(each)}")
+            ("time", f"about {clock(each * plan.total * s.repeats['n'] / s.workers)}: runs in {plan.home} took {clock(each)}")
         )
     else:
         rows.append(("time", "unknown: no run of this name has finished yet"))

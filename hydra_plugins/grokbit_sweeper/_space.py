@@ -8,11 +8,12 @@ from itertools import islice
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep, Transformer
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep, Transformer
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from hydra_plugins.grokbit_sweeper._when import Condition
+from research.preflight.overrides import written
 
 MOST = 100_000  # elements of one choice or range
 
@@ -237,25 +238,3 @@ def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     count = int((high - low) / step + 1e-9) + 1
     points = tuple(float(low) + i * float(step) for i in range(min(count, MOST)))
     return Parameter(key, FloatDistribution(low, points[-1], step=step), tuple(map(written, points)), points)
-
-
-def written(value: Any) -> str:
-    """A value as an override gives it, so that Hydra reads back the very same."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{written(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(map(written, value)) + "]"
-    return plain(str(value))
-
-
-def plain(text: str) -> str:
-    """A text without quotes where Hydra reads it so, or else in quotes."""
-    if text and text == text.strip() and text.isascii() and all(c.isalnum() or c in "_-./" for c in text):
-        read_back = OverridesParser.create().parse_override(f"x={text}").value()
-        if isinstance(read_back, str) and read_back == text:
-            return text
-    return QuotedString(text, Quote.single).with_quotes()

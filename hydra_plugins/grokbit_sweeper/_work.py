@@ -18,8 +18,8 @@ from hydra_plugins.grokbit_sweeper._plan import Plan
 from hydra_plugins.grokbit_sweeper._queue import Queue
 from hydra_plugins.grokbit_sweeper._ranks import Ranks
 from hydra_plugins.grokbit_sweeper._screen import Screen
-from hydra_plugins.grokbit_sweeper._space import written
 from hydra_plugins.grokbit_sweeper._stop import Ending
+from research.preflight.overrides import written
 from research.trial import PRUNED, VARIABLE
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ class SweeperConf:
     metrics: Any = None  # names in summary.json or in the dict that a job returns; null: the number that it returns
     storage: Any = None  # a URL (journal:// sqlite:// postgresql:// redis:// grpc://) or a _target_; null: a journal file
     study_name: str | None = None  # null: a new one, unless the same command has left one that is not finished
-    home: str | None = None  # the folder of the sweeps; null: hydra.sweep.dir as it is, whatever the study
+    home: str | None = None  # the folder of the sweeps; null: out/name where the configuration has these
     n_trials: int | None = None  # of the study in all; null: the whole grid, or else 20
     n_jobs: int | None = None  # jobs that the launcher gets at once; null: 1 with the basic launcher, or else 2
     workers: int = 1  # processes of this machine that run trials, none waiting for another

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from research.preflight.asked import Asked
 from research.preflight.composed import Compositions
 from research.preflight.help import CONF, help_text
-from research.preflight.overrides import SWEPT_AT_MOST, ambiguous, key, mistake, no_option, parse, variants
+from research.preflight.overrides import SWEPT_AT_MOST, ambiguous, key, mistake, no_option, nothing, parse, variants
 from research.preflight.relations import RELATIONS
 from research.preflight.resume import placed, several, spelled_out
 from research.preflight.signature import signature
@@ -73,7 +73,7 @@ def judged(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
     asked = [w for w in arguments if not w.startswith("-") and (not flags or "=" in w or w.startswith("~"))]
     overrides, wrong = parse(asked)
     for override in list(overrides):
-        if said := no_option(override) or (several(override) if multirun else ambiguous(override)):
+        if said := no_option(override) or nothing(override) or (several(override) if multirun else ambiguous(override)):
             wrong.append(said)
             overrides.remove(override)
     runs = Compositions()

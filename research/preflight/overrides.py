@@ -1,7 +1,7 @@
 """The words of a command line: which of them Hydra can read, which group has which option, what a sweep runs."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +71,7 @@ def ambiguous(override: "Override") -> str:
 
 def values(override: "Override") -> list[str]:
     """Each value of a sweep as an override of its own; of an interval its ends."""
-    from hydra.core.override_parser.types import Glob, IntervalSweep
+    from hydra.core.override_parser.types import Glob, IntervalSweep, QuotedString, Transformer
 
     if not override.is_sweep_override():
         return [str(override.input_line)]
@@ -81,8 +81,14 @@ def values(override: "Override") -> list[str]:
     elif isinstance(swept, Glob):
         texts = swept.filter(groups().get(override.key_or_group, []))
     else:
-        texts = list(islice(override.sweep_string_iterator(), SWEPT_AT_MOST))
+        found = islice(override.sweep_iterator(transformer=Transformer.identity), SWEPT_AT_MOST)
+        texts = [written(each.text if isinstance(each, QuotedString) else each) for each in found]
     return [f"{override.get_key_element()}={text}" for text in texts]
+
+
+def nothing(override: "Override") -> str:
+    """What is wrong with a sweep over no value at all; of groups `no_option` tells."""
+    return mistake(str(override.input_line), "nothing is between start and stop") if not values(override) else ""
 
 
 def no_option(override: "Override") -> str:
@@ -110,3 +116,28 @@ def variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
     for place, sweep in enumerate(sweeps):
         for other in sweep[1:]:
             yield [*first[:place], other, *first[place + 1 :]]
+
+
+def written(value: Any) -> str:
+    """A value as an override gives it, so that Hydra reads back the very same."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{written(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(written, value)) + "]"
+    return plain(str(value))
+
+
+def plain(text: str) -> str:
+    """A text without quotes where Hydra reads it so, or else in quotes."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if text and text == text.strip() and text.isascii() and all(c.isalnum() or c in "_-./" for c in text):
+        read_back = OverridesParser.create().parse_override(f"x={text}").value()
+        if isinstance(read_back, str) and read_back == text:
+            return text
+    return QuotedString(text, Quote.single).with_quotes()
