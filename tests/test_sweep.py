@@ -230,3 +230,21 @@ def test_hydras_start_does_not_import_optuna() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "hydra_plugins.grokbit_sweeper.config" in loaded
     assert not {"optuna", "torch", "mlflow", "numpy"} & set(loaded)
+
+
+def test_beside_the_published_plugin_a_warning_says_which_is_in_force(tmp_path: Path) -> None:
+    """A stand-in for that plugin, where pip would put it: its name is its own, ours is ours."""
+    package = tmp_path / "hydra_plugins" / "hydra_optuna_sweeper"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "config.py").write_text(
+        "from hydra.core.config_store import ConfigStore\n"
+        "node = {'_target_': 'hydra._internal.core_plugins.basic_sweeper.BasicSweeper', 'max_batch_size': None, 'params': None}\n"
+        "ConfigStore.instance().store(group='hydra/sweeper', name='optuna', node=node, provider='theirs')\n"
+    )
+    said = swept(tmp_path, "x=1,2")
+    assert said.count("warning: hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin") == 1
+    assert len(study(tmp_path).trials) == 2
+    swept(tmp_path, "x=3", defaults=[{"override hydra/sweeper": "optuna"}], hydra={"sweep": {"dir": "theirs"}})
+    assert not (tmp_path / "theirs" / "study.journal").exists()
+    assert (tmp_path / "theirs" / "0").is_dir()

@@ -149,3 +149,6 @@ def register() -> None:
 register()
 if not published():
     OptunaSweeper = stand_in()  # Hydra knows the sweepers that it finds in modules, by their names
+elif {"-m", "--multirun"} & set(sys.argv):
+    told = "hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin, hydra/sweeper=grokbit this one"
+    print(f"warning: {told}", file=sys.stderr)
