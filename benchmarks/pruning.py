@@ -15,11 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from research.folder import read_json
 
+ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = {"steps": 1 / 3, "lost points": 0.5}
 
 

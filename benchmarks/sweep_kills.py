@@ -20,12 +20,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from research.folder import read_json
 from research.trial import opened
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZE = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=120", "eval_every=10", "callbacks.checkpoint.every=20"]
 STUDY = ["-m", "lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1",
          "hydra/sweeper/pruner=median", "hydra.sweeper.study_name=kills", "hydra.sweeper.plots=false",

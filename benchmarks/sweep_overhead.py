@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = {"ours/published": 1.0, "workers/barrier": 0.8}
-APP = '''
+APP = """
 import os, time, hydra
 
 @hydra.main(version_base="1.3", config_path=None, config_name="config")
@@ -36,7 +37,7 @@ def main(cfg):
     return cfg.x**2 + cfg.y**2
 
 main()
-'''
+"""
 CONFIG = "x: 0.0\ny: 0.0\npause: 0.0\ntimes: times.txt\n"
 SPACE = ["-m", "x=interval(-5.0,5.0)", "y=interval(-5.0,5.0)", "hydra.sweeper.sampler.seed=1"]
 
@@ -60,7 +61,7 @@ class Side:
         if done.returncode:
             raise RuntimeError(f"{self.name}: {done.stderr[-2000:]}")
         rows = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
-        apart = [after[0] - before[1] for before, after in zip(rows, rows[1:], strict=False)]
+        apart = [after[0] - before[1] for before, after in pairwise(rows)]
         return apart, max(row[1] for row in rows) - rows[0][0]
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     if args.peer and (args.peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():
         sides.append(Side("published", args.peer.absolute(), "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1"))
     else:
-        print("the published plugin is not there: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0, then --peer DIR")
+        print("the published plugin: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0, then --peer DIR")
     found: dict[str, list[float]] = {side.name: [] for side in sides}
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as root:

@@ -14,18 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from research.callback import State
 from research.folder import ROOT, Run, git, replace_text, write_json
 from research.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
-from research.store import close_parent, end_dead_runs, experiment, flat, locked, one_at_a_time, shown
+from research.store import SOURCE, close_parent, end_dead_runs, experiment, flat, locked, one_at_a_time, shown
+from research.trial import VARIABLE
 
 log = logging.getLogger(__name__)
 STORE = ROOT / "outputs" / "mlflow.db"
 BATCH, PAUSE = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
 PATIENCE = 60.0  # seconds that the end of a run waits for a store that does not answer
 NOTE = "mlflow_run_id"  # the file in a run folder that says which run it is
+SWEEP = "study.json"  # in a sweep's folder: what it is for
 STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow has no such words: the tag "status" has them
 
 
@@ -41,19 +44,15 @@ class MLflow(Jsonl):
         self.known: dict[tuple[str, int], float] = {}  # points that the store has from before, by metric and step
 
     def start(self, run: Run) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
-        from mlflow.tracking import MlflowClient  # here, in the main thread: imports and threads do not mix
-
         if self.uri == f"sqlite:///{STORE}" and not STORE.exists():
             print(f"creating {STORE} (the first time only, takes some seconds)", file=sys.stderr)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the line above says it
         try:
-            with one_at_a_time(self.uri):
-                self.client = MlflowClient(self.uri)
+            self.client = opened(self.uri)  # here, in the main thread: imports and threads do not mix
         except Exception as error:
             raise ValueError(f"{self.setting}={shown(self.uri)} is not a store that MLflow can open: {error}") from error
         super().start(run)
         self.run = run
+        self.trial = json.loads(os.environ.get(VARIABLE) or "{}").get("number")  # the environment is this run's own
         self.thread.start()
 
     def on_start(self, state: State) -> None:
@@ -150,9 +149,10 @@ class MLflow(Jsonl):
         end_dead_runs(self.client)
         study = experiment(self.client, run.study, self.uri)
         parent = self._parent(study) if run.sweep else None
-        tags = {"folder": str(run.folder), "host": socket.gethostname(), "mlflow.source.name": "train.py", **run.choices}
+        tags = {"folder": str(run.folder), "host": socket.gethostname(), SOURCE: "train.py", **run.choices}
         tags |= {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain")))}
         tags |= {f"sweep.{key}": value for key, value in run.swept.items()}
+        tags |= {"trial.number": str(self.trial)} if self.trial is not None else {}
         if parent:
             tags["mlflow.parentRunId"] = parent
             self.client.update_run(parent, status="RUNNING")
@@ -198,6 +198,8 @@ class MLflow(Jsonl):
                 tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
                 created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
                 note.write_text(created.info.run_id)
+                if (self.run.sweep / SWEEP).exists():  # what the sweep is for: its report can be made from here alone
+                    self.client.log_artifact(created.info.run_id, str(self.run.sweep / SWEEP))
         return note.read_text(errors="replace")
 
     def _close(self) -> None:
@@ -232,6 +234,28 @@ class MLflow(Jsonl):
         if self.run.sweep:
             ended = FINISHED if status == PRUNED else STATUS.get(status, status)
             close_parent(self.client, (self.run.sweep / NOTE).read_text(errors="replace"), ended)
+
+
+def opened(uri: str, made: bool = False) -> Any:
+    """A client of the store, which must have been made before if `made`. Raises whatever MLflow does where there is none."""
+    file = uri.removeprefix("sqlite:///")
+    if made and file != uri and not Path(file).exists():
+        raise FileNotFoundError(f"{file} does not exist")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of each table that it creates
+    with one_at_a_time(uri):
+        return MlflowClient(uri)
+
+
+def uri_of(sweep: Path) -> str:
+    """Where the runs of a sweep are: as the config of one says, or else as anybody's are here."""
+    import yaml  # type: ignore[import-untyped]
+
+    for file in (*sorted(sweep.glob("*/config.yaml"))[:1], *sorted(sweep.glob("*/0/config.yaml"))[:1]):
+        return MLflow(((yaml.safe_load(file.read_text()) or {}).get("tracker") or {}).get("uri")).uri
+    return MLflow().uri
 
 
 def folder_of(run_id: str, uri: str | None = None) -> str:

@@ -38,6 +38,8 @@ def main(cfg):
                 break
     with open("told.txt", "a") as file:
         file.write(f"{number} {time.time()} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+    if cfg.two == "list":
+        return cfg.x, (cfg.x - 1) ** 2
     if cfg.two:
         return {"first": cfg.x, "second": (cfg.x - 1) ** 2}
     return float("nan") if number == cfg.nan_at else float(cfg.x) ** 2 + float(cfg.y or 0) ** 2

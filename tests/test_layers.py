@@ -17,14 +17,17 @@ FLOORS = [
     ["models", "optim", "data", "callbacks", "tracking", "health", "gradients"],
     ["evaluation"],
     ["trainer"],
-    ["run", "preflight", "report"],
+    ["run", "preflight"],
+    ["sweeps"],
+    ["pictures", "preset"],
+    ["report"],
 ]
 ROOM_OF = {
     "accelerate": {"trainer"},
     "mlflow": {"tracking"},
     "hydra": {"run", "preflight"},
     "omegaconf": {"run", "preflight"},
-    "optuna": {"trial", "report"},
+    "optuna": {"trial", "sweeps", "pictures", "report"},
 }
 FILES = sorted(RESEARCH.rglob("*.py"))
 

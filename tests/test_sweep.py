@@ -204,7 +204,7 @@ def test_a_configuration_of_the_published_plugin_runs_unchanged(tmp_path: Path, 
     hydra = {**CONFIG["hydra"], "sweeper": given}
     if form == "target":
         hydra["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", **given}
-    swept(tmp_path, defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two=name == "nsgaii")
+    swept(tmp_path, defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two="list" if name == "nsgaii" else False)
     found = study(tmp_path, given.get("study_name") or "sweep")
     assert len(found.trials) == count
     assert sorted(found.trials[0].params) == names
@@ -239,7 +239,8 @@ def test_beside_the_published_plugin_a_warning_says_which_is_in_force(tmp_path: 
     (package / "__init__.py").touch()
     (package / "config.py").write_text(
         "from hydra.core.config_store import ConfigStore\n"
-        "node = {'_target_': 'hydra._internal.core_plugins.basic_sweeper.BasicSweeper', 'max_batch_size': None, 'params': None}\n"
+        "target = 'hydra._internal.core_plugins.basic_sweeper.BasicSweeper'\n"
+        "node = {'_target_': target, 'max_batch_size': None, 'params': None}\n"
         "ConfigStore.instance().store(group='hydra/sweeper', name='optuna', node=node, provider='theirs')\n"
     )
     said = swept(tmp_path, "x=1,2")

@@ -152,7 +152,8 @@ class Work:
         """What came of a job."""
         found = outcome(result, self.settings.metrics, len(self.plan.ways), tuple(self.settings.constraints))
         self.last = found.cause or self.last
-        trial.set_user_attr("folder", str(found.folder or ""))
+        repeated = self.settings.repeats["n"] > 1
+        trial.set_user_attr("folder", str((found.folder.parent if repeated else found.folder) if found.folder else ""))
         return found
 
     def told(self, trial: Trial, found: Outcome) -> None:

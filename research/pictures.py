@@ -1,0 +1,285 @@
+"""The pictures of a sweep, each for itself: one that makes no sense, or fails, says why and leaves the others alone."""
+
+import logging
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from research.sweeps import Curve, Row, Sweep, read
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+CURVES, NAMED = 50, 8  # at most so many learning curves; up to so many have each its own colour and name
+WIDE, PAIRS = 6, 3  # at most so many parameters side by side, and against each other: those that matter most
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
+Offer = tuple[str, str, Callable[[], "Figure"]]  # a picture's name, why it makes no sense here, and what makes it
+
+
+def draw(sweep: Sweep, folder: Path) -> dict[str, str]:
+    """Write them into the folder. Returns the name of each and why it is not there: empty where it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reasons: dict[str, str] = {}
+    with off_screen():
+        for name, reason, make in (*by_objective(sweep), *of_all(sweep)):
+            file = folder / f"{name}.png"
+            try:
+                if not reason:
+                    save(make(), file)
+            except Exception as error:  # whatever a library makes of unusual trials
+                log.info("%s could not be drawn", name, exc_info=True)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if reason:
+                file.unlink(missing_ok=True)  # an earlier report's
+            reasons[name] = reason
+    return reasons
+
+
+@contextmanager
+def off_screen() -> Iterator[None]:
+    """Optuna draws with pyplot: it leaves no window, no style and no open figure behind."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    backend, before = matplotlib.get_backend(auto_select=False), set(pyplot.get_fignums())
+    with matplotlib.rc_context(), quiet():
+        pyplot.switch_backend("agg")
+        try:
+            yield
+        finally:
+            for number in set(pyplot.get_fignums()) - before:
+                pyplot.close(number)
+    if backend:
+        pyplot.switch_backend(backend)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna does not tell of each study that it makes, that its pictures are an experiment, or what the report says itself."""
+    said = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # few trials, or equal values
+            yield
+    finally:
+        optuna.logging.set_verbosity(said)
+
+
+def save(figure: "Figure", file: Path) -> None:
+    """Whole or not at all."""
+    draft = file.with_name(f".{file.name}.draft")
+    figure.savefig(draft, dpi=110, format="png", bbox_inches="tight")
+    draft.replace(file)
+
+
+def by_objective(sweep: Sweep) -> Iterator[Offer]:
+    """What is about one objective; that of the second has its number in its name."""
+    none = "" if sweep.complete else "no trial is complete"
+    same = none or ("" if varied(sweep) else "all complete trials have the same parameters")
+    for index, objective in enumerate(sweep.objectives):
+        number = f"_{index + 1}" if index else ""
+        study, shares = as_study(sweep, index), importances(sweep, index)
+        plot, names = partial(plotted, study, objective), list(shares or varied(sweep))
+        few = same or ("" if len(sweep.complete) > 1 else "one trial alone is complete")
+        one = few or ("" if len(names) > 1 else "one parameter alone varies")
+        wide, pairs = names[:WIDE], names[:PAIRS]
+        yield f"history{number}", none, partial(plot, "optimization_history")
+        unknown = few or ("" if shares else "it cannot be told from these values")
+        yield f"importance{number}", unknown, partial(plot, "param_importances", names)
+        yield f"slice{number}", few, partial(plot, "slice", wide)
+        yield f"parallel{number}", few, partial(plot, "parallel_coordinate", wide, (2 + 1.6 * len(wide), 5))
+        yield f"contour{number}", one, partial(plot, "contour", pairs, (2.6 * len(pairs) + 1.5, 2.6 * len(pairs)))
+
+
+def of_all(sweep: Sweep) -> Iterator[Offer]:
+    """What is about all objectives, or none."""
+    study, count, drawn = as_study(sweep), len(sweep.ways), logged(sweep)
+    unfit = "" if sweep.complete else "no trial is complete"
+    unfit = unfit if 1 < count < 4 else f"for two or three objectives; this sweep has {count}"
+    begun = "" if any(row.started for row in sweep.rows) else "no trial has begun"
+    yield "timeline", begun, partial(plotted, study, "", "timeline")
+    yield "pareto", unfit, partial(plotted, study, "", "pareto_front", sweep.objectives)
+    yield "curves", "" if drawn else "no run has logged what judges it", partial(learning, sweep, drawn)
+
+
+def plotted(
+    study: Study, objective: str, kind: str, names: Sequence[str] = (), size: tuple[float, float] = (7, 4.2)
+) -> "Figure":
+    """Optuna's picture of this kind, in a size that can be read."""
+    import matplotlib
+    from matplotlib import patheffects, pyplot
+    from optuna.visualization import matplotlib as pictures
+
+    settings: dict[str, Any] = {"target_names" if kind == "pareto_front" else "params": list(names)} if names else {}
+    settings |= {"target_name": objective} if objective else {}
+    crowded = kind in ("slice", "contour")
+    with matplotlib.rc_context({"figure.figsize": size, "figure.constrained_layout.use": crowded}):
+        getattr(pictures, f"plot_{kind}")(study, **settings)
+        figure = pyplot.gcf()
+    for place in ("left", "center"):
+        figure.axes[0].set_title("", loc=place)
+    figure.suptitle(f"{kind.replace('_', ' ')} {objective}", fontsize=11)
+    if kind == "parallel_coordinate":  # its labels stand upon its lines
+        for label in (label for axis in figure.axes for label in axis.get_yticklabels()):
+            label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+    return figure
+
+
+def varied(sweep: Sweep) -> list[str]:
+    """Parameters that are not the same in all complete trials."""
+    return [key for key in sweep.space if len({row.params.get(key) for row in sweep.complete}) > 1]
+
+
+def importances(sweep: Sweep, index: int = 0) -> dict[str, float]:
+    """How much of an objective each parameter explains, by PED-ANOVA, the most first; nothing where that makes no sense."""
+    if not varied(sweep) or len({row.values[index] for row in sweep.complete}) < 2:
+        return {}
+    with quiet():
+        try:
+            found = optuna.importance.get_param_importances(as_study(sweep, index), params=varied(sweep))
+        except (ValueError, RuntimeError) as error:
+            log.info("no importance: %s", error)
+            return {}
+    return found if all(map(math.isfinite, found.values())) else {}
+
+
+# The trials as Optuna's pictures take them.
+
+
+def as_study(sweep: Sweep, index: int | None = None) -> Study:
+    """Trial n is row n, and one that has none is waiting. With an index it has this objective alone."""
+    ways = sweep.ways if index is None else sweep.ways[index : index + 1]
+    rows = {row.number: row for row in sweep.rows}
+    seen = {key: list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params)) for key in sweep.space}
+    kinds = {key: distribution(sweep.space[key], texts) for key, texts in seen.items() if texts}
+    with quiet():
+        study = optuna.create_study(study_name=sweep.name, directions=ways)
+        for number in range(max(rows, default=-1) + 1):
+            study.add_trial(frozen(rows.get(number), kinds, index))
+    return study
+
+
+def frozen(row: Row | None, kinds: Mapping[str, BaseDistribution], index: int | None) -> FrozenTrial:
+    """A row as Optuna has it; a choice is known by its text, so that none is taken for another."""
+    if row is None or row.state not in TrialState.__members__:
+        return create_trial(state=TrialState.WAITING)
+    mine = {key: kinds[key] for key in row.params}
+    params = {k: t if isinstance(mine[k], CategoricalDistribution) else read(t) for k, t in row.params.items()}
+    values = [*row.values] if index is None else [row.values[index]] if row.values else None
+    found = create_trial(
+        state=TrialState[row.state],
+        values=values or None,
+        params=params,
+        distributions=mine,
+        constraints=dict(row.limits) or None,
+    )
+    found.datetime_start = row.started
+    found.datetime_complete = row.started + timedelta(seconds=row.seconds) if row.started and row.seconds is not None else None
+    return found
+
+
+def distribution(told: str, texts: Sequence[str]) -> BaseDistribution:
+    """Of a parameter that took these values: numbers are on an axis, by decades where the space or their span says so."""
+    numbers = [v for v in map(read, texts) if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) < len(texts):
+        return CategoricalDistribution(list(texts))
+    ends = [float(word.partition("=")[2]) for word in told.split() if word.startswith(("low=", "high="))]
+    low, high = min([*numbers, *ends]), max([*numbers, *ends])
+    log_scale = low > 0 and ("log=True" in told.split() if ends else high >= 10 * low)
+    if all(isinstance(value, int) for value in numbers):
+        return IntDistribution(int(low), int(high), log=log_scale)
+    return FloatDistribution(float(low), float(high), log=log_scale)
+
+
+# Learning curves.
+
+
+def configurations(sweep: Sweep) -> list[list[Row]]:
+    """Trials that differ in nothing but the repeated key, as seed; the best come first, then those that are not complete."""
+    over = str((sweep.asked.get("repeats") or {}).get("over", "seed"))
+    found: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in (*sweep.ranked(), *(row for row in sweep.rows if row.state != "COMPLETE")):
+        found.setdefault(tuple(pair for pair in sorted(row.params.items()) if pair[0] != over), []).append(row)
+    return list(found.values())
+
+
+def logged(sweep: Sweep) -> list[tuple[list[Row], list[Curve]]]:
+    """Configurations whose runs have learning curves, and these."""
+    drawn: list[tuple[list[Row], list[Curve]]] = []
+    for rows in configurations(sweep):
+        if curves := [curve for row in rows for curve in sweep.curves(row)]:
+            drawn.append((rows, curves))
+        if len(drawn) == CURVES:
+            break
+    return drawn
+
+
+def learning(sweep: Sweep, drawn: Sequence[tuple[list[Row], list[Curve]]]) -> "Figure":
+    """What judges a run against the step: a line a configuration, over its repeats with their interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for place, (rows, curves) in reversed(list(enumerate(drawn))):  # the best one is drawn last
+        color = f"C{place}" if len(drawn) <= NAMED else "tab:blue" if place == 0 else "0.75"
+        label = called(rows) if place == 0 or len(drawn) <= NAMED else None
+        line(axis, curves, color, 2.2 if place == 0 else 1.0, label)
+    points = [point for _, curves in drawn for curve in curves for point in curve]
+    longest, low, high = max(step for step, _ in points), min(value for _, value in points), max(value for _, value in points)
+    axis.set(xlabel="step", ylabel=sweep.monitor, xscale="log" if longest > 100 else "linear")
+    if low < high:  # the intervals of two or three runs may be many times as wide
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axis.grid(alpha=0.3)
+    axis.legend(*(each[::-1] for each in axis.get_legend_handles_labels()), fontsize=8)
+    repeated = any(len(curves) > 1 for _, curves in drawn)
+    how = ": mean and 95 % t interval over repeats" if repeated else ""
+    figure.suptitle(f"{sweep.monitor} of {len(drawn)} configurations{how}, the best one bold", fontsize=10)
+    return figure
+
+
+def called(rows: Sequence[Row]) -> str:
+    """The parameters that these trials have in common."""
+    same = [f"{key}={short(text)}" for key, text in rows[0].params.items() if all(row.params.get(key) == text for row in rows)]
+    told = " ".join(same) or f"trial {rows[0].number}"
+    return told if len(told) < 80 else f"trial {rows[0].number}: {told[:60]} ..."
+
+
+def short(value: float | str) -> str:
+    """A number in six digits; other texts as they are."""
+    known = read(value) if isinstance(value, str) else value
+    return f"{known:.6g}" if isinstance(known, float) else str(value)
+
+
+def line(axis: "Axes", curves: Sequence[Curve], color: str, width: float, label: str | None) -> None:
+    """One curve, or the mean of several at the steps that all of them have, with its interval."""
+    tables = [dict(curve) for curve in curves]
+    steps = sorted(set(tables[0]).intersection(*tables[1:]))
+    spread = [interval([table[step] for table in tables]) for step in steps]
+    means = [mean for mean, _ in spread]
+    axis.plot(steps, means, color=color, linewidth=width, label=label, marker="o" if len(steps) == 1 else None)
+    if len(curves) > 1:
+        low, high = [mean - half for mean, half in spread], [mean + half for mean, half in spread]
+        axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % t interval; no width of one value alone."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, statistics.stdev(values) / math.sqrt(len(values)) * (T95[len(values) - 2] if len(values) < 21 else 1.96)

@@ -1,0 +1,493 @@
+"""The report of a sweep: from real sweeps, and from studies of trials that nobody ran."""
+
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import optuna
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib import pyplot
+from mlflow.tracking import MlflowClient
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from program import ROOT, TINY, environment, summaries, train
+
+from research import pictures, preset, report, store, sweeps
+
+KINDS: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "optim": CategoricalDistribution(["adamw", "grokfast"]),
+    "optim.lamb": FloatDistribution(0.0, 5.0),
+    "model.depth": IntDistribution(1, 4),
+    "odd": CategoricalDistribution([None, 1, 2.5, "a,b", "true"]),
+}
+SPACE = {
+    "lr": "low=0.0001 high=0.1 log=True",
+    "optim": "2 values: adamw, grokfast",
+    "optim.lamb": "high=5.0 when optim == 'grokfast'",
+    "model.depth": "low=1 high=4 step=1",
+    "odd": "5 values: null, 1, 2.5, 'a,b', 'true'",
+}
+STUDY = """# @package _global_
+defaults:
+  - override /model: mlp
+  - override /data: digits
+  - override /hydra/sweeper/sampler: tpe
+optim:
+  weight_decay: 1e-3
+hydra:
+  sweeper:
+    params:
+      lr: interval(1e-4,1e-1)
+"""
+START = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def made(directions: Sequence[str] = ("maximize",), keys: Sequence[str] = tuple(KINDS), **asked: Any) -> Study:
+    """A study as the sweeper leaves it, without a trial."""
+    study = optuna.create_study(study_name="sweep_x", directions=list(directions))  # type: ignore[arg-type]
+    told = {"space": {key: SPACE[key] for key in keys}, "fixed": ["model=mlp", "data.p=11", "out=elsewhere"]}
+    told |= {"directions": list(directions), "metrics": [], "repeats": {"n": 1, "over": "seed", "reduce": "mean"}}
+    study.set_user_attr("grokbit", told | {"kind": "study", "total": 30} | asked)
+    return study
+
+
+def trial(number: int, params: dict[str, Any], state: TrialState = TrialState.COMPLETE, **more: Any) -> FrozenTrial:
+    found = create_trial(state=state, params=params, distributions={key: KINDS[key] for key in params}, **more)
+    found.datetime_start = None if state == TrialState.WAITING else START + timedelta(seconds=20 * number)
+    found.datetime_complete = START + timedelta(seconds=20 * number + 31.5) if state.is_finished() else None
+    return found
+
+
+def drawn(number: int, generator: random.Random) -> dict[str, Any]:
+    params: dict[str, Any] = {"lr": 10 ** generator.uniform(-4, -1), "optim": generator.choice(["adamw", "grokfast"])}
+    params |= {"optim.lamb": generator.uniform(0, 5)} if params["optim"] == "grokfast" else {}
+    return params | {"model.depth": generator.randint(1, 4), "odd": [None, 1, 2.5, "a,b", "true"][number % 5]}
+
+
+def filled(folder: Path, count: int = 30, repeats: int = 1) -> Study:
+    """A study whose trials ended in every way, with the folders of their runs."""
+    generator, study = random.Random(0), made(repeats={"n": repeats, "over": "seed", "reduce": "mean"})
+    for number in range(count):
+        params = drawn(number, generator)
+        value = 1 / (1 + abs(math.log10(params["lr"]) + 2.5)) + 0.1 * (params["optim"] == "grokfast")
+        state = {6: TrialState.FAIL, 7: TrialState.PRUNED}.get(number % 8, TrialState.COMPLETE)
+        attrs = {TrialState.FAIL: {"error": "ValueError: lower lr\nsecond line"}, TrialState.PRUNED: {"pruned": 200}}.get(
+            state, {}
+        )
+        attrs = {"folder": str(folder / str(number))} | attrs
+        if repeats > 1:
+            attrs["repeats"] = [value + 0.01 * index for index in range(repeats)]
+        for index in range(repeats):
+            place = folder / str(number) / (str(index) if repeats > 1 else "")
+            place.mkdir(parents=True)
+            lines = [f"{key}={sweeps.written(params[key])}\n" for key in params]
+            (place / "overrides.txt").write_text("model=mlp\ndata.p=11\n" + "".join(lines))
+            (place / "summary.json").write_text(json.dumps({"monitor": "val/acc", "steps": 400, "wall_s": 3.0}))
+            (place / "mlflow_run_id").write_text(f"{number:016x}{index:016x}")
+            curve = [
+                {"step": step, "val/acc": value * (1 - math.exp(-step / 90)) + generator.uniform(0, 0.03)}
+                for step in range(10, 410, 10)
+            ]
+            (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve) + '{"step": 410, "va')
+        values = {"value": value} if state == TrialState.COMPLETE else {}
+        study.add_trial(trial(number, params, state, user_attrs=attrs, **values))
+    return study
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [*folder.glob("*.csv"), *folder.glob("*.md"), *folder.glob("*.yaml"), *folder.glob("plots/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# Real sweeps.
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a grid of two ran, tracked."""
+    place = tmp_path_factory.mktemp("swept")
+    train(place, *TINY, "model.dropout=0.1", "-m", "lr=1e-3,3e-4")
+    return place
+
+
+@pytest.fixture
+def again(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sweep's folder, with its store as this process's own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{swept / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    return next((swept / "out" / "modular").glob("sweep_*"))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    try:
+        report.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_grid_leaves_its_report(swept: Path) -> None:
+    (folder,) = (swept / "out" / "modular").iterdir()
+    rows = table(folder)
+    told = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
+    assert [(row["number"], row["state"], row["lr"], row["folder"], row["steps"]) for row in rows] == [
+        ("0", "COMPLETE", "0.001", "0", "3"),
+        ("1", "COMPLETE", "0.0003", "1", "3"),
+    ]
+    assert [float(row["val/acc"]) for row in rows] == [told[row["folder"]]["value"] for row in rows]
+    assert [row["mlflow_run_id"] for row in rows] == [told[row["folder"]]["mlflow_run_id"] for row in rows]
+    best = max(rows, key=lambda row: float(row["val/acc"]))
+    kept = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+    assert kept["name"] == "optuna"
+    assert (kept["best_params"], kept["best_value"]) == ({"lr": float(best["lr"])}, float(best["val/acc"]))
+    assert (kept["best_trial"], kept["folder"]) == (int(best["number"]), best["folder"])
+    assert kept["mlflow_run_id"] == best["mlflow_run_id"]
+    words = (folder / "results.md").read_text()
+    assert "All 2 trials have ended" in words
+    for name in ("history", "importance", "slice", "parallel", "timeline", "curves"):
+        assert (folder / "plots" / f"{name}.png").stat().st_size > 5000, name
+        assert f"plots/{name}.png" in words
+    assert "no contour: one parameter alone varies" in words
+
+
+def test_the_parent_run_has_the_report(swept: Path) -> None:
+    (folder,) = (swept / "out" / "modular").iterdir()
+    client = MlflowClient(f"sqlite:///{swept / 'mlflow.db'}")
+    parent = client.get_run((folder / "mlflow_run_id").read_text())
+    names = {each.path for each in client.list_artifacts(parent.info.run_id)}
+    assert names >= {"trials.csv", "results.md", "best.yaml", "optimization_results.yaml", "study.json", "plots"}
+    assert {each.path for each in client.list_artifacts(parent.info.run_id, "plots")} >= {"plots/history.png"}
+    values = [float(row["val/acc"]) for row in table(folder)]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["best/val/acc"] == max(values)
+    assert parent.data.metrics["trials/complete"] == 2
+    assert store.history(client, parent.info.run_id, "best_value") == [(0, values[0]), (1, max(values))]
+    assert parent.data.tags["best.lr"] in ("0.001", "0.0003")
+    children = store.children(client, parent.info.run_id)
+    assert [(child.number, child.state) for child in children] == [(0, "COMPLETE"), (1, "COMPLETE")]
+
+
+def test_best_yaml_repeats_the_best_trial(swept: Path, tmp_path: Path) -> None:
+    (folder,) = (swept / "out" / "modular").iterdir()
+    best = yaml.safe_load((folder / "optimization_results.yaml").read_text())["folder"]
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    shutil.copy(folder / "best.yaml", tmp_path / "mine" / "experiment" / "again.yaml")
+    train(tmp_path, "--config-dir", str(tmp_path / "mine"), "experiment=again", "tracker=none")
+    (summary,) = summaries(tmp_path)
+    assert summary["weights_sha256"] == json.loads((folder / best / "summary.json").read_text())["weights_sha256"]
+
+
+def test_the_report_is_made_again_from_mlflow(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(again)
+    for name in before:
+        (again / name).unlink()
+    (again / "study.journal").rename(again / "away")
+    assert command(monkeypatch, str(again)) == 0
+    (again / "away").rename(again / "study.journal")
+    assert contents(again) == before
+
+
+def test_mlflow_alone_is_enough(again: Path, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sweep's folder, and without what an earlier report has left: as of a sweep that was killed."""
+    before, parent = table(again), (again / "mlflow_run_id").read_text()
+    left = next(swept.glob(f"mlartifacts/**/{parent}/artifacts/trials.csv"))
+    left.rename(tmp_path / "left")
+    again.rename(tmp_path / "away")
+    assert command(monkeypatch, parent, "--no-plots") == 0
+    (tmp_path / "away").rename(again)
+    found = table(tmp_path / f"sweep_{parent}")
+    clock = ("started", "seconds")  # of the run, not of the trial
+    assert [{k: v for k, v in row.items() if k not in clock} for row in found] == [
+        {k: v for k, v in row.items() if k not in clock} for row in before
+    ]
+    assert not (tmp_path / f"sweep_{parent}" / "plots").exists()
+    (tmp_path / "left").replace(left)
+    assert command(monkeypatch, f"sweep_{parent}", "--no-plots") == 0
+    assert table(tmp_path / f"sweep_{parent}") == before
+
+
+def test_the_study_tells_where_there_is_no_mlflow(
+    again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "moved"
+    shutil.copytree(again, copy)
+    for name in (before := contents(copy)):
+        (copy / name).unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'nowhere.db'}")
+    assert command(monkeypatch, str(copy), "--no-plots") == 0
+    assert "nowhere.db does not exist); its study does" in capsys.readouterr().err
+    assert contents(copy)["trials.csv"].replace(str(again).encode() + b"/", b"") == before["trials.csv"]
+    (copy / "mlflow_run_id").unlink()
+    assert command(monkeypatch, str(copy), "--no-plots") == 0
+
+
+@pytest.mark.parametrize("given", ["nothing", "run", "0" * 32, "child"])
+def test_what_is_no_sweep_is_told_in_a_line(
+    given: str, again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"run": str(again / "0"), "child": (again / "0" / "mlflow_run_id").read_text()}.get(given, given)
+    assert command(monkeypatch, asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: SWEEP={asked}")
+    assert "give a sweep's folder" in line
+
+
+# Studies of trials that nobody ran.
+
+
+def test_trials_that_ended_in_every_way(tmp_path: Path) -> None:
+    study, backend = filled(tmp_path), matplotlib.get_backend()
+    figures, style = pyplot.get_fignums(), dict(matplotlib.rcParams)
+    report.report(tmp_path, study)
+    assert (matplotlib.get_backend(), pyplot.get_fignums(), dict(matplotlib.rcParams)) == (backend, figures, style)
+    before, rows = contents(tmp_path), table(tmp_path)
+    assert [row["state"] for row in rows[5:8]] == ["COMPLETE", "FAIL", "PRUNED"]
+    assert rows[6]["error"] == "ValueError: lower lr\nsecond line"
+    assert rows[7]["note"] == "pruned at step 200"
+    assert [row["odd"] for row in rows[:5]] == ["null", "1", "2.5", "'a,b'", "'true'"]
+    assert {row["optim.lamb"] == "" for row in rows if row["optim"] == "adamw"} == {True}
+    assert [float(row["lr"]) for row in rows] == [each.params["lr"] for each in study.trials]
+    assert rows[0]["seconds"] == "31.5"
+    words = (tmp_path / "results.md").read_text()
+    assert "30 trials: 24 complete, 3 fail, 3 pruned" in words
+    assert [line for line in words.splitlines() if line.startswith("- no ")] == [
+        "- no pareto: for two or three objectives; this sweep has 1"
+    ]
+    report.report(tmp_path, study)
+    assert contents(tmp_path) == before, "written again it is the same"
+
+
+def test_the_rows_come_back_from_the_table(tmp_path: Path) -> None:
+    found = sweeps.from_study(tmp_path, filled(tmp_path, 10, repeats=2))
+    again = sweeps.from_csv(sweeps.to_csv(found), 1)
+    assert again == found.rows
+
+
+def test_repeats_have_an_interval(tmp_path: Path) -> None:
+    report.report(tmp_path, filled(tmp_path, 8, repeats=3), plots=False)
+    row = table(tmp_path)[0]
+    assert (len(row["repeats"].split()), len(row["mlflow_run_id"].split()), row["steps"]) == (3, 3, "1200")
+    assert row["folder"] == "0"
+    assert "± 0.025 | 3 |" in (tmp_path / "results.md").read_text()
+    assert not (tmp_path / "plots").exists()
+    mean, half = pictures.interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(2.484, abs=0.01))
+
+
+def test_seeds_of_a_grid_are_repeats(tmp_path: Path) -> None:
+    study = made(keys=(), space={"model": "2 values: a, b", "seed": "3 values: 0, 1, 2"})
+    kinds: dict[str, BaseDistribution] = {
+        "model": CategoricalDistribution(["a", "b"]),
+        "seed": CategoricalDistribution([0, 1, 2]),
+    }
+    for number in range(6):
+        params = {"model": "ab"[number // 3], "seed": number % 3}
+        study.add_trial(create_trial(value=float(number), params=params, distributions=kinds))
+    report.report(tmp_path, study, plots=False)
+    words = (tmp_path / "results.md").read_text()
+    assert "## Means over seed" in words
+    assert words.index("| b | 4 | ± 2.5 | 3 |") < words.index("| a | 1 | ± 2.5 | 3 |")
+
+
+def test_nothing_is_complete(tmp_path: Path) -> None:
+    study = made(keys=("lr", "optim"))
+    (tmp_path / "none").mkdir()
+    report.report(tmp_path / "none", study)
+    assert "0 trials: none" in (tmp_path / "none" / "results.md").read_text()
+    params = {"lr": 1e-3, "optim": "adamw"}
+    study.add_trial(trial(0, params, TrialState.RUNNING, user_attrs={"lease": {"host": "x"}}))
+    study.add_trial(trial(1, params, TrialState.FAIL, user_attrs={"error": "ValueError: no"}))
+    study.add_trial(trial(2, params, TrialState.FAIL, user_attrs={"aside": "one more than asked for"}))
+    study.add_trial(trial(3, params, TrialState.PRUNED, user_attrs={"pruned": 7}))
+    study.add_trial(trial(4, {}, TrialState.WAITING))
+    report.report(tmp_path, study)
+    assert [row["state"] for row in table(tmp_path)] == ["RUNNING", "FAIL", "ASIDE", "PRUNED", "WAITING"]
+    words = (tmp_path / "results.md").read_text()
+    assert "2 of 30 trials have ended: the same command goes on with the rest" in words
+    assert "no history: no trial is complete" in words
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["timeline.png"]
+    assert not (tmp_path / "best.yaml").exists()
+    assert not (tmp_path / "optimization_results.yaml").exists()
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    study = made(("maximize", "minimize"), metrics=["val/acc", "params"])
+    generator = random.Random(1)
+    for number in range(12):
+        params = drawn(number, generator)
+        values = [params["lr"], float(params["model.depth"])]
+        study.add_trial(trial(number, params, values=values))
+    report.report(tmp_path, study)
+    kept = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    front = sorted(study.best_trials, key=lambda each: -each.values[0])
+    assert [each["trial"] for each in kept["solutions"]] == [each.number for each in front]
+    assert [each["values"] for each in kept["solutions"]] == [each.values for each in front]
+    assert [each["params"] for each in kept["solutions"]] == [each.params for each in front]
+    assert kept["best_trial"] == front[0].number
+    assert f"trial {front[0].number} of sweep_x" in (tmp_path / "best.yaml").read_text()
+    names = {path.stem for path in (tmp_path / "plots").iterdir()}
+    assert names >= {"pareto", "history", "history_2", "importance_2", "contour_2", "parallel_2"}
+    assert "## The Pareto front" in (tmp_path / "results.md").read_text()
+
+
+def test_the_best_keeps_to_the_constraints(tmp_path: Path) -> None:
+    study = made(keys=("lr",))
+    for number, limit in enumerate((-1.0, 0.0, 0.5)):
+        study.add_trial(trial(number, {"lr": 10.0 ** -(number + 1)}, value=float(number), constraints={"params": limit}))
+    report.report(tmp_path, study)
+    assert yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())["best_trial"] == study.best_trial.number == 1
+    assert [row["params (constraint)"] for row in table(tmp_path)] == ["-1.0", "0.0", "0.5"]
+    assert sweeps.from_csv((tmp_path / "trials.csv").read_text(), 1) == sweeps.from_study(tmp_path, study).rows
+
+
+def test_a_picture_that_fails_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **settings: Any) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(optuna.visualization.matplotlib, "plot_slice", broken)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "slice.png").write_text("of an earlier report")
+    report.report(tmp_path, filled(tmp_path, 9))
+    words = (tmp_path / "results.md").read_text()
+    assert "- no slice: RuntimeError: no ink" in words
+    assert "plots/history.png" in words
+    assert not (tmp_path / "plots" / "slice.png").exists()
+
+
+def test_trials_that_are_all_the_same_can_be_drawn(tmp_path: Path) -> None:
+    study = made(keys=("lr", "model.depth"))
+    for number in range(4):
+        study.add_trial(trial(number, {"lr": 1e-3 * (number + 1), "model.depth": 1 + number % 2}, value=0.5))
+    report.report(tmp_path, study)
+    assert "no importance: it cannot be told from these values" in (tmp_path / "results.md").read_text()
+    assert {"history", "slice", "parallel", "contour"} <= {path.stem for path in (tmp_path / "plots").iterdir()}
+
+
+@pytest.mark.parametrize("value", [None, True, 3, -2.5, 1e-05, 1e30, "adamw", "a,b", "true", "1e-3", "it's", "", "x y", "a=b"])
+def test_a_value_is_written_so_that_hydra_reads_it(value: Any) -> None:
+    text = sweeps.written(value)
+    read = OverridesParser.create().parse_override(f"x={text}").value()
+    assert (type(read), read) == (type(value), value)
+    assert (type(sweeps.read(text)), sweeps.read(text)) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model=mlp optim=adamw lr=1e-5",
+        "experiment=text model=mlp data=modular trainer.clip_norm=null",
+        "experiment=grokking steps=7 callbacks=[default,gradients] callbacks.time_limit.seconds=2.5",
+        "+extra='1e-3' optim={weight_decay:0.5} optim.alpha=0.5 name='a b, c'",
+        "sweep=small steps=7 optim=muon",
+        "loss=classification ++optim.base.eps=1e-9 optim.base.betas=[0.5,0.9] +note=null",
+    ],
+)
+def test_best_yaml_composes_to_what_the_trial_had(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preset, "CONF", tmp_path / "conf")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    parts = OverridesParser.create().parse_overrides([*_split(line)])
+    lines = [str(part.input_line) for part in parts]
+    (tmp_path / "conf" / "sweep").mkdir(exist_ok=True)
+    (tmp_path / "conf" / "sweep" / "small.yaml").write_text(STUDY)
+    asked = {"directions": ["minimize"], "fixed": sorted(lines[:-1]), "space": {}}
+    row = sweeps.Row(3, "COMPLETE", (0.1,), dict([lines[-1].split("=", 1)]))
+    found = sweeps.Sweep("sweep_x", asked, ["val/loss"], "", "", [row], lambda row: [])
+    (tmp_path / "conf" / "experiment" / "best.yaml").write_text(preset.preset(found, row))
+    with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+        assert compose("config", ["experiment=best"]) == compose("config", lines)
+        params = compose("config", ["experiment=best"], return_hydra_config=True).hydra.sweeper.get("params")
+        assert not params, "it does not search again"
+
+
+def _split(line: str) -> Iterator[str]:
+    """At the spaces between overrides."""
+    words = line.split(" ")
+    while words:
+        word = words.pop(0)
+        while words and "=" not in words[0]:
+            word += " " + words.pop(0)
+        yield word
+
+
+def test_best_yaml_says_what_it_cannot_hold() -> None:
+    asked = {
+        "directions": ["minimize"],
+        "fixed": ["~callbacks.curve", "optim.betas.0=0.5", "out=x", "resume.path=y", "tracker=none"],
+    }
+    row = sweeps.Row(0, "COMPLETE", (0.1,), {"lr": "0.1"})
+    text = preset.preset(sweeps.Sweep("s", asked, ["val/loss"], "", "", [row], lambda row: []), row)
+    assert "for a preset cannot say it: ~callbacks.curve optim.betas.0=0.5" in text
+    assert yaml.safe_load(text) == {"lr": 0.1}
+
+
+def test_mlflow_out_of_reach_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    (tmp_path / "mlflow_run_id").write_text("0" * 32)
+    before = dict(os.environ)
+    report.report(tmp_path, filled(tmp_path, 3), plots=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow at http://127.0.0.1:9 did not take the report")
+    assert (tmp_path / "trials.csv").exists()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ([TrialState.COMPLETE, TrialState.FAIL], "FINISHED"),
+        ([TrialState.COMPLETE, TrialState.RUNNING], "KILLED"),
+        ([TrialState.FAIL, TrialState.PRUNED], "FAILED"),
+    ],
+)
+def test_the_final_word(states: list[TrialState], status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := environment(tmp_path)["MLFLOW_TRACKING_URI"])
+    client = MlflowClient(uri)
+    parent = client.create_run(client.create_experiment("x", (tmp_path / "a").as_uri()), tags={"sweep": "lr"})
+    tags = {"mlflow.parentRunId": parent.info.run_id, "folder": str(tmp_path / "gone"), "host": "elsewhere"}
+    (tmp_path / "mlflow_run_id").write_text(run_id := parent.info.run_id)
+    for key in ("sweep.failed", "best.gone"):
+        client.set_tag(run_id, key, "FAILED")
+    study = made(keys=("lr",))
+    for number, state in enumerate(states):
+        study.add_trial(trial(number, {"lr": 1e-3}, state, **({"value": 0.5} if state == TrialState.COMPLETE else {})))
+    for _ in range(2):
+        report.report(tmp_path, study, plots=False)
+    found = client.get_run(run_id)
+    assert found.info.status == status
+    assert found.data.metrics["trials/failed"] == states.count(TrialState.FAIL)
+    assert len(client.get_metric_history(run_id, "best_value")) == states.count(TrialState.COMPLETE), "said twice, held once"
+    assert not {"sweep.failed", "best.gone"} & found.data.tags.keys()
+    client.create_run(found.info.experiment_id, tags=tags)  # on another machine somebody is still at work
+    report.report(tmp_path, study, plots=False)
+    assert client.get_run(run_id).info.status == "RUNNING"
