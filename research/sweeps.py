@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from research import store
 from research.folder import read_json
 from research.metrics import higher_is_better
-from research.preflight.overrides import parse
+from research.preflight.overrides import parse, written
 from research.trial import PRUNED
 
 if TYPE_CHECKING:
@@ -113,15 +113,6 @@ def read(text: str) -> Any:
 def _read(text: str) -> Any:
     found, _ = parse([f"x={text}"])
     return text if not found or found[0].is_sweep_override() else found[0].value()
-
-
-def written(value: Any) -> str:
-    """A value as an override gives it, where no run has told its own."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    found, _ = parse([f"x={value}"]) if isinstance(value, str) else ([], [])
-    itself = not isinstance(value, str) or (found and not found[0].is_sweep_override() and found[0].value() == value)
-    return str(value) if itself else "'" + value.replace("'", "\\'") + "'"
 
 
 def objectives(named: Sequence[str] | None, monitor: str, count: int) -> list[str]:

@@ -113,10 +113,17 @@ def test_pictures_and_links_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-SMALL = {"loop_overhead": "--steps 2 --rounds 2 --seatings 1", "tracking_overhead": "--steps 50 --pairs 1"}
+SMALL = {
+    "loop_overhead": "--steps 2 --rounds 2 --seatings 1",
+    "sweep_overhead": "--trials 3 --rounds 1 --skewed 0",
+    "tracking_overhead": "--steps 50 --pairs 1",
+}
 
 
-@pytest.mark.parametrize("name", ["checkpointing", "loop_overhead", "start_up", "tracking_overhead"])
+BENCHMARKS = ["checkpointing", "loop_overhead", "pruning", "start_up", "sweep_overhead", "tracking_overhead"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_runs(tmp_path: Path, name: str) -> None:
     """In its smallest form; one that has none, as far as its help."""
     small = SMALL.get(name, "--help")

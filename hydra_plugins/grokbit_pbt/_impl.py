@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
@@ -18,10 +19,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.grokbit_pbt import _lineage
 from hydra_plugins.grokbit_pbt._evolve import Member, begun, evolved, ranked
 from hydra_plugins.grokbit_pbt.config import PopulationConf
-from hydra_plugins.grokbit_sweeper._space import Space, read, written
+from hydra_plugins.grokbit_sweeper._compose import Composer
+from hydra_plugins.grokbit_sweeper._plan import home
+from hydra_plugins.grokbit_sweeper._space import Space, read
 from hydra_plugins.grokbit_sweeper._study import ANEW, differences, directions
 from research.folder import alive, checkpoints, lock, read_json, write_json
+from research.preflight.overrides import written
 from research.preflight.resume import FREE
+from research.processes import launched
 from research.trial import VARIABLE
 
 log = logging.getLogger(__name__)
@@ -70,7 +75,8 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
         with open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={written(str(plan.folder))}")
             config.hydra.sweep.dir = str(plan.folder)
-        launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=context, task_function=task)
+        quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)
+        launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task)
         population = Population(plan, launcher)
         population.all()
         best = _lineage.report(plan.folder, population.members, list(plan.space.parameters), plan.monitor, plan.maximize)
@@ -119,6 +125,8 @@ def misfits(s: PopulationConf, space: Space, config: DictConfig, steps: int) -> 
     if s.interval >= steps:
         fix = f"give fewer, as {max(1, steps // 10)}"
         wrong.append(f"hydra.sweeper.interval={s.interval}: a run has {steps} steps, so nothing would be exploited; {fix}")
+    if (processes := launched()[1]) > 1:
+        wrong.append(f"hydra/sweeper=pbt: {processes} processes were started, its members run in one each; leave out torchrun")
     if OmegaConf.select(config, "callbacks.checkpoint") is None:
         wrong.append("callbacks.checkpoint: a population lives on checkpoints; give callbacks=default")
     return wrong
@@ -127,12 +135,12 @@ def misfits(s: PopulationConf, space: Space, config: DictConfig, steps: int) -> 
 def place(plan: Plan) -> Path:
     """The folder: that of the study, or of the same command that was not finished, or a new one."""
     s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
-    if s.home is None:
+    root = home(s.home, plan.config)
+    if root is None:
         return fresh
-    home = Path(s.home).absolute()
     if s.study_name:
-        return home / s.study_name.replace("/", "_")
-    for note in sorted(home.glob(f"*/{NOTE}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        return root / s.study_name.replace("/", "_")
+    for note in sorted(root.glob(f"*/{NOTE}"), key=lambda path: path.stat().st_mtime, reverse=True):
         held = read_json(note)
         if held.get("digest") == plan.digest and not held.get("over") and not alive(note.parent):
             return note.parent
@@ -152,6 +160,7 @@ class Population:
             name = self.settings.study_name or plan.folder.name
             raise ValueError(f"hydra.sweeper.study_name={name} is for something else: {'; '.join(different)}\n{ANEW}")
         self.members = [Member(**each) for each in held.get("members", ())]
+        self.save(over=bool(held.get("over")))  # from here on the same command finds it
         going_on = f": going on after {len(self.members)} runs" if self.members else ""
         told = f"{plan.generations} generations of {self.settings.interval} steps, {plan.monitor}"
         print(f"{'population':<16} {self.settings.population} members, {told}{going_on}")
@@ -216,7 +225,7 @@ class Population:
                 parent = self.plan.folder / f"g{member.generation - 1}m{member.parent}"
                 lines.append(f"resume.path={written(str(parent))}")
         if end < self.plan.steps:
-            lines.append(f"++callbacks.pause={{_target_:research.callbacks.pause.Pause,step:{end}}}")
+            lines += ["++callbacks.pause._target_=research.callbacks.pause.Pause", f"++callbacks.pause.step={end}"]
         return lines
 
     def told(self, member: Member, result: JobReturn) -> None:

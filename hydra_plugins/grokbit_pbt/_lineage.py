@@ -2,8 +2,8 @@
 
 import csv
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,13 @@ def draw(path: Path, members: Sequence[Member], line: Sequence[Member], keys: Se
             colour = "tab:red" if m in line else "black" if m.parent != m.number else "lightgray"
             tree.plot((m.generation - 1, m.generation), (m.parent, m.number), color=colour, zorder=1 + (m in line))
     alive, failed = [m for m in members if m.value is not None], [m for m in members if m.value is None]
-    values = [m.value for m in alive]
-    dots = tree.scatter([m.generation for m in alive], [m.number for m in alive], c=values, s=40, zorder=3)
+    late = [m.value for m in alive if m.value is not None and 2 * m.generation >= line[-1].generation]
+    dots = tree.scatter(
+        *zip(*((m.generation, m.number) for m in alive), strict=True), c=[m.value for m in alive], s=40, zorder=3
+    )
+    dots.set_clim(min(late), max(late))  # in the first generations all are far from there
     tree.scatter([m.generation for m in failed], [m.number for m in failed], color="black", marker="x", zorder=3)
-    figure.colorbar(dots, ax=tree, label=monitor)
+    figure.colorbar(dots, ax=tree, label=monitor, extend="both")
     tree.set(xlabel="generation", ylabel="member", title="black: copies; red: the way to the best one; x: failed")
     for axis in (tree.xaxis, tree.yaxis):
         axis.get_major_locator().set_params(integer=True)
@@ -85,14 +88,14 @@ def tag(uri: str | None, members: Sequence[Member], before: Sequence[Member]) ->
         return
     ids = {member.number: member for member in before}
     try:
-        client = opened(uri)
-        for member in members:
-            tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
-            if member.parent is not None:
-                parent = ids[member.parent]
-                tags |= {"pbt.parent": parent.name, "pbt.parent_run": parent.run_id}
-            for key, value in tags.items() if member.run_id else ():
-                client.set_tag(member.run_id, key, value)
+        with store(uri) as client:
+            for member in members:
+                tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
+                if member.parent is not None:
+                    parent = ids[member.parent]
+                    tags |= {"pbt.parent": parent.name, "pbt.parent_run": parent.run_id}
+                for key, value in tags.items() if member.run_id else ():
+                    client.set_tag(member.run_id, key, value)
     except Exception as error:  # whatever a store raises: the training must not end for it
         log.warning("MLflow does not know the lineage of %s: %s", ", ".join(m.name for m in members), error)
 
@@ -103,18 +106,18 @@ def attach(uri: str | None, folder: Path) -> None:
     if not note.exists():
         return
     try:
-        client = opened(uri)
-        for name in FILES:
-            client.log_artifact(note.read_text().strip(), str(folder / name))
+        with store(uri) as client:
+            for name in FILES:
+                client.log_artifact(note.read_text().strip(), str(folder / name))
     except Exception as error:  # as above: the files are there
         log.warning("MLflow does not have the lineage of %s: %s", folder, error)
 
 
-def opened(uri: str | None) -> Any:
-    """The client of the store that the runs' tracker uses."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
-    from mlflow.tracking import MlflowClient
+@contextmanager
+def store(uri: str | None) -> Iterator[Any]:
+    """A client of the store that the runs' tracker uses."""
+    from research.store import brief
+    from research.tracking import MLflow, opened
 
-    from research.tracking import MLflow
-
-    return MlflowClient(MLflow(uri).uri)
+    with brief():
+        yield opened(MLflow(uri).uri, made=True)

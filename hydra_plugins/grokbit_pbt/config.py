@@ -23,7 +23,7 @@ class PopulationConf:
     seed: int = 0  # every draw is a function of (seed, generation, member)
     n_jobs: int | None = None  # members that the launcher gets at once; null: 1 with the basic launcher, or else all
     study_name: str | None = None  # its folder in home; null: a new one, unless the same command has left one unfinished
-    home: str | None = None  # the folder of the sweeps; null: hydra.sweep.dir as it is
+    home: str | None = None  # the folder of the sweeps; null: out/name
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="pbt", node=PopulationConf, provider="grokbit")

@@ -1,0 +1,20 @@
+"""The digits for a search: few to train on, some to choose by, and half of all that no run of the search ever sees."""
+
+from dataclasses import replace
+
+from research.data.digits import digits
+from research.dataset import Dataset, Split, Vectors
+from research.ranges import Natural, OpenFraction
+
+
+def searched(train_fraction: OpenFraction = 0.2, split_seed: Natural = 0) -> Dataset[Vectors]:
+    """`train_fraction` of the first half to train on, the rest of it to choose by."""
+    half = digits(0.5, split_seed)
+    x, y, cut = half.train.inputs, half.train.targets, round(train_fraction * len(half.train))
+    digest = f"{cut:08x}{half.digest}"
+    return replace(half, train=Split(x[:cut], y[:cut]), val=Split(x[cut:], y[cut:]), digest=digest, baseline={})
+
+
+def kept_back(split_seed: int = 0) -> Split:
+    """The second half."""
+    return digits(0.5, split_seed).val

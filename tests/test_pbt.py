@@ -1,0 +1,236 @@
+"""Population-based training: the draws by their properties, the program as a user runs it, kills included."""
+
+import csv
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.tracking import MlflowClient
+from omegaconf import OmegaConf
+from program import lines, started, train
+
+from hydra_plugins.grokbit_pbt._evolve import Member, begun, drawn, evolved, perturbed, random, ranked, truncation
+from hydra_plugins.grokbit_pbt._impl import planned
+from hydra_plugins.grokbit_pbt.config import PopulationConf
+from hydra_plugins.grokbit_sweeper._space import Parameter, read
+
+SMALL = ["hydra/sweeper=pbt", "data=digits", "model=mlp", "model.dim=16", "model.depth=1", "optim=adamw", "trainer.device=cpu",
+         "eval_every=4", "~callbacks.curve"]  # fmt: skip
+LR = "lr=tag(log,interval(1e-4,1e-1))"
+WHOLE = {"n": {"type": "int", "low": 1, "high": 300, "log": True}, "k": {"type": "int", "low": 0, "high": 4}}
+SWEPT = [LR, "wd=interval(-1.0,1.0)", "r=range(0.0,2.0,0.25)", "c=relu,silu,null,true,3"]
+SPACE = read(WHOLE, SWEPT, {}, None).parameters
+PARAMETERS = st.sampled_from(list(SPACE.values()))
+VALUES = st.lists(st.one_of(st.none(), st.integers(0, 3).map(float)), min_size=2, max_size=12).filter(any)
+
+
+def belongs(parameter: Parameter, value: Any) -> bool:
+    if parameter.values:
+        return any(type(each) is type(value) and each == value for each in parameter.values)
+    low, high = parameter.distribution.low, parameter.distribution.high
+    return type(value) is type(low) and low <= value <= high
+
+
+def generation(values: list[float | None], s: PopulationConf) -> list[Member]:
+    return [replace(member, value=value) for member, value in zip(begun(SPACE, s), values, strict=True)]
+
+
+@given(PARAMETERS, st.integers(0, 99), st.lists(st.floats(0.05, 20.0), max_size=30))
+def test_no_exploration_leaves_the_space(parameter: Parameter, seed: int, factors: list[float]) -> None:
+    value = drawn(parameter, random(seed, 0, 0, "x"))
+    assert belongs(parameter, value)
+    for factor in factors:
+        before, value = value, perturbed(parameter, value, factor)
+        assert belongs(parameter, value), (before, factor)
+
+
+def test_perturbing_knows_the_scale_and_reaches_both_ends() -> None:
+    assert perturbed(SPACE["lr"], 1e-3, 1.2) == pytest.approx(1.2e-3)
+    assert perturbed(SPACE["wd"], 0.0, 1.2) == pytest.approx(0.4), "a product would never leave zero"
+    assert perturbed(SPACE["n"], 2, 1.2) == 3, "one step at least"
+    assert perturbed(SPACE["r"], 0.5, 1.2) == 0.75
+    assert perturbed(SPACE["c"], "silu", 1.2) is None, "the neighbour"
+    for parameter in SPACE.values():
+        for factor in (0.8, 1.2):
+            value = drawn(parameter, random(0, 0, 0, "x"))
+            for _ in range(99):
+                value = perturbed(parameter, value, factor)
+            assert value == perturbed(parameter, value, factor), "an end, and it stays there"
+
+
+@given(VALUES, st.floats(0.01, 0.5), st.booleans(), st.integers(0, 9))
+def test_truncation_copies_from_the_top_only(values: list[float | None], share: float, maximize: bool, seed: int) -> None:
+    s = PopulationConf(population=len(values), share=share, seed=seed)
+    members = generation(values, s)
+    donors, order, count = truncation(members, s, maximize), ranked(members, maximize), max(1, int(share * len(values)))
+    best = {member.number for member in order[:count] if member.value is not None}
+    assert set(donors.values()) <= best
+    assert not set(donors) & best
+    assert {m.number for m in members if m.value is None} <= set(donors), "whoever failed is replaced"
+    assert len(donors) <= max(count, values.count(None))
+
+
+@given(
+    VALUES,
+    st.booleans(),
+    st.integers(0, 9),
+    st.sampled_from(["truncation", "tournament"]),
+    st.sampled_from(["perturb", "resample"]),
+)
+def test_a_generation_is_a_function_of_the_seed(
+    values: list[float | None], maximize: bool, seed: int, exploit: str, explore: str
+) -> None:
+    s = PopulationConf(population=len(values), seed=seed, exploit=exploit, explore=explore)
+    members = generation(values, s)
+    once, again = evolved(members, SPACE, s, maximize), evolved(generation(values, s), SPACE, s, maximize)
+    assert once == again
+    for old, new in zip(members, once, strict=True):
+        assert new.parent is not None
+        assert all(belongs(SPACE[key], value) for key, value in new.params.items())
+        donor = members[new.parent]
+        assert donor.value is not None, "nobody copies one that failed"
+        if new.parent == new.number:
+            assert new.params == old.params, "only a copy explores"
+        elif exploit == "tournament" and old.value is not None:
+            assert (donor.value > old.value) if maximize else (donor.value < old.value)
+
+
+def test_a_copy_that_draws_anew_is_no_twin() -> None:
+    s = PopulationConf(population=40, explore="resample", resample_probability=0.0, share=0.5)
+    members = generation([float(n) for n in range(40)], s)
+    copies = [m for m in evolved(members, {"lr": SPACE["lr"]}, s, True) if m.parent != m.number]
+    assert len(copies) == 20
+    assert all(m.params["lr"] != members[m.parent or 0].params["lr"] for m in copies)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "words"),
+    [
+        ({"population": 1}, [LR], "hydra.sweeper.population=1: give 2 or more"),
+        ({"exploit": "best"}, [LR], "hydra.sweeper.exploit=best: give truncation or tournament"),
+        ({"explore": "mutate"}, [LR], "hydra.sweeper.explore=mutate: give perturb or resample"),
+        ({"share": 0.7}, [LR], "hydra.sweeper.share=0.7: give more than 0 and at most 0.5"),
+        ({"factors": [0.0]}, [LR], "hydra.sweeper.factors=.*: give numbers above 0"),
+        ({"resample_probability": 2}, [LR], "hydra.sweeper.resample_probability=2: give a probability"),
+        ({"interval": 40}, [LR], "hydra.sweeper.interval=40: a run has 40 steps, .*give fewer, as 4"),
+        ({"direction": "up"}, [LR], "hydra.sweeper.direction=up: give minimize or maximize"),
+        ({}, ["seed=1"], "there is nothing to evolve; give parameters"),
+        ({}, [LR, "model.dim=8,16"], "model.dim: a member cannot go on from another one's checkpoint"),
+        ({}, [LR, "optim=adamw,sgd"], "optim: a member cannot go on"),
+    ],
+)
+def test_what_is_wrong_is_told(settings: dict[str, Any], arguments: list[str], words: str) -> None:
+    config = OmegaConf.create({"monitor": "val/acc", "trainer": {"steps": 40}, "callbacks": {"checkpoint": {}}})
+    with pytest.raises(ValueError, match=words):
+        planned({"interval": 10} | settings, arguments, config, SimpleNamespace(config_loader=None))  # type: ignore[arg-type]
+
+
+def test_a_wrong_setting_ends_the_program_in_one_message(tmp_path: Path) -> None:
+    done = train(tmp_path, "-m", *SMALL, LR, "steps=40", "hydra.sweeper.share=2.0", "tracker=none", fails=True)
+    assert done.stderr.splitlines() == [
+        "error: hydra.sweeper.share=2.0: give more than 0 and at most 0.5, as 0.25 for the worst quarter"
+    ]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a population of four over three generations, the last one shorter; copies change nothing."""
+    folder = tmp_path_factory.mktemp("pbt")
+    own = ["hydra.sweeper.population=4", "hydra.sweeper.interval=8", "hydra.sweeper.factors=[1.0]", "steps=20"]
+    train(folder, "-m", *SMALL, LR, *own, "hydra.sweeper.study_name=small")
+    return folder / "out" / "digits" / "small"
+
+
+def members(sweep: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((sweep / "population.json").read_text())["members"]
+    return [{key: value for key, value in each.items() if key != "run_id"} for each in found]
+
+
+def summary(sweep: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((sweep / name / "summary.json").read_text())
+    return found
+
+
+def test_a_copy_goes_on_as_its_donor_does(tracked: Path) -> None:
+    copies = [Member(**each) for each in members(tracked) if each["parent"] not in (None, each["number"])]
+    assert copies
+    for copy in copies:
+        donor = f"g{copy.generation}m{copy.parent}"  # one of the best, which goes on with itself
+        assert lines(tracked / copy.name) == lines(tracked / donor), "from the first step on"
+        assert summary(tracked, copy.name)["weights_sha256"] == summary(tracked, donor)["weights_sha256"]
+
+
+def test_generations_are_one_run_that_was_never_interrupted(tracked: Path, tmp_path: Path) -> None:
+    best = yaml.safe_load((tracked / "optimization_results.yaml").read_text())
+    assert [(part["from"], part["until"]) for part in best["schedule"]] == [(0, 8), (8, 16), (16, 20)]
+    alone = [word for word in SMALL if not word.startswith("hydra/")]
+    train(tmp_path, *alone, f"lr={best['best_params']['lr']!r}", "steps=20", "tracker=jsonl")
+    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    end = summary(tracked, Path(best["folder"]).name)
+    assert json.loads((folder / "summary.json").read_text())["weights_sha256"] == end["weights_sha256"]
+    assert end["metrics"]["val/acc"] == best["best_value"]
+
+
+def test_mlflow_and_the_table_hold_the_lineage(tracked: Path) -> None:
+    with (tracked / "population.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["folder"] for row in table] == [f"g{g}m{m}" for g in range(3) for m in range(4)]
+    assert (tracked / "lineage.png").stat().st_size > 0
+    client = MlflowClient(f"sqlite:///{tracked.parents[2] / 'mlflow.db'}")
+    run_ids = {row["folder"]: summary(tracked, row["folder"])["mlflow_run_id"] for row in table}
+    for row in table:
+        tags = client.get_run(run_ids[row["folder"]]).data.tags
+        assert (tags["pbt.generation"], tags["pbt.member"]) == (row["generation"], row["member"])
+        if row["generation"] != "0":
+            parent = f"g{int(row['generation']) - 1}m{row['parent']}"
+            assert (tags["pbt.parent"], tags["pbt.parent_run"]) == (parent, run_ids[parent])
+    files = {each.path for each in client.list_artifacts((tracked / "mlflow_run_id").read_text())}
+    assert files == {"population.csv", "optimization_results.yaml", "lineage.png"}
+
+
+def test_a_member_that_fails_is_replaced(tmp_path: Path) -> None:
+    own = ["hydra.sweeper.population=4", "hydra.sweeper.interval=4", "steps=8", "hydra.sweeper.explore=resample"]
+    diverges = ["optim=sgd", "trainer.clip_norm=null", "lr=choice(0.01,0.02,1e30)", "tracker=none"]
+    train(tmp_path, "-m", *SMALL, *own, *diverges, "hydra.sweeper.study_name=s")
+    found = [Member(**each) for each in members(tmp_path / "out" / "digits" / "s")]
+    failed = {m.number for m in found if m.generation == 0 and m.error}
+    assert 0 < len(failed) < 4
+    assert all(m.params["lr"] == 1e30 and "lower lr" in m.error for m in found if m.error)
+    assert all(m.parent not in failed for m in found if m.generation == 1)
+    done = train(tmp_path, "-m", *SMALL, *own, *diverges, "lr=1e29,1e30", fails=True)
+    assert "all 4 members of generation 0 failed, the last with: FloatingPointError" in done.stderr
+
+
+def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
+    own = ["-m", *SMALL, LR, "optim.weight_decay=interval(0.0,2.0)", "hydra.sweeper.population=3", "hydra.sweeper.interval=40",
+           "steps=120", "tracker=jsonl", "hydra.sweeper.share=0.5"]  # fmt: skip
+    left_alone, killed = tmp_path / "alone", tmp_path / "killed"
+    left_alone.mkdir(), killed.mkdir()
+    train(left_alone, *own)
+    for sign in ("g0m2/metrics.jsonl", "g1m1/checkpoints/step-*"):  # before its first checkpoint, and after it
+        process = started(killed, *own, "hydra.sweeper.n_jobs=3")  # some of those launched together have ended, untold
+        for _ in range(3000):
+            if any((killed / "out").glob(f"digits/*/{sign}")):
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = train(killed, *own)
+    assert "going on after" in done.stdout
+    (one,), (other,) = (list((place / "out" / "digits").iterdir()) for place in (left_alone, killed))
+    assert members(one) == members(other)
+    assert len(members(one)) == 9
+    for each in members(one):
+        name = Member(**each).name
+        assert summary(one, name)["weights_sha256"] == summary(other, name)["weights_sha256"]
+        assert lines(one / name) == lines(other / name)
+    assert json.loads((other / "population.json").read_text())["over"], "the same command begins anew"
