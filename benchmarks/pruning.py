@@ -48,8 +48,8 @@ def main() -> None:
             shares.append(fewer / steps)
             lost.append(100 * (best - found))
             print(f"{seed:>4}   {steps:>10,}   {fewer:>9,}   {shares[-1]:>5.3f}   {best:>9.4f}   {found:>9.4f}", flush=True)
-    told = {"steps": round(statistics.mean(shares), 4), "lost points": round(max(lost), 4)}
-    print(f"hyperband took {told['steps']:.3f} of the steps (mean), and lost at most {told['lost points']:.2f} points")
+    told = {"steps": round(statistics.mean(shares), 4), "lost points": round(statistics.mean(lost), 4)}
+    print(f"hyperband took {told['steps']:.3f} of the steps and lost {told['lost points']:.2f} points (means; at most {max(lost):.2f})")
     print(json.dumps({**told, "bounds": BOUNDS}))
 
 
