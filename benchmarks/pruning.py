@@ -49,7 +49,8 @@ def main() -> None:
             lost.append(100 * (best - found))
             print(f"{seed:>4}   {steps:>10,}   {fewer:>9,}   {shares[-1]:>5.3f}   {best:>9.4f}   {found:>9.4f}", flush=True)
     told = {"steps": round(statistics.mean(shares), 4), "lost points": round(statistics.mean(lost), 4)}
-    print(f"hyperband took {told['steps']:.3f} of the steps and lost {told['lost points']:.2f} points (means; at most {max(lost):.2f})")
+    lost_told = f"lost {told['lost points']:.2f} points (at most {max(lost):.2f})"
+    print(f"hyperband took {told['steps']:.3f} of the steps and {lost_told}, means over seeds")
     print(json.dumps({**told, "bounds": BOUNDS}))
 
 

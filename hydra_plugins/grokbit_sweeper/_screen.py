@@ -15,6 +15,7 @@ from rich.text import Text
 
 from hydra_plugins.grokbit_sweeper._space import Space
 
+SHOWN = ("step", "train/loss", "val/loss", "val/acc", "val/bpb")
 TAIL = 4096  # bytes of metrics.jsonl that hold its last line
 
 
@@ -85,9 +86,7 @@ class Screen:
         began = trial.datetime_start
         seconds = time.time() - began.timestamp() if began else 0.0
         found = last(self.folder / str(trial.number) / "metrics.jsonl")
-        told = "  ".join(
-            f"{key} {value:.4g}" for key, value in found.items() if key in ("step", "train/loss", "val/loss", "val/acc")
-        )
+        told = "  ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
         return Text(f"  #{trial.number} {clock(seconds)}  {told or 'begins'}", style="dim")
 
 
