@@ -138,7 +138,7 @@ def describe(cfg: DictConfig) -> Run:
     place = Path(hydra.runtime.output_dir).resolve()
     resume = from_where(cfg.resume.path, place)
     goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
-    if cfg.resume.path == "auto" and resume is None and processes.launched()[0] == 0:
+    if cfg.resume.path == "auto" and resume is None and processes.launched()[0] == 0 and not in_sweep:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {place.parent}: a fresh start")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Run(

@@ -201,7 +201,7 @@ def experiment(client: Any, name: str, uri: str) -> str:
 
 def shown(uri: str) -> str:
     """Without a user's name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    return re.sub(r"//.*@", "//", uri)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

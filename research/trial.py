@@ -6,6 +6,9 @@ The sweeper leaves word of it in the environment. Optuna is imported once there 
 import fcntl
 import json
 import os
+import random
+import re
+import time
 import warnings
 from functools import cache
 from importlib import import_module
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 
 VARIABLE = "GROKBIT_TRIAL"
 PRUNED = "pruned"  # the trial's attribute with the step at which it was stopped
+KNOWN = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
+DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}
+EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # of this package, which bring the drivers
+PATIENCE = 10  # seconds that a server has to answer
 
 
 class Trial:
@@ -67,9 +74,7 @@ def opened(spec: Any) -> "BaseStorage":
 
 @cache
 def _opened(spec: str) -> "BaseStorage":
-    from optuna import storages
     from optuna.exceptions import ExperimentalWarning
-    from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 
     where = json.loads(spec)
     with warnings.catch_warnings():
@@ -77,19 +82,74 @@ def _opened(spec: str) -> "BaseStorage":
         if isinstance(where, dict):
             return made(where)  # type: ignore[no-any-return]
         kind, _, rest = str(where).partition("://")
-        if kind == "journal":
-            path = Path(rest).expanduser().absolute()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mend(path)
-            return storages.JournalStorage(JournalFileBackend(str(path), lock_obj=Held(path)))  # type: ignore[arg-type]
-        if kind in ("redis", "rediss"):
-            return storages.JournalStorage(JournalRedisBackend(where))
-        if kind == "grpc":
-            host, _, port = rest.rpartition(":")
-            proxy = storages.GrpcStorageProxy(host=host, port=int(port))
-            proxy.wait_server_ready(timeout=10)
-            return proxy
-        return storages.RDBStorage(where)
+        if not kind or not rest.strip("/"):
+            raise ValueError(f"it is none of {KNOWN}")
+        kind = kind.partition("+")[0]
+        try:
+            return {"journal": journal, "redis": redis, "rediss": redis, "grpc": proxy}.get(kind, database)(where)
+        except ImportError as error:
+            raise ValueError(missing(kind, error)) from error
+
+
+def missing(kind: str, error: ImportError) -> str:
+    """Which package a storage needs that is not there, and how to get it."""
+    if driver := DRIVERS.get(kind):
+        return f"{driver} is not installed; pip install 'grokbit[{EXTRAS[driver]}]'"
+    return f"its driver is not installed: {error.__cause__ or error}"
+
+
+def journal(url: str) -> "BaseStorage":
+    """A file that several processes append to, also on a file system that several machines share."""
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    path = Path(url.partition("://")[2]).expanduser().absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mend(path)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=Held(path)))  # type: ignore[arg-type]
+
+
+def redis(url: str) -> "BaseStorage":
+    """A journal in Redis."""
+    from optuna.storages.journal import JournalRedisBackend, JournalStorage
+
+    limit = "" if "socket_connect_timeout" in url else f"{'&' if '?' in url else '?'}socket_connect_timeout={PATIENCE}"
+    return JournalStorage(JournalRedisBackend(url + limit))
+
+
+def proxy(url: str) -> "BaseStorage":
+    """A process that keeps the connections to a database for many others. Raises ConnectionError where none answers."""
+    from optuna.storages import GrpcStorageProxy
+
+    host, _, port = url.partition("://")[2].rstrip("/").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("give its host and its port, as grpc://HOST:13000")
+    storage = GrpcStorageProxy(host=host, port=int(port))
+    try:
+        storage.wait_server_ready(timeout=PATIENCE)
+    except ConnectionError as error:
+        raise ConnectionError(f"no proxy has answered at {host}:{port} within {PATIENCE} s") from error
+    return storage
+
+
+def database(url: str) -> "BaseStorage":
+    """A database. Of several processes that come to an empty one at once, one makes its tables, and the others try again."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+
+    url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", url)  # which driver that means depends on SQLAlchemy's release
+    kind = url.partition("://")[0]
+    limits = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": PATIENCE}}.get(kind, {})
+    options = {"pool_pre_ping": True, "connect_args": limits}  # a connection may have died during a long trial
+    for wait in (0.1, 0.3, 1.0, 3.0):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except NoSuchModuleError as error:
+            raise ValueError(f"it is none of {KNOWN}") from error
+        except DBAPIError as error:
+            if not re.search("already exists|UNIQUE constraint", str(error)):
+                raise
+            time.sleep(wait * (1 + random.random()))
+    return RDBStorage(url, engine_kwargs=options)
 
 
 class Held:

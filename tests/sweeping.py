@@ -11,6 +11,7 @@ import yaml
 
 from research.trial import opened
 
+WARNINGS = "error,ignore:The version_base parameter"  # Hydra 1.4 on what 1.3 wants
 ROOT = Path(__file__).resolve().parents[1]
 APP = """
 import os, signal, time
@@ -61,7 +62,7 @@ def swept(folder: Path, *arguments: str, fails: bool = False, **changes: Any) ->
     """The output of one sweep of the program, which runs with warnings as errors; `changes` are of its configuration."""
     (folder / "app.py").write_text(APP)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
-    own = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
+    own = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": WARNINGS, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
     command = [sys.executable, "app.py", "-m", *arguments]
     done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr

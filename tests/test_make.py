@@ -70,7 +70,5 @@ def test_every_target_sets_up_first() -> None:
 
 
 def test_ci_calls_what_the_readme_names() -> None:
-    commands = [
-        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))
-    ]
+    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
     assert commands == ["make check", "make test"]

@@ -119,7 +119,7 @@ def test_a_study_begins_with_what_is_known(tmp_path: Path) -> None:
     [
         ("target_value=1e9", "target_value", 1),
         ("patience=3", "patience", 29),
-        ("timeout=0.001", "timeout", 0),
+        ("timeout=1e-9", "timeout", 0),
     ],
 )
 def test_a_study_ends_early(tmp_path: Path, setting: str, reason: str, count: int) -> None:

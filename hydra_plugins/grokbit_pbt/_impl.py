@@ -14,7 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_plugins.grokbit_pbt import _lineage
 from hydra_plugins.grokbit_pbt._evolve import Member, begun, evolved, ranked
@@ -72,7 +72,7 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
     plan = planned(given, arguments, config, context)
     plan.folder = place(plan)
     with lock(plan.folder):
-        with open_dict(config):
+        with read_write(config.hydra), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={written(str(plan.folder))}")
             config.hydra.sweep.dir = str(plan.folder)
         quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)

@@ -8,7 +8,7 @@ configuration of an earlier trial with this trial's values is the same to the la
 import copy
 from typing import Any
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra._internal import config_loader_impl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +23,7 @@ class Composer:
     def __init__(self, loader: Any) -> None:
         self.loader, self.parser = loader, OverridesParser.create()
         self.known: dict[tuple[str, ...], tuple[DictConfig, list[Override]]] = {}
+        self.whole: dict[str, str] = {}  # what a variable of the environment says in short, and what jobs get for it
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":
@@ -30,7 +31,14 @@ class Composer:
         return getattr(self.loader, name)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """What Hydra's own load_sweep_config returns."""
+        """What Hydra's own load_sweep_config returns, but for variables that overrides say in short: launchers print those."""
+        composed = self._composed(master_config, sweep_overrides)
+        for name, short in composed.hydra.job.env_set.items():
+            if short in self.whole:
+                composed.hydra.job.env_set[name] = self.whole[short]
+        return composed
+
+    def _composed(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         overrides = self.parser.parse_overrides(sweep_overrides)
         mark = tuple(self._stem(override) for override in overrides)
         try:
@@ -63,12 +71,9 @@ class Composer:
             OmegaConf.update(cfg, new.key_or_group, new.value(), merge=True, force_add=new.is_force_add())
             told = lines[new.is_hydra_override()]
             told[len(told) - 1 - list(told)[::-1].index(old.input_line)] = new.input_line
-        settings = cfg.hydra.job.config.override_dirname
-        cfg.hydra.job.override_dirname = get_overrides_dirname(
-            overrides=[override for override in after if not override.is_hydra_override()],
-            kv_sep=settings.kv_sep,
-            item_sep=settings.item_sep,
-            exclude_keys=settings.exclude_keys,
-        )
+        named = vars(config_loader_impl).get("get_overrides_dirname")
+        if named:  # Hydra 1.4 has an interpolation instead
+            ours = [override for override in after if not override.is_hydra_override()]
+            cfg.hydra.job.override_dirname = named(overrides=ours, **cfg.hydra.job.config.override_dirname)
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
         return cfg

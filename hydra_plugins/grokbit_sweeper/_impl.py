@@ -7,7 +7,8 @@ import optuna
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 
 from hydra_plugins.grokbit_sweeper import _study, _workers
@@ -32,7 +33,8 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
     ranks, worker = Ranks(), _workers.mine()
     if ranks.count > 1 and settings.workers > 1:
         raise ValueError(f"hydra.sweeper.workers={settings.workers}: each worker is one process; leave out torchrun or workers")
-    quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)
+    composer = Composer(context.config_loader)
+    quick = HydraContext(config_loader=cast(ConfigLoader, composer), callbacks=context.callbacks)
     if ranks.rank > 0:
         ranks.follow(Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task))
         return
@@ -40,16 +42,19 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
     study = opened(plan)
     if worker is None:
         begin(plan, study)
-    with open_dict(config):
+    with read_write(config.hydra), open_dict(config):
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={written(str(plan.folder))}")
         config.hydra.sweep.dir = str(plan.folder)
     launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task)
-    work = Work(plan, study, launcher, ranks)
+    work = Work(plan, study, launcher, ranks, composer)
     try:
         if worker is None and settings.workers > 1:
             _workers.supervise(settings, plan.folder, plan.name, work)
         else:
             work.all()
+    except StorageInternalError as error:
+        why = f"hydra.sweeper.storage={_study.shown(plan.storage)} is gone: {str(error.__cause__ or error).splitlines()[0]}"
+        raise ValueError(f"{why}\nthe same command goes on once it is back") from error
     finally:
         ranks.tell(END)
         work.screen.close()

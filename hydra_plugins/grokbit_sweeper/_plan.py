@@ -94,7 +94,7 @@ def place(plan: Plan, worker: dict[str, Any] | None) -> None:
         begun = unfinished(plan) if plan.home and not s.study_name else None
         plan.folder = begun or fresh
         plan.name = s.study_name or read_json(plan.folder / NOTE).get("study") or plan.folder.name
-    plan.storage = s.storage or _study.journal(plan.folder)
+    plan.storage = _study.absolute(s.storage) or _study.journal(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
 
 

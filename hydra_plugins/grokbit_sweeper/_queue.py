@@ -28,7 +28,6 @@ class Queue:
 
     def __init__(self, study: Study, folder: Path, total: int, lease: float, max_retries: int) -> None:
         self.study, self.folder, self.total, self.lease, self.max_retries = study, folder, total, lease, max_retries
-        self.taken_over = set[int]()  # trials that began in another process
         self.mine, self.token, self.host = dict[int, int](), uuid.uuid4().hex[:12], socket.gethostname()
         self.ended = threading.Event()
         self.file = self._alive_while_open()
@@ -113,7 +112,6 @@ class Queue:
             if held.get("token") != self.token:
                 self.mine.pop(trial._trial_id, None)
                 return False
-        self.taken_over.add(trial.number)
         return True
 
     def _hold(self, trial_id: int, number: int, tries: int) -> None:

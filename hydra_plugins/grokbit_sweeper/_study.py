@@ -120,7 +120,7 @@ def opened(
     name: str, storage: Any, choose: BaseSampler | None, prune: Any, ways: Sequence[Direction], asked: dict[str, Any]
 ) -> Study:
     """The study, made where it is not there yet. Raises ValueError where it is for something else."""
-    told = re.sub(r"//[^/@]*@", "//", str(storage))  # without a user's name and password
+    told = shown(storage)
     try:
         place = trial.opened(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -141,6 +141,11 @@ def opened(
     return study
 
 
+def shown(storage: Any) -> str:
+    """A storage without a user's name and password."""
+    return re.sub(r"//.*@", "//", str(storage))
+
+
 ANEW = "give the same again to go on with it, or another hydra.sweeper.study_name"
 
 
@@ -150,6 +155,12 @@ def differences(held: Any, asked: Any, key: str = "") -> list[str]:
         keys = sorted({*held, *asked})
         return [line for k in keys for line in differences(held.get(k), asked.get(k), f"{key}.{k}".lstrip("."))]
     return [] if held == asked else [f"{key} was {held}, is {asked}"]
+
+
+def absolute(storage: Any) -> Any:
+    """The same storage for jobs that are elsewhere."""
+    kind, mark, path = str(storage).partition({"journal": "://", "sqlite": ":///"}.get(str(storage).partition(":")[0], "\n"))
+    return f"{kind}{mark}{Path(path).expanduser().absolute()}" if mark and path and not isinstance(storage, dict) else storage
 
 
 def journal(folder: Path) -> str:

@@ -13,6 +13,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from hydra_plugins.grokbit_sweeper import _workers
+from hydra_plugins.grokbit_sweeper._compose import Composer
 from hydra_plugins.grokbit_sweeper._objective import Outcome, constrain, outcome, reduced
 from hydra_plugins.grokbit_sweeper._plan import Plan
 from hydra_plugins.grokbit_sweeper._queue import Queue
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 class Work:
     """One process of a sweep: takes trials until there are no more."""
 
-    def __init__(self, plan: Plan, study: Study, launcher: Any, ranks: Ranks) -> None:
+    def __init__(self, plan: Plan, study: Study, launcher: Any, ranks: Ranks, composer: Composer) -> None:
+        self.composer = composer
         self.plan, self.study, self.launcher, self.ranks, self.settings = plan, study, launcher, ranks, plan.settings
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
         self.ending = Ending(self.settings)
@@ -139,14 +141,17 @@ class Work:
         return result
 
     def overrides(self, trial: Trial) -> list[str]:
-        """What the job of a trial is started with."""
+        """What the job of a trial is started with. A run of ours goes on where an earlier process of it has stopped."""
         lines = self.plan.space.overrides(trial.params)
-        if trial.number in self.queue.taken_over and OmegaConf.select(self.plan.config, "resume") is not None:
+        if OmegaConf.select(self.plan.config, "resume") is not None:
             lines.append("resume.path=auto")
-        handle = {"storage": self.plan.storage, "study": self.study.study_name, "id": trial._trial_id, "number": trial.number}
+        handle: dict[str, Any] = {"number": trial.number}
+        short = json.dumps(handle)
+        handle |= {"storage": self.plan.storage, "study": self.study.study_name, "id": trial._trial_id}
         if self.settings.prunes and self.settings.repeats["n"] == 1:
             handle["pruner"] = self.settings.pruner
-        return [*lines, f"++hydra.job.env_set.{VARIABLE}={written(json.dumps(handle))}"]
+        self.composer.whole[short] = json.dumps(handle)
+        return [*lines, f"++hydra.job.env_set.{VARIABLE}={written(short)}"]
 
     def outcome(self, trial: Trial, result: JobReturn) -> Outcome:
         """What came of a job."""

@@ -1,0 +1,111 @@
+"""Servers of a test's own on the loopback device: each in a folder of its own, and gone with it."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PROXY = """
+import sys
+from optuna.storages import get_storage, run_grpc_proxy_server
+run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+class NotInstalledError(Exception):
+    """The server is not on this machine; the text names the package that brings it."""
+
+
+def program(name: str, package: str) -> str:
+    """Where it is; Debian keeps PostgreSQL's programs out of the PATH. Raises NotInstalledError."""
+    found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
+    if found is None:
+        raise NotInstalledError(f"there is no {name} on this machine: apt-get install {package}")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def place() -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """A folder, and whom to run as: PostgreSQL refuses to run as root, so there somebody else owns the folder."""
+    folder = Path(tempfile.mkdtemp(prefix="grokbit-"))
+    somebody: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        somebody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    try:
+        yield folder, somebody
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """An empty database."""
+    initdb, control = program("initdb", "postgresql"), program("pg_ctl", "postgresql")
+    with place() as (folder, somebody):
+
+        def call(*command: str) -> None:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **somebody)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        data, port = str(folder / "data"), free_port()
+        call(initdb, "-D", data, "-A", "trust", "-U", "grokbit", "-E", "UTF8", "--no-locale", "--no-sync")
+        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
+        call(control, "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql://grokbit@127.0.0.1:{port}/postgres"
+        finally:
+            call(control, "-D", data, "-m", "immediate", "stop")
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """An empty Redis that keeps nothing on disk."""
+    server = program("redis-server", "redis-server")
+    with place() as (folder, somebody):
+        port = free_port()
+        keep_nothing = ["--save", "", "--appendonly", "no", "--dir", str(folder)]
+        with answering([server, "--bind", "127.0.0.1", "--port", str(port), *keep_nothing], port, folder, somebody):
+            yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def proxy(storage: str) -> Iterator[str]:
+    """Optuna's gRPC proxy in front of a database."""
+    with tempfile.TemporaryDirectory(prefix="grokbit-") as folder:
+        port = free_port()
+        with answering([sys.executable, "-c", PROXY, storage, str(port)], port, Path(folder), {}):
+            yield f"grpc://127.0.0.1:{port}"
+
+
+@contextmanager
+def answering(command: list[str], port: int, folder: Path, somebody: Mapping[str, Any]) -> Iterator[None]:
+    """A server as long as the block lasts, which begins once it takes connections."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, **somebody)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
