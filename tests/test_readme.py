@@ -115,7 +115,7 @@ def test_pictures_and_links_lead_somewhere() -> None:
 
 SMALL = {
     "loop_overhead": "--steps 2 --rounds 2 --seatings 1",
-    "sweep_overhead": "--trials 3 --rounds 1 --skewed 0",
+    "sweep_overhead": "--trials 5 --rounds 1 --skewed 0",
     "tracking_overhead": "--steps 50 --pairs 1",
 }
 
