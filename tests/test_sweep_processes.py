@@ -273,3 +273,28 @@ def test_runs_of_several_processes_are_swept_and_pruned_together(tmp_path: Path)
     folder = tmp_path / "out" / "modular" / "s"
     assert [t.state for t in study_in(folder).trials] == [TrialState.PRUNED] * 2
     assert [json.loads((folder / n / "summary.json").read_text())["steps"] for n in "01"] == [4, 4]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_reaches_the_workers_who_save_what_they_are_at(tmp_path: Path, signum: int, code: int) -> None:
+    """Once each: a second one would end them at once."""
+    command = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=3000", "tracker=jsonl", "-m", "seed=0,1,2,3",
+               "hydra.sweeper.plots=false", "hydra.sweeper.workers=2", "hydra.sweeper.study_name=s"]  # fmt: skip
+    process = started(tmp_path, *command)
+    folder = tmp_path / "out" / "digits" / "s"
+    for _ in range(600):
+        logs = [folder / n / "metrics.jsonl" for n in "01"]
+        if all(log.exists() and len(log.read_text().splitlines()) >= 5 for log in logs):
+            break
+        time.sleep(0.1)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == code, output
+    assert [json.loads((folder / n / "summary.json").read_text())["status"] for n in "01"] == ["STOPPED"] * 2
+    assert (folder / "results.md").exists()
+    assert {t.user_attrs[LEASE]["token"] for t in study_in(folder).trials} == {""}  # let go
+
+
+def test_a_worker_that_cannot_work_is_told_of(tmp_path: Path) -> None:
+    said = swept(tmp_path, *STUDY, "hydra.sweeper.n_trials=4", "hydra.sweeper.workers=2", fails=True, y="${oc.env:NOT_THERE}")
+    assert "hydra.sweeper.workers: 2 of them failed" in said or "NOT_THERE" in said

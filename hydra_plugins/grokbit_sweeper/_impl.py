@@ -60,8 +60,9 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
         work.screen.close()
         work.queue.close()
         if worker is None:
-            finish(plan, study)
-    work.judge()
+            finish(plan, work)
+    if worker is None:
+        work.judge()
 
 
 def opened(plan: Plan) -> Study:
@@ -91,14 +92,16 @@ def begin(plan: Plan, study: Study) -> None:
     print(f"{'folder':<16} {plan.folder}")
 
 
-def finish(plan: Plan, study: Study) -> None:
-    """The note and the report; also after Ctrl-C."""
+def finish(plan: Plan, work: Work) -> None:
+    """The note, the report and where it is; also after Ctrl-C."""
     from research.report import report
 
-    ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-    over = ended >= plan.total or bool(study.user_attrs.get("over"))
-    write_json(plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over, "reason": study.user_attrs.get("over", "")})
+    study = work.study
+    reason = study.user_attrs.get("over", "")
+    over = work.queue.counted([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]) >= plan.total
+    write_json(plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over or bool(reason), "reason": reason})
     try:
         report(plan.folder, study, plots=plan.settings.plots)
     except Exception as error:  # the trials are kept: no reason to lose what the sweep itself has to say
         log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, plan.folder, exc_info=True)
+    work.screen.ends(plan.folder / "results.md")

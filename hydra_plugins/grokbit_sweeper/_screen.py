@@ -54,6 +54,15 @@ class Screen:
             lines = [self.at_work(each) for each in trials if each.state == TrialState.RUNNING]
             self.live.update(Text("\n").join([*lines, Text(self.standing(trials))]), refresh=True)
 
+    def ends(self, report: Path) -> None:
+        """What came out, and where it is told."""
+        trials = self.study.get_trials(deepcopy=False)
+        if len(self.study.directions) == 1 and self.best():
+            best = self.study.best_trial
+            texts = {key: each.text(best.params[key]) for key, each in self.space.parameters.items() if key in best.params}
+            self.row("best", f"#{best.number} {best.value:.4g}  " + " ".join(f"{key}={text}" for key, text in texts.items()))
+        self.row("report", f"{report}, {self.standing(trials)}")
+
     def close(self) -> None:
         if self.live:
             self.live.stop()

@@ -14,14 +14,14 @@ from hydra_plugins.grokbit_sweeper._study import built, quietly
 class Ending:
     """Asked before each trial."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.started = settings, time.monotonic()
+    def __init__(self, settings: Settings, begun: float) -> None:
+        self.settings, self.begun = settings, begun  # in seconds since the epoch: of all workers the same
         self.terminator = built(settings.terminator, "hydra.sweeper.terminator") if settings.terminator else None
 
     def reason(self, study: Study) -> str:
         """Why no other trial begins; empty while there is no reason."""
         s = self.settings
-        if s.timeout is not None and time.monotonic() - self.started >= s.timeout:
+        if s.timeout is not None and time.time() - self.begun >= s.timeout:
             return f"timeout: {s.timeout:g} s are over"
         if s.target_value is None and s.patience is None and self.terminator is None:
             return ""

@@ -33,7 +33,7 @@ class Work:
         self.composer = composer
         self.plan, self.study, self.launcher, self.ranks, self.settings = plan, study, launcher, ranks, plan.settings
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
-        self.ending = Ending(self.settings)
+        self.ending = Ending(self.settings, float((_workers.mine() or {}).get("begun", time.time())))
         self.screen = Screen(study, plan.space, plan.folder, plan.total, self.settings.workers)
         basic = type(launcher).__name__ == "BasicLauncher"
         self.batch = self.settings.n_jobs or (1 if basic else len(plan.grid) if plan.grid is not None else 2)

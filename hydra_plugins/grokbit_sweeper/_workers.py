@@ -35,19 +35,15 @@ class Watched(Protocol):
 
 
 def supervise(settings: Settings, folder: Path, study: str, sweep: Watched) -> None:
-    """Keep `workers` processes at work until each says that there is no more to do; one that dies is replaced.
+    """Keep `workers` processes at work until each says that there is no more to do; one that is killed is replaced.
 
-    Ctrl-C and SIGTERM reach them too, and they save what they are at.
+    A signal to end is passed on to them: they save what they are at. Raises ValueError where a worker failed.
     """
+    begun, deaths, failed = time.time(), 0, list[int]()
     running: dict[int, subprocess.Popen[bytes]] = {}
-    deaths = 0
-
-    def passed_on(signum: int, _: Any) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, passed_on)
+    before = signal.signal(signal.SIGTERM, asked_to_end)
     try:
-        running = {index: start(index, settings, folder, study) for index in range(settings.workers)}
+        running = {index: start(index, settings, folder, study, begun) for index in range(settings.workers)}
         while running:
             for index, process in list(running.items()):
                 code = process.poll()
@@ -57,32 +53,60 @@ def supervise(settings: Settings, folder: Path, study: str, sweep: Watched) -> N
                 deaths += code < 0
                 if code < 0 and deaths <= DEATHS and not sweep.over():
                     print(f"{'worker':<16} {index} died by signal {-code}: another one takes its place", flush=True)
-                    running[index] = start(index, settings, folder, study)
+                    running[index] = start(index, settings, folder, study, begun)
+                elif code:
+                    failed.append(index)
             sweep.look()
             time.sleep(0.2)
+    except (KeyboardInterrupt, SystemExit) as asked:
+        end(list(running.values()), signal.SIGINT if isinstance(asked, KeyboardInterrupt) else signal.SIGTERM)
+        raise
+    except BaseException:
+        end(list(running.values()), signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        end(list(running.values()))
+    if failed:
+        raise ValueError(
+            f"hydra.sweeper.workers: {len(failed)} of them failed\n{last_words(folder / f'worker-{failed[0]}.log')}"
+        )
 
 
-def start(index: int, settings: Settings, folder: Path, study: str) -> subprocess.Popen[bytes]:
-    """The command that this process was started with, as worker `index`."""
+def asked_to_end(signum: int, _: Any) -> None:
+    raise SystemExit(128 + signum)
+
+
+def start(index: int, settings: Settings, folder: Path, study: str, begun: float) -> subprocess.Popen[bytes]:
+    """The command that this process was started with, as worker `index`; Ctrl-C reaches it through this process alone."""
     own = dict(os.environ)
-    own[VARIABLE] = json.dumps({"index": index, "folder": str(folder), "study": study, "parent": os.getpid()})
+    told = {"index": index, "folder": str(folder), "study": study, "parent": os.getpid(), "begun": begun}
+    own[VARIABLE] = json.dumps(told)
     threads = max(1, (os.cpu_count() or 1) // settings.workers)
     own.setdefault("OMP_NUM_THREADS", str(threads))
     if settings.devices:
         own["CUDA_VISIBLE_DEVICES"] = str(settings.devices[index % len(settings.devices)])
     with (folder / f"worker-{index}.log").open("ab") as output:
-        return subprocess.Popen(sys.orig_argv, env=own, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        to = {"stdout": output, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        return subprocess.Popen(sys.orig_argv, env=own, start_new_session=True, **to)  # type: ignore[call-overload,no-any-return]
 
 
-def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask them to save and end; they have a minute for it."""
+def end(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
+    """Ask them to save and end, again where the user does, and wait for it a minute at most."""
+    until = time.monotonic() + 60
     for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
+        process.send_signal(signum)
+    while any(process.poll() is None for process in processes):
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            time.sleep(0.1)
+        except KeyboardInterrupt:
+            for process in processes:
+                process.send_signal(signum)
+        if time.monotonic() > until:
+            for process in processes:
+                process.kill()
+
+
+def last_words(path: Path) -> str:
+    """What a worker said at its end, and where the rest is."""
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{(lines or ['nothing was said'])[-1][:300]}\nall of it is in {path}"
