@@ -105,7 +105,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     draft.write_text(text)
     draft.replace(path)
 

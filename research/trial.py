@@ -56,6 +56,12 @@ class Trial:
         return PRUNED in self.storage.get_trial(self.id).user_attrs
 
 
+def gone(error: BaseException) -> bool:
+    """Whether this is what a storage raises that cannot be reached: each kind has its own."""
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return bool(kinds & {"optuna.StorageInternalError", "sqlalchemy.DBAPIError", "redis.ConnectionError", "grpc.RpcError"})
+
+
 def current() -> Trial | None:
     """The trial that this process runs, if its study prunes."""
     told = json.loads(os.environ.get(VARIABLE) or "{}")

@@ -6,7 +6,8 @@ configuration of an earlier trial with this trial's values is the same to the la
 """
 
 import copy
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 from hydra._internal import config_loader_impl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,14 +42,17 @@ class Composer:
     def _composed(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         overrides = self.parser.parse_overrides(sweep_overrides)
         mark = tuple(self._stem(override) for override in overrides)
+        if self._overlap(overrides):
+            return cast(DictConfig, self.loader.load_sweep_config(master_config, sweep_overrides))
         try:
             if mark in self.known:
                 return self._changed(*self.known[mark], overrides, master_config)
         except Exception:  # a value that does not fit: Hydra's own message is the better one
             del self.known[mark]
         composed: DictConfig = self.loader.load_sweep_config(master_config, sweep_overrides)
-        if len(self.known) < KEPT:
-            self.known[mark] = copy.deepcopy(composed), overrides
+        if len(self.known) == KEPT:
+            del self.known[next(iter(self.known))]  # the oldest
+        self.known[mark] = copy.deepcopy(composed), overrides
         return composed
 
     def _stem(self, override: Override) -> str:
@@ -57,8 +61,16 @@ class Composer:
         plain = override.type is not None and not override.is_delete() and not override.is_add() and override.package is None
         plain = plain and not isinstance(value, dict | list) and not override.is_sweep_override()
         ours = key.startswith(OURS) if key.startswith("hydra") else True
-        group = "/" in key or self.loader.repository.group_exists(key)
-        return f"{override.get_key_element()}=" if plain and ours and not group else str(override.input_line)
+        plain = plain and ours and not self._group(override)
+        return f"{override.get_key_element()}=" if plain else str(override.input_line)
+
+    def _group(self, override: Override) -> bool:
+        return "/" in override.key_or_group or bool(self.loader.repository.group_exists(override.key_or_group))
+
+    def _overlap(self, overrides: list[Override]) -> bool:
+        """Whether two of them set the same key, or a node and a part of it: then their order counts."""
+        keys = sorted(f"{override.key_or_group}." for override in overrides if not self._group(override))
+        return any(after.startswith(before) for before, after in pairwise(keys))
 
     def _changed(
         self, composed: DictConfig, before: list[Override], after: list[Override], master_config: DictConfig

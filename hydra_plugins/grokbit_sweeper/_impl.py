@@ -1,6 +1,8 @@
 """A sweep from its first look at the settings to its report."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import optuna
@@ -8,7 +10,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
-from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 
 from hydra_plugins.grokbit_sweeper import _study, _workers
@@ -19,6 +20,7 @@ from hydra_plugins.grokbit_sweeper._settings import settled
 from hydra_plugins.grokbit_sweeper._work import Work
 from research.folder import read_json, write_json
 from research.preflight.overrides import written
+from research.trial import gone
 
 log = logging.getLogger(__name__)
 
@@ -40,29 +42,45 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
         return
     place(plan, worker)
     study = opened(plan)
-    if worker is None:
-        begin(plan, study)
     with read_write(config.hydra), open_dict(config):
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={written(str(plan.folder))}")
         config.hydra.sweep.dir = str(plan.folder)
     launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task)
     work = Work(plan, study, launcher, ranks, composer)
-    try:
-        if worker is None and settings.workers > 1:
+    with ending(plan, work, first=worker is None):
+        if worker is None:
+            begin(plan, work)
+        if worker is None and (settings.workers > 1 or settings.devices):
             _workers.supervise(settings, plan.folder, plan.name, work)
         else:
             work.all()
-    except StorageInternalError as error:
+    if worker is None:
+        work.judge()
+
+
+@contextmanager
+def ending(plan: Plan, work: Work, first: bool) -> Iterator[None]:
+    """However it ends: what is held is let go, and the process that the user started reports.
+
+    A storage that is gone ends it in a line: nothing is lost, and all that follows needs the storage too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not gone(error):
+            raise
         why = f"hydra.sweeper.storage={_study.shown(plan.storage)} is gone: {str(error.__cause__ or error).splitlines()[0]}"
         raise ValueError(f"{why}\nthe same command goes on once it is back") from error
     finally:
-        ranks.tell(END)
+        work.ranks.tell(END)
         work.screen.close()
-        work.queue.close()
-        if worker is None:
-            finish(plan, work)
-    if worker is None:
-        work.judge()
+        try:
+            work.queue.close()
+            if first:
+                finish(plan, work)
+        except Exception as error:
+            if not gone(error):  # else it has been said
+                raise
 
 
 def opened(plan: Plan) -> Study:
@@ -77,19 +95,21 @@ def opened(plan: Plan) -> Study:
     return study
 
 
-def begin(plan: Plan, study: Study) -> None:
+def begin(plan: Plan, work: Work) -> None:
     """Leave word of the sweep in its folder, and the configurations to begin with in its study."""
-    trials = study.get_trials(deepcopy=False)
+    study = work.study
     note = {"study": study.study_name, "digest": plan.digest, "total": plan.total, "over": False, **plan.asked}
-    write_json(plan.folder / NOTE, note)
-    for params in plan.settings.enqueue if not trials and plan.grid is None else ():
-        if unknown := set(params) - set(plan.space.parameters):
-            raise ValueError(f"hydra.sweeper.enqueue: the sweep has no parameter {', '.join(sorted(unknown))}")
-        study.enqueue_trial(params, skip_if_exists=True)
-    done = sum(t.state.is_finished() for t in trials)
+    write_json(plan.folder / NOTE, note | {"max_failure_rate": plan.settings.max_failure_rate})
+    with work.queue.turn():
+        trials = study.get_trials(deepcopy=False)
+        if study.user_attrs.get("over"):
+            study.set_user_attr("over", "")  # by the settings of an earlier command: these judge anew
+        for params in plan.settings.enqueue if not trials else ():
+            study.enqueue_trial(params, skip_if_exists=True)
+    done = work.queue.counted([t for t in trials if t.state.is_finished()])
     kind = "runs in their order" if plan.grid is not None else "trials"
-    print(f"{'sweep':<16} {plan.total} {kind}, {', '.join(plan.ways)}" + (f": going on after {done}" if done else ""))
-    print(f"{'folder':<16} {plan.folder}")
+    work.screen.row("sweep", f"{plan.total} {kind}, {', '.join(plan.ways)}" + (f": going on after {done}" if done else ""))
+    work.screen.row("folder", str(plan.folder))
 
 
 def finish(plan: Plan, work: Work) -> None:
@@ -99,9 +119,12 @@ def finish(plan: Plan, work: Work) -> None:
     study = work.study
     reason = study.user_attrs.get("over", "")
     over = work.queue.counted([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]) >= plan.total
-    write_json(plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over or bool(reason), "reason": reason})
+    write_json(plan.folder / NOTE, read_json(plan.folder / NOTE) | {"reason": reason})
     try:
         report(plan.folder, study, plots=plan.settings.plots)
     except Exception as error:  # the trials are kept: no reason to lose what the sweep itself has to say
         log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, plan.folder, exc_info=True)
+    write_json(
+        plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over or bool(reason)}
+    )  # after the report: it is whole
     work.screen.ends(plan.folder / "results.md")

@@ -42,7 +42,7 @@ def outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Seque
     try:
         known = dict(returned) if isinstance(returned, Mapping) else summary(folder) if metrics or limits else {}
         found = [named(known, name) for name in metrics] if metrics else numbers(returned, count)
-        about = {name: named(known, name) for name in limits}
+        about = {name: named(known, name, "constraints") for name in limits}
     except ValueError as error:
         return Outcome(error=str(error), cause=error, folder=folder)
     if any(math.isnan(value) for value in found):
@@ -69,13 +69,13 @@ def summary(folder: Path | None) -> dict[str, Any]:
     return {**told, **(told.get("metrics") or {}), **(told.get("best") or {})}
 
 
-def named(known: Mapping[str, Any], name: str) -> float:
+def named(known: Mapping[str, Any], name: str, setting: str = "metrics") -> float:
     """One of the run's numbers. Raises ValueError where it has none of that name."""
     value = known.get(name)
     if isinstance(value, int | float):
         return float(value)
     there = ", ".join(sorted(key for key, each in known.items() if isinstance(each, int | float)))
-    raise ValueError(f"hydra.sweeper.metrics: the run has no number {name}; it has: {there or 'none'}")
+    raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {there or 'none'}")
 
 
 def reduced(outcomes: Sequence[Outcome], how: str) -> Outcome:

@@ -1,6 +1,7 @@
 """What is to be run and where, before anything is."""
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from research.folder import read_json
 
 NOTE = "study.json"  # in the folder of a sweep: what it is for, and whether it is over
 GRID_AT_MOST = 100_000
+ELSEWHERE = ("out", "tracker", "resume")  # where a run goes and who watches: it is the same study
 
 
 @dataclass
@@ -45,12 +47,15 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        return sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:12]
+        """Of what makes it the same command: what it asks for, and how its trials are chosen and judged."""
+        s = self.settings
+        how = [s.sampler, s.pruner, s.constraints, s.custom_search_space, s.dedup, s.storage, s.enqueue]
+        return sha256(json.dumps([self.asked, how], sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def planned(settings: Settings, arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
     """What is to be run. Raises ValueError for a space that cannot be."""
-    space = _space.read(settings.params, arguments, settings.when, context.config_loader)
+    space = _space.read(settings.params, arguments, settings.when, context.config_loader, config)
     node = settings.sampler
     grid_asked = node is not None and str(node["_target_"]).endswith("GridSampler")
     if grid_asked and not space.discrete:
@@ -63,18 +68,53 @@ def planned(settings: Settings, arguments: Sequence[str], config: DictConfig, co
         grid = list(space.grid())
     total = min(settings.n_trials or len(grid), len(grid)) if grid is not None else settings.n_trials or 20
     monitor = OmegaConf.select(config, "monitor", throw_on_missing=False) if "monitor" in config else None
-    ways = _study.directions(
-        settings.direction, settings.metrics[0] if settings.metrics else monitor, len(settings.metrics) or 1
-    )
+    ways = _study.directions(settings.direction, settings.metrics or (str(monitor),))
+    check_enqueued(settings, space, grid)
+    check_repeats(settings, space, config)
     asked = {
         "space": {key: each.told() for key, each in space.parameters.items()},
-        "fixed": sorted(space.fixed.values()),
+        "fixed": sorted(line for key, line in space.fixed.items() if re.split(r"[./]", key.lstrip("+~"))[0] not in ELSEWHERE),
         "directions": ways,
         "metrics": list(settings.metrics),
         "repeats": settings.repeats,
         "kind": "grid" if grid is not None else "study",
     }
     return Plan(settings, space, config, ways, grid, total, asked)
+
+
+def check_enqueued(settings: Settings, space: Space, grid: Sequence[Any] | None) -> None:
+    """Raises ValueError for a configuration to begin with that the space does not have."""
+    if settings.enqueue and grid is not None:
+        raise ValueError(
+            "hydra.sweeper.enqueue: a grid has its order; name a sampler for a study, as hydra/sweeper/sampler=tpe"
+        )
+    for params in settings.enqueue:
+        if unknown := set(params) - set(space.parameters):
+            raise ValueError(f"hydra.sweeper.enqueue: the sweep has no parameter {', '.join(sorted(unknown))}")
+        for key, value in params.items():
+            each = space.parameters[key]
+            try:
+                fits = each.distribution._contains(each.distribution.to_internal_repr(value))
+            except (TypeError, ValueError):
+                fits = False
+            if not fits:
+                raise ValueError(f"hydra.sweeper.enqueue: {key}={value} is not in the space: {each.told()}")
+
+
+def check_repeats(settings: Settings, space: Space, config: DictConfig) -> None:
+    """Raises ValueError where nothing can count up."""
+    key = settings.repeats["over"]
+    if settings.repeats["n"] == 1:
+        return
+    if key in space.parameters:
+        raise ValueError(f"hydra.sweeper.repeats.over={key}: the sweep varies it already; give it one value to count from")
+    if type(first_of(space, config, key)) is not int:
+        raise ValueError(f"hydra.sweeper.repeats.over={key}: give a key that holds a whole number, as seed")
+
+
+def first_of(space: Space, config: DictConfig, key: str) -> Any:
+    """The value of a key that repeats count up from."""
+    return space.known({}).get(key, OmegaConf.select(config, key))
 
 
 def home(given: str | None, config: DictConfig) -> Path | None:
@@ -88,6 +128,8 @@ def place(plan: Plan, worker: dict[str, Any] | None) -> None:
     s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
     if worker:
         plan.folder, plan.name = Path(worker["folder"]), worker["study"]
+    elif any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in plan.config.hydra.overrides.hydra):
+        plan.folder, plan.name = fresh, s.study_name or fresh.name
     elif s.study_name and plan.home:
         plan.folder, plan.name = plan.home / s.study_name.replace("/", "_"), s.study_name
     else:
@@ -113,9 +155,8 @@ def told(plan: Plan) -> list[str]:
     s = plan.settings
     rows = [("space", f"{key}: {each.told()}") for key, each in plan.space.parameters.items()]
     rows += [("fixed", line) for line in plan.space.fixed.values()]
-    rows.append(
-        ("objective", ", ".join(f"{name} {way}" for name, way in zip(s.metrics or ("returned",), plan.ways, strict=False)))
-    )
+    names = s.metrics or ["returned"] * len(plan.ways)
+    rows.append(("objective", ", ".join(f"{name} {way}" for name, way in zip(names, plan.ways, strict=True))))
     rows.append(("runs" if plan.grid is not None else "trials", str(plan.total * s.repeats["n"])))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

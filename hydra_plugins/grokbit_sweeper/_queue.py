@@ -106,7 +106,7 @@ class Queue:
         held = trial.user_attrs.get(LEASE, {})
         died = held.get("token") != ""  # or it was let go, as by Ctrl-C, which is nobody's fault
         self._hold(trial._trial_id, trial.number, trial.user_attrs.get(TRIES, 1) + died)
-        if held.get("host", self.host) not in (self.host, ""):
+        if held.get("host") != self.host:
             time.sleep(SETTLED)  # those of one machine come one after the other, by `turn`
             held = self.study._storage.get_trial_user_attrs(trial._trial_id).get(LEASE, {})
             if held.get("token") != self.token:

@@ -67,14 +67,26 @@ def settled(given: Mapping[str, Any]) -> Settings:
     for key in ("devices", "enqueue"):
         found[key] = tuple(found[key] or ())
     for key in ("when", "constraints"):
-        found[key] = dict(found[key] or {})
-    found["repeats"] = {"n": 1, "over": "seed", "reduce": "mean"} | dict(found["repeats"] or {})
-    if isinstance(found["pruner"], Mapping) and "_target_" not in found["pruner"]:
-        found["pruner"] = None
+        found[key] = found[key] or {}
+    if not isinstance(found["repeats"], str):
+        found["repeats"] = {"n": 1, "over": "seed", "reduce": "mean"} | dict(found["repeats"] or {})
+    for wrong in misshapen(found):
+        raise ValueError(f"hydra.sweeper.{wrong}")
     settings = Settings(**{each.name: found[each.name] for each in fields(Settings)})
     for wrong in mistakes(settings):
         raise ValueError(f"hydra.sweeper.{wrong}")
     return settings
+
+
+def misshapen(found: Mapping[str, Any]) -> list[str]:
+    """Settings of another kind than they can have: names where a group has the options, texts where keys have values."""
+    wrong = [f"{key}={found[key]}: choose an option, as hydra/sweeper/{key}={found[key]}" for key in ("sampler", "pruner")
+             if found[key] is not None and (not isinstance(found[key], Mapping) or "_target_" not in found[key])]  # fmt: skip
+    shapes = {"params": "{lr: 'interval(0,1)'}", "when": "{optim.lamb: \"optim == 'grokfast'\"}",
+              "constraints": "{params: '<= 2e6'}", "repeats": "{n: 3, over: seed}"}  # fmt: skip
+    wrong += [f"{key}={found[key]}: give keys and values, as {shape}" for key, shape in shapes.items()
+              if found[key] and not isinstance(found[key], Mapping)]  # fmt: skip
+    return wrong
 
 
 def mistakes(s: Settings) -> list[str]:
@@ -102,6 +114,12 @@ def mistakes(s: Settings) -> list[str]:
         wrong.append("target_value, patience and terminator are for one objective; with several give timeout or n_trials")
     if s.several and s.repeats["n"] > 1:
         wrong.append("repeats: with several objectives give repeats.n=1")
+    if len(s.devices) > s.workers:
+        wrong.append(
+            f"devices={list(s.devices)}: that is more devices than workers; give hydra.sweeper.workers={len(s.devices)}"
+        )
+    if s.workers > 1 and ("InMemory" in str(s.storage) or str(s.storage) in ("sqlite://", "sqlite:///:memory:")):
+        wrong.append(f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal")
     wrong += [f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if bound(v) is None]
     wrong += [f"enqueue={each}: give configurations, as [{{lr: 1e-3}}]" for each in s.enqueue if not isinstance(each, dict)]
     return wrong

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+from zlib import crc32
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep, Transformer
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
@@ -50,7 +52,8 @@ class Parameter:
         said = sorted(self.distribution._asdict().items())
         shown = " ".join(f"{key}={value}" for key, value in said if value is not None and value is not False)
         if self.texts:
-            shown = f"{len(self.texts)} values: {', '.join(self.texts[:8])}{', ...' if len(self.texts) > 8 else ''}"
+            rest = f", ... ({crc32(','.join(self.texts).encode()):08x})" if len(self.texts) > 8 else ""
+            shown = f"{len(self.texts)} values: {', '.join(self.texts[:8])}{rest}"
         return f"{shown} when {self.when.source}" if self.when else shown
 
 
@@ -61,6 +64,7 @@ class Space:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)  # key -> the whole override
     order: list[str] = field(default_factory=list)  # of all keys
+    given: dict[str, Any] = field(default_factory=dict)  # what conditions ask of the configuration
 
     @property
     def discrete(self) -> bool:
@@ -97,7 +101,7 @@ class Space:
         """What a condition can ask for: the values so far, and the fixed ones."""
         parsed = OverridesParser.create().parse_overrides(list(self.fixed.values()))
         fixed = {each.key_or_group: each.value() for each in parsed if not each.is_delete()}
-        return fixed | {key.lstrip("+"): value for key, value in params.items()}
+        return self.given | fixed | {key.lstrip("+"): value for key, value in params.items()}
 
     def sorted(self) -> list[Parameter]:
         """Parameters in an order in which each condition can be judged. Raises ValueError where two wait for each other."""
@@ -133,20 +137,25 @@ class Space:
         return math.prod(len(parameter.values) for parameter in self.parameters.values())
 
 
-def read(params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str, str], loader: Any) -> Space:
+def read(
+    params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str, str], loader: Any, config: DictConfig | None = None
+) -> Space:
     """The space that a config and a command line ask for; the command line wins. Raises ValueError, naming the key."""
     parser, space = OverridesParser.create(config_loader=loader), Space()
     for key, value in params.items():
-        typed = isinstance(value, Mapping)
-        space.add(parser.parse_override(f"{key}=choice(0)" if typed else f"{key}={value}"))
+        spelt = {"choices": value} if isinstance(value, list) else value
+        typed = isinstance(spelt, Mapping)
+        text = "choice(0)" if typed else value if isinstance(value, str) else written(value)
+        space.add(parser.parse_override(f"{key}={text}"))
         if typed:
-            space.parameters[key] = from_mapping(key, value)
+            space.parameters[key] = from_mapping(key, spelt)
     for argument in arguments:
         space.add(parser.parse_override(argument))
     for key, source in when.items():
         if key not in space.parameters:
             raise ValueError(f"hydra.sweeper.when.{key}: the sweep has no parameter {key}, only: {', '.join(space.parameters)}")
         condition = Condition(source, f"hydra.sweeper.when.{key}")
+        space.given |= {name: found for name in condition.names if (found := held(config, name)) is not None}
         known = {*space.known({}), *(name.lstrip("+") for name in space.parameters)}
         if unknown := condition.names - known:
             raise ValueError(f"{condition.setting}={source}: {', '.join(sorted(unknown))} is neither swept nor given")
@@ -154,6 +163,12 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str,
         space.parameters[key] = Parameter(key, old.distribution, old.texts, old.values, condition)
     space.sorted()
     return space
+
+
+def held(config: DictConfig | None, name: str) -> Any:
+    """What the configuration has at a key; of a group, its option."""
+    choices = OmegaConf.select(config, "hydra.runtime.choices") or {} if config is not None else {}
+    return choices.get(name) or (OmegaConf.select(config, name) if config is not None else None)
 
 
 def parameter(key: str, override: Override) -> Parameter:
@@ -204,7 +219,9 @@ def ranged(key: str, line: str, override: Override, value: RangeSweep) -> Parame
 
 def interval(key: str, line: str, low: float, high: float, log: bool) -> Parameter:
     """From low to high, both included; whole numbers where both ends are."""
-    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{line}: both ends of an interval are finite numbers")
+    if low > high:
         raise ValueError(f"{line}: the interval is empty; the lower end comes first")
     if log and low <= 0:
         raise ValueError(f"{line}: the logarithm needs a lower end above 0")
@@ -227,6 +244,12 @@ def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     if kind not in ("int", "float") or low is None or high is None:
         raise ValueError(f"{setting}: give type (float, int or categorical), low and high, or choices")
     number = int if kind == "int" else float
+    if any(
+        isinstance(n, str | bool) or (kind == "int" and n != int(n)) for n in (low, high, *([] if step is None else [step]))
+    ):
+        raise ValueError(f"{setting}={dict(node)}: low, high and step take {'whole ' * (kind == 'int')}numbers")
+    if step is not None and step <= 0:
+        raise ValueError(f"{setting}.step={step}: give a step above 0")
     plain = interval(key, f"{setting}={dict(node)}", number(low), number(high), log)
     if step is None:
         return plain

@@ -24,15 +24,20 @@ ASKED = "grokbit"  # the study's attribute with what it is for
 log = logging.getLogger(__name__)
 
 
+Maker = Callable[[int], BaseSampler]
+
+
 class Reseeded(BaseSampler):
     """Draws that are a function of (seed, trial, parameter): a study that was killed asks for the same as one that was not."""
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self.make, self.seed = make, seed
+    def __init__(
+        self, make: Callable[[int], BaseSampler], seed: int, alone: Callable[[int], BaseSampler] | None = None
+    ) -> None:
+        self.make, self.seed, self.alone = make, seed, alone or make  # alone: draws a parameter by itself
         self.inner = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.inner = self._of(trial)
+        self.inner = self.make(self._seed(trial))
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -44,14 +49,14 @@ class Reseeded(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._of(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+        return self.alone(self._seed(trial, param_name)).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self.inner.after_trial(study, trial, state, values)
 
-    def _of(self, trial: FrozenTrial, name: str = "") -> BaseSampler:
+    def _seed(self, trial: FrozenTrial, name: str = "") -> int:
         spread = np.random.SeedSequence([self.seed, trial.number, zlib.crc32(name.encode())])
-        return self.make(int(spread.generate_state(1)[0]))
+        return int(spread.generate_state(1)[0])
 
 
 class InOrder(BaseSampler):
@@ -76,10 +81,13 @@ def sampler(node: Any) -> BaseSampler | None:
     """The sampler that a config names; with a seed, one whose draws do not depend on what this process did before."""
     if node is None:
         return None
-    quasi_random = str(node["_target_"]).endswith("QMCSampler")  # it counts trials: one seed for all of them
-    if node.get("seed") is None or quasi_random:
+    if node.get("seed") is None:
         return cast(BaseSampler, built(node, "hydra.sweeper.sampler"))
-    return Reseeded(lambda seed: built({**node, "seed": seed}, "hydra.sweeper.sampler"), int(node["seed"]))
+    seed = int(node["seed"])
+    if str(node["_target_"]).endswith("QMCSampler"):  # it counts trials: one seed for all of them
+        fixed = built({"independent_sampler": optuna.samplers.RandomSampler(seed), **node}, "hydra.sweeper.sampler")
+        return Reseeded(lambda _: fixed, seed, optuna.samplers.RandomSampler)
+    return Reseeded(lambda each: built({**node, "seed": each}, "hydra.sweeper.sampler"), seed)
 
 
 @contextmanager
@@ -100,14 +108,15 @@ def built(node: Mapping[str, Any], setting: str) -> Any:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
 
 
-def directions(wanted: Any, monitor: str | None, count: int) -> list[Direction]:
-    """One for each objective. Raises ValueError for what is no direction."""
-    if wanted is None and monitor is None:
+def directions(wanted: Any, metrics: Sequence[str]) -> list[Direction]:
+    """One for each objective, as its metric is better where it is one of ours. Raises ValueError for what is no direction."""
+    count = len(metrics)
+    if wanted is None and not any(name.startswith("val/") for name in metrics):
         return ["minimize"] * count
     if wanted is None:
         from research.metrics import higher_is_better  # torch comes with it
 
-        return ["maximize" if higher_is_better(str(monitor)) else "minimize"] * count
+        return ["maximize" if name.startswith("val/") and higher_is_better(name) else "minimize" for name in metrics]
     names = [str(getattr(each, "name", each)) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     if wrong := [name for name in names if name not in ("minimize", "maximize")]:
         raise ValueError(f"hydra.sweeper.direction={', '.join(wrong)}: give minimize or maximize, one for each objective")
@@ -143,7 +152,7 @@ def opened(
 
 def shown(storage: Any) -> str:
     """A storage without a user's name and password."""
-    return re.sub(r"//.*@", "//", str(storage))
+    return re.sub(r"//.*@", "//", re.sub(r"\?.*", "", str(storage)))
 
 
 ANEW = "give the same again to go on with it, or another hydra.sweeper.study_name"
@@ -154,13 +163,16 @@ def differences(held: Any, asked: Any, key: str = "") -> list[str]:
     if isinstance(held, dict) and isinstance(asked, dict):
         keys = sorted({*held, *asked})
         return [line for k in keys for line in differences(held.get(k), asked.get(k), f"{key}.{k}".lstrip("."))]
+    if isinstance(held, list) and isinstance(asked, list) and sorted(map(str, held)) != sorted(map(str, asked)):
+        held, asked = [each for each in held if each not in asked], [each for each in asked if each not in held]
     return [] if held == asked else [f"{key} was {held}, is {asked}"]
 
 
 def absolute(storage: Any) -> Any:
     """The same storage for jobs that are elsewhere."""
     kind, mark, path = str(storage).partition({"journal": "://", "sqlite": ":///"}.get(str(storage).partition(":")[0], "\n"))
-    return f"{kind}{mark}{Path(path).expanduser().absolute()}" if mark and path and not isinstance(storage, dict) else storage
+    file = mark and path not in ("", ":memory:") and not isinstance(storage, dict)
+    return f"{kind}{mark}{Path(path).expanduser().absolute()}" if file else storage
 
 
 def journal(folder: Path) -> str:

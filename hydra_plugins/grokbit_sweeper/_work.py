@@ -9,19 +9,20 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.utils import get_method
 from omegaconf import OmegaConf
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from hydra_plugins.grokbit_sweeper import _workers
 from hydra_plugins.grokbit_sweeper._compose import Composer
 from hydra_plugins.grokbit_sweeper._objective import Outcome, constrain, outcome, reduced
-from hydra_plugins.grokbit_sweeper._plan import Plan
+from hydra_plugins.grokbit_sweeper._plan import Plan, first_of
 from hydra_plugins.grokbit_sweeper._queue import Queue
 from hydra_plugins.grokbit_sweeper._ranks import Ranks
 from hydra_plugins.grokbit_sweeper._screen import Screen
 from hydra_plugins.grokbit_sweeper._stop import Ending
 from research.preflight.overrides import written
-from research.trial import PRUNED, VARIABLE
+from research.trial import PRUNED, VARIABLE, gone
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Work:
                 self.study.set_user_attr("over", reason)
             self.screen.row("stopped", reason)
             return True
-        return self.failures() > self.allowed() or _workers.orphaned()
+        return (self.plan.grid is None and self.failures() > self.allowed()) or _workers.orphaned()
 
     def taken(self) -> tuple[list[Trial], bool]:
         """As many trials as the launcher gets at once, each with its values; those that need not run are told at once."""
@@ -88,9 +89,12 @@ class Work:
             return True
         if self.settings.dedup == "reuse":
             trial.set_user_attr("reused", same[0].number)
+            trial.set_user_attr("folder", same[0].user_attrs.get("folder", ""))
+            for name, beyond in same[0].constraints.items():
+                trial.set_constraint(name, beyond)
             self.queue.done(trial)
             self.study.tell(trial, same[0].values)
-            log.info("#%d is #%d again: its result is used", trial.number, same[0].number)
+            self.screen.look()
             return False
         again = sum("again" in t.user_attrs for t in self.study.get_trials(deepcopy=False))
         if again >= 10 * self.plan.total:
@@ -107,27 +111,33 @@ class Work:
             return
         returns = self.launched([(trial, self.overrides(trial), str(trial.number)) for trial in trials])
         for trial, result in zip(trials, returns, strict=True):
-            self.told(trial, self.outcome(trial, result))
+            self.told(trial, self.outcome(result))
 
     def repeated(self, trial: Trial) -> Outcome:
-        """One configuration over several seeds: the pruner sees the value so far after each."""
+        """One configuration over several seeds; where somebody prunes, one after the other, and he looks after each."""
         repeats, found = self.settings.repeats, list[Outcome]()
-        key = repeats["over"]
-        given = self.plan.space.fixed.get(key, "").partition("=")[2] or OmegaConf.select(self.plan.config, key)
-        for index in range(repeats["n"]):
-            overrides = [o for o in self.overrides(trial) if o.partition("=")[0] != key]
-            jobs = [(trial, [*overrides, f"{key}={int(given) + index}"], f"{trial.number}/{index}")]
-            found.append(self.outcome(trial, self.launched(jobs)[0]))
-            if found[-1].error:
-                return found[-1]
+        key, own = repeats["over"], self.overrides(trial)
+        first = first_of(self.plan.space, self.plan.config, key)
+        overrides = [line for line in own if line.partition("=")[0] != key]
+        jobs = [(trial, [*overrides, f"{key}={first + index}"], f"{trial.number}/{index}") for index in range(repeats["n"])]
+        for some in [[job] for job in jobs] if self.settings.prunes else [jobs]:
+            found += [self.outcome(result) for result in self.launched(some)]
+            if (failed := next((each for each in found if each.error), None)) or not self.queue.owns(trial):
+                return failed or found[-1]
             so_far = reduced(found, repeats["reduce"])
             trial.set_user_attr("repeats", [each.values[0] for each in found])
-            if self.settings.prunes:
-                self.study._storage.set_trial_intermediate_value(trial._trial_id, index, so_far.values[0])
-                if self.study.pruner.prune(self.study, self.study._storage.get_trial(trial._trial_id)):
-                    trial.set_user_attr(PRUNED, index)
-                    break
+            if self.settings.prunes and self.given_up(trial, len(found) - 1, so_far.values[0]):
+                break
         return so_far
+
+    def given_up(self, trial: Trial, step: int, value: float) -> bool:
+        """Whether the pruner has seen enough."""
+        storage = self.study._storage
+        storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        pruned = self.study.pruner.prune(self.study, storage.get_trial(trial._trial_id))
+        if pruned:
+            trial.set_user_attr(PRUNED, step)
+        return pruned
 
     def launched(self, jobs: list[tuple[Trial, list[str], str]]) -> Sequence[JobReturn]:
         """The launcher's answers; each job runs in its trial's folder."""
@@ -143,7 +153,7 @@ class Work:
     def overrides(self, trial: Trial) -> list[str]:
         """What the job of a trial is started with. A run of ours goes on where an earlier process of it has stopped."""
         lines = self.plan.space.overrides(trial.params)
-        if OmegaConf.select(self.plan.config, "resume") is not None:
+        if OmegaConf.is_dict(OmegaConf.select(self.plan.config, "resume")):
             lines.append("resume.path=auto")
         handle: dict[str, Any] = {"number": trial.number}
         short = json.dumps(handle)
@@ -153,35 +163,44 @@ class Work:
         self.composer.whole[short] = json.dumps(handle)
         return [*lines, f"++hydra.job.env_set.{VARIABLE}={written(short)}"]
 
-    def outcome(self, trial: Trial, result: JobReturn) -> Outcome:
+    def outcome(self, result: JobReturn) -> Outcome:
         """What came of a job."""
         found = outcome(result, self.settings.metrics, len(self.plan.ways), tuple(self.settings.constraints))
         self.last = found.cause or self.last
-        repeated = self.settings.repeats["n"] > 1
-        trial.set_user_attr("folder", str((found.folder.parent if repeated else found.folder) if found.folder else ""))
         return found
 
     def told(self, trial: Trial, found: Outcome) -> None:
         """The study hears of it, unless somebody else has taken the trial over."""
         self.queue.done(trial)
-        if not self.queue.owns(trial):
+        try:
+            if not self.queue.owns(trial):
+                raise UpdateFinishedTrialError
+            trial.set_user_attr("folder", str(found.folder or ""))
+            constrain(trial, found, self.settings.constraints)
+            if found.error:
+                trial.set_user_attr("error", found.error[:500])
+                self.study.tell(trial, state=TrialState.FAIL)
+                log.warning("#%d failed: %s", trial.number, found.error)
+            elif PRUNED in self.study._storage.get_trial_user_attrs(trial._trial_id):
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial, found.values)
+        except UpdateFinishedTrialError:
             log.warning("#%d was taken over by another process, after a pause longer than hydra.sweeper.lease", trial.number)
-            return
-        attrs = self.study._storage.get_trial_user_attrs(trial._trial_id)
-        constrain(trial, found, self.settings.constraints)
-        if found.error:
-            trial.set_user_attr("error", found.error[:500])
-            self.study.tell(trial, state=TrialState.FAIL)
-            log.warning("#%d failed: %s", trial.number, found.error)
-        elif PRUNED in attrs:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(trial, found.values)
         self.screen.look()
 
+    def left(self) -> bool:
+        """Whether the study has trials to run or to go on with."""
+        trials = self.study.get_trials(deepcopy=False)
+        return self.queue.counted([t for t in trials if t.state.is_finished()]) < self.plan.total
+
     def look(self) -> None:
-        """Tell of what others have done since."""
-        self.screen.look()
+        """Tell of what others have done since; a storage that is away for a while has nothing to tell."""
+        try:
+            self.screen.look()
+        except Exception as error:
+            if not gone(error):
+                raise
 
     def failures(self) -> int:
         return sum(t.state == TrialState.FAIL and "aside" not in t.user_attrs for t in self.study.get_trials(deepcopy=False))
@@ -190,10 +209,11 @@ class Work:
         return int(self.settings.max_failure_rate * self.plan.total + 1e-9)
 
     def judge(self) -> None:
-        """Raises ValueError where more trials failed than may, or one of a grid did."""
+        """Raises ValueError where more trials failed than may; of a grid, none may."""
         failed = self.failures()
-        if failed > self.allowed() or (failed and self.plan.grid is not None):
-            errors = [t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-            rate = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}"
-            told = f"{failed} of {self.plan.total} trials failed, the last with: {errors[-1] if errors else ''}"
-            raise ValueError(f"{rate}: {told}") from self.last
+        if failed <= (0 if self.plan.grid is not None else self.allowed()):
+            return
+        errors = [t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False) if "error" in t.user_attrs]
+        told = f"{failed} of {self.plan.total} trials failed, the last with: {errors[-1] if errors else ''}"
+        rate = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: "
+        raise ValueError(f"{'' if self.plan.grid is not None else rate}{told}") from self.last

@@ -31,6 +31,7 @@ class Watched(Protocol):
     """What a supervisor asks about the sweep."""
 
     def over(self) -> bool: ...
+    def left(self) -> bool: ...
     def look(self) -> None: ...
 
 
@@ -41,7 +42,7 @@ def supervise(settings: Settings, folder: Path, study: str, sweep: Watched) -> N
     """
     begun, deaths, failed = time.time(), 0, list[int]()
     running: dict[int, subprocess.Popen[bytes]] = {}
-    before = signal.signal(signal.SIGTERM, asked_to_end)
+    before = {signum: signal.signal(signum, asked_to_end) for signum in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         running = {index: start(index, settings, folder, study, begun) for index in range(settings.workers)}
         while running:
@@ -59,14 +60,15 @@ def supervise(settings: Settings, folder: Path, study: str, sweep: Watched) -> N
             sweep.look()
             time.sleep(0.2)
     except (KeyboardInterrupt, SystemExit) as asked:
-        end(list(running.values()), signal.SIGINT if isinstance(asked, KeyboardInterrupt) else signal.SIGTERM)
+        end(list(running.values()), signal.SIGINT if isinstance(asked, KeyboardInterrupt) else int(str(asked.code)) - 128)
         raise
     except BaseException:
         end(list(running.values()), signal.SIGTERM)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if failed:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if not sweep.over() and failed and sweep.left():
         raise ValueError(
             f"hydra.sweeper.workers: {len(failed)} of them failed\n{last_words(folder / f'worker-{failed[0]}.log')}"
         )
