@@ -314,3 +314,24 @@ def test_an_answer_comes_fast(arguments: list[str]) -> None:
 
     ratios = [seconds("train.py", *arguments) / seconds("-c", "import hydra") for _ in range(9)]
     assert statistics.median(ratios) <= 2.5, ratios
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim=adamw,grokfast", "optim.lamb=interval(0,5)", "hydra.sweeper.when={optim.lamb: \"optim == 'grokfast'\"}"],
+        ["optim=adamw", "optim.lamb=1,2", "hydra.sweeper.when={optim.lamb: \"optim == 'grokfast'\"}"],
+        ["lr=1,2", "hydra.sweeper.constraints={params: '<= 2e6'}"],
+        ["lr=1,2", "hydra.sweeper.storage={_target_: optuna.storages.RDBStorage, url: 'sqlite:///x.db'}"],
+        ["lr=1,2", "hydra.sweeper.params={optim.lamb: 'interval(0,1)'}"],
+        ["optim.no_decay=[norm,bias],[norm],[\"a,b\"]"],
+        ["model=glob(bitnet*)", "data.p=7"],
+        ["name='1'", "lr=1,2"],
+    ],
+)
+def test_what_a_sweep_may_say(words: list[str]) -> None:
+    assert mistakes(words, True) == []
+
+
+def test_a_sweep_of_a_key_that_its_options_lack_is_told_unless_a_condition_leaves_it_out() -> None:
+    assert "there is no key 'optim.lamb'" in "".join(mistakes(["optim=adamw,grokfast", "optim.lamb=interval(0,5)"], True))

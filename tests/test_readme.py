@@ -80,6 +80,26 @@ def test_a_model_in_two_files(tmp_path: Path) -> None:
     assert summary["status"] == "FINISHED"
 
 
+def test_the_study_of_the_docs_runs(tmp_path: Path) -> None:
+    """Spelled out, with a condition, constraints and two objectives, as a yaml in a copy of the program."""
+    for name in ("research", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    (content,) = re.findall(r"```yaml\n(hydra:.*?)```", TEXTS[ROOT / "docs" / "sweeper.md"], re.DOTALL)
+    (tmp_path / "conf" / "sweep" / "docs.yaml").write_text(f"# @package _global_\n{content}")
+    small = ["data=digits", "model=bitmlp", "steps=6", "eval_every=3", "tracker=none", "trainer.device=cpu"]
+    size = ["hydra.sweeper.n_trials=3", "hydra.sweeper.plots=false", "hydra.sweeper.study_name=docs"]
+    done = run([sys.executable, "train.py", "sweep=docs", "-m", *small, *size], tmp_path, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "outputs" / "digits" / "docs"
+    first, *rest = (folder / "trials.csv").read_text().splitlines()
+    assert first.startswith("number,state,val/acc,params,params (constraint),optim,lr,optim.lamb")
+    assert rest[0].split(",")[5:8] == ["adamw", "0.001", ""]  # the one to begin with; without the filter no lamb
+    for n in range(3):
+        overrides = (folder / str(n) / "overrides.txt").read_text()
+        assert ("optim.lamb=" in overrides) == ("optim=grokfast" in overrides)
+
+
 def test_every_make_target_and_file_is_there() -> None:
     rules = (ROOT / "Makefile").read_text()
     for text in TEXTS.values():

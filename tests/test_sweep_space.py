@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.grokbit_sweeper._compose import Composer
 from hydra_plugins.grokbit_sweeper._space import Space, read
-from hydra_plugins.grokbit_sweeper._when import Condition
+from research.preflight.condition import Condition
 from research.preflight.overrides import written
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from hydra_plugins.grokbit_sweeper._when import Condition
+from research.preflight.condition import Condition
 from research.preflight.overrides import written
 
 MOST = 100_000  # elements of one choice or range

@@ -47,7 +47,10 @@ class Asked(Composed):
         """Set, add or delete; note what cannot be."""
         line, key = str(override.input_line), override.key_or_group
         adds = override.is_add() or override.is_force_add()
-        for leaf, value in [(key, None)] if override.is_delete() else leaves(key, override.value()):
+        whole = key.startswith("hydra.") and not isinstance(self.walk(key), dict)  # a setting that may hold anything
+        for leaf, value in (
+            [(key, None)] if override.is_delete() else [(key, override.value())] if whole else leaves(key, override.value())
+        ):
             old, (parent, _, _) = self.walk(leaf), leaf.rpartition(".")
             self.given[leaf] = line
             new = old is MISSING and (not adds or isinstance(self.walk(parent), list))

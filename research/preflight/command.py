@@ -81,7 +81,8 @@ def judged(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
         if multirun:
             overrides += runs.study(overrides)
             os.environ["GROKBIT_SWEPT"] = ",".join(key(o) for o in overrides if o.is_sweep_override())
-        looked_at = list(islice(variants(overrides), SWEPT_AT_MOST))
+        conditions = runs.conditions(overrides) if multirun else {}
+        looked_at = [runs.kept(variant, conditions) for variant in islice(variants(overrides), SWEPT_AT_MOST)]
         for variant in looked_at:
             wrong += check_one(variant, runs)
         wrong += [] if wrong else one_study(looked_at, runs)

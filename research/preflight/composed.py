@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from research.preflight.condition import Condition
 from research.preflight.help import groups
-from research.preflight.overrides import key, parse, variants
+from research.preflight.overrides import key, parse, variants, written
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -45,8 +46,65 @@ class Compositions:
         except HydraException:
             return []  # it will be reported with the first run
         given = {key(override) for override in overrides}
-        flat = [(key, value) for name, node in params.items() for key, value in leaves(name, node)]
-        return parse([f"{key}={value}" for key, value in flat if key not in given])[0]
+        flat = [
+            (key, value)
+            for name, node in params.items()
+            for key, value in ([(name, node)] if spelt(node) else leaves(name, node))
+        ]
+        return parse([f"{key}={swept(value)}" for key, value in flat if key not in given])[0]
+
+    def conditions(self, overrides: list["Override"]) -> dict[str, Condition]:
+        """When a sweep has a parameter; a condition that cannot be read is the sweeper's to refuse."""
+        from hydra.errors import HydraException
+
+        given = [override.value() for override in overrides if override.key_or_group == "hydra.sweeper.when"]
+        try:
+            when: Any = given[-1] if given else self.of(next(variants(overrides)))["hydra"]["sweeper"].get("when")
+            return {name: Condition(source, "when") for name, source in (when or {}).items()}
+        except (HydraException, ValueError, AttributeError):
+            return {}
+
+    def kept(self, variant: list["Override"], conditions: dict[str, Condition]) -> list["Override"]:
+        """One run of a sweep without the parameters that it does not have."""
+        for _ in conditions:  # one may ask for another
+            known = {o.key_or_group: o.value() for o in variant if not o.is_delete()}
+            absent = {
+                name for name, condition in conditions.items() if not condition.holds(self.asked_for(condition, known, variant))
+            }
+            variant = [o for o in variant if key(o) not in absent]
+        return variant
+
+    def asked_for(self, condition: Condition, given: dict[str, Any], variant: list["Override"]) -> dict[str, Any]:
+        """What a condition asks for: as given, or as composed."""
+        from hydra.errors import HydraException
+
+        if condition.names <= given.keys():
+            return given
+        try:
+            composed = Composed(self.of(variant))
+        except HydraException:
+            return given
+        asked = {name: composed.at(name)[0] for name in condition.names}
+        chosen = {name: composed.choice(name) for name in condition.names if name in groups()}
+        return {name: value for name, value in asked.items() if value is not MISSING} | chosen | given
+
+
+def spelt(node: Any) -> bool:
+    """Whether a parameter is spelled out: type, low and high, or choices."""
+    return isinstance(node, list) or (isinstance(node, dict) and bool({"low", "choices"} & node.keys()))
+
+
+def swept(value: Any) -> str:
+    """A parameter as the command line has it; one that is spelled out by its ends or choices."""
+    if isinstance(value, dict):
+        value = value.get("choices") or [value.get("low"), value.get("high")]
+    return (
+        f"choice({','.join(map(written, value))})"
+        if isinstance(value, list)
+        else value
+        if isinstance(value, str)
+        else written(value)
+    )
 
 
 def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -120,6 +120,9 @@ def variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
 
 def written(value: Any) -> str:
     """A value as an override gives it, so that Hydra reads back the very same."""
+    from hydra.core.override_parser.types import QuotedString
+
+    value = value.text if isinstance(value, QuotedString) else value
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, int | float):
