@@ -30,6 +30,9 @@ def main(cfg):
         os.kill(os.getpid(), signal.SIGKILL)
     if str(number) in str(cfg.fail_at).split("-"):
         raise cfg.error and OSError("out of memory") or ValueError("no such number")
+    if cfg.get("lose"):
+        os.remove(cfg.lose)
+        open(cfg.lose, "w").write("no database")
     time.sleep(cfg.pause * (6 if number % 4 == 0 else 1))
     trial = current()
     for step in range(cfg.steps):

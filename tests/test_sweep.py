@@ -164,6 +164,25 @@ def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
         ),
         (["x=1,2", "hydra/sweeper/sampler=cmaes", "+hydra.sweeper.sampler.nonsense=1"], "hydra.sweeper.sampler: CmaEsSampler"),
         (["x=1,2", "hydra.sweeper.storage=nonsense"], "hydra.sweeper.storage=nonsense cannot be used"),
+        (["x=1,2", "hydra.sweeper.sampler=random"], "sampler=random: choose an option, as hydra/sweeper/sampler=random"),
+        (["x=1,2", "hydra.sweeper.when=x"], "hydra.sweeper.when=x: give keys and values"),
+        (
+            ["x=interval(0.0,1.0)", "hydra.sweeper.enqueue=[{x: 0.5},{x: 9}]"],
+            "enqueue: x=9 is not in the space: high=1.0 low=0.0",
+        ),
+        (["x=1,2", "hydra.sweeper.enqueue=[{x: 1}]"], "hydra.sweeper.enqueue: a grid has its order"),
+        (["x=1,2", "seed=0,5", "hydra.sweeper.repeats.n=2"], "repeats.over=seed: the sweep varies it already"),
+        (
+            ["x=1,2", "hydra.sweeper.repeats={n: 2, over: nothing}"],
+            "repeats.over=nothing: give a key that holds a whole number",
+        ),
+        (["x=1,2", "hydra.sweeper.devices=[0,1]"], "give hydra.sweeper.workers=2"),
+        (
+            ["x=1,2", "hydra.sweeper.workers=2", "hydra.sweeper.storage={_target_: optuna.storages.InMemoryStorage}"],
+            "share one process",
+        ),
+        (["hydra.sweeper.params={x: {type: int, low: 1.5, high: 3}}"], "low, high and step take whole numbers"),
+        (["hydra.sweeper.params={x: {low: 1, high: 3, step: 0}}"], "hydra.sweeper.params.x.step=0: give a step above 0"),
     ],
 )
 def test_what_cannot_be_is_told_before_the_first_trial(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -249,3 +268,62 @@ def test_beside_the_published_plugin_a_warning_says_which_is_in_force(tmp_path: 
     swept(tmp_path, "x=3", defaults=[{"override hydra/sweeper": "optuna"}], hydra={"sweep": {"dir": "theirs"}})
     assert not (tmp_path / "theirs" / "study.journal").exists()
     assert (tmp_path / "theirs" / "0").is_dir()
+
+
+def test_another_way_to_choose_is_another_sweep(tmp_path: Path) -> None:
+    """Of the same space: what is not finished is gone on with by the very same command only."""
+    ask = ["x=interval(0.0,1.0)", "hydra.sweeper.home=home", "hydra.sweeper.n_trials=3"]
+    hydra = {**CONFIG["hydra"], "sweep": {"dir": "home/${now:%S-%f}"}}
+    swept(tmp_path, *ask, "hydra/sweeper/sampler=random", fails=True, die_at=1, hydra=hydra)
+    swept(tmp_path, *ask, "hydra/sweeper/sampler=qmc", hydra=hydra)
+    assert len(list((tmp_path / "home").iterdir())) == 2
+    swept(tmp_path, *ask, "hydra/sweeper/sampler=random", hydra=hydra)
+    assert len(list((tmp_path / "home").iterdir())) == 2
+    swept(tmp_path, *ask, "hydra/sweeper/sampler=random", "hydra.sweep.dir=elsewhere", hydra=hydra)
+    assert (tmp_path / "elsewhere" / "study.journal").exists()
+
+
+def test_a_reason_to_end_counts_for_the_command_that_gave_it(tmp_path: Path) -> None:
+    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=9", "hydra.sweeper.target_value=1e9")
+    assert len(study(tmp_path).trials) == 1
+    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=4")
+    assert len(study(tmp_path).trials) == 4
+    assert study(tmp_path).user_attrs["over"] == ""
+
+
+def test_each_objective_has_the_direction_of_its_metric() -> None:
+    from hydra_plugins.grokbit_sweeper._study import directions
+
+    assert directions(None, ["val/loss", "val/acc", "params"]) == ["minimize", "maximize", "minimize"]
+    assert directions(None, ["accuracy"]) == ["minimize"]  # of another program: as the published plugin has it
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "cmaes", "nsgaii", "qmc", "gp"])
+def test_what_a_seeded_sampler_draws_does_not_depend_on_the_process(name: str) -> None:
+    """Twelve trials at once, and six and six with a sampler made anew; a parameter that is not always there."""
+    import optuna
+
+    from hydra_plugins.grokbit_sweeper._study import quietly, sampler
+
+    target = SAMPLERS[name][0]
+    found = []
+    for parts in ([12], [6, 6]):
+        with quietly():
+            own = optuna.create_study()
+            for count in parts:
+                own.sampler = sampler({"_target_": f"optuna.samplers.{target}", "seed": 3})
+                for _ in range(count):
+                    trial = own.ask()
+                    x = trial.suggest_float("x", -1, 1)
+                    y = trial.suggest_float("y", 0, 1) if x > 0 else 0.0
+                    own.tell(trial, x**2 + y)
+        found.append([trial.params for trial in own.trials])
+    assert found[0] == found[1]
+
+
+def test_a_study_in_yaml_says_null_and_lists(tmp_path: Path) -> None:
+    from hydra_plugins.grokbit_sweeper._space import read
+
+    space = read({"x": [1, "a,b", None], "y": None, "z": 3}, [], {}, None)
+    assert space.parameters["x"].texts == ("1", "'a,b'", "null")
+    assert space.fixed == {"y": "y=null", "z": "z=3"}

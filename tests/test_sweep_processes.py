@@ -46,7 +46,7 @@ def test_workers_do_not_wait_for_each_other(tmp_path: Path) -> None:
 
 
 def test_only_as_many_trials_as_asked_for(tmp_path: Path) -> None:
-    """Eight threads with a queue each ask at once."""
+    """Four threads with a queue each ask at once."""
     queues = [queue(tmp_path, total=20) for _ in range(4)]
     taken: list[int] = []
 
@@ -298,3 +298,35 @@ def test_a_signal_reaches_the_workers_who_save_what_they_are_at(tmp_path: Path, 
 def test_a_worker_that_cannot_work_is_told_of(tmp_path: Path) -> None:
     said = swept(tmp_path, *STUDY, "hydra.sweeper.n_trials=4", "hydra.sweeper.workers=2", fails=True, y="${oc.env:NOT_THERE}")
     assert "hydra.sweeper.workers: 2 of them failed" in said or "NOT_THERE" in said
+
+
+def test_a_trial_that_another_process_has_ended_is_left_alone(tmp_path: Path) -> None:
+    """As after a pause longer than the lease: the first process says so and goes on."""
+    script = (
+        "import runpy\n"
+        "from hydra_plugins.grokbit_sweeper._queue import Queue\n"
+        "once = Queue.owns\n"
+        "def owns(self, trial):\n"
+        "    if trial.number == 1:\n"
+        "        self.study.tell(trial.number, 0.25)\n"
+        "    return once(self, trial)\n"
+        "Queue.owns = owns\n"
+        "runpy.run_path('app.py', run_name='__main__')\n"
+    )
+    (tmp_path / "late.py").write_text(script)
+    swept(tmp_path, "x=1,2,3")
+    (tmp_path / "sweep").rename(tmp_path / "first")
+    own = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "HYDRA_FULL_ERROR": "1"}
+    command = [sys.executable, "late.py", "-m", "x=1,2,3"]
+    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "#1 was taken over by another process" in done.stdout + done.stderr
+    assert [trial.value for trial in study(tmp_path).trials] == [1, 0.25, 9]
+
+
+def test_a_storage_that_goes_away_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    said = swept(tmp_path, "x=1,2", "hydra.sweeper.storage=sqlite:///gone.db", "+lose=gone.db", fails=True)
+    assert "hydra.sweeper.storage=sqlite:///" in said
+    assert "is gone: " in said
+    assert "the same command goes on once it is back" in said

@@ -212,6 +212,28 @@ def test_a_configuration_composed_from_an_earlier_one_is_hydras(tmp_path: Path) 
         assert 0 < len(quick.known) <= 8
 
 
+STOP, AT = "callbacks.early_stop", "callbacks.early_stop.target"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([f"{STOP}={{target:0.9}}", f"{AT}=0.5"], [f"{STOP}={{target:0.9}}", f"{AT}=0.6"]),
+        ([f"{AT}=0.5", f"{STOP}={{target:0.9}}"], [f"{AT}=0.6", f"{STOP}={{target:0.9}}"]),
+        ([f"{STOP}=null", f"++{AT}=1"], [f"{STOP}=5", f"++{AT}=1"]),
+        (["lr=0.1", "++lr=0.3"], ["lr=0.2", "++lr=0.3"]),
+    ],
+)
+def test_overrides_of_the_same_key_keep_their_order(one: list[str], other: list[str]) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+        quick = Composer(loader)
+        for lines in (one, other):
+            found = [OmegaConf.to_yaml(each.load_sweep_config(master, lines)) for each in (quick, loader)]
+            assert found[0] == found[1]
+
+
 def test_a_value_that_does_not_fit_has_hydras_message() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
