@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from research.sweeps import Curve, Row, Sweep, read
+from research.sweeps import Curve, Row, Sweep, read, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CURVES, NAMED = 50, 8  # at most so many learning curves; up to so many have each its own colour and name
+TOLD, PALE = 3, 0.8  # complete trials that importances need at least; the palest line's darkest channel is below this
 WIDE, PAIRS = 6, 3  # at most so many parameters side by side, and against each other: those that matter most
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
+BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # what study.json says of a parameter on an axis, and when
 Offer = tuple[str, str, Callable[[], "Figure"]]  # a picture's name, why it makes no sense here, and what makes it
 
 
@@ -90,7 +93,8 @@ def save(figure: "Figure", file: Path) -> None:
 def by_objective(sweep: Sweep) -> Iterator[Offer]:
     """What is about one objective; that of the second has its number in its name."""
     none = "" if sweep.complete else "no trial is complete"
-    same = none or ("" if varied(sweep) else "all complete trials have the same parameters")
+    but = f" but for {sweep.repeated}" if sweep.repeated in sweep.space else ""
+    same = none or ("" if varied(sweep) else f"all complete trials have the same parameters{but}")
     for index, objective in enumerate(sweep.objectives):
         number = f"_{index + 1}" if index else ""
         study, shares = as_study(sweep, index), importances(sweep, index)
@@ -99,7 +103,8 @@ def by_objective(sweep: Sweep) -> Iterator[Offer]:
         one = few or ("" if len(names) > 1 else "one parameter alone varies")
         wide, pairs = names[:WIDE], names[:PAIRS]
         yield f"history{number}", none, partial(plot, "optimization_history")
-        unknown = few or ("" if shares else "it cannot be told from these values")
+        rare = "" if len(sweep.complete) >= TOLD else f"{len(sweep.complete)} complete trials do not tell it"
+        unknown = one or rare or ("" if shares else "it cannot be told from these values")
         yield f"importance{number}", unknown, partial(plot, "param_importances", names)
         yield f"slice{number}", few, partial(plot, "slice", wide)
         yield f"parallel{number}", few, partial(plot, "parallel_coordinate", wide, (2 + 1.6 * len(wide), 5))
@@ -122,7 +127,7 @@ def plotted(
 ) -> "Figure":
     """Optuna's picture of this kind, in a size that can be read."""
     import matplotlib
-    from matplotlib import patheffects, pyplot
+    from matplotlib import colors, patheffects, pyplot
     from optuna.visualization import matplotlib as pictures
 
     settings: dict[str, Any] = {"target_names" if kind == "pareto_front" else "params": list(names)} if names else {}
@@ -135,19 +140,23 @@ def plotted(
         figure.axes[0].set_title("", loc=place)
     figure.suptitle(f"{kind.replace('_', ' ')} {objective}", fontsize=11)
     if kind == "parallel_coordinate":  # its labels stand upon its lines
+        for lines in figure.axes[0].collections:  # and the pale end of its colours cannot be told from paper
+            lines.set_cmap(colors.ListedColormap([c for c in map(lines.get_cmap(), range(256)) if min(c[:3]) < PALE]))
         for label in (label for axis in figure.axes for label in axis.get_yticklabels()):
             label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
     return figure
 
 
 def varied(sweep: Sweep) -> list[str]:
-    """Parameters that are not the same in all complete trials."""
-    return [key for key in sweep.space if len({row.params.get(key) for row in sweep.complete}) > 1]
+    """Parameters that are not the same in all complete trials; the repeated key, as seed, is none."""
+    keys = [key for key in sweep.space if key != sweep.repeated]
+    return [key for key in keys if len({row.params.get(key) for row in sweep.complete}) > 1]
 
 
 def importances(sweep: Sweep, index: int = 0) -> dict[str, float]:
     """How much of an objective each parameter explains, by PED-ANOVA, the most first; nothing where that makes no sense."""
-    if not varied(sweep) or len({row.values[index] for row in sweep.complete}) < 2:
+    values = [row.values[index] for row in sweep.complete]
+    if len(varied(sweep)) < 2 or len(values) < TOLD or len(set(values)) < 2:
         return {}
     with quiet():
         try:
@@ -198,12 +207,19 @@ def distribution(told: str, texts: Sequence[str]) -> BaseDistribution:
     numbers = [v for v in map(read, texts) if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
     if len(numbers) < len(texts):
         return CategoricalDistribution(list(texts))
-    ends = [float(word.partition("=")[2]) for word in told.split() if word.startswith(("low=", "high="))]
+    said, _ = bounds(told)
+    ends = [float(said[end]) for end in ("low", "high") if end in said]
     low, high = min([*numbers, *ends]), max([*numbers, *ends])
-    log_scale = low > 0 and ("log=True" in told.split() if ends else high >= 10 * low)
+    log_scale = low > 0 and ("log" in said if ends else high >= 10 * low)
     if all(isinstance(value, int) for value in numbers):
         return IntDistribution(int(low), int(high), log=log_scale)
     return FloatDistribution(float(low), float(high), log=log_scale)
+
+
+def bounds(told: str) -> tuple[dict[str, str], str]:
+    """What study.json says of an interval or a range, key by key, and when the parameter is there; nothing of choices."""
+    found = BOUNDS.fullmatch(told)
+    return (dict(word.split("=") for word in found[1].split()), found[2]) if found else ({}, "")
 
 
 # Learning curves.
@@ -211,10 +227,9 @@ def distribution(told: str, texts: Sequence[str]) -> BaseDistribution:
 
 def configurations(sweep: Sweep) -> list[list[Row]]:
     """Trials that differ in nothing but the repeated key, as seed; the best come first, then those that are not complete."""
-    over = str((sweep.asked.get("repeats") or {}).get("over", "seed"))
     found: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in (*sweep.ranked(), *(row for row in sweep.rows if row.state != "COMPLETE")):
-        found.setdefault(tuple(pair for pair in sorted(row.params.items()) if pair[0] != over), []).append(row)
+        found.setdefault(setting(row, sweep.repeated), []).append(row)
     return list(found.values())
 
 

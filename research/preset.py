@@ -10,9 +10,9 @@ import yaml  # type: ignore[import-untyped]
 from research.preflight.help import CONF, groups
 from research.preflight.overrides import key as key_of
 from research.preflight.overrides import parse
-from research.sweeps import Row, Sweep, read
+from research.sweeps import FLOAT, INT, Row, Sweep, read
 
-ELSEWHERE = ("out", "tracker", "resume", "hydra")  # where a run goes and who watches: none of a preset's business
+UNSAID = ("out", "tracker", "resume", "hydra")  # where a run goes and who watches: none of a preset's business
 
 
 class Quoting(yaml.SafeDumper):  # type: ignore[misc]
@@ -35,10 +35,8 @@ class Reading(yaml.SafeLoader):  # type: ignore[misc]
     """Reads numbers as OmegaConf does."""
 
 
-Reading.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.\d*|\.?\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
-)
-Reading.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
+for _kind, _number in (("float", FLOAT), ("int", INT)):
+    Reading.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"{_number.pattern}$"), list("-+.0123456789"))
 
 
 def preset(sweep: Sweep, row: Row) -> str:
@@ -48,7 +46,7 @@ def preset(sweep: Sweep, row: Row) -> str:
     for override in sorted(parse(lines)[0], key=_place):
         key, value = key_of(override), None if override.is_delete() else override.value()
         names = [name for name in (value if isinstance(value, list) else [value]) if name]
-        if re.split(r"[./]", key)[0] in ELSEWHERE:
+        if re.split(r"[./]", key)[0] in UNSAID:
             continue
         if override.is_delete() or re.search(r"\.\d+(\.|$)|\[|:", key):  # keys away, parts of a list, packages
             beyond.append(str(override.input_line))
@@ -61,11 +59,11 @@ def preset(sweep: Sweep, row: Row) -> str:
             chosen[f"{'' if override.is_add() else 'override '}/{key}"] = value
         else:
             _put(config, key.split("."), value)
-    told = ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, row.values, strict=True))
+    told = ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, sweep.mean(row), strict=True))
     head = ["# @package _global_", f"# python train.py experiment=NAME: trial {row.number} of {sweep.name}, {told}"]
     head += ["# Copy this file to conf/experiment/NAME.yaml."]
-    over = (sweep.asked.get("repeats") or {}).get("over", "seed")
-    head += [f"# The value is that of {len(row.repeats)} runs, {over} after {over}; this is the first."] if row.repeats else []
+    over, runs = sweep.repeated, len(row.repeats) or len(sweep.sets[row.number])
+    head += [f"# The value is that of {runs} runs, {over} after {over}; this is the first."] if row.repeats or runs > 1 else []
     head += [f"# On the command line, for a preset cannot say it: {' '.join(beyond)}"] if beyond else []
     added = [{key: value} for key, value in chosen.items() if not key.startswith("override")]
     overridden = [{key: value} for key, value in chosen.items() if key.startswith("override")]
@@ -109,8 +107,10 @@ def solution(sweep: Sweep) -> dict[str, Any]:
     sets = [{key: read(text) for key, text in row.params.items()} for row in sweep.best]
     which = [{"folder": row.folder, "mlflow_run_id": row.run_ids} for row in sweep.best]
     first = {"best_trial": sweep.best[0].number} | which[0]
+    if sweep.repeated in sweep.space:
+        first |= {"mean_over": sweep.repeated, "runs": len(sweep.sets[sweep.best[0].number])}
     if len(sweep.ways) == 1:
-        return {"name": "optuna", "best_params": sets[0], "best_value": sweep.best[0].values[0]} | first
+        return {"name": "optuna", "best_params": sets[0], "best_value": sweep.mean(sweep.best[0])[0]} | first
     told = zip(sets, which, sweep.best, strict=True)
-    found = [{"params": params, "values": [*row.values], "trial": row.number} | where for params, where, row in told]
+    found = [{"params": params, "values": [*sweep.mean(row)], "trial": row.number} | where for params, where, row in told]
     return {"name": "optuna", "solutions": found} | first

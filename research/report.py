@@ -1,6 +1,7 @@
 """What a sweep has found: files in its folder and on its run in MLflow, at its end and after Ctrl-C.
 
-python -m research.report SWEEP makes them again from MLflow. SWEEP is a sweep's folder, or the id of its run in MLflow.
+python -m research.report SWEEP makes them again: from the study where its journal is in the sweep's folder, or else from
+MLflow. SWEEP is a sweep's folder, or the id of its run in MLflow.
 """
 
 import argparse
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from research import store
 from research.folder import read_json, replace_text
-from research.pictures import configurations, draw, importances, interval, short
-from research.preset import ELSEWHERE, as_yaml, preset, solution
+from research.pictures import bounds, configurations, draw, importances, interval, short
+from research.preset import UNSAID, as_yaml, preset, solution
 from research.sweeps import Sweep, broken, from_store, from_study, to_csv
+from research.tracking import NOTE, SWEEP, opened, uri_of
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
-NOTE, STUDY, JOURNAL = "mlflow_run_id", "study.json", "study.journal"  # in a sweep's folder
+JOURNAL, POPULATION = "study.journal", "population.json"  # in the folder of a sweep, or of one that evolves
+OTHERS = "a population has its own report: population.csv, lineage.png and optimization_results.yaml in its folder"
 SHOWN = 10  # trials and configurations in a table
 RIGHT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow"
 
@@ -33,8 +36,6 @@ def report(folder: Path, study: "Study", plots: bool = True) -> None:
     files = write(sweep, folder, plots)
     if not (folder / NOTE).exists():
         return
-    from research.tracking import opened, uri_of
-
     uri = uri_of(folder)
     try:
         with store.brief():
@@ -54,11 +55,20 @@ def write(sweep: Sweep, folder: Path, plots: bool) -> list[tuple[Path, str | Non
     reasons = draw(sweep, folder / "plots") if plots else {}
     texts = {"trials.csv": to_csv(sweep), "results.md": results(sweep, reasons)}
     if sweep.best:
-        texts |= {"best.yaml": preset(sweep, sweep.best[0]), "optimization_results.yaml": as_yaml(solution(sweep))}
+        texts["optimization_results.yaml"] = as_yaml(solution(sweep))
+    if sweep.best and told(sweep):
+        texts["best.yaml"] = preset(sweep, sweep.best[0])
+    else:
+        (folder / "best.yaml").unlink(missing_ok=True)  # an earlier report's
     for name, text in texts.items():
         replace_text(folder / name, text)
     pictures = [folder / "plots" / f"{name}.png" for name, reason in reasons.items() if not reason]
-    return [(folder / name, None) for name in (*texts, STUDY) if (folder / name).exists()] + [(p, "plots") for p in pictures]
+    return [(folder / name, None) for name in (*texts, SWEEP) if (folder / name).exists()] + [(p, "plots") for p in pictures]
+
+
+def told(sweep: Sweep) -> bool:
+    """Whether its sweeper left word of what it held fixed, as Hydra's own does not."""
+    return "fixed" in sweep.asked
 
 
 # results.md
@@ -89,14 +99,19 @@ def results(sweep: Sweep, reasons: Mapping[str, str]) -> str:
 def ending(sweep: Sweep) -> str:
     """How many trials ended how, what they took, and why there are no more."""
     states = Counter(row.state for row in sweep.rows)
-    told = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
+    how = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
     seconds = sum(row.seconds or 0.0 for row in sweep.rows)
     took = f"{sum(row.steps for row in sweep.rows):,} steps" + (f" in {clock(seconds)} of trials" if seconds else "")
     ended, total = sum(states[state] for state in ("COMPLETE", "PRUNED", "FAIL")), int(sweep.asked.get("total", 0))
-    whole = f"All {total} trials have ended." if ended >= total else ""
-    why = f"It ended early: {sweep.over}." if sweep.over else whole
-    rest = f"{ended} of {total} trials have ended: the same command goes on with the rest."
-    return f"{len(sweep.rows)} trial{'s' * (len(sweep.rows) != 1)}: {told or 'none'}; {took}. {why or rest}"
+    left = f", {states['RUNNING']} are running or were interrupted" if states["RUNNING"] else ""
+    why = f"{ended} of {total} trials have ended{left}: the same command goes on with the rest."
+    if sweep.over:
+        why = f"It ended early: {sweep.over}."
+    elif not total:
+        why = f"How many there were to be is not known{left}."
+    elif ended >= total:
+        why = f"All {total} trials have ended."
+    return f"{len(sweep.rows)} trial{'s' * (len(sweep.rows) != 1)}: {how or 'none'}; {took}. {why}"
 
 
 def best_trials(sweep: Sweep) -> Iterable[str]:
@@ -104,7 +119,8 @@ def best_trials(sweep: Sweep) -> Iterable[str]:
     if not sweep.best:
         yield "No trial is complete." if not sweep.complete else "No complete trial keeps to the constraints."
     else:
-        yield "## The best trials" if len(sweep.ways) == 1 else "## The Pareto front"
+        by_mean = f", by the mean over {sweep.repeated}" if sweep.repeated in sweep.space else ""
+        yield ("## The best trials" if len(sweep.ways) == 1 else "## The Pareto front") + by_mean
         rows = sweep.ranked()[:SHOWN] if len(sweep.ways) == 1 else sweep.best[:SHOWN]
         cells = [
             (row.number, *map(short, row.values), *(short(row.params.get(key, "")) for key in sweep.space), row.steps,
@@ -112,8 +128,10 @@ def best_trials(sweep: Sweep) -> Iterable[str]:
         ]  # fmt: skip
         yield table(("trial", *sweep.objectives, *sweep.space, "steps", "time", "folder", ""), cells)
         how = "copy it to `conf/experiment/NAME.yaml`, then `python train.py experiment=NAME`."
-        yield f"`best.yaml` repeats trial {sweep.best[0].number}: {how}"
-    over = str((sweep.asked.get("repeats") or {}).get("over", "seed"))
+        lost = f"no `best.yaml`: this sweep left no {SWEEP}, so what its runs had in common is not known"
+        which = f"trial {sweep.best[0].number}{', the first of the best configuration' if by_mean else ''}"
+        yield f"`best.yaml` repeats {which}: {how}" if told(sweep) else f"There is {lost}; each run's overrides.txt has it."
+    over = sweep.repeated
     sets = [(rows[0], [v for row in rows if row.values for v in row.repeats or row.values]) for rows in configurations(sweep)]
     means = [(row, *interval(values), len(values)) for row, values in sets if len(values) > 1]
     if means and len(sweep.ways) == 1:
@@ -129,9 +147,20 @@ def best_trials(sweep: Sweep) -> Iterable[str]:
 
 def asked_for(sweep: Sweep) -> str:
     """What was swept, and what was held."""
-    fixed = [line for line in sweep.asked.get("fixed", []) if line.partition("=")[0] not in ELSEWHERE]
-    told = table(("parameter", "values"), [(key, text or "suggested by a function") for key, text in sweep.space.items()])
-    return told + (f"\n\nFixed: `{' '.join(fixed)}`" if fixed else "")
+    fixed = [line for line in sweep.asked.get("fixed", []) if line.partition("=")[0] not in UNSAID]
+    space = table(("parameter", "values"), [(key, span(sweep, key, text)) for key, text in sweep.space.items()])
+    return space + (f"\n\nFixed: `{' '.join(fixed)}`" if fixed else "")
+
+
+def span(sweep: Sweep, key: str, text: str) -> str:
+    """What a parameter could be, for people."""
+    known, when = bounds(text)
+    if not text and not told(sweep):
+        return ", ".join(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params))
+    if not known:
+        return text or "suggested by a function"
+    step = f", in steps of {known['step']}" if "step" in known else ""
+    return f"{known['low']} .. {known['high']}{step}{', logarithmic' * ('log' in known)} {when}".rstrip()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -159,22 +188,29 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Sequence[tuple[Path, 
         best = accumulate((row.values[index] for row in kept), better)
         so_far = {row.number: value for row, value in zip(kept, best, strict=True)}
         metrics["best_value" if len(sweep.ways) == 1 else f"best_value/{name}"] = so_far
-        metrics[f"best/{name}"] = {0: so_far[kept[-1].number]}
+        metrics[f"best/{name}"] = {0: better(sweep.mean(row)[index] for row in kept)}
     tags = {f"best.{key}": text for row in sweep.best[:1] for key, text in row.params.items()}
     tags |= {"best_trial": str(sweep.best[0].number)} if sweep.best else {}
-    lost = states["FAIL"] and not states["COMPLETE"]
-    status = "KILLED" if states["RUNNING"] else "FAILED" if lost else "FINISHED"
+    status = "KILLED" if states["RUNNING"] else "FAILED" if lost(sweep, states["FAIL"]) else "FINISHED"
     store.conclude(client, parent, files, metrics, tags, status)
 
 
-# Again, from MLflow.
+def lost(sweep: Sweep, failed: int) -> bool:
+    """Whether the sweep's command ends with an error: one run of a grid failed, or more trials than may."""
+    allowed = int(float(sweep.asked.get("max_failure_rate", 0.5)) * int(sweep.asked.get("total", 0)) + 1e-9)
+    return failed > allowed or (failed > 0 and sweep.asked.get("kind") == "grid")
+
+
+# Again, from the study or from MLflow.
 
 
 def again(given: str, plots: bool) -> Path:
     """Make the report of a sweep once more. Raises ValueError where there is none."""
     folder = Path(given)
-    if (folder / JOURNAL).exists() and not (folder / NOTE).exists():
-        report(folder.absolute(), journal(folder.absolute()), plots)
+    if (folder / POPULATION).exists():
+        raise ValueError(f"SWEEP={given} is a population: {OTHERS}")
+    if study := journal(folder):
+        report(folder.absolute(), study, plots)
         return folder
     if (folder / NOTE).exists() and not (folder / "config.yaml").exists():
         parent = (folder / NOTE).read_text()
@@ -182,19 +218,13 @@ def again(given: str, plots: bool) -> Path:
         folder, parent = Path(f"sweep_{given}"), given
     else:
         raise ValueError(f"SWEEP={given} is no sweep: {RIGHT}")
-    from research.tracking import opened, uri_of
-
     uri = uri_of(folder)
     try:
         with store.brief():
             return from_mlflow(opened(uri, made=True), parent, folder, plots)
     except Exception as error:  # whatever a store raises
-        told = f"MLflow at {store.shown(uri)} does not tell of this sweep ({said(error)})"
-        if not (folder / JOURNAL).exists():
-            raise ValueError(f"SWEEP={given}: {told}; {RIGHT}") from error
-        print(f"warning: {told}; its study does", file=sys.stderr)
-        write(from_study(folder.absolute(), journal(folder)), folder.absolute(), plots)
-        return folder
+        why = f"MLflow at {store.shown(uri)} does not tell of this sweep ({said(error)})"
+        raise ValueError(f"SWEEP={given}: {why}; {RIGHT}") from error
 
 
 def from_mlflow(client: Any, parent: str, folder: Path, plots: bool) -> Path:
@@ -202,25 +232,39 @@ def from_mlflow(client: Any, parent: str, folder: Path, plots: bool) -> Path:
     tags = client.get_run(parent).data.tags
     if not store.is_sweep(tags):
         raise ValueError(f"it is a run, of the sweep {tags.get('mlflow.parentRunId', 'none')}")
-    sweep, home = from_store(client, parent), Path(tags["folder"])
-    folder = folder if folder.is_dir() or not home.is_dir() else home
+    if store.is_population(client, parent):
+        raise ValueError(OTHERS)
+    home = Path(tags["folder"])
+    if not folder.is_dir() and home.is_dir():
+        folder = home
+        if study := journal(home):
+            report(home, study, plots)
+            return home
+    sweep = from_store(client, parent)
     folder.mkdir(exist_ok=True)
-    for name, text in ((NOTE, parent), (STUDY, json.dumps(sweep.asked, indent=2) + "\n")):
+    notes = {NOTE: parent} | ({SWEEP: json.dumps(sweep.asked, indent=2) + "\n"} if told(sweep) else {})
+    for name, text in notes.items():
         if not (folder / name).exists():
             replace_text(folder / name, text)
     publish(sweep, client, parent, write(sweep, folder, plots))
     return folder
 
 
-def journal(folder: Path) -> "Study":
-    """The study of a sweep that keeps it in its folder."""
+def journal(folder: Path) -> "Study | None":
+    """The study of a sweep that keeps it in its folder: it knows of trials that never had a run in MLflow."""
+    if not (folder / JOURNAL).exists():
+        return None
     import optuna
 
-    from research.trial import opened
+    from research import trial
 
-    storage = opened(f"journal://{(folder / JOURNAL).absolute()}")
-    name = read_json(folder / STUDY).get("study") or optuna.get_all_study_names(storage)[0]
-    return optuna.load_study(study_name=name, storage=storage)
+    try:
+        storage = trial.opened(f"journal://{(folder / JOURNAL).absolute()}")
+        name = read_json(folder / SWEEP).get("study") or optuna.get_all_study_names(storage)[0]
+        return optuna.load_study(study_name=name, storage=storage)
+    except Exception as error:  # whatever Optuna makes of a damaged file
+        print(f"warning: {folder / JOURNAL} does not tell of this sweep ({said(error)})", file=sys.stderr)
+        return None
 
 
 def main() -> None:

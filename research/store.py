@@ -38,7 +38,7 @@ def end_dead_runs(client: Any) -> None:
 
 
 def close_parent(client: Any, parent: str, status: str) -> None:
-    """A sweep has failed once one of its runs has; whoever ends last leaves the final word."""
+    """Until the sweep's report has the final word (`conclude`): failed once one of its runs has."""
     if status != FINISHED:
         client.set_tag(parent, "sweep.failed", status)
     client.set_terminated(parent, client.get_run(parent).data.tags.get("sweep.failed", status))
@@ -120,6 +120,13 @@ def number(client: Any, child: Child, name: str) -> float:
 def steps(client: Any, run_id: str) -> int:
     """Those that an ended run has done."""
     return max((step for step, _ in history(client, run_id, "final/wall_s")), default=0)
+
+
+def is_population(client: Any, parent: str) -> bool:
+    """Whether the runs of this sweep are members of one: its own sweeper reports of them."""
+    place = client.get_run(parent).info.experiment_id
+    below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pbt.generation` LIKE '%'"
+    return bool(client.search_runs([place], below, max_results=1))
 
 
 def history(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,7 @@ from research import store
 from research.folder import read_json
 from research.metrics import higher_is_better
 from research.preflight.overrides import parse, written
+from research.tracking import NOTE, SWEEP
 from research.trial import PRUNED
 
 if TYPE_CHECKING:
@@ -71,8 +73,25 @@ class Sweep:
         return told | {key: "" for row in self.rows for key in row.params if key not in told}
 
     @property
+    def repeated(self) -> str:
+        """The key whose values are repeats of one configuration."""
+        return str((self.asked.get("repeats") or {}).get("over", "seed"))
+
+    @property
     def complete(self) -> list[Row]:
         return [row for row in self.rows if row.state == "COMPLETE"]
+
+    @cached_property
+    def sets(self) -> dict[int, list[Row]]:
+        """For each complete trial those that differ from it in nothing but the repeated key, where that key was swept."""
+        found: dict[Any, list[Row]] = {}
+        for row in self.complete:
+            found.setdefault(setting(row, self.repeated) if self.repeated in self.space else row.number, []).append(row)
+        return {row.number: rows for rows in found.values() for row in rows}
+
+    def mean(self, row: Row) -> tuple[float, ...]:
+        """The values of a complete trial, over the repeats of its configuration: the luckiest seed is not the best one."""
+        return tuple(map(statistics.fmean, zip(*(each.values for each in self.sets[row.number]), strict=True)))
 
     def ranked(self) -> list[Row]:
         """Complete trials by the first objective; those that break a constraint come last."""
@@ -80,16 +99,21 @@ class Sweep:
 
     @cached_property
     def best(self) -> list[Row]:
-        """The best trial; of several objectives the Pareto front, by the first of them."""
+        """The best trial; of several objectives the Pareto front, by the first of them. Of repeats the first one."""
         kept = [row for row in self.ranked() if not broken(row)]
         if len(self.ways) == 1:
             return kept[:1]
-        costs = {row.number: self.costs(row) for row in kept}
-        return [r for r in kept if not any(dominates(other, costs[r.number]) for other in costs.values())]
+        costs = {row.number: self.costs(row) for row in kept if row is self.sets[row.number][0]}
+        return [r for r in kept if r.number in costs and not any(dominates(c, costs[r.number]) for c in costs.values())]
 
     def costs(self, row: Row) -> tuple[float, ...]:
         """The values, where less is better."""
-        return tuple(-v if way == "maximize" else v for v, way in zip(row.values, self.ways, strict=True))
+        return tuple(-v if way == "maximize" else v for v, way in zip(self.mean(row), self.ways, strict=True))
+
+
+def setting(row: Row, aside: str) -> tuple[tuple[str, str], ...]:
+    """A trial's parameters but one."""
+    return tuple(pair for pair in sorted(row.params.items()) if pair[0] != aside)
 
 
 def broken(row: Row) -> bool:
@@ -128,7 +152,7 @@ def objectives(named: Sequence[str] | None, monitor: str, count: int) -> list[st
 def from_study(folder: Path, study: "Study") -> Sweep:
     """What they tell."""
     ways = [way.name.lower() for way in study.directions]
-    asked = {"directions": ways} | read_json(folder / "study.json") | study.user_attrs.get("grokbit", {})
+    asked = {"directions": ways} | read_json(folder / SWEEP) | study.user_attrs.get("grokbit", {})
     known: dict[tuple[str, str], str] = {}  # how runs wrote a value: another trial may have it without a run of its own
     rows = [_row(folder, trial, known) for trial in study.get_trials(deepcopy=False)]
     summaries = (read_json(run / "summary.json") for row in rows for run in runs(folder, row.folder))
@@ -160,11 +184,11 @@ def _row(folder: Path, trial: "FrozenTrial", known: dict[tuple[str, str], str]) 
         values=tuple(trial.values) if trial.state.name == "COMPLETE" else (),
         params=_texts(trial, found, known),
         started=begun and begun.replace(microsecond=begun.microsecond // 1000 * 1000),  # as the table has it
-        seconds=round(trial.duration.total_seconds(), 3) if trial.duration else None,
+        seconds=round(trial.duration.total_seconds(), 3) if trial.duration is not None else None,
         steps=sum(int(read_json(run / "summary.json").get("steps") or 0) for run in found),
         repeats=tuple(attrs.get("repeats", ())),
         folder=place if found else "",
-        run_ids=" ".join(note.read_text() for run in found if (note := run / "mlflow_run_id").exists()),
+        run_ids=" ".join(note.read_text() for run in found if (note := run / NOTE).exists()),
         error=str(attrs.get("error") or attrs.get("aside") or ""),
         note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
         limits=trial.constraints,
@@ -205,7 +229,7 @@ def from_store(client: Any, parent: str) -> Sweep:
     children = store.children(client, parent)
     monitor = next((child.monitor for child in children if child.monitor), "")
     ways = ["maximize" if higher_is_better(monitor) else "minimize"]
-    asked = {"directions": ways} | json.loads(store.artifact(client, parent, "study.json") or "{}")
+    asked = {"directions": ways} | json.loads(store.artifact(client, parent, SWEEP) or "{}")
     names = objectives(asked.get("metrics"), monitor, len(asked["directions"]))
     home = client.get_run(parent).data.tags.get("folder", "")
     rows = {row.number: row for row in from_csv(store.artifact(client, parent, "trials.csv"), len(names))}
@@ -225,24 +249,19 @@ def from_store(client: Any, parent: str) -> Sweep:
 def _joined(client: Any, children: Sequence[store.Child], home: Path, names: Sequence[str], repeats: Mapping[str, Any]) -> Row:
     """A trial from its runs. One that was interrupted can be gone on with: as in its study, it counts as running."""
     state, values, each = store.outcome(client, children, names, repeats)
-    count = repeats.get("n", 1)
-    own = Path(children[0].folder).parent if count > 1 else Path(children[0].folder)
+    own = Path(children[0].folder).parent if repeats.get("n", 1) > 1 else Path(children[0].folder)
     ended, started = [child.ended for child in children if child.ended], min(child.started for child in children)
     steps = sum(store.steps(client, child.run_id) for child in children)
     return Row(
-        number=children[0].number,
-        state=state,
-        values=values,
-        params=children[0].params,
+        number=children[0].number, state=state, values=values, params=children[0].params,
         started=datetime.fromtimestamp(started),
         seconds=round(max(ended) - started, 3) if state in ENDED and ended else None,
-        steps=steps,
-        repeats=each,
+        steps=steps, repeats=each,
         folder=str(own.relative_to(home)) if own.is_relative_to(home) else str(own),
         run_ids=" ".join(child.run_id for child in children),
         error=next((child.error for child in children if child.error), ""),
         note=f"pruned at step {steps}" if state == "PRUNED" else "",
-    )
+    )  # fmt: skip
 
 
 # As trials.csv.
@@ -271,18 +290,11 @@ def from_csv(text: str, count: int) -> list[Row]:
         cells = [(key, text) for key, text in zip(header[first:end], line[first:end], strict=True) if text]
         started, seconds, steps, repeats, *rest = line[end:]
         rows.append(Row(
-            number=int(line[0]),
-            state=line[1],
-            values=tuple(float(value) for value in line[2:first] if value),
+            number=int(line[0]), state=line[1], values=tuple(float(value) for value in line[2:first] if value),
             params={key: text for key, text in cells if not key.endswith(LIMIT)},
             started=datetime.fromisoformat(started).astimezone().replace(tzinfo=None) if started else None,
-            seconds=float(seconds) if seconds else None,
-            steps=int(steps),
-            repeats=tuple(map(float, repeats.split())),
-            folder=rest[0],
-            run_ids=rest[1],
-            error=rest[2],
-            note=rest[3],
+            seconds=float(seconds) if seconds else None, steps=int(steps), repeats=tuple(map(float, repeats.split())),
+            folder=rest[0], run_ids=rest[1], error=rest[2], note=rest[3],
             limits={key.removesuffix(LIMIT): float(text) for key, text in cells if key.endswith(LIMIT)},
         ))  # fmt: skip
     return rows

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -14,14 +15,19 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import image
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from program import lines, started, train
 
-from hydra_plugins.grokbit_pbt._evolve import Member, begun, drawn, evolved, perturbed, random, ranked, truncation
-from hydra_plugins.grokbit_pbt._impl import planned
+from experiments.pbt_digits.figure import HERE, selection
+from experiments.pbt_digits.figure import read as read_table
+from hydra_plugins.grokbit_pbt._evolve import Member, begun, drawn, draws, evolved, perturbed, ranked, truncation
+from hydra_plugins.grokbit_pbt._lineage import FILES, picture, trained
+from hydra_plugins.grokbit_pbt._plan import planned
 from hydra_plugins.grokbit_pbt.config import PopulationConf
 from hydra_plugins.grokbit_sweeper._space import Parameter, read
+from research.callbacks.pause import Pause
 
 SMALL = ["hydra/sweeper=pbt", "data=digits", "model=mlp", "model.dim=16", "model.depth=1", "optim=adamw", "trainer.device=cpu",
          "eval_every=4", "~callbacks.curve"]  # fmt: skip
@@ -29,6 +35,7 @@ LR = "lr=tag(log,interval(1e-4,1e-1))"
 WHOLE = {"n": {"type": "int", "low": 1, "high": 300, "log": True}, "k": {"type": "int", "low": 0, "high": 4}}
 SWEPT = [LR, "wd=interval(-1.0,1.0)", "r=range(0.0,2.0,0.25)", "c=relu,silu,null,true,3"]
 SPACE = read(WHOLE, SWEPT, {}, None).parameters
+WAYS = [(exploit, explore) for exploit in ("truncation", "tournament") for explore in ("perturb", "resample")]
 PARAMETERS = st.sampled_from(list(SPACE.values()))
 VALUES = st.lists(st.one_of(st.none(), st.integers(0, 3).map(float)), min_size=2, max_size=12).filter(any)
 
@@ -46,7 +53,7 @@ def generation(values: list[float | None], s: PopulationConf) -> list[Member]:
 
 @given(PARAMETERS, st.integers(0, 99), st.lists(st.floats(0.05, 20.0), max_size=30))
 def test_no_exploration_leaves_the_space(parameter: Parameter, seed: int, factors: list[float]) -> None:
-    value = drawn(parameter, random(seed, 0, 0, "x"))
+    value = drawn(parameter, draws(seed, 0, 0, "x"))
     assert belongs(parameter, value)
     for factor in factors:
         before, value = value, perturbed(parameter, value, factor)
@@ -61,7 +68,7 @@ def test_perturbing_knows_the_scale_and_reaches_both_ends() -> None:
     assert perturbed(SPACE["c"], "silu", 1.2) is None, "the neighbour"
     for parameter in SPACE.values():
         for factor in (0.8, 1.2):
-            value = drawn(parameter, random(0, 0, 0, "x"))
+            value = drawn(parameter, draws(0, 0, 0, "x"))
             for _ in range(99):
                 value = perturbed(parameter, value, factor)
             assert value == perturbed(parameter, value, factor), "an end, and it stays there"
@@ -79,16 +86,9 @@ def test_truncation_copies_from_the_top_only(values: list[float | None], share: 
     assert len(donors) <= max(count, values.count(None))
 
 
-@given(
-    VALUES,
-    st.booleans(),
-    st.integers(0, 9),
-    st.sampled_from(["truncation", "tournament"]),
-    st.sampled_from(["perturb", "resample"]),
-)
-def test_a_generation_is_a_function_of_the_seed(
-    values: list[float | None], maximize: bool, seed: int, exploit: str, explore: str
-) -> None:
+@given(VALUES, st.booleans(), st.integers(0, 9), st.sampled_from(WAYS))
+def test_a_generation_is_a_function_of_the_seed(values: list[float | None], maximize: bool, seed: int, ways: Any) -> None:
+    exploit, explore = ways
     s = PopulationConf(population=len(values), seed=seed, exploit=exploit, explore=explore)
     members = generation(values, s)
     once, again = evolved(members, SPACE, s, maximize), evolved(generation(values, s), SPACE, s, maximize)
@@ -120,25 +120,61 @@ def test_a_copy_that_draws_anew_is_no_twin() -> None:
         ({"explore": "mutate"}, [LR], "hydra.sweeper.explore=mutate: give perturb or resample"),
         ({"share": 0.7}, [LR], "hydra.sweeper.share=0.7: give more than 0 and at most 0.5"),
         ({"factors": [0.0]}, [LR], "hydra.sweeper.factors=.*: give numbers above 0"),
-        ({"resample_probability": 2}, [LR], "hydra.sweeper.resample_probability=2: give a probability"),
+        ({"resample_probability": 2}, [LR], "hydra.sweeper.resample_probability=2.0: give a probability"),
         ({"interval": 40}, [LR], "hydra.sweeper.interval=40: a run has 40 steps, .*give fewer, as 4"),
+        ({"interval": "abc"}, [LR], "hydra.sweeper.interval=abc: give a whole number, as 100"),
+        ({"population": None}, [LR], "hydra.sweeper.population=null: give a whole number, as 8"),
+        ({"n_jobs": 1.5}, [LR], "hydra.sweeper.n_jobs=1.5: give a whole number, as 4, or null"),
+        ({"share": "half"}, [LR], "hydra.sweeper.share=half: give a number, as 0.25"),
+        ({"factors": 1.2}, [LR], "hydra.sweeper.factors=1.2: give numbers above 0, as"),
+        ({"params": "lr"}, [LR], "hydra.sweeper.params=lr: give a mapping, as"),
+        ({"dry_run": "yes please"}, [LR], "hydra.sweeper.dry_run=yes please: give true or false"),
         ({"direction": "up"}, [LR], "hydra.sweeper.direction=up: give minimize or maximize"),
         ({}, ["seed=1"], "there is nothing to evolve; give parameters"),
         ({}, [LR, "model.dim=8,16"], "model.dim: a member cannot go on from another one's checkpoint"),
         ({}, [LR, "optim=adamw,sgd"], "optim: a member cannot go on"),
+        ({}, [LR, "seed=0,1"], "seed: all members have one seed, .*give it one value"),
+        ({}, [LR, "callbacks.time_limit.seconds=0.01"], "callbacks.time_limit.seconds=0.01: members would end short"),
     ],
 )
 def test_what_is_wrong_is_told(settings: dict[str, Any], arguments: list[str], words: str) -> None:
-    config = OmegaConf.create({"monitor": "val/acc", "trainer": {"steps": 40}, "callbacks": {"checkpoint": {}}})
+    limit = next((float(word.partition("=")[2]) for word in arguments if "time_limit" in word), None)
+    callbacks = {"checkpoint": {}, "time_limit": {"seconds": limit}}
+    config = OmegaConf.create({"monitor": "val/acc", "trainer": {"steps": 40}, "callbacks": callbacks})
     with pytest.raises(ValueError, match=words):
         planned({"interval": 10} | settings, arguments, config, SimpleNamespace(config_loader=None))  # type: ignore[arg-type]
 
 
 def test_a_wrong_setting_ends_the_program_in_one_message(tmp_path: Path) -> None:
-    done = train(tmp_path, "-m", *SMALL, LR, "steps=40", "hydra.sweeper.share=2.0", "tracker=none", fails=True)
-    assert done.stderr.splitlines() == [
-        "error: hydra.sweeper.share=2.0: give more than 0 and at most 0.5, as 0.25 for the worst quarter"
-    ]
+    done = train(tmp_path, "-m", *SMALL, LR, "steps=40", "hydra.sweeper.interval=abc", "tracker=none", fails=True)
+    assert done.stderr.splitlines() == ["error: hydra.sweeper.interval=abc: give a whole number, as 100"]
+
+
+def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
+    own = ["steps=20", "hydra.sweeper.interval=8", "hydra.sweeper.population=4", "hydra.sweeper.dry_run=true"]
+    done = train(tmp_path, "-m", *SMALL, LR, *own)
+    said = dict(line.split(maxsplit=1) for line in done.stdout.replace("for ", "").splitlines())
+    assert said["space"].startswith("lr: ")
+    assert (said["objective"], said["members"]) == ("val/acc maximize", "4: truncation, perturb")
+    assert (said["generations"], said["steps"]) == ("3 of 8 steps, the last one of 4", "20 each, 80 in all")
+    assert 1e-4 <= float(said["example"].rpartition("lr=")[2].split()[0]) <= 1e-1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_the_picture_has_one_colour_for_better_and_no_room_for_what_never_changed(maximize: bool) -> None:
+    ends = [0.9, 0.1] if maximize else [0.1, 0.9]
+    tree = [Member(0, n, None, {"lr": 0.1, "wd": 1}, value, value, 4) for n, value in enumerate(ends)]
+    tree += [Member(1, n, 0, {"lr": 0.1 + 0.1 * n, "wd": 1}, value, value, 8) for n, value in enumerate(reversed(ends))]
+    figure = picture(tree, [tree[0], tree[3]], ["lr", "wd"], "val/x", maximize)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["member", "lr", "val/x (yellow: better)"]
+    dots = next(each for each in figure.axes[0].collections if len(each.get_offsets()) == 4)
+    assert [round(red) for red, *_ in dots.to_rgba(ends)] == [1, 0], "yellow has red in it, purple little"
+
+
+def test_the_study_tells_what_its_table_holds() -> None:
+    assert len(numbers := re.findall(r"\d+\.\d+", selection(read_table()))) == 3
+    assert all(number in (HERE / "README.md").read_text() for number in numbers)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +220,7 @@ def test_mlflow_and_the_table_hold_the_lineage(tracked: Path) -> None:
     with (tracked / "population.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["folder"] for row in table] == [f"g{g}m{m}" for g in range(3) for m in range(4)]
-    assert (tracked / "lineage.png").stat().st_size > 0
+    assert image.imread(tracked / "lineage.png").shape[1] == 9 * 120
     client = MlflowClient(f"sqlite:///{tracked.parents[2] / 'mlflow.db'}")
     run_ids = {row["folder"]: summary(tracked, row["folder"])["mlflow_run_id"] for row in table}
     for row in table:
@@ -193,44 +229,71 @@ def test_mlflow_and_the_table_hold_the_lineage(tracked: Path) -> None:
         if row["generation"] != "0":
             parent = f"g{int(row['generation']) - 1}m{row['parent']}"
             assert (tags["pbt.parent"], tags["pbt.parent_run"]) == (parent, run_ids[parent])
-    files = {each.path for each in client.list_artifacts((tracked / "mlflow_run_id").read_text())}
-    assert files == {"population.csv", "optimization_results.yaml", "lineage.png"}
+    parent = (tracked / "mlflow_run_id").read_text()
+    assert {each.path for each in client.list_artifacts(parent)} == set(FILES)
+    best, told = yaml.safe_load((tracked / "optimization_results.yaml").read_text()), client.get_run(parent)
+    assert (told.info.status, told.data.tags["best_member"]) == ("FINISHED", Path(best["folder"]).name)
+    assert float(told.data.tags["best.lr"]) == best["best_params"]["lr"]
+    assert told.data.metrics["best/val/acc"] == told.data.metrics["best_value"] == best["best_value"]
+    assert len(client.get_metric_history(parent, "best_value")) == 3
+
+
+def test_at_its_target_a_population_ends_and_tells_what_was_trained_with(tmp_path: Path) -> None:
+    state = SimpleNamespace(stop="val/acc reached 0.3", step=8)
+    Pause(8).on_start(state)  # type: ignore[arg-type]
+    assert state.stop == "val/acc reached 0.3", "the reason stays: it was killed after its last checkpoint"
+    own = ["hydra.sweeper.population=3", "hydra.sweeper.interval=8", "steps=40", "target=0.3", "tracker=none", "eval_every=2"]
+    sweep, lr = tmp_path / "out" / "digits" / "s", "lr=tag(log,interval(1e-2,3e-2))"
+    done = train(tmp_path, "-m", *SMALL, lr, *own, "hydra.sweeper.study_name=s")
+    held = [Member(**each) for each in members(sweep)]
+    found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert (last := held[-1].generation) < 4
+    assert "no member goes on: val/acc reached 0.3" in done.stdout
+    assert [all(m.stop for m in held if m.generation == n) for n in range(last + 1)] == [False] * last + [True]
+    assert all(part["from"] < part["until"] for part in found["schedule"])
+    assert trained([*held[:1], replace(held[0], generation=1)]) == held[:1], "one that took no step is no part of it"
+    assert found["best_params"] == found["schedule"][-1]["params"]
+    assert summary(sweep, Path(found["folder"]).name)["steps"] == found["schedule"][-1]["until"]
 
 
 def test_a_member_that_fails_is_replaced(tmp_path: Path) -> None:
     own = ["hydra.sweeper.population=4", "hydra.sweeper.interval=4", "steps=8", "hydra.sweeper.explore=resample"]
-    diverges = ["optim=sgd", "trainer.clip_norm=null", "lr=choice(0.01,0.02,1e30)", "tracker=none"]
+    diverges, sweep = ["optim=sgd", "trainer.clip_norm=null", "lr=choice(0.01,0.02,1e30)"], tmp_path / "out" / "digits" / "s"
     train(tmp_path, "-m", *SMALL, *own, *diverges, "hydra.sweeper.study_name=s")
-    found = [Member(**each) for each in members(tmp_path / "out" / "digits" / "s")]
-    failed = {m.number for m in found if m.generation == 0 and m.error}
-    assert 0 < len(failed) < 4
+    found = [Member(**each) for each in members(sweep)]
+    assert 0 < len(failed := {m.number for m in found if m.generation == 0 and m.error}) < 4
     assert all(m.params["lr"] == 1e30 and "lower lr" in m.error for m in found if m.error)
     assert all(m.parent not in failed for m in found if m.generation == 1)
-    done = train(tmp_path, "-m", *SMALL, *own, *diverges, "lr=1e29,1e30", fails=True)
+    parent = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run((sweep / "mlflow_run_id").read_text())
+    assert (parent.info.status, parent.data.metrics["trials/failed"]) == ("FINISHED", len(failed)), "it went on to its end"
+    done = train(tmp_path, "-m", *SMALL, *own, *diverges, "lr=1e29,1e30", "tracker=none", fails=True)
     assert "all 4 members of generation 0 failed, the last with: FloatingPointError" in done.stderr
 
 
 def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
     own = ["-m", *SMALL, LR, "optim.weight_decay=interval(0.0,2.0)", "hydra.sweeper.population=3", "hydra.sweeper.interval=40",
            "steps=120", "tracker=jsonl", "hydra.sweeper.share=0.5"]  # fmt: skip
-    left_alone, killed = tmp_path / "alone", tmp_path / "killed"
-    left_alone.mkdir(), killed.mkdir()
+    (left_alone := tmp_path / "alone").mkdir(), (killed := tmp_path / "killed").mkdir()
     train(left_alone, *own)
-    for sign in ("g0m2/metrics.jsonl", "g1m1/checkpoints/step-*"):  # before its first checkpoint, and after it
+    before, after = ("g0m2/metrics.jsonl", signal.SIGKILL), ("g1m1/checkpoints/step-*", signal.SIGKILL)  # its first checkpoint
+    for sign, number in (before, after, ("g2m0/checkpoints/step-*", signal.SIGINT)):
         process = started(killed, *own, "hydra.sweeper.n_jobs=3")  # some of those launched together have ended, untold
         for _ in range(3000):
             if any((killed / "out").glob(f"digits/*/{sign}")):
                 break
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        os.kill(process.pid, number)
+        said = process.communicate()[0]
+    assert (process.returncode, "the same command goes on with the rest" in said) == (130, True)
+    (folder,) = (killed / "out" / "digits").iterdir()
+    assert len((folder / "population.csv").read_text().splitlines()) == 1 + 6, "two generations have ended"
+    assert all((folder / name).exists() for name in FILES)
+    assert yaml.safe_load((folder / "optimization_results.yaml").read_text())["schedule"][-1]["until"] == 80
     done = train(killed, *own)
     assert "going on after" in done.stdout
     (one,), (other,) = (list((place / "out" / "digits").iterdir()) for place in (left_alone, killed))
     assert members(one) == members(other)
-    assert len(members(one)) == 9
-    for each in members(one):
-        name = Member(**each).name
+    for name in (Member(**each).name for each in members(one)):
         assert summary(one, name)["weights_sha256"] == summary(other, name)["weights_sha256"]
         assert lines(one / name) == lines(other / name)
     assert json.loads((other / "population.json").read_text())["over"], "the same command begins anew"

@@ -324,7 +324,7 @@ def test_an_answer_comes_fast(arguments: list[str]) -> None:
         ["lr=1,2", "hydra.sweeper.constraints={params: '<= 2e6'}"],
         ["lr=1,2", "hydra.sweeper.storage={_target_: optuna.storages.RDBStorage, url: 'sqlite:///x.db'}"],
         ["lr=1,2", "hydra.sweeper.params={optim.lamb: 'interval(0,1)'}"],
-        ["optim.no_decay=[norm,bias],[norm],[\"a,b\"]"],
+        ['optim.no_decay=[norm,bias],[norm],["a,b"]'],
         ["model=glob(bitnet*)", "data.p=7"],
         ["name='1'", "lr=1,2"],
     ],

@@ -25,6 +25,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from program import ROOT, TINY, environment, summaries, train
 
+import research.trial
 from research import pictures, preset, report, store, sweeps
 
 KINDS: dict[str, BaseDistribution] = {
@@ -37,7 +38,7 @@ KINDS: dict[str, BaseDistribution] = {
 SPACE = {
     "lr": "low=0.0001 high=0.1 log=True",
     "optim": "2 values: adamw, grokfast",
-    "optim.lamb": "high=5.0 when optim == 'grokfast'",
+    "optim.lamb": "high=5.0 low=0.0 when optim == 'grokfast'",
     "model.depth": "low=1 high=4 step=1",
     "odd": "5 values: null, 1, 2.5, 'a,b', 'true'",
 }
@@ -172,10 +173,12 @@ def test_a_grid_leaves_its_report(swept: Path) -> None:
     assert kept["mlflow_run_id"] == best["mlflow_run_id"]
     words = (folder / "results.md").read_text()
     assert "All 2 trials have ended" in words
-    for name in ("history", "importance", "slice", "parallel", "timeline", "curves"):
+    for name in ("history", "slice", "parallel", "timeline", "curves"):
         assert (folder / "plots" / f"{name}.png").stat().st_size > 5000, name
         assert f"plots/{name}.png" in words
     assert "no contour: one parameter alone varies" in words
+    assert "no importance: one parameter alone varies" in words
+    assert "depends on" not in words
 
 
 def test_the_parent_run_has_the_report(swept: Path) -> None:
@@ -243,7 +246,7 @@ def test_the_study_tells_where_there_is_no_mlflow(
         (copy / name).unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'nowhere.db'}")
     assert command(monkeypatch, str(copy), "--no-plots") == 0
-    assert "nowhere.db does not exist); its study does" in capsys.readouterr().err
+    assert "nowhere.db did not take the report" in capsys.readouterr().err
     assert contents(copy)["trials.csv"].replace(str(again).encode() + b"/", b"") == before["trials.csv"]
     (copy / "mlflow_run_id").unlink()
     assert command(monkeypatch, str(copy), "--no-plots") == 0
@@ -317,6 +320,211 @@ def test_seeds_of_a_grid_are_repeats(tmp_path: Path) -> None:
     assert words.index("| b | 4 | ± 2.5 | 3 |") < words.index("| a | 1 | ± 2.5 | 3 |")
 
 
+def lucky() -> Study:
+    """A grid over seeds: the best run of all is one of a middling configuration."""
+    study = made(keys=("lr", "model.depth"), kind="grid", total=12)
+    asked = study.user_attrs["grokbit"]
+    study.set_user_attr("grokbit", asked | {"space": {**asked["space"], "seed": "3 values: 0, 1, 2"}})
+    kinds = {"lr": KINDS["lr"], "model.depth": KINDS["model.depth"], "seed": CategoricalDistribution([0, 1, 2])}
+    values = {(2e-3, 1): (0.7, 0.7, 0.95), (2e-3, 2): (0.6, 0.6, 0.6), (3e-3, 1): (0.8, 0.81, 0.82), (3e-3, 2): (0.7, 0.7, 0.7)}
+    for (lr, depth), each in values.items():
+        for seed, value in enumerate(each):
+            params = {"lr": lr, "model.depth": depth, "seed": seed}
+            study.add_trial(create_trial(value=value, params=params, distributions=kinds))
+    return study
+
+
+def test_the_luckiest_seed_is_not_the_best(tmp_path: Path) -> None:
+    report.report(tmp_path, lucky())
+    kept = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    assert (kept["best_trial"], kept["best_params"]) == (6, {"lr": 0.003, "model.depth": 1, "seed": 0})
+    assert (kept["best_value"], kept["mean_over"], kept["runs"]) == (pytest.approx(0.81), "seed", 3)
+    text = (tmp_path / "best.yaml").read_text()
+    assert "trial 6 of sweep_x, value 0.81" in text
+    assert "# The value is that of 3 runs, seed after seed; this is the first." in text
+    words = (tmp_path / "results.md").read_text()
+    assert "## The best trials, by the mean over seed" in words
+    assert "repeats trial 6, the first of the best configuration" in words
+    best, depends = words.index("## The best trials"), words[words.index("depends on") :].partition("##")[0]
+    assert [line.split(" | ")[0] for line in words[best:].splitlines()[4:8]] == ["| 6", "| 7", "| 8", "| 0"]
+    assert "| lr |" in depends
+    assert "| seed |" not in depends
+
+
+def test_mlflow_has_the_best_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(store, "conclude", lambda *arguments: told.extend(arguments))
+    report.publish(sweeps.from_study(Path("nowhere"), lucky()), None, "", [])
+    _, _, _, metrics, tags, status = told
+    assert metrics["best/value"] == {0: pytest.approx(0.81)}
+    assert metrics["best_value"][11] == 0.95, "the history is of single trials"
+    assert (tags["best_trial"], tags["best.seed"], status) == ("6", "0", "FINISHED")
+
+
+def test_the_front_is_of_means() -> None:
+    rows = [
+        sweeps.Row(number, "COMPLETE", values, {"lr": lr, "seed": seed})
+        for number, (lr, seed, values) in enumerate([
+            ("0.1", "0", (0.9, 5.0)), ("0.1", "1", (0.1, 5.0)), ("0.2", "0", (0.6, 4.0)), ("0.2", "1", (0.6, 4.0))
+        ])
+    ]  # fmt: skip
+    asked = {"directions": ["maximize", "minimize"], "fixed": [], "space": {"lr": "", "seed": ""}}
+    found = sweeps.Sweep("s", asked, ["a", "b"], "", "", rows, lambda row: [])
+    assert [row.number for row in found.best] == [2]
+    assert preset.solution(found)["solutions"] == [
+        {"params": {"lr": 0.2, "seed": 0}, "values": [0.6, 4.0], "trial": 2, "folder": "", "mlflow_run_id": ""}
+    ]
+
+
+@pytest.mark.parametrize(("keys", "count", "reason"), [
+    (("lr",), 5, "one parameter alone varies"), (("lr", "model.depth"), 2, "2 complete trials do not tell it")
+])  # fmt: skip
+def test_importances_need_something_to_compare(keys: tuple[str, ...], count: int, reason: str) -> None:
+    study = made(keys=keys)
+    for number in range(count):
+        params = {"lr": 1e-3 * (number + 1), "model.depth": 1 + number % 3}
+        study.add_trial(trial(number, {key: params[key] for key in keys}, value=0.1 * number))
+    found = sweeps.from_study(Path("nowhere"), study)
+    assert not pictures.importances(found)
+    assert next(why for name, why, _ in pictures.by_objective(found) if name == "importance") == reason
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_no_trial_is_white_on_white(direction: str, tmp_path: Path) -> None:
+    study = made((direction,), keys=("lr", "model.depth"))
+    for number in range(8):
+        study.add_trial(trial(number, {"lr": 1e-3 * (number + 1), "model.depth": 1 + number % 3}, value=float(number)))
+    found = sweeps.from_study(tmp_path, study)
+    with pictures.off_screen():
+        figure = pictures.plotted(pictures.as_study(found, 0), "a", "parallel_coordinate", ["lr", "model.depth"])
+        (lines,) = figure.axes[0].collections
+        lines.update_scalarmappable()
+        shades = {value: float(min(color[:3])) for value, color in zip(lines.get_array(), lines.get_edgecolors(), strict=True)}
+    assert max(shades.values()) < 0.8
+    best = max(shades) if direction == "maximize" else min(shades)
+    assert shades[best] == min(shades.values())
+
+
+def test_the_space_is_for_people(tmp_path: Path) -> None:
+    report.report(tmp_path, filled(tmp_path, 3), plots=False)
+    words = (tmp_path / "results.md").read_text()
+    for line in (
+        "| lr | 0.0001 .. 0.1, logarithmic |",
+        "| optim.lamb | 0.0 .. 5.0 when optim == 'grokfast' |",
+        "| model.depth | 1 .. 4, in steps of 1 |",
+        "| optim | 2 values: adamw, grokfast |",
+    ):
+        assert line in words
+    assert pictures.bounds("1 values: low=3") == ({}, "")
+    assert isinstance(pictures.distribution("2 values: low=3, high=x", ["low=3", "high=x"]), CategoricalDistribution)
+
+
+def untold(swept: Sequence[str], status: str = "FINISHED") -> tuple[MlflowClient, str]:
+    """A sweep of Hydra's own sweeper in this process's store."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    place = Path("basic").absolute()
+    study = client.create_experiment("x", (place.parent / "artifacts").as_uri())
+    parent = client.create_run(study, tags={"sweep": "lr", "folder": str(place)}).info.run_id
+    for number, lr in enumerate(swept):
+        tags = {"mlflow.parentRunId": parent, "folder": str(place / str(number)), "sweep.lr": lr, store.SOURCE: "train.py"}
+        run = client.create_run(study, tags={**tags, "status": status}).info.run_id
+        client.log_param(run, "monitor", "val/acc")
+        client.log_metric(run, "best/val/acc", 0.5 + 0.1 * number)
+        client.set_terminated(run, status)
+    place.mkdir()
+    (place / "mlflow_run_id").write_text(parent)
+    return client, parent
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store, in an empty folder."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environment(tmp_path)["MLFLOW_TRACKING_URI"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_sweep_that_left_no_word_has_no_preset(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, parent = untold(("0.1", "0.2"))
+    (alone / "basic" / "best.yaml").write_text("lr: 0.2")
+    for _ in range(2):
+        assert command(monkeypatch, "basic", "--no-plots") == 0
+        words = (alone / "basic" / "results.md").read_text()
+        assert "2 trials: 2 complete; 0 steps" in words
+        assert "How many there were to be is not known." in words
+        assert "There is no `best.yaml`: this sweep left no study.json" in words
+        assert "| lr | 0.1, 0.2 |" in words
+        assert yaml.safe_load((alone / "basic" / "optimization_results.yaml").read_text())["best_params"] == {"lr": 0.2}
+        assert not (alone / "basic" / "best.yaml").exists()
+        assert not (alone / "basic" / "study.json").exists()
+    assert client.get_run(parent).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("by", ["folder", "lost", "run"])
+def test_a_population_keeps_its_own_report(
+    by: str, alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, parent = untold(("0.1", "0.2"))
+    for child in store.children(client, parent):
+        client.set_tag(child.run_id, "pbt.generation", "0")
+    own = alone / "basic" / "optimization_results.yaml"
+    own.write_text("schedule: all of it")
+    if by == "folder":
+        (alone / "basic" / "population.json").write_text("{}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody is asked
+    assert command(monkeypatch, parent if by == "run" else "basic") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a population has its own report: population.csv" in line
+    assert own.read_text() == "schedule: all of it"
+    assert [path.name for path in client.list_artifacts(parent)] == [] if by != "folder" else True
+    assert not (alone / "basic" / "results.md").exists()
+
+
+@pytest.mark.parametrize("by", ["folder", "run"])
+def test_the_journal_knows_more_than_mlflow(by: str, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trials that took another one's result, or failed before they had a run there."""
+    client, parent = untold(("0.1",))
+    held = made(keys=("lr",), total=3)
+    held.add_trial(trial(0, {"lr": 0.1}, value=0.5))
+    held.add_trial(trial(1, {"lr": 0.1}, value=0.5, user_attrs={"reused": 0}))
+    held.add_trial(trial(2, {"lr": 0.01}, TrialState.FAIL, user_attrs={"error": "ValueError: no"}))
+    journal = f"journal://{alone / 'basic' / 'study.journal'}"
+    optuna.copy_study(
+        from_study_name="sweep_x", from_storage=held._storage, to_storage=research.trial.opened(journal)
+    )  # fmt: skip
+    assert command(monkeypatch, parent if by == "run" else "basic", "--no-plots") == 0
+    assert [row["state"] for row in table(alone / "basic")] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert table(alone / "basic")[1]["note"] == "the result of 0"
+    assert client.get_run(parent).data.metrics["trials/failed"] == 1, "it hears of it"
+
+
+def test_a_journal_that_cannot_be_read_leaves_mlflow(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untold(("0.1",))
+    (alone / "basic" / "study.journal").write_text("")
+    assert command(monkeypatch, "basic", "--no-plots") == 0
+    assert "study.journal does not tell of this sweep" in capsys.readouterr().err
+    assert [row["lr"] for row in table(alone / "basic")] == ["0.1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "failed", "lost"),
+    [
+        ({"kind": "grid", "total": 9}, 0, False),
+        ({"kind": "grid", "total": 9, "max_failure_rate": 1.0}, 1, True),
+        ({"kind": "study", "total": 9}, 4, False),
+        ({"kind": "study", "total": 9}, 5, True),
+        ({"kind": "study", "total": 10, "max_failure_rate": 0.3}, 3, False),
+        ({"kind": "study", "total": 10, "max_failure_rate": 0.3}, 4, True),
+        ({}, 1, True),
+    ],
+)
+def test_a_sweep_is_lost_where_its_command_ends_with_an_error(asked: dict[str, Any], failed: int, lost: bool) -> None:
+    found = sweeps.Sweep("s", asked, ["a"], "", "", [], lambda row: [])
+    assert report.lost(found, failed) == lost
+
+
 def test_nothing_is_complete(tmp_path: Path) -> None:
     study = made(keys=("lr", "optim"))
     (tmp_path / "none").mkdir()
@@ -331,7 +539,8 @@ def test_nothing_is_complete(tmp_path: Path) -> None:
     report.report(tmp_path, study)
     assert [row["state"] for row in table(tmp_path)] == ["RUNNING", "FAIL", "ASIDE", "PRUNED", "WAITING"]
     words = (tmp_path / "results.md").read_text()
-    assert "2 of 30 trials have ended: the same command goes on with the rest" in words
+    told = "2 of 30 trials have ended, 1 are running or were interrupted: the same command goes on with the rest"
+    assert told in words
     assert "no history: no trial is complete" in words
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["timeline.png"]
     assert not (tmp_path / "best.yaml").exists()
@@ -467,7 +676,8 @@ def test_mlflow_out_of_reach_is_a_line(
     [
         ([TrialState.COMPLETE, TrialState.FAIL], "FINISHED"),
         ([TrialState.COMPLETE, TrialState.RUNNING], "KILLED"),
-        ([TrialState.FAIL, TrialState.PRUNED], "FAILED"),
+        ([TrialState.FAIL, TrialState.PRUNED], "FINISHED"),
+        ([TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL], "FAILED"),
     ],
 )
 def test_the_final_word(states: list[TrialState], status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +688,7 @@ def test_the_final_word(states: list[TrialState], status: str, tmp_path: Path, m
     (tmp_path / "mlflow_run_id").write_text(run_id := parent.info.run_id)
     for key in ("sweep.failed", "best.gone"):
         client.set_tag(run_id, key, "FAILED")
-    study = made(keys=("lr",))
+    study = made(keys=("lr",), total=3)
     for number, state in enumerate(states):
         study.add_trial(trial(number, {"lr": 1e-3}, state, **({"value": 0.5} if state == TrialState.COMPLETE else {})))
     for _ in range(2):

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 STEPS, INTERVAL = 500, 50  # of a run, of a generation
 NUMBERS = [f"{name} {number}" for name in ("best", "last") for number in ("val/loss", "test/loss", "test/acc")]
-COLUMNS = ["schedule", "method", "seed", "steps", *NUMBERS]
+LINEAGE = ["copies", "lr ratio"]  # of a population's best at the end: copies among its ancestors, its lr over its founder's
+COLUMNS = ["schedule", "method", "seed", "steps", *NUMBERS, *LINEAGE]
 COLOURS = {"pbt": "tab:orange", "random": "tab:gray"}
 T = 2.776  # the 97.5 % point of Student's t with four degrees of freedom: five seeds
 Found = dict[str, dict[str, dict[int, dict[str, float]]]]  # schedule -> method -> seed -> number
@@ -41,11 +42,25 @@ def collect(root: Path) -> None:
             value, checkpoint = min(each for each in found if each[1].exists())
             row[f"{name} val/loss"] = value
             row[f"{name} test/loss"], row[f"{name} test/acc"] = tested(checkpoint)
+        if method == "pbt":
+            row |= zip(LINEAGE, lineage(search), strict=True)
         rows.append(row)
     with (HERE / "results.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
+
+
+def lineage(search: Path) -> tuple[int, float]:
+    """How many copies the best member of the last generation has among its ancestors, and its lr over that of its founder."""
+    with (search / "population.csv").open() as file:
+        rows = {row["folder"]: row for row in csv.DictReader(file)}
+    last = [row for row in rows.values() if int(row["steps"]) == STEPS and row["value"]]
+    line = [min(last, key=lambda row: float(row["value"]))]
+    while line[0]["parent"]:
+        line.insert(0, rows[f"g{int(line[0]['generation']) - 1}m{line[0]['parent']}"])
+    copies = sum(row["parent"] not in ("", row["member"]) for row in line)
+    return copies, float(line[-1]["lr"]) / float(line[0]["lr"])
 
 
 def first(run: str) -> int:
@@ -74,7 +89,7 @@ def read() -> Found:
     found: Found = defaultdict(lambda: defaultdict(dict))
     with (HERE / "results.csv").open() as file:
         for row in csv.DictReader(file):
-            numbers = {key: float(row[key]) for key in COLUMNS[3:]}
+            numbers = {key: float(row[key]) for key in COLUMNS[3:] if row[key]}
             found[row["schedule"]][row["method"]][int(row["seed"])] = numbers
     return found
 
@@ -97,6 +112,14 @@ def table(found: Found) -> str:
         cells = [told([one[number] - other[number] for one, other in pairs], sign="+") for number in NUMBERS]
         lines.append(f"| | pbt - random | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def selection(found: Found) -> str:
+    """What the lineages say of how much was chosen among, and how far the settings went from where they began."""
+    best = [row for methods in found.values() for row in methods["pbt"].values()]
+    copies, ratio = ([row[key] for row in best] for key in LINEAGE)
+    mean = f"{statistics.fmean(copies):.1f} ({min(copies):.0f} to {max(copies):.0f})"
+    return f"copies among the ancestors of the best: {mean}; its lr over its founder's: {min(ratio):.2f} to {max(ratio):.2f}"
 
 
 def draw(found: Found) -> None:
@@ -129,4 +152,5 @@ if __name__ == "__main__":
         collect(Path(sys.argv[1]))
     results = read()
     print(table(results))
+    print(selection(results))
     draw(results)

@@ -27,6 +27,7 @@ class Member:
     best: float | None = None  # the best one of it and those that it descends from
     steps: int = 0
     error: str = ""
+    stop: str = ""  # why it ended by itself, as at its target; empty where it was paused or has done all steps
     run_id: str | None = field(default=None, compare=False)  # in MLflow
 
     @property
@@ -39,20 +40,22 @@ def begun(parameters: Mapping[str, Parameter], s: PopulationConf) -> list[Member
     """The first generation."""
     members = []
     for number in range(s.population):
-        params = {key: drawn(each, random(s.seed, 0, number, key)) for key, each in parameters.items()}
+        params = {key: drawn(each, draws(s.seed, 0, number, key)) for key, each in parameters.items()}
         members.append(Member(0, number, None, params))
     return members
 
 
 def evolved(before: Sequence[Member], parameters: Mapping[str, Parameter], s: PopulationConf, maximize: bool) -> list[Member]:
-    """The generation that follows; only a copy explores (algorithm 1 of the paper). One member at least has a value."""
+    """The generation that follows; only a copy explores (algorithm 1 of the paper), and none of a member that has ended by
+    itself: it would not take a step with what it found. One member at least has a value.
+    """
     exploit = {"truncation": truncation, "tournament": tournament}[s.exploit]
     donors, members = exploit(before, s, maximize), []
     for old in before:
         generation, donor = old.generation + 1, donors.get(old.number, old.number)
         params = dict(before[donor].params)
-        if donor != old.number:
-            params |= explored(parameters, params, s, random(s.seed, generation, old.number, "explore"))
+        if donor != old.number and not before[donor].stop:
+            params |= explored(parameters, params, s, draws(s.seed, generation, old.number, "explore"))
         members.append(Member(generation, old.number, donor, params))
     return members
 
@@ -74,7 +77,7 @@ def truncation(before: Sequence[Member], s: PopulationConf, maximize: bool) -> d
     count, order = max(1, int(s.share * len(before))), ranked(before, maximize)
     best = [member.number for member in order[:count] if member.value is not None]
     worst = {member.number: member for member in before if member.value is None or member in order[-count:]}
-    return {n: random(s.seed, m.generation + 1, n, "exploit").choice(best) for n, m in worst.items() if n not in best}
+    return {n: draws(s.seed, m.generation + 1, n, "exploit").choice(best) for n, m in worst.items() if n not in best}
 
 
 def tournament(before: Sequence[Member], s: PopulationConf, maximize: bool) -> dict[int, int]:
@@ -83,7 +86,7 @@ def tournament(before: Sequence[Member], s: PopulationConf, maximize: bool) -> d
     for member in before:
         others = [each for each in before if each.value is not None and each is not member]
         if others:
-            other = random(s.seed, member.generation + 1, member.number, "exploit").choice(others)
+            other = draws(s.seed, member.generation + 1, member.number, "exploit").choice(others)
             if loss(other, maximize) < loss(member, maximize):
                 donors[member.number] = other.number
     return donors
@@ -99,7 +102,7 @@ def explored(parameters: Mapping[str, Parameter], params: dict[str, Any], s: Pop
     return {key: drawn(parameters[key], random) for key in anew}
 
 
-def random(seed: int, generation: int, member: int, purpose: str) -> Random:
+def draws(seed: int, generation: int, member: int, purpose: str) -> Random:
     return Random(f"{seed} {generation} {member} {purpose}")
 
 

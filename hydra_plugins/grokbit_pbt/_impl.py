@@ -1,13 +1,10 @@
 """A population from its first look at the settings to its report."""
 
-import json
 import logging
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, cast
 
 from hydra.core.config_loader import ConfigLoader
@@ -18,58 +15,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from hydra_plugins.grokbit_pbt import _lineage
 from hydra_plugins.grokbit_pbt._evolve import Member, begun, evolved, ranked
-from hydra_plugins.grokbit_pbt.config import PopulationConf
+from hydra_plugins.grokbit_pbt._plan import POPULATION, Plan, place, planned, told
 from hydra_plugins.grokbit_sweeper._compose import Composer
-from hydra_plugins.grokbit_sweeper._plan import home
-from hydra_plugins.grokbit_sweeper._space import Space, read
-from hydra_plugins.grokbit_sweeper._study import ANEW, differences, directions
-from research.folder import alive, checkpoints, lock, read_json, write_json
+from hydra_plugins.grokbit_sweeper._study import ANEW, differences
+from research.folder import checkpoints, lock, read_json, write_json
+from research.jsonl import FAILED, FINISHED, KILLED
 from research.preflight.overrides import written
-from research.preflight.resume import FREE
-from research.processes import launched
 from research.trial import VARIABLE
 
 log = logging.getLogger(__name__)
-NOTE = "population.json"  # in the folder of the sweep: what it is for, and each member that has ended
-ELSEWHERE = ("_target_", "params", "n_jobs", "study_name", "home")  # settings that do not change what comes out
-BOUND = ("model", "data", "steps", "monitor", "name", "out", "resume", "tracker")  # what a checkpoint is bound to
-
-
-@dataclass
-class Plan:
-    """What is to be run, and where."""
-
-    settings: PopulationConf
-    space: Space
-    config: DictConfig
-    steps: int
-    monitor: str
-    maximize: bool
-    folder: Path = Path()
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What must be the same where a population goes on."""
-        settings = {key: value for key, value in asdict(self.settings).items() if key not in ELSEWHERE}
-        told = {"space": {key: each.told() for key, each in self.space.parameters.items()}}
-        return settings | told | {"fixed": sorted(self.space.fixed.values()), "steps": self.steps, "maximize": self.maximize}
-
-    @property
-    def digest(self) -> str:
-        return sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def generations(self) -> int:
-        return -(-self.steps // self.settings.interval)
-
-    def end(self, generation: int) -> int:
-        """The step that is a generation's last."""
-        return min((generation + 1) * self.settings.interval, self.steps)
 
 
 def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
     """Train the population. Raises ValueError before the first member where something is wrong."""
     plan = planned(given, arguments, config, context)
+    if plan.settings.dry_run:
+        print("\n".join(told(plan)))
+        return
     plan.folder = place(plan)
     with lock(plan.folder):
         with read_write(config.hydra), open_dict(config):
@@ -78,73 +40,34 @@ def sweep(given: dict[str, Any], arguments: list[str], config: DictConfig, conte
         quick = HydraContext(config_loader=cast(ConfigLoader, Composer(context.config_loader)), callbacks=context.callbacks)
         launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=quick, task_function=task)
         population = Population(plan, launcher)
-        population.all()
-        best = _lineage.report(plan.folder, population.members, list(plan.space.parameters), plan.monitor, plan.maximize)
-        _lineage.attach(OmegaConf.select(config, "tracker.uri"), plan.folder)
+        status = KILLED
+        try:
+            population.all()
+            status = FINISHED
+        except Exception:
+            status = FAILED
+            raise
+        finally:
+            finish(population, status)
+
+
+def finish(population: "Population", status: str) -> None:
+    """The report on the generations that have ended, and where it is; also after Ctrl-C."""
+    plan, members = population.plan, population.members
+    ended = [generation for generation in range(plan.generations) if population.ended(generation)]
+    if ended:
+        try:
+            best = _lineage.report(plan, members, ended[-1])
+            _lineage.conclude(plan, members, best, status)
+            where = f"it and its ancestors: {plan.folder / 'lineage.png'}"
+            print(f"{'best':<16} {best.name}: {plan.monitor} {best.value:.4g}; {where}")
+        except Exception as error:  # the members are kept: the same command makes the report again
+            log.warning("no report: %s: %s", type(error).__name__, error, exc_info=True)
+            status = FAILED if status == FINISHED else status
+    if status == FINISHED:
         population.save(over=True)
-    print(f"{'best':<16} {best.name}: {plan.monitor} {best.value:.4g}; it and its ancestors: {plan.folder / 'lineage.png'}")
-
-
-def planned(given: dict[str, Any], arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
-    """What is to be run. Raises ValueError, naming the setting that is wrong and what would be right."""
-    plain: dict[str, Any] = {
-        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
-    }
-    settings = PopulationConf(**plain)
-    space = read(settings.params or {}, arguments, {}, context.config_loader)
-    steps = OmegaConf.select(config, "trainer.steps")
-    for wrong in [*mistakes(settings), *misfits(settings, space, config, steps)]:
-        raise ValueError(wrong)
-    (way,) = directions(settings.direction, config.monitor, 1)
-    return Plan(settings, space, config, steps, config.monitor, way == "maximize")
-
-
-def mistakes(s: PopulationConf) -> list[str]:
-    """What is wrong with the settings by themselves."""
-    options = {"exploit": ("truncation", "tournament"), "explore": ("perturb", "resample")}
-    wrong = [f"{k}={getattr(s, k)}: give {' or '.join(o)}" for k, o in options.items() if getattr(s, k) not in o]
-    least = {"population": 2, "interval": 1, "n_jobs": 1}
-    wrong += [f"{k}={v}: give {n} or more" for k, n in least.items() if (v := getattr(s, k)) is not None and v < n]
-    if not 0 < s.share <= 0.5:
-        wrong.append(f"share={s.share}: give more than 0 and at most 0.5, as 0.25 for the worst quarter")
-    if not s.factors or min(s.factors) <= 0:
-        wrong.append(f"factors={s.factors}: give numbers above 0, as [0.8,1.2]")
-    if not 0 <= s.resample_probability <= 1:
-        wrong.append(f"resample_probability={s.resample_probability}: give a probability from 0 to 1")
-    return [f"hydra.sweeper.{line}" for line in wrong]
-
-
-def misfits(s: PopulationConf, space: Space, config: DictConfig, steps: int) -> list[str]:
-    """What is wrong with the settings beside the run's own."""
-    wrong = []
-    if not space.parameters:
-        wrong.append("hydra/sweeper=pbt: there is nothing to evolve; give parameters, as 'lr=tag(log,interval(1e-4,1e-2))'")
-    for key in (key.lstrip("+") for key in space.parameters):
-        if key in ("optim", "trainer.steps") or (key.split(".")[0] in BOUND and key not in FREE):
-            wrong.append(f"{key}: a member cannot go on from another one's checkpoint with another {key}; give it one value")
-    if s.interval >= steps:
-        fix = f"give fewer, as {max(1, steps // 10)}"
-        wrong.append(f"hydra.sweeper.interval={s.interval}: a run has {steps} steps, so nothing would be exploited; {fix}")
-    if (processes := launched()[1]) > 1:
-        wrong.append(f"hydra/sweeper=pbt: {processes} processes were started, its members run in one each; leave out torchrun")
-    if OmegaConf.select(config, "callbacks.checkpoint") is None:
-        wrong.append("callbacks.checkpoint: a population lives on checkpoints; give callbacks=default")
-    return wrong
-
-
-def place(plan: Plan) -> Path:
-    """The folder: that of the study, or of the same command that was not finished, or a new one."""
-    s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
-    root = home(s.home, plan.config)
-    if root is None:
-        return fresh
-    if s.study_name:
-        return root / s.study_name.replace("/", "_")
-    for note in sorted(root.glob(f"*/{NOTE}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        held = read_json(note)
-        if held.get("digest") == plan.digest and not held.get("over") and not alive(note.parent):
-            return note.parent
-    return fresh
+    elif status == KILLED:
+        print(f"{'interrupted':<16} after {len(members)} runs: the same command goes on with the rest", flush=True)
 
 
 class Population:
@@ -155,7 +78,7 @@ class Population:
         basic = type(launcher).__name__ == "BasicLauncher"
         self.batch = self.settings.n_jobs or (1 if basic else self.settings.population)
         self.cause: BaseException | None = None
-        held = read_json(plan.folder / NOTE)
+        held = read_json(plan.folder / POPULATION)
         if held and (different := differences(held.get("asked"), plan.asked)):
             name = self.settings.study_name or plan.folder.name
             raise ValueError(f"hydra.sweeper.study_name={name} is for something else: {'; '.join(different)}\n{ANEW}")
@@ -170,10 +93,14 @@ class Population:
         """Those that have ended, in their order."""
         return sorted((m for m in self.members if m.generation == generation), key=lambda m: m.number)
 
+    def ended(self, generation: int) -> bool:
+        """Whether all members of a generation have."""
+        return len(self.of(generation)) == self.settings.population
+
     def save(self, over: bool = False) -> None:
         """Whole or not at all."""
         told = {"digest": self.plan.digest, "over": over, "asked": self.plan.asked}
-        write_json(self.plan.folder / NOTE, told | {"members": [asdict(member) for member in self.members]})
+        write_json(self.plan.folder / POPULATION, told | {"members": [asdict(member) for member in self.members]})
 
     def all(self) -> None:
         """Raises ValueError where all members of a generation failed; the same command tries that generation again."""
@@ -188,6 +115,10 @@ class Population:
             runs = self.settings.population * (self.plan.generations - generation - 1)
             if len(self.members) > first:
                 self.progress(members, runs * (time.monotonic() - began) / (len(self.members) - first))
+            reasons = {member.stop for member in members if member.value is not None}
+            if all(reasons) and generation < self.plan.generations - 1:
+                print(f"{'population':<16} no member goes on: {', '.join(sorted(reasons))}", flush=True)
+                return
 
     def generation(self, generation: int) -> list[Member]:
         """Run who has not ended yet."""
@@ -230,12 +161,16 @@ class Population:
 
     def told(self, member: Member, result: JobReturn) -> None:
         """How the member stands at the end of the generation, or why it failed."""
+        from research.callbacks.pause import reason  # torch comes with it
+
         summary = read_json(self.plan.folder / member.name / "summary.json")
         member.run_id, member.steps = summary.get("mlflow_run_id"), summary.get("steps") or 0
         try:
             _ = result.return_value
             member.value = summary["metrics"][self.plan.monitor]
             member.best = summary["best"][self.plan.monitor]
+            stop, paused = summary["stop"], reason(self.plan.end(member.generation))
+            member.stop = stop if stop != paused else ""
             member.error = "" if member.value is not None else f"{self.plan.monitor} is not a number"
         except Exception as error:  # whatever the run raised is this member's affair alone
             self.cause, member.error = error, f"{type(error).__name__}: {error}"[:500]

@@ -4,12 +4,12 @@ import csv
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from hydra_plugins.grokbit_pbt._evolve import Member, ranked
+from hydra_plugins.grokbit_pbt._plan import Plan
 from research.folder import replace_text
 
 log = logging.getLogger(__name__)
@@ -17,10 +17,13 @@ COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder",
 FILES = ("population.csv", "optimization_results.yaml", "lineage.png")
 
 
-def report(folder: Path, members: Sequence[Member], keys: Sequence[str], monitor: str, maximize: bool) -> Member:
-    """Write FILES and return the best of the last generation."""
-    best = ranked([m for m in members if m.generation == members[-1].generation], maximize)[0]
-    line = ancestry(members, best)
+def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
+    """Write FILES and return the best of the generation `last`; where that one had nothing left to do, its ancestor that did
+    the last step: its settings are those that the weights were trained with.
+    """
+    keys, folder = list(plan.space.parameters), plan.folder
+    line = trained(ancestry(members, ranked([m for m in members if m.generation == last], plan.maximize)[0]))
+    best = line[-1]
     with (folder / "population.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*COLUMNS, *keys])
@@ -31,7 +34,7 @@ def report(folder: Path, members: Sequence[Member], keys: Sequence[str], monitor
     starts = [0, *(member.steps for member in line)]
     schedule = [{"from": a, "until": m.steps, "run": m.name, "params": m.params} for a, m in zip(starts, line, strict=False)]
     replace_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(found | {"schedule": schedule})))
-    draw(folder / "lineage.png", members, line, keys, monitor)
+    picture(members, line, keys, plan.monitor, plan.maximize).savefig(folder / "lineage.png", dpi=120)
     return best
 
 
@@ -44,11 +47,20 @@ def ancestry(members: Sequence[Member], last: Member) -> list[Member]:
     return line
 
 
-def draw(path: Path, members: Sequence[Member], line: Sequence[Member], keys: Sequence[str], monitor: str) -> None:
-    """Generations from left to right, members one above the other; below it each parameter on the way to the best one."""
+def trained(line: Sequence[Member]) -> list[Member]:
+    """Those that have taken a step."""
+    starts = [0, *(member.steps for member in line)]
+    return [member for start, member in zip(starts, line, strict=False) if member.steps > start]
+
+
+def picture(members: Sequence[Member], line: Sequence[Member], keys: Sequence[str], monitor: str, maximize: bool) -> Any:
+    """Generations from left to right, members one above the other; below it each parameter that changed on the way to the
+    best one. Yellow is better, whichever way that is.
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-    heights = [max(2.0, 0.3 * len({member.number for member in members})), *(1.2 for _ in keys)]
+    changed = [key for key in keys if any(m.params[key] != line[0].params[key] for m in line)]
+    heights = [max(2.0, 0.3 * len({member.number for member in members})), *(1.2 for _ in changed)]
     figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
     tree, *axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for m in members:
@@ -56,20 +68,20 @@ def draw(path: Path, members: Sequence[Member], line: Sequence[Member], keys: Se
             colour = "tab:red" if m in line else "black" if m.parent != m.number else "lightgray"
             tree.plot((m.generation - 1, m.generation), (m.parent, m.number), color=colour, zorder=1 + (m in line))
     alive, failed = [m for m in members if m.value is not None], [m for m in members if m.value is None]
+    values = [m.value for m in alive if m.value is not None]
     late = [m.value for m in alive if m.value is not None and 2 * m.generation >= line[-1].generation]
-    dots = tree.scatter(
-        *zip(*((m.generation, m.number) for m in alive), strict=True), c=[m.value for m in alive], s=40, zorder=3
-    )
+    dots = tree.scatter([m.generation for m in alive], [m.number for m in alive], c=values, s=40, zorder=3)
+    dots.set_cmap("viridis" if maximize else "viridis_r")
     dots.set_clim(min(late), max(late))  # in the first generations all are far from there
     tree.scatter([m.generation for m in failed], [m.number for m in failed], color="black", marker="x", zorder=3)
-    figure.colorbar(dots, ax=tree, label=monitor, extend="both")
+    figure.colorbar(dots, ax=tree, label=f"{monitor} (yellow: better)", extend="both")
     tree.set(xlabel="generation", ylabel="member", title="black: copies; red: the way to the best one; x: failed")
     for axis in (tree.xaxis, tree.yaxis):
         axis.get_major_locator().set_params(integer=True)
-    for axis, key in zip(axes, keys, strict=True):
+    for axis, key in zip(axes, changed, strict=True):
         course(axis, [0, *(m.steps for m in line)], [m.params[key] for m in line])
-        axis.set(ylabel=key.rpartition(".")[2], xlabel="step" if key == keys[-1] else "")
-    figure.savefig(path, dpi=120)
+        axis.set(ylabel=key.rpartition(".")[2], xlabel="step" if key == changed[-1] else "")
+    return figure
 
 
 def course(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> None:
@@ -100,17 +112,26 @@ def tag(uri: str | None, members: Sequence[Member], before: Sequence[Member]) ->
         log.warning("MLflow does not know the lineage of %s: %s", ", ".join(m.name for m in members), error)
 
 
-def attach(uri: str | None, folder: Path) -> None:
-    """The files beside the sweep's run in MLflow, where its runs have made one."""
-    note = folder / "mlflow_run_id"
+def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -> None:
+    """The final word on the sweep's run in MLflow, where its runs have made one: files, the best values, how it ended."""
+    note = plan.folder / "mlflow_run_id"
     if not note.exists():
         return
+    from research import store as stores
+
+    generations = range(members[-1].generation + 1)
+    by = [ranked([m for m in members if m.generation == each], plan.maximize)[0].value for each in generations]
+    metrics = {"best_value": {each: value for each, value in enumerate(by) if value is not None}}
+    metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
+    failed = sum(m.value is None for m in members)
+    metrics |= {"trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
+    tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
     try:
-        with store(uri) as client:
-            for name in FILES:
-                client.log_artifact(note.read_text().strip(), str(folder / name))
+        with store(OmegaConf.select(plan.config, "tracker.uri")) as client:
+            files = [(plan.folder / name, None) for name in FILES]
+            stores.conclude(client, note.read_text().strip(), files, metrics, tags, status)
     except Exception as error:  # as above: the files are there
-        log.warning("MLflow does not have the lineage of %s: %s", folder, error)
+        log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What `hydra.sweeper` takes with hydra/sweeper=pbt. Hydra imports this file at every start: nothing heavy here."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -24,6 +24,8 @@ class PopulationConf:
     n_jobs: int | None = None  # members that the launcher gets at once; null: 1 with the basic launcher, or else all
     study_name: str | None = None  # its folder in home; null: a new one, unless the same command has left one unfinished
     home: str | None = None  # the folder of the sweeps; null: out/name
+    dry_run: bool = False  # tell what would be run
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="pbt", node=PopulationConf, provider="grokbit")
+# Without its types: _settings tells of a wrong one, and of the right one, more clearly than OmegaConf does.
+ConfigStore.instance().store(group="hydra/sweeper", name="pbt", node=asdict(PopulationConf()), provider="grokbit")

@@ -26,6 +26,7 @@ class PopulationSweeper(Sweeper):
         n_jobs: int | None = None,
         study_name: str | None = None,
         home: str | None = None,
+        dry_run: bool = False,
     ) -> None:
         self.settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
 

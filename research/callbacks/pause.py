@@ -18,4 +18,9 @@ class Pause(Callback):
 
     def _judge(self, state: State, done: int) -> None:
         if done >= self.step:
-            state.stop = f"a pause at step {self.step}"
+            state.stop = state.stop or reason(self.step)  # a run that has reached its aim says so
+
+
+def reason(step: int) -> str:
+    """Why a paused run has ended."""
+    return f"a pause at step {step}"
