@@ -243,13 +243,14 @@ def test_at_its_target_a_population_ends_and_tells_what_was_trained_with(tmp_pat
     Pause(8).on_start(state)  # type: ignore[arg-type]
     assert state.stop == "val/acc reached 0.3", "the reason stays: it was killed after its last checkpoint"
     own = ["hydra.sweeper.population=3", "hydra.sweeper.interval=8", "steps=40", "target=0.3", "tracker=none", "eval_every=2"]
-    sweep, lr = tmp_path / "out" / "digits" / "s", "lr=tag(log,interval(1e-2,3e-2))"
+    sweep, lr = tmp_path / "out" / "digits" / "s", "lr=choice(3e-4,2e-2)"
     done = train(tmp_path, "-m", *SMALL, lr, *own, "hydra.sweeper.study_name=s")
     held = [Member(**each) for each in members(sweep)]
     found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
     assert (last := held[-1].generation) < 4
     assert "no member goes on: val/acc reached 0.3" in done.stdout
     assert [all(m.stop for m in held if m.generation == n) for n in range(last + 1)] == [False] * last + [True]
+    assert not any(m.error for m in held), "who took no step has no checkpoint: its descendants begin at its ancestor's"
     assert all(part["from"] < part["until"] for part in found["schedule"])
     assert trained([*held[:1], replace(held[0], generation=1)]) == held[:1], "one that took no step is no part of it"
     assert found["best_params"] == found["schedule"][-1]["params"]

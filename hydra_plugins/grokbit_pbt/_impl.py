@@ -144,7 +144,7 @@ class Population:
         self.save()
 
     def overrides(self, member: Member) -> list[str]:
-        """What a member's run is started with: it goes on where it was killed, or from its parent's last checkpoint."""
+        """What a member's run is started with: it goes on where it was killed, or from the last checkpoint of its ancestors."""
         folder, end = self.plan.folder / member.name, self.plan.end(member.generation)
         lines = [*self.plan.space.overrides(member.params), f"hydra.sweep.subdir={member.name}"]
         lines.append(f"++hydra.job.env_set.{VARIABLE}='{{}}'")  # the screen is the sweep's
@@ -153,8 +153,9 @@ class Population:
         else:
             (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before it could save
             if member.parent is not None:
-                parent = self.plan.folder / f"g{member.generation - 1}m{member.parent}"
-                lines.append(f"resume.path={written(str(parent))}")
+                parent = next(m for m in self.of(member.generation - 1) if m.number == member.parent)
+                source = _lineage.trained(_lineage.ancestry(self.members, parent))[-1]  # who took no step saved nothing
+                lines.append(f"resume.path={written(str(self.plan.folder / source.name))}")
         if end < self.plan.steps:
             lines += ["++callbacks.pause._target_=research.callbacks.pause.Pause", f"++callbacks.pause.step={end}"]
         return lines
