@@ -1,5 +1,6 @@
 """A small Hydra program to sweep: an objective of two numbers that can be slow, fail, or be killed, and what it leaves."""
 
+import json
 import os
 import subprocess
 import sys
@@ -70,6 +71,39 @@ def swept(folder: Path, *arguments: str, fails: bool = False, **changes: Any) ->
     done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+DRIVER = """
+import json, os, runpy, sys, traceback
+from contextlib import redirect_stderr, redirect_stdout
+from hydra.core.global_hydra import GlobalHydra
+
+for name, arguments in json.loads(sys.stdin.read()).items():
+    os.makedirs(name)
+    os.chdir(name)
+    for file in ("app.py", "config.yaml"):
+        os.symlink(f"../{file}", file)
+    sys.argv = ["app.py", "-m", *arguments]
+    with open("said", "w") as said, redirect_stdout(said), redirect_stderr(said):
+        try:
+            runpy.run_path("app.py", run_name="__main__")
+        except BaseException:
+            traceback.print_exc()
+            open("failed", "w").close()
+    GlobalHydra.instance().clear()
+    os.chdir("..")
+"""
+
+
+def each_swept(folder: Path, cases: dict[str, list[str]]) -> dict[str, tuple[str, bool]]:
+    """What each of many sweeps says, and whether it fails: all in one process, for starting one is most of their time."""
+    (folder / "app.py").write_text(APP)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    own = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": WARNINGS, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
+    subprocess.run(
+        [sys.executable, "-c", DRIVER], cwd=folder, env=own, input=json.dumps(cases), text=True, timeout=300, check=True
+    )
+    return {name: ((folder / name / "said").read_text(), (folder / name / "failed").exists()) for name in cases}
 
 
 def study(folder: Path, name: str = "sweep") -> optuna.Study:

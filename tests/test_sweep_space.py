@@ -194,7 +194,7 @@ def test_a_configuration_composed_from_an_earlier_one_is_hydras(tmp_path: Path) 
         master = loader.load_configuration("config", ["optim=grokfast"], run_mode=RunMode.MULTIRUN)
         quick = Composer(loader)
 
-        @settings(deadline=None, max_examples=20)
+        @settings(deadline=None, max_examples=10)
         @given(OVERRIDES)
         def same(found: dict[str, str]) -> None:
             lines = [f"{key}={text}" for key, text in found.items()]
