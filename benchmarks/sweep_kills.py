@@ -1,6 +1,6 @@
 """One study whose sweeper and workers are killed with SIGKILL at random moments, each time begun again by the same command.
 
-    python benchmarks/sweep_kills.py [--kills 30] [--trials 40] [--workers 2] [--seed 0]
+    python benchmarks/sweep_kills.py [--kills 30] [--trials 60] [--workers 2] [--seed 0]
 
 Told at the end: whether every trial is accounted for, none was run twice to its end, the total is exact, no run in MLflow is
 left RUNNING, and no folder holds two runs. Each trial trains a small network for some seconds, with pruning.
@@ -99,7 +99,7 @@ def verdict(folder: Path, trials: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
