@@ -1,6 +1,6 @@
 """One study whose sweeper and workers are killed with SIGKILL at random moments, each time begun again by the same command.
 
-    python benchmarks/sweep_kills.py [--kills 30] [--trials 60] [--workers 2] [--seed 0]
+    python benchmarks/sweep_kills.py [--kills 30] [--trials 100] [--workers 2] [--seed 0]
 
 Told at the end: whether every trial is accounted for, none was run twice to its end, the total is exact, no run in MLflow is
 left RUNNING, and no folder holds two runs. Each trial trains a small network for some seconds, with pruning.
@@ -52,7 +52,7 @@ def campaign(folder: Path, kills: int, trials: int, workers: int, chance: random
     killed: Counter[str] = Counter()
     process = started(folder, trials, workers)
     while killed.total() < kills:
-        time.sleep(chance.uniform(0.5, 9.0))
+        time.sleep(chance.uniform(0.3, 6.0))
         if process.poll() is not None:
             break  # the study is over: too few trials for so many kills
         members = family(process.pid)
@@ -99,7 +99,7 @@ def verdict(folder: Path, trials: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -110,6 +110,8 @@ def main() -> None:
     for what, (value, wanted) in found.items():
         print(f"{what:<24} {value:>4}, should be {wanted}")
     wrong = [what for what, (value, wanted) in found.items() if value != wanted]
+    if killed.total() < args.kills:
+        wrong.append(f"the study was over after {killed.total()} kills: give more --trials")
     print(json.dumps({"kills": killed.total(), "wrong": wrong, "bounds": {"wrong": []}}))
     sys.exit(bool(wrong))
 

@@ -246,6 +246,11 @@ def opened(uri: str, made: bool = False) -> Any:
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of each table that it creates
     with one_at_a_time(uri):
+        if file not in (uri, ":memory:") and not Path(file).exists():  # whole or not at all: half of it could never be opened
+            draft = Path(file).with_name(f".{Path(file).name}.draft")
+            draft.unlink(missing_ok=True)  # of one that was killed
+            MlflowClient(f"sqlite:///{draft}")
+            draft.replace(file)
         return MlflowClient(uri)
 
 

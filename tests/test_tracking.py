@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from research.data.modular import modular
 from research.folder import Run
 from research.jsonl import FAILED, FINISHED, KILLED, Jsonl
 from research.store import end_dead_runs
-from research.tracking import MLflow
+from research.tracking import MLflow, opened
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -291,3 +292,18 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
     experiment = client.get_experiment_by_name("study")
     assert experiment is not None
     assert sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id])) == ["a", "b"]
+
+
+def test_a_store_whose_creation_was_killed_is_made_anew(tmp_path: Path) -> None:
+    """Killed between two of its tables: half of a store could never be opened again."""
+    uri, draft = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db.draft"
+    command = [sys.executable, "-c", f"from research.tracking import opened; opened({uri!r})"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (draft.exists() and draft.stat().st_size > 50_000):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert draft.exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert len(opened(uri).search_experiments()) == 1
+    assert not draft.exists()
