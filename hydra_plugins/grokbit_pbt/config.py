@@ -28,4 +28,6 @@ class PopulationConf:
 
 
 # Without its types: _settings tells of a wrong one, and of the right one, more clearly than OmegaConf does.
-ConfigStore.instance().store(group="hydra/sweeper", name="pbt", node=asdict(PopulationConf()), provider="grokbit")
+# Once: the process of a launcher may have been given all that was registered.
+if "pbt.yaml" not in ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}):
+    ConfigStore.instance().store(group="hydra/sweeper", name="pbt", node=asdict(PopulationConf()), provider="grokbit")

@@ -129,21 +129,26 @@ def stand_in() -> type[StudySweeper]:
     return own
 
 
+def offer(group: str, name: str, node: Any) -> None:
+    """An option of a group, once: the process of a launcher may have been given all that was registered."""
+    known: Any = ConfigStore.instance().repo
+    for part in group.split("/"):
+        known = known.get(part, {})
+    if f"{name}.yaml" not in known:
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="grokbit")
+
+
 def register() -> None:
-    """The groups hydra/sweeper, hydra/sweeper/sampler and hydra/sweeper/pruner."""
-    store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="grokbit", node=SweeperConf, provider="grokbit")
+    """The groups hydra/sweeper, hydra/sweeper/sampler and hydra/sweeper/pruner; what the published plugin has stays its own."""
+    offer("hydra/sweeper", "grokbit", SweeperConf)
     for name, (target, arguments, preset) in PRUNERS.items():
-        node = options(f"optuna.pruners.{target}", arguments, preset)
-        store.store(group="hydra/sweeper/pruner", name=name, node=node, provider="grokbit")
+        offer("hydra/sweeper/pruner", name, options(f"optuna.pruners.{target}", arguments, preset))
     theirs = published()
-    taken = [path.removesuffix(".yaml") for path in store.repo.get("hydra", {}).get("sweeper", {}).get("sampler", {})]
     for name, (target, arguments) in SAMPLERS.items():
-        if name not in taken and not (theirs and name != "bruteforce"):
-            node = options(f"optuna.samplers.{target}", arguments)
-            store.store(group="hydra/sweeper/sampler", name=name, node=node, provider="grokbit")
+        if name == "bruteforce" or not theirs:
+            offer("hydra/sweeper/sampler", name, options(f"optuna.samplers.{target}", arguments))
     if not theirs:
-        store.store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="grokbit")
+        offer("hydra/sweeper", "optuna", OptunaConf)
 
 
 register()
