@@ -124,7 +124,6 @@ def finish(plan: Plan, work: Work) -> None:
         report(plan.folder, study, plots=plan.settings.plots)
     except Exception as error:  # the trials are kept: no reason to lose what the sweep itself has to say
         log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, plan.folder, exc_info=True)
-    write_json(
-        plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over or bool(reason)}
-    )  # after the report: it is whole
+    # Only now, after the report: a sweep that was killed before it is gone on with, and makes it then.
+    write_json(plan.folder / NOTE, read_json(plan.folder / NOTE) | {"over": over or bool(reason)})
     work.screen.ends(plan.folder / "results.md")

@@ -36,7 +36,7 @@ class Screen:
 
     def begins(self, place: str, params: dict[str, Any]) -> None:
         """A trial and what is special about it."""
-        texts = {key: each.text(params[key]) for key, each in self.space.parameters.items() if key in params}
+        texts = self.space.texts(params)
         texts |= {key: str(value) for key, value in params.items() if key not in texts}
         self.row("trial", f"#{place} " + " ".join(f"{key}={text}" for key, text in texts.items()))
 
@@ -59,7 +59,7 @@ class Screen:
         trials = self.study.get_trials(deepcopy=False)
         if len(self.study.directions) == 1 and self.best():
             best = self.study.best_trial
-            texts = {key: each.text(best.params[key]) for key, each in self.space.parameters.items() if key in best.params}
+            texts = self.space.texts(best.params)
             self.row("best", f"#{best.number} {best.value:.4g}  " + " ".join(f"{key}={text}" for key, text in texts.items()))
         self.row("report", f"{report}, {self.standing(trials)}")
 

@@ -72,9 +72,13 @@ class Space:
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """One job's overrides; parameters that only a function of the user's suggested come last."""
-        told = {key: f"{key}={each.text(params[key])}" for key, each in self.parameters.items() if key in params}
+        told = {key: f"{key}={text}" for key, text in self.texts(params).items()}
         lines = [(told | self.fixed)[key] for key in self.order if key in told or key in self.fixed]
         return lines + [f"{key}={written(value)}" for key, value in params.items() if key not in self.parameters]
+
+    def texts(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """The values of the space's own parameters as overrides give them."""
+        return {key: each.text(params[key]) for key, each in self.parameters.items() if key in params}
 
     def add(self, override: Override) -> None:
         """Take in one override: the last one of a key counts."""
@@ -244,9 +248,8 @@ def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     if kind not in ("int", "float") or low is None or high is None:
         raise ValueError(f"{setting}: give type (float, int or categorical), low and high, or choices")
     number = int if kind == "int" else float
-    if any(
-        isinstance(n, str | bool) or (kind == "int" and n != int(n)) for n in (low, high, *([] if step is None else [step]))
-    ):
+    numbers = [low, high] if step is None else [low, high, step]
+    if any(isinstance(n, str | bool) or (kind == "int" and n != int(n)) for n in numbers):
         raise ValueError(f"{setting}={dict(node)}: low, high and step take {'whole ' * (kind == 'int')}numbers")
     if step is not None and step <= 0:
         raise ValueError(f"{setting}.step={step}: give a step above 0")
