@@ -16,6 +16,7 @@ from research import memory, processes, shards
 from research.callback import State
 from research.dataset import Split
 from research.losses import IGNORE, judged
+from research.nn.bitlinear import begin_step, kept, layers
 from research.order import positions
 from research.seeding import fold, seed_step
 
@@ -37,6 +38,7 @@ class Gradients:
 
     def __post_init__(self) -> None:
         self.rank, self.world = processes.rank(), processes.count()
+        self.bits = list(layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         targets = self.train.targets
         self.masked = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
@@ -56,18 +58,24 @@ class Gradients:
         parts = min(self.grad_accum * 2**state.halvings, self.batch_size // world)  # none of them empty
         order = positions(seed, step * self.batch_size, self.batch_size, len(self.train)).to(self.train.inputs.device)
         count = self._count(order)
+        begin_step(self.bits, step)
         losses = []
-        for place, index in enumerate(order.tensor_split(parts * world)[self.rank :: world], start=1):
-            x, y = self.train[index]
-            with self._quiet(place < parts):
-                with self.autocast():
-                    each = self.loss(self.net(x), y)
-                if each.shape != y.shape:
-                    raise ValueError(f"a loss gives one number a target: of shape {tuple(y.shape)}, not {tuple(each.shape)}")
-                share = each.sum() / count
-                self.scaler.scale(share * world if world > 1 else share).backward()
-            losses.append(share.detach())
+        with kept(self.bits) if parts > 1 and not state.sharded else nullcontext():
+            for place, index in enumerate(order.tensor_split(parts * world)[self.rank :: world], start=1):
+                with self._quiet(place < parts):
+                    losses.append(self._backward(index, count))
         return processes.total(losses[0] if parts == 1 else torch.stack(losses).sum())
+
+    def _backward(self, index: Int[Tensor, "batch"], count: Tensor | int) -> Float[Tensor, ""]:
+        """Add the gradient of these samples' share of the loss; return the share."""
+        x, y = self.train[index]
+        with self.autocast():
+            each = self.loss(self.net(x), y)
+        if each.shape != y.shape:
+            raise ValueError(f"a loss gives one number a target: of shape {tuple(y.shape)}, not {tuple(each.shape)}")
+        share = each.sum() / count
+        self.scaler.scale(share * self.world if self.world > 1 else share).backward()
+        return share.detach()
 
     def _count(self, order: Int[Tensor, "batch"]) -> Tensor | int:
         """The targets of a step that count."""

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from research import callback, checkpoint, folder, processes
@@ -21,6 +19,7 @@ from research.folder import Run
 from research.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.seeding import seed_all
 from research.signals import exit_code, watch
+from research.trained import build
 from research.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -116,16 +115,6 @@ def finished(asked: Run) -> float | None:
     return math.nan if told["value"] is None else float(told["value"])
 
 
-def build(node: DictConfig, *arguments: Any) -> Any:
-    """What the node's `_target_` makes; a user's mistake in it comes out as it was raised, not in Hydra's wrapping."""
-    try:
-        return instantiate(node, *arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise ValueError(str(error.__cause__)) from error
-        raise
-
-
 def describe(cfg: DictConfig) -> Run:
     """What was asked, in plain types, with a name that tells this run from its neighbours."""
     hydra = HydraConfig.get()
@@ -180,6 +169,7 @@ def summary(monitor: str, state: State | None) -> dict[str, Any]:
         "samples_per_s": rate / (state.data.shape.length if state.data.unit == "token" else 1),
         "tokens_per_s": rate if state.data.unit == "token" else None,
         "peak_rss_mb": folder.peak_rss_mb(),
+        "shape": state.data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
         "weights_sha256": None if state.sharded and state.error else weights_digest(state.model),
     }

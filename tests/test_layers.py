@@ -16,8 +16,9 @@ FLOORS = [
     ["store"],
     ["models", "optim", "data", "callbacks", "tracking", "health", "gradients"],
     ["evaluation"],
-    ["trainer"],
+    ["trainer", "trained"],
     ["run", "preflight"],
+    ["export", "generate"],
     ["sweeps"],
     ["pictures", "preset"],
     ["report"],
@@ -25,8 +26,8 @@ FLOORS = [
 ROOM_OF = {
     "accelerate": {"trainer"},
     "mlflow": {"tracking"},
-    "hydra": {"run", "preflight"},
-    "omegaconf": {"run", "preflight"},
+    "hydra": {"run", "trained", "preflight"},
+    "omegaconf": {"run", "trained", "preflight"},
     "optuna": {"trial", "sweeps", "pictures", "report"},
 }
 FILES = sorted(RESEARCH.rglob("*.py"))

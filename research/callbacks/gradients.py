@@ -10,7 +10,6 @@ from torch import Tensor
 from research.callback import Callback, State
 from research.nn.bitlinear import BitLinear
 from research.nn.blocks import blocks
-from research.nn.quantize import absmean, ternary_codes
 from research.ranges import Count, NonNegative, Positive
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class GradientHealth(Callback):
             self._tell(name, norm, step)
         for name, layer in state.model.named_modules():
             if isinstance(layer, BitLinear):
-                state.told |= {f"ternary/{fact}/{name}": value for fact, value in self._ternary(name, layer.weight).items()}
+                state.told |= {f"ternary/{fact}/{name}": value for fact, value in self._ternary(name, layer).items()}
         if step // self.every % self.histogram == 0 and state.folder:
             draw(gradients, unclipped, state, step)
 
@@ -73,12 +72,13 @@ class GradientHealth(Callback):
                 "the gradient of %s is %s at step %d: its norm is %.2g, the bound %.2g", block, wrong, step, norm, bound
             )
 
-    def _ternary(self, name: str, weight: Tensor) -> dict[str, float]:
+    def _ternary(self, name: str, layer: BitLinear) -> dict[str, float]:
         """What the layer's codes are, and how many moved."""
-        codes = ternary_codes(weight).to(torch.int8)
+        codes, step = layer.quantizer.weight(layer.weight)
+        codes = codes.to(torch.int8)
         before, self.codes[name] = self.codes.get(name, codes).to(codes.device), codes
         shares = {fact: (codes == code).float().mean().item() for fact, code in (("minus", -1), ("zero", 0), ("plus", 1))}
-        return shares | {"flips": (codes != before).float().mean().item(), "scale": absmean(weight).item()}
+        return shares | {"flips": (codes != before).float().mean().item(), "scale": step.mean().item()}
 
 
 def by_block(state: State) -> dict[str, list[Tensor]]:

@@ -1,12 +1,12 @@
 """One decoder-only transformer for all: its linear layer is a parameter, so the ternary twin differs in nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research.dataset import Tokens
-from research.nn.attention import Attention
+from research.nn.attention import Attention, Cache
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
 from research.nn.rope import rope_table
@@ -29,8 +29,9 @@ class Block(nn.Module):
         x: Float[Tensor, "batch seq dim"],
         cos: Float[Tensor, "seq half"],
         sin: Float[Tensor, "seq half"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        x = x + self.dropout(self.attention(self.input_norm(x), cos, sin))
+        x = x + self.dropout(self.attention(self.input_norm(x), cos, sin, cache))
         return x + self.dropout(self.feedforward(self.post_norm(x)))  # type: ignore[no-any-return]
 
 
@@ -67,7 +68,7 @@ class Transformer(nn.Module):
         def norm(width: int) -> nn.Module:
             return RMSNorm(width) if sub_norm else nn.Identity()
 
-        self.length = shape.length
+        self.length, self.kv_heads, self.width = shape.length, kv_heads, dim // heads
         self.embed = nn.Embedding(shape.vocab, dim)
         self.blocks = nn.ModuleList(
             Block(
@@ -89,13 +90,24 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-        """Logits of the next symbol at each position; seq is at most the length that the data has."""
-        seq = tokens.shape[1]
-        if seq > self.length:
-            raise ValueError(f"{seq} tokens in a sequence; this model was built for at most {self.length}")
+    def forward(
+        self, tokens: Int[Tensor, "batch seq"], caches: Sequence[Cache] | None = None
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of the next symbol at each position; at most as many positions as the data has.
+
+        With `caches` the tokens follow those that are in them.
+        """
+        start = caches[0].filled if caches else 0
+        end = start + tokens.shape[1]
+        if end > self.length:
+            raise ValueError(f"{end} tokens in a sequence; this model was built for at most {self.length}")
         x = self.embed(tokens)
-        cos, sin = self.get_buffer("cos")[:seq], self.get_buffer("sin")[:seq]
-        for block in self.blocks:
-            x = block(x, cos, sin)
+        cos, sin = self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
+        for place, block in enumerate(self.blocks):
+            x = block(x, cos, sin, caches[place] if caches else None)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+    def caches(self, batch: int = 1, length: int | None = None) -> list[Cache]:
+        """An empty one a block, for at most `length` positions."""
+        like = self.norm.weight
+        return [Cache(batch, self.kv_heads, length or self.length, self.width, like) for _ in self.blocks]

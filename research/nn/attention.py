@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +10,23 @@ from torch import Tensor, nn
 from research.nn.rope import rotate
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
+
+
+class Cache:
+    """The keys and values of one block so far: what earlier positions need not compute again."""
+
+    def __init__(self, batch: int, kv_heads: int, length: int, width: int, like: Tensor) -> None:
+        self.k = like.new_zeros(batch, kv_heads, length, width)
+        self.v = torch.zeros_like(self.k)
+        self.filled = 0  # positions
+
+    def extend(
+        self, k: Float[Tensor, "batch heads seq width"], v: Float[Tensor, "batch heads seq width"]
+    ) -> tuple[Float[Tensor, "batch heads all width"], Float[Tensor, "batch heads all width"]]:
+        """Add those of the next positions; all of them."""
+        start, self.filled = self.filled, self.filled + k.shape[2]
+        self.k[:, :, start : self.filled], self.v[:, :, start : self.filled] = k, v
+        return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
 
 class Attention(nn.Module):
@@ -29,8 +47,15 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch seq dim"],
         cos: Float[Tensor, "seq half"],
         sin: Float[Tensor, "seq half"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         q, k, v = (p(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
+        mask = None
+        if cache:
+            k, v = cache.extend(k, v)
+            if 1 < q.shape[2] < k.shape[2]:  # several positions after those that are kept
+                mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+        causal = q.shape[2] == k.shape[2]  # each position sees itself and those before it
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]

@@ -1,67 +1,94 @@
-"""Quantisers of BitNet b1.58 (Ma et al. 2024, arXiv 2402.17764; report arXiv 2504.12285).
+"""Quantisers: a tensor as small whole numbers, its codes, times a step.
 
-Each rounds in the forward pass and hands the gradient through unchanged (straight-through, Bengio et al. 2013).
+BitNet b1.58 (Ma et al. 2024, arXiv 2402.17764; report 2504.12285) is the default. Its relatives are settings: BitNet's
+signs (2310.11453), absmedian (b1.58 Reloaded, 2407.09527), 4-bit activations (a4.8, 2411.04965).
 """
 
-from typing import cast
+import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_EPS = 1e-5  # the floor of a scale: an all-zero tensor stays zero
+EPS = 1e-5  # the floor of what a step is made of: an all-zero tensor stays zero
+LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
+ALLOWED = {
+    "scale": ("absmean", "absmedian", "absmax"),
+    "weight_bits": tuple(LEVELS),
+    "activation_bits": (8, 4),
+    "activation_per": ("token", "tensor"),
+}
 
 
-def absmean(weight: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """The scale of ternary weights: the mean of |w| (2402.17764, eq. 3)."""
-    return weight.abs().mean().clamp(min=_EPS)
+@dataclass(frozen=True)
+class Quantizer:
+    """How a linear layer rounds its weights and its activations. Raises ValueError for a setting that there is not.
+
+    A tensor that is not finite has a step that is not, so that whatever it takes part in is not finite either.
+    """
+
+    scale: Literal["absmean", "absmedian", "absmax"] = "absmean"
+    weight_bits: float = 1.58  # 1 (signs), 1.58 (ternary), 2, 4, 8
+    per: Literal["tensor", "channel"] | int = "tensor"  # what has a step: all weights, one output's, so many inputs of it
+    activation_bits: Literal[8, 4] = 8
+    activation_per: Literal["token", "tensor"] = "token"  # tensor: a token's rounding then depends on the others
+
+    def __post_init__(self) -> None:
+        for name, allowed in ALLOWED.items():
+            if (given := getattr(self, name)) not in allowed:
+                raise ValueError(f"linear.{name}={given}: give one of {', '.join(map(str, allowed))}")
+        if self.per not in ("tensor", "channel") and not (isinstance(self.per, int) and self.per > 0):
+            raise ValueError(f"linear.per={self.per}: give tensor, channel, or a number of inputs")
+
+    @property
+    def ternary(self) -> bool:
+        """Whether every code is -1, 0 or 1."""
+        return self.weight_bits < 2
+
+    def weight(self, w: Float[Tensor, "out in"]) -> tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]:
+        """Codes of a weight, and their step: of shape [] (tensor), [out, 1] (channel), [out, in] (groups).
+
+        The step is absmax / Q, or a mean over sqrt(Q), with Q the largest code: for ternary codes absmean itself
+        (2402.17764, eq. 1 to 3), for wider ones the rule of LSQ (Esser et al. 2020, 1902.08153) without its factor of two.
+        """
+        rows = w.unflatten(1, (-1, self.per)) if isinstance(self.per, int) else w
+        low, high = LEVELS[self.weight_bits]
+        step = self._size(rows) / (high if self.scale == "absmax" else math.sqrt(high))
+        if self.weight_bits == 1:  # the sign of what is left without the mean (2310.11453, eq. 1 to 3)
+            mean = rows.mean() if self.per == "tensor" else rows.mean(-1, keepdim=True)
+            codes = (rows > mean).to(w.dtype).mul_(2).sub_(1)
+        else:
+            codes = (rows * step.reciprocal()).round_().clamp_(low, high)
+        return codes.view_as(w), step.expand_as(rows).reshape_as(w) if isinstance(self.per, int) else step
+
+    def _size(self, rows: Float[Tensor, "out ..."]) -> Float[Tensor, "..."]:
+        """The measure of |w|, over all of it or along the last axis."""
+        size = rows.abs()
+        if self.per == "tensor":
+            size = size.flatten()
+        if self.scale == "absmax":
+            size = size.amax(-1, keepdim=True)
+        elif self.scale == "absmedian":
+            size = size.median(-1, keepdim=True).values
+        else:
+            size = size.mean(-1, keepdim=True)
+        size = size.clamp(min=EPS)
+        return size.squeeze() if self.per == "tensor" else size
+
+    def activation(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "..."]]:
+        """Codes of activations and their step, of shape [*batch, 1] (token) or [] (tensor), in float32 at least.
+
+        8 bits: 127 x / absmax (2504.12285, section 2); 4 bits: sqrt(7) x / absmean (2411.04965, section 2).
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few digits for 256 levels
+        dims = None if self.activation_per == "tensor" else -1
+        if self.activation_bits == 8:
+            size = torch.linalg.vector_norm(x, math.inf, dims, keepdim=dims is not None).clamp(min=EPS)
+            return (x * (127 / size)).round_(), size / 127  # no product is beyond 127 by more than its rounding
+        size = (x.abs().mean() if dims is None else x.abs().mean(dims, keepdim=True)).clamp(min=EPS)
+        return (x * (math.sqrt(7) / size)).round_().clamp_(-8, 7), size / math.sqrt(7)
 
 
-def ternary_codes(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The codes -1, 0, 1 of a weight: round(w / absmean) clipped to [-1, 1] (2402.17764, eq. 1 and 2)."""
-    return (weight * absmean(weight).reciprocal()).round_().clamp_(-1, 1)
-
-
-def absmax(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 1"]:
-    """The scale of int8 activations: the largest |x| of each token (2504.12285, section 2)."""
-    return x.abs().amax(dim=-1, keepdim=True).clamp(min=_EPS)
-
-
-class _Ternary(torch.autograd.Function):
-    @staticmethod
-    def forward(weight: Tensor) -> Tensor:
-        return ternary_codes(weight) * absmean(weight)
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-class _Int8(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few digits to round to 256 levels
-        scale = 127 / absmax(exact)
-        return (exact * scale).round_().clamp_(-128, 127).div_(scale).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def ternary(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """A weight as {-s, 0, s} with s = absmean(w); the gradient passes straight through."""
-    return cast(Tensor, _Ternary.apply(weight))  # type: ignore[no-untyped-call]
-
-
-def int8(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """Activations at 256 levels, one scale a token; the gradient passes straight through."""
-    return cast(Tensor, _Int8.apply(x))  # type: ignore[no-untyped-call]
+TERNARY = Quantizer()

@@ -1,0 +1,87 @@
+"""A run that was trained, as its folder holds it: the model with its weights, and the data that it is judged on."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from research import checkpoint, shards
+from research.dataset import Dataset, Tokens, Vectors
+from research.folder import read_json
+from research.nn.average import Average
+
+RUN_ID = r"[0-9a-f]{32}"
+
+
+def build(node: DictConfig, *arguments: Any) -> Any:
+    """What the node's `_target_` makes; a user's mistake in it comes out as it was raised, not in Hydra's wrapping."""
+    try:
+        return instantiate(node, *arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise ValueError(str(error.__cause__)) from error
+        raise
+
+
+@dataclass
+class Trained:
+    """One run, in its last good state."""
+
+    folder: Path  # of the run
+    checkpoint: Path
+    config: DictConfig  # as it was resolved
+    model: nn.Module  # in evaluation mode, on the host, in float32
+
+    @cached_property
+    def data(self) -> Dataset[Any]:
+        """What it was trained and judged on. Raises ValueError where that is gone."""
+        return build(self.config.data)  # type: ignore[no-any-return]
+
+
+def load(run: str) -> Trained:
+    """The newest good checkpoint of a run folder, a certain one (RUN/checkpoints/step-*), or that of an MLflow run id.
+
+    Averaged weights take the place of the last ones where the run has them: they are what it was judged by. Raises
+    ValueError where there is no such run, none of its checkpoints is whole, or its configuration cannot be read.
+    """
+    path = place(run)
+    folder = path.parents[1] if path.name.startswith("step-") else path
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    found, snapshot = checkpoint.newest(path)
+    told = read_json(folder / "summary.json").get("shape")
+    shape = (Tokens(**told) if "vocab" in told else Vectors(**told)) if told else build(config.data).shape
+    model: nn.Module = build(config.model, shape)
+    if (found / checkpoint.SHARDS).exists():
+        shards.load(model, found / checkpoint.SHARDS)
+        average = Average(model, 0.0)
+        if shards.load_average(average, found / checkpoint.SHARDS):
+            average.swap()
+    else:
+        shards.fill(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
+    return Trained(folder, found, config, model.eval().requires_grad_(False))
+
+
+def place(run: str) -> Path:
+    """The folder that a path or an MLflow run id means."""
+    path = Path(run).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if re.fullmatch(RUN_ID, run):
+        from research.tracking import folder_of  # heavy
+
+        path = Path(folder_of(run))
+        if path.is_dir():
+            return path
+        raise ValueError(f"RUN={run}: its folder {path} is not there")
+    raise ValueError(
+        f"RUN={run}: there is no such folder; give a run folder, one of its checkpoints/step-*, or an MLflow run id"
+    )
