@@ -1,9 +1,13 @@
 """Metrics: pure functions of tensors and numbers, and which way each is better."""
 
 import math
+import statistics
+from collections.abc import Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 
 
 def hits(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"]) -> Int[Tensor, ""]:
@@ -26,3 +30,11 @@ def higher_is_better(name: str) -> bool:
 def better(name: str, new: float, old: float) -> bool:
     """Whether `new` beats `old`; NaN beats nothing."""
     return new > old if higher_is_better(name) else new < old
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % t interval; no width of one value alone."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, statistics.stdev(values) / math.sqrt(len(values)) * (T95[len(values) - 2] if len(values) < 21 else 1.96)

@@ -3,7 +3,6 @@
 import logging
 import math
 import re
-import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from research.metrics import interval
 from research.sweeps import Curve, Row, Sweep, read, setting
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 CURVES, NAMED = 50, 8  # at most so many learning curves; up to so many have each its own colour and name
 TOLD, PALE = 3, 0.8  # complete trials that importances need at least; the palest line's darkest channel is below this
 WIDE, PAIRS = 6, 3  # at most so many parameters side by side, and against each other: those that matter most
-T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # what study.json says of a parameter on an axis, and when
 Offer = tuple[str, str, Callable[[], "Figure"]]  # a picture's name, why it makes no sense here, and what makes it
 
@@ -290,11 +289,3 @@ def line(axis: "Axes", curves: Sequence[Curve], color: str, width: float, label:
     if len(curves) > 1:
         low, high = [mean - half for mean, half in spread], [mean + half for mean, half in spread]
         axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % t interval; no width of one value alone."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, 0.0
-    return mean, statistics.stdev(values) / math.sqrt(len(values)) * (T95[len(values) - 2] if len(values) < 21 else 1.96)

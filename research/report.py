@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from research import store
 from research.folder import read_json, replace_text
-from research.pictures import bounds, configurations, draw, importances, interval, short
+from research.metrics import interval
+from research.pictures import bounds, configurations, draw, importances, short
 from research.preset import UNSAID, as_yaml, preset, solution
 from research.sweeps import Sweep, broken, from_store, from_study, to_csv
 from research.tracking import NOTE, SWEEP, opened, uri_of

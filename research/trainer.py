@@ -32,7 +32,7 @@ from research.nn.blocks import recompute
 from research.ranges import Count, Natural, OpenFraction, Positive
 from research.signals import Stopped, Watch, watch
 
-Schedule = Callable[[int, int], float]
+Schedule = Callable[[int, int], float | tuple[float, float]]  # factors on lr, and on weight decay
 log = logging.getLogger(__name__)
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
 
@@ -117,7 +117,7 @@ class Trainer:
                 state.stop = processes.everywhere(state.stop)  # a run that goes on may have reached its aim before
                 while state.pending or (state.step < self.steps and not state.stop):
                     if not state.pending:
-                        set_lr(optimizer, schedule(state.step, self.steps))
+                        set_rates(optimizer, schedule(state.step, self.steps))
                         with signals.at_once(self._compiles(state.step == state.first)):
                             value = gradients(state, state.step)
                         self.scaler.unscale_(optimizer)
@@ -275,10 +275,16 @@ def end(callbacks: Sequence[Callback], state: State) -> None:
             endings.callback(callback.on_end, state)
 
 
-def set_lr(optimizer: Optimizer, factor: float) -> None:
-    """Each group's lr is the one that it was built with times the schedule's factor."""
+def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> None:
+    """Each group's lr, and its weight decay where the schedule has a say in it, are those that it was built with times the
+    schedule's factors.
+    """
+    lr_factor, decay_factor = factors if isinstance(factors, tuple) else (factors, None)
     for group in optimizer.param_groups:
-        group["lr"] = group[snapshot.SETTINGS]["lr"] * factor
+        built = group[snapshot.SETTINGS]
+        group["lr"] = built["lr"] * lr_factor
+        if decay_factor is not None and "weight_decay" in built:
+            group["weight_decay"] = built["weight_decay"] * decay_factor
 
 
 def training_metrics(state: State) -> dict[str, float]:

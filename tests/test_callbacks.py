@@ -1,6 +1,7 @@
 """What the user sees, on a terminal and elsewhere; and what ends a run."""
 
 import io
+import math
 import re
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from research.callbacks.console import Console
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
+from research.callbacks.ternary import Ternary
 from research.callbacks.time_limit import TimeLimit
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.nn.bitlinear import BitLinear
-from research.nn.quantize import ternary_codes
+from research.nn.bitlinear import BitLinear, layers, packed_bytes
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
@@ -100,31 +101,58 @@ def test_the_curve_is_a_picture(tmp_path: Path) -> None:
 
 
 def test_the_health_of_gradients_is_told_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Norms before clipping, zeros, and the codes of ternary layers, each against what they are."""
+    """Norms before clipping, and zeros, each against what they are."""
     seen: list[State] = []
 
     class Look(Callback):
         def on_gradients(self, state: State) -> None:
             grads = {name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None}
-            codes = {name: ternary_codes(m.weight) for name, m in state.model.named_modules() if isinstance(m, BitLinear)}
-            self.seen = grads, codes, float(state.grad_norm)
+            self.seen = grads, float(state.grad_norm)
 
         def on_step(self, state: State) -> None:
             seen.append(state)
 
     look = Look()
     state = fit(GradientHealth(every=2, vanishing=1e3, exploding=1e9, histogram=1), look, steps=4, folder=tmp_path)
-    grads, codes, norm = look.seen
+    grads, norm = look.seen
     clipped = torch.stack([g.norm() for g in grads.values()]).norm().item()
     block = torch.stack([g.norm() for name, g in grads.items() if name.startswith("blocks.0.")]).norm().item()
     assert state.metrics["grad/norm/blocks.0"] == pytest.approx(block * norm / clipped, rel=1e-4)
     assert state.metrics["grad/norm/embed"] == pytest.approx(grads["embed.weight"].norm().item() * norm / clipped, rel=1e-4)
     assert state.metrics["grad/zero/embed"] == pytest.approx((grads["embed.weight"] == 0).float().mean().item())
-    for name, code in codes.items():
-        assert state.metrics[f"ternary/zero/{name}"] == pytest.approx((code == 0).float().mean().item())
-        assert sum(state.metrics[f"ternary/{fact}/{name}"] for fact in ("minus", "zero", "plus")) == pytest.approx(1.0)
-        assert 0 <= state.metrics[f"ternary/flips/{name}"] < 0.5
-        assert state.metrics[f"ternary/scale/{name}"] > 0
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["gradients_00000002.png", "gradients_00000004.png"]
     told = [record.message for record in caplog.records if "vanishing" in record.message]
     assert len(told) == len({line.split()[3] for line in told}) > 1, "each block once"
+
+
+def test_what_rounding_does_to_the_weights_is_told_by_layer(tmp_path: Path) -> None:
+    """Against the weights themselves, one number after the other; the flips against a look of our own."""
+    seen: list[dict[str, list[float]]] = []
+
+    class Look(Callback):
+        def on_gradients(self, state: State) -> None:
+            seen.append({f"{name}.": layer.weight.flatten().tolist() for name, layer in layers(state.model).items()})
+
+    state = fit(Ternary(every=2), Look(), steps=4, folder=tmp_path)
+    assert len(seen[3]) == 7
+    for name, weights in seen[3].items():
+        scale = sum(map(abs, weights)) / len(weights)
+        codes, before = rounded(weights), rounded(seen[1][name])
+        error = math.dist(weights, [code * scale for code in codes]) / math.hypot(*weights)
+        told = {fact: state.metrics[f"ternary/{fact}/{name[:-1]}"] for fact in ("error", "zero", "flips", "scale")}
+        assert told == pytest.approx({
+            "error": error,
+            "zero": codes.count(0) / len(codes),
+            "flips": sum(a != b for a, b in zip(codes, before, strict=True)) / len(codes),
+            "scale": scale,
+        }, rel=1e-4)  # fmt: skip
+    whole = 4 * sum(p.numel() for p in state.model.parameters())
+    assert state.metrics["ternary/ratio"] == pytest.approx(whole / packed_bytes(state.model))
+    assert state.metrics["ternary/packed_mb"] == pytest.approx(packed_bytes(state.model) / 1e6)
+    assert (tmp_path / "plots" / "ternary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def rounded(weights: list[float]) -> list[int]:
+    """Ternary codes (2402.17764, eq. 1 to 3)."""
+    scale = sum(map(abs, weights)) / len(weights)
+    return [max(-1, min(1, round(w / scale))) for w in weights]

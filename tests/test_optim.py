@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from research.optim import grokfast
 from research.optim.muon import Muon
 from research.optim.plain import param_groups, plain
-from research.optim.schedules import constant, cosine, wsd
+from research.optim.schedules import bitnet, constant, cosine, wsd
 
 BASES: list[Any] = [partial(AdamW, fused=True), partial(AdamW), partial(SGD, momentum=0.9), partial(Muon)]
 FILTERS: list[Any] = [partial(grokfast.ema, alpha=0.9, lamb=2.0), partial(grokfast.ma, window=4, lamb=2.0)]
@@ -166,3 +166,6 @@ def test_schedules_have_the_values_of_their_formulas() -> None:
     assert [wsd(step, 10, 2, decay=0.5) for step in range(10)] == pytest.approx([0.5, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
     assert [cosine(step, 5, 0, floor=0.0) for step in range(5)] == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
     assert [constant(step, 5, 2) for step in range(3)] == pytest.approx([0.5, 1, 1])
+    lrs, decays = zip(*(bitnet(step, 9, 0, middle=0.5, cooldown=0.4) for step in range(9)), strict=True)
+    assert lrs == pytest.approx([1, 0.961940, 0.853553, 0.691342, 0.4, 0.341421, 0.2, 0.058579, 0], abs=1e-6)
+    assert decays == (1, 1, 1, 1, 0, 0, 0, 0, 0)

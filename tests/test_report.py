@@ -27,6 +27,7 @@ from program import ROOT, TINY, environment, summaries, train
 
 import research.trial
 from research import pictures, preset, report, store, sweeps
+from research.metrics import interval
 
 KINDS: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -301,7 +302,7 @@ def test_repeats_have_an_interval(tmp_path: Path) -> None:
     assert row["folder"] == "0"
     assert "± 0.025 | 3 |" in (tmp_path / "results.md").read_text()
     assert not (tmp_path / "plots").exists()
-    mean, half = pictures.interval([1.0, 2.0, 3.0])
+    mean, half = interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(2.484, abs=0.01))
 
 

@@ -21,6 +21,7 @@ from research.callback import Callback, State
 from research.callbacks.checkpoint import Checkpoint
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
+from research.callbacks.ternary import Ternary
 from research.checkpoint import weights_digest
 from research.data.modular import modular
 from research.folder import Run, checkpoints
@@ -80,7 +81,7 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
     saving = Checkpoint(*(taken.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
     folder.mkdir(exist_ok=True)
     monitor = taken.pop("monitor")
-    jsonl, health = Jsonl(), [GradientHealth(every=4)] if taken.pop("health", False) else []
+    jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if taken.pop("health", False) else []
     jsonl.start(Run("name", "study", folder, {}, [], {}))
     own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
     try:

@@ -17,7 +17,7 @@ from research.models.mlp import MLP
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim.plain import plain
-from research.optim.schedules import cosine, wsd
+from research.optim.schedules import bitnet, cosine, wsd
 from research.trainer import Trainer
 
 DATA = modular(p=11)
@@ -68,6 +68,21 @@ def test_the_schedule_and_the_clipping_act() -> None:
     assert [line["lr"] for line in log.seen] == pytest.approx([0.005, 0.01, 0.01, 0.01 * 2 / 3, 0.01 / 3, 0.0])
     assert all(line["grad/norm"] > 0.01 for line in log.seen)
     assert max(clipped) <= 0.0101
+
+
+def test_a_schedule_may_move_the_weight_decay() -> None:
+    seen: list[tuple[float, list[float]]] = []
+
+    class Look(Callback):
+        def on_step(self, state: State) -> None:
+            groups = state.optimizer.param_groups
+            seen.append((groups[0]["lr"], [group["weight_decay"] for group in groups]))
+
+    state = fit(Look(), schedule=partial(bitnet, cooldown=0.5))
+    built = [group["as_built"]["weight_decay"] for group in state.optimizer.param_groups]
+    assert any(built)
+    assert [decays for _, decays in seen] == [built] * 3 + [[0.0] * len(built)] * 3
+    assert [lr for lr, _ in seen[3:]] == pytest.approx([0.01 * 0.5 * factor for factor in (0.904508, 0.345492, 0.0)], abs=1e-6)
 
 
 def test_a_logged_loss_is_the_mean_since_the_last_log_point() -> None:

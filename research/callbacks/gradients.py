@@ -1,4 +1,4 @@
-"""Are the gradients, and the ternary weights, in good health? Block by block."""
+"""Are the gradients in good health? Block by block."""
 
 import logging
 import math
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from research.callback import Callback, State
-from research.nn.bitlinear import BitLinear
 from research.nn.blocks import blocks
 from research.ranges import Count, NonNegative, Positive
 
@@ -17,8 +16,7 @@ DECADES = torch.arange(-12.0, 3.0)  # of the histogram: powers of ten
 
 
 class GradientHealth(Callback):
-    """Every `every` steps, with the metrics: the norm of each block's gradient before clipping and its share of zeros;
-    of each ternary layer the shares of -1, 0 and 1, the scale, and the share of codes that changed since the last look.
+    """Every `every` steps, with the metrics: the norm of each block's gradient before clipping and its share of zeros.
 
     A block whose norm is below `vanishing` or above `exploding` is told once. plots/gradients_STEP.png, at each
     `histogram`-th look, has the sizes of the gradients.
@@ -32,14 +30,13 @@ class GradientHealth(Callback):
         histogram: Count = 5,  # looks
     ) -> None:
         self.every, self.vanishing, self.exploding, self.histogram = every, vanishing, exploding, histogram
-        self.codes: dict[str, Tensor] = {}
         self.told: set[tuple[str, str]] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"codes": dict(self.codes), "told": [list(pair) for pair in sorted(self.told)]}
+        return {"told": [list(pair) for pair in sorted(self.told)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.codes, self.told = dict(state["codes"]), {(block, wrong) for block, wrong in state["told"]}
+        self.told = {(block, wrong) for block, wrong in state["told"]}
 
     def on_start(self, state: State) -> None:
         if state.sharded:
@@ -57,9 +54,6 @@ class GradientHealth(Callback):
             norm = state.told[f"grad/norm/{name}"] = norms[name] * unclipped
             state.told[f"grad/zero/{name}"] = sum((g == 0).sum().item() for g in held) / sum(g.numel() for g in held)
             self._tell(name, norm, step)
-        for name, layer in state.model.named_modules():
-            if isinstance(layer, BitLinear):
-                state.told |= {f"ternary/{fact}/{name}": value for fact, value in self._ternary(name, layer).items()}
         if step // self.every % self.histogram == 0 and state.folder:
             draw(gradients, unclipped, state, step)
 
@@ -71,14 +65,6 @@ class GradientHealth(Callback):
             log.warning(
                 "the gradient of %s is %s at step %d: its norm is %.2g, the bound %.2g", block, wrong, step, norm, bound
             )
-
-    def _ternary(self, name: str, layer: BitLinear) -> dict[str, float]:
-        """What the layer's codes are, and how many moved."""
-        codes, step = layer.quantizer.weight(layer.weight)
-        codes = codes.to(torch.int8)
-        before, self.codes[name] = self.codes.get(name, codes).to(codes.device), codes
-        shares = {fact: (codes == code).float().mean().item() for fact, code in (("minus", -1), ("zero", 0), ("plus", 1))}
-        return shares | {"flips": (codes != before).float().mean().item(), "scale": step.mean().item()}
 
 
 def by_block(state: State) -> dict[str, list[Tensor]]:

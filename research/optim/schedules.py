@@ -1,8 +1,8 @@
-"""Learning-rate schedules: pure functions of (step, steps) that give the factor on each group's lr."""
+"""Schedules: pure functions of (step, steps) that give the factor on each group's lr, or those on lr and weight decay."""
 
 import math
 
-from research.ranges import Fraction, Natural
+from research.ranges import Fraction, Natural, OpenFraction
 
 
 def _warm(step: int, warmup: int) -> float:
@@ -28,3 +28,15 @@ def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.5, floor
     length, left = round(decay * steps), steps - 1 - step
     falling = floor + (1 - floor) * max(0, left) / length if left < length else 1.0
     return min(_warm(step, warmup), falling)
+
+
+def bitnet(
+    step: int, steps: int, warmup: Natural = 0, middle: OpenFraction = 0.5, cooldown: OpenFraction = 0.33
+) -> tuple[float, float]:
+    """Two stages (b1.58 2B4T report, 2504.12285, section 2.2): warm-up and half a cosine until `middle` of the steps, then at
+    once down to `cooldown` and half a cosine from there to 0; weight decay in the first stage only.
+    """
+    done = step / max(1, steps - 1)
+    if done < middle:
+        return _warm(step, warmup) * (1 + math.cos(math.pi * done)) / 2, 1.0
+    return cooldown * (1 + math.cos(math.pi * (done - middle) / (1 - middle))) / 2, 0.0

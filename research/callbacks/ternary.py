@@ -1,0 +1,88 @@
+"""What rounding does to the weights while they are trained, layer by layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from research.callback import Callback, State
+from research.nn.bitlinear import BitLinear, layers, packed_bytes
+from research.ranges import Count
+
+FACTS = {
+    "error": "error of rounding",  # |W - rounded W| / |W|, Frobenius
+    "zero": "share of zeros",
+    "flips": "codes that changed since the last look",
+    "scale": "scale",  # what a code of 1 stands for; of several the mean
+}
+
+
+class Ternary(Callback):
+    """Every `every` steps, with the metrics: of each BitLinear the error of rounding, the share of zeros, the share of codes
+    that changed since the last look, and the scale; the model's size once packed, and how often that goes into float32.
+
+    plots/ternary.png, at the end, has a line a layer.
+    """
+
+    def __init__(self, every: Count = 50) -> None:  # steps
+        self.every = every
+        self.codes: dict[str, Tensor] = {}
+        self.history: dict[str, list[tuple[int, dict[str, float]]]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"codes": dict(self.codes), "history": {name: list(looks) for name, looks in self.history.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.codes = dict(state["codes"])
+        self.history = {name: [(int(step), dict(facts)) for step, facts in looks] for name, looks in state["history"].items()}
+
+    def on_start(self, state: State) -> None:
+        if state.sharded:
+            raise ValueError("callbacks.ternary looks at whole weights: leave it out under trainer=fsdp")
+
+    @torch.no_grad()
+    def on_gradients(self, state: State) -> None:
+        """Before the update: what was told is logged with this step's loss, which these very weights gave."""
+        step = state.step + 1
+        if step % self.every:
+            return
+        found = layers(state.model)
+        for name, layer in found.items():
+            facts = self._look(name, layer)
+            self.history.setdefault(name, []).append((step, facts))
+            state.told |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
+        if found:
+            packed = packed_bytes(state.model)
+            whole = 4 * sum(p.numel() for p in state.model.parameters())
+            state.told |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": whole / packed}
+
+    def _look(self, name: str, layer: BitLinear) -> dict[str, float]:
+        codes, step = layer.quantizer.weight(layer.weight)
+        error = (layer.weight - codes * step).norm() / layer.weight.norm().clamp(min=1e-30)
+        codes = codes.to(torch.int8)
+        before, self.codes[name] = self.codes.get(name, codes).to(codes.device), codes
+        shares = [error, (codes == 0).float().mean(), (codes != before).float().mean(), step.mean()]
+        return dict(zip(FACTS, torch.stack(shares).tolist(), strict=True))  # one wait for a device, not four
+
+    def on_end(self, state: State) -> None:
+        if state.folder is None or not self.history:
+            return
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True).flatten()
+        for place, (name, looks) in enumerate(self.history.items()):
+            color = colormaps["viridis"](place / max(1, len(self.history) - 1))
+            steps = [step for step, _ in looks]
+            for axis, fact in zip(axes, FACTS, strict=True):
+                axis.plot(steps, [facts[fact] for _, facts in looks], color=color, linewidth=1, label=name)
+        for axis, title in zip(axes, FACTS.values(), strict=True):
+            axis.set(title=title)
+            axis.grid(alpha=0.3)
+        for axis in axes[2:]:
+            axis.set(xlabel="step")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
+        figure.suptitle(state.name, fontsize=10)
+        (state.folder / "plots").mkdir(exist_ok=True)
+        figure.savefig(state.folder / "plots" / "ternary.png", dpi=120)
