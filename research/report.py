@@ -14,12 +14,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import store
+from research import gap, store
 from research.folder import read_json, replace_text
 from research.metrics import interval
 from research.pictures import bounds, configurations, draw, importances, short
 from research.preset import UNSAID, as_yaml, preset, solution
-from research.sweeps import Sweep, broken, from_store, from_study, to_csv
+from research.sweeps import Sweep, broken, from_store, from_study, runs, to_csv
 from research.tracking import NOTE, SWEEP, opened, uri_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def said(error: Exception) -> str:
 def write(sweep: Sweep, folder: Path, plots: bool) -> list[tuple[Path, str | None]]:
     """The files, each with its place among the artifacts of the sweep's run."""
     reasons = draw(sweep, folder / "plots") if plots else {}
-    texts = {"trials.csv": to_csv(sweep), "results.md": results(sweep, reasons)}
+    twins = gap.arms(sweep, lambda row: [read_json(run / "summary.json") for run in runs(folder, row.folder)])
+    if plots and twins:
+        gap.draw(twins, folder / "plots")
+        reasons["gap"] = ""
+    texts = {"trials.csv": to_csv(sweep), "results.md": results(sweep, reasons, twins)}
     if sweep.best:
         texts["optimization_results.yaml"] = as_yaml(solution(sweep))
     if sweep.best and told(sweep):
@@ -75,10 +79,14 @@ def told(sweep: Sweep) -> bool:
 # results.md
 
 
-def results(sweep: Sweep, reasons: Mapping[str, str]) -> str:
+def results(sweep: Sweep, reasons: Mapping[str, str], twins: Sequence[gap.Arm] = ()) -> str:
     """The report for people."""
     aims = ", ".join(f"{way} {name}" for way, name in zip(sweep.ways, sweep.objectives, strict=True))
-    parts = [f"# {sweep.name}: {aims}", ending(sweep), *best_trials(sweep), "## What was run", asked_for(sweep)]
+    parts = [f"# {sweep.name}: {aims}", ending(sweep), *best_trials(sweep)]
+    if twins:
+        head, *rows = gap.lines(twins)
+        parts += ["## What ternary weights cost", gap.budget(twins), table(head, rows)]
+    parts += ["## What was run", asked_for(sweep)]
     if failed := [
         f"- trial {row.number}: {row.error.splitlines()[0]}" for row in sweep.rows if row.state == "FAIL" and row.error
     ]:

@@ -20,7 +20,7 @@ FLOORS = [
     ["run", "preflight"],
     ["export", "generate"],
     ["sweeps"],
-    ["pictures", "preset"],
+    ["pictures", "preset", "gap"],
     ["report"],
 ]
 ROOM_OF = {
