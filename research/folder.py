@@ -98,6 +98,15 @@ def peak_rss_mb() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
+def resident_mb() -> float:
+    """The memory that this process holds now, in MB."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e6
+    told = subprocess.run(("ps", "-o", "rss=", "-p", str(os.getpid())), capture_output=True, text=True, check=True)
+    return int(told.stdout) / 1e3
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Numbers that JSON does not have become null."""
     replace_text(path, json.dumps(finite(content), indent=2) + "\n")

@@ -120,7 +120,8 @@ def budget(found: Sequence[Arm]) -> str:
     """Whether tuning was fair."""
     counts = {arm.name(): len(arm.results) for arm in found}
     if len(set(counts.values())) == 1:
-        return f"Each model at each size was tuned over {next(iter(counts.values()))} settings."
+        count = next(iter(counts.values()))
+        return f"Each model at each size was tuned over {count} setting{'s' * (count != 1)}."
     return "Tuning was not equal: " + ", ".join(f"{name} had {count}" for name, count in counts.items()) + " settings."
 
 

@@ -1,0 +1,136 @@
+"""Go on with a text from what a run has learnt, its ternary weights packed: python -m research.generate RUN --prompt TEXT.
+
+Of data other than text the prompt, and what comes, are the numbers of symbols, as "3 47 5 48".
+"""
+
+import argparse
+import codecs
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from research.dataset import Tokens
+from research.folder import resident_mb
+from research.models.transformer import Transformer
+from research.nn.bitlinear import layers
+from research.nn.decode import Decoder
+from research.nn.packed import pack_model
+from research.trained import Trained, load
+
+TEXT = "research.data.text.text"  # its symbols are bytes
+
+
+@dataclass
+class Sampler:
+    """The next symbol from its logits. At temperature 0 the likeliest; else drawn from the `top_k` likeliest, 0: from all."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"--temperature {self.temperature:g} is below 0; give 0 for the likeliest symbol, or 0.8")
+        self.random = torch.Generator().manual_seed(self.seed)
+
+    def __call__(self, logits: Float[Tensor, "vocab"]) -> int:
+        if self.temperature == 0:
+            return int(logits.argmax())
+        if 0 < self.top_k < len(logits):
+            logits = logits.where(logits >= logits.topk(self.top_k).values[-1], -torch.inf)
+        return int(torch.multinomial((logits / self.temperature).softmax(-1), 1, generator=self.random))
+
+
+def symbols(decoder: Decoder, prompt: list[int], length: int, sampler: Sampler) -> Iterator[int]:
+    """Symbols for ever. Where the model's `length` is full, it goes on from the second half of what it has seen."""
+    decoder.reset()
+    seen = prompt[-length:]
+    logits = decoder.feed(torch.tensor(seen))
+    while True:
+        yield (symbol := sampler(logits))
+        seen.append(symbol)
+        if len(seen) > length:
+            seen = seen[-length // 2 :]
+            decoder.reset()
+            logits = decoder.feed(torch.tensor(seen))
+        else:
+            logits = decoder.feed(torch.tensor([symbol]))
+
+
+def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callable[[int], str]]:
+    """How a prompt becomes symbols, and a symbol what is shown: UTF-8 where the run was on text, else numbers."""
+    if run.config.data["_target_"] == TEXT:
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda text: list(text.encode()), lambda symbol: utf8.decode(bytes([symbol]))
+
+    def numbers(text: str) -> list[int]:
+        parts = text.split()
+        if not all(part.isdecimal() and int(part) < vocab for part in parts):
+            raise ValueError(f'--prompt "{text}": the symbols of this run are the numbers from 0 to {vocab - 1}')
+        return [int(part) for part in parts]
+
+    return numbers, lambda symbol: f"{symbol} "
+
+
+def language_model(run: Trained) -> Transformer:
+    """Raises ValueError where the run has learnt no sequences."""
+    if not isinstance(run.model, Transformer):
+        raise ValueError(f"RUN={run.folder} is a {type(run.model).__name__}: only models of sequences go on with a text")
+    return run.model
+
+
+def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> str:
+    """Stream `tokens` symbols to the terminal; return what is to be told of speed and memory."""
+    trained = load(run)
+    model: nn.Module = language_model(trained)
+    length = trained.model.length
+    encode, decode = reader(trained, vocab=model.embed.num_embeddings)
+    start = encode(prompt)
+    if not start:
+        raise ValueError('--prompt "": give at least one symbol to begin with')
+    ternary = bool(layers(model))
+    model = trained.model = pack_model(model) if packed and ternary else model
+    decoder = Decoder(model)
+    stream = symbols(decoder, start, length, sampler)
+    print(prompt, end="", flush=True)
+    begun = time.perf_counter()
+    print(decode(next(stream)), end="", flush=True)
+    first = time.perf_counter()
+    for _ in range(tokens - 1):
+        print(decode(next(stream)), end="", flush=True)
+    last = time.perf_counter()
+    print()
+    how = "ternary weights packed" if packed and ternary else "in float32"
+    speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
+    return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {resident_mb():,.0f} MB resident"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m research.generate", description="Go on with a text.")
+    parser.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints, or the id of its run in MLflow")
+    parser.add_argument("--prompt", required=True, help="the text, or numbers of symbols, to begin with")
+    parser.add_argument("--tokens", type=int, default=200, help="how many symbols to add")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest symbol")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest symbols; 0: from all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--packed", action=argparse.BooleanOptionalAction, default=True, help="ternary weights at two bits")
+    asked = parser.parse_args()
+    try:
+        if asked.tokens < 1:
+            raise ValueError(f"--tokens {asked.tokens}: give at least 1")
+        sampler = Sampler(asked.temperature, asked.top_k, asked.seed)
+        told = generate(asked.run, asked.prompt, asked.tokens, sampler, asked.packed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(told, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
