@@ -1,9 +1,10 @@
-# make train | test | check | bench | faults | ui | setup. Each sets up .venv first, once; make test-matrix .venv-matrix.
+# make train | test | check | check-native | bench | faults | ui | setup. Each sets up .venv first, once;
+# make test-matrix .venv-matrix.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup train test test-matrix check bench faults ui
+.PHONY: setup train test test-matrix check check-native bench faults ui
 
 # Skipped while pyproject.toml and constraints.txt are as they were; one that was interrupted starts afresh.
 setup:
@@ -42,6 +43,15 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: a read or write beyond a tensor ends the tests.
+check-native: setup
+	@cache="$$(mktemp -d)"; trap 'rm -rf "$$cache"' EXIT; cc="$${CC:-gcc}"; \
+	asan="$$($$cc -print-file-name=libasan.so)"; ubsan="$$($$cc -print-file-name=libubsan.so)"; \
+	export CC="$$cc -g -fsanitize=address,undefined -fno-sanitize-recover=all" GROKBIT_CACHE="$$cache" OMP_NUM_THREADS=1 \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$asan $$ubsan"; \
+	$(BIN)/python -c 'import sys; from research.nn import native; sys.exit(native.library() is None)' && \
+	$(BIN)/python -m pytest tests/test_packed.py tests/test_decode.py $(ARGS)
 
 bench: setup
 	@for each in start_up loop_overhead tracking_overhead checkpointing sweep_overhead workers; do \

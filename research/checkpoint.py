@@ -250,8 +250,10 @@ def find(path: Path, until: int | None = None) -> list[Path]:
     return [folder for step, folder in checkpoints(path).items() if until is None or step <= until]
 
 
-def newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
-    """The newest checkpoint that is whole, and where it is. Raises ValueError, naming each damage, when there is none."""
+def newest(path: Path, until: int | None = None, setting: str = "resume") -> tuple[Path, Snapshot]:
+    """The newest checkpoint that is whole, and where it is. Raises ValueError, naming the setting that gave the path and each
+    damage, when there is none.
+    """
     damage: list[str] = []
     for folder in find(path, until):
         try:
@@ -260,7 +262,8 @@ def newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
             damage.append(f"{folder.name}: {wrong}")
             continue
         if damage:
-            log.warning("resume: %s; going on from %s", "; ".join(damage), folder.name)
+            log.warning("%s: %s; going on from %s", setting, "; ".join(damage), folder.name)
         return folder, snapshot
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
-    raise ValueError(f"resume={path}: no usable checkpoint ({reasons}); start afresh without resume")
+    fix = "start afresh without resume" if setting == "resume" else "give another run"
+    raise ValueError(f"{setting}={path}: no usable checkpoint ({reasons}); {fix}")

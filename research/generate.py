@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from research.dataset import Tokens
 from research.folder import resident_mb
 from research.models.transformer import Transformer
 from research.nn.bitlinear import layers
@@ -74,7 +73,7 @@ def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callab
             raise ValueError(f'--prompt "{text}": the symbols of this run are the numbers from 0 to {vocab - 1}')
         return [int(part) for part in parts]
 
-    return numbers, lambda symbol: f"{symbol} "
+    return numbers, lambda symbol: f" {symbol}"
 
 
 def language_model(run: Trained) -> Transformer:
@@ -87,16 +86,15 @@ def language_model(run: Trained) -> Transformer:
 def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> str:
     """Stream `tokens` symbols to the terminal; return what is to be told of speed and memory."""
     trained = load(run)
-    model: nn.Module = language_model(trained)
-    length = trained.model.length
-    encode, decode = reader(trained, vocab=model.embed.num_embeddings)
-    start = encode(prompt)
-    if not start:
+    plain = language_model(trained)
+    length = plain.length
+    encode, decode = reader(trained, plain.embed.num_embeddings)
+    if not (start := encode(prompt)):
         raise ValueError('--prompt "": give at least one symbol to begin with')
-    ternary = bool(layers(model))
-    model = trained.model = pack_model(model) if packed and ternary else model
-    decoder = Decoder(model)
-    stream = symbols(decoder, start, length, sampler)
+    packed = packed and bool(layers(plain))
+    model = pack_model(plain) if packed else plain
+    del plain, trained  # their float32 weights
+    stream = symbols(Decoder(model), start, length, sampler)
     print(prompt, end="", flush=True)
     begun = time.perf_counter()
     print(decode(next(stream)), end="", flush=True)
@@ -105,7 +103,7 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
         print(decode(next(stream)), end="", flush=True)
     last = time.perf_counter()
     print()
-    how = "ternary weights packed" if packed and ternary else "in float32"
+    how = "ternary weights packed" if packed else "in float32"
     speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
     return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {resident_mb():,.0f} MB resident"
 

@@ -273,3 +273,8 @@ def folder_of(run_id: str, uri: str | None = None) -> str:
         return str(MlflowClient(store).get_run(run_id).data.tags["folder"])
     except (MlflowException, KeyError) as error:
         raise ValueError(f"MLflow at {shown(store)} has no run {run_id} of ours") from error
+
+
+def add(run_id: str, file: Path, place: str, uri: str | None = None) -> None:
+    """A file more among the artifacts of a run that has ended. Raises whatever MLflow does where the store is not there."""
+    opened(MLflow(uri).uri, made=True).log_artifact(run_id, str(file), place)

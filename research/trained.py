@@ -56,7 +56,7 @@ def load(run: str) -> Trained:
         raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
-    found, snapshot = checkpoint.newest(path)
+    found, snapshot = checkpoint.newest(path, setting="RUN")
     told = read_json(folder / "summary.json").get("shape")
     shape = (Tokens(**told) if "vocab" in told else Vectors(**told)) if told else build(config.data).shape
     model: nn.Module = build(config.model, shape)

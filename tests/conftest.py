@@ -27,6 +27,7 @@ PURE = [
     "health",
     "snapshot",
     "shards",
+    "export",
 ]
 settings.register_profile("here", deadline=None, print_blob=True)  # a shared machine has slow moments
 settings.load_profile("here")

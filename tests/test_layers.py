@@ -28,6 +28,12 @@ ROOM_OF = {
     "mlflow": {"tracking"},
     "hydra": {"run", "trained", "preflight"},
     "omegaconf": {"run", "trained", "preflight"},
+    "transformers": {"export", "models"},
+    "tokenizers": {"export"},
+    "gguf": {"export"},
+    "llama_cpp": {"export"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
     "optuna": {"trial", "sweeps", "pictures", "report"},
 }
 FILES = sorted(RESEARCH.rglob("*.py"))

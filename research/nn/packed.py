@@ -1,10 +1,30 @@
-"""Ternary layers as they run: two bits a weight in memory, activations int8 per token."""
+"""Ternary layers as they run: two bits a weight in memory, activations int8 per token; embedding and head in int8.
+
+On a CPU the products run in ternary.c; everywhere else, and with `native` off, in torch, a block of outputs at a time. Both
+give the bits of `BitLinear`.
+"""
+
+import copy
+import mmap
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int8, UInt8
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8, UInt8
+from torch import Tensor, nn
+
+from research.nn import native
+from research.nn.bitlinear import BitLinear, layers
+from research.nn.quantize import TERNARY, Quantizer
 
 OUTS, INS = 16, 64  # outputs and inputs of a tile
+BLOCK = 256  # outputs that the torch path unpacks at a time
+EXACT = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
+LINE, PAGE = 64, 1 << 21  # bytes of a cache line, of a large page
+INT8 = Quantizer("absmax", 8.0, "channel")  # of embedding and head: a step a symbol
 
 
 def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
@@ -21,6 +41,223 @@ def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 25
 
 def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out: int, width: int) -> Int8[Tensor, "out in"]:
     """The codes again."""
-    pairs = packed.view(*packed.shape[:2], 4, OUTS, 4, 1) >> torch.arange(0, 8, 2, dtype=torch.uint8) & 3
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
+    pairs = packed.view(*packed.shape[:2], 4, OUTS, 4, 1) >> shifts & 3
     full = pairs.permute(0, 3, 1, 2, 5, 4).reshape(packed.shape[0] * OUTS, -1)
     return full[:out, :width].to(torch.int8) - 1
+
+
+def ternary_linear(
+    x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], step: Float[Tensor, "out"]
+) -> Float[Tensor, "*batch out"]:
+    """The product of rounded x and packed weights, in torch."""
+    q, x_step = TERNARY.activation(x.reshape(-1, x.shape[-1]))
+    parts = []
+    for start in range(0, step.shape[0], BLOCK):
+        tiles = codes[start // OUTS : (start + BLOCK) // OUTS]
+        parts.append(F.linear(q, unpack(tiles, min(BLOCK, step.shape[0] - start), x.shape[-1]).to(q.dtype)))
+    y = torch.cat(parts, -1) * (x_step * step)
+    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
+
+
+def int8_linear(
+    x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], step: Float[Tensor, "out"]
+) -> Float[Tensor, "*batch out"]:
+    """The product of rounded x and int8 weights, in torch."""
+    width = x.shape[-1]
+    q, x_step = TERNARY.activation(x.reshape(-1, width))
+    parts = []
+    for block in codes.split(16 * BLOCK):
+        sums = [
+            F.linear(q[:, at : at + EXACT], block[:, at : min(at + EXACT, width)].to(q.dtype)) for at in range(0, width, EXACT)
+        ]
+        parts.append(sums[0] if len(sums) == 1 else sum((s.to(torch.int32) for s in sums[1:]), sums[0].to(torch.int32)))
+    y = torch.cat(parts, -1).to(q.dtype) * (x_step * step)
+    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
+
+
+def _on_cpu(x: Tensor, weights: Tensor, step: Tensor, bits: int) -> Tensor | None:
+    """The product in C, if that can be."""
+    width = x.shape[-1]
+    c = native.library()
+    if c is None or x.dtype == torch.float64 or not 0 < width <= native.WIDEST:
+        return None
+    y = c.linear(x.reshape(-1, width).float().contiguous(), weights.contiguous(), step.contiguous(), bits)
+    return y.to(x.dtype).view(*x.shape[:-1], step.shape[0])
+
+
+def _ternary_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    y = _on_cpu(x, codes, step, 2)
+    return ternary_linear(x, codes, step) if y is None else y
+
+
+def _int8_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    y = _on_cpu(x, codes, step, 8)
+    return int8_linear(x, codes, step) if y is None else y
+
+
+def _shape(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], step.shape[0])
+
+
+# Operators that torch.export and torch.compile see as one node each.
+_operators = torch.library.Library("grokbit", "DEF")
+for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, ternary_linear), ("int8_linear", _int8_cpu, int8_linear)):
+    _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor step) -> Tensor")
+    _operators.impl(_name, _cpu, "CPU")
+    _operators.impl(_name, _cuda, "CUDA")
+    _operators.impl(_name, _shape, "Meta")
+
+
+class PackedLinear(nn.Module):
+    """A ternary `BitLinear` at two bits a weight. Only for inference.
+
+    `native` off: always the torch path, plain operators that other programs' exporters know.
+    """
+
+    codes: UInt8[Tensor, "tiles_out tiles_in 256"]
+    step: Float[Tensor, "out"]
+    bias: Float[Tensor, "out"] | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, native: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.native = in_features, out_features, native
+        tiles = -(-out_features // OUTS), -(-in_features // INS)
+        self.register_buffer("codes", torch.full((*tiles, 256), 0b01010101, dtype=torch.uint8))
+        self.register_buffer("step", torch.zeros(out_features))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, layer: BitLinear, name: str = "a layer") -> "PackedLinear":
+        """The same layer, packed. Raises ValueError, naming the layer, where two bits cannot hold it."""
+        refuse(layer.quantizer, name)
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        packed.in_features, packed.out_features, packed.native = layer.in_features, layer.out_features, True
+        codes, step = layer.quantizer.weight(layer.weight.float())
+        packed.register_buffer("codes", pack(codes.nan_to_num(0.0)))  # its step is not finite either
+        packed.register_buffer("step", step.reshape(-1).expand(layer.out_features).contiguous())
+        packed.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        return packed
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        product = torch.ops.grokbit.ternary_linear if self.native else ternary_linear
+        y: Tensor = product(x, self.codes, self.step)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def refuse(quantizer: Quantizer, name: str) -> None:
+    """Raises ValueError for roundings that a packed layer does not compute."""
+    for setting, value, good in (
+        ("weight_bits", quantizer.weight_bits, (1, 1.58)),
+        ("per", quantizer.per, ("tensor", "channel")),
+        ("activation_bits", quantizer.activation_bits, (8,)),
+        ("activation_per", quantizer.activation_per, ("token",)),
+    ):
+        if value not in good:
+            raise ValueError(
+                f"pack: {name} has linear.{setting}={value}; a packed layer holds {' or '.join(map(str, good))}: "
+                "train with that, or run the model as it is"
+            )
+
+
+class Int8Table(nn.Module):
+    """One row of int8 a symbol, filled up to whole tiles, and its step: the weights of an embedding, a head, or both."""
+
+    codes: Int8[Tensor, "rows padded"]
+    step: Float[Tensor, "rows"]
+
+    @torch.no_grad()
+    def __init__(self, weight: Float[Tensor, "rows dim"]) -> None:
+        super().__init__()
+        self.dim = weight.shape[1]
+        codes, step = INT8.weight(weight.float())
+        codes = F.pad(codes.nan_to_num(0.0), (0, -self.dim % INS))
+        self.register_buffer("codes", codes.to(torch.int8).contiguous())
+        self.register_buffer("step", step.reshape(-1).contiguous())
+
+
+class Int8Embedding(nn.Module):
+    """`nn.Embedding` in int8."""
+
+    def __init__(self, table: Int8Table) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
+        codes, step = self.table.codes[tokens], self.table.step[tokens]
+        return codes[..., : self.table.dim].to(step.dtype) * step.unsqueeze(-1)
+
+
+class Int8Linear(nn.Module):
+    """`nn.Linear` with int8 weights, a step an output, and int8 activations per token. `native` as in `PackedLinear`."""
+
+    bias: Float[Tensor, "out"] | None
+
+    def __init__(self, table: Int8Table, bias: Tensor | None = None, native: bool = True) -> None:
+        super().__init__()
+        self.table, self.native = table, native
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        product = torch.ops.grokbit.int8_linear if self.native else int8_linear
+        y: Tensor = product(x, self.table.codes, self.table.step)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
+    """A copy for inference: each BitLinear packed, embeddings and heads in int8; what is tied stays tied.
+
+    No float copy of a packed weight is made. Raises ValueError where there is no BitLinear, or one cannot be packed.
+    """
+    bits = layers(model)
+    if not bits:
+        raise ValueError("pack: the model has no BitLinear; train one with model=bitnet, or convert a model to BitLinears")
+    instead: dict[int, nn.Module] = {id(layer): PackedLinear.of(layer, name) for name, layer in bits.items()}
+    if int8_embeddings:
+        tables: dict[int, Int8Table] = {}
+        for layer in symbols(model):
+            table = tables.get(id(layer.weight)) or tables.setdefault(id(layer.weight), Int8Table(layer.weight))
+            instead[id(layer)] = Int8Embedding(table) if isinstance(layer, nn.Embedding) else Int8Linear(table, layer.bias)
+    packed = copy.deepcopy(model, dict(instead))  # deepcopy takes what its memo has for a module in its place
+    instead.clear()
+    settle(packed)
+    return packed.eval().requires_grad_(False)
+
+
+def settle(model: nn.Module) -> None:
+    """Move the packed weights side by side into memory of large pages, where the system has them: a product of one row
+    reads them from one end to the other, and does so a third faster than from pages of 4 kB.
+    """
+    if sys.platform != "linux":
+        return
+    owners = [module for module in model.modules() if isinstance(module, PackedLinear | Int8Table)]
+    starts = list(accumulate((-(-owner.codes.nbytes // LINE) * LINE for owner in owners), initial=0))
+    if starts[-1] < PAGE or any(owner.codes.device.type != "cpu" for owner in owners):
+        return
+    room = mmap.mmap(-1, starts[-1] + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    skip = -torch.frombuffer(room, dtype=torch.uint8).data_ptr() % PAGE
+    for owner, start in zip(owners, starts, strict=False):
+        old = owner.codes
+        new = torch.frombuffer(room, dtype=old.dtype, count=old.numel(), offset=skip + start).view(old.shape)
+        owner.codes = new.copy_(old)
+
+
+def symbols(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
+    """The embeddings of a model, and the linears that are tied to one or called a head."""
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, module in model.named_modules():
+        linear = type(module) is nn.Linear and (id(module.weight) in tied or "head" in name.rpartition(".")[2])
+        if linear or type(module) is nn.Embedding:
+            yield module
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
+    """The packed layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}

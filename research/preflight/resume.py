@@ -13,7 +13,7 @@ from research.preflight.overrides import Clash, mistake, values
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-FREE = ("model.dropout", "model.init_std")  # what may change when a run goes on
+FREE = ("model.dropout", "model.init_std", "model.linear.back_end")  # what may change when a run goes on
 ASIDE = ("out", "name", "resume", "tracker", "hydra")  # what makes no other run
 RUN_ID = r"[0-9a-f]{32}"
 

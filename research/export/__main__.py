@@ -1,0 +1,195 @@
+"""python -m research.export RUN --format gguf --output DIR     what was trained, as files that other programs load
+
+Each file is run by its real client on held-out data before it is put in place; one that does not compute what was trained is
+refused, with the numbers.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from research import signals
+
+if TYPE_CHECKING:
+    from research.export.layout import Source
+
+FORMATS = ("hf", "gguf", "onnx", "torch", "safetensors")
+REPORT = "export.json"
+OPTIONS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
+
+
+class Parser(argparse.ArgumentParser):
+    """One line on what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def parser() -> Parser:
+    command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
+    command.add_argument("--format", required=True, choices=FORMATS)
+    command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
+    command.add_argument("--packing", choices=("autobitlinear", "bitlinear", "none"),
+                         help="hf: which layer of transformers takes the weights; none: unpacked ones")  # fmt: skip
+    command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: of ternary weights (TQ2_0)")
+    command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: of embedding and head (F16)")
+    command.add_argument("--tokens", type=int, default=4096, metavar="N", help="held-out tokens to check on (4096)")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, or 2 with one message on stderr and the output folder as it was."""
+    command = parser()
+    given = command.parse_args(arguments)
+    options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
+    for name in options:
+        if OPTIONS[name] != given.format:
+            command.error(f"--{name} is for --format {OPTIONS[name]}; leave it out")
+    if given.tokens < 1:
+        command.error(f"--tokens {given.tokens}: give at least 1")
+    try:
+        with signals.watch() as watch, watch.at_once():
+            export(given.run, given.format, given.output, options, given.tokens)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except signals.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return signals.exit_code(stopped.signum)
+    return 0
+
+
+def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: int = 4096) -> dict[str, Any]:
+    """Write it, check it, put it in place; the report, which stands beside it as export.json.
+
+    Raises ValueError for what the format cannot hold or does not compute as it was trained, with nothing left behind.
+    """
+    from research.export import layout, verify  # torch comes with them
+
+    begun = time.monotonic()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} is there already; give a new or empty folder")
+    writer = import_module(f"research.export.{kind}")
+    layout.installed(kind, writer.EXTRA, writer.MODULES)
+    from research import trained
+    from research.folder import write_json
+
+    try:
+        loaded = trained.load(run)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of YAML, OmegaConf, Hydra or torch: somebody has changed the configuration
+        raise ValueError(f"RUN={run}: its config.yaml and its checkpoint do not make a model ({said(error)})") from error
+    source = layout.source(loaded)
+    inputs, targets = verify.held_out(source, tokens)
+    chosen = layout.Options(**options)
+    with draft(output) as folder:
+        warnings = writer.write(source, folder, chosen)
+        try:
+            seen = writer.read(source, folder, inputs, chosen)
+        except Exception as error:  # whatever a client raises
+            raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {said(error)}") from error
+        used = {name: value for name, value in asdict(chosen).items() if OPTIONS[name] == kind}
+        report = about(source, kind, used) | verify.judge(source, seen, inputs, targets)
+        report |= {"files": verify.files(folder), "warnings": warnings, "seconds": round(time.monotonic() - begun, 1)}
+        if reason := verify.refused(report):
+            raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
+        write_json(folder / REPORT, report)
+    tell(report, output)
+    keep(source, output / REPORT, kind)
+    return report
+
+
+def said(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no word'])[0]}"
+
+
+def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
+    """What was exported."""
+    trained = source.trained
+    ternary = sum(layer.weight.numel() for layer in source.linears.values())
+    rest = sum(p.numel() for p in source.model.parameters()) - ternary
+    model = source.numbers | {"ternary": ternary, "rest": rest}
+    return {
+        "format": kind,
+        "options": options,
+        "run": trained.folder.name,
+        "checkpoint": trained.checkpoint.name,
+        "model": model,
+    }
+
+
+@contextmanager
+def draft(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place once the block is left, and is gone if it fails."""
+    from research.checkpoint import sync
+
+    output = output.resolve()
+    folder = output.with_name(f".{output.name}.{os.getpid()}.draft")
+    made = [parent for parent in output.parents if not parent.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(f"--output {output} cannot be made: {error.strerror}") from error
+        yield folder
+        for path in (*filter(Path.is_file, folder.rglob("*")), folder):
+            sync(path)
+        folder.replace(output)  # an empty one makes way
+        sync(output.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def tell(report: dict[str, Any], output: Path) -> None:
+    """On the terminal."""
+    client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
+    size = sum(file["bytes"] for file in report["files"].values())
+    print(f"{'export':<16} {report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB")
+    print(f"{'run by':<16} {client}, on {report['tokens']:,} held-out tokens")
+    for name, check in report["checks"].items():
+        value = check["value"] if isinstance(check["value"], bool) else f"{check['value']:.3g}"
+        bound = f" (at most {check['bound']:g})" if check["bound"] not in (None, True) else ""
+        print(f"{name:<16} {value}{bound}")
+    print(f"{'folder':<16} {output}")
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def keep(source: "Source", file: Path, kind: str) -> None:
+    """The report among the artifacts of the run in MLflow, where it has one."""
+    from research.folder import read_json
+
+    folder = source.trained.folder
+    run_id = read_json(folder / "summary.json").get("mlflow_run_id")
+    if not run_id:
+        return
+    from research import tracking
+    from research.store import brief
+
+    uri = (source.trained.config.get("tracker") or {}).get("uri")
+    try:
+        with brief():
+            tracking.add(str(run_id), file, f"export/{kind}", uri)
+    except Exception as error:  # whatever a store raises: the export is done
+        print(f"warning: MLflow did not take the report ({said(error)[:200]}); it is {file}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

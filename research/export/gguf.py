@@ -1,0 +1,151 @@
+"""llama.cpp: one file of its architecture `bitnet`, ternary layers as TQ2_0 (2.06 bits a weight), TQ1_0 (1.69) or F16.
+
+Blocks of 256 inputs have a scale of their own, in half precision. It is 1 here: the layer's step stands beside its weight as a
+float32 tensor `.scale`, which llama.cpp multiplies by. It computes SiLU and a tied head whatever a file says, without a word.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from research.export.layout import PLACES, Codes, Options, Source, as_codes, byte_alphabet
+from research.export.verify import Seen, apart
+
+EXTRA, MODULES = "gguf", ("gguf", "llama_cpp")
+TYPES, EMBEDDINGS = ("TQ2_0", "TQ1_0", "F16"), ("F16", "F32", "Q8_0")
+BLOCK = 256  # inputs
+FILE = "model.gguf"
+CLIENT = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+
+file, given, asked, threads, probe = sys.argv[1:]
+tokens, probe = np.load(given), json.loads(probe).encode()
+threads = int(threads)
+model = Llama(file, n_ctx=tokens.shape[1], logits_all=True, n_threads=threads, n_threads_batch=threads, verbose=False)
+logits = np.empty((*tokens.shape, model.n_vocab()), np.float32)
+for row, found in zip(tokens, logits):
+    model.reset()
+    model.eval(row.tolist())
+    found[:] = model.scores[: len(row)]
+np.save(asked, logits)
+if model.metadata["tokenizer.ggml.model"] != "none":
+    print(json.dumps(model.tokenize(probe, add_bos=True) == list(probe) and model.detokenize(list(probe)) == probe))
+"""
+
+
+def write(source: Source, folder: Path, options: Options) -> list[str]:
+    """model.gguf. Raises ValueError for what llama.cpp would load without a word and compute otherwise."""
+    allowed = {"per": ("tensor",), "activation_bits": (8,), "activation_per": ("token",)}
+    source.require("gguf", allowed)
+    numbers = source.numbers
+    fix = "--format hf holds it; for llama.cpp train with model=bitnet"
+    if numbers["act"] != "silu":
+        raise ValueError(
+            f"model.act={numbers['act']}: llama.cpp's bitnet loads such a file and computes SiLU all the same; {fix}"
+        )
+    if not numbers["tied"]:
+        raise ValueError(
+            f"model.tied=false: llama.cpp's bitnet takes the embedding for the head whatever the file holds; {fix}"
+        )
+    if not numbers["sub_norm"]:
+        raise ValueError("model.sub_norm=false: llama.cpp's bitnet has norms before the output projections; train with true")
+    if options.embedding == "Q8_0" and numbers["dim"] % 32:
+        raise ValueError(f"--embedding Q8_0: model.dim={numbers['dim']} is not a multiple of 32; give F16")
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(folder / FILE, "bitnet")
+    _settings(writer, source, options)
+    wide = _tensors(writer, source, options)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    what = "" if len(wide) < len(source.linears) else "every layer, "
+    reason = f"{options.type} has blocks of {BLOCK} inputs: {what}{wide[0]} and its like are F16" if wide else ""
+    warnings = [f"{reason}; make model.dim and model.hidden multiples of {BLOCK}"] if wide else []
+    return warnings if source.text else [*warnings, "the data is no text: the file has no tokenizer; give the model tokens"]
+
+
+def _settings(writer: Any, source: Source, options: Options) -> None:
+    from gguf import LlamaFileType, TokenType
+
+    numbers = source.numbers
+    writer.add_name(str(source.trained.config.get("name", "grokbit")))
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{options.type}"])
+    writer.add_vocab_size(numbers["vocab"])
+    writer.add_context_length(numbers["length"])
+    writer.add_embedding_length(numbers["dim"])
+    writer.add_block_count(numbers["depth"])
+    writer.add_feed_forward_length(numbers["hidden"])
+    writer.add_head_count(numbers["heads"])
+    writer.add_head_count_kv(numbers["kv_heads"])
+    writer.add_layer_norm_rms_eps(numbers["eps"])
+    writer.add_rope_dimension_count(numbers["dim"] // numbers["heads"])
+    writer.add_rope_freq_base(numbers["rope_base"])
+    if not source.text:
+        writer.add_tokenizer_model("none")
+        return
+    # Byte tokens of the other kind, "llama", would not do: there a space and the character U+2581 are the same.
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(byte_alphabet())
+    writer.add_token_types([TokenType.NORMAL] * 256)
+    writer.add_token_merges(["\u2581 \u2581"])  # one is asked for; these stand for no byte, so it never applies
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id, writer.add_unk_token_id):
+        add(0)  # the byte between two documents
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def _names(source: Source) -> dict[str, str]:
+    """Modules of the blocks: our name -> llama.cpp's."""
+    blocks = range(len(source.model.blocks))
+    return {f"blocks.{n}.{ours}": f"blk.{n}.{theirs}" for n in blocks for ours, (_, theirs) in PLACES.items()}
+
+
+def _tensors(writer: Any, source: Source, options: Options) -> list[str]:
+    """Add them all; the layers whose width does not fit into blocks."""
+    held, wide = source.codes(), []
+    _add(writer, "token_embd.weight", source.model.embed.weight, options.embedding)
+    _add(writer, "output_norm.weight", source.model.norm.weight, "F32")
+    for name, place in _names(source).items():
+        if name in held:
+            codes, step = held[name]
+            fits = options.type == "F16" or codes.shape[1] % BLOCK == 0
+            wide += [] if fits else [name]
+            _add(writer, f"{place}.weight", codes.float(), options.type if fits else "F16")
+            _add(writer, f"{place}.scale", step.reshape(1), "F32")
+        else:
+            _add(writer, f"{place}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
+    return wide
+
+
+def _add(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    stored = GGMLQuantizationType[kind]
+    writer.add_tensor(name, quantize(tensor.detach().float().numpy(), stored), raw_dtype=stored)
+
+
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+    """llama.cpp through its Python binding, in a process of its own: it has been seen to crash on files that it half knows."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    logits, told = apart(CLIENT, folder / FILE, tokens)
+    held = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
+    found: Codes = {}
+    for name, place in _names(source).items():
+        if name in source.linears:
+            weight, scale = held[f"{place}.weight"], held[f"{place}.scale"]
+            codes = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
+            found[name] = as_codes(codes), torch.from_numpy(scale.data.copy())
+    return Seen("llama-cpp-python gguf", found, logits, {"tokenizer": json.loads(told)} if source.text else {})

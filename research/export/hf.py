@@ -1,0 +1,162 @@
+"""transformers: a folder that `AutoModelForCausalLM.from_pretrained` reads as BitNetForCausalLM, its tokenizer with it.
+
+Packed weights are uint8 [out / 4, in], code + 1 in two bits: row i of the g-th quarter of outputs is bit pair g of row i.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Int8, UInt8
+from safetensors.torch import save_file
+from torch import Tensor
+
+from research.export.layout import PLACES, Codes, Options, Source, as_codes, byte_alphabet, quiet
+from research.export.verify import PROBE, Seen
+from research.nn.quantize import EPS
+
+EXTRA, MODULES = "hf", ("transformers", "tokenizers", "accelerate")
+PACKINGS = ("autobitlinear", "bitlinear", "none")
+END = 0  # the byte between two documents: where a text is generated, it ends there
+
+
+def stored_scale(step: Float[Tensor, ""], packing: str) -> Float[Tensor, "1"]:
+    """`weight_scale` as the layer of transformers takes it: AutoBitLinear multiplies by it, BitLinear divides by it."""
+    scale = step if packing == "autobitlinear" else 1 / step
+    return scale.reshape(1)
+
+
+def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
+    """Codes in transformers' layout. The outputs must be a multiple of 4."""
+    quarters = (codes + 1).to(torch.uint8).unflatten(0, (4, -1))
+    packed: Tensor = (quarters << torch.arange(0, 8, 2, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
+    return packed
+
+
+def write(source: Source, folder: Path, options: Options) -> list[str]:
+    """config.json, model.safetensors, for text the tokenizer. Raises ValueError for what transformers' BitNet is not."""
+    packed = options.packing != "none"
+    allowed: dict[str, tuple[Any, ...]] = {"per": ("tensor",), "activation_bits": (8,), "activation_per": ("token",)}
+    if not packed:  # the client rounds the weights itself, in its own way
+        allowed |= {"weight_bits": (1.58,), "scale": ("absmean",)}
+    source.require(f"hf --packing {options.packing}", allowed)
+    if not source.numbers["sub_norm"]:
+        raise ValueError("model.sub_norm=false: transformers' BitNet has norms before the output projections; train with true")
+    for name, layer in source.linears.items():
+        if packed and layer.out_features % 4:
+            raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; give --packing none")
+    save_file(_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
+    _json(folder / "config.json", _config(source, options.packing))
+    special = {"eos_token_id": END, "pad_token_id": END} if source.text else {}
+    _json(folder / "generation_config.json", {"max_length": source.numbers["length"], **special})
+    if source.text:
+        _tokenizer(folder, source.numbers["length"])
+    return [] if source.text else ["the data is no text: no tokenizer is written; give the model input_ids"]
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _tensors(source: Source, packing: str) -> dict[str, Tensor]:
+    tensors = {"model.embed_tokens.weight": source.model.embed.weight, "model.norm.weight": source.model.norm.weight}
+    if not source.numbers["tied"]:
+        tensors["lm_head.weight"] = source.model.head.weight
+    held = source.codes()
+    for name, place in _names(source).items():
+        if name in held and packing != "none":
+            codes, step = held[name]
+            tensors[f"{place}.weight"], tensors[f"{place}.weight_scale"] = pack_quarters(codes), stored_scale(step, packing)
+        else:
+            tensors[f"{place}.weight"] = source.model.get_submodule(name).get_parameter("weight")
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _names(source: Source) -> dict[str, str]:
+    """Modules of the blocks: our name -> transformers'."""
+    blocks = range(len(source.model.blocks))
+    return {f"blocks.{n}.{ours}": f"model.layers.{n}.{theirs}" for n in blocks for ours, (theirs, _) in PLACES.items()}
+
+
+def _config(source: Source, packing: str) -> dict[str, Any]:
+    numbers, end = source.numbers, END if source.text else None
+    return {
+        "architectures": ["BitNetForCausalLM"],
+        "model_type": "bitnet",
+        "dtype": "float32",
+        "vocab_size": numbers["vocab"],
+        "hidden_size": numbers["dim"],
+        "intermediate_size": numbers["hidden"],
+        "num_hidden_layers": numbers["depth"],
+        "num_attention_heads": numbers["heads"],
+        "num_key_value_heads": numbers["kv_heads"],
+        "hidden_act": numbers["act"],
+        "max_position_embeddings": numbers["length"],
+        "rms_norm_eps": numbers["eps"],
+        "rope_theta": numbers["rope_base"],  # for transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": numbers["rope_base"]},
+        "tie_word_embeddings": numbers["tied"],
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "bitlinear" if packing == "bitlinear" else "autobitlinear",
+            "quantization_mode": "online" if packing == "none" else "offline",
+            "modules_to_not_convert": None,
+        },
+    }
+
+
+def _tokenizer(folder: Path, length: int) -> None:
+    """The bytes of UTF-8, each a symbol of its own number."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(byte_alphabet())}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "clean_up_tokenization_spaces": False}
+    _json(folder / "tokenizer_config.json", own)
+
+
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+    """As a user would, but for the compiler: the client compiles its layers, which takes half a minute."""
+    with quiet(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+        logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
+        start = tokens[:1, : (tokens.shape[1] + 1) // 2]
+        made = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+        rest = {"generate": made.shape[1] == start.shape[1] + 1 and bool((made[:, :-1] == start).all())}
+        if source.text:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            symbols = list(PROBE.encode())
+            rest["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
+        return Seen("transformers", _codes(source, model, options.packing), logits, rest)
+
+
+def _codes(source: Source, model: Any, packing: str) -> Codes:
+    """What the client's layers multiply by."""
+    from transformers.integrations.bitnet import WeightQuant, unpack_weights
+
+    found: Codes = {}
+    for name, place in _names(source).items():
+        if name not in source.linears:
+            continue
+        layer = model.get_submodule(place)
+        if packing == "none":
+            rounded = WeightQuant.apply(layer.weight)
+            step = rounded.abs().max().clamp(min=EPS)
+            found[name] = as_codes(rounded / step), step
+        elif packing == "bitlinear":
+            found[name] = as_codes(unpack_weights(layer.weight, torch.float32)), 1 / layer.weight_scale
+        else:
+            found[name] = as_codes(layer.weight), layer.weight_scale
+    return found

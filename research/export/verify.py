@@ -1,0 +1,149 @@
+"""The gate: what was written, run by its real client, against the training forward.
+
+Rounding to int8 flips a code where two programs differ in the last bit of a float32, and a flip changes every number after
+it: that no logit differs by much is the wrong question. What is asked is whether the codes are the same bits, and whether the
+distributions are the same for all that one can tell: their mean divergence, the perplexity of held-out text.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from research.export.layout import Codes, Source
+from research.losses import IGNORE
+
+DIVERGENCE, PERPLEXITY = 1e-3, 0.005  # nats a position; share of the reference's perplexity
+STEP = 1e-6  # share by which a step may differ: it is stored in float32, by one client as its reciprocal
+LOGITS = 1 << 27  # numbers, at most: half a gigabyte
+# Spaces, ends of lines, a zero byte, marks of other tokenizers, two to four bytes a character.
+PROBE = " def f(x):\n\n    return  x\t<0x41> <s> a\u2581b\r\n\0it's 12345 \u00e9 \u6f22 \U0001f600 "
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the client of a format finds in the file, and computes."""
+
+    client: str  # the distributions that took part, to be told with their versions
+    codes: Codes
+    logits: Float[Tensor, "n seq vocab"]
+    rest: dict[str, bool] = field(default_factory=dict)  # further checks: what is checked -> whether it holds
+
+
+def held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
+    """About so many tokens of the validation split, and their targets; at least one sequence."""
+    split = source.trained.data.val
+    length = split.inputs.shape[1]
+    most = LOGITS // (length * source.model.embed.num_embeddings)
+    count = min(len(split), max(1, min(-(-tokens // length), most)))
+    return split[torch.linspace(0, len(split) - 1, count).round().long()]
+
+
+def measures(
+    reference: Float[Tensor, "n seq vocab"], logits: Float[Tensor, "n seq vocab"], targets: Int[Tensor, "n *seq"]
+) -> tuple[float, float, float, float]:
+    """Mean KL(reference || client) in nats, both perplexities, the share of positions with the same most likely symbol.
+
+    The perplexity is that of the positions with a target: all, or the last one.
+    """
+    ours, theirs = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
+    divergence = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    if targets.ndim == 1:
+        ours, theirs = ours[:, -1], theirs[:, -1]
+    both = [math.exp(F.nll_loss(p.flatten(0, -2), targets.flatten(), ignore_index=IGNORE).item()) for p in (ours, theirs)]
+    return divergence, both[0], both[1], same
+
+
+def different(expected: Codes, found: Codes) -> dict[str, int]:
+    """How many codes are not the same, by layer; all of a layer that is not there or has another shape."""
+    wrong: dict[str, int] = {}
+    for name, (codes, _) in expected.items():
+        there = found[name][0] if name in found else None
+        same = there is not None and there.shape == codes.shape
+        count = int((there != codes).sum()) if there is not None and same else codes.numel()
+        wrong |= {name: count} if count else {}
+    return wrong
+
+
+def drift(expected: Codes, found: Codes) -> float:
+    """The largest share by which a step differs."""
+    pairs = [(step, found[name][1]) for name, (_, step) in expected.items() if name in found]
+    return max((((b.flatten() - a.flatten()).abs() / a.flatten()).max().item() for a, b in pairs), default=math.inf)
+
+
+@torch.no_grad()
+def judge(source: Source, seen: Seen, tokens: Int[Tensor, "n seq"], targets: Int[Tensor, "n *seq"]) -> dict[str, Any]:
+    """The report: each check with its value, its bound and whether it holds."""
+    divergence, reference, theirs, same = measures(source.model(tokens), seen.logits, targets)
+    expected = source.codes()
+    wrong = different(expected, seen.codes)
+    checks = {
+        "codes that differ": _check(sum(wrong.values()), 0, sum(codes.numel() for codes, _ in expected.values())),
+        "scale": _check(drift(expected, seen.codes), STEP),
+        "mean KL": _check(divergence, DIVERGENCE),
+        "perplexity": _check(abs(theirs / reference - 1), PERPLEXITY) | {"reference": reference, "client": theirs},
+        "top-1 agreement": {"value": same, "bound": None, "holds": True},
+    }
+    checks |= {name: {"value": holds, "bound": True, "holds": holds} for name, holds in seen.rest.items()}
+    client = {name: version(name) for name in seen.client.split()}
+    return {"client": client, "tokens": tokens.numel(), "sequences": len(tokens), "checks": checks} | (
+        {"layers that differ": wrong} if wrong else {}
+    )
+
+
+def _check(value: float | int, bound: float | int, of: int | None = None) -> dict[str, Any]:
+    """A number that may be as large as its bound; NaN is too large."""
+    return {"value": value, "bound": bound, "holds": value <= bound} | ({"of": of} if of else {})
+
+
+def refused(report: dict[str, Any]) -> str:
+    """What does not hold, in a line; empty where all does."""
+    wrong = []
+    for name, check in report["checks"].items():
+        if not check["holds"]:
+            value, bound = check["value"], check["bound"]
+            both = f" ({check['client']:.4g}, not {check['reference']:.4g})" if "client" in check else ""
+            wrong.append(f"{name} {value:.3g}{both}, at most {bound:.3g}" if bound is not True else f"{name} does not hold")
+    return "; ".join(wrong)
+
+
+def files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file below."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            found[str(path.relative_to(folder))] = {
+                "bytes": path.stat().st_size,
+                "sha256": file_digest(file, "sha256").hexdigest(),
+            }
+    return found
+
+
+def apart(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Float[Tensor, "n seq vocab"], str]:
+    """Logits, and what is printed, by a script run as a user's would be: in a process that knows nothing of this package, and
+    whose crash is not ours. It is given the file, where the tokens are, where the logits go, the threads, and the PROBE.
+
+    Raises RuntimeError where it fails.
+    """
+    with TemporaryDirectory() as place:
+        given, asked = Path(place, "tokens.npy"), Path(place, "logits.npy")
+        np.save(given, tokens.numpy())
+        command = [sys.executable, "-c", script, str(file.absolute()), str(given), str(asked), str(torch.get_num_threads())]
+        done = subprocess.run([*command, json.dumps(PROBE)], cwd=place, capture_output=True, text=True, check=False)
+        if done.returncode:
+            how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+            raise RuntimeError(f"{how}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        return torch.from_numpy(np.load(asked)), done.stdout

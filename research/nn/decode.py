@@ -1,0 +1,181 @@
+"""Text, one token after the other: a transformer and the keys and values of what it has read.
+
+A packed transformer computes a single token in one call of ternary.c: with a few microseconds of work in each operator,
+calling them from Python would take longer than reading all weights from memory. Everything else (a prompt, a model that is
+not packed, a machine without a compiler) goes through the model's own layers.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from research.nn import native
+from research.nn.attention import Cache
+from research.nn.feedforward import relu2
+from research.nn.norm import RMSNorm
+from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear
+
+PROMPT = 512  # tokens of a prompt at a time: bounds the memory of what lies between the layers
+
+
+class Transformer(Protocol):
+    """What a decoder needs of research.models.transformer.Transformer."""
+
+    length: int  # positions
+    kv_heads: int
+    width: int  # of a head
+    embed: nn.Module
+    blocks: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+
+    def caches(self, batch: int, length: int | None) -> list[Cache]: ...
+
+    def get_buffer(self, name: str) -> Tensor: ...
+
+
+class _Block(ctypes.Structure):
+    """As in ternary.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input_norm", "attention_norm", "post_norm", "feedforward_norm")),
+        *((name, native.Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    )
+
+
+class _Model(ctypes.Structure):
+    """As in ternary.c."""
+
+    _fields_ = (
+        ("blocks", ctypes.POINTER(_Block)),
+        *((name, ctypes.c_void_p) for name in ("norm", "cos", "sin")),
+        *((name, native.Matrix) for name in ("embed", "head")),
+        *((name, ctypes.c_int32) for name in ("depth", "dim", "heads", "kv_heads", "width", "hidden", "length", "squared")),
+    )
+
+
+class Decoder:
+    """The next token's logits after all tokens that were fed, of a transformer in evaluation mode.
+
+    Raises ValueError for a `length` (tokens to remember; None: all that the model was built for) that the model has not.
+    """
+
+    def __init__(self, model: nn.Module, length: int | None = None) -> None:
+        self.model: Transformer = cast(Transformer, model)
+        if length is not None and not 0 < length <= self.model.length:
+            raise ValueError(f"length={length}: this model was built for at most {self.model.length} tokens")
+        self.length = length or self.model.length
+        self.caches = self.model.caches(1, self.length)
+        self.native = compiled(model, self.caches)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        for cache in self.caches:
+            cache.filled = 0
+
+    @torch.no_grad()
+    def feed(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
+        """Read these tokens too. Raises ValueError where there are none, or more than the decoder remembers."""
+        place = self.caches[0].filled
+        if not 0 < tokens.shape[0] <= self.length - place:
+            raise ValueError(f"{tokens.shape[0]} tokens after {place}: this decoder remembers at most {self.length}")
+        if tokens.shape[0] > 1 or self.native is None:
+            return self._forward(tokens)
+        logits = self.native(int(tokens), place)
+        for cache in self.caches:
+            cache.filled = place + 1
+        return logits
+
+    def _forward(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
+        """The model's forward, but for the head, which sees the last position only."""
+        model = self.model
+        for part in tokens.split(PROMPT):
+            start = self.caches[0].filled
+            cos, sin = (model.get_buffer(name)[start : start + part.shape[0]] for name in ("cos", "sin"))
+            x = model.embed(part.unsqueeze(0))
+            for block, cache in zip(model.blocks, self.caches, strict=True):
+                x = block(x, cos, sin, cache)
+        y: Tensor = model.head(model.norm(x[:, -1:]))
+        return y[0, 0]
+
+
+def compiled(whole_model: nn.Module, caches: list[Cache]) -> Callable[[int, int], Tensor] | None:
+    """Token and its position -> logits in one call of C; None where the model or the machine does not allow it.
+
+    Sees the model as it is now: weights that take the place of these are not seen.
+    """
+    model = cast(Transformer, whole_model)
+    library = native.library() if fits(whole_model) else None
+    if library is None:
+        return None
+    kept: list[Any] = []  # tensors whose addresses C holds
+
+    def at(tensor: Tensor) -> int:
+        kept.append(tensor.contiguous())
+        return int(kept[-1].data_ptr())
+
+    def norm(module: nn.Module) -> int | None:
+        return at(module.weight) if isinstance(module, RMSNorm) else None
+
+    def ternary(layer: PackedLinear) -> native.Matrix:
+        return native.Matrix(at(layer.codes), at(layer.step), layer.out_features, layer.in_features, 2)
+
+    def table(layer: Int8Embedding | Int8Linear) -> native.Matrix:
+        rows: Int8Table = layer.table
+        return native.Matrix(at(rows.codes), at(rows.step), rows.step.shape[0], rows.dim, 8)
+
+    def block(one: Any, cache: Cache) -> _Block:
+        a, f = one.attention, one.feedforward
+        norms = (norm(m) for m in (one.input_norm, a.attn_sub_norm, one.post_norm, f.ffn_sub_norm))
+        products = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
+        return _Block(*norms, *map(ternary, products), at(cache.k), at(cache.v))
+
+    first: Any = model.blocks[0]
+    embed, head = cast(Int8Embedding, model.embed), cast(Int8Linear, model.head)
+    blocks = (_Block * len(model.blocks))(*map(block, model.blocks, caches))
+    heads, hidden = first.attention.q_proj.out_features // model.width, first.feedforward.gate_proj.out_features
+    sizes = len(blocks), embed.table.dim, heads, model.kv_heads, model.width, hidden, caches[0].k.shape[2]
+    tables = at(model.get_buffer("cos")), at(model.get_buffer("sin"))
+    squared = int(first.feedforward.act is relu2)
+    whole = _Model(blocks, norm(model.norm), *tables, table(embed), table(head), *sizes, squared)
+    vocab, symbols = embed.table.step.shape[0], head.table.step.shape[0]
+    kept.append(blocks)
+
+    def decode(token: int, position: int) -> Tensor:
+        if not 0 <= token < vocab:
+            raise ValueError(f"token={token}: give one of 0 to {vocab - 1}")
+        logits = torch.empty(symbols)
+        assert kept  # alive as long as this function is
+        if library.c.grokbit_decode(ctypes.byref(whole), token, position, logits.data_ptr(), torch.get_num_threads()):
+            raise MemoryError("ternary.c: no memory for a token")
+        return logits
+
+    return decode
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether ternary.c computes this model: packed without biases, int8 embedding and head, float32 norms, on a CPU."""
+    embed, head = model.get_submodule("embed"), model.get_submodule("head")
+    if not (isinstance(embed, Int8Embedding) and isinstance(head, Int8Linear) and head.native and head.bias is None):
+        return False
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(t.device.type != "cpu" or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors):
+        return False
+    return all(usual(block) for block in model.get_submodule("blocks").children())
+
+
+def usual(block: Any) -> bool:
+    """Whether a block is made of what ternary.c knows."""
+    a, f = block.attention, block.feedforward
+    products = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
+    plain = all(
+        isinstance(p, PackedLinear) and p.native and p.bias is None and p.in_features <= native.WIDEST for p in products
+    )
+    norms = all(isinstance(m, RMSNorm | nn.Identity) for m in (a.attn_sub_norm, f.ffn_sub_norm))
+    return plain and norms and f.act in (F.silu, relu2)

@@ -1,0 +1,134 @@
+"""A decoder's logits are those of the model over all tokens at once."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from research.dataset import Tokens
+from research.models.transformer import Transformer
+from research.nn import native
+from research.nn.bitlinear import BitLinear
+from research.nn.decode import Decoder
+from research.nn.packed import pack_model
+
+LIBRARY = native.library()
+ISAS = list(LIBRARY.isas) if LIBRARY else []
+needs_c = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
+LAYOUTS = [
+    {},
+    {"act": "relu2", "tied": False, "sub_norm": False},
+    {"heads": 4, "kv_heads": 1, "dim": 40, "hidden": 50},  # widths that fill no tile
+    {"heads": 6, "kv_heads": 6, "dim": 96, "depth": 1},
+]
+
+
+@pytest.fixture(autouse=True)
+def best_isa() -> Iterator[None]:
+    yield
+    if LIBRARY:
+        LIBRARY.use(ISAS[0])
+
+
+def transformer(linear: object = partial(BitLinear, back_end="ste"), **settings: object) -> Transformer:
+    torch.manual_seed(0)
+    usual = {"dim": 64, "depth": 3, "heads": 4, "kv_heads": 2, "sub_norm": True, "init_std": 0.1}
+    model = Transformer(Tokens(101, 48), linear=linear, **usual | settings)  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.eval().requires_grad_(False)
+
+
+def fed(decoder: Decoder, tokens: Tensor, prompt: int) -> Tensor:
+    """Logits after the prompt and after each token behind it."""
+    return torch.stack([decoder.feed(tokens[:prompt]), *(decoder.feed(token) for token in tokens[prompt:].split(1))])
+
+
+def divergence(p: Tensor, q: Tensor) -> float:
+    """Mean KL of two sets of logits."""
+    return F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True).item()
+
+
+@needs_c
+@pytest.mark.parametrize("settings", LAYOUTS)
+def test_c_agrees_with_the_model(settings: dict[str, object]) -> None:
+    """Up to sums in another order, and to the steps of int8 that these make it round to."""
+    model = pack_model(transformer(**settings))
+    tokens = torch.randint(101, (48,))
+    expected = model(tokens[None])[0, 9:]
+    first = None
+    for isa in ISAS:
+        assert LIBRARY
+        LIBRARY.use(isa)
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            decoder = Decoder(model)
+            assert decoder.native
+            logits = fed(decoder, tokens, 10)
+            first = logits if first is None else first
+            assert torch.equal(logits, first), "any instruction set, any number of threads: the same bits"
+    assert first is not None
+    assert divergence(expected, first) < 1e-3
+    torch.testing.assert_close(first, expected, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("model", [transformer(), transformer(nn.Linear), pack_model(transformer(), int8_embeddings=False)])
+def test_any_model_goes_through_its_own_layers(model: nn.Module) -> None:
+    tokens = torch.randint(101, (30,))
+    decoder = Decoder(model)
+    assert decoder.native is None
+    expected = model(tokens[None])[0, 9:]
+    logits = fed(decoder, tokens, 10)
+    assert divergence(expected, logits) < 1e-5
+    assert (logits - expected).abs().amax(1).median() < 1e-5
+
+
+def test_without_c_it_goes_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    model, tokens = pack_model(transformer()), torch.randint(101, (20,))
+    decoder = Decoder(model)
+    assert decoder.native is None
+    assert divergence(model(tokens[None])[0, 4:], fed(decoder, tokens, 5)) < 1e-5
+
+
+def test_a_decoder_forgets_when_told() -> None:
+    decoder, tokens = Decoder(pack_model(transformer())), torch.randint(101, (12,))
+    once = fed(decoder, tokens, 4)
+    decoder.reset()
+    assert torch.equal(fed(decoder, tokens, 4), once)
+
+
+def test_a_prompt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt goes through in pieces; the head sees one position only."""
+    model, tokens = transformer(nn.Linear), torch.randint(101, (40,))
+    expected = Decoder(model).feed(tokens)
+    monkeypatch.setattr("research.nn.decode.PROMPT", 16)
+    seen: list[int] = []
+    model.head.register_forward_hook(lambda head, inputs, y: seen.append(inputs[0].shape[1]))
+    torch.testing.assert_close(Decoder(model).feed(tokens), expected)
+    assert seen == [1]
+
+
+def test_what_does_not_fit_is_told() -> None:
+    model = pack_model(transformer())
+    with pytest.raises(ValueError, match="length=49: this model was built for at most 48 tokens"):
+        Decoder(model, 49)
+    decoder = Decoder(model, 5)
+    decoder.feed(torch.arange(3))
+    with pytest.raises(ValueError, match="3 tokens after 3: this decoder remembers at most 5"):
+        decoder.feed(torch.arange(3))
+    with pytest.raises(ValueError, match="0 tokens after 3"):
+        decoder.feed(torch.arange(0))
+
+
+@needs_c
+def test_a_token_that_there_is_not_is_told() -> None:
+    decoder = Decoder(pack_model(transformer()))
+    for token in (-1, 101):
+        with pytest.raises(ValueError, match=f"token={token}: give one of 0 to 100"):
+            decoder.feed(torch.tensor([token]))
+    assert decoder.caches[0].filled == 0

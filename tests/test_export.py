@@ -1,0 +1,501 @@
+"""What leaves: each format is written by the command and run by its real client; what does not compute the same is refused."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.tracking import MlflowClient
+from omegaconf import OmegaConf
+from program import ROOT, environment, train
+from torch import nn
+
+from research.dataset import Dataset, Split, Tokens, Vectors
+from research.export import gguf, hf, layout, onnx, plain, safetensors, verify
+from research.export.__main__ import main
+from research.models.mlp import MLP
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear
+from research.nn.quantize import TERNARY
+from research.trained import Trained
+
+needs_llama = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+TINY = ["model=bitnet", "model.dim=256", "model.hidden=768", "model.heads=4", "model.kv_heads=2", "data=text",
+        f"data.path={ROOT / 'research'}", "data.length=64", "data.val_bytes=4096", "trainer=debug", "trainer.steps=8",
+        "trainer.eval_every=8", "tracker=jsonl", "precision=fp32"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ternary transformer of bytes, two blocks, eight steps old."""
+    place = tmp_path_factory.mktemp("trained")
+    train(place, *TINY)
+    (folder,) = (place / "out" / "text").iterdir()
+    return folder
+
+
+def exported(run: Path, output: Path, *options: str) -> dict[str, Any]:
+    """The report of an export that holds."""
+    assert main([str(run), "--output", str(output), "--tokens", "1024", *options]) == 0
+    report: dict[str, Any] = json.loads((output / "export.json").read_text())
+    checks = report["checks"]
+    assert checks["codes that differ"]["value"] == 0
+    assert checks["mean KL"]["value"] < 1e-3
+    assert checks["perplexity"]["value"] < 0.005
+    assert checks["top-1 agreement"]["value"] > 0.9
+    assert all(check["holds"] for check in checks.values())
+    assert report["tokens"] >= 1024
+    assert all(report["client"].values())
+    return report
+
+
+def documented(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what docs/exports.md says of a format."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if f'"exports/{output.name}' in block)
+    monkeypatch.chdir(output.parents[1])
+    exec(code, {})
+
+
+def made(settings: dict[str, Any] | None = None, **numbers: Any) -> layout.Source:
+    """A transformer with random weights, as if trained, and sequences to judge it on."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "hidden": 48, "sub_norm": True, "init_std": 0.2} | numbers
+
+    def linear(width: int, out: int, bias: bool) -> nn.Module:
+        return BitLinear(width, out, bias, **settings or {})
+
+    model = Transformer(Tokens(vocab=48, length=8), linear=linear, **given)
+    tokens = torch.randint(48, (65, 8))
+    split = Split(tokens[:, :8], tokens[:, :8])
+    trained = Trained(Path("run"), Path("run"), OmegaConf.create({"data": {"_target_": "none"}}), model.eval())
+    trained.data = Dataset(Tokens(48, 8), split, split, "", "", "token")
+    return layout.source(trained)
+
+
+def judged(source: layout.Source, room: Any, folder: Path, **options: str) -> dict[str, Any]:
+    """The report on what a format writes."""
+    folder.mkdir(exist_ok=True)
+    chosen = layout.Options(**options)
+    room.write(source, folder, chosen)
+    inputs, targets = verify.held_out(source, 256)
+    return verify.judge(source, room.read(source, folder, inputs, chosen), inputs, targets)
+
+
+# transformers
+
+
+@pytest.mark.parametrize("packing", hf.PACKINGS)
+def test_transformers_runs_it(
+    run: Path, tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = exported(run, tmp_path / "exports" / "hf", "--format", "hf", "--packing", packing)
+    packed, whole = report["model"]["ternary"] / 4, report["model"]["ternary"] * 4
+    size = report["files"]["model.safetensors"]["bytes"] - 4 * report["model"]["rest"]
+    assert (whole if packing == "none" else packed) <= size < (whole if packing == "none" else packed) + 10_000
+    assert report["checks"]["generate"]["value"]
+    assert report["checks"]["tokenizer"]["value"]
+    capsys.readouterr()
+    with torch.compiler.set_stance("default"):  # and back
+        documented(tmp_path / "exports" / "hf", monkeypatch)
+    assert capsys.readouterr().out.startswith("def ")
+
+
+def test_the_tokenizer_of_transformers_is_utf8(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    exported(run, tmp_path / "hf", "--format", "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert tokenizer.eos_token_id is None or tokenizer.eos_token_id == 0
+
+    @given(st.text())
+    def holds(text: str) -> None:
+        assert tokenizer.encode(text) == list(text.encode())
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+    holds()
+    source = "".join(path.read_text() for path in sorted((ROOT / "research").rglob("*.py"))[:20])
+    assert tokenizer.encode(source) == list(source.encode())
+
+
+def test_both_conventions_of_the_scale_give_the_same_layer() -> None:
+    """BitLinear of transformers divides by weight_scale, AutoBitLinear multiplies by it."""
+    from transformers.integrations.bitnet import AutoBitLinear
+    from transformers.integrations.bitnet import BitLinear as Divides
+
+    torch.manual_seed(0)
+    weight, x = torch.randn(8, 16), torch.randn(3, 16)
+    codes, step = TERNARY.weight(weight)
+    multiplies = AutoBitLinear(16, 8, bias=False)
+    multiplies.weight.data = codes
+    multiplies.weight_scale = hf.stored_scale(step, "autobitlinear")
+    divides = Divides(16, 8, bias=False, dtype=torch.float32)
+    divides.weight = hf.pack_quarters(codes.to(torch.int8))
+    divides.weight_scale = hf.stored_scale(step, "bitlinear")
+    ours = BitLinear(16, 8, bias=False)
+    ours.weight.data = weight
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        torch.testing.assert_close(multiplies(x), ours(x))
+        torch.testing.assert_close(divides(x), ours(x))
+    assert hf.stored_scale(step, "bitlinear") != hf.stored_scale(step, "autobitlinear")
+
+
+def test_squared_relu_and_an_untied_head_go_to_transformers(tmp_path: Path) -> None:
+    report = judged(made(act="relu2", tied=False), hf, tmp_path)
+    assert verify.refused(report) == ""
+
+
+# llama.cpp
+
+
+@needs_llama
+@pytest.mark.parametrize("stored", gguf.TYPES)
+def test_llama_cpp_runs_it(
+    run: Path, tmp_path: Path, stored: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = exported(run, tmp_path / "exports" / "gguf", "--format", "gguf", "--type", stored)
+    bits = 8 * (report["files"]["model.gguf"]["bytes"] - 2 * report["model"]["vocab"] * 256) / report["model"]["ternary"]
+    assert {"TQ2_0": 2.0625, "TQ1_0": 1.6875, "F16": 16}[stored] < bits < {"TQ2_0": 2.3, "TQ1_0": 1.9, "F16": 16.3}[stored]
+    assert report["checks"]["tokenizer"]["value"]
+    assert report["checks"]["scale"]["value"] == 0
+    assert "warning" not in capfd.readouterr().err
+    documented(tmp_path / "exports" / "gguf", monkeypatch)
+
+
+@needs_llama
+def test_the_tokenizer_of_llama_cpp_is_utf8(run: Path, tmp_path: Path) -> None:
+    from llama_cpp import Llama
+
+    exported(run, tmp_path / "gguf", "--format", "gguf", "--embedding", "Q8_0")
+    model = Llama(str(tmp_path / "gguf" / "model.gguf"), vocab_only=True, verbose=False)
+
+    @given(st.text(min_size=1))
+    def holds(text: str) -> None:
+        assert model.tokenize(text.encode(), add_bos=True) == list(text.encode())
+        assert model.detokenize(list(text.encode())) == text.encode()
+
+    holds()
+
+
+@needs_llama
+def test_widths_that_do_not_fit_go_to_f16(tmp_path: Path) -> None:
+    source = made(heads=2)
+    warnings = gguf.write(source, tmp_path, layout.Options())
+    assert any("blocks of 256 inputs" in warning for warning in warnings)
+    assert verify.refused(judged(source, gguf, tmp_path)) == ""
+
+
+@pytest.mark.parametrize(("numbers", "word"), [({"act": "relu2"}, "model.act=relu2"), ({"tied": False}, "model.tied=false")])
+def test_llama_cpp_is_not_given_what_it_misreads(tmp_path: Path, numbers: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        gguf.write(made(**numbers), tmp_path, layout.Options())
+    assert not list(tmp_path.iterdir())
+
+
+@needs_llama
+def test_the_gate_finds_the_wrong_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if nobody had known that llama.cpp computes SiLU."""
+    source = made(act="relu2")
+    told = {**source.numbers, "act": "silu"}
+    monkeypatch.setattr(layout.Source, "numbers", told)
+    report = judged(source, gguf, tmp_path)
+    assert "mean KL" in verify.refused(report)
+    assert report["checks"]["codes that differ"]["value"] == 0
+
+
+# The others
+
+
+def test_onnxruntime_runs_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+    from onnx import load
+
+    report = exported(run, tmp_path / "exports" / "onnx", "--format", "onnx")
+    documented(tmp_path / "exports" / "onnx", monkeypatch)
+    ternary, rest = report["model"]["ternary"] / 4, 4 * report["model"]["rest"]
+    assert report["files"]["model.onnx"]["bytes"] < ternary + rest + 150_000
+    monkeypatch.setattr(onnx, "LIMIT", 1000)
+    onnx.save(load(tmp_path / "exports" / "onnx" / "model.onnx"), tmp_path)  # as one too large for one file
+    assert {path.name for path in tmp_path.iterdir()} == {"exports", "model.onnx", "model.onnx.data"}
+    for folder in (tmp_path / "exports" / "onnx", tmp_path):
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        for shape in ((1, 1), (3, 5), (2, 64)):
+            (logits,) = session.run(None, {"tokens": np.zeros(shape, np.int64)})
+            assert logits.shape == (*shape, 256)
+
+
+def test_torch_alone_runs_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "exports" / "torch"
+    report = exported(run, output, "--format", "torch")
+    documented(output, monkeypatch)
+    assert report["checks"]["without this package"]["value"]
+    assert report["checks"]["mean KL"]["value"] < 1e-5
+    held = torch.export.load(output / "model.pt2").state_dict
+    assert held["blocks.0.feedforward.up_proj.packed"].shape == (768, 64)
+    assert held["blocks.0.feedforward.up_proj.packed"].dtype == torch.uint8
+    for file in output.iterdir():
+        assert bytes(ROOT) not in file.read_bytes(), "where it was made is nobody's business"
+
+
+def test_a_plain_reader_runs_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = exported(run, tmp_path / "exports" / "safetensors", "--format", "safetensors")
+    documented(tmp_path / "exports" / "safetensors", monkeypatch)
+    size = report["model"]["ternary"] / 4 + 4 * report["model"]["rest"]
+    assert report["files"]["model.safetensors"]["bytes"] < size + 10_000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"per": "channel"},
+        {"per": 16, "scale": "absmedian"},
+        {"weight_bits": 1.0, "scale": "absmax"},
+        {"activation_bits": 4},
+        {"activation_per": "tensor", "per": "channel"},
+    ],
+    ids=str,
+)
+def test_every_ternary_layer_has_a_file(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """transformers and llama.cpp hold one scale a layer and int8 activations per token; our own layouts hold all of them."""
+    source = made(settings, sub_norm=False, tied=False, act="relu2", kv_heads=1)
+    with torch.no_grad():
+        tokens = torch.randint(48, (5, 8))
+        torch.testing.assert_close(plain.plain(source)(tokens), source.model(tokens))
+    assert verify.refused(judged(source, safetensors, tmp_path)) == ""
+
+
+@given(st.integers(1, 9), st.integers(1, 21))
+def test_rows_survive_packing(out: int, width: int) -> None:
+    codes = torch.randint(-1, 2, (out, width), generator=torch.Generator().manual_seed(width)).to(torch.int8)
+    packed = plain.pack_rows(codes)
+    assert packed.shape == (out, -(-width // 4))
+    assert torch.equal(plain.unpack_rows(packed, plain.table(), width).to(torch.int8), codes)
+
+
+# What is refused
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one message of a command that fails."""
+    try:
+        code: object = main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    return told
+
+
+def test_a_wrong_scale_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = hf.stored_scale
+    monkeypatch.setattr(hf, "stored_scale", lambda step, packing: 2 * right(step, packing))
+    told = refusal(capsys, run, "--format", "hf", "--output", tmp_path / "new" / "hf")
+    assert "scale 1, at most 1e-06" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_code_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = safetensors.compact
+
+    def wrong(layer: BitLinear) -> tuple[torch.Tensor, torch.Tensor]:
+        packed, scale = right(layer)
+        packed[0, 0] ^= 1
+        return packed, scale
+
+    monkeypatch.setattr(safetensors, "compact", wrong)
+    (tmp_path / "out").mkdir()
+    told = refusal(capsys, run, "--format", "safetensors", "--output", tmp_path / "out")
+    assert "codes that differ 14, at most 0" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not list((tmp_path / "out").iterdir())
+
+
+@needs_llama
+def test_a_broken_file_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = gguf.write
+
+    def half(source: layout.Source, folder: Path, options: layout.Options) -> list[str]:
+        told = right(source, folder, options)
+        os.truncate(folder / gguf.FILE, 200_000)
+        return told
+
+    monkeypatch.setattr(gguf, "write", half)
+    assert "the client of gguf cannot run it" in refusal(capsys, run, "--format", "gguf", "--output", tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def damaged(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+    return folder
+
+
+def bare(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    return folder
+
+
+def changed(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("  dim: 256", "  dim: 128"))
+    return folder
+
+
+def garbled(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    (folder / "config.yaml").write_text("model: [")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prepared", "word"),
+    [
+        (damaged, "model.safetensors has sha256"),
+        (bare, "holds no checkpoints"),
+        (changed, "do not make a model"),
+        (garbled, "do not make a model"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], prepared: Callable[[Path, Path], Path], word: str
+) -> None:
+    told = refusal(capsys, prepared(run, tmp_path / "run"), "--format", "safetensors", "--output", tmp_path / "a")
+    assert word in told
+    assert told.startswith("error: RUN=")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_was_given_is_checked_first(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new"
+    assert "invalid choice: 'gguff'" in refusal(capsys, run, "--format", "gguff", "--output", new)
+    assert "there is no such folder" in refusal(capsys, tmp_path / "none", "--format", "torch", "--output", new)
+    assert "has no config.yaml" in refusal(capsys, tmp_path, "--format", "torch", "--output", new)
+    assert "--type is for --format gguf" in refusal(capsys, run, "--format", "hf", "--type", "F16", "--output", new)
+    assert "give at least 1" in refusal(capsys, run, "--format", "hf", "--tokens", 0, "--output", new)
+    assert "cannot be made" in refusal(capsys, run, "--format", "torch", "--output", run / "config.yaml" / "new")
+    assert "is there already" in refusal(capsys, run, "--format", "torch", "--output", run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layout, "find_spec", lambda name: None)
+    for kind in ("hf", "gguf", "onnx"):
+        assert f"pip install 'grokbit[{kind}]'" in refusal(capsys, run, "--format", kind, "--output", tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_models_are_refused() -> None:
+    nothing = OmegaConf.create({"data": {"_target_": "none"}})
+
+    def source(model: nn.Module) -> None:
+        layout.source(Trained(Path("run"), Path("run"), nothing, model))
+
+    with pytest.raises(ValueError, match="RUN is of a MLP"):
+        source(MLP(Vectors(4, 2), 8, 1, BitLinear))
+    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.attention.q_proj is a plain nn.Linear"):
+        source(Transformer(Tokens(5, 4), 8, 1, 2, nn.Linear))
+    with pytest.raises(ValueError, match=r"model.linear.weight_bits=4.0: .* train with 1.58"):
+        made({"weight_bits": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("room", "settings", "numbers", "word"),
+    [
+        (hf, {"per": "channel"}, {}, "model.linear.per=channel"),
+        (hf, {"activation_bits": 4}, {}, "model.linear.activation_bits=4"),
+        (gguf, {"activation_per": "tensor"}, {}, "model.linear.activation_per=tensor"),
+        (gguf, {"per": 16}, {}, "model.linear.per=16"),
+        (hf, {}, {"sub_norm": False}, "model.sub_norm=false"),
+        (gguf, {}, {"sub_norm": False}, "model.sub_norm=false"),
+        (hf, {}, {"hidden": 46}, "has 46 outputs"),
+    ],
+)
+def test_settings_that_a_format_cannot_hold_are_named(
+    tmp_path: Path, room: Any, settings: dict[str, Any], numbers: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(ValueError, match=word):
+        room.write(made(settings, **numbers), tmp_path, layout.Options())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_median_needs_packed_weights(tmp_path: Path) -> None:
+    """transformers would round master weights by their mean."""
+    source = made({"scale": "absmedian"})
+    with pytest.raises(ValueError, match=r"model.linear.scale=absmedian"):
+        hf.write(source, tmp_path, layout.Options(packing="none"))
+    assert verify.refused(judged(source, hf, tmp_path)) == ""
+
+
+# Where it is kept
+
+
+def test_the_report_is_among_the_artifacts_of_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = environment(tmp_path)["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+    copy = shutil.copytree(run, tmp_path / "run")
+    experiment = client.create_experiment("exports", artifact_location=(tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(experiment, tags={"folder": str(copy)}).info.run_id
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps(summary | {"mlflow_run_id": run_id}))
+    exported(Path(run_id), tmp_path / "a", "--format", "safetensors")
+    assert [each.path for each in client.list_artifacts(run_id, "export/safetensors")] == ["export/safetensors/export.json"]
+    capsys.readouterr()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'gone.db'}")
+    exported(copy, tmp_path / "b", "--format", "safetensors")
+    assert "warning: MLflow did not take the report" in capsys.readouterr().err
+    assert not (tmp_path / "gone.db").exists()
+
+
+def test_the_command_as_a_user_gives_it(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "research.export"]
+    begun = time.monotonic()
+    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - begun < 5
+    assert "safetensors" in shown
+    given = [str(next((run / "checkpoints").glob("step-*"))), "--format", "safetensors", "--output", str(tmp_path / "a")]
+    done = subprocess.run([*command, *given], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mean KL" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_signal_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "research.export", str(run), "--format", "hf", "--output", str(tmp_path / "a" / "b")]
+    under_way = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (tmp_path / "a").exists():
+            break
+        time.sleep(0.05)
+    under_way.terminate()
+    _, told = under_way.communicate(timeout=60)
+    assert under_way.returncode == 143
+    assert told == "stopped by SIGTERM\n"
+    assert not list(tmp_path.iterdir())

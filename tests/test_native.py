@@ -1,0 +1,134 @@
+"""The C kernels are built once, by whoever comes first, and whole; without a compiler there is one warning."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from research.nn import native
+from research.nn.bitlinear import BitLinear
+from research.nn.packed import PackedLinear
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_c = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+LAYER = """
+import logging, sys, torch
+logging.basicConfig(format="%(levelname)s %(message)s", level="WARNING")
+from research.nn import native
+from research.nn.bitlinear import BitLinear
+from research.nn.packed import PackedLinear
+assert not native.library.cache_info().currsize, "built on import"
+torch.manual_seed(0)
+layer = BitLinear(70, 50, bias=False, back_end="ste")
+packed = PackedLinear.of(layer)
+x = torch.randn(3, 70)
+assert torch.equal(packed(x), layer(x)) and torch.equal(packed(x), layer(x))
+print(None if native.library() is None else next(iter(native.library().isas)))
+"""
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100)
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_without_a_compiler_torch_gives_the_same_numbers(tmp_path: Path) -> None:
+    done = python(LAYER, PATH="", CC="", GROKBIT_CACHE=str(tmp_path))
+    assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
+    told = [line for line in done.stderr.splitlines() if "C kernels" in line]
+    assert len(told) == 1
+    assert "there is no C compiler ($CC, cc, gcc, clang)" in told[0]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_compiler_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = script(tmp_path / "broken", '[ "$1" = --version ] || { echo "no such luck" >&2; exit 1; }')
+    monkeypatch.setenv("CC", broken)
+    monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "cache"))
+    with caplog.at_level(logging.WARNING):
+        assert native.library.__wrapped__() is None
+    assert "no such luck" in caplog.text
+    assert not any((tmp_path / "cache").iterdir()), "what was begun is taken away"
+
+
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "file" / "cache"))
+    assert native.library.__wrapped__() is None
+    assert "no C kernels" in caplog.text
+
+
+@needs_c
+def test_without_openmp_it_is_built_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = " ".join(native.compiler())
+    plain = script(tmp_path / "plain", f'case "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"')
+    monkeypatch.setenv("CC", plain)
+    library = native.loaded(native.built(tmp_path / "cache"))
+    layer = PackedLinear.of(BitLinear(70, 50))
+    x = torch.randn(20, 70)
+    torch.set_num_threads(2)
+    for isa in library.isas:
+        library.use(isa)
+        layer.native = False
+        assert torch.equal(library.linear(x, layer.codes, layer.step, 2) + layer.bias, layer(x)), isa
+
+
+@needs_c
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no digest"])
+def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # quick
+    path = native.built(tmp_path)
+    good, at = path.read_bytes(), path.stat().st_mtime_ns
+    assert native.built(tmp_path) == path
+    assert path.stat().st_mtime_ns == at, "kept"
+    if damage == "no digest":
+        path.with_name("sha256").unlink()
+    else:
+        path.write_bytes(
+            {"cut": good[:1000], "flipped": good[:999] + bytes([good[999] ^ 1]) + good[1000:], "empty": b""}[damage]
+        )
+    assert native.built(tmp_path) == path
+    assert native.whole(path.parent)
+    assert native.loaded(path).isas
+    assert [p.name for p in tmp_path.iterdir()] == [path.parent.name]
+
+
+@needs_c
+def test_processes_that_build_at_once(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from research.nn import native\n"
+        "native.FLAGS = ('-O0', *native.FLAGS[1:])\nprint(native.built(Path(sys.argv[1])))"
+    )
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    paths = {process.communicate(timeout=100)[0].decode().strip() for process in begun}
+    assert {process.returncode for process in begun} == {0}
+    assert len(paths) == 1
+    assert [str(p / "ternary.so") for p in tmp_path.iterdir()] == list(paths)
+
+
+@needs_c
+def test_the_instruction_set_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROKBIT_ISA", "abacus")
+    with pytest.raises(ValueError, match=r"GROKBIT_ISA=abacus: this machine has .*portable"):
+        native.library.__wrapped__()
+    done = python(LAYER, GROKBIT_ISA="portable")
+    assert (done.returncode, done.stderr) == (0, "")
