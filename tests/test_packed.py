@@ -1,8 +1,10 @@
 """Packed layers give the bits of the plain reference, on every instruction set that this machine has and in torch."""
 
 import copy
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,7 +106,9 @@ def test_int8_is_whole_numbers(count: int, width: int, out: int, scale: float, s
         same(y, expected, finite, way)
 
 
-@pytest.mark.parametrize(("count", "width", "out"), [(1, 5000, 40), (65, 2049, 33), (33, 1100, 600), (0, 8, 8), (9, 64, 1)])
+@pytest.mark.parametrize(
+    ("count", "width", "out"), [(1, 5000, 40), (40, 9000, 50), (65, 2049, 33), (33, 1100, 600), (0, 8, 8), (9, 64, 1)]
+)
 def test_long_rows_and_several_threads(count: int, width: int, out: int) -> None:
     """Longer than what float32 adds up of int8 products; tiles that are not full; no rows at all."""
     torch.set_num_threads(2)
@@ -186,6 +190,24 @@ def test_packing_leaves_the_model_and_copies_no_packed_weight() -> None:
     kinds = {t.dtype for name, t in packed.state_dict().items() if t.dim() > 1 and "norm" not in name}
     assert kinds == {torch.uint8, torch.int8}
     assert not any(p.requires_grad for p in packed.parameters())
+
+
+def test_settled_weights_lie_side_by_side_and_are_tensors_like_any(tmp_path: Path) -> None:
+    """Of more than a large page of them; each is saved alone."""
+    model = torch.nn.Sequential(*(Reference(1100, 1100, bias=False) for _ in range(9))).eval()
+    packed, x = pack_model(model), torch.randn(2, 1100)
+    places = [layer.codes.data_ptr() for layer in packed_layers(packed).values()]
+    if sys.platform == "linux":
+        assert all(b - a == layer.codes.nbytes for a, b, layer in zip(places, places[1:], packed.children(), strict=False))
+        assert places[0] % (1 << 21) == 0
+    with torch.no_grad():
+        assert torch.equal(packed(x), model(x))
+    torch.save(packed[0].state_dict(), tmp_path / "one.pt")
+    assert (tmp_path / "one.pt").stat().st_size < 1.1 * packed[0].codes.nbytes + 20_000
+    copied = copy.deepcopy(packed)
+    del packed
+    with torch.no_grad():
+        assert torch.equal(copied(x), model(x))
 
 
 @pytest.mark.parametrize("tied", [True, False])

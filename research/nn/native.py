@@ -86,6 +86,7 @@ def loaded(path: Path) -> Library:
     c.grokbit_use.argtypes, c.grokbit_use.restype = (number,), None
     c.grokbit_linear.argtypes = (pointer, pointer, ctypes.c_int64, pointer, number)
     c.grokbit_decode.argtypes = (pointer, ctypes.c_int32, ctypes.c_int32, pointer, number)
+    c.grokbit_row.argtypes = (pointer, ctypes.c_int32, pointer, pointer, number)
     c.grokbit_read.argtypes, c.grokbit_read.restype = (pointer, ctypes.c_int64, number), ctypes.c_uint64
     isas: dict[str, int] = {}
     usable, place = number(), 0

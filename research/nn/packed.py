@@ -1,7 +1,7 @@
 """Ternary layers as they run: two bits a weight in memory, activations int8 per token; embedding and head in int8.
 
-On a CPU the products run in ternary.c; everywhere else, and with `native` off, in torch, a block of outputs at a time. Both
-give the bits of `BitLinear`.
+On a CPU the products run in ternary.c, on an NVIDIA GPU in Triton; everywhere else, and with `native` off, in torch, a block
+of outputs at a time. All give the bits of `BitLinear`.
 """
 
 import copy
@@ -9,6 +9,7 @@ import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import accumulate
 
 import torch
@@ -41,8 +42,8 @@ def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 25
 
 def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out: int, width: int) -> Int8[Tensor, "out in"]:
     """The codes again."""
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
-    pairs = packed.view(*packed.shape[:2], 4, OUTS, 4, 1) >> shifts & 3
+    shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only
+    pairs = torch.bitwise_right_shift(packed.view(*packed.shape[:2], 4, OUTS, 4, 1).to(torch.int32), shifts) & 3
     full = pairs.permute(0, 3, 1, 2, 5, 4).reshape(packed.shape[0] * OUTS, -1)
     return full[:out, :width].to(torch.int8) - 1
 
@@ -96,13 +97,21 @@ def _int8_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
     return int8_linear(x, codes, step) if y is None else y
 
 
+def _ternary_cuda(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    if x.dtype == torch.float64 or not find_spec("triton"):
+        return ternary_linear(x, codes, step)
+    from research.nn import triton_ternary  # heavy
+
+    return triton_ternary.ternary_linear(x, codes, step)
+
+
 def _shape(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], step.shape[0])
 
 
 # Operators that torch.export and torch.compile see as one node each.
 _operators = torch.library.Library("grokbit", "DEF")
-for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, ternary_linear), ("int8_linear", _int8_cpu, int8_linear)):
+for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, _ternary_cuda), ("int8_linear", _int8_cpu, int8_linear)):
     _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor step) -> Tensor")
     _operators.impl(_name, _cpu, "CPU")
     _operators.impl(_name, _cuda, "CUDA")

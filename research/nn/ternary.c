@@ -540,17 +540,18 @@ TILES static INLINE void transposed(const int8_t *w, size_t pitch, size_t outs, 
     memcpy(to, turned, sizeof turned);
 }
 
-/* Sixteen outputs as int8, 1 kB each 64 inputs. */
-TILES static void unpacked(const Matrix *m, size_t strip, size_t tiles, int8_t *to) {
+/* Sixteen outputs as int8, 1 kB each tile, from one tile on. */
+TILES static void unpacked(const Matrix *m, size_t strip, size_t start, size_t count, int8_t *to) {
+    size_t tiles = up((size_t)m->in, INS);
     const __m512i low = _mm512_set1_epi8(3), one = _mm512_set1_epi8(1);
     if (m->bits == 8) {
-        const int8_t *w = (const int8_t *)m->weights + strip * OUTS * tiles * INS;
+        const int8_t *w = (const int8_t *)m->weights + (strip * OUTS * tiles + start) * INS;
         size_t outs = less((size_t)m->out - strip * OUTS, OUTS);
-        for (size_t t = 0; t < tiles; t++) transposed(w + t * INS, tiles * INS, outs, to + 1024 * t);
+        for (size_t t = 0; t < count; t++) transposed(w + t * INS, tiles * INS, outs, to + 1024 * t);
         return;
     }
-    const uint8_t *w = (const uint8_t *)m->weights + strip * tiles * TILE;
-    for (size_t i = 0; i < 4 * tiles; i++, w += 64, to += 256) {
+    const uint8_t *w = (const uint8_t *)m->weights + (strip * tiles + start) * TILE;
+    for (size_t i = 0; i < 4 * count; i++, w += 64, to += 256) {
         __m512i pairs = _mm512_loadu_si512(w);
         AHEAD(w);
         UNROLL for (int s = 0; s < 4; s++) {
@@ -566,60 +567,69 @@ typedef struct {
     uint8_t rows[16];
 } TileShapes;
 
-/* Tiles of inputs at a time: so many of 32 rows stay in the first cache while pairs of strips pass by. */
-enum { DEPTH = 8 };
+/* Tiles of inputs at a time: DEPTH of them, of 32 rows, stay in the first cache while pairs of strips pass by; WIDE of them,
+ * of these pairs, in the second one while all rows pass by. */
+enum { DEPTH = 8, WIDE = 64 };
 
-/* How many pairs of strips are unpacked at a time: the rows that pass by then come from far away that many times less. They
- * and 32 rows should fit into the second cache. */
+/* How many pairs of strips are unpacked at a time: the rows come from far away that many times less. */
 static size_t pairs_at_once(const Matrix *m, size_t threads) {
-    size_t pairs = up(up((size_t)m->out, 2 * OUTS), threads), fit = (1200 << 10) / (2 * OUTS * (size_t)m->in);
-    return less(pairs, fit ? fit : 1);
+    size_t pairs = up(up((size_t)m->out, 2 * OUTS), threads), tiles = up((size_t)m->in, INS);
+    size_t fit = (768 << 10) / (2048 * less(tiles, WIDE));
+    return less(pairs, fit);
 }
 
-/* Bytes that one thread needs: for each pair of strips its weights and its sums. */
-static size_t amx_room(const Matrix *m, size_t at_once) { return at_once * (2048 * up((size_t)m->in, INS) + 4096); }
+/* Bytes that one thread needs: of each pair its weights, and its sums for 32 rows, or for all while more inputs come. */
+static size_t amx_room(const Matrix *m, size_t rows, size_t at_once) {
+    size_t tiles = up((size_t)m->in, INS);
+    return at_once * (2048 * less(tiles, WIDE) + 4096 * (tiles > WIDE ? up(rows, 2 * GROUP) : 1));
+}
+
+/* 32 rows times 32 outputs over `count` tiles of inputs, on top of sums or from nothing. */
+TILES static INLINE void square(const int8_t *x0, const int8_t *x1, const int8_t *w0, const int8_t *w1, size_t count, int more,
+                                int32_t (*sums)[16 * 16]) {
+    if (more) {
+        _tile_loadd(0, sums[0], 64); _tile_loadd(1, sums[1], 64); _tile_loadd(2, sums[2], 64); _tile_loadd(3, sums[3], 64);
+    } else {
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    }
+    for (size_t t = 0; t < count; t++) {
+        _tile_loadd(4, x0 + 1024 * t, 64); _tile_loadd(6, w0 + 1024 * t, 64);
+        _tile_loadd(7, w1 + 1024 * t, 64); _tile_loadd(5, x1 + 1024 * t, 64);
+        _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64); _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
+}
 
 /* This thread's outputs; `codes` lie in groups of 16 rows, their number even. */
 TILES static void multiply_amx(const Matrix *m, const int8_t *codes, const float *x_steps, size_t rows, float *y, int8_t *room,
                                size_t at_once, size_t thread, size_t threads) {
-    size_t tiles = up((size_t)m->in, INS), strips = up((size_t)m->out, OUTS), groups = 2 * up(rows, 2 * GROUP), from, to;
-    int32_t(*sums)[4][16 * 16] = (void *)(room + at_once * 2048 * tiles);
+    size_t tiles = up((size_t)m->in, INS), strips = up((size_t)m->out, OUTS), wide = less(tiles, WIDE), from, to;
+    int32_t(*sums)[4][16 * 16] = (void *)(room + at_once * 2048 * wide);
     TileShapes shapes = {.palette = 1};
     for (int i = 0; i < 8; i++) shapes.bytes[i] = 64, shapes.rows[i] = 16;
     _tile_loadconfig(&shapes);
     share(up(strips, 2), thread, threads, &from, &to);
-    for (size_t first = from; first < to; first += at_once) {
-        size_t last = less(first + at_once, to);
-        for (size_t strip = 2 * first; strip < less(2 * last, strips); strip++)
-            unpacked(m, strip, tiles, room + (strip - 2 * first) * 1024 * tiles);
-        for (size_t group = 0; group < groups; group += 2)
-            for (size_t start = 0; start < tiles; start += DEPTH)
-                for (size_t pair = first; pair < last; pair++) {
-                    const size_t both = 2 * pair + 1 < strips, end = less(start + DEPTH, tiles);
-                    const int8_t *x0 = codes + group * tiles * 1024, *x1 = x0 + tiles * 1024;
-                    const int8_t *w0 = room + (pair - first) * 2048 * tiles, *w1 = w0 + both * 1024 * tiles;
-                    int32_t(*c)[16 * 16] = sums[pair - first];
-                    if (start) {
-                        _tile_loadd(0, c[0], 64); _tile_loadd(1, c[1], 64); _tile_loadd(2, c[2], 64); _tile_loadd(3, c[3], 64);
-                    } else {
-                        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (size_t first = from; first < to; first += at_once)
+        for (size_t begin = 0; begin < tiles; begin += wide) {
+            size_t last = less(first + at_once, to), finish = less(begin + wide, tiles);
+            for (size_t strip = 2 * first; strip < less(2 * last, strips); strip++)
+                unpacked(m, strip, begin, finish - begin, room + (strip - 2 * first) * 1024 * wide);
+            for (size_t row = 0; row < rows; row += 2 * GROUP)
+                for (size_t start = begin; start < finish; start += DEPTH)
+                    for (size_t pair = first; pair < last; pair++) {
+                        const size_t both = 2 * pair + 1 < strips, end = less(start + DEPTH, finish);
+                        const int8_t *x = codes + (row * tiles + GROUP * start) * INS;
+                        const int8_t *w = room + ((pair - first) * 2 * wide + start - begin) * 1024;
+                        int32_t(*c)[16 * 16] = sums[(wide < tiles ? row / (2 * GROUP) * at_once : 0) + pair - first];
+                        square(x, x + tiles * 1024, w, w + both * 1024 * wide, end - start, start > 0, c);
+                        for (size_t r = 0; end == tiles && r < less(rows - row, 2 * GROUP); r++)
+                            for (size_t b = 0; b <= both; b++) {
+                                size_t out = (2 * pair + b) * OUTS;
+                                scaled(c[r / GROUP * 2 + b] + r % GROUP * OUTS, 0, x_steps[row + r], m->step + out,
+                                       less((size_t)m->out - out, OUTS), y + (row + r) * (size_t)m->out + out);
+                            }
                     }
-                    for (size_t t = start; t < end; t++) {
-                        _tile_loadd(4, x0 + 1024 * t, 64);
-                        _tile_loadd(6, w0 + 1024 * t, 64);
-                        _tile_loadd(7, w1 + 1024 * t, 64);
-                        _tile_loadd(5, x1 + 1024 * t, 64);
-                        _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7);
-                    }
-                    _tile_stored(0, c[0], 64); _tile_stored(1, c[1], 64); _tile_stored(2, c[2], 64); _tile_stored(3, c[3], 64);
-                    for (size_t r = 0; end == tiles && r < less(rows - group * GROUP, 2 * GROUP); r++)
-                        for (size_t b = 0; b <= both; b++) {
-                            size_t out = (2 * pair + b) * OUTS, row = group * GROUP + r;
-                            scaled(c[r / GROUP * 2 + b] + r % GROUP * OUTS, 0, x_steps[row], m->step + out,
-                                   less((size_t)m->out - out, OUTS), y + row * (size_t)m->out + out);
-                        }
-                }
-    }
+        }
     _tile_release();
 }
 #endif
@@ -666,7 +676,8 @@ static void multiply(const Isa *isa, const Matrix *m, const int8_t *codes, size_
             size_t block = less(rows - row, 4);
             int32_t sums[4 * OUTS];
             if (m->bits == 2)
-                isa->ternary((const uint8_t *)m->weights + strip * tiles * TILE, codes + row * INS, stride, (int)block, tiles, sums);
+                isa->ternary((const uint8_t *)m->weights + strip * tiles * TILE, codes + row * INS, stride, (int)block, tiles,
+                             sums);
             else
                 for (size_t r = 0; r < block; r++)
                     isa->bytes((const int8_t *)m->weights + out * tiles * INS, (int)count, codes + (row + r) * INS, stride, tiles,
@@ -696,36 +707,45 @@ EXPORT int grokbit_linear(const Matrix *m, const float *x, int64_t count, float 
     amx = isa == &ISAS[0] && rows > 8;
 #endif
     size_t group = amx ? GROUP : less(rows, GROUP), groups = amx ? 2 * up(rows, 2 * GROUP) : up(rows, group);
-    size_t room = groups * group * tiles * INS, most = less((size_t)(threads > 1 ? threads : 1), strips);
+    size_t most = less((size_t)(threads > 1 ? threads : 1), strips);
+    size_t room = (rows == 1 ? most : groups * group) * tiles * INS; /* one row is rounded by each thread for itself */
     size_t at_once = 0, own = 0;
 #if AMX
-    if (amx) at_once = pairs_at_once(m, most), own = amx_room(m, at_once);
+    if (amx) at_once = pairs_at_once(m, most), own = amx_room(m, rows, at_once);
 #endif
     char *memory = aligned_alloc(64, padded(room) + 2 * padded(4 * rows) + most * own);
     if (!memory) return NO_MEMORY;
     int8_t *codes = (int8_t *)memory, *rooms = (int8_t *)memory + padded(room) + 2 * padded(4 * rows);
     float *steps = (float *)(memory + padded(room));
     int32_t *sums = (int32_t *)(memory + padded(room) + padded(4 * rows));
-    if (rows < groups * group) /* the last group's missing rows */
+    if (rows > 1 && rows < groups * group) /* the last group's missing rows */
         memset(codes + rows / group * group * tiles * INS, 0, room - rows / group * group * tiles * INS);
 #pragma omp parallel num_threads((int)most) if (most > 1)
     {
         size_t thread = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads(), from, to;
         share(strips, thread, all, &from, &to);
         if (from < to) ask(m, from);
-        share(rows, thread, all, &from, &to);
-        for (size_t r = from; r < to; r++) {
-            int8_t *q = codes + (r / group * tiles * group + r % group) * INS;
-            steps[r] = isa->quantise(x + r * (size_t)m->in, (size_t)m->in, q, group * INS, sums + r);
-        }
+        if (rows == 1) {
+            int8_t *q = codes + thread * tiles * INS;
+            float step;
+            int32_t sum;
+            step = isa->quantise(x, (size_t)m->in, q, INS, &sum);
+            multiply(isa, m, q, 1, &step, &sum, 1, y, from, to);
+        } else {
+            share(rows, thread, all, &from, &to);
+            for (size_t r = from; r < to; r++) {
+                int8_t *q = codes + (r / group * tiles * group + r % group) * INS;
+                steps[r] = isa->quantise(x + r * (size_t)m->in, (size_t)m->in, q, group * INS, sums + r);
+            }
 #pragma omp barrier
 #if AMX
-        if (amx) multiply_amx(m, codes, steps, rows, y, rooms + thread * own, at_once, thread, all);
+            if (amx) multiply_amx(m, codes, steps, rows, y, rooms + thread * own, at_once, thread, all);
 #endif
-        share(strips, thread, all, &from, &to);
-        for (size_t first = 0; first < (amx ? 0 : rows); first += group)
-            multiply(isa, m, codes + first * tiles * INS, group, steps + first, sums + first, less(rows - first, group),
-                     y + first * (size_t)m->out, from, to);
+            share(strips, thread, all, &from, &to);
+            for (size_t first = 0; first < (amx ? 0 : rows); first += group)
+                multiply(isa, m, codes + first * tiles * INS, group, steps + first, sums + first, less(rows - first, group),
+                         y + first * (size_t)m->out, from, to);
+        }
     }
     (void)rooms, (void)at_once;
     free(memory);
@@ -756,19 +776,21 @@ typedef struct {
     int8_t *codes;
 } Pass;
 
-/* y (+)= matrix(norm(from)), this thread's outputs: each thread rounds the input for itself, which saves a barrier. */
+/* norm(from), rounded: each thread does it for itself, which saves a barrier. */
 static void rounded(const Pass *p, const float *from, const float *norm, size_t n, float *step, int32_t *sum) {
     const float *x = from;
     if (norm) p->isa->norm(from, norm, n, p->normed), x = p->normed;
     *step = p->isa->quantise(x, n, p->codes, INS, sum);
 }
 
+/* Ask for this thread's first weights of what comes after the next barrier. */
 static void ask_ahead(const Pass *p, const Matrix *m) {
     size_t from, to;
     share(up((size_t)m->out, OUTS), p->thread, p->threads, &from, &to);
     if (from < to) ask(m, from);
 }
 
+/* y = matrix(what was rounded), this thread's outputs. */
 static void product(const Pass *p, const Matrix *m, float step, int32_t sum, float *y) {
     size_t from, to;
     share(up((size_t)m->out, OUTS), p->thread, p->threads, &from, &to);
@@ -788,7 +810,8 @@ static void turn(const Pass *p, float *x) { /* rotary positions, the halves of a
 /* This thread's key and value heads, and the query heads that share them. */
 static void attention(const Pass *p, const Block *b) {
     const Model *m = p->m;
-    size_t width = (size_t)m->width, heads = (size_t)m->heads, kv_heads = (size_t)m->kv_heads, each = heads / kv_heads, from, to;
+    size_t width = (size_t)m->width, heads = (size_t)m->heads, kv_heads = (size_t)m->kv_heads, each = heads / kv_heads;
+    size_t from, to;
     share(kv_heads, p->thread, p->threads, &from, &to);
     for (size_t kv = from; kv < to; kv++) {
         float *keys = b->keys + kv * (size_t)m->length * width, *values = b->values + kv * (size_t)m->length * width;
@@ -872,6 +895,29 @@ EXPORT int grokbit_decode(const Model *m, int32_t token, int32_t position, float
         for (int32_t i = 0; i < m->depth; i++) block(&p, &m->blocks[i], i + 1 < m->depth ? &m->blocks[i + 1].q : &m->head);
         rounded(&p, p.x, m->norm, dim, &step, &sum);
         product(&p, &m->head, step, sum, logits);
+    }
+    free(memory);
+    return 0;
+}
+
+/* One row through each of `count` layers of one shape, the threads started once: what a token of a model is made of
+ * (benchmarks/ternary_matmul.py). Returns 0, or NO_MEMORY. */
+EXPORT int grokbit_row(const Matrix *layers, int32_t count, const float *x, float *y, int threads) {
+    size_t own = padded((size_t)layers->in), most = threads > 1 ? (size_t)threads : 1;
+    int8_t *memory = aligned_alloc(64, most * own);
+    if (!memory) return NO_MEMORY;
+#pragma omp parallel num_threads((int)most) if (most > 1)
+    {
+        Pass p = {.isa = chosen, .thread = (size_t)omp_get_thread_num(), .threads = (size_t)omp_get_num_threads()};
+        float step;
+        int32_t sum;
+        p.codes = memory + p.thread * own;
+        for (int32_t i = 0; i < count; i++) {
+            rounded(&p, x, NULL, (size_t)layers[i].in, &step, &sum);
+            product(&p, &layers[i], step, sum, y);
+            ask_ahead(&p, &layers[i + 1 < count ? i + 1 : i]);
+#pragma omp barrier
+        }
     }
     free(memory);
     return 0;
