@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from research import processes
+from research import processes, shards
 from research.dataset import Split
 from research.gradients import Loss
 from research.losses import judged
 from research.metrics import bits, hits
+from research.nn.bitlinear import kept, layers
 
 
 @torch.no_grad()
@@ -30,14 +31,17 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, hits, targets
+    whole = [layer for layer in layers(model).values() if shards.mine(layer.weight) is layer.weight]
     try:
-        for start in range(0, len(split), batch_size):
-            poll()
-            x, y = split[torch.arange(start, min(start + batch_size, len(split)))[processes.rank() :: processes.count()]]
-            with autocast():
-                logits = model(x)
-                each = loss(logits, y)
-            sums += torch.stack([each.sum().double(), hits(logits, y).double(), judged(y).double()])
+        with kept(whole):
+            for start in range(0, len(split), batch_size):
+                poll()
+                mine = torch.arange(start, min(start + batch_size, len(split)))[processes.rank() :: processes.count()]
+                x, y = split[mine]
+                with autocast():
+                    logits = model(x)
+                    each = loss(logits, y)
+                sums += torch.stack([each.sum().double(), hits(logits, y).double(), judged(y).double()])
     finally:
         model.train(was_training)
     nats, right, count = processes.total(sums).tolist()

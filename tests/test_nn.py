@@ -1,78 +1,17 @@
-"""Quantisation, BitLinear, attention and rotary positions against plain references."""
+"""Attention, rotary positions, norms and sizes against plain references."""
 
 import cmath
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from research.dataset import Tokens
 from research.models.transformer import Transformer
 from research.nn.attention import Attention
 from research.nn.bitlinear import BitLinear, packed_bytes, ternary_count
-from research.nn.quantize import int8, ternary, ternary_codes
+from research.nn.norm import RMSNorm
 from research.nn.rope import rope_table, rotate
-
-
-def reference_ternary(w: torch.Tensor) -> torch.Tensor:
-    """One weight after the other, in Python's numbers (2402.17764, eq. 1 to 3)."""
-    scale = max(sum(abs(v) for v in w.flatten().tolist()) / w.numel(), 1e-5)
-    return torch.tensor([max(-1, min(1, round(v / scale))) * scale for v in w.flatten().tolist()]).view_as(w)
-
-
-@given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
-def test_ternary_agrees_with_the_reference(seed: int, size: float) -> None:
-    w = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)) * size
-    torch.testing.assert_close(ternary(w), reference_ternary(w), rtol=1e-5, atol=1e-6)
-    assert set(ternary_codes(w).unique().tolist()) <= {-1.0, 0.0, 1.0}
-
-
-@given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
-def test_int8_has_256_levels_and_errs_by_half_of_one(seed: int, size: float) -> None:
-    x = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed)) * size
-    step = x.abs().amax(-1, keepdim=True) / 127
-    q = int8(x)
-    assert ((q - x).abs() <= 0.5001 * step).all()
-    torch.testing.assert_close(q / step, (q / step).round(), rtol=0, atol=1e-3)
-
-
-def reference_int8(x: torch.Tensor) -> torch.Tensor:
-    """One number after the other, a scale a token (2504.12285, section 2)."""
-    rows = []
-    for row in x.flatten(0, -2).tolist():
-        scale = 127 / max(*(abs(v) for v in row), 1e-5)
-        rows.append([max(-128, min(127, round(v * scale))) / scale for v in row])
-    return torch.tensor(rows).view_as(x)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_agrees_with_the_reference(dtype: torch.dtype) -> None:
-    """Of bf16 numbers too, the codes are those that exact arithmetic gives."""
-    x = torch.randn(40, 344, generator=torch.Generator().manual_seed(0)).to(dtype)
-    step = x.float().abs().amax(-1, keepdim=True) / 127
-    codes, expected = ((q / step).round() for q in (int8(x).float(), reference_int8(x.float())))
-    clear = ((x.float() / step).abs() % 1 - 0.5).abs() > 1e-4  # at a half float32 and Python's double may round apart
-    assert clear.float().mean() > 0.99
-    assert torch.equal(codes[clear], expected[clear])
-
-
-def test_zeros_stay_zeros() -> None:
-    assert not ternary(torch.zeros(3, 4)).any()
-    assert not int8(torch.zeros(3, 4)).any()
-
-
-def test_bitlinear_forward_and_gradient() -> None:
-    torch.manual_seed(0)
-    layer, x = BitLinear(8, 5, bias=False), torch.randn(3, 8, requires_grad=True)
-    y = layer(x)
-    xq, wq = reference_int8(x.detach()), reference_ternary(layer.weight.detach())
-    torch.testing.assert_close(y, xq @ wq.T)
-    g = torch.randn_like(y)
-    y.backward(g)
-    torch.testing.assert_close(x.grad, g @ wq)  # straight through the rounding of x, but through the rounded w
-    torch.testing.assert_close(layer.weight.grad, g.T @ xq)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -113,6 +52,23 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
         return (rotate(q, cos[i : i + 1], sin[i : i + 1]) * rotate(k, cos[j : j + 1], sin[j : j + 1])).sum()
 
     torch.testing.assert_close(score(3, 1), score(17, 15), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_the_norm_and_its_gradient_agree_with_torch_s(kind: torch.dtype, rtol: float) -> None:
+    """Beside a bf16 x, as autocast has it, the weight stays float32, and so does the result."""
+    torch.manual_seed(0)
+    layer = RMSNorm(48).to(torch.promote_types(kind, torch.float32))
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(3, 5, 48, dtype=torch.float64).to(kind).requires_grad_()
+    found, expected = [], []
+    for y, seen in (layer(x), found), (torch.nn.functional.rms_norm(x.double(), (48,), layer.weight.double(), 1e-5), expected):
+        y.backward(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y))
+        seen.extend((y, x.grad, layer.weight.grad))
+        x.grad = layer.weight.grad = None
+    assert found[0].dtype == layer.weight.dtype
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=20 * rtol)
 
 
 @pytest.mark.parametrize("linear", [torch.nn.Linear, BitLinear])

@@ -1,7 +1,6 @@
 """The model in operations that every program has: two bits a weight in the file, whole numbers in float32 as it runs."""
 
 from copy import deepcopy
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +8,8 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from research.export.layout import Codes, Source, quiet
-from research.models.transformer import Block, Transformer
-from research.nn.attention import Attention, Cache
+from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
-from research.nn.rope import rotate
 
 SHIFTS = (0, 2, 4, 6)
 
@@ -73,29 +70,11 @@ class PlainLinear(nn.Module):
         return F.linear(codes * step, weight)
 
 
-def attend(
-    attention: Attention,
-    x: Float[Tensor, "batch seq dim"],
-    cos: Float[Tensor, "seq half"],
-    sin: Float[Tensor, "seq half"],
-    cache: Cache | None = None,
-) -> Float[Tensor, "batch seq dim"]:
-    """The attention's forward over a whole sequence: it compares lengths, and in a trace they are no numbers."""
-    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    q, k, v = (part(x).unflatten(-1, (-1, attention.width)).transpose(1, 2) for part in parts)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=attention.grouped)
-    return attention.o_proj(attention.attn_sub_norm(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
-
-
 def plain(source: Source) -> Transformer:
     """The model with plain layers; everything else is float32 as it was trained."""
     model, codes = deepcopy(source.model), table()
     for name, layer in source.linears.items():
         model.set_submodule(name, PlainLinear(layer, codes))
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        block.attention.forward = partial(attend, block.attention)  # type: ignore[method-assign]
     return model.eval()
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from research.nn.bitlinear import together
 from research.nn.rope import rotate
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
@@ -16,8 +17,8 @@ class Cache:
     """The keys and values of one block so far: what earlier positions need not compute again."""
 
     def __init__(self, batch: int, kv_heads: int, length: int, width: int, like: Tensor) -> None:
-        self.k = like.new_zeros(batch, kv_heads, length, width)
-        self.v = torch.zeros_like(self.k)
+        self.k = like.new_empty(batch, kv_heads, length, width)  # what is not filled is never read, nor in memory
+        self.v = torch.empty_like(self.k)
         self.filled = 0  # positions
 
     def extend(
@@ -49,13 +50,14 @@ class Attention(nn.Module):
         sin: Float[Tensor, "seq half"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        q, k, v = (p(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projected = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (y.unflatten(-1, (-1, self.width)).transpose(1, 2) for y in projected)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mask = None
         if cache:
             k, v = cache.extend(k, v)
             if 1 < q.shape[2] < k.shape[2]:  # several positions after those that are kept
                 mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
-        causal = q.shape[2] == k.shape[2]  # each position sees itself and those before it
+        causal = cache is None or q.shape[2] == k.shape[2]  # each position sees itself and those before it
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]

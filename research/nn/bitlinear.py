@@ -5,7 +5,7 @@ order without an error, so every back end, and the packed layer in research/nn/p
 passes straight through the rounding (Bengio et al. 2013, arXiv 1308.3432).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any, Literal, cast
@@ -15,37 +15,50 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from research.nn.products import BackEnd, chosen, operand, product
+from research.nn.products import BackEnd, backward_type, chosen, operand, product
 from research.nn.quantize import Quantizer
 from research.ranges import Natural
 
 Kept = tuple[Tensor, Tensor]  # codes and step of a weight
 
 
-class _Linear(torch.autograd.Function):
-    """x W^T of rounded x and W. Activations are saved for the backward pass as int8, weights in the type of the product."""
+class _Linears(torch.autograd.Function):
+    """x W^T of rounded x and each of several rounded W. What is saved for the backward pass: x as int8, each W as it was
+    multiplied.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, quantizer: Quantizer, back_end: BackEnd, dtype: torch.dtype, kept: Kept | None
-    ) -> Tensor:
-        codes, steps = quantizer.activation(x)
-        w_codes, w_steps = kept or quantizer.weight(weight)
-        left, right = operand(back_end, codes, x.dtype), operand(back_end, w_codes, x.dtype)
-        ctx.save_for_backward(codes.to(torch.int8), steps, right, w_steps)
-        ctx.types = x.dtype, weight.dtype
-        return product(left, right).mul_(steps * w_steps.t()).to(dtype)
+        ctx: Any, x: Tensor, quantizer: Quantizer, back_end: BackEnd, dtype: torch.dtype, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`tensors` are the codes of each weight, then their steps, then the weights, for their gradients."""
+        third = len(tensors) // 3
+        wide, steps = quantizer.activation(x)
+        codes = wide.to(torch.int8)
+        left, *rights = (operand(back_end, each, steps.dtype) for each in (codes, *tensors[:third]))
+        del wide  # its memory is the product's
+        ctx.save_for_backward(codes, steps, *rights, *tensors[third : 2 * third])
+        ctx.types = x.dtype, tensors[-1].dtype
+        pairs = zip(rights, tensors[third:], strict=False)
+        return tuple(product(left, right, steps * w_steps.t(), dtype) for right, w_steps in pairs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        codes, steps, w_codes, w_steps = ctx.saved_tensors
-        small = torch.bfloat16 if w_codes.dtype == torch.int8 else w_codes.dtype
-        of_x = of_w = None
-        if ctx.needs_input_grad[0]:
-            of_x = ((gradient * w_steps.t()).to(small) @ w_codes.to(small)).to(ctx.types[0])
-        if ctx.needs_input_grad[1]:
-            of_w = ((gradient * steps).to(small).t() @ codes.to(small)).to(ctx.types[1])
-        return of_x, of_w, None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Products of the gradients with rounded x and W, in the small type: as autocast would, but for less memory."""
+        codes, steps, *others = ctx.saved_tensors
+        rights, w_steps = others[: len(gradients)], others[len(gradients) :]
+        dtype, of_x, of_weights = backward_type(rights[0]), None, []
+        x = codes.to(dtype).mul_(steps.to(dtype))
+        for place, (gradient, right, step) in enumerate(zip(gradients, rights, w_steps, strict=True)):
+            small = gradient.to(dtype)
+            if ctx.needs_input_grad[0]:
+                w = (right.to(dtype) * step).to(dtype)
+                of_x = small @ w if of_x is None else torch.addmm(of_x, small, w)
+            learns = ctx.needs_input_grad[place - len(gradients)]
+            of_weights.append((small.t() @ x).to(ctx.types[1]) if learns else None)
+        if of_x is not None:
+            of_x = of_x.to(ctx.types[0])
+        return of_x, *[None] * (3 + 2 * len(gradients)), *of_weights
 
 
 class BitLinear(nn.Linear):
@@ -65,7 +78,7 @@ class BitLinear(nn.Linear):
         out_features: int,
         bias: bool = True,
         scale: Literal["absmean", "absmedian", "absmax"] = "absmean",
-        weight_bits: float = 1.58,
+        weight_bits: float | int = 1.58,
         per: Literal["tensor", "channel"] | int = "tensor",
         activation_bits: Literal[8, 4] = 8,
         activation_per: Literal["token", "tensor"] = "token",
@@ -85,25 +98,43 @@ class BitLinear(nn.Linear):
         self.register_buffer("lamb", torch.ones((), device=device), persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if isinstance(self.quantizer.per, int) or (self.mixes and self.training):
-            return self._reference(x)
-        with torch.autocast(kind, enabled=False):
-            rows = x.flatten(0, -2)
-            back_end: Any = self.back_end
-            if back_end == "auto":
-                back_end = chosen(rows, torch.is_grad_enabled() and self.weight.requires_grad, dtype.itemsize < 4)
-            y = cast(Tensor, _Linear.apply(rows, self.weight, self.quantizer, back_end, dtype, self.kept))  # type: ignore[no-untyped-call]
-        y = y.unflatten(0, x.shape[:-1])
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return together(x, self)[0]
 
-    def _reference(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+    @property
+    def plain(self) -> bool:
+        """Whether a product of codes gives the output."""
+        return not isinstance(self.quantizer.per, int) and not (self.mixes and self.training)
+
+    def rounded(self, dtype: torch.dtype | None = None) -> Kept:
+        """Codes, as `dtype` unless they are kept, and step of the weight."""
+        return self.kept or self.quantizer.weight(self.weight, dtype)
+
+    def reference(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """In full precision over rounded values: what groups and the warm-up need."""
         lamb = self.lamb if self.mixes and self.training else None
         codes, steps = self.quantizer.activation(x)
-        w_codes, w_steps = self.kept or self.quantizer.weight(self.weight)
+        w_codes, w_steps = self.rounded()
         return F.linear(through(x, codes * steps, lamb), through(self.weight, w_codes * w_steps, lamb), self.bias)
+
+
+def together(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> list[Float[Tensor, "*batch _"]]:
+    """What each of several layers makes of one input. BitLinears that round alike round it once for all of them."""
+    bits = [layer for layer in linears if isinstance(layer, BitLinear) and layer.plain]
+    if len(bits) < len(linears) or len({(layer.quantizer, layer.back_end) for layer in bits}) > 1:
+        return [layer.reference(x) if isinstance(layer, BitLinear) and not layer.plain else layer(x) for layer in linears]
+    kind, rows, back_end = x.device.type, x.reshape(-1, x.shape[-1]), cast(Any, bits[0].back_end)
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    with torch.autocast(kind, enabled=False):
+        if back_end == "auto":
+            learns = torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in bits)
+            back_end = chosen(rows, sum(layer.out_features for layer in bits), learns, dtype.itemsize < 4)
+        with torch.no_grad():
+            codes, steps = zip(*(layer.rounded(torch.bfloat16) for layer in bits), strict=True)
+        weights = [layer.weight for layer in bits]
+        ys = _Linears.apply(rows, bits[0].quantizer, back_end, dtype, *codes, *steps, *weights)  # type: ignore[no-untyped-call]
+    biases = [layer.bias for layer in bits]
+    ys = [y.view(*x.shape[:-1], y.shape[-1]) for y in cast(tuple[Tensor, ...], ys)]
+    return [y if bias is None else y + bias.to(y.dtype) for y, bias in zip(ys, biases, strict=True)]
 
 
 def through(x: Float[Tensor, "*shape"], rounded: Float[Tensor, "*shape"], lamb: Tensor | None) -> Float[Tensor, "*shape"]:
@@ -131,8 +162,7 @@ def kept(bits: Sequence[BitLinear]) -> Iterator[None]:
     try:
         for layer in bits:
             with torch.no_grad():
-                codes, step = layer.quantizer.weight(layer.weight)
-            layer.kept = codes.to(torch.bfloat16), step  # exact: codes have at most 8 bits
+                layer.kept = layer.quantizer.weight(layer.weight, torch.bfloat16)  # exact: codes have at most 8 bits
         yield
     finally:
         for layer in bits:
@@ -140,12 +170,17 @@ def kept(bits: Sequence[BitLinear]) -> Iterator[None]:
 
 
 def convert(
-    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ("*head*", "*embed*"), **settings: Any
+    model: nn.Module,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = ("*head*", "*embed*"),
+    linear: Callable[..., nn.Module] = BitLinear,
+    **settings: Any,
 ) -> nn.Module:
     """Turn each nn.Linear whose name fits a pattern of `include` and none of `exclude` into a BitLinear with `settings`,
     in place: it keeps its very weights, so an optimizer built before goes on to work. Returns the model.
 
-    Raises ValueError where no layer fits. Subclasses of nn.Linear, which others may use in ways of their own, stay.
+    Raises ValueError, before anything is changed, where no layer fits or `per` does not divide the inputs of one.
+    Subclasses of nn.Linear, which others may use in ways of their own, stay.
     """
     fits = {
         name: module
@@ -154,18 +189,24 @@ def convert(
         and any(fnmatch(name, pattern) for pattern in include)
         and not any(fnmatch(name, pattern) for pattern in exclude)
     }
-    if not fits:
-        names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    if not fits or "" in fits:
+        names = [name or "itself" for name, module in model.named_modules() if type(module) is nn.Linear]
         told = f"has nn.Linear: {', '.join(names[:8])}" if names else "has no nn.Linear"
         raise ValueError(f"convert: no layer fits include={list(include)}, exclude={list(exclude)}; the model {told}")
-    for name, old in fits.items():
-        layer = BitLinear(old.in_features, old.out_features, old.bias is not None, device=torch.device("meta"), **settings)
-        layer.weight, layer.bias = old.weight, old.bias
-        layer.lamb = torch.ones((), device=old.weight.device)
-        layer.train(old.training)
+    made = {name: _like(old, linear, settings) for name, old in fits.items()}
+    for name, layer in made.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
     return model
+
+
+def _like(old: nn.Linear, linear: Callable[..., nn.Module], settings: dict[str, Any]) -> nn.Module:
+    """A layer with the weights of another."""
+    layer = linear(old.in_features, old.out_features, old.bias is not None, device=torch.device("meta"), **settings)
+    layer.weight, layer.bias = old.weight, old.bias
+    if isinstance(layer, BitLinear):
+        layer.lamb = torch.ones((), device=old.weight.device)
+    return layer.train(old.training)
 
 
 def ternary_count(model: nn.Module) -> int:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from research.nn.bitlinear import together
+
 Activation = Literal["silu", "relu2"]
 Linear = Callable[..., nn.Module]
 
@@ -28,4 +30,5 @@ class FeedForward(nn.Module):
         self.down_proj = linear(hidden, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        return self.down_proj(self.ffn_sub_norm(self.act(self.gate_proj(x)) * self.up_proj(x)))  # type: ignore[no-any-return]
+        gate, up = together(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self.ffn_sub_norm(self.act(gate) * up))  # type: ignore[no-any-return]

@@ -3,33 +3,33 @@
 ste: float32, the plain reference (float64 stays float64). Exact up to sums of 2^24.
 bf16_exact: on bf16 tensor units (AMX, CUDA), where whole numbers up to 256 are exact. Summed in float32, but on a CPU the sum
     itself comes back as bf16: 8 bits, as under autocast. The products of the backward pass run there too.
-int8: summed in int32; the backward pass as bf16_exact.
+int8: summed in int32; the backward pass as bf16_exact, or in float32 on a CPU without bf16 units.
 """
 
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 BackEnd = Literal["ste", "bf16_exact", "int8"]
 FAST_BF16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 FAST_INT8 = torch.cpu._is_vnni_supported()
-ROWS = range(128, 1025)  # where int8 pays on a CPU
+SMALL = 2**22, 2**18  # multiplications below which float32 is as fast: of a training step on bf16 units; of a product in int8
 
 
-def chosen(x: Float[Tensor, "rows in"], learns: bool, rounded: bool) -> BackEnd:
+def chosen(x: Float[Tensor, "rows in"], outs: int, learns: bool, rounded: bool) -> BackEnd:
     """The fastest back end for this shape on this device; an exact one where nothing is learnt from it and the output is
-    not `rounded` to 16 bits anyway.
+    not `rounded` to 16 bits anyway. Measured on two cores with AMX; without bf16 or int8 units float32 is the fastest.
     """
     if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
         return "ste"
     if x.device.type == "cuda":
         return "bf16_exact" if torch.cuda.is_bf16_supported(including_emulation=False) else "ste"
+    work = x.shape[0] * x.shape[1] * outs
     if FAST_BF16 and (learns or rounded):
-        return "bf16_exact"
-    return "int8" if FAST_INT8 and x.shape[0] in ROWS else "ste"
+        return "bf16_exact" if work >= SMALL[0] else "ste"
+    return "int8" if FAST_INT8 and work >= SMALL[1] else "ste"
 
 
 def operand(back_end: BackEnd, codes: Shaped[Tensor, "*shape"], wide: torch.dtype = torch.float32) -> Shaped[Tensor, "*shape"]:
@@ -37,11 +37,28 @@ def operand(back_end: BackEnd, codes: Shaped[Tensor, "*shape"], wide: torch.dtyp
     return codes.to({"ste": wide, "bf16_exact": torch.bfloat16, "int8": torch.int8}[back_end])
 
 
-def product(x: Shaped[Tensor, "rows in"], w: Shaped[Tensor, "out in"]) -> Float[Tensor, "rows out"]:
-    """x w^T of operands of one type, in float32 (float64 of float64)."""
-    if x.dtype == torch.int8:
-        return torch._int_mm(x, w.t()).float()
-    if x.dtype == torch.bfloat16 and x.device.type == "cuda":
-        return torch.mm(x, w.t(), out_dtype=torch.float32)
-    y = F.linear(x, w)
-    return y.float() if y.dtype == torch.bfloat16 else y
+def backward_type(operand: Shaped[Tensor, "out in"]) -> torch.dtype:
+    """The type of the products of the backward pass, by the operand of the forward one."""
+    if operand.dtype != torch.int8:
+        return operand.dtype
+    return torch.bfloat16 if FAST_BF16 or operand.device.type == "cuda" else torch.float32
+
+
+def product(
+    x: Shaped[Tensor, "rows in"], w: Shaped[Tensor, "out in"], scale: Float[Tensor, "..."], dtype: torch.dtype
+) -> Float[Tensor, "rows out"]:
+    """x w^T of operands of one type, times `scale`, as `dtype`."""
+    if x.dtype == torch.int8 and _fits(x, w):
+        y = torch._int_mm(x, w.t())
+    elif x.device.type == "cuda" and x.element_size() < 4:
+        y = torch.mm(x.bfloat16(), w.bfloat16().t(), out_dtype=torch.float32)
+    else:
+        y = x @ w.t()
+    if y.dtype != dtype:
+        y = y.to(torch.promote_types(dtype, torch.float32))
+    return y.mul_(scale.to(y.dtype)).to(dtype)  # in place: as few passes over memory as that takes
+
+
+def _fits(x: Shaped[Tensor, "rows in"], w: Shaped[Tensor, "out in"]) -> bool:
+    """Whether the shape is one that CUDA's int8 product takes; a CPU's takes any."""
+    return x.device.type != "cuda" or (x.shape[0] > 16 and x.shape[1] % 8 == 0 and w.shape[0] % 8 == 0)

@@ -30,7 +30,7 @@ class Quantizer:
     """
 
     scale: Literal["absmean", "absmedian", "absmax"] = "absmean"
-    weight_bits: float = 1.58  # 1 (signs), 1.58 (ternary), 2, 4, 8
+    weight_bits: float | int = 1.58  # 1 (signs), 1.58 (ternary), 2, 4, 8
     per: Literal["tensor", "channel"] | int = "tensor"  # what has a step: all weights, one output's, so many inputs of it
     activation_bits: Literal[8, 4] = 8
     activation_per: Literal["token", "tensor"] = "token"  # tensor: a token's rounding then depends on the others
@@ -47,8 +47,10 @@ class Quantizer:
         """Whether every code is -1, 0 or 1."""
         return self.weight_bits < 2
 
-    def weight(self, w: Float[Tensor, "out in"]) -> tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]:
-        """Codes of a weight, and their step: of shape [] (tensor), [out, 1] (channel), [out, in] (groups).
+    def weight(
+        self, w: Float[Tensor, "out in"], dtype: torch.dtype | None = None
+    ) -> tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]:
+        """Codes of a weight, as `dtype` (its own), and their step, [] (tensor), [out, 1] (channel) or [out, in] (groups).
 
         The step is absmax / Q, or a mean over sqrt(Q), with Q the largest code: for ternary codes absmean itself
         (2402.17764, eq. 1 to 3), for wider ones the rule of LSQ (Esser et al. 2020, 1902.08153) without its factor of two.
@@ -56,11 +58,12 @@ class Quantizer:
         rows = w.unflatten(1, (-1, self.per)) if isinstance(self.per, int) else w
         low, high = LEVELS[self.weight_bits]
         step = self._size(rows) / (high if self.scale == "absmax" else math.sqrt(high))
+        dtype = dtype or w.dtype
         if self.weight_bits == 1:  # the sign of what is left without the mean (2310.11453, eq. 1 to 3)
             mean = rows.mean() if self.per == "tensor" else rows.mean(-1, keepdim=True)
-            codes = (rows > mean).to(w.dtype).mul_(2).sub_(1)
+            codes = (rows > mean).to(dtype).mul_(2).sub_(1)
         else:
-            codes = (rows * step.reciprocal()).round_().clamp_(low, high)
+            codes = (rows * step.reciprocal()).round_().clamp_(low, high).to(dtype)
         return codes.view_as(w), step.expand_as(rows).reshape_as(w) if isinstance(self.per, int) else step
 
     def _size(self, rows: Float[Tensor, "out ..."]) -> Float[Tensor, "..."]:
@@ -71,7 +74,8 @@ class Quantizer:
         if self.scale == "absmax":
             size = size.amax(-1, keepdim=True)
         elif self.scale == "absmedian":
-            size = size.median(-1, keepdim=True).values
+            top = size.amax(-1, keepdim=True)
+            size = size.median(-1, keepdim=True).values + (top - top)  # a median alone would not see what is infinite
         else:
             size = size.mean(-1, keepdim=True)
         size = size.clamp(min=EPS)
@@ -83,11 +87,12 @@ class Quantizer:
         8 bits: 127 x / absmax (2504.12285, section 2); 4 bits: sqrt(7) x / absmean (2411.04965, section 2).
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few digits for 256 levels
-        dims = None if self.activation_per == "tensor" else -1
+        tensor = self.activation_per == "tensor"
         if self.activation_bits == 8:
-            size = torch.linalg.vector_norm(x, math.inf, dims, keepdim=dims is not None).clamp(min=EPS)
+            top, bottom = (x.amax(), x.amin()) if tensor else (x.amax(-1, keepdim=True), x.amin(-1, keepdim=True))
+            size = torch.maximum(top, -bottom).clamp(min=EPS)  # of |x|, which need not be written
             return (x * (127 / size)).round_(), size / 127  # no product is beyond 127 by more than its rounding
-        size = (x.abs().mean() if dims is None else x.abs().mean(dims, keepdim=True)).clamp(min=EPS)
+        size = (x.abs().mean() if tensor else x.abs().mean(-1, keepdim=True)).clamp(min=EPS)
         return (x * (math.sqrt(7) / size)).round_().clamp_(-8, 7), size / math.sqrt(7)
 
 

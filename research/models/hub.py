@@ -1,0 +1,90 @@
+"""Any causal language model of transformers, its linear layers turned into BitLinears."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from research.dataset import Tokens
+from research.nn.bitlinear import convert
+
+EVERY, OUTER = ("*",), ("*head*", "*embed*")  # embedding and head stay in full precision
+
+
+class Hub(nn.Module):
+    """A model of transformers behind this program's interface.
+
+    With `folder`, a local one that save_pretrained wrote, architecture and weights come from there, in float32; else
+    `model_type` and `fields`, both in transformers' words, describe a new one. Raises ValueError where transformers is
+    missing, for what it does not know, and where the model is too small for the data.
+    """
+
+    def __init__(
+        self,
+        shape: Tokens,
+        model_type: str = "llama",
+        fields: Mapping[str, Any] | None = None,
+        folder: str | None = None,
+        linear: Callable[..., nn.Module] | None = None,  # takes the place of nn.Linear; None: full precision
+        include: Sequence[str] = EVERY,
+        exclude: Sequence[str] = OUTER,
+    ) -> None:
+        super().__init__()
+        try:
+            import transformers  # here: it is an extra, and slow to import
+        except ModuleNotFoundError as error:
+            raise ValueError(f"model=hub needs {error.name}: pip install 'grokbit[hub]'") from error
+        auto: Any = transformers
+        net = _loaded(auto, folder) if folder else _new(auto, model_type, dict(fields or {}), shape)
+        held = {"vocab_size": shape.vocab, "max_position_embeddings": shape.length}
+        for name, needed in held.items():
+            if (room := getattr(net.config, name, None)) is not None and room < needed:
+                raise ValueError(f"model=hub: {name} is {room}, the data has {needed}: give another model or other data")
+        self.net: nn.Module = convert(net, include, exclude, linear) if linear else net
+
+    def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of the next symbol at each position."""
+        return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def _new(transformers: Any, model_type: str, fields: dict[str, Any], shape: Tokens) -> nn.Module:
+    """A model with fresh weights, for the symbols and positions of the data unless `fields` say otherwise."""
+    try:
+        known = transformers.AutoConfig.for_model(model_type)
+    except ValueError as error:
+        close = get_close_matches(model_type, transformers.CONFIG_MAPPING)
+        raise ValueError(f"model.model_type={model_type}: transformers has none of that name{_meant(close)}") from error
+    names = {*known.to_dict(), *known.attribute_map}
+    for name in fields.keys() - names:  # transformers would take it, and never look at it
+        raise ValueError(f"model.fields.{name}: {model_type} has no such field{_meant(get_close_matches(name, names))}")
+    defaults = {"vocab_size": shape.vocab, "max_position_embeddings": shape.length, "pad_token_id": None}
+    fields = {name: value for name, value in defaults.items() if name in names} | fields
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **fields)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+    except Exception as error:  # its checks of configurations raise classes of their own
+        raise ValueError(f"model.model_type={model_type}, model.fields={fields}: {_first(error.__cause__ or error)}") from error
+
+
+def _loaded(transformers: Any, folder: str) -> nn.Module:
+    """The model in a local folder. Nothing is looked for elsewhere."""
+    if not (Path(folder).expanduser() / "config.json").is_file():
+        raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
+    try:
+        path = Path(folder).expanduser()
+        return transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)  # type: ignore[no-any-return]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model.folder={folder} cannot be read: {_first(error)}") from error
+
+
+def _meant(close: list[str]) -> str:
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

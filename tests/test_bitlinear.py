@@ -1,0 +1,384 @@
+"""One layer, three back ends: the same codes, outputs and gradients; and all that a linear layer has to live with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from research.data.modular import modular
+from research.dataset import Tokens
+from research.evaluation import evaluate
+from research.losses import last_token
+from research.models.transformer import Transformer
+from research.nn import products
+from research.nn.attention import Attention
+from research.nn.bitlinear import BitLinear, convert, kept, layers, together
+from research.nn.quantize import Quantizer
+from research.optim.schedules import constant
+from research.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+BACK_ENDS = ("ste", "bf16_exact", "int8")
+ROUNDED = {"ste": 1e-5, "int8": 1e-5, "bf16_exact": 2**-7}  # of the largest output: what a bf16 sum and scale leave
+SETTINGS: list[dict[str, Any]] = [{}, {"per": "channel", "scale": "absmax", "weight_bits": 4}, {"activation_bits": 4},
+                                  {"activation_per": "tensor", "weight_bits": 1}, {"scale": "absmedian"}]  # fmt: skip
+
+
+def layer_of(back_end: Any, ins: int = 96, outs: int = 40, bias: bool = True, **settings: Any) -> BitLinear:
+    torch.manual_seed(0)
+    return BitLinear(ins, outs, bias, back_end=back_end, **settings)
+
+
+def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """By the largest number: a small one among large ones has few digits."""
+    return bool((one - other).abs().max() <= tolerance * other.abs().max())
+
+
+def passed(layer: nn.Module, x: Tensor, g: Tensor) -> list[Tensor]:
+    """Output and gradients of x and of the parameters."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    y.backward(g.to(y.dtype))
+    found = [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+    layer.zero_grad()
+    return [tensor for tensor in found if tensor is not None]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_back_ends_agree(settings: dict[str, Any]) -> None:
+    x, g = torch.randn(2, 30, 96), torch.randn(2, 30, 40)
+    expected = passed(layer_of("ste", **settings), x, g)
+    for back_end in BACK_ENDS:
+        found = passed(layer_of(back_end, **settings), x, g)
+        assert close(found[0], expected[0], ROUNDED[back_end])
+        assert back_end == "bf16_exact" or torch.equal(found[0], expected[0])
+        for one, other in zip(found[1:], expected[1:], strict=True):
+            assert one.dtype == torch.float32
+            assert close(one, other, 2**-6)
+
+
+@pytest.mark.parametrize("back_end", ["auto", *BACK_ENDS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_master_weights(back_end: Any, dtype: torch.dtype) -> None:
+    """Large activations must not overflow in fp16 on the way: 127^2 times as much is in the sum of codes."""
+    size = 3e3 if dtype == torch.float16 else 3.0
+    x, g = torch.randn(200, 96) * size, torch.randn(200, 40)
+    expected = passed(layer_of("ste", bias=False), x, g)
+    for kind in (torch.float32, dtype):
+        with torch.autocast("cpu", dtype):
+            layer = layer_of(back_end, bias=False)
+            y = layer(x.to(kind))
+        assert y.dtype == dtype
+        assert y.isfinite().all()
+        xs = x.detach().to(kind).requires_grad_()
+        with torch.autocast("cpu", dtype):
+            y = layer(xs)
+        y.backward(g.to(dtype))
+        assert xs.grad is not None
+        assert xs.grad.dtype == kind
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.dtype == torch.float32
+        assert close(y.float(), expected[0], 2**-6)
+        assert close(xs.grad.float(), expected[1], 2**-5)
+        assert close(layer.weight.grad, expected[2], 2**-5)
+
+
+@pytest.mark.parametrize("back_end", ["auto", *BACK_ENDS])
+def test_any_shape_goes(back_end: Any) -> None:
+    for shape in [(96,), (1, 96), (3, 1, 96), (0, 96), (129, 96)]:
+        layer = layer_of(back_end)
+        x = torch.randn(shape, requires_grad=True)
+        y = layer(x)
+        assert y.shape == (*shape[:-1], 40)
+        y.sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+    odd = layer_of(back_end, 7, 3)
+    codes, steps = odd.quantizer.activation(x := torch.randn(5, 7))
+    w_codes, step = odd.quantizer.weight(odd.weight)
+    torch.testing.assert_close(odd(x), F.linear(codes * steps, w_codes * step, odd.bias), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_together_is_one_after_the_other(back_end: Any) -> None:
+    """And the gradient of the shared input is the sum."""
+    torch.manual_seed(0)
+    several = [BitLinear(96, outs, bias, back_end=back_end) for outs, bias in ((40, True), (8, False), (24, True))]
+    x = torch.randn(4, 10, 96, requires_grad=True)
+    apart = [layer(x) for layer in several]
+    gs = [torch.randn_like(y) for y in apart]
+    expected = torch.autograd.grad(apart, [x, *(layer.weight for layer in several)], gs)
+    joined = together(x, *several)
+    assert all(torch.equal(one, other) for one, other in zip(joined, apart, strict=True))
+    found = torch.autograd.grad(joined, [x, *(layer.weight for layer in several)], gs)
+    assert close(found[0], expected[0], 1e-5 if back_end == "ste" else 2**-6)
+    assert all(torch.equal(one, other) for one, other in zip(found[1:], expected[1:], strict=True))
+
+
+def test_the_choice_is_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "FAST_BF16", True)
+    monkeypatch.setattr(products, "FAST_INT8", True)
+    large, little = torch.zeros(512, 512), torch.zeros(8, 64)
+    assert products.chosen(large, 512, learns=True, rounded=False) == "bf16_exact"
+    assert products.chosen(little, 64, learns=True, rounded=False) == "ste"
+    assert products.chosen(large, 512, learns=False, rounded=True) == "bf16_exact"
+    assert products.chosen(large, 512, learns=False, rounded=False) == "int8", "an evaluation in float32 is exact"
+    assert products.chosen(large.double(), 512, learns=True, rounded=False) == "ste"
+    assert products.chosen(large.to("meta"), 512, learns=True, rounded=False) == "ste"
+    monkeypatch.setattr(products, "FAST_BF16", False)
+    assert products.chosen(large, 512, learns=True, rounded=True) == "int8"
+    assert products.backward_type(large.to(torch.int8)) == torch.float32
+    monkeypatch.setattr(products, "FAST_INT8", False)
+    assert products.chosen(large, 512, learns=True, rounded=True) == "ste"
+
+
+def test_together_takes_layers_of_any_kind() -> None:
+    x = torch.randn(4, 96)
+    mixed = [nn.Linear(96, 8), layer_of("ste"), layer_of("int8", per=32), layer_of("ste", activation_bits=4)]
+    for y, layer in zip(together(x, *mixed), mixed, strict=True):
+        assert torch.equal(y, layer(x))
+
+
+def test_an_attention_rounds_its_input_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    real = Quantizer.activation
+    monkeypatch.setattr(Quantizer, "activation", lambda self, x: seen.append(x) or real(self, x))
+    attention = Attention(32, 4, 2, BitLinear, nn.Identity())
+    attention(torch.randn(2, 6, 32), torch.ones(6, 4), torch.zeros(6, 4))
+    assert len(seen) == 2, "of q, k and v together, and of o"
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_activations_are_saved_as_int8(back_end: Any) -> None:
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    layer = layer_of(back_end, bias=False)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.randn(64, 96, requires_grad=True))
+    assert [tensor.dtype for tensor in saved if tensor.shape == (64, 96)] == [torch.int8]
+    assert sum(tensor.nbytes for tensor in saved if tensor.shape != (40, 96)) <= 64 * 96 + 64 * 4 + 4
+
+
+@pytest.fixture
+def roundings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a weight was rounded."""
+    count = [0]
+    real = Quantizer.weight
+
+    def weight(self: Quantizer, w: Tensor, dtype: torch.dtype | None = None) -> Any:
+        count[0] += 1
+        return real(self, w, dtype)
+
+    monkeypatch.setattr(Quantizer, "weight", weight)
+    return count
+
+
+DATA = modular(p=7)
+
+
+def small(**settings: Any) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(DATA.shape, 16, 1, 2, lambda ins, outs, bias: BitLinear(ins, outs, bias, **settings))
+
+
+@pytest.mark.parametrize("back_end", ["auto", *BACK_ENDS])
+def test_weights_are_rounded_once_a_step(roundings: list[int], back_end: Any) -> None:
+    """However many micro-batches it has: the same bits as when each rounds them."""
+    model, gradients = small(back_end=back_end), []
+    trainer = Trainer(1, 16, grad_accum=4, eval_every=1, device="cpu")
+    bits = list(layers(model).values())
+    x, y = DATA.train[torch.arange(16)]
+    for keeps in (False, True):
+        roundings[0] = 0
+        with kept(bits) if keeps else kept([]):
+            for part in range(4):
+                last_token(model(x[4 * part : 4 * part + 4]), y[4 * part : 4 * part + 4]).sum().backward()
+        assert roundings[0] == (7 if keeps else 4 * 7)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        model.zero_grad()
+    assert torch.equal(*gradients)
+    assert all(layer.kept is None for layer in bits)
+    roundings[0] = 0
+    trainer.fit(model, torch.optim.AdamW(model.parameters()), constant, last_token, DATA, monitor="val/acc")
+    assert roundings[0] == 7 + 7, "the step, and the evaluation after it"
+
+
+def test_an_evaluation_rounds_once_and_forgets(roundings: list[int]) -> None:
+    model = small()
+    evaluate(model, DATA.val, last_token, 4)
+    assert roundings[0] == 7
+    assert all(layer.kept is None for layer in layers(model).values())
+    with pytest.raises(RuntimeError, match="broken"):
+        evaluate(model, DATA.val, last_token, 4, poll=broken)
+    assert all(layer.kept is None for layer in layers(model).values())
+
+
+def broken() -> None:
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_recomputed_activations_give_the_same_gradients(back_end: Any) -> None:
+    found = []
+    for again in (False, True):
+        model = small(back_end=back_end)
+        trainer = Trainer(2, 16, eval_every=2, device="cpu", checkpoint_activations=again)
+        trainer.fit(model, torch.optim.SGD(model.parameters(), lr=0.1), constant, last_token, DATA, monitor="val/acc")
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
+
+
+COMPILED = """
+import torch
+from contextlib import nullcontext
+from research.dataset import Tokens
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear, kept, layers
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = Transformer(Tokens(11, 6), 32, 1, 2, BitLinear, sub_norm=True)
+x, bits = torch.randint(11, (8, 6)), list(layers(net).values())
+
+def passed(keeps, autocast):
+    with kept(bits) if keeps else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = net(x).float().square().mean()
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+    net.zero_grad()
+    return loss.detach(), gradient
+
+ways = [(False, False), (True, True)]  # weights kept, autocast
+expected = [passed(*way) for way in ways]
+net.compile(fullgraph=True, backend="aot_eager")
+for again in range(2):
+    with torch.compiler.set_stance("fail_on_recompile" if again else "default"):
+        for (loss, gradient), way in zip(expected, ways):
+            found, other = passed(*way)
+            assert (found - loss).abs() < 1e-3 * loss.abs(), (way, found, loss)
+            assert (other - gradient).abs().max() < 0.05 * gradient.abs().max(), way
+"""
+
+
+def test_compiled_it_is_one_graph_for_all_steps() -> None:
+    """Forward and backward, weights kept or not, under autocast or not: traced whole, and once.
+
+    In a process of its own: torch.compile cannot see through beartype.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    start = [sys.executable, "-W", "ignore", "-c", COMPILED]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+TWO = """
+import sys, torch, torch.distributed as dist
+from research.nn.bitlinear import BitLinear, layers
+from research import shards
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+x = torch.randn(8, 32)
+
+def build():
+    torch.manual_seed(1)
+    block = lambda: torch.nn.Sequential(BitLinear(32, 64, back_end="bf16_exact"), torch.nn.SiLU(), BitLinear(64, 32))
+    return torch.nn.Sequential(torch.nn.ModuleList([block(), block()])[0], block())
+
+def gradient(net, x):
+    net(x).square().mean().backward()
+    return torch.cat([shards.whole(p.grad).flatten() for p in net.parameters()])
+
+alone = gradient(build(), x)
+spread = build()
+from torch.distributed.fsdp import fully_shard
+for part in spread: fully_shard(part)
+fully_shard(spread)
+for net in (torch.nn.parallel.DistributedDataParallel(build()), spread):
+    found = gradient(net, x[4 * rank : 4 * rank + 4])
+    worst = (found - alone).abs().max() / alone.abs().max()
+    assert worst < 2e-2, (type(net).__name__, worst)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_average_the_same_gradient(tmp_path: Path) -> None:
+    """Under DDP, and with the weights spread by FSDP2."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    start = [sys.executable, "-W", "ignore", "-c", TWO]
+    both = [
+        subprocess.Popen([*start, str(rank), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in both:
+        _, told = process.communicate(timeout=100)
+        assert process.returncode == 0, told
+
+
+def test_convert_keeps_the_very_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), "head": nn.Linear(8, 4)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = dict(model.named_parameters())
+    model["body"][2].eval()
+    assert convert(model, activation_bits=4) is model
+    assert sorted(layers(model)) == ["body.0", "body.2"]
+    assert type(model["head"]) is nn.Linear
+    assert not model["body"][2].training
+    assert all(p is before[name] for name, p in model.named_parameters())
+    old = model["body"][0].weight.detach().clone()
+    y = model["head"](model["body"](torch.randn(3, 8)))
+    y.sum().backward()
+    optimizer.step()
+    assert not torch.equal(model["body"][0].weight, old)
+    assert model["body"][0].quantizer.activation_bits == 4
+
+
+def test_convert_takes_patterns() -> None:
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "gate", "embed_in")})
+    convert(model, include=["*_proj", "gate"], exclude=["k_*"])
+    assert sorted(layers(model)) == ["gate", "q_proj"]
+
+
+class Own(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"include": ["k"]}, r"include=\['k'\].*the model has nn.Linear: q"),
+        (nn.ModuleDict({"head": nn.Linear(8, 8)}), {}, "no layer fits"),
+        (nn.ModuleDict({"q": nn.Conv1d(8, 8, 1)}), {}, "has no nn.Linear"),
+        (nn.ModuleDict({"q": Own(8, 8)}), {}, "has no nn.Linear"),
+        (nn.Linear(8, 8), {}, "the model has nn.Linear: itself"),
+        (nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(6, 8)}), {"per": 4}, "linear.per=4 does not divide the 6"),
+    ],
+)
+def test_what_convert_cannot_do_changes_nothing(model: nn.Module, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        convert(model, **given)
+    assert not layers(model)
+
+
+def test_a_converted_model_starts_where_it_was_with_a_warm_up() -> None:
+    """lambda = 0 is full precision: what a fine-tuning from pretrained weights needs."""
+    torch.manual_seed(0)
+    model = Transformer(Tokens(11, 6), 32, 1, 2, nn.Linear, sub_norm=True)
+    tokens = torch.randint(11, (3, 6))
+    before = model(tokens)
+    convert(model, warmup=10)
+    for layer in layers(model).values():
+        layer.mixes = True
+        layer.lamb.fill_(0)
+    assert torch.equal(model(tokens), before)
+    assert not torch.equal(model.eval()(tokens), before)

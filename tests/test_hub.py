@@ -1,0 +1,123 @@
+"""A model of transformers becomes ternary, trains through train.py, and its errors are the user's to mend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from research.dataset import Tokens
+from research.models.hub import Hub
+from research.nn.bitlinear import BitLinear, layers
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("transformers", reason="needs pip install 'grokbit[hub]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE = Tokens(11, 6)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder as save_pretrained leaves it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(vocab_size=11, max_position_embeddings=16, **TINY)).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_new_model_has_ternary_layers() -> None:
+    model = Hub(SHAPE, "llama", TINY, linear=BitLinear)
+    assert len(layers(model)) == 2 * 7
+    assert not any("head" in name for name in layers(model))
+    tokens = torch.randint(11, (3, 6))
+    logits = model(tokens)
+    assert logits.shape == (3, 6, 11)
+    logits.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    later = tokens.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 11
+    torch.testing.assert_close(model(later)[:, :4], logits[:, :4])
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma", "bitnet"])
+def test_other_architectures_go_too(kind: str) -> None:
+    model = Hub(SHAPE, kind, TINY | {"num_key_value_heads": 2}, linear=BitLinear, include=["*mlp*"])
+    assert len(layers(model)) == 2 * 3
+    assert model(torch.randint(11, (2, 6))).isfinite().all()
+
+
+def test_a_folder_gives_architecture_and_weights(saved: Path) -> None:
+    """Without BitLinears it is what was saved; with them it has the same master weights."""
+    from transformers import LlamaForCausalLM
+
+    tokens = torch.randint(11, (3, 6))
+    plain, ternary = Hub(SHAPE, folder=str(saved)), Hub(SHAPE, folder=str(saved), linear=BitLinear)
+    torch.testing.assert_close(plain(tokens), LlamaForCausalLM.from_pretrained(saved)(tokens).logits)
+    assert not layers(plain)
+    assert len(layers(ternary)) == 14
+    weights = ternary.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_it_trains_through_the_program(saved: Path, tmp_path: Path) -> None:
+    """From a configuration, and from a folder with a warm-up; a checkpoint is kept."""
+    base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=4", "tracker=jsonl", "trainer.device=cpu"]
+    fields = [f"model.fields.{name}={value}" for name, value in TINY.items()]
+    for more in (fields, [f"model.folder={saved}", "model.linear.warmup=2"]):
+        done = program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    for folder in (tmp_path / "out" / "modular").iterdir():
+        told = json.loads((folder / "summary.json").read_text())
+        assert told["status"] == "FINISHED"
+        assert told["steps"] == 4
+        assert (folder / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
+
+
+def program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model_type": "lama"}, "model.model_type=lama: transformers has none of that name; did you mean "),
+        ({"model_type": "vit"}, "model.model_type=vit, model.fields=.*: Unrecognized configuration class"),
+        ({"fields": {"hidden_sise": 3}}, "model.fields.hidden_sise: llama has no such field; did you mean hidden_size"),
+        ({"fields": TINY | {"vocab_size": 5}}, "vocab_size is 5, the data has 11"),
+        ({"fields": TINY | {"max_position_embeddings": 5}}, "max_position_embeddings is 5, the data has 6"),
+        ({"folder": "nowhere"}, "model.folder=nowhere has no config.json: give a local folder"),
+        ({"fields": TINY, "include": ["conv*"]}, r"include=\['conv\*'\]"),
+        ({"fields": TINY | {"num_attention_heads": 5}}, "model.fields=.*: The hidden size"),
+    ],
+)
+def test_what_does_not_fit_is_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Hub(SHAPE, linear=BitLinear, **given)
+
+
+def test_a_damaged_folder_is_named(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"model.folder={saved} cannot be read: "):
+        Hub(SHAPE, folder=str(saved))
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"model.folder={saved} cannot be read: "):
+        Hub(SHAPE, folder=str(saved))
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"model=hub needs transformers: pip install 'grokbit\[hub\]'"):
+        Hub(SHAPE)
