@@ -20,7 +20,8 @@ from research.callbacks.time_limit import TimeLimit
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.nn.bitlinear import BitLinear, layers, packed_bytes
+from research.nn.bitlinear import BitLinear, layers
+from research.nn.packed import packed_bytes
 from research.optim.schedules import constant
 from research.trainer import Trainer
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from research.nn.packed import (
     int8_linear,
     pack,
     pack_model,
+    packed_bytes,
     packed_layers,
     ternary_linear,
     unpack,
@@ -256,3 +258,21 @@ def test_operators_keep_their_promises() -> None:
     x = torch.randn(2, 3, 70)
     torch.library.opcheck(torch.ops.grokbit.ternary_linear, (x, layer.codes, layer.step))
     torch.library.opcheck(torch.ops.grokbit.int8_linear, (x, table.codes, table.step))
+
+
+@pytest.mark.parametrize("settings", [{}, {"tied": False, "act": "relu2"}, {"dim": 36, "hidden": 100}])
+def test_the_size_is_that_of_the_packed_model(settings: dict[str, Any]) -> None:
+    model = Transformer(
+        Tokens(33, 8), heads=2, depth=2, linear=BitLinear, sub_norm=True, **{"dim": 64, "hidden": 128} | settings
+    )
+    packed = pack_model(model)
+    tensors = {id(t): t.nbytes for t in packed.parameters()} | {
+        id(b): b.nbytes for n, b in packed.state_dict(keep_vars=True).items()
+    }
+    assert packed_bytes(model) == sum(tensors.values())
+
+
+def test_what_is_not_packed_counts_in_full() -> None:
+    model = Transformer(Tokens(33, 8), 64, 1, 2, partial(BitLinear, weight_bits=4), tied=False)
+    rest = sum(p.numel() for p in model.parameters()) - 2 * 33 * 64
+    assert packed_bytes(model) == 4 * rest + 2 * 33 * (64 + 4)

@@ -15,7 +15,8 @@ from research import processes
 from research.callback import Callback, State
 from research.folder import peak_rss_mb
 from research.metrics import higher_is_better
-from research.nn.bitlinear import packed_bytes, ternary_count
+from research.nn.bitlinear import ternary_count
+from research.nn.packed import packed_bytes
 from research.ranges import Positive
 from research.snapshot import SETTINGS
 from research.trial import swept

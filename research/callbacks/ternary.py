@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from research.callback import Callback, State
-from research.nn.bitlinear import BitLinear, layers, packed_bytes
+from research.nn.bitlinear import BitLinear, layers
+from research.nn.packed import packed_bytes
 from research.ranges import Count
 
 FACTS = {

@@ -212,10 +212,3 @@ def _like(old: nn.Linear, linear: Callable[..., nn.Module], settings: dict[str, 
 def ternary_count(model: nn.Module) -> int:
     """How many of a model's parameters are ternary."""
     return sum(layer.weight.numel() for layer in layers(model).values() if layer.quantizer.ternary)
-
-
-def packed_bytes(model: nn.Module) -> int:
-    """Size of the model with ternary weights at two bits and a scale each, everything else in float32."""
-    rest = sum(p.numel() for p in model.parameters()) - ternary_count(model)
-    scales = len(layers(model))
-    return ternary_count(model) // 4 + 4 * (rest + scales)

@@ -7,11 +7,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The children of every ModuleList and Sequential that stands directly in the model, by name."""
+    """The children of every ModuleList and Sequential in the model that does not stand in another one, by name."""
     found: dict[str, nn.Module] = {}
-    for name, child in model.named_children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            found |= {f"{name}.{part}": block for part, block in child.named_children()}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") or name == block for block in found)
+        if name and not inside and isinstance(module, nn.ModuleList | nn.Sequential):
+            found |= {f"{name}.{part}": block for part, block in module.named_children()}
     return found
 
 

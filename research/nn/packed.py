@@ -25,7 +25,13 @@ OUTS, INS = 16, 64  # outputs and inputs of a tile
 BLOCK = 256  # outputs that the torch path unpacks at a time
 EXACT = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
 LINE, PAGE = 64, 1 << 21  # bytes of a cache line, of a large page
-INT8 = Quantizer("absmax", 8.0, "channel")  # of embedding and head: a step a symbol
+HOLDS: dict[str, tuple[float | str, ...]] = {  # settings of a Quantizer
+    "weight_bits": (1, 1.58),
+    "per": ("tensor", "channel"),
+    "activation_bits": (8,),
+    "activation_per": ("token",),
+}
+INT8 = Quantizer("absmax", 8, "channel")  # of embedding and head: a step a symbol
 
 
 def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
@@ -161,13 +167,8 @@ class PackedLinear(nn.Module):
 
 def refuse(quantizer: Quantizer, name: str) -> None:
     """Raises ValueError for roundings that a packed layer does not compute."""
-    for setting, value, good in (
-        ("weight_bits", quantizer.weight_bits, (1, 1.58)),
-        ("per", quantizer.per, ("tensor", "channel")),
-        ("activation_bits", quantizer.activation_bits, (8,)),
-        ("activation_per", quantizer.activation_per, ("token",)),
-    ):
-        if value not in good:
+    for setting, good in HOLDS.items():
+        if (value := getattr(quantizer, setting)) not in good:
             raise ValueError(
                 f"pack: {name} has linear.{setting}={value}; a packed layer holds {' or '.join(map(str, good))}: "
                 "train with that, or run the model as it is"
@@ -270,3 +271,14 @@ def symbols(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
 def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
     """The packed layers of a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """The size of a model's weights as `pack_model` packs them; a layer that it refuses counts in float32."""
+    bits = [b for b in layers(model).values() if all(getattr(b.quantizer, name) in good for name, good in HOLDS.items())]
+    tables = {id(layer.weight): layer.weight for layer in symbols(model)}
+    apart = tables.keys() | {id(layer.weight) for layer in bits}
+    rest = sum(p.numel() for p in model.parameters() if id(p) not in apart)
+    ternary = sum(-(-b.out_features // OUTS) * -(-b.in_features // INS) * 256 + 4 * b.out_features for b in bits)
+    int8 = sum(weight.shape[0] * (-(-weight.shape[1] // INS) * INS + 4) for weight in tables.values())
+    return ternary + int8 + 4 * rest
