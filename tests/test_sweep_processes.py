@@ -245,7 +245,7 @@ def once_swept(root: Path) -> list[Path]:
 
 def test_kills_at_random_lose_nothing(tmp_path: Path) -> None:
     """A small form of the campaign of thirty."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "sweep_kills.py"), "--kills", "3", "--trials", "6", "--seed", "3"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "sweep_kills.py"), "--kills", "2", "--trials", "5", "--seed", "3"]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["wrong"] == []
@@ -275,8 +275,7 @@ def test_runs_of_several_processes_are_swept_and_pruned_together(tmp_path: Path)
     assert [json.loads((folder / n / "summary.json").read_text())["steps"] for n in "01"] == [4, 4]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_reaches_the_workers_who_save_what_they_are_at(tmp_path: Path, signum: int, code: int) -> None:
+def test_a_signal_reaches_the_workers_who_save_what_they_are_at(tmp_path: Path) -> None:
     """Once each: a second one would end them at once."""
     command = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=3000", "tracker=jsonl", "-m", "seed=0,1,2,3",
                "hydra.sweeper.plots=false", "hydra.sweeper.workers=2", "hydra.sweeper.study_name=s"]  # fmt: skip
@@ -287,9 +286,9 @@ def test_a_signal_reaches_the_workers_who_save_what_they_are_at(tmp_path: Path, 
         if all(log.exists() and len(log.read_text().splitlines()) >= 5 for log in logs):
             break
         time.sleep(0.1)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
-    assert process.returncode == code, output
+    assert process.returncode == 143, output
     assert [json.loads((folder / n / "summary.json").read_text())["status"] for n in "01"] == ["STOPPED"] * 2
     assert (folder / "results.md").exists()
     assert {t.user_attrs[LEASE]["token"] for t in study_in(folder).trials} == {""}  # let go
