@@ -140,7 +140,7 @@ SMALL = {
 }
 
 
-BENCHMARKS = ["checkpointing", "loop_overhead", "pruning", "start_up", "sweep_overhead", "tracking_overhead"]
+BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "turns")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
