@@ -54,7 +54,7 @@ check-native: setup
 	$(BIN)/python -m pytest tests/test_packed.py tests/test_decode.py $(ARGS)
 
 bench: setup
-	@for each in start_up loop_overhead train_step ternary_matmul generate tracking_overhead checkpointing sweep_overhead workers; do \
+	@for each in start_up loop_overhead train_step ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \
 	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 faults: setup
