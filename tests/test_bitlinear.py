@@ -19,6 +19,7 @@ from research.models.transformer import Transformer
 from research.nn import products
 from research.nn.attention import Attention
 from research.nn.bitlinear import BitLinear, convert, kept, layers, together
+from research.nn.norm import RMSNorm
 from research.nn.quantize import Quantizer
 from research.optim.schedules import constant
 from research.trainer import Trainer
@@ -382,3 +383,72 @@ def test_a_converted_model_starts_where_it_was_with_a_warm_up() -> None:
         layer.lamb.fill_(0)
     assert torch.equal(model(tokens), before)
     assert not torch.equal(model.eval()(tokens), before)
+
+
+def test_a_layer_that_somebody_has_changed_is_called_by_itself() -> None:
+    class Zero(BitLinear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 0
+
+    x, seen = torch.randn(3, 8), []
+    hooked, plain = BitLinear(8, 4), Zero(8, 4)
+    hooked.register_forward_hook(lambda *told: seen.append(told))
+    one, other = together(x, hooked, plain)
+    assert len(seen) == 1
+    assert torch.equal(one, hooked(x))
+    assert not other.any()
+
+
+def test_a_shared_layer_stays_shared() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1] = model[0]
+    convert(model)
+    assert model[0] is model[1]
+    assert type(model[0]) is BitLinear
+
+
+def test_what_shares_its_weight_with_an_embedding_stays() -> None:
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(5, 4), "out": nn.Linear(4, 5, bias=False), "heads": nn.ModuleList([nn.Linear(4, 4)])}
+    )
+    model["out"].weight = model["table"].weight
+    convert(model)
+    assert [type(module) for module in (model["out"], model["heads"][0])] == [nn.Linear, BitLinear]
+
+
+def test_evaluation_of_an_encoder_layer_sees_rounded_weights() -> None:
+    torch.manual_seed(0)
+    model = convert(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), back_end="ste").eval()
+    x = torch.randn(2, 3, 16)
+    expected = model(x.requires_grad_())
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_one_pattern_needs_no_list() -> None:
+    model = convert(nn.ModuleDict({"a": nn.Linear(4, 4), "lm": nn.Linear(4, 4)}), exclude="lm")
+    assert [type(module) for module in model.values()] == [BitLinear, nn.Linear]
+
+
+def test_what_cannot_be_converted_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].register_forward_hook(lambda *told: None)
+    with pytest.raises(ValueError, match="convert: 0 has hooks"):
+        convert(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_there_is_no_second_derivative_rather_than_a_wrong_one() -> None:
+    for layer in (BitLinear(8, 4), RMSNorm(8)):
+        x = torch.randn(3, 8, requires_grad=True)
+        (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+
+
+def test_a_row_alone_may_be_a_vector() -> None:
+    for layer in (BitLinear(8, 8), RMSNorm(8), nn.RMSNorm(8)):
+        x = torch.randn(8, requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == (8,)

@@ -226,3 +226,15 @@ def test_the_loop_tells_the_step() -> None:
     trainer = Trainer(6, 8, eval_every=6, device="cpu")
     trainer.fit(model, torch.optim.AdamW(model.parameters()), constant, last_token, data, [Look()], monitor="val/acc")
     assert told == [[lamb] * 7 for lamb in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_types_are_rounded_in_float32(dtype: torch.dtype) -> None:
+    zeros, _ = Quantizer().weight(torch.zeros(4, 4, dtype=dtype))
+    assert not zeros.any()
+    w = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    codes, step = Quantizer().weight(w)
+    wide, wide_step = Quantizer().weight(w.float())
+    assert codes.dtype == dtype
+    assert torch.equal(codes.float(), wide)
+    assert step == wide_step

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from research.dataset import Tokens
 from research.nn.bitlinear import convert
 
-EVERY, OUTER = ("*",), ("*head*", "*embed*")  # embedding and head stay in full precision
+EVERY, OUTER = ("*",), ("*head", "*embed*")  # embedding and head stay in full precision
 
 
 class Hub(nn.Module):

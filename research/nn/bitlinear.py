@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from research.nn.products import BackEnd, backward_type, chosen, operand, product
 from research.nn.quantize import Quantizer
@@ -43,6 +44,7 @@ class _Linears(torch.autograd.Function):
         return tuple(product(left, right, steps * w_steps.t(), dtype) for right, w_steps in pairs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Products of the gradients with rounded x and W, in the small type: as autocast would, but for less memory."""
         codes, steps, *others = ctx.saved_tensors
@@ -93,12 +95,12 @@ class BitLinear(nn.Linear):
             raise ValueError(f"linear.per={per} does not divide the {in_features} inputs of a layer")
         if back_end not in ("auto", "ste", "bf16_exact", "int8"):
             raise ValueError(f"linear.back_end={back_end}: give one of auto, ste, bf16_exact, int8")
-        self.back_end, self.warmup, self.mixes = back_end, warmup, False
+        self.back_end, self.warmup, self.mixes = back_end, warmup, warmup > 0
         self.kept: Kept | None = None  # of this very weight, while it does not change
-        self.register_buffer("lamb", torch.ones((), device=device), persistent=False)
+        self.register_buffer("lamb", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        return together(x, self)[0]
+        return _joint(x, [self])[0] if self.plain else self.reference(x)
 
     @property
     def plain(self) -> bool:
@@ -118,10 +120,21 @@ class BitLinear(nn.Linear):
 
 
 def together(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> list[Float[Tensor, "*batch _"]]:
-    """What each of several layers makes of one input. BitLinears that round alike round it once for all of them."""
-    bits = [layer for layer in linears if isinstance(layer, BitLinear) and layer.plain]
+    """What each of several layers makes of one input. BitLinears that round alike round it once for all of them; one that
+    somebody has changed, or hooked, is called by itself.
+    """
+    bits = [layer for layer in linears if type(layer) is BitLinear and layer.plain and not _hooked(layer)]
     if len(bits) < len(linears) or len({(layer.quantizer, layer.back_end) for layer in bits}) > 1:
-        return [layer.reference(x) if isinstance(layer, BitLinear) and not layer.plain else layer(x) for layer in linears]
+        return [layer(x) for layer in linears]
+    return _joint(x, bits)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _joint(x: Float[Tensor, "*batch in"], bits: Sequence[BitLinear]) -> list[Float[Tensor, "*batch _"]]:
+    """The outputs of layers that round alike, by the products of codes."""
     kind, rows, back_end = x.device.type, x.reshape(-1, x.shape[-1]), cast(Any, bits[0].back_end)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
@@ -172,40 +185,48 @@ def kept(bits: Sequence[BitLinear]) -> Iterator[None]:
 def convert(
     model: nn.Module,
     include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = ("*head*", "*embed*"),
+    exclude: Sequence[str] = ("*head", "*embed*"),
     linear: Callable[..., nn.Module] = BitLinear,
     **settings: Any,
 ) -> nn.Module:
     """Turn each nn.Linear whose name fits a pattern of `include` and none of `exclude` into a BitLinear with `settings`,
     in place: it keeps its very weights, so an optimizer built before goes on to work. Returns the model.
 
-    Raises ValueError, before anything is changed, where no layer fits or `per` does not divide the inputs of one.
-    Subclasses of nn.Linear, which others may use in ways of their own, stay.
+    Subclasses of nn.Linear, which others may use in ways of their own, stay, as does what shares its weight with an
+    embedding. With `warmup` your loop calls `begin_step`. Raises ValueError, before anything is changed, where no layer fits,
+    where `per` does not divide the inputs of one, or where one has hooks or a weight that is computed.
     """
+    include, exclude = ([given] if isinstance(given, str) else list(given) for given in (include, exclude))
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    every = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Linear]
     fits = {
         name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and any(fnmatch(name, pattern) for pattern in include)
+        for name, module in every
+        if any(fnmatch(name, pattern) for pattern in include)
         and not any(fnmatch(name, pattern) for pattern in exclude)
+        and id(module.weight) not in tied
     }
     if not fits or "" in fits:
-        names = [name or "itself" for name, module in model.named_modules() if type(module) is nn.Linear]
-        told = f"has nn.Linear: {', '.join(names[:8])}" if names else "has no nn.Linear"
-        raise ValueError(f"convert: no layer fits include={list(include)}, exclude={list(exclude)}; the model {told}")
-    made = {name: _like(old, linear, settings) for name, old in fits.items()}
-    for name, layer in made.items():
+        told = f"has nn.Linear: {', '.join(name or 'itself' for name, _ in every[:8])}" if every else "has no nn.Linear"
+        raise ValueError(f"convert: no layer fits include={include}, exclude={exclude}; the model {told}")
+    made = {id(old): _like(name, old, linear, settings) for name, old in fits.items()}
+    for name, old in fits.items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer)
+        place = model.get_submodule(parent)
+        if isinstance(place, nn.TransformerEncoderLayer):
+            place.activation_relu_or_gelu = 0  # else evaluation takes a path that reads the weights past the layer
+        setattr(place, last, made[id(old)])
     return model
 
 
-def _like(old: nn.Linear, linear: Callable[..., nn.Module], settings: dict[str, Any]) -> nn.Module:
+def _like(name: str, old: nn.Linear, linear: Callable[..., nn.Module], settings: dict[str, Any]) -> nn.Module:
     """A layer with the weights of another."""
+    if _hooked(old) or not isinstance(old.weight, nn.Parameter):
+        raise ValueError(f"convert: {name} has hooks, or a weight that is computed: remove them first, or exclude it")
     layer = linear(old.in_features, old.out_features, old.bias is not None, device=torch.device("meta"), **settings)
     layer.weight, layer.bias = old.weight, old.bias
     if isinstance(layer, BitLinear):
-        layer.lamb = torch.ones((), device=old.weight.device)
+        layer.lamb = torch.tensor(0.0 if layer.warmup else 1.0, device=old.weight.device)
     return layer.train(old.training)
 
 

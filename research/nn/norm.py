@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class _Norm(torch.autograd.Function):
@@ -21,11 +22,12 @@ class _Norm(torch.autograd.Function):
         return y.to(torch.promote_types(x.dtype, weight.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With y = x r w and r = 1 / rms: dy/dx g = r (w g) - x r^3 mean(w g x), dy/dw g = sum over rows of r x g."""
         x, weight, inverse = ctx.saved_tensors
         dtype = x.dtype
-        x, g = (t.flatten(0, -2).to(inverse.dtype) for t in (x, gradient))
+        x, g = (t.reshape(-1, t.shape[-1]).to(inverse.dtype) for t in (x, gradient))
         r, w = inverse.flatten(), weight.to(inverse.dtype)
         both = x * g
         along = (both @ w).mul_(r**3 / -x.shape[1])

@@ -55,10 +55,11 @@ class Quantizer:
         The step is absmax / Q, or a mean over sqrt(Q), with Q the largest code: for ternary codes absmean itself
         (2402.17764, eq. 1 to 3), for wider ones the rule of LSQ (Esser et al. 2020, 1902.08153) without its factor of two.
         """
+        dtype = dtype or w.dtype
+        w = w.to(torch.promote_types(w.dtype, torch.float32))  # 1 / EPS is beyond fp16
         rows = w.unflatten(1, (-1, self.per)) if isinstance(self.per, int) else w
         low, high = LEVELS[self.weight_bits]
         step = self._size(rows) / (high if self.scale == "absmax" else math.sqrt(high))
-        dtype = dtype or w.dtype
         if self.weight_bits == 1:  # the sign of what is left without the mean (2310.11453, eq. 1 to 3)
             mean = rows.mean() if self.per == "tensor" else rows.mean(-1, keepdim=True)
             codes = (rows > mean).to(dtype).mul_(2).sub_(1)
