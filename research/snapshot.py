@@ -48,13 +48,18 @@ def newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
 
 def identity(state: State) -> dict[str, str]:
     """What must be the same where a run goes on; but for the config, which only says what it came from."""
-    shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(state.model.state_dict().items()))
     return {
-        "model": f"{type(state.model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}",
+        "model": structure(state.model),
         "optimizer": type(state.optimizer).__name__,
         "data": state.data.digest[:12],
         "config": state.config,
     }
+
+
+def structure(model: nn.Module) -> str:
+    """What a model is, but for its weights: its class, and a digest of its tensors' names and shapes."""
+    shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(model.state_dict().items()))
+    return f"{type(model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}"
 
 
 def resume(state: State, path: Path, until: int | None = None) -> Path:

@@ -15,6 +15,7 @@ from research import checkpoint, shards
 from research.dataset import Dataset, Tokens, Vectors
 from research.folder import read_json
 from research.nn.average import Average
+from research.snapshot import structure
 
 RUN_ID = r"[0-9a-f]{32}"
 
@@ -54,12 +55,21 @@ def load(run: str) -> Trained:
     folder = path.parents[1] if path.name.startswith("step-") else path
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
     found, snapshot = checkpoint.newest(path, setting="RUN")
-    told = read_json(folder / "summary.json").get("shape")
-    shape = (Tokens(**told) if "vocab" in told else Vectors(**told)) if told else build(config.data).shape
-    model: nn.Module = build(config.model, shape)
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+        assert isinstance(config, DictConfig)
+        told = read_json(folder / "summary.json").get("shape")
+        shape = (Tokens(**told) if "vocab" in told else Vectors(**told)) if told else build(config.data).shape
+        model: nn.Module = build(config.model, shape)
+    except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"RUN={run}: its config.yaml makes no model: {why}") from error
+    if structure(model) != snapshot.identity["model"]:
+        differ = f"{structure(model)}, not {snapshot.identity['model']}"
+        raise ValueError(
+            f"RUN={run}: its config.yaml and its checkpoint are not of one model ({differ}): has one been changed?"
+        )
     if (found / checkpoint.SHARDS).exists():
         shards.load(model, found / checkpoint.SHARDS)
         average = Average(model, 0.0)

@@ -132,8 +132,9 @@ def test_the_tokenizer_of_transformers_is_utf8(run: Path, tmp_path: Path) -> Non
 
 def test_both_conventions_of_the_scale_give_the_same_layer() -> None:
     """BitLinear of transformers divides by weight_scale, AutoBitLinear multiplies by it."""
-    from transformers.integrations.bitnet import AutoBitLinear
-    from transformers.integrations.bitnet import BitLinear as Divides
+    with layout.quiet():  # it warns of parts of its own, by what else is installed
+        from transformers.integrations.bitnet import AutoBitLinear
+        from transformers.integrations.bitnet import BitLinear as Divides
 
     torch.manual_seed(0)
     weight, x = torch.randn(8, 16), torch.randn(3, 16)
@@ -357,11 +358,15 @@ def bare(run: Path, folder: Path) -> Path:
     return folder
 
 
-def changed(run: Path, folder: Path) -> Path:
-    shutil.copytree(run, folder)
-    text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace("  dim: 256", "  dim: 128"))
-    return folder
+def changed(before: str, after: str) -> Callable[[Path, Path], Path]:
+    def copied(run: Path, folder: Path) -> Path:
+        shutil.copytree(run, folder)
+        text = (folder / "config.yaml").read_text()
+        assert before in text
+        (folder / "config.yaml").write_text(text.replace(before, after))
+        return folder
+
+    return copied
 
 
 def garbled(run: Path, folder: Path) -> Path:
@@ -375,8 +380,13 @@ def garbled(run: Path, folder: Path) -> Path:
     [
         (damaged, "model.safetensors has sha256"),
         (bare, "holds no checkpoints"),
-        (changed, "do not make a model"),
-        (garbled, "do not make a model"),
+        (changed("  dim: 256", "  dim: 128"), "are not of one model"),
+        (changed("  depth: 2", "  depth: 3"), "are not of one model"),
+        (changed("  depth: 2", "  depth: 1"), "are not of one model"),
+        (changed("  sub_norm: true", "  sub_norm: false"), "are not of one model"),
+        (changed("  heads: 4", "  heads: 3"), "model.heads=3 does not fit"),
+        (changed("research.models.transformer.Transformer", "research.models.none.None"), "makes no model"),
+        (garbled, "makes no model"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_refused(

@@ -276,3 +276,30 @@ def test_what_is_not_packed_counts_in_full() -> None:
     model = Transformer(Tokens(33, 8), 64, 1, 2, partial(BitLinear, weight_bits=4), tied=False)
     rest = sum(p.numel() for p in model.parameters()) - 2 * 33 * 64
     assert packed_bytes(model) == 4 * rest + 2 * 33 * (64 + 4)
+
+
+@pytest.mark.parametrize("width", [6400, 60, 10])
+def test_inputs_of_another_width_are_refused(width: int) -> None:
+    """What is beyond the weights is nobody's to read."""
+    layer, x = PackedLinear.of(BitLinear(64, 32, bias=False)), torch.randn(1, width)
+    with pytest.raises(ValueError, match=f"{width} inputs"):
+        layer(x)
+    table = Int8Table(torch.randn(5, 64))
+    with pytest.raises(ValueError, match=f"{width} inputs"):
+        Int8Linear(table)(x)
+    if width > 64:
+        with pytest.raises(ValueError, match="of no layer"):
+            torch.ops.grokbit.ternary_linear(x, layer.codes, layer.step)
+        with pytest.raises(ValueError, match="of no layer"):
+            torch.ops.grokbit.int8_linear(x, table.codes, table.step)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_layer_in_another_type(dtype: torch.dtype) -> None:
+    layer = PackedLinear.of(BitLinear(64, 32, bias=True)).to(dtype)
+    x = torch.randn(3, 64, dtype=dtype)
+    plain = copy.deepcopy(layer)
+    plain.native = False
+    torch.testing.assert_close(layer(x), plain(x))
+    assert layer(x).dtype == dtype
+    assert layer(x).abs().max() > 0.01

@@ -85,12 +85,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     from research import trained
     from research.folder import write_json
 
-    try:
-        loaded = trained.load(run)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # of YAML, OmegaConf, Hydra or torch: somebody has changed the configuration
-        raise ValueError(f"RUN={run}: its config.yaml and its checkpoint do not make a model ({said(error)})") from error
+    loaded = trained.load(run)
     source = layout.source(loaded)
     inputs, targets = verify.held_out(source, tokens)
     chosen = layout.Options(**options)

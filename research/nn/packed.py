@@ -83,14 +83,25 @@ def int8_linear(
     return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
 
 
+def check(x: Tensor, codes: Tensor, step: Tensor) -> None:
+    """Raises ValueError where these are not of one layer: C would read beyond them."""
+    width, out = x.shape[-1], step.shape[0]
+    if codes.dtype == torch.uint8:
+        expected: tuple[int, ...] = (-(-out // OUTS), -(-width // INS), OUTS * INS // 4)
+    else:
+        expected = (out, -(-width // INS) * INS)
+    if codes.dtype not in (torch.uint8, torch.int8) or tuple(codes.shape) != expected:
+        raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} are of no layer {width} to {out}: {list(expected)}")
+
+
 def _on_cpu(x: Tensor, weights: Tensor, step: Tensor, bits: int) -> Tensor | None:
     """The product in C, if that can be."""
-    width = x.shape[-1]
-    c = native.library()
+    check(x, weights, step)
+    width, c = x.shape[-1], native.library()
     if c is None or x.dtype == torch.float64 or not 0 < width <= native.WIDEST:
         return None
-    y = c.linear(x.reshape(-1, width).float().contiguous(), weights.contiguous(), step.contiguous(), bits)
-    return y.to(x.dtype).view(*x.shape[:-1], step.shape[0])
+    rows = x.reshape(-1, width).float().contiguous()
+    return c.linear(rows, weights.contiguous(), step.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(step))
 
 
 def _ternary_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
@@ -112,6 +123,7 @@ def _ternary_cuda(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
 
 
 def _shape(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    check(x, codes, step)
     return x.new_empty(*x.shape[:-1], step.shape[0])
 
 
@@ -157,6 +169,8 @@ class PackedLinear(nn.Module):
         return packed
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"{x.shape[-1]} inputs; this layer has {self.in_features}")
         product = torch.ops.grokbit.ternary_linear if self.native else ternary_linear
         y: Tensor = product(x, self.codes, self.step)
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -214,6 +228,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        if x.shape[-1] != self.table.dim:
+            raise ValueError(f"{x.shape[-1]} inputs; this layer has {self.table.dim}")
         product = torch.ops.grokbit.int8_linear if self.native else int8_linear
         y: Tensor = product(x, self.table.codes, self.table.step)
         return y if self.bias is None else y + self.bias.to(y.dtype)
