@@ -5,6 +5,7 @@ Of data other than text the prompt, and what comes, are the numbers of symbols, 
 
 import argparse
 import codecs
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +34,10 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"--temperature {self.temperature:g} is below 0; give 0 for the likeliest symbol, or 0.8")
+        if not (self.temperature == 0 or 1e-3 <= self.temperature < math.inf):
+            raise ValueError(f"--temperature {self.temperature:g}: give 0 for the likeliest symbol, or 0.001 and more")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k {self.top_k}: give 0 for all symbols, or how many to draw from")
         self.random = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: Float[Tensor, "vocab"]) -> int:
@@ -61,11 +64,15 @@ def symbols(decoder: Decoder, prompt: list[int], length: int, sampler: Sampler) 
             logits = decoder.feed(torch.tensor([symbol]))
 
 
-def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callable[[int], str]]:
-    """How a prompt becomes symbols, and a symbol what is shown: UTF-8 where the run was on text, else numbers."""
+def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callable[[int | None], str]]:
+    """How a prompt becomes symbols, and a symbol what is shown: UTF-8 where the run was on text, else numbers. None is the
+    end: a character may still want bytes.
+    """
     if run.config.data["_target_"] == TEXT:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda text: list(text.encode()), lambda symbol: utf8.decode(bytes([symbol]))
+        return lambda text: list(text.encode()), lambda symbol: utf8.decode(
+            bytes([] if symbol is None else [symbol]), symbol is None
+        )
 
     def numbers(text: str) -> list[int]:
         parts = text.split()
@@ -73,7 +80,7 @@ def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callab
             raise ValueError(f'--prompt "{text}": the symbols of this run are the numbers from 0 to {vocab - 1}')
         return [int(part) for part in parts]
 
-    return numbers, lambda symbol: f" {symbol}"
+    return numbers, lambda symbol: "" if symbol is None else f" {symbol}"
 
 
 def language_model(run: Trained) -> Transformer:
@@ -102,7 +109,7 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     for _ in range(tokens - 1):
         print(decode(next(stream)), end="", flush=True)
     last = time.perf_counter()
-    print()
+    print(decode(None))
     how = "ternary weights packed" if packed else "in float32"
     speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
     return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {resident_mb():,.0f} MB resident"

@@ -509,3 +509,12 @@ def test_a_signal_leaves_nothing(run: Path, tmp_path: Path) -> None:
     assert under_way.returncode == 143
     assert told == "stopped by SIGTERM\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scale_that_is_no_number_is_too_large() -> None:
+    codes = torch.zeros(2, 2, dtype=torch.int8)
+    expected = {"a": (codes, torch.tensor(1.0)), "b": (codes, torch.tensor(1.0))}
+    assert verify.drift(expected, expected) == 0
+    assert not verify.drift(expected, expected | {"b": (codes, torch.tensor(float("nan")))}) <= verify.STEP
+    assert not verify.drift(expected, expected | {"b": (codes, torch.ones(2))}) <= verify.STEP
+    assert not verify.drift(expected, {}) <= verify.STEP

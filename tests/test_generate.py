@@ -77,7 +77,9 @@ def test_a_checkpoint_will_do(run: Path) -> None:
     [
         (["{run}", "--prompt", ""], '--prompt "": give at least one symbol'),
         (["{run}", "--prompt", "x", "--tokens", "0"], "--tokens 0: give at least 1"),
-        (["{run}", "--prompt", "x", "--temperature", "-1"], "--temperature -1 is below 0"),
+        (["{run}", "--prompt", "x", "--temperature", "-1"], "--temperature -1: give 0"),
+        (["{run}", "--prompt", "x", "--temperature", "nan"], "--temperature nan: give 0"),
+        (["{run}", "--prompt", "x", "--top-k", "-3"], "--top-k -3: give 0"),
         (["no/such", "--prompt", "x"], "RUN=no/such: there is no such folder"),
         (["{run}/plots", "--prompt", "x"], "has no config.yaml; give a run folder"),
     ],

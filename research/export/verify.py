@@ -63,7 +63,7 @@ def measures(
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
     if targets.ndim == 1:
         ours, theirs = ours[:, -1], theirs[:, -1]
-    both = [math.exp(F.nll_loss(p.flatten(0, -2), targets.flatten(), ignore_index=IGNORE).item()) for p in (ours, theirs)]
+    both = [F.nll_loss(p.flatten(0, -2), targets.flatten(), ignore_index=IGNORE).exp().item() for p in (ours, theirs)]
     return divergence, both[0], both[1], same
 
 
@@ -80,8 +80,10 @@ def different(expected: Codes, found: Codes) -> dict[str, int]:
 
 def drift(expected: Codes, found: Codes) -> float:
     """The largest share by which a step differs."""
-    pairs = [(step, found[name][1]) for name, (_, step) in expected.items() if name in found]
-    return max((((b.flatten() - a.flatten()).abs() / a.flatten()).max().item() for a, b in pairs), default=math.inf)
+    pairs = [(step.flatten(), found[name][1].flatten()) for name, (_, step) in expected.items() if name in found]
+    if not pairs or any(a.shape != b.shape for a, b in pairs):
+        return math.inf
+    return torch.stack([((b - a).abs() / a).max() for a, b in pairs]).max().item()  # of NaN it is NaN
 
 
 @torch.no_grad()

@@ -279,7 +279,7 @@ def symbols(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
     """The embeddings of a model, and the linears that are tied to one or called a head."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
-        linear = type(module) is nn.Linear and (id(module.weight) in tied or "head" in name.rpartition(".")[2])
+        linear = type(module) is nn.Linear and (id(module.weight) in tied or name.rpartition(".")[2] in ("head", "lm_head"))
         if linear or type(module) is nn.Embedding:
             yield module
 
