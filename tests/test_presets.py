@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "model.heads=2", "trainer.device=cpu", "tracker=jsonl"]
+SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "tracker=jsonl"]
 
 
 def test_there_are_presets() -> None:
