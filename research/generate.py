@@ -22,8 +22,6 @@ from research.nn.decode import Decoder
 from research.nn.packed import pack_model
 from research.trained import Trained, load
 
-TEXT = "research.data.text.text"  # its symbols are bytes
-
 
 @dataclass
 class Sampler:
@@ -68,7 +66,7 @@ def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callab
     """How a prompt becomes symbols, and a symbol what is shown: UTF-8 where the run was on text, else numbers. None is the
     end: a character may still want bytes.
     """
-    if run.config.data["_target_"] == TEXT:
+    if run.text:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda text: list(text.encode()), lambda symbol: utf8.decode(
             bytes([] if symbol is None else [symbol]), symbol is None

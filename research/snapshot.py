@@ -93,16 +93,21 @@ def begin_from(state: State, path: Path) -> Path:
     """
     folder, snapshot = newest(path)
     _same(snapshot, state, path, ("model",))
-    if (folder / checkpoint.SHARDS).exists():
-        shards.load(state.model, folder / checkpoint.SHARDS)
-        average = Average(state.model, 0.0)
-        if shards.load_average(average, folder / checkpoint.SHARDS):
-            average.swap()
-    else:
-        shards.fill(state.model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
+    load_weights(state.model, folder, snapshot)
     if state.average:
         state.average.reset()
     return folder
+
+
+def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
+    """A checkpoint's weights into the model that it is of: the averages where it has them."""
+    if (folder / checkpoint.SHARDS).exists():
+        shards.load(model, folder / checkpoint.SHARDS)
+        average = Average(model, 0.0)
+        if shards.load_average(average, folder / checkpoint.SHARDS):
+            average.swap()
+    else:
+        shards.fill(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
 
 
 def _same(snapshot: Snapshot, state: State, path: Path, keys: tuple[str, ...]) -> None:

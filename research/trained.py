@@ -11,13 +11,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from research import checkpoint, shards
+from research import checkpoint
 from research.dataset import Dataset, Tokens, Vectors
 from research.folder import read_json
-from research.nn.average import Average
-from research.snapshot import structure
+from research.snapshot import load_weights, structure
 
 RUN_ID = r"[0-9a-f]{32}"
+TEXT = "research.data.text.text"
 
 
 def build(node: DictConfig, *arguments: Any) -> Any:
@@ -38,6 +38,11 @@ class Trained:
     checkpoint: Path
     config: DictConfig  # as it was resolved
     model: nn.Module  # in evaluation mode, on the host, in float32
+
+    @property
+    def text(self) -> bool:
+        """Whether its symbols are the bytes of text."""
+        return bool(self.config.data["_target_"] == TEXT)
 
     @cached_property
     def data(self) -> Dataset[Any]:
@@ -70,13 +75,7 @@ def load(run: str) -> Trained:
         raise ValueError(
             f"RUN={run}: its config.yaml and its checkpoint are not of one model ({differ}): has one been changed?"
         )
-    if (found / checkpoint.SHARDS).exists():
-        shards.load(model, found / checkpoint.SHARDS)
-        average = Average(model, 0.0)
-        if shards.load_average(average, found / checkpoint.SHARDS):
-            average.swap()
-    else:
-        shards.fill(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
+    load_weights(model, found, snapshot)
     return Trained(folder, found, config, model.eval().requires_grad_(False))
 
 

@@ -19,7 +19,6 @@ from research.nn.feedforward import FeedForward, relu2
 from research.trained import Trained
 
 Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # name of a layer -> its codes and their step
-TEXT = "research.data.text.text"
 PLACES = {  # within a block: ours -> transformers', llama.cpp's
     "attention.q_proj": ("self_attn.q_proj", "attn_q"),
     "attention.k_proj": ("self_attn.k_proj", "attn_k"),
@@ -115,7 +114,7 @@ def source(trained: Trained) -> Source:
                 raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58, or 1")
     for layer in linears.values():
         layer.back_end = "ste"  # the plain reference, which rounds no sum
-    return Source(trained, model, linears, trained.config.data["_target_"] == TEXT)
+    return Source(trained, model, linears, trained.text)
 
 
 def installed(kind: str, extra: str, modules: tuple[str, ...]) -> None:
