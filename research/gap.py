@@ -52,8 +52,8 @@ class Arm:
         return " ".join(f"{key}={value}{'*' * self._at_edge(key, value)}" for key, value in self.best)
 
     def _at_edge(self, key: str, value: str) -> bool:
-        tried = [read(dict(setting)[key]) for setting in self.results]
-        numbers = sorted({number for number in tried if isinstance(number, int | float)})
+        tried = [read(dict(setting)[key]) for setting in self.results if key in dict(setting)]  # others may lack a key
+        numbers = sorted({number for number in tried if isinstance(number, int | float) and not isinstance(number, bool)})
         return len(numbers) > 1 and read(value) in (numbers[0], numbers[-1])
 
 

@@ -66,6 +66,14 @@ def test_gaps_are_paired_by_seed_at_the_best_setting_of_each() -> None:
     assert {row[head.index("metric")] for row in rows} == {"val/bpb", "val/acc"}
 
 
+def test_settings_may_have_keys_of_their_own() -> None:
+    found, outcomes = sweep(grid())
+    for row in found.rows[::2]:
+        assert isinstance(row.params, dict)
+        row.params["optim.lamb"] = "2.0"
+    assert len(list(gap.lines(gap.arms(found, outcomes)))) > 1
+
+
 def test_unequal_tuning_is_told() -> None:
     values = {key: value for key, value in grid().items() if key[:3] != ("bitnet", "64", "1e-3")}
     assert "bitnet dim=64 had 1" in gap.budget(gap.arms(*sweep(values)))
