@@ -277,6 +277,7 @@ def test_recomputing_gives_the_same_bits_from_less() -> None:
 OUT_OF_MEMORY = """
 import resource, sys, torch
 from functools import partial
+from research.callback import Callback
 from research.checkpoint import weights_digest
 from research.data.modular import modular
 from research.losses import last_token
@@ -285,32 +286,49 @@ from research.optim.plain import plain
 from research.optim.schedules import constant
 from research.trainer import Trainer
 torch.set_num_threads(1)
-grad_accum, spare = int(sys.argv[1]), int(sys.argv[2])
+spare, planned = int(sys.argv[1]), [int(halvings) for halvings in sys.argv[2:]]
 data = modular(p=47)
 torch.manual_seed(0)
 model = Transformer(data.shape, 256, 2, 2, torch.nn.Linear, dropout=0.1)
 optimizer = plain(model, partial(torch.optim.AdamW, fused=True), lr=1e-3)
-trainer = Trainer(steps=2, batch_size=4096, grad_accum=grad_accum, device="cpu")
+
+class Halvings(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_start(self, state):
+        state.halvings = sum(planned[:1])
+
+    def on_gradients(self, state):
+        self.seen.append(state.halvings)
+
+    def on_step(self, state):
+        state.halvings = max([state.halvings, *planned[1:]])
+
+callback = Halvings()
+trainer = Trainer(steps=2, batch_size=4096, device="cpu")
 if spare:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + spare * 2**20,) * 2)
-state = trainer.fit(model, optimizer, constant, last_token, data)
-print(state.halvings, weights_digest(model))
+trainer.fit(model, optimizer, constant, last_token, data, [callback])
+print(weights_digest(model), *callback.seen)
 """
 
 
-def out_of_memory(grad_accum: int, spare: int) -> list[str]:
-    """Halvings and the digest of two large steps in a process that may take so many MB more; 0: as many as it likes."""
-    command = [sys.executable, "-c", OUT_OF_MEMORY, str(grad_accum), str(spare)]
+def out_of_memory(spare: int, *planned: str) -> list[str]:
+    """The digest of two large steps and the halvings of each, in a process that may take so many MB more (0: as many as
+    it likes), whose steps have the planned halvings from their start.
+    """
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(spare), *planned]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     return done.stdout.split() if done.returncode == 0 else [done.stderr]
 
 
 def test_running_out_of_memory_halves_the_micro_batch() -> None:
-    """For real; and the result is that of a run which had the smaller micro-batches from the start."""
-    halvings, digest = out_of_memory(1, 350)
-    assert int(halvings) >= 1
-    assert out_of_memory(2 ** int(halvings), 0) == ["0", digest]
+    """For real; and the result is that of a run which had each step's smaller micro-batches from its start."""
+    digest, *halvings = out_of_memory(350)
+    assert halvings[0] >= "1"
+    assert out_of_memory(0, *halvings) == [digest, *halvings]
 
 
 def test_an_evaluation_that_runs_out_of_memory_takes_smaller_batches(tmp_path: Path) -> None:
