@@ -138,6 +138,17 @@ def test_optunas_terminator_ends_a_study(tmp_path: Path) -> None:
     assert 1 < len(study(tmp_path).trials) < 40
 
 
+@pytest.mark.parametrize(("count", "over"), [(12, "sampler: every configuration has been tried"), (4, "")])
+def test_a_sampler_that_has_tried_all_ends_a_study(tmp_path: Path, count: int, over: str) -> None:
+    """x=1 has no y: four configurations, however many were asked for."""
+    ask = ["x=1,2", "y=0,1,2", "hydra.sweeper.when={y: 'x > 1'}", "hydra/sweeper/sampler=bruteforce"]
+    said = swept(tmp_path, *ask, f"hydra.sweeper.n_trials={count}")
+    found = study(tmp_path)
+    assert sorted(trial.value for trial in found.trials) == [1, 4, 5, 8]
+    assert found.user_attrs.get("over", "") == over
+    assert ("stopped          sampler: " in said) == bool(over)
+
+
 def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
     said = swept(tmp_path, *TPE, "y=3", "hydra.sweeper.dry_run=true", "hydra.sweeper.n_trials=7")
     assert "x: high=5.0 low=-5.0" in said

@@ -33,6 +33,7 @@ class Work:
     def __init__(self, plan: Plan, study: Study, launcher: Any, ranks: Ranks, composer: Composer) -> None:
         self.composer = composer
         self.plan, self.study, self.launcher, self.ranks, self.settings = plan, study, launcher, ranks, plan.settings
+        study._thread_local.in_optimize_loop = True  # ours is none of Optuna's, yet a sampler may call study.stop
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
         self.ending = Ending(self.settings, float((_workers.mine() or {}).get("begun", time.time())))
         self.screen = Screen(study, plan.space, plan.folder, plan.total, self.settings.workers)
@@ -55,12 +56,17 @@ class Work:
 
     def over(self) -> bool:
         """Whether no other trial begins; whoever finds that first leaves word."""
-        if reason := self.ending.reason(self.study):
+        if reason := self.ending.reason(self.study) or self.exhausted():
             if not reason.startswith("timeout"):  # that is this process's own
                 self.study.set_user_attr("over", reason)
             self.screen.row("stopped", reason)
             return True
         return (self.plan.grid is None and self.failures() > self.allowed()) or _workers.orphaned()
+
+    def exhausted(self) -> str:
+        """Why no other trial begins although more were asked for: the sampler has called study.stop."""
+        left = self.study._stop_flag and self.queue.counted(self.study.get_trials(deepcopy=False)) < self.plan.total
+        return "sampler: every configuration has been tried" if left else ""
 
     def taken(self) -> tuple[list[Trial], bool]:
         """As many trials as the launcher gets at once, each with its values; those that need not run are told at once."""
