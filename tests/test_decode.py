@@ -1,6 +1,8 @@
 """A decoder's logits are those of the model over all tokens at once."""
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -13,6 +15,7 @@ from research.models.transformer import Transformer
 from research.nn import native
 from research.nn.bitlinear import BitLinear
 from research.nn.decode import Decoder
+from research.nn.norm import RMSNorm
 from research.nn.packed import pack_model
 
 LIBRARY = native.library()
@@ -132,3 +135,64 @@ def test_a_token_that_there_is_not_is_told() -> None:
         with pytest.raises(ValueError, match=f"token={token}: give one of 0 to 100"):
             decoder.feed(torch.tensor([token]))
     assert decoder.caches[0].filled == 0
+
+
+@needs_c
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda decoder: pickle.loads(pickle.dumps(decoder))])
+def test_a_copy_reads_on_by_itself(copied: Callable[[Decoder], Decoder]) -> None:
+    decoder, tokens = Decoder(pack_model(transformer())), torch.randint(101, (12,))
+    expected = fed(decoder, tokens, 4)
+    decoder.reset()
+    fed(decoder, tokens[:8], 4)
+    other = copied(decoder)
+    assert other.native
+    assert torch.equal(fed(other, tokens[8:], 1), expected[5:])
+    other.model.norm.weight.data.zero_()
+    assert torch.equal(fed(decoder, tokens[8:], 1), expected[5:]), "and leaves the first one as it was"
+
+
+@needs_c
+def test_weights_that_are_loaded_in_place_are_seen() -> None:
+    decoder, other, token = Decoder(pack_model(transformer())), pack_model(transformer(init_std=0.2)), torch.tensor([7])
+    before = decoder.feed(token)
+    decoder.model.load_state_dict(other.state_dict())  # type: ignore[attr-defined]
+    decoder.reset()
+    after = decoder.feed(token)
+    assert torch.equal(after, Decoder(other).feed(token))
+    assert not torch.equal(after, before)
+
+
+MOVES: dict[str, Callable[[nn.Module], object]] = {
+    "type": lambda model: model.bfloat16(),
+    "type of a norm": lambda model: model.get_submodule("norm").double(),
+    "there and back": lambda model: model.double().float(),
+    "loaded": lambda model: model.load_state_dict(pack_model(transformer()).state_dict(), assign=True),
+}
+
+
+@needs_c
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_weights_that_are_moved_or_replaced_are_refused(move: Callable[[nn.Module], object]) -> None:
+    model = pack_model(transformer())
+    decoder, token = Decoder(model), torch.tensor([7])
+    expected = decoder.feed(token)
+    model.float().cpu()  # which changes nothing
+    decoder.reset()
+    assert torch.equal(decoder.feed(token), expected)
+    move(model)
+    with pytest.raises(ValueError, match="moved or replaced after this decoder was built: build another Decoder"):
+        decoder.feed(token)
+
+
+@pytest.mark.parametrize("name", ["norm", "blocks.1.input_norm", "blocks.1.attention.attn_sub_norm", "blocks.1.post_norm"])
+@pytest.mark.parametrize("instead", [nn.LayerNorm(64), nn.RMSNorm(64, eps=1e-5), RMSNorm(64)])
+def test_norms_that_c_does_not_know_go_through_the_model(name: str, instead: nn.Module) -> None:
+    instead = copy.deepcopy(instead)
+    if isinstance(instead, RMSNorm):
+        instead.eps = 0.5
+    model = transformer()
+    model.set_submodule(name, instead)
+    model, tokens = pack_model(model), torch.randint(101, (30,))
+    decoder = Decoder(model)
+    assert decoder.native is None
+    assert divergence(model(tokens[None])[0, 9:], fed(decoder, tokens, 10)) < 1e-5

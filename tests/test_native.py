@@ -1,6 +1,5 @@
 """The C kernels are built once, by whoever comes first, and whole; without a compiler there is one warning."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -51,16 +50,85 @@ def test_without_a_compiler_torch_gives_the_same_numbers(tmp_path: Path) -> None
     assert not any(tmp_path.iterdir())
 
 
+BROKEN = {
+    "fails": ('echo "no such luck" >&2; exit 1', "no such luck"),
+    "fails without a word": ("exit 3", "-lm: exit code 3, and no library"),
+    "writes nothing": ("exit 0", "-lm: exit code 0, and no library"),
+}
+
+
+@pytest.mark.parametrize(("program", "reason"), BROKEN.values(), ids=BROKEN)
 def test_a_compiler_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, program: str, reason: str
+) -> None:
+    monkeypatch.setenv("CC", script(tmp_path / "broken", program))
+    monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "cache"))
+    assert native.library.__wrapped__() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert reason in caplog.text
+    assert not any((tmp_path / "cache").iterdir()), "what was begun is taken away"
+
+
+def test_a_command_line_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("CC", 'gcc "')
+    assert native.library.__wrapped__() is None
+    assert 'slower: CC=gcc ": No closing quotation' in caplog.text
+
+
+def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("GROKBIT_CACHE", "~nobody-of-this-name/cache")
+    assert native.library.__wrapped__() is None
+    assert "slower: Could not determine home directory" in caplog.text
+
+
+@needs_c
+def test_a_library_that_lacks_a_kernel_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = script(tmp_path / "broken", '[ "$1" = --version ] || { echo "no such luck" >&2; exit 1; }')
-    monkeypatch.setenv("CC", broken)
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "other.c")
+    native.SOURCE.write_text("int answer(void) { return 42; }")
     monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "cache"))
-    with caplog.at_level(logging.WARNING):
+    assert native.library.__wrapped__() is None
+    assert "undefined symbol: grokbit_isa" in caplog.text
+
+
+@needs_c
+def test_what_others_could_have_written_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # quick
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GROKBIT_CACHE", str(cache))
+    usual = os.umask(0)
+    try:
+        assert native.library.__wrapped__()
+    finally:
+        os.umask(usual)
+    (library,) = cache.glob("*/ternary.so")
+    for path in (cache, library.parent, library):
+        assert path.stat().st_mode & 0o777 == 0o700, "whatever the umask"
+        path.chmod(0o720)
         assert native.library.__wrapped__() is None
-    assert "no such luck" in caplog.text
-    assert not any((tmp_path / "cache").iterdir()), "what was begun is taken away"
+        assert f"{path} belongs to, or can be written by, somebody else: give a GROKBIT_CACHE" in caplog.text
+        path.chmod(0o700)
+    caplog.clear()
+    monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
+    assert native.library.__wrapped__() is None
+    assert f"{cache} belongs to" in caplog.text
+
+
+@needs_c
+def test_a_library_that_is_there_takes_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # quick
+    real = " ".join(native.compiler())
+    mine = tmp_path / "cc"
+    monkeypatch.setenv("CC", script(mine, f'exec {real} "$@"'))
+    path = native.built(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda *args, **settings: pytest.fail("the compiler is asked"))
+        assert native.built(tmp_path / "cache") == path
+    script(mine, f'exec  {real} "$@"')
+    assert native.built(tmp_path / "cache") != path, "another compiler in its place"
 
 
 def test_a_cache_that_cannot_be_written(

@@ -20,6 +20,7 @@ from research.nn.feedforward import relu2
 from research.nn.norm import RMSNorm
 from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear
 
+EPS = 1e-5  # of the norms in ternary.c
 PROMPT = 512  # tokens of a prompt at a time: bounds the memory of what lies between the layers
 
 
@@ -60,9 +61,30 @@ class _Model(ctypes.Structure):
     )
 
 
+class _Held:
+    """The tensors whose addresses C holds: their memory, which is given to no other meanwhile, and where the model has them."""
+
+    def __init__(self) -> None:
+        self.memory: list[Tensor] = []
+        self.addresses: list[int] = []
+        self.places: list[tuple[dict[str, Any], str]] = []
+
+    def at(self, tensors: dict[str, Any], *names: str) -> list[int]:
+        """The addresses of these from now on."""
+        self.memory += (tensors[name].detach() for name in names)
+        self.places += ((tensors, name) for name in names)
+        self.addresses += (tensors[name].data_ptr() for name in names)
+        return self.addresses[-len(names) :]
+
+    def moved(self) -> bool:
+        """Whether the model has others by now: a token waits 0.1 us a tensor for this."""
+        return [tensors[name].data_ptr() for tensors, name in self.places] != self.addresses
+
+
 class Decoder:
     """The next token's logits after all tokens that were fed, of a transformer in evaluation mode.
 
+    A copy has keys and values of its own. Weights may be loaded in place, but not moved or replaced: `feed` refuses then.
     Raises ValueError for a `length` (tokens to remember; None: all that the model was built for) that the model has not.
     """
 
@@ -74,6 +96,13 @@ class Decoder:
         self.caches = self.model.caches(1, self.length)
         self.native = compiled(model, self.caches)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"native": None}  # it holds addresses of these very tensors
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.native = compiled(cast(nn.Module, self.model), self.caches)
+
     def reset(self) -> None:
         """Forget all tokens."""
         for cache in self.caches:
@@ -81,7 +110,9 @@ class Decoder:
 
     @torch.no_grad()
     def feed(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
-        """Read these tokens too. Raises ValueError where there are none, or more than the decoder remembers."""
+        """Read these tokens too. Raises ValueError where there are none, or more than the decoder remembers, or where weights
+        are no longer those that it was built for.
+        """
         place = self.caches[0].filled
         if not 0 < tokens.shape[0] <= self.length - place:
             raise ValueError(f"{tokens.shape[0]} tokens after {place}: this decoder remembers at most {self.length}")
@@ -106,52 +137,45 @@ class Decoder:
 
 
 def compiled(whole_model: nn.Module, caches: list[Cache]) -> Callable[[int, int], Tensor] | None:
-    """Token and its position -> logits in one call of C; None where the model or the machine does not allow it.
-
-    Sees the model as it is now: weights that take the place of these are not seen.
-    """
+    """Token and its position -> logits in one call of C; None where the model or the machine does not allow it."""
     model = cast(Transformer, whole_model)
     library = native.library() if fits(whole_model) else None
     if library is None:
         return None
-    kept: list[Any] = []  # tensors whose addresses C holds
-
-    def at(tensor: Tensor) -> int:
-        kept.append(tensor.contiguous())
-        return int(kept[-1].data_ptr())
+    held = _Held()
 
     def norm(module: nn.Module) -> int | None:
-        return at(module.weight) if isinstance(module, RMSNorm) else None
+        return held.at(module._parameters, "weight")[0] if isinstance(module, RMSNorm) else None
 
     def ternary(layer: PackedLinear) -> native.Matrix:
-        return native.Matrix(at(layer.codes), at(layer.step), layer.out_features, layer.in_features, 2)
+        return native.Matrix(*held.at(layer._buffers, "codes", "step"), layer.out_features, layer.in_features, 2)
 
     def table(layer: Int8Embedding | Int8Linear) -> native.Matrix:
         rows: Int8Table = layer.table
-        return native.Matrix(at(rows.codes), at(rows.step), rows.step.shape[0], rows.dim, 8)
+        return native.Matrix(*held.at(rows._buffers, "codes", "step"), rows.step.shape[0], rows.dim, 8)
 
     def block(one: Any, cache: Cache) -> _Block:
         a, f = one.attention, one.feedforward
         norms = (norm(m) for m in (one.input_norm, a.attn_sub_norm, one.post_norm, f.ffn_sub_norm))
         products = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
-        return _Block(*norms, *map(ternary, products), at(cache.k), at(cache.v))
+        return _Block(*norms, *map(ternary, products), *held.at(vars(cache), "k", "v"))
 
     first: Any = model.blocks[0]
     embed, head = cast(Int8Embedding, model.embed), cast(Int8Linear, model.head)
     blocks = (_Block * len(model.blocks))(*map(block, model.blocks, caches))
     heads, hidden = first.attention.q_proj.out_features // model.width, first.feedforward.gate_proj.out_features
     sizes = len(blocks), embed.table.dim, heads, model.kv_heads, model.width, hidden, caches[0].k.shape[2]
-    tables = at(model.get_buffer("cos")), at(model.get_buffer("sin"))
+    tables = held.at(whole_model._buffers, "cos", "sin")
     squared = int(first.feedforward.act is relu2)
     whole = _Model(blocks, norm(model.norm), *tables, table(embed), table(head), *sizes, squared)
     vocab, symbols = embed.table.step.shape[0], head.table.step.shape[0]
-    kept.append(blocks)
 
     def decode(token: int, position: int) -> Tensor:
         if not 0 <= token < vocab:
             raise ValueError(f"token={token}: give one of 0 to {vocab - 1}")
+        if held.moved():
+            raise ValueError("the model's weights were moved or replaced after this decoder was built: build another Decoder")
         logits = torch.empty(symbols)
-        assert kept  # alive as long as this function is
         if library.c.grokbit_decode(ctypes.byref(whole), token, position, logits.data_ptr(), torch.get_num_threads()):
             raise MemoryError("ternary.c: no memory for a token")
         return logits
@@ -165,9 +189,10 @@ def fits(model: nn.Module) -> bool:
     if not (isinstance(embed, Int8Embedding) and isinstance(head, Int8Linear) and head.native and head.bias is None):
         return False
     tensors = [*model.parameters(), *model.buffers()]
-    if any(t.device.type != "cpu" or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors):
+    floats = {t.dtype for t in tensors if t.is_floating_point()}
+    if floats != {torch.float32} or not all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
         return False
-    return all(usual(block) for block in model.get_submodule("blocks").children())
+    return known(model.get_submodule("norm")) and all(map(usual, model.get_submodule("blocks").children()))
 
 
 def usual(block: Any) -> bool:
@@ -177,5 +202,11 @@ def usual(block: Any) -> bool:
     plain = all(
         isinstance(p, PackedLinear) and p.native and p.bias is None and p.in_features <= native.WIDEST for p in products
     )
-    norms = all(isinstance(m, RMSNorm | nn.Identity) for m in (a.attn_sub_norm, f.ffn_sub_norm))
-    return plain and norms and f.act in (F.silu, relu2)
+    norms = known(block.input_norm) and known(block.post_norm)
+    sub_norms = all(known(m) or isinstance(m, nn.Identity) for m in (a.attn_sub_norm, f.ffn_sub_norm))
+    return plain and norms and sub_norms and f.act in (F.silu, relu2)
+
+
+def known(norm: nn.Module) -> bool:
+    """Whether ternary.c computes this norm."""
+    return isinstance(norm, RMSNorm) and norm.eps == EPS

@@ -71,7 +71,7 @@ def library() -> Library | None:
     """
     try:
         found = loaded(built(folder()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, AttributeError) as error:
         log.warning("no C kernels, packed layers go through torch and are slower: %s", error)
         return None
     found.use(os.environ.get("GROKBIT_ISA") or next(iter(found.isas)))
@@ -79,7 +79,7 @@ def library() -> Library | None:
 
 
 def loaded(path: Path) -> Library:
-    """The library at a path. Raises OSError where it is none."""
+    """The library at a path. Raises OSError where it is none, AttributeError where it has not all kernels."""
     c = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int
     c.grokbit_isa.argtypes, c.grokbit_isa.restype = (number, ctypes.POINTER(number)), ctypes.c_char_p
@@ -98,7 +98,7 @@ def loaded(path: Path) -> Library:
 
 
 def folder() -> Path:
-    """Where libraries are kept: GROKBIT_CACHE, or the user's cache folder."""
+    """Where libraries are kept: GROKBIT_CACHE, or the user's cache folder. Raises RuntimeError where there is no home."""
     if given := os.environ.get("GROKBIT_CACHE"):
         return Path(given).expanduser()
     if sys.platform == "darwin":
@@ -107,12 +107,25 @@ def folder() -> Path:
 
 
 def compiler() -> list[str]:
-    """The command of a C compiler. Raises FileNotFoundError."""
-    for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        words = shlex.split(command)
+    """The command of a C compiler. Raises FileNotFoundError, or ValueError for a CC that is no command line."""
+    given = os.environ.get("CC", "")
+    try:
+        first = shlex.split(given)
+    except ValueError as error:
+        raise ValueError(f"CC={given}: {error}") from error
+    for words in (first, ["cc"], ["gcc"], ["clang"]):
         if words and shutil.which(words[0]):
             return words
     raise FileNotFoundError("there is no C compiler ($CC, cc, gcc, clang)")
+
+
+def key(command: list[str], flags: tuple[str, ...]) -> str:
+    """The name of what this compiler makes of this source. The compiler is known by its file, for to ask it for its version
+    takes longer than to load what it made; one that is taken for another has made the same kernels.
+    """
+    file = Path(shutil.which(command[0]) or command[0]).resolve()
+    known = file, file.stat().st_size, file.stat().st_mtime_ns, *command, *flags, sys.platform, platform.machine()
+    return hashlib.sha256(b"\0".join((SOURCE.read_bytes(), *(str(part).encode() for part in known)))).hexdigest()[:32]
 
 
 def built(kept: Path) -> Path:
@@ -122,28 +135,46 @@ def built(kept: Path) -> Path:
     holds the digest of its library. Raises OSError, or SubprocessError where the compiler fails.
     """
     command = compiler()
-    version = subprocess.run([*command, "--version"], capture_output=True, timeout=60, check=True).stdout
-    places = {}
-    for flags in ((*FLAGS, *OPENMP), FLAGS):
-        parts = (SOURCE.read_bytes(), version, " ".join((*command, *flags, sys.platform, platform.machine())).encode())
-        places[flags] = kept / hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
-        if whole(places[flags]):
-            return places[flags] / "ternary.so"
     kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+    refuse_foreign(kept)
+    places = {flags: kept / key(command, flags) for flags in ((*FLAGS, *OPENMP), FLAGS)}
+    for place in places.values():
+        if whole(place):
+            refuse_foreign(place, place / "ternary.so")
+            return place / "ternary.so"
     failures = []
     for flags, place in places.items():
         made = Path(tempfile.mkdtemp(prefix=".building-", dir=kept))
         try:
-            words = [*command, *flags, str(SOURCE), "-o", str(made / "ternary.so"), "-lm"]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-            if done.returncode == 0:
-                (made / "sha256").write_text(hashlib.sha256((made / "ternary.so").read_bytes()).hexdigest())
+            if failure := build([*command, *flags], made / "ternary.so"):
+                failures.append(failure)
+            else:
                 publish(made, place)
                 return place / "ternary.so"
-            failures.append(f"{shlex.join(words)}: {done.stderr.strip()[-500:]}")
         finally:
             shutil.rmtree(made, ignore_errors=True)
     raise subprocess.SubprocessError("; ".join(failures))
+
+
+def refuse_foreign(*paths: Path) -> None:
+    """Raises PermissionError where somebody else could have written what is to be loaded into this process."""
+    for path in paths:
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError(
+                f"{path} belongs to, or can be written by, somebody else: give a GROKBIT_CACHE that is yours alone (chmod 700)"
+            )
+
+
+def build(command: list[str], to: Path) -> str:
+    """Compile the source, and keep its digest beside it; why it failed, or nothing."""
+    words = [*command, str(SOURCE), "-o", str(to), "-lm"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    if done.returncode or not to.is_file():
+        return f"{shlex.join(words)}: {done.stderr.strip()[-500:] or f'exit code {done.returncode}, and no library'}"
+    to.chmod(0o700)
+    to.with_name("sha256").write_text(hashlib.sha256(to.read_bytes()).hexdigest())
+    return ""
 
 
 def whole(place: Path) -> bool:
