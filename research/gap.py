@@ -1,13 +1,17 @@
-"""What ternary weights cost: each ternary model of a sweep against its full-precision twin, both tuned with equal budgets.
+"""What rounded weights cost: networks of BitLinears against their full-precision twins, all tuned with equal budgets.
 
-A sweep has this section in its report where it varies `model` over both kinds. What it varies below `model.` is the size;
-`seed` is repeated; every other key is tuned: each model at each size is judged at its own best setting, by the mean over
-seeds. Gaps are paired by seed.
+A sweep has this section in its report where it varies `model` over both kinds. Each key that it varies has one of four parts:
+
+- network: `model`, and what is below `model.linear.` but `warmup`: ternary and 2-bit weights are two networks;
+- size: other keys below `model.` that are whole numbers throughout, as `model.dim` and `model.depth`;
+- seed: `seed`, or what the sweep repeats over: gaps are paired by it;
+- tuned: all else. Each network at each size is judged at its own best setting, by the mean over seeds.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,132 +20,174 @@ from research.metrics import higher_is_better, interval
 from research.sweeps import Row, Sweep, read
 
 JUDGED = ("val/bpb", "val/loss", "val/acc")  # the first that there is of the two losses, and accuracy
-WIDTH = "model.dim"
+WIDTHS = ("model.dim", "model.fields.hidden_size")
+LINEAR, WARMUP = "model.linear.", "model.linear.warmup"
+HOW = """Each network is judged at the setting whose mean over seeds is best; a star marks the smallest or the largest number \
+that was tried: a better one may lie beyond. Settings were chosen by the same seeds and the same held-back data that gaps are \
+measured on. Lost is the mean difference of pairs of one seed, over the mean of full precision, with its 95 % t interval."""
 Outcomes = Callable[[Row], list[dict[str, Any]]]  # summary.json of each run of a trial
-Pairs = tuple[tuple[str, str], ...]
+Setting = tuple[tuple[str, str], ...]
+Size = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model at one size: all that was run of it."""
+    """One network at one size: all that was run of it and judged."""
 
-    model: str
-    size: Pairs
-    ternary: bool
-    results: Mapping[Pairs, Mapping[str, Mapping[str, float]]]  # tuned setting -> seed -> metric -> value
+    network: str
+    size: Size
+    rounded: bool
     monitor: str
+    runs: dict[tuple[Setting, str], dict[str, float]] = field(default_factory=dict)  # tuned setting and seed -> metrics
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.network, *(f"{key.removeprefix('model.')}={value}" for key, value in self.size)])
 
     @cached_property
-    def best(self) -> Pairs:
+    def settings(self) -> Counter[Setting]:
+        """How many runs each tuned setting had."""
+        return Counter(setting for setting, _ in self.runs)
+
+    @cached_property
+    def best(self) -> Setting:
         """The setting whose mean over seeds is best, of those that have the most seeds."""
-        seeds = max(map(len, self.results.values()))
-        sign = -1 if higher_is_better(self.monitor) else 1
-        full = [setting for setting, by_seed in self.results.items() if len(by_seed) == seeds]
+        sign, most = -1 if higher_is_better(self.monitor) else 1, max(self.settings.values())
+        full = [setting for setting, seeds in self.settings.items() if seeds == most]
         return min(full, key=lambda setting: sign * statistics.fmean(self.column(self.monitor, setting).values()))
 
-    def column(self, metric: str, setting: Pairs | None = None) -> dict[str, float]:
-        """A metric by seed."""
-        by_seed = self.results[self.best if setting is None else setting]
-        return {seed: numbers[metric] for seed, numbers in by_seed.items() if metric in numbers}
-
-    def name(self) -> str:
-        return " ".join([self.model, *(f"{key.removeprefix('model.')}={value}" for key, value in self.size)])
+    def column(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
+        """A metric by seed, at the best setting or another one."""
+        wanted = self.best if setting is None else setting
+        return {seed: run[metric] for (tuned, seed), run in self.runs.items() if tuned == wanted and metric in run}
 
     def chosen(self) -> str:
-        """The tuned setting; a star where a number is the smallest or the largest that was tried: more may be beyond."""
+        """The best setting, with its stars."""
         return " ".join(f"{key}={value}{'*' * self._at_edge(key, value)}" for key, value in self.best)
 
     def _at_edge(self, key: str, value: str) -> bool:
-        tried = [read(dict(setting)[key]) for setting in self.results if key in dict(setting)]  # others may lack a key
-        numbers = sorted({number for number in tried if isinstance(number, int | float) and not isinstance(number, bool)})
-        return len(numbers) > 1 and read(value) in (numbers[0], numbers[-1])
+        tried = {number(text) for setting in self.settings for other, text in setting if other == key}
+        numbers = [each for each in tried if each is not None]
+        return len(numbers) > 1 and number(value) in (min(numbers), max(numbers))
+
+
+def number(text: str) -> float | None:
+    """What an override's value is as a number; of words, null and booleans none."""
+    value = read(text)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def whole(text: str) -> bool:
+    value = number(text)
+    return value is not None and value.is_integer()
+
+
+def parts(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
+    """The swept keys that tell the network, the size, and what was tuned."""
+    keys = [key for key in sweep.space if key != sweep.repeated]
+    network = [key for key in keys if key == "model" or (key.startswith(LINEAR) and key != WARMUP)]
+    below = [key for key in keys if key.startswith("model.") and not key.startswith(LINEAR)]
+    size = [key for key in below if all(whole(row.params[key]) for row in sweep.complete if key in row.params)]
+    return network, size, [key for key in keys if key not in (*network, *size)]
 
 
 def arms(sweep: Sweep, outcomes: Outcomes) -> list[Arm]:
-    """The models of a sweep, each at each size; none where it does not vary `model` over both kinds."""
+    """The networks of a sweep, each at each size; none where there is nothing to compare."""
     if "model" not in sweep.space or len(sweep.ways) != 1:
         return []
-    found: dict[tuple[str, Pairs], dict[Pairs, dict[str, dict[str, float]]]] = {}
-    kinds: dict[str, bool] = {}
+    networks, sizes, tuned = parts(sweep)
+    found: dict[tuple[str, Size, bool], Arm] = {}
     for row in sweep.complete:
-        aside = ("model", sweep.repeated)
-        size = tuple((k, v) for k, v in row.params.items() if k.startswith("model.") and not k.startswith("model.linear."))
-        tuned = tuple((k, v) for k, v in row.params.items() if k not in aside and (k, v) not in size)
-        by_seed = found.setdefault((row.params["model"], size), {}).setdefault(tuned, {})
+        given = [(key, row.params[key]) for key in networks if key in row.params]
+        network = " ".join(value if key == "model" else f"{key.removeprefix(LINEAR)}={value}" for key, value in given)
+        size = tuple((key, int(read(row.params[key]))) for key in sizes if key in row.params)
+        setting = tuple((key, row.params[key]) for key in tuned if key in row.params)
         for place, told in enumerate(outcomes(row)):
-            kinds[row.params["model"]] = bool(told.get("ternary"))
-            by_seed[f"{row.params.get(sweep.repeated, '')} {place}"] = told.get("best") or {}
-    kept = {key: {t: seeds for t, seeds in results.items() if seeds} for key, results in found.items()}
-    models = [Arm(m, size, kinds[m], results, sweep.monitor) for (m, size), results in kept.items() if results]
-    return models if len({arm.ternary for arm in models}) == 2 else []
+            metrics = {name: value for name, value in (told.get("best") or {}).items() if value is not None}
+            if sweep.monitor in metrics:
+                which = network, size, bool(told.get("rounded"))
+                arm = found.setdefault(which, Arm(*which, sweep.monitor))
+                arm.runs[setting, f"{row.params.get(sweep.repeated, '')} {place}"] = metrics
+    every = list(found.values())
+    return every if any(pairs(every)) else []
 
 
 def pairs(found: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
-    """Each full-precision model with the ternary one of its size, and with that of twice its width."""
-    ternary = {arm.size: arm for arm in found if arm.ternary}
-    for full in (arm for arm in found if not arm.ternary):
-        if same := ternary.get(full.size):
-            yield "equal width", full, same
-        width = dict(full.size).get(WIDTH)
-        wider = tuple((key, str(2 * int(value)) if key == WIDTH else value) for key, value in full.size)
-        if width and (twice := ternary.get(wider)):
-            yield "twice the width", full, twice
+    """Each full-precision network with the rounded ones of its size, and with those of twice its width."""
+    for full in (arm for arm in found if not arm.rounded):
+        wider = tuple((key, 2 * value if key in WIDTHS else value) for key, value in full.size)
+        how = {wider: "twice the width", full.size: "equal width"}  # one of them where no width is swept
+        yield from ((how[arm.size], full, arm) for arm in found if arm.rounded and arm.size in how)
 
 
-def gap(metric: str, full: Arm, ternary: Arm) -> tuple[list[float], list[float], tuple[float, float]]:
-    """Both metrics over the seeds that both have, and what is lost, as a share of full precision's: mean and half the width
-    of its 95 % t interval. Of losses more is lost, of accuracies less is left.
-    """
-    mine, theirs = ternary.column(metric), full.column(metric)
+@dataclass(frozen=True)
+class Gap:
+    """A metric of two networks over the seeds that both have: their means, and what is lost as shares of full precision's."""
+
+    full: float
+    rounded: float
+    lost: float
+    half: float  # the width of its 95 % t interval
+    seeds: int
+
+    def cells(self) -> tuple[str, ...]:
+        width = f" ± {self.half:.1%}" if self.seeds > 1 else ""
+        return f"{self.full:.4f}", f"{self.rounded:.4f}", f"{self.lost:+.1%}{width}", str(self.seeds)
+
+
+def gap(metric: str, full: Arm, rounded: Arm) -> Gap | None:
+    """Of losses more is lost, of accuracies less is left. None without a common seed, or where there is nothing to lose."""
+    theirs, mine = full.column(metric), rounded.column(metric)
     seeds = [seed for seed in theirs if seed in mine]
+    if not any(theirs[seed] for seed in seeds):
+        return None
     sign = -1 if higher_is_better(metric) else 1
-    lost = [sign * (mine[seed] / theirs[seed] - 1) for seed in seeds if theirs[seed]]
-    return [theirs[seed] for seed in seeds], [mine[seed] for seed in seeds], interval(lost) if lost else (0.0, 0.0)
+    lost, half = interval([sign * (mine[seed] - theirs[seed]) for seed in seeds])
+    before, after = (statistics.fmean(arm[seed] for seed in seeds) for arm in (theirs, mine))
+    return Gap(before, after, lost / before, half / before, len(seeds))
 
 
 def judged(found: Sequence[Arm]) -> list[str]:
-    """The metrics that every arm has."""
-    common = [metric for metric in JUDGED if all(arm.column(metric) for arm in found)]
+    """The metrics that every arm has; the monitor is one."""
+    common = [metric for metric in dict.fromkeys((*JUDGED, found[0].monitor)) if all(arm.column(metric) for arm in found)]
     return [metric for metric in common if not (metric == "val/loss" and "val/bpb" in common)]
 
 
 def lines(found: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
     """The table, its head first."""
-    yield "full precision", "at", "ternary", "at", "", "metric", "full", "ternary", "lost", "seeds"
-    for how, full, ternary in pairs(found):
+    yield "full precision", "at", "rounded", "at", "", "metric", "full", "rounded", "lost", "seeds"
+    for how, full, rounded in pairs(found):
         for metric in judged(found):
-            theirs, mine, (mean, half) = gap(metric, full, ternary)
-            values = (f"{statistics.fmean(theirs):.4f}", f"{statistics.fmean(mine):.4f}") if theirs else ("", "")
-            lost = f"{mean:+.1%} ± {half:.1%}"
-            yield full.name(), full.chosen(), ternary.name(), ternary.chosen(), how, metric, *values, lost, str(len(theirs))
+            lost = gap(metric, full, rounded)
+            cells = lost.cells() if lost else ("", "", "", "")
+            yield full.name, full.chosen(), rounded.name, rounded.chosen(), how, metric, *cells
 
 
 def budget(found: Sequence[Arm]) -> str:
     """Whether tuning was fair."""
-    counts = {arm.name(): len(arm.results) for arm in found}
-    if len(set(counts.values())) == 1:
-        count = next(iter(counts.values()))
-        return f"Each model at each size was tuned over {count} setting{'s' * (count != 1)}."
-    return "Tuning was not equal: " + ", ".join(f"{name} had {count}" for name, count in counts.items()) + " settings."
+    had = {arm.name: f"{count(len(arm.settings), 'setting')} in {count(len(arm.runs), 'run')}" for arm in found}
+    if len({*had.values()}) == 1:
+        return f"Each network at each size was tuned over {had[found[0].name]}."
+    return f"Tuning was not equal: {'; '.join(f'{name} had {told}' for name, told in had.items())}."
+
+
+def count(many: int, word: str) -> str:
+    return f"{many} {word}{'s' * (many != 1)}"
 
 
 def draw(found: Sequence[Arm], folder: Path) -> None:
-    """gap.png: each metric by width, or by size, with the 95 % t intervals of both kinds."""
+    """gap.png: each metric by size, with the 95 % t intervals of each network."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     metrics = judged(found)
     figure = Figure(figsize=(4.5 * len(metrics), 3.2), layout="constrained")
-    sizes = list(dict.fromkeys(arm.size for arm in found))
+    sizes = sorted({arm.size for arm in found})
     labels = ["\n".join(f"{key.removeprefix('model.')} {value}" for key, value in size) for size in sizes]
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        for kind, color in ((False, "tab:gray"), (True, "tab:blue")):
-            points = [
-                (sizes.index(arm.size), *interval(list(arm.column(metric).values()))) for arm in found if arm.ternary == kind
-            ]
-            places, means, halves = zip(*sorted(points), strict=True)
-            axis.errorbar(
-                places, means, halves, color=color, marker="o", capsize=3, label="ternary" if kind else "full precision"
-            )
+        for network in dict.fromkeys(arm.network for arm in found):
+            mine = sorted((arm for arm in found if arm.network == network), key=lambda arm: arm.size)
+            means, halves = zip(*(interval([*arm.column(metric).values()]) for arm in mine), strict=True)
+            axis.errorbar([sizes.index(arm.size) for arm in mine], means, halves, marker="o", capsize=3, label=network)
         axis.set(ylabel=metric, xlim=(-0.5, len(sizes) - 0.5))
         axis.set_xticks(range(len(sizes)), labels)
         axis.grid(alpha=0.3)

@@ -53,12 +53,7 @@ def said(error: Exception) -> str:
 
 def write(sweep: Sweep, folder: Path, plots: bool) -> list[tuple[Path, str | None]]:
     """The files, each with its place among the artifacts of the sweep's run."""
-    reasons = draw(sweep, folder / "plots") if plots else {}
-    twins = gap.arms(sweep, lambda row: [read_json(run / "summary.json") for run in runs(folder, row.folder)])
-    if plots and twins:
-        gap.draw(twins, folder / "plots")
-        reasons["gap"] = ""
-    texts = {"trials.csv": to_csv(sweep), "results.md": results(sweep, reasons, twins)}
+    texts = {"trials.csv": to_csv(sweep)}
     if sweep.best:
         texts["optimization_results.yaml"] = as_yaml(solution(sweep))
     if sweep.best and told(sweep):
@@ -67,8 +62,26 @@ def write(sweep: Sweep, folder: Path, plots: bool) -> list[tuple[Path, str | Non
         (folder / "best.yaml").unlink(missing_ok=True)  # an earlier report's
     for name, text in texts.items():
         replace_text(folder / name, text)
-    pictures = [folder / "plots" / f"{name}.png" for name, reason in reasons.items() if not reason]
-    return [(folder / name, None) for name in (*texts, SWEEP) if (folder / name).exists()] + [(p, "plots") for p in pictures]
+    reasons = draw(sweep, folder / "plots") if plots else {}
+    section, more = twins(sweep, folder, plots)
+    reasons |= more
+    replace_text(folder / "results.md", results(sweep, reasons, section))
+    names = [name for name in (*texts, "results.md", SWEEP) if (folder / name).exists()]
+    pictures = [f"plots/{name}.png" for name, reason in reasons.items() if not reason]
+    return [(folder / name, None) for name in names] + [(folder / picture, "plots") for picture in pictures]
+
+
+def twins(sweep: Sweep, folder: Path, plots: bool) -> tuple[list[str], dict[str, str]]:
+    """What rounded weights cost, as a section and a picture with its reason; none of the other files is lost for it."""
+    try:
+        found = gap.arms(sweep, lambda row: [read_json(run / "summary.json") for run in runs(folder, row.folder)])
+        if plots and found:
+            gap.draw(found, folder / "plots")
+        head, *rows = gap.lines(found)
+        section = ["## What rounded weights cost", gap.budget(found), gap.HOW, table(head, rows)] if found else []
+        return section, {"gap": ""} if plots and found else {}
+    except Exception as error:  # whatever a library makes of unusual numbers
+        return [], {"gap": f"{type(error).__name__}: {said(error)}"}
 
 
 def told(sweep: Sweep) -> bool:
@@ -79,17 +92,11 @@ def told(sweep: Sweep) -> bool:
 # results.md
 
 
-def results(sweep: Sweep, reasons: Mapping[str, str], twins: Sequence[gap.Arm] = ()) -> str:
+def results(sweep: Sweep, reasons: Mapping[str, str], section: Sequence[str]) -> str:
     """The report for people."""
     aims = ", ".join(f"{way} {name}" for way, name in zip(sweep.ways, sweep.objectives, strict=True))
-    parts = [f"# {sweep.name}: {aims}", ending(sweep), *best_trials(sweep)]
-    if twins:
-        head, *rows = gap.lines(twins)
-        parts += ["## What ternary weights cost", gap.budget(twins), table(head, rows)]
-    parts += ["## What was run", asked_for(sweep)]
-    if failed := [
-        f"- trial {row.number}: {row.error.splitlines()[0]}" for row in sweep.rows if row.state == "FAIL" and row.error
-    ]:
+    parts = [f"# {sweep.name}: {aims}", ending(sweep), *best_trials(sweep), *section, "## What was run", asked_for(sweep)]
+    if failed := [f"- trial {r.number}: {r.error.splitlines()[0]}" for r in sweep.rows if r.state == "FAIL" and r.error]:
         parts += ["## Failed", "\n".join(failed[:SHOWN] + [f"- and {len(failed) - SHOWN} more"] * (len(failed) > SHOWN))]
     for index, name in enumerate(sweep.objectives):
         if shares := importances(sweep, index):

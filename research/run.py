@@ -17,7 +17,7 @@ from research.callback import Callback, State
 from research.checkpoint import weights_digest
 from research.folder import Run
 from research.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
-from research.nn.bitlinear import ternary_count
+from research.nn.bitlinear import layers
 from research.seeding import seed_all
 from research.signals import exit_code, watch
 from research.trained import build
@@ -172,6 +172,6 @@ def summary(monitor: str, state: State | None) -> dict[str, Any]:
         "peak_rss_mb": folder.peak_rss_mb(),
         "shape": state.data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
-        "ternary": ternary_count(state.model),
+        "rounded": sum(layer.weight.numel() for layer in layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else weights_digest(state.model),
     }
