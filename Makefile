@@ -44,14 +44,25 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: a read or write beyond a tensor ends the tests.
+# The C kernels by each compiler that is here, under AddressSanitizer and UndefinedBehaviorSanitizer where it has them:
+# a read or write beyond a tensor ends the tests.
+COMPILERS ?= gcc clang
 check-native: setup
-	@cache="$$(mktemp -d)"; trap 'rm -rf "$$cache"' EXIT; cc="$${CC:-gcc}"; \
-	asan="$$($$cc -print-file-name=libasan.so)"; ubsan="$$($$cc -print-file-name=libubsan.so)"; \
-	export CC="$$cc -g -fsanitize=address,undefined -fno-sanitize-recover=all" GROKBIT_CACHE="$$cache" OMP_NUM_THREADS=1 \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$asan $$ubsan"; \
-	$(BIN)/python -c 'import sys; from research.nn import native; sys.exit(native.library() is None)' && \
-	$(BIN)/python -m pytest tests/test_packed.py tests/test_decode.py $(ARGS)
+	@ran=; for cc in $(COMPILERS); do \
+	  command -v "$$cc" > /dev/null || { echo "== $$cc is not here"; continue; }; \
+	  case "$$cc" in *clang*) names="libclang_rt.asan-$$(uname -m).so";; *) names="libasan.so libubsan.so";; esac; \
+	  flags="-g -fsanitize=address,undefined -fno-sanitize-recover=all"; preload=; \
+	  for name in $$names; do \
+	    file="$$($$cc -print-file-name=$$name)"; [ -e "$$file" ] && preload="$$preload $$file" || flags=; \
+	  done; \
+	  echo "== $$cc $${flags:-without sanitizers: they are not installed}"; \
+	  cache="$$(mktemp -d)"; ran=yes; \
+	  ( export CC="$$cc $$flags" GROKBIT_CACHE="$$cache" OMP_NUM_THREADS=1 LD_PRELOAD="$${flags:+$$preload}" \
+	      ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
+	    $(BIN)/python -c 'import sys; from research.nn import native; sys.exit(native.library() is None)' && \
+	    $(BIN)/python -m pytest tests/test_native.py tests/test_packed.py tests/test_decode.py $(ARGS) ); \
+	  status=$$?; rm -rf "$$cache"; [ $$status = 0 ] || exit $$status; \
+	done; [ -n "$$ran" ]
 
 bench: setup
 	@for each in start_up loop_overhead train_step ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \

@@ -114,6 +114,7 @@ static INLINE float quantise_row(const float *x, size_t n, int8_t *q, size_t str
     for (size_t start = 0; start < n; start += INS, q += stride) {
         float part[INS] = {0};
         const float *from = x + start;
+        for (int i = 0; i < INS; i += 16) __builtin_prefetch(from + n + i, 0, 3); /* the next row, meanwhile */
         if (n - start < INS || !finite) {
             if (finite) memcpy(part, from, (n - start) * sizeof *part);
             from = part;
@@ -230,6 +231,16 @@ typedef struct {
     }
 #define COMMON(suffix) quantise_##suffix, norm_##suffix, gate_##suffix, attend_##suffix
 
+/* ternary_rows, compiled for each number of rows: `most` at a time, then two, then one. */
+#define TERNARY(suffix, target, most) \
+    target static void ternary_##suffix( \
+        const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums) { \
+        for (; rows >= most; rows -= most, x += most * INS, sums += most * OUTS) \
+            ternary_rows_##suffix(w, x, stride, tiles, sums, most); \
+        for (; rows >= 2; rows -= 2, x += 2 * INS, sums += 2 * OUTS) ternary_rows_##suffix(w, x, stride, tiles, sums, 2); \
+        if (rows) ternary_rows_##suffix(w, x, stride, tiles, sums, 1); \
+    }
+
 static int always(void) { return 1; }
 
 static void ternary_portable(const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums) {
@@ -313,10 +324,7 @@ AVX2 static INLINE void ternary_rows_avx2(
         for (int h = 0; h < 2; h++) _mm256_storeu_si256((__m256i *)(sums + OUTS * r + 8 * h), wide[r][h]);
 }
 
-AVX2 static void ternary_avx2(const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums) {
-    for (; rows >= 2; rows -= 2, x += 2 * INS, sums += 2 * OUTS) ternary_rows_avx2(w, x, stride, tiles, sums, 2);
-    if (rows) ternary_rows_avx2(w, x, stride, tiles, sums, 1);
-}
+TERNARY(avx2, AVX2, 2)
 
 AVX2 static INLINE int32_t total_avx2(__m256i v) {
     __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -376,14 +384,7 @@ AVXVNNI static INLINE void ternary_rows_avxvnni(
         }
 }
 
-AVXVNNI static void ternary_avxvnni(const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums) {
-    if (rows == 4) {
-        ternary_rows_avxvnni(w, x, stride, tiles, sums, 4);
-        return;
-    }
-    for (; rows >= 2; rows -= 2, x += 2 * INS, sums += 2 * OUTS) ternary_rows_avxvnni(w, x, stride, tiles, sums, 2);
-    if (rows) ternary_rows_avxvnni(w, x, stride, tiles, sums, 1);
-}
+TERNARY(avxvnni, AVXVNNI, 4)
 #endif
 
 #define AVX512 TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
@@ -424,14 +425,7 @@ AVX512 static INLINE void ternary_rows_avx512vnni(
     }
 }
 
-AVX512 static void ternary_avx512vnni(const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums) {
-    if (rows == 4) {
-        ternary_rows_avx512vnni(w, x, stride, tiles, sums, 4);
-        return;
-    }
-    for (; rows >= 2; rows -= 2, x += 2 * INS, sums += 2 * OUTS) ternary_rows_avx512vnni(w, x, stride, tiles, sums, 2);
-    if (rows) ternary_rows_avx512vnni(w, x, stride, tiles, sums, 1);
-}
+TERNARY(avx512vnni, AVX512, 4)
 
 /* VPDPBUSD wants one side unsigned: sum(w x) = sum(w (x + 128)) - 128 sum(w). */
 AVX512 static void bytes_avx512vnni(const int8_t *w, int outs, const int8_t *x, size_t stride, size_t tiles, int32_t *sums) {
@@ -489,14 +483,7 @@ DOTPROD static INLINE void ternary_rows_neon(
         for (int h = 0; h < 4; h++) vst1q_s32(sums + OUTS * r + 4 * h, sum[r][h]);
 }
 
-DOTPROD static void ternary_neon(const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums) {
-    if (rows == 4) {
-        ternary_rows_neon(w, x, stride, tiles, sums, 4);
-        return;
-    }
-    for (; rows >= 2; rows -= 2, x += 2 * INS, sums += 2 * OUTS) ternary_rows_neon(w, x, stride, tiles, sums, 2);
-    if (rows) ternary_rows_neon(w, x, stride, tiles, sums, 1);
-}
+TERNARY(neon, DOTPROD, 4)
 
 DOTPROD static void bytes_neon(const int8_t *w, int outs, const int8_t *x, size_t stride, size_t tiles, int32_t *sums) {
     for (int n = 0; n < outs; n++) {
