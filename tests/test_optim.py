@@ -1,6 +1,7 @@
 """The filters against the paper's formula, resume, and the schedules."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -168,4 +169,14 @@ def test_schedules_have_the_values_of_their_formulas() -> None:
     assert [constant(step, 5, 2) for step in range(3)] == pytest.approx([0.5, 1, 1])
     lrs, decays = zip(*(bitnet(step, 9, 0, middle=0.5, cooldown=0.4) for step in range(9)), strict=True)
     assert lrs == pytest.approx([1, 0.961940, 0.853553, 0.691342, 0.4, 0.341421, 0.2, 0.058579, 0], abs=1e-6)
-    assert decays == (1, 1, 1, 1, 0, 0, 0, 0, 0)
+    assert decays == (*lrs[:4], 0, 0, 0, 0, 0), "a cosine too, and none in the second stage"
+    assert bitnet(0, 9, 4)[0] == pytest.approx(0.25)
+    assert bitnet(0, 9, 4)[1] == 1, "the warm-up is of lr alone"
+
+
+@given(middle=st.floats(0.01, 0.99), cooldown=st.floats(0.01, 0.99), steps=st.integers(2, 200))
+def test_the_second_stage_never_raises_the_rate(middle: float, cooldown: float, steps: int) -> None:
+    lrs = [bitnet(step, steps, 0, middle, cooldown)[0] for step in range(steps)]
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(lrs))
+    assert lrs[0] == 1
+    assert lrs[-1] == pytest.approx(0, abs=1e-12)

@@ -10,6 +10,11 @@ def _warm(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
+def _half_cosine(done: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
 def constant(step: int, steps: int, warmup: Natural = 0) -> float:
     """Warm-up, then the full lr."""
     return _warm(step, warmup)
@@ -20,7 +25,7 @@ def cosine(step: int, steps: int, warmup: Natural = 0, floor: Fraction = 0.1) ->
     if step < warmup:
         return _warm(step, warmup)
     done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    return floor + (1 - floor) * _half_cosine(done)
 
 
 def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.5, floor: Fraction = 0.0) -> float:
@@ -33,10 +38,11 @@ def wsd(step: int, steps: int, warmup: Natural = 0, decay: Fraction = 0.5, floor
 def bitnet(
     step: int, steps: int, warmup: Natural = 0, middle: OpenFraction = 0.5, cooldown: OpenFraction = 0.33
 ) -> tuple[float, float]:
-    """Two stages (b1.58 2B4T report, 2504.12285, section 2.2): warm-up and half a cosine until `middle` of the steps, then at
-    once down to `cooldown` and half a cosine from there to 0; weight decay in the first stage only.
+    """Two stages (b1.58 2B4T report, 2504.12285, sections 3.1.1 and 3.1.2): half a cosine until `middle` of the steps, for lr
+    and weight decay; then at once down to `cooldown`, or what is left by then where that is less, and half a cosine from
+    there to 0, without weight decay. Warm-up is of lr alone.
     """
-    done = step / max(1, steps - 1)
+    done, warm = step / max(1, steps - 1), _warm(step, warmup)
     if done < middle:
-        return _warm(step, warmup) * (1 + math.cos(math.pi * done)) / 2, 1.0
-    return cooldown * (1 + math.cos(math.pi * (done - middle) / (1 - middle))) / 2, 0.0
+        return warm * _half_cosine(done), _half_cosine(done)
+    return warm * min(cooldown, _half_cosine(middle)) * _half_cosine((done - middle) / (1 - middle)), 0.0
