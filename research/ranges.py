@@ -1,6 +1,6 @@
 """Numbers with a range: a signature says what it takes, and the preflight reads it there.
 
-The intervals are ordinary mathematics: round brackets leave the end out, square ones take it in.
+The intervals are ordinary mathematics: round brackets leave the end out, square ones take it in; curly ones list all there is.
 """
 
 from typing import Annotated
@@ -11,6 +11,7 @@ Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 OpenFraction = Annotated[float, "(0, 1)"]
+WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 Existing = Annotated[str, "a file or folder that exists"]
 
 

@@ -1,5 +1,6 @@
 """One layer, three back ends: the same codes, outputs and gradients; and all that a linear layer has to live with."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from research.losses import last_token
 from research.models.transformer import Transformer
 from research.nn import products
 from research.nn.attention import Attention
-from research.nn.bitlinear import BitLinear, convert, kept, layers, together
+from research.nn.bitlinear import BitLinear, _joint, begin_step, convert, kept, layers, together
 from research.nn.norm import RMSNorm
 from research.nn.quantize import Quantizer
 from research.optim.schedules import constant
@@ -137,6 +138,60 @@ def test_the_choice_is_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> N
     assert products.backward_type(large.to(torch.int8)) == torch.float32
     monkeypatch.setattr(products, "FAST_INT8", False)
     assert products.chosen(large, 512, learns=True, rounded=True) == "ste"
+
+
+def test_without_an_int8_product_the_sum_does_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices that are neither a CPU nor CUDA."""
+    x, w = (torch.full(shape, 127, dtype=torch.int8) for shape in ((2, 96), (3, 96)))
+    assert products._fits(x, w)
+    assert not products._fits(x.to("meta"), w.to("meta"))
+    monkeypatch.setattr(products, "_fits", lambda x, w: False)
+    assert torch.equal(products.product(x, w, torch.ones(()), torch.float32), torch.full((2, 3), 96 * 127.0**2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"per": 32}, {"warmup": 4}, {"back_end": "int8"}], ids=str)
+def test_on_the_meta_device_there_are_shapes(settings: dict[str, Any]) -> None:
+    layer = BitLinear(96, 40, device=torch.device("meta"), **settings)
+    y = layer(torch.empty(2, 3, 96, device="meta"))
+    assert (y.shape, y.dtype, y.device.type) == ((2, 3, 40), torch.float32, "meta")
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_weights_that_come_later_make_the_same_layer(warmup: int) -> None:
+    """Made on the meta device, filled from a checkpoint: `begin_step` fills in lambda, which checkpoints do not hold."""
+    torch.manual_seed(0)
+    layer, x = BitLinear(8, 4, warmup=warmup), torch.randn(3, 8)
+    later = BitLinear(8, 4, warmup=warmup, device=torch.device("meta")).to_empty(device="cpu")
+    later.load_state_dict(layer.state_dict())
+    for step in (0, 2, 4):
+        begin_step([layer, later], step)
+        assert torch.equal(later(x), layer(x))
+
+
+@pytest.mark.parametrize(("ins", "outs"), [(0, 8), (8, 0)])
+def test_a_layer_without_weights_is_refused(ins: int, outs: int) -> None:
+    with pytest.raises(ValueError, match=f"a BitLinear of {ins} inputs and {outs} outputs has no weight to round"):
+        BitLinear(ins, outs)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_whole_numbers_are_no_input(dtype: torch.dtype, autocast: bool) -> None:
+    joint = inspect.unwrap(_joint)  # without the tests' own checks of types, which users do not have
+    told = rf"its input is {dtype}: give x.to\(torch.float32\)"
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(ValueError, match=told):
+        joint(torch.ones(3, 96).to(dtype), [layer_of("ste")])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_floating_point_type_is_that_of_the_output(dtype: torch.dtype) -> None:
+    layer, x = layer_of("ste"), torch.randn(3, 96).bfloat16()
+    y = layer(x.to(dtype).requires_grad_())
+    assert y.dtype == dtype
+    assert close(y, layer(x.float()).to(dtype), 2**-7)
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
 
 
 def test_together_takes_layers_of_any_kind() -> None:
@@ -362,7 +417,8 @@ class Own(nn.Linear):
         (nn.ModuleDict({"q": nn.Conv1d(8, 8, 1)}), {}, "has no nn.Linear"),
         (nn.ModuleDict({"q": Own(8, 8)}), {}, "has no nn.Linear"),
         (nn.Linear(8, 8), {}, "the model has nn.Linear: itself"),
-        (nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(6, 8)}), {"per": 4}, "linear.per=4 does not divide the 6"),
+        (nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(6, 8)}), {"per": 4}, "model.linear.per=4 does not divide the 6"),
+        (nn.ModuleDict({"q": nn.Conv1d(8, 8, 1), "head": nn.Linear(8, 8)}), {}, "head; its other weights are in Conv1d, not"),
     ],
 )
 def test_what_convert_cannot_do_changes_nothing(model: nn.Module, given: dict[str, Any], words: str) -> None:
@@ -378,9 +434,6 @@ def test_a_converted_model_starts_where_it_was_with_a_warm_up() -> None:
     tokens = torch.randint(11, (3, 6))
     before = model(tokens)
     convert(model, warmup=10)
-    for layer in layers(model).values():
-        layer.mixes = True
-        layer.lamb.fill_(0)
     assert torch.equal(model(tokens), before)
     assert not torch.equal(model.eval()(tokens), before)
 

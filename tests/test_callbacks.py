@@ -11,7 +11,7 @@ from rich.console import Console as Terminal
 from torch import nn
 
 from research.callback import Callback, State
-from research.callbacks.console import Console
+from research.callbacks.console import Console, precision
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
@@ -52,6 +52,14 @@ def test_elsewhere_than_on_a_terminal_it_is_plain_lines(tmp_path: Path) -> None:
     end = "\n".join(lines[lines.index(steps[-1]) :])
     for word in ("best val/acc", "final val/acc", "baseline val/acc", "time", "MB", "resume=", "-m seed=0,1,2"):
         assert word in end
+
+
+def test_the_kind_of_the_weights_is_told() -> None:
+    linears = nn.Linear(32, 32), BitLinear(32, 32), BitLinear(32, 32, weight_bits=2)
+    told = [precision(nn.Sequential(nn.Linear(4, 4), linear)) for linear in linears]
+    assert told[0] == "full precision"
+    assert told[1].startswith("1,024 of them ternary: ")
+    assert told[2].startswith("1,024 of them rounded: ")
 
 
 def test_a_line_comes_only_every_few_seconds() -> None:
@@ -151,6 +159,31 @@ def test_what_rounding_does_to_the_weights_is_told_by_layer(tmp_path: Path) -> N
     assert state.metrics["ternary/ratio"] == pytest.approx(whole / packed_bytes(state.model))
     assert state.metrics["ternary/packed_mb"] == pytest.approx(packed_bytes(state.model) / 1e6)
     assert (tmp_path / "plots" / "ternary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_first_look_knows_of_no_flips(tmp_path: Path) -> None:
+    """Nothing was seen before it: that is no share of zero. A run that goes on has what its checkpoint saw."""
+    first = Ternary(every=2)
+    state = fit(first, steps=2, folder=tmp_path)
+    assert not [name for name in state.metrics if "flips" in name]
+    assert [name for name in state.metrics if name.startswith("ternary/zero/")]
+    assert (tmp_path / "plots" / "ternary.png").is_file()
+    second = Ternary(every=2)
+    second.load_state_dict(first.state_dict())
+    flips = [value for name, value in fit(second, steps=2).metrics.items() if "flips" in name]
+    assert flips == [0] * 7, "the same two steps again"
+
+
+def test_without_ternary_layers_there_is_nothing_to_tell(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
+    trainer = Trainer(4, 8, eval_every=2, device="cpu")
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = trainer.fit(model, optimizer, constant, last_token, DATA, [Ternary(every=2)], monitor="val/acc")
+    assert not [name for name in state.metrics if name.startswith("ternary/")]
+    assert [record.message for record in caplog.records if "callbacks.ternary" in record.message] == [
+        "callbacks.ternary has nothing to tell, as the model has no BitLinears: ~callbacks.ternary"
+    ]
 
 
 def rounded(weights: list[float]) -> list[int]:

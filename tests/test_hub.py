@@ -56,6 +56,58 @@ def test_other_architectures_go_too(kind: str) -> None:
     assert model(torch.randint(11, (2, 6))).isfinite().all()
 
 
+@pytest.mark.parametrize("more", [{}, {"is_decoder": False}], ids=str)
+def test_a_model_that_sees_the_answer_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"BertLMHeadModel sees the symbols .* predict\n.*\+model.fields.is_decoder=true"):
+        Hub(SHAPE, "bert", TINY | more)
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 40])
+def test_as_a_decoder_it_is_taken(length: int) -> None:
+    model = Hub(Tokens(11, length), "bert", TINY | {"is_decoder": True}, linear=BitLinear)
+    assert model.net.training, "as it was before it was looked at"
+    tokens = torch.randint(11, (2, length))
+    later = tokens.clone()
+    later[:, -1] = (later[:, -1] + 1) % 11
+    model.eval()
+    torch.testing.assert_close(model(later)[:, :-1], model(tokens)[:, :-1])
+
+
+def test_in_a_folder_too_it_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    BertLMHeadModel(BertConfig(vocab_size=11, max_position_embeddings=16, **TINY)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match=r"sees the symbols that it is to predict\n.* config.json"):
+        Hub(SHAPE, folder=str(tmp_path / "bert"))
+
+
+def test_a_model_that_takes_no_symbols_is_named() -> None:
+    """RoBERTa counts its positions from its padding symbol."""
+    with pytest.raises(ValueError, match="RobertaForCausalLM cannot take 6 symbols: "):
+        Hub(SHAPE, "roberta", TINY | {"is_decoder": True})
+
+
+def test_where_most_weights_stay_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Experts are not made of nn.Linear. What is between embedding and head counts, however large these are."""
+    experts = TINY | {"num_key_value_heads": 2, "num_local_experts": 4}
+    model = Hub(SHAPE, "mixtral", experts, linear=BitLinear)
+    ternary = sum(layer.weight.numel() for layer in layers(model).values())
+    outer = 2 * 11 * 32
+    share = 100 * ternary / (sum(p.numel() for p in model.parameters() if p.ndim > 1) - outer)
+    (told,) = [record.message for record in caplog.records if "between embedding and head" in record.message]
+    assert f"only {share:.0f} %" in told
+    assert "experts.gate_up_proj" in told
+    caplog.clear()
+    Hub(Tokens(5000, 6), "llama", TINY, linear=BitLinear)
+    Hub(SHAPE, "mixtral", experts)
+    assert not [record for record in caplog.records if "between embedding and head" in record.message]
+
+
+def test_layers_of_another_kind_are_named() -> None:
+    with pytest.raises(ValueError, match=r"has nn.Linear: lm_head; its other weights are in Conv1D, not in nn.Linear"):
+        Hub(SHAPE, "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, linear=BitLinear)
+
+
 def test_a_folder_gives_architecture_and_weights(saved: Path) -> None:
     """Without BitLinears it is what was saved; with them it has the same master weights."""
     from transformers import LlamaForCausalLM

@@ -44,7 +44,10 @@ TWELVE = [
     (["optim.alpha=1"], ["optim.alpha takes a number in [0, 1)", "got 1"]),
     (["trainer.precision=fp99"], ["trainer.precision takes fp32, bf16", 'got "fp99"']),
     (["trainer.steps="], ["trainer.steps takes", "got nothing"]),
+    (["model.linear.weight_bits=3"], ["model.linear.weight_bits takes a number in {1, 1.58, 2, 4, 8}", "got 3"]),
+    (["model.linear.per=0"], ["model.linear.per takes tensor, channel or a whole number in [1, inf)", "got 0"]),
     # a file that is not there
+    (["model=hub", "model.folder=nowhere/at/all"], ["there is no file or folder", "nowhere/at/all", "looked from"]),
     (["data=text", "data.path=nowhere/at/all"], ["there is no file or folder", "nowhere/at/all", "looked from"]),
     # a target that does not exist, a package that is not installed
     (["model._target_=research.models.mlp.MPL"], ["has no 'MPL'", "did you mean research.models.mlp.MLP ?"]),
@@ -128,6 +131,10 @@ RIGHT = [
     "hydra.run.dir=elsewhere", "data=text", "optim=muon lr=0.01 trainer.clip_norm=null", "model.kv_heads=2", "name='a=b'",
     "data=digits model=bitmlp loss=classification", "experiment=text seed=3", "tracker.uri=sqlite:///x.db", "target=0.5",
     "optim.base._target_=torch.optim.NAdam ~optim.base.fused", "trainer.device=cpu", "+optim.base.eps=1e-9",
+    "model.linear.weight_bits=4 model.linear.per=16", "model=hub model.folder=conf", "model=hub +model.fields.rope_theta=1e5",
+    "model=hub model.folder=conf ~model.fields", "model.linear.warmup=50 steps=100", "model=hub ~model.linear",
+    "callbacks=ternary callbacks.ternary.every=20", "callbacks=gradients eval_every=7 trainer.log_every=3",
+    "trainer=debug callbacks=ternary",
 ]  # fmt: skip
 
 
@@ -160,6 +167,24 @@ OTHERS = [
 @pytest.mark.parametrize(("argument", "words"), OTHERS)
 def test_other_mistakes(argument: str, words: str) -> None:
     assert words in "\n".join(mistakes([argument], False))
+
+
+CLASHES = [
+    ("model=hub model.folder=conf model.fields.hidden_size=64", ["model.folder=conf model.fields.hidden_size=64", "leave out"]),
+    ("model=hub model.folder=conf model.model_type=gpt2", ["model.folder=conf model.model_type=gpt2", "leave out"]),
+    ("model=hub model.folder=conf +model.fields.rope_theta=1e5", ["model.folder", "model.fields.rope_theta"]),
+    ("model.linear.warmup=100 steps=100", ["model.linear.warmup=100 steps=100", "give model.linear.warmup=50"]),
+    ("data=digits model=bitmlp model.linear.warmup=10 trainer=debug", ["model.linear.warmup=10", "trainer.steps=3"]),
+    ("callbacks=ternary callbacks.ternary.every=15", ["neither of trainer.log_every=10", "give callbacks.ternary.every=20"]),
+    ("callbacks=gradients callbacks.gradients.every=3 trainer.log_every=2", ["callbacks.gradients.every=4"]),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), CLASHES, ids=[line for line, _ in CLASHES])
+def test_what_does_not_go_together(line: str, words: list[str]) -> None:
+    (told,) = mistakes(line.split(), False)
+    for word in words:
+        assert word in told
 
 
 def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear, begin_step, layers
 from research.nn.quantize import EPS, LEVELS, TERNARY, Quantizer
 from research.optim.schedules import constant
+from research.preflight.signature import signature
 from research.trainer import Trainer
 
 SCALES, BITS, PER = ("absmean", "absmedian", "absmax"), (1, 1.58, 2, 4, 8), ("tensor", "channel", 4)
@@ -190,8 +191,16 @@ def test_activations_err_by_half_a_step_and_mirror(seed: int, setting: tuple[Any
 def test_a_setting_that_there_is_not_is_named(setting: str, value: Any, words: str) -> None:
     quantizer = Quantizer()
     object.__setattr__(quantizer, setting, value)  # beartype, which only the tests have, would be the first to complain
-    with pytest.raises(ValueError, match=f"linear.{setting}={value}: {words}"):
+    with pytest.raises(ValueError, match=f"model.linear.{setting}={value}: {words}"):
         quantizer.__post_init__()
+
+
+def test_the_bit_widths_that_the_command_line_takes_are_those_that_there_are() -> None:
+    found = signature("research.nn.bitlinear.BitLinear")
+    assert found is not None
+    (takes,) = (parameter for parameter in found.parameters if parameter.name == "weight_bits")
+    assert all(takes.accepts(bits) for bits in LEVELS)
+    assert not any(takes.accepts(bits) for bits in (0, 1.5, 3, 16, "1.58", None, True))
 
 
 def test_warm_up_goes_from_full_precision_to_rounded_values() -> None:

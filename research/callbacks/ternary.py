@@ -1,5 +1,6 @@
 """What rounding does to the weights while they are trained, layer by layer."""
 
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from research.nn.bitlinear import BitLinear, layers
 from research.nn.packed import packed_bytes
 from research.ranges import Count
 
+log = logging.getLogger(__name__)
 FACTS = {
     "error": "error of rounding",  # |W - rounded W| / |W|, Frobenius
     "zero": "share of zeros",
@@ -20,12 +22,13 @@ FACTS = {
 
 class Ternary(Callback):
     """Every `every` steps, with the metrics: of each BitLinear the error of rounding, the share of zeros, the share of codes
-    that changed since the last look, and the scale; the model's size once packed, and how often that goes into float32.
+    that changed since the last look (from the second on), and the scale; the model's size once packed, and how often that
+    goes into float32.
 
     plots/ternary.png, at the end, has a line a layer.
     """
 
-    def __init__(self, every: Count = 50) -> None:  # steps
+    def __init__(self, every: Count = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
         self.every = every
         self.codes: dict[str, Tensor] = {}
         self.history: dict[str, list[tuple[int, dict[str, float]]]] = {}
@@ -40,6 +43,8 @@ class Ternary(Callback):
     def on_start(self, state: State) -> None:
         if state.sharded:
             raise ValueError("callbacks.ternary looks at whole weights: leave it out under trainer=fsdp")
+        if not layers(state.model):
+            log.warning("callbacks.ternary has nothing to tell, as the model has no BitLinears: ~callbacks.ternary")
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
@@ -61,9 +66,11 @@ class Ternary(Callback):
         codes, step = layer.quantizer.weight(layer.weight)
         error = (layer.weight - codes * step).norm() / layer.weight.norm().clamp(min=1e-30)
         codes = codes.to(torch.int8)
-        before, self.codes[name] = self.codes.get(name, codes).to(codes.device), codes
-        shares = [error, (codes == 0).float().mean(), (codes != before).float().mean(), step.mean()]
-        return dict(zip(FACTS, torch.stack(shares).tolist(), strict=True))  # one wait for a device, not four
+        before, self.codes[name] = self.codes.get(name), codes
+        facts = {"error": error, "zero": (codes == 0).float().mean(), "scale": step.mean()}
+        if before is not None:
+            facts["flips"] = (codes != before.to(codes.device)).float().mean()
+        return dict(zip(facts, torch.stack(list(facts.values())).tolist(), strict=True))  # one wait for a device, not four
 
     def on_end(self, state: State) -> None:
         if state.folder is None or not self.history:
@@ -75,9 +82,9 @@ class Ternary(Callback):
         axes = figure.subplots(2, 2, sharex=True).flatten()
         for place, (name, looks) in enumerate(self.history.items()):
             color = colormaps["viridis"](place / max(1, len(self.history) - 1))
-            steps = [step for step, _ in looks]
             for axis, fact in zip(axes, FACTS, strict=True):
-                axis.plot(steps, [facts[fact] for _, facts in looks], color=color, linewidth=1, label=name)
+                seen = [(step, facts[fact]) for step, facts in looks if fact in facts]
+                axis.plot([step for step, _ in seen], [value for _, value in seen], color=color, linewidth=1, label=name)
         for axis, title in zip(axes, FACTS.values(), strict=True):
             axis.set(title=title)
             axis.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Any causal language model of transformers, its linear layers turned into BitLinears."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,8 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from research.dataset import Tokens
-from research.nn.bitlinear import convert
+from research.nn.bitlinear import convert, layers
+from research.ranges import Existing
 
+log = logging.getLogger(__name__)
+PROBE = 8  # symbols that are looked at to see whether a model is causal
 EVERY, OUTER = ("*",), ("*head", "*embed*")  # embedding and head stay in full precision
 
 
@@ -21,7 +25,7 @@ class Hub(nn.Module):
 
     With `folder`, a local one that save_pretrained wrote, architecture and weights come from there, in float32; else
     `model_type` and `fields`, both in transformers' words, describe a new one. Raises ValueError where transformers is
-    missing, for what it does not know, and where the model is too small for the data.
+    missing, for what it does not know, and where the model is too small for the data, or sees what it is to predict.
     """
 
     def __init__(
@@ -29,7 +33,7 @@ class Hub(nn.Module):
         shape: Tokens,
         model_type: str = "llama",
         fields: Mapping[str, Any] | None = None,
-        folder: str | None = None,
+        folder: Existing | None = None,
         linear: Callable[..., nn.Module] | None = None,  # takes the place of nn.Linear; None: full precision
         include: Sequence[str] = EVERY,
         exclude: Sequence[str] = OUTER,
@@ -45,7 +49,13 @@ class Hub(nn.Module):
         for name, needed in held.items():
             if (room := getattr(net.config, name, None)) is not None and room < needed:
                 raise ValueError(f"model=hub: {name} is {room}, the data has {needed}: give another model or other data")
+        if _looks_ahead(net, min(shape.length, PROBE), shape.vocab):
+            told = f"model=hub: {type(net).__name__} sees the symbols that it is to predict"
+            fix = "give another model, or set is_decoder in its config.json, of a new one with +model.fields.is_decoder=true"
+            raise ValueError(f"{told}\n{fix}")
         self.net: nn.Module = convert(net, include, exclude, linear) if linear else net
+        if linear:
+            _tell_what_stays(self.net)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         """Logits of the next symbol at each position."""
@@ -80,6 +90,36 @@ def _loaded(transformers: Any, folder: str) -> nn.Module:
         return transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model.folder={folder} cannot be read: {_first(error)}") from error
+
+
+@torch.no_grad()
+def _looks_ahead(net: nn.Module, length: int, vocab: int) -> bool:
+    """Whether another last symbol moves the logits of the positions before it, by more than sums taken in another order do."""
+    tokens = torch.arange(length)[None] % vocab
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % vocab
+    was_training = net.training
+    net.eval()
+    try:
+        before, after = (net(input_ids=each, use_cache=False).logits[:, :-1] for each in (tokens, other))
+    except Exception as error:  # whatever its forward pass raises
+        raise ValueError(f"model=hub: {type(net).__name__} cannot take {length} symbols: {_first(error)}") from error
+    finally:
+        net.train(was_training)
+    return bool((after - before).norm() > 1e-5 * before.norm())
+
+
+def _tell_what_stays(net: Any) -> None:
+    """Warn where most of the weights between embedding and head are no BitLinears: experts, for one, are no nn.Linear."""
+    ends = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
+    ends |= {id(head.weight) for head in [net.get_output_embeddings()] if head is not None}
+    bits = layers(net)
+    sizes = {name: p.numel() for name, p in net.named_parameters() if p.ndim > 1 and id(p) not in ends}
+    stay = {name: size for name, size in sizes.items() if name.removesuffix(".weight") not in bits}
+    if 2 * sum(stay.values()) > sum(sizes.values()):
+        share, largest = 1 - sum(stay.values()) / sum(sizes.values()), max(stay, key=stay.__getitem__)
+        told = "model=hub: only %.0f %% of the weights between embedding and head are in BitLinears; most of the rest: %s"
+        log.warning(told, 100 * share, largest)
 
 
 def _meant(close: list[str]) -> str:

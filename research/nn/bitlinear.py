@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from research.nn.products import BackEnd, backward_type, chosen, operand, product
 from research.nn.quantize import Quantizer
-from research.ranges import Natural
+from research.ranges import Count, Natural, WeightBits
 
 Kept = tuple[Tensor, Tensor]  # codes and step of a weight
 
@@ -69,7 +69,7 @@ class BitLinear(nn.Linear):
     Settings of rounding are those of `Quantizer`. With `warmup`, training goes from full precision to rounded values in so
     many steps, x + lambda (rounded x - x), lambda from 0 to 1 (for weights that were trained in full precision); the loop
     tells the step through `begin_step`. Evaluation always sees rounded values. Raises ValueError where `per` does not divide
-    the inputs.
+    the inputs, and where there are none.
     """
 
     lamb: Tensor
@@ -80,8 +80,8 @@ class BitLinear(nn.Linear):
         out_features: int,
         bias: bool = True,
         scale: Literal["absmean", "absmedian", "absmax"] = "absmean",
-        weight_bits: float | int = 1.58,
-        per: Literal["tensor", "channel"] | int = "tensor",
+        weight_bits: WeightBits = 1.58,
+        per: Literal["tensor", "channel"] | Count = "tensor",
         activation_bits: Literal[8, 4] = 8,
         activation_per: Literal["token", "tensor"] = "token",
         warmup: Natural = 0,  # steps
@@ -89,12 +89,14 @@ class BitLinear(nn.Linear):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not in_features or not out_features:
+            raise ValueError(f"a BitLinear of {in_features} inputs and {out_features} outputs has no weight to round")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.quantizer = Quantizer(scale, weight_bits, per, activation_bits, activation_per)
         if isinstance(per, int) and in_features % per:
-            raise ValueError(f"linear.per={per} does not divide the {in_features} inputs of a layer")
+            raise ValueError(f"model.linear.per={per} does not divide the {in_features} inputs of a layer")
         if back_end not in ("auto", "ste", "bf16_exact", "int8"):
-            raise ValueError(f"linear.back_end={back_end}: give one of auto, ste, bf16_exact, int8")
+            raise ValueError(f"model.linear.back_end={back_end}: give one of auto, ste, bf16_exact, int8")
         self.back_end, self.warmup, self.mixes = back_end, warmup, warmup > 0
         self.kept: Kept | None = None  # of this very weight, while it does not change
         self.register_buffer("lamb", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
@@ -104,15 +106,15 @@ class BitLinear(nn.Linear):
 
     @property
     def plain(self) -> bool:
-        """Whether a product of codes gives the output."""
-        return not isinstance(self.quantizer.per, int) and not (self.mixes and self.training)
+        """Whether a product of codes gives the output; on the meta device, which has no autocast, there is none."""
+        return not (isinstance(self.quantizer.per, int) or (self.mixes and self.training) or self.weight.is_meta)
 
     def rounded(self, dtype: torch.dtype | None = None) -> Kept:
         """Codes, as `dtype` unless they are kept, and step of the weight."""
         return self.kept or self.quantizer.weight(self.weight, dtype)
 
     def reference(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """In full precision over rounded values: what groups and the warm-up need."""
+        """In full precision over rounded values: what groups, the warm-up and the meta device need."""
         lamb = self.lamb if self.mixes and self.training else None
         codes, steps = self.quantizer.activation(x)
         w_codes, w_steps = self.rounded()
@@ -137,6 +139,8 @@ def _joint(x: Float[Tensor, "*batch in"], bits: Sequence[BitLinear]) -> list[Flo
     """The outputs of layers that round alike, by the products of codes."""
     kind, rows, back_end = x.device.type, x.reshape(-1, x.shape[-1]), cast(Any, bits[0].back_end)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if not x.is_floating_point():  # the output, of the input's type, would be cut off
+        raise ValueError(f"a BitLinear takes floating-point numbers, its input is {x.dtype}: give x.to({bits[0].weight.dtype})")
     with torch.autocast(kind, enabled=False):
         if back_end == "auto":
             learns = torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in bits)
@@ -208,7 +212,8 @@ def convert(
     }
     if not fits or "" in fits:
         told = f"has nn.Linear: {', '.join(name or 'itself' for name, _ in every[:8])}" if every else "has no nn.Linear"
-        raise ValueError(f"convert: no layer fits include={include}, exclude={exclude}; the model {told}")
+        rest = f"; its other weights are in {others}, not in nn.Linear" if (others := _others(model)) else ""
+        raise ValueError(f"convert: no layer fits include={include}, exclude={exclude}; the model {told}{rest}")
     made = {id(old): _like(name, old, linear, settings) for name, old in fits.items()}
     for name, old in fits.items():
         parent, _, last = name.rpartition(".")
@@ -217,6 +222,17 @@ def convert(
             place.activation_relu_or_gelu = 0  # else evaluation takes a path that reads the weights past the layer
         setattr(place, last, made[id(old)])
     return model
+
+
+def _others(model: nn.Module) -> str:
+    """The kinds of modules that hold matrices, linear layers and embeddings aside: of GPT-2 Conv1D, of experts their own."""
+    aside = (nn.Linear, nn.Embedding)
+    holders = {type(module).__name__ for module in model.modules() if type(module) not in aside and _holds_matrix(module)}
+    return ", ".join(sorted(holders))
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    return any(p.ndim > 1 for p in module.parameters(recurse=False))
 
 
 def _like(name: str, old: nn.Linear, linear: Callable[..., nn.Module], settings: dict[str, Any]) -> nn.Module:

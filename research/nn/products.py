@@ -50,6 +50,8 @@ def product(
     """x w^T of operands of one type, times `scale`, as `dtype`."""
     if x.dtype == torch.int8 and _fits(x, w):
         y = torch._int_mm(x, w.t())
+    elif x.dtype == torch.int8 and x.device.type != "cuda":
+        y = x.float() @ w.float().t()
     elif x.device.type == "cuda" and x.element_size() < 4:
         y = torch.mm(x.bfloat16(), w.bfloat16().t(), out_dtype=torch.float32)
     else:
@@ -60,5 +62,6 @@ def product(
 
 
 def _fits(x: Shaped[Tensor, "rows in"], w: Shaped[Tensor, "out in"]) -> bool:
-    """Whether the shape is one that CUDA's int8 product takes; a CPU's takes any."""
-    return x.device.type != "cuda" or (x.shape[0] > 16 and x.shape[1] % 8 == 0 and w.shape[0] % 8 == 0)
+    """Whether there is an int8 product of that shape: on a CPU of any, on CUDA of some, elsewhere of none."""
+    large = x.shape[0] > 16 and x.shape[1] % 8 == 0 and w.shape[0] % 8 == 0
+    return x.device.type == "cpu" or (x.device.type == "cuda" and large)

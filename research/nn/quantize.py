@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from research.ranges import Count, WeightBits
+
 EPS = 1e-5  # the floor of what a step is made of: an all-zero tensor stays zero
 LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
 ALLOWED = {
@@ -30,17 +32,17 @@ class Quantizer:
     """
 
     scale: Literal["absmean", "absmedian", "absmax"] = "absmean"
-    weight_bits: float | int = 1.58  # 1 (signs), 1.58 (ternary), 2, 4, 8
-    per: Literal["tensor", "channel"] | int = "tensor"  # what has a step: all weights, one output's, so many inputs of it
+    weight_bits: WeightBits = 1.58  # 1: signs; 1.58: ternary
+    per: Literal["tensor", "channel"] | Count = "tensor"  # what has a step: all weights, one output's, so many inputs of it
     activation_bits: Literal[8, 4] = 8
     activation_per: Literal["token", "tensor"] = "token"  # tensor: a token's rounding then depends on the others
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
             if (given := getattr(self, name)) not in allowed:
-                raise ValueError(f"linear.{name}={given}: give one of {', '.join(map(str, allowed))}")
+                raise ValueError(f"model.linear.{name}={given}: give one of {', '.join(map(str, allowed))}")
         if self.per not in ("tensor", "channel") and not (isinstance(self.per, int) and self.per > 0):
-            raise ValueError(f"linear.per={self.per}: give tensor, channel, or a number of inputs")
+            raise ValueError(f"model.linear.per={self.per}: give tensor, channel, or a number of inputs")
 
     @property
     def ternary(self) -> bool:

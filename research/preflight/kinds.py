@@ -44,7 +44,10 @@ ANY = Kind("any")
 
 
 def inside(interval: str, value: float) -> bool:
-    """Whether `value` lies in an interval such as "[0, 1)"; NaN lies nowhere."""
-    low, high = map(float, interval[1:-1].split(","))
+    """Whether `value` lies in an interval such as "[0, 1)", or in a set such as "{1, 2}"; NaN lies nowhere."""
+    ends = [float(end) for end in interval[1:-1].split(",")]
+    if interval[0] == "{":
+        return value in ends
+    low, high = ends
     above = value >= low if interval[0] == "[" else value > low
     return above and (value <= high if interval[-1] == "]" else value < high)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from research.preflight.asked import Asked
+from research.preflight.composed import MISSING
 from research.preflight.help import CONF, component, groups
 from research.preflight.overrides import Clash
 from research.preflight.resume import resumed
@@ -86,6 +87,34 @@ def several_processes(asked: Asked) -> Iterator[Clash]:
         yield Clash(("trainer.grad_accum", "trainer.batch_size"), told, fix)
 
 
+def folder_and_fields(asked: Asked) -> Iterator[Clash]:
+    """A folder brings its own architecture."""
+    new = [key for key in asked.given if key == "model.model_type" or f"{key}.".startswith("model.fields.")]
+    new = [key for key in new if asked.walk(key) not in (MISSING, None)]
+    if new and isinstance(asked.at("model.folder")[0], str):
+        told = f"model.folder brings its own architecture, {new[-1]} would not be looked at"
+        yield Clash(("model.folder", *new), told, f"leave out model.folder, or {new[-1]}")
+
+
+def warm_up_and_steps(asked: Asked) -> Iterator[Clash]:
+    """Until the warm-up of the rounding is over another model is trained than the one that is judged."""
+    warmup, steps = natural(asked, "model.linear.warmup"), natural(asked, "trainer.steps")
+    if steps and warmup >= steps:
+        told = f"model.linear.warmup={warmup} is not over within trainer.steps={steps}: no step would see rounded weights"
+        yield Clash(("model.linear.warmup", "trainer.steps"), told, f"give model.linear.warmup={steps // 2}, or more steps")
+
+
+def looks(asked: Asked) -> Iterator[Clash]:
+    """What a callback tells goes with the next log point: of several looks between two of them only the last would stay."""
+    points = [number for key in ("log_every", "eval_every") if (number := natural(asked, f"trainer.{key}"))]
+    for name in ("ternary", "gradients"):
+        every = natural(asked, f"callbacks.{name}.every")
+        if every and points and all(every % point for point in points):
+            told = f"callbacks.{name}.every={every} is a multiple neither of trainer.log_every={points[0]} nor of eval_every"
+            fix = f"give callbacks.{name}.every={multiple(points[0], every)}"
+            yield Clash((f"callbacks.{name}.every", "trainer.log_every"), told, fix)
+
+
 def out(asked: Asked) -> Iterator[Clash]:
     """The folder of all runs can be written to, or be made."""
     if isinstance(given := asked.at("out")[0], str):
@@ -104,6 +133,9 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     heads,
     several_processes,
     prime,
+    folder_and_fields,
+    warm_up_and_steps,
+    looks,
     out,
     resumed,
 )

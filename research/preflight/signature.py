@@ -279,5 +279,5 @@ def _named(module: Module, name: str, depth: int) -> list[Kind]:
     home, statement = found
     if home.name == ranges.__name__:
         base, note = typing.get_args(getattr(ranges, name))
-        return [Kind("path") if note[0] not in "[(" else Kind(base.__name__, note)]
+        return [Kind("path") if note[0] not in "[({" else Kind("int" if base is int else "float", note)]
     return _kinds(home, statement.value, depth - 1) if isinstance(statement, ast.Assign) else [ANY]
