@@ -172,11 +172,28 @@ def measure(part: str, rounds: int, clock: Callable[[], float]) -> dict[str, flo
     return ratios
 
 
+def parts(text: str) -> list[str]:
+    """Those that the command line names. Raises ArgumentTypeError for one that there is not."""
+    for name in (given := text.split(",")):
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"there is no part '{name}'; give some of {', '.join(PARTS)}, with commas between")
+    return given
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if (given := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{given} is too few: give {least} or more")
+        return given
+
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, with commas between")
-    parser.add_argument("--rounds", type=int, default=12, help="rounds that count, at least 2")
-    parser.add_argument("--threads", type=int, default=2, help="1: CPU time")
+    parser.add_argument("--parts", type=parts, default=list(PARTS), help=f"some of {', '.join(PARTS)}, with commas between")
+    parser.add_argument("--rounds", type=at_least(2), default=12, help="rounds that count, at least 2")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="1: CPU time")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the peers' own
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))  # as in research/trainer.py
@@ -184,7 +201,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     results: dict[str, Any] = {}
-    for part in args.parts.split(","):
+    for part in args.parts:
         results[part] = measure(part, args.rounds, clock)
     print(json.dumps(results | {"bounds": {part: BOUNDS[part] for part in results}}))
 
