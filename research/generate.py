@@ -6,6 +6,7 @@ Of data other than text the prompt, and what comes, are the numbers of symbols, 
 import argparse
 import codecs
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from research import signals
 from research.folder import resident_mb
 from research.models.transformer import Transformer
 from research.nn.bitlinear import layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
 from research.trained import Trained, load
+
+RAW = "surrogateescape"  # what of an argument is no UTF-8 goes in as the bytes that it is
 
 
 @dataclass
@@ -68,7 +72,7 @@ def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callab
     """
     if run.text:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda text: list(text.encode()), lambda symbol: utf8.decode(
+        return lambda text: list(text.encode(errors=RAW)), lambda symbol: utf8.decode(
             bytes([] if symbol is None else [symbol]), symbol is None
         )
 
@@ -84,7 +88,9 @@ def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callab
 def language_model(run: Trained) -> Transformer:
     """Raises ValueError where the run has learnt no sequences."""
     if not isinstance(run.model, Transformer):
-        raise ValueError(f"RUN={run.folder} is a {type(run.model).__name__}: only models of sequences go on with a text")
+        raise ValueError(
+            f"RUN={run.folder} is of a {type(run.model).__name__}: only model=transformer and its kin go on with a text"
+        )
     return run.model
 
 
@@ -97,17 +103,22 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     if not (start := encode(prompt)):
         raise ValueError('--prompt "": give at least one symbol to begin with')
     packed = packed and bool(layers(plain))
-    model = pack_model(plain) if packed else plain
+    try:
+        model = pack_model(plain) if packed else plain
+    except ValueError as error:  # no packed layer holds these
+        raise ValueError(f"{error} with --no-packed") from error
     del plain, trained  # their float32 weights
     stream = symbols(Decoder(model), start, length, sampler)
-    print(prompt, end="", flush=True)
-    begun = time.perf_counter()
-    print(decode(next(stream)), end="", flush=True)
-    first = time.perf_counter()
-    for _ in range(tokens - 1):
+    print(prompt.encode(errors=RAW).decode(errors="replace"), end="", flush=True)
+    try:
+        begun = time.perf_counter()
         print(decode(next(stream)), end="", flush=True)
-    last = time.perf_counter()
-    print(decode(None))
+        first = time.perf_counter()
+        for _ in range(tokens - 1):
+            print(decode(next(stream)), end="", flush=True)
+        last = time.perf_counter()
+    finally:
+        print(decode(None), flush=True)
     how = "ternary weights packed" if packed else "in float32"
     speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
     return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {resident_mb():,.0f} MB resident"
@@ -128,10 +139,17 @@ def main() -> None:
         if asked.tokens < 1:
             raise ValueError(f"--tokens {asked.tokens}: give at least 1")
         sampler = Sampler(asked.temperature, asked.top_k, asked.seed)
-        told = generate(asked.run, asked.prompt, asked.tokens, sampler, asked.packed)
+        with signals.watch() as watch, watch.at_once():
+            told = generate(asked.run, asked.prompt, asked.tokens, sampler, asked.packed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except signals.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(signals.exit_code(stopped.signum))
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries once more as it ends
+        return
     print(told, file=sys.stderr)
 
 

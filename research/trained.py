@@ -1,6 +1,7 @@
 """A run that was trained, as its folder holds it: the model with its weights, and the data that it is judged on."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,11 @@ TEXT = "research.data.text.text"
 
 
 def build(node: DictConfig, *arguments: Any) -> Any:
-    """What the node's `_target_` makes; a user's mistake in it comes out as it was raised, not in Hydra's wrapping."""
+    """What the node's `_target_` makes. Raises ValueError with what went wrong, without Hydra's wrapping."""
     try:
         return instantiate(node, *arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise ValueError(str(error.__cause__)) from error
-        raise
+        raise ValueError(str(error.__cause__ or error)) from error
 
 
 @dataclass
@@ -57,13 +56,16 @@ def load(run: str) -> Trained:
     ValueError where there is no such run, none of its checkpoints is whole, or its configuration cannot be read.
     """
     path = place(run)
-    folder = path.parents[1] if path.name.startswith("step-") else path
+    folder = path.parents[1] if path.parent.name == "checkpoints" else path
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
     found, snapshot = checkpoint.newest(path, setting="RUN")
     try:
         config = OmegaConf.load(folder / "config.yaml")
         assert isinstance(config, DictConfig)
+        for key in ("model._target_", "data._target_"):
+            if not OmegaConf.select(config, key):
+                raise ValueError(f"it has no {key}")
         told = read_json(folder / "summary.json").get("shape")
         shape = (Tokens(**told) if "vocab" in told else Vectors(**told)) if told else build(config.data).shape
         model: nn.Module = build(config.model, shape)
@@ -75,7 +77,9 @@ def load(run: str) -> Trained:
         raise ValueError(
             f"RUN={run}: its config.yaml and its checkpoint are not of one model ({differ}): has one been changed?"
         )
-    load_weights(model, found, snapshot)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
+        load_weights(model, found, snapshot)
     return Trained(folder, found, config, model.eval().requires_grad_(False))
 
 

@@ -20,26 +20,29 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from program import ROOT, environment, train
+from safetensors.torch import load_file
 from torch import nn
 
 from research.dataset import Dataset, Split, Tokens, Vectors
 from research.export import gguf, hf, layout, onnx, plain, safetensors, verify
 from research.export.__main__ import main
+from research.folder import lock
 from research.models.mlp import MLP
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.nn.quantize import TERNARY
+from research.nn.rope import rope_table
 from research.trained import Trained
 
 needs_llama = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 TINY = ["model=bitnet", "model.dim=256", "model.hidden=768", "model.heads=4", "model.kv_heads=2", "data=text",
         f"data.path={ROOT / 'research'}", "data.length=64", "data.val_bytes=4096", "trainer=debug", "trainer.steps=8",
-        "trainer.eval_every=8", "tracker=jsonl", "precision=fp32"]  # fmt: skip
+        "trainer.eval_every=8", "trainer.ema=0.9", "tracker=jsonl", "precision=fp32"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ternary transformer of bytes, two blocks, eight steps old."""
+    """A ternary transformer of bytes, two blocks, eight steps old, its weights averaged."""
     place = tmp_path_factory.mktemp("trained")
     train(place, *TINY)
     (folder,) = (place / "out" / "text").iterdir()
@@ -55,6 +58,7 @@ def exported(run: Path, output: Path, *options: str) -> dict[str, Any]:
     assert checks["mean KL"]["value"] < 1e-3
     assert checks["perplexity"]["value"] < 0.005
     assert checks["top-1 agreement"]["value"] > 0.9
+    assert checks["stand-in's KL"]["value"] < 0.005
     assert all(check["holds"] for check in checks.values())
     assert report["tokens"] >= 1024
     assert all(report["client"].values())
@@ -216,6 +220,71 @@ def test_the_gate_finds_the_wrong_activation(tmp_path: Path, monkeypatch: pytest
     assert report["checks"]["codes that differ"]["value"] == 0
 
 
+# What a model that has learnt nothing would hide
+
+
+def untrained(**numbers: Any) -> layout.Source:
+    return made(init_std=0.02, kv_heads=2, **numbers)
+
+
+def tells(key: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """A writer that takes one number of the layout for another."""
+    right = layout.Source.numbers.fget  # type: ignore[attr-defined]
+    return lambda patch: patch.setattr(layout.Source, "numbers", property(lambda source: right(source) | {key: value}))
+
+
+def swaps(one: str, other: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """A writer that takes one part of a block for another, and a reader of codes and steps that makes the same mistake."""
+    places = dict(layout.PLACES)
+    return lambda patch: [patch.setitem(layout.PLACES, a, places[b]) for a, b in ((one, other), (other, one))] and None
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("safetensors", tells("rope_base", 500_000.0)),
+        ("safetensors", tells("act", "relu2")),
+        ("hf", tells("rope_base", 500_000.0)),
+        ("hf", tells("act", "relu2")),
+        ("hf", swaps("attention.q_proj", "attention.v_proj")),
+        ("hf", swaps("feedforward.gate_proj", "feedforward.up_proj")),
+        ("hf", swaps("input_norm", "post_norm")),
+        pytest.param("gguf", swaps("input_norm", "post_norm"), marks=needs_llama),
+    ],
+)
+def test_a_wrong_writer_is_refused_though_nothing_was_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wrong: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    wrong(monkeypatch)
+    (tmp_path / "draft").mkdir()
+    with pytest.raises(
+        ValueError, match=rf"--format {kind} does not compute what was trained: .*stand-in's KL [\d.]+, at most"
+    ):
+        verify.gate(untrained(), kind, layout.Options(), tmp_path / "draft", 256)
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
+
+
+def test_an_untrained_model_alone_would_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tells("rope_base", 500_000.0)(monkeypatch)
+    assert verify.refused(judged(untrained(), hf, tmp_path)) == ""
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "hf"])
+def test_the_base_of_the_rotation_is_that_of_the_model(tmp_path: Path, kind: str) -> None:
+    source = untrained()
+    for base in (10_000.0, 500_000.0, 1234.5):
+        source.model.cos, source.model.sin = rope_table(8, 16, base)
+        assert source.numbers["rope_base"] == base
+    (tmp_path / "draft").mkdir()
+    assert verify.gate(source, kind, layout.Options(), tmp_path / "draft", 256)["checks"]["mean KL"]["holds"]
+
+
+def test_few_tokens_are_told(tmp_path: Path) -> None:
+    (tmp_path / "draft").mkdir()
+    report = verify.gate(made(), "safetensors", layout.Options(), tmp_path / "draft", 256)
+    assert report["warnings"] == ["checked on 256 held-out targets; fewer than 1000 tell no percentage: give more --tokens"]
+
+
 # The others
 
 
@@ -344,6 +413,40 @@ def test_a_broken_file_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+FULL = """
+import resource, sys
+from research.export.__main__ import main
+
+run, output, *kinds = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+print([main([run, "--format", kind, "--output", f"{output}/{kind}"]) for kind in kinds])
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    """As files of 100 kB at most."""
+    kinds = ["safetensors", "hf", "torch", *(["gguf"] if find_spec("llama_cpp") else [])]
+    command = [sys.executable, "-c", FULL, str(run), str(tmp_path / "new"), *kinds]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[2] * len(kinds)}\n"
+    for kind, told in zip(kinds, done.stderr.splitlines(), strict=True):
+        assert told.startswith(f"error: nothing is written: --format {kind} could not be: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_makes_way(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = tmp_path / ".a.draft" / "a" / "model.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    with lock(tmp_path / ".a.draft"):
+        told = refusal(capsys, run, "--format", "safetensors", "--output", tmp_path / "a")
+    assert "another export is writing there" in told
+    assert left.exists()
+    exported(run, tmp_path / "a", "--format", "safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"export.json", "model.safetensors"}
+
+
 def damaged(run: Path, folder: Path) -> Path:
     shutil.copytree(run, folder)
     (checkpoint,) = (folder / "checkpoints").glob("step-*")
@@ -386,6 +489,7 @@ def garbled(run: Path, folder: Path) -> Path:
         (changed("  sub_norm: true", "  sub_norm: false"), "are not of one model"),
         (changed("  heads: 4", "  heads: 3"), "model.heads=3 does not fit"),
         (changed("research.models.transformer.Transformer", "research.models.none.None"), "makes no model"),
+        (changed("  _target_: research.data.text.text\n", ""), "has no data._target_"),
         (garbled, "makes no model"),
     ],
 )
@@ -402,7 +506,8 @@ def test_what_was_given_is_checked_first(run: Path, tmp_path: Path, capsys: pyte
     new = tmp_path / "new"
     assert "invalid choice: 'gguff'" in refusal(capsys, run, "--format", "gguff", "--output", new)
     assert "there is no such folder" in refusal(capsys, tmp_path / "none", "--format", "torch", "--output", new)
-    assert "has no config.yaml" in refusal(capsys, tmp_path, "--format", "torch", "--output", new)
+    for other in (tmp_path, run / "plots"):
+        assert f"{other} has no config.yaml" in refusal(capsys, other, "--format", "torch", "--output", new)
     assert "--type is for --format gguf" in refusal(capsys, run, "--format", "hf", "--type", "F16", "--output", new)
     assert "give at least 1" in refusal(capsys, run, "--format", "hf", "--tokens", 0, "--output", new)
     assert "cannot be made" in refusal(capsys, run, "--format", "torch", "--output", run / "config.yaml" / "new")
@@ -425,7 +530,7 @@ def test_other_models_are_refused() -> None:
     def source(model: nn.Module) -> None:
         layout.source(Trained(Path("run"), Path("run"), nothing, model))
 
-    with pytest.raises(ValueError, match="RUN is of a MLP"):
+    with pytest.raises(ValueError, match="RUN is of a MLP: exports hold model=bitnet"):
         source(MLP(Vectors(4, 2), 8, 1, BitLinear))
     with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.attention.q_proj is a plain nn.Linear"):
         source(Transformer(Tokens(5, 4), 8, 1, 2, nn.Linear))
@@ -462,6 +567,33 @@ def test_the_median_needs_packed_weights(tmp_path: Path) -> None:
 
 
 # Where it is kept
+
+
+def test_averaged_weights_are_what_leaves(run: Path, tmp_path: Path) -> None:
+    exported(run, tmp_path / "a", "--format", "hf", "--packing", "none")
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    held = load_file(tmp_path / "a" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(held, load_file(checkpoint / "average.safetensors")["embed.weight"])
+    assert not torch.equal(held, load_file(checkpoint / "model.safetensors")["embed.weight"])
+
+
+def test_a_run_spread_over_processes_leaves_as_any_other(tmp_path: Path) -> None:
+    """Two processes by FSDP. Where nobody can read what is told, the export is as good."""
+    small = ["model.dim=32", "model.hidden=48", "model.depth=1", "model.heads=2", "data.length=16"]
+    two = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    given = [*TINY, *small, "trainer=fsdp", "steps=2", "trainer.device=cpu", f"out={tmp_path / 'out'}"]
+    own = environment(tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", *two, str(ROOT / "train.py"), *given]
+    subprocess.run(command, cwd=tmp_path, env=own, check=True, capture_output=True)
+    (folder,) = (tmp_path / "out" / "text").iterdir()
+    assert list(folder.glob("checkpoints/step-*/shards"))
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "research.export", str(folder), "--format", "safetensors", "--output"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "a")], cwd=ROOT, env=own, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "a" / "export.json").read_text())["checks"]["mean KL"]["holds"]
 
 
 def test_the_report_is_among_the_artifacts_of_the_run(

@@ -1,6 +1,9 @@
 """Going on with a text, as a user asks for it: from real runs, and from runs that cannot."""
 
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,30 +15,40 @@ from jaxtyping import Float, Int
 from program import ROOT, TINY, train
 from torch import Tensor
 
+from research.export.verify import measures
 from research.generate import Sampler, main, symbols
+from research.nn.packed import pack_model
 from research.trained import load
 
-
-def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "research.generate", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-
-
+COMMAND = [sys.executable, "-m", "research.generate"]
+Generate = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """What the command says where it cannot: in this process, which has imported all it needs."""
+def generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """The command in this process, which has imported all it needs: exit code, stdout, stderr."""
+
+    def done(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["generate", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        return code, *capsys.readouterr()
+
+    return done
+
+
+@pytest.fixture
+def refused(generate: Generate) -> Refused:
+    """What the command says where it cannot."""
 
     def told(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["generate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        shown = capsys.readouterr()
-        assert (shown.out, len(shown.err.splitlines())) == ("", 1)
-        return shown.err
+        code, out, err = generate(*arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        return err
 
     return told
 
@@ -51,25 +64,68 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_streams_and_tells_speed_and_memory(run: Path) -> None:
-    done = generate(str(run), "--prompt", "def é", "--tokens", "70", "--seed", "3")  # beyond the 48 positions of the model
+def test_it_streams_and_tells_speed_and_memory(run: Path, generate: Generate) -> None:
+    given = [str(run), "--prompt", "def é", "--tokens", "70", "--seed", "3"]  # beyond the 48 positions of the model
+    done = subprocess.run([*COMMAND, *given], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.startswith("def é")
     assert re.search(r"ternary weights packed: [\d,]+ tokens/s after \d+ ms for the first, [\d,]+ MB resident", done.stderr)
-    assert done.stdout == generate(str(run), "--prompt", "def é", "--tokens", "70", "--seed", "3").stdout
+    assert generate(*given)[:2] == (0, done.stdout)
 
 
-def test_unpacked_and_greedy_it_is_what_the_model_says(run: Path) -> None:
-    done = generate(str(run), "--prompt", "import ", "--tokens", "20", "--temperature", "0", "--no-packed")
+def test_unpacked_and_greedy_it_is_what_the_model_says(run: Path, generate: Generate) -> None:
+    _, out, err = generate(str(run), "--prompt", "import ", "--tokens", "20", "--temperature", "0", "--no-packed")
     seen, model = list(b"import "), load(str(run)).model
     for _ in range(20):
         seen.append(int(model(torch.tensor([seen]))[0, -1].argmax()))
-    assert done.stdout == bytes(seen).decode(errors="replace") + "\n"
-    assert "in float32" in done.stderr
+    assert out == bytes(seen).decode(errors="replace") + "\n"
+    assert "in float32" in err
 
 
-def test_a_checkpoint_will_do(run: Path) -> None:
+def test_embedding_and_head_in_int8_change_little(run: Path) -> None:
+    """All that packing changes: with them in float32 nothing is changed at all."""
+    trained = load(str(run))
+    model, split = trained.model, trained.data.val
+    tokens, targets = split[torch.arange(len(split))]
+    divergence, before, after, _ = measures(model(tokens), pack_model(model)(tokens), targets)
+    assert torch.equal(pack_model(model, int8_embeddings=False)(tokens), model(tokens))
+    assert 0 < divergence < 1e-3
+    assert abs(after / before - 1) < 1e-3
+
+
+def test_a_checkpoint_will_do(run: Path, generate: Generate) -> None:
     (checkpoint,) = (run / "checkpoints").glob("step-*")
-    assert generate(str(checkpoint), "--prompt", "x", "--tokens", "1").stdout.startswith("x")
+    assert generate(str(checkpoint), "--prompt", "x", "--tokens", "1")[1].startswith("x")
+
+
+def test_a_prompt_that_is_no_utf8_goes_in_as_its_bytes(run: Path, generate: Generate) -> None:
+    code, out, _ = generate(str(run), "--prompt", "a\udcffb", "--tokens", "1")
+    assert code == 0
+    assert out.startswith("a\ufffdb")
+
+
+def test_ctrl_c_ends_with_a_line(run: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert generate(str(run), "--prompt", "x") == (130, "x\n", "stopped by SIGINT\n")
+
+
+def test_who_reads_may_go(run: Path) -> None:
+    """As in `| head -1`."""
+    given = [*COMMAND, str(run), "--prompt", "x", "--tokens", "1000000"]
+    process = subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.read(1) == b"x"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+
+def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate: Generate, refused: Refused) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("weight_bits: 1.58", "weight_bits: 4"))
+    assert re.search(r"linear.weight_bits=4; .* run the model as it is with --no-packed$", refused(str(copy), "--prompt", "x"))
+    assert generate(str(copy), "--prompt", "x", "--tokens", "1", "--no-packed")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -88,11 +144,10 @@ def test_what_cannot_be_is_told_in_a_line(run: Path, refused: Refused, arguments
     assert told in refused(*(argument.format(run=run) for argument in arguments))
 
 
-def test_symbols_that_are_numbers(tmp_path: Path, refused: Refused) -> None:
+def test_symbols_that_are_numbers(tmp_path: Path, generate: Generate, refused: Refused) -> None:
     train(tmp_path, *TINY, "tracker=jsonl")
     (folder,) = (tmp_path / "out" / "modular").iterdir()
-    shown = generate(str(folder), "--prompt", "3 11 5", "--tokens", "1").stdout
-    assert re.fullmatch(r"3 11 5 \d+\n", shown)
+    assert re.fullmatch(r"3 11 5 \d+\n", generate(str(folder), "--prompt", "3 11 5", "--tokens", "1")[1])
     assert "numbers from 0 to 12" in refused(str(folder), "--prompt", "3 x")
     for weights in (folder / "checkpoints").glob("step-*/model.safetensors"):
         weights.write_bytes(b"")
@@ -103,7 +158,7 @@ def test_symbols_that_are_numbers(tmp_path: Path, refused: Refused) -> None:
 def test_vectors_are_no_text(tmp_path: Path, refused: Refused) -> None:
     train(tmp_path, "data=digits", "model=bitmlp", "model.dim=16", "trainer=debug", "tracker=jsonl")
     (folder,) = (tmp_path / "out" / "digits").iterdir()
-    assert "is a MLP: only models of sequences" in refused(str(folder), "--prompt", "x")
+    assert "is of a MLP: only model=transformer and its kin go on" in refused(str(folder), "--prompt", "x")
 
 
 class Parrot:

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.tokens < 1:
         command.error(f"--tokens {given.tokens}: give at least 1")
     try:
-        with signals.watch() as watch, watch.at_once():
-            export(given.run, given.format, given.output, options, given.tokens)
+        with signals.watch() as watch:
+            export(given.run, given.format, given.output, options, given.tokens, watch)
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -70,45 +70,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: int = 4096) -> dict[str, Any]:
-    """Write it, check it, put it in place; the report, which stands beside it as export.json.
+def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: int, watch: signals.Watch) -> None:
+    """Write it, check it, put it in place; the report stands beside it as export.json.
 
     Raises ValueError for what the format cannot hold or does not compute as it was trained, with nothing left behind.
     """
-    from research.export import layout, verify  # torch comes with them
-
     begun = time.monotonic()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} is there already; give a new or empty folder")
-    writer = import_module(f"research.export.{kind}")
-    layout.installed(kind, writer.EXTRA, writer.MODULES)
-    from research import trained
-    from research.folder import write_json
+    with watch.at_once():
+        from research.export import layout, verify  # torch comes with them
+        from research.folder import write_json
+        from research.trained import load
 
-    loaded = trained.load(run)
-    source = layout.source(loaded)
-    inputs, targets = verify.held_out(source, tokens)
-    chosen = layout.Options(**options)
-    with draft(output) as folder:
-        warnings = writer.write(source, folder, chosen)
-        try:
-            seen = writer.read(source, folder, inputs, chosen)
-        except Exception as error:  # whatever a client raises
-            raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {said(error)}") from error
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"--output {output} is there already; give a new or empty folder")
+        writer = import_module(f"research.export.{kind}")
+        layout.installed(kind, writer.EXTRA, writer.MODULES)
+        source, chosen = layout.source(load(run)), layout.Options(**options)
+    with draft(output) as folder, watch.at_once():  # a signal waits while the folder is put in its place
         used = {name: value for name, value in asdict(chosen).items() if OPTIONS[name] == kind}
-        report = about(source, kind, used) | verify.judge(source, seen, inputs, targets)
-        report |= {"files": verify.files(folder), "warnings": warnings, "seconds": round(time.monotonic() - begun, 1)}
-        if reason := verify.refused(report):
-            raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
+        report = about(source, kind, used) | verify.gate(source, kind, chosen, folder, tokens)
+        report |= {"files": verify.files(folder), "seconds": round(time.monotonic() - begun, 1)}
         write_json(folder / REPORT, report)
-    tell(report, output)
-    keep(source, output / REPORT, kind)
-    return report
-
-
-def said(error: Exception) -> str:
-    """In one line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no word'])[0]}"
+    with watch.at_once():
+        keep(source, output / REPORT, kind)
+        tell(report, output)
 
 
 def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
@@ -128,41 +113,52 @@ def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any
 
 @contextmanager
 def draft(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place once the block is left, and is gone if it fails."""
+    """A folder beside `output` that takes its place once the block is left, and is gone if it fails. What an export that was
+    killed has left there makes way. Raises ValueError where one is under way.
+    """
     from research.checkpoint import sync
+    from research.folder import alive, lock
 
     output = output.resolve()
-    folder = output.with_name(f".{output.name}.{os.getpid()}.draft")
+    around = output.with_name(f".{output.name}.draft")
+    if around.is_dir() and alive(around):
+        raise ValueError(f"--output {output}: another export is writing there; give another folder")
     made = [parent for parent in output.parents if not parent.exists()]
     try:
         try:
-            folder.mkdir(parents=True)
+            shutil.rmtree(around, ignore_errors=True)
+            (folder := around / output.name).mkdir(parents=True)
         except OSError as error:
             raise ValueError(f"--output {output} cannot be made: {error.strerror}") from error
-        yield folder
-        for path in (*filter(Path.is_file, folder.rglob("*")), folder):
-            sync(path)
-        folder.replace(output)  # an empty one makes way
-        sync(output.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        with lock(around):
+            yield folder
+            for path in (*filter(Path.is_file, folder.rglob("*")), folder):
+                sync(path)
+            folder.replace(output)  # an empty one makes way
+            sync(output.parent)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
         for parent in made:
-            if parent.exists() and not any(parent.iterdir()):
+            if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
-        raise
 
 
 def tell(report: dict[str, Any], output: Path) -> None:
-    """On the terminal."""
+    """On the terminal; where that cannot be, the export is as good."""
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
     size = sum(file["bytes"] for file in report["files"].values())
-    print(f"{'export':<16} {report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB")
-    print(f"{'run by':<16} {client}, on {report['tokens']:,} held-out tokens")
+    lines = [
+        f"{'export':<16} {report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB",
+        f"{'run by':<16} {client}, on {report['tokens']:,} held-out tokens",
+    ]
     for name, check in report["checks"].items():
         value = check["value"] if isinstance(check["value"], bool) else f"{check['value']:.3g}"
         bound = f" (at most {check['bound']:g})" if check["bound"] not in (None, True) else ""
-        print(f"{name:<16} {value}{bound}")
-    print(f"{'folder':<16} {output}")
+        lines.append(f"{name:<16} {value}{bound}")
+    try:
+        print(*lines, f"{'folder':<16} {output}", sep="\n", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries once more as it ends
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -176,6 +172,7 @@ def keep(source: "Source", file: Path, kind: str) -> None:
     if not run_id:
         return
     from research import tracking
+    from research.export.verify import said
     from research.store import brief
 
     uri = (source.trained.config.get("tracker") or {}).get("uri")

@@ -1,6 +1,7 @@
 """What every export starts from: a trained transformer's numbers, its ternary codes, and the words of the formats for it."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ class Source:
             "tied": self.model.head.weight is self.model.embed.weight,
             "sub_norm": isinstance(attention.attn_sub_norm, torch.nn.RMSNorm),
             "eps": self.model.norm.eps,
-            "rope_base": 10_000.0,
+            "rope_base": _rope_base(self.model),
         }
 
     def codes(self) -> Codes:
@@ -98,11 +99,22 @@ def _halves(model: Transformer) -> tuple[Any, Any]:
     return block.attention, block.feedforward
 
 
+def _rope_base(model: Transformer) -> float:
+    """Of the table that the model turns by, from its slowest angle, base^(2/width - 1) a position. It holds six digits."""
+    cos, sin, width = model.get_buffer("cos"), model.get_buffer("sin"), model.width
+    if model.length == 1 or width == 2:
+        return 10_000.0  # no angle depends on it
+    slowest = math.atan2(sin[1, -1].item(), cos[1, -1].item())
+    return float(f"{slowest ** (width / (2 - width)):.6g}")
+
+
 def source(trained: Trained) -> Source:
     """Raises ValueError for a run that is no transformer, or has linear layers in its blocks that are not ternary."""
     model = trained.model
     if not isinstance(model, Transformer):
-        raise ValueError(f"RUN is of a {type(model).__name__}: exports hold transformers; train with model=bitnet")
+        raise ValueError(
+            f"RUN is of a {type(model).__name__}: exports hold model=bitnet and model=bitnet_2b4t; train one of them"
+        )
     linears = layers(model)
     for number in range(len(model.blocks)):
         for place in LINEARS:

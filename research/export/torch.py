@@ -1,5 +1,6 @@
 """torch.export: one .pt2 that `torch.export.load` runs without this package; two bits a weight in the file."""
 
+import io
 import json
 from pathlib import Path
 
@@ -32,7 +33,9 @@ print(json.dumps({"one token alone": list(one.shape[:2]) == [1, 1], "without thi
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]."""
-    torch.export.save(traced(source), folder / FILE)
+    whole = io.BytesIO()  # on a full disk torch would end the process
+    torch.export.save(traced(source), whole)
+    (folder / FILE).write_bytes(whole.getbuffer())
     return []
 
 

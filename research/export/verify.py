@@ -3,14 +3,19 @@
 Rounding to int8 flips a code where two programs differ in the last bit of a float32, and a flip changes every number after
 it: that no logit differs by much is the wrong question. What is asked is whether the codes are the same bits, and whether the
 distributions are the same for all that one can tell: their mean divergence, the perplexity of held-out text.
+
+A model that has learnt little says little: its distributions are almost flat, whatever a client computes. So the client also
+runs a stand-in, the same layout with random weights that make each part of it count.
 """
 
 import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +27,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from research.export.layout import Codes, Source
+from research.export.layout import Codes, Options, Source
 from research.losses import IGNORE
+from research.nn.bitlinear import layers
 
 DIVERGENCE, PERPLEXITY = 1e-3, 0.005  # nats a position; share of the reference's perplexity
+FEW = 1000  # targets: at the bound of the divergence, perplexities of fewer differ by more than 0.15 % by chance
+STAND_IN = 0.01  # nats a position; llama.cpp, which rounds otherwise, stays below 0.004, a wrong activation gives 0.1 and more
 STEP = 1e-6  # share by which a step may differ: it is stored in float32, by one client as its reciprocal
 LOGITS = 1 << 27  # numbers, at most: half a gigabyte
 # Spaces, ends of lines, a zero byte, marks of other tokenizers, two to four bytes a character.
@@ -40,6 +48,47 @@ class Seen:
     codes: Codes
     logits: Float[Tensor, "n seq vocab"]
     rest: dict[str, bool] = field(default_factory=dict)  # further checks: what is checked -> whether it holds
+
+
+def gate(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
+    """Write it into the folder, and a stand-in for a moment beside it; the report on what the client computes of both.
+
+    Raises ValueError where that is not what was trained.
+    """
+    inputs, targets = held_out(source, tokens)
+    warnings, seen = written(source, kind, options, folder, inputs)
+    if targets.numel() < FEW:
+        warnings.append(
+            f"checked on {targets.numel()} held-out targets; fewer than {FEW} tell no percentage: give more --tokens"
+        )
+    report = judge(source, seen, inputs, targets) | {"warnings": warnings}
+    other = stand_in(source)
+    with TemporaryDirectory(dir=folder.parent) as place:
+        _, seen = written(other, kind, options, Path(place), inputs)
+    report["checks"] |= judge_stand_in(other, seen, inputs)
+    if reason := refused(report):
+        raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
+    return report
+
+
+def written(source: Source, kind: str, options: Options, folder: Path, tokens: Int[Tensor, "n seq"]) -> tuple[list[str], Seen]:
+    """Write it into the folder and run it there by its client: warnings, and what the client finds."""
+    writer = import_module(f"research.export.{kind}")
+    try:
+        warnings = writer.write(source, folder, options)
+    except ValueError:
+        raise
+    except Exception as error:  # of a full disk each library tells in its own way
+        raise ValueError(f"nothing is written: --format {kind} could not be: {said(error)}") from error
+    try:
+        return warnings, writer.read(source, folder, tokens, options)
+    except Exception as error:  # whatever a client raises
+        raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no word'])[0]}"
 
 
 def held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
@@ -104,6 +153,30 @@ def judge(source: Source, seen: Seen, tokens: Int[Tensor, "n seq"], targets: Int
     return {"client": client, "tokens": tokens.numel(), "sequences": len(tokens), "checks": checks} | (
         {"layers that differ": wrong} if wrong else {}
     )
+
+
+@torch.no_grad()
+def stand_in(source: Source) -> Source:
+    """The first two blocks with random weights: logits are far apart, attention looks somewhere, no norm or step is like
+    another.
+    """
+    model = deepcopy(source.model)
+    model.blocks = model.blocks[:2]
+    random = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            p.uniform_(0.5, 1.5, generator=random)
+        else:
+            size = 2.0 if name in ("embed.weight", "head.weight") else 1 + torch.rand((), generator=random).item()
+            p.normal_(std=size / math.sqrt(p.shape[1]), generator=random)
+    return replace(source, model=model, linears=layers(model))
+
+
+@torch.no_grad()
+def judge_stand_in(source: Source, seen: Seen, tokens: Int[Tensor, "n seq"]) -> dict[str, Any]:
+    """The checks on a stand-in, whose weights have no targets."""
+    divergence, *_ = measures(source.model(tokens), seen.logits, tokens)
+    return {"stand-in's KL": _check(divergence, STAND_IN)}
 
 
 def _check(value: float | int, bound: float | int, of: int | None = None) -> dict[str, Any]:
