@@ -2,7 +2,6 @@
 
 import cmath
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch
 from research.dataset import Tokens
 from research.models.transformer import Transformer
 from research.nn.attention import Attention
-from research.nn.bitlinear import BitLinear, ternary_count
+from research.nn.bitlinear import BitLinear
 from research.nn.blocks import blocks
 from research.nn.norm import RMSNorm
 from research.nn.rope import rope_table, rotate
@@ -87,14 +86,6 @@ def test_blocks_are_found_at_any_depth_but_not_within_another() -> None:
     inner = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.Linear(1, 1)])
     model = torch.nn.ModuleDict({"net": torch.nn.ModuleDict({"layers": inner}), "tail": torch.nn.Sequential(torch.nn.ReLU())})
     assert blocks(model) == {"net.layers.0": inner[0], "net.layers.1": inner[1], "tail.0": model["tail"][0]}
-
-
-def test_sizes_are_counted() -> None:
-    model = Transformer(Tokens(11, 6), 32, 1, 2, BitLinear, hidden=64)
-    ternary_weights = 4 * 32 * 32 + 3 * 32 * 64
-    assert ternary_count(model) == ternary_weights
-    assert ternary_count(Transformer(Tokens(11, 6), 32, 1, 2, partial(BitLinear, weight_bits=2))) == 0
-    assert ternary_count(Transformer(Tokens(11, 6), 32, 1, 2, torch.nn.Linear)) == 0
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "words"), [(3, None, "model.heads=3"), (4, 3, "model.kv_heads=3")])

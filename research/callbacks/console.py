@@ -10,12 +10,13 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from research import processes
 from research.callback import Callback, State
 from research.folder import peak_rss_mb
 from research.metrics import higher_is_better
-from research.nn.bitlinear import ternary_count
+from research.nn.bitlinear import layers
 from research.nn.packed import packed_bytes
 from research.ranges import Positive
 from research.snapshot import SETTINGS
@@ -28,8 +29,7 @@ REFRESH = 0.1  # seconds; a faster eye is not worth the steps
 def header(state: State) -> list[tuple[str, str]]:
     """What is about to be trained, on what, with what, where."""
     model, data = state.model, state.data
-    count, ternary = sum(p.numel() for p in model.parameters()), ternary_count(model)
-    packed = f", {ternary:,} of them ternary: {packed_bytes(model) / 1e3:,.0f} kB packed, {4 * count / 1e3:,.0f} kB in float32"
+    count = sum(p.numel() for p in model.parameters())
     group = state.optimizer.param_groups[0]
     group = group | group.get(SETTINGS, {})  # a schedule moves lr
     settings = ", ".join(f"{k} {group[k]:g}" for k in ("lr", "alpha", "window", "lamb", "weight_decay") if k in group)
@@ -38,7 +38,7 @@ def header(state: State) -> list[tuple[str, str]]:
         ("run", state.name),
         (
             "model",
-            f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters{packed if ternary else ', full precision'}",
+            f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {precision(model)}",
         ),
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
@@ -48,6 +48,18 @@ def header(state: State) -> list[tuple[str, str]]:
     if state.first:
         rows.append(("resumed", f"at step {state.first}"))
     return [*rows, ("folder", str(state.folder))] if state.folder else rows
+
+
+def precision(model: nn.Module) -> str:
+    """What the weights of its linear layers are, and what that saves."""
+    bits = layers(model).values()
+    if not bits:
+        return "full precision"
+    kind = "ternary" if all(layer.quantizer.ternary for layer in bits) else "rounded"
+    sizes = (
+        f"{packed_bytes(model) / 1e3:,.0f} kB packed, {4 * sum(p.numel() for p in model.parameters()) / 1e3:,.0f} kB in float32"
+    )
+    return f"{sum(layer.weight.numel() for layer in bits):,} of them {kind}: {sizes}"
 
 
 def progress(state: State) -> str:

@@ -244,8 +244,3 @@ def _like(name: str, old: nn.Linear, linear: Callable[..., nn.Module], settings:
     if isinstance(layer, BitLinear):
         layer.lamb = torch.tensor(0.0 if layer.warmup else 1.0, device=old.weight.device)
     return layer.train(old.training)
-
-
-def ternary_count(model: nn.Module) -> int:
-    """How many of a model's parameters are ternary."""
-    return sum(layer.weight.numel() for layer in layers(model).values() if layer.quantizer.ternary)
