@@ -86,14 +86,13 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
         writer = import_module(f"research.export.{kind}")
         layout.installed(kind, writer.EXTRA, writer.MODULES)
         source, chosen = layout.source(load(run)), layout.Options(**options)
-    with draft(output) as folder, watch.at_once():  # a signal waits while the folder is put in its place
+    with draft(output) as folder, watch.at_once():  # once the folder is put in its place a signal is too late
         used = {name: value for name, value in asdict(chosen).items() if OPTIONS[name] == kind}
         report = about(source, kind, used) | verify.gate(source, kind, chosen, folder, tokens)
         report |= {"files": verify.files(folder), "seconds": round(time.monotonic() - begun, 1)}
         write_json(folder / REPORT, report)
-    with watch.at_once():
-        keep(source, output / REPORT, kind)
-        tell(report, output)
+    keep(source, output / REPORT, kind)
+    tell(report, output)
 
 
 def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
