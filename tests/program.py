@@ -10,10 +10,56 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
+from select import select
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
+
+FORKING = """
+import json, os, runpy, sys
+import matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_store, optuna, sklearn.datasets, torch._dynamo
+import research.report, research.run, research.tracking
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if not (child := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.chdir(asked["cwd"])
+os.environ.clear()
+os.environ.update(asked["env"])
+for number, path in enumerate((os.devnull, *asked["paths"])):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+sys.argv = asked["argv"]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")  # what ends it ends the process, as it would the program
+"""
+
+
+@cache
+def forking() -> subprocess.Popen[str]:
+    """A process that has imported what the program will: to import it again for each run would be most of the tests' time."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", FORKING], text=True, env=own, **pipes)
+    atexit.register(process.kill)
+    return process
+
+
+def forked(asked: dict[str, Any]) -> int:
+    """The exit code of a program that was run in a fork."""
+    server = forking()
+    assert server.stdin
+    print(json.dumps(asked), file=server.stdin, flush=True)
+    if not select([server.stdout], [], [], 300)[0]:
+        server.kill()
+        forking.cache_clear()
+        raise AssertionError(f"it runs for more than five minutes: {asked['argv']}")
+    assert server.stdout
+    return int(server.stdout.readline())
 
 
 @cache
@@ -34,8 +80,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def train(tmp_path: Path, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    argv = [str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/stdout", f"{folder}/stderr"]
+        code = forked({"argv": argv, "cwd": str(tmp_path), "env": environment(tmp_path), "paths": paths})
+        done = subprocess.CompletedProcess(argv, code, *(Path(path).read_text() for path in paths))
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
 

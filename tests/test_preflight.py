@@ -37,6 +37,7 @@ TWELVE = [
     (["trainer.step=5"], ["there is no key 'trainer.step'", "did you mean: trainer.steps=5 ?"]),
     (["log_every=5"], ["did you mean: trainer.log_every=5 ?"]),
     (["model=bitnt"], ["no option 'bitnt'", "bitmlp, bitnet, bitnet_2b4t", "did you mean: model=bitnet"]),
+    (["model=transformer", "model.linear.scale=1"], ["no key 'model.linear.scale'", "'model.linear' has: none here"]),
     # + does not get past the checks
     (["+trainer.foo=1"], ["research.trainer.Trainer has no parameter foo", "it has: steps, batch_size"]),
     # type, range, choice, nothing

@@ -73,10 +73,11 @@ class Asked(Composed):
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == hydra for leaf, _ in leaves(root, node)]
         sign, tail = "~" if line.startswith("~") else "", line[line.index("=") :] if "=" in line else ""
         chosen = [group for group, options in groups().items() if tail[1:] in options]
-        near = [f"{sign}{name}{tail}" for name in meant(key, own + chosen)]
+        near = [f"{sign}{name}{tail}" for name in meant(key, own + chosen) if key.endswith("_") or not name.endswith("_")]
         parent = key.rpartition(".")[0]
         around = self.walk(parent) if parent else None
-        there = f"'{parent}' has: {', '.join(k for k in around if k not in INNER)}" if isinstance(around, dict) else ""
+        keys = ", ".join(k for k in around if k not in INNER) if isinstance(around, dict) else ""
+        there = f"'{parent}' has: {keys or 'none here'}" if isinstance(around, dict) else ""
         self.note(key, f"there is no key '{key}'", f"did you mean: {' or '.join(near)} ?" if near else there)
 
     def check_parts(self) -> None:
