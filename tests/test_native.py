@@ -69,16 +69,17 @@ def test_a_compiler_that_fails_is_told(
     assert not any((tmp_path / "cache").iterdir()), "what was begun is taken away"
 
 
-def test_a_command_line_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("CC", 'gcc "')
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("CC", 'gcc "', 'CC=gcc ": No closing quotation'),
+     ("GROKBIT_CACHE", "~nobody-of-this-name/cache", "Could not determine home directory")],
+)  # fmt: skip
+def test_a_setting_that_makes_no_sense_is_told(
+    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(name, value)
     assert native.library.__wrapped__() is None
-    assert 'slower: CC=gcc ": No closing quotation' in caplog.text
-
-
-def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("GROKBIT_CACHE", "~nobody-of-this-name/cache")
-    assert native.library.__wrapped__() is None
-    assert "slower: Could not determine home directory" in caplog.text
+    assert f"slower: {told}" in caplog.text
 
 
 @needs_c
