@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,17 @@ def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert native.whole(path.parent)
     assert native.loaded(path).isas
     assert [p.name for p in tmp_path.iterdir()] == [path.parent.name]
+
+
+@needs_c
+def test_what_a_killed_build_has_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))
+    for name, age in (("killed", 4000), ("at-it", 100)):
+        (left := tmp_path / f".building-{name}").mkdir()
+        (left / "ternary.so").write_bytes(b"half")
+        os.utime(left, (time.time() - age,) * 2)
+    path = native.built(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".building-at-it", path.parent.name}
 
 
 @needs_c

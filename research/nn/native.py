@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -142,6 +144,7 @@ def built(kept: Path) -> Path:
         if whole(place):
             refuse_foreign(place, place / "ternary.so")
             return place / "ternary.so"
+    clear(kept)
     failures = []
     for flags, place in places.items():
         made = Path(tempfile.mkdtemp(prefix=".building-", dir=kept))
@@ -154,6 +157,14 @@ def built(kept: Path) -> Path:
         finally:
             shutil.rmtree(made, ignore_errors=True)
     raise subprocess.SubprocessError("; ".join(failures))
+
+
+def clear(kept: Path) -> None:
+    """Remove what builds that were killed have left: no compiler takes an hour."""
+    for left in kept.glob(".building-*"):
+        with suppress(OSError):  # it was another's, who has ended meanwhile
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left)
 
 
 def refuse_foreign(*paths: Path) -> None:
