@@ -66,7 +66,7 @@ def resident() -> float:
 
 
 def packed(width: int, out: int) -> PackedLinear:
-    layer = PackedLinear(width, out)
+    layer = PackedLinear(width, out, bias=False)
     layer.codes.random_(0, 3).mul_(0b01010101)
     layer.step.fill_(1.5 / width**0.5)
     return layer

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from research.nn import native
-from research.nn.packed import PackedLinear, settle, unpack
+from research.nn.packed import PackedLinear, settle
+from research.nn.tiles import unpack
 
 SHAPES = [(2048, 2048), (4096, 4096), (4096, 11008)]  # outputs, inputs
 COLD, ROWS, TQ2_0 = 450_000_000, 512, 35  # bytes; rows of a prefill; ggml's number of the type
@@ -111,7 +112,7 @@ def as_tq2_0(codes: Tensor) -> Tensor:
 
 def packed(out: int, width: int) -> PackedLinear:
     """Random codes."""
-    layer = PackedLinear(width, out)
+    layer = PackedLinear(width, out, bias=False)
     layer.codes.random_(0, 3).mul_(0b01010101)
     layer.step.fill_(1.0)
     return layer

@@ -136,14 +136,15 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, refusal: str = "") -> Iterator[None]:
     """Hold the folder while this process lives, however it ends. Raises ValueError while another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"out: another run is writing to {folder}; give another out or name") from None
+            told = refusal or f"out: another run is writing to {folder}; give another out or name"
+            raise ValueError(told) from None
         yield
 
 

@@ -20,6 +20,7 @@ from research.metrics import higher_is_better, interval
 from research.sweeps import Row, Sweep, read
 
 JUDGED = ("val/bpb", "val/loss", "val/acc")  # the first that there is of the two losses, and accuracy
+ENDED = ("FAIL", "PRUNED")  # states of trials that gave no result
 WIDTHS = ("model.dim", "model.fields.hidden_size")
 LINEAR, WARMUP = "model.linear.", "model.linear.warmup"
 HOW = """Each network is judged at the setting whose mean over seeds is best; a star marks the smallest or the largest number \
@@ -39,14 +40,20 @@ class Arm:
     rounded: bool
     monitor: str
     runs: dict[tuple[Setting, str], dict[str, float]] = field(default_factory=dict)  # tuned setting and seed -> metrics
+    ended: list[Setting] = field(default_factory=list)  # of runs that failed or were pruned
 
     @property
     def name(self) -> str:
         return " ".join([self.network, *(f"{key.removeprefix('model.')}={value}" for key, value in self.size)])
 
+    @property
+    def budget(self) -> tuple[int, int]:
+        """How many settings were tried, in how many runs."""
+        return len({*self.settings, *self.ended}), len(self.runs) + len(self.ended)
+
     @cached_property
     def settings(self) -> Counter[Setting]:
-        """How many runs each tuned setting had."""
+        """How many runs each tuned setting had that came to their end."""
         return Counter(setting for setting, _ in self.runs)
 
     @cached_property
@@ -66,7 +73,7 @@ class Arm:
         return " ".join(f"{key}={value}{'*' * self._at_edge(key, value)}" for key, value in self.best)
 
     def _at_edge(self, key: str, value: str) -> bool:
-        tried = {number(text) for setting in self.settings for other, text in setting if other == key}
+        tried = {number(text) for setting in (*self.settings, *self.ended) for other, text in setting if other == key}
         numbers = [each for each in tried if each is not None]
         return len(numbers) > 1 and number(value) in (min(numbers), max(numbers))
 
@@ -97,18 +104,23 @@ def arms(sweep: Sweep, outcomes: Outcomes) -> list[Arm]:
         return []
     networks, sizes, tuned = parts(sweep)
     found: dict[tuple[str, Size, bool], Arm] = {}
-    for row in sweep.complete:
+    lost: list[tuple[str, Size, Setting]] = []
+    for row in sweep.rows:
         given = [(key, row.params[key]) for key in networks if key in row.params]
         network = " ".join(value if key == "model" else f"{key.removeprefix(LINEAR)}={value}" for key, value in given)
         size = tuple((key, int(read(row.params[key]))) for key in sizes if key in row.params)
         setting = tuple((key, row.params[key]) for key in tuned if key in row.params)
-        for place, told in enumerate(outcomes(row)):
+        if row.state in ENDED:
+            lost.append((network, size, setting))
+        for place, told in enumerate(outcomes(row) if row.state == "COMPLETE" else ()):
             metrics = {name: value for name, value in (told.get("best") or {}).items() if value is not None}
             if sweep.monitor in metrics:
                 which = network, size, bool(told.get("rounded"))
                 arm = found.setdefault(which, Arm(*which, sweep.monitor))
                 arm.runs[setting, f"{row.params.get(sweep.repeated, '')} {place}"] = metrics
     every = list(found.values())
+    for arm in every:
+        arm.ended.extend(setting for *which, setting in lost if which == [arm.network, arm.size])
     return every if any(pairs(every)) else []
 
 
@@ -165,10 +177,12 @@ def lines(found: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
 
 def budget(found: Sequence[Arm]) -> str:
     """Whether tuning was fair."""
-    had = {arm.name: f"{count(len(arm.settings), 'setting')} in {count(len(arm.runs), 'run')}" for arm in found}
+    had = {arm.name: f"{count(arm.budget[0], 'setting')} in {count(arm.budget[1], 'run')}" for arm in found}
+    ended = [f"{len(arm.ended)} of {arm.name}" for arm in found if arm.ended]
+    rest = f" Of these failed or were pruned: {', '.join(ended)}." if ended else ""
     if len({*had.values()}) == 1:
-        return f"Each network at each size was tuned over {had[found[0].name]}."
-    return f"Tuning was not equal: {'; '.join(f'{name} had {told}' for name, told in had.items())}."
+        return f"Each network at each size was tuned over {had[found[0].name]}.{rest}"
+    return f"Tuning was not equal: {'; '.join(f'{name} had {told}' for name, told in had.items())}.{rest}"
 
 
 def count(many: int, word: str) -> str:

@@ -266,12 +266,11 @@ def uri_of(sweep: Path) -> str:
 def folder_of(run_id: str, uri: str | None = None) -> str:
     """The run folder that a run in MLflow names. Raises ValueError where the store has no such run of ours."""
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
     store = MLflow(uri).uri
     try:
-        return str(MlflowClient(store).get_run(run_id).data.tags["folder"])
-    except (MlflowException, KeyError) as error:
+        return str(opened(store, made=True).get_run(run_id).data.tags["folder"])
+    except (MlflowException, KeyError, FileNotFoundError) as error:
         raise ValueError(f"MLflow at {shown(store)} has no run {run_id} of ours") from error
 
 

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,13 @@ class Trained:
     @cached_property
     def data(self) -> Dataset[Any]:
         """What it was trained and judged on. Raises ValueError where that is gone."""
-        return build(self.config.data)  # type: ignore[no-any-return]
+        try:
+            return build(self.config.data)  # type: ignore[no-any-return]
+        except ValueError as error:
+            path = self.config.data.get("path")
+            if path is None or Path(path).is_absolute():
+                raise
+            raise ValueError(f"{error} (start from the folder in which it was trained)") from error
 
 
 def load(run: str) -> Trained:
@@ -62,7 +69,8 @@ def load(run: str) -> Trained:
     found, snapshot = checkpoint.newest(path, setting="RUN")
     try:
         config = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(config, DictConfig)
+        if not isinstance(config, DictConfig):
+            raise ValueError("it holds no settings")
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")
@@ -85,9 +93,10 @@ def load(run: str) -> Trained:
 
 def place(run: str) -> Path:
     """The folder that a path or an MLflow run id means."""
-    path = Path(run).expanduser()
-    if path.is_dir():
-        return path.resolve()
+    with suppress(OSError, RuntimeError):  # no path at all, as ~nobody or one that is too long
+        path = Path(run).expanduser()
+        if path.is_dir():
+            return path.resolve()
     if re.fullmatch(RUN_ID, run):
         from research.tracking import folder_of  # heavy
 

@@ -4,10 +4,12 @@ import atexit
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from select import select
@@ -25,23 +27,26 @@ for line in sys.stdin:
     asked = json.loads(line)
     if not (child := os.fork()):
         break
+    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
     sys.exit()
 os.chdir(asked["cwd"])
 os.environ.clear()
 os.environ.update(asked["env"])
-for number, path in enumerate((os.devnull, *asked["paths"])):
+for number, path in enumerate((os.devnull, *asked["said"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
 sys.argv = asked["argv"]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")  # what ends it ends the process, as it would the program
 """
+IDLE: list[subprocess.Popen[str]] = []
 
 
-@cache
 def forking() -> subprocess.Popen[str]:
     """A process that has imported what the program will: to import it again for each run would be most of the tests' time."""
+    if IDLE:
+        return IDLE.pop()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", FORKING], text=True, env=own, **pipes)
@@ -49,17 +54,51 @@ def forking() -> subprocess.Popen[str]:
     return process
 
 
-def forked(asked: dict[str, Any]) -> int:
-    """The exit code of a program that was run in a fork."""
-    server = forking()
-    assert server.stdin
-    print(json.dumps(asked), file=server.stdin, flush=True)
-    if not select([server.stdout], [], [], 300)[0]:
-        server.kill()
-        forking.cache_clear()
-        raise AssertionError(f"it runs for more than five minutes: {asked['argv']}")
-    assert server.stdout
-    return int(server.stdout.readline())
+class Fork:
+    """A program that runs in a fork, with the part of Popen's interface that tests need."""
+
+    def __init__(self, argv: list[str], cwd: Path, env: dict[str, str]) -> None:
+        self.argv, self.server = argv, forking()
+        self.said = [tempfile.NamedTemporaryFile("r", prefix="grokbit-") for _ in range(2)]  # noqa: SIM115
+        asked = {"argv": argv, "cwd": str(cwd), "env": env, "said": [file.name for file in self.said]}
+        print(json.dumps(asked), file=self.server.stdin, flush=True)
+        self.pid = int(self.answer(60))
+        self.returncode: int | None = None
+
+    def answer(self, timeout: float) -> str:
+        assert self.server.stdout
+        if not select([self.server.stdout], [], [], timeout)[0]:
+            self.server.kill()
+            raise AssertionError(f"it runs for more than {timeout} s: {self.argv}")
+        return self.server.stdout.readline()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What it wrote on its two outputs, once it has ended."""
+        self.returncode = int(self.answer(timeout))
+        IDLE.append(self.server)
+        out, err = (file.read() for file in self.said)
+        return out, err
+
+
+def run(argv: list[str], cwd: Path, env: dict[str, str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """subprocess.run for a program of this repository."""
+    fork = Fork(argv, cwd, env)
+    out, err = fork.communicate(timeout)
+    assert fork.returncode is not None
+    return subprocess.CompletedProcess(argv, fork.returncode, out, err)
+
+
+def ranks(argv: list[str], cwd: Path, env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
+    """Two processes of one run, as a launcher would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = env | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda rank: run(argv, cwd, both | {"RANK": rank, "LOCAL_RANK": rank}), "01"))
 
 
 @cache
@@ -81,10 +120,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def train(tmp_path: Path, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
     argv = [str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [f"{folder}/stdout", f"{folder}/stderr"]
-        code = forked({"argv": argv, "cwd": str(tmp_path), "env": environment(tmp_path), "paths": paths})
-        done = subprocess.CompletedProcess(argv, code, *(Path(path).read_text() for path in paths))
+    done = run(argv, tmp_path, environment(tmp_path))
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
 
@@ -99,11 +135,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("perf/")} for line in found]
 
 
-def started(tmp_path: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
+def started(tmp_path: Path, *arguments: str, **more: str) -> Fork:
     """A run under way; `more` are variables of its environment."""
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
-    own, pipes = environment(tmp_path) | more, {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=tmp_path, env=own, text=True, **pipes)
+    return Fork([str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"], tmp_path, environment(tmp_path) | more)
 
 
 def once(tmp_path: Path, name: str, steps: int) -> Path:

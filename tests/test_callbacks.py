@@ -15,7 +15,7 @@ from research.callbacks.console import Console, precision
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
-from research.callbacks.ternary import Ternary
+from research.callbacks.ternary import FACTS, Ternary, draw
 from research.callbacks.time_limit import TimeLimit
 from research.data.modular import modular
 from research.losses import last_token
@@ -159,6 +159,13 @@ def test_what_rounding_does_to_the_weights_is_told_by_layer(tmp_path: Path) -> N
     assert state.metrics["ternary/ratio"] == pytest.approx(whole / packed_bytes(state.model))
     assert state.metrics["ternary/packed_mb"] == pytest.approx(packed_bytes(state.model) / 1e6)
     assert (tmp_path / "plots" / "ternary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_many_layers_some_are_named() -> None:
+    history = {f"layer {n}": [(step, dict.fromkeys(FACTS, 0.5)) for step in (1, 2)] for n in range(168)}
+    figure = draw(history, "")
+    assert [len(axis.lines) for axis in figure.axes] == [168] * 4
+    assert 20 <= len(figure.legends[0].get_texts()) <= 28
 
 
 def test_the_first_look_knows_of_no_flips(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 from research.dataset import Tokens
@@ -128,13 +129,35 @@ def test_what_does_not_fit_is_told() -> None:
         decoder.feed(torch.arange(0))
 
 
-@needs_c
-def test_a_token_that_there_is_not_is_told() -> None:
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_c), False])
+def test_a_token_that_there_is_not_is_told(native: bool) -> None:
     decoder = Decoder(pack_model(transformer()))
+    decoder.native = decoder.native if native else None
     for token in (-1, 101):
-        with pytest.raises(ValueError, match=f"token={token}: give one of 0 to 100"):
+        with pytest.raises(ValueError, match=f"tokens from {token} to {token}: this model knows 0 to 100"):
             decoder.feed(torch.tensor([token]))
+    for tokens in (torch.tensor([1.5]), torch.tensor([True]), torch.tensor([[1]]), torch.tensor(1)):
+        with pytest.raises((ValueError, TypeCheckError), match=r"give a list of whole numbers|Int\[Tensor, 'seq'\]"):
+            decoder.feed(tokens)
     assert decoder.caches[0].filled == 0
+
+
+def test_what_was_interrupted_was_not_read() -> None:
+    """As by Ctrl-C in a notebook, between two blocks."""
+    decoder, tokens = Decoder(pack_model(transformer())), torch.randint(101, (9,))
+    expected = [decoder.feed(part) for part in tokens.split(3)]
+    decoder.reset()
+    decoder.feed(tokens[:3])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = decoder.model.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.feed(tokens[3:6])
+    hook.remove()
+    assert {cache.filled for cache in decoder.caches} == {3}
+    assert all(torch.equal(decoder.feed(part), logits) for part, logits in zip(tokens[3:].split(3), expected[1:], strict=True))
 
 
 @needs_c

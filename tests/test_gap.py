@@ -1,6 +1,7 @@
 """What rounded weights cost, from trials that nobody ran: each number against one worked out by hand."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def test_gaps_are_paired_by_seed_at_the_best_setting_of_each() -> None:
     assert rows[0] == ("transformer dim=32", "lr=1e-3*", "bitnet dim=32", "lr=1e-2*", "equal width", "val/bpb",
                        "1.9667", "2.2333", "+13.6% ± 14.6%", "3")  # fmt: skip
     assert {row[head.index("metric")] for row in rows} == {"val/bpb", "val/acc"}
+
+
+def test_what_failed_was_tuned_too() -> None:
+    """Of the largest rate nothing came in full precision: its best is no longer at the edge, and the budget is the same."""
+    found, outcomes = sweep(grid() | {(model, "32", "1", "0"): 9.0 for model in ("transformer", "bitnet")})
+    for n, row in enumerate(found.rows):
+        if (row.params["lr"], row.params["model"]) == ("1", "transformer"):
+            found.rows[n] = replace(row, state="FAIL")
+    arms = {arm.name: arm for arm in gap.arms(found, outcomes)}
+    assert arms["transformer dim=32"].budget == arms["bitnet dim=32"].budget == (3, 7)
+    assert arms["bitnet dim=32"].chosen() == "lr=1e-2"
+    arms = {name: arm for name, arm in arms.items() if "32" in name}
+    assert gap.budget(list(arms.values())) == (
+        "Each network at each size was tuned over 3 settings in 7 runs. "
+        "Of these failed or were pruned: 1 of transformer dim=32."
+    )
 
 
 def test_settings_may_have_keys_of_their_own() -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from program import ROOT, TINY, train
 from torch import Tensor
 
 from research.export.verify import measures
-from research.generate import Sampler, main, symbols
+from research.generate.__main__ import main
+from research.generate.stream import Sampler, symbols
 from research.nn.packed import pack_model
 from research.trained import load
 
@@ -26,14 +28,12 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+def generate(capsys: pytest.CaptureFixture[str]) -> Generate:
     """The command in this process, which has imported all it needs: exit code, stdout, stderr."""
 
     def done(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["generate", *arguments])
         try:
-            main()
-            code = 0
+            code = main(arguments)
         except SystemExit as ended:
             code = int(str(ended.code))
         return code, *capsys.readouterr()
@@ -108,6 +108,33 @@ def test_ctrl_c_ends_with_a_line(run: Path, generate: Generate, monkeypatch: pyt
     assert generate(str(run), "--prompt", "x") == (130, "x\n", "stopped by SIGINT\n")
 
 
+def test_ctrl_c_while_it_starts_ends_with_a_line(run: Path) -> None:
+    process = subprocess.Popen([*COMMAND, str(run), "--prompt", "x"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(1000):
+        if "torch" in Path(f"/proc/{process.pid}/maps").read_text():  # its import is under way
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "stopped by SIGINT\n"
+    assert process.returncode == 130
+
+
+def test_a_terminal_that_cannot_show_it(run: Path) -> None:
+    given = [*COMMAND, str(run), "--prompt", "é", "--tokens", "1"]
+    own = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(given, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    assert done.stdout.startswith("?")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(given, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_run_that_no_store_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
+    assert "has no run 0123456789abcdef0123456789abcdef of ours" in refused("0123456789abcdef" * 2, "--prompt", "x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_who_reads_may_go(run: Path) -> None:
     """As in `| head -1`."""
     given = [*COMMAND, str(run), "--prompt", "x", "--tokens", "1000000"]
@@ -138,6 +165,10 @@ def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate
         (["{run}", "--prompt", "x", "--top-k", "-3"], "--top-k -3: give 0"),
         (["no/such", "--prompt", "x"], "RUN=no/such: there is no such folder"),
         (["{run}/plots", "--prompt", "x"], "has no config.yaml; give a run folder"),
+        (["~nobody-of-that-name", "--prompt", "x"], "there is no such folder"),
+        (["a" * 300, "--prompt", "x"], "there is no such folder"),
+        (["{run}", "--prompt", "x", "--tokens", "many"], "argument --tokens: invalid int value: 'many'"),
+        (["{run}", "--prompt", "x", "--seed", "99999999999999999999"], "--seed 99999999999999999999: give a number from 0"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(run: Path, refused: Refused, arguments: list[str], told: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from program import run
 
 from research.dataset import Tokens
 from research.models.hub import Hub
@@ -136,9 +137,7 @@ def test_it_trains_through_the_program(saved: Path, tmp_path: Path) -> None:
 
 
 def program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    return run([str(ROOT / "train.py"), *arguments], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize(

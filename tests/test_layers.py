@@ -8,6 +8,7 @@ import pytest
 RESEARCH = Path(__file__).resolve().parents[1] / "research"
 FLOORS = [
     ["ranges", "seeding", "metrics", "losses", "processes", "signals", "trial"],
+    ["command"],
     ["dataset", "order", "nn", "folder"],
     ["shards"],
     ["checkpoint"],

@@ -175,6 +175,7 @@ def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert native.whole(path.parent)
     assert native.loaded(path).isas
     assert [p.name for p in tmp_path.iterdir()] == [path.parent.name]
+    assert {p.name for p in path.parent.iterdir()} == {"ternary.so", "sha256"}
 
 
 @needs_c

@@ -18,19 +18,15 @@ from research.models.transformer import Transformer
 from research.nn import native
 from research.nn.bitlinear import BitLinear
 from research.nn.packed import (
-    INS,
     Int8Embedding,
     Int8Linear,
     Int8Table,
     PackedLinear,
-    int8_linear,
-    pack,
     pack_model,
     packed_bytes,
     packed_layers,
-    ternary_linear,
-    unpack,
 )
+from research.nn.tiles import INS, int8_linear, pack, ternary_linear, unpack
 
 LIBRARY = native.library()
 ISAS = list(LIBRARY.isas) if LIBRARY else []
@@ -292,6 +288,19 @@ def test_inputs_of_another_width_are_refused(width: int) -> None:
             torch.ops.grokbit.ternary_linear(x, layer.codes, layer.step)
         with pytest.raises(ValueError, match="of no layer"):
             torch.ops.grokbit.int8_linear(x, table.codes, table.step)
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_c), False])
+@pytest.mark.parametrize("width", [200, 3000])
+def test_autocast_changes_nothing(width: int, native: bool) -> None:
+    """Sums of int8 products have more digits than bf16."""
+    layer, x = PackedLinear.of(Reference(width, 50, bias=False)), torch.randn(5, width)
+    head = Int8Linear(Int8Table(torch.randn(40, width)))
+    layer.native = head.native = native
+    expected = layer(x), head(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x), head(x)
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

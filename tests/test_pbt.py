@@ -284,7 +284,7 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
                 break
             time.sleep(0.01)
         os.kill(process.pid, number)
-        said = process.communicate()[0]
+        said = "".join(process.communicate())
     assert (process.returncode, "the same command goes on with the rest" in said) == (130, True)
     (folder,) = (killed / "out" / "digits").iterdir()
     assert len((folder / "population.csv").read_text().splitlines()) == 1 + 6, "two generations have ended"

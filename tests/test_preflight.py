@@ -158,6 +158,7 @@ OTHERS = [
     ("experiment=txt", "did you mean: experiment=text ?"),
     ("loss=classification", "give loss=last_token"),
     ("model.kv_heads=3", "give model.kv_heads=2"),
+    ("model.linear.per=7", "give model.linear.per=8, tensor or channel"),
     ("tracker=null", "a group takes one of its options: jsonl, mlflow, none"),
     ("~target", "give it a value, as target=null"),
     ("~model", "a run needs model; options: bitmlp, bitnet"),
@@ -171,6 +172,7 @@ def test_other_mistakes(argument: str, words: str) -> None:
 
 
 CLASHES = [
+    ("model.linear.per=8 model.linear.back_end=int8", ["model.linear.back_end=int8 model.linear.per=8", "back_end=auto"]),
     ("model=hub model.folder=conf model.fields.hidden_size=64", ["model.folder=conf model.fields.hidden_size=64", "leave out"]),
     ("model=hub model.folder=conf model.model_type=gpt2", ["model.folder=conf model.model_type=gpt2", "leave out"]),
     ("model=hub model.folder=conf +model.fields.rope_theta=1e5", ["model.folder", "model.fields.rope_theta"]),

@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from program import train
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -19,9 +18,7 @@ def test_there_are_presets() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_it_runs(preset: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), f"experiment={preset.stem}", *SMALL, f"out={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    train(tmp_path, f"experiment={preset.stem}", *SMALL)
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
     assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
 

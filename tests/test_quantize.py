@@ -139,6 +139,8 @@ def test_zeros_stay_zeros(back_end: Any) -> None:
 def test_what_is_not_finite_is_seen(back_end: Any, value: float) -> None:
     """In a token, by all its outputs; in a weight, by all outputs that share its step."""
     for (scale, bits, per), (activation_bits, activation_per) in itertools.product(WEIGHTS, ACTIVATIONS):
+        if isinstance(per, int) and back_end != "ste":
+            continue  # there is no such layer
         settings: dict[str, Any] = {"scale": scale, "weight_bits": bits, "per": per, "back_end": back_end}
         layer = BitLinear(8, 5, False, activation_bits=activation_bits, activation_per=activation_per, **settings)
         x = torch.randn(4, 8)

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import torch
 from research.nn.bitlinear import BitLinear
-from research.nn.packed import PackedLinear, ternary_linear
+from research.nn.packed import PackedLinear
+from research.nn.tiles import ternary_linear
 from research.nn import triton_ternary
 
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -36,7 +36,8 @@ def collect(sweeps: list[Path]) -> None:
         told = read_json(folder / "summary.json")
         best = told["best"]
         data = "text" if "val/bpb" in best else "digits"
-        model, *numbers = (given.get(key, "2") for key in KEYS)  # text has two blocks throughout
+        given.setdefault("model.depth", "2")  # of text, throughout
+        model, *numbers = (given[key] for key in KEYS)
         rows.append([data, model, *map(float, numbers), *(best.get(metric, "") for metric in METRICS)])
     if not rows:
         sys.exit("no finished run in these folders; give those that the sweeps printed")

@@ -1,7 +1,8 @@
 """What rounding does to the weights while they are trained, layer by layer."""
 
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,12 @@ from research.nn.bitlinear import BitLinear, layers
 from research.nn.packed import packed_bytes
 from research.ranges import Count
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 log = logging.getLogger(__name__)
+NAMED = 28  # at most so many layers in the legend
+Look = tuple[int, dict[str, float]]  # step, and each fact
 FACTS = {
     "error": "error of rounding",  # |W - rounded W| / |W|, Frobenius
     "zero": "share of zeros",
@@ -31,7 +37,7 @@ class Ternary(Callback):
     def __init__(self, every: Count = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
         self.every = every
         self.codes: dict[str, Tensor] = {}
-        self.history: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        self.history: dict[str, list[Look]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"codes": dict(self.codes), "history": {name: list(looks) for name, looks in self.history.items()}}
@@ -75,22 +81,29 @@ class Ternary(Callback):
     def on_end(self, state: State) -> None:
         if state.folder is None or not self.history:
             return
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
-        axes = figure.subplots(2, 2, sharex=True).flatten()
-        for place, (name, looks) in enumerate(self.history.items()):
-            color = colormaps["viridis"](place / max(1, len(self.history) - 1))
-            for axis, fact in zip(axes, FACTS, strict=True):
-                seen = [(step, facts[fact]) for step, facts in looks if fact in facts]
-                axis.plot([step for step, _ in seen], [value for _, value in seen], color=color, linewidth=1, label=name)
-        for axis, title in zip(axes, FACTS.values(), strict=True):
-            axis.set(title=title)
-            axis.grid(alpha=0.3)
-        for axis in axes[2:]:
-            axis.set(xlabel="step")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
-        figure.suptitle(state.name, fontsize=10)
         (state.folder / "plots").mkdir(exist_ok=True)
-        figure.savefig(state.folder / "plots" / "ternary.png", dpi=120)
+        draw(self.history, state.name).savefig(state.folder / "plots" / "ternary.png", dpi=120)
+
+
+def draw(history: Mapping[str, list[Look]], title: str) -> "Figure":
+    """A line a layer; of many only some are named."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True).flatten()
+    apart = -(-len(history) // NAMED)
+    for place, (name, looks) in enumerate(history.items()):
+        color = colormaps["viridis"](place / max(1, len(history) - 1))
+        for axis, fact in zip(axes, FACTS, strict=True):
+            seen = [(step, facts[fact]) for step, facts in looks if fact in facts]
+            label = None if place % apart else name
+            axis.plot([step for step, _ in seen], [value for _, value in seen], color=color, linewidth=1, label=label)
+    for axis, fact in zip(axes, FACTS.values(), strict=True):
+        axis.set(title=fact)
+        axis.grid(alpha=0.3)
+    for axis in axes[2:]:
+        axis.set(xlabel="step")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -10,13 +10,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from research import signals
+from research.command import Parser, carried_out, say
 
 if TYPE_CHECKING:
     from research.export.layout import Source
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 FORMATS = ("hf", "gguf", "onnx", "torch", "safetensors")
 REPORT = "export.json"
 OPTIONS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
-
-
-class Parser(argparse.ArgumentParser):
-    """One line on what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def parser() -> Parser:
@@ -56,18 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.error(f"--{name} is for --format {OPTIONS[name]}; leave it out")
     if given.tokens < 1:
         command.error(f"--tokens {given.tokens}: give at least 1")
-    try:
-        with signals.watch() as watch:
-            export(given.run, given.format, given.output, options, given.tokens, watch)
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except signals.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return signals.exit_code(stopped.signum)
-    return 0
+    return carried_out(lambda watch: export(given.run, given.format, given.output, options, given.tokens, watch))
 
 
 def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: int, watch: signals.Watch) -> None:
@@ -81,8 +64,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
         from research.folder import write_json
         from research.trained import load
 
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"--output {output} is there already; give a new or empty folder")
+        refuse(output)
         writer = import_module(f"research.export.{kind}")
         layout.installed(kind, writer.EXTRA, writer.MODULES)
         source, chosen = layout.source(load(run)), layout.Options(**options)
@@ -110,36 +92,52 @@ def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any
     }
 
 
+def refuse(output: Path) -> None:
+    """Raises ValueError where no folder can take this place."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} is there already; give a new or empty folder")
+    if output.resolve() == Path.cwd() or os.path.ismount(output):
+        raise ValueError(f"--output {output} cannot be replaced, as the folder you are in or a mount; give a new one in it")
+
+
 @contextmanager
 def draft(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place once the block is left, and is gone if it fails. What an export that was
     killed has left there makes way. Raises ValueError where one is under way.
     """
     from research.checkpoint import sync
-    from research.folder import alive, lock
+    from research.folder import lock
 
     output = output.resolve()
     around = output.with_name(f".{output.name}.draft")
-    if around.is_dir() and alive(around):
-        raise ValueError(f"--output {output}: another export is writing there; give another folder")
     made = [parent for parent in output.parents if not parent.exists()]
-    try:
+    folder = around / output.name
+    with ExitStack() as cleared:
         try:
-            shutil.rmtree(around, ignore_errors=True)
-            (folder := around / output.name).mkdir(parents=True)
+            cleared.callback(without, made)
+            around.mkdir(parents=True, exist_ok=True)
+            cleared.enter_context(lock(around, f"--output {output}: another export is writing there; give another folder"))
+            cleared.callback(shutil.rmtree, around, ignore_errors=True)
+            for left in around.glob("[!.]*"):
+                shutil.rmtree(left)
+            folder.mkdir()
         except OSError as error:
             raise ValueError(f"--output {output} cannot be made: {error.strerror}") from error
-        with lock(around):
-            yield folder
-            for path in (*filter(Path.is_file, folder.rglob("*")), folder):
-                sync(path)
-            folder.replace(output)  # an empty one makes way
-            sync(output.parent)
-    finally:
-        shutil.rmtree(around, ignore_errors=True)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        yield folder
+        if output.exists():
+            shutil.copymode(output, folder)
+        for path in (*filter(Path.is_file, folder.rglob("*")), folder):
+            path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o666)  # some libraries write for their user alone
+            sync(path)
+        folder.replace(output)  # an empty one makes way
+        sync(output.parent)
+
+
+def without(folders: list[Path]) -> None:
+    """Remove those that are there and empty, the innermost first."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def tell(report: dict[str, Any], output: Path) -> None:
@@ -147,19 +145,16 @@ def tell(report: dict[str, Any], output: Path) -> None:
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
     size = sum(file["bytes"] for file in report["files"].values())
     lines = [
-        f"{'export':<16} {report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB",
-        f"{'run by':<16} {client}, on {report['tokens']:,} held-out tokens",
+        f"{'export':<17} {report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB",
+        f"{'run by':<17} {client}, on {report['tokens']:,} held-out tokens",
     ]
     for name, check in report["checks"].items():
         value = check["value"] if isinstance(check["value"], bool) else f"{check['value']:.3g}"
         bound = f" (at most {check['bound']:g})" if check["bound"] not in (None, True) else ""
-        lines.append(f"{name:<16} {value}{bound}")
-    try:
-        print(*lines, f"{'folder':<16} {output}", sep="\n", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries once more as it ends
+        lines.append(f"{name:<17} {value}{bound}")
+    say("\n".join([*lines, f"{'folder':<17} {output}"]), sys.stdout)
     for warning in report["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")
 
 
 def keep(source: "Source", file: Path, kind: str) -> None:
@@ -179,7 +174,7 @@ def keep(source: "Source", file: Path, kind: str) -> None:
         with brief():
             tracking.add(str(run_id), file, f"export/{kind}", uri)
     except Exception as error:  # whatever a store raises: the export is done
-        print(f"warning: MLflow did not take the report ({said(error)[:200]}); it is {file}", file=sys.stderr)
+        say(f"warning: MLflow did not take the report ({said(error)[:200]}); it is {file}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.export.layout import PLACES, Codes, Options, Source, as_codes, byte_alphabet
+from research.export.layout import ONE_STEP, Codes, Options, Source, as_codes, byte_alphabet
 from research.export.verify import Seen, apart
 
 EXTRA, MODULES = "gguf", ("gguf", "llama_cpp")
@@ -41,8 +41,7 @@ if model.metadata["tokenizer.ggml.model"] != "none":
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """model.gguf. Raises ValueError for what llama.cpp would load without a word and compute otherwise."""
-    allowed = {"per": ("tensor",), "activation_bits": (8,), "activation_per": ("token",)}
-    source.require("gguf", allowed)
+    source.require("gguf", ONE_STEP)
     numbers = source.numbers
     fix = "--format hf holds it; for llama.cpp train with model=bitnet"
     if numbers["act"] != "silu":
@@ -53,31 +52,34 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
         raise ValueError(
             f"model.tied=false: llama.cpp's bitnet takes the embedding for the head whatever the file holds; {fix}"
         )
-    if not numbers["sub_norm"]:
-        raise ValueError("model.sub_norm=false: llama.cpp's bitnet has norms before the output projections; train with true")
+    source.require_sub_norms("llama.cpp's bitnet")
     if options.embedding == "Q8_0" and numbers["dim"] % 32:
         raise ValueError(f"--embedding Q8_0: model.dim={numbers['dim']} is not a multiple of 32; give F16")
     from gguf import GGUFWriter
 
+    widths = {name: layer.in_features for name, layer in source.linears.items()}
+    wide = [name for name, width in widths.items() if options.type != "F16" and width % BLOCK]
     writer = GGUFWriter(folder / FILE, "bitnet")
-    _settings(writer, source, options)
-    wide = _tensors(writer, source, options)
+    _settings(writer, source, "F16" if len(wide) == len(widths) else options.type)
+    _tensors(writer, source, options, wide)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    what = "" if len(wide) < len(source.linears) else "every layer, "
-    reason = f"{options.type} has blocks of {BLOCK} inputs: {what}{wide[0]} and its like are F16" if wide else ""
-    warnings = [f"{reason}; make model.dim and model.hidden multiples of {BLOCK}"] if wide else []
-    return warnings if source.text else [*warnings, "the data is no text: the file has no tokenizer; give the model tokens"]
+    warnings = [] if source.text else ["the data is no text: the file has no tokenizer; give the model tokens"]
+    if wide:
+        which = "every layer is F16" if len(wide) == len(widths) else f"{len(wide)} layers are F16, as {wide[0]}"
+        fix = f"make model.dim and model.hidden multiples of {BLOCK}"
+        warnings.insert(0, f"{options.type} has blocks of {BLOCK} inputs, so {which}; {fix}")
+    return warnings
 
 
-def _settings(writer: Any, source: Source, options: Options) -> None:
+def _settings(writer: Any, source: Source, kind: str) -> None:
     from gguf import LlamaFileType, TokenType
 
     numbers = source.numbers
     writer.add_name(str(source.trained.config.get("name", "grokbit")))
-    writer.add_file_type(LlamaFileType[f"MOSTLY_{options.type}"])
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_vocab_size(numbers["vocab"])
     writer.add_context_length(numbers["length"])
     writer.add_embedding_length(numbers["dim"])
@@ -104,27 +106,18 @@ def _settings(writer: Any, source: Source, options: Options) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _names(source: Source) -> dict[str, str]:
-    """Modules of the blocks: our name -> llama.cpp's."""
-    blocks = range(len(source.model.blocks))
-    return {f"blocks.{n}.{ours}": f"blk.{n}.{theirs}" for n in blocks for ours, (_, theirs) in PLACES.items()}
-
-
-def _tensors(writer: Any, source: Source, options: Options) -> list[str]:
-    """Add them all; the layers whose width does not fit into blocks."""
-    held, wide = source.codes(), []
+def _tensors(writer: Any, source: Source, options: Options, wide: list[str]) -> None:
+    """Add them all; those whose width does not fit into blocks in half precision."""
+    held = source.codes()
     _add(writer, "token_embd.weight", source.model.embed.weight, options.embedding)
     _add(writer, "output_norm.weight", source.model.norm.weight, "F32")
-    for name, place in _names(source).items():
+    for name, place in source.places("blk", 1).items():
         if name in held:
             codes, step = held[name]
-            fits = options.type == "F16" or codes.shape[1] % BLOCK == 0
-            wide += [] if fits else [name]
-            _add(writer, f"{place}.weight", codes.float(), options.type if fits else "F16")
+            _add(writer, f"{place}.weight", codes.float(), "F16" if name in wide else options.type)
             _add(writer, f"{place}.scale", step.reshape(1), "F32")
         else:
             _add(writer, f"{place}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
-    return wide
 
 
 def _add(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
@@ -143,7 +136,7 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     logits, told = apart(CLIENT, folder / FILE, tokens)
     held = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
     found: Codes = {}
-    for name, place in _names(source).items():
+    for name, place in source.places("blk", 1).items():
         if name in source.linears:
             weight, scale = held[f"{place}.weight"], held[f"{place}.scale"]
             codes = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.export.layout import PLACES, Codes, Options, Source, as_codes, byte_alphabet, quiet
+from research.export.layout import ONE_STEP, Codes, Options, Source, as_codes, byte_alphabet, quiet
 from research.export.verify import PROBE, Seen
 from research.nn.quantize import EPS
 
@@ -37,12 +37,9 @@ def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """config.json, model.safetensors, for text the tokenizer. Raises ValueError for what transformers' BitNet is not."""
     packed = options.packing != "none"
-    allowed: dict[str, tuple[Any, ...]] = {"per": ("tensor",), "activation_bits": (8,), "activation_per": ("token",)}
-    if not packed:  # the client rounds the weights itself, in its own way
-        allowed |= {"weight_bits": (1.58,), "scale": ("absmean",)}
-    source.require(f"hf --packing {options.packing}", allowed)
-    if not source.numbers["sub_norm"]:
-        raise ValueError("model.sub_norm=false: transformers' BitNet has norms before the output projections; train with true")
+    own = {} if packed else {"weight_bits": (1.58,), "scale": ("absmean",)}  # the client rounds the weights itself
+    source.require(f"hf --packing {options.packing}", ONE_STEP | own)
+    source.require_sub_norms("transformers' BitNet")
     for name, layer in source.linears.items():
         if packed and layer.out_features % 4:
             raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; give --packing none")
@@ -64,19 +61,13 @@ def _tensors(source: Source, packing: str) -> dict[str, Tensor]:
     if not source.numbers["tied"]:
         tensors["lm_head.weight"] = source.model.head.weight
     held = source.codes()
-    for name, place in _names(source).items():
+    for name, place in source.places("model.layers", 0).items():
         if name in held and packing != "none":
             codes, step = held[name]
             tensors[f"{place}.weight"], tensors[f"{place}.weight_scale"] = pack_quarters(codes), stored_scale(step, packing)
         else:
             tensors[f"{place}.weight"] = source.model.get_submodule(name).get_parameter("weight")
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _names(source: Source) -> dict[str, str]:
-    """Modules of the blocks: our name -> transformers'."""
-    blocks = range(len(source.model.blocks))
-    return {f"blocks.{n}.{ours}": f"model.layers.{n}.{theirs}" for n in blocks for ours, (theirs, _) in PLACES.items()}
 
 
 def _config(source: Source, packing: str) -> dict[str, Any]:
@@ -147,7 +138,7 @@ def _codes(source: Source, model: Any, packing: str) -> Codes:
     from transformers.integrations.bitnet import WeightQuant, unpack_weights
 
     found: Codes = {}
-    for name, place in _names(source).items():
+    for name, place in source.places("model.layers", 0).items():
         if name not in source.linears:
             continue
         layer = model.get_submodule(place)

@@ -33,6 +33,7 @@ PLACES = {  # within a block: ours -> transformers', llama.cpp's
     "attention.attn_sub_norm": ("self_attn.attn_sub_norm", "attn_sub_norm"),
     "feedforward.ffn_sub_norm": ("mlp.ffn_sub_norm", "ffn_sub_norm"),
 }
+ONE_STEP: dict[str, tuple[Any, ...]] = {"per": ("tensor",), "activation_bits": (8,), "activation_per": ("token",)}
 LINEARS = tuple(place for place in PLACES if place.endswith("_proj"))
 PLAIN = "a plain nn.Linear"
 
@@ -74,6 +75,11 @@ class Source:
             "rope_base": _rope_base(self.model),
         }
 
+    def places(self, blocks: str, column: int) -> dict[str, str]:
+        """Modules of the blocks: our name -> the one in that column of PLACES, below `blocks` and the block's number."""
+        numbers = range(len(self.model.blocks))
+        return {f"blocks.{n}.{ours}": f"{blocks}.{n}.{theirs[column]}" for n in numbers for ours, theirs in PLACES.items()}
+
     def codes(self) -> Codes:
         """What each layer multiplies by, as the training forward rounds it."""
         rounded = {name: layer.quantizer.weight(layer.weight) for name, layer in self.linears.items()}
@@ -90,6 +96,11 @@ class Source:
                         f"model.linear.{setting}={given}: --format {kind} holds {can} only ({name}); "
                         "--format safetensors, torch and onnx hold every ternary layer"
                     )
+
+    def require_sub_norms(self, client: str) -> None:
+        """Raises ValueError where the model has none."""
+        if not self.numbers["sub_norm"]:
+            raise ValueError(f"model.sub_norm=false: {client} has norms before the output projections; train with true")
 
 
 def _halves(model: Transformer) -> tuple[Any, Any]:

@@ -12,12 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from research.dataset import Tokens
-from research.nn.bitlinear import convert, layers
+from research.nn.bitlinear import OUTER, convert, layers
 from research.ranges import Existing
 
 log = logging.getLogger(__name__)
 PROBE = 8  # symbols that are looked at to see whether a model is causal
-EVERY, OUTER = ("*",), ("*head", "*embed*")  # embedding and head stay in full precision
 
 
 class Hub(nn.Module):
@@ -35,7 +34,7 @@ class Hub(nn.Module):
         fields: Mapping[str, Any] | None = None,
         folder: Existing | None = None,
         linear: Callable[..., nn.Module] | None = None,  # takes the place of nn.Linear; None: full precision
-        include: Sequence[str] = EVERY,
+        include: Sequence[str] = ("*",),
         exclude: Sequence[str] = OUTER,
     ) -> None:
         super().__init__()

@@ -1,26 +1,29 @@
 """The linear layer of BitNet b1.58: ternary weights, int8 activations, full-precision master weights.
 
 Its output is the product of two matrices of small whole numbers, the codes, times their steps. Whole numbers add up in any
-order without an error, so every back end, and the packed layer in research/nn/packed.py, sees the same layer. The gradient
-passes straight through the rounding (Bengio et al. 2013, arXiv 1308.3432).
+order without an error (of sums up to 2^24: a thousand inputs with 8-bit weights, 130,000 with ternary ones), so every back
+end, and the packed layer in research/nn/packed.py, sees the same layer. The gradient passes straight through the rounding
+(Bengio et al. 2013, arXiv 1308.3432).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research.nn.products import BackEnd, backward_type, chosen, operand, product
 from research.nn.quantize import Quantizer
 from research.ranges import Count, Natural, WeightBits
 
 Kept = tuple[Tensor, Tensor]  # codes and step of a weight
+OUTER = ("*head", "*embed*")  # embedding and head, which stay in full precision
 
 
 class _Linears(torch.autograd.Function):
@@ -68,8 +71,9 @@ class BitLinear(nn.Linear):
 
     Settings of rounding are those of `Quantizer`. With `warmup`, training goes from full precision to rounded values in so
     many steps, x + lambda (rounded x - x), lambda from 0 to 1 (for weights that were trained in full precision); the loop
-    tells the step through `begin_step`. Evaluation always sees rounded values. Raises ValueError where `per` does not divide
-    the inputs, and where there are none.
+    tells the step through `begin_step`. Evaluation always sees rounded values. While it lasts, and where groups of inputs
+    have a step each, rounded values are multiplied in full precision. There is no second derivative, and no `torch.func`.
+    Raises ValueError for settings that there are not, where `per` does not divide the inputs, and where there are none.
     """
 
     lamb: Tensor
@@ -95,8 +99,12 @@ class BitLinear(nn.Linear):
         self.quantizer = Quantizer(scale, weight_bits, per, activation_bits, activation_per)
         if isinstance(per, int) and in_features % per:
             raise ValueError(f"model.linear.per={per} does not divide the {in_features} inputs of a layer")
-        if back_end not in ("auto", "ste", "bf16_exact", "int8"):
-            raise ValueError(f"model.linear.back_end={back_end}: give one of auto, ste, bf16_exact, int8")
+        if back_end not in (known := ("auto", *get_args(BackEnd))):
+            raise ValueError(f"model.linear.back_end={back_end}: give one of {', '.join(known)}")
+        if isinstance(per, int) and back_end not in ("auto", "ste"):
+            raise ValueError(f"model.linear.back_end={back_end}: with model.linear.per={per} there is ste only; give auto")
+        if type(warmup) is not int or warmup < 0:
+            raise ValueError(f"model.linear.warmup={warmup}: give a number of steps, or 0")
         self.back_end, self.warmup, self.mixes = back_end, warmup, warmup > 0
         self.kept: Kept | None = None  # of this very weight, while it does not change
         self.register_buffer("lamb", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
@@ -118,6 +126,7 @@ class BitLinear(nn.Linear):
         lamb = self.lamb if self.mixes and self.training else None
         codes, steps = self.quantizer.activation(x)
         w_codes, w_steps = self.rounded()
+        w_codes = w_codes.to(w_steps.dtype)  # those that are kept are of a small type
         return F.linear(through(x, codes * steps, lamb), through(self.weight, w_codes * w_steps, lamb), self.bias)
 
 
@@ -189,7 +198,7 @@ def kept(bits: Sequence[BitLinear]) -> Iterator[None]:
 def convert(
     model: nn.Module,
     include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = ("*head", "*embed*"),
+    exclude: Sequence[str] = OUTER,
     linear: Callable[..., nn.Module] = BitLinear,
     **settings: Any,
 ) -> nn.Module:
@@ -198,11 +207,13 @@ def convert(
 
     Subclasses of nn.Linear, which others may use in ways of their own, stay, as does what shares its weight with an
     embedding. With `warmup` your loop calls `begin_step`. Raises ValueError, before anything is changed, where no layer fits,
-    where `per` does not divide the inputs of one, or where one has hooks or a weight that is computed.
+    where a pattern of yours fits nothing, for settings that there are not, where `per` does not divide the inputs of a layer,
+    or where one has hooks or a weight that is computed.
     """
     include, exclude = ([given] if isinstance(given, str) else list(given) for given in (include, exclude))
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    every = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Linear]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    every = [(name, module) for name, module in modules.items() if type_before_parametrizations(module) is nn.Linear]
     fits = {
         name: module
         for name, module in every
@@ -214,13 +225,20 @@ def convert(
         told = f"has nn.Linear: {', '.join(name or 'itself' for name, _ in every[:8])}" if every else "has no nn.Linear"
         rest = f"; its other weights are in {others}, not in nn.Linear" if (others := _others(model)) else ""
         raise ValueError(f"convert: no layer fits include={include}, exclude={exclude}; the model {told}{rest}")
+    for pattern in (*include, *exclude):
+        if pattern not in ("*", *OUTER) and not any(fnmatch(name, pattern) for name in modules):
+            raise ValueError(
+                f"convert: the pattern {pattern} fits no module; layers are {', '.join(name for name, _ in every[:8])}"
+            )
     made = {id(old): _like(name, old, linear, settings) for name, old in fits.items()}
     for name, old in fits.items():
         parent, _, last = name.rpartition(".")
-        place = model.get_submodule(parent)
-        if isinstance(place, nn.TransformerEncoderLayer):
-            place.activation_relu_or_gelu = 0  # else evaluation takes a path that reads the weights past the layer
-        setattr(place, last, made[id(old)])
+        setattr(model.get_submodule(parent), last, made[id(old)])
+    for module in filter(layers, modules.values()):  # else evaluation takes paths that read the weights past the layers
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     return model
 
 
@@ -239,7 +257,10 @@ def _like(name: str, old: nn.Linear, linear: Callable[..., nn.Module], settings:
     """A layer with the weights of another."""
     if _hooked(old) or not isinstance(old.weight, nn.Parameter):
         raise ValueError(f"convert: {name} has hooks, or a weight that is computed: remove them first, or exclude it")
-    layer = linear(old.in_features, old.out_features, old.bias is not None, device=torch.device("meta"), **settings)
+    try:
+        layer = linear(old.in_features, old.out_features, old.bias is not None, device=torch.device("meta"), **settings)
+    except TypeError as error:
+        raise ValueError(f"convert: {error}") from error
     layer.weight, layer.bias = old.weight, old.bias
     if isinstance(layer, BitLinear):
         layer.lamb = torch.tensor(0.0 if layer.warmup else 1.0, device=old.weight.device)

@@ -110,22 +110,29 @@ class Decoder:
 
     @torch.no_grad()
     def feed(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
-        """Read these tokens too. Raises ValueError where there are none, or more than the decoder remembers, or where weights
-        are no longer those that it was built for.
+        """Read these tokens too. Raises ValueError where there are none, more than the decoder remembers, or some that the
+        model does not know, or where weights are no longer those that it was built for.
         """
         place = self.caches[0].filled
+        if tokens.ndim != 1 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"tokens of {tokens.dtype} {list(tokens.shape)}: give a list of whole numbers, int64 or int32")
         if not 0 < tokens.shape[0] <= self.length - place:
             raise ValueError(f"{tokens.shape[0]} tokens after {place}: this decoder remembers at most {self.length}")
-        if tokens.shape[0] > 1 or self.native is None:
-            return self._forward(tokens)
-        logits = self.native(int(tokens), place)
-        for cache in self.caches:
-            cache.filled = place + 1
+        after = place  # if this fails, or is interrupted, nothing was read
+        try:
+            logits = self._forward(tokens) if tokens.shape[0] > 1 or self.native is None else self.native(int(tokens), place)
+            after += tokens.shape[0]
+        finally:
+            for cache in self.caches:
+                cache.filled = after
         return logits
 
     def _forward(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
         """The model's forward, but for the head, which sees the last position only."""
         model = self.model
+        low, high, vocab = int(tokens.min()), int(tokens.max()), cast(nn.Embedding, model.embed).num_embeddings
+        if low < 0 or high >= vocab:
+            raise ValueError(f"tokens from {low} to {high}: this model knows 0 to {vocab - 1}")
         for part in tokens.split(PROMPT):
             start = self.caches[0].filled
             cos, sin = (model.get_buffer(name)[start : start + part.shape[0]] for name in ("cos", "sin"))
@@ -172,7 +179,7 @@ def compiled(whole_model: nn.Module, caches: list[Cache]) -> Callable[[int, int]
 
     def decode(token: int, position: int) -> Tensor:
         if not 0 <= token < vocab:
-            raise ValueError(f"token={token}: give one of 0 to {vocab - 1}")
+            raise ValueError(f"tokens from {token} to {token}: this model knows 0 to {vocab - 1}")
         if held.moved():
             raise ValueError("the model's weights were moved or replaced after this decoder was built: build another Decoder")
         logits = torch.empty(symbols)

@@ -205,5 +205,6 @@ def publish(made: Path, place: Path) -> None:
         except OSError:
             if whole(place):
                 return
-            place.rename(Path(tempfile.mkdtemp(dir=made)) / "damaged")
+            place.rename(aside := Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent)) / "damaged")
+            shutil.rmtree(aside.parent, ignore_errors=True)
     raise OSError(f"{place} cannot be written")

@@ -1,7 +1,6 @@
 """Ternary layers as they run: two bits a weight in memory, activations int8 per token; embedding and head in int8.
 
-On a CPU the products run in ternary.c, on an NVIDIA GPU in Triton; everywhere else, and with `native` off, in torch, a block
-of outputs at a time. All give the bits of `BitLinear`.
+All give the bits of `BitLinear`; `native` off: through plain operators of torch, which other programs' exporters know.
 """
 
 import copy
@@ -9,7 +8,6 @@ import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from itertools import accumulate
 
 import torch
@@ -17,13 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
-from research.nn import native
 from research.nn.bitlinear import BitLinear, layers
-from research.nn.quantize import TERNARY, Quantizer
+from research.nn.quantize import Quantizer
+from research.nn.tiles import INS, OUTS, int8_linear, pack, ternary_linear
 
-OUTS, INS = 16, 64  # outputs and inputs of a tile
-BLOCK = 256  # outputs that the torch path unpacks at a time
-EXACT = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
 LINE, PAGE = 64, 1 << 21  # bytes of a cache line, of a large page
 HOLDS: dict[str, tuple[float | str, ...]] = {  # settings of a Quantizer
     "weight_bits": (1, 1.58),
@@ -34,119 +29,14 @@ HOLDS: dict[str, tuple[float | str, ...]] = {  # settings of a Quantizer
 INT8 = Quantizer("absmax", 8, "channel")  # of embedding and head: a step a symbol
 
 
-def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
-    """Ternary codes at two bits each, as code + 1, in tiles of 16 outputs x 64 inputs; what is beyond the edge is 0.
-
-    Byte 64 i + 4 n + j of a tile holds, in its bit pair s, the weight of output n and input 16 i + 4 s + j.
-    """
-    out, width = codes.shape
-    full = torch.nn.functional.pad(codes, (0, -width % INS, 0, -out % OUTS)).to(torch.int8) + 1
-    tiles = full.view(-1, OUTS, full.shape[1] // INS, 4, 4, 4)  # tile, n, tile, i, s, j
-    pairs = tiles.permute(0, 2, 3, 1, 5, 4).to(torch.uint8) << torch.arange(0, 8, 2, dtype=torch.uint8)
-    return pairs.sum(-1, dtype=torch.uint8).reshape(full.shape[0] // OUTS, -1, 256)
-
-
-def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out: int, width: int) -> Int8[Tensor, "out in"]:
-    """The codes again."""
-    shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only
-    pairs = torch.bitwise_right_shift(packed.view(*packed.shape[:2], 4, OUTS, 4, 1).to(torch.int32), shifts) & 3
-    full = pairs.permute(0, 3, 1, 2, 5, 4).reshape(packed.shape[0] * OUTS, -1)
-    return full[:out, :width].to(torch.int8) - 1
-
-
-def ternary_linear(
-    x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], step: Float[Tensor, "out"]
-) -> Float[Tensor, "*batch out"]:
-    """The product of rounded x and packed weights, in torch."""
-    q, x_step = TERNARY.activation(x.reshape(-1, x.shape[-1]))
-    parts = []
-    for start in range(0, step.shape[0], BLOCK):
-        tiles = codes[start // OUTS : (start + BLOCK) // OUTS]
-        parts.append(F.linear(q, unpack(tiles, min(BLOCK, step.shape[0] - start), x.shape[-1]).to(q.dtype)))
-    y = torch.cat(parts, -1) * (x_step * step)
-    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
-
-
-def int8_linear(
-    x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], step: Float[Tensor, "out"]
-) -> Float[Tensor, "*batch out"]:
-    """The product of rounded x and int8 weights, in torch."""
-    width = x.shape[-1]
-    q, x_step = TERNARY.activation(x.reshape(-1, width))
-    parts = []
-    for block in codes.split(16 * BLOCK):
-        sums = [
-            F.linear(q[:, at : at + EXACT], block[:, at : min(at + EXACT, width)].to(q.dtype)) for at in range(0, width, EXACT)
-        ]
-        parts.append(sums[0] if len(sums) == 1 else sum((s.to(torch.int32) for s in sums[1:]), sums[0].to(torch.int32)))
-    y = torch.cat(parts, -1).to(q.dtype) * (x_step * step)
-    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
-
-
-def check(x: Tensor, codes: Tensor, step: Tensor) -> None:
-    """Raises ValueError where these are not of one layer: C would read beyond them."""
-    width, out = x.shape[-1], step.shape[0]
-    if codes.dtype == torch.uint8:
-        expected: tuple[int, ...] = (-(-out // OUTS), -(-width // INS), OUTS * INS // 4)
-    else:
-        expected = (out, -(-width // INS) * INS)
-    if codes.dtype not in (torch.uint8, torch.int8) or tuple(codes.shape) != expected:
-        raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} are of no layer {width} to {out}: {list(expected)}")
-
-
-def _on_cpu(x: Tensor, weights: Tensor, step: Tensor, bits: int) -> Tensor | None:
-    """The product in C, if that can be."""
-    check(x, weights, step)
-    width, c = x.shape[-1], native.library()
-    if c is None or x.dtype == torch.float64 or not 0 < width <= native.WIDEST:
-        return None
-    rows = x.reshape(-1, width).float().contiguous()
-    return c.linear(rows, weights.contiguous(), step.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(step))
-
-
-def _ternary_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    y = _on_cpu(x, codes, step, 2)
-    return ternary_linear(x, codes, step) if y is None else y
-
-
-def _int8_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    y = _on_cpu(x, codes, step, 8)
-    return int8_linear(x, codes, step) if y is None else y
-
-
-def _ternary_cuda(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    if x.dtype == torch.float64 or not find_spec("triton"):
-        return ternary_linear(x, codes, step)
-    from research.nn import triton_ternary  # heavy
-
-    return triton_ternary.ternary_linear(x, codes, step)
-
-
-def _shape(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    check(x, codes, step)
-    return x.new_empty(*x.shape[:-1], step.shape[0])
-
-
-# Operators that torch.export and torch.compile see as one node each.
-_operators = torch.library.Library("grokbit", "DEF")
-for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, _ternary_cuda), ("int8_linear", _int8_cpu, int8_linear)):
-    _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor step) -> Tensor")
-    _operators.impl(_name, _cpu, "CPU")
-    _operators.impl(_name, _cuda, "CUDA")
-    _operators.impl(_name, _shape, "Meta")
-
-
 class PackedLinear(nn.Module):
-    """A ternary `BitLinear` at two bits a weight. Only for inference.
-
-    `native` off: always the torch path, plain operators that other programs' exporters know.
-    """
+    """A ternary `BitLinear` at two bits a weight. Only for inference: C gives no gradient."""
 
     codes: UInt8[Tensor, "tiles_out tiles_in 256"]
     step: Float[Tensor, "out"]
     bias: Float[Tensor, "out"] | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = False, native: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, native: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features, self.native = in_features, out_features, native
         tiles = -(-out_features // OUTS), -(-in_features // INS)
@@ -210,7 +100,7 @@ class Int8Embedding(nn.Module):
 
     def __init__(self, table: Int8Table) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.num_embeddings = table, len(table.step)
 
     def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         codes, step = self.table.codes[tokens], self.table.step[tokens]
@@ -247,7 +137,8 @@ def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
     if int8_embeddings:
         tables: dict[int, Int8Table] = {}
         for layer in symbols(model):
-            table = tables.get(id(layer.weight)) or tables.setdefault(id(layer.weight), Int8Table(layer.weight))
+            if (table := tables.get(id(layer.weight))) is None:
+                table = tables[id(layer.weight)] = Int8Table(layer.weight)
             instead[id(layer)] = Int8Embedding(table) if isinstance(layer, nn.Embedding) else Int8Linear(table, layer.bias)
     packed = copy.deepcopy(model, dict(instead))  # deepcopy takes what its memo has for a module in its place
     instead.clear()

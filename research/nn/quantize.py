@@ -14,7 +14,7 @@ from torch import Tensor
 
 from research.ranges import Count, WeightBits
 
-EPS = 1e-5  # the floor of what a step is made of: an all-zero tensor stays zero
+EPS = 1e-5  # the floor of what a step is made of: that of an all-zero tensor can be divided by
 LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
 ALLOWED = {
     "scale": ("absmean", "absmedian", "absmax"),
@@ -39,9 +39,9 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
-            if (given := getattr(self, name)) not in allowed:
+            if (given := getattr(self, name)) not in allowed or isinstance(given, bool):
                 raise ValueError(f"model.linear.{name}={given}: give one of {', '.join(map(str, allowed))}")
-        if self.per not in ("tensor", "channel") and not (isinstance(self.per, int) and self.per > 0):
+        if self.per not in ("tensor", "channel") and not (type(self.per) is int and self.per > 0):
             raise ValueError(f"model.linear.per={self.per}: give tensor, channel, or a number of inputs")
 
     @property

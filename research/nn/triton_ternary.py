@@ -1,6 +1,6 @@
-"""The packed ternary product on a GPU: one Triton kernel for one row and for many, over the tiles of packed.py.
+"""The packed ternary product on a GPU: one Triton kernel for one row and for many, over the tiles of tiles.py.
 
-Whole numbers are summed in int32 on the tensor cores, so the bits are those of the other paths. Only packed.py imports this
+Whole numbers are summed in int32 on the tensor cores, so the bits are those of the other paths. Only tiles.py imports this
 file, and only for tensors on a GPU.
 """
 

@@ -96,6 +96,18 @@ def folder_and_fields(asked: Asked) -> Iterator[Clash]:
         yield Clash(("model.folder", *new), told, f"leave out model.folder, or {new[-1]}")
 
 
+def groups_of_inputs(asked: Asked) -> Iterator[Clash]:
+    """A layer's inputs are divided evenly, and products of groups have one back end."""
+    per, back_end = natural(asked, "model.linear.per"), asked.at("model.linear.back_end")[0]
+    for key in ("model.dim", "model.hidden"):
+        if per and (width := natural(asked, key)) and width % per:
+            told = f"model.linear.per={per} does not divide the inputs of layers, {key}={width}"
+            yield Clash(("model.linear.per", key), told, f"give model.linear.per={divisor(width, per)}, tensor or channel")
+    if per and back_end in ("bf16_exact", "int8"):
+        told = f"model.linear.back_end={back_end} multiplies codes, which model.linear.per={per} does not allow"
+        yield Clash(("model.linear.back_end", "model.linear.per"), told, "give model.linear.back_end=auto")
+
+
 def warm_up_and_steps(asked: Asked) -> Iterator[Clash]:
     """Until the warm-up of the rounding is over another model is trained than the one that is judged."""
     warmup, steps = natural(asked, "model.linear.warmup"), natural(asked, "trainer.steps")
@@ -134,6 +146,7 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     several_processes,
     prime,
     folder_and_fields,
+    groups_of_inputs,
     warm_up_and_steps,
     looks,
     out,

@@ -1,9 +1,5 @@
-"""Go on with a text from what a run has learnt, its ternary weights packed: python -m research.generate RUN --prompt TEXT.
+"""Symbols one after the other: how each is drawn, what is shown of it, and how fast they come."""
 
-Of data other than text the prompt, and what comes, are the numbers of symbols, as "3 47 5 48".
-"""
-
-import argparse
 import codecs
 import math
 import os
@@ -16,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research import signals
 from research.folder import resident_mb
 from research.models.transformer import Transformer
 from research.nn.bitlinear import layers
@@ -40,6 +35,8 @@ class Sampler:
             raise ValueError(f"--temperature {self.temperature:g}: give 0 for the likeliest symbol, or 0.001 and more")
         if self.top_k < 0:
             raise ValueError(f"--top-k {self.top_k}: give 0 for all symbols, or how many to draw from")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"--seed {self.seed}: give a number from 0 to 2^63 - 1")
         self.random = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: Float[Tensor, "vocab"]) -> int:
@@ -95,7 +92,9 @@ def language_model(run: Trained) -> Transformer:
 
 
 def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> str:
-    """Stream `tokens` symbols to the terminal; return what is to be told of speed and memory."""
+    """Stream `tokens` symbols to the terminal; return what is to be told of speed and memory, nothing where the reader has
+    gone.
+    """
     trained = load(run)
     plain = language_model(trained)
     length = plain.length
@@ -109,49 +108,32 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
         raise ValueError(f"{error} with --no-packed") from error
     del plain, trained  # their float32 weights
     stream = symbols(Decoder(model), start, length, sampler)
-    print(prompt.encode(errors=RAW).decode(errors="replace"), end="", flush=True)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may have fewer characters than UTF-8
     try:
-        begun = time.perf_counter()
-        print(decode(next(stream)), end="", flush=True)
-        first = time.perf_counter()
-        for _ in range(tokens - 1):
-            print(decode(next(stream)), end="", flush=True)
-        last = time.perf_counter()
-    finally:
-        print(decode(None), flush=True)
+        begun, first, last = shown(prompt, stream, tokens, decode)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries once more as it ends
+        if isinstance(error, BrokenPipeError):
+            return ""
+        raise
     how = "ternary weights packed" if packed else "in float32"
     speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
     return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {resident_mb():,.0f} MB resident"
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m research.generate", description="Go on with a text.")
-    parser.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints, or the id of its run in MLflow")
-    parser.add_argument("--prompt", required=True, help="the text, or numbers of symbols, to begin with")
-    parser.add_argument("--tokens", type=int, default=200, help="how many symbols to add")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest symbol")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest symbols; 0: from all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--packed", action=argparse.BooleanOptionalAction, default=True, help="ternary weights at two bits")
-    asked = parser.parse_args()
+def shown(prompt: str, stream: Iterator[int], tokens: int, decode: Callable[[int | None], str]) -> tuple[float, float, float]:
+    """The text on the terminal, symbol by symbol. Returns when it began, when the first one came, and the last."""
+
+    def show(symbol: int) -> float:
+        print(decode(symbol), end="", flush=True)
+        return time.perf_counter()
+
     try:
-        if asked.tokens < 1:
-            raise ValueError(f"--tokens {asked.tokens}: give at least 1")
-        sampler = Sampler(asked.temperature, asked.top_k, asked.seed)
-        with signals.watch() as watch, watch.at_once():
-            told = generate(asked.run, asked.prompt, asked.tokens, sampler, asked.packed)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except signals.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(signals.exit_code(stopped.signum))
-    except BrokenPipeError:  # whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries once more as it ends
-        return
-    print(told, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
+        print(prompt.encode(errors=RAW).decode(errors="replace"), end="", flush=True)
+        begun = time.perf_counter()
+        first = last = show(next(stream))
+        for _ in range(tokens - 1):
+            last = show(next(stream))
+    finally:
+        print(decode(None), flush=True)
+    return begun, first, last

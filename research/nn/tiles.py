@@ -1,0 +1,127 @@
+"""Packed weights as tensors: their layout in tiles, products with them, and the operators that choose who computes these.
+
+On a CPU the products run in ternary.c, on an NVIDIA GPU in Triton; everywhere else in torch, a block of outputs at a time. All
+give the bits of `BitLinear`.
+"""
+
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8, UInt8
+from torch import Tensor
+
+from research.nn import native
+from research.nn.quantize import TERNARY
+
+OUTS, INS = 16, 64  # outputs and inputs of a tile
+BLOCK = 256  # outputs that the torch path unpacks at a time
+EXACT = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
+
+
+def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
+    """Ternary codes at two bits each, as code + 1, in tiles of 16 outputs x 64 inputs; what is beyond the edge is 0.
+
+    Byte 64 i + 4 n + j of a tile holds, in its bit pair s, the weight of output n and input 16 i + 4 s + j.
+    """
+    out, width = codes.shape
+    full = torch.nn.functional.pad(codes, (0, -width % INS, 0, -out % OUTS)).to(torch.int8) + 1
+    tiles = full.view(-1, OUTS, full.shape[1] // INS, 4, 4, 4)  # tile, n, tile, i, s, j
+    pairs = tiles.permute(0, 2, 3, 1, 5, 4).to(torch.uint8) << torch.arange(0, 8, 2, dtype=torch.uint8)
+    return pairs.sum(-1, dtype=torch.uint8).reshape(full.shape[0] // OUTS, -1, 256)
+
+
+def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out: int, width: int) -> Int8[Tensor, "out in"]:
+    """The codes again."""
+    shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only
+    pairs = torch.bitwise_right_shift(packed.view(*packed.shape[:2], 4, OUTS, 4, 1).to(torch.int32), shifts) & 3
+    full = pairs.permute(0, 3, 1, 2, 5, 4).reshape(packed.shape[0] * OUTS, -1)
+    return full[:out, :width].to(torch.int8) - 1
+
+
+def _product(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) -> Float[Tensor, "rows out"]:
+    """Exact, also where autocast would round the sums to its own type."""
+    if not torch.is_autocast_enabled(q.device.type):
+        return F.linear(q, codes.to(q.dtype))
+    with torch.autocast(q.device.type, enabled=False):
+        return F.linear(q, codes.to(q.dtype))
+
+
+def ternary_linear(
+    x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], step: Float[Tensor, "out"]
+) -> Float[Tensor, "*batch out"]:
+    """The product of rounded x and packed weights, in torch."""
+    q, x_step = TERNARY.activation(x.reshape(-1, x.shape[-1]))
+    parts = []
+    for start in range(0, step.shape[0], BLOCK):
+        tiles = codes[start // OUTS : (start + BLOCK) // OUTS]
+        parts.append(_product(q, unpack(tiles, min(BLOCK, step.shape[0] - start), x.shape[-1])))
+    y = torch.cat(parts, -1) * (x_step * step)
+    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
+
+
+def int8_linear(
+    x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], step: Float[Tensor, "out"]
+) -> Float[Tensor, "*batch out"]:
+    """The product of rounded x and int8 weights, in torch."""
+    width = x.shape[-1]
+    q, x_step = TERNARY.activation(x.reshape(-1, width))
+    parts = []
+    for block in codes.split(16 * BLOCK):
+        sums = [_product(q[:, at : at + EXACT], block[:, at : min(at + EXACT, width)]) for at in range(0, width, EXACT)]
+        parts.append(sums[0] if len(sums) == 1 else torch.stack([s.to(torch.int32) for s in sums]).sum(0, dtype=torch.int32))
+    y = torch.cat(parts, -1).to(q.dtype) * (x_step * step)
+    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
+
+
+def check(x: Tensor, codes: Tensor, step: Tensor) -> None:
+    """Raises ValueError where these are not of one layer: C would read beyond them."""
+    width, out = x.shape[-1], step.shape[0]
+    if codes.dtype == torch.uint8:
+        expected: tuple[int, ...] = (-(-out // OUTS), -(-width // INS), OUTS * INS // 4)
+    else:
+        expected = (out, -(-width // INS) * INS)
+    if codes.dtype not in (torch.uint8, torch.int8) or tuple(codes.shape) != expected:
+        raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} are of no layer {width} to {out}: {list(expected)}")
+
+
+def _on_cpu(x: Tensor, weights: Tensor, step: Tensor, bits: int) -> Tensor | None:
+    """The product in C, if that can be."""
+    check(x, weights, step)
+    width, c = x.shape[-1], native.library()
+    if c is None or x.dtype == torch.float64 or not 0 < width <= native.WIDEST:
+        return None
+    rows = x.reshape(-1, width).float().contiguous()
+    return c.linear(rows, weights.contiguous(), step.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(step))
+
+
+def _ternary_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    y = _on_cpu(x, codes, step, 2)
+    return ternary_linear(x, codes, step) if y is None else y
+
+
+def _int8_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    y = _on_cpu(x, codes, step, 8)
+    return int8_linear(x, codes, step) if y is None else y
+
+
+def _ternary_cuda(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    if x.dtype == torch.float64 or not find_spec("triton"):
+        return ternary_linear(x, codes, step)
+    from research.nn import triton_ternary  # heavy
+
+    return triton_ternary.ternary_linear(x, codes, step)
+
+
+def _shape(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+    check(x, codes, step)
+    return x.new_empty(*x.shape[:-1], step.shape[0])
+
+
+# Operators that torch.export and torch.compile see as one node each.
+_operators = torch.library.Library("grokbit", "DEF")
+for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, _ternary_cuda), ("int8_linear", _int8_cpu, int8_linear)):
+    _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor step) -> Tensor")
+    _operators.impl(_name, _cpu, "CPU")
+    _operators.impl(_name, _cuda, "CUDA")
+    _operators.impl(_name, _shape, "Meta")
