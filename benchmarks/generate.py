@@ -36,6 +36,7 @@ from torch import nn
 
 from research.dataset import Tokens
 from research.export.layout import LINEARS, PLACES
+from research.generate.stream import keeping_memory
 from research.models.transformer import Transformer
 from research.nn.decode import Decoder
 from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear, settle
@@ -178,7 +179,8 @@ def arm(name: str, size: dict[str, int], threads: int) -> None:
     for _ in sys.stdin:
         reset()
         started = time.perf_counter()
-        feed(tokens[:PROMPT])
+        with keeping_memory():  # as the program does
+            feed(tokens[:PROMPT])
         prefill, each = time.perf_counter() - started, []
         for token in tokens[PROMPT:]:
             started = time.perf_counter()
