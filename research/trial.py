@@ -100,7 +100,7 @@ def _opened(spec: str) -> "BaseStorage":
 def missing(kind: str, error: ImportError) -> str:
     """Which package a storage needs that is not there, and how to get it."""
     if driver := DRIVERS.get(kind):
-        return f"{driver} is not installed; pip install 'grokbit[{EXTRAS[driver]}]'"
+        return f"{driver} is not installed; pip install -e '.[{EXTRAS[driver]}]'"
     return f"its driver is not installed: {error.__cause__ or error}"
 
 

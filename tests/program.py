@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
 
 FORKING = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 import matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_store, optuna, sklearn.datasets, torch._dynamo
 import research.report, research.run, research.tracking
 
+gc.collect()
+gc.freeze()  # or else half of a run's time goes into looking for garbage among what was imported
 for line in sys.stdin:
     asked = json.loads(line)
     if not (child := os.fork()):
@@ -36,7 +38,7 @@ os.environ.clear()
 os.environ.update(asked["env"])
 for number, path in enumerate((os.devnull, *asked["said"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
-sys.argv = asked["argv"]
+sys.argv, sys.orig_argv = asked["argv"], [sys.executable, *asked["argv"]]  # workers are started as the program was
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")  # what ends it ends the process, as it would the program
 """
@@ -59,8 +61,9 @@ class Fork:
 
     def __init__(self, argv: list[str], cwd: Path, env: dict[str, str]) -> None:
         self.argv, self.server = argv, forking()
-        self.said = [tempfile.NamedTemporaryFile("r", prefix="grokbit-") for _ in range(2)]  # noqa: SIM115
-        asked = {"argv": argv, "cwd": str(cwd), "env": env, "said": [file.name for file in self.said]}
+        self.folder = Path(tempfile.mkdtemp(prefix="grokbit-"))
+        self.said = [self.folder / name for name in ("stdout", "stderr")]
+        asked = {"argv": argv, "cwd": str(cwd), "env": env, "said": [str(path) for path in self.said]}
         print(json.dumps(asked), file=self.server.stdin, flush=True)
         self.pid = int(self.answer(60))
         self.returncode: int | None = None
@@ -79,7 +82,8 @@ class Fork:
         """What it wrote on its two outputs, once it has ended."""
         self.returncode = int(self.answer(timeout))
         IDLE.append(self.server)
-        out, err = (file.read() for file in self.said)
+        out, err = (path.read_text() for path in self.said)
+        shutil.rmtree(self.folder)
         return out, err
 
 

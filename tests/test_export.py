@@ -522,7 +522,7 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.setattr(layout, "find_spec", lambda name: None)
     for kind in ("hf", "gguf", "onnx"):
-        assert f"pip install 'grokbit[{kind}]'" in refusal(capsys, run, "--format", kind, "--output", tmp_path / "a")
+        assert f"pip install -e '.[{kind}]'" in refusal(capsys, run, "--format", kind, "--output", tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 

@@ -188,7 +188,7 @@ def test_several_objectives_have_no_gap() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
 def test_a_model_of_transformers_has_a_twin() -> None:
-    pytest.importorskip("transformers", reason="needs pip install 'grokbit[hub]'")
+    pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
     sizes = ["model.fields.hidden_size=32", "model.fields.num_hidden_layers=1"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         nodes = [compose("config", [f"model={name}", *sizes]).model for name in ("hub_full", "hub")]

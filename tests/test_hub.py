@@ -16,7 +16,7 @@ from research.models.hub import Hub
 from research.nn.bitlinear import BitLinear, layers
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("transformers", reason="needs pip install 'grokbit[hub]'")
+pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPE = Tokens(11, 6)

@@ -126,7 +126,7 @@ REFUSED = "sweeper.storage=postgresql://127.0.0.1:1/x cannot be used: (psycopg2.
     [
         ("postgresql://somebody:secret@127.0.0.1:1/x", REFUSED),
         ("redis://127.0.0.1:1/0", "Connection refused"),
-        ("postgresql://somewhere/x", "psycopg2 is not installed; pip install 'grokbit[postgres]'"),
+        ("postgresql://somewhere/x", "psycopg2 is not installed; pip install -e '.[postgres]'"),
     ],
 )
 def test_a_storage_that_is_not_there_is_told_in_a_line(tmp_path: Path, url: str, words: str) -> None:
@@ -167,7 +167,7 @@ def test_a_driver_that_is_missing_is_named(tmp_path: Path, module: str, url: str
     own = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", f"from research import trial; trial.opened({url!r})"]
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=100)
-    assert f"is not installed; pip install 'grokbit[{extra}]'" in done.stderr
+    assert f"is not installed; pip install -e '.[{extra}]'" in done.stderr
 
 
 SCONTROL = """#!/bin/sh

@@ -144,7 +144,7 @@ def installed(kind: str, extra: str, modules: tuple[str, ...]) -> None:
     """Raises ValueError where something is missing that the format is written or checked with."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format {kind} needs {', '.join(missing)}, not installed here: pip install 'grokbit[{extra}]'")
+        raise ValueError(f"--format {kind} needs {', '.join(missing)}, not installed here: pip install -e '.[{extra}]'")
 
 
 @contextmanager

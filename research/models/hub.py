@@ -41,7 +41,7 @@ class Hub(nn.Module):
         try:
             import transformers  # here: it is an extra, and slow to import
         except ModuleNotFoundError as error:
-            raise ValueError(f"model=hub needs {error.name}: pip install 'grokbit[hub]'") from error
+            raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
         auto: Any = transformers
         net = _loaded(auto, folder) if folder else _new(auto, model_type, dict(fields or {}), shape)
         held = {"vocab_size": shape.vocab, "max_position_embeddings": shape.length}
