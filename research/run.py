@@ -1,5 +1,6 @@
 """The composition root: config becomes objects here and only here."""
 
+import gc
 import logging
 import math
 import os
@@ -31,6 +32,9 @@ def run(cfg: DictConfig) -> float:
 
     Raises SystemExit with 143 (130 after Ctrl-C) where a signal ended the run early, its state saved.
     """
+    if not gc.isenabled():  # since the preflight: nothing that is imported is garbage, looking for some took a second a run
+        gc.freeze()
+        gc.enable()
     asked = describe(cfg)
     trainer: Trainer = build(cfg.trainer)  # from here on the processes of a run are one
     if (value := processes.everywhere(finished(asked))) is not None:

@@ -170,5 +170,5 @@ def test_a_damaged_folder_is_named(saved: Path) -> None:
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"model=hub needs transformers: pip install 'grokbit\[hub\]'"):
+    with pytest.raises(ValueError, match=r"model=hub needs transformers: pip install -e '.\[hub\]'"):
         Hub(SHAPE)

@@ -69,7 +69,7 @@ def test_a_study_goes_on_to_its_total(tmp_path: Path, opener: Opener, kind: str)
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
 def test_workers_run_each_trial_once(kind: str) -> None:
     """benchmarks/workers.py has the numbers for more of them."""
-    small = ["--storage", kind, "--workers", "4", "--trials", "24"]
+    small = ["--storage", kind, "--workers", "4", "--trials", "12"]
     command = [sys.executable, str(ROOT / "benchmarks" / "workers.py"), *small]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -182,9 +182,9 @@ wait $!
 def test_the_array_for_slurm_is_put_back_and_goes_on(tmp_path: Path) -> None:
     """The script of the documentation, word for word but for the size; srun and scontrol are stand-ins."""
     (script,) = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
-    small = " ".join([*TINY[1:], "tracker=jsonl", "target=null", "steps=200", "eval_every=50", "hydra.sweeper.lease=4"])
+    small = " ".join([*TINY[1:], "tracker=jsonl", "target=null", "steps=100", "eval_every=25", "hydra.sweeper.lease=4"])
     script = script.replace("train.py", f"{ROOT / 'train.py'} {small}").replace("/shared", str(tmp_path))
-    script = re.sub(r"n_trials=\d+", "n_trials=3", script)
+    script = re.sub(r"n_trials=\d+", "n_trials=2", script)
     (tmp_path / "job").write_text(script)
     for name, content in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
         (tmp_path / name).write_text(content)
@@ -202,4 +202,4 @@ def test_the_array_for_slurm_is_put_back_and_goes_on(tmp_path: Path) -> None:
     again = subprocess.run(["bash", "job"], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stdout + again.stderr
     (folder,) = (tmp_path / "outputs").glob("*/lr")
-    assert states(f"journal://{folder}/study.journal", "lr") == {"COMPLETE": 3}
+    assert states(f"journal://{folder}/study.journal", "lr") == {"COMPLETE": 2}

@@ -52,7 +52,8 @@ def check(argv: list[str]) -> list[str]:
         if first:
             print("\n".join(wrong), file=sys.stderr)
         sys.exit(2)
-    gc.enable()
+    if sweep:
+        gc.enable()  # else run() does, once all is imported
     return [argv[0], *sweep, *rest, *(more if first else elsewhere())]
 
 
