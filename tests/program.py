@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
 
 FORKING = """
-import gc, json, os, runpy, sys
+import gc, json, os, runpy, sys, warnings
 import matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_store, optuna, sklearn.datasets, torch._dynamo
 import research.report, research.run, research.tracking
 
@@ -36,6 +36,7 @@ else:
 os.chdir(asked["cwd"])
 os.environ.clear()
 os.environ.update(asked["env"])
+warnings._processoptions(filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")))
 for number, path in enumerate((os.devnull, *asked["said"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
 sys.argv, sys.orig_argv = asked["argv"], [sys.executable, *asked["argv"]]  # workers are started as the program was

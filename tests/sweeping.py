@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import yaml
+from program import run
 
 from research.trial import opened
 
@@ -67,8 +68,7 @@ def swept(folder: Path, *arguments: str, fails: bool = False, **changes: Any) ->
     (folder / "app.py").write_text(APP)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
     own = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": WARNINGS, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
-    command = [sys.executable, "app.py", "-m", *arguments]
-    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    done = run(["app.py", "-m", *arguments], folder, own)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
