@@ -89,7 +89,7 @@ def test_embedding_and_head_in_int8_change_little(run: Path) -> None:
     divergence, before, after, _ = measures(model(tokens), pack_model(model)(tokens), targets)
     assert torch.equal(pack_model(model, int8_embeddings=False)(tokens), model(tokens))
     assert 0 < divergence < 1e-3
-    assert abs(after / before - 1) < 5e-3  # of 480 bytes; on 4,096 docs/exports.md has 0.03 %
+    assert abs(after / before - 1) < 5e-3  # of 480 bytes; on 4,096 docs/exports.md has 0.02 %
 
 
 def test_a_checkpoint_will_do(run: Path, generate: Generate) -> None:
