@@ -26,7 +26,9 @@ class Stateful(Protocol):
 
 @dataclass
 class State:
-    """One run in flight. Callbacks read all of it; they may write `stop`, and numbers to be logged into `told`."""
+    """One run in flight. Callbacks read all of it; they may write `stop`, numbers to be logged into `told`, and words
+    for the end of the run into `said`.
+    """
 
     model: nn.Module
     optimizer: Optimizer
@@ -50,6 +52,7 @@ class State:
     counted: int | Tensor = 0  # how many they are
     grad_norm: float | Tensor = math.nan  # before clipping
     told: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
+    said: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     metrics: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     best: dict[str, float] = field(default_factory=dict)  # all metrics at the best evaluation, and its "step"

@@ -29,6 +29,8 @@ from research.gradients import Gradients, Loss
 from research.health import Guard, Policy, heeds_found_inf, lr
 from research.nn.average import Average
 from research.nn.blocks import recompute
+from research.optim import grokfast
+from research.optim.schedules import set_rates
 from research.ranges import Count, Natural, OpenFraction, Positive
 from research.signals import Stopped, Watch, watch
 
@@ -47,6 +49,7 @@ class Trainer:
     grad_accum: Count = 1
     clip_norm: Positive | None = 1.0  # None: gradients are not clipped
     eval_every: Count = 50  # steps
+    judge_train: bool = False  # evaluations tell train/acc too, over all training samples
     log_every: Count = 10  # steps; the loss leaves the device only then
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
@@ -118,6 +121,7 @@ class Trainer:
                 while state.pending or (state.step < self.steps and not state.stop):
                     if not state.pending:
                         set_rates(optimizer, schedule(state.step, self.steps))
+                        grokfast.heed(optimizer, state)
                         with signals.at_once(self._compiles(state.step == state.first)):
                             value = gradients(state, state.step)
                         self.scaler.unscale_(optimizer)
@@ -237,7 +241,12 @@ class Trainer:
 
             def judgement() -> dict[str, float]:
                 size = -(-self.batch_size // (self.grad_accum * 2**state.halvings))
-                return evaluate(gradients.net, val, gradients.loss, size, self.autocast, partial(self._agree, state, signals))
+                poll = partial(self._agree, state, signals)
+                found = evaluate(gradients.net, val, gradients.loss, size, self.autocast, poll)
+                if self.judge_train:
+                    seen = evaluate(gradients.net, gradients.train, gradients.loss, size, self.autocast, poll)
+                    found["train/acc"] = seen["val/acc"]
+                return found
 
             with averaged, signals.at_once(self._compiles(not self.evaluated)):
                 found = memory.tried(judgement, state, self.grad_accum)
@@ -269,22 +278,11 @@ def begin(callbacks: Sequence[Callback], state: State) -> None:
 
 
 def end(callbacks: Sequence[Callback], state: State) -> None:
-    """Each callback has its end, in their order, even where that of another fails."""
+    """Each callback has its end, in their order, even where that of another fails. What was told last counts, too."""
+    state.metrics |= state.told
     with ExitStack() as endings:
         for callback in reversed(callbacks):
             endings.callback(callback.on_end, state)
-
-
-def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> None:
-    """Each group's lr, and its weight decay where the schedule has a say in it, are those that it was built with times the
-    schedule's factors.
-    """
-    lr_factor, decay_factor = factors if isinstance(factors, tuple) else (factors, None)
-    for group in optimizer.param_groups:
-        built = group[snapshot.SETTINGS]
-        group["lr"] = built["lr"] * lr_factor
-        if decay_factor is not None and "weight_decay" in built:
-            group["weight_decay"] = built["weight_decay"] * decay_factor
 
 
 def training_metrics(state: State) -> dict[str, float]:

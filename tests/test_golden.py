@@ -20,9 +20,12 @@ from research.seeding import seed_all
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
 MODELS, OPTIMS = ("bitnet", "bitnet_2b4t", "transformer", "bitmlp", "mlp"), ("adamw", "grokfast", "grokfast_ma", "muon", "sgd")
+MORE = ("decoder adam", "bitdecoder adamw", "bitmlp grokadamw", "bitmlp momentum", "bitmlp ademamix", "bitmlp orthograd")
 PAIRS = [f"model={model} optim={optim}" for model in MODELS for optim in OPTIMS]
+PAIRS += ["model={} optim={}".format(*pair.split()) for pair in MORE]
 SMALL = {
     "mlp": ["data=digits", "model.dim=32"],
+    "decoder": ["data.p=11", "model.dim=32", "model.depth=2"],
     "transformer": ["data.p=11", "model.dim=32", "model.depth=2", "model.kv_heads=2"],
 }
 
@@ -41,7 +44,7 @@ def first_losses(pair: str) -> list[float]:
     In double precision: another processor rounds otherwise, and a ternary weight so near its threshold that float32's
     rounding decides where it falls would move all that follows.
     """
-    small = SMALL["mlp" if "mlp" in pair else "transformer"]
+    small = SMALL["mlp" if "mlp" in pair else "decoder" if "decoder" in pair else "transformer"]
     window = ["optim.window=3"] if "grokfast_ma" in pair else []
     overrides = [*pair.split(), *small, *window, "trainer=debug", "trainer.steps=6", "batch_size=16",
                  "trainer.device=cpu", "schedule.warmup=2"]  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 
 RESEARCH = Path(__file__).resolve().parents[1] / "research"
 FLOORS = [
-    ["ranges", "seeding", "metrics", "losses", "processes", "signals", "trial"],
-    ["command"],
+    ["ranges", "seeding", "metrics", "losses", "processes", "signals", "trial", "native"],
+    ["command", "when"],
     ["dataset", "order", "nn", "folder"],
     ["shards"],
     ["checkpoint"],

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from research.nn import native
+from research import native
+from research.nn import native as kernels
 from research.nn.bitlinear import BitLinear
 from research.nn.packed import PackedLinear
 
 ROOT = Path(__file__).resolve().parents[1]
-needs_c = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_c = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
 LAYER = """
 import logging, sys, torch
 logging.basicConfig(format="%(levelname)s %(message)s", level="WARNING")
@@ -64,7 +65,7 @@ def test_a_compiler_that_fails_is_told(
 ) -> None:
     monkeypatch.setenv("CC", script(tmp_path / "broken", program))
     monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "cache"))
-    assert native.library.__wrapped__() is None
+    assert kernels.library.__wrapped__() is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert reason in caplog.text
     assert not any((tmp_path / "cache").iterdir()), "what was begun is taken away"
@@ -79,7 +80,7 @@ def test_a_setting_that_makes_no_sense_is_told(
     name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert native.library.__wrapped__() is None
+    assert kernels.library.__wrapped__() is None
     assert f"slower: {told}" in caplog.text
 
 
@@ -87,10 +88,10 @@ def test_a_setting_that_makes_no_sense_is_told(
 def test_a_library_that_lacks_a_kernel_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "other.c")
-    native.SOURCE.write_text("int answer(void) { return 42; }")
+    monkeypatch.setattr(kernels, "SOURCE", tmp_path / "other.c")
+    kernels.SOURCE.write_text("int answer(void) { return 42; }")
     monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "cache"))
-    assert native.library.__wrapped__() is None
+    assert kernels.library.__wrapped__() is None
     assert "undefined symbol: grokbit_isa" in caplog.text
 
 
@@ -103,19 +104,19 @@ def test_what_others_could_have_written_is_not_loaded(
     monkeypatch.setenv("GROKBIT_CACHE", str(cache))
     usual = os.umask(0)
     try:
-        assert native.library.__wrapped__()
+        assert kernels.library.__wrapped__()
     finally:
         os.umask(usual)
     (library,) = cache.glob("*/ternary.so")
     for path in (cache, library.parent, library):
         assert path.stat().st_mode & 0o777 == 0o700, "whatever the umask"
         path.chmod(0o720)
-        assert native.library.__wrapped__() is None
+        assert kernels.library.__wrapped__() is None
         assert f"{path} belongs to, or can be written by, somebody else: give a GROKBIT_CACHE" in caplog.text
         path.chmod(0o700)
     caplog.clear()
     monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
-    assert native.library.__wrapped__() is None
+    assert kernels.library.__wrapped__() is None
     assert f"{cache} belongs to" in caplog.text
 
 
@@ -125,12 +126,12 @@ def test_a_library_that_is_there_takes_no_process(tmp_path: Path, monkeypatch: p
     real = " ".join(native.compiler())
     mine = tmp_path / "cc"
     monkeypatch.setenv("CC", script(mine, f'exec {real} "$@"'))
-    path = native.built(tmp_path / "cache")
+    path = native.built(kernels.SOURCE, tmp_path / "cache")
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *args, **settings: pytest.fail("the compiler is asked"))
-        assert native.built(tmp_path / "cache") == path
+        assert native.built(kernels.SOURCE, tmp_path / "cache") == path
     script(mine, f'exec  {real} "$@"')
-    assert native.built(tmp_path / "cache") != path, "another compiler in its place"
+    assert native.built(kernels.SOURCE, tmp_path / "cache") != path, "another compiler in its place"
 
 
 def test_a_cache_that_cannot_be_written(
@@ -138,7 +139,7 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GROKBIT_CACHE", str(tmp_path / "file" / "cache"))
-    assert native.library.__wrapped__() is None
+    assert kernels.library.__wrapped__() is None
     assert "no C kernels" in caplog.text
 
 
@@ -147,7 +148,7 @@ def test_without_openmp_it_is_built_too(tmp_path: Path, monkeypatch: pytest.Monk
     real = " ".join(native.compiler())
     plain = script(tmp_path / "plain", f'case "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"')
     monkeypatch.setenv("CC", plain)
-    library = native.loaded(native.built(tmp_path / "cache"))
+    library = kernels.loaded(native.built(kernels.SOURCE, tmp_path / "cache"))
     layer = PackedLinear.of(BitLinear(70, 50))
     x = torch.randn(20, 70)
     torch.set_num_threads(2)
@@ -161,9 +162,9 @@ def test_without_openmp_it_is_built_too(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no digest"])
 def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # quick
-    path = native.built(tmp_path)
+    path = native.built(kernels.SOURCE, tmp_path)
     good, at = path.read_bytes(), path.stat().st_mtime_ns
-    assert native.built(tmp_path) == path
+    assert native.built(kernels.SOURCE, tmp_path) == path
     assert path.stat().st_mtime_ns == at, "kept"
     if damage == "no digest":
         path.with_name("sha256").unlink()
@@ -171,9 +172,9 @@ def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
         path.write_bytes(
             {"cut": good[:1000], "flipped": good[:999] + bytes([good[999] ^ 1]) + good[1000:], "empty": b""}[damage]
         )
-    assert native.built(tmp_path) == path
-    assert native.whole(path.parent)
-    assert native.loaded(path).isas
+    assert native.built(kernels.SOURCE, tmp_path) == path
+    assert native.whole(path)
+    assert kernels.loaded(path).isas
     assert [p.name for p in tmp_path.iterdir()] == [path.parent.name]
     assert {p.name for p in path.parent.iterdir()} == {"ternary.so", "sha256"}
 
@@ -185,15 +186,15 @@ def test_what_a_killed_build_has_left_is_removed(tmp_path: Path, monkeypatch: py
         (left := tmp_path / f".building-{name}").mkdir()
         (left / "ternary.so").write_bytes(b"half")
         os.utime(left, (time.time() - age,) * 2)
-    path = native.built(tmp_path)
+    path = native.built(kernels.SOURCE, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {".building-at-it", path.parent.name}
 
 
 @needs_c
 def test_processes_that_build_at_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from research.nn import native\n"
-        "native.FLAGS = ('-O0', *native.FLAGS[1:])\nprint(native.built(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from research import native; from research.nn.native import SOURCE\n"
+        "native.FLAGS = ('-O0', *native.FLAGS[1:])\nprint(native.built(SOURCE, Path(sys.argv[1])))"
     )
     begun = [
         subprocess.Popen(
@@ -211,6 +212,6 @@ def test_processes_that_build_at_once(tmp_path: Path) -> None:
 def test_the_instruction_set_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROKBIT_ISA", "abacus")
     with pytest.raises(ValueError, match=r"GROKBIT_ISA=abacus: this machine has .*portable"):
-        native.library.__wrapped__()
+        kernels.library.__wrapped__()
     done = python(LAYER, GROKBIT_ISA="portable")
     assert (done.returncode, done.stderr) == (0, "")

@@ -57,6 +57,16 @@ TWELVE = [
     (["lr=1e-3,3e-4"], ["Ambiguous value for argument 'lr=1e-3,3e-4'", "--multirun"]),
     (["trainer.steps", "=", "5"], ["without spaces around '='"]),
     (["optim.base.betas=[0.9,0.98"], ["brackets must close", "'optim.base.betas=[a,b]'"]),
+    # a filter's moments and base, a model that tells one position
+    (["optim.start_when=soon"], ["optim.start_when=soon is no moment of a run", "as val/acc:0.5"]),
+    (["optim.stop_when=0"], ["optim.stop_when=0 is no moment of a run"]),
+    (["optim.start_when=train/acc:0.9"], ["is not judged", "give trainer.judge_train=true"]),
+    (["optim=grokfast_ma", "optim.window=0"], ["optim.window takes a whole number in [1, inf)", "got 0"]),
+    (["optim.lamb=-1"], ["optim.lamb takes a number in [0, inf)", "got -1"]),
+    (["optim.base._target_=torch.optim.LBFGS", "~optim.base.betas", "~optim.base.fused"], ["gradients within its step"]),
+    (["optim.base._target_=torch.nn.ReLU", "~optim.base.betas", "~optim.base.fused"], ["is no optimizer class"]),
+    (["model=decoder", "data=text"], ["at every position", "give model=transformer"]),
+    (["model=decoder", "model.heads=3"], ["not a multiple of model.heads=3", "model.heads=2"]),
     # choices that do not fit each other
     (["data=digits"], ["data=digits gives Vectors, model=bitnet takes Tokens", "model=bitmlp or model=mlp"]),
     (["model.heads=3"], ["model.dim=128 is not a multiple of 2 * model.heads=6", "give model.dim=126 or model.heads=2"]),
@@ -161,7 +171,7 @@ OTHERS = [
     ("model.linear.per=7", "give model.linear.per=8, tensor or channel"),
     ("tracker=null", "a group takes one of its options: jsonl, mlflow, none"),
     ("~target", "give it a value, as target=null"),
-    ("~model", "a run needs model; options: bitmlp, bitnet"),
+    ("~model", "a run needs model; options: bitdecoder, bitmlp"),
     ("~callbacks", "a run needs callbacks"),
 ]
 

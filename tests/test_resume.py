@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"dropout": 0.1, "grad_accum": 4},
     "average": {"dropout": 0.1, "ema": 0.9},
     "window": {"dropout": 0.1, "filter": MA},
+    "switched": {"filter": partial(grokfast.ema, start_when=7, stop_when=19, adapt=0.5, clip_norm=0.5)},
+    "by metric": {"filter": partial(grokfast.ema, start_when="val/acc:0.02", stop_when="train/loss:2.3")},
     "evaluations": {"dropout": 0.1, "eval_every": 1},
     "bf16": {"dropout": 0.1, "precision": "bf16"},
     "fp16": {"dropout": 0.1, "precision": "fp16"},

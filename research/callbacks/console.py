@@ -91,6 +91,7 @@ def summary(state: State) -> list[tuple[str, str]]:
         rows += [
             (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
         ]
+    rows += state.said.items()
     speed = f"{state.rate():,.0f} {state.data.unit}s/s"
     rows.append(("time", f"{state.seconds:.1f} s, {speed}, {peak_rss_mb():,.0f} MB at most"))
     if state.folder is None:

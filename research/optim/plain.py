@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -32,3 +33,18 @@ def plain(
 ) -> Optimizer:
     """The optimizer itself, over the two groups."""
     return base(param_groups(model, weight_decay, no_decay), lr=lr)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type in which a mean of numbers is kept: float32 of those in half precision."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def widen(optimizer: Optimizer, saved: dict[str, Any], keys: Sequence[str]) -> None:
+    """After a load_state_dict of `saved`: these parts of the state as they were saved. torch has rounded them to the
+    parameter's type.
+    """
+    for then, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for index, p in zip(then["params"], group["params"], strict=True):
+            for key in set(keys) & set(saved["state"].get(index, ())):
+                optimizer.state[p][key] = saved["state"][index][key].to(p.device, wide(p.dtype), copy=True)

@@ -1,8 +1,13 @@
-"""Schedules: pure functions of (step, steps) that give the factor on each group's lr, or those on lr and weight decay."""
+"""Schedules: pure functions of (step, steps) that give the factor on each group's lr, or those on lr and weight decay; and how
+an optimizer follows them.
+"""
 
 import math
 
+from torch.optim import Optimizer
+
 from research.ranges import Fraction, Natural, OpenFraction
+from research.snapshot import SETTINGS
 
 
 def _warm(step: int, warmup: int) -> float:
@@ -46,3 +51,15 @@ def bitnet(
     if done < middle:
         return warm * _half_cosine(done), _half_cosine(done)
     return warm * min(cooldown, _half_cosine(middle)) * _half_cosine((done - middle) / (1 - middle)), 0.0
+
+
+def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> None:
+    """Each group's lr, and its weight decay where the schedule has a say in it, are those that it was built with times the
+    schedule's factors.
+    """
+    lr_factor, decay_factor = factors if isinstance(factors, tuple) else (factors, None)
+    for group in optimizer.param_groups:
+        built = group[SETTINGS]
+        group["lr"] = built["lr"] * lr_factor
+        if decay_factor is not None and "weight_decay" in built:
+            group["weight_decay"] = built["weight_decay"] * decay_factor

@@ -12,6 +12,9 @@ from research.preflight.overrides import Clash
 from research.preflight.resume import resumed
 from research.preflight.signature import Signature, signature
 from research.ranges import is_prime
+from research.when import moment
+
+DECODER = "research.models.decoder.Decoder"  # without rotary positions
 
 
 def task_and_model(asked: Asked) -> Iterator[Clash]:
@@ -27,12 +30,15 @@ def task_and_model(asked: Asked) -> Iterator[Clash]:
 
 
 def loss_and_data(asked: Asked) -> Iterator[Clash]:
-    """A data set names its loss; another one must take logits and targets of the same axes. Bits need all positions."""
+    """A data set names its loss; another one must take logits and targets of the same axes, or of any (*). Bits need all
+    positions.
+    """
     data, loss, now = asked.choice("data"), asked.choice("loss"), asked.signature("loss")
     file = CONF / "data" / f"{data}.yaml"
     own = re.search(r"override /loss: (\w+)", file.read_text() if file.exists() else "")
     axes = [annotation(now, place) for place in (0, 1)]
-    if own and loss != own[1] and axes != [annotation(signature(component("loss", own[1])), place) for place in (0, 1)]:
+    fits = not own or loss == own[1] or "*" in axes[0]
+    if own and not fits and axes != [annotation(signature(component("loss", own[1])), place) for place in (0, 1)]:
         yield Clash(("loss", "data"), f"loss={loss} does not fit data={data}", f"give loss={own[1]}, or leave loss out")
     elif asked.at("monitor")[0] == "val/bpb" and axes[1] and " " not in axes[1].partition(", ")[2]:
         told = f"val/bpb needs a loss at every position, loss={loss} judges one"
@@ -52,10 +58,11 @@ def monitor_and_target(asked: Asked) -> Iterator[Clash]:
 def heads(asked: Asked) -> Iterator[Clash]:
     """Each head has dim / heads numbers, which rotary positions turn in pairs; query heads share key heads evenly."""
     dim, count, shared = (natural(asked, f"model.{key}") for key in ("dim", "heads", "kv_heads"))
-    if dim and count and dim % (2 * count):
-        told = f"model.dim={dim} is not a multiple of 2 * model.heads={2 * count}"
-        other = f" or model.heads={divisor(dim // 2, count)}" if dim % 2 == 0 else ""
-        yield Clash(("model.dim", "model.heads"), told, f"give model.dim={multiple(2 * count, dim)}{other}")
+    pairs = 1 if asked.at("model._target_")[0] == DECODER else 2
+    if dim and count and dim % (pairs * count):
+        told = f"model.dim={dim} is not a multiple of {'2 * ' * (pairs - 1)}model.heads={pairs * count}"
+        other = f" or model.heads={divisor(dim // pairs, count)}" if dim % pairs == 0 else ""
+        yield Clash(("model.dim", "model.heads"), told, f"give model.dim={multiple(pairs * count, dim)}{other}")
     if count and shared and count % shared:
         told = f"model.kv_heads={shared} does not divide model.heads={count}"
         yield Clash(("model.kv_heads", "model.heads"), told, f"give model.kv_heads={divisor(count, shared)}")
@@ -68,6 +75,16 @@ def prime(asked: Asked) -> Iterator[Clash]:
         near = min(filter(is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
         told = f"data.operation=/ divides modulo data.p={p}, which is not prime"
         yield Clash(("data.p", "data.operation"), told, f"give data.p={near}")
+
+
+def last_position(asked: Asked) -> Iterator[Clash]:
+    """The decoder of the grokking papers says what follows the last position alone."""
+    data, model = asked.choice("data"), asked.choice("model")
+    file = CONF / "data" / f"{data}.yaml"
+    every = "override /loss: next_token" in (file.read_text() if file.exists() else "")
+    if every and asked.at("model._target_")[0] == DECODER:
+        told = f"data={data} asks for the next symbol at every position, model={model} tells the last one's alone"
+        yield Clash(("model", "data"), told, "give model=transformer or model=bitnet, or data=modular")
 
 
 def several_processes(asked: Asked) -> Iterator[Clash]:
@@ -85,6 +102,27 @@ def several_processes(asked: Asked) -> Iterator[Clash]:
         wide = f"{asked.at('trainer.batch_size')[1]}={parts * processes}"
         fix = f"give {wide}, or trainer.grad_accum={max(1, batch // processes)}"
         yield Clash(("trainer.grad_accum", "trainer.batch_size"), told, fix)
+
+
+def filter_and_base(asked: Asked) -> Iterator[Clash]:
+    """A filter stands before an optimizer class that takes the gradients as they are; its moments can be read."""
+    if not str(asked.at("optim._target_")[0]).startswith("research.optim.grokfast."):
+        return
+    base, takes = asked.at("optim.base._target_")[0], asked.signature("optim.base")
+    own = base == "torch.optim.LBFGS"
+    if own or (takes and ("lr" not in [p.name for p in takes.parameters] or takes.returns)):
+        told = f"optim.base._target_={base} {'computes gradients within its step' if own else 'is no optimizer class'}"
+        yield Clash(("optim.base._target_", "optim"), told, "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another")
+    for key in ("optim.start_when", "optim.stop_when"):
+        if (given := asked.at(key)[0]) not in (None, MISSING):
+            try:
+                if moment(given, key).metric == "train/acc" and not asked.at("trainer.judge_train")[0]:
+                    yield Clash(
+                        (key,), f"{key}={given} waits for train/acc, which is not judged", "give trainer.judge_train=true"
+                    )
+            except ValueError as error:
+                told, _, fix = str(error).rpartition(": ")
+                yield Clash((key,), f"{told} is no moment of a run", fix)
 
 
 def folder_and_fields(asked: Asked) -> Iterator[Clash]:
@@ -119,7 +157,7 @@ def warm_up_and_steps(asked: Asked) -> Iterator[Clash]:
 def looks(asked: Asked) -> Iterator[Clash]:
     """What a callback tells goes with the next log point: of several looks between two of them only the last would stay."""
     points = [number for key in ("log_every", "eval_every") if (number := natural(asked, f"trainer.{key}"))]
-    for name in ("ternary", "gradients"):
+    for name in ("ternary", "gradients", "grokking"):
         every = natural(asked, f"callbacks.{name}.every")
         if every and points and all(every % point for point in points):
             told = f"callbacks.{name}.every={every} is a multiple neither of trainer.log_every={points[0]} nor of eval_every"
@@ -144,7 +182,9 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     monitor_and_target,
     heads,
     several_processes,
+    filter_and_base,
     prime,
+    last_position,
     folder_and_fields,
     groups_of_inputs,
     warm_up_and_steps,

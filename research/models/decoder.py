@@ -1,0 +1,73 @@
+"""The small transformer of the grokking papers (Power et al. 2022, arXiv 2201.02177; Lee et al. 2024, 2405.20233, whose code
+adds each block's attention to the normalised input). Its linear layer is a parameter, as in `transformer`.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from research.dataset import Tokens
+from research.nn.bitlinear import together
+from research.ranges import Count, Natural
+
+Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
+
+
+class Block(nn.Module):
+    """h = norm(x), h <- h + attention(h), then h + feedforward(norm(h)): causal, with biases throughout."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, linear: Linear) -> None:
+        super().__init__()
+        self.width = dim // heads
+        self.input_norm, self.post_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(dim, dim) for _ in range(4))
+        self.up_proj, self.down_proj = linear(dim, hidden), linear(hidden, dim)
+        for layer in (self.q_proj, self.k_proj, self.v_proj):  # as nn.MultiheadAttention, whose matrix holds all three
+            nn.init.uniform_(layer.get_parameter("weight"), -(bound := math.sqrt(6 / (4 * dim))), bound)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            nn.init.zeros_(layer.get_parameter("bias"))
+
+    def forward(self, x: Float[Tensor, "batch seq dim"], last: bool) -> Float[Tensor, "batch out dim"]:
+        """What the block makes of each position, or of the `last` alone."""
+        h = self.input_norm(x)
+        mine = h[:, -1:] if last else h
+        k, v = together(h, self.k_proj, self.v_proj)
+        q, k, v = (y.unflatten(-1, (-1, self.width)).transpose(1, 2) for y in (self.q_proj(mine), k, v))
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=not last)
+        h = mine + self.o_proj(seen.transpose(1, 2).flatten(2))
+        return h + self.down_proj(F.gelu(self.up_proj(self.post_norm(h))))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Embeddings of symbol and position, blocks, norm, head. Only what follows the last position is computed, in half the
+    time: it serves data whose answer stands there.
+
+    Raises ValueError where the numbers do not divide.
+    """
+
+    def __init__(
+        self,
+        shape: Tokens,
+        dim: Count,
+        depth: Count,
+        heads: Count,
+        linear: Linear,
+        hidden: Natural = 0,  # width of the feed-forward layer; 0: 4 times dim
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"model.heads={heads} does not divide model.dim={dim}")
+        self.embed, self.position = nn.Embedding(shape.vocab, dim), nn.Embedding(shape.length, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, hidden or 4 * dim, linear) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, shape.vocab, bias=False)
+
+    def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch 1 vocab"]:
+        """Logits of what follows the last position."""
+        x = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
+        for place, block in enumerate(self.blocks, start=1):
+            x = block(x, last=place == len(self.blocks))
+        return self.head(self.norm(x))  # type: ignore[no-any-return]

@@ -1,0 +1,199 @@
+"""Grokfast and Adam or AdamW in one pass over the parameters: what grokfast.py and torch's fused step do in three.
+
+A step here takes what the plain one would leave, and leaves what it would take: states, checkpoints and resumes are the
+same, the numbers equal to rounding. Nothing is kept between steps, so nothing can be out of date. The gradient is not
+written: after a step it is still the raw one.
+"""
+
+import ctypes
+import importlib.util
+import logging
+from array import array
+from collections.abc import Callable
+from functools import cache, partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Adam, AdamW, Optimizer
+
+from research import native
+
+log = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_name("adamw.c")
+PLAIN, EMA, WINDOW, SUMMED = range(4)  # filters, as adamw.c numbers them
+REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "clip_norm")
+KINDS = frozenset((Parameter, Tensor))  # no subclass: a DTensor's memory is not its own
+State = dict[str, Any]
+Job = tuple[dict[str, Any], int, int, Tensor, Tensor]  # group, its place, filter, parameter, gradient
+Kernel = Callable[[Optimizer, list[Job], list[State]], None]
+
+
+@torch.no_grad()
+def step(optimizer: Optimizer) -> bool:
+    """One step of a filtered Adam or AdamW that asks for fused=True; False, with nothing changed, where it has to be plain."""
+    jobs = found(optimizer)
+    if not jobs:
+        return jobs is not None
+    device = jobs[0][3].device
+    kernel = kernel_of(device, jobs)
+    states = [optimizer.state.get(job[3]) for job in jobs]
+    if kernel is None or not fit(jobs, states, device):
+        return False
+    torch.autograd.graph.increment_version([job[3] for job in jobs])  # a graph that has saved them must not go on
+    kernel(optimizer, jobs, [state or begun(optimizer, p) for state, (_, _, _, p, _) in zip(states, jobs, strict=True)])
+    return True
+
+
+def found(optimizer: Optimizer) -> list[Job] | None:
+    """What has a gradient; None where the class, a group's options or the moment ask for the plain step."""
+    bases = type(optimizer).__bases__
+    ours = len(bases) == 2 and bases[0].__module__ == "research.optim.grokfast" and bases[1] in (Adam, AdamW)
+    scaled = getattr(optimizer, "found_inf", None) is not None or getattr(optimizer, "grad_scale", None) is not None
+    if not ours or scaled or torch.compiler.is_compiling():
+        return None
+    jobs: list[Job] = []
+    for place, group in enumerate(optimizer.param_groups):
+        if group["fused"] is not True or any(group.get(key) for key in REFUSED) or not group.keys() & {"alpha", "window"}:
+            return None
+        if not all(isinstance(value, float | int) for value in values(group)):
+            return None
+        filtered = group["lamb"] and group.get("grokfast_on", True)
+        kind = PLAIN if not filtered else EMA if "alpha" in group else WINDOW
+        jobs += [(group, place, kind, p, grad) for p in group["params"] if (grad := p.grad) is not None]
+    base = jobs and all(kind == PLAIN for _, _, kind, _, _ in jobs)  # without a filter it is the base: same bits
+    return None if base else jobs
+
+
+def values(group: dict[str, Any]) -> tuple[Any, ...]:
+    """lr, both betas, eps, decay, whether it is coupled; the filter's weight and its gain."""
+    ema = "alpha" in group
+    weight = 1 - group["alpha"] if ema else 0.0
+    gain = group["lamb"] if ema else group["lamb"] / group["window"]
+    coupled = not group["decoupled_weight_decay"] and group["weight_decay"] != 0
+    return group["lr"], *group["betas"], group["eps"], group["weight_decay"], coupled, weight, gain
+
+
+def fit(jobs: list[Job], states: list[State | None], device: torch.device) -> bool:
+    """Whether parameters, gradients and what state there is lie in memory as the kernels read them."""
+    tensors: list[Any] = []
+    sizes: list[int] = []
+    for (group, _, kind, p, grad), state in zip(jobs, states, strict=True):
+        size = p.numel()
+        tensors += p, grad
+        sizes += size, size
+        if not state:
+            continue
+        tensors += state.get("step"), state.get("exp_avg"), state.get("exp_avg_sq")
+        sizes += 1, size, size
+        if kind == EMA and "grokfast_ema" in state:
+            tensors.append(state["grokfast_ema"])
+            sizes.append(size)
+        elif kind == WINDOW and len(state.get("grokfast_ring", ())) == group["window"]:
+            tensors += state["grokfast_ring"], state.get("grokfast_sum")
+            sizes += size * group["window"], size
+    return (
+        KINDS.issuperset(map(type, tensors))
+        and set(map(attrgetter("dtype"), tensors)) == {torch.float32}
+        and all(map(Tensor.is_contiguous, tensors))  # never, where sparse
+        and list(map(Tensor.numel, tensors)) == sizes
+        and all(map(attrgetter("is_cpu"), tensors) if device.type == "cpu" else (t.device == device for t in tensors))
+        and not any(map(Tensor.is_neg, [job[4] for job in jobs]))
+    )
+
+
+def begun(optimizer: Optimizer, p: Tensor) -> State:
+    """The state before the first step, as torch lays it out."""
+    state: State = optimizer.state[p]
+    state["step"] = torch.zeros((), device=p.device)
+    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    return state
+
+
+def averaged(state: State, grad: Tensor) -> Tensor:
+    """The average, which begins at the first gradient."""
+    if "grokfast_ema" not in state:
+        state["grokfast_ema"] = grad.clone()
+    return state["grokfast_ema"]  # type: ignore[no-any-return]
+
+
+def kernel_of(device: torch.device, jobs: list[Job]) -> Kernel | None:
+    """What does the step on a device, or None."""
+    if device.type == "cpu" and (c := library()):
+        return partial(on_cpu, c)
+    if device.type == "cuda" and not any(kind == WINDOW for _, _, kind, _, _ in jobs) and has_triton(device):
+        return on_gpu
+    return None
+
+
+def on_gpu(optimizer: Optimizer, jobs: list[Job], states: list[State]) -> None:
+    from research.optim import triton_adamw
+
+    groups, _, kinds, params, grads = map(list, zip(*jobs, strict=True))
+    averages = [averaged(s, grad) if kind == EMA else None for s, grad, kind in zip(states, grads, kinds, strict=True)]
+    triton_adamw.step(params, grads, averages, groups, states)
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton is there and its first step is right: without a C compiler, say, it cannot launch a kernel."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from research.optim import triton_adamw
+
+        works = triton_adamw.works(device)
+    except Exception as error:  # whatever a compiler and a driver may raise
+        log.warning("Triton fails, Grokfast's step goes through torch and is slower: %s", str(error).partition("\n")[0])
+        return False
+    if not works:
+        log.warning("Triton's numbers are wrong, Grokfast's step goes through torch and is slower")
+    return works
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernel of adamw.c, built if need be; None where that cannot be, which is told once."""
+    try:
+        c = ctypes.CDLL(str(native.built(SOURCE, native.folder())))
+        c.grokbit_adamw.argtypes, c.grokbit_adamw.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int), None
+    except native.FAILURES as error:
+        log.warning("no C kernel, Grokfast's step goes through torch and is slower: %s", error)
+        return None
+    return c
+
+
+def on_cpu(c: ctypes.CDLL, optimizer: Optimizer, jobs: list[Job], states: list[State]) -> None:
+    """All rows of a step as adamw.c reads them, and the step."""
+    groups = array("d", [value for group in optimizer.param_groups for value in values(group)])
+    at, rows = groups.buffer_info()[0], array("Q")
+    for (group, place, kind, p, grad), state in zip(jobs, states, strict=True):
+        memory = slot = full = 0
+        if kind == EMA:
+            memory = averaged(state, grad).data_ptr()
+        elif kind == WINDOW:
+            kind, slot, full = windowed(state, grad, group["window"])
+            memory = state["grokfast_sum"].data_ptr()
+        pointers = p.data_ptr(), grad.data_ptr(), state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()
+        rows.extend((*pointers, state["step"].data_ptr(), memory, slot, p.numel(), kind, full, at + 64 * place, 0))
+    c.grokbit_adamw(rows.buffer_info()[0], len(jobs), torch.get_num_threads())
+
+
+def windowed(state: State, grad: Tensor, window: int) -> tuple[int, int, bool]:
+    """The ring takes one more gradient: the kernel's filter, where the oldest gradient lies, whether the window is full.
+
+    Once a turn the sum is made anew, here; all other times the kernel adds and takes away.
+    """
+    if len(state.get("grokfast_ring", ())) != window:
+        state["grokfast_ring"] = grad.new_zeros(window, *grad.shape)
+        state["grokfast_sum"], state["grokfast_seen"] = torch.zeros_like(grad), 0
+    ring, seen = state["grokfast_ring"], state["grokfast_seen"]
+    state["grokfast_seen"] = seen + 1
+    if seen % window == window - 1:
+        ring[-1] = grad
+        torch.sum(ring, dim=0, out=state["grokfast_sum"])
+        return SUMMED, 0, True
+    return WINDOW, ring.data_ptr() + 4 * grad.numel() * (seen % window), seen >= window

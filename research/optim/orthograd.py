@@ -1,0 +1,87 @@
+"""OrthoGrad (Prieto et al. 2025, arXiv 2501.04697): step only across the weights, never along them.
+
+Along its own direction a network's weights can grow for ever, which lowers the loss and teaches nothing. As the Grokfast
+filters it is a mixin in front of any torch optimizer class: state, groups and saving are those of the base.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from research.optim.grokfast import unhooked
+from research.optim.plain import param_groups, wide
+from research.ranges import NonNegative, Positive
+
+EPS = 1e-30  # beside w.w: weights of zero have no direction, and their gradient stays as it is
+NOISE = 16  # roundings: what is left of a gradient below so many of its own is no direction but chance
+
+
+class OrthoGrad(Optimizer):
+    """Turns p.grad in place, then steps. Stands before an optimizer class in the bases of `across`."""
+
+    found_inf: Tensor | None = None  # 1: leave this update out; a fused base does
+    _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        turn([p for group in self.param_groups for p in group["params"] if p.grad is not None])
+        unhooked(super().step)(self)
+        return loss
+
+
+@torch.no_grad()
+def turn(params: Sequence[Tensor]) -> None:
+    """Each gradient without its part along the weights (2501.04697, section 5), and as long as before.
+
+    In place. A single number has nothing but its own direction: its gradient stays. Of sharded weights the products are
+    those of the whole.
+    """
+    params = [p for p in params if p.numel() > 1]
+    if not params:
+        return
+    weights = [p.to(wide(p.dtype)) for p in params]
+    grads = [p.grad.to(wide(p.dtype)) for p in params]  # type: ignore[union-attr]  # p.grad itself, unless in half precision
+    before = torch._foreach_norm(grads)
+    along = [product.sum() for product in torch._foreach_mul(weights, grads)]
+    shares = [dot / (norm.square() + EPS) for dot, norm in zip(along, torch._foreach_norm(weights), strict=True)]
+    torch._foreach_addcmul_(grads, weights, shares, value=-1)  # g - (w.g / w.w) w
+    torch._foreach_mul_(grads, list(map(_scale, before, torch._foreach_norm(grads))))
+    for p, grad in zip(params, grads, strict=True):
+        if grad is not p.grad:
+            p.grad.copy_(grad)  # type: ignore[union-attr]
+
+
+def _scale(before: Tensor, after: Tensor) -> Tensor:
+    """What gives a gradient its length back; 0 where only rounding is left of it."""
+    return torch.where(after > NOISE * torch.finfo(after.dtype).eps * before, before / after, 0.0)
+
+
+def across(base: type[Optimizer]) -> type[Optimizer]:
+    """`base` with OrthoGrad in front, as a class of its own: OrthoGradAdamW."""
+    return type(f"OrthoGrad{base.__name__}", (OrthoGrad, base), {})
+
+
+def orthograd(
+    model: nn.Module,
+    base: partial[Optimizer],
+    lr: Positive,
+    weight_decay: NonNegative = 0.0,
+    no_decay: Sequence[str] = ("norm", "bias"),
+) -> Optimizer:
+    """OrthoGrad over the optimizer class of `base`; it needs no memory of its own."""
+    kind: Any = base.func
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or issubclass(kind, LBFGS):
+        told = "looks at gradients within its step" if kind is LBFGS else "is no optimizer class"
+        raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {told}: give one, as torch.optim.AdamW")
+    optimizer = across(kind)(param_groups(model, weight_decay, no_decay), lr=lr, **base.keywords)  # type: ignore[call-arg]
+    optimizer.heeds_found_inf = optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
+    return optimizer
