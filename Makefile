@@ -1,10 +1,10 @@
-# make train | test | check | check-native | bench | faults | ui | setup. Each sets up .venv first, once;
+# make train | test | check | check-native | bench | studies | faults | ui | setup. Each sets up .venv first, once;
 # make test-matrix .venv-matrix.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup train test test-matrix check check-native bench faults ui
+.PHONY: setup train test test-matrix check check-native bench studies faults ui
 
 # Skipped while pyproject.toml and constraints.txt are as they were; one that was interrupted starts afresh.
 setup:
@@ -18,7 +18,7 @@ setup:
 	echo "$$sum" > .venv/complete && rm .venv/begun && echo "Set-up is complete"
 
 train: setup
-	@$(BIN)/python train.py $(ARGS)
+	@$(BIN)/python train.py experiment=fastest $(ARGS)
 
 # One thread each: on a machine whose cores are all in use more of them only wait for each other.
 test: setup
@@ -59,14 +59,21 @@ check-native: setup
 	  cache="$$(mktemp -d)"; ran=yes; \
 	  ( export CC="$$cc $$flags" GROKBIT_CACHE="$$cache" OMP_NUM_THREADS=1 LD_PRELOAD="$${flags:+$$preload}" \
 	      ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
-	    $(BIN)/python -c 'import sys; from research.nn import native; sys.exit(native.library() is None)' && \
-	    $(BIN)/python -m pytest tests/test_native.py tests/test_packed.py tests/test_decode.py $(ARGS) ); \
+	    $(BIN)/python -c 'import sys; from research.nn import native; from research.optim import fused; sys.exit(None in (native.library(), fused.library()))' && \
+	    $(BIN)/python -m pytest tests/test_native.py tests/test_packed.py tests/test_decode.py tests/test_fused.py $(ARGS) ); \
 	  status=$$?; rm -rf "$$cache"; [ $$status = 0 ] || exit $$status; \
 	done; [ -n "$$ran" ]
 
 bench: setup
-	@for each in start_up loop_overhead train_step ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \
+	@for each in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \
 	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
+
+# The quick size of each study, again from nothing: results.csv, the tables of its README, its figure.
+studies: setup
+	@rm -rf outputs/studies/quick
+	@for each in grokfast_modular alpha_lamb bitnet_x_grokfast lr_sensitivity optimizers; do \
+	  $(BIN)/python experiments/$$each/study.py $(ARGS) || exit 1; done
+	@PYTHON=$(BIN)/python bash experiments/bitnet_gap/quick.sh
 
 faults: setup
 	@$(BIN)/python benchmarks/faults --table experiments/faults $(ARGS)

@@ -145,9 +145,13 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
 
 
 def remember_settings(optimizer: Optimizer) -> None:
-    """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them."""
+    """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them.
+
+    A key that begins with _ is no setting but how far the optimizer is.
+    """
     for group in optimizer.param_groups:
-        group.setdefault(SETTINGS, {key: value for key, value in group.items() if key not in ("params", "param_names")})
+        settings = {key: value for key, value in group.items() if key not in ("params", "param_names") and key[0] != "_"}
+        group.setdefault(SETTINGS, settings)
 
 
 def _plain(value: Any, name: str) -> None:

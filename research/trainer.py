@@ -29,7 +29,7 @@ from research.gradients import Gradients, Loss
 from research.health import Guard, Policy, heeds_found_inf, lr
 from research.nn.average import Average
 from research.nn.blocks import recompute
-from research.optim import grokfast
+from research.optim.filter import heed
 from research.optim.schedules import set_rates
 from research.ranges import Count, Natural, OpenFraction, Positive
 from research.signals import Stopped, Watch, watch
@@ -121,7 +121,7 @@ class Trainer:
                 while state.pending or (state.step < self.steps and not state.stop):
                     if not state.pending:
                         set_rates(optimizer, schedule(state.step, self.steps))
-                        grokfast.heed(optimizer, state)
+                        heed(optimizer, state)
                         with signals.at_once(self._compiles(state.step == state.first)):
                             value = gradients(state, state.step)
                         self.scaler.unscale_(optimizer)
@@ -278,11 +278,13 @@ def begin(callbacks: Sequence[Callback], state: State) -> None:
 
 
 def end(callbacks: Sequence[Callback], state: State) -> None:
-    """Each callback has its end, in their order, even where that of another fails. What was told last counts, too."""
-    state.metrics |= state.told
-    with ExitStack() as endings:
-        for callback in reversed(callbacks):
-            endings.callback(callback.on_end, state)
+    """Each callback has its end, in their order, even where that of another fails. What was told last counts after that."""
+    try:
+        with ExitStack() as endings:
+            for callback in reversed(callbacks):
+                endings.callback(callback.on_end, state)
+    finally:
+        state.metrics |= state.told
 
 
 def training_metrics(state: State) -> dict[str, float]:

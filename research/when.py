@@ -26,7 +26,7 @@ class Moment:
         return math.isfinite(now) and not better(self.metric, self.value, now)
 
 
-def moment(given: int | str, setting: str) -> Moment:
+def read_moment(given: int | str, setting: str) -> Moment:
     """What a setting says: 500 or val/acc:0.5. Raises ValueError that names the setting."""
     if type(given) is int and given > 0:
         return Moment(step=given)

@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
 from research import native
 from research.optim import fused, grokfast
+from research.optim.filter import filtered
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_c = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
@@ -105,7 +106,7 @@ def close(ours: Optimizer, theirs: Optimizer, tolerance: float = 1e-6) -> None:
 GROUPS: dict[str, list[dict[str, Any]]] = {  # what differs between the groups of a model
     "one": [{}],
     "rates": [{"lr": 3e-3}, {"lr": 1e-2, "betas": (0.4, 0.95)}],
-    "gains": [{"lamb": 5.0}, {"lamb": 0.0, "weight_decay": 0.0}, {"grokfast_on": False, "eps": 1e-4}],
+    "gains": [{"lamb": 5.0}, {"lamb": 0.0, "weight_decay": 0.0}, {"_on": False, "eps": 1e-4}],
 }
 FILTERS: dict[str, Build] = {
     "EMA": ema,
@@ -136,7 +137,7 @@ def test_it_is_the_plain_version(build: Build, groups: list[dict[str, Any]], bas
     run(model, optimizer, fused.step, 0, steps)
     run(twin, theirs, plain, 0, steps)
     close(optimizer, theirs)
-    unfiltered = [p for group in optimizer.param_groups if not grokfast.filters(group) for p in group["params"]]
+    unfiltered = [p for group in optimizer.param_groups if not (group["lamb"] and group["_on"]) for p in group["params"]]
     assert not any(key.startswith("grokfast") for p in unfiltered for key in optimizer.state[p])
 
 
@@ -257,6 +258,10 @@ class Mine(AdamW):
     """Somebody's own, which may do anything."""
 
 
+class Stranger(grokfast.EMA):
+    """A filter of somebody's own: what it inherits says nothing of what it does."""
+
+
 class Tagged(Tensor):
     """A tensor of another kind."""
 
@@ -300,6 +305,7 @@ REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
     "differentiable": option(differentiable=True),
     "lr is a tensor": option(lr=torch.tensor(1e-2)),
     "clipped": option(clip_norm=1.0),
+    "all clipped": lambda model, optimizer: optimizer.defaults.update(clip_norm=1.0),
     "overflow is watched": lambda model, optimizer: setattr(optimizer, "found_inf", torch.zeros(())),
     "scaled": lambda model, optimizer: setattr(optimizer, "grad_scale", torch.ones(())),
     "half precision": first(halved),
@@ -347,6 +353,7 @@ def test_what_it_leaves_to_the_plain_version(build: Build, spoil: Callable[[nn.M
         ema(Parameters(SHAPES), partial(NAdam)),
         ema(Parameters(SHAPES), partial(Mine, fused=True)),
         ema(Parameters(SHAPES), partial(AdamW)),
+        filtered(Stranger, AdamW)(ema(Parameters(SHAPES)).param_groups, fused=True),
         ema(nn.ParameterList([torch.zeros(3, dtype=torch.complex64)])),
         ema(nn.ParameterList([torch.zeros(3, dtype=torch.float64)])),
         AdamW(Parameters(SHAPES).parameters(), fused=True),
@@ -360,6 +367,20 @@ def test_other_optimizers_are_left_alone(optimizer: Optimizer) -> None:
     before = contents(optimizer)
     assert not fused.step(optimizer)
     assert same(before, contents(optimizer))
+
+
+def test_a_verdict_on_the_device_is_the_gpu_kernels_to_heed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "has_triton", lambda _: True)
+    model = Parameters(SHAPES)
+    optimizer = ema(model)
+    fill(model, 0)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # type: ignore[attr-defined]  # as health.py does
+    jobs = fused.jobs_of(optimizer)
+    assert jobs
+    assert fused.kernel_of(torch.device("cuda", 0), optimizer, jobs) is fused.on_gpu
+    assert fused.kernel_of(torch.device("cpu"), optimizer, jobs) is None
+    optimizer.grad_scale = torch.ones(())  # type: ignore[attr-defined]
+    assert fused.jobs_of(optimizer) is None
 
 
 def test_without_a_compiler_it_is_plain(
@@ -403,44 +424,61 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from research.optim import fused, grokfast, triton_adamw
+from research.optim import fused, grokfast
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-assert triton_adamw.works(torch.device(device))
+device = torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu").device
+assert fused.has_triton(device)
 
 
 def built(base):
     torch.manual_seed(0)
     model = nn.ParameterList([torch.randn(shape) for shape in ((), (1,), (7,), (0, 3), (3, 5), (170, 101))]).to(device)
-    return model, grokfast.ema(model, partial(base, fused=True), 1e-2, 0.9, 2.0, 0.1)
+    return model, grokfast.ema(model, partial(base, fused=True), 1e-2, 0.9, 2.0, 0.1, unfiltered=("2", "5"))
 
 
 def one_pass(optimizer):
-    if device == "cuda":
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")  # the host waits for nothing
         assert fused.step(optimizer)
+        torch.cuda.set_sync_debug_mode("default")
     else:
-        jobs = fused.found(optimizer)
+        jobs = fused.jobs_of(optimizer)
         with torch.no_grad():
-            fused.on_gpu(optimizer, jobs, [optimizer.state.get(job[3]) or fused.begun(optimizer, job[3]) for job in jobs])
+            states = [optimizer.state.get(job[3]) or fused.fresh_state(optimizer, job[3]) for job in jobs]
+            fused.on_gpu(optimizer, jobs, states)
 
 
-for base in (Adam, AdamW):
+def compare(base, judged, bad):
+    # judged on the device or not; a parameter and the average of two others begin late
     (model, optimizer), (twin, theirs) = built(base), built(base)
-    for number in range(8):
-        for p, q in zip(model, twin):
-            q.grad = torch.randn_like(q)
-            p.grad = q.grad.clone()
-        for group in (*optimizer.param_groups, *theirs.param_groups):
-            group["lamb"] = 0.0 if number in (3, 4) else 2.0
+    for number in range(9):
+        for place, (p, q) in enumerate(zip(model, twin)):
+            q.grad = torch.randn_like(q) if place != 4 or number > 2 else None
+            if q.grad is not None and number in bad:
+                q.grad.view(-1)[place % 3 :: 3] = (torch.nan, torch.inf, -torch.inf)[(place + number) % 3]
+            p.grad = None if q.grad is None else q.grad.clone()
+        before = [p.detach().clone() for p in model]
+        for each in (optimizer, theirs):
+            each.param_groups[1]["lamb"] = 0.0 if number in (0, 4, 5) else 2.0
+            if judged:
+                each.grad_scale, each.found_inf = None, torch.tensor(float(number in bad), device=device)
         one_pass(optimizer)
         step, fused.step = fused.step, lambda _: False
         theirs.step()
         fused.step = step
-    for p, q in zip(model, twin):
-        torch.testing.assert_close(p, q, rtol=2e-6, atol=2e-6)
-        assert optimizer.state[p].keys() == theirs.state[q].keys()
-        for key, value in theirs.state[q].items():
-            torch.testing.assert_close(optimizer.state[p][key], value, rtol=2e-6, atol=2e-6)
+        for p, q, old in zip(model, twin, before):
+            assert p.isfinite().all()
+            assert number not in bad or torch.equal(p, old)
+            torch.testing.assert_close(p, q, rtol=2e-6, atol=2e-6)
+            assert optimizer.state[p].keys() == theirs.state[q].keys()
+            for key, value in theirs.state[q].items():
+                assert key != "step" or torch.equal(optimizer.state[p][key], value)
+                torch.testing.assert_close(optimizer.state[p][key], value, rtol=2e-6, atol=2e-6)
+
+
+for base, bad in ((Adam, (2, 5, 8)), (AdamW, (0, 1, 3, 6, 7))):
+    compare(base, judged=False, bad=())
+    compare(base, judged=True, bad=bad)
 print("compared")
 """
 

@@ -1,6 +1,8 @@
 """The filters where gradients are not as one likes them: sparse, in half precision, scaled, late, of several processes."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -12,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW
 
+from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.optim import grokfast
+from research.optim.filter import Filter, is_on
 from research.optim.schedules import constant
 from research.trainer import Trainer
-from research.when import Moment, moment
+from research.when import Moment, read_moment
 
 ROOT = Path(__file__).resolve().parents[1]
 EMA, MA = partial(grokfast.ema, alpha=0.9, lamb=2.0), partial(grokfast.ma, window=4, lamb=2.0)
@@ -157,25 +161,26 @@ def test_the_filtered_gradient_can_be_clipped(build: Any) -> None:
 
 
 def test_moments() -> None:
-    assert moment(5, "x").has_come(5, {})
-    assert not moment(5, "x").has_come(4, {})
-    assert moment("val/acc:0.5", "x") == Moment(metric="val/acc", value=0.5)
-    assert [moment("val/acc:0.5", "x").has_come(0, {"val/acc": v}) for v in (0.4, 0.5, 0.6, float("nan"))] == [0, 1, 1, 0]
-    assert [moment("train/loss:0.5", "x").has_come(0, {"train/loss": v}) for v in (0.4, 0.5, 0.6)] == [1, 1, 0]
-    assert not moment("val/acc:0.5", "x").has_come(9, {})
+    assert read_moment(5, "x").has_come(5, {})
+    assert not read_moment(5, "x").has_come(4, {})
+    assert read_moment("val/acc:0.5", "x") == Moment(metric="val/acc", value=0.5)
+    assert [read_moment("val/acc:0.5", "x").has_come(0, {"val/acc": v}) for v in (0.4, 0.5, 0.6, float("nan"))] == [0, 1, 1, 0]
+    assert [read_moment("train/loss:0.5", "x").has_come(0, {"train/loss": v}) for v in (0.4, 0.5, 0.6)] == [1, 1, 0]
+    assert not read_moment("val/acc:0.5", "x").has_come(9, {})
     for wrong in (0, -1, "val/acc", "val/acc:", "val/acc:x", "val/acc:nan", "acc:0.5", 0.5, True):
         with pytest.raises(ValueError, match=r"optim\.start_when=.*: give a number of steps, or METRIC:VALUE"):
-            moment(wrong, "optim.start_when")  # type: ignore[arg-type]
+            read_moment(wrong, "optim.start_when")  # type: ignore[arg-type]
 
 
-def filtering(steps: int, **options: Any) -> list[bool]:
+def filtering(steps: int, folder: Path | None = None, resume: Path | None = None, **options: Any) -> list[bool]:
     """Whether each step of a small run was filtered; evaluated after every second one."""
     data, seen = modular(p=7), []
     torch.manual_seed(0)
     model = Transformer(data.shape, 16, 1, 2, nn.Linear)
     optimizer = grokfast.ema(model, partial(AdamW), 1e-2, **options)
-    optimizer.register_step_pre_hook(lambda *_: seen.append(grokfast.filters(optimizer.param_groups[0])))
-    Trainer(steps, 8, eval_every=2, log_every=1, device="cpu").fit(model, optimizer, constant, last_token, data)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(is_on(optimizer.param_groups[0])))
+    trainer = Trainer(steps, 8, eval_every=2, log_every=1, device="cpu")
+    trainer.fit(model, optimizer, constant, last_token, data, [Checkpoint()] if folder else [], folder=folder, resume=resume)
     keys = {key for state in optimizer.state.values() for key in state}
     assert ("grokfast_ema" in keys) == seen[-1], "there is a memory while it is needed, no longer"
     return seen
@@ -190,22 +195,86 @@ def test_the_filter_goes_on_and_off_by_step_and_by_metric() -> None:
 
 
 def test_alpha_falls_with_the_gap_between_the_losses() -> None:
-    """GrokAdamW: alpha exp(-adapt (val/loss - train/loss)), and no larger than alpha."""
+    """GrokAdamW: alpha exp(-adapt (val - train) / val) of the losses, and no larger than alpha."""
     net = weight(3)
     optimizer = grokfast.ema(net, partial(Adam), 0.1, alpha=0.9, adapt=0.5)
-    assert isinstance(optimizer, grokfast.Filter)
+    assert isinstance(optimizer, Filter)
     group = optimizer.param_groups[0]
-    group["as_built"] = {"alpha": 0.9}
     for metrics, expected in (
         ({}, 0.9),
-        ({"train/loss": 1.0, "val/loss": 3.0}, 0.9 * 0.36787944),
+        ({"train/loss": 1.0, "val/loss": 3.0}, 0.9 * 0.71653131),
         ({"train/loss": 3.0, "val/loss": 1.0}, 0.9),
     ):
         optimizer.heed(5, metrics)
         assert group["alpha"] == pytest.approx(expected)
     optimizer.heed(6, {"train/loss": 1.0, "val/loss": 3.0})
     optimizer.heed(7, None)
-    assert group["alpha"] == pytest.approx(0.9 * 0.36787944), "without news it stays"
+    assert group["alpha"] == pytest.approx(0.9 * 0.71653131), "without news it stays"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({"stop_when": 2}, {}, [True] * 4),
+        ({"stop_when": 2}, {"stop_when": 6}, [True, True, False, False]),
+        ({"start_when": 2}, {"start_when": 6}, [False, False, True, True]),
+        ({}, {"start_when": 6}, [False, False, True, True]),
+        ({"stop_when": 2}, {"stop_when": 2}, [False] * 4),
+        ({"start_when": 2}, {"start_when": 2}, [True] * 4),
+    ],
+)
+def test_moments_that_are_changed_on_a_resume_are_those_given_now(
+    before: dict[str, Any], after: dict[str, Any], expected: list[bool], tmp_path: Path
+) -> None:
+    """As lr=1e-4 beside resume= means that lr; what the filter remembered is not kept for later."""
+    filtering(4, folder=tmp_path, **before)
+    assert filtering(8, folder=tmp_path, resume=tmp_path, **after) == expected
+
+
+def test_a_group_that_is_added_later_is_filtered_as_the_others() -> None:
+    optimizer = grokfast.ema(weight(3), partial(SGD), 0.1, alpha=0.5, lamb=3.0)
+    optimizer.add_param_group({"params": [("late", p := nn.Parameter(torch.zeros(2)))]})
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(p.grad, torch.full((2,), 4.0))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_is_the_same_optimizer(copied: Any) -> None:
+    net = weight(4)
+    optimizer = EMA(net, partial(AdamW, fused=True), 0.1)
+    (p,) = net.parameters()
+    p.grad = gradient(0, 4)
+    optimizer.step()
+    again = copied(optimizer)
+    (q,) = again.param_groups[0]["params"]
+    assert type(again) is type(optimizer)
+    assert again.heeds_found_inf
+    for step in (1, 2):
+        p.grad, q.grad = gradient(step, 4), gradient(step, 4)
+        optimizer.step()
+        again.step()
+    assert torch.equal(p, q)
+
+
+def test_sparse_gradients_can_be_clipped() -> None:
+    net = nn.Embedding(5, 2, sparse=True)
+    optimizer = EMA(net, partial(SGD), 0.1, clip_norm=0.5)
+    (100 * net(torch.tensor([1, 3]))).square().sum().backward()
+    optimizer.step()
+    assert net.weight.grad is not None
+    assert net.weight.grad.to_dense().norm() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_without_a_gain_a_sparse_gradient_stays_as_it_is() -> None:
+    net = nn.Embedding(5, 2, sparse=True)
+    optimizer = grokfast.ema(net, partial(SGD), 0.1, lamb=0.0)
+    net(torch.tensor([1, 1])).sum().backward()
+    assert net.weight.grad is not None
+    before = net.weight.grad._values().clone()
+    optimizer.step()
+    assert torch.equal(net.weight.grad._values(), before)
+    assert not optimizer.state[net.weight].keys() & {"grokfast_ema"}
 
 
 def test_a_window_tells_its_memory_before_it_takes_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -235,9 +304,21 @@ def test_a_base_that_cannot_be_filtered_is_refused(base: Any) -> None:
         grokfast.ema(weight(3), base, 0.1)
 
 
-@pytest.mark.parametrize("wrong", [{"alpha": 1.0}, {"alpha": -0.1}, {"lamb": -1.0}, {"lamb": float("nan")}, {"stop_when": "x"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": 1.0},
+        {"alpha": -0.1},
+        {"lamb": -1.0},
+        {"lamb": float("nan")},
+        {"stop_when": "x"},
+        {"unfiltered": ["nowhere"]},
+        {"unfiltered": "weight"},
+        {"stop_when": 5, "start_when": 5},
+    ],
+)
 def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
-    ((key, _),) = wrong.items()
+    key = next(iter(wrong))
     with pytest.raises(ValueError, match=rf"optim\.{key}="):
         grokfast.ema(weight(3), partial(SGD), 0.1, **wrong)
 
@@ -256,6 +337,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 from research.optim import grokfast
+from research.optim.filter import Filter, is_on
 from research.shards import whole
 
 dist.init_process_group("gloo")

@@ -65,6 +65,7 @@ TWELVE = [
     (["optim.lamb=-1"], ["optim.lamb takes a number in [0, inf)", "got -1"]),
     (["optim.base._target_=torch.optim.LBFGS", "~optim.base.betas", "~optim.base.fused"], ["gradients within its step"]),
     (["optim.base._target_=torch.nn.ReLU", "~optim.base.betas", "~optim.base.fused"], ["is no optimizer class"]),
+    (["+optim.base.lr=0.1"], ["optim.base.lr is not the base's to say", "see lr="]),
     (["model=decoder", "data=text"], ["at every position", "give model=transformer"]),
     (["model=decoder", "model.heads=3"], ["not a multiple of model.heads=3", "model.heads=2"]),
     # choices that do not fit each other

@@ -27,5 +27,5 @@ def test_it_runs(preset: Path, tmp_path: Path) -> None:
 def test_it_opens_with_command_time_and_aim(preset: Path) -> None:
     opening = [line for line in preset.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
     assert f"python train.py experiment={preset.stem}" in opening[0]
-    assert re.search(r"\d+ (s|minutes?) on two cores", opening[0])
+    assert re.search(r"\d+ (s|minutes?) on two cores", " ".join(opening))
     assert re.search(r"val/\w+ [\d.]+", " ".join(opening))

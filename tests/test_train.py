@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
-from program import TINY, summaries, train
+from program import ROOT, TINY, environment, run, summaries, train
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,22 @@ def test_a_compiled_model_computes_the_same(tmp_path: Path) -> None:
         (file,) = (tmp_path / "out" / f"compiled_{compiled}").rglob("metrics.jsonl")
         losses.append([json.loads(line)["train/loss"] for line in file.read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+FLUSHED = """
+import runpy, sys
+import torch
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("flushed", (torch.full((64,), 1e-39) * 0.5).sum().item())
+"""
+
+
+def test_numbers_too_small_for_speed_are_zero(tmp_path: Path) -> None:
+    """Denormal ones take a processor ten times as long; where it has a way to treat them as zero, a run does."""
+    (script := tmp_path / "script.py").write_text(FLUSHED)
+    argv = [str(script), str(ROOT / "train.py"), *TINY, "tracker=none", f"out={tmp_path / 'out'}"]
+    said = run(argv, tmp_path, environment(tmp_path)).stdout
+    able = torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
+    assert ("flushed 0.0" in said) == able

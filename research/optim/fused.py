@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("adamw.c")
 PLAIN, EMA, WINDOW, SUMMED = range(4)  # filters, as adamw.c numbers them
 REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "clip_norm")
+KEYS = {"ema": "alpha", "window": "window"}  # a filter class's `one_pass`, and its setting
 KINDS = frozenset((Parameter, Tensor))  # no subclass: a DTensor's memory is not its own
 State = dict[str, Any]
 Job = tuple[dict[str, Any], int, int, Tensor, Tensor]  # group, its place, filter, parameter, gradient
@@ -35,34 +36,35 @@ Kernel = Callable[[Optimizer, list[Job], list[State]], None]
 @torch.no_grad()
 def step(optimizer: Optimizer) -> bool:
     """One step of a filtered Adam or AdamW that asks for fused=True; False, with nothing changed, where it has to be plain."""
-    jobs = found(optimizer)
+    jobs = jobs_of(optimizer)
     if not jobs:
         return jobs is not None
     device = jobs[0][3].device
-    kernel = kernel_of(device, jobs)
+    kernel = kernel_of(device, optimizer, jobs)
     states = [optimizer.state.get(job[3]) for job in jobs]
     if kernel is None or not fit(jobs, states, device):
         return False
     torch.autograd.graph.increment_version([job[3] for job in jobs])  # a graph that has saved them must not go on
-    kernel(optimizer, jobs, [state or begun(optimizer, p) for state, (_, _, _, p, _) in zip(states, jobs, strict=True)])
+    kernel(optimizer, jobs, [state or fresh_state(optimizer, p) for state, (_, _, _, p, _) in zip(states, jobs, strict=True)])
     return True
 
 
-def found(optimizer: Optimizer) -> list[Job] | None:
+def jobs_of(optimizer: Optimizer) -> list[Job] | None:
     """What has a gradient; None where the class, a group's options or the moment ask for the plain step."""
     bases = type(optimizer).__bases__
-    ours = len(bases) == 2 and bases[0].__module__ == "research.optim.grokfast" and bases[1] in (Adam, AdamW)
-    scaled = getattr(optimizer, "found_inf", None) is not None or getattr(optimizer, "grad_scale", None) is not None
-    if not ours or scaled or torch.compiler.is_compiling():
+    ours = len(bases) == 2 and bases[1] in (Adam, AdamW)
+    key = KEYS.get(vars(bases[0]).get("one_pass", "")) if ours else None  # its own: a subclass of a filter may do anything
+    scaled = getattr(optimizer, "grad_scale", None) is not None
+    if key is None or scaled or optimizer.defaults.get("clip_norm") or torch.compiler.is_compiling():
         return None
     jobs: list[Job] = []
     for place, group in enumerate(optimizer.param_groups):
-        if group["fused"] is not True or any(group.get(key) for key in REFUSED) or not group.keys() & {"alpha", "window"}:
+        if group["fused"] is not True or any(group.get(key) for key in REFUSED) or group.keys() & {"alpha", "window"} != {key}:
             return None
         if not all(isinstance(value, float | int) for value in values(group)):
             return None
-        filtered = group["lamb"] and group.get("grokfast_on", True)
-        kind = PLAIN if not filtered else EMA if "alpha" in group else WINDOW
+        filtered = group["lamb"] and group.get("_on", True)
+        kind = PLAIN if not filtered else EMA if key == "alpha" else WINDOW
         jobs += [(group, place, kind, p, grad) for p in group["params"] if (grad := p.grad) is not None]
     base = jobs and all(kind == PLAIN for _, _, kind, _, _ in jobs)  # without a filter it is the base: same bits
     return None if base else jobs
@@ -105,7 +107,7 @@ def fit(jobs: list[Job], states: list[State | None], device: torch.device) -> bo
     )
 
 
-def begun(optimizer: Optimizer, p: Tensor) -> State:
+def fresh_state(optimizer: Optimizer, p: Tensor) -> State:
     """The state before the first step, as torch lays it out."""
     state: State = optimizer.state[p]
     state["step"] = torch.zeros((), device=p.device)
@@ -113,16 +115,21 @@ def begun(optimizer: Optimizer, p: Tensor) -> State:
     return state
 
 
-def averaged(state: State, grad: Tensor) -> Tensor:
-    """The average, which begins at the first gradient."""
+def verdict(optimizer: Optimizer) -> Tensor | None:
+    """On the device: 1 where this update is left out, which no step waits to know (health.py)."""
+    return getattr(optimizer, "found_inf", None)
+
+
+def averaged(state: State, grad: Tensor, found_inf: Tensor | None = None) -> Tensor:
+    """The average, which begins at the first gradient; where that is judged on the device, at zero if it is not finite."""
     if "grokfast_ema" not in state:
-        state["grokfast_ema"] = grad.clone()
+        state["grokfast_ema"] = grad.clone() if found_inf is None else grad.nan_to_num(0.0, 0.0, 0.0)
     return state["grokfast_ema"]  # type: ignore[no-any-return]
 
 
-def kernel_of(device: torch.device, jobs: list[Job]) -> Kernel | None:
+def kernel_of(device: torch.device, optimizer: Optimizer, jobs: list[Job]) -> Kernel | None:
     """What does the step on a device, or None."""
-    if device.type == "cpu" and (c := library()):
+    if device.type == "cpu" and verdict(optimizer) is None and (c := library()):
         return partial(on_cpu, c)
     if device.type == "cuda" and not any(kind == WINDOW for _, _, kind, _, _ in jobs) and has_triton(device):
         return on_gpu
@@ -133,8 +140,10 @@ def on_gpu(optimizer: Optimizer, jobs: list[Job], states: list[State]) -> None:
     from research.optim import triton_adamw
 
     groups, _, kinds, params, grads = map(list, zip(*jobs, strict=True))
-    averages = [averaged(s, grad) if kind == EMA else None for s, grad, kind in zip(states, grads, kinds, strict=True)]
-    triton_adamw.step(params, grads, averages, groups, states)
+    found_inf = verdict(optimizer)
+    rows = zip(states, grads, kinds, strict=True)
+    averages = [averaged(state, grad, found_inf) if kind == EMA else None for state, grad, kind in rows]
+    triton_adamw.step(params, grads, averages, groups, states, found_inf)
 
 
 @cache
@@ -185,7 +194,8 @@ def on_cpu(c: ctypes.CDLL, optimizer: Optimizer, jobs: list[Job], states: list[S
 def windowed(state: State, grad: Tensor, window: int) -> tuple[int, int, bool]:
     """The ring takes one more gradient: the kernel's filter, where the oldest gradient lies, whether the window is full.
 
-    Once a turn the sum is made anew, here; all other times the kernel adds and takes away.
+    Once a turn the sum is made anew, here; all other times the kernel adds and takes away. So what one huge gradient
+    rounds off the sum is missing until the turn ends, though that gradient is long gone.
     """
     if len(state.get("grokfast_ring", ())) != window:
         state["grokfast_ring"] = grad.new_zeros(window, *grad.shape)

@@ -1,14 +1,12 @@
 """Grokfast (Lee et al. 2024, arXiv 2405.20233): amplify the slow part of the gradient before the optimizer sees it.
 
-A filter is a mixin in front of any torch optimizer class. The result is a real optimizer: alpha and lamb stand in its
-parameter groups, the filter's memory in its state, so saving, scheduling and per-group values work as for any other.
 The lr is the base's own: no part of it is divided by 1 + lamb.
 """
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,103 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from research import processes
-from research.callback import State
-from research.optim import fused
-from research.optim.plain import param_groups, wide, widen
+from research.optim.filter import Filter, Memory, filtered, phase
+from research.optim.plain import param_groups
 from research.ranges import Count, Fraction, NonNegative, Positive
-from research.snapshot import SETTINGS
-from research.when import moment
+from research.when import read_moment
 
 log = logging.getLogger(__name__)
-Memory = dict[Tensor, dict[str, Any]]
-
-
-class Filter(Optimizer):
-    """Filters p.grad in place, then steps. Stands before an optimizer class in the bases of `filtered`.
-
-    Gradients in half precision are filtered in float32, and sparse ones whole: the slow part moves every row.
-    """
-
-    found_inf: Tensor | None = None  # 1: leave this update out
-    told = False  # which metrics are missing
-    _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
-
-    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> Memory:
-        """Add the slow part to the gradients in place; return what is new in the memory of each parameter."""
-        raise TypeError(f"{type(self).__name__} has no filter")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if fused.step(self):
-            return loss
-        fresh: Memory = {}
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params and filters(group):
-                grads = [widened(p.grad) for p in params]
-                fresh |= self.amplify(grads, params, group)
-                for p, grad in zip(params, grads, strict=True):
-                    if grad is not p.grad:
-                        p.grad.copy_(grad.to_sparse(p.grad.sparse_dim()) if p.grad.is_sparse else grad)
-        if norm := self.param_groups[0].get("clip_norm"):
-            nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], norm)
-        unhooked(super().step)(self)
-        for p, memory in fresh.items():  # only now: AdamW sets up its own state only where there is none
-            self.state[p].update(memory)
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        widen(self, state_dict, ("grokfast_ema", "grokfast_ring", "grokfast_sum"))
-
-    def awaited(self) -> set[str]:
-        """The metrics that turn filters on and off."""
-        given = [(key, group[key]) for group in self.param_groups for key in ("start_when", "stop_when")]
-        return {moment(value, key).metric for key, value in given if value is not None} - {""}
-
-    def heed(self, step: int, metrics: dict[str, float] | None) -> None:
-        """Before a step: turn filters on and off where their moment has come, and adapt alpha; None: no news of metrics."""
-        for group in self.param_groups:
-            start, stop = (group[key] and moment(group[key], f"optim.{key}") for key in ("start_when", "stop_when"))
-            waits = not (group["grokfast_on"] or group["grokfast_over"])
-            if waits and start.has_come(step, metrics or {}):
-                group["grokfast_on"] = True
-            if group["grokfast_on"] and stop and stop.has_come(step, metrics or {}):
-                group["grokfast_on"], group["grokfast_over"] = False, True
-                for p in group["params"]:
-                    self.state[p] = {k: value for k, value in self.state[p].items() if not k.startswith("grokfast")}
-            if group.get("adapt") and metrics is not None:  # GrokAdamW (Hartford 2024): alpha falls while it only memorises
-                delay = max(0.0, metrics.get("val/loss", 0.0) - metrics.get("train/loss", math.inf))
-                group["alpha"] = group[SETTINGS]["alpha"] * math.exp(-group["adapt"] * delay)
-
-
-def filters(group: dict[str, Any]) -> bool:
-    """Whether the gradients of a group are filtered now; lamb = 0 is the base class: same bits, no memory."""
-    return bool(group["lamb"] and group["grokfast_on"])
-
-
-def widened(grad: Tensor) -> Tensor:
-    """A gradient as the filter sees it: dense, and float32 at least; itself where it is that."""
-    dense = grad.to_dense() if grad.is_sparse else grad
-    return dense.to(wide(dense.dtype))
-
-
-def heed(optimizer: Optimizer, state: State) -> None:
-    """Tell a filter how far the run is. What its metrics were at the last log point is what the first process saw."""
-    if isinstance(optimizer, Filter):
-        if "val/loss" in state.logged and not optimizer.told:
-            optimizer.told = True
-            for metric in optimizer.awaited() - set(state.metrics):
-                log.warning(
-                    "the filter waits for %s, which no evaluation told; there are: %s", metric, ", ".join(state.metrics)
-                )
-        news = processes.count() == 1 or bool(state.logged) or state.step == state.first
-        optimizer.heed(state.step, processes.everywhere(state.metrics) if news else None)
 
 
 class EMA(Filter):
@@ -120,6 +27,8 @@ class EMA(Filter):
 
     As in the authors' code mu begins at the first gradient; on a device at zero, where that one is not finite.
     """
+
+    one_pass = "ema"
 
     def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> Memory:
         fresh = {p: {"grokfast_ema": grad.clone()} for p, grad in zip(params, grads, strict=True) if _new(self, p)}
@@ -144,6 +53,8 @@ class MA(Filter):
     turn, so that rounding cannot build up. Its memory is window + 1 times the parameters. With another window than
     before (after a resume) it begins empty.
     """
+
+    one_pass = "window"
 
     def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> Memory:
         window = group["window"]
@@ -175,17 +86,6 @@ def empty(grad: Tensor, window: int) -> dict[str, Any]:
     return {"grokfast_ring": ring, "grokfast_sum": torch.zeros_like(grad), "grokfast_seen": 0}
 
 
-def unhooked(step: Any) -> Callable[[Optimizer], Any]:
-    """The base's own step: torch wraps a class's step in hooks once a plain object of it was made, and ours has its own."""
-    function = step.__func__
-    return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
-
-
-def filtered(filter_class: type[Filter], base: type[Optimizer]) -> type[Optimizer]:
-    """`base` with the filter in front, as a class of its own: GrokfastAdamW."""
-    return type(f"Grokfast{base.__name__}", (filter_class, base), {})
-
-
 def _build(
     filter_class: type[Filter],
     model: nn.Module,
@@ -202,10 +102,14 @@ def _build(
         raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {told}: give one as torch.optim.AdamW")
     if not 0 <= options["lamb"] < math.inf:
         raise ValueError(f"optim.lamb={options['lamb']}: the gain of the slow part must be 0 or more")
-    for key in ("start_when", "stop_when"):
-        if options[key] is not None:
-            moment(options[key], f"optim.{key}")
-    options |= {"grokfast_on": options["start_when"] is None, "grokfast_over": False}
+    if isinstance(unfiltered, str) or any(all(word not in name for name, _ in model.named_parameters()) for word in unfiltered):
+        raise ValueError(f"optim.unfiltered={unfiltered}: give a list of words, each in the name of a parameter, as [embed]")
+    moments = [options[key] and read_moment(options[key], f"optim.{key}") for key in ("start_when", "stop_when")]
+    if all(each and not each.metric for each in moments) and moments[1].step <= moments[0].step:
+        raise ValueError(
+            f"optim.stop_when={moments[1].step} is no later than optim.start_when={moments[0].step}: nothing is filtered"
+        )
+    options |= phase(options["start_when"], options["stop_when"])
     groups = []
     for group in param_groups(model, weight_decay, no_decay):
         parts: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
@@ -214,8 +118,7 @@ def _build(
         gains = {True: options["lamb"], False: 0.0}
         groups += [group | options | {"params": part, "lamb": gains[which]} for which, part in parts.items() if part]
     optimizer = filtered(filter_class, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
-    heeds = filter_class is EMA and optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
-    optimizer.heeds_found_inf = heeds  # type: ignore[attr-defined]
+    optimizer.defaults |= options  # of groups that are added later
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer
 
@@ -231,8 +134,8 @@ def ema(
     unfiltered: Sequence[str] = (),
     start_when: int | str | None = None,  # steps or METRIC:VALUE; None: from the first step on
     stop_when: int | str | None = None,
-    clip_norm: Positive | None = None,  # of the filtered gradient; trainer.clip_norm is of the raw one
-    adapt: NonNegative = 0.0,  # alpha <- alpha exp(-adapt max(0, val/loss - train/loss))
+    clip_norm: Positive | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
+    adapt: NonNegative = 0.0,  # alpha exp(-adapt max(0, val/loss - train/loss) / the larger of them)
 ) -> Optimizer:
     """Grokfast-EMA over the optimizer class of `base`: 4 bytes a parameter more than the base.
 
@@ -241,7 +144,7 @@ def ema(
     if not 0 <= alpha < 1:
         raise ValueError(f"optim.alpha={alpha}: the decay of the average must be in [0, 1)")
     when = {"start_when": start_when, "stop_when": stop_when}
-    options = {"alpha": alpha, "lamb": lamb, "adapt": adapt, "clip_norm": clip_norm, **when}
+    options = {"alpha": alpha, "alpha_built": alpha, "lamb": lamb, "adapt": adapt, "clip_norm": clip_norm, **when}
     return _build(EMA, model, base, lr, weight_decay, no_decay, unfiltered, options)
 
 
@@ -256,7 +159,7 @@ def ma(
     unfiltered: Sequence[str] = (),
     start_when: int | str | None = None,  # steps or METRIC:VALUE; None: from the first step on
     stop_when: int | str | None = None,
-    clip_norm: Positive | None = None,  # of the filtered gradient; trainer.clip_norm is of the raw one
+    clip_norm: Positive | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
 ) -> Optimizer:
     """Grokfast-MA over the optimizer class of `base`: window + 1 times the parameters more than the base, which is told.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from research.optim.grokfast import unhooked
+from research.optim.filter import unhooked
 from research.optim.plain import param_groups, wide
 from research.ranges import NonNegative, Positive
 

@@ -5,6 +5,7 @@ only for tensors on a GPU.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 CHUNK, BLOCK = 16384, 1024  # numbers of a program, and of its turns
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _one_minus_power(step: Any, log_beta: Any) -> Any:
+@triton.jit
+def _one_minus_power(step, log_beta):  # type: ignore[no-untyped-def]  # Triton takes no types of ours
     """1 - beta^step, whose leading digits cancel out in float32 where the power is near 1: there as a series."""
     x = step * log_beta
     series = 1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8 * (1 + x / 9))))
@@ -24,15 +25,18 @@ def _one_minus_power(step: Any, log_beta: Any) -> Any:
     return tl.where(x > -0.5, series, 1 - tl.exp(x))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _lerp(start: Any, end: Any, weight: Any) -> Any:
+@triton.jit
+def _lerp(start, end, weight):  # type: ignore[no-untyped-def]
     """torch.lerp: the form that is exact at the nearer end."""
     return tl.where(weight < 0.5, start + weight * (end - start), end - (end - start) * (1 - weight))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(table, numbers, pieces, chunk: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """One chunk of one tensor; `step` below says what the tables hold."""
+    if found_inf is not None:  # noqa: SIM102 - apart, for this is known when it is compiled
+        if tl.load(found_inf) > 0:
+            return
     which, start = tl.load(pieces + 2 * tl.program_id(0)), tl.load(pieces + 2 * tl.program_id(0) + 1)
     row, number = table + 7 * which, numbers + 11 * which
     p = tl.load(row).to(tl.pointer_type(tl.float32))
@@ -77,27 +81,44 @@ def step(
     averages: list[Tensor | None],
     groups: list[dict[str, Any]],
     states: list[dict[str, Any]],
+    found_inf: Tensor | None = None,
 ) -> None:
-    """One step of these parameters, each with its average (None: without the filter), its group and its state."""
-    torch._foreach_add_([state["step"] for state in states], 1)
+    """One step of these parameters, each with its average (None: without the filter), its group and its state.
+
+    Where found_inf, a number on the device, is 1, nothing moves. The host waits for nothing.
+    """
+    counts, device = [state["step"] for state in states], params[0].device
+    torch._foreach_add_(counts, 1)
     rows, numbers = [], []
     for p, grad, average, group, state in zip(params, grads, averages, groups, states, strict=True):
         kept = [state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq", "step")]
         rows.append([p.data_ptr(), grad.data_ptr(), *kept, 0 if average is None else average.data_ptr(), p.numel()])
         numbers.append(numbers_of(group))
     pieces = [(which, start) for which, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
+    if found_inf is not None:
+        found_inf = found_inf.to(device, non_blocking=True)
     if pieces:
-        device = params[0].device
-        table = torch.tensor(rows, dtype=torch.int64).to(device)
-        columns = torch.tensor(numbers, dtype=torch.float32).to(device)
+        tables = _sent(rows, torch.int64, device), _sent(numbers, torch.float32, device), _sent(pieces, torch.int64, device)
         with torch.cuda.device_of(params[0]):
-            _kernel[(len(pieces),)](table, columns, torch.tensor(pieces).to(device), CHUNK, BLOCK)
+            _kernel[(len(pieces),)](*tables, found_inf, CHUNK, BLOCK)
+    if found_inf is not None:  # after the kernel, which has read the counts: what was left out is no step
+        torch._foreach_sub_(counts, [found_inf] * len(counts))
+
+
+def _sent(rows: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A table on its way to the device: out of pinned memory, for the host would wait for a copy of any other."""
+    return torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def works(device: torch.device) -> bool:
-    """Whether a first step on a device gives what it must: from 1 with the gradient 1, a step of lr and a decay of lr / 2."""
+    """Whether a step on a device gives what it must: from 1 with the gradient 1, a step of lr and a decay of lr / 2.
+
+    A second one is left out.
+    """
     p, grad, average, m, v = (torch.full((3,), value, device=device) for value in (1.0, 1.0, 1.0, 0.0, 0.0))
     options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 0.0, "weight_decay": 0.5, "alpha": 0.9, "lamb": 2.0}
     state = {"step": torch.zeros((), device=device), "exp_avg": m, "exp_avg_sq": v}
-    step([p], [grad], [average], [options | {"decoupled_weight_decay": True}], [state])
-    return bool(torch.allclose(p, torch.full_like(p, 0.85)) and torch.allclose(m, torch.full_like(m, 0.3)))
+    for found_inf in (None, torch.ones((), device=device)):
+        step([p], [grad], [average], [options | {"decoupled_weight_decay": True}], [state], found_inf)
+    right = torch.allclose(p, torch.full_like(p, 0.85)) and torch.allclose(m, torch.full_like(m, 0.3))
+    return right and state["step"].item() == 1

@@ -12,7 +12,7 @@ from research.preflight.overrides import Clash
 from research.preflight.resume import resumed
 from research.preflight.signature import Signature, signature
 from research.ranges import is_prime
-from research.when import moment
+from research.when import read_moment
 
 DECODER = "research.models.decoder.Decoder"  # without rotary positions
 
@@ -96,12 +96,24 @@ def several_processes(asked: Asked) -> Iterator[Clash]:
     if how == "fsdp" and asked.at("optim._target_")[0] == "research.optim.grokfast.ma":
         told = "the window of grokfast_ma cannot be spread over processes"
         yield Clash(("trainer.parallel", "optim"), told, "give trainer=ddp, or optim=grokfast")
+    for name in ("ternary", "gradients", "grokking"):
+        if how == "fsdp" and asked.at(f"callbacks.{name}._target_")[0] is not MISSING:
+            told = f"callbacks.{name} looks at whole tensors, trainer=fsdp spreads them"
+            yield Clash(("callbacks", "trainer.parallel"), told, f"give ~callbacks.{name}, or trainer=ddp")
     batch, parts = natural(asked, "trainer.batch_size"), natural(asked, "trainer.grad_accum")
     if batch and parts and batch < parts * processes:
         told = f"trainer.batch_size={batch} has too few samples for {processes} x {parts} micro-batches"
         wide = f"{asked.at('trainer.batch_size')[1]}={parts * processes}"
         fix = f"give {wide}, or trainer.grad_accum={max(1, batch // processes)}"
         yield Clash(("trainer.grad_accum", "trainer.batch_size"), told, fix)
+
+
+def base_and_own(asked: Asked) -> Iterator[Clash]:
+    """What the optimizer is given beside its base is not the base's to say."""
+    for key, fix in {"lr": "lr=", "weight_decay": "optim.weight_decay=", "params": "no_decay"}.items():
+        if asked.at(f"optim.base.{key}")[0] is not MISSING:
+            told = f"optim.base.{key} is not the base's to say: its groups have their own"
+            yield Clash((f"optim.base.{key}",), told, f"leave it out; see {fix}")
 
 
 def filter_and_base(asked: Asked) -> Iterator[Clash]:
@@ -116,7 +128,7 @@ def filter_and_base(asked: Asked) -> Iterator[Clash]:
     for key in ("optim.start_when", "optim.stop_when"):
         if (given := asked.at(key)[0]) not in (None, MISSING):
             try:
-                if moment(given, key).metric == "train/acc" and not asked.at("trainer.judge_train")[0]:
+                if read_moment(given, key).metric == "train/acc" and not asked.at("trainer.judge_train")[0]:
                     yield Clash(
                         (key,), f"{key}={given} waits for train/acc, which is not judged", "give trainer.judge_train=true"
                     )
@@ -182,6 +194,7 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     monitor_and_target,
     heads,
     several_processes,
+    base_and_own,
     filter_and_base,
     prime,
     last_position,
