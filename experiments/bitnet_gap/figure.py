@@ -2,6 +2,7 @@
 
 python experiments/bitnet_gap/figure.py SWEEP...     (without a folder: from the results.csv kept here)
 python experiments/bitnet_gap/figure.py --best SWEEP...     model, width and best lr of each network
+python experiments/bitnet_gap/figure.py --quick SWEEP     the quick size, into quick.csv
 """
 
 import csv
@@ -28,7 +29,7 @@ COLOURS = {False: "tab:gray", True: "tab:blue"}
 Rows = list[dict[str, str]]
 
 
-def collect(sweeps: list[Path]) -> None:
+def collect(sweeps: list[Path], name: str) -> None:
     """One row a run, of the evaluation that its monitor judged best."""
     rows: list[list[Any]] = []
     for folder in (path.parent for sweep in sweeps for path in sorted(sweep.glob("*/summary.json"))):
@@ -41,15 +42,15 @@ def collect(sweeps: list[Path]) -> None:
         rows.append([data, model, *map(float, numbers), *(best.get(metric, "") for metric in METRICS)])
     if not rows:
         sys.exit("no finished run in these folders; give those that the sweeps printed")
-    with (HERE / "results.csv").open("w", newline="") as file:
+    with (HERE / name).open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [COLUMNS, *([cell if isinstance(cell, str) else f"{cell:.8g}" for cell in row] for row in sorted(rows))]
         )
 
 
-def read() -> dict[str, Rows]:
+def read(name: str) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
-    with (HERE / "results.csv").open() as file:
+    with (HERE / name).open() as file:
         for row in csv.DictReader(file):
             found.setdefault(row["data"], []).append(row)
     return found
@@ -103,15 +104,22 @@ def draw(data: dict[str, list[gap.Arm]]) -> None:
     figure.savefig(HERE / "figure.png", dpi=130)
 
 
-if __name__ == "__main__":
-    best = sys.argv[1:2] == ["--best"]
-    if folders := sys.argv[1 + best :]:
-        collect([Path(folder) for folder in folders])
-    results = {task: arms(rows) for task, rows in read().items()}
-    if best:  # the setting of each network at each width, for more seeds of it
-        for arm in (arm for found in results.values() for arm in found):
-            print(arm.network, dict(arm.size)["model.dim"], dict(arm.best)["lr"])
-        sys.exit()
+def say(name: str) -> dict[str, list[gap.Arm]]:
+    """Print the tables of a file."""
+    results = {task: arms(rows) for task, rows in read(name).items()}
     for task, found in results.items():
         print(f"{task}: {gap.budget(found)}\n", *table(found), "", sep="\n")
-    draw(results)
+    return results
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    best, quick = words[:1] == ["--best"], words[:1] == ["--quick"]
+    if folders := words[best or quick :]:
+        collect([Path(folder) for folder in folders], "quick.csv" if quick else "results.csv")
+    if best:  # the setting of each network at each width, for more seeds of it
+        for arm in (arm for rows in read("results.csv").values() for arm in arms(rows)):
+            print(arm.network, dict(arm.size)["model.dim"], dict(arm.best)["lr"])
+        sys.exit()
+    say("quick.csv")
+    draw(say("results.csv"))

@@ -1,0 +1,82 @@
+"""Steps to 95 % over the filter's two numbers: README.md tells what came out, experiments/study.py how to run it."""
+
+import statistics
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from study import Arm, Row, Study, markdown, value  # noqa: E402
+
+ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
+BASES = {"Adam, L2 0.005, lr 1e-3 (the paper's)": ("adam", ADAM), "AdamW, weight decay 1, lr 3e-3": ("adamw", ("lr=3e-3",))}
+TASK = {
+    "quick": ("data.p=47", "model.dim=64", "model.depth=1", "steps=2500"),
+    "full": ("data.p=97", "steps=3000"),
+}
+GRID = {
+    "quick": ("optim.alpha=0.8,0.9,0.98,0.99", "optim.lamb=0.0,0.5,2.0,5.0"),
+    "full": ("optim.alpha=0.8,0.9,0.95,0.98,0.99", "optim.lamb=0.0,0.5,1.0,2.0,5.0"),
+}
+
+
+def arms(size: str) -> list[Arm]:
+    base = ("experiment=grokfast_modular", *TASK[size], "optim=grokfast", "optim.no_decay=[]", "callbacks.grokking.after=1")
+    seeds = {"quick": "0", "full": "0,1,2"}[size]
+    return [Arm(name, "modular", (*base, *settings), GRID[size], search_seeds=seeds) for name, settings in BASES.values()]
+
+
+def cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:
+    """The runs of an arm by (alpha, lamb)."""
+    found: dict[tuple[float, float], list[Row]] = {}
+    for row in rows:
+        if row["arm"] == arm and row["phase"] == "search":
+            given = dict(word.split("=") for word in row["settings"].split())
+            found.setdefault((float(given["optim.alpha"]), float(given["optim.lamb"])), []).append(row)
+    return found
+
+
+def told(runs: list[Row]) -> str:
+    """The median of the steps; a + where a run did not get there."""
+    missed = any(not row["val_95"] for row in runs)
+    if all(not row["val_95"] for row in runs):
+        return f"not in {int(runs[0]['steps']):,}"
+    return f"{statistics.median(float(row['val_95'] or row['steps']) for row in runs):,.0f}{'+' * missed}"
+
+
+def tell(rows: list[Row], size: str) -> str:
+    parts = []
+    for name, (arm, _) in BASES.items():
+        found = cells(rows, arm)
+        lambs, alphas = (sorted({key[place] for key in found}) for place in (1, 0))
+        lines = [[f"alpha {alpha:g}", *(told(found[alpha, lamb]) for lamb in lambs)] for alpha in alphas]
+        parts.append(f"{name}:\n\n" + markdown(["", *(f"lamb {lamb:g}" for lamb in lambs)], lines))
+    return "\n\n".join(parts)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """A map a base: steps to 95 %, by colour and in words."""
+    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
+    rows = [row for row in rows if row["size"] == size]
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axis, (name, (arm, _)) in zip(figure.subplots(1, len(BASES)), BASES.items(), strict=True):
+        found = cells(rows, arm)
+        lambs, alphas = (sorted({key[place] for key in found}) for place in (1, 0))
+        values = [[statistics.median(map(value, found[alpha, lamb])) for lamb in lambs] for alpha in alphas]
+        shades = axis.imshow(values, cmap="viridis_r", aspect="auto", norm="log")
+        for row, alpha in enumerate(alphas):
+            for column, lamb in enumerate(lambs):
+                light = shades.norm(values[row][column]) < 0.5
+                how = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if light else "white"}
+                axis.text(column, row, told(found[alpha, lamb]), **how)
+        axis.set_xticks(range(len(lambs)), [f"{lamb:g}" for lamb in lambs])
+        axis.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+        axis.set(xlabel="lamb", ylabel="alpha", title=name)
+    return figure
+
+
+if __name__ == "__main__":
+    Study(HERE, arms, {"quick": 0, "full": 0}, tell, draw).main()

@@ -1,0 +1,58 @@
+"""Tasks and optimizers that several studies share: overrides of train.py, and what is tuned of each."""
+
+from study import Arm
+
+# task -> size -> what all its runs have
+TASKS = {
+    "modular": {
+        "quick": ("experiment=grokfast_modular", "data.p=47", "model.dim=64", "model.depth=1", "steps=1500"),
+        "full": ("experiment=grokfast_modular", "steps=3000"),
+    },
+    "digits": {
+        "quick": ("data=digits", "model.dim=64", "steps=300"),
+        "full": ("data=digits", "model.dim=128", "steps=1000", "eval_every=50"),
+    },
+    "text": {
+        "quick": ("data=text", "model.dim=64", "data.length=128", "steps=250", "eval_every=125", "precision=fp32"),
+        "full": (
+            "data=text",
+            "model.dim=128",
+            "data.length=128",
+            "batch_size=16",
+            "steps=1500",
+            "eval_every=250",
+            "precision=fp32",
+        ),
+    },
+}
+MODELS = {
+    "modular": {"dense": "decoder", "ternary": "bitdecoder"},
+    "digits": {"dense": "mlp", "ternary": "bitmlp"},
+    "text": {"dense": "transformer", "ternary": "bitnet"},
+}
+SMALL = "optim.weight_decay=tag(log,interval(1e-3,1.0))"  # of what was made to do without
+RATE = ("lr=tag(log,interval(1e-3,1e-2))", "optim.weight_decay=tag(log,interval(0.1,3.0))")
+GAIN = ("optim.lamb=tag(log,interval(0.25,4.0))",)
+OPTIMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> what it is, what is tuned
+    "adamw": (("optim=adamw",), RATE),
+    "momentum": (("optim=momentum",), RATE),
+    "grokfast": (("optim=grokfast",), (*RATE, *GAIN, "optim.alpha=choice(0.8,0.9,0.95,0.98)")),
+    "grokfast_ma": (("optim=grokfast_ma",), (*RATE, *GAIN, "optim.window=choice(10,30,100)")),
+    "grokadamw": (("optim=grokadamw",), (*RATE, *GAIN, "optim.adapt=tag(log,interval(0.01,1.0))")),
+    "ademamix": (("optim=ademamix",), (*RATE, "optim.base.alpha=tag(log,interval(1.0,8.0))")),
+    "orthograd": (("optim=orthograd",), (RATE[0], SMALL)),
+    "muon": (("optim=muon",), ("lr=tag(log,interval(2e-3,3e-2))", RATE[1])),
+    "stablemax": (("optim=adamw", "loss=stablemax"), (RATE[0], SMALL)),
+}
+
+
+SHORT = {"modular": {"quick": ("steps=1000",)}}  # of studies with many runs: what is good is there by then
+
+
+def arm(task: str, size: str, kind: str, optim: str, trials: int, short: bool = False) -> Arm:
+    """A network, dense or ternary, trained on a task by an optimizer that is tuned in so many random trials."""
+    fixed, space = OPTIMS[optim]
+    decays = ("optim.no_decay=[]",) if task == "modular" else ()  # there the embedding's norm is what has to shrink
+    model = (f"model={MODELS[task][kind]}", "schedule.warmup=10")
+    more = SHORT.get(task, {}).get(size, ()) if short else ()
+    return Arm(f"{kind}_{optim}", task, (*TASKS[task][size], *model, *decays, *fixed, *more), space, trials)

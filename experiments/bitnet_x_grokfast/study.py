@@ -1,0 +1,60 @@
+"""Does the filter help ternary networks? README.md tells what came out, experiments/study.py how to run it."""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from arms import MODELS, TASKS, arm  # noqa: E402
+from study import Arm, Row, Study, compared, markdown, missed, of, searched, told, value  # noqa: E402
+
+COMPARED = {"adamw": "tab:gray", "grokfast": "tab:orange", "muon": "tab:green", "orthograd": "tab:purple"}
+UNITS = {"modular": "steps to 95 %", "digits": "accuracy", "text": "bits per byte"}
+TRIALS = {"quick": 5, "full": 16}
+
+
+def arms(size: str) -> list[Arm]:
+    return [arm(task, size, kind, optim, TRIALS[size]) for task in TASKS for kind in ("dense", "ternary") for optim in COMPARED]
+
+
+def tell(rows: list[Row], size: str) -> str:
+    lines = []
+    for task, unit in UNITS.items():
+        for kind in ("dense", "ternary"):
+            for optim in COMPARED:
+                runs = of(rows, f"{kind}_{optim}", task)
+                if not runs:
+                    continue
+                over = "-" if optim == "adamw" else compared(runs, of(rows, f"{kind}_adamw", task))
+                number = searched(rows, f"{kind}_{optim}", task)
+                best = runs[0]["settings"]
+                lines.append(
+                    [f"{task}, {unit}", MODELS[task][kind], optim, ", ".join(map(told, runs)), over, f"{number}: {best}"]
+                )
+    return markdown(["task", "model", "optimizer", "at each seed", "over AdamW", "tuned with"], lines)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """What each seed reached, a panel a task; smaller is better throughout; a hollow mark: not within the run."""
+    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
+    rows = [row for row in rows if row["size"] == size]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    for axis, task in zip(figure.subplots(1, len(UNITS)), UNITS, strict=True):
+        names = [f"{kind} {optim}" for kind in ("dense", "ternary") for optim in COMPARED]
+        for place, name in enumerate(names):
+            for row in of(rows, name.replace(" ", "_"), task):
+                how = {"color": COMPARED[name.split()[1]], "fillstyle": "none" if missed(row) else "full"}
+                axis.plot(value(row), place, ">" if missed(row) else "o", alpha=0.8, **how)
+        axis.set(title=task, xscale="log" if task == "modular" else "linear")
+        axis.set(xlabel={"modular": "steps to 95 %", "digits": "share of wrong answers", "text": "bits per byte"}[task])
+        axis.set_yticks(range(len(names)), names if task == "modular" else [""] * len(names), fontsize=8)
+        axis.invert_yaxis()
+        axis.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    Study(HERE, arms, {"quick": 3, "full": 5}, tell, draw).main()
