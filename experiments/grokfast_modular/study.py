@@ -1,0 +1,99 @@
+"""Grokfast on the paper's task against four baselines: README.md tells what came out, experiments/study.py how to run it."""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from study import Arm, Row, Study, compared, each, markdown, missed, of, searched, value  # noqa: E402
+
+BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
+SIZES = {"quick": ("data.p=47", "model.dim=64", "model.depth=1"), "full": ("data.p=97",)}
+LIMIT = {"quick": 3000, "full": 1500}
+BASELINE = {"quick": 3000, "full": 60_000}  # steps of the paper's own baseline
+EMA, MA = "optim=grokfast", "optim=grokfast_ma"
+ADAM = ("optim.base._target_=torch.optim.Adam", "optim.no_decay=[]", "lr=1e-3")
+FILTER = ("optim.alpha=choice(0.8,0.9,0.95,0.98)", "optim.lamb=tag(log,interval(0.25,4.0))")
+RATE = ("lr=tag(log,interval(1e-3,1e-2))", "optim.weight_decay=tag(log,interval(0.1,3.0))")
+TUNED = {  # ten random trials each; at the paper's size, where a trial takes a minute, a grid of eight each
+    "adamw": {"quick": RATE, "full": ("lr=1e-3,2e-3,3e-3,5e-3", "optim.weight_decay=1.0,3.0")},
+    "grokfast": {"quick": (*RATE, *FILTER), "full": ("lr=1e-3,3e-3", "optim.alpha=0.8,0.98", "optim.lamb=0.5,2.0")},
+}
+TRIALS = {"quick": 10, "full": 0}
+CLAIMED = {"paper": 39_890, "ema": 910, "ma": 790}  # 2405.20233, and the authors' code
+TITLES = {"full": "p = 97, the paper's size", "quick": "p = 47"}
+TICKS = {"full": (300, 1_000, 3_000, 10_000, 30_000), "quick": (300, 500, 1_000, 2_000, 3_000)}
+NAMES = {
+    "paper": "Adam, no weight decay (the paper's baseline)",
+    "same_decay": "Adam, L2 0.005 (the filter's own weight decay)",
+    "times_three": "the same, lr times 1 + lamb",
+    "adamw": "AdamW, tuned",
+    "ema": "Adam, L2 0.005, EMA 0.98, lamb 2 (the paper's)",
+    "ma": "Adam, L2 0.01, window 100, lamb 5 (the paper's)",
+    "grokfast": "AdamW and EMA, tuned",
+}
+
+
+def arms(size: str) -> list[Arm]:
+    base = (*BASE, *SIZES[size], f"steps={LIMIT[size]}")
+    long = (*BASE, *SIZES[size], f"steps={BASELINE[size]}", f"eval_every={25 if size == 'quick' else 50}")
+    return [
+        Arm("paper", "modular", long),
+        Arm("same_decay", "modular", (*base, "optim.weight_decay=0.005")),
+        Arm("times_three", "modular", (*base, "optim.weight_decay=0.005", "lr=3e-3")),
+        Arm("adamw", "modular", (*base, "optim=adamw", "optim.no_decay=[]"), TUNED["adamw"][size], TRIALS[size]),
+        Arm("ema", "modular", (*base, EMA, *ADAM, "optim.alpha=0.98", "optim.lamb=2", "optim.weight_decay=0.005")),
+        Arm("ma", "modular", (*base, MA, *ADAM, "optim.window=100", "optim.lamb=5", "optim.weight_decay=0.01")),
+        Arm("grokfast", "modular", (*base, EMA, "optim.no_decay=[]"), TUNED["grokfast"][size], TRIALS[size]),
+    ]
+
+
+def tell(rows: list[Row], size: str) -> str:
+    head = ["arm", "95 % at step", "held from", "99 % at step", "train 99 %", "lowest after", "s to 95 %", "tuned with"]
+    lines = []
+    for arm, name in NAMES.items():
+        mine = of(rows, arm)
+        if mine:
+            lowest = ", ".join((row["lowest"] and f"{float(row['lowest']):.2f}") or "-" for row in mine)
+            took = ", ".join((row["seconds_95"] and f"{float(row['seconds_95']):.0f}") or "-" for row in mine)
+            tuned = f"{searched(rows, arm)} trials: {mine[0]['settings']}" if searched(rows, arm) else "-"
+            cells = [each(mine, key) for key in ("val_95", "held_95", "val_99", "train_99")]
+            lines.append([name, *cells, lowest, took, tuned])
+    return markdown(head, lines) + "\n\n" + ratios(rows)
+
+
+def ratios(rows: list[Row]) -> str:
+    """Of steps to 95 %."""
+    lines = []
+    for fast in ("ema", "ma", "grokfast", "adamw"):
+        slow = ("paper", "same_decay", "times_three", "adamw")
+        lines.append([NAMES[fast], *("-" if arm == fast else compared(of(rows, arm), of(rows, fast)) for arm in slow)])
+    return markdown(["times fewer steps than", "paper's baseline", "same weight decay", "lr times 3", "tuned AdamW"], lines)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Steps to 95 % of each seed, by arm, a panel a size. Hollow: not within the run; a cross: what the paper says."""
+    sizes = [size for size in TITLES if any(row["size"] == size for row in rows)]
+    figure = Figure(figsize=(4 * len(sizes) + 2.5, 3.2), layout="constrained")
+    for axis, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
+        for place, arm in enumerate(NAMES):
+            colour = "tab:orange" if arm in ("ema", "ma", "grokfast") else "tab:gray"
+            for row in of([row for row in rows if row["size"] == size], arm):
+                shape, fill = (">", "none") if missed(row) else ("o", "full")
+                axis.plot(value(row), place, shape, color=colour, fillstyle=fill, alpha=0.8)
+            if size == "full" and arm in CLAIMED:
+                axis.plot(CLAIMED[arm], place, "x", color="black")
+        axis.set(xscale="log", xlabel="steps to 95 % of the held-back half", title=TITLES[size])
+        axis.set_xticks(TICKS[size], [f"{tick:,}" for tick in TICKS[size]])
+        axis.set_xticks([], minor=True)
+        axis.set_yticks(range(len(NAMES)), [name.split(" (")[0] for name in NAMES.values()], fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
+if __name__ == "__main__":
+    Study(HERE, arms, {"quick": 3, "full": 3}, tell, draw).main()
