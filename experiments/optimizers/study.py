@@ -1,0 +1,91 @@
+"""Every optimizer at equal budgets on three tasks: README.md tells what came out, experiments/study.py how to run it."""
+
+import math
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from arms import OPTIMS, TASKS, arm  # noqa: E402
+from study import Arm, Row, Study, markdown, missed, of, searched, told, value  # noqa: E402
+
+KINDS = {"quick": ("dense",), "full": ("dense", "ternary")}
+TRIALS = {"quick": 3, "full": 16}
+STYLES = ("-", "--", ":")
+
+
+def arms(size: str) -> list[Arm]:
+    return [
+        arm(task, size, kind, optim, TRIALS[size], short=True) for task in TASKS for kind in KINDS[size] for optim in OPTIMS
+    ]
+
+
+def problems(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, float]]:
+    """(task, kind, seed) -> what each optimizer reached there; smaller is better."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for kind in ("dense", "ternary"):
+        for task in TASKS:
+            for optim in OPTIMS:
+                for row in of(rows, f"{kind}_{optim}", task):
+                    reached = math.inf if missed(row) else value(row)
+                    found.setdefault((task, kind, row["seed"]), {})[optim] = reached
+    return found
+
+
+def profile(rows: list[Row]) -> dict[str, list[float]]:
+    """Of each optimizer, how many times the best one's number it needed, problem by problem (Dolan & More 2002), sorted."""
+    ratios: dict[str, list[float]] = {optim: [] for optim in OPTIMS}
+    for reached in problems(rows).values():
+        best = min(reached.values())
+        for optim, number in reached.items():
+            ratios[optim].append(number / best if math.isfinite(best) else math.inf)
+    return {optim: sorted(values) for optim, values in ratios.items() if values}
+
+
+def tell(rows: list[Row], size: str) -> str:
+    lines = []
+    for optim, ratios in profile(rows).items():
+        for kind in KINDS[size]:
+            runs = {task: of(rows, f"{kind}_{optim}", task) for task in TASKS}
+            cells = [", ".join(map(told, found)) for found in runs.values()]
+            number = searched(rows, f"{kind}_{optim}", "modular")
+            near = sum(ratio <= 1.05 for ratio in ratios) / len(ratios)
+            name = f"{optim} ({kind})" if len(KINDS[size]) > 1 else optim
+            worst = f"{ratios[-1]:.2f}" if math.isfinite(ratios[-1]) else "not solved"
+            lines.append([name, *cells, f"{near:.0%}", worst, str(number)])
+    head = [
+        "optimizer",
+        "modular: steps to 95 %",
+        "digits: accuracy",
+        "text: bits per byte",
+        "within 5 % of the best",
+        "at worst",
+        "trials",
+    ]
+    return markdown(head, lines)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Performance profiles: on which share of the problems an optimizer was within so many times of the best."""
+    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axis = figure.subplots()
+    found = profile([row for row in rows if row["size"] == size])
+    for place, (optim, ratios) in enumerate(found.items()):
+        solved = [ratio for ratio in ratios if math.isfinite(ratio)]
+        shares = [(count + 1) / len(ratios) for count in range(len(solved))]
+        style = STYLES[place % len(STYLES)]
+        axis.step([1, *solved, 1000], [0, *shares, shares[-1] if shares else 0], where="post", label=optim, linestyle=style)
+    largest = max(ratio for ratios in found.values() for ratio in ratios if math.isfinite(ratio))
+    axis.set(xscale="log", xlim=(1, 1.1 * largest), ylim=(0, 1.02))
+    axis.set(xlabel="times the best optimizer's number", ylabel="share of the problems")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    Study(HERE, arms, {"quick": 2, "full": 5}, tell, draw).main()
