@@ -98,9 +98,7 @@ class Grokking(Callback):
         state.told |= self._say(state)
 
     def on_end(self, state: State) -> None:
-        if not self.looks:
-            return
-        if state.folder is None:
+        if not self.looks or state.folder is None:
             return
         write_json(state.folder / "grokking.json", self.facts() | {"steps": state.step, "seconds": state.seconds})
         (state.folder / "plots").mkdir(exist_ok=True)
@@ -140,7 +138,7 @@ class Grokking(Callback):
 
     def _look(self, model: nn.Module, step: int) -> tuple[float, float]:
         """The norm of all weights, and the effective rank of the first embedding; NaN without one."""
-        norm = math.sqrt(sum(float(p.double().square().sum()) for p in model.parameters()))
+        norm = math.sqrt(sum(p.double().square().sum() for p in model.parameters()))  # one wait for a device
         embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
         if (embedding := next(embeddings, None)) is None or not math.isfinite(norm):
             return norm, math.nan

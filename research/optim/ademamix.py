@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from research.optim.plain import wide, widen
+from research.optim.plain import evaluated, wide, widen
 from research.ranges import Count, NonNegative, Positive
 
 AVERAGES = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper
@@ -45,11 +45,8 @@ class AdEMAMix(Optimizer):
         widen(self, state_dict, AVERAGES)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = evaluated(closure)
         for group in self.param_groups:
             by_step: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
             for p in group["params"]:

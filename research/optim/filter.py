@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from research import processes
 from research.callback import State
 from research.optim import fused
-from research.optim.plain import wide, widen
+from research.optim.plain import evaluated, wide, widen
 from research.when import read_moment
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,7 @@ class Filter(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if fused.step(self):
             return loss
         norm, fresh = self.defaults.get("clip_norm"), Memory()

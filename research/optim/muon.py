@@ -7,6 +7,8 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 
+from research.optim.plain import evaluated
+
 
 class Muon(Optimizer):
     """One optimizer over two rules. Matrices are 2-D parameters whose name holds none of `adamw_for`.
@@ -35,11 +37,8 @@ class Muon(Optimizer):
         super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = evaluated(closure)
         for matrices, rule in self._rules.items():
             rule.state = self.state  # one state and one list of groups: saved, loaded and scheduled as usual
             rule.param_groups = [group for group in self.param_groups if group["matrices"] is matrices]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from research.optim.filter import unhooked
-from research.optim.plain import param_groups, wide
+from research.optim.plain import evaluated, param_groups, wide
 from research.ranges import NonNegative, Positive
 
 EPS = 1e-30  # beside w.w: weights of zero have no direction, and their gradient stays as it is
@@ -27,11 +27,8 @@ class OrthoGrad(Optimizer):
     _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = evaluated(closure)
         turn([p for group in self.param_groups for p in group["params"] if p.grad is not None])
         unhooked(super().step)(self)
         return loss

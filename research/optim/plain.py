@@ -1,6 +1,6 @@
 """Any torch optimizer over a model, with one visible rule for what weight decay skips."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,14 @@ def plain(
 ) -> Optimizer:
     """The optimizer itself, over the two groups."""
     return base(param_groups(model, weight_decay, no_decay), lr=lr)
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """What a step's closure gives: the loss, whose gradients it computes; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
