@@ -117,7 +117,7 @@ def base_and_own(asked: Asked) -> Iterator[Clash]:
 
 
 def filter_and_base(asked: Asked) -> Iterator[Clash]:
-    """A filter stands before an optimizer class that takes the gradients as they are; its moments can be read."""
+    """A filter stands before an optimizer class that takes the gradients as they are."""
     if not str(asked.at("optim._target_")[0]).startswith("research.optim.grokfast."):
         return
     base, takes = asked.at("optim.base._target_")[0], asked.signature("optim.base")
@@ -125,16 +125,25 @@ def filter_and_base(asked: Asked) -> Iterator[Clash]:
     if own or (takes and ("lr" not in [p.name for p in takes.parameters] or takes.returns)):
         told = f"optim.base._target_={base} {'computes gradients within its step' if own else 'is no optimizer class'}"
         yield Clash(("optim.base._target_", "optim"), told, "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another")
+
+
+def moments(asked: Asked) -> Iterator[Clash]:
+    """When a filter goes on and off can be read, and comes within the run."""
+    steps = natural(asked, "trainer.steps")
     for key in ("optim.start_when", "optim.stop_when"):
-        if (given := asked.at(key)[0]) not in (None, MISSING):
-            try:
-                if read_moment(given, key).metric == "train/acc" and not asked.at("trainer.judge_train")[0]:
-                    yield Clash(
-                        (key,), f"{key}={given} waits for train/acc, which is not judged", "give trainer.judge_train=true"
-                    )
-            except ValueError as error:
-                told, _, fix = str(error).rpartition(": ")
-                yield Clash((key,), f"{told} is no moment of a run", fix)
+        if (given := asked.at(key)[0]) in (None, MISSING):
+            continue
+        try:
+            when = read_moment(given, key)
+        except ValueError as error:
+            told, _, fix = str(error).rpartition(": ")
+            yield Clash((key,), f"{told} is no moment of a run", fix)
+            continue
+        if when.metric == "train/acc" and not asked.at("trainer.judge_train")[0]:
+            yield Clash((key,), f"{key}={given} waits for train/acc, which is not judged", "give trainer.judge_train=true")
+        if steps and when.step >= steps:
+            told = f"{key}={given} does not come within trainer.steps={steps}"
+            yield Clash((key, "trainer.steps"), told, f"give fewer than {steps}, or leave it out")
 
 
 def folder_and_fields(asked: Asked) -> Iterator[Clash]:
@@ -196,6 +205,7 @@ RELATIONS: tuple[Callable[[Asked], Iterator[Clash]], ...] = (
     several_processes,
     base_and_own,
     filter_and_base,
+    moments,
     prime,
     last_position,
     folder_and_fields,
