@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from options import at_least, some_of
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -189,26 +190,11 @@ def measure(size: str, rounds: int, clock: Callable[[], float]) -> dict[str, flo
     return ratios
 
 
-def sizes(text: str) -> list[str]:
-    """Those that the command line names. Raises ArgumentTypeError for one that there is not."""
-    for name in (given := text.split(",")):
-        if name not in SIZES:
-            raise argparse.ArgumentTypeError(f"there is no size '{name}'; give some of {', '.join(SIZES)}, with commas between")
-    return given
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if (given := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{given} is too few: give {least} or more")
-        return given
-
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=sizes, default=list(SIZES), help=f"some of {', '.join(SIZES)}, in millions")
+    parser.add_argument(
+        "--sizes", type=some_of("size", SIZES), default=list(SIZES), help=f"some of {', '.join(SIZES)}, in millions"
+    )
     parser.add_argument("--rounds", type=at_least(2), default=7, help="rounds that count, at least 2")
     parser.add_argument("--threads", type=at_least(1), default=2, help="1: CPU time")
     args = parser.parse_args()

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from options import at_least, some_of
 from torch import Tensor, nn
 
 from research.dataset import Tokens
@@ -172,26 +173,11 @@ def measure(part: str, rounds: int, clock: Callable[[], float]) -> dict[str, flo
     return ratios
 
 
-def parts(text: str) -> list[str]:
-    """Those that the command line names. Raises ArgumentTypeError for one that there is not."""
-    for name in (given := text.split(",")):
-        if name not in PARTS:
-            raise argparse.ArgumentTypeError(f"there is no part '{name}'; give some of {', '.join(PARTS)}, with commas between")
-    return given
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if (given := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{given} is too few: give {least} or more")
-        return given
-
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=parts, default=list(PARTS), help=f"some of {', '.join(PARTS)}, with commas between")
+    parser.add_argument(
+        "--parts", type=some_of("part", PARTS), default=list(PARTS), help=f"some of {', '.join(PARTS)}, with commas between"
+    )
     parser.add_argument("--rounds", type=at_least(2), default=12, help="rounds that count, at least 2")
     parser.add_argument("--threads", type=at_least(1), default=2, help="1: CPU time")
     args = parser.parse_args()

@@ -26,8 +26,8 @@ class Stateful(Protocol):
 
 @dataclass
 class State:
-    """One run in flight. Callbacks read all of it; they may write `stop`, numbers to be logged into `told`, and words
-    for the end of the run into `said`.
+    """One run in flight. Callbacks read all of it; they may write `stop` and `lift`, numbers to be logged into `told`, and
+    words for the end of the run into `said`.
     """
 
     model: nn.Module
@@ -64,6 +64,7 @@ class State:
     seconds: float = 0.0  # of training, evaluations included, in all processes that this run has had
     before: float = 0.0  # of them, before this process began
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still judged
+    lift: str = ""  # the override that a run needs to go on past that reason, as target=null; empty: none
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
 

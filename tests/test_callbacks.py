@@ -11,10 +11,11 @@ from rich.console import Console as Terminal
 from torch import nn
 
 from research.callback import Callback, State
-from research.callbacks.console import Console, precision
+from research.callbacks.console import Console, precision, summary
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
+from research.callbacks.grokking import Grokking
 from research.callbacks.ternary import FACTS, Ternary, draw
 from research.callbacks.time_limit import TimeLimit
 from research.data.modular import modular
@@ -96,6 +97,25 @@ def test_early_stop_holds_for_as_many_evaluations() -> None:
     assert fit(EarlyStop(target=100.0, hold=2), monitor="val/loss").step == 4
     assert fit(EarlyStop(target=1.1)).step == 6
     assert fit(EarlyStop()).stop == ""
+
+
+@pytest.mark.parametrize(
+    ("callback", "longer", "kept"),
+    [
+        (EarlyStop(target=0.0), "trainer.steps=80 target=null", ["callbacks.grokking.end=0"]),
+        (Grokking(hold=1, end=1e-9), "trainer.steps=80 callbacks.grokking.end=null", ["target=0"]),
+        (TimeLimit(1e-9), "trainer.steps=80", ["target=0", "callbacks.grokking.end=0"]),
+    ],
+)
+def test_the_command_to_go_on_lifts_what_ended_the_run(
+    callback: Callback, longer: str, kept: list[str], tmp_path: Path
+) -> None:
+    """And nothing else that was asked for."""
+    (tmp_path / "overrides.txt").write_text("lr=1e-3\ntarget=0\ncallbacks.grokking.end=0\nsteps=6\n")
+    state = fit(callback, steps=40, folder=tmp_path)
+    assert state.step < 40
+    words = dict(summary(state))["go on"].split()
+    assert words == ["python", "train.py", "lr=1e-3", *kept, f"resume={tmp_path}", *longer.split()]
 
 
 def test_the_step_at_which_time_is_over_is_judged() -> None:

@@ -99,12 +99,14 @@ def summary(state: State) -> list[tuple[str, str]]:
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
     start = ["torchrun", "--nproc-per-node", str(processes.count())] if processes.count() > 1 else ["python"]
     command = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith("resume."))])
-    moved = ("resume.", "steps=", "trainer.steps=", "target=")
+    lifted = [state.lift.partition("=")[0] + "="] if state.lift else []
+    moved = ("resume.", "steps=", "trainer.steps=", *lifted)
     longer = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith(moved))])
+    further = f"trainer.steps={2 * state.steps} {state.lift}".rstrip()
     return [
         *rows,
         ("folder", str(state.folder)),
-        ("go on", f"{longer} resume={shlex.quote(str(state.folder))} trainer.steps={2 * state.steps} target=null"),
+        ("go on", f"{longer} resume={shlex.quote(str(state.folder))} {further}"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]
 

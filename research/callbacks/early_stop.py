@@ -33,4 +33,4 @@ class EarlyStop(Callback):
 
     def _judge(self, state: State) -> None:
         if self.target is not None and self.held >= self.hold:
-            state.stop = f"{state.monitor} reached {self.target:g}"
+            state.stop, state.lift = f"{state.monitor} reached {self.target:g}", "target=null"

@@ -135,6 +135,7 @@ class Grokking(Callback):
     def _stop(self, state: State, step: int) -> None:
         if self.until is not None and step >= self.until:
             state.stop = f"val/acc stayed at {self.end:g} or above for {self.hold} evaluations"
+            state.lift = "callbacks.grokking.end=null"
 
     def _look(self, model: nn.Module, step: int) -> tuple[float, float]:
         """The norm of all weights, and the effective rank of the first embedding; NaN without one."""
