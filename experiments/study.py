@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,16 +166,19 @@ def outcome(folder: Path, fixed: Sequence[str]) -> Row:
     told = json.loads((folder / "summary.json").read_text())
     given = dict(line.split("=", 1) for line in (folder / "overrides.txt").read_text().splitlines() if "=" in line)
     aside = {word.split("=", 1)[0] for word in fixed} | {"seed", "name", "out", "tracker", "resume.path"}
-    asked = re.search(r"^steps: (\d+)$", (folder / "config.yaml").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     path = folder / "grokking.json"
     grokked = json.loads(path.read_text()) if path.exists() else {}
     facts: dict[str, Any] = {
         "settings": " ".join(f"{key}={short(value)}" for key, value in sorted(given.items()) if key not in aside),
         "seed": given["seed"], "status": told["status"], "steps": told.get("steps", 0),
-        "asked": asked, "seconds": round(told.get("train_s", 0.0), 2),
+        "asked": config["steps"], "seconds": round(told.get("train_s", 0.0), 2),
         "acc": told.get("best", {}).get("val/acc"), "bpb": told.get("best", {}).get("val/bpb"),
     }  # fmt: skip
-    facts["judged"] = "steps" if grokked else "acc" if facts["bpb"] is None else "bpb"
+    if grokked:
+        facts["judged"] = "val_99" if config["callbacks"]["grokking"]["end"] >= 0.99 else "val_95"
+    else:
+        facts["judged"] = "acc" if facts["bpb"] is None else "bpb"
     for level in ("95", "99") if grokked else ():
         splits = grokked[f"0.{level}"]
         facts |= {f"{split}_{level}": splits[split]["first"] for split in ("train", "val")}
@@ -209,33 +213,33 @@ def read(folder: Path) -> list[Row]:
 
 
 def score(row: Row) -> float:
-    """What settings are chosen by, smaller is better: steps to 95 % where a run is about that (of one that did not get there
-    all of its steps, and more the worse it was), else bits per byte, else the share of wrong answers. Of one that failed,
-    infinity.
+    """What settings are chosen by, smaller is better: steps to 95 or 99 % where a run is about that (of one that did not get
+    there all of its steps, and more the worse it was), else bits per byte, else the share of wrong answers. Of one that
+    failed, infinity.
     """
     if row["status"] == "FAILED" or not row["acc"]:
         return math.inf
-    if row["judged"] == "steps":
-        return float(row["val_95"]) if row["val_95"] else float(row["asked"]) * (2 - float(row["acc"]))
+    if (at := row["judged"]).startswith("val_"):
+        return float(row[at]) if row[at] else float(row["asked"]) * (2 - float(row["acc"]))
     return float(row["bpb"]) if row["judged"] == "bpb" else max(1 - float(row["acc"]), HALF)
 
 
 def value(row: Row) -> float:
     """What tables compare: the same, but no invented steps. Of a run that did not get there, its steps: a bound."""
-    return min(score(row), float(row["asked"])) if row["judged"] == "steps" else score(row)
+    return min(score(row), float(row["asked"])) if row["judged"].startswith("val_") else score(row)
 
 
 def missed(row: Row) -> bool:
     """Whether `value` is a bound only."""
-    return row["status"] == "FAILED" or (row["judged"] == "steps" and not row["val_95"])
+    return row["status"] == "FAILED" or not row[row["judged"]]
 
 
 def told(row: Row) -> str:
     """`value` for people."""
     if row["status"] == "FAILED":
         return f"diverged at {int(row['steps']):,}"
-    if row["judged"] == "steps":
-        return f"{int(row['val_95']):,}" if row["val_95"] else f"not in {int(row['asked']):,}"
+    if (at := row["judged"]).startswith("val_"):
+        return f"{int(row[at]):,}" if row[at] else f"not in {int(row['asked']):,}"
     return f"{float(row['bpb']):.3f}" if row["judged"] == "bpb" else f"{float(row['acc']):.4f}"
 
 

@@ -8,12 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import processes
 from research.nn.average import Average
 from research.nn.blocks import blocks
+
+STATE = "optimizer.state."  # before a parameter's name, and what is kept of it
 
 
 def shard(model: nn.Module) -> None:
@@ -99,11 +102,34 @@ def load(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> 
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    held = parts(model, optimizer)
-    read(held, storage_reader=FileSystemReader(folder), no_dist=processes.count() == 1)
+    held, files = parts(model, optimizer), FileSystemReader(folder)
+    if optimizer:
+        held["optimizer"]["state"] = memory(files.read_metadata().state_dict_metadata, held["model"])
+    read(held, storage_reader=files, no_dist=processes.count() == 1)
     set_model_state_dict(model, held["model"])
     if optimizer:
         set_optimizer_state_dict(model, optimizer, held["optimizer"])
+
+
+def memory(stored: Mapping[str, Any], model: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Room for what the files keep of each parameter, by name. An optimizer that begins may keep less or more: a filter
+    that is not on yet, a gradient that came late.
+    """
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    found: dict[str, dict[str, Any]] = {}
+    for key, facts in stored.items():
+        name, _, part = key.removeprefix(STATE).rpartition(".")
+        if key.startswith(STATE):
+            tensor = isinstance(facts, TensorStorageMetadata)
+            found.setdefault(name, {})[part] = room(model[name], facts.size, facts.properties.dtype) if tensor else None
+    return found
+
+
+def room(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor of that size, spread as the parameter is: one such, or a row of them; any other is not spread."""
+    one = torch.zeros_like(p, dtype=dtype)
+    return one if size == p.shape else torch.stack([one] * size[0]) if size[1:] == p.shape else torch.zeros(size, dtype=dtype)
 
 
 def digest(path: Path) -> tuple[int, str]:

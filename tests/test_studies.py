@@ -121,7 +121,7 @@ def row(**facts: Any) -> study.Row:
 
 
 def test_scores() -> None:
-    end = {"status": "FINISHED", "judged": "steps", "asked": 1000}
+    end = {"status": "FINISHED", "judged": "val_95", "asked": 1000}
     early, late = (row(val_95=at, acc=1, **end) for at in (300, 900))
     near, far = (row(acc=acc, **end) for acc in (0.9, 0.1))
     broken = row(acc=0.1, steps=50, **end | {"status": "FAILED"})
@@ -134,7 +134,7 @@ def test_scores() -> None:
 
 
 def test_what_was_not_reached_is_a_bound() -> None:
-    end = {"status": "FINISHED", "judged": "steps", "asked": 1000, "acc": 0.5}
+    end = {"status": "FINISHED", "judged": "val_95", "asked": 1000, "acc": 0.5}
     fast, slow = ([row(val_95=at, seed=seed, **end) for seed, at in enumerate(steps)] for steps in ((100, 200), (300, 600)))
     never = [row(seed=seed, **end) for seed in range(2)]
     assert study.compared(slow, fast) == "3 (3 to 3)", "paired by seed"

@@ -70,11 +70,12 @@ class MA(Filter):
             slots = [memory["grokfast_ring"][seen % window] for memory in memories]
             torch._foreach_add_(totals, mine)
             torch._foreach_sub_(totals, slots)
-            torch._foreach_copy_(slots, mine)
+            torch._foreach_zero_(slots)
+            torch._foreach_add_(slots, mine)  # not copied: of tensors that are spread torch copies none so
             for memory in memories:
                 memory["grokfast_seen"] = seen + 1
                 if seen % window == window - 1:
-                    torch.sum(memory["grokfast_ring"], dim=0, out=memory["grokfast_sum"])
+                    memory["grokfast_sum"].copy_(memory["grokfast_ring"].sum(0))
             if seen + 1 >= window:
                 torch._foreach_add_(mine, totals, alpha=group["lamb"] / window)
         return fresh
@@ -82,8 +83,8 @@ class MA(Filter):
 
 def empty(grad: Tensor, window: int) -> dict[str, Any]:
     """The memory of a window before its first gradient."""
-    ring = grad.new_zeros(window, *grad.shape)
-    return {"grokfast_ring": ring, "grokfast_sum": torch.zeros_like(grad), "grokfast_seen": 0}
+    nothing = torch.zeros_like(grad)
+    return {"grokfast_ring": torch.stack([nothing] * window), "grokfast_sum": nothing, "grokfast_seen": 0}
 
 
 def _build(

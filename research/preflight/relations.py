@@ -93,9 +93,6 @@ def several_processes(asked: Asked) -> Iterator[Clash]:
     if how in ("ddp", "fsdp") and processes == 1:
         told = "this is one process (accelerate launch --cpu starts no more without MPI)"
         yield Clash(("trainer.parallel",), told, "start it as: torchrun --nproc-per-node 2 train.py ...")
-    if how == "fsdp" and asked.at("optim._target_")[0] == "research.optim.grokfast.ma":
-        told = "the window of grokfast_ma cannot be spread over processes"
-        yield Clash(("trainer.parallel", "optim"), told, "give trainer=ddp, or optim=grokfast")
     for name in ("ternary", "gradients", "grokking"):
         if how == "fsdp" and asked.at(f"callbacks.{name}._target_")[0] is not MISSING:
             told = f"callbacks.{name} looks at whole tensors, trainer=fsdp spreads them"

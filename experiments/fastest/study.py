@@ -1,0 +1,69 @@
+"""What makes the ternary network of `make train` generalise soonest: README.md tells what came out, experiments/study.py how to
+run it.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from arms import OPTIMS  # noqa: E402
+from study import Arm, Row, Study, compared, each, markdown, missed, of, searched, value  # noqa: E402
+
+BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
+COMPARED = {"quick": ("adamw", "grokfast", "muon", "orthograd"), "full": tuple(OPTIMS)}
+TRIALS = {"quick": 5, "full": 8}
+SEARCHED = {"quick": "0", "full": "0,100"}  # seeds that settings are chosen by
+PRESET = "preset"
+
+
+def arms(size: str) -> list[Arm]:
+    tuned = [
+        Arm(optim, "modular", (*BASE, *OPTIMS[optim][0]), OPTIMS[optim][1], TRIALS[size], SEARCHED[size])
+        for optim in COMPARED[size]
+    ]
+    return [Arm(PRESET, "modular", ("experiment=fastest", *BASE)), *tuned]
+
+
+def ranked(rows: list[Row]) -> list[str]:
+    """The arms, the soonest by the median first."""
+    found = [arm for arm in (PRESET, *OPTIMS) if of(rows, arm)]
+    return sorted(found, key=lambda arm: statistics.median(map(value, of(rows, arm))))
+
+
+def tell(rows: list[Row], size: str) -> str:
+    lines = []
+    for arm in ranked(rows):
+        mine, number = of(rows, arm), searched(rows, arm) // len(SEARCHED[size].split(","))
+        over = "-" if arm == "adamw" else compared(mine, of(rows, "adamw"))
+        middle = f"{statistics.median(map(value, mine)):g}"
+        settings = f"{number} trials: {mine[0]['settings']}" if number else "-"
+        lines.append([arm, each(mine, "val_99"), middle, over, settings])
+    return markdown(["optimizer", "99 % at step", "median", "over AdamW", "tuned with"], lines)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Steps to 99 % of each seed, by optimizer. Hollow: not within the run."""
+    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
+    rows = [row for row in rows if row["size"] == size]
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis, names = figure.subplots(), ranked(rows)
+    for place, arm in enumerate(names):
+        for row in of(rows, arm):
+            shape, fill = (">", "none") if missed(row) else ("o", "full")
+            axis.plot(value(row), place, shape, color="tab:blue", fillstyle=fill, alpha=0.6)
+    axis.set(xscale="log", xlabel="steps to 99 % of the held-back half")
+    axis.set_xticks((50, 100, 200, 300, 500), ("50", "100", "200", "300", "500"))
+    axis.set_xticks([], minor=True)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    Study(HERE, arms, {"quick": 4, "full": 8}, tell, draw).main()
