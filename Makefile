@@ -71,7 +71,7 @@ bench: setup
 # The quick size of each study, again from nothing: results.csv, the tables of its README, its figure.
 studies: setup
 	@rm -rf outputs/studies/quick
-	@for each in grokfast_modular alpha_lamb bitnet_x_grokfast lr_sensitivity optimizers; do \
+	@for each in grokfast_modular alpha_lamb bitnet_x_grokfast lr_sensitivity optimizers fastest; do \
 	  $(BIN)/python experiments/$$each/study.py $(ARGS) || exit 1; done
 	@PYTHON=$(BIN)/python bash experiments/bitnet_gap/quick.sh
 

@@ -25,6 +25,7 @@ EXPERIMENTS = ROOT / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
 import arms  # noqa: E402
+import results  # noqa: E402
 import study  # noqa: E402
 
 SCRIPTS = sorted([*EXPERIMENTS.glob("*/study.py"), *EXPERIMENTS.glob("*/figure.py")])
@@ -38,8 +39,7 @@ def test_tables_and_figures_come_from_the_results(script: Path, tmp_path: Path) 
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     copy = tmp_path / "experiments" / script.parent.name
     (copy / "figure.png").unlink()
-    words = ["--figure"] if script.name == "study.py" else []
-    command = [sys.executable, str(copy / script.name), *words]
+    command = [sys.executable, str(copy / script.name), *(["--figure"] if script.name == "study.py" else [])]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     readme = (script.parent / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_tables_and_figures_come_from_the_results(script: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_number_of_the_table_has_its_command(name: str) -> None:
+def test_a_readme_has_its_parts(name: str) -> None:
     """The README names the commands, and results.csv has the sizes that it tells of."""
     readme = (EXPERIMENTS / name / "README.md").read_text()
     assert f"python experiments/{name}/study.py" in readme
@@ -71,31 +71,47 @@ def test_each_study_is_made_by_make_and_told_in_the_log() -> None:
         assert f"[{name}]({name}/README.md)" in log
 
 
+def module(name: str) -> Any:
+    """A study's own program."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / name / "study.py")
+    assert spec
+    assert spec.loader
+    spec.loader.exec_module(found := importlib.util.module_from_spec(spec))
+    return found
+
+
+def words(arm: study.Arm) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in (*arm.fixed, *arm.space))
+
+
 @pytest.mark.parametrize("size", ["quick", "full"])
-def test_budgets_are_equal(size: str) -> None:
-    """Every optimizer has as many trials and steps, and the same ranges of lr and decay but for two."""
-    for task in arms.TASKS:
-        for kind in ("dense", "ternary"):
-            made = [arms.arm(task, size, kind, optim, 5) for optim in arms.OPTIMS]
-            assert {arm.trials for arm in made} == {5}
-            assert len({arm.fixed[: len(arms.TASKS[task][size])] for arm in made}) == 1
-            assert len({arm.space[0] for arm in made}) == 2, "Muon's is its own"
-            assert len({arm.space[1] for arm in made}) == 2, "OrthoGrad's is its own"
+@pytest.mark.parametrize("name", ["bitnet_x_grokfast", "fastest", "grokfast_modular", "optimizers"])
+def test_budgets_are_equal(name: str, size: str) -> None:
+    """What is compared has as many trials, seeds and steps, and the same ranges of lr and weight decay; but for Muon's rates
+    and the weight decay of what was made to do without.
+    """
+    compared: dict[tuple[str, str], list[study.Arm]] = {}
+    for arm in module(name).arms(size):
+        if arm.space:
+            compared.setdefault((arm.task, words(arm).get("model", "")), []).append(arm)
+    for same in compared.values():
+        assert len(same) > 1
+        assert same[0].trials > 0
+        assert len({(arm.trials, arm.search_seeds, arm.seeds, words(arm)["steps"]) for arm in same}) == 1
+        assert {words(arm)["lr"] for arm in same if words(arm)["optim"] != "muon"} == {arms.RATE[0].split("=", 1)[1]}
+        small = [arm for arm in same if words(arm)["optim"] == "orthograd" or words(arm).get("loss") == "stablemax"]
+        assert {words(arm)["optim.weight_decay"] for arm in same if arm not in small} == {arms.RATE[1].split("=", 1)[1]}
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_of_a_study_is_asked_for_rightly(name: str) -> None:
     """The overrides of every arm, in both sizes, pass the preflight."""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / name / "study.py")
-    assert spec
-    assert spec.loader
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     for size in ("quick", "full"):
-        made = module.arms(size)
+        made = module(name).arms(size)
         assert len({(arm.name, arm.task) for arm in made}) == len(made), "each has a folder of its own"
         for arm in made:
-            words = [*arm.fixed, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
-            assert mistakes(words, True) == [], words
+            asked = [*arm.fixed, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
+            assert mistakes(asked, True) == [], asked
 
 
 positive = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
@@ -105,70 +121,110 @@ positive = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
 @given(positive, positive, st.floats(0.1, 10.0))
 def test_ratios(slow: list[float], fast: list[float], factor: float) -> None:
     """Of geometric means; within its interval; times a factor where one side is; one over it the other way round."""
-    middle, low, high = study.ratio(slow, fast, draws=200)
+    middle, low, high = results.ratio(slow, fast, draws=200)
     mean = math.prod(slow) ** (1 / len(slow)) / math.prod(fast) ** (1 / len(fast))
     assert middle == pytest.approx(mean)
     assert low <= high
     assert min(slow) / max(fast) * (1 - 1e-9) <= low
     assert high <= max(slow) / min(fast) * (1 + 1e-9)
-    assert study.ratio([factor * value for value in slow], fast, draws=200)[0] == pytest.approx(factor * middle)
-    same = study.ratio(slow, [factor * value for value in slow], paired=True, draws=200)
+    assert results.ratio([factor * value for value in slow], fast, draws=200)[0] == pytest.approx(factor * middle)
+    same = results.ratio(slow, [factor * value for value in slow], paired=True, draws=200)
     assert same == pytest.approx((1 / factor,) * 3), "pairs that all have one ratio leave no doubt"
 
 
-def row(**facts: Any) -> study.Row:
-    return dict.fromkeys(study.COLUMNS, "") | {key: str(value) for key, value in facts.items()}
+def row(**facts: Any) -> results.Row:
+    return dict.fromkeys(results.COLUMNS, "") | {key: str(value) for key, value in facts.items()}
 
 
 def test_scores() -> None:
-    end = {"status": "FINISHED", "judged": "val_95", "asked": 1000}
+    end = {"status": "FINISHED", "judged": "val_95", "asked": 1000, "steps": 1000}
     early, late = (row(val_95=at, acc=1, **end) for at in (300, 900))
     near, far = (row(acc=acc, **end) for acc in (0.9, 0.1))
-    broken = row(acc=0.1, steps=50, **end | {"status": "FAILED"})
-    assert study.score(early) < study.score(late) < study.score(near) < study.score(far) < study.score(broken) == math.inf
-    assert [study.value(each) for each in (late, near, far)] == [900, 1000, 1000], "no steps are invented"
-    assert list(map(study.told, (late, far, broken))) == ["900", "not in 1,000", "diverged at 50"]
+    broken = row(acc=0.1, **end | {"status": "FAILED", "steps": 50})
+    assert sorted([broken, far, late, near, early], key=results.score) == [early, late, near, far, broken]
+    assert results.score(broken) == math.inf
+    assert [results.value(each) for each in (late, near, far, broken)] == [900, 1000, 1000, 1000], "no steps are invented"
+    assert list(map(results.told, (late, far, broken))) == ["900", "not in 1,000", "diverged at 50"]
     text, digits = ({"status": "FINISHED", "judged": judged} for judged in ("bpb", "acc"))
-    assert study.score(row(bpb=2.0, acc=0.6, **text)) < study.score(row(bpb=2.1, acc=0.7, **text))
-    assert 0 < study.score(row(acc=1.0, **digits)) < study.score(row(acc=0.98, **digits)) < study.score(row(acc=0.97, **digits))
+    assert results.score(row(bpb=2.0, acc=0.6, **text)) < results.score(row(bpb=2.1, acc=0.7, **text))
+    shares = [results.score(row(acc=acc, **digits)) for acc in (1.0, 0.98, 0.97)]
+    assert 0 < shares[0] < shares[1] < shares[2]
+    assert [results.value(row(judged=judged, status="FAILED")) for judged in ("acc", "bpb")] == [1.0, 8.0], "the worst there is"
 
 
 def test_what_was_not_reached_is_a_bound() -> None:
     end = {"status": "FINISHED", "judged": "val_95", "asked": 1000, "acc": 0.5}
     fast, slow = ([row(val_95=at, seed=seed, **end) for seed, at in enumerate(steps)] for steps in ((100, 200), (300, 600)))
     never = [row(seed=seed, **end) for seed in range(2)]
-    assert study.compared(slow, fast) == "3 (3 to 3)", "paired by seed"
-    assert study.compared(never, fast) == "more than 7.07"
-    assert study.compared(fast, never) == "less than 0.141"
-    assert study.compared(never, never) == study.compared([slow[0], never[0]], never) == "-"
+    assert results.compared(slow, fast) == "3 (3 to 3)", "paired by seed"
+    assert results.compared(never, fast) == "more than 7.07"
+    assert results.compared(fast, never) == "less than 0.141"
+    assert results.compared(never, never) == results.compared([slow[0], never[0]], never) == "-"
 
 
 def test_a_study_from_nothing(tmp_path: Path) -> None:
     """Two arms, one of them tuned: what was best is run with other seeds, results.csv keeps the rows of the other size."""
     tiny = ("data=modular", "data.p=7", "model=decoder", "model.dim=16", "model.depth=1", "callbacks=grokking", "steps=4")
-    small = (*tiny, "eval_every=2", "trainer.device=cpu", "hydra.sweeper.workers=1")
+    small = (*tiny, "eval_every=2", "trainer.device=cpu")
     made = [
         study.Arm("plain", "modular", (*small, "optim=adamw")),
         study.Arm("tuned", "modular", (*small, "optim=grokfast"), ("lr=tag(log,interval(1e-3,1e-2))",), trials=2),
     ]
-    (tmp_path / "README.md").write_text("before\n<!-- quick -->\n<!-- end -->\nafter\n")
-    (tmp_path / "results.csv").write_text(f"{','.join(study.COLUMNS)}\nfull,modular,old{',' * (len(study.COLUMNS) - 3)}\n")
+    (tmp_path / "README.md").write_text("before\n<!-- full -->\n<!-- end -->\n<!-- quick -->\n<!-- end -->\nafter\n")
+    (tmp_path / "results.csv").write_text(f"{','.join(results.COLUMNS)}\nfull,modular,old{',' * (len(results.COLUMNS) - 3)}\n")
     one = study.Study(tmp_path, lambda size: made, {"quick": 2}, lambda rows, size: f"{len(rows)} rows", lambda rows: Figure())
     one.run("quick", tmp_path / "outputs", 2, [])
     one.collect("quick", tmp_path / "outputs")
     one.publish()
-    rows = study.read(tmp_path)
+    rows = results.read(tmp_path)
     assert [(r["arm"], r["phase"], r["seed"]) for r in rows] == [
         ("old", "", ""), ("plain", "seeds", "1"), ("plain", "seeds", "2"),
         ("tuned", "search", "0"), ("tuned", "search", "0"), ("tuned", "seeds", "1"), ("tuned", "seeds", "2"),
     ]  # fmt: skip
     search = [r for r in rows if r["phase"] == "search"]
-    best = min(search, key=study.score)["settings"]
-    assert {r["settings"] for r in study.of(rows, "tuned")} == {best}
-    assert study.searched(rows, "tuned") == 2
+    best = min(search, key=results.score)["settings"]
+    assert {r["settings"] for r in results.of(rows, "tuned")} == {best}
+    assert results.searched(rows, "tuned") == 2
     assert "6 rows" in (tmp_path / "README.md").read_text()
     folder = next((tmp_path / "outputs").rglob("plain_modular_seeds/0"))
     summary = json.loads((folder / "summary.json").read_text())
     assert (rows[1]["status"], rows[1]["asked"]) == ("FINISHED", "4")
     assert (rows[1]["steps"], float(rows[1]["acc"])) == ("4", pytest.approx(summary["best"]["val/acc"], rel=1e-5))
     assert (tmp_path / "figure.png").exists()
+    with pytest.raises(SystemExit, match="is for something else"):
+        one.sweep("plain_modular_seeds", [*small, "optim=adamw", "lr=0.1", "seed=1,2"], tmp_path / "outputs")
+    other = study.Arm("plain", "modular", (*small, "optim=sgd"))
+    with pytest.raises(SystemExit, match="plain_modular_seeds/0 is of another study, without optim=sgd"):
+        one.rows(tmp_path / "outputs", "quick", other)
+
+
+@pytest.mark.parametrize(
+    ("status", "callbacks", "monitor", "judged"),
+    [
+        ("FAILED", "{grokking: {end: 0.95}}", "val/acc", ["val_95"]),
+        ("FAILED", "{grokking: {end: 0.99}}", "val/acc", ["val_99"]),
+        ("FAILED", "{}", "val/bpb", ["bpb"]),
+        ("FINISHED", "{}", "val/acc", ["acc"]),
+        ("STOPPED", "{}", "val/acc", []),
+    ],
+)
+def test_runs_that_did_not_come_to_their_end(
+    status: str, callbacks: str, monitor: str, judged: list[str], tmp_path: Path
+) -> None:
+    """One that diverged before it was judged is a result of its kind; one that was interrupted is none."""
+    one = study.Study(tmp_path / "demo", lambda size: [], {}, lambda rows, size: "", lambda rows: Figure())
+    (folder := tmp_path / "demo" / "a_task_seeds" / "0").mkdir(parents=True)
+    (folder / "overrides.txt").write_text("data=modular\nlr=0.123456\nseed=1\n")
+    (folder / "config.yaml").write_text(f"steps: 9\nmonitor: {monitor}\ncallbacks: {callbacks}\n")
+    (folder / "summary.json").write_text(json.dumps({"status": status, "steps": 4, "best": {"val/acc": 0.5}}))
+    rows = one.rows(tmp_path, "quick", study.Arm("a", "task", ("data=modular",)))
+    assert [r["judged"] for r in rows] == judged
+    assert [(r["settings"], r["steps"], r["asked"], results.missed(r)) for r in rows] == [
+        ("lr=0.1235", "4", "9", status == "FAILED") for _ in judged
+    ]
+
+
+def test_a_search_without_an_end_is_told(tmp_path: Path) -> None:
+    one = study.Study(tmp_path / "demo", lambda size: [], {}, lambda rows, size: "", lambda rows: Figure())
+    with pytest.raises(SystemExit, match="a, task: no setting of the search came to an end"):
+        one.best(tmp_path, study.Arm("a", "task", (), ("lr=1,2",)))

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from study import Arm, Row, Study, markdown, value  # noqa: E402
+from results import Row, largest, markdown, missed, value  # noqa: E402
+from study import Arm, Study  # noqa: E402
 
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
 BASES = {"Adam, L2 0.005, lr 1e-3 (the paper's)": ("adam", ADAM), "AdamW, weight decay 1, lr 3e-3": ("adamw", ("lr=3e-3",))}
@@ -41,10 +42,8 @@ def cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:
 
 def told(runs: list[Row]) -> str:
     """The median of the steps; a + where a run did not get there."""
-    missed = any(not row["val_95"] for row in runs)
-    if all(not row["val_95"] for row in runs):
-        return f"not in {int(runs[0]['steps']):,}"
-    return f"{statistics.median(float(row['val_95'] or row['steps']) for row in runs):,.0f}{'+' * missed}"
+    middle = f"{statistics.median(map(value, runs)):,.0f}"
+    return f"not in {middle}" if all(map(missed, runs)) else middle + "+" * any(map(missed, runs))
 
 
 def tell(rows: list[Row], size: str) -> str:
@@ -59,8 +58,7 @@ def tell(rows: list[Row], size: str) -> str:
 
 def draw(rows: list[Row]) -> Figure:
     """A map a base: steps to 95 %, by colour and in words."""
-    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
-    rows = [row for row in rows if row["size"] == size]
+    rows = largest(rows)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axis, (name, (arm, _)) in zip(figure.subplots(1, len(BASES)), BASES.items(), strict=True):
         found = cells(rows, arm)

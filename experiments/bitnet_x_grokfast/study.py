@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from arms import MODELS, TASKS, arm  # noqa: E402
-from study import Arm, Row, Study, compared, markdown, missed, of, searched, told, value  # noqa: E402
+from results import Row, compared, largest, markdown, missed, of, searched, told, value  # noqa: E402
+from study import Arm, Study  # noqa: E402
 
 COMPARED = {"adamw": "tab:gray", "grokfast": "tab:orange", "muon": "tab:green", "orthograd": "tab:purple"}
 UNITS = {"modular": "steps to 95 %", "digits": "accuracy", "text": "bits per byte"}
@@ -39,8 +40,7 @@ def tell(rows: list[Row], size: str) -> str:
 
 def draw(rows: list[Row]) -> Figure:
     """What each seed reached, a panel a task; smaller is better throughout; a hollow mark: not within the run."""
-    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
-    rows = [row for row in rows if row["size"] == size]
+    rows = largest(rows)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axis, task in zip(figure.subplots(1, len(UNITS)), UNITS, strict=True):
         names = [f"{kind} {optim}" for kind in ("dense", "ternary") for optim in COMPARED]

@@ -12,7 +12,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from arms import OPTIMS  # noqa: E402
-from study import Arm, Row, Study, compared, each, markdown, missed, of, searched, value  # noqa: E402
+from results import Row, compared, each, largest, markdown, missed, of, searched, value  # noqa: E402
+from study import Arm, Study  # noqa: E402
 
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
 COMPARED = {"quick": ("adamw", "grokfast", "muon", "orthograd"), "full": tuple(OPTIMS)}
@@ -48,8 +49,7 @@ def tell(rows: list[Row], size: str) -> str:
 
 def draw(rows: list[Row]) -> Figure:
     """Steps to 99 % of each seed, by optimizer. Hollow: not within the run."""
-    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
-    rows = [row for row in rows if row["size"] == size]
+    rows = largest(rows)
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis, names = figure.subplots(), ranked(rows)
     for place, arm in enumerate(names):

@@ -12,7 +12,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from arms import MODELS, TASKS, arm  # noqa: E402
-from study import Arm, Row, Study, markdown, missed, value  # noqa: E402
+from results import Row, largest, markdown, missed, value  # noqa: E402
+from study import Arm, Study  # noqa: E402
 
 RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
 DECAY = {"modular": "1.0", "digits": "0.1", "text": "0.1"}
@@ -62,13 +63,15 @@ def tell(rows: list[Row], size: str) -> str:
 
 
 def draw(rows: list[Row]) -> Figure:
-    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
-    rows = [row for row in rows if row["size"] == size]
+    """The curves, a panel a task. Hollow: a bound, for a run did not get there."""
+    rows = largest(rows)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axis, (task, unit) in zip(figure.subplots(1, len(UNITS)), UNITS.items(), strict=True):
         for kind, colour in (("dense", "tab:gray"), ("ternary", "tab:blue")):
             if found := curve(rows, kind, task):
-                axis.plot(list(found), [mean for mean, _ in found.values()], "o-", color=colour, label=MODELS[task][kind])
+                axis.plot(list(found), [mean for mean, _ in found.values()], "-", color=colour, label=MODELS[task][kind])
+                for rate, (mean, bound) in found.items():
+                    axis.plot(rate, mean, "^" if bound else "o", color=colour, fillstyle="none" if bound else "full")
         axis.set(title=task, xscale="log", xlabel="lr", ylabel=unit)
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)

@@ -10,7 +10,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from arms import OPTIMS, TASKS, arm  # noqa: E402
-from study import Arm, Row, Study, markdown, missed, of, searched, told, value  # noqa: E402
+from results import Row, largest, markdown, missed, of, searched, told, value  # noqa: E402
+from study import Arm, Study  # noqa: E402
 
 KINDS = {"quick": ("dense",), "full": ("dense", "ternary")}
 TRIALS = {"quick": 3, "full": 16}
@@ -70,17 +71,16 @@ def tell(rows: list[Row], size: str) -> str:
 
 def draw(rows: list[Row]) -> Figure:
     """Performance profiles: on which share of the problems an optimizer was within so many times of the best."""
-    size = "full" if any(row["size"] == "full" for row in rows) else "quick"
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    found = profile([row for row in rows if row["size"] == size])
+    found = profile(largest(rows))
     for place, (optim, ratios) in enumerate(found.items()):
         solved = [ratio for ratio in ratios if math.isfinite(ratio)]
         shares = [(count + 1) / len(ratios) for count in range(len(solved))]
         style = STYLES[place % len(STYLES)]
         axis.step([1, *solved, 1000], [0, *shares, shares[-1] if shares else 0], where="post", label=optim, linestyle=style)
-    largest = max(ratio for ratios in found.values() for ratio in ratios if math.isfinite(ratio))
-    axis.set(xscale="log", xlim=(1, 1.1 * largest), ylim=(0, 1.02))
+    worst = max(ratio for ratios in found.values() for ratio in ratios if math.isfinite(ratio))
+    axis.set(xscale="log", xlim=(1, 1.1 * worst), ylim=(0, 1.02))
     axis.set(xlabel="times the best optimizer's number", ylabel="share of the problems")
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=8)
