@@ -262,7 +262,7 @@ def test_orthograd_leaves_an_update_out_where_a_fused_base_does() -> None:
 
 
 def test_orthograd_wants_an_optimizer_class() -> None:
-    for base, told in ((partial(LBFGS), "LBFGS looks at gradients"), (partial(plain), "plain is no optimizer class")):
+    for base, told in ((partial(LBFGS), "LBFGS computes gradients"), (partial(plain), "plain is no optimizer class")):
         with pytest.raises(ValueError, match=rf"optim.base._target_={told}"):
             orthograd(nn.Linear(2, 2), base, 0.1)
 

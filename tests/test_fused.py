@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
 from research import native
 from research.optim import fused, grokfast
-from research.optim.filter import filtered
+from research.optim.front import made
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_c = pytest.mark.skipif(fused.library() is None, reason="no C compiler")
@@ -353,7 +353,7 @@ def test_what_it_leaves_to_the_plain_version(build: Build, spoil: Callable[[nn.M
         ema(Parameters(SHAPES), partial(NAdam)),
         ema(Parameters(SHAPES), partial(Mine, fused=True)),
         ema(Parameters(SHAPES), partial(AdamW)),
-        filtered(Stranger, AdamW)(ema(Parameters(SHAPES)).param_groups, fused=True),
+        made(Stranger, AdamW)(ema(Parameters(SHAPES)).param_groups, fused=True),
         ema(nn.ParameterList([torch.zeros(3, dtype=torch.complex64)])),
         ema(nn.ParameterList([torch.zeros(3, dtype=torch.float64)])),
         AdamW(Parameters(SHAPES).parameters(), fused=True),

@@ -65,6 +65,10 @@ TWELVE = [
     (["optim=grokfast_ma", "optim.window=0"], ["optim.window takes a whole number in [1, inf)", "got 0"]),
     (["optim.lamb=-1"], ["optim.lamb takes a number in [0, inf)", "got -1"]),
     (["optim.base._target_=torch.optim.LBFGS", "~optim.base.betas", "~optim.base.fused"], ["gradients within its step"]),
+    (
+        ["optim=orthograd", "optim.base._target_=torch.nn.ReLU", "~optim.base.betas", "~optim.base.fused"],
+        ["is no optimizer class"],
+    ),
     (["optim.base._target_=torch.nn.ReLU", "~optim.base.betas", "~optim.base.fused"], ["is no optimizer class"]),
     (["+optim.base.lr=0.1"], ["optim.base.lr is not the base's to say", "see lr="]),
     (["model=decoder", "data=text"], ["at every position", "give model=transformer"]),

@@ -14,7 +14,7 @@ from study import Arm, Study  # noqa: E402
 BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 SIZES = {"quick": ("data.p=47", "model.dim=64", "model.depth=1"), "full": ("data.p=97",)}
 LIMIT = {"quick": 3000, "full": 2000}
-BASELINES = {"quick": (3000, 3000), "full": (60_000, 8000)}  # steps of the paper's own baseline and of the others
+BASELINES = {"quick": (3000, 3000), "full": (60_000, 5000)}  # steps of the paper's own baseline and of the others
 ONE = {"quick": "", "full": "1"}  # where they take an hour, one seed
 EMA, MA = "optim=grokfast", "optim=grokfast_ma"
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.no_decay=[]", "lr=1e-3")

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
-from research.optim.filter import Filter, Memory, filtered, phase
+from research.optim.filter import Filter, Memory, phase
+from research.optim.front import in_front
 from research.optim.plain import param_groups
 from research.ranges import Count, Fraction, NonNegative, Positive
 from research.when import read_moment
@@ -87,6 +88,20 @@ def empty(grad: Tensor, window: int) -> dict[str, Any]:
     return {"grokfast_ring": torch.stack([nothing] * window), "grokfast_sum": nothing, "grokfast_seen": 0}
 
 
+def _judge(options: dict[str, Any]) -> None:
+    """Raises ValueError for what would turn a gradient round, or filter nothing."""
+    if not 0 <= options["lamb"] < math.inf:
+        raise ValueError(f"optim.lamb={options['lamb']}: the gain of the slow part must be 0 or more")
+    if not 0 <= options.get("adapt", 0) < math.inf:
+        raise ValueError(f"optim.adapt={options['adapt']}: how much alpha follows the signal must be 0 or more")
+    if options["clip_norm"] is not None and not options["clip_norm"] > 0:
+        raise ValueError(f"optim.clip_norm={options['clip_norm']}: the largest norm must be above 0, or null")
+    given = [(key, options[key]) for key in ("start_when", "stop_when")]
+    start, stop = (None if value is None else read_moment(value, f"optim.{key}") for key, value in given)
+    if start and stop and not (start.metric or stop.metric) and stop.step <= start.step:
+        raise ValueError(f"optim.stop_when={stop.step} is no later than optim.start_when={start.step}: nothing is filtered")
+
+
 def _build(
     filter_class: type[Filter],
     model: nn.Module,
@@ -97,19 +112,10 @@ def _build(
     unfiltered: Sequence[str],
     options: dict[str, Any],
 ) -> Optimizer:
-    kind = base.func
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or issubclass(kind, LBFGS):
-        told = "computes gradients within its step" if kind is LBFGS else "is no optimizer class"
-        raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {told}: give one as torch.optim.AdamW")
-    if not 0 <= options["lamb"] < math.inf:
-        raise ValueError(f"optim.lamb={options['lamb']}: the gain of the slow part must be 0 or more")
-    if isinstance(unfiltered, str) or any(all(word not in name for name, _ in model.named_parameters()) for word in unfiltered):
+    _judge(options)
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(unfiltered, str) or not all(word and any(word in name for name in names) for word in unfiltered):
         raise ValueError(f"optim.unfiltered={unfiltered}: give a list of words, each in the name of a parameter, as [embed]")
-    moments = [options[key] and read_moment(options[key], f"optim.{key}") for key in ("start_when", "stop_when")]
-    if all(each and not each.metric for each in moments) and moments[1].step <= moments[0].step:
-        raise ValueError(
-            f"optim.stop_when={moments[1].step} is no later than optim.start_when={moments[0].step}: nothing is filtered"
-        )
     options |= phase(options["start_when"], options["stop_when"])
     groups = []
     for group in param_groups(model, weight_decay, no_decay):
@@ -118,9 +124,8 @@ def _build(
             parts[not any(word in name for word in unfiltered)].append((name, p))
         gains = {True: options["lamb"], False: 0.0}
         groups += [group | options | {"params": part, "lamb": gains[which]} for which, part in parts.items() if part]
-    optimizer = filtered(filter_class, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
+    optimizer = in_front(filter_class, base, groups, lr)
     optimizer.defaults |= options  # of groups that are added later
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer
 
 

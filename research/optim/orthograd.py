@@ -1,7 +1,6 @@
 """OrthoGrad (Prieto et al. 2025, arXiv 2501.04697): step only across the weights, never along them.
 
-Along its own direction a network's weights can grow for ever, which lowers the loss and teaches nothing. As the Grokfast
-filters it is a mixin in front of any torch optimizer class: state, groups and saving are those of the base.
+Along its own direction a network's weights can grow for ever, which lowers the loss and teaches nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
-from research.optim.filter import unhooked
+from research.optim.front import Front, in_front
 from research.optim.plain import evaluated, param_groups, wide
 from research.ranges import NonNegative, Positive
 
@@ -20,17 +19,16 @@ EPS = 1e-30  # beside w.w: weights of zero have no direction, and their gradient
 NOISE = 16  # roundings: what is left of a gradient below so many of its own is no direction but chance
 
 
-class OrthoGrad(Optimizer):
-    """Turns p.grad in place, then steps. Stands before an optimizer class in the bases of `across`."""
+class OrthoGrad(Front):
+    """Turns p.grad in place, then steps."""
 
-    found_inf: Tensor | None = None  # 1: leave this update out; a fused base does
-    _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
+    prefix = "OrthoGrad"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = evaluated(closure)
         turn([p for group in self.param_groups for p in group["params"] if p.grad is not None])
-        unhooked(super().step)(self)
+        self.base_step()
         return loss
 
 
@@ -61,11 +59,6 @@ def _scale(before: Tensor, after: Tensor) -> Tensor:
     return torch.where(after > NOISE * torch.finfo(after.dtype).eps * before, before / after, 0.0)
 
 
-def across(base: type[Optimizer]) -> type[Optimizer]:
-    """`base` with OrthoGrad in front, as a class of its own: OrthoGradAdamW."""
-    return type(f"OrthoGrad{base.__name__}", (OrthoGrad, base), {})
-
-
 def orthograd(
     model: nn.Module,
     base: partial[Optimizer],
@@ -73,12 +66,8 @@ def orthograd(
     weight_decay: NonNegative = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
-    """OrthoGrad over the optimizer class of `base`; it needs no memory of its own."""
-    kind: Any = base.func
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or issubclass(kind, LBFGS):
-        told = "looks at gradients within its step" if kind is LBFGS else "is no optimizer class"
-        raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {told}: give one, as torch.optim.AdamW")
-    optimizer = across(kind)(param_groups(model, weight_decay, no_decay), lr=lr, **base.keywords)  # type: ignore[call-arg]
-    optimizer.heeds_found_inf = optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
-    return optimizer
+    """OrthoGrad over the optimizer class of `base`; it needs no memory of its own.
+
+    Raises ValueError for a base that is no optimizer class.
+    """
+    return in_front(OrthoGrad, base, param_groups(model, weight_decay, no_decay), lr)

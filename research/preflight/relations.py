@@ -114,8 +114,8 @@ def base_and_own(asked: Asked) -> Iterator[Clash]:
 
 
 def filter_and_base(asked: Asked) -> Iterator[Clash]:
-    """A filter stands before an optimizer class that takes the gradients as they are."""
-    if not str(asked.at("optim._target_")[0]).startswith("research.optim.grokfast."):
+    """A filter, and OrthoGrad, stand before an optimizer class that takes the gradients as they are."""
+    if not str(asked.at("optim._target_")[0]).startswith(("research.optim.grokfast.", "research.optim.orthograd.")):
         return
     base, takes = asked.at("optim.base._target_")[0], asked.signature("optim.base")
     own = base == "torch.optim.LBFGS"
