@@ -18,7 +18,6 @@ from study import Arm, Study  # noqa: E402
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
 COMPARED = {"quick": ("adamw", "grokfast", "muon", "orthograd"), "full": tuple(OPTIMS)}
 TRIALS = {"quick": 3, "full": 6}
-
 PRESET = "preset"
 
 
