@@ -35,14 +35,18 @@ def score(row: Row) -> float:
     return float(row["bpb"]) if row["judged"] == "bpb" else max(1 - float(row["acc"]), HALF)
 
 
-def value(row: Row) -> float:
-    """What tables compare: the same, but of a run that did not get there a bound, its steps or the worst."""
+def value(row: Row, key: str = "") -> float:
+    """What tables compare: what `score` gives, or the steps or seconds in another column. Of a run that did not get there a
+    bound: its steps or seconds, or the worst there is.
+    """
+    if key:
+        return float(row[key] or row["seconds" if key == "seconds_95" else "asked"])
     return min(score(row), WORST.get(row["judged"]) or float(row["asked"]))
 
 
-def missed(row: Row) -> bool:
+def missed(row: Row, key: str = "") -> bool:
     """Whether `value` is a bound only."""
-    return row["status"] == "FAILED" or not row[row["judged"]]
+    return row["status"] == "FAILED" or not row[key or row["judged"]]
 
 
 def told(row: Row, key: str = "") -> str:
@@ -75,17 +79,18 @@ def each(rows: Sequence[Row], key: str) -> str:
     return ", ".join(told(row, key) for row in rows)
 
 
-def compared(slow: Sequence[Row], fast: Sequence[Row]) -> str:
+def compared(slow: Sequence[Row], fast: Sequence[Row], key: str = "") -> str:
     """How many times the number of `fast` that of `slow` is: the geometric mean over seeds, with its 95 % bootstrap interval.
 
     Paired by seed where both have the same ones. Where runs of one side did not get there it is a bound; where runs of both
     did not, nothing can be said.
     """
-    lost, won = (any(map(missed, side)) for side in (slow, fast))
+    lost, won = (any(missed(row, key) for row in side) for side in (slow, fast))
     if (lost and won) or not (slow and fast):
         return "-"
     paired = [row["seed"] for row in slow] == [row["seed"] for row in fast]
-    middle, low, high = ratio([value(row) for row in slow], [value(row) for row in fast], paired)
+    sides = ([value(row, key) for row in side] for side in (slow, fast))
+    middle, low, high = ratio(*sides, paired)
     bound = "more than " if lost else "less than " if won else ""
     return f"{bound}{middle:.3g}" if bound else f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
