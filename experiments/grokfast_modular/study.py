@@ -40,7 +40,7 @@ def arms(size: str) -> list[Arm]:
     paper, slow = ((*BASE, *SIZES[size], f"steps={steps}") for steps in BASELINES[size])
     return [
         Arm("paper", "modular", paper, seeds=ONE[size]),
-        Arm("same_decay", "modular", (*slow, "optim.weight_decay=0.005"), seeds=ONE[size]),
+        Arm("same_decay", "modular", (*slow, "optim.weight_decay=0.005")),
         Arm("times_three", "modular", (*slow, "optim.weight_decay=0.005", "lr=3e-3"), seeds=ONE[size]),
         Arm("adamw", "modular", (*base, "optim=adamw", "optim.no_decay=[]"), RATE, TRIALS[size]),
         Arm("ema", "modular", (*base, EMA, *ADAM, "optim.alpha=0.98", "optim.lamb=2", "optim.weight_decay=0.005")),
