@@ -70,6 +70,8 @@ class Study:
         parser.add_argument("--figure", action="store_true")
         parser.add_argument("--at-once", type=int, default=2, help="runs beside each other, of one thread each")
         given, more = parser.parse_known_args()
+        if given.at_once < 1:
+            parser.error(f"--at-once={given.at_once}: give 1 or more")
         size = "full" if given.full else "quick"
         place = ROOT / "outputs" / "studies" / size
         if not (given.figure or given.collect):

@@ -119,8 +119,8 @@ def memory(stored: Mapping[str, Any], model: Mapping[str, Tensor]) -> dict[str, 
 
     found: dict[str, dict[str, Any]] = {}
     for key, facts in stored.items():
-        name, _, part = key.removeprefix(STATE).rpartition(".")
         if key.startswith(STATE):
+            name, _, part = key.removeprefix(STATE).rpartition(".")
             tensor = isinstance(facts, TensorStorageMetadata)
             found.setdefault(name, {})[part] = room(model[name], facts.size, facts.properties.dtype) if tensor else None
     return found
@@ -128,8 +128,11 @@ def memory(stored: Mapping[str, Any], model: Mapping[str, Tensor]) -> dict[str, 
 
 def room(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     """A tensor of that size, spread as the parameter is: one such, or a row of them; any other is not spread."""
-    one = torch.zeros_like(p, dtype=dtype)
-    return one if size == p.shape else torch.stack([one] * size[0]) if size[1:] == p.shape else torch.zeros(size, dtype=dtype)
+    if size == p.shape:
+        return torch.zeros_like(p, dtype=dtype)
+    if size[1:] == p.shape:
+        return torch.stack([torch.zeros_like(p, dtype=dtype)] * size[0])
+    return torch.zeros(size, dtype=dtype)
 
 
 def digest(path: Path) -> tuple[int, str]:
