@@ -1,12 +1,13 @@
 """Tasks and optimizers that several studies share: overrides of train.py, and what is tuned of each."""
 
-from study import Arm
+from study import TOUCH, Arm
 
+MODULAR = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 # task -> size -> what all its runs have
 TASKS = {
     "modular": {
-        "quick": ("experiment=grokfast_modular", "data.p=47", "model.dim=64", "model.depth=1", "steps=1500"),
-        "full": ("experiment=grokfast_modular", "steps=3000"),
+        "quick": (*MODULAR, "data.p=47", "model.dim=64", "model.depth=1", "steps=1500"),
+        "full": (*MODULAR, "steps=3000"),
     },
     "digits": {
         "quick": ("data=digits", "model.dim=64", "steps=300"),
@@ -55,4 +56,5 @@ def arm(task: str, size: str, kind: str, optim: str, trials: int, short: bool = 
     decays = ("optim.no_decay=[]",) if task == "modular" else ()  # there the embedding's norm is what has to shrink
     model = (f"model={MODELS[task][kind]}", "schedule.warmup=10")
     more = SHORT.get(task, {}).get(size, ()) if short else ()
-    return Arm(f"{kind}_{optim}", task, (*TASKS[task][size], *model, *decays, *fixed, *more), space, trials)
+    overrides = (*TASKS[task][size], *model, *decays, *fixed, *more)
+    return Arm(f"{kind}_{optim}", task, overrides, space, trials, search=TOUCH if task == "modular" else ())

@@ -31,6 +31,7 @@ from results import COLUMNS, Row, read, score
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = ("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.max_failure_rate=1")
+TOUCH = ("callbacks.grokking.hold=1", "callbacks.grokking.after=1")  # `score` asks for the first hit: a search may end there
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Arm:
     space: tuple[str, ...] = ()
     trials: int = 0  # of a random search; 0: the whole grid of the lists
     search_seeds: str = "0"
+    search: tuple[str, ...] = ()  # overrides of the search alone, that change no `score`
     seeds: str = ""  # that judge it, where they are not the study's
 
 
@@ -96,7 +98,7 @@ class Study:
         best: list[str] = []
         if arm.space:
             drawn = (*RANDOM, f"hydra.sweeper.n_trials={arm.trials}") if arm.trials else ()
-            asked = [*arm.fixed, *arm.space, *drawn, f"seed={arm.search_seeds}"]
+            asked = [*arm.fixed, *arm.search, *arm.space, *drawn, f"seed={arm.search_seeds}"]
             self.sweep(f"{arm.name}_{arm.task}_search", [*asked, *more], place)
             best = self.best(place, arm)
         if seeds := arm.seeds or seeds:
@@ -125,11 +127,11 @@ class Study:
     def rows(self, place: Path, size: str, arm: Arm) -> list[Row]:
         """One a run that has come to its end, good or bad."""
         found = []
-        for phase in ("search", "seeds"):
+        for phase, fixed in {"search": (*arm.fixed, *arm.search), "seeds": arm.fixed}.items():
             folder = place / self.name / f"{arm.name}_{arm.task}_{phase}"
             for path in sorted(folder.glob("*/summary.json"), key=lambda path: int(path.parent.name)):
                 facts = {"size": size, "task": arm.task, "arm": arm.name, "phase": phase}
-                facts |= outcome(path.parent, arm.fixed)
+                facts |= outcome(path.parent, fixed)
                 found += [facts] if facts["status"] in ("FINISHED", "FAILED") else []
         return found
 

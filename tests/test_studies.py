@@ -97,7 +97,7 @@ def test_budgets_are_equal(name: str, size: str) -> None:
     for same in compared.values():
         assert len(same) > 1
         assert same[0].trials > 0
-        assert len({(arm.trials, arm.search_seeds, arm.seeds, words(arm)["steps"]) for arm in same}) == 1
+        assert len({(arm.trials, arm.search_seeds, arm.search, arm.seeds, words(arm)["steps"]) for arm in same}) == 1
         assert {words(arm)["lr"] for arm in same if words(arm)["optim"] != "muon"} == {arms.RATE[0].split("=", 1)[1]}
         small = [arm for arm in same if words(arm)["optim"] == "orthograd" or words(arm).get("loss") == "stablemax"]
         assert {words(arm)["optim.weight_decay"] for arm in same if arm not in small} == {arms.RATE[1].split("=", 1)[1]}
@@ -110,7 +110,7 @@ def test_every_run_of_a_study_is_asked_for_rightly(name: str) -> None:
         made = module(name).arms(size)
         assert len({(arm.name, arm.task) for arm in made}) == len(made), "each has a folder of its own"
         for arm in made:
-            asked = [*arm.fixed, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
+            asked = [*arm.fixed, *arm.search, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
             assert mistakes(asked, True) == [], asked
 
 
@@ -168,7 +168,7 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     small = (*tiny, "eval_every=2", "trainer.device=cpu")
     made = [
         study.Arm("plain", "modular", (*small, "optim=adamw")),
-        study.Arm("tuned", "modular", (*small, "optim=grokfast"), ("lr=tag(log,interval(1e-3,1e-2))",), trials=2),
+        study.Arm("tuned", "modular", (*small, "optim=grokfast"), ("lr=tag(log,interval(1e-3,1e-2))",), 2, search=study.TOUCH),
     ]
     (tmp_path / "README.md").write_text("before\n<!-- full -->\n<!-- end -->\n<!-- quick -->\n<!-- end -->\nafter\n")
     (tmp_path / "results.csv").write_text(f"{','.join(results.COLUMNS)}\nfull,modular,old{',' * (len(results.COLUMNS) - 3)}\n")
@@ -185,6 +185,11 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     best = min(search, key=results.score)["settings"]
     assert {r["settings"] for r in results.of(rows, "tuned")} == {best}
     assert results.searched(rows, "tuned") == 2
+    asked = [
+        (tmp_path / "outputs" / tmp_path.name / f"tuned_modular_{phase}/0/overrides.txt").read_text()
+        for phase in ("search", "seeds")
+    ]
+    assert ["callbacks.grokking.hold=1" in text for text in asked] == [True, False]
     assert "6 rows" in (tmp_path / "README.md").read_text()
     folder = next((tmp_path / "outputs").rglob("plain_modular_seeds/0"))
     summary = json.loads((folder / "summary.json").read_text())

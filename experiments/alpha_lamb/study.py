@@ -3,6 +3,7 @@
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -10,7 +11,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from results import Row, largest, markdown, missed, value  # noqa: E402
-from study import Arm, Study  # noqa: E402
+from study import TOUCH, Arm, Study  # noqa: E402
 
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
 BASES = {"Adam, L2 0.005, lr 1e-3 (the paper's)": ("adam", ADAM), "AdamW, weight decay 1, lr 3e-3": ("adamw", ("lr=3e-3",))}
@@ -25,9 +26,10 @@ GRID = {
 
 
 def arms(size: str) -> list[Arm]:
-    base = ("experiment=grokfast_modular", *TASK[size], "optim=grokfast", "optim.no_decay=[]", "callbacks.grokking.after=1")
+    base = ("experiment=grokfast_modular", *TASK[size], "optim=grokfast", "optim.no_decay=[]")
     seeds = {"quick": "0", "full": "0,1,2"}[size]
-    return [Arm(name, "modular", (*base, *settings), GRID[size], search_seeds=seeds) for name, settings in BASES.values()]
+    how: dict[str, Any] = {"space": GRID[size], "search_seeds": seeds, "search": TOUCH}
+    return [Arm(name, "modular", (*base, *settings), **how) for name, settings in BASES.values()]
 
 
 def cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from results import Row, compared, each, markdown, missed, of, searched, value  # noqa: E402
-from study import Arm, Study  # noqa: E402
+from study import TOUCH, Arm, Study  # noqa: E402
 
 BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 SIZES = {"quick": ("data.p=47", "model.dim=64", "model.depth=1"), "full": ("data.p=97",)}
@@ -42,10 +42,10 @@ def arms(size: str) -> list[Arm]:
         Arm("paper", "modular", paper, seeds=ONE[size]),
         Arm("same_decay", "modular", (*slow, "optim.weight_decay=0.005")),
         Arm("times_three", "modular", (*slow, "optim.weight_decay=0.005", "lr=3e-3"), seeds=ONE[size]),
-        Arm("adamw", "modular", (*base, "optim=adamw", "optim.no_decay=[]"), RATE, TRIALS[size]),
+        Arm("adamw", "modular", (*base, "optim=adamw", "optim.no_decay=[]"), RATE, TRIALS[size], search=TOUCH),
         Arm("ema", "modular", (*base, EMA, *ADAM, "optim.alpha=0.98", "optim.lamb=2", "optim.weight_decay=0.005")),
         Arm("ma", "modular", (*base, MA, *ADAM, "optim.window=100", "optim.lamb=5", "optim.weight_decay=0.01")),
-        Arm("grokfast", "modular", (*base, EMA, "optim.no_decay=[]"), (*RATE, *FILTER), TRIALS[size]),
+        Arm("grokfast", "modular", (*base, EMA, "optim.no_decay=[]"), (*RATE, *FILTER), TRIALS[size], search=TOUCH),
     ]
 
 

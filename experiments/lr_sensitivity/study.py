@@ -28,7 +28,7 @@ def arms(size: str) -> list[Arm]:
         for kind in ("dense", "ternary"):
             made = arm(task, size, kind, "adamw", 0, short=True)
             fixed = (*made.fixed, f"optim.weight_decay={DECAY[task]}")
-            found.append(Arm(kind, task, fixed, (f"lr={RATES[size]}",), search_seeds=SEEDS[size][task]))
+            found.append(Arm(kind, task, fixed, (f"lr={RATES[size]}",), search_seeds=SEEDS[size][task], search=made.search))
     return found
 
 
