@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+AT_ONCE ?= 2
 
 .PHONY: setup train test test-matrix check check-native bench studies faults ui
 
@@ -68,11 +69,12 @@ bench: setup
 	@for each in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \
 	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
-# The quick size of each study, again from nothing: results.csv, the tables of its README, its figure.
+# The quick size of each study, again from nothing: results.csv, the tables of its README, its figure. AT_ONCE of them beside
+# each other, each one run after the other, those that take longest first.
 studies: setup
 	@rm -rf outputs/studies/quick
-	@for each in grokfast_modular alpha_lamb bitnet_x_grokfast lr_sensitivity optimizers fastest; do \
-	  $(BIN)/python experiments/$$each/study.py $(ARGS) || exit 1; done
+	@printf '%s\n' bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb lr_sensitivity | \
+	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python experiments/STUDY/study.py --at-once=1 $(ARGS)
 	@PYTHON=$(BIN)/python bash experiments/bitnet_gap/quick.sh
 
 faults: setup

@@ -83,11 +83,12 @@ class Study:
         self.publish()
 
     def run(self, size: str, place: Path, at_once: int, more: list[str]) -> None:
-        """All runs of a size, `at_once` arms beside each other."""
+        """All runs of a size, `at_once` arms beside each other; those that are tuned, which takes longest, first."""
         seeds = ",".join(str(1 + seed) for seed in range(self.seeds[size]))
         with ThreadPoolExecutor(at_once) as pool:
             try:
-                for each in [pool.submit(self.run_arm, arm, seeds, place, more) for arm in self.arms(size)]:
+                arms = sorted(self.arms(size), key=lambda arm: not arm.space)
+                for each in [pool.submit(self.run_arm, arm, seeds, place, more) for arm in arms]:
                     each.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -166,10 +167,10 @@ class Study:
 def outcome(folder: Path, fixed: Sequence[str]) -> Row:
     """What a run folder tells."""
     told = json.loads((folder / "summary.json").read_text())
-    asked = (folder / "overrides.txt").read_text().splitlines()
-    given = dict(line.split("=", 1) for line in asked if "=" in line)
-    aside = {word.split("=", 1)[0] for word in fixed} | {"seed", "name", "out", "tracker", "resume.path"}
-    if other := [word for word in fixed if word not in asked]:
+    given = dict(line.split("=", 1) for line in (folder / "overrides.txt").read_text().splitlines() if "=" in line)
+    same = dict(word.split("=", 1) for word in fixed)  # of a key that is given twice the last holds
+    aside = {*same, "seed", "name", "out", "tracker", "resume.path"}
+    if other := [f"{key}={value}" for key, value in same.items() if given.get(key) != value]:
         raise SystemExit(f"{folder} is of another study, without {' '.join(other)}: move it away")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     path = folder / "grokking.json"

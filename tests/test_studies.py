@@ -167,7 +167,7 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     tiny = ("data=modular", "data.p=7", "model=decoder", "model.dim=16", "model.depth=1", "callbacks=grokking", "steps=4")
     small = (*tiny, "eval_every=2", "trainer.device=cpu")
     made = [
-        study.Arm("plain", "modular", (*small, "optim=adamw")),
+        study.Arm("plain", "modular", ("steps=8", *small, "optim=adamw")),
         study.Arm("tuned", "modular", (*small, "optim=grokfast"), ("lr=tag(log,interval(1e-3,1e-2))",), 2, search=study.TOUCH),
     ]
     (tmp_path / "README.md").write_text("before\n<!-- full -->\n<!-- end -->\n<!-- quick -->\n<!-- end -->\nafter\n")
