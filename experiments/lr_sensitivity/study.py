@@ -15,7 +15,7 @@ from arms import MODELS, TASKS, arm  # noqa: E402
 from results import Row, largest, markdown, missed, value  # noqa: E402
 from study import Arm, Study  # noqa: E402
 
-RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
+RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
 DECAY = {"modular": "1.0", "digits": "0.1", "text": "0.1"}
 SEEDS = {"quick": {"modular": "0", "digits": "0,1,2", "text": "0"}, "full": dict.fromkeys(TASKS, "0,1,2,3,4")}
 UNITS = {"modular": "steps to 95 %", "digits": "share of wrong answers", "text": "bits per byte"}
