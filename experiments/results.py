@@ -64,9 +64,9 @@ def largest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["size"] == "full"] or list(rows)
 
 
-def of(rows: Iterable[Row], arm: str, task: str = "") -> list[Row]:
-    """The runs that an arm is judged by, a seed each."""
-    return [row for row in rows if row["arm"] == arm and task in ("", row["task"]) and row["phase"] == "seeds"]
+def of(rows: Iterable[Row], arm: str, task: str = "", phase: str = "seeds") -> list[Row]:
+    """The runs that an arm is judged by, a seed each; or its control."""
+    return [row for row in rows if row["arm"] == arm and task in ("", row["task"]) and row["phase"] == phase]
 
 
 def searched(rows: Iterable[Row], arm: str, task: str = "") -> int:
@@ -82,8 +82,8 @@ def each(rows: Sequence[Row], key: str) -> str:
 def compared(slow: Sequence[Row], fast: Sequence[Row], key: str = "") -> str:
     """How many times the number of `fast` that of `slow` is: the geometric mean over seeds, with its 95 % bootstrap interval.
 
-    Paired by seed where both have the same ones. Where runs of one side did not get there it is a bound; where runs of both
-    did not, nothing can be said.
+    Paired by seed where both have the same ones. Where runs of one side did not get there it is a bound, and so is that end of
+    the interval; where runs of both did not, nothing can be said.
     """
     lost, won = (any(missed(row, key) for row in side) for side in (slow, fast))
     if (lost and won) or not (slow and fast):
@@ -91,8 +91,9 @@ def compared(slow: Sequence[Row], fast: Sequence[Row], key: str = "") -> str:
     paired = [row["seed"] for row in slow] == [row["seed"] for row in fast]
     sides = ([value(row, key) for row in side] for side in (slow, fast))
     middle, low, high = ratio(*sides, paired)
-    bound = "more than " if lost else "less than " if won else ""
-    return f"{bound}{middle:.3g}" if bound else f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    if lost or won:
+        return f"more than {middle:.3g} (from {low:.3g})" if lost else f"less than {middle:.3g} (to {high:.3g})"
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
 
 def ratio(

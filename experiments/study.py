@@ -46,6 +46,13 @@ class Arm:
     search_seeds: str = "0"
     search: tuple[str, ...] = ()  # overrides of the search alone, that change no `score`
     seeds: str = ""  # that judge it, where they are not the study's
+    control: tuple[str, ...] = ()  # overrides of runs beside those, at the same seeds and else the same settings
+
+    @property
+    def phases(self) -> dict[str, tuple[str, ...]]:
+        """What its runs are for, and what all of one kind have."""
+        found = {"search": (*self.fixed, *self.search)} if self.space else {}
+        return found | {"seeds": self.fixed} | ({"control": (*self.fixed, *self.control)} if self.control else {})
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,10 @@ class Study:
         if given.at_once < 1:
             parser.error(f"--at-once={given.at_once}: give 1 or more")
         size = "full" if given.full else "quick"
+        own = {word.split("=", 1)[0] for arm in self.arms(size) for word in (*arm.fixed, *arm.space, "seed")}
+        for word in more:
+            if given.figure or given.collect or word.split("=", 1)[0] in own:
+                parser.error(f"{word}: {'no runs are made' if given.figure or given.collect else 'the study itself says that'}")
         place = ROOT / "outputs" / "studies" / size
         if not (given.figure or given.collect):
             self.run(size, place, given.at_once, more)
@@ -95,24 +106,37 @@ class Study:
                 raise
 
     def run_arm(self, arm: Arm, seeds: str, place: Path, more: list[str]) -> None:
-        """What is tuned, then the best with seeds that it was not tuned with."""
+        """What is tuned, then the best with seeds that it was not tuned with, and its control."""
         best: list[str] = []
-        if arm.space:
-            drawn = (*RANDOM, f"hydra.sweeper.n_trials={arm.trials}") if arm.trials else ()
-            asked = [*arm.fixed, *arm.search, *arm.space, *drawn, f"seed={arm.search_seeds}"]
-            self.sweep(f"{arm.name}_{arm.task}_search", [*asked, *more], place)
-            best = self.best(place, arm)
-        if seeds := arm.seeds or seeds:
-            self.sweep(f"{arm.name}_{arm.task}_seeds", [*arm.fixed, *best, f"seed={seeds}", *more], place)
+        for phase, fixed in arm.phases.items():
+            if phase == "search":
+                drawn = (*RANDOM, f"hydra.sweeper.n_trials={arm.trials}") if arm.trials else ()
+                asked = [*fixed, *arm.space, *drawn, f"seed={arm.search_seeds}"]
+            elif arm.seeds or seeds:
+                best = best or (self.best(place, arm) if arm.space else [])
+                asked = [*best, *fixed, f"seed={arm.seeds or seeds}"]
+            else:
+                continue
+            self.sweep(f"{arm.name}_{arm.task}_{phase}", [*asked, *more], place)
 
     def collect(self, size: str, place: Path) -> None:
-        """The runs of a size into results.csv, beside the rows of the other."""
-        rows = [row for arm in self.arms(size) for row in self.rows(place, size, arm)]
+        """The runs of a size into results.csv, beside the rows of the other. Raises SystemExit where some are not there."""
+        rows = []
+        for arm in self.arms(size):
+            found = self.rows(place, size, arm)
+            rows += found
+            judged = len(arm.seeds.split(",")) if arm.seeds else self.seeds[size]
+            for phase in arm.phases if judged else ["search"]:
+                asked = len(arm.search_seeds.split(",")) * max(1, arm.trials) if phase == "search" else judged
+                if (there := sum(row["phase"] == phase for row in found)) < asked:
+                    told = f"{there} of at least {asked} runs of {arm.name}, {arm.task}, {phase}"
+                    raise SystemExit(f"{place / self.name} has {told}: without --collect they are made")
         kept = [row for row in read(self.folder) if row["size"] != size]
-        with (self.folder / "results.csv").open("w", newline="") as file:
+        with (fresh := self.folder / "results.csv.new").open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows([*kept, *rows])
+        fresh.replace(self.folder / "results.csv")
 
     def sweep(self, name: str, overrides: list[str], place: Path) -> None:
         own = [f"name={self.name}", f"out='{place}'", f"hydra.sweeper.study_name={name}", "hydra.sweeper.plots=false"]
@@ -128,7 +152,7 @@ class Study:
     def rows(self, place: Path, size: str, arm: Arm) -> list[Row]:
         """One a run that has come to its end, good or bad."""
         found = []
-        for phase, fixed in {"search": (*arm.fixed, *arm.search), "seeds": arm.fixed}.items():
+        for phase, fixed in arm.phases.items():
             folder = place / self.name / f"{arm.name}_{arm.task}_{phase}"
             for path in sorted(folder.glob("*/summary.json"), key=lambda path: int(path.parent.name)):
                 facts = {"size": size, "task": arm.task, "arm": arm.name, "phase": phase}

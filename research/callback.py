@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.dataset import Dataset
-from research.metrics import better
 from research.nn.average import Average
+from research.when import better
 
 PRUNED = "pruned: other trials were better at this step"  # the reason to end of a run that its study has given up
 

@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from research.metrics import higher_is_better, interval
+from research.metrics import interval
 from research.sweeps import Row, Sweep, read
+from research.when import higher_is_better
 
 JUDGED = ("val/bpb", "val/loss", "val/acc")  # the first that there is of the two losses, and accuracy
 ENDED = ("FAIL", "PRUNED")  # states of trials that gave no result

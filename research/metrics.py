@@ -1,4 +1,4 @@
-"""Metrics: pure functions of tensors and numbers, and which way each is better."""
+"""Metrics: pure functions of tensors and numbers."""
 
 import math
 import statistics
@@ -20,16 +20,6 @@ def hits(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"
 def bits(nats: float) -> float:
     """Nats to bits: with one byte a token, the loss in bits per byte."""
     return nats / math.log(2)
-
-
-def higher_is_better(name: str) -> bool:
-    """Accuracies rise; losses and bits per byte fall."""
-    return name.endswith("acc")
-
-
-def better(name: str, new: float, old: float) -> bool:
-    """Whether `new` beats `old`; NaN beats nothing."""
-    return new > old if higher_is_better(name) else new < old
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

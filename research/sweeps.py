@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from research import store
 from research.folder import read_json
-from research.metrics import higher_is_better
 from research.preflight.overrides import parse, written
 from research.tracking import NOTE, SWEEP
 from research.trial import PRUNED
+from research.when import higher_is_better
 
 if TYPE_CHECKING:
     from optuna.study import Study

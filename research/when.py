@@ -1,4 +1,7 @@
-"""Moments of a run: a number of steps, or a metric that has reached a value."""
+"""Moments of a run: a number of steps, or a metric that has reached a value; which way each metric is better.
+
+No torch: the preflight reads moments before that is imported.
+"""
 
 import math
 import re
@@ -7,6 +10,16 @@ from dataclasses import dataclass
 
 METRIC = re.compile(r"([a-z]\w*(?:/[\w.]+)+):(\S+)")
 HOW = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
+
+
+def higher_is_better(name: str) -> bool:
+    """Accuracies rise; losses and bits per byte fall."""
+    return name.endswith("acc")
+
+
+def better(name: str, new: float, old: float) -> bool:
+    """Whether `new` beats `old`; NaN beats nothing."""
+    return new > old if higher_is_better(name) else new < old
 
 
 @dataclass(frozen=True)
@@ -20,10 +33,17 @@ class Moment:
     def has_come(self, step: int, metrics: Mapping[str, float]) -> bool:
         if not self.metric:
             return step >= self.step
-        from research.metrics import better  # here: the preflight reads moments before torch is imported
-
         now = metrics.get(self.metric, math.nan)
         return math.isfinite(now) and not better(self.metric, self.value, now)
+
+
+def in_vain(start: Moment, stop: Moment) -> bool:
+    """Whether whatever brings `start` has brought `stop` too."""
+    if start.metric != stop.metric:
+        return False
+    if not start.metric:
+        return stop.step <= start.step
+    return not better(start.metric, stop.value, start.value)
 
 
 def read_moment(given: int | str, setting: str) -> Moment:
@@ -37,4 +57,6 @@ def read_moment(given: int | str, setting: str) -> Moment:
         value = math.nan
     if match is None or not math.isfinite(value):
         raise ValueError(f"{setting}={given}: {HOW}")
+    if higher_is_better(match[1]) and value > 1:
+        raise ValueError(f"{setting}={given}: accuracies are fractions, at most 1")
     return Moment(metric=match[1], value=value)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam, AdamW
+from torch.optim import ASGD, LBFGS, SGD, Adam, AdamW, RMSprop
 
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.optim import grokfast
+from research.optim.ademamix import AdEMAMix
 from research.optim.filter import Filter, is_on
 from research.optim.orthograd import orthograd
 from research.optim.schedules import constant
@@ -193,7 +194,7 @@ def test_the_filter_goes_on_and_off_by_step_and_by_metric() -> None:
     assert filtering(6) == [True] * 6
     assert filtering(6, start_when=2, stop_when=4) == [False, False, True, True, False, False]
     assert filtering(6, start_when="val/acc:0.0") == [False, False, True, True, True, True], "after the first evaluation"
-    assert filtering(6, start_when="val/acc:2.0", stop_when=1) == [False] * 6
+    assert filtering(6, start_when="val/loss:-1", stop_when=1) == [False] * 6
     assert filtering(5, stop_when="train/loss:100") == [True, False, False, False, False]
 
 
@@ -244,7 +245,7 @@ def test_alpha_falls_with_the_gap_between_the_losses() -> None:
         ({"train/loss": 3.0, "val/loss": 1.0}, 0.9),
     ):
         optimizer.heed(5, metrics)
-        assert group["alpha"] == pytest.approx(expected)
+        assert group["grokfast_alpha"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +353,9 @@ def test_a_base_that_cannot_be_filtered_is_refused(base: Any) -> None:
         {"unfiltered": "weight"},
         {"unfiltered": [""]},
         {"stop_when": 5, "start_when": 5},
+        {"stop_when": "val/acc:0.5", "start_when": "val/acc:0.9"},
+        {"stop_when": "val/loss:0.5", "start_when": "val/loss:0.5"},
+        {"start_when": "val/acc:95"},
         {"start_when": 0},
         {"stop_when": ""},
         {"clip_norm": -1.0},
@@ -362,6 +366,43 @@ def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
     key = next(iter(wrong))
     with pytest.raises(ValueError, match=rf"optim\.{key}="):
         grokfast.ema(weight(3), partial(SGD), 0.1, **wrong)
+
+
+def test_moments_of_one_metric_in_order() -> None:
+    for start, stop in (("val/acc:0.5", "val/acc:0.9"), ("val/loss:1.5", "val/loss:0.5"), ("val/acc:0.9", "train/acc:0.5")):
+        grokfast.ema(weight(3), partial(SGD), 0.1, start_when=start, stop_when=stop)
+
+
+@pytest.mark.parametrize("base", [partial(RMSprop, alpha=0.7), partial(ASGD), partial(AdEMAMix, alpha=8.0)])
+def test_a_base_has_its_own_alpha(base: Any) -> None:
+    """Without a gain the filter is the base, whose alpha stays what it was; with one both are in force."""
+    for lamb in (0.0, 2.0):
+        plain, filtered = weight(3), weight(3)
+        one, other = base(plain.parameters(), lr=0.1), grokfast.ema(filtered, base, 0.1, alpha=0.5, lamb=lamb)
+        mu = None
+        for step in range(5):
+            g = gradient(step, 3)
+            mu = g if mu is None else mu.lerp(g, 0.5)
+            next(plain.parameters()).grad, next(filtered.parameters()).grad = g + lamb * mu, g.clone()
+            one.step()
+            other.step()
+        assert torch.equal(next(plain.parameters()), next(filtered.parameters()))
+
+
+def test_a_base_with_a_setting_of_the_filters_is_refused() -> None:
+    class Lamb(SGD):
+        def __init__(self, params: Any, lr: float = 0.1, lamb: float = 1.0) -> None:
+            super().__init__(params, lr)
+
+    with pytest.raises(ValueError, match=r"Lamb has a setting lamb, which is the filter's"):
+        grokfast.ema(weight(3), partial(Lamb), 0.1)
+
+
+def test_a_step_without_any_gradient() -> None:
+    net = weight(3)
+    before = next(net.parameters()).clone()
+    grokfast.ema(net, partial(SGD), 0.1, clip_norm=1.0).step()
+    assert torch.equal(next(net.parameters()), before)
 
 
 def test_an_empty_window_is_refused() -> None:

@@ -61,6 +61,8 @@ TWELVE = [
     (["optim.start_when=soon"], ["optim.start_when=soon is no moment of a run", "as val/acc:0.5"]),
     (["optim.stop_when=0"], ["optim.stop_when=0 is no moment of a run"]),
     (["optim.start_when=100", "steps=100"], ["does not come within trainer.steps=100", "give fewer than 100"]),
+    (["optim.start_when=val/acc:95"], ["optim.start_when=val/acc:95 is no moment of a run", "fractions, at most 1"]),
+    (["optim.start_when=val/acc:0.9", "optim.stop_when=val/acc:0.5"], ["comes no later than optim.start_when"]),
     (["optim.start_when=train/acc:0.9"], ["is not judged", "give trainer.judge_train=true"]),
     (["optim=grokfast_ma", "optim.window=0"], ["optim.window takes a whole number in [1, inf)", "got 0"]),
     (["optim.lamb=-1"], ["optim.lamb takes a number in [0, inf)", "got -1"]),

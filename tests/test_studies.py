@@ -157,8 +157,8 @@ def test_what_was_not_reached_is_a_bound() -> None:
     fast, slow = ([row(val_95=at, seed=seed, **end) for seed, at in enumerate(steps)] for steps in ((100, 200), (300, 600)))
     never = [row(seed=seed, **end) for seed in range(2)]
     assert results.compared(slow, fast) == "3 (3 to 3)", "paired by seed"
-    assert results.compared(never, fast) == "more than 7.07"
-    assert results.compared(fast, never) == "less than 0.141"
+    assert results.compared(never, fast) == "more than 7.07 (from 5)"
+    assert results.compared(fast, never) == "less than 0.141 (to 0.2)"
     assert results.compared(never, never) == results.compared([slow[0], never[0]], never) == "-"
 
 
@@ -168,7 +168,15 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     small = (*tiny, "eval_every=2", "trainer.device=cpu")
     made = [
         study.Arm("plain", "modular", ("steps=8", *small, "optim=adamw")),
-        study.Arm("tuned", "modular", (*small, "optim=grokfast"), ("lr=tag(log,interval(1e-3,1e-2))",), 2, search=study.TOUCH),
+        study.Arm(
+            "tuned",
+            "modular",
+            (*small, "optim=grokfast"),
+            ("lr=tag(log,interval(1e-3,1e-2))",),
+            2,
+            search=study.TOUCH,
+            control=("optim.lamb=0",),
+        ),
     ]
     (tmp_path / "README.md").write_text("before\n<!-- full -->\n<!-- end -->\n<!-- quick -->\n<!-- end -->\nafter\n")
     (tmp_path / "results.csv").write_text(f"{','.join(results.COLUMNS)}\nfull,modular,old{',' * (len(results.COLUMNS) - 3)}\n")
@@ -180,17 +188,20 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     assert [(r["arm"], r["phase"], r["seed"]) for r in rows] == [
         ("old", "", ""), ("plain", "seeds", "1"), ("plain", "seeds", "2"),
         ("tuned", "search", "0"), ("tuned", "search", "0"), ("tuned", "seeds", "1"), ("tuned", "seeds", "2"),
+        ("tuned", "control", "1"), ("tuned", "control", "2"),
     ]  # fmt: skip
     search = [r for r in rows if r["phase"] == "search"]
     best = min(search, key=results.score)["settings"]
-    assert {r["settings"] for r in results.of(rows, "tuned")} == {best}
+    for phase in ("seeds", "control"):
+        assert {r["settings"] for r in results.of(rows, "tuned", phase=phase)} == {best}
     assert results.searched(rows, "tuned") == 2
     asked = [
         (tmp_path / "outputs" / tmp_path.name / f"tuned_modular_{phase}/0/overrides.txt").read_text()
-        for phase in ("search", "seeds")
+        for phase in made[1].phases
     ]
-    assert ["callbacks.grokking.hold=1" in text for text in asked] == [True, False]
-    assert "6 rows" in (tmp_path / "README.md").read_text()
+    assert ["callbacks.grokking.hold=1" in text for text in asked] == [True, False, False]
+    assert ["optim.lamb=0" in text.splitlines() for text in asked] == [False, False, True]
+    assert "8 rows" in (tmp_path / "README.md").read_text()
     folder = next((tmp_path / "outputs").rglob("plain_modular_seeds/0"))
     summary = json.loads((folder / "summary.json").read_text())
     assert (rows[1]["status"], rows[1]["asked"]) == ("FINISHED", "4")
@@ -227,6 +238,44 @@ def test_runs_that_did_not_come_to_their_end(
     assert [(r["settings"], r["steps"], r["asked"], results.missed(r)) for r in rows] == [
         ("lr=0.1235", "4", "9", status == "FAILED") for _ in judged
     ]
+
+
+def test_collecting_what_is_not_there_loses_nothing(tmp_path: Path) -> None:
+    """Neither where no run is there, nor where some are missing."""
+    kept = f"{','.join(results.COLUMNS)}\nquick,modular,old{',' * (len(results.COLUMNS) - 3)}\n"
+    (tmp_path / "results.csv").write_text(kept)
+    made = [study.Arm("a", "task", ())]
+    one = study.Study(tmp_path, lambda size: made, {"quick": 2}, lambda rows, size: "", lambda rows: Figure())
+    for there in range(2):
+        with pytest.raises(
+            SystemExit, match=rf"has {there} of at least 2 runs of a, task, seeds: without --collect they are made"
+        ):
+            one.collect("quick", tmp_path / "outputs")
+        assert (tmp_path / "results.csv").read_text() == kept
+        (folder := tmp_path / "outputs" / tmp_path.name / "a_task_seeds" / "0").mkdir(parents=True, exist_ok=True)
+        (folder / "overrides.txt").write_text("seed=1\n")
+        (folder / "config.yaml").write_text("steps: 9\nmonitor: val/acc\ncallbacks: {}\n")
+        (folder / "summary.json").write_text('{"status": "FINISHED"}')
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["steps=5"], "steps=5: the study itself says that"),
+        (["seed=5"], "seed=5: the study itself says that"),
+        (["--collect", "tracker=mlflow"], "tracker=mlflow: no runs are made"),
+        (["--at-once=0"], "--at-once=0: give 1 or more"),
+    ],
+)
+def test_words_that_a_study_cannot_take(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [study.Arm("a", "task", ("steps=9",))]
+    one = study.Study(tmp_path, lambda size: made, {}, lambda rows, size: "", lambda rows: Figure())
+    monkeypatch.setattr(sys, "argv", ["study.py", *words])
+    with pytest.raises(SystemExit):
+        one.main()
+    assert told in capsys.readouterr().err
 
 
 def test_a_search_without_an_end_is_told(tmp_path: Path) -> None:

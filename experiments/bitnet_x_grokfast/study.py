@@ -1,6 +1,7 @@
 """Does the filter help ternary networks? README.md tells what came out, experiments/study.py how to run it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,13 +13,22 @@ from arms import MODELS, TASKS, arm  # noqa: E402
 from results import Row, compared, largest, markdown, missed, of, searched, told, value  # noqa: E402
 from study import Arm, Study  # noqa: E402
 
-COMPARED = {"adamw": "tab:gray", "grokfast": "tab:orange", "muon": "tab:green", "orthograd": "tab:purple"}
+COMPARED = {
+    "adamw": "tab:gray", "grokfast": "tab:orange", "same": "tab:brown", "muon": "tab:green", "orthograd": "tab:purple"
+}  # fmt: skip
 UNITS = {"modular": "steps to 95 %", "digits": "accuracy", "text": "bits per byte"}
 TRIALS = {"quick": 5, "full": 16}
 
 
 def arms(size: str) -> list[Arm]:
-    return [arm(task, size, kind, optim, TRIALS[size]) for task in TASKS for kind in ("dense", "ternary") for optim in COMPARED]
+    """The same as the filter's best, but for the filter, is the control that tells what of it is the filter."""
+    tuned = [optim for optim in COMPARED if optim != "same"]
+    found = [arm(task, size, kind, optim, TRIALS[size]) for task in TASKS for kind in ("dense", "ternary") for optim in tuned]
+    return [replace(made, control=("optim.lamb=0",)) if made.name.endswith("grokfast") else made for made in found]
+
+
+def judged(rows: list[Row], kind: str, optim: str, task: str) -> list[Row]:
+    return of(rows, f"{kind}_grokfast", task, "control") if optim == "same" else of(rows, f"{kind}_{optim}", task)
 
 
 def tell(rows: list[Row], size: str) -> str:
@@ -26,16 +36,14 @@ def tell(rows: list[Row], size: str) -> str:
     for task, unit in UNITS.items():
         for kind in ("dense", "ternary"):
             for optim in COMPARED:
-                runs = of(rows, f"{kind}_{optim}", task)
-                if not runs:
-                    continue
+                runs = judged(rows, kind, optim, task)
                 over = "-" if optim == "adamw" else compared(runs, of(rows, f"{kind}_adamw", task))
-                number = searched(rows, f"{kind}_{optim}", task)
-                best = runs[0]["settings"]
-                lines.append(
-                    [f"{task}, {unit}", MODELS[task][kind], optim, ", ".join(map(told, runs)), over, f"{number}: {best}"]
-                )
-    return markdown(["task", "model", "optimizer", "at each seed", "over AdamW", "tuned with"], lines)
+                own = compared(runs, judged(rows, kind, "same", task)) if optim == "grokfast" else "-"
+                tuned = f"{searched(rows, f'{kind}_{optim}', task)}: {runs[0]['settings']}"
+                where = [f"{task}, {unit}", MODELS[task][kind]]
+                named = ["the same, lamb 0", "as above"] if optim == "same" else [optim, tuned]
+                lines.append([*where, named[0], ", ".join(map(told, runs)), over, own, named[1]])
+    return markdown(["task", "model", "optimizer", "at each seed", "over AdamW", "over lamb 0", "tuned with"], lines)
 
 
 def draw(rows: list[Row]) -> Figure:
@@ -45,12 +53,13 @@ def draw(rows: list[Row]) -> Figure:
     for axis, task in zip(figure.subplots(1, len(UNITS)), UNITS, strict=True):
         names = [f"{kind} {optim}" for kind in ("dense", "ternary") for optim in COMPARED]
         for place, name in enumerate(names):
-            for row in of(rows, name.replace(" ", "_"), task):
+            for row in judged(rows, *name.split(), task):
                 how = {"color": COMPARED[name.split()[1]], "fillstyle": "none" if missed(row) else "full"}
                 axis.plot(value(row), place, ">" if missed(row) else "o", alpha=0.8, **how)
         axis.set(title=task, xscale="log" if task == "modular" else "linear")
         axis.set(xlabel={"modular": "steps to 95 %", "digits": "share of wrong answers", "text": "bits per byte"}[task])
-        axis.set_yticks(range(len(names)), names if task == "modular" else [""] * len(names), fontsize=8)
+        shown = [name.replace("same", "that, lamb 0") if task == "modular" else "" for name in names]
+        axis.set_yticks(range(len(names)), shown, fontsize=8)
         axis.invert_yaxis()
         axis.grid(alpha=0.3)
     return figure

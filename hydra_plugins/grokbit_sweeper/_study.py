@@ -18,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from research import trial
+from research.when import higher_is_better
 
 Direction = Literal["minimize", "maximize"]
 ASKED = "grokbit"  # the study's attribute with what it is for
@@ -114,8 +115,6 @@ def directions(wanted: Any, metrics: Sequence[str]) -> list[Direction]:
     if wanted is None and not any(name.startswith("val/") for name in metrics):
         return ["minimize"] * count
     if wanted is None:
-        from research.metrics import higher_is_better  # torch comes with it
-
         return ["maximize" if name.startswith("val/") and higher_is_better(name) else "minimize" for name in metrics]
     names = [str(getattr(each, "name", each)) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     if wrong := [name for name in names if name not in ("minimize", "maximize")]:

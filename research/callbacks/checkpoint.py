@@ -12,8 +12,8 @@ from typing import Any
 from research import checkpoint, processes, snapshot
 from research.callback import Callback, State
 from research.folder import checkpoints
-from research.metrics import higher_is_better
 from research.ranges import Count
+from research.when import higher_is_better
 
 log = logging.getLogger(__name__)
 

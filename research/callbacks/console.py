@@ -15,12 +15,12 @@ from torch import nn
 from research import processes
 from research.callback import Callback, State
 from research.folder import peak_rss_mb
-from research.metrics import higher_is_better
 from research.nn.bitlinear import layers
 from research.nn.packed import packed_bytes
 from research.ranges import Positive
 from research.snapshot import SETTINGS
 from research.trial import swept
+from research.when import higher_is_better
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds; a faster eye is not worth the steps
@@ -32,7 +32,8 @@ def header(state: State) -> list[tuple[str, str]]:
     count = sum(p.numel() for p in model.parameters())
     group = state.optimizer.param_groups[0]
     group = group | group.get(SETTINGS, {})  # a schedule moves lr
-    settings = ", ".join(f"{k} {group[k]:g}" for k in ("lr", "alpha", "window", "lamb", "weight_decay") if k in group)
+    keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
+    settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
         ("run", state.name),

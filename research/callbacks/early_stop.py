@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from research.callback import Callback, State
-from research.metrics import better
 from research.ranges import Count
+from research.when import better
 
 
 class EarlyStop(Callback):

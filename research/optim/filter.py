@@ -1,7 +1,7 @@
 """A filter of gradients in front of any torch optimizer class.
 
 The filter's settings stand in the parameter groups, its memory in the state, so saving, scheduling and per-group values work
-as for any optimizer.
+as for any optimizer. RMSprop, ASGD and AdEMAMix have an alpha of their own there: the filter's is grokfast_alpha.
 """
 
 import logging
@@ -59,7 +59,7 @@ class Filter(Front):
             seen += zip(raw, grads, strict=True)
             if params and is_on(group):
                 fresh |= self.amplify(grads, params, group)
-        if norm:
+        if norm and seen:
             clip([grad for _, grad in seen], norm)
         for given, grad in seen:
             if grad is not given:
@@ -93,7 +93,7 @@ class Filter(Front):
             if not is_on(group):
                 self.forget(group["params"])
             if group.get("adapt"):
-                group["alpha"] = group["alpha_built"] * math.exp(-group["adapt"] * overfitting(metrics))
+                group["grokfast_alpha"] = group["alpha_built"] * math.exp(-group["adapt"] * overfitting(metrics))
 
     def forget(self, params: list[Tensor]) -> None:
         """Give back the filter's memory of these parameters."""

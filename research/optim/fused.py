@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("adamw.c")
 PLAIN, EMA, WINDOW, SUMMED = range(4)  # filters, as adamw.c numbers them
 REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "clip_norm")
-KEYS = {"ema": "alpha", "window": "window"}  # a filter class's `one_pass`, and its setting
+KEYS = {"ema": "grokfast_alpha", "window": "window"}  # a filter class's `one_pass`, and its setting
 KINDS = frozenset((Parameter, Tensor))  # no subclass: a DTensor's memory is not its own
 State = dict[str, Any]
 Job = tuple[dict[str, Any], int, int, Tensor, Tensor]  # group, its place, filter, parameter, gradient
@@ -59,12 +59,12 @@ def jobs_of(optimizer: Optimizer) -> list[Job] | None:
         return None
     jobs: list[Job] = []
     for place, group in enumerate(optimizer.param_groups):
-        if group["fused"] is not True or any(group.get(key) for key in REFUSED) or group.keys() & {"alpha", "window"} != {key}:
+        if group["fused"] is not True or any(group.get(key) for key in REFUSED) or group.keys() & {*KEYS.values()} != {key}:
             return None
         if not all(isinstance(value, float | int) for value in values(group)):
             return None
         filtered = group["lamb"] and group.get("_on", True)
-        kind = PLAIN if not filtered else EMA if key == "alpha" else WINDOW
+        kind = PLAIN if not filtered else EMA if key == KEYS["ema"] else WINDOW
         jobs += [(group, place, kind, p, grad) for p in group["params"] if (grad := p.grad) is not None]
     base = jobs and all(kind == PLAIN for _, _, kind, _, _ in jobs)  # without a filter it is the base: same bits
     return None if base else jobs
@@ -72,8 +72,8 @@ def jobs_of(optimizer: Optimizer) -> list[Job] | None:
 
 def values(group: dict[str, Any]) -> tuple[Any, ...]:
     """lr, both betas, eps, decay, whether it is coupled; the filter's weight and its gain."""
-    ema = "alpha" in group
-    weight = 1 - group["alpha"] if ema else 0.0
+    ema = KEYS["ema"] in group
+    weight = 1 - group[KEYS["ema"]] if ema else 0.0
     gain = group["lamb"] if ema else group["lamb"] / group["window"]
     coupled = not group["decoupled_weight_decay"] and group["weight_decay"] != 0
     return group["lr"], *group["betas"], group["eps"], group["weight_decay"], coupled, weight, gain

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from research.optim.filter import Filter, Memory, phase
 from research.optim.front import in_front
 from research.optim.plain import param_groups
 from research.ranges import Count, Fraction, NonNegative, Positive
-from research.when import read_moment
+from research.when import in_vain, read_moment
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class EMA(Filter):
             for grad, ema in zip(grads, emas, strict=True):
                 ema.nan_to_num_(0.0, 0.0, 0.0)
                 torch.where(self.found_inf > 0, ema, grad, out=grad)
-        torch._foreach_lerp_(emas, grads, 1 - group["alpha"])
+        torch._foreach_lerp_(emas, grads, 1 - group["grokfast_alpha"])
         torch._foreach_add_(grads, emas, alpha=group["lamb"])
         return fresh
 
@@ -98,8 +99,9 @@ def _judge(options: dict[str, Any]) -> None:
         raise ValueError(f"optim.clip_norm={options['clip_norm']}: the largest norm must be above 0, or null")
     given = [(key, options[key]) for key in ("start_when", "stop_when")]
     start, stop = (None if value is None else read_moment(value, f"optim.{key}") for key, value in given)
-    if start and stop and not (start.metric or stop.metric) and stop.step <= start.step:
-        raise ValueError(f"optim.stop_when={stop.step} is no later than optim.start_when={start.step}: nothing is filtered")
+    if start and stop and in_vain(start, stop):
+        told = f"comes no later than optim.start_when={options['start_when']}: nothing is filtered"
+        raise ValueError(f"optim.stop_when={options['stop_when']} {told}")
 
 
 def _build(
@@ -125,6 +127,9 @@ def _build(
         gains = {True: options["lamb"], False: 0.0}
         groups += [group | options | {"params": part, "lamb": gains[which]} for which, part in parts.items() if part]
     optimizer = in_front(filter_class, base, groups, lr)
+    if taken := signature(base.func).parameters.keys() & options:  # in the groups it would be both
+        told = f"has a setting {min(taken)}, which is the filter's: give another, as torch.optim.AdamW"
+        raise ValueError(f"optim.base._target_={base.func.__qualname__} {told}")
     optimizer.defaults |= options  # of groups that are added later
     return optimizer
 
@@ -150,7 +155,7 @@ def ema(
     if not 0 <= alpha < 1:
         raise ValueError(f"optim.alpha={alpha}: the decay of the average must be in [0, 1)")
     when = {"start_when": start_when, "stop_when": stop_when}
-    options = {"alpha": alpha, "alpha_built": alpha, "lamb": lamb, "adapt": adapt, "clip_norm": clip_norm, **when}
+    options = {"grokfast_alpha": alpha, "alpha_built": alpha, "lamb": lamb, "adapt": adapt, "clip_norm": clip_norm, **when}
     return _build(EMA, model, base, lr, weight_decay, no_decay, unfiltered, options)
 
 

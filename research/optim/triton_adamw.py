@@ -72,7 +72,7 @@ def numbers_of(group: dict[str, Any]) -> tuple[float, ...]:
     apart = group["decoupled_weight_decay"]
     logs = tuple(math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
     shrunk, l2 = (1 - lr * decay, 0.0) if apart else (1.0, decay)
-    return shrunk, l2, 1 - beta1, beta2, 1 - beta2, group["eps"], 1 - group["alpha"], group["lamb"], lr, *logs
+    return shrunk, l2, 1 - beta1, beta2, 1 - beta2, group["eps"], 1 - group["grokfast_alpha"], group["lamb"], lr, *logs
 
 
 def step(
@@ -116,7 +116,7 @@ def works(device: torch.device) -> bool:
     A second one is left out.
     """
     p, grad, average, m, v = (torch.full((3,), value, device=device) for value in (1.0, 1.0, 1.0, 0.0, 0.0))
-    options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 0.0, "weight_decay": 0.5, "alpha": 0.9, "lamb": 2.0}
+    options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 0.0, "weight_decay": 0.5, "grokfast_alpha": 0.9, "lamb": 2.0}
     state = {"step": torch.zeros((), device=device), "exp_avg": m, "exp_avg_sq": v}
     for found_inf in (None, torch.ones((), device=device)):
         step([p], [grad], [average], [options | {"decoupled_weight_decay": True}], [state], found_inf)

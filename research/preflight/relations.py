@@ -12,7 +12,7 @@ from research.preflight.overrides import Clash
 from research.preflight.resume import resumed
 from research.preflight.signature import Signature, signature
 from research.ranges import is_prime
-from research.when import read_moment
+from research.when import in_vain, read_moment
 
 DECODER = "research.models.decoder.Decoder"  # without rotary positions
 
@@ -125,8 +125,8 @@ def filter_and_base(asked: Asked) -> Iterator[Clash]:
 
 
 def moments(asked: Asked) -> Iterator[Clash]:
-    """When a filter goes on and off can be read, and comes within the run."""
-    steps = natural(asked, "trainer.steps")
+    """When a filter goes on and off can be read, comes within the run, and in this order."""
+    steps, read = natural(asked, "trainer.steps"), []
     for key in ("optim.start_when", "optim.stop_when"):
         if (given := asked.at(key)[0]) in (None, MISSING):
             continue
@@ -136,11 +136,15 @@ def moments(asked: Asked) -> Iterator[Clash]:
             told, _, fix = str(error).rpartition(": ")
             yield Clash((key,), f"{told} is no moment of a run", fix)
             continue
+        read.append(when)
         if when.metric == "train/acc" and not asked.at("trainer.judge_train")[0]:
             yield Clash((key,), f"{key}={given} waits for train/acc, which is not judged", "give trainer.judge_train=true")
         if steps and when.step >= steps:
             told = f"{key}={given} does not come within trainer.steps={steps}"
             yield Clash((key, "trainer.steps"), told, f"give fewer than {steps}, or leave it out")
+    if len(read) == 2 and in_vain(*read):
+        told = "optim.stop_when comes no later than optim.start_when: nothing is filtered"
+        yield Clash(("optim.stop_when", "optim.start_when"), told, "give a later moment, or leave one out")
 
 
 def folder_and_fields(asked: Asked) -> Iterator[Clash]:
