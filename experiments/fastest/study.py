@@ -16,7 +16,7 @@ from results import Row, compared, each, largest, markdown, missed, of, searched
 from study import Arm, Study  # noqa: E402
 
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
-COMPARED = {"quick": ("adamw", "grokfast", "muon", "orthograd"), "full": tuple(OPTIMS)}
+COMPARED = {"quick": ("adamw", "grokfast", "orthograd"), "full": tuple(OPTIMS)}
 TRIALS = {"quick": 3, "full": 6}
 PRESET = "preset"
 
