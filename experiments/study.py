@@ -82,9 +82,9 @@ class Study:
         if given.at_once < 1:
             parser.error(f"--at-once={given.at_once}: give 1 or more")
         size = "full" if given.full else "quick"
-        own = {word.split("=", 1)[0] for arm in self.arms(size) for word in (*arm.fixed, *arm.space, "seed")}
+        own = {key(word) for arm in self.arms(size) for word in (*sum(arm.phases.values(), ()), *arm.space, "seed")}
         for word in more:
-            if given.figure or given.collect or word.split("=", 1)[0] in own:
+            if given.figure or given.collect or key(word) in own:
                 parser.error(f"{word}: {'no runs are made' if given.figure or given.collect else 'the study itself says that'}")
         place = ROOT / "outputs" / "studies" / size
         if not (given.figure or given.collect):
@@ -127,7 +127,8 @@ class Study:
             rows += found
             judged = len(arm.seeds.split(",")) if arm.seeds else self.seeds[size]
             for phase in arm.phases if judged else ["search"]:
-                asked = len(arm.search_seeds.split(",")) * max(1, arm.trials) if phase == "search" else judged
+                settings = arm.trials or math.prod(1 + word.count(",") for word in arm.space)
+                asked = len(arm.search_seeds.split(",")) * settings if phase == "search" else judged
                 if (there := sum(row["phase"] == phase for row in found)) < asked:
                     told = f"{there} of at least {asked} runs of {arm.name}, {arm.task}, {phase}"
                     raise SystemExit(f"{place / self.name} has {told}: without --collect they are made")
@@ -186,6 +187,11 @@ class Study:
                 raise SystemExit(f"{readme} has no place for this table: give it <!-- {size} --> and <!-- end -->")
         readme.write_text(text)
         self.draw(rows).savefig(self.folder / "figure.png", dpi=130)
+
+
+def key(word: str) -> str:
+    """What an override sets: trainer.steps=5 and ++steps=5 are steps."""
+    return word.lstrip("+~").split("=", 1)[0].removeprefix("trainer.")
 
 
 def outcome(folder: Path, fixed: Sequence[str]) -> Row:

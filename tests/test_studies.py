@@ -240,19 +240,25 @@ def test_runs_that_did_not_come_to_their_end(
     ]
 
 
-def test_collecting_what_is_not_there_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arm", "asked", "phase"),
+    [
+        (study.Arm("a", "task", ()), 2, "seeds"),
+        (study.Arm("a", "task", (), ("lr=1,2", "steps=3,4,5"), search_seeds="0,1"), 12, "search"),
+        (study.Arm("a", "task", (), ("lr=interval(1,2)",), trials=3), 3, "search"),
+    ],
+)
+def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, asked: int, phase: str, tmp_path: Path) -> None:
     """Neither where no run is there, nor where some are missing."""
     kept = f"{','.join(results.COLUMNS)}\nquick,modular,old{',' * (len(results.COLUMNS) - 3)}\n"
     (tmp_path / "results.csv").write_text(kept)
-    made = [study.Arm("a", "task", ())]
-    one = study.Study(tmp_path, lambda size: made, {"quick": 2}, lambda rows, size: "", lambda rows: Figure())
+    one = study.Study(tmp_path, lambda size: [arm], {"quick": 2}, lambda rows, size: "", lambda rows: Figure())
     for there in range(2):
-        with pytest.raises(
-            SystemExit, match=rf"has {there} of at least 2 runs of a, task, seeds: without --collect they are made"
-        ):
+        told = f"has {there} of at least {asked} runs of a, task, {phase}: without --collect they are made"
+        with pytest.raises(SystemExit, match=told):
             one.collect("quick", tmp_path / "outputs")
         assert (tmp_path / "results.csv").read_text() == kept
-        (folder := tmp_path / "outputs" / tmp_path.name / "a_task_seeds" / "0").mkdir(parents=True, exist_ok=True)
+        (folder := tmp_path / "outputs" / tmp_path.name / f"a_task_{phase}" / "0").mkdir(parents=True, exist_ok=True)
         (folder / "overrides.txt").write_text("seed=1\n")
         (folder / "config.yaml").write_text("steps: 9\nmonitor: val/acc\ncallbacks: {}\n")
         (folder / "summary.json").write_text('{"status": "FINISHED"}')
@@ -263,6 +269,8 @@ def test_collecting_what_is_not_there_loses_nothing(tmp_path: Path) -> None:
     [
         (["steps=5"], "steps=5: the study itself says that"),
         (["seed=5"], "seed=5: the study itself says that"),
+        (["++trainer.steps=5"], "++trainer.steps=5: the study itself says that"),
+        (["callbacks.grokking.hold=5"], "callbacks.grokking.hold=5: the study itself says that"),
         (["--collect", "tracker=mlflow"], "tracker=mlflow: no runs are made"),
         (["--at-once=0"], "--at-once=0: give 1 or more"),
     ],
@@ -270,7 +278,7 @@ def test_collecting_what_is_not_there_loses_nothing(tmp_path: Path) -> None:
 def test_words_that_a_study_cannot_take(
     words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = [study.Arm("a", "task", ("steps=9",))]
+    made = [study.Arm("a", "task", ("steps=9",), ("lr=1,2",), search=study.TOUCH)]
     one = study.Study(tmp_path, lambda size: made, {}, lambda rows, size: "", lambda rows: Figure())
     monkeypatch.setattr(sys, "argv", ["study.py", *words])
     with pytest.raises(SystemExit):
