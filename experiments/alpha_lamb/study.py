@@ -3,7 +3,6 @@
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -28,8 +27,10 @@ GRID = {
 def arms(size: str) -> list[Arm]:
     base = ("experiment=grokfast_modular", *TASK[size], "optim=grokfast", "optim.no_decay=[]")
     seeds = {"quick": "0", "full": "0,1,2"}[size]
-    how: dict[str, Any] = {"space": GRID[size], "search_seeds": seeds, "search": TOUCH}
-    return [Arm(name, "modular", (*base, *settings), **how) for name, settings in BASES.values()]
+    return [
+        Arm(name, "modular", (*base, *settings), GRID[size], search_seeds=seeds, search=TOUCH)
+        for name, settings in BASES.values()
+    ]
 
 
 def cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:

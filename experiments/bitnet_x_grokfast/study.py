@@ -14,20 +14,24 @@ from results import Row, compared, largest, markdown, missed, of, searched, told
 from study import Arm, Study  # noqa: E402
 
 COMPARED = {
-    "adamw": "tab:gray", "grokfast": "tab:orange", "same": "tab:brown", "muon": "tab:green", "orthograd": "tab:purple"
-}  # fmt: skip
+    "adamw": "tab:gray",
+    "grokfast": "tab:orange",
+    "same": "tab:brown",  # as grokfast at its best, with lamb 0: the control, which is not tuned
+    "muon": "tab:green",
+    "orthograd": "tab:purple",
+}
 UNITS = {"modular": "steps to 95 %", "digits": "accuracy", "text": "bits per byte"}
 TRIALS = {"quick": 5, "full": 16}
 
 
 def arms(size: str) -> list[Arm]:
-    """The same as the filter's best, but for the filter, is the control that tells what of it is the filter."""
     tuned = [optim for optim in COMPARED if optim != "same"]
     found = [arm(task, size, kind, optim, TRIALS[size]) for task in TASKS for kind in ("dense", "ternary") for optim in tuned]
     return [replace(made, control=("optim.lamb=0",)) if made.name.endswith("grokfast") else made for made in found]
 
 
 def judged(rows: list[Row], kind: str, optim: str, task: str) -> list[Row]:
+    """The runs, a seed each, of one of COMPARED."""
     return of(rows, f"{kind}_grokfast", task, "control") if optim == "same" else of(rows, f"{kind}_{optim}", task)
 
 

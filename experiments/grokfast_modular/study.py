@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from arms import RATE  # noqa: E402
 from results import Row, compared, each, markdown, missed, of, searched, value  # noqa: E402
 from study import TOUCH, Arm, Study  # noqa: E402
 
@@ -20,7 +21,6 @@ EMA, MA = "optim=grokfast", "optim=grokfast_ma"
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.no_decay=[]", "lr=1e-3")
 L2 = "optim.weight_decay"
 FILTER = ("optim.alpha=choice(0.8,0.9,0.95,0.98)", "optim.lamb=tag(log,interval(0.25,4.0))")
-RATE = ("lr=tag(log,interval(1e-3,1e-2))", "optim.weight_decay=tag(log,interval(0.1,3.0))")
 TRIALS = {"quick": 10, "full": 8}
 OWN = {"ema": ("same_decay", "times_three"), "ma": ("ma_decay", "times_six")}  # each filter's settings without it
 CLAIMED = {"paper": 39_890, "ema": 910, "ma": 790}  # 2405.20233, and the authors' code
@@ -28,10 +28,10 @@ TITLES = {"full": "p = 97, the paper's size", "quick": "p = 47"}
 TICKS = {"full": (300, 1_000, 3_000, 10_000, 30_000), "quick": (300, 500, 1_000, 2_000, 3_000)}
 NAMES = {
     "paper": "Adam, no weight decay (the paper's baseline)",
-    "same_decay": "Adam, L2 0.005 (the filter's own weight decay)",
-    "times_three": "the same, lr times 1 + lamb",
+    "same_decay": "Adam, L2 0.005 (the average's own weight decay)",
+    "times_three": "the same, lr times 3 (1 + lamb)",
     "ma_decay": "Adam, L2 0.01 (the window's own weight decay)",
-    "times_six": "the same, lr times 1 + lamb of the window",
+    "times_six": "the same, lr times 6 (1 + lamb)",
     "adamw": "AdamW, tuned",
     "ema": "Adam, L2 0.005, EMA 0.98, lamb 2 (the paper's)",
     "ma": "Adam, L2 0.01, window 100, lamb 5 (the paper's)",
