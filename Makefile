@@ -60,7 +60,7 @@ check-native: setup
 	  cache="$$(mktemp -d)"; ran=yes; \
 	  ( export CC="$$cc $$flags" GROKBIT_CACHE="$$cache" OMP_NUM_THREADS=1 LD_PRELOAD="$${flags:+$$preload}" \
 	      ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
-	    $(BIN)/python -c 'import sys; from research.nn import native; from research.optim import fused; sys.exit(None in (native.library(), fused.library()))' && \
+	    $(BIN)/python -c 'import sys; from research.nn import native; from research.optim import fused; sys.exit(None in (native.get_library(), fused.get_library()))' && \
 	    $(BIN)/python -m pytest tests/test_native.py tests/test_packed.py tests/test_decode.py tests/test_fused.py $(ARGS) ); \
 	  status=$$?; rm -rf "$$cache"; [ $$status = 0 ] || exit $$status; \
 	done; [ -n "$$ran" ]

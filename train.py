@@ -3,7 +3,7 @@
 import sys
 
 from research.preflight.command import check
-from research.preflight.explained import explained
+from research.preflight.explained import explain_errors
 
 if __name__ == "__main__":
     sys.argv = check(sys.argv)  # before anything heavy is imported
@@ -20,5 +20,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with explained():
+    with explain_errors():
         main()

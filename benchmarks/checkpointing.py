@@ -31,30 +31,30 @@ from research.checkpoint import Snapshot
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.optim.plain import plain
+from research.optim.plain import from_base
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
 BOUNDS = {"commit/plain": 0.5, "background/none": 1.03}
 WINDOW, BATCH = 100, 16  # steps, samples
-HERE = Path(__file__).resolve().parents[1] / "outputs"  # the disk that runs are kept on
+OUTPUTS = Path(__file__).resolve().parents[1] / "outputs"  # the disk that runs are kept on
 
 
-def plain_write(path: Path, count: int) -> float:
+def write_plain(path: Path, num_bytes: int) -> float:
     """Seconds to write so many bytes and sync them."""
     block = bytes(1 << 24)
     begun = time.perf_counter()
     with path.open("wb", buffering=0) as file:
-        for _ in range(count // len(block)):
+        for _ in range(num_bytes // len(block)):
             file.write(block)
-        file.write(block[: count % len(block)])
+        file.write(block[: num_bytes % len(block)])
         os.fsync(file.fileno())
     seconds = time.perf_counter() - begun
     path.unlink()
     return seconds
 
 
-def speed(millions: int, rounds: int, root: Path) -> float:
+def measure_speed(millions: int, rounds: int, root: Path) -> float:
     """Speed of a commit over that of a plain write."""
     layers = [torch.randn(1_000_000) for _ in range(millions)]
     memory = [torch.randn(1_000_000) for _ in range(2 * millions)]
@@ -62,7 +62,7 @@ def speed(millions: int, rounds: int, root: Path) -> float:
     count = 12_000_000 * millions
     ratios = []
     for turn in range(rounds):
-        by_hand = plain_write(root / "plain", count)
+        by_hand = write_plain(root / "plain", count)
         begun = time.perf_counter()
         folder = checkpoint.commit(root, whole)
         ours = time.perf_counter() - begun
@@ -81,31 +81,31 @@ class Windows(Callback):
     saves = True
 
     def __init__(self) -> None:
-        self.kinds = {"none": None, "in the loop": Checkpoint(every=1), "background": Checkpoint(every=1, background=True)}
-        self.times: dict[str, list[float]] = {kind: [] for kind in self.kinds}
-        self.begun = 0.0
+        self.modes = {"none": None, "in the loop": Checkpoint(every=1), "background": Checkpoint(every=1, background=True)}
+        self.times: dict[str, list[float]] = {kind: [] for kind in self.modes}
+        self.window_start = 0.0
 
     def on_step(self, state: State) -> None:
         window, place = divmod(state.step, WINDOW)
-        saving = self.kinds[kind := list(self.kinds)[window % len(self.kinds)]]
+        saving = self.modes[kind := list(self.modes)[window % len(self.modes)]]
         if place == WINDOW // 10 and saving:
             saving.on_step(state)
         if place == WINDOW - 1:
             if saving:
-                saving.settle()
+                saving.flush()
             now = time.perf_counter()
-            if window >= len(self.kinds):  # the first round warms up
-                self.times[kind].append(now - self.begun)
-            self.begun = now
+            if window >= len(self.modes):  # the first round warms up
+                self.times[kind].append(now - self.window_start)
+            self.window_start = now
 
 
-def saving(rounds: int, root: Path) -> dict[str, list[float]]:
+def time_windows(rounds: int, root: Path) -> dict[str, list[float]]:
     """Seconds of each window, by its kind."""
     data, windows = modular(p=47), Windows()
     torch.manual_seed(0)
     model = Transformer(data.shape, 512, 2, 8, nn.Linear)
-    optimizer = plain(model, partial(torch.optim.AdamW, fused=True), lr=1e-3)
-    trainer = Trainer(WINDOW * len(windows.kinds) * (rounds + 1), BATCH, eval_every=10**9, device="cpu")
+    optimizer = from_base(model, partial(torch.optim.AdamW, fused=True), lr=1e-3)
+    trainer = Trainer(WINDOW * len(windows.modes) * (rounds + 1), BATCH, eval_every=10**9, device="cpu")
     trainer.fit(model, optimizer, constant, last_token, data, [windows], folder=root)
     return windows.times
 
@@ -119,11 +119,11 @@ def main() -> None:
         "--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="for the training; by default one core is left"
     )
     args = parser.parse_args()
-    HERE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        ratios = {"commit/plain": speed(args.millions, args.commits, Path(folder))}
+    OUTPUTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=OUTPUTS) as folder:
+        ratios = {"commit/plain": measure_speed(args.millions, args.commits, Path(folder))}
         torch.set_num_threads(args.threads)
-        times = saving(args.rounds, Path(folder))
+        times = time_windows(args.rounds, Path(folder))
     for kind in ("in the loop", "background"):
         each = [a / b for a, b in zip(times[kind], times["none"], strict=True)]
         ratios[f"{kind}/none"] = statistics.median(each)

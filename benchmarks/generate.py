@@ -35,18 +35,18 @@ import torch
 from torch import nn
 
 from research.dataset import Tokens
-from research.export.layout import LINEARS, PLACES
-from research.generate.stream import keeping_memory
+from research.export.layout import LINEARS, MODULE_NAMES
+from research.generate.stream import retain_memory
 from research.models.transformer import Transformer
 from research.nn.decode import Decoder
-from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear, settle
-from research.nn.rope import rope_table
+from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear, move_to_huge_pages
+from research.nn.rope import build_rope_table
 
 SIZES = {
-    "0.1": {"dim": 768, "depth": 12, "hidden": 2048, "heads": 12, "kv_heads": 4},
-    "0.6": {"dim": 1536, "depth": 24, "hidden": 4096, "heads": 24, "kv_heads": 8},
+    "0.1": {"dim": 768, "depth": 12, "ffn_dim": 2048, "heads": 12, "kv_heads": 4},
+    "0.6": {"dim": 1536, "depth": 24, "ffn_dim": 4096, "heads": 24, "kv_heads": 8},
 }
-VOCAB, LENGTH, PROMPT, MORE = 32_000, 512, 256, 32
+VOCAB_SIZE, SEQ_LEN, PROMPT_LEN, NEW_TOKENS = 32_000, 512, 256, 32
 AT_LEAST = {
     "decode: over llama.cpp": 1.5,
     "prefill: over llama.cpp": 3.0,
@@ -57,7 +57,7 @@ AT_LEAST = {
 Feed = Callable[[list[int]], object]
 
 
-def resident() -> float:
+def measure_resident() -> float:
     """MB, after the allocator gave back what it only keeps for later."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
@@ -66,39 +66,39 @@ def resident() -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def packed(width: int, out: int) -> PackedLinear:
+def make_packed(width: int, out: int) -> PackedLinear:
     layer = PackedLinear(width, out, bias=False)
     layer.codes.random_(0, 3).mul_(0b01010101)
     layer.step.fill_(1.5 / width**0.5)
     return layer
 
 
-def model(size: dict[str, int], dtype: torch.dtype | None) -> tuple[Transformer, float]:
+def make_model(size: dict[str, int], dtype: torch.dtype | None) -> tuple[Transformer, float]:
     """Random weights, packed without a dtype, and by how many MB its linear layers grew the process. No weight is there in
     a wider type, not even for a moment.
     """
     with torch.device("meta"):
-        made = Transformer(Tokens(VOCAB, LENGTH), linear=nn.Linear, sub_norm=True, **size)
-    begun = resident()
+        made = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
+    begun = measure_resident()
     for block in made.blocks:
         for name in LINEARS:
             old: Any = block.get_submodule(name)
-            linear = packed(old.in_features, old.out_features) if dtype is None else old.to(dtype).to_empty(device="cpu")
+            linear = make_packed(old.in_features, old.out_features) if dtype is None else old.to(dtype).to_empty(device="cpu")
             if dtype:
                 nn.init.normal_(linear.weight, std=0.02)
             block.set_submodule(name, linear)
-    settle(made.blocks)
-    of_layers = resident() - begun
+    move_to_huge_pages(made.blocks)
+    of_layers = measure_resident() - begun
     for module in made.modules():
         if isinstance(module, nn.RMSNorm):
             module.weight = nn.Parameter(torch.ones(module.normalized_shape, dtype=dtype or torch.float32))
     if dtype:
-        made.embed.weight = nn.Parameter(torch.randn(VOCAB, size["dim"]).mul_(0.02).to(dtype))
+        made.embed.weight = nn.Parameter(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).to(dtype))
         made.head.weight = made.embed.weight
     else:
-        table = Int8Table(torch.randn(VOCAB, size["dim"]).mul_(0.02))
+        table = Int8Table(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02))
         made.embed, made.head = Int8Embedding(table), Int8Linear(table)  # type: ignore[assignment]
-    made.cos, made.sin = rope_table(LENGTH, size["dim"] // size["heads"])
+    made.cos, made.sin = build_rope_table(SEQ_LEN, size["dim"] // size["heads"])
     return made.eval().requires_grad_(False), of_layers
 
 
@@ -108,11 +108,11 @@ def write_gguf(size: dict[str, int], path: Path) -> None:
     from gguf.quants import quantize
 
     writer = GGUFWriter(path, "bitnet")
-    writer.add_vocab_size(VOCAB)
-    writer.add_context_length(LENGTH)
+    writer.add_vocab_size(VOCAB_SIZE)
+    writer.add_context_length(SEQ_LEN)
     writer.add_embedding_length(size["dim"])
     writer.add_block_count(size["depth"])
-    writer.add_feed_forward_length(size["hidden"])
+    writer.add_feed_forward_length(size["ffn_dim"])
     writer.add_head_count(size["heads"])
     writer.add_head_count_kv(size["kv_heads"])
     writer.add_layer_norm_rms_eps(1e-5)
@@ -120,12 +120,12 @@ def write_gguf(size: dict[str, int], path: Path) -> None:
     writer.add_rope_freq_base(10_000.0)
     writer.add_tokenizer_model("none")
     with torch.device("meta"):
-        shapes = Transformer(Tokens(VOCAB, LENGTH), linear=nn.Linear, sub_norm=True, **size)
-    table = torch.randn(VOCAB, size["dim"]).mul_(0.02).numpy()
+        shapes = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
+    table = torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).numpy()
     writer.add_tensor("token_embd.weight", quantize(table, GGMLQuantizationType.Q8_0), raw_dtype=GGMLQuantizationType.Q8_0)
     writer.add_tensor("output_norm.weight", torch.ones(size["dim"]).numpy())
     for number, block in enumerate(shapes.blocks):
-        for ours, (_, theirs) in PLACES.items():
+        for ours, (_, theirs) in MODULE_NAMES.items():
             name, weight = f"blk.{number}.{theirs}", block.get_submodule(ours).weight
             if ours not in LINEARS:
                 writer.add_tensor(f"{name}.weight", torch.ones(weight.shape).numpy())
@@ -141,52 +141,52 @@ def write_gguf(size: dict[str, int], path: Path) -> None:
     writer.close()
 
 
-def ours(size: dict[str, int], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:
-    made, of_layers = model(size, dtype)
+def build_ours(size: dict[str, int], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:
+    made, of_layers = make_model(size, dtype)
     decoder = Decoder(made)
     return lambda tokens: decoder.feed(torch.tensor(tokens)), decoder.reset, of_layers
 
 
-def llama(size: dict[str, int], threads: int) -> tuple[Feed, Callable[[], None], float]:
+def build_llama(size: dict[str, int], threads: int) -> tuple[Feed, Callable[[], None], float]:
     from llama_cpp import Llama
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         write_gguf(size, path)
-        made = Llama(str(path), n_ctx=LENGTH, n_threads=threads, n_threads_batch=threads, verbose=False)
+        made = Llama(str(path), n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
     return made.eval, made.reset, float("nan")
 
 
-def arm(name: str, size: dict[str, int], threads: int) -> None:
+def run_arm(name: str, size: dict[str, int], threads: int) -> None:
     """One process: says what it weighs, then does a round for each line that it is sent."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    tiny = {"dim": 256, "depth": 1, "hidden": 256, "heads": 4, "kv_heads": 2}
+    tiny = {"dim": 256, "depth": 1, "ffn_dim": 256, "heads": 4, "kv_heads": 2}
     dtype = {"ours": None, "bf16": torch.bfloat16, "float32": torch.float32}.get(name)
 
-    def made(size: dict[str, int]) -> tuple[Feed, Callable[[], None], float]:
-        return llama(size, threads) if name == "llama.cpp" else ours(size, dtype)
+    def build_arm(size: dict[str, int]) -> tuple[Feed, Callable[[], None], float]:
+        return build_llama(size, threads) if name == "llama.cpp" else build_ours(size, dtype)
 
-    tokens = torch.randint(VOCAB, (PROMPT + MORE,)).tolist()
-    for part in (tokens[:MORE], tokens[:1]):
-        made(tiny)[0](part)  # what is loaded on first use is not the model's
-    begun = resident()
-    feed, reset, of_layers = made(size)
-    for token in tokens[:MORE]:
+    tokens = torch.randint(VOCAB_SIZE, (PROMPT_LEN + NEW_TOKENS,)).tolist()
+    for part in (tokens[:NEW_TOKENS], tokens[:1]):
+        build_arm(tiny)[0](part)  # what is loaded on first use is not the model's
+    begun = measure_resident()
+    feed, reset, of_layers = build_arm(size)
+    for token in tokens[:NEW_TOKENS]:
         feed([token])
-    print(json.dumps({"layers": of_layers, "all": resident() - begun}), flush=True)
+    print(json.dumps({"layers": of_layers, "all": measure_resident() - begun}), flush=True)
     for _ in sys.stdin:
         reset()
         started = time.perf_counter()
-        with keeping_memory():  # as the program does
-            feed(tokens[:PROMPT])
+        with retain_memory():  # as the program does
+            feed(tokens[:PROMPT_LEN])
         prefill, each = time.perf_counter() - started, []
-        for token in tokens[PROMPT:]:
+        for token in tokens[PROMPT_LEN:]:
             started = time.perf_counter()
             feed([token])
             each.append(time.perf_counter() - started)
-        print(json.dumps({"prefill": prefill / PROMPT, "decode": statistics.median(each)}), flush=True)
+        print(json.dumps({"prefill": prefill / PROMPT_LEN, "decode": statistics.median(each)}), flush=True)
 
 
 def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str, float]:
@@ -195,7 +195,7 @@ def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str,
     for name in names:
         words = [sys.executable, __file__, "--arm", name, "--sizes", size, "--threads", str(threads)]
         processes[name] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        weighs[name] = said(processes[name])
+        weighs[name] = read_message(processes[name])
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in random.sample(names, len(names)):
@@ -203,7 +203,7 @@ def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str,
             assert pipe is not None
             pipe.write("\n")
             pipe.flush()
-            round_ = said(processes[name])
+            round_ = read_message(processes[name])
             if turn:
                 times[name].append(round_)
     for process in processes.values():
@@ -223,7 +223,7 @@ def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str,
     return ratios
 
 
-def said(process: subprocess.Popen[str]) -> dict[str, float]:
+def read_message(process: subprocess.Popen[str]) -> dict[str, float]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
-        arm(args.arm, SIZES[args.sizes[0]], args.threads)
+        run_arm(args.arm, SIZES[args.sizes[0]], args.threads)
         return
     names = ["ours", "bf16", "float32"]
     if all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):

@@ -31,7 +31,7 @@ COPIES = 16  # distinct matrices: more than a cache holds
 Arm = Callable[[], object]
 
 
-def seconds(arm: Arm) -> float:
+def measure_seconds(arm: Arm) -> float:
     """By the GPU's own clock."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun.record()
@@ -41,53 +41,53 @@ def seconds(arm: Arm) -> float:
     return float(begun.elapsed_time(ended)) / 1e3
 
 
-def in_turn(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
+def run_interleaved(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
     """The seconds of each in each round, after two that do not count."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 2):
         for name, arm in arms.items():
-            spent = seconds(arm)
+            spent = measure_seconds(arm)
             if turn >= 2:
                 times[name].append(spent)
     return times
 
 
-def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+def compute_ratio(times: dict[str, list[float]], one: str, other: str) -> float:
     return round(statistics.median(a / b for a, b in zip(times[one], times[other], strict=True)), 3)
 
 
-def products(out: int, width: int, rows: int, rounds: int) -> dict[str, float]:
+def compare_products(out: int, width: int, rows: int, rounds: int) -> dict[str, float]:
     """Packed and bf16, of `rows` rows."""
-    packed = [PackedLinear.of(BitLinear(width, out, bias=False)).cuda() for _ in range(COPIES)]
+    packed = [PackedLinear.from_bitlinear(BitLinear(width, out, bias=False)).cuda() for _ in range(COPIES)]
     plain = [nn.Linear(width, out, bias=False, device="cuda", dtype=torch.bfloat16) for _ in range(COPIES)]
     x = torch.randn(rows, width, device="cuda")
     small, source = x.bfloat16(), torch.empty(COPIES * packed[0].codes.nbytes, dtype=torch.uint8, device="cuda")
 
-    def through(layers: list[PackedLinear] | list[nn.Linear], given: Tensor) -> Arm:
-        return lambda: [layer(given) for layer in layers]
+    def make_arm(layers: list[PackedLinear] | list[nn.Linear], inputs: Tensor) -> Arm:
+        return lambda: [layer(inputs) for layer in layers]
 
     with torch.no_grad():
-        arms = {"packed": through(packed, x), "bf16": through(plain, small), "copy": source.clone}
-        times = in_turn(arms, rounds)
+        arms = {"packed": make_arm(packed, x), "bf16": make_arm(plain, small), "copy": source.clone}
+        times = run_interleaved(arms, rounds)
     each = {name: statistics.median(found) / COPIES for name, found in times.items()}
     work = 2 * rows * out * width / each["packed"] / 1e12
     rate, most = packed[0].codes.nbytes / each["packed"] / 1e9, 2 * packed[0].codes.nbytes / each["copy"] / 1e9
     name = f"{out}x{width}, {rows} row{'s' * (rows > 1)}"
     print(f"{name:<24}{1e6 * each['packed']:>10.1f}{1e6 * each['bf16']:>10.1f}{rate:>10.0f}{most:>10.0f}{work:>10.1f}")
-    found = {f"bf16/packed, {name}": ratio(times, "bf16", "packed")}
+    found = {f"bf16/packed, {name}": compute_ratio(times, "bf16", "packed")}
     return found | ({f"share of bandwidth, {name}": round(rate / most, 3)} if rows == 1 else {})
 
 
-def training(rounds: int) -> dict[str, float]:
+def compare_training(rounds: int) -> dict[str, float]:
     """A step of each twin."""
 
-    def step(linear: type[nn.Linear]) -> Arm:
+    def make_step(linear: type[nn.Linear]) -> Arm:
         torch.manual_seed(0)
         model = Transformer(Tokens(4096, 512), 1024, 8, 16, linear, sub_norm=True).cuda()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         tokens = torch.randint(4096, (8, 513), device="cuda")
 
-        def once() -> None:
+        def train_step() -> None:
             with torch.autocast("cuda", torch.bfloat16):
                 logits = model(tokens[:, :-1])
                 loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -95,15 +95,15 @@ def training(rounds: int) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad()
 
-        return once
+        return train_step
 
-    times = in_turn({"ternary": step(BitLinear), "twin": step(nn.Linear)}, rounds)
+    times = run_interleaved({"ternary": make_step(BitLinear), "twin": make_step(nn.Linear)}, rounds)
     memory = torch.cuda.max_memory_allocated() / 1e6
     rates = {name: 8 * 512 / statistics.median(found) for name, found in times.items()}
     print(
         f"training: {rates['ternary']:,.0f} tokens/s ternary, {rates['twin']:,.0f} its twin, {memory:,.0f} MB at most for both"
     )
-    return {"training step: ternary/twin": ratio(times, "ternary", "twin")}
+    return {"training step: ternary/twin": compute_ratio(times, "ternary", "twin")}
 
 
 def main() -> None:
@@ -119,8 +119,8 @@ def main() -> None:
     found: dict[str, float] = {}
     for out, width in SHAPES:
         for rows in (1, 512):
-            found |= products(out, width, rows, rounds)
-    print(json.dumps(found | training(rounds) | {"bounds": {}}))
+            found |= compare_products(out, width, rows, rounds)
+    print(json.dumps(found | compare_training(rounds) | {"bounds": {}}))
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
-from turns import Done, in_turn
+from turns import FinishStep, run_interleaved
 
 from research.callback import Callback, State
 from research.data.modular import modular
 from research.dataset import Split
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.optim.plain import plain
+from research.optim.plain import from_base
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
@@ -53,11 +53,11 @@ BOUNDS = {"ours/by hand": 1.03}
 DATA = modular(p=97)
 
 
-def parts() -> tuple[nn.Module, Optimizer]:
+def build_parts() -> tuple[nn.Module, Optimizer]:
     """The same model and optimizer for every loop."""
     torch.manual_seed(0)
     model = Transformer(DATA.shape, dim=64, depth=2, heads=4, linear=nn.Linear, sub_norm=True)
-    return model, plain(model, partial(AdamW, betas=(0.9, 0.98), fused=True), lr=1e-3, weight_decay=1.0)
+    return model, from_base(model, partial(AdamW, betas=(0.9, 0.98), fused=True), lr=1e-3, weight_decay=1.0)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, -1], targets)
 
 
-def by_hand(done: Done) -> None:
+def run_by_hand(finish_step: FinishStep) -> None:
     """The loop that every other one is compared with."""
-    model, optimizer = parts()
+    model, optimizer = build_parts()
     params, split = list(model.parameters()), DATA.train
-    for step, index in enumerate(index_batches(len(split)), start=1):
+    for step, index in enumerate(iterate_batches(len(split)), start=1):
         x, y = split.inputs[index], split.targets[index]
         loss = mean_loss(model(x), y)
         loss.backward()
@@ -78,26 +78,26 @@ def by_hand(done: Done) -> None:
         optimizer.zero_grad()
         if step % LOG_EVERY == 0:
             loss.item()
-        if done():
+        if finish_step():
             return
 
 
-def index_batches(n: int) -> Iterator[Tensor]:
+def iterate_batches(n: int) -> Iterator[Tensor]:
     """Full batches of sample numbers, in a new order each epoch, for ever."""
     while True:
         yield from torch.randperm(n)[: n // BATCH * BATCH].split(BATCH)
 
 
-def ours(done: Done) -> None:
+def run_ours(finish_step: FinishStep) -> None:
     """Trainer.fit; it would evaluate only at the end, which never comes."""
 
-    class HandOver(Callback):
+    class StopWhenDone(Callback):
         def on_step(self, state: State) -> None:
-            if done():
+            if finish_step():
                 state.stop = "over"
 
     trainer = Trainer(ENDLESS, BATCH, clip_norm=CLIP, log_every=LOG_EVERY, eval_every=ENDLESS, device="cpu")
-    trainer.fit(*parts(), constant, last_token, DATA, [HandOver()])
+    trainer.fit(*build_parts(), constant, last_token, DATA, [StopWhenDone()])
 
 
 class Samples:
@@ -117,21 +117,21 @@ class Samples:
         return self.split.inputs[index], self.split.targets[index]
 
 
-def as_it_is(batch: Any) -> Any:
+def return_batch(batch: Any) -> Any:
     """The batch is whole already: nothing to collate."""
     return batch
 
 
-def loader() -> Any:
-    return DataLoader(Samples(DATA.train), BATCH, shuffle=True, drop_last=True, collate_fn=as_it_is)  # type: ignore[arg-type]
+def make_loader() -> Any:
+    return DataLoader(Samples(DATA.train), BATCH, shuffle=True, drop_last=True, collate_fn=return_batch)  # type: ignore[arg-type]
 
 
-def accelerate(done: Done) -> None:
+def run_accelerate(finish_step: FinishStep) -> None:
     """As accelerate's quick tour: model, optimizer and loader prepared, backward and clipping through it."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer, batches = accelerator.prepare(*parts(), loader())
+    model, optimizer, batches = accelerator.prepare(*build_parts(), make_loader())
     steps = itertools.count(1)
     while True:
         for x, y in batches:
@@ -142,15 +142,15 @@ def accelerate(done: Done) -> None:
             optimizer.zero_grad()
             if next(steps) % LOG_EVERY == 0:
                 loss.item()
-            if done():
+            if finish_step():
                 return
 
 
-def lightning(done: Done) -> None:
+def run_lightning(finish_step: FinishStep) -> None:
     """Lightning's Trainer without logger, bar and checkpoints."""
     import lightning
 
-    model, optimizer = parts()
+    model, optimizer = build_parts()
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -163,30 +163,30 @@ def lightning(done: Done) -> None:
         def configure_optimizers(self) -> Optimizer:
             return optimizer
 
-    class HandOver(lightning.Callback):
+    class StopWhenDone(lightning.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
             if trainer.global_step % LOG_EVERY == 0:
                 outputs["loss"].item()
-            trainer.should_stop = done()
+            trainer.should_stop = finish_step()
 
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=CLIP, callbacks=[HandOver()], **off)
-    trainer.fit(Module(), loader())
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=CLIP, callbacks=[StopWhenDone()], **off)
+    trainer.fit(Module(), make_loader())
 
 
-def transformers(done: Done) -> None:
+def run_transformers(finish_step: FinishStep) -> None:
     """The Trainer of transformers without reports, bar and checkpoints."""
     import transformers
 
-    class HandOver(transformers.TrainerCallback):
+    class StopWhenDone(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            control.should_training_stop = done()
+            control.should_training_stop = finish_step()
 
     class Loop(transformers.Trainer):
         def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
             return mean_loss(model(inputs["x"]), inputs["y"])
 
-    model, optimizer = parts()
+    model, optimizer = build_parts()
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             folder,
@@ -206,17 +206,17 @@ def transformers(done: Done) -> None:
             arguments,
             data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
             train_dataset=Samples(DATA.train),
-            callbacks=[HandOver()],
+            callbacks=[StopWhenDone()],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
         )
         loop.remove_callback(transformers.PrinterCallback)
         loop.train()
 
 
-PEERS = {"accelerate": accelerate, "lightning": lightning, "transformers": transformers}
+PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers": run_transformers}
 
 
-def quiet() -> None:
+def silence_peers() -> None:
     """The peers' notes on their own start would hide the table."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.filterwarnings("ignore")
@@ -248,14 +248,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="rounds that count, at least 2")
     parser.add_argument("--seatings", type=int, default=12, help="times that all is begun anew")
     args = parser.parse_args()
-    quiet()
+    silence_peers()
     random.seed(0)
     peers = {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
-    own = [("raw", by_hand), ("again", by_hand), ("ours", ours)]  # before the peers: ours resets what accelerate keeps globally
+    own = [
+        ("raw", run_by_hand),
+        ("again", run_by_hand),
+        ("ours", run_ours),
+    ]  # before the peers: ours resets what accelerate keeps globally
     times: dict[str, list[float]] = {}
     for _ in range(args.seatings):
         loops = dict(random.sample(own, len(own))) | peers
-        for name, seconds in in_turn(loops, args.steps, args.rounds).items():
+        for name, seconds in run_interleaved(loops, args.steps, args.rounds).items():
             times.setdefault(name, []).extend(seconds)
     ratios = report(times)
     print(json.dumps(ratios | {"bounds": BOUNDS}))

@@ -4,20 +4,20 @@ import argparse
 from collections.abc import Callable, Collection
 
 
-def some_of(what: str, names: Collection[str]) -> Callable[[str], list[str]]:
+def make_choices_parser(what: str, names: Collection[str]) -> Callable[[str], list[str]]:
     """The type of an option that takes names, with commas between; one that there is not is told, with what there is."""
 
-    def chosen(text: str) -> list[str]:
+    def parse_choices(text: str) -> list[str]:
         for name in (given := text.split(",")):
             if name not in names:
                 there = ", ".join(names)
                 raise argparse.ArgumentTypeError(f"there is no {what} '{name}'; give some of {there}, with commas between")
         return given
 
-    return chosen
+    return parse_choices
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def make_count_parser(least: int) -> Callable[[str], int]:
     """The type of an option that takes a count."""
 
     def number(text: str) -> int:

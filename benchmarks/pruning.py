@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = {"steps": 1 / 3, "lost points": 0.5}
 
 
-def study(folder: Path, seed: int, trials: int, pruner: str) -> tuple[int, float]:
+def run_study(folder: Path, seed: int, trials: int, pruner: str) -> tuple[int, float]:
     """Steps of all trials, and the best value of those that were not pruned."""
     command = [sys.executable, str(ROOT / "train.py"), "sweep=digits", f"seed={seed}", "tracker=none", f"out={folder}",
                f"hydra/sweeper/pruner={pruner}", f"hydra.sweeper.study_name={pruner}-{seed}", "hydra.sweeper.plots=false",
@@ -44,7 +44,7 @@ def main() -> None:
     print("seed   steps, all   hyperband   share   best, all   hyperband")
     with tempfile.TemporaryDirectory() as name:
         for seed in range(args.seeds):
-            (steps, best), (fewer, found) = (study(Path(name), seed, args.trials, each) for each in ("none", "hyperband"))
+            (steps, best), (fewer, found) = (run_study(Path(name), seed, args.trials, each) for each in ("none", "hyperband"))
             shares.append(fewer / steps)
             lost.append(100 * (best - found))
             print(f"{seed:>4}   {steps:>10,}   {fewer:>9,}   {shares[-1]:>5.3f}   {best:>9.4f}   {found:>9.4f}", flush=True)

@@ -16,7 +16,7 @@ BOUNDS = {"help/hydra": 2.5, "wrong/hydra": 2.5}
 COMMANDS = {"hydra": ["-c", "import hydra"], "help": ["train.py", "--help"], "wrong": ["train.py", "trainer.step=5"]}
 
 
-def seconds(name: str) -> float:
+def measure_seconds(name: str) -> float:
     begun = time.perf_counter()
     subprocess.run([sys.executable, *COMMANDS[name]], cwd=ROOT, capture_output=True, check=False)
     return time.perf_counter() - begun
@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    rounds = [{name: seconds(name) for name in COMMANDS} for _ in range(args.rounds + 1)][1:]  # the first fills the caches
+    rounds = [{name: measure_seconds(name) for name in COMMANDS} for _ in range(args.rounds + 1)][
+        1:
+    ]  # the first fills the caches
     ratios = {}
     for name, words in COMMANDS.items():
         ratio = statistics.median(each[name] / each["hydra"] for each in rounds)

@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from research.folder import read_json
-from research.trial import opened
+from research.trial import get_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=120", "eval_every=10", "callbacks.checkpoint.every=20"]
@@ -32,7 +32,7 @@ STUDY = ["-m", "lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=tpe", "
          "hydra.sweeper.max_retries=1000"]  # fmt: skip
 
 
-def started(folder: Path, trials: int, workers: int) -> subprocess.Popen[bytes]:
+def start_sweep(folder: Path, trials: int, workers: int) -> subprocess.Popen[bytes]:
     """The same command every time."""
     own = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
     size = [f"hydra.sweeper.n_trials={trials}", f"hydra.sweeper.workers={workers}", f"out={folder / 'out'}"]
@@ -41,41 +41,41 @@ def started(folder: Path, trials: int, workers: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=folder, env=own, stdout=output, stderr=subprocess.STDOUT)
 
 
-def family(pid: int) -> list[int]:
+def list_processes(pid: int) -> list[int]:
     """A process and its children."""
     told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [pid, *map(int, told.stdout.split())]
 
 
-def campaign(folder: Path, kills: int, trials: int, workers: int, chance: random.Random) -> Counter[str]:
+def run_campaign(folder: Path, kills: int, trials: int, workers: int, rng: random.Random) -> Counter[str]:
     """Kill until the number is reached, then let the study come to its end."""
     killed: Counter[str] = Counter()
-    process = started(folder, trials, workers)
+    process = start_sweep(folder, trials, workers)
     while killed.total() < kills:
-        time.sleep(chance.uniform(0.3, 6.0))
+        time.sleep(rng.uniform(0.3, 6.0))
         if process.poll() is not None:
             break  # the study is over: too few trials for so many kills
-        members = family(process.pid)
-        victim = chance.choice(members)
+        members = list_processes(process.pid)
+        victim = rng.choice(members)
         os.kill(victim, signal.SIGKILL)
         killed["the sweeper" if victim == process.pid else "a worker"] += 1
         if victim == process.pid:
             process.wait()
-            for orphan in members[1:] if chance.random() < 0.5 else []:  # as a machine that goes down takes them all
+            for orphan in members[1:] if rng.random() < 0.5 else []:  # as a machine that goes down takes them all
                 os.kill(orphan, signal.SIGKILL)
                 killed["a worker"] += 1
-            process = started(folder, trials, workers)
-    if (code := process.wait()) or (code := started(folder, trials, workers).wait()):
+            process = start_sweep(folder, trials, workers)
+    if (code := process.wait()) or (code := start_sweep(folder, trials, workers).wait()):
         raise RuntimeError(f"the study ended with {code}: {(folder / 'output.log').read_text()[-3000:]}")
     return killed
 
 
-def verdict(folder: Path, trials: int) -> dict[str, Any]:
+def check_study(folder: Path, trials: int) -> dict[str, Any]:
     """What became of the study, each number with what it should be."""
     import optuna
 
     sweep = folder / "out" / "digits" / "kills"
-    study = optuna.load_study(study_name="kills", storage=opened(f"journal://{sweep / 'study.journal'}"))
+    study = optuna.load_study(study_name="kills", storage=get_storage(f"journal://{sweep / 'study.journal'}"))
     states = Counter(trial.state.name for trial in study.trials)
     told = [json.loads(line) for line in (sweep / "study.journal").read_text().splitlines()]
     ends = Counter(line["trial_id"] for line in told if line.get("op_code") == 6 and line.get("state") in (1, 2, 3))
@@ -104,8 +104,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        killed = campaign(Path(name), args.kills, args.trials, args.workers, random.Random(args.seed))
-        found = verdict(Path(name), args.trials)
+        killed = run_campaign(Path(name), args.kills, args.trials, args.workers, random.Random(args.seed))
+        found = check_study(Path(name), args.trials)
     print(f"killed: {', '.join(f'{count} times {who}' for who, count in killed.items())}")
     for what, (value, wanted) in found.items():
         print(f"{what:<24} {value:>4}, should be {wanted}")

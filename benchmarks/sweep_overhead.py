@@ -48,7 +48,7 @@ class Side:
     def __init__(self, name: str, path: Path, *arguments: str) -> None:
         self.name, self.path, self.arguments = name, path, arguments
 
-    def gaps(self, folder: Path, *more: str) -> tuple[list[float], float]:
+    def measure_gaps(self, folder: Path, *more: str) -> tuple[list[float], float]:
         """Seconds between the trials of one sweep in one process, and from the first begin to the last end."""
         times, script = folder / "times.txt", folder / "app.py"
         script.write_text(APP.replace("config_path=None", f'config_path="{folder}"'))
@@ -82,22 +82,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for turn in range(args.rounds):
             for side in sides if turn % 2 else sides[::-1]:
-                apart, _ = side.gaps(Path(root), f"hydra.sweeper.n_trials={args.trials}")
+                apart, _ = side.measure_gaps(Path(root), f"hydra.sweeper.n_trials={args.trials}")
                 found[side.name] += apart[2:]  # the first ones import and create
         for name, apart in found.items():
             print(f"{name:<10} {1e3 * statistics.median(apart):6.1f} ms between two trials (median of {len(apart)})")
         if len(sides) == 2:
             ratios["ours/published"] = statistics.median(found["ours"]) / statistics.median(found["published"])
         if args.skewed:
-            ratios["workers/barrier"] = skewed(Path(root), sides[0], args.skewed)
+            ratios["workers/barrier"] = compare_skewed(Path(root), sides[0], args.skewed)
     print(json.dumps({**{k: round(v, 4) for k, v in ratios.items()}, "bounds": BOUNDS}))
 
 
-def skewed(folder: Path, ours: Side, trials: int) -> float:
+def compare_skewed(folder: Path, ours: Side, trials: int) -> float:
     """Two workers without a barrier against batches of two in two processes, the first trial's begin to the last one's end."""
     size = (f"hydra.sweeper.n_trials={trials}", "pause=1.0")
-    _, free = ours.gaps(folder, *size, "hydra.sweeper.workers=2")
-    _, barrier = ours.gaps(folder, *size, "hydra.sweeper.n_jobs=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    _, free = ours.measure_gaps(folder, *size, "hydra.sweeper.workers=2")
+    _, barrier = ours.measure_gaps(folder, *size, "hydra.sweeper.n_jobs=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     print(f"skewed     {free:.1f} s with two workers, {barrier:.1f} s in batches of two ({trials} trials, every fourth of 6 s)")
     return free / barrier
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from research.nn import native
-from research.nn.packed import PackedLinear, settle
+from research.nn.packed import PackedLinear, move_to_huge_pages
 from research.nn.tiles import unpack
 
 SHAPES = [(2048, 2048), (4096, 4096), (4096, 11008)]  # outputs, inputs
@@ -63,7 +63,7 @@ class Ggml:
         self.cpu.ggml_backend_cpu_init.restype = pointer
         self.backend = pointer(self.cpu.ggml_backend_cpu_init())
 
-    def graph(self, codes: list[Tensor], x: Tensor) -> tuple[Callable[[int], None], Callable[[], Tensor]]:
+    def build_graph(self, codes: list[Tensor], x: Tensor) -> tuple[Callable[[int], None], Callable[[], Tensor]]:
         """What multiplies x by every matrix, and what reads the product with the first."""
         (out, width), rows, pointer = codes[0].shape, x.shape[0], ctypes.c_void_p
 
@@ -73,20 +73,20 @@ class Ggml:
         size = len(codes) * (out * width // 256 * 66 + 4 * rows * out + 4096) + 4 * rows * width + (1 << 22)
         context = pointer(self.base.ggml_init(Parameters(size, None, False)))
 
-        def tensor(kind: int, inner: int, outer: int) -> ctypes.c_void_p:
+        def make_tensor(kind: int, inner: int, outer: int) -> ctypes.c_void_p:
             return pointer(self.base.ggml_new_tensor_2d(context, kind, ctypes.c_int64(inner), ctypes.c_int64(outer)))
 
-        def fill(to: ctypes.c_void_p, values: Tensor) -> None:
+        def copy_values(to: ctypes.c_void_p, values: Tensor) -> None:
             flat = values.contiguous()
             ctypes.memmove(self.base.ggml_get_data(to), flat.data_ptr(), flat.nbytes)
 
-        of_x = tensor(0, width, rows)
-        fill(of_x, x)
+        of_x = make_tensor(0, width, rows)
+        copy_values(of_x, x)
         graph = pointer(self.base.ggml_new_graph_custom(context, ctypes.c_size_t(len(codes) + 8), False))
         products = []
         for matrix in codes:
-            weights = tensor(TQ2_0, width, out)
-            fill(weights, as_tq2_0(matrix))
+            weights = make_tensor(TQ2_0, width, out)
+            copy_values(weights, pack_tq2_0(matrix))
             products.append(pointer(self.base.ggml_mul_mat(context, weights, of_x)))
             self.base.ggml_build_forward_expand(graph, products[-1])
 
@@ -94,23 +94,23 @@ class Ggml:
             self.cpu.ggml_backend_cpu_set_n_threads(self.backend, threads)
             assert self.base.ggml_backend_graph_compute(self.backend, graph) == 0
 
-        def first() -> Tensor:
+        def read_first() -> Tensor:
             y = torch.empty(rows, out)
             ctypes.memmove(y.data_ptr(), self.base.ggml_get_data(products[0]), y.nbytes)
             return y
 
         self.free = lambda: self.base.ggml_free(context)
-        return compute, first
+        return compute, read_first
 
 
-def as_tq2_0(codes: Tensor) -> Tensor:
+def pack_tq2_0(codes: Tensor) -> Tensor:
     """int8 codes in blocks of 256 inputs: byte 32 h + m has, in bit pair l, input 128 h + 32 l + m; then a scale of 1."""
     pairs = (codes.view(-1, 2, 4, 32) + 1).to(torch.uint8) << torch.arange(0, 8, 2, dtype=torch.uint8).view(4, 1)
     scale = torch.ones(codes.numel() // 256, 1, dtype=torch.half).view(torch.uint8)
     return torch.cat((pairs.sum(2, dtype=torch.uint8).view(-1, 64), scale), 1)
 
 
-def packed(out: int, width: int) -> PackedLinear:
+def make_packed(out: int, width: int) -> PackedLinear:
     """Random codes."""
     layer = PackedLinear(width, out, bias=False)
     layer.codes.random_(0, 3).mul_(0b01010101)
@@ -118,7 +118,7 @@ def packed(out: int, width: int) -> PackedLinear:
     return layer
 
 
-def through(modules: nn.ModuleList, x: Tensor) -> Arm:
+def make_layer_arm(modules: nn.ModuleList, x: Tensor) -> Arm:
     """Modules called from Python."""
 
     def run(threads: int) -> float:
@@ -131,9 +131,9 @@ def through(modules: nn.ModuleList, x: Tensor) -> Arm:
     return run
 
 
-def in_c(layers: nn.ModuleList, x: Tensor) -> tuple[Arm, Arm]:
+def make_kernel_arms(layers: nn.ModuleList, x: Tensor) -> tuple[Arm, Arm]:
     """The kernels alone, and the reading of all weights, which lie side by side."""
-    library, first = native.library(), layers[0]
+    library, first = native.get_library(), layers[0]
     assert library is not None, "there is no C compiler"
     assert isinstance(first, PackedLinear)
     (rows, width), out, count = x.shape, first.out_features, len(layers)
@@ -141,7 +141,7 @@ def in_c(layers: nn.ModuleList, x: Tensor) -> tuple[Arm, Arm]:
     made = [native.Matrix(layer.codes.data_ptr(), layer.step.data_ptr(), out, width, 2) for layer in layers]
     matrices = (native.Matrix * count)(*made)
 
-    def kernel(threads: int) -> float:
+    def run_kernel(threads: int) -> float:
         started = time.perf_counter()
         if rows == 1:
             library.c.grokbit_row(matrices, count, x.data_ptr(), y.data_ptr(), threads)
@@ -150,17 +150,17 @@ def in_c(layers: nn.ModuleList, x: Tensor) -> tuple[Arm, Arm]:
                 library.c.grokbit_linear(ctypes.byref(matrix), x.data_ptr(), rows, y.data_ptr(), threads)
         return (time.perf_counter() - started) / count
 
-    def read(threads: int) -> float:
+    def read_weights(threads: int) -> float:
         started = time.perf_counter()
         library.c.grokbit_read(first.codes.data_ptr(), count * first.codes.numel() // 8, threads)
         return (time.perf_counter() - started) / count
 
-    return kernel, read
+    return run_kernel, read_weights
 
 
-def in_ggml(ggml: Ggml, layers: nn.ModuleList, x: Tensor) -> Arm:
+def make_ggml_arm(ggml: Ggml, layers: nn.ModuleList, x: Tensor) -> Arm:
     """ggml's product of the same codes, once seen to be the same."""
-    compute, first = ggml.graph([unpack(layer.codes, layer.out_features, layer.in_features) for layer in layers], x)
+    compute, first = ggml.build_graph([unpack(layer.codes, layer.out_features, layer.in_features) for layer in layers], x)
     compute(1)
     error = (first() - layers[0](x)).norm() / first().norm()
     assert error < 0.02, f"not the same product: {error}"  # it rounds activations by 256, in half precision
@@ -173,24 +173,24 @@ def in_ggml(ggml: Ggml, layers: nn.ModuleList, x: Tensor) -> Arm:
     return run
 
 
-def arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, Arm]:
+def make_arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, Arm]:
     """All sides of one comparison."""
     count = COLD * 4 // (out * width) if rows == 1 else 4
-    layers = nn.ModuleList(packed(out, width) for _ in range(count))
-    settle(layers)  # as pack_model does
+    layers = nn.ModuleList(make_packed(out, width) for _ in range(count))
+    move_to_huge_pages(layers)  # as pack_model does
     wide = nn.ModuleList(
         nn.Linear(width, out, bias=False, dtype=torch.bfloat16) for _ in range(min(count, COLD // (2 * out * width) + 1))
     )
     x = torch.randn(rows, width)
-    kernel, read = in_c(layers, x)
-    found: dict[str, Arm] = {"kernel": kernel, "ours": through(layers, x), "bf16": through(wide, x.bfloat16())}
+    kernel, read = make_kernel_arms(layers, x)
+    found: dict[str, Arm] = {"kernel": kernel, "ours": make_layer_arm(layers, x), "bf16": make_layer_arm(wide, x.bfloat16())}
     found |= {"read": read} if rows == 1 else {}
-    return found | ({"TQ2_0": in_ggml(ggml, layers, x)} if ggml else {})
+    return found | ({"TQ2_0": make_ggml_arm(ggml, layers, x)} if ggml else {})
 
 
 def compare(out: int, width: int, rows: int, threads: list[int], rounds: int, ggml: Ggml | None) -> dict[str, list[float]]:
     """Print a line for each number of threads; the ratios of time over ours, and of bandwidth."""
-    sides, ratios = arms(out, width, rows, ggml), dict[str, list[float]]()
+    sides, ratios = make_arms(out, width, rows, ggml), dict[str, list[float]]()
     for number in threads:
         times: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(rounds + 1):
@@ -231,7 +231,7 @@ def main() -> None:
     ggml = Ggml() if importlib.util.find_spec("llama_cpp") else None
     if ggml is None:
         print("TQ2_0 is not compared: pip install llama-cpp-python")
-    library = native.library()
+    library = native.get_library()
     print(f"kernels: {next(iter(library.isas)) if library else 'none'}")
     titles = ("rows x layer", "threads", "kernel, us", "layer, us", "GB/s, GOP/s", "over TQ2_0", "over bf16", "bandwidth")
     print("".join(f"{title:>{w}}" for title, w in zip(titles, WIDTHS, strict=True)))

@@ -24,11 +24,11 @@ from torch import nn
 from torch.optim import AdamW
 
 from research.data.modular import modular
-from research.folder import Run
+from research.folder import RunConfig
 from research.jsonl import FINISHED, Tracker
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.optim.plain import plain
+from research.optim.plain import from_base
 from research.optim.schedules import constant
 from research.tracking import MLflow
 from research.trainer import Trainer
@@ -41,10 +41,10 @@ def train(tracker: Tracker, folder: Path, steps: int) -> float:
     """Seconds of one run."""
     torch.manual_seed(0)
     model = Transformer(DATA.shape, dim=32, depth=1, heads=2, linear=nn.Linear)
-    optimizer = plain(model, partial(AdamW, fused=True), lr=1e-3)
+    optimizer = from_base(model, partial(AdamW, fused=True), lr=1e-3)
     folder.mkdir(parents=True)
     begun = time.perf_counter()
-    tracker.start(Run("run", "overhead", folder, {"steps": steps}, [], {}))
+    tracker.start(RunConfig("run", "overhead", folder, {"steps": steps}, [], {}))
     trainer = Trainer(steps, batch_size=64, eval_every=25, log_every=10, device="cpu")
     state = trainer.fit(model, optimizer, constant, last_token, DATA, [tracker])
     with redirect_stdout(None):  # where the run is kept interests nobody here

@@ -33,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from options import at_least, some_of
+from options import make_choices_parser, make_count_parser
 from torch import Tensor, nn
 
 from research.dataset import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
-from research.optim.plain import plain
+from research.optim.plain import from_base
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3  # steps that do not count
@@ -68,44 +68,47 @@ class Naive(nn.Linear):
         return F.linear(x + (q - x).detach(), self.weight + (w - self.weight).detach(), self.bias)
 
 
-def built(linear: Callable[..., nn.Module], size: str) -> nn.Module:
+def build_model(linear: Callable[..., nn.Module], size: str) -> nn.Module:
     """The model of that size with these layers; the same weights each time."""
     torch.manual_seed(0)
     shape = SIZES[size]
     return Transformer(Tokens(4096, shape["length"]), shape["dim"], 4, shape["heads"], linear, sub_norm=True)
 
 
-def transformers_layer(size: str) -> nn.Module:
+def build_transformers(size: str) -> nn.Module:
     """transformers' AutoBitLinear as it is trained (online). Its rounding is under torch.compile whether one asks or not."""
     from transformers.integrations.bitnet import AutoBitLinear
 
-    return built(partial(AutoBitLinear, online_quant=True), size)
+    return build_model(partial(AutoBitLinear, online_quant=True), size)
 
 
-def torchao_layer(size: str) -> nn.Module:
+def build_torchao(size: str) -> nn.Module:
     """torchao's bitnet_training over every linear layer but the head."""
     from torchao.prototype.quantized_training import bitnet_training
     from torchao.quantization import quantize_
 
-    model = built(nn.Linear, size)
+    model = build_model(nn.Linear, size)
     quantize_(model, bitnet_training(), filter_fn=lambda module, name: isinstance(module, nn.Linear) and "head" not in name)
     return model
 
 
-OURSELVES: dict[str, Callable[[str], nn.Module]] = {TWIN: partial(built, nn.Linear), OURS: partial(built, BitLinear)}
-NAIVE = {"naive": partial(built, Naive)}
-PEERS = {"transformers AutoBitLinear": transformers_layer, "torchao bitnet_training": torchao_layer}
+OUR_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
+    TWIN: partial(build_model, nn.Linear),
+    OURS: partial(build_model, BitLinear),
+}
+NAIVE_BUILDERS = {"naive": partial(build_model, Naive)}
+PEERS = {"transformers AutoBitLinear": build_transformers, "torchao bitnet_training": build_torchao}
 PARTS = {  # builders, size, under autocast
-    "eager": (OURSELVES | NAIVE | PEERS, "mid", False),
-    "compiled": (OURSELVES, "mid", False),
-    "bf16": (OURSELVES | NAIVE | PEERS, "mid", True),
-    "small": (OURSELVES | NAIVE, "small", False),
+    "eager": (OUR_BUILDERS | NAIVE_BUILDERS | PEERS, "mid", False),
+    "compiled": (OUR_BUILDERS, "mid", False),
+    "bf16": (OUR_BUILDERS | NAIVE_BUILDERS | PEERS, "mid", True),
+    "small": (OUR_BUILDERS | NAIVE_BUILDERS, "small", False),
 }
 
 
-def stepper(model: nn.Module, size: str, autocast: bool) -> Step:
+def make_step(model: nn.Module, size: str, autocast: bool) -> Step:
     """One training step on one batch."""
-    optimizer = plain(model, partial(torch.optim.AdamW, fused=True), lr=1e-3, weight_decay=0.1)
+    optimizer = from_base(model, partial(torch.optim.AdamW, fused=True), lr=1e-3, weight_decay=0.1)
     params = list(model.parameters())
     tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["length"] + 1))
     x, y = tokens[:, :-1], tokens[:, 1:]
@@ -121,7 +124,7 @@ def stepper(model: nn.Module, size: str, autocast: bool) -> Step:
     return step
 
 
-def steps_of(part: str) -> dict[str, Step | str]:
+def build_steps(part: str) -> dict[str, Step | str]:
     """The versions of a part, warmed up; one that cannot run as what it says."""
     builders, size, autocast = PARTS[part]
     steps: dict[str, Step | str] = {}
@@ -131,7 +134,7 @@ def steps_of(part: str) -> dict[str, Step | str]:
                 model = build(size)
                 if way:
                     model.compile()
-                step = stepper(model, size, autocast)
+                step = make_step(model, size, autocast)
                 for _ in range(WARM_UP):
                     step()
                 steps[name + way] = step
@@ -142,7 +145,7 @@ def steps_of(part: str) -> dict[str, Step | str]:
     return steps
 
 
-def in_turn(steps: dict[str, Step], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def run_interleaved(steps: dict[str, Step], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of each version's step in each round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
@@ -155,8 +158,8 @@ def in_turn(steps: dict[str, Step], rounds: int, clock: Callable[[], float]) -> 
 
 def measure(part: str, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Print the table of a part; return the ratios."""
-    steps = steps_of(part)
-    times = in_turn({name: step for name, step in steps.items() if not isinstance(step, str)}, rounds, clock)
+    steps = build_steps(part)
+    times = run_interleaved({name: step for name, step in steps.items() if not isinstance(step, str)}, rounds, clock)
     over = [TWIN, f"{TWIN}, compiled"] if part == "compiled" else [TWIN]
     print(f"\n{part:<28}{'ms a step':>10}" + "".join(f"{f'over {other}':>32}" for other in over) + f"{'quartiles':>16}")
     ratios: dict[str, float] = {}
@@ -176,10 +179,13 @@ def measure(part: str, rounds: int, clock: Callable[[], float]) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", type=some_of("part", PARTS), default=list(PARTS), help=f"some of {', '.join(PARTS)}, with commas between"
+        "--parts",
+        type=make_choices_parser("part", PARTS),
+        default=list(PARTS),
+        help=f"some of {', '.join(PARTS)}, with commas between",
     )
-    parser.add_argument("--rounds", type=at_least(2), default=12, help="rounds that count, at least 2")
-    parser.add_argument("--threads", type=at_least(1), default=2, help="1: CPU time")
+    parser.add_argument("--rounds", type=make_count_parser(2), default=12, help="rounds that count, at least 2")
+    parser.add_argument("--threads", type=make_count_parser(1), default=2, help="1: CPU time")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the peers' own
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))  # as in research/trainer.py

@@ -12,53 +12,53 @@ from collections.abc import Callable
 
 import torch
 
-Done = Callable[[], bool]  # to be called after each step; true once the loop is to end
+FinishStep = Callable[[], bool]  # to be called after each step; true once the loop is to end
 WARM_UP = 5  # rounds that do not count: first calls, lazy state, caches
 
 
 class Lane(threading.Thread):
     """One loop in its own thread, which moves only while `advance` waits for it."""
 
-    def __init__(self, name: str, loop: Callable[[Done], None], steps: int) -> None:
+    def __init__(self, name: str, loop: Callable[[FinishStep], None], steps: int) -> None:
         super().__init__(name=name, daemon=True)
-        self.loop, self.steps, self.taken = loop, steps, 0
-        self.go, self.rest = threading.Semaphore(0), threading.Semaphore(0)
-        self.started, self.seconds, self.over, self.error = 0.0, 0.0, False, ""
+        self.loop, self.steps, self.num_steps = loop, steps, 0
+        self.go_signal, self.rest_signal = threading.Semaphore(0), threading.Semaphore(0)
+        self.start_time, self.seconds, self.stopping, self.error = 0.0, 0.0, False, ""
 
     def run(self) -> None:
-        self.go.acquire()
+        self.go_signal.acquire()
         torch.set_num_threads(1)  # each thread has its own setting
         try:
-            self.loop(self.done)
+            self.loop(self.finish_step)
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
-        self.rest.release()
+        self.rest_signal.release()
 
-    def done(self) -> bool:
+    def finish_step(self) -> bool:
         """One more step; after `steps` of them the next loop has its turn."""
-        self.taken += 1
-        if self.taken % self.steps == 0:
-            self.seconds = time.thread_time() - self.started
-            self.rest.release()
-            self.go.acquire()
-            self.started = time.thread_time()
-        return self.over
+        self.num_steps += 1
+        if self.num_steps % self.steps == 0:
+            self.seconds = time.thread_time() - self.start_time
+            self.rest_signal.release()
+            self.go_signal.acquire()
+            self.start_time = time.thread_time()
+        return self.stopping
 
     def advance(self) -> float:
         """CPU seconds of the next `steps` steps."""
-        self.go.release()
-        self.rest.acquire()
+        self.go_signal.release()
+        self.rest_signal.acquire()
         if self.error:
             raise RuntimeError(f"{self.name}: {self.error}")
         return self.seconds
 
     def end(self) -> None:
-        self.over = True
-        self.go.release()
+        self.stopping = True
+        self.go_signal.release()
         self.join()
 
 
-def in_turn(loops: dict[str, Callable[[Done], None]], steps: int, rounds: int) -> dict[str, list[float]]:
+def run_interleaved(loops: dict[str, Callable[[FinishStep], None]], steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each loop in each round."""
     lanes = [Lane(name, loop, steps) for name, loop in loops.items()]
     for lane in lanes:

@@ -47,12 +47,12 @@ hydra:
 """
 
 
-def started(storage: str, folder: Path, stack: ExitStack) -> str:
+def start_storage(storage: str, folder: Path, stack: ExitStack) -> str:
     """The URL of a storage with nothing in it. Raises NotInstalledError."""
     if storage in ("postgresql", "redis"):
-        return stack.enter_context({"postgresql": servers.postgresql, "redis": servers.redis}[storage]())
+        return stack.enter_context({"postgresql": servers.start_postgresql, "redis": servers.start_redis}[storage]())
     if storage == "grpc":
-        return stack.enter_context(servers.proxy(f"sqlite:///{folder}/study.db"))
+        return stack.enter_context(servers.start_grpc_proxy(f"sqlite:///{folder}/study.db"))
     return f"journal://{folder}/study.journal"
 
 
@@ -69,18 +69,18 @@ def sweep(folder: Path, url: str, workers: int, trials: int) -> tuple[float, str
     return time.perf_counter() - begun, "".join([*logs, done.stdout, done.stderr, failed])
 
 
-def judged(folder: Path, url: str, trials: int, said: str) -> dict[str, int]:
+def count_faults(folder: Path, url: str, trials: int, output: str) -> dict[str, int]:
     """What is missing, what was run twice, and what went wrong."""
     import optuna
 
     from research import trial
 
-    study = optuna.load_study(study_name="many", storage=trial.opened(url))
+    study = optuna.load_study(study_name="many", storage=trial.get_storage(url))
     complete = [each for each in study.trials if each.state == optuna.trial.TrialState.COMPLETE]
     folders = {int(path.name) for path in folder.glob("sweeps/many/*") if path.name.isdecimal()}
     there = {each.number for each in complete} & folders & set(range(trials))
     settings = {tuple(each.params.values()) for each in complete}
-    wrong = [line for line in said.splitlines() if any(word in line for word in ("Error", "Traceback", "failed", "died"))]
+    wrong = [line for line in output.splitlines() if any(word in line for word in ("Error", "Traceback", "failed", "died"))]
     print("".join(f"    {line}\n" for line in wrong[:20]), end="")
     again = len(complete) - len(settings) + sum("tries" in each.user_attrs for each in study.trials)
     return {"lost": trials - len(there), "twice": again, "errors": len(wrong) + len(study.trials) - len(complete)}
@@ -97,12 +97,12 @@ def main() -> None:
     for storage in args.storage or ("journal", "postgresql"):
         with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
             try:
-                url = started(storage, Path(place), stack)
+                url = start_storage(storage, Path(place), stack)
             except servers.NotInstalledError as error:
                 print(f"{storage:<12}{error}")
                 continue
             seconds, said = sweep(Path(place), url, args.workers, args.trials)
-            counts = judged(Path(place), url, args.trials, said)
+            counts = count_faults(Path(place), url, args.trials, said)
         rate = args.trials / seconds
         row = f"{storage:<12}{args.workers:>8}{args.trials:>8}{seconds:>10.1f}{rate:>10.1f}"
         print(f"{row}{counts['lost']:>6}{counts['twice']:>6}{counts['errors']:>8}", flush=True)

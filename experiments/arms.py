@@ -1,6 +1,6 @@
 """Tasks and optimizers that several studies share: overrides of train.py, and what is tuned of each."""
 
-from study import TOUCH, Arm
+from study import FIRST_HIT, Arm
 
 MODULAR = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 # task -> size -> what all its runs have
@@ -14,11 +14,11 @@ TASKS = {
         "full": ("data=digits", "model.dim=128", "steps=1000", "eval_every=50"),
     },
     "text": {
-        "quick": ("data=text", "model.dim=64", "data.length=128", "steps=250", "eval_every=125", "precision=fp32"),
+        "quick": ("data=text", "model.dim=64", "data.seq_len=128", "steps=250", "eval_every=125", "precision=fp32"),
         "full": (
             "data=text",
             "model.dim=128",
-            "data.length=128",
+            "data.seq_len=128",
             "batch_size=16",
             "steps=1500",
             "eval_every=250",
@@ -50,11 +50,11 @@ OPTIMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> what i
 SHORT = {"modular": {"quick": ("steps=1000",)}}  # of studies with many runs: what is good is there by then
 
 
-def arm(task: str, size: str, kind: str, optim: str, trials: int, short: bool = False) -> Arm:
+def make_arm(task: str, size: str, kind: str, optim: str, trials: int, short: bool = False) -> Arm:
     """A network, dense or ternary, trained on a task by an optimizer that is tuned in so many random trials."""
     fixed, space = OPTIMS[optim]
     decays = ("optim.no_decay=[]",) if task == "modular" else ()  # there the embedding's norm is what has to shrink
     model = (f"model={MODELS[task][kind]}", "schedule.warmup=10")
     more = SHORT.get(task, {}).get(size, ()) if short else ()
     overrides = (*TASKS[task][size], *model, *decays, *fixed, *more)
-    return Arm(f"{kind}_{optim}", task, overrides, space, trials, search=TOUCH if task == "modular" else ())
+    return Arm(f"{kind}_{optim}", task, overrides, space, trials, search=FIRST_HIT if task == "modular" else ())

@@ -31,7 +31,10 @@ from results import COLUMNS, Row, read, score
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = ("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.max_failure_rate=1")
-TOUCH = ("callbacks.grokking.hold=1", "callbacks.grokking.after=1")  # `score` asks for the first hit: a search may end there
+FIRST_HIT = (
+    "callbacks.grokking.hold=1",
+    "callbacks.grokking.after=1",
+)  # `score` asks for the first hit: a search may end there
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ class Study:
     """
 
     folder: Path
-    arms: Callable[[str], list[Arm]]
+    list_arms: Callable[[str], list[Arm]]
     seeds: dict[str, int]
-    tell: Callable[[list[Row], str], str]  # the rows of a size as Markdown
+    make_table: Callable[[list[Row], str], str]  # the rows of a size as Markdown
     draw: Callable[[list[Row]], Figure]
 
     @property
@@ -82,9 +85,9 @@ class Study:
         if given.at_once < 1:
             parser.error(f"--at-once={given.at_once}: give 1 or more")
         size = "full" if given.full else "quick"
-        own = {key(word) for arm in self.arms(size) for word in (*sum(arm.phases.values(), ()), *arm.space, "seed")}
+        own = {get_key(word) for arm in self.list_arms(size) for word in (*sum(arm.phases.values(), ()), *arm.space, "seed")}
         for word in more:
-            if given.figure or given.collect or key(word) in own:
+            if given.figure or given.collect or get_key(word) in own:
                 parser.error(f"{word}: {'no runs are made' if given.figure or given.collect else 'the study itself says that'}")
         place = ROOT / "outputs" / "studies" / size
         if not (given.figure or given.collect):
@@ -93,19 +96,19 @@ class Study:
             self.collect(size, place)
         self.publish()
 
-    def run(self, size: str, place: Path, at_once: int, more: list[str]) -> None:
+    def run(self, size: str, root: Path, at_once: int, more: list[str]) -> None:
         """All runs of a size, `at_once` arms beside each other; those that are tuned, which takes longest, first."""
         seeds = ",".join(str(1 + seed) for seed in range(self.seeds[size]))
         with ThreadPoolExecutor(at_once) as pool:
             try:
-                arms = sorted(self.arms(size), key=lambda arm: not arm.space)
-                for each in [pool.submit(self.run_arm, arm, seeds, place, more) for arm in arms]:
+                arms = sorted(self.list_arms(size), key=lambda arm: not arm.space)
+                for each in [pool.submit(self.run_arm, arm, seeds, root, more) for arm in arms]:
                     each.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def run_arm(self, arm: Arm, seeds: str, place: Path, more: list[str]) -> None:
+    def run_arm(self, arm: Arm, seeds: str, root: Path, more: list[str]) -> None:
         """What is tuned, then the best with seeds that it was not tuned with, and its control."""
         best: list[str] = []
         for phase, fixed in arm.phases.items():
@@ -113,17 +116,17 @@ class Study:
                 drawn = (*RANDOM, f"hydra.sweeper.n_trials={arm.trials}") if arm.trials else ()
                 asked = [*fixed, *arm.space, *drawn, f"seed={arm.search_seeds}"]
             elif arm.seeds or seeds:
-                best = best or (self.best(place, arm) if arm.space else [])
+                best = best or (self.find_best(root, arm) if arm.space else [])
                 asked = [*best, *fixed, f"seed={arm.seeds or seeds}"]
             else:
                 continue
-            self.sweep(f"{arm.name}_{arm.task}_{phase}", [*asked, *more], place)
+            self.sweep(f"{arm.name}_{arm.task}_{phase}", [*asked, *more], root)
 
-    def collect(self, size: str, place: Path) -> None:
+    def collect(self, size: str, root: Path) -> None:
         """The runs of a size into results.csv, beside the rows of the other. Raises SystemExit where some are not there."""
         rows = []
-        for arm in self.arms(size):
-            found = self.rows(place, size, arm)
+        for arm in self.list_arms(size):
+            found = self.read_rows(root, size, arm)
             rows += found
             judged = len(arm.seeds.split(",")) if arm.seeds else self.seeds[size]
             for phase in arm.phases if judged else ["search"]:
@@ -131,7 +134,7 @@ class Study:
                 asked = len(arm.search_seeds.split(",")) * settings if phase == "search" else judged
                 if (there := sum(row["phase"] == phase for row in found)) < asked:
                     told = f"{there} of at least {asked} runs of {arm.name}, {arm.task}, {phase}"
-                    raise SystemExit(f"{place / self.name} has {told}: without --collect they are made")
+                    raise SystemExit(f"{root / self.name} has {told}: without --collect they are made")
         kept = [row for row in read(self.folder) if row["size"] != size]
         with (fresh := self.folder / "results.csv.new").open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -139,32 +142,32 @@ class Study:
             writer.writerows([*kept, *rows])
         fresh.replace(self.folder / "results.csv")
 
-    def sweep(self, name: str, overrides: list[str], place: Path) -> None:
-        own = [f"name={self.name}", f"out='{place}'", f"hydra.sweeper.study_name={name}", "hydra.sweeper.plots=false"]
+    def sweep(self, name: str, overrides: list[str], root: Path) -> None:
+        own = [f"name={self.name}", f"out='{root}'", f"hydra.sweeper.study_name={name}", "hydra.sweeper.plots=false"]
         command = [sys.executable, str(ROOT / "train.py"), "-m", *own, "tracker=jsonl", *overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        found = [json.loads(path.read_text())["status"] for path in (place / self.name / name).glob("*/summary.json")]
+        found = [json.loads(path.read_text())["status"] for path in (root / self.name / name).glob("*/summary.json")]
         diverged = f"{found.count('FAILED')} of {len(found)} trials failed"  # how a grid ends that went to its end
         if done.returncode and diverged not in done.stderr:
             raise SystemExit(f"{name}: {' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         print(f"{self.name}: {name}", flush=True)
 
-    def rows(self, place: Path, size: str, arm: Arm) -> list[Row]:
+    def read_rows(self, root: Path, size: str, arm: Arm) -> list[Row]:
         """One a run that has come to its end, good or bad."""
         found = []
         for phase, fixed in arm.phases.items():
-            folder = place / self.name / f"{arm.name}_{arm.task}_{phase}"
+            folder = root / self.name / f"{arm.name}_{arm.task}_{phase}"
             for path in sorted(folder.glob("*/summary.json"), key=lambda path: int(path.parent.name)):
                 facts = {"size": size, "task": arm.task, "arm": arm.name, "phase": phase}
-                facts |= outcome(path.parent, fixed)
+                facts |= read_outcome(path.parent, fixed)
                 found += [facts] if facts["status"] in ("FINISHED", "FAILED") else []
         return found
 
-    def best(self, place: Path, arm: Arm) -> list[str]:
+    def find_best(self, root: Path, arm: Arm) -> list[str]:
         """The setting of the search that was best, by its mean over seeds."""
         scores: dict[str, list[float]] = {}
-        for row in self.rows(place, "", arm):
+        for row in self.read_rows(root, "", arm):
             if row["phase"] == "search":
                 scores.setdefault(row["settings"], []).append(score(row))
         means = {settings: statistics.fmean(each) for settings, each in scores.items()}
@@ -179,7 +182,7 @@ class Study:
             raise SystemExit(f"{self.folder / 'results.csv'} is not there: python {self.folder / 'study.py'} makes it")
         text = readme.read_text()
         for size in dict.fromkeys(row["size"] for row in rows):
-            table = self.tell([row for row in rows if row["size"] == size], size)
+            table = self.make_table([row for row in rows if row["size"] == size], size)
             print(f"{self.name}, {size}\n\n{table}\n")
             marks = rf"(<!-- {size} -->\n).*?(<!-- end -->)"
             text, made = re.subn(marks, lambda m, new=table: f"{m[1]}\n{new}\n\n{m[2]}", text, flags=re.DOTALL)
@@ -189,12 +192,12 @@ class Study:
         self.draw(rows).savefig(self.folder / "figure.png", dpi=130)
 
 
-def key(word: str) -> str:
+def get_key(word: str) -> str:
     """What an override sets: trainer.steps=5 and ++steps=5 are steps."""
     return word.lstrip("+~").split("=", 1)[0].removeprefix("trainer.")
 
 
-def outcome(folder: Path, fixed: Sequence[str]) -> Row:
+def read_outcome(folder: Path, fixed: Sequence[str]) -> Row:
     """What a run folder tells."""
     told = json.loads((folder / "summary.json").read_text())
     given = dict(line.split("=", 1) for line in (folder / "overrides.txt").read_text().splitlines() if "=" in line)
@@ -206,7 +209,7 @@ def outcome(folder: Path, fixed: Sequence[str]) -> Row:
     path = folder / "grokking.json"
     grokked = json.loads(path.read_text()) if path.exists() else {}
     facts: dict[str, Any] = {
-        "settings": " ".join(f"{key}={short(value)}" for key, value in sorted(given.items()) if key not in aside),
+        "settings": " ".join(f"{key}={shorten(value)}" for key, value in sorted(given.items()) if key not in aside),
         "seed": given["seed"], "status": told["status"], "steps": told.get("steps", 0),
         "asked": config["steps"], "seconds": round(told.get("train_s", 0.0), 2),
         "acc": told.get("best", {}).get("val/acc"), "bpb": told.get("best", {}).get("val/bpb"),
@@ -219,13 +222,13 @@ def outcome(folder: Path, fixed: Sequence[str]) -> Row:
         facts |= {f"held_{level}": splits["val"]["held"]}
     if grokked:
         facts["lowest"] = grokked["0.95"]["val"]["lowest"]
-        facts["seconds_95"] = seconds_at(folder / "metrics.jsonl", facts["val_95"])
+        facts["seconds_95"] = find_seconds(folder / "metrics.jsonl", facts["val_95"])
     return {
         key: "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in facts.items()
     }
 
 
-def short(value: str) -> str:
+def shorten(value: str) -> str:
     """A drawn number with four digits, which is also what runs again."""
     try:
         return value if value.lstrip("-").isdigit() else f"{float(value):.4g}"
@@ -233,6 +236,6 @@ def short(value: str) -> str:
         return value
 
 
-def seconds_at(metrics: Path, step: int | None) -> float | None:
+def find_seconds(metrics: Path, step: int | None) -> float | None:
     records = map(json.loads, metrics.read_text().splitlines() if step is not None else ())
     return next((record["seconds"] for record in records if record["step"] == step), None)

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from research.dataset import Dataset
 from research.nn.average import Average
-from research.when import better
+from research.when import is_better
 
-PRUNED = "pruned: other trials were better at this step"  # the reason to end of a run that its study has given up
+PRUNED_REASON = "pruned: other trials were better at this step"  # the reason to end of a run that its study has given up
 
 
 @runtime_checkable
@@ -43,55 +43,57 @@ class State:
     name: str = "run"
     folder: Path | None = None
     average: Average | None = None  # of the weights, where one is kept
-    parts: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
+    stateful: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
     sharded: bool = False  # the weights are spread over the processes
     step: int = 0  # optimizer steps done
-    first: int = 0  # the step at which this process began: above 0 when resumed
-    pending: bool = False  # the last step still has to be logged and judged
-    total: float | Tensor = 0.0  # the losses since the last log point, summed; on the device while training
-    counted: int | Tensor = 0  # how many they are
+    first_step: int = 0  # the step at which this process began: above 0 when resumed
+    eval_pending: bool = False  # the last step still has to be logged and judged
+    loss_sum: float | Tensor = 0.0  # the losses since the last log point, summed; on the device while training
+    loss_count: int | Tensor = 0  # how many they are
     grad_norm: float | Tensor = math.nan  # before clipping
-    told: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
-    said: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
+    extra_metrics: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
+    end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     metrics: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     best: dict[str, float] = field(default_factory=dict)  # all metrics at the best evaluation, and its "step"
     improved: bool = False  # this step's evaluation is the best so far
-    unsure: Tensor | None = None  # on a device: whether the last update was left out; to be asked before saving
-    safe: int = -1  # the step of the last checkpoint before numbers were last not finite: it is kept
+    skipped_on_device: Tensor | None = None  # on a device: whether the last update was left out; to be asked before saving
+    last_finite_checkpoint: int = -1  # the step of the last checkpoint before numbers were last not finite: it is kept
     rollbacks: int = 0  # times that the run went back to a checkpoint
-    halvings: int = 0  # times that the micro-batch was halved, for want of memory
+    oom_halvings: int = 0  # times that the micro-batch was halved, for want of memory
     seconds: float = 0.0  # of training, evaluations included, in all processes that this run has had
-    before: float = 0.0  # of them, before this process began
+    seconds_before: float = 0.0  # of them, before this process began
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still judged
-    lift: str = ""  # the override that a run needs to go on past that reason, as target=null; empty: none
+    resume_override: str = ""  # the override that a run needs to go on past that reason, as target=null; empty: none
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
 
     def begin(self) -> None:
         """The first step of this process starts now."""
-        self._started = time.perf_counter() - self.seconds
+        self._start_time = time.perf_counter() - self.seconds
 
     def advance(self) -> None:
         """One more step is done."""
         self.step += 1
-        self.logged, self.improved, self.pending = {}, False, True
-        self.seconds = time.perf_counter() - self._started
+        self.logged, self.improved, self.eval_pending = {}, False, True
+        self.seconds = time.perf_counter() - self._start_time
 
-    def rate(self) -> float:
+    def compute_throughput(self) -> float:
         """Samples or tokens a second in this process."""
-        samples = (self.step - self.first) * self.batch_size
-        per_sample = self.data.shape.length if self.data.unit == "token" else 1
-        return samples * per_sample / max(self.seconds - self.before, 1e-9)
+        samples = (self.step - self.first_step) * self.batch_size
+        per_sample = self.data.shape.seq_len if self.data.unit == "token" else 1
+        return samples * per_sample / max(self.seconds - self.seconds_before, 1e-9)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Take in new numbers, and what callbacks told; keep the evaluation that is best by `monitor`."""
-        metrics = {name: float(value) for name, value in (metrics | self.told).items()}  # also of numpy's and torch's numbers
-        self.told = {}
+        metrics = {
+            name: float(value) for name, value in (metrics | self.extra_metrics).items()
+        }  # also of numpy's and torch's numbers
+        self.extra_metrics = {}
         self.logged |= metrics
         self.metrics |= metrics
         value = metrics.get(self.monitor, math.nan)
-        if math.isfinite(value) and (not self.best or better(self.monitor, value, self.best[self.monitor])):
+        if math.isfinite(value) and (not self.best or is_better(self.monitor, value, self.best[self.monitor])):
             self.best, self.improved = {**metrics, "step": self.step}, True
 
 
@@ -104,7 +106,7 @@ class Callback:
 
     saves = False  # it writes checkpoints: it comes after all others, and where weights are sharded all processes have it
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until whatever it does beside the training is done."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
 from research import processes, shards
-from research.folder import checkpoints
+from research.folder import list_checkpoints
 
-MANIFEST, STATE, TENSORS, SHARDS = "manifest.json", "state.pt", ".safetensors", "shards"
+MANIFEST_FILE, STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "manifest.json", "state.pt", ".safetensors", "shards"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-CHUNK = 1 << 24  # bytes that are hashed while they are written
+CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 log = logging.getLogger(__name__)
 
 
@@ -48,23 +48,23 @@ class Snapshot:
     tensors: dict[str, dict[str, Tensor]]  # a file each: "model", and "average" where weights are averaged
     state: dict[str, Any]  # all else: numbers, texts, lists, dicts and tensors
     identity: dict[str, str] = field(default_factory=dict)  # what must be the same where it goes on
-    sharded: dict[str, Any] | None = None  # spread over the processes: to be written by all of them together
+    sharded_state: dict[str, Any] | None = None  # spread over the processes: to be written by all of them together
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def get_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors by name, each once: tied ones are kept under the first of their names. Whole, on the host."""
     first: dict[object, str] = {}
-    named = {name: shards.whole(tensor) for name, tensor in model.state_dict().items()}
+    named = {name: shards.full_tensor(tensor) for name, tensor in model.state_dict().items()}
     place = {k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in named.items()}
     return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(place[k], k) == k}
 
 
-def weights_digest(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
     """sha256 over names and bytes of all weights: equal if and only if two runs ended in the same bits."""
     digest = sha256()
-    for name, tensor in sorted(weights(model).items()):
+    for name, tensor in sorted(get_weights(model).items()):
         digest.update(name.encode())
-        digest.update(_memory(tensor))
+        digest.update(_view_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -75,19 +75,19 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
     processes that write a part RuntimeError.
     """
     final, draft = root / f"step-{snapshot.step:08d}", root / f".draft-{snapshot.step:08d}"
-    alone = snapshot.sharded is None
+    alone = snapshot.sharded_state is None
     first = alone or processes.rank() == 0
     try:
-        with nullcontext() if alone else processes.together():
+        with nullcontext() if alone else processes.synchronize_errors():
             if first:
                 clean(root)
                 draft.mkdir(parents=True)
         files = {}
-        if snapshot.sharded is not None:
-            with processes.together():
-                files = shards.write(snapshot.sharded, draft / SHARDS)
-                sync(draft / SHARDS)
-        with nullcontext() if alone else processes.together():
+        if snapshot.sharded_state is not None:
+            with processes.synchronize_errors():
+                files = shards.save_shards(snapshot.sharded_state, draft / SHARDS_FOLDER)
+                sync(draft / SHARDS_FOLDER)
+        with nullcontext() if alone else processes.synchronize_errors():
             if first:
                 _write(draft, snapshot, files)
                 _replace(final, draft)
@@ -101,14 +101,14 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
 def _write(draft: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
     """All files but the shards, the manifest last."""
     for name, tensors in snapshot.tensors.items():
-        with _written(draft / f"{name}{TENSORS}", files) as file:
+        with _open_hashed(draft / f"{name}{TENSORS_SUFFIX}", files) as file:
             _write_safetensors(tensors, file)
     without_crc = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
-    with _written(draft / STATE, files) as file, without_crc:  # sha256 is the better check
+    with _open_hashed(draft / STATE_FILE, files) as file, without_crc:  # sha256 is the better check
         torch.save(snapshot.state, file)  # type: ignore[arg-type]
     manifest = {"step": snapshot.step, "identity": snapshot.identity, "files": files}
-    with _written(draft / MANIFEST, {}) as file:
-        file.write(json.dumps(manifest | {"sha256": _own_digest(manifest)}, indent=1).encode())
+    with _open_hashed(draft / MANIFEST_FILE, {}) as file:
+        file.write(json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=1).encode())
 
 
 def clean(root: Path) -> None:
@@ -131,7 +131,7 @@ def _replace(final: Path, draft: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-class _Hashed:
+class _HashingFile:
     """A file that is hashed while it is written."""
 
     def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
@@ -141,8 +141,8 @@ class _Hashed:
 
     def write(self, content: bytes | memoryview) -> int:
         view = memoryview(content)
-        for start in range(0, len(view), CHUNK):
-            part = view[start : start + CHUNK]
+        for start in range(0, len(view), CHUNK_BYTES):
+            part = view[start : start + CHUNK_BYTES]
             hashing = self.pool.submit(self.digest.update, part)
             try:
                 while part:
@@ -160,12 +160,12 @@ class _Hashed:
 
 
 @contextmanager
-def _written(path: Path, files: dict[str, Any]) -> Iterator[_Hashed]:
+def _open_hashed(path: Path, files: dict[str, Any]) -> Iterator[_HashingFile]:
     """A new file, on the disk once the block is left; its size and digest go into `files`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     with ThreadPoolExecutor(1) as pool:
         try:
-            file = _Hashed(descriptor, pool)
+            file = _HashingFile(descriptor, pool)
             yield file
             os.fsync(descriptor)
         except RuntimeError as error:  # torch.save tells of its own confusion, not of the full disk
@@ -175,7 +175,7 @@ def _written(path: Path, files: dict[str, Any]) -> Iterator[_Hashed]:
     files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}
 
 
-def _write_safetensors(tensors: dict[str, Tensor], file: _Hashed) -> None:
+def _write_safetensors(tensors: dict[str, Tensor], file: _HashingFile) -> None:
     """The format is the length of a JSON header, the header, and the tensors' memory one after the other; the library
     first copies all of it twice.
     """
@@ -187,14 +187,14 @@ def _write_safetensors(tensors: dict[str, Tensor], file: _Hashed) -> None:
     text += b" " * (-len(text) % 8)  # tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        file.write(_memory(tensor))
+        file.write(_view_bytes(tensor))
 
 
-def _own_digest(manifest: dict[str, Any]) -> str:
+def _hash_manifest(manifest: dict[str, Any]) -> str:
     return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _memory(tensor: Tensor) -> memoryview:
+def _view_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the host, where they are."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
@@ -211,26 +211,28 @@ def sync(path: Path) -> None:
 def read(folder: Path) -> Snapshot:
     """A checkpoint, every byte of it checked against its manifest. Raises DamagedError."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest.pop("sha256") != _own_digest(manifest):
-            raise DamagedError(f"{MANIFEST} does not have the sha256 that it names")
-        held = {name: _checked(folder / name, expected) for name, expected in manifest["files"].items()}
-        tensors = {name.removesuffix(TENSORS): load_safetensors(held[name]) for name in held if name.endswith(TENSORS)}
-        state = torch.load(io.BytesIO(held[STATE]), weights_only=True)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        if manifest.pop("sha256") != _hash_manifest(manifest):
+            raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
+        held = {name: _read_checked(folder / name, expected) for name, expected in manifest["files"].items()}
+        tensors = {
+            name.removesuffix(TENSORS_SUFFIX): load_safetensors(held[name]) for name in held if name.endswith(TENSORS_SUFFIX)
+        }
+        state = torch.load(io.BytesIO(held[STATE_FILE]), weights_only=True)
         return Snapshot(int(manifest["step"]), tensors, state, manifest["identity"])
     except DamagedError:
         raise
     except UnpicklingError as error:
-        raise DamagedError(f"{STATE} holds what cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise DamagedError(f"{STATE_FILE} holds what cannot be loaded: {str(error).splitlines()[0]}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
+        raise DamagedError(f"{MANIFEST_FILE}: {type(error).__name__}: {error}") from error
 
 
-def _checked(path: Path, expected: dict[str, Any]) -> bytes:
+def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     """A file's bytes; of a shard, which is read where it is needed, none."""
     try:
-        if path.parent.name == SHARDS:
-            content, (size, found) = b"", shards.digest(path)
+        if path.parent.name == SHARDS_FOLDER:
+            content, (size, found) = b"", shards.hash_file(path)
         else:
             content = path.read_bytes()
             size, found = len(content), sha256(content).hexdigest()
@@ -247,10 +249,10 @@ def find(path: Path, until: int | None = None) -> list[Path]:
     """The checkpoints that a path means, newest first: itself, or those of a run folder, of no later step than `until`."""
     if path.name.startswith("step-"):
         return [path]
-    return [folder for step, folder in checkpoints(path).items() if until is None or step <= until]
+    return [folder for step, folder in list_checkpoints(path).items() if until is None or step <= until]
 
 
-def newest(path: Path, until: int | None = None, setting: str = "resume") -> tuple[Path, Snapshot]:
+def load_newest(path: Path, until: int | None = None, setting: str = "resume") -> tuple[Path, Snapshot]:
     """The newest checkpoint that is whole, and where it is. Raises ValueError, naming the setting that gave the path and each
     damage, when there is none.
     """

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def print_message(text: str, stream: TextIO | None = None) -> None:
     """On stderr, or another stream; where nobody can read it, what was done is as good."""
     stream = stream or sys.stderr
     try:
@@ -25,7 +25,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or else Python tries once more as it ends
 
 
-def carried_out(work: Callable[[signals.Watch], None]) -> int:
+def run_command(work: Callable[[signals.Watch], None]) -> int:
     """The exit code: 0, 2 with one message where it cannot be, 130 or 143 after a signal. HYDRA_FULL_ERROR=1 shows all."""
     try:
         with signals.watch() as watch:
@@ -33,9 +33,9 @@ def carried_out(work: Callable[[signals.Watch], None]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        say(f"error: {error}")
+        print_message(f"error: {error}")
         return 2
     except signals.Stopped as stopped:
-        say(str(stopped))
-        return signals.exit_code(stopped.signum)
+        print_message(str(stopped))
+        return signals.get_exit_code(stopped.signum)
     return 0

@@ -11,15 +11,15 @@ from torch import Tensor
 class Tokens(NamedTuple):
     """Sequences of symbols: the model gives a distribution over `vocab` at each of `length` positions."""
 
-    vocab: int
-    length: int
+    vocab_size: int
+    seq_len: int
 
 
 class Vectors(NamedTuple):
     """Vectors of `features` numbers, each of one of `classes`."""
 
-    features: int
-    classes: int
+    num_features: int
+    num_classes: int
 
 
 Shape = TypeVar("Shape", Tokens, Vectors)
@@ -58,13 +58,13 @@ class Dataset(Generic[Shape]):
     notes: tuple[str, ...] = ()  # facts that the user should see, as the leak between the splits
 
 
-def majority(targets: Int[Tensor, "n"], classes: int) -> float:
+def majority_accuracy(targets: Int[Tensor, "n"], num_classes: int) -> float:
     """Accuracy of always answering the most frequent class."""
-    return torch.bincount(targets, minlength=classes).max().item() / len(targets)
+    return torch.bincount(targets, minlength=num_classes).max().item() / len(targets)
 
 
-def unigram(train: Int[Tensor, "n"], val: Int[Tensor, "m"], classes: int) -> Float[Tensor, ""]:
+def unigram_cross_entropy(train: Int[Tensor, "n"], val: Int[Tensor, "m"], num_classes: int) -> Float[Tensor, ""]:
     """Cross entropy (nats) on `val` of the symbol frequencies of `train`, with one count added to each."""
-    counts = torch.bincount(train, minlength=classes).double() + 1
+    counts = torch.bincount(train, minlength=num_classes).double() + 1
     log_p = (counts / counts.sum()).log()
     return -log_p[val].mean()

@@ -10,9 +10,9 @@ from torch import nn
 from research import processes, shards
 from research.dataset import Split
 from research.gradients import Loss
-from research.losses import judged
-from research.metrics import bits, hits
-from research.nn.bitlinear import kept, layers
+from research.losses import num_valid_targets
+from research.metrics import nats_to_bits, num_correct
+from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 
 
 @torch.no_grad()
@@ -31,19 +31,19 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, hits, targets
-    whole = [layer for layer in layers(model).values() if shards.mine(layer.weight) is layer.weight]
+    whole = [layer for layer in bitlinear_layers(model).values() if shards.local_shard(layer.weight) is layer.weight]
     try:
-        with kept(whole):
+        with cached_quantized_weights(whole):
             for start in range(0, len(split), batch_size):
                 poll()
-                mine = torch.arange(start, min(start + batch_size, len(split)))[processes.rank() :: processes.count()]
+                mine = torch.arange(start, min(start + batch_size, len(split)))[processes.rank() :: processes.world_size()]
                 x, y = split[mine]
                 with autocast():
                     logits = model(x)
                     each = loss(logits, y)
-                sums += torch.stack([each.sum().double(), hits(logits, y).double(), judged(y).double()])
+                sums += torch.stack([each.sum().double(), num_correct(logits, y).double(), num_valid_targets(y).double()])
     finally:
         model.train(was_training)
-    nats, right, count = processes.total(sums).tolist()
+    nats, right, count = processes.all_reduce_sum(sums).tolist()
     metrics = {"val/loss": nats / max(1, count), "val/acc": right / max(1, count)}
-    return metrics | ({"val/bpb": bits(metrics["val/loss"])} if split.targets.ndim == 2 else {})
+    return metrics | ({"val/bpb": nats_to_bits(metrics["val/loss"])} if split.targets.ndim == 2 else {})

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """One run as it was asked for; trackers and the folder tell of it."""
 
     name: str  # short: what was chosen, or the swept keys
@@ -33,10 +33,10 @@ class Run:
     config: dict[str, Any]  # resolved, plain
     overrides: list[str]
     choices: dict[str, str]  # group -> option
-    sweep: Path | None = None  # the folder of the sweep that this run is part of
-    swept: dict[str, str] = field(default_factory=dict)
+    sweep_folder: Path | None = None  # the folder of the sweep that this run is part of
+    swept_values: dict[str, str] = field(default_factory=dict)
     resume: Path | None = None  # the run folder or the checkpoint that it begins at
-    goes_on: bool = False  # from a checkpoint of its own
+    resumed: bool = False  # from a checkpoint of its own
 
     @property
     def digest(self) -> str:
@@ -46,7 +46,7 @@ class Run:
         return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def git(*arguments: str) -> str:
+def run_git(*arguments: str) -> str:
     """What git says in this repository; empty without git or outside a repository."""
     try:
         done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
@@ -55,7 +55,7 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """The machine and the code: what somebody needs who wants the same numbers."""
     import torch
 
@@ -69,21 +69,21 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "processor": _processor(),
+        "processor": _read_cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": packages,
         "git": {
-            "sha": git("rev-parse", "HEAD"),
-            "branch": git("branch", "--show-current"),
-            "dirty": bool(git("status", "--porcelain")),
+            "sha": run_git("rev-parse", "HEAD"),
+            "branch": run_git("branch", "--show-current"),
+            "dirty": bool(run_git("status", "--porcelain")),
         },
         "command": sys.argv,
     }
 
 
-def _processor() -> str:
+def _read_cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next(
@@ -92,13 +92,13 @@ def _processor() -> str:
     )
 
 
-def peak_rss_mb() -> float:
+def get_peak_rss_mb() -> float:
     """The most memory that this process has held, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def resident_mb() -> float:
+def get_rss_mb() -> float:
     """The memory that this process holds now, in MB."""
     pages = Path("/proc/self/statm")
     if pages.exists():
@@ -109,7 +109,7 @@ def resident_mb() -> float:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Numbers that JSON does not have become null."""
-    replace_text(path, json.dumps(finite(content), indent=2) + "\n")
+    replace_text(path, json.dumps(replace_nonfinite(content), indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -128,27 +128,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """NaN and infinities as None, at any depth of dicts (JSON has no others)."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: replace_nonfinite(v) for k, v in value.items()}
     return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
 
 
 @contextmanager
-def lock(folder: Path, refusal: str = "") -> Iterator[None]:
+def lock(folder: Path, error_message: str = "") -> Iterator[None]:
     """Hold the folder while this process lives, however it ends. Raises ValueError while another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            told = refusal or f"out: another run is writing to {folder}; give another out or name"
+            told = error_message or f"out: another run is writing to {folder}; give another out or name"
             raise ValueError(told) from None
         yield
 
 
-def checkpoints(folder: Path) -> dict[int, Path]:
+def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Those of a run by their step, the newest first; one that was about to be replaced when a kill came is one of them.
 
     Somebody's own copies, as step-00000008-good, are none.
@@ -159,13 +159,13 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 
-def used(folder: Path) -> bool:
+def holds_run(folder: Path) -> bool:
     """Whether a run has left something here that another one would overwrite."""
     metrics = folder / "metrics.jsonl"
-    return bool(checkpoints(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
+    return bool(list_checkpoints(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
-def alive(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process on this machine holds the folder."""
     try:
         with (folder / ".lock").open() as file:
@@ -177,13 +177,15 @@ def alive(folder: Path) -> bool:
     return False
 
 
-def begin(run: Run, config_yaml: str) -> None:
+def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
     """Write down what was asked before anything can go wrong. Raises ValueError where another run would be lost."""
-    if used(run.folder) and not run.goes_on and run.config["resume"]["path"] != "auto":
-        raise ValueError(f"out: {run.folder} holds a run already\ngive resume=auto to go on with it, or another out or name")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    replace_text(run.folder / "config.yaml", config_yaml)
-    replace_text(run.folder / "overrides.txt", "".join(f"{line}\n" for line in run.overrides))
-    write_json(run.folder / "env.json", environment())
-    if difference := git("diff", "HEAD"):
-        (run.folder / "git.diff").write_text(difference + "\n")
+    if holds_run(run_config.folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
+        raise ValueError(
+            f"out: {run_config.folder} holds a run already\ngive resume=auto to go on with it, or another out or name"
+        )
+    run_config.folder.mkdir(parents=True, exist_ok=True)
+    replace_text(run_config.folder / "config.yaml", config_yaml)
+    replace_text(run_config.folder / "overrides.txt", "".join(f"{line}\n" for line in run_config.overrides))
+    write_json(run_config.folder / "env.json", describe_environment())
+    if difference := run_git("diff", "HEAD"):
+        (run_config.folder / "git.diff").write_text(difference + "\n")

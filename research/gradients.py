@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from research import memory, processes, shards
 from research.callback import State
 from research.dataset import Split
-from research.losses import IGNORE, judged
-from research.nn.bitlinear import begin_step, kept, layers
-from research.order import positions
-from research.seeding import fold, seed_step
+from research.losses import IGNORE, num_valid_targets
+from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
+from research.order import sample_indices
+from research.seeding import fold_in, seed_step
 
 Loss = Callable[[Tensor, Tensor], Float[Tensor, "..."]]
 
@@ -37,54 +37,54 @@ class Gradients:
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def __post_init__(self) -> None:
-        self.rank, self.world = processes.rank(), processes.count()
-        self.bits = list(layers(self.net).values())
+        self.rank, self.world_size = processes.rank(), processes.world_size()
+        self.bitlinear_layers = list(bitlinear_layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         targets = self.train.targets
-        self.masked = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
+        self.has_ignored_targets = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
 
     def __call__(self, state: State, step: int) -> Float[Tensor, ""]:
         """Again with smaller micro-batches where memory runs out."""
-        return memory.tried(lambda: self._accumulate(state, step), state, self.grad_accum)
+        return memory.retry_on_oom(lambda: self._accumulate(state, step), state, self.grad_accum)
 
-    def clip(self, norm: float | None) -> Float[Tensor, ""]:
+    def clip(self, max_norm: float | None) -> Float[Tensor, ""]:
         """The norm of the gradient, which then is no longer than `norm`."""
-        return shards.whole(nn.utils.clip_grad_norm_(self.params, norm or math.inf))
+        return shards.full_tensor(nn.utils.clip_grad_norm_(self.params, max_norm or math.inf))
 
     def _accumulate(self, state: State, step: int) -> Float[Tensor, ""]:
-        seed = fold(self.seed, 3, state.rollbacks) if state.rollbacks else self.seed
+        seed = fold_in(self.seed, 3, state.rollbacks) if state.rollbacks else self.seed
         seed_step(seed, step, self.rank)
-        world = self.world
-        parts = min(self.grad_accum * 2**state.halvings, self.batch_size // world)  # none of them empty
-        order = positions(seed, step * self.batch_size, self.batch_size, len(self.train)).to(self.train.inputs.device)
-        count = self._count(order)
-        begin_step(self.bits, step)
+        world = self.world_size
+        parts = min(self.grad_accum * 2**state.oom_halvings, self.batch_size // world)  # none of them empty
+        order = sample_indices(seed, step * self.batch_size, self.batch_size, len(self.train)).to(self.train.inputs.device)
+        count = self._count_targets(order)
+        set_warmup_step(self.bitlinear_layers, step)
         losses = []
-        with kept(self.bits) if parts > 1 and not state.sharded else nullcontext():
+        with cached_quantized_weights(self.bitlinear_layers) if parts > 1 and not state.sharded else nullcontext():
             for place, index in enumerate(order.tensor_split(parts * world)[self.rank :: world], start=1):
-                with self._quiet(place < parts):
+                with self._defer_sync(place < parts):
                     losses.append(self._backward(index, count))
-        return processes.total(losses[0] if parts == 1 else torch.stack(losses).sum())
+        return processes.all_reduce_sum(losses[0] if parts == 1 else torch.stack(losses).sum())
 
-    def _backward(self, index: Int[Tensor, "batch"], count: Tensor | int) -> Float[Tensor, ""]:
+    def _backward(self, index: Int[Tensor, "batch"], num_targets: Tensor | int) -> Float[Tensor, ""]:
         """Add the gradient of these samples' share of the loss; return the share."""
         x, y = self.train[index]
         with self.autocast():
             each = self.loss(self.net(x), y)
         if each.shape != y.shape:
             raise ValueError(f"a loss gives one number a target: of shape {tuple(y.shape)}, not {tuple(each.shape)}")
-        share = each.sum() / count
-        self.scaler.scale(share * self.world if self.world > 1 else share).backward()
+        share = each.sum() / num_targets
+        self.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()
         return share.detach()
 
-    def _count(self, order: Int[Tensor, "batch"]) -> Tensor | int:
+    def _count_targets(self, indices: Int[Tensor, "batch"]) -> Tensor | int:
         """The targets of a step that count."""
         targets = self.train.targets
-        if self.masked:
-            return judged(targets[order].long()).clamp(min=1)
-        return len(order) * targets[:1].numel()
+        if self.has_ignored_targets:
+            return num_valid_targets(targets[indices].long()).clamp(min=1)
+        return len(indices) * targets[:1].numel()
 
-    def _quiet(self, inside: bool) -> AbstractContextManager[Any]:
+    def _defer_sync(self, enabled: bool) -> AbstractContextManager[Any]:
         """Inside a step, the gradients of several processes are not averaged yet."""
         net = self.net
-        return net.no_sync() if inside and isinstance(net, nn.parallel.DistributedDataParallel) else nullcontext()
+        return net.no_sync() if enabled and isinstance(net, nn.parallel.DistributedDataParallel) else nullcontext()

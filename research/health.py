@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from research import processes, snapshot
 from research.callback import Callback, State
-from research.folder import checkpoints
+from research.folder import list_checkpoints
 
 Policy = Literal["stop", "skip", "rollback"]
 log = logging.getLogger(__name__)
@@ -33,103 +33,109 @@ class Guard:
     max_skips: int  # updates that may be left out in a row
     max_rollbacks: int
     on_device: bool
-    scale: Callable[[], float] = lambda: 1.0  # of the loss, in fp16: gradients overflow until it is small enough
-    bad: bool | Tensor = False  # the last verdict
-    first: int | Tensor = -1  # the step that ended badly since the last look, counted from 0; -1: none
-    row: int | Tensor = 0  # bad steps in a row
-    longest: int | Tensor = 0  # such row since the last look
-    where: str = ""  # the gradient that was not finite
+    get_loss_scale: Callable[[], float] = lambda: 1.0  # of the loss, in fp16: gradients overflow until it is small enough
+    last_nonfinite: bool | Tensor = False  # the last verdict
+    first_bad_step: int | Tensor = -1  # the step that ended badly since the last look, counted from 0; -1: none
+    num_bad_in_row: int | Tensor = 0  # bad steps in a row
+    max_bad_in_row: int | Tensor = 0  # such row since the last look
+    nonfinite_location: str = ""  # the gradient that was not finite
 
-    def allows(self, state: State, loss: Tensor) -> bool:
+    def is_finite(self, state: State, loss: Tensor) -> bool:
         """Whether to update the weights; on a device always, for there the optimizer itself leaves it out."""
         if self.on_device:
-            self._allows_on_device(state, loss, torch.as_tensor(state.grad_norm))
+            self._check_on_device(state, loss, torch.as_tensor(state.grad_norm))
             return True
-        self.bad = not (math.isfinite(loss.item()) and (math.isfinite(float(state.grad_norm)) or self.scale() > 1))
-        if self.bad:
-            self.first, self.where = (state.step, culprit(state.model)) if self.first < 0 else (self.first, self.where)
+        self.last_nonfinite = not (
+            math.isfinite(loss.item()) and (math.isfinite(float(state.grad_norm)) or self.get_loss_scale() > 1)
+        )
+        if self.last_nonfinite:
+            self.first_bad_step, self.nonfinite_location = (
+                (state.step, find_nonfinite_gradient(state.model))
+                if self.first_bad_step < 0
+                else (self.first_bad_step, self.nonfinite_location)
+            )
         else:
-            state.total += loss
-            state.counted += 1
-        self.row = (self.row + 1) * self.bad
-        self.longest = max(self.longest, self.row)
-        return not self.bad
+            state.loss_sum += loss
+            state.loss_count += 1
+        self.num_bad_in_row = (self.num_bad_in_row + 1) * self.last_nonfinite
+        self.max_bad_in_row = max(self.max_bad_in_row, self.num_bad_in_row)
+        return not self.last_nonfinite
 
-    def _allows_on_device(self, state: State, loss: Tensor, norm: Tensor) -> None:
+    def _check_on_device(self, state: State, loss: Tensor, grad_norm: Tensor) -> None:
         """The same without a look at any number."""
-        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if self.policy != "skip":
-            bad = bad | self.bad
-        state.total += torch.where(bad, 0.0, loss)
-        state.counted = state.counted + ~bad
-        first = torch.as_tensor(self.first, device=loss.device)
-        self.first = torch.where(bad & (first < 0), state.step, first)
-        self.row = (self.row + 1) * bad
-        self.longest = torch.maximum(torch.as_tensor(self.longest, device=loss.device), self.row)
-        self.bad = bad
-        state.unsure = bad if self.policy != "skip" else None  # a weight that was left out is as good as before
+            bad = bad | self.last_nonfinite
+        state.loss_sum += torch.where(bad, 0.0, loss)
+        state.loss_count = state.loss_count + ~bad
+        first = torch.as_tensor(self.first_bad_step, device=loss.device)
+        self.first_bad_step = torch.where(bad & (first < 0), state.step, first)
+        self.num_bad_in_row = (self.num_bad_in_row + 1) * bad
+        self.max_bad_in_row = torch.maximum(torch.as_tensor(self.max_bad_in_row, device=loss.device), self.num_bad_in_row)
+        self.last_nonfinite = bad
+        state.skipped_on_device = bad if self.policy != "skip" else None  # a weight that was left out is as good as before
         state.optimizer.grad_scale, state.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
 
-    def goes_back(self, state: State, replay: Callable[[int], object]) -> bool:
+    def handle_nonfinite(self, state: State, replay: Callable[[int], object]) -> bool:
         """Meet what has happened since the last look: true once the run is at an earlier checkpoint.
 
         `replay` computes the gradient of a step again: nothing was updated since. Raises FloatingPointError where the
         run has to end.
         """
-        first, longest = int(self.first), int(self.longest)
-        self.first, self.longest = -1, 0
+        first, longest = int(self.first_bad_step), int(self.max_bad_in_row)
+        self.first_bad_step, self.max_bad_in_row = -1, 0
         if first < 0:
             return False
         if self.on_device:
             replay(first)
-            self.where = culprit(state.model)
+            self.nonfinite_location = find_nonfinite_gradient(state.model)
             state.optimizer.zero_grad()
-        for part in state.parts.values():
+        for part in state.stateful.values():
             if isinstance(part, Callback):
-                part.settle()  # a checkpoint may still be on its way
-        saved = checkpoints(state.folder) if state.folder else {}
-        state.safe = processes.everywhere(max((step for step in saved if step <= first), default=-1))
-        kept = f"saved is step {state.safe}" if state.safe >= 0 else "none is saved"
-        told = f"the loss or the gradient is not finite at step {first + 1}, with lr={lr(state.optimizer):.3g}: {self.where}; "
-        told += f"the last good step is {first}, {kept}"
+                part.flush()  # a checkpoint may still be on its way
+        saved = list_checkpoints(state.folder) if state.folder else {}
+        state.last_finite_checkpoint = processes.broadcast(max((step for step in saved if step <= first), default=-1))
+        kept = f"saved is step {state.last_finite_checkpoint}" if state.last_finite_checkpoint >= 0 else "none is saved"
+        told = f"the loss or the gradient is not finite at step {first + 1}, with lr={get_lr(state.optimizer):.3g}: "
+        told += f"{self.nonfinite_location}; the last good step is {first}, {kept}"
         if self.policy == "skip" and longest <= self.max_skips:
             log.warning("%s; its update is left out", told)
             return False
-        if self.policy == "rollback" and state.rollbacks < self.max_rollbacks and state.safe >= 0:
+        if self.policy == "rollback" and state.rollbacks < self.max_rollbacks and state.last_finite_checkpoint >= 0:
             assert state.folder
             log.warning("%s; going back there, with another order of samples", told)
-            self._go_back(state, state.folder)
+            self._roll_back(state, state.folder)
             return True
         ended = {
             "stop": "lower lr, set trainer.clip_norm, or see trainer.on_nonfinite",
             "skip": f"that was {longest} times in a row, over trainer.max_skips={self.max_skips}: lower lr",
             "rollback": f"went back {state.rollbacks} times (trainer.max_rollbacks={self.max_rollbacks}): lower lr"
-            if state.safe >= 0
+            if state.last_finite_checkpoint >= 0
             else "there is no checkpoint to go back to: give callbacks.checkpoint.every",
         }
         raise FloatingPointError(f"{told}\n{ended[self.policy]}")
 
-    def _go_back(self, state: State, folder: Path) -> None:
+    def _roll_back(self, state: State, folder: Path) -> None:
         times, seconds = state.rollbacks + 1, state.seconds
-        snapshot.resume(state, folder, until=state.safe)
-        state.rollbacks, state.safe, state.logged = times, state.step, {}
-        state.seconds = state.before = seconds  # what was lost took its time too
+        snapshot.resume(state, folder, until=state.last_finite_checkpoint)
+        state.rollbacks, state.last_finite_checkpoint, state.logged = times, state.step, {}
+        state.seconds = state.seconds_before = seconds  # what was lost took its time too
         state.begin()
-        self.bad, self.row = False, 0
+        self.last_nonfinite, self.num_bad_in_row = False, 0
 
 
-def lr(optimizer: Optimizer) -> float:
+def get_lr(optimizer: Optimizer) -> float:
     """That of the first group, as it is now."""
     return float(optimizer.param_groups[0]["lr"])
 
 
-def heeds_found_inf(optimizer: Optimizer) -> bool:
+def supports_found_inf(optimizer: Optimizer) -> bool:
     """Whether the optimizer leaves an update out by itself where its `found_inf` is not 0."""
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark
-    return bool(getattr(optimizer, "heeds_found_inf", fused))
+    return bool(getattr(optimizer, "supports_found_inf", fused))
 
 
-def culprit(model: nn.Module) -> str:
+def find_nonfinite_gradient(model: nn.Module) -> str:
     """The first parameter whose gradient is not finite."""
     for name, p in model.named_parameters():
         if p.grad is not None and not bool(torch.isfinite(p.grad).all()):

@@ -28,8 +28,8 @@ def classification(logits: Float[Tensor, "batch classes"], targets: Int[Tensor, 
 
 
 def stablemax(
-    logits: Float[Tensor, "batch *positions classes"], targets: Int[Tensor, "batch *judged"]
-) -> Float[Tensor, "batch *judged"]:
+    logits: Float[Tensor, "batch *positions classes"], targets: Int[Tensor, "batch *num_valid_targets"]
+) -> Float[Tensor, "batch *num_valid_targets"]:
     """Cross entropy of StableMax: s(x_i) / sum s(x), with s(x) = x + 1 from 0 on, 1 / (1 - x) below.
 
     Prieto et al. 2025 (2501.04697), section 4. In logarithms, and in float32 at least. One target a sequence is judged
@@ -42,6 +42,6 @@ def stablemax(
     return F.cross_entropy(log_s.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
 
 
-def judged(targets: Int[Tensor, "..."]) -> Int[Tensor, ""]:
+def num_valid_targets(targets: Int[Tensor, "..."]) -> Int[Tensor, ""]:
     """How many targets count."""
     return (targets != IGNORE).sum()

@@ -10,19 +10,19 @@ from torch import Tensor
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 
 
-def hits(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"]) -> Int[Tensor, ""]:
+def num_correct(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"]) -> Int[Tensor, ""]:
     """How many targets the largest logit names; one target a sequence is judged at the last position."""
     if logits.ndim == targets.ndim + 2:
         logits = logits[:, -1]
     return (logits.argmax(-1) == targets).sum()
 
 
-def bits(nats: float) -> float:
+def nats_to_bits(nats: float) -> float:
     """Nats to bits: with one byte a token, the loss in bits per byte."""
     return nats / math.log(2)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half the width of its 95 % t interval; no width of one value alone."""
     mean = statistics.fmean(values)
     if len(values) < 2:

@@ -6,17 +6,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.seeding import fold
+from research.seeding import fold_in
 
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> Int[Tensor, "n"]:
     """The order of the n samples in one epoch."""
-    generator = torch.Generator().manual_seed(fold(seed, 2, epoch))
+    generator = torch.Generator().manual_seed(fold_in(seed, 2, epoch))
     return torch.randperm(n, generator=generator)
 
 
-def positions(seed: int, start: int, count: int, n: int) -> Int[Tensor, "count"]:
+def sample_indices(seed: int, start: int, count: int, n: int) -> Int[Tensor, "count"]:
     """Samples number start .. start+count-1 of the endless stream of epochs.
 
     Every batch is full: one that reaches the end of an epoch goes on in the next.

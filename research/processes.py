@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-HOW_TO_START = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
+LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes of this run: those that torchrun or accelerate launch started."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @atexit.register
-def leave() -> None:
+def destroy_process_group() -> None:
     """The groups' own threads end before the program does: it would abort where they outlive it (now and then)."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -28,62 +28,62 @@ def leave() -> None:
 
 def rank() -> int:
     """This process's number; 0 writes."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def launched() -> tuple[int, int]:
+def get_launched_ranks() -> tuple[int, int]:
     """Rank and number of processes as the launcher's environment says, before they know each other."""
     started = int(os.environ.get("WORLD_SIZE", 1))
     return int(os.environ.get("RANK", 0)) if started > 1 else 0, started
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place."""
-    if count() > 1:
+    if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
 @cache
-def _host(world: Any) -> Any:
+def _get_host_group(world_group: Any) -> Any:
     """The processes as a group whose messages stay on the host: there no one waits for a GPU to finish its step."""
-    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else world
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else world_group
 
 
-def highest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of all processes' numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     agreed = torch.tensor(int(value))
-    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_host(dist.group.WORLD))
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_get_host_group(dist.group.WORLD))
     return int(agreed.item())
 
 
-def everywhere(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on all."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, group=_host(dist.group.WORLD))
+    dist.broadcast_object_list(box, group=_get_host_group(dist.group.WORLD))
     return box[0]
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """Each process's value, by rank, on all."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
-    dist.all_gather_object(values, value, group=_host(dist.group.WORLD))
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_get_host_group(dist.group.WORLD))
     return values
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def synchronize_errors() -> Iterator[None]:
     """All leave the block alike, and none before the last: where one fails, the others raise RuntimeError."""
     failed: Exception | None = None
     try:
         yield
     except Exception as error:
         failed = error
-    if highest(failed is not None):
+    if all_reduce_max(failed is not None):
         raise failed or RuntimeError("another process failed, and says why")

@@ -5,14 +5,14 @@ The intervals are ordinary mathematics: round brackets leave the end out, square
 
 from typing import Annotated
 
-Count = Annotated[int, "[1, inf)"]
-Natural = Annotated[int, "[0, inf)"]
-Positive = Annotated[float, "(0, inf)"]
-NonNegative = Annotated[float, "[0, inf)"]
+PositiveInt = Annotated[int, "[1, inf)"]
+NonNegativeInt = Annotated[int, "[0, inf)"]
+PositiveFloat = Annotated[float, "(0, inf)"]
+NonNegativeFloat = Annotated[float, "[0, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 OpenFraction = Annotated[float, "(0, 1)"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
-Existing = Annotated[str, "a file or folder that exists"]
+ExistingPath = Annotated[str, "a file or folder that exists"]
 
 
 def is_prime(p: int) -> bool:

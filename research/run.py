@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from research import callback, checkpoint, folder, processes
 from research.callback import Callback, State
-from research.checkpoint import weights_digest
-from research.folder import Run
+from research.checkpoint import hash_weights
+from research.folder import RunConfig
 from research.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
-from research.nn.bitlinear import layers
+from research.nn.bitlinear import bitlinear_layers
 from research.seeding import seed_all
-from research.signals import exit_code, watch
-from research.trained import build
+from research.signals import get_exit_code, watch
+from research.trained import instantiate
 from research.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -37,20 +37,20 @@ def run(cfg: DictConfig) -> float:
         gc.freeze()
         gc.enable()
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
-    asked = describe(cfg)
-    trainer: Trainer = build(cfg.trainer)  # from here on the processes of a run are one
-    if (value := processes.everywhere(finished(asked))) is not None:
+    asked = build_run_config(cfg)
+    trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of a run are one
+    if (value := processes.broadcast(get_finished_value(asked))) is not None:
         return float(value)
-    writes = processes.launched()[0] == 0
+    writes = processes.get_launched_ranks()[0] == 0
     with watch(), folder.lock(asked.folder) if writes else nullcontext():
-        tracker: Tracker = build(cfg.tracker) if writes else Tracker()
-        opening = Opening(asked, OmegaConf.to_yaml(cfg, resolve=True), tracker)
+        tracker: Tracker = instantiate(cfg.tracker) if writes else Tracker()
+        opening = RunRecorder(asked, OmegaConf.to_yaml(cfg, resolve=True), tracker)
         started, status, error = time.perf_counter(), FAILED, ""
         try:
-            if writes and not asked.goes_on:
-                opening.open()
+            if writes and not asked.resumed:
+                opening.record()
             tracker.state = state = train(cfg, asked, trainer, [opening, tracker])
-            status = STOPPED if state.signum else PRUNED if state.stop == callback.PRUNED else FINISHED
+            status = STOPPED if state.signum else PRUNED if state.stop == callback.PRUNED_REASON else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
@@ -60,69 +60,69 @@ def run(cfg: DictConfig) -> float:
             raise
         finally:
             outcome = {"status": status, "error": error, "wall_s": time.perf_counter() - started, "config": asked.digest}
-            outcome |= summary(cfg.monitor, tracker.state)
+            outcome |= build_summary(cfg.monitor, tracker.state)
             try:
-                if opening.done:
+                if opening.recorded:
                     folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
             finally:
                 tracker.finish(status, outcome)  # also where the disk is full
     if state.signum:
-        raise SystemExit(exit_code(state.signum))
+        raise SystemExit(get_exit_code(state.signum))
     return float(state.best.get(cfg.monitor, math.nan))
 
 
-class Opening(Callback):
+class RunRecorder(Callback):
     """Writes down what was asked for: of a fresh run before anything can go wrong; of one that goes on, whose folder tells
     of what it was so far, once its checkpoint has been read and fits.
     """
 
-    def __init__(self, asked: Run, config_yaml: str, tracker: Tracker) -> None:
-        self.asked, self.config_yaml, self.tracker, self.done = asked, config_yaml, tracker, False
+    def __init__(self, run_config: RunConfig, config_yaml: str, tracker: Tracker) -> None:
+        self.run_config, self.config_yaml, self.tracker, self.recorded = run_config, config_yaml, tracker, False
 
     def on_start(self, state: State) -> None:
-        if not self.done:
-            self.open()
+        if not self.recorded:
+            self.record()
 
-    def open(self) -> None:
-        folder.begin(self.asked, self.config_yaml)
-        self.done = True
-        self.tracker.start(self.asked)
+    def record(self) -> None:
+        folder.begin_run_folder(self.run_config, self.config_yaml)
+        self.recorded = True
+        self.tracker.start(self.run_config)
 
 
-def train(cfg: DictConfig, asked: Run, trainer: Trainer, first: list[Callback]) -> State:
+def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, first_callbacks: list[Callback]) -> State:
     """Build every part by its `_target_` and fit."""
-    place, resume = processes.everywhere((asked.folder, asked.resume))
+    place, resume = processes.broadcast((run_config.folder, run_config.resume))
     seed_all(cfg.seed)
-    data = build(cfg.data)
-    model = trainer.place(build(cfg.model, data.shape))
-    optimizer = build(cfg.optim, model)
-    callbacks = [build(node) for node in cfg.callbacks.values()]
+    data = instantiate(cfg.data)
+    model = trainer.to_device(instantiate(cfg.model, data.shape))
+    optimizer = instantiate(cfg.optim, model)
+    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
     return trainer.fit(
         model,
         optimizer,
-        build(cfg.schedule),
-        build(cfg.loss),
+        instantiate(cfg.schedule),
+        instantiate(cfg.loss),
         data,
-        [*first, *callbacks],
+        [*first_callbacks, *callbacks],
         monitor=cfg.monitor,
-        name=asked.name,
+        name=run_config.name,
         folder=place,
-        config=asked.digest,
+        config=run_config.digest,
         resume=resume,
         weights_only=cfg.resume.weights_only,
     )
 
 
-def finished(asked: Run) -> float | None:
+def get_finished_value(run_config: RunConfig) -> float | None:
     """The value that this very run has reached already; None where there is something left to do."""
-    told = folder.read_json(asked.folder / "summary.json") if asked.goes_on else {}
-    if told.get("status") != FINISHED or told.get("config") != asked.digest:
+    told = folder.read_json(run_config.folder / "summary.json") if run_config.resumed else {}
+    if told.get("status") != FINISHED or told.get("config") != run_config.digest:
         return None
-    print(f"finished already: {asked.folder}, best {told['monitor']} {told['value']}")
+    print(f"finished already: {run_config.folder}, best {told['monitor']} {told['value']}")
     return math.nan if told["value"] is None else float(told["value"])
 
 
-def describe(cfg: DictConfig) -> Run:
+def build_run_config(cfg: DictConfig) -> RunConfig:
     """What was asked, in plain types, with a name that tells this run from its neighbours."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
@@ -132,37 +132,37 @@ def describe(cfg: DictConfig) -> Run:
     in_sweep = hydra.mode == RunMode.MULTIRUN
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']} {choices['optim']} seed={cfg.seed}"
     place = Path(hydra.runtime.output_dir).resolve()
-    resume = from_where(cfg.resume.path, place)
+    resume = resolve_resume(cfg.resume.path, place)
     goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
-    if cfg.resume.path == "auto" and resume is None and processes.launched()[0] == 0 and not in_sweep:
+    if cfg.resume.path == "auto" and resume is None and processes.get_launched_ranks()[0] == 0 and not in_sweep:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {place.parent}: a fresh start")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    return Run(
+    return RunConfig(
         name=name,
         study=cfg.name,
         folder=place,
         config=config,
         overrides=overrides,
         choices=choices,
-        sweep=Path(hydra.sweep.dir).resolve() if in_sweep else None,
-        swept=swept,
+        sweep_folder=Path(hydra.sweep.dir).resolve() if in_sweep else None,
+        swept_values=swept,
         resume=resume,
-        goes_on=goes_on,
+        resumed=goes_on,
     )
 
 
-def from_where(path: str | None, place: Path) -> Path | None:
+def resolve_resume(path: str | None, run_folder: Path) -> Path | None:
     """The run folder or checkpoint that `resume` means; None for a fresh start."""
     if path != "auto":
         return Path(path).expanduser().resolve() if path else None
-    return place if checkpoint.find(place) else None
+    return run_folder if checkpoint.find(run_folder) else None
 
 
-def summary(monitor: str, state: State | None) -> dict[str, Any]:
+def build_summary(monitor: str, state: State | None) -> dict[str, Any]:
     """summary.json, but for how the run ended; empty where nothing could be built."""
     if state is None:
         return {}
-    rate = state.rate()
+    rate = state.compute_throughput()
     return {
         "monitor": monitor,
         "value": state.best.get(monitor),
@@ -173,11 +173,11 @@ def summary(monitor: str, state: State | None) -> dict[str, Any]:
         "stop": state.stop,
         "rollbacks": state.rollbacks,
         "train_s": state.seconds,
-        "samples_per_s": rate / (state.data.shape.length if state.data.unit == "token" else 1),
+        "samples_per_s": rate / (state.data.shape.seq_len if state.data.unit == "token" else 1),
         "tokens_per_s": rate if state.data.unit == "token" else None,
-        "peak_rss_mb": folder.peak_rss_mb(),
+        "peak_rss_mb": folder.get_peak_rss_mb(),
         "shape": state.data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
-        "rounded": sum(layer.weight.numel() for layer in layers(state.model).values()),
-        "weights_sha256": None if state.sharded and state.error else weights_digest(state.model),
+        "rounded": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
+        "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
     }

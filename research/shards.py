@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from research import processes
 from research.nn.average import Average
-from research.nn.blocks import blocks
+from research.nn.blocks import find_blocks
 
-STATE = "optimizer.state."  # before a parameter's name, and what is kept of it
+OPTIMIZER_STATE_PREFIX = "optimizer.state."  # before a parameter's name, and what is kept of it
 
 
 def shard(model: nn.Module) -> None:
@@ -25,21 +25,21 @@ def shard(model: nn.Module) -> None:
 
     if isinstance(model, FSDPModule):
         return
-    for block in blocks(model).values():
+    for block in find_blocks(model).values():
         fully_shard(block)
     fully_shard(model)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor that is spread over the processes, put together on each of them; another one as it is."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor  # here: a run of one process need not wait for its import
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def parts(model: nn.Module, optimizer: Optimizer | None = None, average: Average | None = None) -> dict[str, Any]:
+def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, average: Average | None = None) -> dict[str, Any]:
     """What is spread, by names that do not depend on how."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
@@ -51,33 +51,33 @@ def parts(model: nn.Module, optimizer: Optimizer | None = None, average: Average
     return found
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Whole tensors into a model, spread or not; of tied ones one name is enough."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         model.load_state_dict(tensors, strict=False)
     else:
         set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
 
 
-def write(parts: dict[str, Any], folder: Path) -> dict[str, Any]:
+def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Each process writes its parts; on all: size and digest of every file, by its name below the checkpoint."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(parts, storage_writer=FileSystemWriter(folder))
-    names = processes.everywhere(sorted(path.name for path in folder.iterdir()))
+    save(sharded_state, storage_writer=FileSystemWriter(folder))
+    names = processes.broadcast(sorted(path.name for path in folder.iterdir()))
     found = {}
-    for name in names[processes.rank() :: processes.count()]:
-        size, sha = digest(folder / name)
+    for name in names[processes.rank() :: processes.world_size()]:
+        size, sha = hash_file(folder / name)
         found[f"{folder.name}/{name}"] = {"bytes": size, "sha256": sha}
-    return {name: facts for part in processes.gathered(found) for name, facts in part.items()}
+    return {name: facts for part in processes.all_gather(found) for name, facts in part.items()}
 
 
-def mine(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that is spread; another one as it is."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
 
@@ -92,41 +92,43 @@ def load_average(average: Average, folder: Path) -> bool:
     files = FileSystemReader(folder)
     if not any(name.startswith("average.") for name in files.read_metadata().state_dict_metadata):
         return False
-    read({"average": average.averages}, storage_reader=files, no_dist=processes.count() == 1)
+    read({"average": average.averages}, storage_reader=files, no_dist=processes.world_size() == 1)
     return True
 
 
-def load(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> None:
+def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> None:
     """Fill what is spread from the files, however many processes wrote them."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    held, files = parts(model, optimizer), FileSystemReader(folder)
+    held, files = get_sharded_state(model, optimizer), FileSystemReader(folder)
     if optimizer:
-        held["optimizer"]["state"] = memory(files.read_metadata().state_dict_metadata, held["model"])
-    read(held, storage_reader=files, no_dist=processes.count() == 1)
+        held["optimizer"]["state"] = allocate_optimizer_state(files.read_metadata().state_dict_metadata, held["model"])
+    read(held, storage_reader=files, no_dist=processes.world_size() == 1)
     set_model_state_dict(model, held["model"])
     if optimizer:
         set_optimizer_state_dict(model, optimizer, held["optimizer"])
 
 
-def memory(stored: Mapping[str, Any], model: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def allocate_optimizer_state(metadata: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Room for what the files keep of each parameter, by name. An optimizer that begins may keep less or more: a filter
     that is not on yet, a gradient that came late.
     """
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     found: dict[str, dict[str, Any]] = {}
-    for key, facts in stored.items():
-        if key.startswith(STATE):
-            name, _, part = key.removeprefix(STATE).rpartition(".")
+    for key, facts in metadata.items():
+        if key.startswith(OPTIMIZER_STATE_PREFIX):
+            name, _, part = key.removeprefix(OPTIMIZER_STATE_PREFIX).rpartition(".")
             tensor = isinstance(facts, TensorStorageMetadata)
-            found.setdefault(name, {})[part] = room(model[name], facts.size, facts.properties.dtype) if tensor else None
+            found.setdefault(name, {})[part] = (
+                empty_like_param(params[name], facts.size, facts.properties.dtype) if tensor else None
+            )
     return found
 
 
-def room(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+def empty_like_param(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     """A tensor of that size, spread as the parameter is: one such, or a row of them; any other is not spread."""
     if size == p.shape:
         return torch.zeros_like(p, dtype=dtype)
@@ -135,7 +137,7 @@ def room(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.zeros(size, dtype=dtype)
 
 
-def digest(path: Path) -> tuple[int, str]:
+def hash_file(path: Path) -> tuple[int, str]:
     """Size and sha256 of a file that may be larger than the memory."""
     total, size = sha256(), 0
     with path.open("rb") as file:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
@@ -17,7 +17,7 @@ class Stopped(BaseException):
         self.signum = signum
 
 
-def exit_code(signum: int) -> int:
+def get_exit_code(signum: int) -> int:
     """130 for Ctrl-C, 143 for the others, SIGUSR1 included: schedulers send it as an early SIGTERM."""
     return 130 if signum == signal.SIGINT else 143
 
@@ -27,13 +27,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.signum = 0
-        self.patient = True  # False: raise in the handler, for nothing could be lost and it may take long
+        self.deferred = True  # False: raise in the handler, for nothing could be lost and it may take long
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum, self.signum or signum
         if again and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.patient and not again:
+        if not self.deferred and not again:
             raise Stopped(signum)
 
     def check(self) -> None:
@@ -41,15 +41,15 @@ class Watch:
             raise Stopped(self.signum)
 
     @contextmanager
-    def at_once(self, impatient: bool = True) -> Iterator[None]:
+    def raise_immediately(self, enabled: bool = True) -> Iterator[None]:
         """Inside, a signal ends what is under way instead of waiting for `check`."""
-        before, self.patient = self.patient, self.patient and not impatient
+        before, self.deferred = self.deferred, self.deferred and not enabled
         try:
-            if impatient:
+            if enabled:
                 self.check()
             yield
         finally:
-            self.patient = before
+            self.deferred = before
 
 
 _watches: list[Watch] = []
@@ -62,7 +62,7 @@ def watch() -> Iterator[Watch]:
         yield _watches[0] if _watches and threading.current_thread() is threading.main_thread() else Watch()
         return
     one = Watch()
-    before = {signum: signal.signal(signum, one.receive) for signum in ASKS}
+    before = {signum: signal.signal(signum, one.receive) for signum in STOP_SIGNALS}
     _watches.append(one)
     try:
         yield one

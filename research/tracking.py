@@ -18,47 +18,56 @@ from pathlib import Path
 from typing import Any
 
 from research.callback import State
-from research.folder import ROOT, Run, git, replace_text, write_json
+from research.folder import ROOT, RunConfig, replace_text, run_git, write_json
 from research.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
-from research.store import SOURCE, close_parent, end_dead_runs, experiment, flat, locked, one_at_a_time, shown
-from research.trial import VARIABLE
+from research.store import (
+    SOURCE_TAG,
+    close_parent,
+    end_dead_runs,
+    flatten_config,
+    get_or_create_experiment,
+    lock_file,
+    lock_store,
+    redact_url,
+)
+from research.trial import TRIAL_ENV_VAR
 
 log = logging.getLogger(__name__)
-STORE = ROOT / "outputs" / "mlflow.db"
-BATCH, PAUSE = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
-PATIENCE = 60.0  # seconds that the end of a run waits for a store that does not answer
-NOTE = "mlflow_run_id"  # the file in a run folder that says which run it is
-SWEEP = "study.json"  # in a sweep's folder: what it is for
-STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow has no such words: the tag "status" has them
+DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"
+BATCH, BATCH_INTERVAL = 1000, 2.0  # metrics in one call (MLflow's limit), seconds between calls
+FINISH_TIMEOUT = 60.0  # seconds that the end of a run waits for a store that does not answer
+RUN_ID_FILE = "mlflow_run_id"  # the file in a run folder that says which run it is
+SWEEP_SPEC_FILE = "study.json"  # in a sweep's folder: what it is for
+MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow has no such words: the tag "status" has them
 
 
 class MLflow(Jsonl):
     """metrics.jsonl, and a run in MLflow: in this repository's SQLite store, or at MLFLOW_TRACKING_URI."""
 
     def __init__(self, uri: str | None = None) -> None:
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE}"
         self.setting = "tracker.uri" if uri else "MLFLOW_TRACKING_URI"
         self.queue: queue.SimpleQueue[tuple[int, int, dict[str, float]] | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._carry, name="mlflow", daemon=True)
+        self.thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self.deadline, self.undelivered = float("inf"), ""
-        self.known: dict[tuple[str, int], float] = {}  # points that the store has from before, by metric and step
+        self.stored_points: dict[tuple[str, int], float] = {}  # points that the store has from before, by metric and step
 
-    def start(self, run: Run) -> None:
-        if self.uri == f"sqlite:///{STORE}" and not STORE.exists():
-            print(f"creating {STORE} (the first time only, takes some seconds)", file=sys.stderr)
+    def start(self, run: RunConfig) -> None:
+        if self.uri == f"sqlite:///{DEFAULT_STORE}" and not DEFAULT_STORE.exists():
+            print(f"creating {DEFAULT_STORE} (the first time only, takes some seconds)", file=sys.stderr)
         try:
-            self.client = opened(self.uri)  # here, in the main thread: imports and threads do not mix
+            self.client = connect(self.uri)  # here, in the main thread: imports and threads do not mix
         except Exception as error:
-            raise ValueError(f"{self.setting}={shown(self.uri)} is not a store that MLflow can open: {error}") from error
+            raise ValueError(f"{self.setting}={redact_url(self.uri)} is not a store that MLflow can open: {error}") from error
         super().start(run)
         self.run = run
-        self.trial = json.loads(os.environ.get(VARIABLE) or "{}").get("number")  # the environment is this run's own
+        self.trial_number = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}").get("number")  # the environment is this run's own
         self.thread.start()
 
     def on_start(self, state: State) -> None:
         """What the last process of this run had no time to deliver comes first."""
         super().on_start(state)
-        for record in self.records() if self.run.goes_on else ():
+        for record in self.read_records() if self.run.resumed else ():
             step, _ = int(record.pop("step")), record.pop("seconds")
             self.queue.put((int(time.time() * 1000), step, {k: v for k, v in record.items() if v is not None}))
 
@@ -71,30 +80,30 @@ class MLflow(Jsonl):
         super().finish(status, summary)
         if self.thread.ident is None:
             return  # it never started: the store could not be opened
-        self.deadline = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + FINISH_TIMEOUT
         self.outcome = status, summary
         self.queue.put(None)
-        self.thread.join(PATIENCE + 5)
+        self.thread.join(FINISH_TIMEOUT + 5)
         if self.thread.is_alive() or self.undelivered:
             reason = self.undelivered or "no answer"
-            print(f"warning: MLflow at {shown(self.uri)} did not take all of this run ({reason}); "
+            print(f"warning: MLflow at {redact_url(self.uri)} did not take all of this run ({reason}); "
                   f"every metric is in {self.run.folder / 'metrics.jsonl'}", file=sys.stderr)  # fmt: skip
         elif status == FINISHED:
-            how = "make ui" if self.uri == f"sqlite:///{STORE}" else shown(self.uri)
+            how = "make ui" if self.uri == f"sqlite:///{DEFAULT_STORE}" else redact_url(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {how}")
 
     # What follows runs in the thread.
 
-    def _carry(self) -> None:
+    def _deliver(self) -> None:
         try:
-            self._until_done(self._open)
-            for batch in self._batches():
-                self._until_done(partial(self._log_batch, batch))
-            self._until_done(self._close)
+            self._retry_until_done(self._open)
+            for batch in self._iter_batches():
+                self._retry_until_done(partial(self._log_batch, batch))
+            self._retry_until_done(self._close)
         except TimeoutError as error:
             self.undelivered = str(error)
 
-    def _until_done(self, action: Callable[[], Any]) -> None:
+    def _retry_until_done(self, action: Callable[[], Any]) -> None:
         """Try until it works; from the end of the run on, for PATIENCE more. All our actions may be repeated."""
         pause = 0.2
         while True:
@@ -108,14 +117,14 @@ class MLflow(Jsonl):
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
-    def _batches(self) -> Iterator[list[Any]]:
+    def _iter_batches(self) -> Iterator[list[Any]]:
         """What has gathered in the queue, every PAUSE seconds, until the end mark."""
         from mlflow.entities import Metric
 
         ended = False
         rest: list[Any] = []
         while not ended or rest:
-            deadline = time.monotonic() + PAUSE
+            deadline = time.monotonic() + BATCH_INTERVAL
             while not ended and len(rest) < BATCH and (wait := deadline - time.monotonic()) > 0:
                 try:
                     item = self.queue.get(timeout=wait)
@@ -125,17 +134,17 @@ class MLflow(Jsonl):
                     ended = True
                 else:
                     stamp, step, values = item
-                    rest += [Metric(key, value, stamp, step) for key, value in values.items() if self._new(key, step, value)]
+                    rest += [Metric(key, value, stamp, step) for key, value in values.items() if self._is_new(key, step, value)]
             if rest:
                 yield rest[:BATCH]
                 rest = rest[BATCH:]
 
-    def _new(self, key: str, step: int, value: float) -> bool:
+    def _is_new(self, key: str, step: int, value: float) -> bool:
         """Not a point that came before this run was stopped: steps that are done again give the same numbers, or new ones.
 
         New ones stand beside the old ones, as after a rollback: MLflow takes no point back, metrics.jsonl has the last.
         """
-        before = self.known.get((key, step))
+        before = self.stored_points.get((key, step))
         return before is None or not (key.startswith("perf/") or before == value)
 
     def _log_batch(self, batch: list[Any]) -> None:
@@ -147,23 +156,23 @@ class MLflow(Jsonl):
 
         run = self.run
         end_dead_runs(self.client)
-        study = experiment(self.client, run.study, self.uri)
-        parent = self._parent(study) if run.sweep else None
-        tags = {"folder": str(run.folder), "host": socket.gethostname(), SOURCE: "train.py", **run.choices}
-        tags |= {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(bool(git("status", "--porcelain")))}
-        tags |= {f"sweep.{key}": value for key, value in run.swept.items()}
-        tags |= {"trial.number": str(self.trial)} if self.trial is not None else {}
+        study = get_or_create_experiment(self.client, run.study, self.uri)
+        parent = self._get_or_create_parent(study) if run.sweep_folder else None
+        tags = {"folder": str(run.folder), "host": socket.gethostname(), SOURCE_TAG: "train.py", **run.choices}
+        tags |= {"git.sha": run_git("rev-parse", "HEAD"), "git.dirty": str(bool(run_git("status", "--porcelain")))}
+        tags |= {f"sweep.{key}": value for key, value in run.swept_values.items()}
+        tags |= {"trial.number": str(self.trial_number)} if self.trial_number is not None else {}
         if parent:
             tags["mlflow.parentRunId"] = parent
             self.client.update_run(parent, status="RUNNING")
-        note = run.folder / NOTE
+        note = run.folder / RUN_ID_FILE
         if self.run_id is None and note.exists():
             self._reopen(note.read_text(errors="replace"))
         if self.run_id is None:
             self.run_id = self.client.create_run(study, run_name=run.name, tags=tags).info.run_id
         replace_text(note, self.run_id)
         held = self.client.get_run(self.run_id).data.params  # they never change: what was changed since is told by a tag
-        params = [Param(key, str(value)[:6000]) for key, value in flat(run.config).items()]
+        params = [Param(key, str(value)[:6000]) for key, value in flatten_config(run.config).items()]
         new = [param for param in params if param.key not in held]
         for start in range(0, len(new), 100):
             self.client.log_batch(self.run_id, params=new[start : start + 100])
@@ -186,20 +195,26 @@ class MLflow(Jsonl):
         keys = found.data.metrics
         self.client.update_run(run_id, status="RUNNING")
         for key in keys:
-            self.known |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}
+            self.stored_points |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}
         self.run_id = run_id
 
-    def _parent(self, study: str) -> str:
+    def _get_or_create_parent(self, study: str) -> str:
         """The run of the sweep: whoever comes first creates it and leaves its id in the sweep's folder."""
-        assert self.run.sweep is not None
-        note = self.run.sweep / NOTE
-        with locked(self.run.sweep / ".parent"):
+        assert self.run.sweep_folder is not None
+        note = self.run.sweep_folder / RUN_ID_FILE
+        with lock_file(self.run.sweep_folder / ".parent"):
             if not note.exists():
-                tags = {"folder": str(self.run.sweep), "host": socket.gethostname(), "sweep": ",".join(self.run.swept)}
-                created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept)}", tags=tags)
+                tags = {
+                    "folder": str(self.run.sweep_folder),
+                    "host": socket.gethostname(),
+                    "sweep": ",".join(self.run.swept_values),
+                }
+                created = self.client.create_run(study, run_name=f"sweep {', '.join(self.run.swept_values)}", tags=tags)
                 note.write_text(created.info.run_id)
-                if (self.run.sweep / SWEEP).exists():  # what the sweep is for: its report can be made from here alone
-                    self.client.log_artifact(created.info.run_id, str(self.run.sweep / SWEEP))
+                if (
+                    self.run.sweep_folder / SWEEP_SPEC_FILE
+                ).exists():  # what the sweep is for: its report can be made from here alone
+                    self.client.log_artifact(created.info.run_id, str(self.run.sweep_folder / SWEEP_SPEC_FILE))
         return note.read_text(errors="replace")
 
     def _close(self) -> None:
@@ -230,22 +245,22 @@ class MLflow(Jsonl):
         if (best / "model.safetensors").exists():
             self.client.log_artifact(self.run_id, str(best / "model.safetensors"), "best")
         self.client.set_tag(self.run_id, "status", status)
-        self.client.set_terminated(self.run_id, STATUS.get(status, status))
-        if self.run.sweep:
-            ended = FINISHED if status == PRUNED else STATUS.get(status, status)
-            close_parent(self.client, (self.run.sweep / NOTE).read_text(errors="replace"), ended)
+        self.client.set_terminated(self.run_id, MLFLOW_STATUS.get(status, status))
+        if self.run.sweep_folder:
+            ended = FINISHED if status == PRUNED else MLFLOW_STATUS.get(status, status)
+            close_parent(self.client, (self.run.sweep_folder / RUN_ID_FILE).read_text(errors="replace"), ended)
 
 
-def opened(uri: str, made: bool = False) -> Any:
+def connect(uri: str, must_exist: bool = False) -> Any:
     """A client of the store, which must have been made before if `made`. Raises whatever MLflow does where there is none."""
     file = uri.removeprefix("sqlite:///")
-    if made and file != uri and not Path(file).exists():
+    if must_exist and file != uri and not Path(file).exists():
         raise FileNotFoundError(f"{file} does not exist")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of each table that it creates
-    with one_at_a_time(uri):
+    with lock_store(uri):
         if file not in (uri, ":memory:") and not Path(file).exists():  # whole or not at all: half of it could never be opened
             draft = Path(file).with_name(f".{Path(file).name}.draft")
             draft.unlink(missing_ok=True)  # of one that was killed
@@ -254,7 +269,7 @@ def opened(uri: str, made: bool = False) -> Any:
         return MlflowClient(uri)
 
 
-def uri_of(sweep: Path) -> str:
+def find_store_uri(sweep: Path) -> str:
     """Where the runs of a sweep are: as the config of one says, or else as anybody's are here."""
     import yaml  # type: ignore[import-untyped]
 
@@ -263,17 +278,17 @@ def uri_of(sweep: Path) -> str:
     return MLflow().uri
 
 
-def folder_of(run_id: str, uri: str | None = None) -> str:
+def get_run_folder(run_id: str, uri: str | None = None) -> str:
     """The run folder that a run in MLflow names. Raises ValueError where the store has no such run of ours."""
     from mlflow.exceptions import MlflowException
 
     store = MLflow(uri).uri
     try:
-        return str(opened(store, made=True).get_run(run_id).data.tags["folder"])
+        return str(connect(store, must_exist=True).get_run(run_id).data.tags["folder"])
     except (MlflowException, KeyError, FileNotFoundError) as error:
-        raise ValueError(f"MLflow at {shown(store)} has no run {run_id} of ours") from error
+        raise ValueError(f"MLflow at {redact_url(store)} has no run {run_id} of ours") from error
 
 
-def add(run_id: str, file: Path, place: str, uri: str | None = None) -> None:
+def add_artifact(run_id: str, file: Path, artifact_path: str, uri: str | None = None) -> None:
     """A file more among the artifacts of a run that has ended. Raises whatever MLflow does where the store is not there."""
-    opened(MLflow(uri).uri, made=True).log_artifact(run_id, str(file), place)
+    connect(MLflow(uri).uri, must_exist=True).log_artifact(run_id, str(file), artifact_path)

@@ -18,25 +18,27 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-VARIABLE = "GROKBIT_TRIAL"
-PRUNED = "pruned"  # the trial's attribute with the step at which it was stopped
-KNOWN = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
+TRIAL_ENV_VAR = "GROKBIT_TRIAL"
+PRUNED_ATTR = "pruned"  # the trial's attribute with the step at which it was stopped
+STORAGE_EXAMPLES = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
 DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}
 EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # of this package, which bring the drivers
-PATIENCE = 10  # seconds that a server has to answer
+SERVER_TIMEOUT = 10  # seconds that a server has to answer
 
 
 class Trial:
     """What a run may say and ask about the trial that it is."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any]) -> None:
         import optuna
 
-        self.number, self.id = int(told["number"]), int(told["id"])
-        self.storage = opened(told["storage"])
+        self.number, self.id = int(spec["number"]), int(spec["id"])
+        self.storage = get_storage(spec["storage"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study = optuna.load_study(study_name=told["study"], storage=self.storage, pruner=made(told["pruner"]))
+            self.study = optuna.load_study(
+                study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
+            )
 
     def report(self, value: float, step: int) -> None:
         """The objective at a step; told again after a resume, it is the same."""
@@ -45,84 +47,86 @@ class Trial:
     def should_prune(self) -> bool:
         """Whether the pruner gives this trial up, now or in an earlier process. The study keeps the answer."""
         frozen = self.storage.get_trial(self.id)
-        if PRUNED not in frozen.user_attrs:
+        if PRUNED_ATTR not in frozen.user_attrs:
             if not self.study.pruner.prune(self.study, frozen):
                 return False
-            self.storage.set_trial_user_attr(self.id, PRUNED, frozen.last_step)
+            self.storage.set_trial_user_attr(self.id, PRUNED_ATTR, frozen.last_step)
         return True
 
-    def pruned(self) -> bool:
+    def is_pruned(self) -> bool:
         """Whether it was given up in an earlier process."""
-        return PRUNED in self.storage.get_trial(self.id).user_attrs
+        return PRUNED_ATTR in self.storage.get_trial(self.id).user_attrs
 
 
-def gone(error: BaseException) -> bool:
+def is_storage_unreachable(error: BaseException) -> bool:
     """Whether this is what a storage raises that cannot be reached: each kind has its own."""
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     return bool(kinds & {"optuna.StorageInternalError", "sqlalchemy.DBAPIError", "redis.ConnectionError", "grpc.RpcError"})
 
 
-def current() -> Trial | None:
+def get_current_trial() -> Trial | None:
     """The trial that this process runs, if its study prunes."""
-    told = json.loads(os.environ.get(VARIABLE) or "{}")
+    told = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}")
     return Trial(told) if told.get("pruner") else None
 
 
-def swept() -> bool:
+def is_swept() -> bool:
     """Whether this run is one of a sweep's, which has the screen."""
-    return VARIABLE in os.environ
+    return TRIAL_ENV_VAR in os.environ
 
 
-def opened(spec: Any) -> "BaseStorage":
+def get_storage(spec: Any) -> "BaseStorage":
     """The storage that a URL or a `_target_` names, one a process. Whatever cannot be reached raises its own error."""
-    return _opened(json.dumps(spec, sort_keys=True))
+    return _connect_storage(json.dumps(spec, sort_keys=True))
 
 
 @cache
-def _opened(spec: str) -> "BaseStorage":
+def _connect_storage(spec: str) -> "BaseStorage":
     from optuna.exceptions import ExperimentalWarning
 
     where = json.loads(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if isinstance(where, dict):
-            return made(where)  # type: ignore[no-any-return]
+            return instantiate_spec(where)  # type: ignore[no-any-return]
         kind, _, rest = str(where).partition("://")
         if not kind or not rest.strip("/"):
-            raise ValueError(f"it is none of {KNOWN}")
+            raise ValueError(f"it is none of {STORAGE_EXAMPLES}")
         kind = kind.partition("+")[0]
         try:
-            return {"journal": journal, "redis": redis, "rediss": redis, "grpc": proxy}.get(kind, database)(where)
+            return {"journal": open_journal, "redis": open_redis, "rediss": open_redis, "grpc": open_proxy}.get(
+                kind, open_database
+            )(where)
         except ImportError as error:
-            raise ValueError(missing(kind, error)) from error
+            raise ValueError(explain_missing_driver(kind, error)) from error
 
 
-def missing(kind: str, error: ImportError) -> str:
+def explain_missing_driver(kind: str, error: ImportError) -> str:
     """Which package a storage needs that is not there, and how to get it."""
     if driver := DRIVERS.get(kind):
         return f"{driver} is not installed; pip install -e '.[{EXTRAS[driver]}]'"
     return f"its driver is not installed: {error.__cause__ or error}"
 
 
-def journal(url: str) -> "BaseStorage":
+def open_journal(url: str) -> "BaseStorage":
     """A file that several processes append to, also on a file system that several machines share."""
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     path = Path(url.partition("://")[2]).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    mend(path)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=Held(path)))  # type: ignore[arg-type]
+    truncate_partial_line(path)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))  # type: ignore[arg-type]
 
 
-def redis(url: str) -> "BaseStorage":
+def open_redis(url: str) -> "BaseStorage":
     """A journal in Redis."""
     from optuna.storages.journal import JournalRedisBackend, JournalStorage
 
-    limit = "" if "socket_connect_timeout" in url else f"{'&' if '?' in url else '?'}socket_connect_timeout={PATIENCE}"
+    limit = "" if "socket_connect_timeout" in url else f"{'&' if '?' in url else '?'}socket_connect_timeout={SERVER_TIMEOUT}"
     return JournalStorage(JournalRedisBackend(url + limit))
 
 
-def proxy(url: str) -> "BaseStorage":
+def open_proxy(url: str) -> "BaseStorage":
     """A process that keeps the connections to a database for many others. Raises ConnectionError where none answers."""
     from optuna.storages import GrpcStorageProxy
 
@@ -131,26 +135,26 @@ def proxy(url: str) -> "BaseStorage":
         raise ValueError("give its host and its port, as grpc://HOST:13000")
     storage = GrpcStorageProxy(host=host, port=int(port))
     try:
-        storage.wait_server_ready(timeout=PATIENCE)
+        storage.wait_server_ready(timeout=SERVER_TIMEOUT)
     except ConnectionError as error:
-        raise ConnectionError(f"no proxy has answered at {host}:{port} within {PATIENCE} s") from error
+        raise ConnectionError(f"no proxy has answered at {host}:{port} within {SERVER_TIMEOUT} s") from error
     return storage
 
 
-def database(url: str) -> "BaseStorage":
+def open_database(url: str) -> "BaseStorage":
     """A database. Of several processes that come to an empty one at once, one makes its tables, and the others try again."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
     url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", url)  # which driver that means depends on SQLAlchemy's release
     kind = url.partition("://")[0]
-    limits = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": PATIENCE}}.get(kind, {})
+    limits = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": SERVER_TIMEOUT}}.get(kind, {})
     options = {"pool_pre_ping": True, "connect_args": limits}  # a connection may have died during a long trial
     for wait in (0.1, 0.3, 1.0, 3.0):
         try:
             return RDBStorage(url, engine_kwargs=options)
         except NoSuchModuleError as error:
-            raise ValueError(f"it is none of {KNOWN}") from error
+            raise ValueError(f"it is none of {STORAGE_EXAMPLES}") from error
         except DBAPIError as error:
             if not re.search("already exists|UNIQUE constraint", str(error)):
                 raise
@@ -158,7 +162,7 @@ def database(url: str) -> "BaseStorage":
     return RDBStorage(url, engine_kwargs=options)
 
 
-class Held:
+class FileLock:
     """The lock of a journal, which ends with the process that holds it, however that ends."""
 
     file: IO[str] | None = None
@@ -177,9 +181,9 @@ class Held:
         self.file.close()
 
 
-def mend(journal: Path) -> None:
+def truncate_partial_line(journal: Path) -> None:
     """Cut off a last line that a full disk has left half-written: what came after it could not be read."""
-    lock = Held(journal)
+    lock = FileLock(journal)
     lock.acquire()
     try:
         if journal.exists() and (content := journal.read_bytes()) and not content.endswith(b"\n"):
@@ -188,13 +192,17 @@ def mend(journal: Path) -> None:
         lock.release()
 
 
-def made(spec: Any) -> Any:
+def instantiate_spec(spec: Any) -> Any:
     """What a `_target_` makes of its arguments, nested ones first; anything else is itself. None means: not given."""
     if isinstance(spec, list):
-        return [made(each) for each in spec]
+        return [instantiate_spec(each) for each in spec]
     if not isinstance(spec, dict):
         return spec
-    parts = {key: made(value) for key, value in spec.items() if value is not None and key not in ("_target_", "_partial_")}
+    parts = {
+        key: instantiate_spec(value)
+        for key, value in spec.items()
+        if value is not None and key not in ("_target_", "_partial_")
+    }
     if "_target_" not in spec:
         return parts
     module, _, name = spec["_target_"].rpartition(".")

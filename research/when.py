@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-METRIC = re.compile(r"([a-z]\w*(?:/[\w.]+)+):(\S+)")
-HOW = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
+METRIC_PATTERN = re.compile(r"([a-z]\w*(?:/[\w.]+)+):(\S+)")
+TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
 
 def higher_is_better(name: str) -> bool:
@@ -17,46 +17,46 @@ def higher_is_better(name: str) -> bool:
     return name.endswith("acc")
 
 
-def better(name: str, new: float, old: float) -> bool:
+def is_better(name: str, new: float, old: float) -> bool:
     """Whether `new` beats `old`; NaN beats nothing."""
     return new > old if higher_is_better(name) else new < old
 
 
 @dataclass(frozen=True)
-class Moment:
+class Trigger:
     """Come once `step` steps are done, or once the newest value of `metric` is `value` or better."""
 
     step: int = 0
     metric: str = ""
     value: float = 0.0
 
-    def has_come(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def fires(self, step: int, metrics: Mapping[str, float]) -> bool:
         if not self.metric:
             return step >= self.step
         now = metrics.get(self.metric, math.nan)
-        return math.isfinite(now) and not better(self.metric, self.value, now)
+        return math.isfinite(now) and not is_better(self.metric, self.value, now)
 
 
-def in_vain(start: Moment, stop: Moment) -> bool:
+def never_active(start: Trigger, stop: Trigger) -> bool:
     """Whether whatever brings `start` has brought `stop` too."""
     if start.metric != stop.metric:
         return False
     if not start.metric:
         return stop.step <= start.step
-    return not better(start.metric, stop.value, start.value)
+    return not is_better(start.metric, stop.value, start.value)
 
 
-def read_moment(given: int | str, setting: str) -> Moment:
+def parse_trigger(raw: int | str, setting: str) -> Trigger:
     """What a setting says: 500 or val/acc:0.5. Raises ValueError that names the setting."""
-    if type(given) is int and given > 0:
-        return Moment(step=given)
-    match = METRIC.fullmatch(given) if isinstance(given, str) else None
+    if type(raw) is int and raw > 0:
+        return Trigger(step=raw)
+    match = METRIC_PATTERN.fullmatch(raw) if isinstance(raw, str) else None
     try:
         value = float(match[2]) if match else math.nan
     except ValueError:
         value = math.nan
     if match is None or not math.isfinite(value):
-        raise ValueError(f"{setting}={given}: {HOW}")
+        raise ValueError(f"{setting}={raw}: {TRIGGER_HINT}")
     if higher_is_better(match[1]) and value > 1:
-        raise ValueError(f"{setting}={given}: accuracies are fractions, at most 1")
-    return Moment(metric=match[1], value=value)
+        raise ValueError(f"{setting}={raw}: accuracies are fractions, at most 1")
+    return Trigger(metric=match[1], value=value)

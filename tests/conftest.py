@@ -9,7 +9,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
-PURE = [
+CHECKED_MODULES = [
     "nn",
     "models",
     "losses",
@@ -31,7 +31,7 @@ PURE = [
 ]
 settings.register_profile("here", deadline=None, print_blob=True)  # a shared machine has slow moments
 settings.load_profile("here")
-hook = install_import_hook([f"research.{room}" for room in PURE], "beartype.beartype")
+hook = install_import_hook([f"research.{room}" for room in CHECKED_MODULES], "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
 
-FORKING = """
+FORK_SERVER = """
 import gc, json, os, runpy, sys, warnings
 import matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_store, optuna, sklearn.datasets, torch._dynamo
 import research.report, research.run, research.tracking
@@ -43,16 +43,16 @@ sys.argv, sys.orig_argv = asked["argv"], [sys.executable, *asked["argv"]]  # wor
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")  # what ends it ends the process, as it would the program
 """
-IDLE: list[subprocess.Popen[str]] = []
+IDLE_SERVERS: list[subprocess.Popen[str]] = []
 
 
-def forking() -> subprocess.Popen[str]:
+def start_fork_server() -> subprocess.Popen[str]:
     """A process that has imported what the program will: to import it again for each run would be most of the tests' time."""
-    if IDLE:
-        return IDLE.pop()
+    if IDLE_SERVERS:
+        return IDLE_SERVERS.pop()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", FORKING], text=True, env=own, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", FORK_SERVER], text=True, env=own, **pipes)
     atexit.register(process.kill)
     return process
 
@@ -61,15 +61,15 @@ class Fork:
     """A program that runs in a fork, with the part of Popen's interface that tests need."""
 
     def __init__(self, argv: list[str], cwd: Path, env: dict[str, str]) -> None:
-        self.argv, self.server = argv, forking()
+        self.argv, self.server = argv, start_fork_server()
         self.folder = Path(tempfile.mkdtemp(prefix="grokbit-"))
-        self.said = [self.folder / name for name in ("stdout", "stderr")]
-        asked = {"argv": argv, "cwd": str(cwd), "env": env, "said": [str(path) for path in self.said]}
+        self.output_paths = [self.folder / name for name in ("stdout", "stderr")]
+        asked = {"argv": argv, "cwd": str(cwd), "env": env, "said": [str(path) for path in self.output_paths]}
         print(json.dumps(asked), file=self.server.stdin, flush=True)
-        self.pid = int(self.answer(60))
+        self.pid = int(self.read_line(60))
         self.returncode: int | None = None
 
-    def answer(self, timeout: float) -> str:
+    def read_line(self, timeout: float) -> str:
         assert self.server.stdout
         if not select([self.server.stdout], [], [], timeout)[0]:
             self.server.kill()
@@ -81,9 +81,9 @@ class Fork:
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What it wrote on its two outputs, once it has ended."""
-        self.returncode = int(self.answer(timeout))
-        IDLE.append(self.server)
-        out, err = (path.read_text() for path in self.said)
+        self.returncode = int(self.read_line(timeout))
+        IDLE_SERVERS.append(self.server)
+        out, err = (path.read_text() for path in self.output_paths)
         shutil.rmtree(self.folder)
         return out, err
 
@@ -96,7 +96,7 @@ def run(argv: list[str], cwd: Path, env: dict[str, str], timeout: float = 300) -
     return subprocess.CompletedProcess(argv, fork.returncode, out, err)
 
 
-def ranks(argv: list[str], cwd: Path, env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
+def run_ranks(argv: list[str], cwd: Path, env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
     """Two processes of one run, as a launcher would start them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,7 +107,7 @@ def ranks(argv: list[str], cwd: Path, env: dict[str, str]) -> list[subprocess.Co
 
 
 @cache
-def empty_store() -> Path:
+def create_empty_store() -> Path:
     """An MLflow store with nothing in it: to make one takes seconds, to copy one does not."""
     from mlflow.tracking import MlflowClient
 
@@ -117,35 +117,37 @@ def empty_store() -> Path:
     return path
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
+def make_environment(tmp_path: Path) -> dict[str, str]:
     if not (tmp_path / "mlflow.db").exists():
-        shutil.copy(empty_store(), tmp_path / "mlflow.db")
+        shutil.copy(create_empty_store(), tmp_path / "mlflow.db")
     return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
 
 
 def train(tmp_path: Path, *arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
     argv = [str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"]
-    done = run(argv, tmp_path, environment(tmp_path))
+    done = run(argv, tmp_path, make_environment(tmp_path))
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
 
 
-def summaries(tmp_path: Path) -> list[dict[str, Any]]:
+def read_summaries(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted((tmp_path / "out").rglob("summary.json"))]
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("perf/")} for line in found]
 
 
-def started(tmp_path: Path, *arguments: str, **more: str) -> Fork:
+def start_run(tmp_path: Path, *arguments: str, **variables: str) -> Fork:
     """A run under way; `more` are variables of its environment."""
-    return Fork([str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"], tmp_path, environment(tmp_path) | more)
+    return Fork(
+        [str(ROOT / "train.py"), *arguments, f"out={tmp_path / 'out'}"], tmp_path, make_environment(tmp_path) | variables
+    )
 
 
-def once(tmp_path: Path, name: str, steps: int) -> Path:
+def wait_for_run(tmp_path: Path, name: str, steps: int) -> Path:
     """The folder of a run under way, once it has logged so many steps."""
     for _ in range(600):
         for file in (tmp_path / "out" / name).glob("*/metrics.jsonl"):

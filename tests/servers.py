@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROXY = """
+PROXY_PROGRAM = """
 import sys
 from optuna.storages import get_storage, run_grpc_proxy_server
 run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
@@ -24,7 +24,7 @@ class NotInstalledError(Exception):
     """The server is not on this machine; the text names the package that brings it."""
 
 
-def program(name: str, package: str) -> str:
+def find_program(name: str, package: str) -> str:
     """Where it is; Debian keeps PostgreSQL's programs out of the PATH. Raises NotInstalledError."""
     found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
     if found is None:
@@ -32,14 +32,14 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def place() -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def make_folder() -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """A folder, and whom to run as: PostgreSQL refuses to run as root, so there somebody else owns the folder."""
     folder = Path(tempfile.mkdtemp(prefix="grokbit-"))
     somebody: dict[str, Any] = {}
@@ -54,16 +54,16 @@ def place() -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
+def start_postgresql() -> Iterator[str]:
     """An empty database."""
-    initdb, control = program("initdb", "postgresql"), program("pg_ctl", "postgresql")
-    with place() as (folder, somebody):
+    initdb, control = find_program("initdb", "postgresql"), find_program("pg_ctl", "postgresql")
+    with make_folder() as (folder, somebody):
 
         def call(*command: str) -> None:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **somebody)
             assert done.returncode == 0, done.stdout + done.stderr
 
-        data, port = str(folder / "data"), free_port()
+        data, port = str(folder / "data"), find_free_port()
         call(initdb, "-D", data, "-A", "trust", "-U", "grokbit", "-E", "UTF8", "--no-locale", "--no-sync")
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
         call(control, "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
@@ -74,30 +74,30 @@ def postgresql() -> Iterator[str]:
 
 
 @contextmanager
-def redis() -> Iterator[str]:
+def start_redis() -> Iterator[str]:
     """An empty Redis that keeps nothing on disk."""
-    server = program("redis-server", "redis-server")
-    with place() as (folder, somebody):
-        port = free_port()
+    server = find_program("redis-server", "redis-server")
+    with make_folder() as (folder, somebody):
+        port = find_free_port()
         keep_nothing = ["--save", "", "--appendonly", "no", "--dir", str(folder)]
-        with answering([server, "--bind", "127.0.0.1", "--port", str(port), *keep_nothing], port, folder, somebody):
+        with start_server([server, "--bind", "127.0.0.1", "--port", str(port), *keep_nothing], port, folder, somebody):
             yield f"redis://127.0.0.1:{port}/0"
 
 
 @contextmanager
-def proxy(storage: str) -> Iterator[str]:
+def start_grpc_proxy(storage: str) -> Iterator[str]:
     """Optuna's gRPC proxy in front of a database."""
     with tempfile.TemporaryDirectory(prefix="grokbit-") as folder:
-        port = free_port()
-        with answering([sys.executable, "-c", PROXY, storage, str(port)], port, Path(folder), {}):
+        port = find_free_port()
+        with start_server([sys.executable, "-c", PROXY_PROGRAM, storage, str(port)], port, Path(folder), {}):
             yield f"grpc://127.0.0.1:{port}"
 
 
 @contextmanager
-def answering(command: list[str], port: int, folder: Path, somebody: Mapping[str, Any]) -> Iterator[None]:
+def start_server(command: list[str], port: int, folder: Path, user_args: Mapping[str, Any]) -> Iterator[None]:
     """A server as long as the block lasts, which begins once it takes connections."""
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, **somebody)
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, **user_args)
     try:
         for _ in range(600):
             with socket.socket() as probe:

@@ -11,14 +11,14 @@ import optuna
 import yaml
 from program import run
 
-from research.trial import opened
+from research.trial import get_storage
 
 WARNINGS = "error,ignore:The version_base parameter"  # Hydra 1.4 on what 1.3 wants
 ROOT = Path(__file__).resolve().parents[1]
 APP = """
 import os, signal, time
 import hydra
-from research.trial import current
+from research.trial import get_current_trial
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
@@ -36,7 +36,7 @@ def main(cfg):
         os.remove(cfg.lose)
         open(cfg.lose, "w").write("no database")
     time.sleep(cfg.pause * (6 if number % 4 == 0 else 1))
-    trial = current()
+    trial = get_current_trial()
     for step in range(cfg.steps):
         if trial:
             trial.report(float(cfg.x) + step / 1000, step)
@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def swept(folder: Path, *arguments: str, fails: bool = False, **changes: Any) -> str:
+def run_sweep(folder: Path, *arguments: str, fails: bool = False, **changes: Any) -> str:
     """The output of one sweep of the program, which runs with warnings as errors; `changes` are of its configuration."""
     (folder / "app.py").write_text(APP)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
@@ -95,7 +95,7 @@ for name, arguments in json.loads(sys.stdin.read()).items():
 """
 
 
-def each_swept(folder: Path, cases: dict[str, list[str]]) -> dict[str, tuple[str, bool]]:
+def run_sweeps(folder: Path, cases: dict[str, list[str]]) -> dict[str, tuple[str, bool]]:
     """What each of many sweeps says, and whether it fails: all in one process, for starting one is most of their time."""
     (folder / "app.py").write_text(APP)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -106,11 +106,11 @@ def each_swept(folder: Path, cases: dict[str, list[str]]) -> dict[str, tuple[str
     return {name: ((folder / name / "said").read_text(), (folder / name / "failed").exists()) for name in cases}
 
 
-def study(folder: Path, name: str = "sweep") -> optuna.Study:
+def load_study(folder: Path, name: str = "sweep") -> optuna.Study:
     """The study in the program's sweep folder."""
-    opened.__globals__["_opened"].cache_clear()
-    return optuna.load_study(study_name=name, storage=opened(f"journal://{folder / 'sweep' / 'study.journal'}"))
+    get_storage.__globals__["_connect_storage"].cache_clear()
+    return optuna.load_study(study_name=name, storage=get_storage(f"journal://{folder / 'sweep' / 'study.journal'}"))
 
 
-def params(found: optuna.Study) -> list[dict[str, Any]]:
-    return [trial.params for trial in found.trials]
+def list_params(study: optuna.Study) -> list[dict[str, Any]]:
+    return [trial.params for trial in study.trials]

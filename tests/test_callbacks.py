@@ -11,7 +11,7 @@ from rich.console import Console as Terminal
 from torch import nn
 
 from research.callback import Callback, State
-from research.callbacks.console import Console, precision, summary
+from research.callbacks.console import Console, build_summary, describe_precision
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
@@ -21,8 +21,8 @@ from research.callbacks.time_limit import TimeLimit
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.nn.bitlinear import BitLinear, layers
-from research.nn.packed import packed_bytes
+from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.nn.packed import count_packed_bytes
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
@@ -55,9 +55,9 @@ def test_elsewhere_than_on_a_terminal_it_is_plain_lines(tmp_path: Path) -> None:
         assert word in end
 
 
-def test_the_kind_of_the_weights_is_told() -> None:
+def test_the_kind_of_the_weights_is_reported() -> None:
     linears = nn.Linear(32, 32), BitLinear(32, 32), BitLinear(32, 32, weight_bits=2)
-    told = [precision(nn.Sequential(nn.Linear(4, 4), linear)) for linear in linears]
+    told = [describe_precision(nn.Sequential(nn.Linear(4, 4), linear)) for linear in linears]
     assert told[0] == "full precision"
     assert told[1].startswith("1,024 of them ternary: ")
     assert told[2].startswith("1,024 of them rounded: ")
@@ -100,7 +100,7 @@ def test_early_stop_holds_for_as_many_evaluations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("callback", "longer", "kept"),
+    ("callback", "longer", "remaining"),
     [
         (EarlyStop(target=0.0), "trainer.steps=80 target=null", ["callbacks.grokking.end=0"]),
         (Grokking(hold=1, end=1e-9), "trainer.steps=80 callbacks.grokking.end=null", ["target=0"]),
@@ -108,17 +108,17 @@ def test_early_stop_holds_for_as_many_evaluations() -> None:
     ],
 )
 def test_the_command_to_go_on_lifts_what_ended_the_run(
-    callback: Callback, longer: str, kept: list[str], tmp_path: Path
+    callback: Callback, longer: str, remaining: list[str], tmp_path: Path
 ) -> None:
     """And nothing else that was asked for."""
     (tmp_path / "overrides.txt").write_text("lr=1e-3\ntarget=0\ncallbacks.grokking.end=0\nsteps=6\n")
     state = fit(callback, steps=40, folder=tmp_path)
     assert state.step < 40
-    words = dict(summary(state))["go on"].split()
-    assert words == ["python", "train.py", "lr=1e-3", *kept, f"resume={tmp_path}", *longer.split()]
+    words = dict(build_summary(state))["go on"].split()
+    assert words == ["python", "train.py", "lr=1e-3", *remaining, f"resume={tmp_path}", *longer.split()]
 
 
-def test_the_step_at_which_time_is_over_is_judged() -> None:
+def test_the_step_at_which_time_runs_out_is_evaluated() -> None:
     state = fit(TimeLimit(1e-9))
     assert (state.step, state.stop) == (2, "1e-09 s are over")
     assert "val/acc" in state.metrics
@@ -129,7 +129,7 @@ def test_the_curve_is_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_health_of_gradients_is_told_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_health_of_gradients_is_logged_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Norms before clipping, and zeros, each against what they are."""
     seen: list[State] = []
 
@@ -154,19 +154,19 @@ def test_the_health_of_gradients_is_told_by_block(tmp_path: Path, caplog: pytest
     assert len(told) == len({line.split()[3] for line in told}) > 1, "each block once"
 
 
-def test_what_rounding_does_to_the_weights_is_told_by_layer(tmp_path: Path) -> None:
+def test_what_rounding_does_to_the_weights_is_logged_by_layer(tmp_path: Path) -> None:
     """Against the weights themselves, one number after the other; the flips against a look of our own."""
     seen: list[dict[str, list[float]]] = []
 
     class Look(Callback):
         def on_gradients(self, state: State) -> None:
-            seen.append({f"{name}.": layer.weight.flatten().tolist() for name, layer in layers(state.model).items()})
+            seen.append({f"{name}.": layer.weight.flatten().tolist() for name, layer in bitlinear_layers(state.model).items()})
 
     state = fit(Ternary(every=2), Look(), steps=4, folder=tmp_path)
     assert len(seen[3]) == 7
     for name, weights in seen[3].items():
         scale = sum(map(abs, weights)) / len(weights)
-        codes, before = rounded(weights), rounded(seen[1][name])
+        codes, before = compute_codes(weights), compute_codes(seen[1][name])
         error = math.dist(weights, [code * scale for code in codes]) / math.hypot(*weights)
         told = {fact: state.metrics[f"ternary/{fact}/{name[:-1]}"] for fact in ("error", "zero", "flips", "scale")}
         assert told == pytest.approx({
@@ -176,8 +176,8 @@ def test_what_rounding_does_to_the_weights_is_told_by_layer(tmp_path: Path) -> N
             "scale": scale,
         }, rel=1e-4)  # fmt: skip
     whole = 4 * sum(p.numel() for p in state.model.parameters())
-    assert state.metrics["ternary/ratio"] == pytest.approx(whole / packed_bytes(state.model))
-    assert state.metrics["ternary/packed_mb"] == pytest.approx(packed_bytes(state.model) / 1e6)
+    assert state.metrics["ternary/ratio"] == pytest.approx(whole / count_packed_bytes(state.model))
+    assert state.metrics["ternary/packed_mb"] == pytest.approx(count_packed_bytes(state.model) / 1e6)
     assert (tmp_path / "plots" / "ternary.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -213,7 +213,7 @@ def test_without_ternary_layers_there_is_nothing_to_tell(caplog: pytest.LogCaptu
     ]
 
 
-def rounded(weights: list[float]) -> list[int]:
+def compute_codes(weights: list[float]) -> list[int]:
     """Ternary codes (2402.17764, eq. 1 to 3)."""
     scale = sum(map(abs, weights)) / len(weights)
     return [max(-1, min(1, round(w / scale))) for w in weights]

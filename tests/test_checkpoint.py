@@ -13,22 +13,22 @@ from research import checkpoint
 from research.checkpoint import Snapshot
 
 
-def saved(root: Path, step: int) -> Path:
+def save_checkpoint(root: Path, step: int) -> Path:
     torch.manual_seed(step)
     model = nn.Linear(4, 3)
     return checkpoint.commit(
-        root / "checkpoints", Snapshot(step, {"model": checkpoint.weights(model)}, {"memory": torch.randn(9)})
+        root / "checkpoints", Snapshot(step, {"model": checkpoint.get_weights(model)}, {"memory": torch.randn(9)})
     )
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
-    "flipped": flip,
+    "flipped": flip_bit,
     "truncated": lambda p: p.write_bytes(p.read_bytes()[:-7]) and None,
     "empty": lambda p: p.write_bytes(b"") and None,
     "missing": lambda p: p.unlink(),
@@ -36,23 +36,23 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE, checkpoint.MANIFEST])
-def test_damage_is_found_and_the_good_one_used(tmp_path: Path, kind: str, name: str) -> None:
-    good, bad = saved(tmp_path, 1), saved(tmp_path, 2)
-    assert checkpoint.newest(tmp_path)[0] == bad
+@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE_FILE, checkpoint.MANIFEST_FILE])
+def test_damage_is_detected_and_the_good_one_used(tmp_path: Path, kind: str, name: str) -> None:
+    good, bad = save_checkpoint(tmp_path, 1), save_checkpoint(tmp_path, 2)
+    assert checkpoint.load_newest(tmp_path)[0] == bad
     DAMAGE[kind](bad / name)
     with pytest.raises(checkpoint.DamagedError, match=name):
         checkpoint.read(bad)
-    assert checkpoint.newest(tmp_path)[0] == good
+    assert checkpoint.load_newest(tmp_path)[0] == good
     DAMAGE[kind](good / name)
     with pytest.raises(ValueError, match=f"no usable checkpoint.*{name}"):
-        checkpoint.newest(tmp_path)
+        checkpoint.load_newest(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE, checkpoint.MANIFEST])
-def test_any_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE_FILE, checkpoint.MANIFEST_FILE])
+def test_any_flipped_bit_is_detected(tmp_path: Path, name: str) -> None:
     """Every bit of every byte near both ends, and some in between."""
-    path = saved(tmp_path, 1) / name
+    path = save_checkpoint(tmp_path, 1) / name
     content = path.read_bytes()
     places = {*range(min(40, len(content))), *range(max(0, len(content) - 40), len(content)), *range(0, len(content), 97)}
     for place in sorted(places):
@@ -80,18 +80,18 @@ def test_other_programs_read_the_weights(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_cleared_and_what_it_interrupted_comes_back(tmp_path: Path) -> None:
-    first, root = saved(tmp_path, 1), tmp_path / "checkpoints"
+    first, root = save_checkpoint(tmp_path, 1), tmp_path / "checkpoints"
     (root / ".draft-00000002").mkdir()
     (root / ".draft-00000002" / "state.pt").write_bytes(b"half")
     first.rename(root / ".old-step-00000001")
-    assert checkpoint.newest(tmp_path)[1].step == 1, "one that was about to be replaced is there still"
+    assert checkpoint.load_newest(tmp_path)[1].step == 1, "one that was about to be replaced is there still"
     checkpoint.clean(root)
     assert [path.name for path in root.iterdir()] == ["step-00000001"]
-    assert checkpoint.newest(tmp_path)[1].step == 1
+    assert checkpoint.load_newest(tmp_path)[1].step == 1
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1)
+    folder = save_checkpoint(tmp_path, 1)
     checkpoint.commit(tmp_path / "checkpoints", Snapshot(1, {"model": {}}, {"new": 1}))
     assert checkpoint.read(folder).state == {"new": 1}
     assert [path.name for path in folder.parent.iterdir()] == ["step-00000001"]
@@ -105,11 +105,11 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        good = saved(disk, 1)
+        good = save_checkpoint(disk, 1)
         big = Snapshot(2, {"model": {"w": torch.zeros(1_000_000)}}, {})
         with pytest.raises(OSError, match="No space left"):
             checkpoint.commit(disk / "checkpoints", big)
-        assert checkpoint.newest(disk)[0] == good
+        assert checkpoint.load_newest(disk)[0] == good
         assert [path.name for path in good.parent.iterdir()] == [good.name], "nothing half-written stays"
     finally:
         subprocess.run(["umount", str(disk)], check=True)

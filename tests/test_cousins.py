@@ -21,11 +21,11 @@ from research import health, losses
 from research.data.modular import modular
 from research.models.transformer import Transformer
 from research.optim import grokfast
-from research.optim.ademamix import AVERAGES, AdEMAMix, mixed_in, slow_beta
+from research.optim.ademamix import AVERAGES, AdEMAMix, schedule_alpha, schedule_beta3
 from research.optim.muon import Muon
-from research.optim.orthograd import orthograd, turn
-from research.optim.plain import plain
-from research.preflight.command import mistakes
+from research.optim.orthograd import orthogonalize_gradients, orthograd
+from research.optim.plain import from_base
+from research.preflight.command import find_mistakes
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = modular(p=7)
@@ -36,32 +36,35 @@ class Case(NamedTuple):
 
     build: Callable[[nn.Module], Optimizer]
     loss: Callable[[Tensor, Tensor], Tensor] = losses.last_token
-    wide: tuple[str, ...] = ()  # parts of the state that stay in float32
-    left: float = 0.6  # of the loss, at most
+    float32_state: tuple[str, ...] = ()  # parts of the state that stay in float32
+    max_loss_ratio: float = 0.6  # of the loss, at most
 
 
-def built(builder: Any, base: Any, lr: float, **settings: Any) -> Callable[[nn.Module], Optimizer]:
+def bind_optimizer(builder: Any, base: Any, lr: float, **settings: Any) -> Callable[[nn.Module], Optimizer]:
     return partial(builder, base=base, lr=lr, weight_decay=0.1, **settings)
 
 
 ADAMW = partial(AdamW, betas=(0.9, 0.98), fused=True)
 CASES = {
-    "adamw": Case(built(plain, ADAMW, 1e-2)),
-    "momentum": Case(built(plain, partial(AdamW, betas=(0.98, 0.98), fused=True), 1e-2)),
-    "ademamix": Case(built(plain, partial(AdEMAMix, betas=(0.9, 0.98, 0.99), t_alpha=20, t_beta3=25), 3e-3), wide=AVERAGES),
-    "orthograd adamw": Case(built(orthograd, ADAMW, 1e-2)),
-    "orthograd sgd": Case(built(orthograd, partial(SGD, momentum=0.9), 3e-2), left=0.8),
-    "muon": Case(built(plain, partial(Muon), 1e-2)),
-    "grokfast.ema": Case(built(grokfast.ema, ADAMW, 1e-2), wide=("grokfast_ema",)),
-    "grokfast.ma": Case(built(grokfast.ma, ADAMW, 1e-2, window=5)),
-    "stablemax": Case(built(plain, ADAMW, 1e-2), losses.stablemax),
+    "adamw": Case(bind_optimizer(from_base, ADAMW, 1e-2)),
+    "momentum": Case(bind_optimizer(from_base, partial(AdamW, betas=(0.98, 0.98), fused=True), 1e-2)),
+    "ademamix": Case(
+        bind_optimizer(from_base, partial(AdEMAMix, betas=(0.9, 0.98, 0.99), t_alpha=20, t_beta3=25), 3e-3),
+        float32_state=AVERAGES,
+    ),
+    "orthograd adamw": Case(bind_optimizer(orthograd, ADAMW, 1e-2)),
+    "orthograd sgd": Case(bind_optimizer(orthograd, partial(SGD, momentum=0.9), 3e-2), max_loss_ratio=0.8),
+    "muon": Case(bind_optimizer(from_base, partial(Muon), 1e-2)),
+    "grokfast.ema": Case(bind_optimizer(grokfast.ema, ADAMW, 1e-2), float32_state=("grokfast_ema",)),
+    "grokfast.ma": Case(bind_optimizer(grokfast.ma, ADAMW, 1e-2, window=5)),
+    "stablemax": Case(bind_optimizer(from_base, ADAMW, 1e-2), losses.stablemax),
 }
 TYPES = [torch.float32, torch.bfloat16]
-table = pytest.mark.parametrize("name", CASES)
-in_each = pytest.mark.parametrize("dtype", TYPES, ids=["fp32", "bf16"])
+all_cases = pytest.mark.parametrize("name", CASES)
+all_dtypes = pytest.mark.parametrize("dtype", TYPES, ids=["fp32", "bf16"])
 
 
-def model(dtype: torch.dtype) -> nn.Module:
+def make_model(dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
     return Transformer(DATA.shape, 16, 1, 2, nn.Linear).to(dtype)
 
@@ -78,23 +81,23 @@ def fit(net: nn.Module, optimizer: Optimizer, case: Case, steps: int) -> list[fl
     return seen
 
 
-@table
-@in_each
+@all_cases
+@all_dtypes
 def test_each_lowers_the_loss(name: str, dtype: torch.dtype) -> None:
-    case, net = CASES[name], model(dtype)
+    case, net = CASES[name], make_model(dtype)
     optimizer = case.build(net)
     seen = fit(net, optimizer, case, 40)
     assert seen[0] > 1.5
-    assert seen[-1] < case.left * seen[0]
+    assert seen[-1] < case.max_loss_ratio * seen[0]
     assert all(torch.isfinite(p).all() and p.dtype == dtype for p in net.parameters())
     for p in net.parameters():
-        assert all(optimizer.state[p][key].dtype == torch.float32 for key in case.wide)
+        assert all(optimizer.state[p][key].dtype == torch.float32 for key in case.float32_state)
 
 
-@table
-@in_each
+@all_cases
+@all_dtypes
 def test_each_resumes_to_the_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    case, whole, part, later = CASES[name], model(dtype), model(dtype), model(dtype)
+    case, whole, part, later = CASES[name], make_model(dtype), make_model(dtype), make_model(dtype)
     expected = fit(whole, case.build(whole), case, 17)
     first = case.build(part)
     seen = fit(part, first, case, 8)
@@ -106,7 +109,7 @@ def test_each_resumes_to_the_bit(name: str, dtype: torch.dtype, tmp_path: Path) 
     assert seen + fit(later, second, case, 9) == expected
     assert all(torch.equal(p, q) for p, q in zip(later.parameters(), whole.parameters(), strict=True))
     for p in later.parameters():
-        assert all(second.state[p][key].dtype == torch.float32 for key in case.wide)
+        assert all(second.state[p][key].dtype == torch.float32 for key in case.float32_state)
 
 
 @pytest.mark.parametrize("beta1", [0.9, 0.0])
@@ -140,21 +143,21 @@ def test_ademamix_is_the_papers_algorithm(t_alpha: int | None, t_beta3: int | No
 
 @given(t=st.integers(1, 99), beta1=st.floats(0.1, 0.95), beta3=st.floats(0.96, 0.99999))
 def test_the_half_life_of_the_slow_average_rises_in_a_straight_line(t: int, beta1: float, beta3: float) -> None:
-    def half_life(beta: float) -> float:
+    def compute_half_life(beta: float) -> float:
         return math.log(0.5) / math.log(beta)
 
-    found = half_life(slow_beta(t, (beta1, 0.999, beta3), 100))
-    assert found == pytest.approx((1 - t / 100) * half_life(beta1) + t / 100 * half_life(beta3), rel=1e-6)
-    assert slow_beta(100 + t, (beta1, 0.999, beta3), 100) == slow_beta(t, (beta1, 0.999, beta3), None) == beta3
-    assert mixed_in(t, 5.0, 100) == pytest.approx(t / 20)
-    assert mixed_in(100 + t, 5.0, 100) == mixed_in(t, 5.0, None) == 5
+    found = compute_half_life(schedule_beta3(t, (beta1, 0.999, beta3), 100))
+    assert found == pytest.approx((1 - t / 100) * compute_half_life(beta1) + t / 100 * compute_half_life(beta3), rel=1e-6)
+    assert schedule_beta3(100 + t, (beta1, 0.999, beta3), 100) == schedule_beta3(t, (beta1, 0.999, beta3), None) == beta3
+    assert schedule_alpha(t, 5.0, 100) == pytest.approx(t / 20)
+    assert schedule_alpha(100 + t, 5.0, 100) == schedule_alpha(t, 5.0, None) == 5
 
 
 def test_ademamix_without_its_slow_average_is_adamw() -> None:
-    ours, torchs = model(torch.float32), model(torch.float32)
+    ours, torchs = make_model(torch.float32), make_model(torch.float32)
     case = CASES["adamw"]
-    fit(ours, plain(ours, partial(AdEMAMix, betas=(0.9, 0.98, 0.999), alpha=0.0), 1e-2, 0.1), case, 20)
-    fit(torchs, plain(torchs, partial(AdamW, betas=(0.9, 0.98)), 1e-2, 0.1), case, 20)
+    fit(ours, from_base(ours, partial(AdEMAMix, betas=(0.9, 0.98, 0.999), alpha=0.0), 1e-2, 0.1), case, 20)
+    fit(torchs, from_base(torchs, partial(AdamW, betas=(0.9, 0.98)), 1e-2, 0.1), case, 20)
     for p, q in zip(ours.parameters(), torchs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
@@ -173,7 +176,7 @@ def test_ademamix_counts_each_parameters_own_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"betas": (0.9, 0.999)}, r"optim.base.betas=\[0.9, 0.999\]: give three numbers"),
         ({"betas": (0.9, 1.0, 0.9999)}, r"optim.base.betas=.* in \[0, 1\)"),
@@ -185,16 +188,16 @@ def test_ademamix_counts_each_parameters_own_steps() -> None:
         ({"t_beta3": -5}, "optim.base.t_beta3=-5"),
     ],
 )
-def test_wrong_settings_of_ademamix(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_settings_of_ademamix(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         AdEMAMix([nn.Parameter(torch.ones(2))], **wrong)
 
 
-def turned(w: Tensor, g: Tensor) -> Tensor:
+def apply_orthograd(w: Tensor, g: Tensor) -> Tensor:
     """A gradient as OrthoGrad leaves it: the very tensor."""
     p = nn.Parameter(w.clone())
     p.grad = grad = g.clone()
-    turn([p])
+    orthogonalize_gradients([p])
     assert p.grad is grad
     assert torch.equal(p, w)
     return grad
@@ -210,7 +213,7 @@ def test_the_turned_gradient_is_across_the_weights_and_as_long(pairs: list[tuple
     w, g = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     perp = g - (w @ g) / (w @ w + 1e-30) * w
     left = float(perp.norm() / g.norm()) if g.any() else 0.0
-    found = turned(w.to(dtype), g.to(dtype)).double()
+    found = apply_orthograd(w.to(dtype), g.to(dtype)).double()
     assert torch.isfinite(found).all()
     if left > 1e-2:  # else rounding has a say
         torch.testing.assert_close(found, perp * (g.norm() / perp.norm()), rtol=1e-3, atol=1e-4 * float(g.norm()))
@@ -220,22 +223,22 @@ def test_the_turned_gradient_is_across_the_weights_and_as_long(pairs: list[tuple
 
 def test_where_there_is_nothing_to_turn_nothing_is_harmed() -> None:
     w, g = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(turned(torch.zeros_like(w), g), g), "weights of zero have no direction"
-    assert torch.equal(turned(w, torch.zeros_like(g)), torch.zeros_like(g))
-    assert not turned(w, 3 * w).any(), "what rounding leaves of a gradient along the weights is no direction"
-    assert torch.equal(turned(torch.ones(1), torch.ones(1)), torch.ones(1)), "a single number has no other direction"
-    turn([])
+    assert torch.equal(apply_orthograd(torch.zeros_like(w), g), g), "weights of zero have no direction"
+    assert torch.equal(apply_orthograd(w, torch.zeros_like(g)), torch.zeros_like(g))
+    assert not apply_orthograd(w, 3 * w).any(), "what rounding leaves of a gradient along the weights is no direction"
+    assert torch.equal(apply_orthograd(torch.ones(1), torch.ones(1)), torch.ones(1)), "a single number has no other direction"
+    orthogonalize_gradients([])
 
 
 @pytest.mark.parametrize("base", [ADAMW, partial(AdamW), partial(SGD, momentum=0.9), Muon, AdEMAMix])
 def test_orthograd_is_its_base_after_the_turn(base: Any) -> None:
     """State, hooks and all; a subclass of the base where that is a class."""
     AdamW([nn.Parameter(torch.ones(1))])  # torch wraps a class's step in hooks once a plain object of it was made
-    ours, byhand = model(torch.float32), model(torch.float32)
-    optimizer, reference, calls = orthograd(ours, partial(base), 1e-2, 0.1), plain(byhand, partial(base), 1e-2, 0.1), []
+    ours, byhand = make_model(torch.float32), make_model(torch.float32)
+    optimizer, reference, calls = orthograd(ours, partial(base), 1e-2, 0.1), from_base(byhand, partial(base), 1e-2, 0.1), []
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
     optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    reference.register_step_pre_hook(lambda *_: turn(list(byhand.parameters())))
+    reference.register_step_pre_hook(lambda *_: orthogonalize_gradients(list(byhand.parameters())))
     assert fit(ours, optimizer, CASES["adamw"], 4) == fit(byhand, reference, CASES["adamw"], 4)
     kind = getattr(base, "func", base)
     assert isinstance(optimizer, kind)
@@ -244,11 +247,11 @@ def test_orthograd_is_its_base_after_the_turn(base: Any) -> None:
 
 
 def test_orthograd_leaves_an_update_out_where_a_fused_base_does() -> None:
-    net = model(torch.float32)
+    net = make_model(torch.float32)
     before = [p.detach().clone() for p in net.parameters()]
     optimizer: Any = orthograd(net, ADAMW, 1e-2)
-    assert health.heeds_found_inf(optimizer)
-    assert not health.heeds_found_inf(orthograd(net, partial(SGD), 1e-2))
+    assert health.supports_found_inf(optimizer)
+    assert not health.supports_found_inf(orthograd(net, partial(SGD), 1e-2))
     assert not optimizer._step_supports_amp_scaling, "the scaler is to unscale first"
     for p in net.parameters():
         p.grad = torch.full_like(p, math.nan)
@@ -262,7 +265,7 @@ def test_orthograd_leaves_an_update_out_where_a_fused_base_does() -> None:
 
 
 def test_orthograd_wants_an_optimizer_class() -> None:
-    for base, told in ((partial(LBFGS), "LBFGS computes gradients"), (partial(plain), "plain is no optimizer class")):
+    for base, told in ((partial(LBFGS), "LBFGS computes gradients"), (partial(from_base), "from_base is no optimizer class")):
         with pytest.raises(ValueError, match=rf"optim.base._target_={told}"):
             orthograd(nn.Linear(2, 2), base, 0.1)
 
@@ -305,7 +308,7 @@ def test_sharded_weights_step_as_whole_ones(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def formula(x: Tensor, target: int) -> float:
+def compute_stablemax_loss(x: Tensor, target: int) -> float:
     """2501.04697, StableMax: -log(s_i / sum s), s(x) = x + 1 from 0 on, 1 / (1 - x) below."""
     s = [float(v) + 1 if v >= 0 else 1 / (1 - float(v)) for v in x.double()]
     return -math.log(s[target] / math.fsum(s))
@@ -315,7 +318,9 @@ def formula(x: Tensor, target: int) -> float:
 def test_stablemax_is_the_papers_formula(numbers: list[float]) -> None:
     x = torch.tensor([numbers])
     for target in range(len(numbers)):
-        assert losses.stablemax(x, torch.tensor([target])).item() == pytest.approx(formula(x[0], target), rel=1e-5, abs=1e-5)
+        assert losses.stablemax(x, torch.tensor([target])).item() == pytest.approx(
+            compute_stablemax_loss(x[0], target), rel=1e-5, abs=1e-5
+        )
 
 
 def test_stablemax_judges_what_each_kind_of_task_asks() -> None:
@@ -323,11 +328,13 @@ def test_stablemax_judges_what_each_kind_of_task_asks() -> None:
     targets = torch.tensor([[1, losses.IGNORE, 0], [4, 2, losses.IGNORE]])
     found = losses.stablemax(logits, targets)
     for row, column in ((0, 0), (0, 2), (1, 0), (1, 1)):
-        assert found[row, column].item() == pytest.approx(formula(logits[row, column], int(targets[row, column])), rel=1e-5)
+        assert found[row, column].item() == pytest.approx(
+            compute_stablemax_loss(logits[row, column], int(targets[row, column])), rel=1e-5
+        )
     assert found[0, 1] == found[1, 2] == 0
     at_the_end = losses.stablemax(logits, targets[:, 0])
     assert torch.equal(at_the_end, losses.stablemax(logits[:, -1], targets[:, 0]))
-    assert at_the_end[0].item() == pytest.approx(formula(logits[0, -1], 1), rel=1e-5)
+    assert at_the_end[0].item() == pytest.approx(compute_stablemax_loss(logits[0, -1], 1), rel=1e-5)
     assert losses.stablemax(logits.bfloat16(), targets).dtype == torch.float32
     assert losses.stablemax(logits.double(), targets).dtype == torch.float64
 
@@ -351,7 +358,7 @@ def test_the_gradients_of_stablemax() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("overrides", "messages"),
     [
         (["optim=ademamix", "optim.base.alpha=-1"], ["optim.base.alpha takes a number in [0, inf)", "got -1"]),
         (["optim=ademamix", "optim.base.t_alpha=0"], ["optim.base.t_alpha takes a whole number in [1, inf) or null"]),
@@ -360,9 +367,9 @@ def test_the_gradients_of_stablemax() -> None:
         (["data=modular", "loss=classification"], ["loss=classification does not fit data=modular"]),
     ],
 )
-def test_the_command_line_refuses_wrong_settings(asked: list[str], told: list[str]) -> None:
-    found = "\n".join(mistakes(asked, False))
-    assert all(text in found for text in told)
+def test_the_command_line_refuses_wrong_settings(overrides: list[str], messages: list[str]) -> None:
+    found = "\n".join(find_mistakes(overrides, False))
+    assert all(text in found for text in messages)
 
 
 @pytest.mark.parametrize(
@@ -377,4 +384,4 @@ def test_the_command_line_refuses_wrong_settings(asked: list[str], told: list[st
     ],
 )
 def test_the_command_line_takes_right_ones(right: list[str]) -> None:
-    assert not mistakes(right, False)
+    assert not find_mistakes(right, False)

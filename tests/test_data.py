@@ -37,7 +37,7 @@ def test_text_is_split_by_file_and_packed(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / f"{i}.txt").write_text(f"file {i} " * 50)
     (tmp_path / "again.txt").write_text("file 3 " * 50)
-    data = text(str(tmp_path), "*.txt", length=16)
+    data = text(str(tmp_path), "*.txt", seq_len=16)
     assert data.source.startswith("9 + 1 files")
     x, y = data.train[torch.tensor([0, 2])]
     assert torch.equal(x[:, 1:], y[:, :-1])
@@ -45,7 +45,7 @@ def test_text_is_split_by_file_and_packed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "there is no file"), (b"", "holds no text"), (b"\xff\xfe bad", "not UTF-8"), (b"short", "data.length=256")],
+    [(None, "there is no file"), (b"", "holds no text"), (b"\xff\xfe bad", "not UTF-8"), (b"short", "data.seq_len=256")],
 )
 def test_text_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "a.txt"

@@ -19,13 +19,13 @@ from research.nn.decode import Decoder
 from research.nn.norm import RMSNorm
 from research.nn.packed import pack_model
 
-LIBRARY = native.library()
+LIBRARY = native.get_library()
 ISAS = list(LIBRARY.isas) if LIBRARY else []
 needs_c = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
 LAYOUTS = [
     {},
-    {"act": "relu2", "tied": False, "sub_norm": False},
-    {"heads": 4, "kv_heads": 1, "dim": 40, "hidden": 50},  # widths that fill no tile
+    {"activation": "relu2", "tie_embeddings": False, "sub_norm": False},
+    {"heads": 4, "kv_heads": 1, "dim": 40, "ffn_dim": 50},  # widths that fill no tile
     {"heads": 6, "kv_heads": 6, "dim": 96, "depth": 1},
 ]
 
@@ -37,7 +37,7 @@ def best_isa() -> Iterator[None]:
         LIBRARY.use(ISAS[0])
 
 
-def transformer(linear: object = partial(BitLinear, back_end="ste"), **settings: object) -> Transformer:
+def make_transformer(linear: object = partial(BitLinear, backend="ste"), **settings: object) -> Transformer:
     torch.manual_seed(0)
     usual = {"dim": 64, "depth": 3, "heads": 4, "kv_heads": 2, "sub_norm": True, "init_std": 0.1}
     model = Transformer(Tokens(101, 48), linear=linear, **usual | settings)  # type: ignore[arg-type]
@@ -47,12 +47,12 @@ def transformer(linear: object = partial(BitLinear, back_end="ste"), **settings:
     return model.eval().requires_grad_(False)
 
 
-def fed(decoder: Decoder, tokens: Tensor, prompt: int) -> Tensor:
+def feed_tokens(decoder: Decoder, tokens: Tensor, prompt: int) -> Tensor:
     """Logits after the prompt and after each token behind it."""
     return torch.stack([decoder.feed(tokens[:prompt]), *(decoder.feed(token) for token in tokens[prompt:].split(1))])
 
 
-def divergence(p: Tensor, q: Tensor) -> float:
+def compute_kl(p: Tensor, q: Tensor) -> float:
     """Mean KL of two sets of logits."""
     return F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True).item()
 
@@ -61,7 +61,7 @@ def divergence(p: Tensor, q: Tensor) -> float:
 @pytest.mark.parametrize("settings", LAYOUTS)
 def test_c_agrees_with_the_model(settings: dict[str, object]) -> None:
     """Up to sums in another order, and to the steps of int8 that these make it round to."""
-    model = pack_model(transformer(**settings))
+    model = pack_model(make_transformer(**settings))
     tokens = torch.randint(101, (48,))
     expected = model(tokens[None])[0, 9:]
     first = None
@@ -72,53 +72,55 @@ def test_c_agrees_with_the_model(settings: dict[str, object]) -> None:
             torch.set_num_threads(threads)
             decoder = Decoder(model)
             assert decoder.native
-            logits = fed(decoder, tokens, 10)
+            logits = feed_tokens(decoder, tokens, 10)
             first = logits if first is None else first
             assert torch.equal(logits, first), "any instruction set, any number of threads: the same bits"
     assert first is not None
-    assert divergence(expected, first) < 1e-3
+    assert compute_kl(expected, first) < 1e-3
     torch.testing.assert_close(first, expected, rtol=0, atol=0.2)
 
 
-@pytest.mark.parametrize("model", [transformer(), transformer(nn.Linear), pack_model(transformer(), int8_embeddings=False)])
+@pytest.mark.parametrize(
+    "model", [make_transformer(), make_transformer(nn.Linear), pack_model(make_transformer(), int8_embeddings=False)]
+)
 def test_any_model_goes_through_its_own_layers(model: nn.Module) -> None:
     tokens = torch.randint(101, (30,))
     decoder = Decoder(model)
     assert decoder.native is None
     expected = model(tokens[None])[0, 9:]
-    logits = fed(decoder, tokens, 10)
-    assert divergence(expected, logits) < 1e-5
+    logits = feed_tokens(decoder, tokens, 10)
+    assert compute_kl(expected, logits) < 1e-5
     assert (logits - expected).abs().amax(1).median() < 1e-5
 
 
 def test_without_c_it_goes_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
-    model, tokens = pack_model(transformer()), torch.randint(101, (20,))
+    monkeypatch.setattr(native, "get_library", lambda: None)
+    model, tokens = pack_model(make_transformer()), torch.randint(101, (20,))
     decoder = Decoder(model)
     assert decoder.native is None
-    assert divergence(model(tokens[None])[0, 4:], fed(decoder, tokens, 5)) < 1e-5
+    assert compute_kl(model(tokens[None])[0, 4:], feed_tokens(decoder, tokens, 5)) < 1e-5
 
 
-def test_a_decoder_forgets_when_told() -> None:
-    decoder, tokens = Decoder(pack_model(transformer())), torch.randint(101, (12,))
-    once = fed(decoder, tokens, 4)
+def test_a_decoder_forgets_on_reset() -> None:
+    decoder, tokens = Decoder(pack_model(make_transformer())), torch.randint(101, (12,))
+    once = feed_tokens(decoder, tokens, 4)
     decoder.reset()
-    assert torch.equal(fed(decoder, tokens, 4), once)
+    assert torch.equal(feed_tokens(decoder, tokens, 4), once)
 
 
 def test_a_prompt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long prompt goes through in pieces; the head sees one position only."""
-    model, tokens = transformer(nn.Linear), torch.randint(101, (40,))
+    model, tokens = make_transformer(nn.Linear), torch.randint(101, (40,))
     expected = Decoder(model).feed(tokens)
-    monkeypatch.setattr("research.nn.decode.PROMPT", 16)
+    monkeypatch.setattr("research.nn.decode.PROMPT_CHUNK", 16)
     seen: list[int] = []
     model.head.register_forward_hook(lambda head, inputs, y: seen.append(inputs[0].shape[1]))
     torch.testing.assert_close(Decoder(model).feed(tokens), expected)
     assert seen == [1]
 
 
-def test_what_does_not_fit_is_told() -> None:
-    model = pack_model(transformer())
+def test_what_does_not_fit_is_reported() -> None:
+    model = pack_model(make_transformer())
     with pytest.raises(ValueError, match="length=49: this model was built for at most 48 tokens"):
         Decoder(model, 49)
     decoder = Decoder(model, 5)
@@ -130,8 +132,8 @@ def test_what_does_not_fit_is_told() -> None:
 
 
 @pytest.mark.parametrize("native", [pytest.param(True, marks=needs_c), False])
-def test_a_token_that_there_is_not_is_told(native: bool) -> None:
-    decoder = Decoder(pack_model(transformer()))
+def test_an_unknown_token_is_reported(native: bool) -> None:
+    decoder = Decoder(pack_model(make_transformer()))
     decoder.native = decoder.native if native else None
     for token in (-1, 101):
         with pytest.raises(ValueError, match=f"tokens from {token} to {token}: this model knows 0 to 100"):
@@ -139,12 +141,12 @@ def test_a_token_that_there_is_not_is_told(native: bool) -> None:
     for tokens in (torch.tensor([1.5]), torch.tensor([True]), torch.tensor([[1]]), torch.tensor(1)):
         with pytest.raises((ValueError, TypeCheckError), match=r"give a list of whole numbers|Int\[Tensor, 'seq'\]"):
             decoder.feed(tokens)
-    assert decoder.caches[0].filled == 0
+    assert decoder.caches[0].seq_len == 0
 
 
 def test_what_was_interrupted_was_not_read() -> None:
     """As by Ctrl-C in a notebook, between two blocks."""
-    decoder, tokens = Decoder(pack_model(transformer())), torch.randint(101, (9,))
+    decoder, tokens = Decoder(pack_model(make_transformer())), torch.randint(101, (9,))
     expected = [decoder.feed(part) for part in tokens.split(3)]
     decoder.reset()
     decoder.feed(tokens[:3])
@@ -156,27 +158,31 @@ def test_what_was_interrupted_was_not_read() -> None:
     with pytest.raises(KeyboardInterrupt):
         decoder.feed(tokens[3:6])
     hook.remove()
-    assert {cache.filled for cache in decoder.caches} == {3}
+    assert {cache.seq_len for cache in decoder.caches} == {3}
     assert all(torch.equal(decoder.feed(part), logits) for part, logits in zip(tokens[3:].split(3), expected[1:], strict=True))
 
 
 @needs_c
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda decoder: pickle.loads(pickle.dumps(decoder))])
 def test_a_copy_reads_on_by_itself(copied: Callable[[Decoder], Decoder]) -> None:
-    decoder, tokens = Decoder(pack_model(transformer())), torch.randint(101, (12,))
-    expected = fed(decoder, tokens, 4)
+    decoder, tokens = Decoder(pack_model(make_transformer())), torch.randint(101, (12,))
+    expected = feed_tokens(decoder, tokens, 4)
     decoder.reset()
-    fed(decoder, tokens[:8], 4)
+    feed_tokens(decoder, tokens[:8], 4)
     other = copied(decoder)
     assert other.native
-    assert torch.equal(fed(other, tokens[8:], 1), expected[5:])
+    assert torch.equal(feed_tokens(other, tokens[8:], 1), expected[5:])
     other.model.norm.weight.data.zero_()
-    assert torch.equal(fed(decoder, tokens[8:], 1), expected[5:]), "and leaves the first one as it was"
+    assert torch.equal(feed_tokens(decoder, tokens[8:], 1), expected[5:]), "and leaves the first one as it was"
 
 
 @needs_c
-def test_weights_that_are_loaded_in_place_are_seen() -> None:
-    decoder, other, token = Decoder(pack_model(transformer())), pack_model(transformer(init_std=0.2)), torch.tensor([7])
+def test_weights_that_are_loaded_later_are_seen() -> None:
+    decoder, other, token = (
+        Decoder(pack_model(make_transformer())),
+        pack_model(make_transformer(init_std=0.2)),
+        torch.tensor([7]),
+    )
     before = decoder.feed(token)
     decoder.model.load_state_dict(other.state_dict())  # type: ignore[attr-defined]
     decoder.reset()
@@ -189,14 +195,14 @@ MOVES: dict[str, Callable[[nn.Module], object]] = {
     "type": lambda model: model.bfloat16(),
     "type of a norm": lambda model: model.get_submodule("norm").double(),
     "there and back": lambda model: model.double().float(),
-    "loaded": lambda model: model.load_state_dict(pack_model(transformer()).state_dict(), assign=True),
+    "loaded": lambda model: model.load_state_dict(pack_model(make_transformer()).state_dict(), assign=True),
 }
 
 
 @needs_c
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 def test_weights_that_are_moved_or_replaced_are_refused(move: Callable[[nn.Module], object]) -> None:
-    model = pack_model(transformer())
+    model = pack_model(make_transformer())
     decoder, token = Decoder(model), torch.tensor([7])
     expected = decoder.feed(token)
     model.float().cpu()  # which changes nothing
@@ -213,9 +219,9 @@ def test_norms_that_c_does_not_know_go_through_the_model(name: str, instead: nn.
     instead = copy.deepcopy(instead)
     if isinstance(instead, RMSNorm):
         instead.eps = 0.5
-    model = transformer()
+    model = make_transformer()
     model.set_submodule(name, instead)
     model, tokens = pack_model(model), torch.randint(101, (30,))
     decoder = Decoder(model)
     assert decoder.native is None
-    assert divergence(model(tokens[None])[0, 9:], fed(decoder, tokens, 10)) < 1e-5
+    assert compute_kl(model(tokens[None])[0, 9:], feed_tokens(decoder, tokens, 10)) < 1e-5

@@ -14,7 +14,7 @@ from research.data.modular import modular
 from research.dataset import Tokens
 from research.losses import last_token
 from research.models.decoder import Decoder
-from research.nn.bitlinear import BitLinear, layers
+from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.blocks import recompute
 from research.optim.schedules import constant
 from research.trainer import Trainer
@@ -22,14 +22,14 @@ from research.trainer import Trainer
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 
-class Plain(nn.Module):
+class ReferenceBlock(nn.Module):
     """A block as Lee et al. 2024 have it in their code (main.py), at every position."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1)
@@ -46,9 +46,9 @@ class Reference(nn.Module):
         vocab, dim = model.embed.weight.shape
         self.embed, self.position = nn.Embedding(vocab, dim), nn.Embedding(model.position.num_embeddings, dim)
         hidden = model.get_submodule("blocks.0.up_proj").out_features
-        self.blocks = nn.Sequential(*(Plain(dim, heads, int(hidden)) for _ in model.blocks))
+        self.blocks = nn.Sequential(*(ReferenceBlock(dim, heads, int(hidden)) for _ in model.blocks))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, vocab, bias=False)
-        self.double().load_state_dict(plainly({name: p.detach() for name, p in model.named_parameters()}))
+        self.double().load_state_dict(rename_tensors({name: p.detach() for name, p in model.named_parameters()}))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
@@ -58,7 +58,7 @@ class Reference(nn.Module):
 NAMES = {"input_norm": "ln_1", "post_norm": "ln_2", "o_proj": "attn.out_proj", "up_proj": "mlp.0", "down_proj": "mlp.2"}
 
 
-def plainly(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A decoder's tensors by the names of the reference, whose attention has one matrix for three."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -72,20 +72,20 @@ def plainly(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def build(linear: Any = nn.Linear, depth: int = 2, heads: int = 4, hidden: int = 0) -> Decoder:
+def build(linear: Any = nn.Linear, depth: int = 2, heads: int = 4, ffn_dim: int = 0) -> Decoder:
     """With random biases and norms: those that training begins with, 0 and 1, would hide their place."""
     torch.manual_seed(0)
-    model = Decoder(Tokens(11, 5), 32, depth, heads, linear, hidden)
+    model = Decoder(Tokens(11, 5), 32, depth, heads, linear, ffn_dim)
     for name, p in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             nn.init.normal_(p, p.mean().item(), 0.3)
     return model
 
 
-@pytest.mark.parametrize(("depth", "heads", "hidden"), [(1, 1, 0), (2, 4, 0), (3, 2, 48)])
-def test_the_last_position_and_its_gradients_are_those_of_torch_s_layers(depth: int, heads: int, hidden: int) -> None:
+@pytest.mark.parametrize(("depth", "heads", "ffn_dim"), [(1, 1, 0), (2, 4, 0), (3, 2, 48)])
+def test_the_last_position_and_its_gradients_are_those_of_torch_s_layers(depth: int, heads: int, ffn_dim: int) -> None:
     """Also of a sequence that is shorter than those of the data."""
-    model = build(depth=depth, heads=heads, hidden=hidden).double()
+    model = build(depth=depth, heads=heads, ffn_dim=ffn_dim).double()
     reference = Reference(model, heads)
     tokens, targets = torch.randint(11, (7, 5)), torch.randint(11, (7,))
     for length in (5, 3):
@@ -94,7 +94,7 @@ def test_the_last_position_and_its_gradients_are_those_of_torch_s_layers(depth: 
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-12)
         for logits in (y, expected):
             F.cross_entropy(logits[:, -1], targets).backward()  # the gradients add up
-    found = plainly({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    found = rename_tensors({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     wanted = {name: p.grad for name, p in reference.named_parameters()}
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
@@ -159,14 +159,14 @@ def test_the_ternary_twin_has_ternary_layers_and_learns() -> None:
             losses.append(state.logged["train/loss"])
 
     torch.manual_seed(0)
-    model = Decoder(data.shape, 32, 2, 2, partial(BitLinear, back_end="ste"))
-    assert set(layers(model)) == {f"blocks.{block}.{layer}" for block in range(2) for layer in LAYERS}
-    before = {name: layer.weight.detach().clone() for name, layer in layers(model).items()}
+    model = Decoder(data.shape, 32, 2, 2, partial(BitLinear, backend="ste"))
+    assert set(bitlinear_layers(model)) == {f"blocks.{block}.{layer}" for block in range(2) for layer in LAYERS}
+    before = {name: layer.weight.detach().clone() for name, layer in bitlinear_layers(model).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     trainer = Trainer(60, 18, log_every=1, device="cpu")
     trainer.fit(model, optimizer, constant, last_token, data, [Log()], monitor="val/acc")
     assert losses[-1] < 0.5 * losses[0]
-    for name, layer in layers(model).items():
+    for name, layer in bitlinear_layers(model).items():
         assert not torch.equal(layer.weight, before[name]), f"{name} does not learn"
 
 

@@ -16,48 +16,48 @@ from jaxtyping import Float, Int
 from program import ROOT, TINY, train
 from torch import Tensor
 
-from research.export.verify import measures
+from research.export.verify import compare_distributions
 from research.generate.__main__ import main
-from research.generate.stream import Sampler, symbols
+from research.generate.stream import Sampler, iter_symbols
 from research.nn.packed import pack_model
-from research.trained import load
+from research.trained import load_run
 
 COMMAND = [sys.executable, "-m", "research.generate"]
 Generate = Callable[..., tuple[int, str, str]]
-Refused = Callable[..., str]
+GetRefusal = Callable[..., str]
 
 
 @pytest.fixture
 def generate(capsys: pytest.CaptureFixture[str]) -> Generate:
     """The command in this process, which has imported all it needs: exit code, stdout, stderr."""
 
-    def done(*arguments: str) -> tuple[int, str, str]:
+    def run_command(*arguments: str) -> tuple[int, str, str]:
         try:
             code = main(arguments)
         except SystemExit as ended:
             code = int(str(ended.code))
         return code, *capsys.readouterr()
 
-    return done
+    return run_command
 
 
 @pytest.fixture
-def refused(generate: Generate) -> Refused:
+def get_refusal(generate: Generate) -> GetRefusal:
     """What the command says where it cannot."""
 
-    def told(*arguments: str) -> str:
+    def run_refused(*arguments: str) -> str:
         code, out, err = generate(*arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1)
         return err
 
-    return told
+    return run_refused
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of bytes that has seen a little of this package."""
     place = tmp_path_factory.mktemp("run")
-    small = ["data.path=" + str(ROOT / "research"), "data.length=48", "data.val_bytes=480", "model.dim=64", "model.heads=2"]
+    small = ["data.path=" + str(ROOT / "research"), "data.seq_len=48", "data.val_bytes=480", "model.dim=64", "model.heads=2"]
     own = ["data=text", "steps=60", "eval_every=60", "batch_size=16", "trainer.device=cpu", "tracker=jsonl", "precision=fp32"]
     train(place, *own, *small)
     (folder,) = (place / "out" / "text").iterdir()
@@ -74,7 +74,7 @@ def test_it_streams_and_tells_speed_and_memory(run: Path, generate: Generate) ->
 
 def test_unpacked_and_greedy_it_is_what_the_model_says(run: Path, generate: Generate) -> None:
     _, out, err = generate(str(run), "--prompt", "import ", "--tokens", "20", "--temperature", "0", "--no-packed")
-    seen, model = list(b"import "), load(str(run)).model
+    seen, model = list(b"import "), load_run(str(run)).model
     for _ in range(20):
         seen.append(int(model(torch.tensor([seen]))[0, -1].argmax()))
     assert out == bytes(seen).decode(errors="replace") + "\n"
@@ -83,10 +83,10 @@ def test_unpacked_and_greedy_it_is_what_the_model_says(run: Path, generate: Gene
 
 def test_embedding_and_head_in_int8_change_little(run: Path) -> None:
     """All that packing changes: with them in float32 nothing is changed at all."""
-    trained = load(str(run))
+    trained = load_run(str(run))
     model, split = trained.model, trained.data.val
     tokens, targets = split[torch.arange(len(split))]
-    divergence, before, after, _ = measures(model(tokens), pack_model(model)(tokens), targets)
+    divergence, before, after, _ = compare_distributions(model(tokens), pack_model(model)(tokens), targets)
     assert torch.equal(pack_model(model, int8_embeddings=False)(tokens), model(tokens))
     assert 0 < divergence < 1e-3
     assert abs(after / before - 1) < 5e-3  # of 480 bytes; on 4,096 docs/exports.md has 0.02 %
@@ -129,9 +129,9 @@ def test_a_terminal_that_cannot_show_it(run: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
 
 
-def test_a_run_that_no_store_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+def test_a_run_that_no_store_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, get_refusal: GetRefusal) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
-    assert "has no run 0123456789abcdef0123456789abcdef of ours" in refused("0123456789abcdef" * 2, "--prompt", "x")
+    assert "has no run 0123456789abcdef0123456789abcdef of ours" in get_refusal("0123456789abcdef" * 2, "--prompt", "x")
     assert not list(tmp_path.iterdir())
 
 
@@ -148,15 +148,17 @@ def test_who_reads_may_go(run: Path) -> None:
     process.stderr.close()
 
 
-def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate: Generate, refused: Refused) -> None:
+def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate: Generate, get_refusal: GetRefusal) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("weight_bits: 1.58", "weight_bits: 4"))
-    assert re.search(r"linear.weight_bits=4; .* run the model as it is with --no-packed$", refused(str(copy), "--prompt", "x"))
+    assert re.search(
+        r"linear.weight_bits=4; .* run the model as it is with --no-packed$", get_refusal(str(copy), "--prompt", "x")
+    )
     assert generate(str(copy), "--prompt", "x", "--tokens", "1", "--no-packed")[0] == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["{run}", "--prompt", ""], '--prompt "": give at least one symbol'),
         (["{run}", "--prompt", "x", "--tokens", "0"], "--tokens 0: give at least 1"),
@@ -171,53 +173,53 @@ def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate
         (["{run}", "--prompt", "x", "--seed", "99999999999999999999"], "--seed 99999999999999999999: give a number from 0"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_line(run: Path, refused: Refused, arguments: list[str], told: str) -> None:
-    assert told in refused(*(argument.format(run=run) for argument in arguments))
+def test_what_cannot_be_is_reported_in_one_line(run: Path, get_refusal: GetRefusal, arguments: list[str], message: str) -> None:
+    assert message in get_refusal(*(argument.format(run=run) for argument in arguments))
 
 
-def test_symbols_that_are_numbers(tmp_path: Path, generate: Generate, refused: Refused) -> None:
+def test_symbols_that_are_numbers(tmp_path: Path, generate: Generate, get_refusal: GetRefusal) -> None:
     train(tmp_path, *TINY, "tracker=jsonl")
     (folder,) = (tmp_path / "out" / "modular").iterdir()
     assert re.fullmatch(r"3 11 5 \d+\n", generate(str(folder), "--prompt", "3 11 5", "--tokens", "1")[1])
-    assert "numbers from 0 to 12" in refused(str(folder), "--prompt", "3 x")
+    assert "numbers from 0 to 12" in get_refusal(str(folder), "--prompt", "3 x")
     for weights in (folder / "checkpoints").glob("step-*/model.safetensors"):
         weights.write_bytes(b"")
-    told = refused(str(folder), "--prompt", "3")
+    told = get_refusal(str(folder), "--prompt", "3")
     assert re.search(r"^error: RUN=\S+: no usable checkpoint \(.*has 0 bytes.*\); give another run$", told)
 
 
-def test_vectors_are_no_text(tmp_path: Path, refused: Refused) -> None:
+def test_vectors_are_no_text(tmp_path: Path, get_refusal: GetRefusal) -> None:
     train(tmp_path, "data=digits", "model=bitmlp", "model.dim=16", "trainer=debug", "tracker=jsonl")
     (folder,) = (tmp_path / "out" / "digits").iterdir()
-    assert "is of a MLP: only model=transformer and its kin go on" in refused(str(folder), "--prompt", "x")
+    assert "is of a MLP: only model=transformer and its kin go on" in get_refusal(str(folder), "--prompt", "x")
 
 
 class Parrot:
     """A decoder whose next symbol is the number of symbols that it has been fed."""
 
     def __init__(self) -> None:
-        self.fed: list[list[int]] = []
+        self.fed_tokens: list[list[int]] = []
 
     def reset(self) -> None:
-        self.fed.append([])
+        self.fed_tokens.append([])
 
     def feed(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
-        self.fed[-1] += tokens.tolist()
-        assert len(self.fed[-1]) <= 8
-        return torch.nn.functional.one_hot(torch.tensor(len(self.fed[-1])), 10).float()
+        self.fed_tokens[-1] += tokens.tolist()
+        assert len(self.fed_tokens[-1]) <= 8
+        return torch.nn.functional.one_hot(torch.tensor(len(self.fed_tokens[-1])), 10).float()
 
 
-def first(stream: Iterator[int], count: int) -> list[int]:
+def take(stream: Iterator[int], count: int) -> list[int]:
     return [next(stream) for _ in range(count)]
 
 
-def test_where_the_model_is_full_its_second_half_goes_on() -> None:
+def test_a_full_model_continues_from_its_second_half() -> None:
     parrot = Parrot()
-    assert first(symbols(parrot, [0] * 3, 8, Sampler(0.0)), 7) == [3, 4, 5, 6, 7, 8, 4]  # type: ignore[arg-type]
-    assert parrot.fed[1] == [5, 6, 7, 8]
+    assert take(iter_symbols(parrot, [0] * 3, 8, Sampler(0.0)), 7) == [3, 4, 5, 6, 7, 8, 4]  # type: ignore[arg-type]
+    assert parrot.fed_tokens[1] == [5, 6, 7, 8]
     parrot = Parrot()
-    first(symbols(parrot, list(range(20)), 8, Sampler(0.0)), 1)  # type: ignore[arg-type]
-    assert parrot.fed == [list(range(12, 20))]
+    take(iter_symbols(parrot, list(range(20)), 8, Sampler(0.0)), 1)  # type: ignore[arg-type]
+    assert parrot.fed_tokens == [list(range(12, 20))]
 
 
 def test_the_sampler_draws_as_the_logits_say() -> None:

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from research.callback import Callback, State
 from research.dataset import Split
-from research.run import build
+from research.run import instantiate
 from research.seeding import seed_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ class Losses(Callback):
         self.seen.append(round(state.logged["train/loss"], 6))
 
 
-def first_losses(pair: str) -> list[float]:
+def compute_first_losses(pair: str) -> list[float]:
     """Of six steps; the window filter has a window of three, so that it acts.
 
     In double precision: another processor rounds otherwise, and a ternary weight so near its threshold that float32's
@@ -51,14 +51,14 @@ def first_losses(pair: str) -> list[float]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
     seed_all(cfg.seed)
-    data: Any = build(cfg.data)
+    data: Any = instantiate(cfg.data)
     if data.train.inputs.is_floating_point():
         data = replace(data, train=Split(data.train.inputs.double(), data.train.targets))
         data = replace(data, val=Split(data.val.inputs.double(), data.val.targets))
-    model = build(cfg.model, data.shape).double()
+    model = instantiate(cfg.model, data.shape).double()
     losses = Losses()
-    trainer = build(cfg.trainer)
-    trainer.fit(model, build(cfg.optim, model), build(cfg.schedule), build(cfg.loss), data, [losses])
+    trainer = instantiate(cfg.trainer)
+    trainer.fit(model, instantiate(cfg.optim, model), instantiate(cfg.schedule), instantiate(cfg.loss), data, [losses])
     return losses.seen
 
 
@@ -66,7 +66,7 @@ def first_losses(pair: str) -> list[float]:
 def test_the_first_losses_have_not_moved(pair: str) -> None:
     expected = json.loads(GOLDEN.read_text())[pair]
     tolerance = 3e-2 if "muon" in pair else 1e-5  # Muon's own iteration is in bfloat16, whatever the weights are in
-    assert first_losses(pair) == pytest.approx(expected, rel=tolerance)
+    assert compute_first_losses(pair) == pytest.approx(expected, rel=tolerance)
 
 
 def test_the_pairs_differ() -> None:
@@ -78,5 +78,5 @@ def test_the_pairs_differ() -> None:
 if __name__ == "__main__":
     GlobalHydra.instance().clear()
     GOLDEN.parent.mkdir(exist_ok=True)
-    rows = (f"{json.dumps(pair)}: {json.dumps(first_losses(pair))}" for pair in PAIRS)
+    rows = (f"{json.dumps(pair)}: {json.dumps(compute_first_losses(pair))}" for pair in PAIRS)
     GOLDEN.write_text("{\n  " + ",\n  ".join(rows) + "\n}\n")

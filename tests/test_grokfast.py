@@ -24,27 +24,27 @@ from research.optim.filter import Filter, is_on
 from research.optim.orthograd import orthograd
 from research.optim.schedules import constant
 from research.trainer import Trainer
-from research.when import Moment, read_moment
+from research.when import Trigger, parse_trigger
 
 ROOT = Path(__file__).resolve().parents[1]
 EMA, MA = partial(grokfast.ema, alpha=0.9, lamb=2.0), partial(grokfast.ma, window=4, lamb=2.0)
 
 
-def weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+def make_weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Module:
     net = nn.Module()
     net.register_parameter("weight", nn.Parameter(torch.zeros(shape, dtype=dtype)))
     return net
 
 
-def gradient(step: int, *shape: int) -> Tensor:
+def make_gradient(step: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(step))
 
 
-def slow_parts(window: int | None, alpha: float, steps: int, *shape: int) -> list[Tensor]:
+def compute_slow_parts(window: int | None, alpha: float, steps: int, *shape: int) -> list[Tensor]:
     """The slow part of each gradient as the paper has it, in float64; `window`: Algorithm 1, else Algorithm 2."""
     mu, past, found = None, [], []
     for step in range(steps):
-        g = gradient(step, *shape).double()
+        g = make_gradient(step, *shape).double()
         past = [*past, g][-(window or 1) :]
         mu = g if mu is None else alpha * mu + (1 - alpha) * g
         found.append(mu if window is None else sum(past) / window if len(past) == window else torch.zeros_like(g))
@@ -57,13 +57,13 @@ PAPERS = [(partial(grokfast.ema, alpha=0.98), None), (partial(grokfast.ma, windo
 @pytest.mark.parametrize(("build", "window"), PAPERS)
 def test_a_thousand_steps_are_the_papers_formula(build: Any, window: int | None) -> None:
     """Within 1e-6 relative at every one of them."""
-    net, lamb, steps = weight(64, 8), 5.0, 1000
+    net, lamb, steps = make_weight(64, 8), 5.0, 1000
     optimizer = build(net, partial(SGD), 1e-3, lamb=lamb)
     (p,) = net.parameters()
-    for step, slow in enumerate(slow_parts(window, 0.98, steps, 64, 8)):
-        p.grad = gradient(step, 64, 8)
+    for step, slow in enumerate(compute_slow_parts(window, 0.98, steps, 64, 8)):
+        p.grad = make_gradient(step, 64, 8)
         optimizer.step()
-        expected = gradient(step, 64, 8).double() + lamb * slow
+        expected = make_gradient(step, 64, 8).double() + lamb * slow
         assert (p.grad.double() - expected).norm() <= 1e-6 * expected.norm(), step
 
 
@@ -90,12 +90,12 @@ def test_a_sparse_gradient_is_filtered_whole(build: Any) -> None:
 @pytest.mark.parametrize("build", [EMA, MA])
 def test_half_precision_is_filtered_in_float32(build: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     """The slow part of 1 and many small gradients is not lost, and what is saved comes back as it was."""
-    nets = [weight(5, dtype=dtype), weight(5)]
+    nets = [make_weight(5, dtype=dtype), make_weight(5)]
     optimizers = [build(net, partial(SGD), 0.0) for net in nets]
     for step in range(30):
         for net, optimizer in zip(nets, optimizers, strict=True):
             (p,) = net.parameters()
-            p.grad = (gradient(step, 5) if step else torch.ones(5)).to(dtype).to(p.dtype)
+            p.grad = (make_gradient(step, 5) if step else torch.ones(5)).to(dtype).to(p.dtype)
             optimizer.step()
     (half,), (full,) = (list(net.parameters()) for net in nets)
     assert half.grad is not None
@@ -114,13 +114,13 @@ def test_half_precision_is_filtered_in_float32(build: Any, dtype: torch.dtype, t
 
 def test_gradients_are_filtered_after_the_scaler_has_unscaled_them() -> None:
     """With a fused base too, which would take scaled ones; a step that overflows leaves filter and weights alone."""
-    nets = [weight(6), weight(6)]
+    nets = [make_weight(6), make_weight(6)]
     optimizers = [EMA(net, partial(AdamW, fused=True), 0.1) for net in nets]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
     for step in range(8):
         for net, optimizer, scaled in zip(nets, optimizers, (False, True), strict=True):
             (p,) = net.parameters()
-            factor = gradient(step, 6) * (torch.inf if step == 3 else 1.0)
+            factor = make_gradient(step, 6) * (torch.inf if step == 3 else 1.0)
             loss = (p * factor).sum()
             optimizer.zero_grad()
             (scaler.scale(loss) if scaled else loss).backward()
@@ -155,26 +155,26 @@ def test_the_filtered_gradient_can_be_clipped(build: Any) -> None:
     reference = build(twin := nn.Linear(3, 3), partial(SGD), 1.0, weight_decay=0.1)
     for step in range(6):
         for p, q in zip(net.parameters(), twin.parameters(), strict=True):
-            p.grad, q.grad = gradient(step, *p.shape), gradient(step, *p.shape)
+            p.grad, q.grad = make_gradient(step, *p.shape), make_gradient(step, *p.shape)
         optimizer.step()
         reference.step()
         clipped, whole = (torch.cat([p.grad.flatten() for p in each.parameters()]) for each in (net, twin))  # type: ignore[union-attr]
         torch.testing.assert_close(clipped, whole * 0.5 / whole.norm())
 
 
-def test_moments() -> None:
-    assert read_moment(5, "x").has_come(5, {})
-    assert not read_moment(5, "x").has_come(4, {})
-    assert read_moment("val/acc:0.5", "x") == Moment(metric="val/acc", value=0.5)
-    assert [read_moment("val/acc:0.5", "x").has_come(0, {"val/acc": v}) for v in (0.4, 0.5, 0.6, float("nan"))] == [0, 1, 1, 0]
-    assert [read_moment("train/loss:0.5", "x").has_come(0, {"train/loss": v}) for v in (0.4, 0.5, 0.6)] == [1, 1, 0]
-    assert not read_moment("val/acc:0.5", "x").has_come(9, {})
+def test_triggers() -> None:
+    assert parse_trigger(5, "x").fires(5, {})
+    assert not parse_trigger(5, "x").fires(4, {})
+    assert parse_trigger("val/acc:0.5", "x") == Trigger(metric="val/acc", value=0.5)
+    assert [parse_trigger("val/acc:0.5", "x").fires(0, {"val/acc": v}) for v in (0.4, 0.5, 0.6, float("nan"))] == [0, 1, 1, 0]
+    assert [parse_trigger("train/loss:0.5", "x").fires(0, {"train/loss": v}) for v in (0.4, 0.5, 0.6)] == [1, 1, 0]
+    assert not parse_trigger("val/acc:0.5", "x").fires(9, {})
     for wrong in (0, -1, "val/acc", "val/acc:", "val/acc:x", "val/acc:nan", "acc:0.5", 0.5, True):
         with pytest.raises(ValueError, match=r"optim\.start_when=.*: give a number of steps, or METRIC:VALUE"):
-            read_moment(wrong, "optim.start_when")  # type: ignore[arg-type]
+            parse_trigger(wrong, "optim.start_when")  # type: ignore[arg-type]
 
 
-def filtering(
+def run_filtered(
     steps: int, folder: Path | None = None, resume: Path | None = None, log_every: int = 1, **options: Any
 ) -> list[bool]:
     """Whether each step of a small run was filtered; evaluated after every second one."""
@@ -190,25 +190,25 @@ def filtering(
     return seen
 
 
-def test_the_filter_goes_on_and_off_by_step_and_by_metric() -> None:
-    assert filtering(6) == [True] * 6
-    assert filtering(6, start_when=2, stop_when=4) == [False, False, True, True, False, False]
-    assert filtering(6, start_when="val/acc:0.0") == [False, False, True, True, True, True], "after the first evaluation"
-    assert filtering(6, start_when="val/loss:-1", stop_when=1) == [False] * 6
-    assert filtering(5, stop_when="train/loss:100") == [True, False, False, False, False]
+def test_the_filter_is_switched_by_step_and_by_metric() -> None:
+    assert run_filtered(6) == [True] * 6
+    assert run_filtered(6, start_when=2, stop_when=4) == [False, False, True, True, False, False]
+    assert run_filtered(6, start_when="val/acc:0.0") == [False, False, True, True, True, True], "after the first evaluation"
+    assert run_filtered(6, start_when="val/loss:-1", stop_when=1) == [False] * 6
+    assert run_filtered(5, stop_when="train/loss:100") == [True, False, False, False, False]
 
 
 def test_a_metric_that_was_there_before_the_filter_counts(tmp_path: Path) -> None:
     """Also where no log point comes between, and where a run goes on between two of them."""
     mixed: dict[str, Any] = {"start_when": 3, "stop_when": "val/acc:0.0", "log_every": 100}
-    assert filtering(8, **mixed) == [False] * 8
-    filtering(5, folder=tmp_path, **mixed)
-    assert filtering(8, folder=tmp_path, resume=tmp_path, **mixed) == [False] * 3
+    assert run_filtered(8, **mixed) == [False] * 8
+    run_filtered(5, folder=tmp_path, **mixed)
+    assert run_filtered(8, folder=tmp_path, resume=tmp_path, **mixed) == [False] * 3
 
 
 def test_a_filter_whose_gain_is_gone_forgets() -> None:
     """As where a run goes on with optim.lamb=0: no memory, and none in the checkpoints to come."""
-    net = weight(3)
+    net = make_weight(3)
     (p,) = net.parameters()
     optimizer = grokfast.ema(net, partial(SGD), 0.1)
     assert isinstance(optimizer, Filter)
@@ -216,26 +216,26 @@ def test_a_filter_whose_gain_is_gone_forgets() -> None:
     optimizer.step()
     assert "grokfast_ema" in optimizer.state[p]
     optimizer.param_groups[0]["lamb"] = 0.0
-    optimizer.heed(1, {})
+    optimizer.on_step_begin(1, {})
     assert "grokfast_ema" not in optimizer.state[p]
 
 
-def test_a_checkpoint_that_knows_no_moments_goes_on() -> None:
+def test_a_checkpoint_without_triggers_resumes() -> None:
     """Of before there were any: as if the filter had been on from the first step."""
-    net = weight(3)
+    net = make_weight(3)
     optimizer = grokfast.ema(net, partial(SGD), 0.1)
     assert isinstance(optimizer, Filter)
     saved = optimizer.state_dict()
     for key in ("_heeds", "_on", "_over"):
         del saved["param_groups"][0][key]
     optimizer.load_state_dict(saved)
-    optimizer.heed(1, {})
+    optimizer.on_step_begin(1, {})
     assert is_on(optimizer.param_groups[0])
 
 
 def test_alpha_falls_with_the_gap_between_the_losses() -> None:
     """GrokAdamW: alpha exp(-adapt (val - train) / val) of the losses, and no larger than alpha."""
-    net = weight(3)
+    net = make_weight(3)
     optimizer = grokfast.ema(net, partial(Adam), 0.1, alpha=0.9, adapt=0.5)
     assert isinstance(optimizer, Filter)
     group = optimizer.param_groups[0]
@@ -244,7 +244,7 @@ def test_alpha_falls_with_the_gap_between_the_losses() -> None:
         ({"train/loss": 1.0, "val/loss": 3.0}, 0.9 * 0.71653131),
         ({"train/loss": 3.0, "val/loss": 1.0}, 0.9),
     ):
-        optimizer.heed(5, metrics)
+        optimizer.on_step_begin(5, metrics)
         assert group["grokfast_alpha"] == pytest.approx(expected)
 
 
@@ -259,16 +259,16 @@ def test_alpha_falls_with_the_gap_between_the_losses() -> None:
         ({"start_when": 2}, {"start_when": 2}, [True] * 4),
     ],
 )
-def test_moments_that_are_changed_on_a_resume_are_those_given_now(
+def test_triggers_that_are_changed_on_a_resume_take_effect(
     before: dict[str, Any], after: dict[str, Any], expected: list[bool], tmp_path: Path
 ) -> None:
     """As lr=1e-4 beside resume= means that lr; what the filter remembered is not kept for later."""
-    filtering(4, folder=tmp_path, **before)
-    assert filtering(8, folder=tmp_path, resume=tmp_path, **after) == expected
+    run_filtered(4, folder=tmp_path, **before)
+    assert run_filtered(8, folder=tmp_path, resume=tmp_path, **after) == expected
 
 
 def test_a_group_that_is_added_later_is_filtered_as_the_others() -> None:
-    optimizer = grokfast.ema(weight(3), partial(SGD), 0.1, alpha=0.5, lamb=3.0)
+    optimizer = grokfast.ema(make_weight(3), partial(SGD), 0.1, alpha=0.5, lamb=3.0)
     optimizer.add_param_group({"params": [("late", p := nn.Parameter(torch.zeros(2)))]})
     p.grad = torch.ones(2)
     optimizer.step()
@@ -278,17 +278,17 @@ def test_a_group_that_is_added_later_is_filtered_as_the_others() -> None:
 @pytest.mark.parametrize("build", [EMA, orthograd])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
 def test_a_copy_is_the_same_optimizer(copied: Any, build: Any) -> None:
-    net = weight(4)
+    net = make_weight(4)
     optimizer = build(net, partial(AdamW, fused=True), 0.1)
     (p,) = net.parameters()
-    p.grad = gradient(0, 4)
+    p.grad = make_gradient(0, 4)
     optimizer.step()
     again = copied(optimizer)
     (q,) = again.param_groups[0]["params"]
     assert type(again) is type(optimizer)
-    assert again.heeds_found_inf
+    assert again.supports_found_inf
     for step in (1, 2):
-        p.grad, q.grad = gradient(step, 4), gradient(step, 4)
+        p.grad, q.grad = make_gradient(step, 4), make_gradient(step, 4)
         optimizer.step()
         again.step()
     assert torch.equal(p, q)
@@ -315,7 +315,7 @@ def test_without_a_gain_a_sparse_gradient_stays_as_it_is() -> None:
 
 
 def test_a_window_tells_its_memory_before_it_takes_it(caplog: pytest.LogCaptureFixture) -> None:
-    net = weight(1000, 1000)
+    net = make_weight(1000, 1000)
     optimizer = grokfast.ma(net, partial(SGD), 0.1, window=100)
     assert "keeps the last 100 gradients: 404.0 MB" in caplog.text
     assert not optimizer.state
@@ -338,7 +338,7 @@ def test_a_closure_gives_the_loss() -> None:
 @pytest.mark.parametrize("base", [partial(LBFGS), partial(torch.relu), partial(nn.Linear)])
 def test_a_base_that_cannot_be_filtered_is_refused(base: Any) -> None:
     with pytest.raises(ValueError, match=r"optim\.base\._target_=.*: give one as torch\.optim\.AdamW"):
-        grokfast.ema(weight(3), base, 0.1)
+        grokfast.ema(make_weight(3), base, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -365,23 +365,23 @@ def test_a_base_that_cannot_be_filtered_is_refused(base: Any) -> None:
 def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
     key = next(iter(wrong))
     with pytest.raises(ValueError, match=rf"optim\.{key}="):
-        grokfast.ema(weight(3), partial(SGD), 0.1, **wrong)
+        grokfast.ema(make_weight(3), partial(SGD), 0.1, **wrong)
 
 
-def test_moments_of_one_metric_in_order() -> None:
+def test_triggers_of_one_metric_in_order() -> None:
     for start, stop in (("val/acc:0.5", "val/acc:0.9"), ("val/loss:1.5", "val/loss:0.5"), ("val/acc:0.9", "train/acc:0.5")):
-        grokfast.ema(weight(3), partial(SGD), 0.1, start_when=start, stop_when=stop)
+        grokfast.ema(make_weight(3), partial(SGD), 0.1, start_when=start, stop_when=stop)
 
 
 @pytest.mark.parametrize("base", [partial(RMSprop, alpha=0.7), partial(ASGD), partial(AdEMAMix, alpha=8.0)])
 def test_a_base_has_its_own_alpha(base: Any) -> None:
     """Without a gain the filter is the base, whose alpha stays what it was; with one both are in force."""
     for lamb in (0.0, 2.0):
-        plain, filtered = weight(3), weight(3)
+        plain, filtered = make_weight(3), make_weight(3)
         one, other = base(plain.parameters(), lr=0.1), grokfast.ema(filtered, base, 0.1, alpha=0.5, lamb=lamb)
         mu = None
         for step in range(5):
-            g = gradient(step, 3)
+            g = make_gradient(step, 3)
             mu = g if mu is None else mu.lerp(g, 0.5)
             next(plain.parameters()).grad, next(filtered.parameters()).grad = g + lamb * mu, g.clone()
             one.step()
@@ -395,11 +395,11 @@ def test_a_base_with_a_setting_of_the_filters_is_refused() -> None:
             super().__init__(params, lr)
 
     with pytest.raises(ValueError, match=r"Lamb has a setting lamb, which is the filter's"):
-        grokfast.ema(weight(3), partial(Lamb), 0.1)
+        grokfast.ema(make_weight(3), partial(Lamb), 0.1)
 
 
 def test_a_step_without_any_gradient() -> None:
-    net = weight(3)
+    net = make_weight(3)
     before = next(net.parameters()).clone()
     grokfast.ema(net, partial(SGD), 0.1, clip_norm=1.0).step()
     assert torch.equal(next(net.parameters()), before)
@@ -407,7 +407,7 @@ def test_a_step_without_any_gradient() -> None:
 
 def test_an_empty_window_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optim\.window=0"):
-        grokfast.ma(weight(3), partial(SGD), 0.1, window=0)
+        grokfast.ma(make_weight(3), partial(SGD), 0.1, window=0)
 
 
 RANKS = """
@@ -420,7 +420,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 from research.optim import grokfast
 from research.optim.filter import Filter, is_on
-from research.shards import whole
+from research.shards import full_tensor
 
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
@@ -436,7 +436,7 @@ def trained(wrap, build, x, steps=9):
         optimizer.step()
     memory = [value for p in model.parameters() for key, value in sorted(optimizer.state[p].items())
               if key in ("grokfast_ema", "grokfast_sum")]
-    return [whole(t.detach()) for t in (*model.parameters(), *memory)]
+    return [full_tensor(t.detach()) for t in (*model.parameters(), *memory)]
 
 x = torch.randn(9, 4, 6, generator=torch.Generator().manual_seed(1))
 mine = x[:, rank::world]

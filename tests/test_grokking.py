@@ -15,16 +15,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from program import ROOT, TINY, lines, ranks, run
+from program import ROOT, TINY, read_metrics, run, run_ranks
 from torch import nn
 
 from research.callback import Callback, State
 from research.callbacks.checkpoint import Checkpoint
-from research.callbacks.grokking import Grokking, Reached, reached
-from research.checkpoint import weights_digest
+from research.callbacks.grokking import Grokking, Milestone, find_milestone
+from research.checkpoint import hash_weights
 from research.data.digits import digits
 from research.data.modular import modular
-from research.folder import Run
+from research.folder import RunConfig
 from research.jsonl import Jsonl
 from research.losses import classification, last_token
 from research.models.mlp import MLP
@@ -42,11 +42,11 @@ def fit(folder: Path | None, *callbacks: Callback, resume: Path | None = None, l
     data, dropout = settings.pop("data", DATA), settings.pop("dropout", 0.0)
     model = Transformer(data.shape, 32, 1, 2, nn.Linear, dropout=dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, fused=True)
-    own = {"steps": STEPS, "batch_size": 32, "eval_every": EVERY, "log_every": 1, "judge_train": True, "device": "cpu"}
+    own = {"steps": STEPS, "batch_size": 32, "eval_every": EVERY, "log_every": 1, "eval_train": True, "device": "cpu"}
     trainer, jsonl = Trainer(**own | settings), Jsonl()  # type: ignore[arg-type]
     if folder:
         folder.mkdir(exist_ok=True)
-        jsonl.start(Run("name", "study", folder, {}, [], {}))
+        jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
     try:
         return trainer.fit(model, optimizer, constant, last_token, data, [jsonl, *callbacks],
                            monitor="val/acc", folder=folder, resume=resume)  # fmt: skip
@@ -54,14 +54,14 @@ def fit(folder: Path | None, *callbacks: Callback, resume: Path | None = None, l
         jsonl.finish("", {})
 
 
-def told(folder: Path) -> dict[str, Any]:
+def read_grokking(folder: Path) -> dict[str, Any]:
     """grokking.json without what depends on the clock."""
     found = json.loads((folder / "grokking.json").read_text())
     assert found.pop("seconds") > 0
     return dict(found)
 
 
-def one_by_one(curve: Iterable[tuple[int, float]], level: float, hold: int) -> Reached:
+def scan_curve(curve: Iterable[tuple[int, float]], level: float, hold: int) -> Milestone:
     """What `reached` says, from one look after the other."""
     first, held, lowest, row = None, None, None, list[int]()
     for step, value in curve:
@@ -70,17 +70,17 @@ def one_by_one(curve: Iterable[tuple[int, float]], level: float, hold: int) -> R
         held = row[0] if len(row) == hold and held is None else held
         if first is not None and not math.isnan(value):
             lowest = value if lowest is None else min(value, lowest)
-    return Reached(first, held, lowest)
+    return Milestone(first, held, lowest)
 
 
-def recomputed(folder: Path, steps: int) -> dict[str, Any]:
+def recompute_grokking(folder: Path, steps: int) -> dict[str, Any]:
     """grokking.json as metrics.jsonl would have it."""
     found: dict[str, Any] = {}
     for level in (0.95, 0.99):
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
-            curve = [(line["step"], line[f"{split}/acc"]) for line in lines(folder) if f"{split}/acc" in line]
-            facts[split] = vars(one_by_one(curve, level, HOLD))
+            curve = [(line["step"], line[f"{split}/acc"]) for line in read_metrics(folder) if f"{split}/acc" in line]
+            facts[split] = vars(scan_curve(curve, level, HOLD))
         both = [facts[split]["first"] for split in ("train", "val")]
         found[f"{level:.2f}"] = facts | {"delay": None if None in both else both[1] - both[0]}
     return found | {"steps": steps}
@@ -95,8 +95,8 @@ CURVES = st.lists(st.tuples(st.integers(1, 40), VALUES), max_size=14).map(
 @given(CURVES, st.sampled_from([0.5, 0.95, 0.99, 1.0]), st.integers(1, 16))
 def test_what_a_curve_reaches_is_what_looks_one_by_one_say(curve: list[tuple[int, float]], level: float, hold: int) -> None:
     """Rows longer than the curve, and accuracies that were not judged, among them."""
-    found = reached(curve, level, hold)
-    assert found == one_by_one(curve, level, hold)
+    found = find_milestone(curve, level, hold)
+    assert found == scan_curve(curve, level, hold)
     values = dict(curve)
     assert all(step is None or values[step] >= level for step in (found.first, found.held))
     assert hold <= len(curve) or found.held is None
@@ -104,21 +104,21 @@ def test_what_a_curve_reaches_is_what_looks_one_by_one_say(curve: list[tuple[int
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
     """Never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, fit(folder, Checkpoint(), watching())
+    return folder, fit(folder, Checkpoint(), make_grokking())
 
 
-def watching() -> Grokking:
+def make_grokking() -> Grokking:
     """Ends 7 steps after 95 % was held."""
     return Grokking(every=10, hold=HOLD, end=0.95, after=7)
 
 
-def test_it_tells_what_the_metrics_say(whole: tuple[Path, State]) -> None:
-    folder, state = whole
-    facts = told(folder)
-    assert facts == recomputed(folder, state.step)
+def test_it_tells_what_the_metrics_say(full_run: tuple[Path, State]) -> None:
+    folder, state = full_run
+    facts = read_grokking(folder)
+    assert facts == recompute_grokking(folder, state.step)
     assert facts["0.95"]["delay"] > 0, "this small run generalises after it has memorised"
     for percent, level in (("95", facts["0.95"]), ("99", facts["0.99"])):
         assert level["delay"] >= 0
@@ -126,67 +126,69 @@ def test_it_tells_what_the_metrics_say(whole: tuple[Path, State]) -> None:
                  f"held_{percent}": level["val"]["held"], f"delay_{percent}": level["delay"]}  # fmt: skip
         assert {name: state.metrics[f"grok/{name}"] for name in names} == names
         train_at, val_at = level["train"]["first"], level["val"]["first"]
-        assert state.said[f"grokking {percent}%"] == (
+        assert state.end_notes[f"grokking {percent}%"] == (
             f"train at step {train_at}, val at step {val_at}, {level['delay']} steps later; "
             f"held from {level['val']['held']}, lowest since {level['val']['lowest']:.3f}"
         )
-    logged = {line["grok/held_95"] for line in lines(folder) if "grok/held_95" in line}
+    logged = {line["grok/held_95"] for line in read_metrics(folder) if "grok/held_95" in line}
     assert logged == {facts["0.95"]["val"]["held"]}, "trackers have it too"
     assert (folder / "plots" / "grokking.png").read_bytes().startswith(PNG)
 
 
-def test_a_look_is_logged_with_its_own_step(whole: tuple[Path, State]) -> None:
+def test_a_look_is_logged_with_its_own_step(full_run: tuple[Path, State]) -> None:
     """The first one of all, for the picture, is at step 1."""
-    folder, state = whole
-    looked = [line["step"] for line in lines(folder) if "grok/weight_norm" in line]
-    assert looked == [line["step"] for line in lines(folder) if "grok/embedding_rank" in line]
+    folder, state = full_run
+    looked = [line["step"] for line in read_metrics(folder) if "grok/weight_norm" in line]
+    assert looked == [line["step"] for line in read_metrics(folder) if "grok/embedding_rank" in line]
     assert looked == list(range(10, state.step + 1, 10))
-    watched = state.parts["Grokking 0"]
+    watched = state.stateful["Grokking 0"]
     assert isinstance(watched, Grokking)
     assert [step for step, _, _ in watched.norms] == [1, *looked]
     assert list(watched.spectra) == [1, looked[-1]]
 
 
-def test_the_run_ends_so_many_steps_after_it_was_held(whole: tuple[Path, State]) -> None:
+def test_the_run_ends_so_many_steps_after_it_was_held(full_run: tuple[Path, State]) -> None:
     """After the evaluation that completed the row; and never where there was no such row."""
-    folder, state = whole
-    held = told(folder)["0.95"]["val"]["held"]
+    folder, state = full_run
+    held = read_grokking(folder)["0.95"]["val"]["held"]
     assert state.step == held + (HOLD - 1) * EVERY + 7
     assert state.stop == f"val/acc stayed at 0.95 or above for {HOLD} evaluations"
     assert "val/acc" in state.logged, "its last step is judged"
     again = fit(None, Grokking(hold=1, end=0.95, after=1))
-    assert again.step == told(folder)["0.95"]["val"]["first"] + 1
+    assert again.step == read_grokking(folder)["0.95"]["val"]["first"] + 1
     for callback in (Grokking(hold=HOLD, end=0.95, after=8), Grokking(hold=99, end=0.95), Grokking(hold=1)):
         on = fit(None, callback, steps=state.step)
         assert (on.step, on.stop) == (state.step, "")
 
 
-def test_what_the_last_evaluation_reaches_is_a_metric_too(whole: tuple[Path, State]) -> None:
-    first = told(whole[0])["0.95"]["val"]["first"]
+def test_what_the_last_evaluation_reaches_is_a_metric_too(full_run: tuple[Path, State]) -> None:
+    first = read_grokking(full_run[0])["0.95"]["val"]["first"]
     assert fit(None, Grokking(), steps=first).metrics["grok/val_95"] == first
 
 
-def test_what_is_not_reached_is_said_and_is_no_metric(tmp_path: Path) -> None:
+def test_what_is_not_reached_is_noted_and_is_no_metric(tmp_path: Path) -> None:
     """A run that has memorised and no more, and one that has not even done that."""
     data = replace(DATA, val=replace(DATA.val, targets=(DATA.val.targets + 1) % 7))  # all wrong
     state = fit(tmp_path, Grokking(hold=HOLD), data=data, steps=60)
-    facts = told(tmp_path)
-    assert facts == recomputed(tmp_path, 60)
+    facts = read_grokking(tmp_path)
+    assert facts == recompute_grokking(tmp_path, 60)
     first = facts["0.95"]["train"]["first"]
-    assert state.said["grokking 95%"] == f"train at step {first}, val not reached in 60"
+    assert state.end_notes["grokking 95%"] == f"train at step {first}, val not reached in 60"
     assert [name for name in state.metrics if name.startswith("grok/") and name.endswith("95")] == ["grok/train_95"]
     state = fit(tmp_path, Grokking(hold=HOLD, end=0.95), lr=1e-9, steps=10)
-    assert told(tmp_path)["0.99"] == {split: vars(Reached(None, None, None)) for split in ("train", "val")} | {"delay": None}
-    assert set(state.said.values()) == {"train not reached in 10, val not reached in 10"}
+    assert read_grokking(tmp_path)["0.99"] == {split: vars(Milestone(None, None, None)) for split in ("train", "val")} | {
+        "delay": None
+    }
+    assert set(state.end_notes.values()) == {"train not reached in 10, val not reached in 10"}
     assert not [name for name in state.metrics if name.startswith("grok/") and name.endswith(("95", "99"))]
 
 
-def test_training_samples_that_were_not_judged_have_reached_nothing(whole: tuple[Path, State]) -> None:
-    state = fit(None, Grokking(hold=HOLD), judge_train=False, steps=60)
-    first = told(whole[0])["0.95"]["val"]["first"]
+def test_training_samples_that_were_not_evaluated_have_reached_nothing(full_run: tuple[Path, State]) -> None:
+    state = fit(None, Grokking(hold=HOLD), eval_train=False, steps=60)
+    first = read_grokking(full_run[0])["0.95"]["val"]["first"]
     assert state.metrics["grok/val_95"] == first
     assert not {"train/acc", "grok/train_95", "grok/delay_95"} & set(state.metrics)
-    assert state.said["grokking 95%"].startswith(f"val at step {first}; ")
+    assert state.end_notes["grokking 95%"].startswith(f"val at step {first}; ")
 
 
 class Kill(Callback):
@@ -200,78 +202,84 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Hear(Callback):
+class NotesRecorder(Callback):
     """What is said by the time the console shows it: it ends before."""
 
     def on_end(self, state: State) -> None:
-        self.said = dict(state.said)
+        self.notes = dict(state.end_notes)
 
 
 @pytest.mark.parametrize("back", [50, 7, 0, None])
-def test_a_run_that_goes_on_tells_the_same(tmp_path: Path, whole: tuple[Path, State], back: int | None) -> None:
+def test_a_resumed_run_reports_the_same(tmp_path: Path, full_run: tuple[Path, State], back: int | None) -> None:
     """Interrupted before, and in, the evaluation that completed the row, in the very step that ends it, and not at all."""
-    (folder, state), there = whole, tmp_path / "run"
+    (folder, state), there = full_run, tmp_path / "run"
     if back is None:
         shutil.copytree(folder, there)
     else:
-        stopped = fit(there, Checkpoint(), watching(), Kill(state.step - back))
+        stopped = fit(there, Checkpoint(), make_grokking(), Kill(state.step - back))
         assert (stopped.step, stopped.signum) == (state.step - back, signal.SIGTERM)
-    end = fit(there, Checkpoint(), hear := Hear(), watching(), resume=there)
-    assert (end.step, end.stop, hear.said) == (state.step, state.stop, state.said)
+    end = fit(there, Checkpoint(), hear := NotesRecorder(), make_grokking(), resume=there)
+    assert (end.step, end.stop, hear.notes) == (state.step, state.stop, state.end_notes)
     metrics = [{name: value for name, value in each.metrics.items() if "perf/" not in name} for each in (end, state)]
     assert metrics[0] == metrics[1]
-    assert (told(there), lines(there)) == (told(folder), lines(folder))
-    assert weights_digest(end.model) == weights_digest(state.model)
+    assert (read_grokking(there), read_metrics(there)) == (read_grokking(folder), read_metrics(folder))
+    assert hash_weights(end.model) == hash_weights(state.model)
 
 
 def test_one_that_joins_later_begins_to_look_there(tmp_path: Path) -> None:
     fit(tmp_path, Checkpoint(), steps=7)
     late = Grokking(every=1000)
     assert fit(tmp_path, Checkpoint(), late, steps=12, resume=tmp_path).step == 12
-    assert ([step for step, _, _ in late.norms], [look[0] for look in late.looks]) == ([8], [10, 12])
+    assert ([step for step, _, _ in late.norms], [look[0] for look in late.evaluations]) == ([8], [10, 12])
     assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
 
 
-def look(model: nn.Module) -> dict[str, float]:
+def measure_model(model: nn.Module) -> dict[str, float]:
     """What is told of a model."""
     state = State(model, torch.optim.SGD(model.parameters()), DATA, 1, 8, "val/acc")
     Grokking(every=1).on_gradients(state)
-    return state.told
+    return state.extra_metrics
 
 
-def embedding(weight: torch.Tensor) -> nn.Module:
+def make_embedding(weight: torch.Tensor) -> nn.Module:
     return nn.Sequential(nn.Embedding(*weight.shape, _weight=weight), nn.Linear(weight.shape[1], 3))
 
 
 def test_norm_and_rank_are_what_their_formulas_say() -> None:
     """Roy & Vetterli 2007, eq. 3 and 4: exp of -sum p_k log p_k, p_k the share of the k-th singular value."""
     torch.manual_seed(0)
-    model = embedding(torch.randn(12, 8))
+    model = make_embedding(torch.randn(12, 8))
     flat = np.concatenate([p.detach().double().numpy().ravel() for p in model.parameters()])
     values = np.linalg.svd(model.get_parameter("0.weight").detach().double().numpy(), compute_uv=False)
     shares = values / values.sum()
     rank = math.exp(-sum(p * math.log(p) for p in shares))
     assert 1 < rank < 8
-    assert look(model) == pytest.approx({"grok/weight_norm": np.linalg.norm(flat), "grok/embedding_rank": rank}, rel=1e-5)
+    assert measure_model(model) == pytest.approx(
+        {"grok/weight_norm": np.linalg.norm(flat), "grok/embedding_rank": rank}, rel=1e-5
+    )
     orthogonal = nn.init.orthogonal_(torch.empty(12, 8))
-    assert look(embedding(3 * orthogonal))["grok/embedding_rank"] == pytest.approx(8, rel=1e-5)
-    assert look(embedding(torch.outer(torch.randn(12), torch.randn(8))))["grok/embedding_rank"] == pytest.approx(1, rel=1e-4)
-    assert "grok/embedding_rank" not in look(embedding(torch.zeros(12, 8))), "it has none"
+    assert measure_model(make_embedding(3 * orthogonal))["grok/embedding_rank"] == pytest.approx(8, rel=1e-5)
+    assert measure_model(make_embedding(torch.outer(torch.randn(12), torch.randn(8))))["grok/embedding_rank"] == pytest.approx(
+        1, rel=1e-4
+    )
+    assert "grok/embedding_rank" not in measure_model(make_embedding(torch.zeros(12, 8))), "it has none"
 
 
 def test_weights_count_once_where_the_head_is_the_embedding() -> None:
     tied = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
-    assert look(tied)["grok/weight_norm"] == pytest.approx(math.sqrt(sum(p.square().sum().item() for p in tied.parameters())))
+    assert measure_model(tied)["grok/weight_norm"] == pytest.approx(
+        math.sqrt(sum(p.square().sum().item() for p in tied.parameters()))
+    )
 
 
 def test_a_model_without_an_embedding_has_the_rest(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data, watched = digits(), Grokking(every=10, hold=1)
     model = MLP(data.shape, 32, 1, nn.Linear)
-    trainer = Trainer(60, 64, eval_every=20, judge_train=True, device="cpu")
+    trainer = Trainer(60, 64, eval_every=20, eval_train=True, device="cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     state = trainer.fit(model, optimizer, constant, classification, data, [watched], monitor="val/acc", folder=tmp_path)
-    assert state.metrics["grok/val_95"] == watched.reached("val", 0.95).first
+    assert state.metrics["grok/val_95"] == watched.find_milestone("val", 0.95).first
     assert "grok/weight_norm" in state.metrics
     assert "grok/embedding_rank" not in state.metrics
     assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
@@ -279,13 +287,13 @@ def test_a_model_without_an_embedding_has_the_rest(tmp_path: Path) -> None:
 
 def test_watching_changes_nothing() -> None:
     plain, watched = (
-        fit(None, *callbacks, judge_train=bool(callbacks), dropout=0.1, steps=30) for callbacks in ((), (Grokking(every=1),))
+        fit(None, *callbacks, eval_train=bool(callbacks), dropout=0.1, steps=30) for callbacks in ((), (Grokking(every=1),))
     )
     assert "train/acc" in watched.metrics
-    assert weights_digest(plain.model) == weights_digest(watched.model)
+    assert hash_weights(plain.model) == hash_weights(watched.model)
 
 
-def test_weights_that_are_not_finite_are_told_by_the_loop() -> None:
+def test_weights_that_are_not_finite_are_reported_by_the_loop() -> None:
     class Break(Callback):
         def on_start(self, state: State) -> None:
             nn.init.constant_(next(state.model.parameters()), math.nan)
@@ -304,7 +312,7 @@ def test_the_command_line_leaves_all_of_it_also_with_two_processes(tmp_path: Pat
     """The 50 training samples in batches of 7: the last has one, and a process without any."""
     asked = [*TINY, "model=decoder", "callbacks=grokking", "tracker=jsonl", "batch_size=7", "trainer.steps=9"]
     program, own = [str(ROOT / "train.py"), *asked, f"out={tmp_path / 'out'}"], {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = [*ranks([*program, "name=both"], tmp_path, own), run([*program, "name=alone"], tmp_path, own)]
+    ended = [*run_ranks([*program, "name=both"], tmp_path, own), run([*program, "name=alone"], tmp_path, own)]
     assert [done.returncode for done in ended] == [0, 0, 0], "".join(done.stderr for done in ended)
     assert ["grokking 95%" in done.stdout for done in ended] == [True, False, True]
     (line,) = [line for line in ended[0].stdout.splitlines() if line.startswith("grokking 95%")]
@@ -312,8 +320,8 @@ def test_the_command_line_leaves_all_of_it_also_with_two_processes(tmp_path: Pat
     curves = []
     for name in ("alone", "both"):
         (folder,) = (tmp_path / "out" / name).iterdir()
-        assert told(folder) == recomputed(folder, 9)
+        assert read_grokking(folder) == recompute_grokking(folder, 9)
         assert (folder / "plots" / "grokking.png").read_bytes().startswith(PNG)
-        curves.append([(line["train/acc"], line["val/acc"]) for line in lines(folder)])
+        curves.append([(line["train/acc"], line["val/acc"]) for line in read_metrics(folder)])
     assert len(curves[0]) == 9
     assert curves[0] == curves[1]

@@ -13,7 +13,7 @@ from program import run
 
 from research.dataset import Tokens
 from research.models.hub import Hub
-from research.nn.bitlinear import BitLinear, layers
+from research.nn.bitlinear import BitLinear, bitlinear_layers
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
@@ -23,12 +23,12 @@ SHAPE = Tokens(11, 6)
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seed_torch() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved_folder(tmp_path: Path) -> Path:
     """A folder as save_pretrained leaves it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -38,8 +38,8 @@ def saved(tmp_path: Path) -> Path:
 
 def test_a_new_model_has_ternary_layers() -> None:
     model = Hub(SHAPE, "llama", TINY, linear=BitLinear)
-    assert len(layers(model)) == 2 * 7
-    assert not any("head" in name for name in layers(model))
+    assert len(bitlinear_layers(model)) == 2 * 7
+    assert not any("head" in name for name in bitlinear_layers(model))
     tokens = torch.randint(11, (3, 6))
     logits = model(tokens)
     assert logits.shape == (3, 6, 11)
@@ -53,7 +53,7 @@ def test_a_new_model_has_ternary_layers() -> None:
 @pytest.mark.parametrize("kind", ["qwen2", "gemma", "bitnet"])
 def test_other_architectures_go_too(kind: str) -> None:
     model = Hub(SHAPE, kind, TINY | {"num_key_value_heads": 2}, linear=BitLinear, include=["*mlp*"])
-    assert len(layers(model)) == 2 * 3
+    assert len(bitlinear_layers(model)) == 2 * 3
     assert model(torch.randint(11, (2, 6))).isfinite().all()
 
 
@@ -63,11 +63,11 @@ def test_a_model_that_sees_the_answer_is_refused(more: dict[str, Any]) -> None:
         Hub(SHAPE, "bert", TINY | more)
 
 
-@pytest.mark.parametrize("length", [1, 2, 6, 40])
-def test_as_a_decoder_it_is_taken(length: int) -> None:
-    model = Hub(Tokens(11, length), "bert", TINY | {"is_decoder": True}, linear=BitLinear)
+@pytest.mark.parametrize("seq_len", [1, 2, 6, 40])
+def test_as_a_decoder_it_is_taken(seq_len: int) -> None:
+    model = Hub(Tokens(11, seq_len), "bert", TINY | {"is_decoder": True}, linear=BitLinear)
     assert model.net.training, "as it was before it was looked at"
-    tokens = torch.randint(11, (2, length))
+    tokens = torch.randint(11, (2, seq_len))
     later = tokens.clone()
     later[:, -1] = (later[:, -1] + 1) % 11
     model.eval()
@@ -88,11 +88,11 @@ def test_a_model_that_takes_no_symbols_is_named() -> None:
         Hub(SHAPE, "roberta", TINY | {"is_decoder": True})
 
 
-def test_where_most_weights_stay_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_most_weights_stay_it_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     """Experts are not made of nn.Linear. What is between embedding and head counts, however large these are."""
     experts = TINY | {"num_key_value_heads": 2, "num_local_experts": 4}
     model = Hub(SHAPE, "mixtral", experts, linear=BitLinear)
-    ternary = sum(layer.weight.numel() for layer in layers(model).values())
+    ternary = sum(layer.weight.numel() for layer in bitlinear_layers(model).values())
     outer = 2 * 11 * 32
     share = 100 * ternary / (sum(p.numel() for p in model.parameters() if p.ndim > 1) - outer)
     (told,) = [record.message for record in caplog.records if "between embedding and head" in record.message]
@@ -109,25 +109,25 @@ def test_layers_of_another_kind_are_named() -> None:
         Hub(SHAPE, "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, linear=BitLinear)
 
 
-def test_a_folder_gives_architecture_and_weights(saved: Path) -> None:
+def test_a_folder_gives_architecture_and_weights(saved_folder: Path) -> None:
     """Without BitLinears it is what was saved; with them it has the same master weights."""
     from transformers import LlamaForCausalLM
 
     tokens = torch.randint(11, (3, 6))
-    plain, ternary = Hub(SHAPE, folder=str(saved)), Hub(SHAPE, folder=str(saved), linear=BitLinear)
-    torch.testing.assert_close(plain(tokens), LlamaForCausalLM.from_pretrained(saved)(tokens).logits)
-    assert not layers(plain)
-    assert len(layers(ternary)) == 14
+    plain, ternary = Hub(SHAPE, folder=str(saved_folder)), Hub(SHAPE, folder=str(saved_folder), linear=BitLinear)
+    torch.testing.assert_close(plain(tokens), LlamaForCausalLM.from_pretrained(saved_folder)(tokens).logits)
+    assert not bitlinear_layers(plain)
+    assert len(bitlinear_layers(ternary)) == 14
     weights = ternary.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_it_trains_through_the_program(saved: Path, tmp_path: Path) -> None:
+def test_it_trains_through_the_program(saved_folder: Path, tmp_path: Path) -> None:
     """From a configuration, and from a folder with a warm-up; a checkpoint is kept."""
     base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=4", "tracker=jsonl", "trainer.device=cpu"]
     fields = [f"model.fields.{name}={value}" for name, value in TINY.items()]
-    for more in (fields, [f"model.folder={saved}", "model.linear.warmup=2"]):
-        done = program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
+    for more in (fields, [f"model.folder={saved_folder}", "model.linear.warmup=2"]):
+        done = run_program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
         assert done.returncode == 0, done.stdout + done.stderr
     for folder in (tmp_path / "out" / "modular").iterdir():
         told = json.loads((folder / "summary.json").read_text())
@@ -136,12 +136,12 @@ def test_it_trains_through_the_program(saved: Path, tmp_path: Path) -> None:
         assert (folder / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
 
 
-def program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run([str(ROOT / "train.py"), *arguments], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("kwargs", "words"),
     [
         ({"model_type": "lama"}, "model.model_type=lama: transformers has none of that name; did you mean "),
         ({"model_type": "vit"}, "model.model_type=vit, model.fields=.*: Unrecognized configuration class"),
@@ -153,19 +153,19 @@ def program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         ({"fields": TINY | {"num_attention_heads": 5}}, "model.fields=.*: The hidden size"),
     ],
 )
-def test_what_does_not_fit_is_named(given: dict[str, Any], words: str) -> None:
+def test_what_does_not_fit_is_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Hub(SHAPE, linear=BitLinear, **given)
+        Hub(SHAPE, linear=BitLinear, **kwargs)
 
 
-def test_a_damaged_folder_is_named(saved: Path) -> None:
-    weights = saved / "model.safetensors"
+def test_a_damaged_folder_is_named(saved_folder: Path) -> None:
+    weights = saved_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"model.folder={saved} cannot be read: "):
-        Hub(SHAPE, folder=str(saved))
-    (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=f"model.folder={saved} cannot be read: "):
-        Hub(SHAPE, folder=str(saved))
+    with pytest.raises(ValueError, match=f"model.folder={saved_folder} cannot be read: "):
+        Hub(SHAPE, folder=str(saved_folder))
+    (saved_folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"model.folder={saved_folder} cannot be read: "):
+        Hub(SHAPE, folder=str(saved_folder))
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

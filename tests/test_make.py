@@ -18,7 +18,7 @@ if [ -e killed ]; then rm killed; touch .venv/half; exit 1; fi
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def checkout(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python").write_text(PYTHON)
@@ -26,41 +26,41 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def setup(place: Path) -> tuple[int, str, list[str]]:
+def run_setup(checkout: Path) -> tuple[int, str, list[str]]:
     """Exit code, what was said, and the calls of Python so far."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}  # of `make test`
-    command = ["make", "setup", f"PYTHON={place / 'python'}"]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    calls = place / "calls"
+    command = ["make", "setup", f"PYTHON={checkout / 'python'}"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    calls = checkout / "calls"
     return done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else []
 
 
-def test_it_is_done_once(place: Path) -> None:
-    code, said, calls = setup(place)
+def test_it_is_done_once(checkout: Path) -> None:
+    code, said, calls = run_setup(checkout)
     assert (code, len(calls)) == (0, 2)
     assert "minutes, once" in said
     assert "--constraint constraints.txt" in calls[1]
-    assert setup(place) == (0, "", calls)
+    assert run_setup(checkout) == (0, "", calls)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
-def test_it_is_done_again_when_the_requirements_change(place: Path, name: str) -> None:
-    setup(place)
-    with (place / name).open("a") as file:
+def test_it_is_done_again_when_the_requirements_change(checkout: Path, name: str) -> None:
+    run_setup(checkout)
+    with (checkout / name).open("a") as file:
         file.write("# changed\n")
-    assert len(setup(place)[2]) == 3, "pip again, in the same environment"
-    assert setup(place)[1] == ""
+    assert len(run_setup(checkout)[2]) == 3, "pip again, in the same environment"
+    assert run_setup(checkout)[1] == ""
 
 
-def test_one_that_was_interrupted_starts_afresh(place: Path) -> None:
-    (place / "killed").touch()
-    assert setup(place)[0] != 0
-    assert (place / ".venv" / "half").exists()
-    code, said, calls = setup(place)
+def test_one_that_was_interrupted_starts_afresh(checkout: Path) -> None:
+    (checkout / "killed").touch()
+    assert run_setup(checkout)[0] != 0
+    assert (checkout / ".venv" / "half").exists()
+    code, said, calls = run_setup(checkout)
     assert (code, len(calls)) == (0, 4)
     assert "interrupted" in said
-    assert not (place / ".venv" / "half").exists()
-    assert setup(place)[1] == ""
+    assert not (checkout / ".venv" / "half").exists()
+    assert run_setup(checkout)[1] == ""
 
 
 def test_every_target_sets_up_first() -> None:

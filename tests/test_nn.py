@@ -10,9 +10,9 @@ from research.dataset import Tokens
 from research.models.transformer import Transformer
 from research.nn.attention import Attention
 from research.nn.bitlinear import BitLinear
-from research.nn.blocks import blocks
+from research.nn.blocks import find_blocks
 from research.nn.norm import RMSNorm
-from research.nn.rope import rope_table, rotate
+from research.nn.rope import build_rope_table, rotate
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -20,7 +20,7 @@ def test_attention_agrees_with_a_loop(kv_heads: int) -> None:
     torch.manual_seed(0)
     layer = Attention(32, 4, kv_heads, torch.nn.Linear, torch.nn.Identity())
     x = torch.randn(2, 6, 32)
-    cos, sin = rope_table(6, 8)
+    cos, sin = build_rope_table(6, 8)
     split = [p(x).view(2, 6, -1, 8).transpose(1, 2) for p in (layer.q_proj, layer.k_proj, layer.v_proj)]
     q, k, v = rotate(split[0], cos, sin), rotate(split[1], cos, sin), split[2]
     out = torch.zeros(2, 6, 4, 8)
@@ -35,7 +35,7 @@ def test_attention_agrees_with_a_loop(kv_heads: int) -> None:
 def test_rotary_positions_agree_with_complex_numbers() -> None:
     """2104.09864, eq. 34: pair (x_i, x_{i + width/2}) of position m is turned by m theta_i, theta_i = 10000^(-2i/width)."""
     x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
-    cos, sin = rope_table(5, 8)
+    cos, sin = build_rope_table(5, 8)
     y = rotate(x, cos, sin)
     for m in range(5):
         for i in range(4):
@@ -47,12 +47,12 @@ def test_rotary_positions_agree_with_complex_numbers() -> None:
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 8)
-    cos, sin = rope_table(20, 8)
+    cos, sin = build_rope_table(20, 8)
 
-    def score(i: int, j: int) -> torch.Tensor:
+    def compute_score(i: int, j: int) -> torch.Tensor:
         return (rotate(q, cos[i : i + 1], sin[i : i + 1]) * rotate(k, cos[j : j + 1], sin[j : j + 1])).sum()
 
-    torch.testing.assert_close(score(3, 1), score(17, 15), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compute_score(3, 1), compute_score(17, 15), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
@@ -82,10 +82,10 @@ def test_the_transformer_does_not_see_the_future(linear: type[torch.nn.Linear]) 
     assert not torch.allclose(model(a)[:, 4:], model(b)[:, 4:])
 
 
-def test_blocks_are_found_at_any_depth_but_not_within_another() -> None:
+def test_blocks_are_listed_at_any_depth_but_not_within_another() -> None:
     inner = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.Linear(1, 1)])
     model = torch.nn.ModuleDict({"net": torch.nn.ModuleDict({"layers": inner}), "tail": torch.nn.Sequential(torch.nn.ReLU())})
-    assert blocks(model) == {"net.layers.0": inner[0], "net.layers.1": inner[1], "tail.0": model["tail"][0]}
+    assert find_blocks(model) == {"net.layers.0": inner[0], "net.layers.1": inner[1], "tail.0": model["tail"][0]}
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "words"), [(3, None, "model.heads=3"), (4, 3, "model.kv_heads=3")])

@@ -9,13 +9,13 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
-def code(path: Path) -> list[str]:
+def list_code_cells(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path) -> None:
-    source = "\n".join(code(path))
+    source = "\n".join(list_code_cells(path))
     assert "steps, curves = 500, {}" in source
     names: dict[str, object] = {"__name__": "notebook"}
     before = Path.cwd()

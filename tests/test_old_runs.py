@@ -11,8 +11,8 @@ import program
 import pytest
 from safetensors.numpy import load_file
 
-from research.checkpoint import weights_digest
-from research.trained import load
+from research.checkpoint import hash_weights
+from research.trained import load_run
 
 OLD = Path(__file__).parent / "fixtures" / "v1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -21,8 +21,8 @@ SAME = ["steps=40", "eval_every=10", "tracker=jsonl", "model.depth=1"]
 OVERRIDES = {
     "modular": "model=bitnet optim=grokfast data.p=7 batch_size=8 target=null model.dim=16 model.heads=2 trainer.log_every=5 "
     "trainer.ema=0.9 seed=1",
-    "text_run": "model=bitnet data=text data.path=tests/fixtures/v1/text data.glob=*.txt data.length=32 data.val_bytes=256 "
-    "precision=fp32 batch_size=4 model.dim=32 model.heads=2 model.hidden=64",
+    "text_run": "model=bitnet data=text data.path=tests/fixtures/v1/text data.pattern=*.txt data.seq_len=32 data.val_bytes=256 "
+    "precision=fp32 batch_size=4 model.dim=32 model.heads=2 model.ffn_dim=64",
     "digits": "model=bitmlp data=digits optim=adamw batch_size=16 model.dim=16",
     "decoder": "model=bitdecoder optim=grokfast_ma optim.window=3 callbacks=grokking data.p=7 batch_size=8 model.dim=16 "
     "model.heads=2",
@@ -30,7 +30,7 @@ OVERRIDES = {
 
 
 def run_module(tmp_path: Path, *arguments: str) -> str:
-    command, own = [sys.executable, "-m", *arguments], program.environment(tmp_path)
+    command, own = [sys.executable, "-m", *arguments], program.make_environment(tmp_path)
     done = subprocess.run(command, cwd=program.ROOT, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -42,7 +42,7 @@ def test_an_old_run_is_resumed_by_its_path(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name  # a run that is resumed goes on in its folder
     shutil.copytree(OLD / name, folder)
     argv = [str(program.ROOT / "train.py"), *OVERRIDES[name].split(), *SAME, f"resume={folder}", f"out={tmp_path / 'out'}"]
-    done = program.run(argv, program.ROOT, program.environment(tmp_path))
+    done = program.run(argv, program.ROOT, program.make_environment(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "FINISHED"
@@ -54,10 +54,10 @@ def test_an_old_run_is_resumed_by_its_path(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_the_weights_of_an_old_run_are_loaded_to_the_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(program.ROOT)  # where its data is: data.path was relative
-    run = load(str(OLD / name))
+    run = load_run(str(OLD / name))
     summary: dict[str, Any] = json.loads((OLD / name / "summary.json").read_text())
     if name != "modular":  # there the averages are loaded, and the digest is of the weights
-        assert weights_digest(run.model) == summary["weights_sha256"]
+        assert hash_weights(run.model) == summary["weights_sha256"]
     assert sum(p.numel() for p in run.model.parameters()) == summary["params"]
     assert len(run.data.train) > 0
 

@@ -13,41 +13,41 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from research.optim import grokfast
 from research.optim.muon import Muon
-from research.optim.plain import param_groups, plain
+from research.optim.plain import build_param_groups, from_base
 from research.optim.schedules import bitnet, constant, cosine, wsd
 
 BASES: list[Any] = [partial(AdamW, fused=True), partial(AdamW), partial(SGD, momentum=0.9), partial(Muon)]
 FILTERS: list[Any] = [partial(grokfast.ema, alpha=0.9, lamb=2.0), partial(grokfast.ma, window=4, lamb=2.0)]
 
 
-def model() -> nn.Module:
+def make_model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.RMSNorm(8), nn.Linear(8, 3))
 
 
-def gradients(net: nn.Module, step: int) -> list[torch.Tensor]:
+def make_gradients(net: nn.Module, step: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     return [torch.randn(p.shape, generator=generator) for p in net.parameters()]
 
 
 def run(net: nn.Module, optimizer: Optimizer, first: int, last: int) -> None:
     for step in range(first, last):
-        for p, g in zip(net.parameters(), gradients(net, step), strict=True):
+        for p, g in zip(net.parameters(), make_gradients(net, step), strict=True):
             p.grad = g.clone()
         optimizer.step()
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
+def is_same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_ema_is_the_papers_formula() -> None:
     """2405.20233, Algorithm 2, one weight at a time with SGD: w <- w - lr (g + lamb mu)."""
-    net, alpha, lamb, lr = model(), 0.9, 2.0, 0.1
+    net, alpha, lamb, lr = make_model(), 0.9, 2.0, 0.1
     expected = [p.detach().clone() for p in net.parameters()]
     mu: list[torch.Tensor] = []
     for step in range(6):
-        grads = gradients(net, step)
+        grads = make_gradients(net, step)
         mu = [alpha * m + (1 - alpha) * g for m, g in zip(mu or grads, grads, strict=True)]
         expected = [w - lr * (g + lamb * m) for w, g, m in zip(expected, grads, mu, strict=True)]
     run(net, grokfast.ema(net, partial(SGD), lr, alpha, lamb), 0, 6)
@@ -57,10 +57,10 @@ def test_ema_is_the_papers_formula() -> None:
 
 def test_ma_is_the_papers_formula() -> None:
     """2405.20233, Algorithm 1, off until the window is full: w <- w - lr (g + lamb mean of the last w gradients)."""
-    net, window, lamb, lr = model(), 3, 5.0, 0.1
+    net, window, lamb, lr = make_model(), 3, 5.0, 0.1
     expected, past = [p.detach().clone() for p in net.parameters()], []
     for step in range(11):
-        past = [*past, gradients(net, step)][-window:]
+        past = [*past, make_gradients(net, step)][-window:]
         for i, g in enumerate(past[-1]):
             slow = sum(p[i] for p in past) / window if len(past) == window else 0
             expected[i] = expected[i] - lr * (g + lamb * slow)
@@ -72,7 +72,7 @@ def test_ma_is_the_papers_formula() -> None:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("build", FILTERS)
 def test_resume_is_exact_to_the_bit(base: Any, build: Any, tmp_path: Any) -> None:
-    whole, part = model(), model()
+    whole, part = make_model(), make_model()
     run(whole, build(whole, base, 0.01, weight_decay=0.1), 0, 13)
     first = build(part, base, 0.01, weight_decay=0.1)
     run(part, first, 0, 7)
@@ -80,22 +80,22 @@ def test_resume_is_exact_to_the_bit(base: Any, build: Any, tmp_path: Any) -> Non
     second = build(part, base, 0.01, weight_decay=0.1)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     run(part, second, 7, 13)
-    assert same(whole, part)
+    assert is_same(whole, part)
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("build", [partial(grokfast.ema, lamb=0.0), partial(grokfast.ma, lamb=0.0)])
 def test_lamb_zero_is_the_base(base: Any, build: Any) -> None:
-    a, b = model(), model()
+    a, b = make_model(), make_model()
     filtered = build(a, base, 0.01, weight_decay=0.1)
     run(a, filtered, 0, 5)
-    run(b, plain(b, base, 0.01, weight_decay=0.1), 0, 5)
-    assert same(a, b)
+    run(b, from_base(b, base, 0.01, weight_decay=0.1), 0, 5)
+    assert is_same(a, b)
     assert not any("grokfast" in key for state in filtered.state.values() for key in state)
 
 
 def test_the_filter_is_an_optimizer_and_never_rebinds_gradients() -> None:
-    net = model()
+    net = make_model()
     optimizer = grokfast.ema(net, partial(AdamW, fused=True), 0.01)
     assert isinstance(optimizer, AdamW)
     assert type(optimizer).__name__ == "GrokfastAdamW"
@@ -107,15 +107,15 @@ def test_the_filter_is_an_optimizer_and_never_rebinds_gradients() -> None:
 
 def test_another_window_begins_empty() -> None:
     """2405.20233, Algorithm 1, after a resume with window 2 instead of 4: off for one step, then the mean of two."""
-    net, lamb, lr = model(), 5.0, 0.1
+    net, lamb, lr = make_model(), 5.0, 0.1
     optimizer = grokfast.ma(net, partial(SGD), lr, 4, lamb)
     run(net, optimizer, 0, 5)
     for group in optimizer.param_groups:
         group["window"] = 2
     expected = [p.detach().clone() for p in net.parameters()]
     for step in range(5, 8):
-        for i, g in enumerate(gradients(net, step)):
-            slow = (g + gradients(net, step - 1)[i]) / 2 if step > 5 else 0
+        for i, g in enumerate(make_gradients(net, step)):
+            slow = (g + make_gradients(net, step - 1)[i]) / 2 if step > 5 else 0
             expected[i] = expected[i] - lr * (g + lamb * slow)
     run(net, optimizer, 5, 8)
     for p, e in zip(net.parameters(), expected, strict=True):
@@ -125,7 +125,7 @@ def test_another_window_begins_empty() -> None:
 @pytest.mark.parametrize("build", FILTERS)
 def test_hooks_are_called_once_a_step(build: Any) -> None:
     """torch wraps a class's step once a plain object of it was made: ours must not be wrapped twice."""
-    net = model()
+    net = make_model()
     AdamW(net.parameters())
     optimizer, calls = build(net, partial(AdamW), 0.01), []
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
@@ -135,11 +135,11 @@ def test_hooks_are_called_once_a_step(build: Any) -> None:
 
 
 def test_a_late_first_gradient_and_a_missing_one() -> None:
-    net = model()
+    net = make_model()
     optimizer = grokfast.ema(net, partial(AdamW), 0.01)
     parameters = list(net.parameters())
     for step in range(4):
-        for i, (p, g) in enumerate(zip(parameters, gradients(net, step), strict=True)):
+        for i, (p, g) in enumerate(zip(parameters, make_gradients(net, step), strict=True)):
             p.grad = g if step >= 2 or i % 2 else None
         optimizer.step()
     assert all("grokfast_ema" in optimizer.state[p] for p in parameters)
@@ -147,7 +147,7 @@ def test_a_late_first_gradient_and_a_missing_one() -> None:
 
 def test_weight_decay_skips_norms_and_biases() -> None:
     net = nn.ModuleDict({"embed": nn.Embedding(3, 4), "norm": nn.RMSNorm(4), "head": nn.Linear(4, 3)})
-    decayed, skipped = param_groups(net, 0.5, ["norm", "bias"])
+    decayed, skipped = build_param_groups(net, 0.5, ["norm", "bias"])
     assert [n for n, _ in decayed["params"]] == ["embed.weight", "head.weight"]
     assert [n for n, _ in skipped["params"]] == ["norm.weight", "head.bias"]
     assert (decayed["weight_decay"], skipped["weight_decay"]) == (0.5, 0.0)

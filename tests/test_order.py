@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.order import permutation, positions
-from research.seeding import fold, seed_step
+from research.order import permutation, sample_indices
+from research.seeding import fold_in, seed_step
 
 small = st.integers(0, 200)
 
@@ -17,15 +17,15 @@ def test_an_epoch_holds_each_sample_once(seed: int, epoch: int, n: int) -> None:
 
 @given(seed=small, start=small, a=st.integers(1, 60), b=st.integers(1, 60), n=st.integers(1, 50))
 def test_a_stream_does_not_depend_on_how_it_is_cut(seed: int, start: int, a: int, b: int, n: int) -> None:
-    whole = positions(seed, start, a + b, n)
-    parts = torch.cat((positions(seed, start, a, n), positions(seed, start + a, b, n)))
+    whole = sample_indices(seed, start, a + b, n)
+    parts = torch.cat((sample_indices(seed, start, a, n), sample_indices(seed, start + a, b, n)))
     assert torch.equal(whole, parts)
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
 def test_near_keys_give_other_seeds(keys: list[int]) -> None:
-    assert 0 <= fold(*keys) < 2**63
-    assert fold(*keys) != fold(*keys[:-1], keys[-1] + 1)
+    assert 0 <= fold_in(*keys) < 2**63
+    assert fold_in(*keys) != fold_in(*keys[:-1], keys[-1] + 1)
 
 
 def test_a_step_draws_the_same_whatever_came_before() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from research.preflight.command import judged, mistakes
-from research.preflight.help import groups
-from research.preflight.meant import meant
-from research.preflight.resume import quoted
-from research.preflight.signature import TargetError, signature
+from research.preflight.command import check_overrides, find_mistakes
+from research.preflight.help import list_groups
+from research.preflight.meant import suggest
+from research.preflight.resume import quote_path
+from research.preflight.signature import TargetError, read_signature
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "mlflow", "accelerate", "optuna")
-LOADED = f"""# train.py, and at its end a line with those of HEAVY that were imported
+IMPORT_PROBE = f"""# train.py, and at its end a line with those of HEAVY that were imported
 import atexit, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.argv[0] = "train.py"
@@ -27,8 +27,8 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
 
 
-def started(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LOADED, *arguments]
+def run_program(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", IMPORT_PROBE, *arguments]
     return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
 
 
@@ -37,7 +37,10 @@ TWELVE = [
     (["trainer.step=5"], ["there is no key 'trainer.step'", "did you mean: trainer.steps=5 ?"]),
     (["log_every=5"], ["did you mean: trainer.log_every=5 ?"]),
     (["model=bitnt"], ["no option 'bitnt'", "bitmlp, bitnet, bitnet_2b4t", "did you mean: model=bitnet"]),
-    (["model=transformer", "model.linear.scale=1"], ["no key 'model.linear.scale'", "'model.linear' has: none here"]),
+    (
+        ["model=transformer", "model.linear.scale_method=1"],
+        ["no key 'model.linear.scale_method'", "'model.linear' has: none here"],
+    ),
     # + does not get past the checks
     (["+trainer.foo=1"], ["research.trainer.Trainer has no parameter foo", "it has: steps, batch_size"]),
     # type, range, choice, nothing
@@ -46,7 +49,7 @@ TWELVE = [
     (["trainer.precision=fp99"], ["trainer.precision takes fp32, bf16", 'got "fp99"']),
     (["trainer.steps="], ["trainer.steps takes", "got nothing"]),
     (["model.linear.weight_bits=3"], ["model.linear.weight_bits takes a number in {1, 1.58, 2, 4, 8}", "got 3"]),
-    (["model.linear.per=0"], ["model.linear.per takes tensor, channel or a whole number in [1, inf)", "got 0"]),
+    (["model.linear.granularity=0"], ["model.linear.granularity takes tensor, channel or a whole number in [1, inf)", "got 0"]),
     # a file that is not there
     (["model=hub", "model.folder=nowhere/at/all"], ["there is no file or folder", "nowhere/at/all", "looked from"]),
     (["data=text", "data.path=nowhere/at/all"], ["there is no file or folder", "nowhere/at/all", "looked from"]),
@@ -63,7 +66,7 @@ TWELVE = [
     (["optim.start_when=100", "steps=100"], ["does not come within trainer.steps=100", "give fewer than 100"]),
     (["optim.start_when=val/acc:95"], ["optim.start_when=val/acc:95 is no moment of a run", "fractions, at most 1"]),
     (["optim.start_when=val/acc:0.9", "optim.stop_when=val/acc:0.5"], ["comes no later than optim.start_when"]),
-    (["optim.start_when=train/acc:0.9"], ["is not judged", "give trainer.judge_train=true"]),
+    (["optim.start_when=train/acc:0.9"], ["is not judged", "give trainer.eval_train=true"]),
     (["optim=grokfast_ma", "optim.window=0"], ["optim.window takes a whole number in [1, inf)", "got 0"]),
     (["optim.lamb=-1"], ["optim.lamb takes a number in [0, inf)", "got -1"]),
     (["optim.base._target_=torch.optim.LBFGS", "~optim.base.betas", "~optim.base.fused"], ["gradients within its step"]),
@@ -87,7 +90,7 @@ TWELVE = [
 
 @pytest.mark.parametrize(("arguments", "words"), TWELVE, ids=[" ".join(arguments) for arguments, _ in TWELVE])
 def test_the_twelve_mistakes(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
-    done = started(*arguments, f"out={tmp_path / 'out'}", cwd=tmp_path)
+    done = run_program(*arguments, f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stdout.strip() == "[]", "a heavy import came first"
     for word in words:
@@ -102,33 +105,33 @@ def test_runs_need_a_folder_to_be_in(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Told before Hydra trips over it."""
     file = tmp_path / "file"
     file.touch()
-    (told,) = mistakes([f"out={file / 'runs'}"], False)
+    (told,) = find_mistakes([f"out={file / 'runs'}"], False)
     assert f"{file} is a file" in told
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # as on a read-only disk
-    (told,) = mistakes([f"out={tmp_path / 'runs'}"], False)
+    (told,) = find_mistakes([f"out={tmp_path / 'runs'}"], False)
     assert f"{tmp_path} cannot be written to" in told
 
 
 def test_all_mistakes_in_one_answer() -> None:
-    done = started("trainer.step=5", "model=bitnt", "lr=-1", "optim.lamb=much", "data.p=48", "data.operation=/")
+    done = run_program("trainer.step=5", "model=bitnt", "lr=-1", "optim.lamb=much", "data.p=48", "data.operation=/")
     heads = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
     expected = ["trainer.step=5", "model=bitnt", "lr=-1", "optim.lamb=much", "data.p=48 data.operation=/"]
     assert sorted(heads) == sorted(expected)
 
 
 def test_the_traceback_is_there_for_those_who_want_it() -> None:
-    done = started("trainer.step=5", HYDRA_FULL_ERROR="1")
+    done = run_program("trainer.step=5", HYDRA_FULL_ERROR="1")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "did you mean: trainer.steps=5" in done.stderr
 
 
 def test_help_names_everything_and_imports_nothing() -> None:
-    done = started("--help")
+    done = run_program("--help")
     *text, loaded = done.stdout.splitlines()
     assert (done.returncode, loaded) == (0, "[]")
     shown = "\n".join(text)
-    for group, options in groups().items():
+    for group, options in list_groups().items():
         assert group in shown
         for option in options:
             assert option in shown
@@ -138,11 +141,11 @@ def test_help_names_everything_and_imports_nothing() -> None:
 
 
 def test_the_examples_of_the_help_are_right() -> None:
-    text = started("--help").stdout
+    text = run_program("--help").stdout
     for line in text.splitlines():
         if line.startswith("  python train.py"):
             words = line.split()[2:]
-            assert mistakes([w for w in words if w != "-m"], "-m" in words) == [], line
+            assert find_mistakes([w for w in words if w != "-m"], "-m" in words) == [], line
 
 
 RIGHT = [
@@ -150,7 +153,8 @@ RIGHT = [
     "hydra.run.dir=elsewhere", "data=text", "optim=muon lr=0.01 trainer.clip_norm=null", "model.kv_heads=2", "name='a=b'",
     "data=digits model=bitmlp loss=classification", "experiment=text seed=3", "tracker.uri=sqlite:///x.db", "target=0.5",
     "optim.base._target_=torch.optim.NAdam ~optim.base.fused", "trainer.device=cpu", "+optim.base.eps=1e-9",
-    "model.linear.weight_bits=4 model.linear.per=16", "model=hub model.folder=conf", "model=hub +model.fields.rope_theta=1e5",
+    "model.linear.weight_bits=4 model.linear.granularity=16", "model=hub model.folder=conf",
+    "model=hub +model.fields.rope_theta=1e5",
     "model=hub model.folder=conf ~model.fields", "model.linear.warmup=50 steps=100", "model=hub ~model.linear",
     "callbacks=ternary callbacks.ternary.every=20", "callbacks=gradients eval_every=7 trainer.log_every=3",
     "trainer=debug callbacks=ternary",
@@ -159,7 +163,7 @@ RIGHT = [
 
 @pytest.mark.parametrize("line", RIGHT)
 def test_what_is_right_passes(line: str) -> None:
-    assert mistakes(line.split(), False) == []
+    assert find_mistakes(line.split(), False) == []
 
 
 OTHERS = [
@@ -176,7 +180,7 @@ OTHERS = [
     ("experiment=txt", "did you mean: experiment=text ?"),
     ("loss=classification", "give loss=last_token"),
     ("model.kv_heads=3", "give model.kv_heads=2"),
-    ("model.linear.per=7", "give model.linear.per=8, tensor or channel"),
+    ("model.linear.granularity=7", "give model.linear.granularity=8, tensor or channel"),
     ("tracker=null", "a group takes one of its options: jsonl, mlflow, none"),
     ("~target", "give it a value, as target=null"),
     ("~model", "a run needs model; options: bitdecoder, bitmlp"),
@@ -186,11 +190,14 @@ OTHERS = [
 
 @pytest.mark.parametrize(("argument", "words"), OTHERS)
 def test_other_mistakes(argument: str, words: str) -> None:
-    assert words in "\n".join(mistakes([argument], False))
+    assert words in "\n".join(find_mistakes([argument], False))
 
 
-CLASHES = [
-    ("model.linear.per=8 model.linear.back_end=int8", ["model.linear.back_end=int8 model.linear.per=8", "back_end=auto"]),
+CONFLICTS = [
+    (
+        "model.linear.granularity=8 model.linear.backend=int8",
+        ["model.linear.backend=int8 model.linear.granularity=8", "backend=auto"],
+    ),
     ("model=hub model.folder=conf model.fields.hidden_size=64", ["model.folder=conf model.fields.hidden_size=64", "leave out"]),
     ("model=hub model.folder=conf model.model_type=gpt2", ["model.folder=conf model.model_type=gpt2", "leave out"]),
     ("model=hub model.folder=conf +model.fields.rope_theta=1e5", ["model.folder", "model.fields.rope_theta"]),
@@ -201,21 +208,21 @@ CLASHES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), CLASHES, ids=[line for line, _ in CLASHES])
+@pytest.mark.parametrize(("line", "words"), CONFLICTS, ids=[line for line, _ in CONFLICTS])
 def test_what_does_not_go_together(line: str, words: list[str]) -> None:
-    (told,) = mistakes(line.split(), False)
+    (told,) = find_mistakes(line.split(), False)
     for word in words:
         assert word in told
 
 
 def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it, for trainer=ddp
-    for group, options in groups().items():
+    for group, options in list_groups().items():
         for option in options:
             fits = ["data=digits"] if option in ("mlp", "bitmlp", "classification") else []
             fits += ["model=mlp"] if option in ("digits", "classification") else []
             fits += ["data=text"] if option == "next_token" else []
-            assert mistakes([*fits, f"{group}={option}"], False) == []
+            assert find_mistakes([*fits, f"{group}={option}"], False) == []
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -224,12 +231,14 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
     (["trainer.steps=choice(10,ten)"], "trainer.steps takes"), (["optim=glob(grok*)", "optim.alpha=0.5"], "alpha"),
 ])  # fmt: skip
 def test_each_value_of_a_sweep_is_looked_at(arguments: list[str], words: str) -> None:
-    assert words in "\n".join(mistakes(arguments, True))
+    assert words in "\n".join(find_mistakes(arguments, True))
 
 
-def test_a_key_that_nothing_reads_is_told() -> None:
-    assert "give trainer.steps, which trainer=debug sets itself" in "\n".join(mistakes(["trainer=debug", "steps=10"], False))
-    assert mistakes(["trainer=debug", "trainer.steps=10", "batch_size=4"], False) == []
+def test_a_key_that_nothing_reads_is_reported() -> None:
+    assert "give trainer.steps, which trainer=debug sets itself" in "\n".join(
+        find_mistakes(["trainer=debug", "steps=10"], False)
+    )
+    assert find_mistakes(["trainer=debug", "trainer.steps=10", "batch_size=4"], False) == []
 
 
 @pytest.mark.parametrize("line", [
@@ -237,111 +246,111 @@ def test_a_key_that_nothing_reads_is_told() -> None:
     "monitor=val/loss ~callbacks.early_stop", "monitor=val/loss target=0.1", "monitor=val/loss target=null",
 ])  # fmt: skip
 def test_what_is_set_lower_down_needs_nothing_above(line: str) -> None:
-    assert mistakes(line.split(), False) == []
+    assert find_mistakes(line.split(), False) == []
 
 
 def test_a_sweep_is_one_study() -> None:
     several = ["data=modular,text", "model=bitnet", "seed=0,1"]
-    assert "several studies: modular, text" in "\n".join(mistakes(several, True))
-    assert mistakes([*several, "name=both"], True) == []
-    assert "several studies: a, b" in "\n".join(mistakes(["name=a,b"], True))
+    assert "several studies: modular, text" in "\n".join(find_mistakes(several, True))
+    assert find_mistakes([*several, "name=both"], True) == []
+    assert "several studies: a, b" in "\n".join(find_mistakes(["name=a,b"], True))
 
 
 def test_a_sweep_that_is_right_names_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROKBIT_SWEPT", "")
-    assert mistakes(["model=bitnet", "lr=1e-3,3e-4", "seed=range(0,3)"], True) == []
+    assert find_mistakes(["model=bitnet", "lr=1e-3,3e-4", "seed=range(0,3)"], True) == []
     assert os.environ["GROKBIT_SWEPT"] == "lr,seed"
 
 
 def test_resume_wants_the_same_architecture(tmp_path: Path) -> None:
-    assert "holds no checkpoint" in "\n".join(mistakes([f"resume={tmp_path}"], False))
+    assert "holds no checkpoint" in "\n".join(find_mistakes([f"resume={tmp_path}"], False))
     (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
-    done = started("--cfg", "job", "--resolve")
+    done = run_program("--cfg", "job", "--resolve")
     config = done.stdout.rsplit("[", 1)[0]
     (tmp_path / "config.yaml").write_text(config)
-    assert mistakes([f"resume={tmp_path}"], False) == []
-    told = "\n".join(mistakes([f"resume={tmp_path}", "model.dim=64"], False))
+    assert find_mistakes([f"resume={tmp_path}"], False) == []
+    told = "\n".join(find_mistakes([f"resume={tmp_path}", "model.dim=64"], False))
     assert "model.dim is 64 here, was 128 there" in told
-    assert mistakes([f"resume={tmp_path}", "model.dropout=0.1", "lr=1e-4", "optim.base.betas=[0.9,0.9]"], False) == []
-    assert "optim._target_" in "\n".join(mistakes([f"resume={tmp_path}", "optim=adamw"], False))
-    assert "data.p is 13 here, was 47 there" in "\n".join(mistakes([f"resume={tmp_path}", "data.p=13"], False))
-    assert mistakes([f"resume={tmp_path}", "data.p=13", "optim=adamw", "resume.weights_only=true"], False) == []
-    fresh = mistakes([f"resume={tmp_path}", "model.dim=64", "resume.weights_only=true"], False)
+    assert find_mistakes([f"resume={tmp_path}", "model.dropout=0.1", "lr=1e-4", "optim.base.betas=[0.9,0.9]"], False) == []
+    assert "optim._target_" in "\n".join(find_mistakes([f"resume={tmp_path}", "optim=adamw"], False))
+    assert "data.p is 13 here, was 47 there" in "\n".join(find_mistakes([f"resume={tmp_path}", "data.p=13"], False))
+    assert find_mistakes([f"resume={tmp_path}", "data.p=13", "optim=adamw", "resume.weights_only=true"], False) == []
+    fresh = find_mistakes([f"resume={tmp_path}", "model.dim=64", "resume.weights_only=true"], False)
     assert "model.dim is 64 here, was 128 there" in "\n".join(fresh)
 
 
 def test_resume_finds_its_folder(tmp_path: Path) -> None:
     """By the same configuration, by a path, by the id of its run; an older checkpoint branches off."""
-    assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [])
+    assert check_overrides(["resume.path=auto", f"out={tmp_path}"], False) == ([], [])
     run = tmp_path / "modular" / "a 'b'"
     for step in (3, 6):
         (run / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    (run / "config.yaml").write_text(started("--cfg", "job", "--resolve", f"out={tmp_path}").stdout.rsplit("[", 1)[0])
+    (run / "config.yaml").write_text(run_program("--cfg", "job", "--resolve", f"out={tmp_path}").stdout.rsplit("[", 1)[0])
     (run / "mlflow_run_id").write_text("0123456789abcdef" * 2)
-    place = f"hydra.run.dir={quoted(run)}"
-    assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place])
-    assert judged(["resume.path=auto", f"out={tmp_path}", "lr=1e-4"], False) == ([], [])
-    assert judged([f"resume.path={quoted(run)}", "lr=1e-4"], False) == ([], [place])
-    ids = judged([f"resume.path={'0123456789abcdef' * 2}", f"out={tmp_path}"], False)
-    assert ids == ([], [f"resume.path={quoted(run)}", place])
-    newest, older = (quoted(run / "checkpoints" / f"step-{step:08d}") for step in (6, 3))
-    assert judged([f"resume.path={newest}"], False) == ([], [place])
-    assert judged([f"resume.path={older}"], False) == ([], [])
-    (told,) = mistakes([f"resume.path={older}", place], False)
+    place = f"hydra.run.dir={quote_path(run)}"
+    assert check_overrides(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place])
+    assert check_overrides(["resume.path=auto", f"out={tmp_path}", "lr=1e-4"], False) == ([], [])
+    assert check_overrides([f"resume.path={quote_path(run)}", "lr=1e-4"], False) == ([], [place])
+    ids = check_overrides([f"resume.path={'0123456789abcdef' * 2}", f"out={tmp_path}"], False)
+    assert ids == ([], [f"resume.path={quote_path(run)}", place])
+    newest, older = (quote_path(run / "checkpoints" / f"step-{step:08d}") for step in (6, 3))
+    assert check_overrides([f"resume.path={newest}"], False) == ([], [place])
+    assert check_overrides([f"resume.path={older}"], False) == ([], [])
+    (told,) = find_mistakes([f"resume.path={older}", place], False)
     assert "has later checkpoints than step-00000003" in told
     assert "leave out hydra.run.dir" in told
     (run / "checkpoints" / "step-00000006-good").mkdir()
-    assert judged([f"resume.path={newest}"], False) == ([], [place]), "somebody's copy is none of the run's"
-    assert judged([f"resume.path={quoted(run)}", "resume.weights_only=true"], False) == ([], [])
+    assert check_overrides([f"resume.path={newest}"], False) == ([], [place]), "somebody's copy is none of the run's"
+    assert check_overrides([f"resume.path={quote_path(run)}", "resume.weights_only=true"], False) == ([], [])
     asked = [f"resume.path={'0123456789abcdef' * 2}", f"out={tmp_path}"]
-    spelt = [f"resume.path={quoted(run)}"]
-    assert judged([*asked, f"hydra.run.dir={tmp_path / 'own'}"], False) == ([], spelt)
-    assert judged([*asked, "lr=1e-3,1e-4"], True) == ([], spelt)
+    spelt = [f"resume.path={quote_path(run)}"]
+    assert check_overrides([*asked, f"hydra.run.dir={tmp_path / 'own'}"], False) == ([], spelt)
+    assert check_overrides([*asked, "lr=1e-3,1e-4"], True) == ([], spelt)
     damaged = tmp_path / "modular" / "newer" / "config.yaml"
     damaged.parent.mkdir()
     for content in ("", "lr: [1, "):
         damaged.write_text(content)
-        assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "the one before"
+        assert check_overrides(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "the one before"
     damaged.write_text((run / "config.yaml").read_text())
-    assert judged(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "this one has saved nothing yet"
+    assert check_overrides(["resume.path=auto", f"out={tmp_path}"], False) == ([], [place]), "this one has saved nothing yet"
     (damaged.parent / "mlflow_run_id").write_bytes(b"\xff\xfe")
-    assert judged(asked, False) == ids
+    assert check_overrides(asked, False) == ids
 
 
-def test_resume_auto_is_of_one_run_that_goes_on(tmp_path: Path) -> None:
-    (told,) = mistakes(["resume=auto", "resume.weights_only=true", f"out={tmp_path}"], False)
+def test_resume_auto_is_of_one_run_that_continues(tmp_path: Path) -> None:
+    (told,) = find_mistakes(["resume=auto", "resume.weights_only=true", f"out={tmp_path}"], False)
     assert "auto goes on with the newest run" in told
     assert "give resume=FOLDER" in told
-    (told,) = mistakes(["resume=auto", "lr=1e-3,1e-4", f"out={tmp_path}"], True)
+    (told,) = find_mistakes(["resume=auto", "lr=1e-3,1e-4", f"out={tmp_path}"], True)
     assert "-m starts several" in told
-    (told,) = mistakes([f"resume={'01234567' * 4},{'89abcdef' * 4}", f"out={tmp_path}"], True)
+    (told,) = find_mistakes([f"resume={'01234567' * 4},{'89abcdef' * 4}", f"out={tmp_path}"], True)
     assert "a sweep can begin at one run in MLflow" in told
 
 
-def test_a_mistyped_word_finds_what_was_meant() -> None:
+def test_a_mistyped_word_gets_a_suggestion() -> None:
     names = ["trainer.steps", "steps", "trainer.eval_every", "optim.lr", "lr", "model.dim"]
-    assert meant("trainer.step", names)[0] == "trainer.steps"
-    assert meant("lr2", names)[0] == "lr"
-    assert meant("dim", names)[0] == "model.dim"
-    assert meant("zzz", names) == []
+    assert suggest("trainer.step", names)[0] == "trainer.steps"
+    assert suggest("lr2", names)[0] == "lr"
+    assert suggest("dim", names)[0] == "model.dim"
+    assert suggest("zzz", names) == []
 
 
 def test_signatures_are_read_without_importing() -> None:
-    takes = signature("torch.optim.AdamW")
+    takes = read_signature("torch.optim.AdamW")
     assert takes is not None
     assert [p.name for p in takes.parameters][:3] == ["params", "lr", "betas"]
     with pytest.raises(TargetError, match=r"did you mean research\.trainer\.Trainer"):
-        signature("research.trainer.Trianer")
+        read_signature("research.trainer.Trianer")
     with pytest.raises(TargetError, match="is a module"):
-        signature("research.trainer")
+        read_signature("research.trainer")
 
 
 def test_a_component_of_ones_own_is_checked_like_ours(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class Net:\n    def __init__(self, shape, width: int) -> None: ...\n")
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
-        "from research.preflight.command import mistakes\n"
-        "import json; print(json.dumps(mistakes(['model._target_=mine.Net', '+model.width=wide'], False)))"
+        "from research.preflight.command import find_mistakes\n"
+        "import json; print(json.dumps(find_mistakes(['model._target_=mine.Net', '+model.width=wide'], False)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     told = "\n".join(json.loads(done.stdout))
@@ -353,12 +362,12 @@ def test_a_component_of_ones_own_is_checked_like_ours(tmp_path: Path) -> None:
 def test_an_answer_comes_fast(arguments: list[str]) -> None:
     """At most 2.5 times `import hydra`: the median of pairs, for machines are noisy."""
 
-    def seconds(*command: str) -> float:
+    def measure_seconds(*command: str) -> float:
         begun = time.perf_counter()
         subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
         return time.perf_counter() - begun
 
-    ratios = [seconds("train.py", *arguments) / seconds("-c", "import hydra") for _ in range(9)]
+    ratios = [measure_seconds("train.py", *arguments) / measure_seconds("-c", "import hydra") for _ in range(9)]
     assert statistics.median(ratios) <= 2.5, ratios
 
 
@@ -376,8 +385,8 @@ def test_an_answer_comes_fast(arguments: list[str]) -> None:
     ],
 )
 def test_what_a_sweep_may_say(words: list[str]) -> None:
-    assert mistakes(words, True) == []
+    assert find_mistakes(words, True) == []
 
 
-def test_a_sweep_of_a_key_that_its_options_lack_is_told_unless_a_condition_leaves_it_out() -> None:
-    assert "there is no key 'optim.lamb'" in "".join(mistakes(["optim=adamw,grokfast", "optim.lamb=interval(0,5)"], True))
+def test_a_sweep_of_a_key_that_its_options_lack_is_reported_unless_a_condition_leaves_it_out() -> None:
+    assert "there is no key 'optim.lamb'" in "".join(find_mistakes(["optim=adamw,grokfast", "optim.lamb=interval(0,5)"], True))

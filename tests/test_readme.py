@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import environment, train
+from program import make_environment, train
 from torch.distributed.run import get_args_parser
 
-from research.preflight.command import mistakes
+from research.preflight.command import find_mistakes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")]
@@ -24,10 +24,10 @@ DEBUG = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", 
 
 
 def run(command: list[str], cwd: Path, store: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, env=environment(store), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=make_environment(store), capture_output=True, text=True, timeout=300)
 
 
-def split(command: str) -> tuple[list[str], bool]:
+def split_command(command: str) -> tuple[list[str], bool]:
     words = shlex.split(command)[2:]
     return [word for word in words if word != "-m"], "-m" in words
 
@@ -38,9 +38,9 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", TRAIN)
 def test_every_line_is_right(command: str) -> None:
-    words, sweeps = split(command)
+    words, sweeps = split_command(command)
     if "model=bigram" not in words and not any(word.startswith("resume=") for word in words) and "--help" not in words:
-        assert mistakes(words, sweeps) == []
+        assert find_mistakes(words, sweeps) == []
 
 
 @pytest.mark.parametrize("command", TORCHRUN)
@@ -49,7 +49,7 @@ def test_every_launch_is_right(command: str, monkeypatch: pytest.MonkeyPatch, tm
     assert given.training_script == "train.py"
     monkeypatch.setenv("WORLD_SIZE", str(int(given.nnodes.split(":")[0]) * int(given.nproc_per_node)))
     words = [word.replace("/shared", str(tmp_path)) for word in given.training_script_args]
-    assert mistakes(words, False) == []
+    assert find_mistakes(words, False) == []
 
 
 def test_the_line_of_the_readme_trains(tmp_path: Path) -> None:

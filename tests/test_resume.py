@@ -22,9 +22,9 @@ from research.callbacks.checkpoint import Checkpoint
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
 from research.callbacks.ternary import Ternary
-from research.checkpoint import weights_digest
+from research.checkpoint import hash_weights
 from research.data.modular import modular
-from research.folder import Run, checkpoints
+from research.folder import RunConfig, list_checkpoints
 from research.jsonl import Jsonl
 from research.losses import last_token
 from research.models.transformer import Transformer
@@ -84,7 +84,7 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
     folder.mkdir(exist_ok=True)
     monitor = taken.pop("monitor")
     jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if taken.pop("health", False) else []
-    jsonl.start(Run("name", "study", folder, {}, [], {}))
+    jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
     own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
     try:
         return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *health, *callbacks],
@@ -93,31 +93,31 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
         jsonl.finish("", {})
 
 
-def story(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in line.items() if k not in ("seconds", "perf/samples_per_s", "perf/tokens_per_s")} for line in lines
     ]
 
 
-Whole = Callable[[str], tuple[str, list[dict[str, Any]]]]
+FullRun = Callable[[str], tuple[str, list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> FullRun:
     """The weights and the story of a case, never interrupted."""
 
     @cache
-    def of(case: str) -> tuple[str, list[dict[str, Any]]]:
+    def run_case(case: str) -> tuple[str, list[dict[str, Any]]]:
         folder = tmp_path_factory.mktemp(case)
-        return weights_digest(fit(folder, **CASES[case]).model), story(folder)
+        return hash_weights(fit(folder, **CASES[case]).model), read_metrics(folder)
 
-    return of
+    return run_case
 
 
 @pytest.mark.parametrize("stops", [(1,), (9,), (EPOCH,), (STEPS - 1,), (4, 17)], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_the_end_is_the_same(tmp_path: Path, whole: Whole, case: str, stops: tuple[int, ...]) -> None:
+def test_the_end_is_the_same(tmp_path: Path, full_run: FullRun, case: str, stops: tuple[int, ...]) -> None:
     """Step 1, inside an epoch, at its end, before the last step, and twice; the metrics come once each, too."""
     resume = None
     for stop in stops:
@@ -126,8 +126,8 @@ def test_the_end_is_the_same(tmp_path: Path, whole: Whole, case: str, stops: tup
         resume = tmp_path
     torch.rand(99)  # the process that goes on has another past
     end = fit(tmp_path, resume=resume, **CASES[case])
-    assert end.first == stops[-1]
-    assert (weights_digest(end.model), story(tmp_path)) == whole(case)
+    assert end.first_step == stops[-1]
+    assert (hash_weights(end.model), read_metrics(tmp_path)) == full_run(case)
 
 
 def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
@@ -141,17 +141,17 @@ def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
     assert fit(tmp_path, steps=15, resume=tmp_path, **constant).step == 15
 
 
-def test_a_signal_inside_an_evaluation_leaves_it_to_the_run_that_goes_on(tmp_path: Path, whole: Whole) -> None:
-    def interrupted(logits: Tensor, targets: Tensor) -> Tensor:
+def test_a_signal_inside_an_evaluation_leaves_it_to_the_resumed_run(tmp_path: Path, full_run: FullRun) -> None:
+    def interrupting_loss(logits: Tensor, targets: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # an evaluation
             os.kill(os.getpid(), signal.SIGUSR1)
         return last_token(logits, targets)
 
-    state = fit(tmp_path, loss=interrupted, dropout=0.2)
-    assert (state.step, state.pending, state.signum) == (7, True, signal.SIGUSR1)
-    assert [line["step"] for line in story(tmp_path)] == [3, 6]
+    state = fit(tmp_path, loss=interrupting_loss, dropout=0.2)
+    assert (state.step, state.eval_pending, state.signum) == (7, True, signal.SIGUSR1)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [3, 6]
     end = fit(tmp_path, dropout=0.2, resume=tmp_path)
-    assert (weights_digest(end.model), story(tmp_path)) == whole("dropout")
+    assert (hash_weights(end.model), read_metrics(tmp_path)) == full_run("dropout")
 
 
 def test_a_second_ctrl_c_ends_at_once_without_harm(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_ends_at_once_without_harm(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, Impatient(), every=4)
-    assert checkpoint.newest(tmp_path)[1].step == 8
+    assert checkpoint.load_newest(tmp_path)[1].step == 8
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -173,16 +173,16 @@ def test_a_save_that_fails_ends_the_run_and_not_the_one_before(
     """Also where a thread writes: the training hears of it at the next save."""
     commit = checkpoint.commit
 
-    def full(root: Path, whole: checkpoint.Snapshot) -> Path:
-        if whole.step >= 12:
+    def commit_to_full_disk(root: Path, snapshot: checkpoint.Snapshot) -> Path:
+        if snapshot.step >= 12:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return commit(root, whole)
+        return commit(root, snapshot)
 
-    monkeypatch.setattr(checkpoint, "commit", full)
+    monkeypatch.setattr(checkpoint, "commit", commit_to_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         fit(tmp_path, every=4, background=background)
-    assert checkpoint.newest(tmp_path)[1].step == 8
-    assert story(tmp_path)[-1]["step"] < 18
+    assert checkpoint.load_newest(tmp_path)[1].step == 8
+    assert read_metrics(tmp_path)[-1]["step"] < 18
 
 
 class Late(Callback):
@@ -212,7 +212,7 @@ def test_the_best_are_those_of_one_metric(tmp_path: Path) -> None:
     """A run that goes on under another monitor does not compare it with the old one's values."""
     fit(tmp_path, steps=15)
     state = fit(tmp_path, resume=tmp_path, monitor="val/acc")
-    assert set(checkpoints(tmp_path)) == {STEPS, state.best["step"]}
+    assert set(list_checkpoints(tmp_path)) == {STEPS, state.best["step"]}
 
 
 def test_half_precision_may_begin_on_the_way(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     """Also where the numbers outgrow their eight digits."""
     for step in (99_999_999, 100_000_000, 7):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    assert list(checkpoints(tmp_path)) == [100_000_000, 99_999_999, 7]
+    assert list(list_checkpoints(tmp_path)) == [100_000_000, 99_999_999, 7]
 
 
 def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
@@ -247,15 +247,15 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
 def test_numbers_of_other_libraries_are_kept_as_numbers(tmp_path: Path) -> None:
     """numpy's look like floats, and cannot be read again by a loader that trusts nothing."""
 
-    class Tells(Callback):
+    class NumpyMetrics(Callback):
         def on_step(self, state: State) -> None:
-            state.told["my/norm"] = np.float64(state.step)
+            state.extra_metrics["my/norm"] = np.float64(state.step)
 
-    fit(tmp_path, Tells(), steps=7)
+    fit(tmp_path, NumpyMetrics(), steps=7)
     assert fit(tmp_path, resume=tmp_path).metrics["my/norm"] == 7.0
 
 
-def test_other_groups_of_parameters_are_told_by_their_setting(tmp_path: Path) -> None:
+def test_other_groups_of_parameters_are_named_by_their_setting(tmp_path: Path) -> None:
     fit(tmp_path, steps=7)
     with pytest.raises(ValueError, match=r"(?s)groups other parameters here.*give the optim\.\* settings"):
         fit(tmp_path, resume=tmp_path, filter=partial(EMA, no_decay=()))
@@ -273,7 +273,7 @@ def test_a_run_goes_back_and_never_forward(tmp_path: Path) -> None:
                 state.grad_norm = math.nan
 
     state = fit(tmp_path, Fails(), resume=tmp_path / "checkpoints" / "step-00000008", on_nonfinite="rollback")
-    assert (state.rollbacks, state.safe, state.step) == (1, 8, STEPS)
+    assert (state.rollbacks, state.last_finite_checkpoint, state.step) == (1, 8, STEPS)
     assert steps == [8, 9, 10, *range(8, STEPS)]
 
 
@@ -281,8 +281,10 @@ def test_a_signal_ends_at_once_only_the_first_step_and_the_first_evaluation_that
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    at_once = Watch.at_once
-    monkeypatch.setattr(Watch, "at_once", lambda self, impatient: (asked.append(impatient), at_once(self, impatient))[1])
+    at_once = Watch.raise_immediately
+    monkeypatch.setattr(
+        Watch, "raise_immediately", lambda self, impatient: (asked.append(impatient), at_once(self, impatient))[1]
+    )
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     fit(tmp_path, compile=True, steps=14, log_every=1)
     assert [place for place, impatient in enumerate(asked) if impatient] == [0, 7], "7 steps, an evaluation, 7 steps, another"
@@ -320,12 +322,12 @@ def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
         folder=tmp_path,
     )
     assert trained.step == 2
-    assert trained.first == 0
+    assert trained.first_step == 0
 
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     fit(tmp_path, every=2, keep_last=3, keep_best=2, eval_every=1, steps=25)
-    values = {line["step"]: line["val/loss"] for line in story(tmp_path)}
+    values = {line["step"]: line["val/loss"] for line in read_metrics(tmp_path)}
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert kept[-1] == 25
     assert min(values, key=lambda step: values[step]) in kept
@@ -333,14 +335,14 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert len(kept) <= 5
 
 
-def test_the_average_is_judged_and_kept(tmp_path: Path) -> None:
+def test_the_average_is_evaluated_and_kept(tmp_path: Path) -> None:
     state = fit(tmp_path, ema=0.8, steps=14)
     assert state.average is not None
-    snapshot = checkpoint.newest(tmp_path)[1]
+    snapshot = checkpoint.load_newest(tmp_path)[1]
     for name, tensor in state.average.averages.items():
         assert torch.equal(snapshot.tensors["average"][name], tensor)
         assert not torch.equal(snapshot.tensors["average"][name], snapshot.tensors["model"][name])
-    with state.average.in_place(), torch.no_grad():
+    with state.average.use_averages(), torch.no_grad():
         logits = state.model.eval()(DATA.val.inputs)
     mean = last_token(logits, DATA.val.targets.long()).mean().item()
     assert state.metrics["val/loss"] == pytest.approx(mean, rel=1e-5)

@@ -16,32 +16,32 @@ from research.callbacks.checkpoint import Checkpoint
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.optim import grokfast
-from research.optim.plain import plain
+from research.optim.plain import from_base
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
-def fit(steps, folder, ema=None, build=plain, seed=None, **more):
+def fit(steps, folder, ema=None, build=from_base, seed=None, **more):
     trainer = Trainer(steps, 8, device="cpu", parallel="fsdp", ema=ema, eval_every=100)
     torch.manual_seed(steps if seed is None else seed)
-    model = trainer.place(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
+    model = trainer.to_device(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
     optimizer = build(model, partial(torch.optim.AdamW), lr=1e-2)
     return trainer.fit(model, optimizer, constant, last_token, data, [Checkpoint()], folder=folder, **more)
 
 def same(a, b):
-    return all(torch.equal(shards.whole(x), shards.whole(y)) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(shards.full_tensor(x), shards.full_tensor(y)) for x, y in zip(a, b, strict=True))
 
 data, root = modular(p=11), Path(sys.argv[1])
 with_average = fit(6, root / "a", ema=0.5)
 averages = [average.clone() for average in with_average.average.averages.values()]
 trainer = Trainer(1, 8, device="cpu", parallel="fsdp", eval_every=100)
-model = trainer.place(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
+model = trainer.to_device(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
 facts = {"monitor": "val/loss", "name": "", "folder": None, "config": ""}
-state = trainer._state(model, plain(model, torch.optim.AdamW, lr=1e-2), data, [], **facts)
+state = trainer._create_state(model, from_base(model, torch.optim.AdamW, lr=1e-2), data, [], **facts)
 snapshot.begin_from(state, root / "a")
 assert same(model.parameters(), averages), "a fresh run begins at the averages"
 fit(6, root / "c")
 later = fit(7, root / "c", ema=0.9, resume=root / "c")
-assert later.first == 6 and later.average, "averages begin at the weights where there are none"
+assert later.first_step == 6 and later.average, "averages begin at the weights where there are none"
 
 late, early = (partial(grokfast.ema, **{moment: 3}) for moment in ("start_when", "stop_when"))
 for name, build in {"late": late, "early": early, "window": partial(grokfast.ma, window=4)}.items():

@@ -16,8 +16,8 @@ from pathlib import Path
 import optuna
 import pytest
 import servers
-from program import TINY, environment
-from sweeping import swept
+from program import TINY, make_environment
+from sweeping import run_sweep
 
 from research import trial
 
@@ -33,36 +33,36 @@ def opener(tmp_path: Path) -> Iterator[Opener]:
     """Gives the URL of an empty storage of a kind; its server ends with the test."""
     with ExitStack() as running:
 
-        def opened(kind: str) -> str:
+        def open_storage(kind: str) -> str:
             try:
                 if kind == "postgresql":
-                    return running.enter_context(servers.postgresql())
+                    return running.enter_context(servers.start_postgresql())
                 if kind == "redis":
-                    return running.enter_context(servers.redis())
+                    return running.enter_context(servers.start_redis())
             except servers.NotInstalledError as error:
                 pytest.skip(str(error))
             sqlite = f"sqlite:///{tmp_path}/study.db"
             if kind == "grpc":
-                return running.enter_context(servers.proxy(sqlite))
+                return running.enter_context(servers.start_grpc_proxy(sqlite))
             return sqlite if kind == "sqlite" else f"journal://{tmp_path}/study.journal"
 
-        yield opened
-        trial._opened.cache_clear()
+        yield open_storage
+        trial._connect_storage.cache_clear()
 
 
-def states(url: str, name: str = "shared") -> Counter[str]:
+def count_states(url: str, name: str = "shared") -> Counter[str]:
     """How the trials of a study have ended."""
-    trial._opened.cache_clear()
-    return Counter(each.state.name for each in optuna.load_study(study_name=name, storage=trial.opened(url)).trials)
+    trial._connect_storage.cache_clear()
+    return Counter(each.state.name for each in optuna.load_study(study_name=name, storage=trial.get_storage(url)).trials)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_study_goes_on_to_its_total(tmp_path: Path, opener: Opener, kind: str) -> None:
+def test_a_study_continues_to_its_total(tmp_path: Path, opener: Opener, kind: str) -> None:
     url = opener(kind)
     arguments = [*SPACE, f"hydra.sweeper.storage={url}", "hydra.sweeper.home=sweeps"]
-    swept(tmp_path, *arguments, "hydra.sweeper.n_trials=4")
-    assert "going on after 4" in swept(tmp_path, *arguments, "hydra.sweeper.n_trials=6")
-    assert states(url) == {"COMPLETE": 6}
+    run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=4")
+    assert "going on after 4" in run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=6")
+    assert count_states(url) == {"COMPLETE": 6}
     assert {path.name for path in (tmp_path / "sweeps" / "shared").iterdir() if path.name.isdecimal()} == set("012345")
 
 
@@ -88,20 +88,20 @@ def test_machines_join_by_the_same_command(tmp_path: Path, opener: Opener, kind:
         each.mkdir()
     arguments = [*SPACE, f"hydra.sweeper.storage={url}", "hydra.sweeper.home=sweeps", "hydra.sweeper.n_trials=12"]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda place: swept(place, *arguments), machines))
-    assert states(url)["COMPLETE"] == 12
+        list(pool.map(lambda place: run_sweep(place, *arguments), machines))
+    assert count_states(url)["COMPLETE"] == 12
     told = [line for each in tmp_path.glob("*/told.txt") for line in each.read_text().splitlines()]
     assert set(Counter(line.split()[0] for line in told).values()) == {2}, "each trial tells when it begins and ends"
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_trials_of_a_launcher_are_given_up(tmp_path: Path, launcher: str) -> None:
+def test_trials_of_a_launcher_are_abandoned(tmp_path: Path, launcher: str) -> None:
     """In processes of the launcher's own, which find the study by themselves."""
     pruner = ["hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=1"]
     first = "hydra.sweeper.enqueue=[{x: 0.0},{x: 1.0},{x: 4.0},{x: 3.0}]"  # the launcher has two at once: the last are worse
     storage = f"hydra.sweeper.storage=journal://{tmp_path}/study.journal"
-    swept(tmp_path, *SPACE, *pruner, first, storage, f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=4", steps=3)
-    assert states(f"journal://{tmp_path}/study.journal") == {"COMPLETE": 2, "PRUNED": 2}
+    run_sweep(tmp_path, *SPACE, *pruner, first, storage, f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=4", steps=3)
+    assert count_states(f"journal://{tmp_path}/study.journal") == {"COMPLETE": 2, "PRUNED": 2}
     processes = {line.split()[2] for line in (tmp_path / "told.txt").read_text().splitlines()}
     assert len(processes) >= 2
 
@@ -109,13 +109,13 @@ def test_trials_of_a_launcher_are_given_up(tmp_path: Path, launcher: str) -> Non
 def test_a_line_that_was_cut_off_is_mended(tmp_path: Path) -> None:
     file = tmp_path / "study.journal"
     arguments = [*SPACE, f"hydra.sweeper.storage=journal://{file}", "hydra.sweeper.home=sweeps"]
-    swept(tmp_path, *arguments, "hydra.sweeper.n_trials=2")
+    run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=2")
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"op_code":4,"worker_id":"' * 3)
-    swept(tmp_path, *arguments, "hydra.sweeper.n_trials=4")
+    run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=4")
     assert file.read_bytes().startswith(whole)
     assert [json.loads(line)["op_code"] for line in file.read_bytes().splitlines()]
-    assert states(f"journal://{file}") == {"COMPLETE": 4}
+    assert count_states(f"journal://{file}") == {"COMPLETE": 4}
 
 
 REFUSED = "sweeper.storage=postgresql://127.0.0.1:1/x cannot be used: (psycopg2.OperationalError) connection to server"
@@ -129,8 +129,8 @@ REFUSED = "sweeper.storage=postgresql://127.0.0.1:1/x cannot be used: (psycopg2.
         ("postgresql://somewhere/x", "psycopg2 is not installed; pip install -e '.[postgres]'"),
     ],
 )
-def test_a_storage_that_is_not_there_is_told_in_a_line(tmp_path: Path, url: str, words: str) -> None:
-    own = environment(tmp_path)
+def test_a_storage_that_is_not_there_is_reported_in_one_line(tmp_path: Path, url: str, words: str) -> None:
+    own = make_environment(tmp_path)
     if "not installed" in words:
         (tmp_path / "psycopg2.py").write_text("raise ImportError('No module named psycopg2')")
         own["PYTHONPATH"] = str(tmp_path)
@@ -154,10 +154,10 @@ def test_a_storage_that_is_not_there_is_told_in_a_line(tmp_path: Path, url: str,
         ("mysql://host/name", "its driver is not installed"),
     ],
 )
-def test_a_wrong_url_is_told(monkeypatch: pytest.MonkeyPatch, url: str, words: str) -> None:
-    monkeypatch.setattr(trial, "PATIENCE", 0.2)
+def test_a_wrong_url_is_reported(monkeypatch: pytest.MonkeyPatch, url: str, words: str) -> None:
+    monkeypatch.setattr(trial, "SERVER_TIMEOUT", 0.2)
     with pytest.raises((ValueError, ConnectionError), match=re.escape(words)):
-        trial.opened(url)
+        trial.get_storage(url)
 
 
 @pytest.mark.parametrize(("module", "url", "extra"), [("redis", "redis://h:1/0", "redis"), ("grpc", "grpc://h:1", "grpc")])
@@ -165,7 +165,7 @@ def test_a_driver_that_is_missing_is_named(tmp_path: Path, module: str, url: str
     """In a process of its own: Optuna imports redis once and for all."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('it is not there')")
     own = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-c", f"from research import trial; trial.opened({url!r})"]
+    command = [sys.executable, "-c", f"from research import trial; trial.get_storage({url!r})"]
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=100)
     assert f"is not installed; pip install -e '.[{extra}]'" in done.stderr
 
@@ -179,7 +179,7 @@ wait $!
 """
 
 
-def test_the_array_for_slurm_is_put_back_and_goes_on(tmp_path: Path) -> None:
+def test_the_array_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
     """The script of the documentation, word for word but for the size; srun and scontrol are stand-ins."""
     (script,) = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
     small = " ".join([*TINY[1:], "tracker=jsonl", "target=null", "steps=100", "eval_every=25", "hydra.sweeper.lease=4"])
@@ -189,7 +189,7 @@ def test_the_array_for_slurm_is_put_back_and_goes_on(tmp_path: Path) -> None:
     for name, content in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o755)
-    own = environment(tmp_path) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    own = make_environment(tmp_path) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
     with (tmp_path / "said").open("wb") as said:
         job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=own, stdout=said, stderr=said)
     for _ in range(600):
@@ -202,4 +202,4 @@ def test_the_array_for_slurm_is_put_back_and_goes_on(tmp_path: Path) -> None:
     again = subprocess.run(["bash", "job"], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stdout + again.stderr
     (folder,) = (tmp_path / "outputs").glob("*/lr")
-    assert states(f"journal://{folder}/study.journal", "lr") == {"COMPLETE": 2}
+    assert count_states(f"journal://{folder}/study.journal", "lr") == {"COMPLETE": 2}

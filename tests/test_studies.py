@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from research.preflight.command import mistakes
+from research.preflight.command import find_mistakes
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -62,7 +62,7 @@ def test_a_readme_has_its_parts(name: str) -> None:
         assert f"**{word}" in readme, word
 
 
-def test_each_study_is_made_by_make_and_told_in_the_log() -> None:
+def test_each_study_is_made_by_make_and_listed_in_the_log() -> None:
     rule = re.search(r"\nstudies: setup\n(.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL)
     assert rule
     log = (EXPERIMENTS / "README.md").read_text()
@@ -71,7 +71,7 @@ def test_each_study_is_made_by_make_and_told_in_the_log() -> None:
         assert f"[{name}]({name}/README.md)" in log
 
 
-def module(name: str) -> Any:
+def load_module(name: str) -> Any:
     """A study's own program."""
     spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / name / "study.py")
     assert spec
@@ -80,7 +80,7 @@ def module(name: str) -> Any:
     return found
 
 
-def words(arm: study.Arm) -> dict[str, str]:
+def split_overrides(arm: study.Arm) -> dict[str, str]:
     return dict(word.split("=", 1) for word in (*arm.fixed, *arm.space))
 
 
@@ -91,27 +91,35 @@ def test_budgets_are_equal(name: str, size: str) -> None:
     and the weight decay of what was made to do without.
     """
     compared: dict[tuple[str, str], list[study.Arm]] = {}
-    for arm in module(name).arms(size):
+    for arm in load_module(name).list_arms(size):
         if arm.space:
-            compared.setdefault((arm.task, words(arm).get("model", "")), []).append(arm)
+            compared.setdefault((arm.task, split_overrides(arm).get("model", "")), []).append(arm)
     for same in compared.values():
         assert len(same) > 1
         assert same[0].trials > 0
-        assert len({(arm.trials, arm.search_seeds, arm.search, arm.seeds, words(arm)["steps"]) for arm in same}) == 1
-        assert {words(arm)["lr"] for arm in same if words(arm)["optim"] != "muon"} == {arms.RATE[0].split("=", 1)[1]}
-        small = [arm for arm in same if words(arm)["optim"] == "orthograd" or words(arm).get("loss") == "stablemax"]
-        assert {words(arm)["optim.weight_decay"] for arm in same if arm not in small} == {arms.RATE[1].split("=", 1)[1]}
+        assert len({(arm.trials, arm.search_seeds, arm.search, arm.seeds, split_overrides(arm)["steps"]) for arm in same}) == 1
+        assert {split_overrides(arm)["lr"] for arm in same if split_overrides(arm)["optim"] != "muon"} == {
+            arms.RATE[0].split("=", 1)[1]
+        }
+        small = [
+            arm
+            for arm in same
+            if split_overrides(arm)["optim"] == "orthograd" or split_overrides(arm).get("loss") == "stablemax"
+        ]
+        assert {split_overrides(arm)["optim.weight_decay"] for arm in same if arm not in small} == {
+            arms.RATE[1].split("=", 1)[1]
+        }
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_run_of_a_study_is_asked_for_rightly(name: str) -> None:
+def test_every_run_of_a_study_has_valid_overrides(name: str) -> None:
     """The overrides of every arm, in both sizes, pass the preflight."""
     for size in ("quick", "full"):
-        made = module(name).arms(size)
+        made = load_module(name).list_arms(size)
         assert len({(arm.name, arm.task) for arm in made}) == len(made), "each has a folder of its own"
         for arm in made:
             asked = [*arm.fixed, *arm.search, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
-            assert mistakes(asked, True) == [], asked
+            assert find_mistakes(asked, True) == [], asked
 
 
 positive = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
@@ -121,45 +129,49 @@ positive = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
 @given(positive, positive, st.floats(0.1, 10.0))
 def test_ratios(slow: list[float], fast: list[float], factor: float) -> None:
     """Of geometric means; within its interval; times a factor where one side is; one over it the other way round."""
-    middle, low, high = results.ratio(slow, fast, draws=200)
+    middle, low, high = results.compute_ratio(slow, fast, draws=200)
     mean = math.prod(slow) ** (1 / len(slow)) / math.prod(fast) ** (1 / len(fast))
     assert middle == pytest.approx(mean)
     assert low <= high
     assert min(slow) / max(fast) * (1 - 1e-9) <= low
     assert high <= max(slow) / min(fast) * (1 + 1e-9)
-    assert results.ratio([factor * value for value in slow], fast, draws=200)[0] == pytest.approx(factor * middle)
-    same = results.ratio(slow, [factor * value for value in slow], paired=True, draws=200)
+    assert results.compute_ratio([factor * value for value in slow], fast, draws=200)[0] == pytest.approx(factor * middle)
+    same = results.compute_ratio(slow, [factor * value for value in slow], paired=True, draws=200)
     assert same == pytest.approx((1 / factor,) * 3), "pairs that all have one ratio leave no doubt"
 
 
-def row(**facts: Any) -> results.Row:
+def make_row(**facts: Any) -> results.Row:
     return dict.fromkeys(results.COLUMNS, "") | {key: str(value) for key, value in facts.items()}
 
 
 def test_scores() -> None:
     end = {"status": "FINISHED", "judged": "val_95", "asked": 1000, "steps": 1000}
-    early, late = (row(val_95=at, acc=1, **end) for at in (300, 900))
-    near, far = (row(acc=acc, **end) for acc in (0.9, 0.1))
-    broken = row(acc=0.1, **end | {"status": "FAILED", "steps": 50})
+    early, late = (make_row(val_95=at, acc=1, **end) for at in (300, 900))
+    near, far = (make_row(acc=acc, **end) for acc in (0.9, 0.1))
+    broken = make_row(acc=0.1, **end | {"status": "FAILED", "steps": 50})
     assert sorted([broken, far, late, near, early], key=results.score) == [early, late, near, far, broken]
     assert results.score(broken) == math.inf
-    assert [results.value(each) for each in (late, near, far, broken)] == [900, 1000, 1000, 1000], "no steps are invented"
-    assert list(map(results.told, (late, far, broken))) == ["900", "not in 1,000", "diverged at 50"]
+    assert [results.get_value(each) for each in (late, near, far, broken)] == [900, 1000, 1000, 1000], "no steps are invented"
+    assert list(map(results.format_value, (late, far, broken))) == ["900", "not in 1,000", "diverged at 50"]
     text, digits = ({"status": "FINISHED", "judged": judged} for judged in ("bpb", "acc"))
-    assert results.score(row(bpb=2.0, acc=0.6, **text)) < results.score(row(bpb=2.1, acc=0.7, **text))
-    shares = [results.score(row(acc=acc, **digits)) for acc in (1.0, 0.98, 0.97)]
+    assert results.score(make_row(bpb=2.0, acc=0.6, **text)) < results.score(make_row(bpb=2.1, acc=0.7, **text))
+    shares = [results.score(make_row(acc=acc, **digits)) for acc in (1.0, 0.98, 0.97)]
     assert 0 < shares[0] < shares[1] < shares[2]
-    assert [results.value(row(judged=judged, status="FAILED")) for judged in ("acc", "bpb")] == [1.0, 8.0], "the worst there is"
+    assert [results.get_value(make_row(judged=judged, status="FAILED")) for judged in ("acc", "bpb")] == [1.0, 8.0], (
+        "the worst there is"
+    )
 
 
 def test_what_was_not_reached_is_a_bound() -> None:
     end = {"status": "FINISHED", "judged": "val_95", "asked": 1000, "acc": 0.5}
-    fast, slow = ([row(val_95=at, seed=seed, **end) for seed, at in enumerate(steps)] for steps in ((100, 200), (300, 600)))
-    never = [row(seed=seed, **end) for seed in range(2)]
-    assert results.compared(slow, fast) == "3 (3 to 3)", "paired by seed"
-    assert results.compared(never, fast) == "more than 7.07 (from 5)"
-    assert results.compared(fast, never) == "less than 0.141 (to 0.2)"
-    assert results.compared(never, never) == results.compared([slow[0], never[0]], never) == "-"
+    fast, slow = (
+        [make_row(val_95=at, seed=seed, **end) for seed, at in enumerate(steps)] for steps in ((100, 200), (300, 600))
+    )
+    never = [make_row(seed=seed, **end) for seed in range(2)]
+    assert results.compare(slow, fast) == "3 (3 to 3)", "paired by seed"
+    assert results.compare(never, fast) == "more than 7.07 (from 5)"
+    assert results.compare(fast, never) == "less than 0.141 (to 0.2)"
+    assert results.compare(never, never) == results.compare([slow[0], never[0]], never) == "-"
 
 
 def test_a_study_from_nothing(tmp_path: Path) -> None:
@@ -174,7 +186,7 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
             (*small, "optim=grokfast"),
             ("lr=tag(log,interval(1e-3,1e-2))",),
             2,
-            search=study.TOUCH,
+            search=study.FIRST_HIT,
             control=("optim.lamb=0",),
         ),
     ]
@@ -193,8 +205,8 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     search = [r for r in rows if r["phase"] == "search"]
     best = min(search, key=results.score)["settings"]
     for phase in ("seeds", "control"):
-        assert {r["settings"] for r in results.of(rows, "tuned", phase=phase)} == {best}
-    assert results.searched(rows, "tuned") == 2
+        assert {r["settings"] for r in results.select_rows(rows, "tuned", phase=phase)} == {best}
+    assert results.count_trials(rows, "tuned") == 2
     asked = [
         (tmp_path / "outputs" / tmp_path.name / f"tuned_modular_{phase}/0/overrides.txt").read_text()
         for phase in made[1].phases
@@ -211,11 +223,11 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
         one.sweep("plain_modular_seeds", [*small, "optim=adamw", "lr=0.1", "seed=1,2"], tmp_path / "outputs")
     other = study.Arm("plain", "modular", (*small, "optim=sgd"))
     with pytest.raises(SystemExit, match="plain_modular_seeds/0 is of another study, without optim=sgd"):
-        one.rows(tmp_path / "outputs", "quick", other)
+        one.read_rows(tmp_path / "outputs", "quick", other)
 
 
 @pytest.mark.parametrize(
-    ("status", "callbacks", "monitor", "judged"),
+    ("status", "callbacks", "monitor", "expected"),
     [
         ("FAILED", "{grokking: {end: 0.95}}", "val/acc", ["val_95"]),
         ("FAILED", "{grokking: {end: 0.99}}", "val/acc", ["val_99"]),
@@ -225,7 +237,7 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_runs_that_did_not_come_to_their_end(
-    status: str, callbacks: str, monitor: str, judged: list[str], tmp_path: Path
+    status: str, callbacks: str, monitor: str, expected: list[str], tmp_path: Path
 ) -> None:
     """One that diverged before it was judged is a result of its kind; one that was interrupted is none."""
     one = study.Study(tmp_path / "demo", lambda size: [], {}, lambda rows, size: "", lambda rows: Figure())
@@ -233,28 +245,28 @@ def test_runs_that_did_not_come_to_their_end(
     (folder / "overrides.txt").write_text("data=modular\nlr=0.123456\nseed=1\n")
     (folder / "config.yaml").write_text(f"steps: 9\nmonitor: {monitor}\ncallbacks: {callbacks}\n")
     (folder / "summary.json").write_text(json.dumps({"status": status, "steps": 4, "best": {"val/acc": 0.5}}))
-    rows = one.rows(tmp_path, "quick", study.Arm("a", "task", ("data=modular",)))
-    assert [r["judged"] for r in rows] == judged
-    assert [(r["settings"], r["steps"], r["asked"], results.missed(r)) for r in rows] == [
-        ("lr=0.1235", "4", "9", status == "FAILED") for _ in judged
+    rows = one.read_rows(tmp_path, "quick", study.Arm("a", "task", ("data=modular",)))
+    assert [r["judged"] for r in rows] == expected
+    assert [(r["settings"], r["steps"], r["asked"], results.is_bound(r)) for r in rows] == [
+        ("lr=0.1235", "4", "9", status == "FAILED") for _ in expected
     ]
 
 
 @pytest.mark.parametrize(
-    ("arm", "asked", "phase"),
+    ("arm", "requested", "phase"),
     [
         (study.Arm("a", "task", ()), 2, "seeds"),
         (study.Arm("a", "task", (), ("lr=1,2", "steps=3,4,5"), search_seeds="0,1"), 12, "search"),
         (study.Arm("a", "task", (), ("lr=interval(1,2)",), trials=3), 3, "search"),
     ],
 )
-def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, asked: int, phase: str, tmp_path: Path) -> None:
+def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, requested: int, phase: str, tmp_path: Path) -> None:
     """Neither where no run is there, nor where some are missing."""
     kept = f"{','.join(results.COLUMNS)}\nquick,modular,old{',' * (len(results.COLUMNS) - 3)}\n"
     (tmp_path / "results.csv").write_text(kept)
     one = study.Study(tmp_path, lambda size: [arm], {"quick": 2}, lambda rows, size: "", lambda rows: Figure())
     for there in range(2):
-        told = f"has {there} of at least {asked} runs of a, task, {phase}: without --collect they are made"
+        told = f"has {there} of at least {requested} runs of a, task, {phase}: without --collect they are made"
         with pytest.raises(SystemExit, match=told):
             one.collect("quick", tmp_path / "outputs")
         assert (tmp_path / "results.csv").read_text() == kept
@@ -265,7 +277,7 @@ def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, asked: int, 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["steps=5"], "steps=5: the study itself says that"),
         (["seed=5"], "seed=5: the study itself says that"),
@@ -276,17 +288,17 @@ def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, asked: int, 
     ],
 )
 def test_words_that_a_study_cannot_take(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = [study.Arm("a", "task", ("steps=9",), ("lr=1,2",), search=study.TOUCH)]
+    made = [study.Arm("a", "task", ("steps=9",), ("lr=1,2",), search=study.FIRST_HIT)]
     one = study.Study(tmp_path, lambda size: made, {}, lambda rows, size: "", lambda rows: Figure())
     monkeypatch.setattr(sys, "argv", ["study.py", *words])
     with pytest.raises(SystemExit):
         one.main()
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_search_without_an_end_is_told(tmp_path: Path) -> None:
+def test_a_search_without_an_end_is_reported(tmp_path: Path) -> None:
     one = study.Study(tmp_path / "demo", lambda size: [], {}, lambda rows, size: "", lambda rows: Figure())
     with pytest.raises(SystemExit, match="a, task: no setting of the search came to an end"):
-        one.best(tmp_path, study.Arm("a", "task", (), ("lr=1,2",)))
+        one.find_best(tmp_path, study.Arm("a", "task", (), ("lr=1,2",)))

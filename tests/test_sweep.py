@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from optuna.trial import TrialState
-from sweeping import CONFIG, each_swept, params, study, swept
+from sweeping import CONFIG, list_params, load_study, run_sweep, run_sweeps
 
 from hydra_plugins.grokbit_sweeper.config import SAMPLERS, OptunaConf, SweeperConf
 
@@ -16,18 +16,18 @@ TPE = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampl
 
 
 def test_a_grid_runs_each_combination_once_in_hydras_order(tmp_path: Path) -> None:
-    swept(tmp_path, "x=2,1,2", "y=range(0,2)")
-    found = study(tmp_path)
-    assert params(found) == [{"x": 2, "y": 0}, {"x": 2, "y": 1}, {"x": 1, "y": 0}, {"x": 1, "y": 1}]
+    run_sweep(tmp_path, "x=2,1,2", "y=range(0,2)")
+    found = load_study(tmp_path)
+    assert list_params(found) == [{"x": 2, "y": 0}, {"x": 2, "y": 1}, {"x": 1, "y": 0}, {"x": 1, "y": 1}]
     assert found.best_value == 1
     assert [trial.user_attrs["folder"] for trial in found.trials] == [str(tmp_path / "sweep" / str(n)) for n in range(4)]
 
 
-def test_the_same_command_goes_on_to_the_total(tmp_path: Path) -> None:
-    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=3")
-    assert "going on after 3" in swept(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
-    assert "going on after 5" in swept(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
-    assert [trial.number for trial in study(tmp_path).trials] == list(range(5))
+def test_the_same_command_continues_to_the_total(tmp_path: Path) -> None:
+    run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=3")
+    assert "going on after 3" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
+    assert "going on after 5" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
+    assert [trial.number for trial in load_study(tmp_path).trials] == list(range(5))
     assert len((tmp_path / "told.txt").read_text().splitlines()) == 2 * 5
 
 
@@ -38,31 +38,31 @@ def test_a_study_that_was_killed_asks_for_the_same(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    swept(whole, *arguments, **more)
-    swept(killed, *arguments, fails=True, die_at=11, **more)
-    assert study(killed).trials[-1].state == TrialState.RUNNING
-    swept(killed, *arguments, die_at=11, **more)
-    assert params(study(killed)) == params(study(whole))
-    assert [trial.values for trial in study(killed).trials] == [trial.values for trial in study(whole).trials]
-    assert study(killed).trials[11].user_attrs["tries"] == 2
+    run_sweep(whole, *arguments, **more)
+    run_sweep(killed, *arguments, fails=True, die_at=11, **more)
+    assert load_study(killed).trials[-1].state == TrialState.RUNNING
+    run_sweep(killed, *arguments, die_at=11, **more)
+    assert list_params(load_study(killed)) == list_params(load_study(whole))
+    assert [trial.values for trial in load_study(killed).trials] == [trial.values for trial in load_study(whole).trials]
+    assert load_study(killed).trials[11].user_attrs["tries"] == 2
 
 
 def test_another_space_is_refused_with_the_difference(tmp_path: Path) -> None:
-    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=2")
-    said = swept(tmp_path, *TPE, "y=interval(0.0,1.0)", "seed=1", "hydra.sweeper.n_trials=4", fails=True)
+    run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=2")
+    said = run_sweep(tmp_path, *TPE, "y=interval(0.0,1.0)", "seed=1", "hydra.sweeper.n_trials=4", fails=True)
     assert "space.y was None, is high=1.0 low=0.0" in said
     assert "fixed was [], is ['seed=1']" in said
-    said = swept(tmp_path, *TPE, "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=4", fails=True)
+    said = run_sweep(tmp_path, *TPE, "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=4", fails=True)
     assert "the study sweep has minimize, not maximize" in said
-    assert len(study(tmp_path).trials) == 2
+    assert len(load_study(tmp_path).trials) == 2
 
 
 @pytest.mark.parametrize(("rate", "fails"), [("0.0", True), ("0.4", True), ("0.5", False)])
 def test_failures_end_a_sweep_only_beyond_their_rate(tmp_path: Path, rate: str, fails: bool) -> None:
     """One raises, one is not a number, one is out of memory: 3 of 6."""
     size = ["hydra.sweeper.n_trials=6", f"hydra.sweeper.max_failure_rate={rate}"]
-    said = swept(tmp_path, *TPE, *size, fails=fails, fail_at="1-4", nan_at=2)
-    states = Counter(trial.state.name for trial in study(tmp_path).trials)
+    said = run_sweep(tmp_path, *TPE, *size, fails=fails, fail_at="1-4", nan_at=2)
+    states = Counter(trial.state.name for trial in load_study(tmp_path).trials)
     assert states == ({"COMPLETE": 3, "FAIL": 3} if not fails else {"0.0": {"COMPLETE": 1, "FAIL": 1},
                                                                   "0.4": {"COMPLETE": 2, "FAIL": 3}}[rate])  # fmt: skip
     assert "ValueError: no such number" in said
@@ -70,16 +70,16 @@ def test_failures_end_a_sweep_only_beyond_their_rate(tmp_path: Path, rate: str, 
 
 
 def test_a_grid_runs_to_its_end_and_fails_if_a_run_did(tmp_path: Path) -> None:
-    said = swept(tmp_path, "x=1,2,3,4", fails=True, fail_at="1")
+    said = run_sweep(tmp_path, "x=1,2,3,4", fails=True, fail_at="1")
     assert "1 of 4 trials failed" in said
-    assert [trial.state.name for trial in study(tmp_path).trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [trial.state.name for trial in load_study(tmp_path).trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.parametrize("dedup", ["reuse", "resample", "allow"])
 def test_a_configuration_that_comes_again(tmp_path: Path, dedup: str) -> None:
     size = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=6"]
-    swept(tmp_path, "x=1,2,3,4,5,6,7,8,9", *size, f"hydra.sweeper.dedup={dedup}")
-    found = study(tmp_path).trials
+    run_sweep(tmp_path, "x=1,2,3,4,5,6,7,8,9", *size, f"hydra.sweeper.dedup={dedup}")
+    found = load_study(tmp_path).trials
     ran = len((tmp_path / "told.txt").read_text().splitlines()) // 2
     complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
     distinct = {trial.params["x"] for trial in complete}
@@ -92,8 +92,8 @@ def test_a_configuration_that_comes_again(tmp_path: Path, dedup: str) -> None:
 
 def test_a_configuration_is_repeated_over_seeds(tmp_path: Path) -> None:
     repeats = ["hydra.sweeper.repeats.n=3", "hydra.sweeper.repeats.reduce=median", "hydra.sweeper.repeats.over=y"]
-    swept(tmp_path, "x=1,2", "y=1", *repeats)
-    found = study(tmp_path).trials
+    run_sweep(tmp_path, "x=1,2", "y=1", *repeats)
+    found = load_study(tmp_path).trials
     assert [trial.user_attrs["repeats"] for trial in found] == [[2, 5, 10], [5, 8, 13]]
     assert [trial.value for trial in found] == [5, 8]
     assert [each.name for each in sorted((tmp_path / "sweep" / "1").iterdir())] == ["0", "1", "2"]
@@ -101,17 +101,17 @@ def test_a_configuration_is_repeated_over_seeds(tmp_path: Path) -> None:
 
 def test_several_objectives_by_name_and_constraints(tmp_path: Path) -> None:
     ask = ["hydra.sweeper.metrics=[first,second]", "hydra.sweeper.direction=[maximize,minimize]", "x=range(0,5)"]
-    swept(tmp_path, *ask, "hydra.sweeper.constraints={second: '<= 4'}", two=True)
-    found = study(tmp_path)
+    run_sweep(tmp_path, *ask, "hydra.sweeper.constraints={second: '<= 4'}", two=True)
+    found = load_study(tmp_path)
     assert found.metric_names == ["first", "second"]
     assert [trial.values for trial in found.trials] == [[x, (x - 1) ** 2] for x in range(5)]
     assert {trial.number for trial in found.best_trials} == {1, 2, 3}  # 4 is beyond the bound
 
 
 def test_a_study_begins_with_what_is_known(tmp_path: Path) -> None:
-    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=3", "hydra.sweeper.enqueue=[{x: 0.5},{x: -1.0}]")
-    assert [found["x"] for found in params(study(tmp_path))[:2]] == [0.5, -1.0]
-    assert len(study(tmp_path).trials) == 3
+    run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=3", "hydra.sweeper.enqueue=[{x: 0.5},{x: -1.0}]")
+    assert [found["x"] for found in list_params(load_study(tmp_path))[:2]] == [0.5, -1.0]
+    assert len(load_study(tmp_path).trials) == 3
 
 
 @pytest.mark.parametrize(
@@ -123,34 +123,34 @@ def test_a_study_begins_with_what_is_known(tmp_path: Path) -> None:
     ],
 )
 def test_a_study_ends_early(tmp_path: Path, setting: str, reason: str, count: int) -> None:
-    said = swept(tmp_path, *TPE, "hydra.sweeper.n_trials=30", f"hydra.sweeper.{setting}")
+    said = run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=30", f"hydra.sweeper.{setting}")
     assert f"stopped          {reason}: " in said
-    assert len(study(tmp_path).trials) <= count if reason == "patience" else len(study(tmp_path).trials) == count
+    assert len(load_study(tmp_path).trials) <= count if reason == "patience" else len(load_study(tmp_path).trials) == count
     if reason != "timeout":  # a note says so
-        assert study(tmp_path).user_attrs["over"].startswith(reason)
+        assert load_study(tmp_path).user_attrs["over"].startswith(reason)
 
 
 def test_optunas_terminator_ends_a_study(tmp_path: Path) -> None:
     never_good = "{_target_: optuna.terminator.StaticErrorEvaluator, constant: 1e9}"
     stop = "{_target_: optuna.terminator.Terminator, error_evaluator: " + never_good + "}"
-    said = swept(tmp_path, *TPE, "hydra.sweeper.n_trials=40", f"hydra.sweeper.terminator={stop}")
+    said = run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=40", f"hydra.sweeper.terminator={stop}")
     assert "stopped          terminator: " in said
-    assert 1 < len(study(tmp_path).trials) < 40
+    assert 1 < len(load_study(tmp_path).trials) < 40
 
 
-@pytest.mark.parametrize(("count", "over"), [(12, "sampler: every configuration has been tried"), (4, "")])
-def test_a_sampler_that_has_tried_all_ends_a_study(tmp_path: Path, count: int, over: str) -> None:
+@pytest.mark.parametrize(("count", "reason"), [(12, "sampler: every configuration has been tried"), (4, "")])
+def test_a_sampler_that_has_tried_all_ends_a_study(tmp_path: Path, count: int, reason: str) -> None:
     """x=1 has no y: four configurations, however many were asked for."""
     ask = ["x=1,2", "y=0,1,2", "hydra.sweeper.when={y: 'x > 1'}", "hydra/sweeper/sampler=bruteforce"]
-    said = swept(tmp_path, *ask, f"hydra.sweeper.n_trials={count}")
-    found = study(tmp_path)
+    said = run_sweep(tmp_path, *ask, f"hydra.sweeper.n_trials={count}")
+    found = load_study(tmp_path)
     assert sorted(trial.value for trial in found.trials) == [1, 4, 5, 8]
-    assert found.user_attrs.get("over", "") == over
-    assert ("stopped          sampler: " in said) == bool(over)
+    assert found.user_attrs.get("over", "") == reason
+    assert ("stopped          sampler: " in said) == bool(reason)
 
 
 def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
-    said = swept(tmp_path, *TPE, "y=3", "hydra.sweeper.dry_run=true", "hydra.sweeper.n_trials=7")
+    said = run_sweep(tmp_path, *TPE, "y=3", "hydra.sweeper.dry_run=true", "hydra.sweeper.n_trials=7")
     assert "x: high=5.0 low=-5.0" in said
     assert "trials           7" in said
     assert "for example      x=" in said
@@ -195,8 +195,8 @@ WRONG: list[tuple[list[str], str]] = [
 ]
 
 
-def test_what_cannot_be_is_told_before_the_first_trial(tmp_path: Path) -> None:
-    found = each_swept(tmp_path, {str(number): arguments for number, (arguments, _) in enumerate(WRONG)})
+def test_what_cannot_be_is_reported_before_the_first_trial(tmp_path: Path) -> None:
+    found = run_sweeps(tmp_path, {str(number): arguments for number, (arguments, _) in enumerate(WRONG)})
     for number, (arguments, words) in enumerate(WRONG):
         said, failed = found[str(number)]
         assert words in said, (arguments, said)
@@ -205,7 +205,7 @@ def test_what_cannot_be_is_told_before_the_first_trial(tmp_path: Path) -> None:
 
 
 def test_a_parameter_that_the_configuration_lacks_is_named(tmp_path: Path) -> None:
-    said = swept(tmp_path, "nothing=1,2", fails=True)
+    said = run_sweep(tmp_path, "nothing=1,2", fails=True)
     assert "Could not override 'nothing'" in said
     assert not (tmp_path / "told.txt").exists()
 
@@ -214,9 +214,9 @@ def test_every_sampler_of_the_group_samples(tmp_path: Path) -> None:
     names = [name for name in SAMPLERS if name not in ("grid", "motpe")]
     ask = ["x=range(-5,5)", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=3"]
     cases = {n: [*ask, f"hydra/sweeper/sampler={n}", "y=0,1" if n == "bruteforce" else "y=interval(0.0,1.0)"] for n in names}
-    for name, (said, failed) in each_swept(tmp_path, cases).items():
+    for name, (said, failed) in run_sweeps(tmp_path, cases).items():
         assert not failed, said
-        assert len(study(tmp_path / name).trials) == 3
+        assert len(load_study(tmp_path / name).trials) == 3
 
 
 PUBLISHED = {
@@ -239,8 +239,8 @@ def test_a_configuration_of_the_published_plugin_runs_unchanged(tmp_path: Path, 
     hydra = {**CONFIG["hydra"], "sweeper": given}
     if form == "target":
         hydra["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", **given}
-    swept(tmp_path, defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two="list" if name == "nsgaii" else False)
-    found = study(tmp_path, given.get("study_name") or "sweep")
+    run_sweep(tmp_path, defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two="list" if name == "nsgaii" else False)
+    found = load_study(tmp_path, given.get("study_name") or "sweep")
     assert len(found.trials) == count
     assert sorted(found.trials[0].params) == names
     assert [way.name.lower() for way in found.directions] == (["minimize", "maximize"] if name == "nsgaii" else ["minimize"])
@@ -278,10 +278,10 @@ def test_beside_the_published_plugin_a_warning_says_which_is_in_force(tmp_path: 
         "node = {'_target_': target, 'max_batch_size': None, 'params': None}\n"
         "ConfigStore.instance().store(group='hydra/sweeper', name='optuna', node=node, provider='theirs')\n"
     )
-    said = swept(tmp_path, "x=1,2")
+    said = run_sweep(tmp_path, "x=1,2")
     assert said.count("warning: hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin") == 1
-    assert len(study(tmp_path).trials) == 2
-    swept(tmp_path, "x=3", defaults=[{"override hydra/sweeper": "optuna"}], hydra={"sweep": {"dir": "theirs"}})
+    assert len(load_study(tmp_path).trials) == 2
+    run_sweep(tmp_path, "x=3", defaults=[{"override hydra/sweeper": "optuna"}], hydra={"sweep": {"dir": "theirs"}})
     assert not (tmp_path / "theirs" / "study.journal").exists()
     assert (tmp_path / "theirs" / "0").is_dir()
 
@@ -290,28 +290,28 @@ def test_another_way_to_choose_is_another_sweep(tmp_path: Path) -> None:
     """Of the same space: what is not finished is gone on with by the very same command only."""
     ask = ["x=interval(0.0,1.0)", "hydra.sweeper.home=home", "hydra.sweeper.n_trials=3"]
     hydra = {**CONFIG["hydra"], "sweep": {"dir": "home/${now:%S-%f}"}}
-    swept(tmp_path, *ask, "hydra/sweeper/sampler=random", fails=True, die_at=1, hydra=hydra)
-    swept(tmp_path, *ask, "hydra/sweeper/sampler=qmc", hydra=hydra)
+    run_sweep(tmp_path, *ask, "hydra/sweeper/sampler=random", fails=True, die_at=1, hydra=hydra)
+    run_sweep(tmp_path, *ask, "hydra/sweeper/sampler=qmc", hydra=hydra)
     assert len(list((tmp_path / "home").iterdir())) == 2
-    swept(tmp_path, *ask, "hydra/sweeper/sampler=random", hydra=hydra)
+    run_sweep(tmp_path, *ask, "hydra/sweeper/sampler=random", hydra=hydra)
     assert len(list((tmp_path / "home").iterdir())) == 2
-    swept(tmp_path, *ask, "hydra/sweeper/sampler=random", "hydra.sweep.dir=elsewhere", hydra=hydra)
+    run_sweep(tmp_path, *ask, "hydra/sweeper/sampler=random", "hydra.sweep.dir=elsewhere", hydra=hydra)
     assert (tmp_path / "elsewhere" / "study.journal").exists()
 
 
 def test_a_reason_to_end_counts_for_the_command_that_gave_it(tmp_path: Path) -> None:
-    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=9", "hydra.sweeper.target_value=1e9")
-    assert len(study(tmp_path).trials) == 1
-    swept(tmp_path, *TPE, "hydra.sweeper.n_trials=4")
-    assert len(study(tmp_path).trials) == 4
-    assert study(tmp_path).user_attrs["over"] == ""
+    run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=9", "hydra.sweeper.target_value=1e9")
+    assert len(load_study(tmp_path).trials) == 1
+    run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=4")
+    assert len(load_study(tmp_path).trials) == 4
+    assert load_study(tmp_path).user_attrs["over"] == ""
 
 
 def test_each_objective_has_the_direction_of_its_metric() -> None:
-    from hydra_plugins.grokbit_sweeper._study import directions
+    from hydra_plugins.grokbit_sweeper._study import parse_directions
 
-    assert directions(None, ["val/loss", "val/acc", "params"]) == ["minimize", "maximize", "minimize"]
-    assert directions(None, ["accuracy"]) == ["minimize"]  # of another program: as the published plugin has it
+    assert parse_directions(None, ["val/loss", "val/acc", "params"]) == ["minimize", "maximize", "minimize"]
+    assert parse_directions(None, ["accuracy"]) == ["minimize"]  # of another program: as the published plugin has it
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "cmaes", "nsgaii", "qmc", "gp"])
@@ -319,15 +319,15 @@ def test_what_a_seeded_sampler_draws_does_not_depend_on_the_process(name: str) -
     """Twelve trials at once, and six and six with a sampler made anew; a parameter that is not always there."""
     import optuna
 
-    from hydra_plugins.grokbit_sweeper._study import quietly, sampler
+    from hydra_plugins.grokbit_sweeper._study import make_sampler, silence_optuna_warnings
 
     target = SAMPLERS[name][0]
     found = []
     for parts in ([12], [6, 6]):
-        with quietly():
+        with silence_optuna_warnings():
             own = optuna.create_study()
             for count in parts:
-                own.sampler = sampler({"_target_": f"optuna.samplers.{target}", "seed": 3})
+                own.sampler = make_sampler({"_target_": f"optuna.samplers.{target}", "seed": 3})
                 for _ in range(count):
                     trial = own.ask()
                     x = trial.suggest_float("x", -1, 1)
@@ -338,8 +338,8 @@ def test_what_a_seeded_sampler_draws_does_not_depend_on_the_process(name: str) -
 
 
 def test_a_study_in_yaml_says_null_and_lists(tmp_path: Path) -> None:
-    from hydra_plugins.grokbit_sweeper._space import read
+    from hydra_plugins.grokbit_sweeper._space import parse_space
 
-    space = read({"x": [1, "a,b", None], "y": None, "z": 3}, [], {}, None)
+    space = parse_space({"x": [1, "a,b", None], "y": None, "z": 3}, [], {}, None)
     assert space.parameters["x"].texts == ("1", "'a,b'", "null")
     assert space.fixed == {"y": "y=null", "z": "z=3"}

@@ -15,25 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from hydra_plugins.grokbit_sweeper import _space
 from hydra_plugins.grokbit_sweeper._compose import Composer
-from hydra_plugins.grokbit_sweeper._space import Space, read
+from hydra_plugins.grokbit_sweeper._space import Space
 from research.preflight.condition import Condition
-from research.preflight.overrides import written
+from research.preflight.overrides import to_override
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
 SCALAR = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT)
 
 
-def space(*arguments: str, params: dict[str, Any] | None = None, when: dict[str, str] | None = None) -> Space:
-    return read(params or {}, arguments, when or {}, None)
+def parse_space(*arguments: str, params: dict[str, Any] | None = None, when: dict[str, str] | None = None) -> Space:
+    return _space.parse_space(params or {}, arguments, when or {}, None)
 
 
-def value(line: str) -> Any:
+def parse_value(line: str) -> Any:
     return OverridesParser.create().parse_override(line).value()
 
 
-def values(lines: list[str]) -> list[tuple[str, str]]:
+def parse_values(lines: list[str]) -> list[tuple[str, str]]:
     """Keys and what Hydra reads, 1 and True apart."""
     return [(str(each.get_key_element()), repr(each.value())) for each in OverridesParser.create().parse_overrides(lines)]
 
@@ -41,20 +42,20 @@ def values(lines: list[str]) -> list[tuple[str, str]]:
 @settings(deadline=None)
 @given(st.recursive(SCALAR, lambda inner: st.lists(inner, max_size=3), max_leaves=6))
 def test_hydra_reads_back_what_was_written(one: Any) -> None:
-    assert value(f"x={written(one)}") == one
+    assert parse_value(f"x={to_override(one)}") == one
 
 
 @pytest.mark.parametrize("one", ["1", "null", "k=v", "a,b", "", "ü x", "true", "it's", "a\\", '"', "[x]", "1e-3", " x ", "²"])
 def test_a_text_stays_a_text(one: str) -> None:
-    found = space(f"x=choice({written(one)},2)").parameters["x"]
+    found = parse_space(f"x=choice({to_override(one)},2)").parameters["x"]
     assert found.values == (one, 2)
-    assert value(f"x={found.text(one)}") == one
+    assert parse_value(f"x={found.format_value(one)}") == one
 
 
 KEYS = st.sampled_from(["a", "b.c", "+d", "model"])
 SWEEP = st.one_of(
     st.lists(st.integers(-9, 9), min_size=1, max_size=4).map(lambda found: ",".join(map(str, found))),
-    st.lists(TEXT, min_size=2, max_size=3).map(lambda found: ",".join(map(written, found))),
+    st.lists(TEXT, min_size=2, max_size=3).map(lambda found: ",".join(map(to_override, found))),
     st.lists(st.sampled_from(["a", "b", "true", "2", "c_d"]), min_size=1).map(lambda found: f"choice({','.join(found)})"),
     st.tuples(st.integers(-5, 5), st.integers(1, 5)).map(lambda ends: f"range({ends[0]},{sum(ends)})"),
     st.tuples(st.integers(-5, 5), st.integers(1, 5)).map(lambda ends: f"range({ends[0]}.5,{sum(ends)},0.5)"),
@@ -67,18 +68,18 @@ SWEEP = st.one_of(
 
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, SWEEP, min_size=1, max_size=3))
-def test_a_grid_is_that_of_hydras_own_sweeper(found: dict[str, str]) -> None:
+def test_a_grid_is_that_of_hydras_own_sweeper(sweeps: dict[str, str]) -> None:
     """In its order, but each combination once."""
-    arguments = [f"{key}={sweep}" for key, sweep in found.items()]
+    arguments = [f"{key}={sweep}" for key, sweep in sweeps.items()]
     theirs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)[0]
-    ours, grid = space(*arguments), [list(each) for each in theirs]
-    told = [values(ours.overrides(params)) for params in ours.grid()]
-    wanted = [values(each) for each in grid]
+    ours, grid = parse_space(*arguments), [list(each) for each in theirs]
+    told = [parse_values(ours.to_overrides(params)) for params in ours.iter_grid()]
+    wanted = [parse_values(each) for each in grid]
     assert told == [each for i, each in enumerate(wanted) if each not in wanted[:i]]
 
 
 def test_a_shuffled_range_gives_each_value_once() -> None:
-    found = space("a=shuffle(range(0,20))").parameters["a"]
+    found = parse_space("a=shuffle(range(0,20))").parameters["a"]
     assert sorted(found.values) == list(range(20))
     assert found.values != tuple(range(20))
 
@@ -98,25 +99,25 @@ def test_a_shuffled_range_gives_each_value_once() -> None:
     ],
 )
 def test_a_sweep_is_a_distribution(sweep: str, distribution: Any) -> None:
-    assert space(f"x={sweep}").parameters["x"].distribution == distribution
+    assert parse_space(f"x={sweep}").parameters["x"].distribution == distribution
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31))
 def test_every_sampled_value_is_one_that_hydra_would_give(seed: int) -> None:
-    ours = space("a=range(0.1,1,0.1)", "b=range(7,0,-3)", "c=x,null,'1'", "d=1,2", "lr=tag(log,interval(1e-5,1))")
+    ours = parse_space("a=range(0.1,1,0.1)", "b=range(7,0,-3)", "c=x,null,'1'", "d=1,2", "lr=tag(log,interval(1e-5,1))")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    told = dict(line.split("=") for line in ours.overrides(ours.suggest(study.ask())))
+    told = dict(line.split("=") for line in ours.to_overrides(ours.suggest(study.ask())))
     assert told["a"] in OverridesParser.create().parse_override("a=range(0.1,1,0.1)").sweep_string_iterator()
     assert told["b"] in ("7", "4", "1")
     assert told["c"] in ("x", "null", "'1'")
-    assert 1e-5 <= value(f"x={told['lr']}") <= 1
+    assert 1e-5 <= parse_value(f"x={told['lr']}") <= 1
 
 
 def test_yaml_spells_out_and_the_command_line_wins() -> None:
     params = {"x": {"type": "float", "low": 1e-4, "high": 1, "log": True}, "n": {"type": "int", "low": 1, "high": 9, "step": 2},
               "y": "choice(1,2)", "act": {"choices": ["a,b", None]}}  # fmt: skip
-    found = space("y=interval(0.0,1.0)", "z=3", "~w", params=params)
+    found = parse_space("y=interval(0.0,1.0)", "z=3", "~w", params=params)
     assert found.parameters["x"].distribution == optuna.distributions.FloatDistribution(1e-4, 1, log=True)
     assert found.parameters["n"].values == (1, 3, 5, 7, 9)
     assert found.parameters["act"].texts == ("'a,b'", "null")
@@ -136,14 +137,14 @@ def test_yaml_spells_out_and_the_command_line_wins() -> None:
 )
 def test_a_space_that_cannot_be_is_refused_by_its_key(line: str, words: str) -> None:
     with pytest.raises(ValueError, match="x=") as error:
-        space(line)
+        parse_space(line)
     assert words in str(error.value)
 
 
 def test_a_parameter_is_there_only_where_its_condition_holds() -> None:
     when = {"optim.lamb": "optim == 'grokfast' and lr > 0.1", "deep": "optim.lamb >= 1"}
-    ours = space("deep=1,2", "optim.lamb=0,2", "optim=adamw,grokfast", "lr=0.2", when=when)
-    assert sorted(ours.overrides(params) for params in ours.grid()) == [
+    ours = parse_space("deep=1,2", "optim.lamb=0,2", "optim=adamw,grokfast", "lr=0.2", when=when)
+    assert sorted(ours.to_overrides(params) for params in ours.iter_grid()) == [
         ["deep=1", "optim.lamb=2", "optim=grokfast", "lr=0.2"],
         ["deep=2", "optim.lamb=2", "optim=grokfast", "lr=0.2"],
         ["optim.lamb=0", "optim=grokfast", "lr=0.2"],
@@ -167,9 +168,9 @@ def test_a_parameter_is_there_only_where_its_condition_holds() -> None:
         ({"x": "y == 1", "y": "x == 1"}, "wait for each other"),
     ],
 )
-def test_a_condition_that_cannot_be_judged_is_refused(when: dict[str, str], words: str) -> None:
+def test_a_condition_that_cannot_be_evaluated_is_refused(when: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=r"hydra\.sweeper\.when") as error:
-        space("x=1,2", "y=1,2", when=when)
+        parse_space("x=1,2", "y=1,2", when=when)
     assert words in str(error.value)
 
 
@@ -196,8 +197,8 @@ def test_a_configuration_composed_from_an_earlier_one_is_hydras(tmp_path: Path) 
 
         @settings(deadline=None, max_examples=10)
         @given(OVERRIDES)
-        def same(found: dict[str, str]) -> None:
-            lines = [f"{key}={text}" for key, text in found.items()]
+        def assert_same_config(overrides: dict[str, str]) -> None:
+            lines = [f"{key}={text}" for key, text in overrides.items()]
             for _ in range(2):
                 ours, theirs = (each.load_sweep_config(master, lines) for each in (quick, loader))
                 assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
@@ -208,8 +209,8 @@ def test_a_configuration_composed_from_an_earlier_one_is_hydras(tmp_path: Path) 
                     assert one._metadata.object_type == other._metadata.object_type
                 assert OmegaConf.is_struct(ours) == OmegaConf.is_struct(theirs)
 
-        same()
-        assert 0 < len(quick.known) <= 8
+        assert_same_config()
+        assert 0 < len(quick.cache) <= 8
 
 
 STOP, AT = "callbacks.early_stop", "callbacks.early_stop.target"

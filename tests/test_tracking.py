@@ -16,40 +16,40 @@ from typing import Any
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
-from program import empty_store
+from program import create_empty_store
 from torch import nn
 
 from research import folder, tracking
 from research.callback import State
 from research.data.modular import modular
-from research.folder import Run
+from research.folder import RunConfig
 from research.jsonl import FAILED, FINISHED, KILLED, Jsonl
 from research.store import end_dead_runs
-from research.tracking import MLflow, opened
+from research.tracking import MLflow, connect
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    shutil.copy(empty_store(), tmp_path / "mlflow.db")
+    shutil.copy(create_empty_store(), tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-def asked(tmp_path: Path, name: str = "run", **more: Any) -> Run:
+def make_run_config(tmp_path: Path, name: str = "run", **more: Any) -> RunConfig:
     path = tmp_path / "runs" / name
     path.mkdir(parents=True)
-    return Run(name, "study", path, {"lr": 0.1, "model": {"dim": 3}, "out": "x"}, [], {"model": "bitnet"}, **more)
+    return RunConfig(name, "study", path, {"lr": 0.1, "model": {"dim": 3}, "out": "x"}, [], {"model": "bitnet"}, **more)
 
 
-def run_state() -> State:
+def make_state() -> State:
     model = nn.Linear(2, 2)
     return State(model, torch.optim.SGD(model.parameters(), lr=0.1), modular(p=5), 100, 4, "val/acc")
 
 
-def live_through(tracker: Jsonl, run: Run, steps: int, between: Callable[[int], None] = lambda step: None) -> State:
+def run_steps(tracker: Jsonl, run: RunConfig, steps: int, between: Callable[[int], None] = lambda step: None) -> State:
     """`steps` log points, the last one also judged."""
-    state = run_state()
+    state = make_state()
     tracker.start(run)
     tracker.on_start(state)
     state.begin()
@@ -61,7 +61,7 @@ def live_through(tracker: Jsonl, run: Run, steps: int, between: Callable[[int], 
     return state
 
 
-def losses(uri: str, run_id: str | None) -> list[tuple[int, float]]:
+def read_losses(uri: str, run_id: str | None) -> list[tuple[int, float]]:
     assert run_id is not None
     return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, "train/loss")]
 
@@ -91,54 +91,54 @@ def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path
         slowest = max(slowest, time.perf_counter() - begun)
 
     tracker = MLflow(uri)
-    live_through(tracker, asked(tmp_path), 1000, between)
+    run_steps(tracker, make_run_config(tmp_path), 1000, between)
     assert holder.is_alive(), "the run was to end while the store is locked"
     tracker.finish(FINISHED, {"steps": 1000})
     holder.join()
     assert slowest < 1, "a step waited for the store"
-    assert losses(uri, tracker.run_id) == [(step + 1, pytest.approx(1 / (step + 1))) for step in range(1000)]
+    assert read_losses(uri, tracker.run_id) == [(step + 1, pytest.approx(1 / (step + 1))) for step in range(1000)]
     assert MlflowClient(uri).get_run(tracker.run_id).info.status == FINISHED
 
 
 @pytest.mark.parametrize("note", ["", "half", "0" * 32])
 def test_a_note_that_leads_to_no_run_is_no_obstacle(uri: str, tmp_path: Path, note: str) -> None:
     """As a kill or a full disk may leave it; and a run that was deleted in the UI is not gone on with."""
-    run = asked(tmp_path, goes_on=True)
+    run = make_run_config(tmp_path, resumed=True)
     (run.folder / "mlflow_run_id").write_text(note)
     tracker = MLflow(uri)
-    live_through(tracker, run, 3)
+    run_steps(tracker, run, 3)
     tracker.finish(FINISHED, {"steps": 3})
-    assert [step for step, _ in losses(uri, tracker.run_id)] == [1, 2, 3]
+    assert [step for step, _ in read_losses(uri, tracker.run_id)] == [1, 2, 3]
     assert (run.folder / "mlflow_run_id").read_text() == tracker.run_id
     MlflowClient(uri).delete_run(str(tracker.run_id))
     again = MLflow(uri)
-    live_through(again, run, 3)
+    run_steps(again, run, 3)
     again.finish(FINISHED, {"steps": 3})
     assert again.run_id != tracker.run_id
-    assert len(losses(uri, again.run_id)) == 3
+    assert len(read_losses(uri, again.run_id)) == 3
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_one_run(uri: str, tmp_path: Path) -> None:
     """It starts afresh in its folder, and in its run."""
-    run = asked(tmp_path)
+    run = make_run_config(tmp_path)
     first, again = MLflow(uri), MLflow(uri)
-    live_through(first, run, 3)
+    run_steps(first, run, 3)
     first.finish(KILLED, {"steps": 3})
-    live_through(again, run, 5)
+    run_steps(again, run, 5)
     again.finish(FINISHED, {"steps": 5})
     assert again.run_id == first.run_id
-    assert [step for step, _ in losses(uri, again.run_id)] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in read_losses(uri, again.run_id)] == [1, 2, 3, 4, 5]
 
 
-def test_a_damaged_line_is_told_of_and_taken_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = asked(tmp_path)
+def test_a_damaged_line_is_reported_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run_config(tmp_path)
     first = Jsonl()
-    live_through(first, run, 3)
+    run_steps(first, run, 3)
     first.finish(KILLED, {})
     path = run.folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1].replace("{", "\0") + lines[2] + lines[2][:9])
-    state, tracker = run_state(), Jsonl()
+    state, tracker = make_state(), Jsonl()
     state.step = 3
     tracker.start(run)
     tracker.on_start(state)
@@ -150,11 +150,11 @@ def test_a_damaged_line_is_told_of_and_taken_out(tmp_path: Path, caplog: pytest.
 def test_a_store_that_never_answers_ends_with_a_warning(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
-    run, tracker = asked(tmp_path), MLflow(uri)
+    monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 1.0)
+    run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
-    tracker.client.log_batch = tracker.client.create_run = _unreachable
-    tracker.state = state = run_state()
+    tracker.client.log_batch = tracker.client.create_run = _raise_unreachable
+    tracker.state = state = make_state()
     state.begin()
     state.advance()
     state.log({"train/loss": 0.5})
@@ -166,23 +166,23 @@ def test_a_store_that_never_answers_ends_with_a_warning(
     assert json.loads((run.folder / "metrics.jsonl").read_text())["train/loss"] == 0.5
 
 
-def _unreachable(*arguments: Any, **settings: Any) -> Any:
+def _raise_unreachable(*arguments: Any, **settings: Any) -> Any:
     raise ConnectionError("nobody there")
 
 
 def test_a_uri_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     tracker = MLflow("ftp://x")
     with pytest.raises(ValueError, match=r"tracker\.uri=ftp://x is not a store"):
-        tracker.start(asked(tmp_path))
+        tracker.start(make_run_config(tmp_path))
     tracker.finish(FAILED, {})  # as a run does after any failure
 
 
 def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
-    run, tracker = asked(tmp_path), MLflow(uri)
+    run, tracker = make_run_config(tmp_path), MLflow(uri)
     (run.folder / "config.yaml").write_text("lr: 0.1\n")
     (run.folder / "plots").mkdir()
     (run.folder / "plots" / "curves.png").write_bytes(b"picture")
-    live_through(tracker, run, 3)
+    run_steps(tracker, run, 3)
     tracker.finish(FAILED, {"error": "ValueError: too bad", "steps": 3, "best": {"val/acc": 0.5, "step": 2}})
     client = MlflowClient(uri)
     kept = client.get_run(tracker.run_id)
@@ -198,9 +198,9 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
 def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Path) -> None:
     ids = []
     for number, status in enumerate((FINISHED, FAILED, FINISHED)):
-        sweep = {"sweep": tmp_path / "sweep", "swept": {"lr": f"{number}"}}
+        sweep = {"sweep_folder": tmp_path / "sweep", "swept_values": {"lr": f"{number}"}}
         tracker = MLflow(uri)
-        live_through(tracker, asked(tmp_path, f"lr={number}", **sweep), 1)
+        run_steps(tracker, make_run_config(tmp_path, f"lr={number}", **sweep), 1)
         tracker.finish(status, {"steps": 1})
         ids.append(tracker.run_id)
     client = MlflowClient(uri)
@@ -212,12 +212,12 @@ def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Pat
 
 
 def test_only_the_dead_are_ended(uri: str, tmp_path: Path) -> None:
-    living, dead = asked(tmp_path, "living"), asked(tmp_path, "dead")
+    living, dead = make_run_config(tmp_path, "living"), make_run_config(tmp_path, "dead")
     trackers = [MLflow(uri), MLflow(uri)]
     with folder.lock(living.folder):
         for tracker, run in zip(trackers, (living, dead), strict=True):
-            live_through(tracker, run, 1)
-            _eventually(lambda tracker=tracker: bool(tracker.run_id and losses(uri, tracker.run_id)))
+            run_steps(tracker, run, 1)
+            _wait_until(lambda tracker=tracker: bool(tracker.run_id and read_losses(uri, tracker.run_id)))
         client = MlflowClient(uri)
         end_dead_runs(client)
         statuses = [client.get_run(tracker.run_id).info.status for tracker in trackers]
@@ -226,7 +226,7 @@ def test_only_the_dead_are_ended(uri: str, tmp_path: Path) -> None:
     assert statuses == ["RUNNING", "KILLED"]
 
 
-def _eventually(holds: Callable[[], bool]) -> None:
+def _wait_until(holds: Callable[[], bool]) -> None:
     for _ in range(100):
         if holds():
             return
@@ -238,13 +238,13 @@ def test_a_deleted_experiment_comes_back(uri: str, tmp_path: Path) -> None:
     client = MlflowClient(uri)
     client.delete_experiment(client.create_experiment("study"))
     tracker = MLflow(uri)
-    live_through(tracker, asked(tmp_path), 1)
+    run_steps(tracker, make_run_config(tmp_path), 1)
     tracker.finish(FINISHED, {"steps": 1})
-    assert losses(uri, tracker.run_id) == [(1, 1.0)]
+    assert read_losses(uri, tracker.run_id) == [(1, 1.0)]
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
-    run, tracker, state = asked(tmp_path), Jsonl(), run_state()
+    run, tracker, state = make_run_config(tmp_path), Jsonl(), make_state()
     tracker.start(run)
     state.begin()
     state.advance()
@@ -276,8 +276,8 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     (tmp_path / "new").mkdir()
     code = (
-        "import sys; from pathlib import Path; from research.folder import Run; from research.tracking import MLflow\n"
-        "run = Run(sys.argv[2], 'study', Path(sys.argv[3]), {}, [], {}); tracker = MLflow(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from research.folder import RunConfig; from research.tracking import MLflow\n"
+        "run = RunConfig(sys.argv[2], 'study', Path(sys.argv[3]), {}, [], {}); tracker = MLflow(sys.argv[1])\n"
         "tracker.start(run); tracker.finish('FINISHED', {})"
     )
     processes = []
@@ -297,7 +297,7 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
 def test_a_store_whose_creation_was_killed_is_made_anew(tmp_path: Path) -> None:
     """Killed between two of its tables: half of a store could never be opened again."""
     uri, draft = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db.draft"
-    command = [sys.executable, "-c", f"from research.tracking import opened; opened({uri!r})"]
+    command = [sys.executable, "-c", f"from research.tracking import connect; connect({uri!r})"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (draft.exists() and draft.stat().st_size > 50_000):
         time.sleep(0.01)
@@ -305,5 +305,5 @@ def test_a_store_whose_creation_was_killed_is_made_anew(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert draft.exists()
     assert not (tmp_path / "mlflow.db").exists()
-    assert len(opened(uri).search_experiments()) == 1
+    assert len(connect(uri).search_experiments()) == 1
     assert not draft.exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
-from program import ROOT, TINY, environment, run, summaries, train
+from program import ROOT, TINY, make_environment, read_summaries, run, train
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_mlflow_holds_all_of_it(store: Path) -> None:
     experiment = client.get_experiment_by_name("modular")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    (summary,) = summaries(store)
+    (summary,) = read_summaries(store)
     assert run.info.run_id == summary["mlflow_run_id"]
     assert run.info.status == "FINISHED"
     assert run.data.params["trainer.steps"] == "3"
@@ -51,7 +51,7 @@ def test_the_same_command_gives_the_same_bits(tmp_path: Path) -> None:
     for _ in range(2):
         train(tmp_path, *TINY, "tracker=none", "model.dropout=0.1")
     train(tmp_path, *TINY, "tracker=none", "model.dropout=0.1", "seed=1", "name=other")
-    digests = [s["weights_sha256"] for s in summaries(tmp_path)]
+    digests = [s["weights_sha256"] for s in read_summaries(tmp_path)]
     assert len(digests) == 3
     assert len(set(digests)) == 2
 
@@ -74,7 +74,7 @@ def test_the_users_line_sweeps(tmp_path: Path) -> None:
     [
         (b"", "holds no text: every file is empty"),
         (b"caf\xe9\n" * 999, "is not UTF-8 (byte 3)"),
-        (b"short", "data.length=256 is too"),
+        (b"short", "data.seq_len=256 is too"),
     ],
 )
 def test_a_text_that_cannot_be_used_fails_the_run(tmp_path: Path, content: bytes, words: str) -> None:
@@ -92,7 +92,7 @@ def check_failure(tmp_path: Path, arguments: list[str], words: str) -> None:
     assert "Traceback" not in done.stderr
     assert words in done.stderr
     assert len(done.stderr.splitlines()) <= 6
-    (summary,) = summaries(tmp_path)
+    (summary,) = read_summaries(tmp_path)
     assert summary["status"] == "FAILED"
     assert words in summary["error"]
     (folder,) = (path.parent for path in (tmp_path / "out").rglob("summary.json"))
@@ -104,7 +104,7 @@ def check_failure(tmp_path: Path, arguments: list[str], words: str) -> None:
 def test_other_choices_train(tmp_path: Path, option: str) -> None:
     tiny = [t for t in TINY if "digits" not in option or t.split(".")[0] not in ("model", "data")]
     train(tmp_path, *option.split(), *tiny, "tracker=jsonl")
-    (summary,) = summaries(tmp_path)
+    (summary,) = read_summaries(tmp_path)
     assert summary["status"] == "FINISHED"
 
 
@@ -132,7 +132,7 @@ def test_numbers_too_small_for_speed_are_zero(tmp_path: Path) -> None:
     """Denormal ones take a processor ten times as long; where it has a way to treat them as zero, a run does."""
     (script := tmp_path / "script.py").write_text(FLUSHED)
     argv = [str(script), str(ROOT / "train.py"), *TINY, "tracker=none", f"out={tmp_path / 'out'}"]
-    said = run(argv, tmp_path, environment(tmp_path)).stdout
+    said = run(argv, tmp_path, make_environment(tmp_path)).stdout
     able = torch.set_flush_denormal(True)
     torch.set_flush_denormal(False)
     assert ("flushed 0.0" in said) == able

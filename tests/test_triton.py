@@ -23,7 +23,7 @@ from research.nn import triton_ternary
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 for rows, width, out in ((1, 64, 64), (1, 200, 70), (3, 7, 5), (17, 130, 100), (70, 65, 33)):
-    layer = PackedLinear.of(BitLinear(width, out, bias=False)).to(device)
+    layer = PackedLinear.from_bitlinear(BitLinear(width, out, bias=False)).to(device)
     x = torch.randn(rows, width, device=device) * 10
     x[0, 0] = float("nan") if rows == 3 else 0.0
     y, expected = triton_ternary.ternary_linear(x, layer.codes, layer.step), ternary_linear(x, layer.codes, layer.step)
@@ -44,7 +44,7 @@ from research.nn import triton_ternary
 from research.optim import triton_adamw
 
 floats, longs = "*fp32", "*i64"
-ternary = {"q": "*i8", "codes": "*u8", "x_step": floats, "step": floats, "y": floats}
+ternary = {"q": "*i8", "codes": "*u8", "x_scale": floats, "w_scale": floats, "y": floats}
 ternary |= {"rows": "i32", "out": "i32", "width": "i32"}
 adamw = {"table": longs, "numbers": floats, "pieces": longs}
 sizes = {"chunk": triton_adamw.CHUNK, "block": triton_adamw.BLOCK}
@@ -64,7 +64,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def printed(program: str, interpret: bool) -> str:
+def run_python(program: str, interpret: bool) -> str:
     """What a program prints in a process of its own: Triton reads the source of its kernels, which type checks would hide."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     environment["TRITON_INTERPRET"] = "1" if interpret else "0"
@@ -74,10 +74,10 @@ def printed(program: str, interpret: bool) -> str:
 
 @needs_triton
 def test_triton_gives_the_same_bits() -> None:
-    assert printed(PROGRAM, interpret=not torch.cuda.is_available()) == "compared"
+    assert run_python(PROGRAM, interpret=not torch.cuda.is_available()) == "compared"
 
 
 @needs_triton
 def test_the_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert printed(COMPILED, interpret=False) == "compiled"
+    assert run_python(COMPILED, interpret=False) == "compiled"

@@ -21,41 +21,41 @@ import runs
 import saves
 import table
 from saves import Row
-from systems import PEERS, Grokbit, System, ready
+from systems import PEERS, Grokbit, System, prepare_process
 
 BOUNDS = {"survived": 1.0, "wrong": 0}
 Peers = list[type[System]]
 
 
-def in_a_save(kills: int, peers: Peers) -> Iterator[Row]:
-    yield saves.kills(Grokbit, kills)
+def run_save_faults(kills: int, peers: Peers) -> Iterator[Row]:
+    yield saves.kill_in_save(Grokbit, kills)
     for peer in peers:
-        yield saves.kills(peer, max(1, kills // 8))
+        yield saves.kill_in_save(peer, max(1, kills // 8))
 
 
-def of_files(kills: int, peers: Peers) -> Iterator[Row]:
-    yield saves.another_manifest(Grokbit)
+def run_file_faults(kills: int, peers: Peers) -> Iterator[Row]:
+    yield saves.swap_manifest(Grokbit)
     for system in (Grokbit, *peers):
-        yield from saves.damaged(system, max(5, kills // 8))
+        yield from saves.damage_files(system, max(5, kills // 8))
 
 
-def of_room(kills: int, peers: Peers) -> Iterator[Row]:
+def run_disk_faults(kills: int, peers: Peers) -> Iterator[Row]:
     for system in (Grokbit, *peers):
-        yield saves.full_disk(system)
+        yield saves.save_to_full_disk(system)
 
 
-def of_runs(kills: int, peers: Peers) -> Iterator[Row]:
+def run_process_faults(kills: int, peers: Peers) -> Iterator[Row]:
     times = max(1, kills // 20)
-    for phase in runs.KILLS:
-        yield runs.in_phase(phase, signal.SIGKILL, times)
-    for phase in runs.ASKS:
-        yield runs.in_phase(phase, signal.SIGTERM, times)
-    yield runs.one_folder()
-    yield from (runs.no_room(flag) for flag in (False, True))
-    yield from (runs.store_gone(flag) for flag in (False, True))
+    for phase in runs.KILL_PHASES:
+        yield runs.interrupt_run(phase, signal.SIGKILL, times)
+    for phase in runs.TERM_PHASES:
+        yield runs.interrupt_run(phase, signal.SIGTERM, times)
+    yield runs.run_twice()
+    yield from (runs.run_without_space(flag) for flag in (False, True))
+    yield from (runs.run_without_store(flag) for flag in (False, True))
 
 
-PARTS = {"saves": in_a_save, "files": of_files, "room": of_room, "runs": of_runs}
+PARTS = {"saves": run_save_faults, "files": run_file_faults, "room": run_disk_faults, "runs": run_process_faults}
 
 
 def main() -> None:
@@ -69,13 +69,13 @@ def main() -> None:
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--only: there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     random.seed(0)
-    ready()
+    prepare_process()
     peers = [] if args.no_peers else PEERS
-    for missing in [peer for peer in peers if not peer.installed()]:
-        print(f"{missing.name} is not installed: pip install {missing.needs}")
+    for missing in [peer for peer in peers if not peer.is_installed()]:
+        print(f"{missing.name} is not installed: pip install {missing.package}")
     found = []
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
-    there = [peer for peer in peers if peer.installed()]
+    there = [peer for peer in peers if peer.is_installed()]
     for row in (row for part in parts for row in PARTS[part](args.kills, there)):
         found.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"

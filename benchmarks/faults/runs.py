@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from children import lines, wait_for
-from saves import NO_DISK, Row, fill, small_disk
+from children import read_lines, wait_for
+from saves import NO_DISK, Row, fill_disk, mount_small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
@@ -27,18 +27,23 @@ PHASES = {  # what a run spends most of its time with
     "evaluations": ["trainer.steps=90", "eval_every=1", "callbacks.checkpoint.every=1000"],
     "saves": ["trainer.steps=90", "eval_every=100000", "callbacks.checkpoint.every=1"],
 }
-KILLS, ASKS = ("steps", "evaluations"), tuple(PHASES)
+KILL_PHASES, TERM_PHASES = ("steps", "evaluations"), tuple(PHASES)
 
 
 @dataclass
-class Place:
+class Workspace:
     """Where runs write, and the environment that they have."""
 
     folder: Path
-    more: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        own = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"), **self.more}
+        own = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"),
+            **self.environment,
+        }
         command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={self.folder / 'out'}"]
         return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -48,18 +53,18 @@ class Place:
         told, _ = process.communicate(timeout=600)
         return process.returncode, told
 
-    def metrics(self) -> Path:
+    def find_metrics(self) -> Path:
         """metrics.jsonl of the only run; a path that is not there before it began."""
         return next(iter(self.folder.glob("out/faults/*/metrics.jsonl")), self.folder / "none")
 
-    def reached(self) -> tuple[Any, list[dict[str, Any]]]:
+    def read_result(self) -> tuple[Any, list[dict[str, Any]]]:
         """The weights in which the only run has ended, and its numbers without those of the clock."""
-        records = [json.loads(line) for line in lines(self.metrics())]
+        records = [json.loads(line) for line in read_lines(self.find_metrics())]
         kept = [{k: v for k, v in record.items() if k != "seconds" and not k.startswith("perf/")} for record in records]
-        return json.loads((self.metrics().parent / "summary.json").read_text())["weights_sha256"], kept
+        return json.loads((self.find_metrics().parent / "summary.json").read_text())["weights_sha256"], kept
 
 
-def in_phase(phase: str, signum: signal.Signals, times: int) -> Row:
+def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
     """The signal comes at a random moment of a run that does little else; then the same command goes on with resume=auto.
 
     It has survived if it ends in the same weights and the same metrics.jsonl as a run that was left alone.
@@ -67,65 +72,65 @@ def in_phase(phase: str, signum: signal.Signals, times: int) -> Row:
     row = Row(f"{'kill -9' if signum == signal.SIGKILL else signum.name} in {phase}", "grokbit")
     arguments, codes = [*SMALL, *PHASES[phase], "tracker=jsonl"], (-signum, 143 if signum == signal.SIGTERM else -signum)
     with tempfile.TemporaryDirectory() as folder:
-        whole = Place(Path(folder))
+        whole = Workspace(Path(folder))
         begun = time.monotonic()
         process = whole.start(*arguments)
-        wait_for(lambda: lines(whole.metrics()))
-        first, expected = time.monotonic() - begun, process.wait() or whole.reached()
+        wait_for(lambda: read_lines(whole.find_metrics()))
+        first, expected = time.monotonic() - begun, process.wait() or whole.read_result()
         lasted = time.monotonic() - begun - first
         before = phase in ("start-up", "compiling")  # the first step
         for turn in range(times):
-            place = Place(whole.folder / f"{turn}")
+            place = Workspace(whole.folder / f"{turn}")
             shutil.rmtree(place.folder, ignore_errors=True)
             process = place.start(*arguments)
             if before:
                 time.sleep(first * (turn + random.random()) / times)
             else:
                 steps = int(0.9 * len(expected[1]) * (turn + random.random()) / times)
-                wait_for(lambda place=place, steps=steps: len(lines(place.metrics())) > steps)  # type: ignore[misc]
+                wait_for(lambda place=place, steps=steps: len(read_lines(place.find_metrics())) > steps)  # type: ignore[misc]
                 time.sleep(random.uniform(0, lasted / len(expected[1])))
             process.send_signal(signum)
             told, _ = process.communicate(timeout=120)
             ended = process.returncode in codes
             code, later = place.finish(*arguments, "resume=auto")
-            right = code == 0 and place.reached() == expected
+            right = code == 0 and place.read_result() == expected
             if not (ended and right):
-                row.remark = said(later if code else f"exit code {process.returncode}: {told}", place.folder, "rror")
+                row.remark = find_line(later if code else f"exit code {process.returncode}: {told}", place.folder, "rror")
             row.count("survived" if ended and right else "error" if not ended or code else "wrong")
     return row
 
 
-def one_folder() -> Row:
+def run_twice() -> Row:
     """A second run on a folder is refused while the first lives, and harms nothing."""
     row = Row("two runs on one folder", "grokbit")
     arguments = [*SMALL, *PHASES["steps"], "tracker=jsonl"]
     with tempfile.TemporaryDirectory() as folder:
-        whole, place = Place(Path(folder) / "whole"), Place(Path(folder) / "twice")
+        whole, place = Workspace(Path(folder) / "whole"), Workspace(Path(folder) / "twice")
         whole.finish(*arguments)
         process = place.start(*arguments)
-        run = wait_for(lambda: lines(place.metrics()) and place.metrics().parent)
+        run = wait_for(lambda: read_lines(place.find_metrics()) and place.find_metrics().parent)
         for more in ("resume=auto", f"hydra.run.dir={run}"):
             code, told = place.finish(*arguments, more)
-            row.remark = said(told, run, "another")
+            row.remark = find_line(told, run, "another")
             refused = code and any(words in told for words in ("being written by another", "another run is writing"))
             row.count("survived" if refused and process.poll() is None else "wrong")
         process.communicate()
-        row.count("survived" if place.reached() == whole.reached() else "wrong")
+        row.count("survived" if place.read_result() == whole.read_result() else "wrong")
     return row
 
 
-def no_room(read_only: bool) -> Row:
+def run_without_space(read_only: bool) -> Row:
     """A run whose disk is full, or becomes read-only: it ends clearly, and goes on once it can write again."""
     row = Row("read-only folder" if read_only else "full disk in a run", "grokbit")
     arguments = [*SMALL, *PHASES["saves"], "tracker=jsonl"]
-    with tempfile.TemporaryDirectory() as folder, small_disk(20) as disk:
+    with tempfile.TemporaryDirectory() as folder, mount_small_disk(20) as disk:
         if disk is None:
             row.remark = NO_DISK
             return row
-        whole, place = Place(Path(folder)), Place(disk)
+        whole, place = Workspace(Path(folder)), Workspace(disk)
         whole.finish(*arguments)
         process = place.start(*arguments)
-        wait_for(lambda: len(lines(place.metrics())) > 10)
+        wait_for(lambda: len(read_lines(place.find_metrics())) > 10)
         if read_only:
             process.send_signal(signal.SIGSTOP)
             process.terminate()  # it has files open for writing: it ends first
@@ -135,19 +140,19 @@ def no_room(read_only: bool) -> Row:
             code, told = place.finish(*arguments, "resume=auto")
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         else:
-            fill(disk)
+            fill_disk(disk)
             told, _ = process.communicate(timeout=120)
             code = process.returncode
             (disk / "filler").unlink()
         words = "cannot be written to (read-only" if read_only else "No space left on device"
         clear = code == (2 if read_only else 1) and "Traceback" not in told and words in told
-        row.remark = said(told, disk, words)
+        row.remark = find_line(told, disk, words)
         code, _ = place.finish(*arguments, "resume=auto")
-        row.count("wrong" if code or place.reached() != whole.reached() else "survived" if clear else "error")
+        row.count("wrong" if code or place.read_result() != whole.read_result() else "survived" if clear else "error")
     return row
 
 
-def store_gone(for_good: bool) -> Row:
+def run_without_store(for_good: bool) -> Row:
     """MLflow's server is killed while a run logs. It comes back on the same address some seconds later, or never."""
     from mlflow.tracking import MlflowClient
 
@@ -163,28 +168,28 @@ def store_gone(for_good: bool) -> Row:
         def serve() -> subprocess.Popen[bytes]:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             server = subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)  # type: ignore[call-overload]
-            wait_for(lambda: answers(port))
+            wait_for(lambda: is_listening(port))
             return server  # type: ignore[no-any-return]
 
         server = serve()
-        place = Place(Path(folder), {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
+        place = Workspace(Path(folder), {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
         try:
             process = place.start(*SMALL, *PHASES["steps"], "trainer.steps=3000")
-            wait_for(lambda: len(lines(place.metrics())) > 100)
+            wait_for(lambda: len(read_lines(place.find_metrics())) > 100)
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
             if not for_good:
                 time.sleep(5)
                 server = serve()
             told, _ = process.communicate(timeout=600)
-            steps = [json.loads(line)["step"] for line in lines(place.metrics())]
+            steps = [json.loads(line)["step"] for line in read_lines(place.find_metrics())]
             whole = process.returncode == 0 and steps == list(range(1, 3001))
             if for_good:
                 row.remark = "a warning says where every metric is"
                 row.count("survived" if whole and "did not take all of this run" in told else "wrong")
             else:
                 client = MlflowClient(store)
-                note = (place.metrics().parent / "mlflow_run_id").read_text().strip()
+                note = (place.find_metrics().parent / "mlflow_run_id").read_text().strip()
                 there = [m.step for m in client.get_metric_history(note, "train/loss")]
                 row.remark = f"{len(there)} of 3000 points arrived"
                 row.count("survived" if whole and there == steps else "lost")
@@ -195,14 +200,14 @@ def store_gone(for_good: bool) -> Row:
     return row
 
 
-def said(told: str, place: Path, words: str) -> str:
+def find_line(output: str, folder: Path, text: str) -> str:
     """The line with those words."""
     return next(
-        (f"says: {line.strip()}".replace(str(place), "FOLDER")[:100] for line in told.splitlines() if words in line), ""
+        (f"says: {line.strip()}".replace(str(folder), "FOLDER")[:100] for line in output.splitlines() if text in line), ""
     )
 
 
-def answers(port: int) -> bool:
+def is_listening(port: int) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

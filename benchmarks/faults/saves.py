@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from children import Child, answer
-from systems import Grokbit, Said, System
+from children import Child, run_in_child
+from systems import Grokbit, ReportStep, System
 
 NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer's memory: 12 MB
-FEW = 1_000  # where files are damaged
-LONGEST = 0.3  # seconds until the kill: some saves
+SMALL_NUMBERS = 1_000  # where files are damaged
+MAX_DELAY = 0.3  # seconds until the kill: some saves
 STEPS = 4  # before files are damaged
 
 
@@ -40,37 +40,37 @@ class Row:
         setattr(self, outcome, getattr(self, outcome) + 1)
 
 
-def outcome(system: System, root: Path, least: int) -> str:
+def classify_resume(system: System, root: Path, min_step: int) -> str:
     """What a system makes of what is there; at `least` this step it should go on from."""
     try:
-        step, right = answer(lambda: system.resume(root))
+        step, right = run_in_child(lambda: system.resume(root))
     except OSError:
         return "error"
-    return "wrong" if not right else "lost" if step < least else "survived"
+    return "wrong" if not right else "lost" if step < min_step else "survived"
 
 
-def kills(kind: type[System], times: int) -> Row:
+def kill_in_save(kind: type[System], times: int) -> Row:
     """A process that saves again and again is killed at a random moment."""
     system, row, drafts = kind(NUMBERS), Row("kill -9 in a save", kind.name), 0
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
 
-            def save(said: Said, root: Path = root) -> None:
-                system.train(root, said)
+            def save(report_step: ReportStep, root: Path = root) -> None:
+                system.train(root, report_step)
 
             with Child(save) as child:
-                first = child.hear()
-                time.sleep(random.uniform(0.0, LONGEST))
+                first = child.receive()
+                time.sleep(random.uniform(0.0, MAX_DELAY))
                 child.kill()
-                last = max([first, *child.rest()])
+                last = max([first, *child.receive_all()])
             drafts += any(root.rglob(".draft-*"))
-            row.count(outcome(system, root, last))
+            row.count(classify_resume(system, root, last))
     row.remark = f"{drafts} of them left a draft" if kind is Grokbit else ""
     return row
 
 
-def damage(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
+def corrupt(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
     """A file's content after each fault; None where it is gone."""
     yield "file missing", None
     yield "file empty", b""
@@ -82,18 +82,20 @@ def damage(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
         yield "bit flipped", bytes(broken)
 
 
-def damaged(kind: type[System], flips: int) -> list[Row]:
+def damage_files(kind: type[System], flips: int) -> list[Row]:
     """Each file of the newest checkpoint after each fault; what is right all the same has survived."""
-    system = kind(FEW)
+    system = kind(SMALL_NUMBERS)
     rows = {fault: Row(fault, kind.name) for fault in ("file missing", "file empty", "file cut", "bit flipped")}
     silent: dict[str, set[str]] = {fault: set() for fault in rows}
-    with saved(system) as root:
-        for path in system.files(root):
+    with save_steps(system) as root:
+        for path in system.list_files(root):
             content = path.read_bytes()
-            for fault, broken in damage(content, flips):
+            for fault, broken in corrupt(content, flips):
                 path.unlink() if broken is None else path.write_bytes(broken)
-                found = outcome(system, root, STEPS - (kind is Grokbit))
-                rows[fault].count(found if found != "survived" or kind is not Grokbit or named(root, path) else "error")
+                found = classify_resume(system, root, STEPS - (kind is Grokbit))
+                rows[fault].count(
+                    found if found != "survived" or kind is not Grokbit or is_damage_named(root, path) else "error"
+                )
                 if found == "wrong":
                     silent[fault].add(path.name)
                 path.write_bytes(content)
@@ -102,25 +104,27 @@ def damaged(kind: type[System], flips: int) -> list[Row]:
     return list(rows.values())
 
 
-def another_manifest(kind: type[System]) -> Row:
+def swap_manifest(kind: type[System]) -> Row:
     """The manifest of another run, of the same step, in the place of its own."""
-    system, row = kind(FEW), Row("manifest of another run", kind.name)
-    with saved(system) as root, saved(kind(FEW + 1)) as other:
-        mine, theirs = (next(path for path in system.files(r) if path.name == "manifest.json") for r in (root, other))
+    system, row = kind(SMALL_NUMBERS), Row("manifest of another run", kind.name)
+    with save_steps(system) as root, save_steps(kind(SMALL_NUMBERS + 1)) as other:
+        mine, theirs = (next(path for path in system.list_files(r) if path.name == "manifest.json") for r in (root, other))
         mine.write_bytes(theirs.read_bytes())
-        row.count("survived" if named(root, None) and outcome(system, root, STEPS - 1) == "survived" else "wrong")
+        row.count(
+            "survived" if is_damage_named(root, None) and classify_resume(system, root, STEPS - 1) == "survived" else "wrong"
+        )
     return row
 
 
 @contextmanager
-def saved(system: System) -> Iterator[Path]:
+def save_steps(system: System) -> Iterator[Path]:
     """A folder with the checkpoints of some steps."""
     with tempfile.TemporaryDirectory() as folder:
-        answer(lambda: system.train(Path(folder), lambda step: None, STEPS))
+        run_in_child(lambda: system.train(Path(folder), lambda step: None, STEPS))
         yield Path(folder)
 
 
-def named(root: Path, path: Path | None) -> bool:
+def is_damage_named(root: Path, path: Path | None) -> bool:
     """Whether the newest checkpoint is refused, with the name of the file that is damaged."""
     from research import checkpoint
 
@@ -132,7 +136,7 @@ def named(root: Path, path: Path | None) -> bool:
 
 
 @contextmanager
-def small_disk(megabytes: float) -> Iterator[Path | None]:
+def mount_small_disk(megabytes: float) -> Iterator[Path | None]:
     """A file system of its own; None where none can be mounted."""
     with tempfile.TemporaryDirectory() as folder:
         size = f"size={int(megabytes * 1024)}k"
@@ -145,7 +149,7 @@ def small_disk(megabytes: float) -> Iterator[Path | None]:
             subprocess.run(["umount", "-l", folder], check=True)
 
 
-def fill(disk: Path) -> None:
+def fill_disk(disk: Path) -> None:
     """Not a byte more fits."""
     descriptor = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
     with contextlib.suppress(OSError):
@@ -157,10 +161,10 @@ def fill(disk: Path) -> None:
 NO_DISK = "not tried: no small file system can be mounted here (it takes root)"
 
 
-def full_disk(kind: type[System]) -> Row:
+def save_to_full_disk(kind: type[System]) -> Row:
     """The disk is full from a save on; then it has room again, and the training is to go on."""
     system, row = kind(NUMBERS), Row("full disk in a save", kind.name)
-    with small_disk(80) as disk:
+    with mount_small_disk(80) as disk:
         if disk is None:
             row.remark = NO_DISK
             return row
@@ -168,20 +172,20 @@ def full_disk(kind: type[System]) -> Row:
         root.mkdir()
         told: list[Any] = []
 
-        def train(said: Said) -> None:
-            def full_from_now(step: int) -> None:
+        def train(report_step: ReportStep) -> None:
+            def report_and_fill(step: int) -> None:
                 if step == STEPS:
-                    fill(disk)
-                said(step)
+                    fill_disk(disk)
+                report_step(step)
 
-            system.train(root, full_from_now, 2 * STEPS)
+            system.train(root, report_and_fill, 2 * STEPS)
 
         with Child(train) as child:
-            told = child.rest()
+            told = child.receive_all()
         last = max(step for step in told if isinstance(step, int))
         errors = [str(error) for error in told if isinstance(error, OSError)]
         (disk / "filler").unlink()
-        row.count(outcome(system, root, last))
+        row.count(classify_resume(system, root, last))
         row.remark = (
             f"says: {re.sub(r': .?/.*', '', errors[0].splitlines()[0])}"
             if errors

@@ -25,8 +25,8 @@ from research.data.modular import modular
 from research.optim.schedules import constant
 from research.trainer import Trainer
 
-Said = Callable[[int], None]  # to be called with each step once it is saved
-FOR_EVER = 1_000_000  # steps
+ReportStep = Callable[[int], None]  # to be called with each step once it is saved
+ENDLESS = 1_000_000  # steps
 
 
 class Counting(nn.Module):
@@ -58,7 +58,7 @@ class Counter(Optimizer):
             p += 1
 
 
-def judged(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
+def read_step(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
     """The step that the numbers tell, and whether all of them tell it."""
     weight = next(model.parameters())
     step = float(weight[0])
@@ -77,28 +77,28 @@ class System(ABC):
     """Saves into `root` at each step. A system whose library is not installed says how to install it."""
 
     name: ClassVar[str]
-    needs: ClassVar[str] = ""  # a package
+    package: ClassVar[str] = ""  # a package
 
     def __init__(self, numbers: int) -> None:
         self.numbers = numbers
 
     @classmethod
-    def installed(cls) -> bool:
-        return not cls.needs or importlib.util.find_spec(cls.needs) is not None
+    def is_installed(cls) -> bool:
+        return not cls.package or importlib.util.find_spec(cls.package) is not None
 
     @abstractmethod
-    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+    def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
         """Train from the beginning, saving at each step."""
 
     @abstractmethod
     def resume(self, root: Path) -> tuple[int, bool]:
         """What it goes on from. Raises what the system raises where it cannot."""
 
-    def parts(self) -> tuple[Counting, Counter]:
+    def build_parts(self) -> tuple[Counting, Counter]:
         model = Counting(self.numbers)
         return model, Counter(model.parameters())
 
-    def files(self, root: Path) -> list[Path]:
+    def list_files(self, root: Path) -> list[Path]:
         """Those of the newest checkpoint: in the newest folder that has files, if there are folders."""
         folders: dict[Path, list[Path]] = {}
         for path in sorted(root.rglob("*")):
@@ -111,27 +111,27 @@ class Grokbit(System):
     name = "grokbit"
 
     def fit(self, root: Path, callbacks: list[Callback], steps: int, resume: Path | None = None) -> None:
-        model, optimizer = self.parts()
-        trainer = Trainer(steps, 4, eval_every=FOR_EVER, log_every=FOR_EVER, clip_norm=None, device="cpu")
-        trainer.fit(model, optimizer, constant, nothing, modular(p=5), callbacks, folder=root, resume=resume)
+        model, optimizer = self.build_parts()
+        trainer = Trainer(steps, 4, eval_every=ENDLESS, log_every=ENDLESS, clip_norm=None, device="cpu")
+        trainer.fit(model, optimizer, constant, constant_loss, modular(p=5), callbacks, folder=root, resume=resume)
 
-    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
-        class Say(Callback):
+    def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
+        class Reporter(Callback):
             saves = True  # it comes after the one that saves
 
             def on_step(self, state: State) -> None:
-                said(state.step)
+                report_step(state.step)
 
-        self.fit(root, [Checkpoint(every=1, keep_last=2), Say()], steps)
+        self.fit(root, [Checkpoint(every=1, keep_last=2), Reporter()], steps)
 
     def resume(self, root: Path) -> tuple[int, bool]:
-        class Look(Callback):
+        class Inspector(Callback):
             def on_start(self, state: State) -> None:
-                step, right = judged(state.model, state.optimizer)
+                step, right = read_step(state.model, state.optimizer)
                 raise Resumed(step, right and step == state.step)
 
         try:
-            self.fit(root, [Look()], FOR_EVER, root)
+            self.fit(root, [Inspector()], ENDLESS, root)
         except Resumed as found:
             return found.args[0], found.args[1]
         raise AssertionError("nothing was resumed")
@@ -140,49 +140,49 @@ class Grokbit(System):
 class TorchSave(System):
     name = "torch.save to one file"
 
-    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
-        model, optimizer = self.parts()
+    def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
+        model, optimizer = self.build_parts()
         for step in range(1, steps + 1):
             optimizer.step()
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, root / "last.pt")
-            said(step)
+            report_step(step)
 
     def resume(self, root: Path) -> tuple[int, bool]:
-        model, optimizer = self.parts()
+        model, optimizer = self.build_parts()
         held = torch.load(root / "last.pt", weights_only=True)
         model.load_state_dict(held["model"])
         optimizer.load_state_dict(held["optimizer"])
-        return judged(model, optimizer)
+        return read_step(model, optimizer)
 
 
 class Accelerate(System):
     name = "accelerate save_state"
 
-    def prepared(self, root: Path) -> tuple[Any, Any, Any]:
+    def prepare(self, root: Path) -> tuple[Any, Any, Any]:
         from accelerate import Accelerator
         from accelerate.utils import ProjectConfiguration
 
         configuration = ProjectConfiguration(str(root), automatic_checkpoint_naming=True, total_limit=2)
         accelerator = Accelerator(cpu=True, project_config=configuration)
-        return accelerator, *accelerator.prepare(*self.parts())
+        return accelerator, *accelerator.prepare(*self.build_parts())
 
-    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
-        accelerator, _, optimizer = self.prepared(root)
+    def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
+        accelerator, _, optimizer = self.prepare(root)
         for step in range(1, steps + 1):
             optimizer.step()
             accelerator.save_state()
-            said(step)
+            report_step(step)
 
     def resume(self, root: Path) -> tuple[int, bool]:
-        accelerator, model, optimizer = self.prepared(root)
+        accelerator, model, optimizer = self.prepare(root)
         accelerator.load_state()
-        return judged(model, optimizer.optimizer)
+        return read_step(model, optimizer.optimizer)
 
 
 class Transformers(System):
-    name, needs = "transformers Trainer", "transformers"
+    name, package = "transformers Trainer", "transformers"
 
-    def trainer(self, root: Path, steps: int, *callbacks: Any) -> Any:
+    def make_trainer(self, root: Path, steps: int, *callbacks: Any) -> Any:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
@@ -192,11 +192,11 @@ class Transformers(System):
             def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
                 return model(inputs["x"]).sum()
 
-        model, optimizer = self.parts()
+        model, optimizer = self.build_parts()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         args = transformers.TrainingArguments(
             output_dir=str(root), max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
-            save_total_limit=2, max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=FOR_EVER,
+            save_total_limit=2, max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=ENDLESS,
             dataloader_pin_memory=False, remove_unused_columns=False,
         )  # fmt: skip
         samples: Any = [{"x": torch.zeros(2)}] * 64
@@ -204,37 +204,37 @@ class Transformers(System):
         loop.remove_callback(transformers.trainer_callback.PrinterCallback)
         return loop
 
-    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
+    def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
         import transformers
 
-        class Say(transformers.TrainerCallback):
+        class Reporter(transformers.TrainerCallback):
             def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                said(state.global_step)
+                report_step(state.global_step)
 
-        self.trainer(root, steps, Say()).train()
+        self.make_trainer(root, steps, Reporter()).train()
 
     def resume(self, root: Path) -> tuple[int, bool]:
         import transformers
 
-        class Look(transformers.TrainerCallback):
+        class Inspector(transformers.TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
                 optimizer = parts["optimizer"]
-                raise Resumed(*judged(parts["model"], getattr(optimizer, "optimizer", optimizer)))
+                raise Resumed(*read_step(parts["model"], getattr(optimizer, "optimizer", optimizer)))
 
         try:
-            self.trainer(root, FOR_EVER, Look()).train(resume_from_checkpoint=True)
+            self.make_trainer(root, ENDLESS, Inspector()).train(resume_from_checkpoint=True)
         except Resumed as found:
             return found.args[0], found.args[1]
         raise AssertionError("nothing was resumed")
 
 
 class Lightning(System):
-    name, needs = "Lightning", "lightning"
+    name, package = "Lightning", "lightning"
 
-    def files(self, root: Path) -> list[Path]:
+    def list_files(self, root: Path) -> list[Path]:
         return [root / "last.ckpt"]
 
-    def fit(self, root: Path, look: Callable[[int, nn.Module, Optimizer], None], steps: int, resume: bool) -> None:
+    def fit(self, root: Path, inspect: Callable[[int, nn.Module, Optimizer], None], steps: int, resume: bool) -> None:
         import lightning
         from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -249,7 +249,7 @@ class Lightning(System):
                 return self.model(batch[0]).sum()
 
             def on_train_batch_start(self, batch: Any, index: int) -> None:
-                look(self.global_step, self.model, self.trainer.optimizers[0])
+                inspect(self.global_step, self.model, self.trainer.optimizers[0])
 
             def configure_optimizers(self) -> Optimizer:
                 return Counter(self.model.parameters())
@@ -259,15 +259,15 @@ class Lightning(System):
         trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[saving], **quiet)
         trainer.fit(Module(), DataLoader(TensorDataset(torch.zeros(64, 2)), 4), ckpt_path="last" if resume else None)
 
-    def train(self, root: Path, said: Said, steps: int = FOR_EVER) -> None:
-        self.fit(root, lambda step, model, optimizer: said(step) if step else None, steps, False)
+    def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
+        self.fit(root, lambda step, model, optimizer: report_step(step) if step else None, steps, False)
 
     def resume(self, root: Path) -> tuple[int, bool]:
-        def look(step: int, model: nn.Module, optimizer: Optimizer) -> None:
-            raise Resumed(*judged(model, optimizer))
+        def inspect(step: int, model: nn.Module, optimizer: Optimizer) -> None:
+            raise Resumed(*read_step(model, optimizer))
 
         try:
-            self.fit(root, look, FOR_EVER, True)
+            self.fit(root, inspect, ENDLESS, True)
         except Resumed as found:
             return found.args[0], found.args[1]
         raise AssertionError("nothing was resumed")
@@ -276,12 +276,12 @@ class Lightning(System):
 PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]
 
 
-def nothing(logits: Tensor, targets: Tensor) -> Tensor:
+def constant_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """A loss that is the same whatever the model says."""
     return F.cross_entropy(logits[:, -1], targets, reduction="none")
 
 
-def ready() -> None:
+def prepare_process() -> None:
     """Before children are forked: no threads of computation, and what they would import is imported once."""
     torch.set_num_threads(1)
     for package in ("lightning", "transformers"):

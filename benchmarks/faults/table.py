@@ -18,13 +18,13 @@ def write(folder: Path, rows: list[Row]) -> None:
         table.writerows(asdict(row) for row in rows)
     if (readme := folder / "README.md").exists():
         head, _, rest = readme.read_text().partition(BEGIN)
-        readme.write_text(head + BEGIN + markdown(rows) + END + rest.partition(END)[2])
+        readme.write_text(head + BEGIN + format_table(rows) + END + rest.partition(END)[2])
 
 
-def markdown(rows: list[Row]) -> str:
+def format_table(rows: list[Row]) -> str:
     """A line for each fault, a column for each system: how many were survived."""
     systems = list(dict.fromkeys(row.system for row in rows))
-    cells = {(row.fault, row.system): told(row) for row in rows}
+    cells = {(row.fault, row.system): format_cell(row) for row in rows}
     lines = [["fault", *systems], ["---"] * (1 + len(systems))]
     lines += [
         [fault, *(cells.get((fault, name), "") for name in systems)] for fault in dict.fromkeys(row.fault for row in rows)
@@ -32,7 +32,7 @@ def markdown(rows: list[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def told(row: Row) -> str:
+def format_cell(row: Row) -> str:
     if not row.times:
         return row.remark
     return f"{row.survived} of {row.times}" + (f", {row.wrong} silently wrong" if row.wrong else "")

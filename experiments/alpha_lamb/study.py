@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from results import Row, largest, markdown, missed, value  # noqa: E402
-from study import TOUCH, Arm, Study  # noqa: E402
+from results import Row, format_table, get_value, is_bound, select_largest  # noqa: E402
+from study import FIRST_HIT, Arm, Study  # noqa: E402
 
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
 BASES = {"Adam, L2 0.005, lr 1e-3 (the paper's)": ("adam", ADAM), "AdamW, weight decay 1, lr 3e-3": ("adamw", ("lr=3e-3",))}
@@ -24,16 +24,16 @@ GRID = {
 }
 
 
-def arms(size: str) -> list[Arm]:
+def list_arms(size: str) -> list[Arm]:
     base = ("experiment=grokfast_modular", *TASK[size], "optim=grokfast", "optim.no_decay=[]")
     seeds = {"quick": "0", "full": "0,1,2"}[size]
     return [
-        Arm(name, "modular", (*base, *settings), GRID[size], search_seeds=seeds, search=TOUCH)
+        Arm(name, "modular", (*base, *settings), GRID[size], search_seeds=seeds, search=FIRST_HIT)
         for name, settings in BASES.values()
     ]
 
 
-def cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:
+def group_cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:
     """The runs of an arm by (alpha, lamb)."""
     found: dict[tuple[float, float], list[Row]] = {}
     for row in rows:
@@ -43,36 +43,36 @@ def cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:
     return found
 
 
-def told(runs: list[Row]) -> str:
+def format_steps(runs: list[Row]) -> str:
     """The median of the steps; a + where a run did not get there."""
-    middle = f"{statistics.median(map(value, runs)):,.0f}"
-    return f"not in {middle}" if all(map(missed, runs)) else middle + "+" * any(map(missed, runs))
+    middle = f"{statistics.median(map(get_value, runs)):,.0f}"
+    return f"not in {middle}" if all(map(is_bound, runs)) else middle + "+" * any(map(is_bound, runs))
 
 
-def tell(rows: list[Row], size: str) -> str:
+def make_table(rows: list[Row], size: str) -> str:
     parts = []
     for name, (arm, _) in BASES.items():
-        found = cells(rows, arm)
+        found = group_cells(rows, arm)
         lambs, alphas = (sorted({key[place] for key in found}) for place in (1, 0))
-        lines = [[f"alpha {alpha:g}", *(told(found[alpha, lamb]) for lamb in lambs)] for alpha in alphas]
-        parts.append(f"{name}:\n\n" + markdown(["", *(f"lamb {lamb:g}" for lamb in lambs)], lines))
+        lines = [[f"alpha {alpha:g}", *(format_steps(found[alpha, lamb]) for lamb in lambs)] for alpha in alphas]
+        parts.append(f"{name}:\n\n" + format_table(["", *(f"lamb {lamb:g}" for lamb in lambs)], lines))
     return "\n\n".join(parts)
 
 
 def draw(rows: list[Row]) -> Figure:
     """A map a base: steps to 95 %, by colour and in words."""
-    rows = largest(rows)
+    rows = select_largest(rows)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axis, (name, (arm, _)) in zip(figure.subplots(1, len(BASES)), BASES.items(), strict=True):
-        found = cells(rows, arm)
+        found = group_cells(rows, arm)
         lambs, alphas = (sorted({key[place] for key in found}) for place in (1, 0))
-        values = [[statistics.median(map(value, found[alpha, lamb])) for lamb in lambs] for alpha in alphas]
+        values = [[statistics.median(map(get_value, found[alpha, lamb])) for lamb in lambs] for alpha in alphas]
         shades = axis.imshow(values, cmap="viridis_r", aspect="auto", norm="log")
         for row, alpha in enumerate(alphas):
             for column, lamb in enumerate(lambs):
                 light = shades.norm(values[row][column]) < 0.5
                 how = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if light else "white"}
-                axis.text(column, row, told(found[alpha, lamb]), **how)
+                axis.text(column, row, format_steps(found[alpha, lamb]), **how)
         axis.set_xticks(range(len(lambs)), [f"{lamb:g}" for lamb in lambs])
         axis.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axis.set(xlabel="lamb", ylabel="alpha", title=name)
@@ -80,4 +80,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    Study(HERE, arms, {"quick": 0, "full": 0}, tell, draw).main()
+    Study(HERE, list_arms, {"quick": 0, "full": 0}, make_table, draw).main()

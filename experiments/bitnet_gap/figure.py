@@ -18,13 +18,13 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from research import gap  # noqa: E402
 from research.folder import read_json  # noqa: E402
-from research.metrics import interval  # noqa: E402
+from research.metrics import confidence_interval  # noqa: E402
 from research.sweeps import Row, Sweep  # noqa: E402
 
 KEYS = {"model": "model", "model.dim": "width", "model.depth": "depth", "lr": "lr", "seed": "seed"}  # key -> column
 METRICS = ("val/bpb", "val/acc")
 COLUMNS = ("data", *KEYS.values(), *METRICS)
-ROUNDED = ("bitnet", "bitmlp")
+TERNARY_MODELS = ("bitnet", "bitmlp")
 COLOURS = {False: "tab:gray", True: "tab:blue"}
 Rows = list[dict[str, str]]
 
@@ -56,7 +56,7 @@ def read(name: str) -> dict[str, Rows]:
     return found
 
 
-def arms(rows: Rows) -> list[gap.Arm]:
+def build_arms(rows: Rows) -> list[gap.Arm]:
     """What the section of a sweep's report would be made of."""
     monitor = next(metric for metric in METRICS if rows[0][metric])
     asked = {"directions": ["maximize" if monitor == "val/acc" else "minimize"], "space": dict.fromkeys(KEYS, "")}
@@ -66,17 +66,17 @@ def arms(rows: Rows) -> list[gap.Arm]:
     ]
     sweep = Sweep("gap", asked, [monitor], monitor, "", trials, lambda row: [])
 
-    def outcomes(trial: Row) -> list[dict[str, Any]]:
+    def get_outcomes(trial: Row) -> list[dict[str, Any]]:
         row = rows[trial.number]
         best = {metric: float(row[metric]) for metric in METRICS if row[metric]}
-        return [{"rounded": row["model"] in ROUNDED, "best": best}]
+        return [{"rounded": row["model"] in TERNARY_MODELS, "best": best}]
 
-    return gap.arms(sweep, outcomes)
+    return gap.collect_arms(sweep, get_outcomes)
 
 
-def table(found: list[gap.Arm]) -> Iterator[str]:
+def format_table(arms: list[gap.Arm]) -> Iterator[str]:
     """Markdown."""
-    head, *lines = gap.lines(found)
+    head, *lines = gap.table_rows(arms)
     for line in (head, ["---"] * len(head), *lines):
         yield f"| {' | '.join(line)} |"
 
@@ -87,9 +87,11 @@ def draw(data: dict[str, list[gap.Arm]]) -> None:
     for axis, (task, found) in zip(figure.subplots(1, len(data), squeeze=False)[0], data.items(), strict=True):
         for rounded in (False, True):
             for depth in sorted({dict(arm.size)["model.depth"] for arm in found}):
-                mine = [arm for arm in found if (arm.rounded, dict(arm.size)["model.depth"]) == (rounded, depth)]
+                mine = [arm for arm in found if (arm.is_quantized, dict(arm.size)["model.depth"]) == (rounded, depth)]
                 mine.sort(key=lambda arm: arm.size)
-                means, halves = zip(*(interval([*arm.column(arm.monitor).values()]) for arm in mine), strict=True)
+                means, halves = zip(
+                    *(confidence_interval([*arm.get_values(arm.monitor).values()]) for arm in mine), strict=True
+                )
                 axis.errorbar(
                     [dict(arm.size)["model.dim"] for arm in mine], means, halves, marker="o", capsize=3,
                     color=COLOURS[rounded], linestyle="--" if depth == 1 else "-",
@@ -104,11 +106,11 @@ def draw(data: dict[str, list[gap.Arm]]) -> None:
     figure.savefig(HERE / "figure.png", dpi=130)
 
 
-def say(name: str) -> dict[str, list[gap.Arm]]:
+def print_tables(name: str) -> dict[str, list[gap.Arm]]:
     """Print the tables of a file."""
-    results = {task: arms(rows) for task, rows in read(name).items()}
+    results = {task: build_arms(rows) for task, rows in read(name).items()}
     for task, found in results.items():
-        print(f"{task}: {gap.budget(found)}\n", *table(found), "", sep="\n")
+        print(f"{task}: {gap.describe_budget(found)}\n", *format_table(found), "", sep="\n")
     return results
 
 
@@ -118,8 +120,8 @@ if __name__ == "__main__":
     if folders := words[best or quick :]:
         collect([Path(folder) for folder in folders], "quick.csv" if quick else "results.csv")
     if best:  # the setting of each network at each width, for more seeds of it
-        for arm in (arm for rows in read("results.csv").values() for arm in arms(rows)):
+        for arm in (arm for rows in read("results.csv").values() for arm in build_arms(rows)):
             print(arm.network, dict(arm.size)["model.dim"], dict(arm.best)["lr"])
         sys.exit()
-    say("quick.csv")
-    draw(say("results.csv"))
+    print_tables("quick.csv")
+    draw(print_tables("results.csv"))

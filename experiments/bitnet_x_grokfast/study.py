@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from arms import MODELS, TASKS, arm  # noqa: E402
-from results import Row, compared, largest, markdown, missed, of, searched, told, value  # noqa: E402
+from arms import MODELS, TASKS, make_arm  # noqa: E402
+from results import Row, compare, count_trials, format_table, format_value, get_value, is_bound, select_largest, select_rows  # noqa: E402
 from study import Arm, Study  # noqa: E402
 
 COMPARED = {
@@ -24,42 +24,48 @@ UNITS = {"modular": "steps to 95 %", "digits": "accuracy", "text": "bits per byt
 TRIALS = {"quick": 5, "full": 16}
 
 
-def arms(size: str) -> list[Arm]:
+def list_arms(size: str) -> list[Arm]:
     tuned = [optim for optim in COMPARED if optim != "same"]
-    found = [arm(task, size, kind, optim, TRIALS[size]) for task in TASKS for kind in ("dense", "ternary") for optim in tuned]
+    found = [
+        make_arm(task, size, kind, optim, TRIALS[size]) for task in TASKS for kind in ("dense", "ternary") for optim in tuned
+    ]
     return [replace(made, control=("optim.lamb=0",)) if made.name.endswith("grokfast") else made for made in found]
 
 
-def judged(rows: list[Row], kind: str, optim: str, task: str) -> list[Row]:
+def select_runs(rows: list[Row], kind: str, optim: str, task: str) -> list[Row]:
     """The runs, a seed each, of one of COMPARED."""
-    return of(rows, f"{kind}_grokfast", task, "control") if optim == "same" else of(rows, f"{kind}_{optim}", task)
+    return (
+        select_rows(rows, f"{kind}_grokfast", task, "control")
+        if optim == "same"
+        else select_rows(rows, f"{kind}_{optim}", task)
+    )
 
 
-def tell(rows: list[Row], size: str) -> str:
+def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for task, unit in UNITS.items():
         for kind in ("dense", "ternary"):
             for optim in COMPARED:
-                runs = judged(rows, kind, optim, task)
-                over = "-" if optim == "adamw" else compared(runs, of(rows, f"{kind}_adamw", task))
-                own = compared(runs, judged(rows, kind, "same", task)) if optim == "grokfast" else "-"
-                tuned = f"{searched(rows, f'{kind}_{optim}', task)}: {runs[0]['settings']}"
+                runs = select_runs(rows, kind, optim, task)
+                over = "-" if optim == "adamw" else compare(runs, select_rows(rows, f"{kind}_adamw", task))
+                own = compare(runs, select_runs(rows, kind, "same", task)) if optim == "grokfast" else "-"
+                tuned = f"{count_trials(rows, f'{kind}_{optim}', task)}: {runs[0]['settings']}"
                 where = [f"{task}, {unit}", MODELS[task][kind]]
                 named = ["the same, lamb 0", "as above"] if optim == "same" else [optim, tuned]
-                lines.append([*where, named[0], ", ".join(map(told, runs)), over, own, named[1]])
-    return markdown(["task", "model", "optimizer", "at each seed", "over AdamW", "over lamb 0", "tuned with"], lines)
+                lines.append([*where, named[0], ", ".join(map(format_value, runs)), over, own, named[1]])
+    return format_table(["task", "model", "optimizer", "at each seed", "over AdamW", "over lamb 0", "tuned with"], lines)
 
 
 def draw(rows: list[Row]) -> Figure:
     """What each seed reached, a panel a task; smaller is better throughout; a hollow mark: not within the run."""
-    rows = largest(rows)
+    rows = select_largest(rows)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axis, task in zip(figure.subplots(1, len(UNITS)), UNITS, strict=True):
         names = [f"{kind} {optim}" for kind in ("dense", "ternary") for optim in COMPARED]
         for place, name in enumerate(names):
-            for row in judged(rows, *name.split(), task):
-                how = {"color": COMPARED[name.split()[1]], "fillstyle": "none" if missed(row) else "full"}
-                axis.plot(value(row), place, ">" if missed(row) else "o", alpha=0.8, **how)
+            for row in select_runs(rows, *name.split(), task):
+                how = {"color": COMPARED[name.split()[1]], "fillstyle": "none" if is_bound(row) else "full"}
+                axis.plot(get_value(row), place, ">" if is_bound(row) else "o", alpha=0.8, **how)
         axis.set(title=task, xscale="log" if task == "modular" else "linear")
         axis.set(xlabel={"modular": "steps to 95 %", "digits": "share of wrong answers", "text": "bits per byte"}[task])
         shown = [name.replace("same", "that, lamb 0") if task == "modular" else "" for name in names]
@@ -70,4 +76,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    Study(HERE, arms, {"quick": 3, "full": 5}, tell, draw).main()
+    Study(HERE, list_arms, {"quick": 3, "full": 5}, make_table, draw).main()

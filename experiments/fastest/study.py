@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from arms import OPTIMS  # noqa: E402
-from results import Row, compared, each, largest, markdown, missed, of, searched, value  # noqa: E402
+from results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_largest, select_rows  # noqa: E402
 from study import Arm, Study  # noqa: E402
 
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
@@ -21,37 +21,37 @@ TRIALS = {"quick": 3, "full": 6}
 PRESET = "preset"
 
 
-def arms(size: str) -> list[Arm]:
+def list_arms(size: str) -> list[Arm]:
     tuned = [Arm(optim, "modular", (*BASE, *OPTIMS[optim][0]), OPTIMS[optim][1], TRIALS[size]) for optim in COMPARED[size]]
     return [Arm(PRESET, "modular", ("experiment=fastest", *BASE)), *tuned]
 
 
-def ranked(rows: list[Row]) -> list[str]:
+def rank_arms(rows: list[Row]) -> list[str]:
     """The arms, the soonest by the median first."""
-    found = [arm for arm in (PRESET, *OPTIMS) if of(rows, arm)]
-    return sorted(found, key=lambda arm: statistics.median(map(value, of(rows, arm))))
+    found = [arm for arm in (PRESET, *OPTIMS) if select_rows(rows, arm)]
+    return sorted(found, key=lambda arm: statistics.median(map(get_value, select_rows(rows, arm))))
 
 
-def tell(rows: list[Row], size: str) -> str:
+def make_table(rows: list[Row], size: str) -> str:
     lines = []
-    for arm in ranked(rows):
-        mine, number = of(rows, arm), searched(rows, arm)
-        over = "-" if arm == "adamw" else compared(mine, of(rows, "adamw"))
-        middle = f"{statistics.median(map(value, mine)):g}"
+    for arm in rank_arms(rows):
+        mine, number = select_rows(rows, arm), count_trials(rows, arm)
+        over = "-" if arm == "adamw" else compare(mine, select_rows(rows, "adamw"))
+        middle = f"{statistics.median(map(get_value, mine)):g}"
         settings = f"{number} trials: {mine[0]['settings']}" if number else "-"
-        lines.append([arm, each(mine, "val_99"), middle, over, settings])
-    return markdown(["optimizer", "99 % at step", "median", "over AdamW", "tuned with"], lines)
+        lines.append([arm, format_values(mine, "val_99"), middle, over, settings])
+    return format_table(["optimizer", "99 % at step", "median", "over AdamW", "tuned with"], lines)
 
 
 def draw(rows: list[Row]) -> Figure:
     """Steps to 99 % of each seed, by optimizer. Hollow: not within the run."""
-    rows = largest(rows)
+    rows = select_largest(rows)
     figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axis, names = figure.subplots(), ranked(rows)
+    axis, names = figure.subplots(), rank_arms(rows)
     for place, arm in enumerate(names):
-        for row in of(rows, arm):
-            shape, fill = (">", "none") if missed(row) else ("o", "full")
-            axis.plot(value(row), place, shape, color="tab:blue", fillstyle=fill, alpha=0.6)
+        for row in select_rows(rows, arm):
+            shape, fill = (">", "none") if is_bound(row) else ("o", "full")
+            axis.plot(get_value(row), place, shape, color="tab:blue", fillstyle=fill, alpha=0.6)
     axis.set(xscale="log", xlabel="steps to 99 % of the held-back half")
     axis.set_xticks((50, 100, 200, 300, 500), ("50", "100", "200", "300", "500"))
     axis.set_xticks([], minor=True)
@@ -62,4 +62,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    Study(HERE, arms, {"quick": 3, "full": 8}, tell, draw).main()
+    Study(HERE, list_arms, {"quick": 3, "full": 8}, make_table, draw).main()

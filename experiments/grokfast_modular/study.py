@@ -9,8 +9,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from arms import RATE  # noqa: E402
-from results import Row, compared, each, markdown, missed, of, searched, value  # noqa: E402
-from study import TOUCH, Arm, Study  # noqa: E402
+from results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_rows  # noqa: E402
+from study import FIRST_HIT, Arm, Study  # noqa: E402
 
 BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 SIZES = {"quick": ("data.p=47", "model.dim=64", "model.depth=1"), "full": ("data.p=97",)}
@@ -22,7 +22,7 @@ ADAM = ("optim.base._target_=torch.optim.Adam", "optim.no_decay=[]", "lr=1e-3")
 L2 = "optim.weight_decay"
 FILTER = ("optim.alpha=choice(0.8,0.9,0.95,0.98)", "optim.lamb=tag(log,interval(0.25,4.0))")
 TRIALS = {"quick": 10, "full": 8}
-OWN = {"ema": ("same_decay", "times_three"), "ma": ("ma_decay", "times_six")}  # each filter's settings without it
+OWN_SETTINGS = {"ema": ("same_decay", "times_three"), "ma": ("ma_decay", "times_six")}  # each filter's settings without it
 CLAIMED = {"paper": 39_890, "ema": 910, "ma": 790}  # 2405.20233, and the authors' code
 TITLES = {"full": "p = 97, the paper's size", "quick": "p = 47"}
 TICKS = {"full": (300, 1_000, 3_000, 10_000, 30_000), "quick": (300, 500, 1_000, 2_000, 3_000)}
@@ -39,7 +39,7 @@ NAMES = {
 }
 
 
-def arms(size: str) -> list[Arm]:
+def list_arms(size: str) -> list[Arm]:
     base = (*BASE, *SIZES[size], f"steps={LIMIT[size]}")
     paper, slow = ((*BASE, *SIZES[size], f"steps={steps}") for steps in BASELINES[size])
     return [
@@ -48,36 +48,38 @@ def arms(size: str) -> list[Arm]:
         Arm("times_three", "modular", (*slow, f"{L2}=0.005", "lr=3e-3"), seeds=ONE[size]),
         Arm("ma_decay", "modular", (*slow, f"{L2}=0.01")),
         Arm("times_six", "modular", (*slow, f"{L2}=0.01", "lr=6e-3"), seeds=ONE[size]),
-        Arm("adamw", "modular", (*base, "optim=adamw", "optim.no_decay=[]"), RATE, TRIALS[size], search=TOUCH),
+        Arm("adamw", "modular", (*base, "optim=adamw", "optim.no_decay=[]"), RATE, TRIALS[size], search=FIRST_HIT),
         Arm("ema", "modular", (*base, EMA, *ADAM, "optim.alpha=0.98", "optim.lamb=2", f"{L2}=0.005")),
         Arm("ma", "modular", (*base, MA, *ADAM, "optim.window=100", "optim.lamb=5", f"{L2}=0.01")),
-        Arm("grokfast", "modular", (*base, EMA, "optim.no_decay=[]"), (*RATE, *FILTER), TRIALS[size], search=TOUCH),
+        Arm("grokfast", "modular", (*base, EMA, "optim.no_decay=[]"), (*RATE, *FILTER), TRIALS[size], search=FIRST_HIT),
     ]
 
 
-def tell(rows: list[Row], size: str) -> str:
+def make_table(rows: list[Row], size: str) -> str:
     head = ["arm", "95 % at step", "held from", "99 % at step", "train 99 %", "lowest after", "s to 95 %", "tuned with"]
     lines = []
     for arm, name in NAMES.items():
-        mine = of(rows, arm)
+        mine = select_rows(rows, arm)
         if mine:
             lowest = ", ".join((row["lowest"] and f"{float(row['lowest']):.2f}") or "-" for row in mine)
             took = ", ".join((row["seconds_95"] and f"{float(row['seconds_95']):.0f}") or "-" for row in mine)
-            tuned = f"{searched(rows, arm)} trials: {mine[0]['settings']}" if searched(rows, arm) else "-"
-            cells = [each(mine, key) for key in ("val_95", "held_95", "val_99", "train_99")]
+            tuned = f"{count_trials(rows, arm)} trials: {mine[0]['settings']}" if count_trials(rows, arm) else "-"
+            cells = [format_values(mine, key) for key in ("val_95", "held_95", "val_99", "train_99")]
             lines.append([name, *cells, lowest, took, tuned])
-    return markdown(head, lines) + "\n\n" + ratios(rows)
+    return format_table(head, lines) + "\n\n" + make_ratio_table(rows)
 
 
-def ratios(rows: list[Row]) -> str:
+def make_ratio_table(rows: list[Row]) -> str:
     """How many times less each arm took than those without a filter."""
     lines = []
     for fast in ("ema", "ma", "grokfast", "adamw"):
         for what, key in {"steps": "val_95", "steps until held": "held_95", "seconds": "seconds_95"}.items():
-            slow = ("paper", *OWN.get(fast, ("", "")), "adamw")
-            cells = ("-" if arm in ("", fast) else compared(of(rows, arm), of(rows, fast), key) for arm in slow)
+            slow = ("paper", *OWN_SETTINGS.get(fast, ("", "")), "adamw")
+            cells = (
+                "-" if arm in ("", fast) else compare(select_rows(rows, arm), select_rows(rows, fast), key) for arm in slow
+            )
             lines.append([f"{NAMES[fast]}: {what}", *cells])
-    return markdown(["times less than", "Adam", "Adam, its own L2", "that, lr times 1 + lamb", "AdamW, tuned"], lines)
+    return format_table(["times less than", "Adam", "Adam, its own L2", "that, lr times 1 + lamb", "AdamW, tuned"], lines)
 
 
 def draw(rows: list[Row]) -> Figure:
@@ -87,9 +89,9 @@ def draw(rows: list[Row]) -> Figure:
     for axis, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
         for place, arm in enumerate(NAMES):
             colour = "tab:orange" if arm in ("ema", "ma", "grokfast") else "tab:gray"
-            for row in of([row for row in rows if row["size"] == size], arm):
-                shape, fill = (">", "none") if missed(row) else ("o", "full")
-                axis.plot(value(row), place, shape, color=colour, fillstyle=fill, alpha=0.8)
+            for row in select_rows([row for row in rows if row["size"] == size], arm):
+                shape, fill = (">", "none") if is_bound(row) else ("o", "full")
+                axis.plot(get_value(row), place, shape, color=colour, fillstyle=fill, alpha=0.8)
             if size == "full" and arm in CLAIMED:
                 axis.plot(CLAIMED[arm], place, "x", color="black")
         axis.set(xscale="log", xlabel="steps to 95 % of the held-back half", title=TITLES[size])
@@ -102,4 +104,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    Study(HERE, arms, {"quick": 3, "full": 3}, tell, draw).main()
+    Study(HERE, list_arms, {"quick": 3, "full": 3}, make_table, draw).main()

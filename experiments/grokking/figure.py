@@ -43,22 +43,22 @@ def read() -> dict[Arm, dict[int, Curve]]:
     return arms
 
 
-def reached(curve: Curve, accuracy: float) -> int | None:
+def find_step(curve: Curve, accuracy: float) -> int | None:
     """The first step at which it was seen; None: not within the run."""
     return next((step for step, _, value in curve if value >= accuracy), None)
 
 
-def told(curve: Curve, accuracy: float) -> str:
-    step = reached(curve, accuracy)
+def format_step(curve: Curve, accuracy: float) -> str:
+    step = find_step(curve, accuracy)
     return f"{step:,}" if step else f"not in {curve[-1][0]:,}"
 
 
-def table(arms: dict[Arm, dict[int, Curve]]) -> str:
+def format_table(arms: dict[Arm, dict[int, Curve]]) -> str:
     """Markdown: steps to 95 and 99 % for each seed, accuracy at the end, seconds a thousand steps."""
     lines = ["| model | optim | 95 % at step | 99 % at step | at the end | s / 1,000 steps |", "|---|---|---|---|---|---|"]
     for (model, optim), seeds in arms.items():
         curves = [seeds[seed] for seed in sorted(seeds)]
-        steps = [", ".join(told(curve, accuracy) for curve in curves) for accuracy in (0.95, 0.99)]
+        steps = [", ".join(format_step(curve, accuracy) for curve in curves) for accuracy in (0.95, 0.99)]
         ends = ", ".join(f"{curve[-1][2]:.3f}" for curve in curves)
         pace = statistics.median(1000 * curve[-1][1] / curve[-1][0] for curve in curves)
         lines.append(f"| {model} | {optim} | {steps[0]} | {steps[1]} | {ends} | {pace:.1f} |")
@@ -85,5 +85,5 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         collect(Path(sys.argv[1]))
     found = read()
-    print(table(found))
+    print(format_table(found))
     draw(found)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from arms import MODELS, TASKS, arm  # noqa: E402
-from results import Row, largest, markdown, missed, value  # noqa: E402
+from arms import MODELS, TASKS, make_arm  # noqa: E402
+from results import Row, format_table, get_value, is_bound, select_largest  # noqa: E402
 from study import Arm, Study  # noqa: E402
 
 RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
@@ -22,53 +22,53 @@ UNITS = {"modular": "steps to 95 %", "digits": "share of wrong answers", "text":
 NEAR = {"modular": 1.5, "digits": 1.25, "text": 1.05}  # times the best, what still counts as good
 
 
-def arms(size: str) -> list[Arm]:
+def list_arms(size: str) -> list[Arm]:
     found = []
     for task in TASKS:
         for kind in ("dense", "ternary"):
-            made = arm(task, size, kind, "adamw", 0, short=True)
+            made = make_arm(task, size, kind, "adamw", 0, short=True)
             fixed = (*made.fixed, f"optim.weight_decay={DECAY[task]}")
             found.append(Arm(kind, task, fixed, (f"lr={RATES[size]}",), search_seeds=SEEDS[size][task], search=made.search))
     return found
 
 
-def curve(rows: list[Row], kind: str, task: str) -> dict[float, tuple[float, bool]]:
+def compute_curve(rows: list[Row], kind: str, task: str) -> dict[float, tuple[float, bool]]:
     """The mean at each learning rate, and whether it is a bound only."""
     by_rate: dict[float, list[Row]] = {}
     for row in rows:
         if (row["arm"], row["task"]) == (kind, task):
             by_rate.setdefault(float(row["settings"].removeprefix("lr=")), []).append(row)
-    return {r: (statistics.fmean(map(value, by_rate[r])), any(map(missed, by_rate[r]))) for r in sorted(by_rate)}
+    return {r: (statistics.fmean(map(get_value, by_rate[r])), any(map(is_bound, by_rate[r]))) for r in sorted(by_rate)}
 
 
-def shown(mean: float, bound: bool, task: str) -> str:
+def format_mean(mean: float, bound: bool, task: str) -> str:
     return f"{'>' * bound}{mean:,.0f}" if task == "modular" else f"{mean:.3f}"
 
 
-def tell(rows: list[Row], size: str) -> str:
+def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for task, unit in UNITS.items():
         for kind in ("dense", "ternary"):
-            if found := curve(rows, kind, task):
+            if found := compute_curve(rows, kind, task):
                 best = min(found, key=lambda rate: found[rate])
                 good = [rate for rate, (mean, bound) in found.items() if mean <= NEAR[task] * found[best][0] and not bound]
                 edge = "*" if best in (min(found), max(found)) else ""
                 chosen = "none" if found[best][1] else f"{best:g}{edge}"
-                values = ", ".join(shown(*each, task) for each in found.values())
+                values = ", ".join(format_mean(*each, task) for each in found.values())
                 within = f"{min(good):g} to {max(good):g} (within {NEAR[task] - 1:.0%})" if good else "-"
                 seeds = len({row["seed"] for row in rows if row["task"] == task})
                 lines.append([task, MODELS[task][kind], chosen, within, f"{unit}: {values}", str(seeds)])
     rates = RATES[size].replace(",", ", ")
-    return markdown(["task", "model", "best lr", "good from", f"at lr {rates}", "seeds"], lines)
+    return format_table(["task", "model", "best lr", "good from", f"at lr {rates}", "seeds"], lines)
 
 
 def draw(rows: list[Row]) -> Figure:
     """The curves, a panel a task. Hollow: a bound, for a run did not get there."""
-    rows = largest(rows)
+    rows = select_largest(rows)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axis, (task, unit) in zip(figure.subplots(1, len(UNITS)), UNITS.items(), strict=True):
         for kind, colour in (("dense", "tab:gray"), ("ternary", "tab:blue")):
-            if found := curve(rows, kind, task):
+            if found := compute_curve(rows, kind, task):
                 axis.plot(list(found), [mean for mean, _ in found.values()], "-", color=colour, label=MODELS[task][kind])
                 for rate, (mean, bound) in found.items():
                     axis.plot(rate, mean, "^" if bound else "o", color=colour, fillstyle="none" if bound else "full")
@@ -79,4 +79,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    Study(HERE, arms, {"quick": 0, "full": 0}, tell, draw).main()
+    Study(HERE, list_arms, {"quick": 0, "full": 0}, make_table, draw).main()

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from arms import OPTIMS, TASKS, arm  # noqa: E402
-from results import Row, largest, markdown, missed, of, searched, told, value  # noqa: E402
+from arms import OPTIMS, TASKS, make_arm  # noqa: E402
+from results import Row, count_trials, format_table, format_value, get_value, is_bound, select_largest, select_rows  # noqa: E402
 from study import Arm, Study  # noqa: E402
 
 KINDS = {"quick": ("dense",), "full": ("dense", "ternary")}
@@ -18,41 +18,44 @@ TRIALS = {"quick": 3, "full": 16}
 STYLES = ("-", "--", ":")
 
 
-def arms(size: str) -> list[Arm]:
+def list_arms(size: str) -> list[Arm]:
     return [
-        arm(task, size, kind, optim, TRIALS[size], short=True) for task in TASKS for kind in KINDS[size] for optim in OPTIMS
+        make_arm(task, size, kind, optim, TRIALS[size], short=True)
+        for task in TASKS
+        for kind in KINDS[size]
+        for optim in OPTIMS
     ]
 
 
-def problems(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, float]]:
+def collect_problems(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, float]]:
     """(task, kind, seed) -> what each optimizer reached there; smaller is better."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for kind in ("dense", "ternary"):
         for task in TASKS:
             for optim in OPTIMS:
-                for row in of(rows, f"{kind}_{optim}", task):
-                    reached = math.inf if missed(row) else value(row)
+                for row in select_rows(rows, f"{kind}_{optim}", task):
+                    reached = math.inf if is_bound(row) else get_value(row)
                     found.setdefault((task, kind, row["seed"]), {})[optim] = reached
     return found
 
 
-def profile(rows: list[Row]) -> dict[str, list[float]]:
+def compute_profile(rows: list[Row]) -> dict[str, list[float]]:
     """Of each optimizer, how many times the best one's number it needed, problem by problem (Dolan & More 2002), sorted."""
     ratios: dict[str, list[float]] = {optim: [] for optim in OPTIMS}
-    for reached in problems(rows).values():
+    for reached in collect_problems(rows).values():
         best = min(reached.values())
         for optim, number in reached.items():
             ratios[optim].append(number / best if math.isfinite(best) else math.inf)
     return {optim: sorted(values) for optim, values in ratios.items() if values}
 
 
-def tell(rows: list[Row], size: str) -> str:
+def make_table(rows: list[Row], size: str) -> str:
     lines = []
-    for optim, ratios in profile(rows).items():
+    for optim, ratios in compute_profile(rows).items():
         for kind in KINDS[size]:
-            runs = {task: of(rows, f"{kind}_{optim}", task) for task in TASKS}
-            cells = [", ".join(map(told, found)) for found in runs.values()]
-            number = searched(rows, f"{kind}_{optim}", "modular")
+            runs = {task: select_rows(rows, f"{kind}_{optim}", task) for task in TASKS}
+            cells = [", ".join(map(format_value, found)) for found in runs.values()]
+            number = count_trials(rows, f"{kind}_{optim}", "modular")
             near = sum(ratio <= 1.05 for ratio in ratios) / len(ratios)
             name = f"{optim} ({kind})" if len(KINDS[size]) > 1 else optim
             worst = f"{ratios[-1]:.2f}" if math.isfinite(ratios[-1]) else "not solved"
@@ -66,14 +69,14 @@ def tell(rows: list[Row], size: str) -> str:
         "at worst",
         "trials",
     ]
-    return markdown(head, lines)
+    return format_table(head, lines)
 
 
 def draw(rows: list[Row]) -> Figure:
     """Performance profiles: on which share of the problems an optimizer was within so many times of the best."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    found = profile(largest(rows))
+    found = compute_profile(select_largest(rows))
     for place, (optim, ratios) in enumerate(found.items()):
         solved = [ratio for ratio in ratios if math.isfinite(ratio)]
         shares = [(count + 1) / len(ratios) for count in range(len(solved))]
@@ -88,4 +91,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    Study(HERE, arms, {"quick": 2, "full": 5}, tell, draw).main()
+    Study(HERE, list_arms, {"quick": 2, "full": 5}, make_table, draw).main()

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from research.data.digits import digits
 from research.dataset import Dataset, Split, Vectors
-from research.ranges import Natural, OpenFraction
+from research.ranges import NonNegativeInt, OpenFraction
 
 
-def searched(train_fraction: OpenFraction = 0.2, split_seed: Natural = 0) -> Dataset[Vectors]:
+def search_digits(train_fraction: OpenFraction = 0.2, split_seed: NonNegativeInt = 0) -> Dataset[Vectors]:
     """`train_fraction` of the first half to train on, the rest of it to choose by."""
     half = digits(0.5, split_seed)
     x, y, cut = half.train.inputs, half.train.targets, round(train_fraction * len(half.train))
@@ -15,6 +15,6 @@ def searched(train_fraction: OpenFraction = 0.2, split_seed: Natural = 0) -> Dat
     return replace(half, train=Split(x[:cut], y[:cut]), val=Split(x[cut:], y[cut:]), digest=digest, baseline={})
 
 
-def kept_back(split_seed: int = 0) -> Split:
+def load_held_out(split_seed: int = 0) -> Split:
     """The second half."""
     return digits(0.5, split_seed).val

@@ -19,7 +19,7 @@ LINEAGE = ["copies", "lr ratio"]  # of a population's best at the end: copies am
 COLUMNS = ["schedule", "method", "seed", "steps", *NUMBERS, *LINEAGE]
 COLOURS = {"pbt": "tab:orange", "random": "tab:gray"}
 T = 2.776  # the 97.5 % point of Student's t with four degrees of freedom: five seeds
-Found = dict[str, dict[str, dict[int, dict[str, float]]]]  # schedule -> method -> seed -> number
+Searches = dict[str, dict[str, dict[int, dict[str, float]]]]  # schedule -> method -> seed -> number
 
 
 def collect(root: Path) -> None:
@@ -34,16 +34,16 @@ def collect(root: Path) -> None:
         method, schedule, seed = search.name.split("_")
         runs = {path.parent: read_json(path) for path in sorted(search.glob("*/summary.json"))}
         row: dict[str, Any] = {"schedule": schedule, "method": method, "seed": seed}
-        row["steps"] = sum(told["steps"] - first(folder.name) for folder, told in runs.items())
+        row["steps"] = sum(told["steps"] - get_first_step(folder.name) for folder, told in runs.items())
         ways = {"best": [(t["best"]["val/loss"], f, int(t["best"]["step"])) for f, t in runs.items()]}
         ways["last"] = [(t["metrics"]["val/loss"], f, STEPS) for f, t in runs.items()]
         for name, candidates in ways.items():
             found = [(value, f / "checkpoints" / f"step-{step:08d}") for value, f, step in candidates]
             value, checkpoint = min(each for each in found if each[1].exists())
             row[f"{name} val/loss"] = value
-            row[f"{name} test/loss"], row[f"{name} test/acc"] = tested(checkpoint)
+            row[f"{name} test/loss"], row[f"{name} test/acc"] = evaluate_checkpoint(checkpoint)
         if method == "pbt":
-            row |= zip(LINEAGE, lineage(search), strict=True)
+            row |= zip(LINEAGE, trace_lineage(search), strict=True)
         rows.append(row)
     with (HERE / "results.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -51,7 +51,7 @@ def collect(root: Path) -> None:
         table.writerows(rows)
 
 
-def lineage(search: Path) -> tuple[int, float]:
+def trace_lineage(search: Path) -> tuple[int, float]:
     """How many copies the best member of the last generation has among its ancestors, and its lr over that of its founder."""
     with (search / "population.csv").open() as file:
         rows = {row["folder"]: row for row in csv.DictReader(file)}
@@ -63,30 +63,30 @@ def lineage(search: Path) -> tuple[int, float]:
     return copies, float(line[-1]["lr"]) / float(line[0]["lr"])
 
 
-def first(run: str) -> int:
+def get_first_step(run: str) -> int:
     """The step that a run began at: a member of generation n goes on from the one before."""
     return int(run[1:].partition("m")[0]) * INTERVAL if run.startswith("g") else 0
 
 
-def tested(checkpoint: Path) -> tuple[float, float]:
+def evaluate_checkpoint(checkpoint: Path) -> tuple[float, float]:
     """Loss and accuracy on the half of the digits that was kept back."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from safetensors.torch import load_file
 
-    from experiments.pbt_digits.data import kept_back
+    from experiments.pbt_digits.data import load_held_out
     from research.evaluation import evaluate
     from research.losses import classification
 
     config = OmegaConf.load(checkpoint.parents[1] / "config.yaml")
     model = instantiate(config.model, instantiate(config.data).shape)
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    metrics = evaluate(model, kept_back(config.data.split_seed), classification, batch_size=512)
+    metrics = evaluate(model, load_held_out(config.data.split_seed), classification, batch_size=512)
     return metrics["val/loss"], metrics["val/acc"]
 
 
-def read() -> Found:
-    found: Found = defaultdict(lambda: defaultdict(dict))
+def read() -> Searches:
+    found: Searches = defaultdict(lambda: defaultdict(dict))
     with (HERE / "results.csv").open() as file:
         for row in csv.DictReader(file):
             numbers = {key: float(row[key]) for key in COLUMNS[3:] if row[key]}
@@ -94,40 +94,40 @@ def read() -> Found:
     return found
 
 
-def told(values: list[float], digits: int = 3, sign: str = "") -> str:
+def format_mean(values: list[float], digits: int = 3, sign: str = "") -> str:
     """Mean and 95 % interval of the mean (t)."""
     half = T * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.fmean(values):{sign}.{digits}f} ± {half:.{digits}f}"
 
 
-def table(found: Found) -> str:
+def format_table(searches: Searches) -> str:
     """Markdown: mean and interval for each method, and of the difference between the two at the same seed."""
     head = ["schedule", "", *NUMBERS]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for schedule, methods in found.items():
+    for schedule, methods in searches.items():
         for method, seeds in methods.items():
-            cells = [told([row[number] for row in seeds.values()]) for number in NUMBERS]
+            cells = [format_mean([row[number] for row in seeds.values()]) for number in NUMBERS]
             lines.append(f"| {schedule} | {method} | {' | '.join(cells)} |")
         pairs = [(methods["pbt"][seed], methods["random"][seed]) for seed in methods["pbt"]]
-        cells = [told([one[number] - other[number] for one, other in pairs], sign="+") for number in NUMBERS]
+        cells = [format_mean([one[number] - other[number] for one, other in pairs], sign="+") for number in NUMBERS]
         lines.append(f"| | pbt - random | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def selection(found: Found) -> str:
+def describe_selection(searches: Searches) -> str:
     """What the lineages say of how much was chosen among, and how far the settings went from where they began."""
-    best = [row for methods in found.values() for row in methods["pbt"].values()]
+    best = [row for methods in searches.values() for row in methods["pbt"].values()]
     copies, ratio = ([row[key] for row in best] for key in LINEAGE)
     mean = f"{statistics.fmean(copies):.1f} ({min(copies):.0f} to {max(copies):.0f})"
     return f"copies among the ancestors of the best: {mean}; its lr over its founder's: {min(ratio):.2f} to {max(ratio):.2f}"
 
 
-def draw(found: Found) -> None:
+def draw(searches: Searches) -> None:
     """Each search a point, those of one seed joined."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, number in zip(axes, ("best val/loss", "best test/loss", "best test/acc"), strict=True):
-        for at, methods in enumerate(found.values()):
+        for at, methods in enumerate(searches.values()):
             for seed in methods["pbt"]:
                 axis.plot(
                     (3 * at, 3 * at + 1), [methods[m][seed][number] for m in ("pbt", "random")], color="lightgray", zorder=1
@@ -138,9 +138,9 @@ def draw(found: Found) -> None:
                 axis.plot(3 * at + offset, statistics.fmean(values), marker="_", markersize=22, color=COLOURS[method])
         axis.set(
             title=number,
-            xlim=(-1, 3 * len(found) - 1),
-            xticks=[3 * at + 0.5 for at in range(len(found))],
-            xticklabels=list(found),
+            xlim=(-1, 3 * len(searches) - 1),
+            xticks=[3 * at + 0.5 for at in range(len(searches))],
+            xticklabels=list(searches),
         )
         axis.grid(alpha=0.3, axis="y")
     axes[1].legend()
@@ -151,6 +151,6 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         collect(Path(sys.argv[1]))
     results = read()
-    print(table(results))
-    print(selection(results))
+    print(format_table(results))
+    print(describe_selection(results))
     draw(results)

@@ -8,13 +8,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from hydra_plugins.grokbit_pbt._evolve import Member, ranked
+from hydra_plugins.grokbit_pbt._evolve import Member, rank_members
 from hydra_plugins.grokbit_pbt._plan import Plan
 from research.folder import replace_text
 
 log = logging.getLogger(__name__)
 COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder", "error")
-FILES = ("population.csv", "optimization_results.yaml", "lineage.png")
+REPORT_FILES = ("population.csv", "optimization_results.yaml", "lineage.png")
 
 
 def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
@@ -22,7 +22,7 @@ def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
     the last step: its settings are those that the weights were trained with.
     """
     keys, folder = list(plan.space.parameters), plan.folder
-    line = trained(ancestry(members, ranked([m for m in members if m.generation == last], plan.maximize)[0]))
+    line = select_trained(trace_ancestry(members, rank_members([m for m in members if m.generation == last], plan.maximize)[0]))
     best = line[-1]
     with (folder / "population.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -34,11 +34,11 @@ def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
     starts = [0, *(member.steps for member in line)]
     schedule = [{"from": a, "until": m.steps, "run": m.name, "params": m.params} for a, m in zip(starts, line, strict=False)]
     replace_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(found | {"schedule": schedule})))
-    picture(members, line, keys, plan.monitor, plan.maximize).savefig(folder / "lineage.png", dpi=120)
+    draw_lineage(members, line, keys, plan.monitor, plan.maximize).savefig(folder / "lineage.png", dpi=120)
     return best
 
 
-def ancestry(members: Sequence[Member], last: Member) -> list[Member]:
+def trace_ancestry(members: Sequence[Member], last: Member) -> list[Member]:
     """From the first generation to this member."""
     known = {(member.generation, member.number): member for member in members}
     line = [last]
@@ -47,29 +47,31 @@ def ancestry(members: Sequence[Member], last: Member) -> list[Member]:
     return line
 
 
-def trained(line: Sequence[Member]) -> list[Member]:
+def select_trained(ancestry: Sequence[Member]) -> list[Member]:
     """Those that have taken a step."""
-    starts = [0, *(member.steps for member in line)]
-    return [member for start, member in zip(starts, line, strict=False) if member.steps > start]
+    starts = [0, *(member.steps for member in ancestry)]
+    return [member for start, member in zip(starts, ancestry, strict=False) if member.steps > start]
 
 
-def picture(members: Sequence[Member], line: Sequence[Member], keys: Sequence[str], monitor: str, maximize: bool) -> Any:
+def draw_lineage(
+    members: Sequence[Member], ancestry: Sequence[Member], keys: Sequence[str], monitor: str, maximize: bool
+) -> Any:
     """Generations from left to right, members one above the other; below it each parameter that changed on the way to the
     best one. Yellow is better, whichever way that is.
     """
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-    changed = [key for key in keys if any(m.params[key] != line[0].params[key] for m in line)]
+    changed = [key for key in keys if any(m.params[key] != ancestry[0].params[key] for m in ancestry)]
     heights = [max(2.0, 0.3 * len({member.number for member in members})), *(1.2 for _ in changed)]
     figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
     tree, *axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for m in members:
         if m.parent is not None:
-            colour = "tab:red" if m in line else "black" if m.parent != m.number else "lightgray"
-            tree.plot((m.generation - 1, m.generation), (m.parent, m.number), color=colour, zorder=1 + (m in line))
+            colour = "tab:red" if m in ancestry else "black" if m.parent != m.number else "lightgray"
+            tree.plot((m.generation - 1, m.generation), (m.parent, m.number), color=colour, zorder=1 + (m in ancestry))
     alive, failed = [m for m in members if m.value is not None], [m for m in members if m.value is None]
     values = [m.value for m in alive if m.value is not None]
-    late = [m.value for m in alive if m.value is not None and 2 * m.generation >= line[-1].generation]
+    late = [m.value for m in alive if m.value is not None and 2 * m.generation >= ancestry[-1].generation]
     dots = tree.scatter([m.generation for m in alive], [m.number for m in alive], c=values, s=40, zorder=3)
     dots.set_cmap("viridis" if maximize else "viridis_r")
     dots.set_clim(min(late), max(late))  # in the first generations all are far from there
@@ -79,12 +81,12 @@ def picture(members: Sequence[Member], line: Sequence[Member], keys: Sequence[st
     for axis in (tree.xaxis, tree.yaxis):
         axis.get_major_locator().set_params(integer=True)
     for axis, key in zip(axes, changed, strict=True):
-        course(axis, [0, *(m.steps for m in line)], [m.params[key] for m in line])
+        plot_parameter(axis, [0, *(m.steps for m in ancestry)], [m.params[key] for m in ancestry])
         axis.set(ylabel=key.rpartition(".")[2], xlabel="step" if key == changed[-1] else "")
     return figure
 
 
-def course(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> None:
+def plot_parameter(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> None:
     """A parameter against the step; what is not a number by its text."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     shown = list(values) if numbers else [str(value) for value in values]
@@ -94,13 +96,13 @@ def course(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> None:
         axis.set_yscale("log")
 
 
-def tag(uri: str | None, members: Sequence[Member], before: Sequence[Member]) -> None:
+def tag_runs(uri: str | None, members: Sequence[Member], before: Sequence[Member]) -> None:
     """Tell each run in MLflow where it stands; without MLflow, or while it cannot be reached, population.csv alone has it."""
     if not any(member.run_id for member in members):
         return
     ids = {member.number: member for member in before}
     try:
-        with store(uri) as client:
+        with connect_store(uri) as client:
             for member in members:
                 tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
                 if member.parent is not None:
@@ -120,25 +122,25 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
     from research import store as stores
 
     generations = range(members[-1].generation + 1)
-    by = [ranked([m for m in members if m.generation == each], plan.maximize)[0].value for each in generations]
+    by = [rank_members([m for m in members if m.generation == each], plan.maximize)[0].value for each in generations]
     metrics = {"best_value": {each: value for each, value in enumerate(by) if value is not None}}
     metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
     failed = sum(m.value is None for m in members)
     metrics |= {"trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
     tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
     try:
-        with store(OmegaConf.select(plan.config, "tracker.uri")) as client:
-            files = [(plan.folder / name, None) for name in FILES]
+        with connect_store(OmegaConf.select(plan.config, "tracker.uri")) as client:
+            files = [(plan.folder / name, None) for name in REPORT_FILES]
             stores.conclude(client, note.read_text().strip(), files, metrics, tags, status)
     except Exception as error:  # as above: the files are there
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)
 
 
 @contextmanager
-def store(uri: str | None) -> Iterator[Any]:
+def connect_store(uri: str | None) -> Iterator[Any]:
     """A client of the store that the runs' tracker uses."""
-    from research.store import brief
-    from research.tracking import MLflow, opened
+    from research.store import shorten_timeouts
+    from research.tracking import MLflow, connect
 
-    with brief():
-        yield opened(MLflow(uri).uri, made=True)
+    with shorten_timeouts():
+        yield connect(MLflow(uri).uri, must_exist=True)

@@ -7,34 +7,34 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.grokbit_pbt.config import PopulationConf
 
-WHOLE, SOME = "a whole number, as", "a number, as"
-RIGHT = {
+INTEGER_HINT, NUMBER_HINT = "a whole number, as", "a number, as"
+HINTS = {
     "params": "a mapping, as {lr: 'interval(1e-4,1e-2)'}",
-    "population": f"{WHOLE} 8",
-    "interval": f"{WHOLE} 100",
-    "share": f"{SOME} 0.25",
+    "population": f"{INTEGER_HINT} 8",
+    "interval": f"{INTEGER_HINT} 100",
+    "share": f"{NUMBER_HINT} 0.25",
     "factors": "numbers above 0, as [0.8,1.2]",
-    "resample_probability": f"{SOME} 0.25",
-    "seed": f"{WHOLE} 0",
-    "n_jobs": f"{WHOLE} 4, or null",
+    "resample_probability": f"{NUMBER_HINT} 0.25",
+    "seed": f"{INTEGER_HINT} 0",
+    "n_jobs": f"{INTEGER_HINT} 4, or null",
     "dry_run": "true or false",
 }
 
 
-def settled(given: Mapping[str, Any]) -> PopulationConf:
+def parse_settings(raw_settings: Mapping[str, Any]) -> PopulationConf:
     """The settings, checked. Raises ValueError, naming the one that is wrong and what would be right."""
     plain: dict[str, Any] = {
-        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
+        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in raw_settings.items()
     }
     for key, value in plain.items():
-        if key in RIGHT and not fits(key, value):
-            raise ValueError(f"hydra.sweeper.{key}={'null' if value is None else value}: give {RIGHT[key]}")
+        if key in HINTS and not fits(key, value):
+            raise ValueError(f"hydra.sweeper.{key}={'null' if value is None else value}: give {HINTS[key]}")
     plain |= {key: float(plain[key]) for key in ("share", "resample_probability") if key in plain}
     plain |= {key: str(plain[key]) for key in ("study_name", "home") if plain.get(key) is not None}
     if "factors" in plain:
         plain["factors"] = [float(each) for each in plain["factors"]]
     settings = PopulationConf(**plain)
-    for wrong in mistakes(settings):
+    for wrong in find_mistakes(settings):
         raise ValueError(f"hydra.sweeper.{wrong}")
     return settings
 
@@ -45,19 +45,19 @@ def fits(key: str, value: Any) -> bool:
         case "params":
             return value is None or isinstance(value, dict)
         case "factors":
-            return isinstance(value, list | tuple) and all(number(each) for each in value)
+            return isinstance(value, list | tuple) and all(is_number(each) for each in value)
         case "share" | "resample_probability":
-            return number(value)
+            return is_number(value)
         case "dry_run":
             return isinstance(value, bool)
     return (isinstance(value, int) and not isinstance(value, bool)) or (key == "n_jobs" and value is None)
 
 
-def number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def mistakes(s: PopulationConf) -> list[str]:
+def find_mistakes(s: PopulationConf) -> list[str]:
     """What is wrong with the settings by themselves."""
     options = {"exploit": ("truncation", "tournament"), "explore": ("perturb", "resample")}
     wrong = [f"{k}={getattr(s, k)}: give {' or '.join(o)}" for k, o in options.items() if getattr(s, k) not in o]
@@ -66,7 +66,7 @@ def mistakes(s: PopulationConf) -> list[str]:
     if not 0 < s.share <= 0.5:
         wrong.append(f"share={s.share}: give more than 0 and at most 0.5, as 0.25 for the worst quarter")
     if not s.factors or min(s.factors) <= 0:
-        wrong.append(f"factors={s.factors}: give {RIGHT['factors']}")
+        wrong.append(f"factors={s.factors}: give {HINTS['factors']}")
     if not 0 <= s.resample_probability <= 1:
         wrong.append(f"resample_probability={s.resample_probability}: give a probability from 0 to 1")
     return wrong

@@ -31,9 +31,9 @@ class PopulationSweeper(Sweeper):
         self.settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.task, self.run = hydra_context, task_function, config
+        self.context, self.task, self.composed_config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from hydra_plugins.grokbit_pbt._impl import sweep
+        from hydra_plugins.grokbit_pbt._impl import run_population
 
-        sweep(self.settings, arguments, self.run, self.context, self.task)
+        run_population(self.settings, arguments, self.composed_config, self.context, self.task)

@@ -10,10 +10,10 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from optuna.trial import Trial
 
-from hydra_plugins.grokbit_sweeper._settings import bound
+from hydra_plugins.grokbit_sweeper._settings import parse_bound
 from research.folder import read_json
 
-REDUCE: dict[str, Callable[[list[float]], float]] = {
+REDUCERS: dict[str, Callable[[list[float]], float]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
     "min": min,
@@ -32,7 +32,7 @@ class Outcome:
     limits: dict[str, float] = field(default_factory=dict)  # metrics that constraints are about
 
 
-def outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Sequence[str]) -> Outcome:
+def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Sequence[str]) -> Outcome:
     """The objectives that a job returned, or that its summary.json tells of by name."""
     folder = Path(result.hydra_cfg.hydra.runtime.output_dir) if result.hydra_cfg else None
     try:
@@ -40,9 +40,9 @@ def outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Seque
     except Exception as error:  # whatever the job raised fails the trial alone
         return Outcome(error=f"{type(error).__name__}: {error}", cause=error, folder=folder)
     try:
-        known = dict(returned) if isinstance(returned, Mapping) else summary(folder) if metrics or limits else {}
-        found = [named(known, name) for name in metrics] if metrics else numbers(returned, count)
-        about = {name: named(known, name, "constraints") for name in limits}
+        known = dict(returned) if isinstance(returned, Mapping) else load_metrics(folder) if metrics or limits else {}
+        found = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
+        about = {name: get_number(known, name, "constraints") for name in limits}
     except ValueError as error:
         return Outcome(error=str(error), cause=error, folder=folder)
     if any(math.isnan(value) for value in found):
@@ -50,7 +50,7 @@ def outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Seque
     return Outcome(found, folder=folder, limits=about)
 
 
-def numbers(returned: Any, count: int) -> list[float]:
+def parse_numbers(returned: Any, count: int) -> list[float]:
     """As many as there are objectives. Raises ValueError for anything else."""
     several = isinstance(returned, Sequence) and not isinstance(returned, str)
     try:
@@ -63,13 +63,13 @@ def numbers(returned: Any, count: int) -> list[float]:
     return found
 
 
-def summary(folder: Path | None) -> dict[str, Any]:
+def load_metrics(folder: Path | None) -> dict[str, Any]:
     """Numbers of a run by their names: those of its best evaluation before its last ones."""
     told = read_json(folder / "summary.json") if folder else {}
     return {**told, **(told.get("metrics") or {}), **(told.get("best") or {})}
 
 
-def named(known: Mapping[str, Any], name: str, setting: str = "metrics") -> float:
+def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") -> float:
     """One of the run's numbers. Raises ValueError where it has none of that name."""
     value = known.get(name)
     if isinstance(value, int | float):
@@ -78,17 +78,17 @@ def named(known: Mapping[str, Any], name: str, setting: str = "metrics") -> floa
     raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {there or 'none'}")
 
 
-def reduced(outcomes: Sequence[Outcome], how: str) -> Outcome:
+def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
     """Several runs of one configuration as one."""
     values = [each.values[0] for each in outcomes]
-    value = REDUCE[how](values)
+    value = REDUCERS[method](values)
     limits = {name: statistics.fmean(each.limits[name] for each in outcomes) for name in outcomes[0].limits}
     return Outcome([value], folder=outcomes[0].folder.parent if outcomes[0].folder else None, limits=limits)
 
 
-def constrain(trial: Trial, found: Outcome, constraints: Mapping[str, str]) -> None:
+def set_constraints(trial: Trial, outcome: Outcome, constraints: Mapping[str, str]) -> None:
     """The study learns how far the trial is from each bound: 0 and less keeps to it."""
     for name, text in constraints.items():
-        sign, limit = bound(text) or ("<=", math.inf)
-        if name in found.limits:
-            trial.set_constraint(name, found.limits[name] - limit if sign in ("<=", "<") else limit - found.limits[name])
+        sign, limit = parse_bound(text) or ("<=", math.inf)
+        if name in outcome.limits:
+            trial.set_constraint(name, outcome.limits[name] - limit if sign in ("<=", "<") else limit - outcome.limits[name])

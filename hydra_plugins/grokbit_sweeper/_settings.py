@@ -45,21 +45,21 @@ class Settings:
     plots: bool
 
     @property
-    def several(self) -> bool:
+    def is_multi_objective(self) -> bool:
         """Whether there is more than one objective."""
         return len(self.metrics) > 1 or (isinstance(self.direction, list) and len(self.direction) > 1)
 
     @property
-    def prunes(self) -> bool:
+    def has_pruner(self) -> bool:
         """Whether somebody may give a trial up."""
         return self.pruner is not None and not str(self.pruner["_target_"]).endswith("NopPruner")
 
 
-def settled(given: Mapping[str, Any]) -> Settings:
+def parse_settings(raw_settings: Mapping[str, Any]) -> Settings:
     """The settings, checked. Raises ValueError, naming the one that is wrong and what would be right."""
     found: dict[str, Any] = {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in given.items()
+        for key, value in raw_settings.items()
     }
     old = found.pop("search_space", None)
     found["params"] = found["params"] or old or {}
@@ -70,26 +70,27 @@ def settled(given: Mapping[str, Any]) -> Settings:
         found[key] = found[key] or {}
     if not isinstance(found["repeats"], str):
         found["repeats"] = {"n": 1, "over": "seed", "reduce": "mean"} | dict(found["repeats"] or {})
-    for wrong in misshapen(found):
+    for wrong in find_wrong_types(found):
         raise ValueError(f"hydra.sweeper.{wrong}")
     settings = Settings(**{each.name: found[each.name] for each in fields(Settings)})
-    for wrong in mistakes(settings):
+    for wrong in find_mistakes(settings):
         raise ValueError(f"hydra.sweeper.{wrong}")
     return settings
 
 
-def misshapen(found: Mapping[str, Any]) -> list[str]:
+def find_wrong_types(values: Mapping[str, Any]) -> list[str]:
     """Settings of another kind than they can have: names where a group has the options, texts where keys have values."""
-    wrong = [f"{key}={found[key]}: choose an option, as hydra/sweeper/{key}={found[key]}" for key in ("sampler", "pruner")
-             if found[key] is not None and (not isinstance(found[key], Mapping) or "_target_" not in found[key])]  # fmt: skip
+    wrong = [f"{key}={values[key]}: choose an option, as hydra/sweeper/{key}={values[key]}" for key in ("sampler", "pruner")
+             if values[key] is not None and (not isinstance(values[key], Mapping) or "_target_" not in values[key])
+    ]  # fmt: skip
     shapes = {"params": "{lr: 'interval(0,1)'}", "when": "{optim.lamb: \"optim == 'grokfast'\"}",
               "constraints": "{params: '<= 2e6'}", "repeats": "{n: 3, over: seed}"}  # fmt: skip
-    wrong += [f"{key}={found[key]}: give keys and values, as {shape}" for key, shape in shapes.items()
-              if found[key] and not isinstance(found[key], Mapping)]  # fmt: skip
+    wrong += [f"{key}={values[key]}: give keys and values, as {shape}" for key, shape in shapes.items()
+              if values[key] and not isinstance(values[key], Mapping)]  # fmt: skip
     return wrong
 
 
-def mistakes(s: Settings) -> list[str]:
+def find_mistakes(s: Settings) -> list[str]:
     """What is wrong, each with what would be right."""
     least = {"n_trials": 1, "n_jobs": 1, "workers": 1, "max_retries": 0, "patience": 1}
     wrong = [
@@ -108,11 +109,11 @@ def mistakes(s: Settings) -> list[str]:
         wrong.append(f"repeats.reduce={s.repeats['reduce']}: give {', '.join(get_args(Reduce))}")
     if s.repeats["n"] < 1:
         wrong.append(f"repeats.n={s.repeats['n']}: give 1 or more")
-    if s.several and s.prunes:
+    if s.is_multi_objective and s.has_pruner:
         wrong.append("pruner: a study with several objectives cannot prune; give one objective, or hydra/sweeper/pruner=none")
-    if s.several and (s.target_value is not None or s.patience is not None or s.terminator is not None):
+    if s.is_multi_objective and (s.target_value is not None or s.patience is not None or s.terminator is not None):
         wrong.append("target_value, patience and terminator are for one objective; with several give timeout or n_trials")
-    if s.several and s.repeats["n"] > 1:
+    if s.is_multi_objective and s.repeats["n"] > 1:
         wrong.append("repeats: with several objectives give repeats.n=1")
     if len(s.devices) > s.workers:
         wrong.append(
@@ -120,12 +121,12 @@ def mistakes(s: Settings) -> list[str]:
         )
     if s.workers > 1 and ("InMemory" in str(s.storage) or str(s.storage) in ("sqlite://", "sqlite:///:memory:")):
         wrong.append(f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal")
-    wrong += [f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if bound(v) is None]
+    wrong += [f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if parse_bound(v) is None]
     wrong += [f"enqueue={each}: give configurations, as [{{lr: 1e-3}}]" for each in s.enqueue if not isinstance(each, dict)]
     return wrong
 
 
-def bound(text: str) -> tuple[str, float] | None:
+def parse_bound(text: str) -> tuple[str, float] | None:
     """The sign and the number of a constraint."""
     found = BOUND.fullmatch(str(text))
     try:

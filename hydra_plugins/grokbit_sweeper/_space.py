@@ -15,9 +15,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from research.preflight.condition import Condition
-from research.preflight.overrides import written
+from research.preflight.overrides import to_override
 
-MOST = 100_000  # elements of one choice or range
+MAX_VALUES = 100_000  # elements of one choice or range
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Parameter:
                 return trial.suggest_int(self.key, low, high, step=step, log=log)
         return trial.suggest_categorical(self.key, self.values)
 
-    def text(self, value: Any) -> str:
+    def format_value(self, value: Any) -> str:
         """The value as an override gives it."""
         if not self.texts:
-            return written(value)
+            return to_override(value)
         if isinstance(self.distribution, CategoricalDistribution):
             return self.texts[next(i for i, v in enumerate(self.values) if type(v) is type(value) and v == value)]
         return self.texts[min(range(len(self.values)), key=lambda i: abs(self.values[i] - value))]  # rounding aside
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """One line for people, and for a study that is compared with another."""
         said = sorted(self.distribution._asdict().items())
         shown = " ".join(f"{key}={value}" for key, value in said if value is not None and value is not False)
@@ -64,21 +64,21 @@ class Space:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)  # key -> the whole override
     order: list[str] = field(default_factory=list)  # of all keys
-    given: dict[str, Any] = field(default_factory=dict)  # what conditions ask of the configuration
+    config_values: dict[str, Any] = field(default_factory=dict)  # what conditions ask of the configuration
 
     @property
-    def discrete(self) -> bool:
+    def is_discrete(self) -> bool:
         return all(parameter.texts for parameter in self.parameters.values())
 
-    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+    def to_overrides(self, params: Mapping[str, Any]) -> list[str]:
         """One job's overrides; parameters that only a function of the user's suggested come last."""
-        told = {key: f"{key}={text}" for key, text in self.texts(params).items()}
+        told = {key: f"{key}={text}" for key, text in self.format_params(params).items()}
         lines = [(told | self.fixed)[key] for key in self.order if key in told or key in self.fixed]
-        return lines + [f"{key}={written(value)}" for key, value in params.items() if key not in self.parameters]
+        return lines + [f"{key}={to_override(value)}" for key, value in params.items() if key not in self.parameters]
 
-    def texts(self, params: Mapping[str, Any]) -> dict[str, str]:
+    def format_params(self, params: Mapping[str, Any]) -> dict[str, str]:
         """The values of the space's own parameters as overrides give them."""
-        return {key: each.text(params[key]) for key, each in self.parameters.items() if key in params}
+        return {key: each.format_value(params[key]) for key, each in self.parameters.items() if key in params}
 
     def add(self, override: Override) -> None:
         """Take in one override: the last one of a key counts."""
@@ -89,25 +89,25 @@ class Space:
             self.fixed.pop(known, None)
         self.order.append(key)
         if override.is_sweep_override():
-            self.parameters[key] = parameter(key, override)
+            self.parameters[key] = parse_parameter(key, override)
         else:
             self.fixed[key] = str(override.input_line)
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """All values of a trial, each after those that its condition asks for."""
         params: dict[str, Any] = {}
-        for each in self.sorted():
-            if each.when is None or each.when.holds(self.known(params)):
+        for each in self.sort_parameters():
+            if each.when is None or each.when.holds(self.get_condition_values(params)):
                 params[each.key] = each.suggest(trial)
         return params
 
-    def known(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def get_condition_values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What a condition can ask for: the values so far, and the fixed ones."""
         parsed = OverridesParser.create().parse_overrides(list(self.fixed.values()))
         fixed = {each.key_or_group: each.value() for each in parsed if not each.is_delete()}
-        return self.given | fixed | {key.lstrip("+"): value for key, value in params.items()}
+        return self.config_values | fixed | {key.lstrip("+"): value for key, value in params.items()}
 
-    def sorted(self) -> list[Parameter]:
+    def sort_parameters(self) -> list[Parameter]:
         """Parameters in an order in which each condition can be judged. Raises ValueError where two wait for each other."""
         waiting, done = list(self.parameters.values()), list[Parameter]()
         while waiting:
@@ -120,28 +120,30 @@ class Space:
             waiting.remove(free[0])
         return done
 
-    def grid(self) -> Iterator[dict[str, Any]]:
+    def iter_grid(self) -> Iterator[dict[str, Any]]:
         """Each combination once, in Hydra's order: the last key turns fastest."""
         seen = set[str]()
-        for number in range(self.size()):
+        for number in range(self.count_combinations()):
             params, rest = dict[str, Any](), number
             for each in reversed(self.parameters.values()):
                 rest, index = divmod(rest, len(each.values))
                 params[each.key] = each.values[index]
             params = {each.key: params[each.key] for each in self.parameters.values()}
-            for each in self.sorted():
-                if each.when and not each.when.holds(self.known({k: v for k, v in params.items() if k != each.key})):
+            for each in self.sort_parameters():
+                if each.when and not each.when.holds(
+                    self.get_condition_values({k: v for k, v in params.items() if k != each.key})
+                ):
                     del params[each.key]
-            if (mark := json.dumps(self.overrides(params))) not in seen:
+            if (mark := json.dumps(self.to_overrides(params))) not in seen:
                 seen.add(mark)
                 yield params
 
-    def size(self) -> int:
+    def count_combinations(self) -> int:
         """Combinations of a discrete space, those that a condition makes the same included."""
         return math.prod(len(parameter.values) for parameter in self.parameters.values())
 
 
-def read(
+def parse_space(
     params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str, str], loader: Any, config: DictConfig | None = None
 ) -> Space:
     """The space that a config and a command line ask for; the command line wins. Raises ValueError, naming the key."""
@@ -149,68 +151,70 @@ def read(
     for key, value in params.items():
         spelt = {"choices": value} if isinstance(value, list) else value
         typed = isinstance(spelt, Mapping)
-        text = "choice(0)" if typed else value if isinstance(value, str) else written(value)
+        text = "choice(0)" if typed else value if isinstance(value, str) else to_override(value)
         space.add(parser.parse_override(f"{key}={text}"))
         if typed:
-            space.parameters[key] = from_mapping(key, spelt)
+            space.parameters[key] = parse_mapping(key, spelt)
     for argument in arguments:
         space.add(parser.parse_override(argument))
     for key, source in when.items():
         if key not in space.parameters:
             raise ValueError(f"hydra.sweeper.when.{key}: the sweep has no parameter {key}, only: {', '.join(space.parameters)}")
         condition = Condition(source, f"hydra.sweeper.when.{key}")
-        space.given |= {name: found for name in condition.names if (found := held(config, name)) is not None}
-        known = {*space.known({}), *(name.lstrip("+") for name in space.parameters)}
+        space.config_values |= {
+            name: found for name in condition.names if (found := get_config_value(config, name)) is not None
+        }
+        known = {*space.get_condition_values({}), *(name.lstrip("+") for name in space.parameters)}
         if unknown := condition.names - known:
             raise ValueError(f"{condition.setting}={source}: {', '.join(sorted(unknown))} is neither swept nor given")
         old = space.parameters[key]
         space.parameters[key] = Parameter(key, old.distribution, old.texts, old.values, condition)
-    space.sorted()
+    space.sort_parameters()
     return space
 
 
-def held(config: DictConfig | None, name: str) -> Any:
+def get_config_value(config: DictConfig | None, name: str) -> Any:
     """What the configuration has at a key; of a group, its option."""
     choices = OmegaConf.select(config, "hydra.runtime.choices") or {} if config is not None else {}
     return choices.get(name) or (OmegaConf.select(config, name) if config is not None else None)
 
 
-def parameter(key: str, override: Override) -> Parameter:
+def parse_parameter(key: str, override: Override) -> Parameter:
     """What one swept key may be."""
     value: Any = override.value()
     line = f"{key}={override.input_line.partition('=')[2] if override.input_line else value}"
     if isinstance(value, IntervalSweep):
         assert value.start is not None
         assert value.end is not None
-        return interval(key, line, value.start, value.end, "log" in value.tags)
+        return make_interval(key, line, value.start, value.end, "log" in value.tags)
     if isinstance(value, RangeSweep):
-        return ranged(key, line, override, value)
+        return make_range(key, line, override, value)
     found = list(override.sweep_iterator(transformer=Transformer.identity))
     if not found:
         raise ValueError(f"{line}: nothing to choose from")
     found = [each.text if isinstance(each, QuotedString) else each for each in found]
-    return choice(key, [written(each) for each in found], found)
+    return make_choice(key, [to_override(each) for each in found], found)
 
 
-def choice(key: str, texts: Sequence[str], found: Sequence[Any]) -> Parameter:
+def make_choice(key: str, texts: Sequence[str], choices: Sequence[Any]) -> Parameter:
     """A choice. Values that Optuna cannot keep, or would take for each other as 1 and True, it knows by their texts."""
-    kept_so = all(isinstance(value, str | int | float | bool | None) for value in found)
-    kept_so = kept_so and len({(type(value), value) for value in found}) == len(set(found))
-    values = tuple(found) if kept_so else tuple(texts)
+    kept_so = all(isinstance(value, str | int | float | bool | None) for value in choices)
+    kept_so = kept_so and len({(type(value), value) for value in choices}) == len(set(choices))
+    values = tuple(choices) if kept_so else tuple(texts)
     kept = {(type(value), value): text for value, text in reversed(list(zip(values, texts, strict=True)))}
     order = list(dict.fromkeys((type(value), value) for value in values))  # each combination once
     values, texts = tuple(value for _, value in order), [kept[each] for each in order]
     return Parameter(key, CategoricalDistribution(values), tuple(texts), values)
 
 
-def ranged(key: str, line: str, override: Override, value: RangeSweep) -> Parameter:
+def make_range(key: str, line: str, override: Override, value: RangeSweep) -> Parameter:
     """What Hydra's range gives: its stop is not part of it; shuffled or sorted it keeps Hydra's order in a grid."""
     if value.step == 0:
         raise ValueError(f"{line}: the step must not be 0")
-    values: tuple[Any, ...] = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MOST + 1))
-    if not 0 < len(values) <= MOST:
+    values: tuple[Any, ...] = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
+    if not 0 < len(values) <= MAX_VALUES:
         raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
-    texts = tuple(map(written, values))
+    texts = tuple(map(to_override, values))
     low, high, step = min(values), max(values), abs(value.step)
     log = "log" in value.tags
     if log and (low <= 0 or step != 1 or not all(isinstance(v, int) for v in values)):
@@ -221,7 +225,7 @@ def ranged(key: str, line: str, override: Override, value: RangeSweep) -> Parame
     return Parameter(key, FloatDistribution(low, high, step=float(step)), texts, values)
 
 
-def interval(key: str, line: str, low: float, high: float, log: bool) -> Parameter:
+def make_interval(key: str, line: str, low: float, high: float, log: bool) -> Parameter:
     """From low to high, both included; whole numbers where both ends are."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{line}: both ends of an interval are finite numbers")
@@ -234,7 +238,7 @@ def interval(key: str, line: str, low: float, high: float, log: bool) -> Paramet
     return Parameter(key, FloatDistribution(float(low), float(high), log=log))
 
 
-def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
+def parse_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     """A parameter as yaml spells it out: type (float, int, categorical), low, high, log, step, or choices."""
     setting = f"hydra.sweeper.params.{key}"
     kind = str(getattr(node.get("type"), "name", node.get("type", "categorical" if "choices" in node else "float")))
@@ -243,7 +247,7 @@ def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     if kind == "categorical":
         if not (found := list(node.get("choices") or ())):
             raise ValueError(f"{setting}: give choices")
-        return choice(key, [written(value) for value in found], found)
+        return make_choice(key, [to_override(value) for value in found], found)
     low, high, step, log = node.get("low"), node.get("high"), node.get("step"), bool(node.get("log"))
     if kind not in ("int", "float") or low is None or high is None:
         raise ValueError(f"{setting}: give type (float, int or categorical), low and high, or choices")
@@ -253,7 +257,7 @@ def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
         raise ValueError(f"{setting}={dict(node)}: low, high and step take {'whole ' * (kind == 'int')}numbers")
     if step is not None and step <= 0:
         raise ValueError(f"{setting}.step={step}: give a step above 0")
-    plain = interval(key, f"{setting}={dict(node)}", number(low), number(high), log)
+    plain = make_interval(key, f"{setting}={dict(node)}", number(low), number(high), log)
     if step is None:
         return plain
     if log:
@@ -262,5 +266,5 @@ def from_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
         values = tuple(range(int(low), int(high) + 1, int(step)))
         return Parameter(key, IntDistribution(int(low), int(high), step=int(step)), tuple(map(str, values)), values)
     count = int((high - low) / step + 1e-9) + 1
-    points = tuple(float(low) + i * float(step) for i in range(min(count, MOST)))
-    return Parameter(key, FloatDistribution(low, points[-1], step=step), tuple(map(written, points)), points)
+    points = tuple(float(low) + i * float(step) for i in range(min(count, MAX_VALUES)))
+    return Parameter(key, FloatDistribution(low, points[-1], step=step), tuple(map(to_override, points)), points)

@@ -8,20 +8,20 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from hydra_plugins.grokbit_sweeper._settings import Settings
-from hydra_plugins.grokbit_sweeper._study import built, quietly
+from hydra_plugins.grokbit_sweeper._study import instantiate_setting, silence_optuna_warnings
 
 
-class Ending:
+class Stopping:
     """Asked before each trial."""
 
-    def __init__(self, settings: Settings, begun: float) -> None:
-        self.settings, self.begun = settings, begun  # in seconds since the epoch: of all workers the same
-        self.terminator = built(settings.terminator, "hydra.sweeper.terminator") if settings.terminator else None
+    def __init__(self, settings: Settings, start_time: float) -> None:
+        self.settings, self.start_time = settings, start_time  # in seconds since the epoch: of all workers the same
+        self.terminator = instantiate_setting(settings.terminator, "hydra.sweeper.terminator") if settings.terminator else None
 
-    def reason(self, study: Study) -> str:
+    def get_reason(self, study: Study) -> str:
         """Why no other trial begins; empty while there is no reason."""
         s = self.settings
-        if s.timeout is not None and time.time() - self.begun >= s.timeout:
+        if s.timeout is not None and time.time() - self.start_time >= s.timeout:
             return f"timeout: {s.timeout:g} s are over"
         if s.target_value is None and s.patience is None and self.terminator is None:
             return ""
@@ -38,10 +38,10 @@ class Ending:
             return f"target_value: {sign * best:g} reached {s.target_value:g}"
         if s.patience is not None and since >= s.patience:
             return f"patience: {since} trials in a row were no better than {sign * best:g}"
-        return self._terminates(study) if best < math.inf else ""
+        return self._get_terminator_reason(study) if best < math.inf else ""
 
-    def _terminates(self, study: Study) -> str:
+    def _get_terminator_reason(self, study: Study) -> str:
         if self.terminator is None:
             return ""
-        with quietly():
+        with silence_optuna_warnings():
             return "terminator: no room for improvement is left" if self.terminator.should_terminate(study) else ""

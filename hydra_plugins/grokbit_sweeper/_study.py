@@ -21,24 +21,24 @@ from research import trial
 from research.when import higher_is_better
 
 Direction = Literal["minimize", "maximize"]
-ASKED = "grokbit"  # the study's attribute with what it is for
+SPEC_ATTR = "grokbit"  # the study's attribute with what it is for
 log = logging.getLogger(__name__)
 
 
-Maker = Callable[[int], BaseSampler]
+SamplerFactory = Callable[[int], BaseSampler]
 
 
-class Reseeded(BaseSampler):
+class ReseededSampler(BaseSampler):
     """Draws that are a function of (seed, trial, parameter): a study that was killed asks for the same as one that was not."""
 
     def __init__(
-        self, make: Callable[[int], BaseSampler], seed: int, alone: Callable[[int], BaseSampler] | None = None
+        self, make: Callable[[int], BaseSampler], seed: int, make_independent: Callable[[int], BaseSampler] | None = None
     ) -> None:
-        self.make, self.seed, self.alone = make, seed, alone or make  # alone: draws a parameter by itself
+        self.make, self.seed, self.make_independent = make, seed, make_independent or make  # alone: draws a parameter by itself
         self.inner = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.inner = self.make(self._seed(trial))
+        self.inner = self.make(self._derive_seed(trial))
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -50,17 +50,19 @@ class Reseeded(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self.alone(self._seed(trial, param_name)).sample_independent(study, trial, param_name, param_distribution)
+        return self.make_independent(self._derive_seed(trial, param_name)).sample_independent(
+            study, trial, param_name, param_distribution
+        )
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self.inner.after_trial(study, trial, state, values)
 
-    def _seed(self, trial: FrozenTrial, name: str = "") -> int:
+    def _derive_seed(self, trial: FrozenTrial, name: str = "") -> int:
         spread = np.random.SeedSequence([self.seed, trial.number, zlib.crc32(name.encode())])
         return int(spread.generate_state(1)[0])
 
 
-class InOrder(BaseSampler):
+class InOrderSampler(BaseSampler):
     """A grid: trial n has combination n."""
 
     def __init__(self, combinations: Sequence[Mapping[str, Any]]) -> None:
@@ -78,21 +80,23 @@ class InOrder(BaseSampler):
         return self.combinations[trial.number % len(self.combinations)][param_name]
 
 
-def sampler(node: Any) -> BaseSampler | None:
+def make_sampler(node: Any) -> BaseSampler | None:
     """The sampler that a config names; with a seed, one whose draws do not depend on what this process did before."""
     if node is None:
         return None
     if node.get("seed") is None:
-        return cast(BaseSampler, built(node, "hydra.sweeper.sampler"))
+        return cast(BaseSampler, instantiate_setting(node, "hydra.sweeper.sampler"))
     seed = int(node["seed"])
     if str(node["_target_"]).endswith("QMCSampler"):  # it counts trials: one seed for all of them
-        fixed = built({"independent_sampler": optuna.samplers.RandomSampler(seed), **node}, "hydra.sweeper.sampler")
-        return Reseeded(lambda _: fixed, seed, optuna.samplers.RandomSampler)
-    return Reseeded(lambda each: built({**node, "seed": each}, "hydra.sweeper.sampler"), seed)
+        fixed = instantiate_setting(
+            {"independent_sampler": optuna.samplers.RandomSampler(seed), **node}, "hydra.sweeper.sampler"
+        )
+        return ReseededSampler(lambda _: fixed, seed, optuna.samplers.RandomSampler)
+    return ReseededSampler(lambda each: instantiate_setting({**node, "seed": each}, "hydra.sweeper.sampler"), seed)
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence_optuna_warnings() -> Iterator[None]:
     """Without Optuna's warnings about its own parts: they were chosen."""
     with warnings.catch_warnings():
         for kind in (ExperimentalWarning, FutureWarning):
@@ -100,23 +104,23 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def built(node: Mapping[str, Any], setting: str) -> Any:
+def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
     """What the node's `_target_` makes. Raises ValueError for arguments that it does not take."""
     try:
-        with quietly():
-            return trial.made(dict(node))
+        with silence_optuna_warnings():
+            return trial.instantiate_spec(dict(node))
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
 
 
-def directions(wanted: Any, metrics: Sequence[str]) -> list[Direction]:
+def parse_directions(requested: Any, metrics: Sequence[str]) -> list[Direction]:
     """One for each objective, as its metric is better where it is one of ours. Raises ValueError for what is no direction."""
     count = len(metrics)
-    if wanted is None and not any(name.startswith("val/") for name in metrics):
+    if requested is None and not any(name.startswith("val/") for name in metrics):
         return ["minimize"] * count
-    if wanted is None:
+    if requested is None:
         return ["maximize" if name.startswith("val/") and higher_is_better(name) else "minimize" for name in metrics]
-    names = [str(getattr(each, "name", each)) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+    names = [str(getattr(each, "name", each)) for each in (requested if isinstance(requested, list | tuple) else [requested])]
     if wrong := [name for name in names if name not in ("minimize", "maximize")]:
         raise ValueError(f"hydra.sweeper.direction={', '.join(wrong)}: give minimize or maximize, one for each objective")
     if count > 1 and len(names) != count:
@@ -124,56 +128,58 @@ def directions(wanted: Any, metrics: Sequence[str]) -> list[Direction]:
     return cast(list[Direction], names)
 
 
-def opened(
-    name: str, storage: Any, choose: BaseSampler | None, prune: Any, ways: Sequence[Direction], asked: dict[str, Any]
+def load_or_create_study(
+    name: str, storage: Any, sampler: BaseSampler | None, pruner: Any, directions: Sequence[Direction], spec: dict[str, Any]
 ) -> Study:
     """The study, made where it is not there yet. Raises ValueError where it is for something else."""
-    told = shown(storage)
+    told = redact_url(storage)
     try:
-        place = trial.opened(storage)
+        place = trial.get_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            study_name=name, storage=place, sampler=choose, pruner=prune, directions=[*ways], load_if_exists=True
+            study_name=name, storage=place, sampler=sampler, pruner=pruner, directions=[*directions], load_if_exists=True
         )
     except Exception as error:  # each kind of storage has its own
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"hydra.sweeper.storage={told} cannot be used: {said[0]}") from error
     found = [way.name.lower() for way in study.directions]
-    if found != list(ways):
-        raise ValueError(f"hydra.sweeper.direction: the study {name} has {', '.join(found)}, not {', '.join(ways)}\n{ANEW}")
-    held = study.user_attrs.get(ASKED)
+    if found != list(directions):
+        raise ValueError(
+            f"hydra.sweeper.direction: the study {name} has {', '.join(found)}, not {', '.join(directions)}\n{MISMATCH_HINT}"
+        )
+    held = study.user_attrs.get(SPEC_ATTR)
     if held is None:
-        study.set_user_attr(ASKED, asked)
-    elif different := differences(held, asked):
-        raise ValueError(f"hydra.sweeper.study_name={name} is for something else: {'; '.join(different)}\n{ANEW}")
+        study.set_user_attr(SPEC_ATTR, spec)
+    elif different := find_differences(held, spec):
+        raise ValueError(f"hydra.sweeper.study_name={name} is for something else: {'; '.join(different)}\n{MISMATCH_HINT}")
     return study
 
 
-def shown(storage: Any) -> str:
+def redact_url(storage: Any) -> str:
     """A storage without a user's name and password."""
     return re.sub(r"//.*@", "//", re.sub(r"\?.*", "", str(storage)))
 
 
-ANEW = "give the same again to go on with it, or another hydra.sweeper.study_name"
+MISMATCH_HINT = "give the same again to go on with it, or another hydra.sweeper.study_name"
 
 
-def differences(held: Any, asked: Any, key: str = "") -> list[str]:
+def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
     """What was asked for then and is now, key by key."""
-    if isinstance(held, dict) and isinstance(asked, dict):
-        keys = sorted({*held, *asked})
-        return [line for k in keys for line in differences(held.get(k), asked.get(k), f"{key}.{k}".lstrip("."))]
-    if isinstance(held, list) and isinstance(asked, list) and sorted(map(str, held)) != sorted(map(str, asked)):
-        held, asked = [each for each in held if each not in asked], [each for each in asked if each not in held]
-    return [] if held == asked else [f"{key} was {held}, is {asked}"]
+    if isinstance(saved, dict) and isinstance(requested, dict):
+        keys = sorted({*saved, *requested})
+        return [line for k in keys for line in find_differences(saved.get(k), requested.get(k), f"{key}.{k}".lstrip("."))]
+    if isinstance(saved, list) and isinstance(requested, list) and sorted(map(str, saved)) != sorted(map(str, requested)):
+        saved, requested = [each for each in saved if each not in requested], [each for each in requested if each not in saved]
+    return [] if saved == requested else [f"{key} was {saved}, is {requested}"]
 
 
-def absolute(storage: Any) -> Any:
+def make_absolute(storage: Any) -> Any:
     """The same storage for jobs that are elsewhere."""
     kind, mark, path = str(storage).partition({"journal": "://", "sqlite": ":///"}.get(str(storage).partition(":")[0], "\n"))
     file = mark and path not in ("", ":memory:") and not isinstance(storage, dict)
     return f"{kind}{mark}{Path(path).expanduser().absolute()}" if file else storage
 
 
-def journal(folder: Path) -> str:
+def get_journal_url(folder: Path) -> str:
     """The storage of a sweep that names none."""
     return f"journal://{folder.absolute() / 'study.journal'}"

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 
 from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
 
-PUBLISHED = "hydra_plugins.hydra_optuna_sweeper"
+PUBLISHED_PACKAGE = "hydra_plugins.hydra_optuna_sweeper"
 
 
 @dataclass
@@ -65,31 +65,33 @@ class OptunaConf(SweeperConf):
     """hydra/sweeper=optuna, as the published hydra-optuna-sweeper has it: configurations written for that run unchanged."""
 
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"sampler": "tpe"}, {"pruner": None}])
-    _target_: str = f"{PUBLISHED}.optuna_sweeper.OptunaSweeper"
+    _target_: str = f"{PUBLISHED_PACKAGE}.optuna_sweeper.OptunaSweeper"
     max_failure_rate: float = 0.0
     dedup: str = "allow"
 
 
-def options(target: str, arguments: tuple[str, ...], preset: dict[str, Any] | None = None) -> dict[str, Any]:
+def make_node(target: str, arguments: tuple[str, ...], preset: dict[str, Any] | None = None) -> dict[str, Any]:
     """A config whose arguments are null unless they are set: those that stay so are not passed on."""
     return {"_target_": target} | dict.fromkeys(arguments) | (preset or {})
 
 
-TPE = ("seed", "consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "n_startup_trials", "gamma",
-       "n_ei_candidates", "n_ehvi_candidates", "weights", "multivariate", "group", "warn_independent_sampling",
-       "constant_liar", "constraints_func", "categorical_distance_func")  # fmt: skip
-GENETIC = ("seed", "population_size", "mutation_prob", "mutation", "crossover", "crossover_prob", "swapping_prob",
+TPE_ARGUMENTS = (
+    "seed", "consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "n_startup_trials", "gamma",
+    "n_ei_candidates", "n_ehvi_candidates", "weights", "multivariate", "group", "warn_independent_sampling",
+    "constant_liar", "constraints_func", "categorical_distance_func",
+)  # fmt: skip
+GENETIC_ARGUMENTS = ("seed", "population_size", "mutation_prob", "mutation", "crossover", "crossover_prob", "swapping_prob",
            "constraints_func", "elite_population_selection_strategy", "child_generation_strategy",
            "after_trial_strategy")  # fmt: skip
 SAMPLERS = {
-    "tpe": ("TPESampler", TPE),
-    "motpe": ("TPESampler", TPE),  # its name before Optuna 4
+    "tpe": ("TPESampler", TPE_ARGUMENTS),
+    "motpe": ("TPESampler", TPE_ARGUMENTS),  # its name before Optuna 4
     "random": ("RandomSampler", ("seed",)),
     "cmaes": ("CmaEsSampler", ("seed", "x0", "sigma0", "n_startup_trials", "independent_sampler", "warn_independent_sampling",
                                "consider_pruned_trials", "restart_strategy", "inc_popsize", "use_separable_cma", "popsize",
                                "with_margin", "lr_adapt", "source_trials")),
-    "nsgaii": ("NSGAIISampler", GENETIC),
-    "nsgaiii": ("NSGAIIISampler", (*GENETIC, "reference_points", "dividing_parameter")),
+    "nsgaii": ("NSGAIISampler", GENETIC_ARGUMENTS),
+    "nsgaiii": ("NSGAIIISampler", (*GENETIC_ARGUMENTS, "reference_points", "dividing_parameter")),
     "gp": ("GPSampler", ("seed", "independent_sampler", "n_startup_trials", "deterministic_objective", "constraints_func",
                          "warn_independent_sampling")),
     "qmc": ("QMCSampler", ("seed", "qmc_type", "scramble", "independent_sampler", "warn_asynchronous_seeding",
@@ -112,16 +114,16 @@ PRUNERS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def published() -> bool:
+def is_published_installed() -> bool:
     """Whether the published plugin is installed; our own stand-in is none."""
-    if PUBLISHED in sys.modules:
-        return "stand_in" not in sys.modules[PUBLISHED].__dict__
-    return find_spec(PUBLISHED) is not None
+    if PUBLISHED_PACKAGE in sys.modules:
+        return "stand_in" not in sys.modules[PUBLISHED_PACKAGE].__dict__
+    return find_spec(PUBLISHED_PACKAGE) is not None
 
 
-def stand_in() -> type[StudySweeper]:
+def install_stand_in() -> type[StudySweeper]:
     """The published plugin's modules with our sweeper in them: a `_target_` that was written for it finds this one."""
-    package, module = ModuleType(PUBLISHED), ModuleType(f"{PUBLISHED}.optuna_sweeper")
+    package, module = ModuleType(PUBLISHED_PACKAGE), ModuleType(f"{PUBLISHED_PACKAGE}.optuna_sweeper")
     own = type("OptunaSweeper", (StudySweeper,), {"__module__": module.__name__, "__doc__": StudySweeper.__doc__})
     package.__dict__.update(stand_in=True, __path__=[], optuna_sweeper=module)
     module.__dict__.update(OptunaSweeper=own)
@@ -129,7 +131,7 @@ def stand_in() -> type[StudySweeper]:
     return own
 
 
-def offer(group: str, name: str, node: Any) -> None:
+def register_option(group: str, name: str, node: Any) -> None:
     """An option of a group, once: the process of a launcher may have been given all that was registered."""
     known: Any = ConfigStore.instance().repo
     for part in group.split("/"):
@@ -140,20 +142,20 @@ def offer(group: str, name: str, node: Any) -> None:
 
 def register() -> None:
     """The groups hydra/sweeper, hydra/sweeper/sampler and hydra/sweeper/pruner; what the published plugin has stays its own."""
-    offer("hydra/sweeper", "grokbit", SweeperConf)
+    register_option("hydra/sweeper", "grokbit", SweeperConf)
     for name, (target, arguments, preset) in PRUNERS.items():
-        offer("hydra/sweeper/pruner", name, options(f"optuna.pruners.{target}", arguments, preset))
-    theirs = published()
+        register_option("hydra/sweeper/pruner", name, make_node(f"optuna.pruners.{target}", arguments, preset))
+    theirs = is_published_installed()
     for name, (target, arguments) in SAMPLERS.items():
         if name == "bruteforce" or not theirs:
-            offer("hydra/sweeper/sampler", name, options(f"optuna.samplers.{target}", arguments))
+            register_option("hydra/sweeper/sampler", name, make_node(f"optuna.samplers.{target}", arguments))
     if not theirs:
-        offer("hydra/sweeper", "optuna", OptunaConf)
+        register_option("hydra/sweeper", "optuna", OptunaConf)
 
 
 register()
-if not published():
-    OptunaSweeper = stand_in()  # Hydra knows the sweepers that it finds in modules, by their names
+if not is_published_installed():
+    OptunaSweeper = install_stand_in()  # Hydra knows the sweepers that it finds in modules, by their names
 elif {"-m", "--multirun"} & set(sys.argv):
-    told = "hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin, hydra/sweeper=grokbit this one"
-    print(f"warning: {told}", file=sys.stderr)
+    message = "hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin, hydra/sweeper=grokbit this one"
+    print(f"warning: {message}", file=sys.stderr)

@@ -45,9 +45,9 @@ class StudySweeper(Sweeper):
         self.settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.task, self.composed = hydra_context, task_function, config
+        self.context, self.task, self.composed_config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from hydra_plugins.grokbit_sweeper._impl import sweep
+        from hydra_plugins.grokbit_sweeper._impl import run_sweep
 
-        sweep(self.settings, arguments, self.composed, self.context, self.task)
+        run_sweep(self.settings, arguments, self.composed_config, self.context, self.task)

@@ -14,24 +14,24 @@ from torch import nn
 
 from research import processes
 from research.callback import Callback, State
-from research.folder import peak_rss_mb
-from research.nn.bitlinear import layers
-from research.nn.packed import packed_bytes
-from research.ranges import Positive
-from research.snapshot import SETTINGS
-from research.trial import swept
+from research.folder import get_peak_rss_mb
+from research.nn.bitlinear import bitlinear_layers
+from research.nn.packed import count_packed_bytes
+from research.ranges import PositiveFloat
+from research.snapshot import INITIAL_SETTINGS
+from research.trial import is_swept
 from research.when import higher_is_better
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds; a faster eye is not worth the steps
 
 
-def header(state: State) -> list[tuple[str, str]]:
+def build_header(state: State) -> list[tuple[str, str]]:
     """What is about to be trained, on what, with what, where."""
     model, data = state.model, state.data
     count = sum(p.numel() for p in model.parameters())
     group = state.optimizer.param_groups[0]
-    group = group | group.get(SETTINGS, {})  # a schedule moves lr
+    group = group | group.get(INITIAL_SETTINGS, {})  # a schedule moves lr
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
@@ -39,49 +39,48 @@ def header(state: State) -> list[tuple[str, str]]:
         ("run", state.name),
         (
             "model",
-            f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {precision(model)}",
+            f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {describe_precision(model)}",
         ),
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
         ("device", f"{state.device}, {state.processes}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
     ]
-    if state.first:
-        rows.append(("resumed", f"at step {state.first}"))
+    if state.first_step:
+        rows.append(("resumed", f"at step {state.first_step}"))
     return [*rows, ("folder", str(state.folder))] if state.folder else rows
 
 
-def precision(model: nn.Module) -> str:
+def describe_precision(model: nn.Module) -> str:
     """What the weights of its linear layers are, and what that saves."""
-    bits = layers(model).values()
+    bits = bitlinear_layers(model).values()
     if not bits:
         return "full precision"
-    kind = "ternary" if all(layer.quantizer.ternary for layer in bits) else "rounded"
-    sizes = (
-        f"{packed_bytes(model) / 1e3:,.0f} kB packed, {4 * sum(p.numel() for p in model.parameters()) / 1e3:,.0f} kB in float32"
-    )
+    kind = "ternary" if all(layer.quantizer.is_ternary for layer in bits) else "rounded"
+    full = 4 * sum(p.numel() for p in model.parameters())
+    sizes = f"{count_packed_bytes(model) / 1e3:,.0f} kB packed, {full / 1e3:,.0f} kB in float32"
     return f"{sum(layer.weight.numel() for layer in bits):,} of them {kind}: {sizes}"
 
 
-def progress(state: State) -> str:
+def format_progress(state: State) -> str:
     """One line: where the run is and how it does."""
     fields = [f"step {state.step}/{state.steps}"]
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
     fields += [f"{key} {state.metrics[key]:{style}}" for key, style in styles.items() if key in state.metrics]
-    steps = state.step - state.first
-    left = (state.steps - state.step) * (state.seconds - state.before) / max(1, steps)
-    fields += [f"{state.rate():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
+    steps = state.step - state.first_step
+    left = (state.steps - state.step) * (state.seconds - state.seconds_before) / max(1, steps)
+    fields += [f"{state.compute_throughput():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
 
 
-def bar(state: State) -> Table:
+def build_progress_bar(state: State) -> Table:
     """The live line: how far the run is, drawn and told."""
     row = Table.grid(padding=(0, 1))
-    row.add_row(ProgressBar(state.steps, state.step, width=20), Text(progress(state), overflow="ellipsis", no_wrap=True))
+    row.add_row(ProgressBar(state.steps, state.step, width=20), Text(format_progress(state), overflow="ellipsis", no_wrap=True))
     return row
 
 
-def summary(state: State) -> list[tuple[str, str]]:
+def build_summary(state: State) -> list[tuple[str, str]]:
     """What came out, against what a guesser reaches, and where to go next."""
     key, rows = state.monitor, []
     if key in state.best:
@@ -92,18 +91,18 @@ def summary(state: State) -> list[tuple[str, str]]:
         rows += [
             (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
         ]
-    rows += state.said.items()
-    speed = f"{state.rate():,.0f} {state.data.unit}s/s"
-    rows.append(("time", f"{state.seconds:.1f} s, {speed}, {peak_rss_mb():,.0f} MB at most"))
+    rows += state.end_notes.items()
+    speed = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
+    rows.append(("time", f"{state.seconds:.1f} s, {speed}, {get_peak_rss_mb():,.0f} MB at most"))
     if state.folder is None:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
-    start = ["torchrun", "--nproc-per-node", str(processes.count())] if processes.count() > 1 else ["python"]
+    start = ["torchrun", "--nproc-per-node", str(processes.world_size())] if processes.world_size() > 1 else ["python"]
     command = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith("resume."))])
-    lifted = [state.lift.partition("=")[0] + "="] if state.lift else []
+    lifted = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
     moved = ("resume.", "steps=", "trainer.steps=", *lifted)
     longer = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith(moved))])
-    further = f"trainer.steps={2 * state.steps} {state.lift}".rstrip()
+    further = f"trainer.steps={2 * state.steps} {state.resume_override}".rstrip()
     return [
         *rows,
         ("folder", str(state.folder)),
@@ -115,43 +114,43 @@ def summary(state: State) -> list[tuple[str, str]]:
 class Console(Callback):
     """On a terminal one live line, elsewhere a line every `every` seconds; each evaluation also goes to train.log."""
 
-    def __init__(self, every: Positive = 5.0, terminal: Terminal | None = None) -> None:
+    def __init__(self, every: PositiveFloat = 5.0, terminal: Terminal | None = None) -> None:
         self.every, self.terminal = every, terminal or Terminal(highlight=False)
         self.live: Live | None = None
-        self.swept = False
-        self.shown = 0.0
+        self.in_sweep = False
+        self.last_refresh = 0.0
 
     def on_start(self, state: State) -> None:
-        for name, value in header(state):
+        for name, value in build_header(state):
             log.info("%s: %s", name, value)
-        self.swept = swept()  # a sweep has lines of its own: one for each run
-        if not self.swept:
-            self._print(header(state), "Grokbit")
+        self.in_sweep = is_swept()  # a sweep has lines of its own: one for each run
+        if not self.in_sweep:
+            self._print(build_header(state), "Grokbit")
         if self.terminal.is_terminal:
             self.live = Live("", console=self.terminal, auto_refresh=False)
             self.live.start()
-        self.shown = time.monotonic()
+        self.last_refresh = time.monotonic()
 
     def on_step(self, state: State) -> None:
         if state.monitor in state.logged:
-            log.info(progress(state))
+            log.info(format_progress(state))
         now, patience = time.monotonic(), REFRESH if self.live else self.every
-        if now - self.shown >= patience or (state.step == state.steps and not self.swept):
-            self.shown = now
+        if now - self.last_refresh >= patience or (state.step == state.steps and not self.in_sweep):
+            self.last_refresh = now
             if self.live:
-                self.live.update(bar(state), refresh=True)
+                self.live.update(build_progress_bar(state), refresh=True)
             else:
-                self.terminal.print(progress(state), markup=False, soft_wrap=True)
+                self.terminal.print(format_progress(state), markup=False, soft_wrap=True)
 
     def on_end(self, state: State) -> None:
         if self.live:
-            self.live.update(bar(state), refresh=True)
+            self.live.update(build_progress_bar(state), refresh=True)
             self.live.stop()
         if not state.error:
-            for name, value in summary(state):
+            for name, value in build_summary(state):
                 log.info("%s: %s", name, value)
-            if not self.swept:
-                self._print(summary(state), "Done")
+            if not self.in_sweep:
+                self._print(build_summary(state), "Done")
 
     def _print(self, rows: list[tuple[str, str]], title: str) -> None:
         """One fact a line, never wrapped: for people who copy a command, for logs and for other programs."""

@@ -4,33 +4,33 @@ import math
 from typing import Any
 
 from research.callback import Callback, State
-from research.ranges import Count
-from research.when import better
+from research.ranges import PositiveInt
+from research.when import is_better
 
 
 class EarlyStop(Callback):
     """Stop once the monitored metric has been at `target` or better in `hold` evaluations in a row."""
 
-    def __init__(self, target: float | None = None, hold: Count = 1) -> None:
-        self.target, self.hold, self.held = target, hold, 0
+    def __init__(self, target: float | None = None, hold: PositiveInt = 1) -> None:
+        self.target, self.hold, self.hold_count = target, hold, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"held": self.held, "target": self.target}
+        return {"held": self.hold_count, "target": self.target}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.held = state["held"] if state["target"] == self.target else 0
+        self.hold_count = state["held"] if state["target"] == self.target else 0
 
     def on_start(self, state: State) -> None:
-        self._judge(state)  # it may have been ended right after it had reached its aim
+        self._stop_if_reached(state)  # it may have been ended right after it had reached its aim
 
     def on_step(self, state: State) -> None:
         value = state.logged.get(state.monitor)
         if self.target is None or value is None:
             return
-        reached = math.isfinite(value) and not better(state.monitor, self.target, value)
-        self.held = self.held + 1 if reached else 0
-        self._judge(state)
+        reached = math.isfinite(value) and not is_better(state.monitor, self.target, value)
+        self.hold_count = self.hold_count + 1 if reached else 0
+        self._stop_if_reached(state)
 
-    def _judge(self, state: State) -> None:
-        if self.target is not None and self.held >= self.hold:
-            state.stop, state.lift = f"{state.monitor} reached {self.target:g}", "target=null"
+    def _stop_if_reached(self, state: State) -> None:
+        if self.target is not None and self.hold_count >= self.hold:
+            state.stop, state.resume_override = f"{state.monitor} reached {self.target:g}", "target=null"

@@ -9,18 +9,20 @@ from torch import Tensor, nn
 
 from research.callback import Callback, State
 from research.folder import write_json
-from research.ranges import Count, OpenFraction
+from research.ranges import OpenFraction, PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPLITS = ("train", "val")
 LEVELS = (0.95, 0.99)  # accuracies
-Look = tuple[int, float, float]  # step; accuracy on the training samples, NaN where they are not judged; and on those held back
+AccuracyPoint = tuple[
+    int, float, float
+]  # step; accuracy on the training samples, NaN where they are not judged; and on those held back
 
 
 @dataclass(frozen=True)
-class Reached:
+class Milestone:
     """When an accuracy was reached. Steps; None: not within the run."""
 
     first: int | None  # seen for the first time
@@ -28,19 +30,19 @@ class Reached:
     lowest: float | None  # accuracy seen after the first time
 
 
-def reached(curve: list[tuple[int, float]], level: float, hold: int) -> Reached:
+def find_milestone(curve: list[tuple[int, float]], level: float, hold: int) -> Milestone:
     """What a curve of (step, accuracy) tells; the evaluations of a run that has ended count as they are."""
     above = [value >= level for _, value in curve]
     if not any(above):
-        return Reached(None, None, None)
+        return Milestone(None, None, None)
     first = above.index(True)
     starts = (start for start in range(first, len(above) - hold + 1) if all(above[start : start + hold]))
     held = next(starts, None)
-    return Reached(curve[first][0], None if held is None else curve[held][0], min(value for _, value in curve[first:]))
+    return Milestone(curve[first][0], None if held is None else curve[held][0], min(value for _, value in curve[first:]))
 
 
 class Grokking(Callback):
-    """Of training samples (trainer.judge_train=true) and of those held back: the steps to 95 and 99 % accuracy, the delay
+    """Of training samples (trainer.eval_train=true) and of those held back: the steps to 95 and 99 % accuracy, the delay
     between the two, whether accuracy stays there for `hold` evaluations, and the lowest that came after. Every `every` steps
     the norm of the weights and the effective rank of the embedding (Roy & Vetterli 2007: exp of the entropy of its
     normalised singular values).
@@ -51,32 +53,36 @@ class Grokking(Callback):
 
     def __init__(
         self,
-        every: Count = 25,  # steps
-        hold: Count = 10,  # evaluations in a row
+        every: PositiveInt = 25,  # steps
+        hold: PositiveInt = 10,  # evaluations in a row
         end: OpenFraction | None = None,  # accuracy; None: the run goes to its last step
-        after: Count = 1,  # steps
+        after: PositiveInt = 1,  # steps
     ) -> None:
         self.every, self.hold, self.end, self.after = every, hold, end, after
-        self.looks: list[Look] = []
+        self.evaluations: list[AccuracyPoint] = []
         self.norms: list[tuple[int, float, float]] = []  # step, norm of the weights, effective rank
         self.spectra: dict[int, Tensor] = {}  # step -> singular values of the embedding
-        self.until: int | None = None  # the step that ends the run
+        self.end_step: int | None = None  # the step that ends the run
 
     def state_dict(self) -> dict[str, Any]:
-        return {"looks": [list(x) for x in self.looks], "norms": [list(x) for x in self.norms], "spectra": dict(self.spectra)}
+        return {
+            "looks": [list(x) for x in self.evaluations],
+            "norms": [list(x) for x in self.norms],
+            "spectra": dict(self.spectra),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.looks = [(int(step), train, val) for step, train, val in state["looks"]]
+        self.evaluations = [(int(step), train, val) for step, train, val in state["looks"]]
         self.norms = [(int(step), norm, rank) for step, norm, rank in state["norms"]]
         self.spectra = dict(state["spectra"])
-        self.until = self._until()
+        self.end_step = self._find_end_step()
 
     def on_start(self, state: State) -> None:
         if state.sharded:
             raise ValueError("callbacks.grokking looks at whole weights: leave it out under trainer=fsdp")
-        if self.looks:  # a run that goes on: it may have been ended right after it had reached its aim
-            self._say(state)
-            self._stop(state, state.step)
+        if self.evaluations:  # a run that goes on: it may have been ended right after it had reached its aim
+            self._report(state)
+            self._stop_if_due(state, state.step)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
@@ -84,60 +90,60 @@ class Grokking(Callback):
         step = state.step + 1
         due = step % self.every == 0
         if due or not self.norms:
-            norm, rank = self._look(state.model, step)
+            norm, rank = self._measure_weights(state.model, step)
             self.norms.append((step, norm, rank))
             if due:  # else it would be logged with the loss of a later step
-                state.told |= {"grok/weight_norm": norm} | ({} if math.isnan(rank) else {"grok/embedding_rank": rank})
-        self._stop(state, step)
+                state.extra_metrics |= {"grok/weight_norm": norm} | ({} if math.isnan(rank) else {"grok/embedding_rank": rank})
+        self._stop_if_due(state, step)
 
     def on_step(self, state: State) -> None:
         if (value := state.logged.get("val/acc")) is None:
             return
-        self.looks.append((state.step, state.logged.get("train/acc", math.nan), value))
-        self.until = self._until()
-        state.told |= self._say(state)
+        self.evaluations.append((state.step, state.logged.get("train/acc", math.nan), value))
+        self.end_step = self._find_end_step()
+        state.extra_metrics |= self._report(state)
 
     def on_end(self, state: State) -> None:
-        if not self.looks or state.folder is None:
+        if not self.evaluations or state.folder is None:
             return
-        write_json(state.folder / "grokking.json", self.facts() | {"steps": state.step, "seconds": state.seconds})
+        write_json(state.folder / "grokking.json", self.collect_milestones() | {"steps": state.step, "seconds": state.seconds})
         (state.folder / "plots").mkdir(exist_ok=True)
         draw(self, state.name).savefig(state.folder / "plots" / "grokking.png", dpi=120)
 
-    def facts(self) -> dict[str, Any]:
+    def collect_milestones(self) -> dict[str, Any]:
         """For each level what each split reached, and the delay between the first times, in steps."""
         found: dict[str, Any] = {}
         for level in LEVELS:
-            splits = {split: self.reached(split, level) for split in SPLITS}
+            splits = {split: self.find_milestone(split, level) for split in SPLITS}
             train, val = (splits[split].first for split in SPLITS)
             delay = None if train is None or val is None else val - train
             found[f"{level:.2f}"] = {split: vars(told) for split, told in splits.items()} | {"delay": delay}
         return found
 
-    def reached(self, split: str, level: float) -> Reached:
-        return reached([(look[0], look[1 + SPLITS.index(split)]) for look in self.looks], level, self.hold)
+    def find_milestone(self, split: str, level: float) -> Milestone:
+        return find_milestone([(look[0], look[1 + SPLITS.index(split)]) for look in self.evaluations], level, self.hold)
 
-    def _say(self, state: State) -> dict[str, float]:
+    def _report(self, state: State) -> dict[str, float]:
         """Words for the end of the run; and what was reached so far, as metrics."""
-        facts = self.facts()
-        judged = [split for place, split in enumerate(SPLITS, start=1) if any(look[place] >= 0 for look in self.looks)]
+        facts = self.collect_milestones()
+        judged = [split for place, split in enumerate(SPLITS, start=1) if any(look[place] >= 0 for look in self.evaluations)]
         for level in LEVELS:
-            state.said[f"grokking {level:.0%}"] = sentence(facts[f"{level:.2f}"], judged, self.looks[-1][0])
-        return {f"grok/{name}": float(step) for name, step in numbers(facts).items()}
+            state.end_notes[f"grokking {level:.0%}"] = format_level(facts[f"{level:.2f}"], judged, self.evaluations[-1][0])
+        return {f"grok/{name}": float(step) for name, step in to_metrics(facts).items()}
 
-    def _until(self) -> int | None:
+    def _find_end_step(self) -> int | None:
         """`after` steps after the evaluation that completed the first row of `hold`."""
-        if self.end is None or (held := self.reached("val", self.end).held) is None:
+        if self.end is None or (held := self.find_milestone("val", self.end).held) is None:
             return None
-        steps = [look[0] for look in self.looks]
+        steps = [look[0] for look in self.evaluations]
         return steps[steps.index(held) + self.hold - 1] + self.after
 
-    def _stop(self, state: State, step: int) -> None:
-        if self.until is not None and step >= self.until:
+    def _stop_if_due(self, state: State, step: int) -> None:
+        if self.end_step is not None and step >= self.end_step:
             state.stop = f"val/acc stayed at {self.end:g} or above for {self.hold} evaluations"
-            state.lift = "callbacks.grokking.end=null"
+            state.resume_override = "callbacks.grokking.end=null"
 
-    def _look(self, model: nn.Module, step: int) -> tuple[float, float]:
+    def _measure_weights(self, model: nn.Module, step: int) -> tuple[float, float]:
         """The norm of all weights, and the effective rank of the first embedding; NaN without one."""
         norm = math.sqrt(sum(p.double().square().sum() for p in model.parameters()))  # one wait for a device
         embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
@@ -150,7 +156,7 @@ class Grokking(Callback):
         return norm, float(torch.special.entr(shares).sum().exp())
 
 
-def numbers(facts: dict[str, Any]) -> dict[str, int]:
+def to_metrics(facts: dict[str, Any]) -> dict[str, int]:
     """What was reached so far, as metrics: train_95 and val_95, held_95 (of what is held back), delay_95."""
     found: dict[str, int] = {}
     for level, told in facts.items():
@@ -161,16 +167,16 @@ def numbers(facts: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-def sentence(told: dict[str, Any], judged: list[str], steps: int) -> str:
+def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
     """One level's facts for people, of the splits that were judged."""
     parts = []
-    for split in judged:
-        first = told[split]["first"]
+    for split in splits:
+        first = facts[split]["first"]
         parts.append(f"{split} {f'at step {first:,}' if first is not None else f'not reached in {steps:,}'}")
     said = ", ".join(parts)
-    if (delay := told["delay"]) is not None:
+    if (delay := facts["delay"]) is not None:
         said += f", {abs(delay):,} steps {'later' if delay >= 0 else 'earlier'}"
-    if (val := told["val"])["first"] is not None:
+    if (val := facts["val"])["first"] is not None:
         held = "not held" if val["held"] is None else f"held from {val['held']:,}"
         said += f"; {held}, lowest since {val['lowest']:.3f}"
     return said
@@ -182,11 +188,11 @@ def draw(callback: Grokking, title: str) -> "Figure":
 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    steps = [look[0] for look in callback.looks]
+    steps = [look[0] for look in callback.evaluations]
     for place, (split, colour) in enumerate(zip(SPLITS, ("tab:gray", "tab:blue"), strict=True), start=1):
-        left.plot(steps, [look[place] for look in callback.looks], color=colour, label=f"{split}/acc")
+        left.plot(steps, [look[place] for look in callback.evaluations], color=colour, label=f"{split}/acc")
         for level, style in zip(LEVELS, (":", "--"), strict=True):
-            if (first := callback.reached(split, level).first) is not None:
+            if (first := callback.find_milestone(split, level).first) is not None:
                 left.axvline(first, color=colour, linestyle=style, linewidth=1, label=f"{level:.0%} at {first:,}")
     left.set(xlabel="step", xscale="log", ylabel="accuracy")
     left.legend(fontsize=7)

@@ -2,8 +2,8 @@
 
 import logging
 
-from research.callback import PRUNED, Callback, State
-from research.trial import Trial, current
+from research.callback import PRUNED_REASON, Callback, State
+from research.trial import Trial, get_current_trial
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +14,9 @@ class Pruning(Callback):
     trial: Trial | None = None
 
     def on_start(self, state: State) -> None:
-        self.trial = current()
-        if self.trial and self.trial.pruned():  # it may have been ended right after it had been given up
-            state.stop = PRUNED
+        self.trial = get_current_trial()
+        if self.trial and self.trial.is_pruned():  # it may have been ended right after it had been given up
+            state.stop = PRUNED_REASON
 
     def on_step(self, state: State) -> None:
         if self.trial is None or state.stop or state.monitor not in state.logged or state.step == state.steps:
@@ -24,6 +24,6 @@ class Pruning(Callback):
         try:
             self.trial.report(state.logged[state.monitor], state.step)
             if self.trial.should_prune():
-                state.stop = PRUNED
+                state.stop = PRUNED_REASON
         except Exception as error:  # whatever a storage raises that is away for a while: no reason to lose the run
             log.warning("the study did not hear of step %d: %s", state.step, error)

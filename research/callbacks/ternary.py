@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from research.callback import Callback, State
-from research.nn.bitlinear import BitLinear, layers
-from research.nn.packed import packed_bytes
-from research.ranges import Count
+from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.nn.packed import count_packed_bytes
+from research.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-NAMED = 28  # at most so many layers in the legend
-Look = tuple[int, dict[str, float]]  # step, and each fact
+MAX_LEGEND_LAYERS = 28  # at most so many layers in the legend
+Measurement = tuple[int, dict[str, float]]  # step, and each fact
 FACTS = {
     "error": "error of rounding",  # |W - rounded W| / |W|, Frobenius
     "zero": "share of zeros",
@@ -34,10 +34,10 @@ class Ternary(Callback):
     plots/ternary.png, at the end, has a line a layer.
     """
 
-    def __init__(self, every: Count = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
+    def __init__(self, every: PositiveInt = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
         self.every = every
         self.codes: dict[str, Tensor] = {}
-        self.history: dict[str, list[Look]] = {}
+        self.history: dict[str, list[Measurement]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"codes": dict(self.codes), "history": {name: list(looks) for name, looks in self.history.items()}}
@@ -49,7 +49,7 @@ class Ternary(Callback):
     def on_start(self, state: State) -> None:
         if state.sharded:
             raise ValueError("callbacks.ternary looks at whole weights: leave it out under trainer=fsdp")
-        if not layers(state.model):
+        if not bitlinear_layers(state.model):
             log.warning("callbacks.ternary has nothing to tell, as the model has no BitLinears: ~callbacks.ternary")
 
     @torch.no_grad()
@@ -58,18 +58,18 @@ class Ternary(Callback):
         step = state.step + 1
         if step % self.every:
             return
-        found = layers(state.model)
+        found = bitlinear_layers(state.model)
         for name, layer in found.items():
-            facts = self._look(name, layer)
+            facts = self._measure(name, layer)
             self.history.setdefault(name, []).append((step, facts))
-            state.told |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
+            state.extra_metrics |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
         if found:
-            packed = packed_bytes(state.model)
+            packed = count_packed_bytes(state.model)
             whole = 4 * sum(p.numel() for p in state.model.parameters())
-            state.told |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": whole / packed}
+            state.extra_metrics |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": whole / packed}
 
-    def _look(self, name: str, layer: BitLinear) -> dict[str, float]:
-        codes, step = layer.quantizer.weight(layer.weight)
+    def _measure(self, name: str, layer: BitLinear) -> dict[str, float]:
+        codes, step = layer.quantizer.quantize_weight(layer.weight)
         error = (layer.weight - codes * step).norm() / layer.weight.norm().clamp(min=1e-30)
         codes = codes.to(torch.int8)
         before, self.codes[name] = self.codes.get(name), codes
@@ -85,14 +85,14 @@ class Ternary(Callback):
         draw(self.history, state.name).savefig(state.folder / "plots" / "ternary.png", dpi=120)
 
 
-def draw(history: Mapping[str, list[Look]], title: str) -> "Figure":
+def draw(history: Mapping[str, list[Measurement]], title: str) -> "Figure":
     """A line a layer; of many only some are named."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True).flatten()
-    apart = -(-len(history) // NAMED)
+    apart = -(-len(history) // MAX_LEGEND_LAYERS)
     for place, (name, looks) in enumerate(history.items()):
         color = colormaps["viridis"](place / max(1, len(history) - 1))
         for axis, fact in zip(axes, FACTS, strict=True):

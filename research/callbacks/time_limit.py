@@ -1,18 +1,18 @@
 """Ends a run after a given time."""
 
 from research.callback import Callback, State
-from research.ranges import Positive
+from research.ranges import PositiveFloat
 
 
 class TimeLimit(Callback):
     """The step under way after `seconds` of training in this process is the last; it is still judged."""
 
-    def __init__(self, seconds: Positive | None = None) -> None:
+    def __init__(self, seconds: PositiveFloat | None = None) -> None:
         self.seconds = seconds
 
     def on_start(self, state: State) -> None:
-        self.begun = state.seconds
+        self.seconds_at_start = state.seconds
 
     def on_gradients(self, state: State) -> None:
-        if self.seconds is not None and state.seconds - self.begun >= self.seconds:
+        if self.seconds is not None and state.seconds - self.seconds_at_start >= self.seconds:
             state.stop = f"{self.seconds:g} s are over"

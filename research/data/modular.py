@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.dataset import Dataset, Split, Tokens, majority
-from research.ranges import Count, Natural, OpenFraction, is_prime
-from research.seeding import fold
+from research.dataset import Dataset, Split, Tokens, majority_accuracy
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, is_prime
+from research.seeding import fold_in
 
 Residues = Int[Tensor, "pairs"]
 Operation = Literal["+", "-", "*", "/", "x2+xy+y2"]
@@ -25,7 +25,7 @@ OPERATIONS: dict[str, Callable[[Residues, Residues, int], Residues]] = {
 
 
 def modular(
-    operation: Operation = "*", p: Count = 47, train_fraction: OpenFraction = 0.5, split_seed: Natural = 0
+    operation: Operation = "*", p: PositiveInt = 47, train_fraction: OpenFraction = 0.5, split_seed: NonNegativeInt = 0
 ) -> Dataset[Tokens]:
     """Sequences [x, op, y, =] over p + 2 symbols; the target is c. For * and / the pairs leave out zero, as the papers do.
 
@@ -43,17 +43,17 @@ def modular(
         x, y = x[keep], y[keep]
     c = OPERATIONS[operation](x, y, p)
     tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold(split_seed, 3)))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, 3)))
     cut = round(train_fraction * len(x))
     if not 0 < cut < len(x):
         raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} pairs empty")
     train, val = order[:cut], order[cut:]
     return Dataset(
-        shape=Tokens(vocab=p + 2, length=4),
+        shape=Tokens(vocab_size=p + 2, seq_len=4),
         train=Split(tokens[train], c[train]),
         val=Split(tokens[val], c[val]),
         digest=sha256(tokens[order].numpy().tobytes() + c[order].numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest(),
         source=f"x {operation} y mod {p}",
         unit="sample",
-        baseline={"val/acc majority": majority(c[val], p)},
+        baseline={"val/acc majority": majority_accuracy(c[val], p)},
     )

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import signals
-from research.command import Parser, carried_out, say
+from research.command import Parser, print_message, run_command
 
 if TYPE_CHECKING:
     from research.export.layout import Source
 
 FORMATS = ("hf", "gguf", "onnx", "torch", "safetensors")
-REPORT = "export.json"
-OPTIONS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
+REPORT_FILE = "export.json"
+OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=FORMATS)
@@ -42,15 +42,15 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, or 2 with one message on stderr and the output folder as it was."""
-    command = parser()
+    command = build_parser()
     given = command.parse_args(arguments)
-    options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
+    options = {name: value for name in OPTION_FORMATS if (value := getattr(given, name)) is not None}
     for name in options:
-        if OPTIONS[name] != given.format:
-            command.error(f"--{name} is for --format {OPTIONS[name]}; leave it out")
+        if OPTION_FORMATS[name] != given.format:
+            command.error(f"--{name} is for --format {OPTION_FORMATS[name]}; leave it out")
     if given.tokens < 1:
         command.error(f"--tokens {given.tokens}: give at least 1")
-    return carried_out(lambda watch: export(given.run, given.format, given.output, options, given.tokens, watch))
+    return run_command(lambda watch: export(given.run, given.format, given.output, options, given.tokens, watch))
 
 
 def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: int, watch: signals.Watch) -> None:
@@ -59,30 +59,30 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     Raises ValueError for what the format cannot hold or does not compute as it was trained, with nothing left behind.
     """
     begun = time.monotonic()
-    with watch.at_once():
+    with watch.raise_immediately():
         from research.export import layout, verify  # torch comes with them
         from research.folder import write_json
-        from research.trained import load
+        from research.trained import load_run
 
-        refuse(output)
+        check_output(output)
         writer = import_module(f"research.export.{kind}")
-        layout.installed(kind, writer.EXTRA, writer.MODULES)
-        source, chosen = layout.source(load(run)), layout.Options(**options)
-    with draft(output) as folder, watch.at_once():  # once the folder is put in its place a signal is too late
-        used = {name: value for name, value in asdict(chosen).items() if OPTIONS[name] == kind}
-        report = about(source, kind, used) | verify.gate(source, kind, chosen, folder, tokens)
-        report |= {"files": verify.files(folder), "seconds": round(time.monotonic() - begun, 1)}
-        write_json(folder / REPORT, report)
-    keep(source, output / REPORT, kind)
-    tell(report, output)
+        layout.require_installed(kind, writer.EXTRA, writer.MODULES)
+        source, chosen = layout.build_source(load_run(run)), layout.Options(**options)
+    with stage_output(output) as folder, watch.raise_immediately():  # once the folder is put in its place a signal is too late
+        used = {name: value for name, value in asdict(chosen).items() if OPTION_FORMATS[name] == kind}
+        report = describe_export(source, kind, used) | verify.verify_export(source, kind, chosen, folder, tokens)
+        report |= {"files": verify.hash_files(folder), "seconds": round(time.monotonic() - begun, 1)}
+        write_json(folder / REPORT_FILE, report)
+    upload_report(source, output / REPORT_FILE, kind)
+    print_report(report, output)
 
 
-def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
+def describe_export(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
     """What was exported."""
-    trained = source.trained
+    trained = source.run
     ternary = sum(layer.weight.numel() for layer in source.linears.values())
     rest = sum(p.numel() for p in source.model.parameters()) - ternary
-    model = source.numbers | {"ternary": ternary, "rest": rest}
+    model = source.architecture | {"ternary": ternary, "rest": rest}
     return {
         "format": kind,
         "options": options,
@@ -92,7 +92,7 @@ def about(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any
     }
 
 
-def refuse(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Raises ValueError where no folder can take this place."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} is there already; give a new or empty folder")
@@ -101,7 +101,7 @@ def refuse(output: Path) -> None:
 
 
 @contextmanager
-def draft(output: Path) -> Iterator[Path]:
+def stage_output(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place once the block is left, and is gone if it fails. What an export that was
     killed has left there makes way. Raises ValueError where one is under way.
     """
@@ -114,7 +114,7 @@ def draft(output: Path) -> Iterator[Path]:
     folder = around / output.name
     with ExitStack() as cleared:
         try:
-            cleared.callback(without, made)
+            cleared.callback(remove_empty, made)
             around.mkdir(parents=True, exist_ok=True)
             cleared.enter_context(lock(around, f"--output {output}: another export is writing there; give another folder"))
             cleared.callback(shutil.rmtree, around, ignore_errors=True)
@@ -133,14 +133,14 @@ def draft(output: Path) -> Iterator[Path]:
         sync(output.parent)
 
 
-def without(folders: list[Path]) -> None:
+def remove_empty(folders: list[Path]) -> None:
     """Remove those that are there and empty, the innermost first."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def tell(report: dict[str, Any], output: Path) -> None:
+def print_report(report: dict[str, Any], output: Path) -> None:
     """On the terminal; where that cannot be, the export is as good."""
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
     size = sum(file["bytes"] for file in report["files"].values())
@@ -152,29 +152,29 @@ def tell(report: dict[str, Any], output: Path) -> None:
         value = check["value"] if isinstance(check["value"], bool) else f"{check['value']:.3g}"
         bound = f" (at most {check['bound']:g})" if check["bound"] not in (None, True) else ""
         lines.append(f"{name:<17} {value}{bound}")
-    say("\n".join([*lines, f"{'folder':<17} {output}"]), sys.stdout)
+    print_message("\n".join([*lines, f"{'folder':<17} {output}"]), sys.stdout)
     for warning in report["warnings"]:
-        say(f"warning: {warning}")
+        print_message(f"warning: {warning}")
 
 
-def keep(source: "Source", file: Path, kind: str) -> None:
+def upload_report(source: "Source", file: Path, kind: str) -> None:
     """The report among the artifacts of the run in MLflow, where it has one."""
     from research.folder import read_json
 
-    folder = source.trained.folder
+    folder = source.run.folder
     run_id = read_json(folder / "summary.json").get("mlflow_run_id")
     if not run_id:
         return
     from research import tracking
-    from research.export.verify import said
-    from research.store import brief
+    from research.export.verify import first_line
+    from research.store import shorten_timeouts
 
-    uri = (source.trained.config.get("tracker") or {}).get("uri")
+    uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
-        with brief():
-            tracking.add(str(run_id), file, f"export/{kind}", uri)
+        with shorten_timeouts():
+            tracking.add_artifact(str(run_id), file, f"export/{kind}", uri)
     except Exception as error:  # whatever a store raises: the export is done
-        say(f"warning: MLflow did not take the report ({said(error)[:200]}); it is {file}")
+        print_message(f"warning: MLflow did not take the report ({first_line(error)[:200]}); it is {file}")
 
 
 if __name__ == "__main__":

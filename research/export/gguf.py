@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.export.layout import ONE_STEP, Codes, Options, Source, as_codes, byte_alphabet
-from research.export.verify import Seen, apart
+from research.export.layout import SINGLE_SCALE, Codes, Options, Source, build_byte_alphabet, to_codes
+from research.export.verify import ClientResult, run_client
 
 EXTRA, MODULES = "gguf", ("gguf", "llama_cpp")
 TYPES, EMBEDDINGS = ("TQ2_0", "TQ1_0", "F16"), ("F16", "F32", "Q8_0")
-BLOCK = 256  # inputs
+BLOCK_SIZE = 256  # inputs
 FILE = "model.gguf"
 CLIENT = """
 import json, sys
@@ -41,16 +41,16 @@ if model.metadata["tokenizer.ggml.model"] != "none":
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """model.gguf. Raises ValueError for what llama.cpp would load without a word and compute otherwise."""
-    source.require("gguf", ONE_STEP)
-    numbers = source.numbers
+    source.require("gguf", SINGLE_SCALE)
+    numbers = source.architecture
     fix = "--format hf holds it; for llama.cpp train with model=bitnet"
     if numbers["act"] != "silu":
         raise ValueError(
-            f"model.act={numbers['act']}: llama.cpp's bitnet loads such a file and computes SiLU all the same; {fix}"
+            f"model.activation={numbers['act']}: llama.cpp's bitnet loads such a file and computes SiLU all the same; {fix}"
         )
     if not numbers["tied"]:
         raise ValueError(
-            f"model.tied=false: llama.cpp's bitnet takes the embedding for the head whatever the file holds; {fix}"
+            f"model.tie_embeddings=false: llama.cpp's bitnet takes the embedding for the head whatever the file holds; {fix}"
         )
     source.require_sub_norms("llama.cpp's bitnet")
     if options.embedding == "Q8_0" and numbers["dim"] % 32:
@@ -58,10 +58,10 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     from gguf import GGUFWriter
 
     widths = {name: layer.in_features for name, layer in source.linears.items()}
-    wide = [name for name, width in widths.items() if options.type != "F16" and width % BLOCK]
+    wide = [name for name, width in widths.items() if options.type != "F16" and width % BLOCK_SIZE]
     writer = GGUFWriter(folder / FILE, "bitnet")
-    _settings(writer, source, "F16" if len(wide) == len(widths) else options.type)
-    _tensors(writer, source, options, wide)
+    _add_settings(writer, source, "F16" if len(wide) == len(widths) else options.type)
+    _add_tensors(writer, source, options, wide)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -69,16 +69,16 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     warnings = [] if source.text else ["the data is no text: the file has no tokenizer; give the model tokens"]
     if wide:
         which = "every layer is F16" if len(wide) == len(widths) else f"{len(wide)} layers are F16, as {wide[0]}"
-        fix = f"make model.dim and model.hidden multiples of {BLOCK}"
-        warnings.insert(0, f"{options.type} has blocks of {BLOCK} inputs, so {which}; {fix}")
+        fix = f"make model.dim and model.ffn_dim multiples of {BLOCK_SIZE}"
+        warnings.insert(0, f"{options.type} has blocks of {BLOCK_SIZE} inputs, so {which}; {fix}")
     return warnings
 
 
-def _settings(writer: Any, source: Source, kind: str) -> None:
+def _add_settings(writer: Any, source: Source, kind: str) -> None:
     from gguf import LlamaFileType, TokenType
 
-    numbers = source.numbers
-    writer.add_name(str(source.trained.config.get("name", "grokbit")))
+    numbers = source.architecture
+    writer.add_name(str(source.run.config.get("name", "grokbit")))
     writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_vocab_size(numbers["vocab"])
     writer.add_context_length(numbers["length"])
@@ -96,7 +96,7 @@ def _settings(writer: Any, source: Source, kind: str) -> None:
     # Byte tokens of the other kind, "llama", would not do: there a space and the character U+2581 are the same.
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(byte_alphabet())
+    writer.add_token_list(build_byte_alphabet())
     writer.add_token_types([TokenType.NORMAL] * 256)
     writer.add_token_merges(["\u2581 \u2581"])  # one is asked for; these stand for no byte, so it never applies
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id, writer.add_unk_token_id):
@@ -106,21 +106,21 @@ def _settings(writer: Any, source: Source, kind: str) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _tensors(writer: Any, source: Source, options: Options, wide: list[str]) -> None:
+def _add_tensors(writer: Any, source: Source, options: Options, f16_layers: list[str]) -> None:
     """Add them all; those whose width does not fit into blocks in half precision."""
-    held = source.codes()
-    _add(writer, "token_embd.weight", source.model.embed.weight, options.embedding)
-    _add(writer, "output_norm.weight", source.model.norm.weight, "F32")
-    for name, place in source.places("blk", 1).items():
+    held = source.compute_codes()
+    _add_tensor(writer, "token_embd.weight", source.model.embed.weight, options.embedding)
+    _add_tensor(writer, "output_norm.weight", source.model.norm.weight, "F32")
+    for name, place in source.map_modules("blk", 1).items():
         if name in held:
             codes, step = held[name]
-            _add(writer, f"{place}.weight", codes.float(), "F16" if name in wide else options.type)
-            _add(writer, f"{place}.scale", step.reshape(1), "F32")
+            _add_tensor(writer, f"{place}.weight", codes.float(), "F16" if name in f16_layers else options.type)
+            _add_tensor(writer, f"{place}.scale", step.reshape(1), "F32")
         else:
-            _add(writer, f"{place}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
+            _add_tensor(writer, f"{place}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
 
 
-def _add(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
+def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
@@ -128,17 +128,17 @@ def _add(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
     writer.add_tensor(name, quantize(tensor.detach().float().numpy(), stored), raw_dtype=stored)
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """llama.cpp through its Python binding, in a process of its own: it has been seen to crash on files that it half knows."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    logits, told = apart(CLIENT, folder / FILE, tokens)
+    logits, told = run_client(CLIENT, folder / FILE, tokens)
     held = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
     found: Codes = {}
-    for name, place in source.places("blk", 1).items():
+    for name, place in source.map_modules("blk", 1).items():
         if name in source.linears:
             weight, scale = held[f"{place}.weight"], held[f"{place}.scale"]
             codes = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
-            found[name] = as_codes(codes), torch.from_numpy(scale.data.copy())
-    return Seen("llama-cpp-python gguf", found, logits, {"tokenizer": json.loads(told)} if source.text else {})
+            found[name] = to_codes(codes), torch.from_numpy(scale.data.copy())
+    return ClientResult("llama-cpp-python gguf", found, logits, {"tokenizer": json.loads(told)} if source.text else {})

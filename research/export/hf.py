@@ -12,18 +12,18 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.export.layout import ONE_STEP, Codes, Options, Source, as_codes, byte_alphabet, quiet
-from research.export.verify import PROBE, Seen
+from research.export.layout import SINGLE_SCALE, Codes, Options, Source, build_byte_alphabet, silence_libraries, to_codes
+from research.export.verify import PROBE, ClientResult
 from research.nn.quantize import EPS
 
 EXTRA, MODULES = "hf", ("transformers", "tokenizers", "accelerate")
 PACKINGS = ("autobitlinear", "bitlinear", "none")
-END = 0  # the byte between two documents: where a text is generated, it ends there
+END_BYTE = 0  # the byte between two documents: where a text is generated, it ends there
 
 
-def stored_scale(step: Float[Tensor, ""], packing: str) -> Float[Tensor, "1"]:
+def to_stored_scale(weight_scale: Float[Tensor, ""], packing: str) -> Float[Tensor, "1"]:
     """`weight_scale` as the layer of transformers takes it: AutoBitLinear multiplies by it, BitLinear divides by it."""
-    scale = step if packing == "autobitlinear" else 1 / step
+    scale = weight_scale if packing == "autobitlinear" else 1 / weight_scale
     return scale.reshape(1)
 
 
@@ -37,41 +37,41 @@ def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """config.json, model.safetensors, for text the tokenizer. Raises ValueError for what transformers' BitNet is not."""
     packed = options.packing != "none"
-    own = {} if packed else {"weight_bits": (1.58,), "scale": ("absmean",)}  # the client rounds the weights itself
-    source.require(f"hf --packing {options.packing}", ONE_STEP | own)
+    own = {} if packed else {"weight_bits": (1.58,), "scale_method": ("absmean",)}  # the client rounds the weights itself
+    source.require(f"hf --packing {options.packing}", SINGLE_SCALE | own)
     source.require_sub_norms("transformers' BitNet")
     for name, layer in source.linears.items():
         if packed and layer.out_features % 4:
             raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; give --packing none")
-    save_file(_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
-    _json(folder / "config.json", _config(source, options.packing))
-    special = {"eos_token_id": END, "pad_token_id": END} if source.text else {}
-    _json(folder / "generation_config.json", {"max_length": source.numbers["length"], **special})
+    save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
+    _write_json(folder / "config.json", _build_config(source, options.packing))
+    special = {"eos_token_id": END_BYTE, "pad_token_id": END_BYTE} if source.text else {}
+    _write_json(folder / "generation_config.json", {"max_length": source.architecture["length"], **special})
     if source.text:
-        _tokenizer(folder, source.numbers["length"])
+        _write_tokenizer(folder, source.architecture["length"])
     return [] if source.text else ["the data is no text: no tokenizer is written; give the model input_ids"]
 
 
-def _json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _tensors(source: Source, packing: str) -> dict[str, Tensor]:
+def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
     tensors = {"model.embed_tokens.weight": source.model.embed.weight, "model.norm.weight": source.model.norm.weight}
-    if not source.numbers["tied"]:
+    if not source.architecture["tied"]:
         tensors["lm_head.weight"] = source.model.head.weight
-    held = source.codes()
-    for name, place in source.places("model.layers", 0).items():
+    held = source.compute_codes()
+    for name, place in source.map_modules("model.layers", 0).items():
         if name in held and packing != "none":
             codes, step = held[name]
-            tensors[f"{place}.weight"], tensors[f"{place}.weight_scale"] = pack_quarters(codes), stored_scale(step, packing)
+            tensors[f"{place}.weight"], tensors[f"{place}.weight_scale"] = pack_quarters(codes), to_stored_scale(step, packing)
         else:
             tensors[f"{place}.weight"] = source.model.get_submodule(name).get_parameter("weight")
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _config(source: Source, packing: str) -> dict[str, Any]:
-    numbers, end = source.numbers, END if source.text else None
+def _build_config(source: Source, packing: str) -> dict[str, Any]:
+    numbers, end = source.architecture, END_BYTE if source.text else None
     return {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
@@ -101,21 +101,21 @@ def _config(source: Source, packing: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path, length: int) -> None:
+def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
     """The bytes of UTF-8, each a symbol of its own number."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(byte_alphabet())}, []))
+    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(build_byte_alphabet())}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "clean_up_tokenization_spaces": False}
-    _json(folder / "tokenizer_config.json", own)
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len, "clean_up_tokenization_spaces": False}
+    _write_json(folder / "tokenizer_config.json", own)
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """As a user would, but for the compiler: the client compiles its layers, which takes half a minute."""
-    with quiet(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
@@ -130,24 +130,24 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             symbols = list(PROBE.encode())
             rest["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
-        return Seen("transformers", _codes(source, model, options.packing), logits, rest)
+        return ClientResult("transformers", _read_codes(source, model, options.packing), logits, rest)
 
 
-def _codes(source: Source, model: Any, packing: str) -> Codes:
+def _read_codes(source: Source, model: Any, packing: str) -> Codes:
     """What the client's layers multiply by."""
     from transformers.integrations.bitnet import WeightQuant, unpack_weights
 
     found: Codes = {}
-    for name, place in source.places("model.layers", 0).items():
+    for name, place in source.map_modules("model.layers", 0).items():
         if name not in source.linears:
             continue
         layer = model.get_submodule(place)
         if packing == "none":
             rounded = WeightQuant.apply(layer.weight)
             step = rounded.abs().max().clamp(min=EPS)
-            found[name] = as_codes(rounded / step), step
+            found[name] = to_codes(rounded / step), step
         elif packing == "bitlinear":
-            found[name] = as_codes(unpack_weights(layer.weight, torch.float32)), 1 / layer.weight_scale
+            found[name] = to_codes(unpack_weights(layer.weight, torch.float32)), 1 / layer.weight_scale
         else:
-            found[name] = as_codes(layer.weight), layer.weight_scale
+            found[name] = to_codes(layer.weight), layer.weight_scale
     return found

@@ -7,20 +7,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.export.layout import Options, Source, quiet
-from research.export.plain import codes_of, traced
-from research.export.verify import Seen
+from research.export.layout import Options, Source, silence_libraries
+from research.export.plain import read_codes, trace_model
+from research.export.verify import ClientResult
 
 EXTRA, MODULES = "onnx", ("onnx", "onnxscript", "onnxruntime")
 FILE, OPSET = "model.onnx", 20
-LIMIT = 1_800_000_000  # bytes; a protocol buffer ends at 2 GB: above, tensors go into a file beside it
+MAX_PROTO_BYTES = 1_800_000_000  # bytes; a protocol buffer ends at 2 GB: above, tensors go into a file beside it
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """model.onnx: int64 `tokens` [batch, seq] to float32 `logits` [batch, seq, vocab]."""
-    with quiet():
+    with silence_libraries():
         program = torch.onnx.export(
-            traced(source),
+            trace_model(source),
             dynamo=True,
             optimize=False,  # it would unpack what is small
             opset_version=OPSET,
@@ -41,10 +41,10 @@ def save(model: Any, folder: Path) -> None:
     """In one file or, where that would be too large, in two."""
     import onnx
 
-    onnx.save(model, folder / FILE, save_as_external_data=model.ByteSize() > LIMIT, location=f"{FILE}.data")
+    onnx.save(model, folder / FILE, save_as_external_data=model.ByteSize() > MAX_PROTO_BYTES, location=f"{FILE}.data")
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """By onnxruntime on the CPU; the file itself by the checker of onnx."""
     import onnx
     from onnx import numpy_helper
@@ -57,4 +57,4 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     session = InferenceSession(folder / FILE, settings, providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
     one = session.run(["logits"], {"tokens": tokens[:1, :1].numpy()})[0]
-    return Seen("onnxruntime onnx", codes_of(held, source), logits, {"one token alone": one.shape[:2] == (1, 1)})
+    return ClientResult("onnxruntime onnx", read_codes(held, source), logits, {"one token alone": one.shape[:2] == (1, 1)})

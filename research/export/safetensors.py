@@ -16,8 +16,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from research.export.layout import Options, Source
-from research.export.plain import codes_of, compact
-from research.export.verify import Seen
+from research.export.plain import pack_layer, read_codes
+from research.export.verify import ClientResult
 
 EXTRA, MODULES = "", ()
 FILE = "model.safetensors"
@@ -26,7 +26,7 @@ LAYOUT = (
     "as code + 1, codes -1, 0, 1. NAME.scale is float32 [out or 1, groups or 1], a group being in / groups inputs: "
     "weight = code * scale. All else is float32; head.weight is embed.weight where there is none."
 )
-Numbers = dict[str, ndarray]
+Arrays = dict[str, ndarray]
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
@@ -36,14 +36,19 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     tensors = {name: p.detach() for name, p in source.model.named_parameters()}  # a tied head is there once
     for name, layer in source.linears.items():
         del tensors[f"{name}.weight"]
-        tensors[f"{name}.packed"], tensors[f"{name}.scale"] = compact(layer)
+        tensors[f"{name}.packed"], tensors[f"{name}.scale"] = pack_layer(layer)
     rounding = asdict(next(iter(source.linears.values())).quantizer)
-    metadata = {"format": "grokbit", "layout": LAYOUT, "model": json.dumps(source.numbers), "rounding": json.dumps(rounding)}
+    metadata = {
+        "format": "grokbit",
+        "layout": LAYOUT,
+        "model": json.dumps(source.architecture),
+        "rounding": json.dumps(rounding),
+    }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, metadata)
     return []
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     from safetensors import safe_open
 
     with safe_open(folder / FILE, "np") as file:
@@ -51,40 +56,40 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     with np.errstate(over="ignore"):  # exp of a large number, which is divided by
         logits = run(held, metadata["model"], metadata["rounding"], tokens.numpy())
-    return Seen(
-        "safetensors numpy", codes_of({k: torch.from_numpy(v) for k, v in held.items()}, source), torch.from_numpy(logits)
+    return ClientResult(
+        "safetensors numpy", read_codes({k: torch.from_numpy(v) for k, v in held.items()}, source), torch.from_numpy(logits)
     )
 
 
-def run(held: Numbers, model: dict[str, Any], rounding: dict[str, Any], tokens: ndarray) -> ndarray:
+def run(arrays: Arrays, model: dict[str, Any], quantization: dict[str, Any], tokens: ndarray) -> ndarray:
     """Logits of the next symbol. Shapes: tokens [n, seq], logits [n, seq, vocab]."""
     length, width = tokens.shape[1], model["dim"] // model["heads"]
     angle = np.arange(length)[:, None] * model["rope_base"] ** (-np.arange(0, width, 2, dtype=np.float32) / width)
     angle = angle.astype(np.float32)
-    x = held["embed.weight"][tokens]
+    x = arrays["embed.weight"][tokens]
     for number in range(model["depth"]):
-        inside = {k.removeprefix(f"blocks.{number}."): v for k, v in held.items() if k.startswith(f"blocks.{number}.")}
-        x = x + _attention(_norm(x, inside["input_norm.weight"], model["eps"]), inside, model, rounding, angle)
-        x = x + _feedforward(_norm(x, inside["post_norm.weight"], model["eps"]), inside, model, rounding)
-    head = held["embed.weight"] if model["tied"] else held["head.weight"]
-    return np.asarray(_norm(x, held["norm.weight"], model["eps"]) @ head.T)
+        inside = {k.removeprefix(f"blocks.{number}."): v for k, v in arrays.items() if k.startswith(f"blocks.{number}.")}
+        x = x + _attention(_rms_norm(x, inside["input_norm.weight"], model["eps"]), inside, model, quantization, angle)
+        x = x + _feedforward(_rms_norm(x, inside["post_norm.weight"], model["eps"]), inside, model, quantization)
+    head = arrays["embed.weight"] if model["tied"] else arrays["head.weight"]
+    return np.asarray(_rms_norm(x, arrays["norm.weight"], model["eps"]) @ head.T)
 
 
-def _norm(x: ndarray, weight: ndarray, eps: float) -> ndarray:
+def _rms_norm(x: ndarray, weight: ndarray, eps: float) -> ndarray:
     return np.asarray(x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)) * weight)
 
 
-def _linear(x: ndarray, held: Numbers, name: str, rounding: dict[str, Any]) -> ndarray:
+def _linear(x: ndarray, arrays: Arrays, name: str, quantization: dict[str, Any]) -> ndarray:
     """Whole numbers times whole numbers, then the two steps."""
-    axis = -1 if rounding["activation_per"] == "token" else None
-    if rounding["activation_bits"] == 8:
+    axis = -1 if quantization["activation_granularity"] == "token" else None
+    if quantization["activation_bits"] == 8:
         size = np.maximum(np.abs(x).max(axis, keepdims=True), np.float32(1e-5))
         x, step = np.round(x * (np.float32(127) / size)), size / np.float32(127)
     else:
         root = np.float32(math.sqrt(7))
         size = np.maximum(np.abs(x).mean(axis, keepdims=True), np.float32(1e-5))
         x, step = np.round(x * (root / size)).clip(-8, 7), size / root
-    packed, scale = held[f"{name}.packed"], held[f"{name}.scale"]
+    packed, scale = arrays[f"{name}.packed"], arrays[f"{name}.scale"]
     pairs = packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
     codes = pairs.reshape(len(packed), -1)[:, : x.shape[-1]].astype(np.float32) - 1
     if scale.shape[1] == 1:
@@ -92,34 +97,34 @@ def _linear(x: ndarray, held: Numbers, name: str, rounding: dict[str, Any]) -> n
     return np.asarray((x * step) @ (codes * np.repeat(scale, x.shape[-1] // scale.shape[1], 1)).T)
 
 
-def _attention(x: ndarray, held: Numbers, model: dict[str, Any], rounding: dict[str, Any], angle: ndarray) -> ndarray:
+def _attention(x: ndarray, arrays: Arrays, model: dict[str, Any], quantization: dict[str, Any], angle: ndarray) -> ndarray:
     """Shapes: x [n, seq, dim]; q, k, v [n, heads, seq, width]."""
     cos, sin, shared = np.cos(angle), np.sin(angle), model["heads"] // model["kv_heads"]
 
-    def heads(name: str, count: int) -> ndarray:
-        y = _linear(x, held, f"attention.{name}", rounding)
+    def project_heads(name: str, count: int) -> ndarray:
+        y = _linear(x, arrays, f"attention.{name}", quantization)
         return np.asarray(y.reshape(*y.shape[:2], count, -1).swapaxes(1, 2))
 
-    def turned(y: ndarray) -> ndarray:
+    def rotate(y: ndarray) -> ndarray:
         a, b = np.split(y, 2, -1)
         return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
 
-    q = turned(heads("q_proj", model["heads"]))
-    k = turned(heads("k_proj", model["kv_heads"])).repeat(shared, 1)
-    v = heads("v_proj", model["kv_heads"]).repeat(shared, 1)
+    q = rotate(project_heads("q_proj", model["heads"]))
+    k = rotate(project_heads("k_proj", model["kv_heads"])).repeat(shared, 1)
+    v = project_heads("v_proj", model["kv_heads"]).repeat(shared, 1)
     score = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(q.shape[-1]))
     score = np.where(np.tri(x.shape[1], dtype=bool), score, -np.inf)
     share = np.exp(score - score.max(-1, keepdims=True))
     y = (share / share.sum(-1, keepdims=True)) @ v
     y = y.swapaxes(1, 2).reshape(x.shape)
     if model["sub_norm"]:
-        y = _norm(y, held["attention.attn_sub_norm.weight"], model["eps"])
-    return _linear(y, held, "attention.o_proj", rounding)
+        y = _rms_norm(y, arrays["attention.attn_sub_norm.weight"], model["eps"])
+    return _linear(y, arrays, "attention.o_proj", quantization)
 
 
-def _feedforward(x: ndarray, held: Numbers, model: dict[str, Any], rounding: dict[str, Any]) -> ndarray:
-    gate, up = (_linear(x, held, f"feedforward.{name}_proj", rounding) for name in ("gate", "up"))
+def _feedforward(x: ndarray, arrays: Arrays, model: dict[str, Any], quantization: dict[str, Any]) -> ndarray:
+    gate, up = (_linear(x, arrays, f"feedforward.{name}_proj", quantization) for name in ("gate", "up"))
     y = (np.square(np.maximum(gate, 0)) if model["act"] == "relu2" else gate / (1 + np.exp(-gate))) * up
     if model["sub_norm"]:
-        y = _norm(y, held["feedforward.ffn_sub_norm.weight"], model["eps"])
-    return _linear(y, held, "feedforward.down_proj", rounding)
+        y = _rms_norm(y, arrays["feedforward.ffn_sub_norm.weight"], model["eps"])
+    return _linear(y, arrays, "feedforward.down_proj", quantization)

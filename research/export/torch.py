@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.export.layout import Options, Source, quiet
-from research.export.plain import codes_of, traced
-from research.export.verify import Seen, apart
+from research.export.layout import Options, Source, silence_libraries
+from research.export.plain import read_codes, trace_model
+from research.export.verify import ClientResult, run_client
 
 EXTRA, MODULES = "", ()
 FILE = "model.pt2"
@@ -34,14 +34,14 @@ print(json.dumps({"one token alone": list(one.shape[:2]) == [1, 1], "without thi
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]."""
     whole = io.BytesIO()  # on a full disk torch would end the process
-    torch.export.save(traced(source), whole)
+    torch.export.save(trace_model(source), whole)
     (folder / FILE).write_bytes(whole.getbuffer())
     return []
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> Seen:
+def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """By torch alone, in a process of its own."""
-    logits, told = apart(CLIENT, folder / FILE, tokens)
-    with quiet():
+    logits, told = run_client(CLIENT, folder / FILE, tokens)
+    with silence_libraries():
         held = torch.export.load(folder / FILE).state_dict
-    return Seen("torch", codes_of(held, source), logits, json.loads(told))
+    return ClientResult("torch", read_codes(held, source), logits, json.loads(told))

@@ -29,49 +29,53 @@ from torch import Tensor
 
 from research.export.layout import Codes, Options, Source
 from research.losses import IGNORE
-from research.nn.bitlinear import layers
+from research.nn.bitlinear import bitlinear_layers
 
-DIVERGENCE, PERPLEXITY = 1e-3, 0.005  # nats a position; share of the reference's perplexity
-FEW = 1000  # targets: at the bound of the divergence, perplexities of fewer differ by more than 0.15 % by chance
-STAND_IN = 0.01  # nats a position; llama.cpp, which rounds otherwise, stays below 0.004, a wrong activation gives 0.1 and more
-STEP = 1e-6  # share by which a step may differ: it is stored in float32, by one client as its reciprocal
-LOGITS = 1 << 25  # numbers, at most: two gigabytes with what is made of them
+MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity
+MIN_TARGETS = 1000  # targets: at the bound of the divergence, perplexities of fewer differ by more than 0.15 % by chance
+MAX_STAND_IN_DIVERGENCE = (
+    0.01  # nats a position; llama.cpp, which rounds otherwise, stays below 0.004, a wrong activation gives 0.1 and more
+)
+SCALE_TOLERANCE = 1e-6  # share by which a step may differ: it is stored in float32, by one client as its reciprocal
+MAX_LOGITS = 1 << 25  # numbers, at most: two gigabytes with what is made of them
 # Spaces, ends of lines, a zero byte, marks of other tokenizers, two to four bytes a character.
 PROBE = " def f(x):\n\n    return  x\t<0x41> <s> a\u2581b\r\n\0it's 12345 \u00e9 \u6f22 \U0001f600 "
 
 
 @dataclass(frozen=True)
-class Seen:
+class ClientResult:
     """What the client of a format finds in the file, and computes."""
 
     client: str  # the distributions that took part, to be told with their versions
     codes: Codes
     logits: Float[Tensor, "n seq vocab"]
-    rest: dict[str, bool] = field(default_factory=dict)  # further checks: what is checked -> whether it holds
+    extra_checks: dict[str, bool] = field(default_factory=dict)  # further checks: what is checked -> whether it holds
 
 
-def gate(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
+def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
     """Write it into the folder, and a stand-in for a moment beside it; the report on what the client computes of both.
 
     Raises ValueError where that is not what was trained.
     """
-    inputs, targets = held_out(source, tokens)
-    warnings, seen = written(source, kind, options, folder, inputs)
-    if targets.numel() < FEW:
+    inputs, targets = select_held_out(source, tokens)
+    warnings, seen = write_and_run(source, kind, options, folder, inputs)
+    if targets.numel() < MIN_TARGETS:
         warnings.append(
-            f"checked on {targets.numel()} held-out targets; fewer than {FEW} tell no percentage: give more --tokens"
+            f"checked on {targets.numel()} held-out targets; fewer than {MIN_TARGETS} tell no percentage: give more --tokens"
         )
-    report = judge(source, seen, inputs, targets) | {"warnings": warnings}
-    other = stand_in(source)
+    report = build_report(source, seen, inputs, targets) | {"warnings": warnings}
+    other = build_stand_in(source)
     with TemporaryDirectory(dir=folder.parent) as place:
-        _, seen = written(other, kind, options, Path(place), inputs)
-    report["checks"] |= judge_stand_in(other, seen, inputs)
-    if reason := refused(report):
+        _, seen = write_and_run(other, kind, options, Path(place), inputs)
+    report["checks"] |= check_stand_in(other, seen, inputs)
+    if reason := describe_failures(report):
         raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
     return report
 
 
-def written(source: Source, kind: str, options: Options, folder: Path, tokens: Int[Tensor, "n seq"]) -> tuple[list[str], Seen]:
+def write_and_run(
+    source: Source, kind: str, options: Options, folder: Path, tokens: Int[Tensor, "n seq"]
+) -> tuple[list[str], ClientResult]:
     """Write it into the folder and run it there by its client: warnings, and what the client finds."""
     writer = import_module(f"research.export.{kind}")
     try:
@@ -79,28 +83,28 @@ def written(source: Source, kind: str, options: Options, folder: Path, tokens: I
     except ValueError:
         raise
     except Exception as error:  # of a full disk each library tells in its own way
-        raise ValueError(f"nothing is written: --format {kind} could not be: {said(error)}") from error
+        raise ValueError(f"nothing is written: --format {kind} could not be: {first_line(error)}") from error
     try:
         return warnings, writer.read(source, folder, tokens, options)
     except Exception as error:  # whatever a client raises
-        raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {said(error)}") from error
+        raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {first_line(error)}") from error
 
 
-def said(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """In one line."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no word'])[0]}"
 
 
-def held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
+def select_held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
     """About so many tokens of the validation split, and their targets; at least one sequence."""
-    split = source.trained.data.val
+    split = source.run.data.val
     length = split.inputs.shape[1]
-    most = LOGITS // (length * source.model.embed.num_embeddings)
+    most = MAX_LOGITS // (length * source.model.embed.num_embeddings)
     count = min(len(split), max(1, min(-(-tokens // length), most)))
     return split[torch.linspace(0, len(split) - 1, count).round().long()]
 
 
-def measures(
+def compare_distributions(
     reference: Float[Tensor, "n seq vocab"], logits: Float[Tensor, "n seq vocab"], targets: Int[Tensor, "n *seq"]
 ) -> tuple[float, float, float, float]:
     """Mean KL(reference || client) in nats, both perplexities, the share of positions with the same most likely symbol.
@@ -116,47 +120,50 @@ def measures(
     return divergence, both[0], both[1], same
 
 
-def different(expected: Codes, found: Codes) -> dict[str, int]:
+def count_different_codes(expected: Codes, actual: Codes) -> dict[str, int]:
     """How many codes are not the same, by layer; all of a layer that is not there or has another shape."""
     wrong: dict[str, int] = {}
     for name, (codes, _) in expected.items():
-        there = found[name][0] if name in found else None
+        there = actual[name][0] if name in actual else None
         same = there is not None and there.shape == codes.shape
         count = int((there != codes).sum()) if there is not None and same else codes.numel()
         wrong |= {name: count} if count else {}
     return wrong
 
 
-def drift(expected: Codes, found: Codes) -> float:
+def measure_scale_drift(expected: Codes, actual: Codes) -> float:
     """The largest share by which a step differs."""
-    pairs = [(step.flatten(), found[name][1].flatten()) for name, (_, step) in expected.items() if name in found]
+    pairs = [(step.flatten(), actual[name][1].flatten()) for name, (_, step) in expected.items() if name in actual]
     if not pairs or any(a.shape != b.shape for a, b in pairs):
         return math.inf
     return torch.stack([((b - a).abs() / a).max() for a, b in pairs]).max().item()  # of NaN it is NaN
 
 
 @torch.no_grad()
-def judge(source: Source, seen: Seen, tokens: Int[Tensor, "n seq"], targets: Int[Tensor, "n *seq"]) -> dict[str, Any]:
+def build_report(
+    source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"], targets: Int[Tensor, "n *seq"]
+) -> dict[str, Any]:
     """The report: each check with its value, its bound and whether it holds."""
-    divergence, reference, theirs, same = measures(source.model(tokens), seen.logits, targets)
-    expected = source.codes()
-    wrong = different(expected, seen.codes)
+    divergence, reference, theirs, same = compare_distributions(source.model(tokens), result.logits, targets)
+    expected = source.compute_codes()
+    wrong = count_different_codes(expected, result.codes)
     checks = {
         "codes that differ": _check(sum(wrong.values()), 0, sum(codes.numel() for codes, _ in expected.values())),
-        "scale": _check(drift(expected, seen.codes), STEP),
-        "mean KL": _check(divergence, DIVERGENCE),
-        "perplexity off by": _check(abs(theirs / reference - 1), PERPLEXITY) | {"reference": reference, "client": theirs},
+        "scale": _check(measure_scale_drift(expected, result.codes), SCALE_TOLERANCE),
+        "mean KL": _check(divergence, MAX_DIVERGENCE),
+        "perplexity off by": _check(abs(theirs / reference - 1), MAX_PERPLEXITY_SHIFT)
+        | {"reference": reference, "client": theirs},
         "top-1 agreement": {"value": same, "bound": None, "holds": True},
     }
-    checks |= {name: {"value": holds, "bound": True, "holds": holds} for name, holds in seen.rest.items()}
-    client = {name: version(name) for name in seen.client.split()}
+    checks |= {name: {"value": holds, "bound": True, "holds": holds} for name, holds in result.extra_checks.items()}
+    client = {name: version(name) for name in result.client.split()}
     return {"client": client, "tokens": tokens.numel(), "sequences": len(tokens), "checks": checks} | (
         {"layers that differ": wrong} if wrong else {}
     )
 
 
 @torch.no_grad()
-def stand_in(source: Source) -> Source:
+def build_stand_in(source: Source) -> Source:
     """The first two blocks with random weights: logits are far apart, attention looks somewhere, no norm or step is like
     another.
     """
@@ -169,14 +176,14 @@ def stand_in(source: Source) -> Source:
         else:
             size = 2.0 if name in ("embed.weight", "head.weight") else 1 + torch.rand((), generator=random).item()
             p.normal_(std=size / math.sqrt(p.shape[1]), generator=random)
-    return replace(source, model=model, linears=layers(model))
+    return replace(source, model=model, linears=bitlinear_layers(model))
 
 
 @torch.no_grad()
-def judge_stand_in(source: Source, seen: Seen, tokens: Int[Tensor, "n seq"]) -> dict[str, Any]:
+def check_stand_in(source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"]) -> dict[str, Any]:
     """The checks on a stand-in, whose weights have no targets."""
-    divergence, *_ = measures(source.model(tokens), seen.logits, tokens)
-    return {"stand-in's KL": _check(divergence, STAND_IN)}
+    divergence, *_ = compare_distributions(source.model(tokens), result.logits, tokens)
+    return {"stand-in's KL": _check(divergence, MAX_STAND_IN_DIVERGENCE)}
 
 
 def _check(value: float | int, bound: float | int, of: int | None = None) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def _check(value: float | int, bound: float | int, of: int | None = None) -> dic
     return {"value": value, "bound": bound, "holds": value <= bound} | ({"of": of} if of else {})
 
 
-def refused(report: dict[str, Any]) -> str:
+def describe_failures(report: dict[str, Any]) -> str:
     """What does not hold, in a line; empty where all does."""
     wrong = []
     for name, check in report["checks"].items():
@@ -195,7 +202,7 @@ def refused(report: dict[str, Any]) -> str:
     return "; ".join(wrong)
 
 
-def files(folder: Path) -> dict[str, dict[str, Any]]:
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of each file below."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -207,7 +214,7 @@ def files(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def apart(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Float[Tensor, "n seq vocab"], str]:
+def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Float[Tensor, "n seq vocab"], str]:
     """Logits, and what is printed, by a script run as a user's would be: in a process that knows nothing of this package, and
     whose crash is not ours. It is given the file, where the tokens are, where the logits go, the threads, and the PROBE.
 

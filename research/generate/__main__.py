@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from research import signals
-from research.command import Parser, carried_out, say
+from research.command import Parser, print_message, run_command
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--prompt", required=True, metavar="TEXT",
@@ -27,19 +27,19 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, or 2 with one message on stderr."""
-    given = parser().parse_args(arguments)
+    given = build_parser().parse_args(arguments)
 
     def work(watch: signals.Watch) -> None:
-        with watch.at_once():
+        with watch.raise_immediately():
             from research.generate.stream import Sampler, generate  # torch comes with them
 
             if given.tokens < 1:
                 raise ValueError(f"--tokens {given.tokens}: give at least 1")
             sampler = Sampler(given.temperature, given.top_k, given.seed)
             if told := generate(given.run, given.prompt, given.tokens, sampler, given.packed):
-                say(told)
+                print_message(told)
 
-    return carried_out(work)
+    return run_command(work)
 
 
 if __name__ == "__main__":

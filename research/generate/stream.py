@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.folder import resident_mb
+from research.folder import get_rss_mb
 from research.models.transformer import Transformer
-from research.nn.bitlinear import layers
+from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
-from research.trained import Trained, load
+from research.trained import TrainedRun, load_run
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
-RAW = "surrogateescape"  # what of an argument is no UTF-8 goes in as the bytes that it is
+BYTES_ERRORS = "surrogateescape"  # what of an argument is no UTF-8 goes in as the bytes that it is
 
 
 @dataclass
@@ -40,52 +40,52 @@ class Sampler:
             raise ValueError(f"--top-k {self.top_k}: give 0 for all symbols, or how many to draw from")
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"--seed {self.seed}: give a number from 0 to 2^63 - 1")
-        self.random = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: Float[Tensor, "vocab"]) -> int:
         if self.temperature == 0:
             return int(logits.argmax())
         if 0 < self.top_k < len(logits):
             logits = logits.where(logits >= logits.topk(self.top_k).values[-1], -torch.inf)
-        return int(torch.multinomial((logits / self.temperature).softmax(-1), 1, generator=self.random))
+        return int(torch.multinomial((logits / self.temperature).softmax(-1), 1, generator=self.generator))
 
 
-def symbols(decoder: Decoder, prompt: list[int], length: int, sampler: Sampler) -> Iterator[int]:
+def iter_symbols(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: Sampler) -> Iterator[int]:
     """Symbols for ever. Where the model's `length` is full, it goes on from the second half of what it has seen."""
     decoder.reset()
-    seen = prompt[-length:]
+    seen = prompt[-max_seq_len:]
     logits = decoder.feed(torch.tensor(seen))
     while True:
         yield (symbol := sampler(logits))
         seen.append(symbol)
-        if len(seen) > length:
-            seen = seen[-length // 2 :]
+        if len(seen) > max_seq_len:
+            seen = seen[-max_seq_len // 2 :]
             decoder.reset()
             logits = decoder.feed(torch.tensor(seen))
         else:
             logits = decoder.feed(torch.tensor([symbol]))
 
 
-def reader(run: Trained, vocab: int) -> tuple[Callable[[str], list[int]], Callable[[int | None], str]]:
+def build_codec(run: TrainedRun, vocab_size: int) -> tuple[Callable[[str], list[int]], Callable[[int | None], str]]:
     """How a prompt becomes symbols, and a symbol what is shown: UTF-8 where the run was on text, else numbers. None is the
     end: a character may still want bytes.
     """
-    if run.text:
+    if run.is_text:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda text: list(text.encode(errors=RAW)), lambda symbol: utf8.decode(
+        return lambda text: list(text.encode(errors=BYTES_ERRORS)), lambda symbol: utf8.decode(
             bytes([] if symbol is None else [symbol]), symbol is None
         )
 
-    def numbers(text: str) -> list[int]:
+    def encode_numbers(text: str) -> list[int]:
         parts = text.split()
-        if not all(part.isdecimal() and int(part) < vocab for part in parts):
-            raise ValueError(f'--prompt "{text}": the symbols of this run are the numbers from 0 to {vocab - 1}')
+        if not all(part.isdecimal() and int(part) < vocab_size for part in parts):
+            raise ValueError(f'--prompt "{text}": the symbols of this run are the numbers from 0 to {vocab_size - 1}')
         return [int(part) for part in parts]
 
-    return numbers, lambda symbol: "" if symbol is None else f" {symbol}"
+    return encode_numbers, lambda symbol: "" if symbol is None else f" {symbol}"
 
 
-def language_model(run: Trained) -> Transformer:
+def require_language_model(run: TrainedRun) -> Transformer:
     """Raises ValueError where the run has learnt no sequences."""
     if not isinstance(run.model, Transformer):
         raise ValueError(
@@ -98,22 +98,22 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     """Stream `tokens` symbols to the terminal; return what is to be told of speed and memory, nothing where the reader has
     gone.
     """
-    trained = load(run)
-    plain = language_model(trained)
-    length = plain.length
-    encode, decode = reader(trained, plain.embed.num_embeddings)
+    trained = load_run(run)
+    plain = require_language_model(trained)
+    length = plain.max_seq_len
+    encode, decode = build_codec(trained, plain.embed.num_embeddings)
     if not (start := encode(prompt)):
         raise ValueError('--prompt "": give at least one symbol to begin with')
-    packed = packed and bool(layers(plain))
+    packed = packed and bool(bitlinear_layers(plain))
     try:
         model = pack_model(plain) if packed else plain
     except ValueError as error:  # no packed layer holds these
         raise ValueError(f"{error} with --no-packed") from error
     del plain, trained  # their float32 weights
-    stream = symbols(Decoder(model), start, length, sampler)
+    stream = iter_symbols(Decoder(model), start, length, sampler)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may have fewer characters than UTF-8
     try:
-        begun, first, last = shown(prompt, stream, tokens, decode)
+        begun, first, last = print_stream(prompt, stream, tokens, decode)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries once more as it ends
         if isinstance(error, BrokenPipeError):
@@ -121,11 +121,11 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
         raise
     how = "ternary weights packed" if packed else "in float32"
     speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
-    return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {resident_mb():,.0f} MB resident"
+    return f"{how}: {speed} after {1e3 * (first - begun):.0f} ms for the first, {get_rss_mb():,.0f} MB resident"
 
 
 @contextmanager
-def keeping_memory() -> Iterator[None]:
+def retain_memory() -> Iterator[None]:
     """From here on what a tensor has left is kept for the next one, at the end it is given back. By itself glibc gives large
     blocks back at once and asks for them again: a third of a prompt's time. Where there is no glibc nothing is changed.
     """
@@ -140,7 +140,9 @@ def keeping_memory() -> Iterator[None]:
     trim(0)
 
 
-def shown(prompt: str, stream: Iterator[int], tokens: int, decode: Callable[[int | None], str]) -> tuple[float, float, float]:
+def print_stream(
+    prompt: str, stream: Iterator[int], tokens: int, decode: Callable[[int | None], str]
+) -> tuple[float, float, float]:
     """The text on the terminal, symbol by symbol. Returns when it began, when the first one came, and the last."""
 
     def show(symbol: int) -> float:
@@ -148,9 +150,9 @@ def shown(prompt: str, stream: Iterator[int], tokens: int, decode: Callable[[int
         return time.perf_counter()
 
     try:
-        print(prompt.encode(errors=RAW).decode(errors="replace"), end="", flush=True)
+        print(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace"), end="", flush=True)
         begun = time.perf_counter()
-        with keeping_memory():
+        with retain_memory():
             symbol = next(stream)
         first = last = show(symbol)
         for _ in range(tokens - 1):

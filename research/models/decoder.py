@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research.dataset import Tokens
-from research.nn.bitlinear import together
-from research.ranges import Count, Natural
+from research.nn.bitlinear import shared_input_linears
+from research.ranges import NonNegativeInt, PositiveInt
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
 
@@ -19,12 +19,12 @@ Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
 class Block(nn.Module):
     """h = norm(x), h <- h + attention(h), then h + feedforward(norm(h)): causal, with biases throughout."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, linear: Linear) -> None:
+    def __init__(self, dim: int, heads: int, ffn_dim: int, linear: Linear) -> None:
         super().__init__()
-        self.width = dim // heads
+        self.head_dim = dim // heads
         self.input_norm, self.post_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(dim, dim) for _ in range(4))
-        self.up_proj, self.down_proj = linear(dim, hidden), linear(hidden, dim)
+        self.up_proj, self.down_proj = linear(dim, ffn_dim), linear(ffn_dim, dim)
         for layer in (self.q_proj, self.k_proj, self.v_proj):  # as nn.MultiheadAttention, whose matrix holds all three
             nn.init.uniform_(layer.get_parameter("weight"), -(bound := math.sqrt(6 / (4 * dim))), bound)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
@@ -34,8 +34,8 @@ class Block(nn.Module):
         """What the block makes of each position, or of the `last` alone."""
         h = self.input_norm(x)
         mine = h[:, -1:] if last else h
-        k, v = together(h, self.k_proj, self.v_proj)
-        q, k, v = (y.unflatten(-1, (-1, self.width)).transpose(1, 2) for y in (self.q_proj(mine), k, v))
+        k, v = shared_input_linears(h, self.k_proj, self.v_proj)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(mine), k, v))
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=not last)
         h = mine + self.o_proj(seen.transpose(1, 2).flatten(2))
         return h + self.down_proj(F.gelu(self.up_proj(self.post_norm(h))))  # type: ignore[no-any-return]
@@ -51,19 +51,19 @@ class Decoder(nn.Module):
     def __init__(
         self,
         shape: Tokens,
-        dim: Count,
-        depth: Count,
-        heads: Count,
+        dim: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
         linear: Linear,
-        hidden: Natural = 0,  # width of the feed-forward layer; 0: 4 times dim
+        ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 4 times dim
     ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"model.heads={heads} does not divide model.dim={dim}")
-        self.embed, self.position = nn.Embedding(shape.vocab, dim), nn.Embedding(shape.length, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden or 4 * dim, linear) for _ in range(depth))
+        self.embed, self.position = nn.Embedding(shape.vocab_size, dim), nn.Embedding(shape.seq_len, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, ffn_dim or 4 * dim, linear) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, shape.vocab, bias=False)
+        self.head = nn.Linear(dim, shape.vocab_size, bias=False)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch 1 vocab"]:
         """Logits of what follows the last position."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from research.dataset import Vectors
 from research.nn.norm import RMSNorm
-from research.ranges import Count, Fraction
+from research.ranges import Fraction, PositiveInt
 
 
 class Residual(nn.Module):
@@ -30,16 +30,16 @@ class MLP(nn.Module):
     def __init__(
         self,
         shape: Vectors,
-        dim: Count,
-        depth: Count,
+        dim: PositiveInt,
+        depth: PositiveInt,
         linear: Callable[..., nn.Module],
         dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(shape.features, dim)
+        self.embed = nn.Linear(shape.num_features, dim)
         self.blocks = nn.Sequential(*(Residual(dim, linear, dropout) for _ in range(depth)))
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, shape.classes)
+        self.head = nn.Linear(dim, shape.num_classes)
 
     def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         return self.head(self.norm(self.blocks(self.embed(x))))  # type: ignore[no-any-return]

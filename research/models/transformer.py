@@ -9,8 +9,8 @@ from research.dataset import Tokens
 from research.nn.attention import Attention, Cache
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
-from research.nn.rope import rope_table
-from research.ranges import Count, Fraction, Natural, Positive
+from research.nn.rope import build_rope_table
+from research.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Block(nn.Module):
@@ -45,17 +45,17 @@ class Transformer(nn.Module):
     def __init__(
         self,
         shape: Tokens,
-        dim: Count,
-        depth: Count,
-        heads: Count,
+        dim: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
         linear: Callable[..., nn.Module],
-        kv_heads: Count | None = None,  # None: one key and value head a query head
-        hidden: Natural = 0,  # width of the feed-forward layer; 0: 8/3 of dim, up to a multiple of 64
-        act: Activation = "silu",
+        kv_heads: PositiveInt | None = None,  # None: one key and value head a query head
+        ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 8/3 of dim, up to a multiple of 64
+        activation: Activation = "silu",
         sub_norm: bool = False,
-        tied: bool = True,  # the head is the embedding
+        tie_embeddings: bool = True,  # the head is the embedding
         dropout: Fraction = 0.0,
-        init_std: Positive = 0.02,
+        init_std: PositiveFloat = 0.02,
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
@@ -63,30 +63,30 @@ class Transformer(nn.Module):
             raise ValueError(f"model.heads={heads} does not fit model.dim={dim}: rotary heads need dim / heads to be even")
         if heads % kv_heads:
             raise ValueError(f"model.kv_heads={kv_heads} does not divide model.heads={heads}")
-        hidden = hidden or 64 * -(-8 * dim // (3 * 64))
+        ffn_dim = ffn_dim or 64 * -(-8 * dim // (3 * 64))
 
-        def norm(width: int) -> nn.Module:
-            return RMSNorm(width) if sub_norm else nn.Identity()
+        def build_sub_norm(size: int) -> nn.Module:
+            return RMSNorm(size) if sub_norm else nn.Identity()
 
-        self.length, self.kv_heads, self.width = shape.length, kv_heads, dim // heads
-        self.embed = nn.Embedding(shape.vocab, dim)
+        self.max_seq_len, self.kv_heads, self.head_dim = shape.seq_len, kv_heads, dim // heads
+        self.embed = nn.Embedding(shape.vocab_size, dim)
         self.blocks = nn.ModuleList(
             Block(
-                Attention(dim, heads, kv_heads, linear, norm(dim)),
-                FeedForward(dim, hidden, act, linear, norm(hidden)),
+                Attention(dim, heads, kv_heads, linear, build_sub_norm(dim)),
+                FeedForward(dim, ffn_dim, activation, linear, build_sub_norm(ffn_dim)),
                 dim,
                 dropout,
             )
             for _ in range(depth)
         )
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, shape.vocab, bias=False)
+        self.head = nn.Linear(dim, shape.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if "norm" not in name:
                 nn.init.normal_(parameter, std=init_std)
-        if tied:
+        if tie_embeddings:
             self.head.weight = self.embed.weight
-        cos, sin = rope_table(shape.length, dim // heads)
+        cos, sin = build_rope_table(shape.seq_len, dim // heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -97,17 +97,17 @@ class Transformer(nn.Module):
 
         With `caches` the tokens follow those that are in them.
         """
-        start = caches[0].filled if caches else 0
+        start = caches[0].seq_len if caches else 0
         end = start + tokens.shape[1]
-        if end > self.length:
-            raise ValueError(f"{end} tokens in a sequence; this model was built for at most {self.length}")
+        if end > self.max_seq_len:
+            raise ValueError(f"{end} tokens in a sequence; this model was built for at most {self.max_seq_len}")
         x = self.embed(tokens)
         cos, sin = self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
         for place, block in enumerate(self.blocks):
             x = block(x, cos, sin, caches[place] if caches else None)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
-    def caches(self, batch: int = 1, length: int | None = None) -> list[Cache]:
+    def allocate_caches(self, batch: int = 1, max_seq_len: int | None = None) -> list[Cache]:
         """An empty one a block, for at most `length` positions."""
         like = self.norm.weight
-        return [Cache(batch, self.kv_heads, length or self.length, self.width, like) for _ in self.blocks]
+        return [Cache(batch, self.kv_heads, max_seq_len or self.max_seq_len, self.head_dim, like) for _ in self.blocks]

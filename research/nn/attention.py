@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from research.nn.bitlinear import together
+from research.nn.bitlinear import shared_input_linears
 from research.nn.rope import rotate
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
@@ -16,18 +16,18 @@ Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
 class Cache:
     """The keys and values of one block so far: what earlier positions need not compute again."""
 
-    def __init__(self, batch: int, kv_heads: int, length: int, width: int, like: Tensor) -> None:
-        self.k = like.new_empty(batch, kv_heads, length, width)  # what is not filled is never read, nor in memory
+    def __init__(self, batch: int, kv_heads: int, max_seq_len: int, head_dim: int, like: Tensor) -> None:
+        self.k = like.new_empty(batch, kv_heads, max_seq_len, head_dim)  # what is not filled is never read, nor in memory
         self.v = torch.empty_like(self.k)
-        self.filled = 0  # positions
+        self.seq_len = 0  # positions
 
     def extend(
         self, k: Float[Tensor, "batch heads seq width"], v: Float[Tensor, "batch heads seq width"]
     ) -> tuple[Float[Tensor, "batch heads all width"], Float[Tensor, "batch heads all width"]]:
         """Add those of the next positions; all of them."""
-        start, self.filled = self.filled, self.filled + k.shape[2]
-        self.k[:, :, start : self.filled], self.v[:, :, start : self.filled] = k, v
-        return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
+        start, self.seq_len = self.seq_len, self.seq_len + k.shape[2]
+        self.k[:, :, start : self.seq_len], self.v[:, :, start : self.seq_len] = k, v
+        return self.k[:, :, : self.seq_len], self.v[:, :, : self.seq_len]
 
 
 class Attention(nn.Module):
@@ -35,12 +35,12 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, kv_heads: int, linear: Linear, sub_norm: nn.Module) -> None:
         super().__init__()
-        self.width = dim // heads
-        self.q_proj = linear(dim, heads * self.width, bias=False)
-        self.k_proj = linear(dim, kv_heads * self.width, bias=False)
-        self.v_proj = linear(dim, kv_heads * self.width, bias=False)
+        self.head_dim = dim // heads
+        self.q_proj = linear(dim, heads * self.head_dim, bias=False)
+        self.k_proj = linear(dim, kv_heads * self.head_dim, bias=False)
+        self.v_proj = linear(dim, kv_heads * self.head_dim, bias=False)
         self.attn_sub_norm = sub_norm  # BitNet normalises again before a quantised output projection
-        self.o_proj = linear(heads * self.width, dim, bias=False)
+        self.o_proj = linear(heads * self.head_dim, dim, bias=False)
         self.grouped = kv_heads != heads
 
     def forward(
@@ -50,8 +50,8 @@ class Attention(nn.Module):
         sin: Float[Tensor, "seq half"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        projected = together(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (y.unflatten(-1, (-1, self.width)).transpose(1, 2) for y in projected)
+        projected = shared_input_linears(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mask = None
         if cache:

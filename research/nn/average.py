@@ -34,7 +34,7 @@ class Average:
             mine.copy_(averages[name])
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def use_averages(self) -> Iterator[None]:
         """Inside, the model has the averages for weights."""
         self.swap()
         try:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from research.nn.bitlinear import together
+from research.nn.bitlinear import shared_input_linears
 
 Activation = Literal["silu", "relu2"]
 Linear = Callable[..., nn.Module]
@@ -21,14 +21,14 @@ def relu2(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class FeedForward(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, dim: int, hidden: int, act: Activation, linear: Linear, sub_norm: nn.Module) -> None:
+    def __init__(self, dim: int, ffn_dim: int, activation: Activation, linear: Linear, sub_norm: nn.Module) -> None:
         super().__init__()
-        self.act = F.silu if act == "silu" else relu2
-        self.gate_proj = linear(dim, hidden, bias=False)
-        self.up_proj = linear(dim, hidden, bias=False)
+        self.activation = F.silu if activation == "silu" else relu2
+        self.gate_proj = linear(dim, ffn_dim, bias=False)
+        self.up_proj = linear(dim, ffn_dim, bias=False)
         self.ffn_sub_norm = sub_norm
-        self.down_proj = linear(hidden, dim, bias=False)
+        self.down_proj = linear(ffn_dim, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        gate, up = together(x, self.gate_proj, self.up_proj)
-        return self.down_proj(self.ffn_sub_norm(self.act(gate) * up))  # type: ignore[no-any-return]
+        gate, up = shared_input_linears(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self.ffn_sub_norm(self.activation(gate) * up))  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from research import native
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("ternary.c")
-WIDEST = 1 << 17  # inputs of a layer: more, and a sum of products leaves the whole numbers of float32
+MAX_IN_FEATURES = 1 << 17  # inputs of a layer: more, and a sum of products leaves the whole numbers of float32
 
 
 class Matrix(ctypes.Structure):
@@ -46,31 +46,31 @@ class Library:
             raise ValueError(f"GROKBIT_ISA={isa}: this machine has {', '.join(self.isas)}")
         self.c.grokbit_use(self.isas[isa])
 
-    def linear(self, x: Tensor, weights: Tensor, step: Tensor, bits: int) -> Tensor:
+    def linear(self, x: Tensor, weights: Tensor, scale: Tensor, bits: int) -> Tensor:
         """The layer's outputs for x, float32 and contiguous of shape [rows, in]. Raises MemoryError."""
-        matrix = Matrix(weights.data_ptr(), step.data_ptr(), step.shape[0], x.shape[1], bits)
-        y = x.new_empty(x.shape[0], step.shape[0])
+        matrix = Matrix(weights.data_ptr(), scale.data_ptr(), scale.shape[0], x.shape[1], bits)
+        y = x.new_empty(x.shape[0], scale.shape[0])
         if self.c.grokbit_linear(ctypes.byref(matrix), x.data_ptr(), x.shape[0], y.data_ptr(), torch.get_num_threads()):
             raise MemoryError(f"ternary.c: no memory for {x.shape[0]} rows of {x.shape[1]}")
         return y
 
 
 @cache
-def library() -> Library | None:
+def get_library() -> Library | None:
     """The kernels, built if need be; None where that cannot be, which is told once.
 
     Raises ValueError for a GROKBIT_ISA that this machine does not have.
     """
     try:
-        found = loaded(native.built(SOURCE, native.folder()))
-    except native.FAILURES as error:
+        found = load_library(native.build_cached(SOURCE, native.get_cache_folder()))
+    except native.BUILD_ERRORS as error:
         log.warning("no C kernels, packed layers go through torch and are slower: %s", error)
         return None
     found.use(os.environ.get("GROKBIT_ISA") or next(iter(found.isas)))
     return found
 
 
-def loaded(path: Path) -> Library:
+def load_library(path: Path) -> Library:
     """The library at a path. Raises OSError where it is none, AttributeError where it has not all kernels."""
     c = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int

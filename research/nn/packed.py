@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
-from research.nn.bitlinear import BitLinear, layers
+from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.quantize import Quantizer
 from research.nn.tiles import INS, OUTS, int8_linear, pack, ternary_linear
 
-LINE, PAGE = 64, 1 << 21  # bytes of a cache line, of a large page
-HOLDS: dict[str, tuple[float | str, ...]] = {  # settings of a Quantizer
+CACHE_LINE, HUGE_PAGE = 64, 1 << 21  # bytes of a cache line, of a large page
+PACKABLE_SETTINGS: dict[str, tuple[float | str, ...]] = {  # settings of a Quantizer
     "weight_bits": (1, 1.58),
-    "per": ("tensor", "channel"),
+    "granularity": ("tensor", "channel"),
     "activation_bits": (8,),
-    "activation_per": ("token",),
+    "activation_granularity": ("token",),
 }
 INT8 = Quantizer("absmax", 8, "channel")  # of embedding and head: a step a symbol
 
@@ -46,13 +46,13 @@ class PackedLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, layer: BitLinear, name: str = "a layer") -> "PackedLinear":
+    def from_bitlinear(cls, layer: BitLinear, name: str = "a layer") -> "PackedLinear":
         """The same layer, packed. Raises ValueError, naming the layer, where two bits cannot hold it."""
-        refuse(layer.quantizer, name)
+        check_packable(layer.quantizer, name)
         packed = cls.__new__(cls)
         nn.Module.__init__(packed)
         packed.in_features, packed.out_features, packed.native = layer.in_features, layer.out_features, True
-        codes, step = layer.quantizer.weight(layer.weight.float())
+        codes, step = layer.quantizer.quantize_weight(layer.weight.float())
         packed.register_buffer("codes", pack(codes.nan_to_num(0.0)))  # its step is not finite either
         packed.register_buffer("step", step.reshape(-1).expand(layer.out_features).contiguous())
         packed.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
@@ -69,9 +69,9 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def refuse(quantizer: Quantizer, name: str) -> None:
+def check_packable(quantizer: Quantizer, name: str) -> None:
     """Raises ValueError for roundings that a packed layer does not compute."""
-    for setting, good in HOLDS.items():
+    for setting, good in PACKABLE_SETTINGS.items():
         if (value := getattr(quantizer, setting)) not in good:
             raise ValueError(
                 f"pack: {name} has linear.{setting}={value}; a packed layer holds {' or '.join(map(str, good))}: "
@@ -89,7 +89,7 @@ class Int8Table(nn.Module):
     def __init__(self, weight: Float[Tensor, "rows dim"]) -> None:
         super().__init__()
         self.dim = weight.shape[1]
-        codes, step = INT8.weight(weight.float())
+        codes, step = INT8.quantize_weight(weight.float())
         codes = F.pad(codes.nan_to_num(0.0), (0, -self.dim % INS))
         self.register_buffer("codes", codes.to(torch.int8).contiguous())
         self.register_buffer("step", step.reshape(-1).contiguous())
@@ -130,43 +130,43 @@ def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
 
     No float copy of a packed weight is made. Raises ValueError where there is no BitLinear, or one cannot be packed.
     """
-    bits = layers(model)
+    bits = bitlinear_layers(model)
     if not bits:
         raise ValueError("pack: the model has no BitLinear; train one with model=bitnet, or convert a model to BitLinears")
-    instead: dict[int, nn.Module] = {id(layer): PackedLinear.of(layer, name) for name, layer in bits.items()}
+    instead: dict[int, nn.Module] = {id(layer): PackedLinear.from_bitlinear(layer, name) for name, layer in bits.items()}
     if int8_embeddings:
         tables: dict[int, Int8Table] = {}
-        for layer in symbols(model):
+        for layer in find_symbol_layers(model):
             if (table := tables.get(id(layer.weight))) is None:
                 table = tables[id(layer.weight)] = Int8Table(layer.weight)
             instead[id(layer)] = Int8Embedding(table) if isinstance(layer, nn.Embedding) else Int8Linear(table, layer.bias)
     packed = copy.deepcopy(model, dict(instead))  # deepcopy takes what its memo has for a module in its place
     instead.clear()
-    settle(packed)
+    move_to_huge_pages(packed)
     return packed.eval().requires_grad_(False)
 
 
-def settle(model: nn.Module) -> None:
+def move_to_huge_pages(model: nn.Module) -> None:
     """Move the packed weights side by side into memory of large pages, where the system has them: a product of one row
     reads them from one end to the other, and does so a third faster than from pages of 4 kB.
     """
     if sys.platform != "linux":
         return
     owners = [module for module in model.modules() if isinstance(module, PackedLinear | Int8Table)]
-    starts = list(accumulate((-(-owner.codes.nbytes // LINE) * LINE for owner in owners), initial=0))
-    if starts[-1] < PAGE or any(owner.codes.device.type != "cpu" for owner in owners):
+    starts = list(accumulate((-(-owner.codes.nbytes // CACHE_LINE) * CACHE_LINE for owner in owners), initial=0))
+    if starts[-1] < HUGE_PAGE or any(owner.codes.device.type != "cpu" for owner in owners):
         return
-    room = mmap.mmap(-1, starts[-1] + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room = mmap.mmap(-1, starts[-1] + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them
         room.madvise(mmap.MADV_HUGEPAGE)
-    skip = -torch.frombuffer(room, dtype=torch.uint8).data_ptr() % PAGE
+    skip = -torch.frombuffer(room, dtype=torch.uint8).data_ptr() % HUGE_PAGE
     for owner, start in zip(owners, starts, strict=False):
         old = owner.codes
         new = torch.frombuffer(room, dtype=old.dtype, count=old.numel(), offset=skip + start).view(old.shape)
         owner.codes = new.copy_(old)
 
 
-def symbols(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
+def find_symbol_layers(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
     """The embeddings of a model, and the linears that are tied to one or called a head."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
@@ -180,10 +180,14 @@ def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
 
 
-def packed_bytes(model: nn.Module) -> int:
+def count_packed_bytes(model: nn.Module) -> int:
     """The size of a model's weights as `pack_model` packs them; a layer that it refuses counts in float32."""
-    bits = [b for b in layers(model).values() if all(getattr(b.quantizer, name) in good for name, good in HOLDS.items())]
-    tables = {id(layer.weight): layer.weight for layer in symbols(model)}
+    bits = [
+        b
+        for b in bitlinear_layers(model).values()
+        if all(getattr(b.quantizer, name) in good for name, good in PACKABLE_SETTINGS.items())
+    ]
+    tables = {id(layer.weight): layer.weight for layer in find_symbol_layers(model)}
     apart = tables.keys() | {id(layer.weight) for layer in bits}
     rest = sum(p.numel() for p in model.parameters() if id(p) not in apart)
     ternary = sum(-(-b.out_features // OUTS) * -(-b.in_features // INS) * 256 + 4 * b.out_features for b in bits)

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.ranges import Count, WeightBits
+from research.ranges import PositiveInt, WeightBits
 
 EPS = 1e-5  # the floor of what a step is made of: that of an all-zero tensor can be divided by
 LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
 ALLOWED = {
-    "scale": ("absmean", "absmedian", "absmax"),
+    "scale_method": ("absmean", "absmedian", "absmax"),
     "weight_bits": tuple(LEVELS),
     "activation_bits": (8, 4),
-    "activation_per": ("token", "tensor"),
+    "activation_granularity": ("token", "tensor"),
 }
 
 
@@ -31,25 +31,27 @@ class Quantizer:
     A tensor that is not finite has a step that is not, so that whatever it takes part in is not finite either.
     """
 
-    scale: Literal["absmean", "absmedian", "absmax"] = "absmean"
+    scale_method: Literal["absmean", "absmedian", "absmax"] = "absmean"
     weight_bits: WeightBits = 1.58  # 1: signs; 1.58: ternary
-    per: Literal["tensor", "channel"] | Count = "tensor"  # what has a step: all weights, one output's, so many inputs of it
+    granularity: Literal["tensor", "channel"] | PositiveInt = (
+        "tensor"  # what has a step: all weights, one output's, so many inputs of it
+    )
     activation_bits: Literal[8, 4] = 8
-    activation_per: Literal["token", "tensor"] = "token"  # tensor: a token's rounding then depends on the others
+    activation_granularity: Literal["token", "tensor"] = "token"  # tensor: a token's rounding then depends on the others
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
             if (given := getattr(self, name)) not in allowed or isinstance(given, bool):
                 raise ValueError(f"model.linear.{name}={given}: give one of {', '.join(map(str, allowed))}")
-        if self.per not in ("tensor", "channel") and not (type(self.per) is int and self.per > 0):
-            raise ValueError(f"model.linear.per={self.per}: give tensor, channel, or a number of inputs")
+        if self.granularity not in ("tensor", "channel") and not (type(self.granularity) is int and self.granularity > 0):
+            raise ValueError(f"model.linear.granularity={self.granularity}: give tensor, channel, or a number of inputs")
 
     @property
-    def ternary(self) -> bool:
+    def is_ternary(self) -> bool:
         """Whether every code is -1, 0 or 1."""
         return self.weight_bits < 2
 
-    def weight(
+    def quantize_weight(
         self, w: Float[Tensor, "out in"], dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]:
         """Codes of a weight, as `dtype` (its own), and their step, [] (tensor), [out, 1] (channel) or [out, in] (groups).
@@ -59,38 +61,38 @@ class Quantizer:
         """
         dtype = dtype or w.dtype
         w = w.to(torch.promote_types(w.dtype, torch.float32))  # 1 / EPS is beyond fp16
-        rows = w.unflatten(1, (-1, self.per)) if isinstance(self.per, int) else w
+        rows = w.unflatten(1, (-1, self.granularity)) if isinstance(self.granularity, int) else w
         low, high = LEVELS[self.weight_bits]
-        step = self._size(rows) / (high if self.scale == "absmax" else math.sqrt(high))
+        step = self._compute_magnitude(rows) / (high if self.scale_method == "absmax" else math.sqrt(high))
         if self.weight_bits == 1:  # the sign of what is left without the mean (2310.11453, eq. 1 to 3)
-            mean = rows.mean() if self.per == "tensor" else rows.mean(-1, keepdim=True)
+            mean = rows.mean() if self.granularity == "tensor" else rows.mean(-1, keepdim=True)
             codes = (rows > mean).to(dtype).mul_(2).sub_(1)
         else:
             codes = (rows * step.reciprocal()).round_().clamp_(low, high).to(dtype)
-        return codes.view_as(w), step.expand_as(rows).reshape_as(w) if isinstance(self.per, int) else step
+        return codes.view_as(w), step.expand_as(rows).reshape_as(w) if isinstance(self.granularity, int) else step
 
-    def _size(self, rows: Float[Tensor, "out ..."]) -> Float[Tensor, "..."]:
+    def _compute_magnitude(self, rows: Float[Tensor, "out ..."]) -> Float[Tensor, "..."]:
         """The measure of |w|, over all of it or along the last axis."""
         size = rows.abs()
-        if self.per == "tensor":
+        if self.granularity == "tensor":
             size = size.flatten()
-        if self.scale == "absmax":
+        if self.scale_method == "absmax":
             size = size.amax(-1, keepdim=True)
-        elif self.scale == "absmedian":
+        elif self.scale_method == "absmedian":
             top = size.amax(-1, keepdim=True)
             size = size.median(-1, keepdim=True).values + (top - top)  # a median alone would not see what is infinite
         else:
             size = size.mean(-1, keepdim=True)
         size = size.clamp(min=EPS)
-        return size.squeeze() if self.per == "tensor" else size
+        return size.squeeze() if self.granularity == "tensor" else size
 
-    def activation(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "..."]]:
+    def quantize_activation(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "..."]]:
         """Codes of activations and their step, of shape [*batch, 1] (token) or [] (tensor), in float32 at least.
 
         8 bits: 127 x / absmax (2504.12285, section 2); 4 bits: sqrt(7) x / absmean (2411.04965, section 2).
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few digits for 256 levels
-        tensor = self.activation_per == "tensor"
+        tensor = self.activation_granularity == "tensor"
         if self.activation_bits == 8:
             top, bottom = (x.amax(), x.amin()) if tensor else (x.amax(-1, keepdim=True), x.amin(-1, keepdim=True))
             size = torch.maximum(top, -bottom).clamp(min=EPS)  # of |x|, which need not be written

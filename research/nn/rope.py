@@ -5,10 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def rope_table(length: int, width: int, base: float = 10_000.0) -> tuple[Float[Tensor, "seq half"], Float[Tensor, "seq half"]]:
+def build_rope_table(
+    seq_len: int, head_dim: int, base: float = 10_000.0
+) -> tuple[Float[Tensor, "seq half"], Float[Tensor, "seq half"]]:
     """Cosines and sines of position times frequency, theta_i = base^(-2i/width) (eq. 15)."""
-    frequency = base ** (-torch.arange(0, width, 2).float() / width)
-    angle = torch.arange(length).float()[:, None] * frequency
+    frequency = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+    angle = torch.arange(seq_len).float()[:, None] * frequency
     return angle.cos(), angle.sin()
 
 

@@ -16,7 +16,7 @@ from research.nn.quantize import TERNARY
 
 OUTS, INS = 16, 64  # outputs and inputs of a tile
 BLOCK = 256  # outputs that the torch path unpacks at a time
-EXACT = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
+MAX_EXACT_INPUTS = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
 
 
 def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
@@ -31,15 +31,15 @@ def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 25
     return pairs.sum(-1, dtype=torch.uint8).reshape(full.shape[0] // OUTS, -1, 256)
 
 
-def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out: int, width: int) -> Int8[Tensor, "out in"]:
+def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out_features: int, in_features: int) -> Int8[Tensor, "out in"]:
     """The codes again."""
     shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only
     pairs = torch.bitwise_right_shift(packed.view(*packed.shape[:2], 4, OUTS, 4, 1).to(torch.int32), shifts) & 3
     full = pairs.permute(0, 3, 1, 2, 5, 4).reshape(packed.shape[0] * OUTS, -1)
-    return full[:out, :width].to(torch.int8) - 1
+    return full[:out_features, :in_features].to(torch.int8) - 1
 
 
-def _product(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) -> Float[Tensor, "rows out"]:
+def _exact_matmul(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) -> Float[Tensor, "rows out"]:
     """Exact, also where autocast would round the sums to its own type."""
     if not torch.is_autocast_enabled(q.device.type):
         return F.linear(q, codes.to(q.dtype))
@@ -48,35 +48,38 @@ def _product(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) -> Floa
 
 
 def ternary_linear(
-    x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], step: Float[Tensor, "out"]
+    x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], scale: Float[Tensor, "out"]
 ) -> Float[Tensor, "*batch out"]:
     """The product of rounded x and packed weights, in torch."""
-    q, x_step = TERNARY.activation(x.reshape(-1, x.shape[-1]))
+    q, x_step = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
     parts = []
-    for start in range(0, step.shape[0], BLOCK):
+    for start in range(0, scale.shape[0], BLOCK):
         tiles = codes[start // OUTS : (start + BLOCK) // OUTS]
-        parts.append(_product(q, unpack(tiles, min(BLOCK, step.shape[0] - start), x.shape[-1])))
-    y = torch.cat(parts, -1) * (x_step * step)
-    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
+        parts.append(_exact_matmul(q, unpack(tiles, min(BLOCK, scale.shape[0] - start), x.shape[-1])))
+    y = torch.cat(parts, -1) * (x_step * scale)
+    return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
 def int8_linear(
-    x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], step: Float[Tensor, "out"]
+    x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], scale: Float[Tensor, "out"]
 ) -> Float[Tensor, "*batch out"]:
     """The product of rounded x and int8 weights, in torch."""
     width = x.shape[-1]
-    q, x_step = TERNARY.activation(x.reshape(-1, width))
+    q, x_step = TERNARY.quantize_activation(x.reshape(-1, width))
     parts = []
     for block in codes.split(16 * BLOCK):
-        sums = [_product(q[:, at : at + EXACT], block[:, at : min(at + EXACT, width)]) for at in range(0, width, EXACT)]
+        sums = [
+            _exact_matmul(q[:, at : at + MAX_EXACT_INPUTS], block[:, at : min(at + MAX_EXACT_INPUTS, width)])
+            for at in range(0, width, MAX_EXACT_INPUTS)
+        ]
         parts.append(sums[0] if len(sums) == 1 else torch.stack([s.to(torch.int32) for s in sums]).sum(0, dtype=torch.int32))
-    y = torch.cat(parts, -1).to(q.dtype) * (x_step * step)
-    return y.to(x.dtype).reshape(*x.shape[:-1], step.shape[0])
+    y = torch.cat(parts, -1).to(q.dtype) * (x_step * scale)
+    return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
-def check(x: Tensor, codes: Tensor, step: Tensor) -> None:
+def check_shapes(x: Tensor, codes: Tensor, scale: Tensor) -> None:
     """Raises ValueError where these are not of one layer: C would read beyond them."""
-    width, out = x.shape[-1], step.shape[0]
+    width, out = x.shape[-1], scale.shape[0]
     if codes.dtype == torch.uint8:
         expected: tuple[int, ...] = (-(-out // OUTS), -(-width // INS), OUTS * INS // 4)
     else:
@@ -85,37 +88,37 @@ def check(x: Tensor, codes: Tensor, step: Tensor) -> None:
         raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} are of no layer {width} to {out}: {list(expected)}")
 
 
-def _on_cpu(x: Tensor, weights: Tensor, step: Tensor, bits: int) -> Tensor | None:
+def _compute_on_cpu(x: Tensor, weights: Tensor, scale: Tensor, bits: int) -> Tensor | None:
     """The product in C, if that can be."""
-    check(x, weights, step)
-    width, c = x.shape[-1], native.library()
-    if c is None or x.dtype == torch.float64 or not 0 < width <= native.WIDEST:
+    check_shapes(x, weights, scale)
+    width, c = x.shape[-1], native.get_library()
+    if c is None or x.dtype == torch.float64 or not 0 < width <= native.MAX_IN_FEATURES:
         return None
     rows = x.reshape(-1, width).float().contiguous()
-    return c.linear(rows, weights.contiguous(), step.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(step))
+    return c.linear(rows, weights.contiguous(), scale.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(scale))
 
 
-def _ternary_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    y = _on_cpu(x, codes, step, 2)
-    return ternary_linear(x, codes, step) if y is None else y
+def _ternary_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    y = _compute_on_cpu(x, codes, scale, 2)
+    return ternary_linear(x, codes, scale) if y is None else y
 
 
-def _int8_cpu(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    y = _on_cpu(x, codes, step, 8)
-    return int8_linear(x, codes, step) if y is None else y
+def _int8_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    y = _compute_on_cpu(x, codes, scale, 8)
+    return int8_linear(x, codes, scale) if y is None else y
 
 
-def _ternary_cuda(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+def _ternary_cuda(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not find_spec("triton"):
-        return ternary_linear(x, codes, step)
+        return ternary_linear(x, codes, scale)
     from research.nn import triton_ternary  # heavy
 
-    return triton_ternary.ternary_linear(x, codes, step)
+    return triton_ternary.ternary_linear(x, codes, scale)
 
 
-def _shape(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
-    check(x, codes, step)
-    return x.new_empty(*x.shape[:-1], step.shape[0])
+def _allocate_output(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    check_shapes(x, codes, scale)
+    return x.new_empty(*x.shape[:-1], scale.shape[0])
 
 
 # Operators that torch.export and torch.compile see as one node each.
@@ -124,4 +127,4 @@ for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, _ternary_cuda), ("in
     _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor step) -> Tensor")
     _operators.impl(_name, _cpu, "CPU")
     _operators.impl(_name, _cuda, "CUDA")
-    _operators.impl(_name, _shape, "Meta")
+    _operators.impl(_name, _allocate_output, "Meta")

@@ -16,7 +16,18 @@ OUTS, INS = 64, 64  # of a program: four tiles of outputs, one tile of inputs at
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
-    q, x_step, codes, step, y, rows, out, width, tiles: tl.constexpr, many: tl.constexpr, outs: tl.constexpr, ins: tl.constexpr
+    q,
+    x_scale,
+    codes,
+    w_scale,
+    y,
+    rows,
+    out,
+    width,
+    tiles: tl.constexpr,
+    many: tl.constexpr,
+    outs: tl.constexpr,
+    ins: tl.constexpr,
 ):
     """y = (q w^T) * (x_step * step) for many x outs of y; q is [rows, width] int8."""
     row = tl.program_id(0) * many + tl.arange(0, many)
@@ -33,15 +44,15 @@ def _kernel(  # type: ignore[no-untyped-def]
         pairs = tl.load(codes + (tile + t) * 256 + place, mask=(n < out)[None, :], other=0)
         w = ((pairs >> shift) & 3).to(tl.int8) - 1
         sums += tl.dot(x, w, out_dtype=tl.int32)
-    scale = tl.load(x_step + row, mask=row < rows, other=0)[:, None] * tl.load(step + n, mask=n < out, other=0)[None, :]
+    scale = tl.load(x_scale + row, mask=row < rows, other=0)[:, None] * tl.load(w_scale + n, mask=n < out, other=0)[None, :]
     at = row.to(tl.int64)[:, None] * out + n[None, :]
     tl.store(y + at, sums.to(tl.float32) * scale, mask=(row < rows)[:, None] & (n < out)[None, :])
 
 
-def ternary_linear(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
+def ternary_linear(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """The product of rounded x, [..., in] in at most 32 bits, and packed weights [tiles_out, tiles_in, 256]: [..., out]."""
-    width, out = x.shape[-1], step.shape[0]
-    q, x_step = TERNARY.activation(x.reshape(-1, width))
+    width, out = x.shape[-1], scale.shape[0]
+    q, x_step = TERNARY.quantize_activation(x.reshape(-1, width))
     rows = q.shape[0]
     y = torch.empty(rows, out, device=x.device)
     if rows:
@@ -49,6 +60,17 @@ def ternary_linear(x: Tensor, codes: Tensor, step: Tensor) -> Tensor:
         block = 16 if rows <= 16 else 64
         grid = (triton.cdiv(rows, block), triton.cdiv(out, OUTS))
         _kernel[grid](
-            q, x_step.contiguous(), codes.contiguous(), step.contiguous(), y, rows, out, width, codes.shape[1], block, OUTS, INS
+            q,
+            x_step.contiguous(),
+            codes.contiguous(),
+            scale.contiguous(),
+            y,
+            rows,
+            out,
+            width,
+            codes.shape[1],
+            block,
+            OUTS,
+            INS,
         )
     return y.to(x.dtype).view(*x.shape[:-1], out)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from research.optim.plain import evaluated, wide, widen
-from research.ranges import Count, NonNegative, Positive
+from research.optim.plain import promote_dtype, restore_promoted_state, run_closure
+from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 
 AVERAGES = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper
 
@@ -25,15 +25,15 @@ class AdEMAMix(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: Positive = 1e-3,
+        lr: PositiveFloat = 1e-3,
         betas: Sequence[float] = (0.9, 0.999, 0.9999),  # of the fast average, of the squares, of the slow average
-        alpha: NonNegative = 5.0,  # weight of the slow average; 0 is AdamW
-        t_alpha: Count | None = None,  # steps in which alpha rises from 0; None: it is there at once
-        t_beta3: Count | None = None,  # steps in which the third beta rises from the first; None: it is there at once
-        eps: Positive = 1e-8,
-        weight_decay: NonNegative = 0.0,
+        alpha: NonNegativeFloat = 5.0,  # weight of the slow average; 0 is AdamW
+        t_alpha: PositiveInt | None = None,  # steps in which alpha rises from 0; None: it is there at once
+        t_beta3: PositiveInt | None = None,  # steps in which the third beta rises from the first; None: it is there at once
+        eps: PositiveFloat = 1e-8,
+        weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
-        check(betas)
+        check_betas(betas)
         for name, value, least in (("alpha", alpha, 0), ("t_alpha", t_alpha, 1), ("t_beta3", t_beta3, 1)):
             if value is not None and not value >= least:
                 raise ValueError(f"optim.base.{name}={value}: give at least {least}")
@@ -42,18 +42,18 @@ class AdEMAMix(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        widen(self, state_dict, AVERAGES)
+        restore_promoted_state(self, state_dict, AVERAGES)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = evaluated(closure)
+        loss = run_closure(closure)
         for group in self.param_groups:
             by_step: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
             for p in group["params"]:
                 if p.grad is not None:
                     state = self.state[p]
                     if not state:
-                        state |= {key: torch.zeros_like(p, dtype=wide(p.dtype)) for key in AVERAGES}
+                        state |= {key: torch.zeros_like(p, dtype=promote_dtype(p.dtype)) for key in AVERAGES}
                         state["step"] = torch.zeros(())
                     state["step"] += 1
                     by_step[int(state["step"])].append(p)
@@ -64,10 +64,10 @@ class AdEMAMix(Optimizer):
     def _update(self, params: list[Tensor], t: int, group: dict[str, Any]) -> None:
         """The t-th step of these parameters."""
         (beta1, beta2, _), lr = group["betas"], group["lr"]
-        alpha, beta3 = mixed_in(t, group["alpha"], group["t_alpha"]), slow_beta(t, group["betas"], group["t_beta3"])
+        alpha, beta3 = schedule_alpha(t, group["alpha"], group["t_alpha"]), schedule_beta3(t, group["betas"], group["t_beta3"])
         m1, m2, v = ([self.state[p][key] for p in params] for key in AVERAGES)
-        weights = [p.to(wide(p.dtype)) for p in params]  # the parameter itself, unless it is in half precision
-        grads = [p.grad.to(wide(p.dtype)) for p in params]  # type: ignore[union-attr]
+        weights = [p.to(promote_dtype(p.dtype)) for p in params]  # the parameter itself, unless it is in half precision
+        grads = [p.grad.to(promote_dtype(p.dtype)) for p in params]  # type: ignore[union-attr]
         torch._foreach_lerp_(m1, grads, 1 - beta1)  # m1 <- beta1 m1 + (1 - beta1) g
         torch._foreach_lerp_(m2, grads, 1 - beta3)  # m2 <- beta3 m2 + (1 - beta3) g
         torch._foreach_mul_(v, beta2)  # v <- beta2 v + (1 - beta2) g^2
@@ -84,7 +84,7 @@ class AdEMAMix(Optimizer):
                 p.copy_(weight)
 
 
-def check(betas: Sequence[float]) -> None:
+def check_betas(betas: Sequence[float]) -> None:
     """Raises ValueError where they are not the three of Algorithm 1."""
     told = f"optim.base.betas={list(betas)}"
     if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
@@ -93,12 +93,12 @@ def check(betas: Sequence[float]) -> None:
         raise ValueError(f"{told}: the third is of the slow average, give more than the first, as [0.9, 0.999, 0.9999]")
 
 
-def mixed_in(t: int, alpha: float, steps: int | None) -> float:
+def schedule_alpha(t: int, alpha: float, steps: int | None) -> float:
     """Weight of the slow average at step t, counted from 1 (2409.03137, section 3): min(t alpha / steps, alpha)."""
     return min(t * alpha / steps, alpha) if steps else alpha
 
 
-def slow_beta(t: int, betas: Sequence[float], steps: int | None) -> float:
+def schedule_beta3(t: int, betas: Sequence[float], steps: int | None) -> float:
     """Decay of the slow average at step t, counted from 1: its half-life rises in a straight line (2409.03137, section 3).
 
     exp(ln beta1 ln beta3 / ((1 - t/steps) ln beta3 + t/steps ln beta1)), and beta3 at most; here with 1 / ln, of which the

@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from research import processes
 from research.callback import State
 from research.optim import fused
-from research.optim.front import Front
-from research.optim.plain import evaluated, wide, widen
-from research.when import read_moment
+from research.optim.front import GradientTransform
+from research.optim.plain import promote_dtype, restore_promoted_state, run_closure
+from research.when import parse_trigger
 
 log = logging.getLogger(__name__)
-Memory = dict[Tensor, dict[str, Any]]
+FilterState = dict[Tensor, dict[str, Any]]
 
 
-class Filter(Front):
+class Filter(GradientTransform):
     """Filters the gradients, then steps.
 
     Gradients in half precision are filtered in float32, and sparse ones whole: the slow part moves every row.
@@ -33,67 +33,67 @@ class Filter(Front):
 
     prefix = "Grokfast"
     one_pass: ClassVar[str] = ""  # the kernel that does filter and step at once: fused.py
-    heard: Mapping[str, float] = MappingProxyType({})  # the newest metrics, the same in all processes
-    warned = False  # of metrics that no evaluation tells
+    latest_metrics: Mapping[str, float] = MappingProxyType({})  # the newest metrics, the same in all processes
+    has_warned = False  # of metrics that no evaluation tells
 
     @property
-    def heeds_found_inf(self) -> bool:
+    def supports_found_inf(self) -> bool:
         """Whether a step leaves the weights alone where `found_inf` is 1: a fused base does, and the average with it."""
-        return self.one_pass == "ema" and super().heeds_found_inf
+        return self.one_pass == "ema" and super().supports_found_inf
 
-    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> Memory:
+    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
         """Add the slow part to the gradients in place; return what is new in the memory of each parameter."""
         raise TypeError(f"{type(self).__name__} has no filter")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = evaluated(closure)
+        loss = run_closure(closure)
         if fused.step(self):
             return loss
-        norm, fresh = self.defaults.get("clip_norm"), Memory()
+        norm, fresh = self.defaults.get("clip_norm"), FilterState()
         seen: list[tuple[Tensor, Tensor]] = []  # each gradient, and as it is filtered
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             raw = [p.grad for p in params if p.grad is not None]
-            grads = [widened(grad) for grad in raw] if norm or is_on(group) else raw
+            grads = [promote_gradient(grad) for grad in raw] if norm or is_on(group) else raw
             seen += zip(raw, grads, strict=True)
             if params and is_on(group):
                 fresh |= self.amplify(grads, params, group)
         if norm and seen:
-            clip([grad for _, grad in seen], norm)
+            clip_gradients([grad for _, grad in seen], norm)
         for given, grad in seen:
             if grad is not given:
                 given.copy_(grad.to_sparse(given.sparse_dim()) if given.is_sparse else grad)
-        self.base_step()
+        self.step_base()
         for p, memory in fresh.items():  # only now: AdamW sets up its own state only where there is none
             self.state[p].update(memory)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        widen(self, state_dict, ("grokfast_ema", "grokfast_ring", "grokfast_sum"))
+        restore_promoted_state(self, state_dict, ("grokfast_ema", "grokfast_ring", "grokfast_sum"))
 
-    def awaited(self) -> set[str]:
+    def watched_metrics(self) -> set[str]:
         """The metrics that turn filters on and off."""
         given = [(key, group[key]) for group in self.param_groups for key in ("start_when", "stop_when")]
-        return {read_moment(value, f"optim.{key}").metric for key, value in given if value is not None} - {""}
+        return {parse_trigger(value, f"optim.{key}").metric for key, value in given if value is not None} - {""}
 
-    def heed(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_step_begin(self, step: int, metrics: Mapping[str, float]) -> None:
         """Before a step: turn filters on and off where their moment has come, and adapt alpha, by the newest metrics."""
         for group in self.param_groups:
             moments = [group["start_when"], group["stop_when"]]
             if group.get("_heeds") != moments:  # they were changed where the run was resumed: as if it began with these
-                group |= phase(*moments)
-            start, stop = (None if value is None else read_moment(value, "a filter's moment") for value in moments)
+                group |= init_trigger_state(*moments)
+            start, stop = (None if value is None else parse_trigger(value, "a filter's moment") for value in moments)
             waits = not (group["_on"] or group["_over"])
-            if waits and start and start.has_come(step, metrics):
+            if waits and start and start.fires(step, metrics):
                 group["_on"] = True
-            if group["_on"] and stop and stop.has_come(step, metrics):
+            if group["_on"] and stop and stop.fires(step, metrics):
                 group["_on"], group["_over"] = False, True
             if not is_on(group):
                 self.forget(group["params"])
             if group.get("adapt"):
-                group["grokfast_alpha"] = group["alpha_built"] * math.exp(-group["adapt"] * overfitting(metrics))
+                group["grokfast_alpha"] = group["alpha_built"] * math.exp(-group["adapt"] * measure_overfitting(metrics))
 
     def forget(self, params: list[Tensor]) -> None:
         """Give back the filter's memory of these parameters."""
@@ -102,18 +102,18 @@ class Filter(Front):
                 del self.state[p][key]
 
 
-def phase(start_when: int | str | None, stop_when: int | str | None) -> dict[str, Any]:
+def init_trigger_state(start_when: int | str | None, stop_when: int | str | None) -> dict[str, Any]:
     """What a group keeps of its filter's moments at the beginning."""
     return {"_on": start_when is None, "_over": False, "_heeds": [start_when, stop_when]}
 
 
-def overfitting(metrics: Mapping[str, float]) -> float:
+def measure_overfitting(metrics: Mapping[str, float]) -> float:
     """GrokAdamW's signal (Hartford 2024) of the two losses, in [0, 1]: max(0, val - train) / max(val, train); 0 without one."""
     val, train = (metrics.get(f"{split}/loss", math.nan) for split in ("val", "train"))
     return max(0.0, val - train) / max(val, train) if math.isfinite(val + train) and max(val, train) > 0 else 0.0
 
 
-def clip(grads: list[Tensor], norm: float) -> None:
+def clip_gradients(grads: list[Tensor], norm: float) -> None:
     """Scale gradients in place, so that the norm of all of them together is at most `norm`."""
     total = nn.utils.get_total_norm(grads)
     torch._foreach_mul_(grads, (norm / (total + 1e-6)).clamp(max=1.0))
@@ -124,22 +124,22 @@ def is_on(group: dict[str, Any]) -> bool:
     return bool(group["lamb"] and group["_on"])
 
 
-def widened(grad: Tensor) -> Tensor:
+def promote_gradient(grad: Tensor) -> Tensor:
     """A gradient as the filter sees it: dense, and float32 at least; itself where it is that."""
     dense = grad.to_dense() if grad.is_sparse else grad
-    return dense.to(wide(dense.dtype))
+    return dense.to(promote_dtype(dense.dtype))
 
 
-def heed(optimizer: Optimizer, state: State) -> None:
+def notify_filter(optimizer: Optimizer, state: State) -> None:
     """Tell a filter how far the run is. What its metrics were at the last log point is what the first process saw."""
     if isinstance(optimizer, Filter):
-        if "val/loss" in state.logged and not optimizer.warned:
-            optimizer.warned = True
-            for metric in optimizer.awaited() - set(state.metrics):
+        if "val/loss" in state.logged and not optimizer.has_warned:
+            optimizer.has_warned = True
+            for metric in optimizer.watched_metrics() - set(state.metrics):
                 log.warning(
                     "the filter waits for %s, which no evaluation told; there are: %s", metric, ", ".join(state.metrics)
                 )
-        news = bool(state.logged) or state.step == state.first
-        if news and (optimizer.awaited() or optimizer.defaults.get("adapt")):
-            optimizer.heard = processes.everywhere(state.metrics)
-        optimizer.heed(state.step, optimizer.heard)
+        news = bool(state.logged) or state.step == state.first_step
+        if news and (optimizer.watched_metrics() or optimizer.defaults.get("adapt")):
+            optimizer.latest_metrics = processes.broadcast(state.metrics)
+        optimizer.on_step_begin(state.step, optimizer.latest_metrics)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-MADE: dict[tuple[type, type], type[Optimizer]] = {}  # by front and base: two optimizers of one kind have one class
+COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by front and base: two optimizers of one kind have one class
 
 
-class Front(Optimizer):
+class GradientTransform(Optimizer):
     """Stands before an optimizer class in the bases of `made`."""
 
     prefix: ClassVar[str] = ""  # of the name of the class that is made
@@ -20,11 +20,11 @@ class Front(Optimizer):
     _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
 
     @property
-    def heeds_found_inf(self) -> bool:
+    def supports_found_inf(self) -> bool:
         """Whether a step leaves everything alone where `found_inf` is 1: a fused base does."""
         return all(group.get("fused") for group in self.param_groups)
 
-    def base_step(self) -> None:
+    def step_base(self) -> None:
         """The base's own: torch wraps a class's step in hooks once a plain object of it was made, and ours has its own."""
         function: Any = super().step.__func__  # type: ignore[attr-defined]
         (function.__wrapped__ if getattr(function, "hooked", False) else function)(self)
@@ -32,29 +32,31 @@ class Front(Optimizer):
     def __reduce__(self) -> Any:
         """The class is made, not written down: pickle is told what of."""
         front, base = type(self).__bases__
-        return _blank, (front, base), self.__getstate__()
+        return _create_blank, (front, base), self.__getstate__()
 
 
-def in_front(front: type[Front], base: partial[Optimizer], groups: list[dict[str, Any]], lr: float) -> Optimizer:
+def wrap_optimizer(
+    transform: type[GradientTransform], base: partial[Optimizer], groups: list[dict[str, Any]], lr: float
+) -> Optimizer:
     """An optimizer of the class of both, as GrokfastAdamW. Raises ValueError where nothing can stand in front of `base`."""
     kind: Any = base.func
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or issubclass(kind, LBFGS):
         told = "computes gradients within its step" if kind is LBFGS else "is no optimizer class"
         raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {told}: give one as torch.optim.AdamW")
-    optimizer = made(front, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
+    optimizer = combine_classes(transform, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer
 
 
-def made(front: type[Front], base: type[Optimizer]) -> type[Optimizer]:
+def combine_classes(transform: type[GradientTransform], base: type[Optimizer]) -> type[Optimizer]:
     """The class of both."""
-    bases = front, base
-    if bases not in MADE:
-        MADE[bases] = type(f"{front.prefix}{base.__name__}", bases, {})
-    return MADE[bases]
+    bases = transform, base
+    if bases not in COMBINED_CLASSES:
+        COMBINED_CLASSES[bases] = type(f"{transform.prefix}{base.__name__}", bases, {})
+    return COMBINED_CLASSES[bases]
 
 
-def _blank(front: type[Front], base: type[Optimizer]) -> Optimizer:
+def _create_blank(transform: type[GradientTransform], base: type[Optimizer]) -> Optimizer:
     """One that pickle fills."""
-    kind = made(front, base)
+    kind = combine_classes(transform, base)
     return kind.__new__(kind)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.optim.filter import Filter, Memory, phase
-from research.optim.front import in_front
-from research.optim.plain import param_groups
-from research.ranges import Count, Fraction, NonNegative, Positive
-from research.when import in_vain, read_moment
+from research.optim.filter import Filter, FilterState, init_trigger_state
+from research.optim.front import wrap_optimizer
+from research.optim.plain import build_param_groups
+from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from research.when import never_active, parse_trigger
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class EMA(Filter):
 
     one_pass = "ema"
 
-    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> Memory:
-        fresh = {p: {"grokfast_ema": grad.clone()} for p, grad in zip(params, grads, strict=True) if _new(self, p)}
+    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
+        fresh = {p: {"grokfast_ema": grad.clone()} for p, grad in zip(params, grads, strict=True) if _is_new(self, p)}
         emas = [(fresh.get(p) or self.state[p])["grokfast_ema"] for p in params]
         if self.found_inf is not None:  # a verdict on the device: where it is 1 the average stays as it is
             for grad, ema in zip(grads, emas, strict=True):
@@ -44,7 +44,7 @@ class EMA(Filter):
         return fresh
 
 
-def _new(optimizer: Optimizer, p: Tensor) -> bool:
+def _is_new(optimizer: Optimizer, p: Tensor) -> bool:
     return "grokfast_ema" not in optimizer.state[p]
 
 
@@ -58,10 +58,12 @@ class MA(Filter):
 
     one_pass = "window"
 
-    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> Memory:
+    def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
         window = group["window"]
         grad_of = dict(zip(params, grads, strict=True))
-        fresh = {p: empty(grad, window) for p, grad in grad_of.items() if len(self.state[p].get("grokfast_ring", ())) != window}
+        fresh = {
+            p: init_window(grad, window) for p, grad in grad_of.items() if len(self.state[p].get("grokfast_ring", ())) != window
+        }
         memory_of = {p: fresh.get(p) or self.state[p] for p in params}
         by_age: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
         for p in params:
@@ -83,13 +85,13 @@ class MA(Filter):
         return fresh
 
 
-def empty(grad: Tensor, window: int) -> dict[str, Any]:
+def init_window(grad: Tensor, window: int) -> dict[str, Any]:
     """The memory of a window before its first gradient."""
     nothing = torch.zeros_like(grad)
     return {"grokfast_ring": torch.stack([nothing] * window), "grokfast_sum": nothing, "grokfast_seen": 0}
 
 
-def _judge(options: dict[str, Any]) -> None:
+def _check_options(options: dict[str, Any]) -> None:
     """Raises ValueError for what would turn a gradient round, or filter nothing."""
     if not 0 <= options["lamb"] < math.inf:
         raise ValueError(f"optim.lamb={options['lamb']}: the gain of the slow part must be 0 or more")
@@ -98,8 +100,8 @@ def _judge(options: dict[str, Any]) -> None:
     if options["clip_norm"] is not None and not options["clip_norm"] > 0:
         raise ValueError(f"optim.clip_norm={options['clip_norm']}: the largest norm must be above 0, or null")
     given = [(key, options[key]) for key in ("start_when", "stop_when")]
-    start, stop = (None if value is None else read_moment(value, f"optim.{key}") for key, value in given)
-    if start and stop and in_vain(start, stop):
+    start, stop = (None if value is None else parse_trigger(value, f"optim.{key}") for key, value in given)
+    if start and stop and never_active(start, stop):
         told = f"comes no later than optim.start_when={options['start_when']}: nothing is filtered"
         raise ValueError(f"optim.stop_when={options['stop_when']} {told}")
 
@@ -114,19 +116,19 @@ def _build(
     unfiltered: Sequence[str],
     options: dict[str, Any],
 ) -> Optimizer:
-    _judge(options)
+    _check_options(options)
     names = [name for name, _ in model.named_parameters()]
     if isinstance(unfiltered, str) or not all(word and any(word in name for name in names) for word in unfiltered):
         raise ValueError(f"optim.unfiltered={unfiltered}: give a list of words, each in the name of a parameter, as [embed]")
-    options |= phase(options["start_when"], options["stop_when"])
+    options |= init_trigger_state(options["start_when"], options["stop_when"])
     groups = []
-    for group in param_groups(model, weight_decay, no_decay):
+    for group in build_param_groups(model, weight_decay, no_decay):
         parts: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
         for name, p in group["params"]:
             parts[not any(word in name for word in unfiltered)].append((name, p))
         gains = {True: options["lamb"], False: 0.0}
         groups += [group | options | {"params": part, "lamb": gains[which]} for which, part in parts.items() if part]
-    optimizer = in_front(filter_class, base, groups, lr)
+    optimizer = wrap_optimizer(filter_class, base, groups, lr)
     if taken := signature(base.func).parameters.keys() & options:  # in the groups it would be both
         told = f"has a setting {min(taken)}, which is the filter's: give another, as torch.optim.AdamW"
         raise ValueError(f"optim.base._target_={base.func.__qualname__} {told}")
@@ -137,16 +139,16 @@ def _build(
 def ema(
     model: nn.Module,
     base: partial[Optimizer],
-    lr: Positive,
+    lr: PositiveFloat,
     alpha: Fraction = 0.9,
-    lamb: NonNegative = 2.0,
-    weight_decay: NonNegative = 0.0,
+    lamb: NonNegativeFloat = 2.0,
+    weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
     unfiltered: Sequence[str] = (),
     start_when: int | str | None = None,  # steps or METRIC:VALUE; None: from the first step on
     stop_when: int | str | None = None,
-    clip_norm: Positive | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
-    adapt: NonNegative = 0.0,  # alpha exp(-adapt max(0, val/loss - train/loss) / the larger of them)
+    clip_norm: PositiveFloat | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
+    adapt: NonNegativeFloat = 0.0,  # alpha exp(-adapt max(0, val/loss - train/loss) / the larger of them)
 ) -> Optimizer:
     """Grokfast-EMA over the optimizer class of `base`: 4 bytes a parameter more than the base.
 
@@ -162,15 +164,15 @@ def ema(
 def ma(
     model: nn.Module,
     base: partial[Optimizer],
-    lr: Positive,
-    window: Count = 100,
-    lamb: NonNegative = 2.0,
-    weight_decay: NonNegative = 0.0,
+    lr: PositiveFloat,
+    window: PositiveInt = 100,
+    lamb: NonNegativeFloat = 2.0,
+    weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
     unfiltered: Sequence[str] = (),
     start_when: int | str | None = None,  # steps or METRIC:VALUE; None: from the first step on
     stop_when: int | str | None = None,
-    clip_norm: Positive | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
+    clip_norm: PositiveFloat | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
 ) -> Optimizer:
     """Grokfast-MA over the optimizer class of `base`: window + 1 times the parameters more than the base, which is told.
 

@@ -7,7 +7,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 
-from research.optim.plain import evaluated
+from research.optim.plain import run_closure
 
 
 class Muon(Optimizer):
@@ -38,7 +38,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = evaluated(closure)
+        loss = run_closure(closure)
         for matrices, rule in self._rules.items():
             rule.state = self.state  # one state and one list of groups: saved, loaded and scheduled as usual
             rule.param_groups = [group for group in self.param_groups if group["matrices"] is matrices]

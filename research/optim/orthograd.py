@@ -11,29 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.optim.front import Front, in_front
-from research.optim.plain import evaluated, param_groups, wide
-from research.ranges import NonNegative, Positive
+from research.optim.front import GradientTransform, wrap_optimizer
+from research.optim.plain import build_param_groups, promote_dtype, run_closure
+from research.ranges import NonNegativeFloat, PositiveFloat
 
 EPS = 1e-30  # beside w.w: weights of zero have no direction, and their gradient stays as it is
 NOISE = 16  # roundings: what is left of a gradient below so many of its own is no direction but chance
 
 
-class OrthoGrad(Front):
+class OrthoGrad(GradientTransform):
     """Turns p.grad in place, then steps."""
 
     prefix = "OrthoGrad"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = evaluated(closure)
-        turn([p for group in self.param_groups for p in group["params"] if p.grad is not None])
-        self.base_step()
+        loss = run_closure(closure)
+        orthogonalize_gradients([p for group in self.param_groups for p in group["params"] if p.grad is not None])
+        self.step_base()
         return loss
 
 
 @torch.no_grad()
-def turn(params: Sequence[Tensor]) -> None:
+def orthogonalize_gradients(params: Sequence[Tensor]) -> None:
     """Each gradient without its part along the weights (2501.04697, section 5), and as long as before.
 
     In place. A single number has nothing but its own direction: its gradient stays. Of sharded weights the products are
@@ -42,19 +42,19 @@ def turn(params: Sequence[Tensor]) -> None:
     params = [p for p in params if p.numel() > 1]
     if not params:
         return
-    weights = [p.to(wide(p.dtype)) for p in params]
-    grads = [p.grad.to(wide(p.dtype)) for p in params]  # type: ignore[union-attr]  # p.grad itself, unless in half precision
+    weights = [p.to(promote_dtype(p.dtype)) for p in params]
+    grads = [p.grad.to(promote_dtype(p.dtype)) for p in params]  # type: ignore[union-attr]  # p.grad itself, unless in half precision
     before = torch._foreach_norm(grads)
     along = [product.sum() for product in torch._foreach_mul(weights, grads)]
     shares = [dot / (norm.square() + EPS) for dot, norm in zip(along, torch._foreach_norm(weights), strict=True)]
     torch._foreach_addcmul_(grads, weights, shares, value=-1)  # g - (w.g / w.w) w
-    torch._foreach_mul_(grads, list(map(_scale, before, torch._foreach_norm(grads))))
+    torch._foreach_mul_(grads, list(map(_compute_rescale, before, torch._foreach_norm(grads))))
     for p, grad in zip(params, grads, strict=True):
         if grad is not p.grad:
             p.grad.copy_(grad)  # type: ignore[union-attr]
 
 
-def _scale(before: Tensor, after: Tensor) -> Tensor:
+def _compute_rescale(before: Tensor, after: Tensor) -> Tensor:
     """What gives a gradient its length back; 0 where only rounding is left of it."""
     return torch.where(after > NOISE * torch.finfo(after.dtype).eps * before, before / after, 0.0)
 
@@ -62,12 +62,12 @@ def _scale(before: Tensor, after: Tensor) -> Tensor:
 def orthograd(
     model: nn.Module,
     base: partial[Optimizer],
-    lr: Positive,
-    weight_decay: NonNegative = 0.0,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
     """OrthoGrad over the optimizer class of `base`; it needs no memory of its own.
 
     Raises ValueError for a base that is no optimizer class.
     """
-    return in_front(OrthoGrad, base, param_groups(model, weight_decay, no_decay), lr)
+    return wrap_optimizer(OrthoGrad, base, build_param_groups(model, weight_decay, no_decay), lr)

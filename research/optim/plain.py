@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from research.ranges import NonNegative, Positive
+from research.ranges import NonNegativeFloat, PositiveFloat
 
 
-def param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
+def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
     """Two groups of named parameters: decayed, and not (the name holds one of `no_decay`).
 
     The embedding is decayed unless you say so: grokking on modular arithmetic needs it.
@@ -24,18 +24,18 @@ def param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str])
     return [group for group in groups if group["params"]]
 
 
-def plain(
+def from_base(
     model: nn.Module,
     base: partial[Optimizer],  # a torch optimizer class and its own settings
-    lr: Positive,
-    weight_decay: NonNegative = 0.0,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
     """The optimizer itself, over the two groups."""
-    return base(param_groups(model, weight_decay, no_decay), lr=lr)
+    return base(build_param_groups(model, weight_decay, no_decay), lr=lr)
 
 
-def evaluated(closure: Callable[[], Any] | None) -> Any:
+def run_closure(closure: Callable[[], Any] | None) -> Any:
     """What a step's closure gives: the loss, whose gradients it computes; None without one."""
     if closure is None:
         return None
@@ -43,16 +43,16 @@ def evaluated(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def promote_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which a mean of numbers is kept: float32 of those in half precision."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def widen(optimizer: Optimizer, saved: dict[str, Any], keys: Sequence[str]) -> None:
+def restore_promoted_state(optimizer: Optimizer, saved: dict[str, Any], keys: Sequence[str]) -> None:
     """After a load_state_dict of `saved`: these parts of the state as they were saved. torch has rounded them to the
     parameter's type.
     """
     for then, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         for index, p in zip(then["params"], group["params"], strict=True):
             for key in set(keys) & set(saved["state"].get(index, ())):
-                optimizer.state[p][key] = saved["state"][index][key].to(p.device, wide(p.dtype), copy=True)
+                optimizer.state[p][key] = saved["state"][index][key].to(p.device, promote_dtype(p.dtype), copy=True)

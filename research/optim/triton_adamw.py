@@ -66,7 +66,7 @@ def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.co
         tl.store(p + i, x * decay - rate * (first / (tl.sqrt(second) * root + eps)), mask=inside)
 
 
-def numbers_of(group: dict[str, Any]) -> tuple[float, ...]:
+def get_kernel_settings(group: dict[str, Any]) -> tuple[float, ...]:
     """What a group's step is made with, in the order of the kernel."""
     lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
     apart = group["decoupled_weight_decay"]
@@ -93,24 +93,28 @@ def step(
     for p, grad, average, group, state in zip(params, grads, averages, groups, states, strict=True):
         kept = [state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq", "step")]
         rows.append([p.data_ptr(), grad.data_ptr(), *kept, 0 if average is None else average.data_ptr(), p.numel()])
-        numbers.append(numbers_of(group))
+        numbers.append(get_kernel_settings(group))
     pieces = [(which, start) for which, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
     if found_inf is not None:
         found_inf = found_inf.to(device, non_blocking=True)
     if pieces:
-        tables = _sent(rows, torch.int64, device), _sent(numbers, torch.float32, device), _sent(pieces, torch.int64, device)
+        tables = (
+            _send_to_device(rows, torch.int64, device),
+            _send_to_device(numbers, torch.float32, device),
+            _send_to_device(pieces, torch.int64, device),
+        )
         with torch.cuda.device_of(params[0]):
             _kernel[(len(pieces),)](*tables, found_inf, CHUNK, BLOCK)
     if found_inf is not None:  # after the kernel, which has read the counts: what was left out is no step
         torch._foreach_sub_(counts, [found_inf] * len(counts))
 
 
-def _sent(rows: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _send_to_device(rows: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A table on its way to the device: out of pinned memory, for the host would wait for a copy of any other."""
     return torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def works(device: torch.device) -> bool:
+def passes_self_test(device: torch.device) -> bool:
     """Whether a step on a device gives what it must: from 1 with the gradient 1, a step of lr and a decay of lr / 2.
 
     A second one is left out.

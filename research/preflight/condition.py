@@ -31,7 +31,7 @@ class Condition:
 
     def _check(self, node: ast.expr) -> None:
         """Only what `_value` knows. Raises SyntaxError for the rest."""
-        if name := dotted(node):
+        if name := to_dotted_key(node):
             self.names.add(name)
             return
         if not isinstance(node, ast.Constant | ast.BoolOp | ast.UnaryOp | ast.Compare | ast.List | ast.Tuple):
@@ -49,35 +49,35 @@ class Condition:
         if not self.names <= known.keys():
             return False
         try:
-            return bool(self._value(self.tree, known))
+            return bool(self._evaluate(self.tree, known))
         except TypeError as error:
             raise ValueError(f"{self.setting}={self.source}: {error}") from error
 
-    def _value(self, node: ast.expr, known: Mapping[str, Any]) -> Any:
-        if name := dotted(node):
+    def _evaluate(self, node: ast.expr, known: Mapping[str, Any]) -> Any:
+        if name := to_dotted_key(node):
             return known[name]
         match node:
             case ast.Constant():
                 return node.value
             case ast.List() | ast.Tuple():
-                return [self._value(each, known) for each in node.elts]
+                return [self._evaluate(each, known) for each in node.elts]
             case ast.UnaryOp():
-                value = self._value(node.operand, known)
+                value = self._evaluate(node.operand, known)
                 return not value if isinstance(node.op, ast.Not) else -value
             case ast.BoolOp():
                 judge = all if isinstance(node.op, ast.And) else any
-                return judge(self._value(each, known) for each in node.values)
+                return judge(self._evaluate(each, known) for each in node.values)
             case ast.Compare():
-                values = [self._value(each, known) for each in (node.left, *node.comparators)]
+                values = [self._evaluate(each, known) for each in (node.left, *node.comparators)]
                 pairs = zip(node.ops, values, values[1:], strict=False)
                 return all(COMPARE[type(op)](left, right) for op, left, right in pairs)
         raise AssertionError("checked when it was read")
 
 
-def dotted(node: ast.expr) -> str:
+def to_dotted_key(node: ast.expr) -> str:
     """A key with its dots; empty where the node is something else."""
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Attribute) and (owner := dotted(node.value)):
+    if isinstance(node, ast.Attribute) and (owner := to_dotted_key(node.value)):
         return f"{owner}.{node.attr}"
     return ""

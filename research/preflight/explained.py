@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
-from research.preflight.overrides import mistake
+from research.preflight.overrides import format_mistake
 
 
-class Quiet:
+class FilteredStream:
     """stderr without Hydra's announcement of an error that is told right after it."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -24,7 +24,7 @@ class Quiet:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explain_errors() -> Iterator[None]:
     """What the user can mend ends in a line and exit code 1; a bug keeps its traceback, as all do with HYDRA_FULL_ERROR=1."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
@@ -36,7 +36,11 @@ def explained() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or else Hydra prints the error itself
     stderr = sys.stderr
     try:
-        with nullcontext() if "--multirun" in sys.argv or "-m" in sys.argv else redirect_stderr(cast(TextIO, Quiet(stderr))):
+        with (
+            nullcontext()
+            if "--multirun" in sys.argv or "-m" in sys.argv
+            else redirect_stderr(cast(TextIO, FilteredStream(stderr)))
+        ):
             yield
     except KeyboardInterrupt:
         print("interrupted", file=stderr)
@@ -46,7 +50,7 @@ def explained() -> Iterator[None]:
         if not isinstance(cause, mendable):
             raise
         logs = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
-        print(mistake(*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:])), file=stderr)
+        print(format_mistake(*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:])), file=stderr)
         sys.exit(1)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]

@@ -27,13 +27,13 @@ Hydra's own flags still work: --cfg job, --info, --hydra-help; HYDRA_FULL_ERROR=
 
 
 @cache
-def groups() -> dict[str, list[str]]:
+def list_groups() -> dict[str, list[str]]:
     """The options of each group, the groups in the order of the defaults list."""
-    names = [*defaults(), *sorted(folder.name for folder in CONF.iterdir())]
+    names = [*read_defaults(), *sorted(folder.name for folder in CONF.iterdir())]
     return {name: sorted(file.stem for file in (CONF / name).glob("*.yaml")) for name in names if (CONF / name).is_dir()}
 
 
-def defaults() -> dict[str, str]:
+def read_defaults() -> dict[str, str]:
     """The option that each group has unless another is chosen."""
     return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(), re.MULTILINE))
 
@@ -44,10 +44,10 @@ def describe(file: Path) -> str:
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-def help_text() -> str:
+def build_help_text() -> str:
     """What --help prints."""
-    rows, default, config = [], defaults(), (CONF / "config.yaml").read_text()
-    for group, options in groups().items():
+    rows, default, config = [], read_defaults(), (CONF / "config.yaml").read_text()
+    for group, options in list_groups().items():
         for option in options:
             title, mark = group if option == options[0] else "", "*" if default.get(group) == option else " "
             rows.append(f"  {title:<11}{mark}{option:<15}{describe(CONF / group / f'{option}.yaml')}")
@@ -55,7 +55,7 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(rows), keys="\n".join(f"  {line}" for line in keys))
 
 
-def component(group: str, option: str) -> str:
+def find_target(group: str, option: str) -> str:
     """The `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
     for _ in range(8):
         file = CONF / group / f"{option}.yaml"

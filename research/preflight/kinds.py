@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-WORDS = {
+TYPE_LABELS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -13,7 +13,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueType:
     """One alternative of an annotation."""
 
     name: str  # int, float, bool, str, list, null, path, choice; any: not checked
@@ -21,14 +21,14 @@ class Kind:
     choices: tuple[object, ...] = ()
 
     def __str__(self) -> str:
-        words = ", ".join(map(str, self.choices)) or WORDS.get(self.name, self.name)
+        words = ", ".join(map(str, self.choices)) or TYPE_LABELS.get(self.name, self.name)
         return f"{words} in {self.interval}" if self.interval else words
 
     def accepts(self, value: object) -> bool:
         """An int is a float; a bool is neither."""
         if self.name in ("int", "float"):
             number = type(value) is int or (type(value) is float and self.name == "float")
-            return number and (not self.interval or inside(self.interval, cast(float, value)))
+            return number and (not self.interval or is_in_interval(self.interval, cast(float, value)))
         checks = {
             "choice": any(type(value) is type(choice) and value == choice for choice in self.choices),
             "str": isinstance(value, str) and value != "",
@@ -40,10 +40,10 @@ class Kind:
         return checks.get(self.name, True)
 
 
-ANY = Kind("any")
+ANY = ValueType("any")
 
 
-def inside(interval: str, value: float) -> bool:
+def is_in_interval(interval: str, value: float) -> bool:
     """Whether `value` lies in an interval such as "[0, 1)", or in a set such as "{1, 2}"; NaN lies nowhere."""
     ends = [float(end) for end in interval[1:-1].split(",")]
     if interval[0] == "{":

@@ -4,23 +4,23 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 
 
-def shared(a: str, b: str) -> int:
+def count_common_prefix(a: str, b: str) -> int:
     """How many letters two words begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def changed(a: str, b: str) -> int:
+def count_changed_letters(a: str, b: str) -> int:
     """Letters between the common start and the common end: 1 for a slip of the finger, 2 for two letters swapped."""
-    start = shared(a, b)
-    return max(len(a), len(b)) - start - shared(a[start:][::-1], b[start:][::-1])
+    start = count_common_prefix(a, b)
+    return max(len(a), len(b)) - start - count_common_prefix(a[start:][::-1], b[start:][::-1])
 
 
-def meant(word: str, names: list[str]) -> list[str]:
+def suggest(word: str, names: list[str]) -> list[str]:
     """The names, at most three, that `word` may stand for; a key may have been given by its last part alone."""
     ranked = []
     tail = word.rpartition(".")[2]
     for name in names:
-        slip, tail_slip = changed(word, name), changed(tail, name.rpartition(".")[2])
+        slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
         likeness = SequenceMatcher(None, word, name).ratio()
         near = (slip <= 1 < max(len(word), len(name)), tail_slip == 0, slip == 2 or tail_slip == 1 < len(tail), likeness > 0.7)
         if True in near:

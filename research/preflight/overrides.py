@@ -5,29 +5,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from research.preflight.help import groups
-from research.preflight.meant import meant
+from research.preflight.help import list_groups
+from research.preflight.meant import suggest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-SWEPT_AT_MOST = 50  # values of a sweep that are looked at
-LINES = 6  # of one mistake
+MAX_SWEEP_VALUES = 50  # values of a sweep that are looked at
+MAX_LINES = 6  # of one mistake
 
 
-class Clash(NamedTuple):
+class Conflict(NamedTuple):
     """Keys that do not go together: what is wrong, and the values that would do."""
 
     keys: tuple[str, ...]
-    told: str
+    message: str
     fix: str
 
 
-def mistake(head: str, *lines: str) -> str:
-    return "\n  ".join((f"error: {head}", *(line for line in lines[: LINES - 1] if line)))
+def format_mistake(head: str, *lines: str) -> str:
+    return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
 
 
-def key(override: "Override") -> str:
+def get_key(override: "Override") -> str:
     return str(override.get_key_element()).lstrip("+~")
 
 
@@ -52,11 +52,11 @@ def parse(arguments: list[str]) -> tuple[list["Override"], list[str]]:
             quoted = value.replace('"', "'")
             lines = [f"{value} cannot be read: brackets must close; text with brackets, commas or = needs quotes"]
             lines += [f"a list: '{name}=[a,b]'   text: '{name}=\"{quoted}\"'"]
-        wrong.append(mistake(argument, *lines))
+        wrong.append(format_mistake(argument, *lines))
     return overrides, wrong
 
 
-def ambiguous(override: "Override") -> str:
+def check_no_sweep(override: "Override") -> str:
     """What Hydra says to a sweep without -m."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.errors import ConfigCompositionException
@@ -65,11 +65,11 @@ def ambiguous(override: "Override") -> str:
     try:
         ConfigLoaderImpl.validate_sweep_overrides_legal([override], RunMode.RUN, from_shell=True)
     except ConfigCompositionException as error:
-        return mistake(str(override.input_line), *str(error).splitlines())
+        return format_mistake(str(override.input_line), *str(error).splitlines())
     return ""
 
 
-def values(override: "Override") -> list[str]:
+def expand_sweep(override: "Override") -> list[str]:
     """Each value of a sweep as an override of its own; of an interval its ends."""
     from hydra.core.override_parser.types import Glob, IntervalSweep, QuotedString, Transformer
 
@@ -79,38 +79,38 @@ def values(override: "Override") -> list[str]:
     if isinstance(swept, IntervalSweep):
         texts = [str(swept.start), str(swept.end)]
     elif isinstance(swept, Glob):
-        texts = swept.filter(groups().get(override.key_or_group, []))
+        texts = swept.filter(list_groups().get(override.key_or_group, []))
     else:
-        found = islice(override.sweep_iterator(transformer=Transformer.identity), SWEPT_AT_MOST)
-        texts = [written(each.text if isinstance(each, QuotedString) else each) for each in found]
+        found = islice(override.sweep_iterator(transformer=Transformer.identity), MAX_SWEEP_VALUES)
+        texts = [to_override(each.text if isinstance(each, QuotedString) else each) for each in found]
     return [f"{override.get_key_element()}={text}" for text in texts]
 
 
-def nothing(override: "Override") -> str:
+def check_sweep_values(override: "Override") -> str:
     """What is wrong with a sweep over no value at all; of groups `no_option` tells."""
-    return mistake(str(override.input_line), "nothing is between start and stop") if not values(override) else ""
+    return format_mistake(str(override.input_line), "nothing is between start and stop") if not expand_sweep(override) else ""
 
 
-def no_option(override: "Override") -> str:
+def check_option(override: "Override") -> str:
     """What is wrong with the choice of a group's option."""
     group, line = override.key_or_group, str(override.input_line)
-    options = groups().get(group)
+    options = list_groups().get(group)
     if options is None or override.is_delete():
         return ""
-    chosen = [each.value() for each in parse(values(override))[0]]
+    chosen = [each.value() for each in parse(expand_sweep(override))[0]]
     for name in [name for value in chosen for name in (value if isinstance(value, list) else [value])]:
         if name is None:
-            return mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
+            return format_mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
         if name not in options:
-            near = meant(str(name), options)
+            near = suggest(str(name), options)
             there = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-            return mistake(line, there, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
-    return "" if chosen else mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
+            return format_mistake(line, there, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
+    return "" if chosen else format_mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
 
 
-def variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
+def iter_variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
     """The first run of a sweep, then one run for each other value of each key."""
-    sweeps = [parse(values(override))[0] for override in overrides]
+    sweeps = [parse(expand_sweep(override))[0] for override in overrides]
     first = [sweep[0] for sweep in sweeps]
     yield first
     for place, sweep in enumerate(sweeps):
@@ -118,7 +118,7 @@ def variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
             yield [*first[:place], other, *first[place + 1 :]]
 
 
-def written(value: Any) -> str:
+def to_override(value: Any) -> str:
     """A value as an override gives it, so that Hydra reads back the very same."""
     from hydra.core.override_parser.types import QuotedString
 
@@ -128,13 +128,13 @@ def written(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{written(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{to_override(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(map(written, value)) + "]"
-    return plain(str(value))
+        return "[" + ",".join(map(to_override, value)) + "]"
+    return quote_if_needed(str(value))
 
 
-def plain(text: str) -> str:
+def quote_if_needed(text: str) -> str:
     """A text without quotes where Hydra reads it so, or else in quotes."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
