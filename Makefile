@@ -38,7 +38,7 @@ test-matrix:
 	echo "$$sum" > .venv-matrix/complete
 	@OMP_NUM_THREADS=1 PYTHONWARNINGS="ignore:The version_base parameter" \
 	  .venv-matrix/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal \
-	  tests/test_sweep*.py tests/test_storages.py $(ARGS)
+	  tests/sweep tests/tracking/test_optuna_storage.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -60,8 +60,8 @@ check-native: setup
 	  cache="$$(mktemp -d)"; ran=yes; \
 	  ( export CC="$$cc $$flags" GROKBIT_CACHE="$$cache" OMP_NUM_THREADS=1 LD_PRELOAD="$${flags:+$$preload}" \
 	      ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
-	    $(BIN)/python -c 'import sys; from research.nn import native; from research.optim import fused; sys.exit(None in (native.get_library(), fused.get_library()))' && \
-	    $(BIN)/python -m pytest tests/test_native.py tests/test_packed.py tests/test_decode.py tests/test_fused.py $(ARGS) ); \
+	    $(BIN)/python -c 'import sys; from research.kernels import ternary as native; from research.optim import fused; sys.exit(None in (native.get_library(), fused.get_library()))' && \
+	    $(BIN)/python -m pytest tests/kernels/test_build.py tests/nn/nn/test_packed.py tests/nn/nn/test_decode.py tests/optim/optim/test_fused.py $(ARGS) ); \
 	  status=$$?; rm -rf "$$cache"; [ $$status = 0 ] || exit $$status; \
 	done; [ -n "$$ran" ]
 

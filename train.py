@@ -2,8 +2,8 @@
 
 import sys
 
-from research.preflight.command import check
-from research.preflight.explained import explain_errors
+from research.preflight.check import check
+from research.preflight.errors import explain_errors
 
 if __name__ == "__main__":
     sys.argv = check(sys.argv)  # before anything heavy is imported

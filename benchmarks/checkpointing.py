@@ -24,16 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from research import checkpoint
-from research.callback import Callback, State
 from research.callbacks.checkpoint import Checkpoint
-from research.checkpoint import Snapshot
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.optim.plain import from_base
+from research.optim.param_groups import from_base
 from research.optim.schedules import constant
-from research.trainer import Trainer
+from research.training import checkpoint
+from research.training.checkpoint import Snapshot
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
 
 BOUNDS = {"commit/plain": 0.5, "background/none": 1.03}
 WINDOW, BATCH = 100, 16  # steps, samples

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from research.dataset import Tokens
+from research.data.spec import Tokens
 from research.export.layout import LINEARS, MODULE_NAMES
 from research.generate.stream import retain_memory
 from research.models.transformer import Transformer

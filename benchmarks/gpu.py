@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research.dataset import Tokens
+from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.nn.packed import PackedLinear

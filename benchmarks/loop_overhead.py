@@ -39,14 +39,14 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 from turns import FinishStep, run_interleaved
 
-from research.callback import Callback, State
 from research.data.modular import modular
-from research.dataset import Split
+from research.data.spec import Split
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.optim.plain import from_base
+from research.optim.param_groups import from_base
 from research.optim.schedules import constant
-from research.trainer import Trainer
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
 
 BATCH, CLIP, LOG_EVERY, ENDLESS = 64, 1.0, 10, 10**9
 BOUNDS = {"ours/by hand": 1.03}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from research.folder import read_json
+from research.run_dir import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = {"steps": 1 / 3, "lost points": 0.5}

@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from research.folder import read_json
-from research.trial import get_storage
+from research.run_dir import read_json
+from research.tracking.optuna_storage import get_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=120", "eval_every=10", "callbacks.checkpoint.every=20"]

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-from research.nn import native
+from research.kernels import ternary
 from research.nn.packed import PackedLinear, move_to_huge_pages
 from research.nn.tiles import unpack
 
@@ -133,13 +133,13 @@ def make_layer_arm(modules: nn.ModuleList, x: Tensor) -> Arm:
 
 def make_kernel_arms(layers: nn.ModuleList, x: Tensor) -> tuple[Arm, Arm]:
     """The kernels alone, and the reading of all weights, which lie side by side."""
-    library, first = native.get_library(), layers[0]
+    library, first = ternary.get_library(), layers[0]
     assert library is not None, "there is no C compiler"
     assert isinstance(first, PackedLinear)
     (rows, width), out, count = x.shape, first.out_features, len(layers)
     y = torch.empty(rows, out)
-    made = [native.Matrix(layer.codes.data_ptr(), layer.step.data_ptr(), out, width, 2) for layer in layers]
-    matrices = (native.Matrix * count)(*made)
+    made = [ternary.Matrix(layer.codes.data_ptr(), layer.step.data_ptr(), out, width, 2) for layer in layers]
+    matrices = (ternary.Matrix * count)(*made)
 
     def run_kernel(threads: int) -> float:
         started = time.perf_counter()
@@ -231,7 +231,7 @@ def main() -> None:
     ggml = Ggml() if importlib.util.find_spec("llama_cpp") else None
     if ggml is None:
         print("TQ2_0 is not compared: pip install llama-cpp-python")
-    library = native.get_library()
+    library = ternary.get_library()
     print(f"kernels: {next(iter(library.isas)) if library else 'none'}")
     titles = ("rows x layer", "threads", "kernel, us", "layer, us", "GB/s, GOP/s", "over TQ2_0", "over bf16", "bandwidth")
     print("".join(f"{title:>{w}}" for title, w in zip(titles, WIDTHS, strict=True)))

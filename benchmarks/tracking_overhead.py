@@ -24,14 +24,14 @@ from torch import nn
 from torch.optim import AdamW
 
 from research.data.modular import modular
-from research.folder import RunConfig
-from research.jsonl import FINISHED, Tracker
 from research.losses import last_token
 from research.models.transformer import Transformer
-from research.optim.plain import from_base
+from research.optim.param_groups import from_base
 from research.optim.schedules import constant
-from research.tracking import MLflow
-from research.trainer import Trainer
+from research.run_dir import RunConfig
+from research.tracking.jsonl import FINISHED, Tracker
+from research.tracking.mlflow import MLflow
+from research.training.trainer import Trainer
 
 BOUNDS = {"mlflow/none": 1.05}
 DATA = modular(p=23)

@@ -36,10 +36,10 @@ import torch.nn.functional as F
 from options import make_choices_parser, make_count_parser
 from torch import Tensor, nn
 
-from research.dataset import Tokens
+from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
-from research.optim.plain import from_base
+from research.optim.param_groups import from_base
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3  # steps that do not count
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--threads", type=make_count_parser(1), default=2, help="1: CPU time")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the peers' own
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))  # as in research/trainer.py
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))  # as in research/training/trainer.py
     random.seed(0)
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter

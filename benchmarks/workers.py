@@ -73,9 +73,9 @@ def count_faults(folder: Path, url: str, trials: int, output: str) -> dict[str, 
     """What is missing, what was run twice, and what went wrong."""
     import optuna
 
-    from research import trial
+    from research.tracking import optuna_storage
 
-    study = optuna.load_study(study_name="many", storage=trial.get_storage(url))
+    study = optuna.load_study(study_name="many", storage=optuna_storage.get_storage(url))
     complete = [each for each in study.trials if each.state == optuna.trial.TrialState.COMPLETE]
     folders = {int(path.name) for path in folder.glob("sweeps/many/*") if path.name.isdecimal()}
     there = {each.number for each in complete} & folders & set(range(trials))

@@ -14,16 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from research import callback, checkpoint, folder, processes
-from research.callback import Callback, State
-from research.checkpoint import hash_weights
-from research.folder import RunConfig
-from research.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
+from research import run_dir
+from research.load import instantiate
 from research.nn.bitlinear import bitlinear_layers
+from research.run_dir import RunConfig
 from research.seeding import seed_all
 from research.signals import get_exit_code, watch
-from research.trained import instantiate
-from research.trainer import Trainer
+from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
+from research.training import checkpoint, distributed
+from research.training.checkpoint import hash_weights
+from research.training.state import PRUNED_REASON, Callback, State
+from research.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,10 @@ def run(cfg: DictConfig) -> float:
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
     asked = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of a run are one
-    if (value := processes.broadcast(get_finished_value(asked))) is not None:
+    if (value := distributed.broadcast(get_finished_value(asked))) is not None:
         return float(value)
-    writes = processes.get_launched_ranks()[0] == 0
-    with watch(), folder.lock(asked.folder) if writes else nullcontext():
+    writes = distributed.get_launched_ranks()[0] == 0
+    with watch(), run_dir.lock(asked.folder) if writes else nullcontext():
         tracker: Tracker = instantiate(cfg.tracker) if writes else Tracker()
         opening = RunRecorder(asked, OmegaConf.to_yaml(cfg, resolve=True), tracker)
         started, status, error = time.perf_counter(), FAILED, ""
@@ -50,7 +51,7 @@ def run(cfg: DictConfig) -> float:
             if writes and not asked.resumed:
                 opening.record()
             tracker.state = state = train(cfg, asked, trainer, [opening, tracker])
-            status = STOPPED if state.signum else PRUNED if state.stop == callback.PRUNED_REASON else FINISHED
+            status = STOPPED if state.signum else PRUNED if state.stop == PRUNED_REASON else FINISHED
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
@@ -63,7 +64,7 @@ def run(cfg: DictConfig) -> float:
             outcome |= build_summary(cfg.monitor, tracker.state)
             try:
                 if opening.recorded:
-                    folder.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
+                    run_dir.write_json(asked.folder / "summary.json", outcome | {"mlflow_run_id": tracker.run_id})
             finally:
                 tracker.finish(status, outcome)  # also where the disk is full
     if state.signum:
@@ -84,14 +85,14 @@ class RunRecorder(Callback):
             self.record()
 
     def record(self) -> None:
-        folder.begin_run_folder(self.run_config, self.config_yaml)
+        run_dir.begin_run_folder(self.run_config, self.config_yaml)
         self.recorded = True
         self.tracker.start(self.run_config)
 
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, first_callbacks: list[Callback]) -> State:
     """Build every part by its `_target_` and fit."""
-    place, resume = processes.broadcast((run_config.folder, run_config.resume))
+    place, resume = distributed.broadcast((run_config.folder, run_config.resume))
     seed_all(cfg.seed)
     data = instantiate(cfg.data)
     model = trainer.to_device(instantiate(cfg.model, data.shape))
@@ -115,7 +116,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, first_callba
 
 def get_finished_value(run_config: RunConfig) -> float | None:
     """The value that this very run has reached already; None where there is something left to do."""
-    told = folder.read_json(run_config.folder / "summary.json") if run_config.resumed else {}
+    told = run_dir.read_json(run_config.folder / "summary.json") if run_config.resumed else {}
     if told.get("status") != FINISHED or told.get("config") != run_config.digest:
         return None
     print(f"finished already: {run_config.folder}, best {told['monitor']} {told['value']}")
@@ -134,7 +135,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     place = Path(hydra.runtime.output_dir).resolve()
     resume = resolve_resume(cfg.resume.path, place)
     goes_on = resume is not None and place in (resume, *resume.parents) and not cfg.resume.weights_only
-    if cfg.resume.path == "auto" and resume is None and processes.get_launched_ranks()[0] == 0 and not in_sweep:
+    if cfg.resume.path == "auto" and resume is None and distributed.get_launched_ranks()[0] == 0 and not in_sweep:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {place.parent}: a fresh start")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return RunConfig(
@@ -175,7 +176,7 @@ def build_summary(monitor: str, state: State | None) -> dict[str, Any]:
         "train_s": state.seconds,
         "samples_per_s": rate / (state.data.shape.seq_len if state.data.unit == "token" else 1),
         "tokens_per_s": rate if state.data.unit == "token" else None,
-        "peak_rss_mb": folder.get_peak_rss_mb(),
+        "peak_rss_mb": run_dir.get_peak_rss_mb(),
         "shape": state.data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
         "rounded": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),

@@ -1,6 +1,10 @@
 """Randomness as a pure function of (seed, step): nothing to save, nothing to restore."""
 
+from functools import lru_cache
+
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
 
@@ -30,3 +34,24 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     torch.default_generator.manual_seed(key)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(key)
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> Int[Tensor, "n"]:
+    """The order of the n samples in one epoch."""
+    generator = torch.Generator().manual_seed(fold_in(seed, 2, epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def sample_indices(seed: int, start: int, count: int, n: int) -> Int[Tensor, "count"]:
+    """Samples number start .. start+count-1 of the endless stream of epochs.
+
+    Every batch is full: one that reaches the end of an epoch goes on in the next.
+    """
+    parts = []
+    while count > 0:
+        epoch, offset = divmod(start, n)
+        part = permutation(seed, epoch, n)[offset : offset + count]
+        parts.append(part)
+        start, count = start + len(part), count - len(part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

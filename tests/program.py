@@ -21,7 +21,7 @@ TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_si
 FORK_SERVER = """
 import gc, json, os, runpy, sys, warnings
 import matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_store, optuna, sklearn.datasets, torch._dynamo
-import research.report, research.run, research.tracking
+import research.report.report, research.run, research.tracking.mlflow
 
 gc.collect()
 gc.freeze()  # or else half of a run's time goes into looking for garbage among what was imported

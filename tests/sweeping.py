@@ -9,16 +9,15 @@ from typing import Any
 
 import optuna
 import yaml
-from program import run
+from program import ROOT, run
 
-from research.trial import get_storage
+from research.tracking.optuna_storage import get_storage
 
 WARNINGS = "error,ignore:The version_base parameter"  # Hydra 1.4 on what 1.3 wants
-ROOT = Path(__file__).resolve().parents[1]
 APP = """
 import os, signal, time
 import hydra
-from research.trial import get_current_trial
+from research.tracking.optuna_storage import get_current_trial
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")

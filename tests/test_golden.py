@@ -5,19 +5,18 @@ A change that is meant to move them rewrites the file in its own commit: python 
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from program import ROOT
 
-from research.callback import Callback, State
-from research.dataset import Split
+from research.data.spec import Split
 from research.run import instantiate
 from research.seeding import seed_all
+from research.training.state import Callback, State
 
-ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
 MODELS, OPTIMS = ("bitnet", "bitnet_2b4t", "transformer", "bitmlp", "mlp"), ("adamw", "grokfast", "grokfast_ma", "muon", "sgd")
 MORE = ("decoder adam", "bitdecoder adamw", "bitmlp grokadamw", "bitmlp momentum", "bitmlp ademamix", "bitmlp orthograd")

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHON = f"""#!/bin/sh
 if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi
 echo "$@" >> calls

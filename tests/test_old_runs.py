@@ -11,8 +11,8 @@ import program
 import pytest
 from safetensors.numpy import load_file
 
-from research.checkpoint import hash_weights
-from research.trained import load_run
+from research.load import load_run
+from research.training.checkpoint import hash_weights
 
 OLD = Path(__file__).parent / "fixtures" / "v1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -84,6 +84,6 @@ def test_an_old_run_is_exported_to_the_bytes_of_then(tmp_path: Path) -> None:
 def test_an_old_sweep_is_reported_again(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     shutil.copytree(OLD / "sweep", sweep)
-    run_module(tmp_path, "research.report", str(sweep))
+    run_module(tmp_path, "research.report.report", str(sweep))
     assert (sweep / "trials.csv").read_text() == (OLD / "sweep" / "trials.csv").read_text()
     assert "0.3649" in (sweep / "results.md").read_text()

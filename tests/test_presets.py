@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from program import train
+from program import ROOT, train
 
-ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "tracker=jsonl"]
 

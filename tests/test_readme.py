@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import make_environment, train
+from program import ROOT, make_environment, train
 from torch.distributed.run import get_args_parser
 
-from research.preflight.command import find_mistakes
+from research.preflight.check import find_mistakes
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")]
 TEXTS = {path: path.read_text() for path in PAGES}
 README = TEXTS[ROOT / "README.md"]

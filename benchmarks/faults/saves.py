@@ -126,7 +126,7 @@ def save_steps(system: System) -> Iterator[Path]:
 
 def is_damage_named(root: Path, path: Path | None) -> bool:
     """Whether the newest checkpoint is refused, with the name of the file that is damaged."""
-    from research import checkpoint
+    from research.training import checkpoint
 
     try:
         checkpoint.read(checkpoint.find(root)[0])

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from research.callback import Callback, State
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
 from research.optim.schedules import constant
-from research.trainer import Trainer
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
 
 ReportStep = Callable[[int], None]  # to be called with each step once it is saved
 ENDLESS = 1_000_000  # steps

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from research import gap  # noqa: E402
-from research.folder import read_json  # noqa: E402
 from research.metrics import confidence_interval  # noqa: E402
-from research.sweeps import Row, Sweep  # noqa: E402
+from research.report import gap  # noqa: E402
+from research.report.results import Row, Sweep  # noqa: E402
+from research.run_dir import read_json  # noqa: E402
 
 KEYS = {"model": "model", "model.dim": "width", "model.depth": "depth", "lr": "lr", "seed": "seed"}  # key -> column
 METRICS = ("val/bpb", "val/acc")

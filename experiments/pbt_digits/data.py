@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from research.data.digits import digits
-from research.dataset import Dataset, Split, Vectors
+from research.data.spec import Dataset, Split, Vectors
 from research.ranges import NonNegativeInt, OpenFraction
 
 

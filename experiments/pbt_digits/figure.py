@@ -27,7 +27,7 @@ def collect(root: Path) -> None:
     lowest val/loss after the last step.
     """
     sys.path.insert(0, str(HERE.parents[1]))  # research, and this folder as a package
-    from research.folder import read_json
+    from research.run_dir import read_json
 
     rows = []
     for search in sorted(path for path in root.iterdir() if path.name.count("_") == 2):
@@ -75,8 +75,8 @@ def evaluate_checkpoint(checkpoint: Path) -> tuple[float, float]:
     from safetensors.torch import load_file
 
     from experiments.pbt_digits.data import load_held_out
-    from research.evaluation import evaluate
     from research.losses import classification
+    from research.training.evaluate import evaluate
 
     config = OmegaConf.load(checkpoint.parents[1] / "config.yaml")
     model = instantiate(config.model, instantiate(config.data).shape)

@@ -34,6 +34,6 @@ class PopulationSweeper(Sweeper):
         self.context, self.task, self.composed_config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from hydra_plugins.grokbit_pbt._impl import run_population
+        from research.pbt.population import run_population
 
         run_population(self.settings, arguments, self.composed_config, self.context, self.task)

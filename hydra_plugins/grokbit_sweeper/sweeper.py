@@ -48,6 +48,6 @@ class StudySweeper(Sweeper):
         self.context, self.task, self.composed_config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from hydra_plugins.grokbit_sweeper._impl import run_sweep
+        from research.sweep.sweep import run_sweep
 
         run_sweep(self.settings, arguments, self.composed_config, self.context, self.task)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from research import checkpoint, processes, snapshot
-from research.callback import Callback, State
-from research.folder import list_checkpoints
 from research.ranges import PositiveInt
-from research.when import higher_is_better
+from research.run_dir import list_checkpoints
+from research.training import checkpoint, distributed, snapshot
+from research.training.state import Callback, State
+from research.trigger import higher_is_better
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Checkpoint(Callback):
         self.last_saved_step = state.first_step if state.first_step else -1
         if self.pool and state.sharded:
             log.warning("callbacks.checkpoint.background=true: a model that is spread is written by all processes in the loop")
-        if state.folder and state.folder.exists() and processes.rank() == 0:
+        if state.folder and state.folder.exists() and distributed.rank() == 0:
             checkpoint.clean(state.folder / "checkpoints")
 
     def on_step(self, state: State) -> None:
@@ -102,7 +102,7 @@ class Checkpoint(Callback):
         if (metrics := root.parent / "metrics.jsonl").exists():
             checkpoint.sync(metrics)  # a run that goes on from here needs what came before
         checkpoint.commit(root, contents)
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             for step, path in list_checkpoints(root.parent).items():
                 if step not in keep:
                     shutil.rmtree(path.rename(path.with_name(f".draft-{path.name}")))

@@ -12,15 +12,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from research import processes
-from research.callback import Callback, State
-from research.folder import get_peak_rss_mb
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
+from research.optim.param_groups import INITIAL_SETTINGS
 from research.ranges import PositiveFloat
-from research.snapshot import INITIAL_SETTINGS
-from research.trial import is_swept
-from research.when import higher_is_better
+from research.run_dir import get_peak_rss_mb
+from research.tracking.optuna_storage import is_swept
+from research.training import distributed
+from research.training.state import Callback, State
+from research.trigger import higher_is_better
 
 log = logging.getLogger(__name__)
 REFRESH = 0.1  # seconds; a faster eye is not worth the steps
@@ -97,7 +97,7 @@ def build_summary(state: State) -> list[tuple[str, str]]:
     if state.folder is None:
         return rows
     asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
-    start = ["torchrun", "--nproc-per-node", str(processes.world_size())] if processes.world_size() > 1 else ["python"]
+    start = ["torchrun", "--nproc-per-node", str(distributed.world_size())] if distributed.world_size() > 1 else ["python"]
     command = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith("resume."))])
     lifted = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
     moved = ("resume.", "steps=", "trainer.steps=", *lifted)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from research.callback import Callback, State
+from research.training.state import Callback, State
 
 
 class Curve(Callback):

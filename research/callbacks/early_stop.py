@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from research.callback import Callback, State
 from research.ranges import PositiveInt
-from research.when import is_better
+from research.training.state import Callback, State
+from research.trigger import is_better
 
 
 class EarlyStop(Callback):

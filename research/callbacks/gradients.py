@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from research.callback import Callback, State
 from research.nn.blocks import find_blocks
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
+from research.training.state import Callback, State
 
 log = logging.getLogger(__name__)
 DECADES = torch.arange(-12.0, 3.0)  # of the histogram: powers of ten

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from research.callback import Callback, State
-from research.folder import write_json
 from research.ranges import OpenFraction, PositiveInt
+from research.run_dir import write_json
+from research.training.state import Callback, State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

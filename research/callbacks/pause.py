@@ -1,7 +1,7 @@
 """Ends a run for now: population-based training looks at its members at such moments."""
 
-from research.callback import Callback, State
 from research.ranges import PositiveInt
+from research.training.state import Callback, State
 
 
 class Pause(Callback):

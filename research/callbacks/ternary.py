@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from research.callback import Callback, State
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.ranges import PositiveInt
+from research.training.state import Callback, State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Ends a run after a given time."""
 
-from research.callback import Callback, State
 from research.ranges import PositiveFloat
+from research.training.state import Callback, State
 
 
 class TimeLimit(Callback):

@@ -5,7 +5,7 @@ from hashlib import sha256
 import torch
 from sklearn.datasets import load_digits
 
-from research.dataset import Dataset, Split, Vectors, majority_accuracy
+from research.data.spec import Dataset, Split, Vectors, majority_accuracy
 from research.ranges import NonNegativeInt, OpenFraction
 from research.seeding import fold_in
 

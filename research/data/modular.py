@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.dataset import Dataset, Split, Tokens, majority_accuracy
+from research.data.spec import Dataset, Split, Tokens, majority_accuracy
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, is_prime
 from research.seeding import fold_in
 

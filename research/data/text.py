@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from research.dataset import Dataset, Split, Tokens, unigram_cross_entropy
+from research.data.spec import Dataset, Split, Tokens, unigram_cross_entropy
 from research.metrics import nats_to_bits
 from research.ranges import ExistingPath, OpenFraction, PositiveInt
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import signals
-from research.command import Parser, print_message, run_command
+from research.cli import Parser, print_message, run_command
 
 if TYPE_CHECKING:
     from research.export.layout import Source
@@ -61,8 +61,8 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     begun = time.monotonic()
     with watch.raise_immediately():
         from research.export import layout, verify  # torch comes with them
-        from research.folder import write_json
-        from research.trained import load_run
+        from research.load import load_run
+        from research.run_dir import write_json
 
         check_output(output)
         writer = import_module(f"research.export.{kind}")
@@ -105,8 +105,8 @@ def stage_output(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place once the block is left, and is gone if it fails. What an export that was
     killed has left there makes way. Raises ValueError where one is under way.
     """
-    from research.checkpoint import sync
-    from research.folder import lock
+    from research.run_dir import lock
+    from research.training.checkpoint import sync
 
     output = output.resolve()
     around = output.with_name(f".{output.name}.draft")
@@ -159,20 +159,20 @@ def print_report(report: dict[str, Any], output: Path) -> None:
 
 def upload_report(source: "Source", file: Path, kind: str) -> None:
     """The report among the artifacts of the run in MLflow, where it has one."""
-    from research.folder import read_json
+    from research.run_dir import read_json
 
     folder = source.run.folder
     run_id = read_json(folder / "summary.json").get("mlflow_run_id")
     if not run_id:
         return
-    from research import tracking
     from research.export.verify import first_line
-    from research.store import shorten_timeouts
+    from research.tracking import mlflow
+    from research.tracking.mlflow_store import shorten_timeouts
 
     uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
         with shorten_timeouts():
-            tracking.add_artifact(str(run_id), file, f"export/{kind}", uri)
+            mlflow.add_artifact(str(run_id), file, f"export/{kind}", uri)
     except Exception as error:  # whatever a store raises: the export is done
         print_message(f"warning: MLflow did not take the report ({first_line(error)[:200]}); it is {file}")
 

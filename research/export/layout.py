@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from research.load import TrainedRun
 from research.models.transformer import Transformer
 from research.nn.attention import Attention
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.feedforward import FeedForward, relu2
-from research.trained import TrainedRun
 
 Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # name of a layer -> its codes and their step
 MODULE_NAMES = {  # within a block: ours -> transformers', llama.cpp's

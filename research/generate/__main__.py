@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from research import signals
-from research.command import Parser, print_message, run_command
+from research.cli import Parser, print_message, run_command
 
 
 def build_parser() -> Parser:

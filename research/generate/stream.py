@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.folder import get_rss_mb
+from research.load import TrainedRun, load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
-from research.trained import TrainedRun, load_run
+from research.run_dir import get_rss_mb
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 BYTES_ERRORS = "surrogateescape"  # what of an argument is no UTF-8 goes in as the bytes that it is

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from research.dataset import Tokens
+from research.data.spec import Tokens
 from research.nn.bitlinear import shared_input_linears
 from research.ranges import NonNegativeInt, PositiveInt
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from research.dataset import Tokens
+from research.data.spec import Tokens
 from research.nn.bitlinear import DEFAULT_EXCLUDE, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from research.dataset import Vectors
+from research.data.spec import Vectors
 from research.nn.norm import RMSNorm
 from research.ranges import Fraction, PositiveInt
 

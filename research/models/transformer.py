@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from research.dataset import Tokens
+from research.data.spec import Tokens
 from research.nn.attention import Attention, Cache
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm

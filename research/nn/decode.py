@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from research.nn import native
+from research.kernels import ternary
 from research.nn.attention import Cache
 from research.nn.feedforward import relu2
 from research.nn.norm import RMSNorm
@@ -45,7 +45,7 @@ class _Block(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input_norm", "attention_norm", "post_norm", "feedforward_norm")),
-        *((name, native.Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, ternary.Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
     )
 
@@ -56,7 +56,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         ("blocks", ctypes.POINTER(_Block)),
         *((name, ctypes.c_void_p) for name in ("norm", "cos", "sin")),
-        *((name, native.Matrix) for name in ("embed", "head")),
+        *((name, ternary.Matrix) for name in ("embed", "head")),
         *((name, ctypes.c_int32) for name in ("depth", "dim", "heads", "kv_heads", "width", "hidden", "length", "squared")),
     )
 
@@ -146,7 +146,7 @@ class Decoder:
 def build_native_decode(net: nn.Module, caches: list[Cache]) -> Callable[[int, int], Tensor] | None:
     """Token and its position -> logits in one call of C; None where the model or the machine does not allow it."""
     model = cast(TransformerLike, net)
-    library = native.get_library() if is_supported(net) else None
+    library = ternary.get_library() if is_supported(net) else None
     if library is None:
         return None
     held = _TensorAddresses()
@@ -154,12 +154,12 @@ def build_native_decode(net: nn.Module, caches: list[Cache]) -> Callable[[int, i
     def add_norm(module: nn.Module) -> int | None:
         return held.register(module._parameters, "weight")[0] if isinstance(module, RMSNorm) else None
 
-    def add_ternary(layer: PackedLinear) -> native.Matrix:
-        return native.Matrix(*held.register(layer._buffers, "codes", "step"), layer.out_features, layer.in_features, 2)
+    def add_ternary(layer: PackedLinear) -> ternary.Matrix:
+        return ternary.Matrix(*held.register(layer._buffers, "codes", "step"), layer.out_features, layer.in_features, 2)
 
-    def add_table(layer: Int8Embedding | Int8Linear) -> native.Matrix:
+    def add_table(layer: Int8Embedding | Int8Linear) -> ternary.Matrix:
         rows: Int8Table = layer.table
-        return native.Matrix(*held.register(rows._buffers, "codes", "step"), rows.step.shape[0], rows.dim, 8)
+        return ternary.Matrix(*held.register(rows._buffers, "codes", "step"), rows.step.shape[0], rows.dim, 8)
 
     def add_block(module: Any, cache: Cache) -> _Block:
         a, f = module.attention, module.feedforward
@@ -209,7 +209,7 @@ def is_supported_block(block: Any) -> bool:
     a, f = block.attention, block.feedforward
     products = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
     plain = all(
-        isinstance(p, PackedLinear) and p.native and p.bias is None and p.in_features <= native.MAX_IN_FEATURES
+        isinstance(p, PackedLinear) and p.native and p.bias is None and p.in_features <= ternary.MAX_IN_FEATURES
         for p in products
     )
     norms = is_supported_norm(block.input_norm) and is_supported_norm(block.post_norm)

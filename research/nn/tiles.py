@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from research.nn import native
+from research.kernels import ternary
 from research.nn.quantize import TERNARY
 
 OUTS, INS = 16, 64  # outputs and inputs of a tile
@@ -91,8 +91,8 @@ def check_shapes(x: Tensor, codes: Tensor, scale: Tensor) -> None:
 def _compute_on_cpu(x: Tensor, weights: Tensor, scale: Tensor, bits: int) -> Tensor | None:
     """The product in C, if that can be."""
     check_shapes(x, weights, scale)
-    width, c = x.shape[-1], native.get_library()
-    if c is None or x.dtype == torch.float64 or not 0 < width <= native.MAX_IN_FEATURES:
+    width, c = x.shape[-1], ternary.get_library()
+    if c is None or x.dtype == torch.float64 or not 0 < width <= ternary.MAX_IN_FEATURES:
         return None
     rows = x.reshape(-1, width).float().contiguous()
     return c.linear(rows, weights.contiguous(), scale.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(scale))
@@ -111,9 +111,11 @@ def _int8_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 def _ternary_cuda(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not find_spec("triton"):
         return ternary_linear(x, codes, scale)
-    from research.nn import triton_ternary  # heavy
+    from research.kernels import triton_ternary  # heavy
 
-    return triton_ternary.ternary_linear(x, codes, scale)
+    q, x_scale = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
+    y: Tensor = triton_ternary.ternary_linear(q, x_scale, codes, scale)
+    return y.to(x.dtype).view(*x.shape[:-1], scale.shape[0])
 
 
 def _allocate_output(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from research.optim.plain import promote_dtype, restore_promoted_state, run_closure
+from research.optim.param_groups import promote_dtype, restore_promoted_state, run_closure
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 
 AVERAGES = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper

@@ -12,14 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from research import processes
-from research.callback import State
 from research.optim import fused
-from research.optim.front import GradientTransform
-from research.optim.plain import promote_dtype, restore_promoted_state, run_closure
-from research.when import parse_trigger
+from research.optim.param_groups import promote_dtype, restore_promoted_state, run_closure
+from research.optim.transform import GradientTransform
+from research.trigger import parse_trigger
 
 log = logging.getLogger(__name__)
 FilterState = dict[Tensor, dict[str, Any]]
@@ -128,18 +125,3 @@ def promote_gradient(grad: Tensor) -> Tensor:
     """A gradient as the filter sees it: dense, and float32 at least; itself where it is that."""
     dense = grad.to_dense() if grad.is_sparse else grad
     return dense.to(promote_dtype(dense.dtype))
-
-
-def notify_filter(optimizer: Optimizer, state: State) -> None:
-    """Tell a filter how far the run is. What its metrics were at the last log point is what the first process saw."""
-    if isinstance(optimizer, Filter):
-        if "val/loss" in state.logged and not optimizer.has_warned:
-            optimizer.has_warned = True
-            for metric in optimizer.watched_metrics() - set(state.metrics):
-                log.warning(
-                    "the filter waits for %s, which no evaluation told; there are: %s", metric, ", ".join(state.metrics)
-                )
-        news = bool(state.logged) or state.step == state.first_step
-        if news and (optimizer.watched_metrics() or optimizer.defaults.get("adapt")):
-            optimizer.latest_metrics = processes.broadcast(state.metrics)
-        optimizer.on_step_begin(state.step, optimizer.latest_metrics)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
 
-from research import native
+from research.kernels import build
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("adamw.c")
@@ -143,7 +143,7 @@ def choose_kernel(device: torch.device, optimizer: Optimizer, jobs: list[Job]) -
 
 
 def step_on_gpu(optimizer: Optimizer, jobs: list[Job], states: list[ParamState]) -> None:
-    from research.optim import triton_adamw
+    from research.kernels import triton_adamw
 
     groups, _, kinds, params, grads = map(list, zip(*jobs, strict=True))
     found_inf = get_found_inf(optimizer)
@@ -158,7 +158,7 @@ def has_triton(device: torch.device) -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     try:
-        from research.optim import triton_adamw
+        from research.kernels import triton_adamw
 
         works = triton_adamw.passes_self_test(device)
     except Exception as error:  # whatever a compiler and a driver may raise
@@ -173,9 +173,9 @@ def has_triton(device: torch.device) -> bool:
 def get_library() -> ctypes.CDLL | None:
     """The kernel of adamw.c, built if need be; None where that cannot be, which is told once."""
     try:
-        c = ctypes.CDLL(str(native.build_cached(SOURCE, native.get_cache_folder())))
+        c = ctypes.CDLL(str(build.build_cached(SOURCE, build.get_cache_folder())))
         c.grokbit_adamw.argtypes, c.grokbit_adamw.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int), None
-    except native.BUILD_ERRORS as error:
+    except build.BUILD_ERRORS as error:
         log.warning("no C kernel, Grokfast's step goes through torch and is slower: %s", error)
         return None
     return c

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.optim.filter import Filter, FilterState, init_trigger_state
-from research.optim.front import wrap_optimizer
-from research.optim.plain import build_param_groups
+from research.optim.param_groups import build_param_groups
+from research.optim.transform import wrap_optimizer
 from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
-from research.when import never_active, parse_trigger
+from research.trigger import never_active, parse_trigger
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 
-from research.optim.plain import run_closure
+from research.optim.param_groups import run_closure
 
 
 class Muon(Optimizer):

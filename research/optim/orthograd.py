@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.optim.front import GradientTransform, wrap_optimizer
-from research.optim.plain import build_param_groups, promote_dtype, run_closure
+from research.optim.param_groups import build_param_groups, promote_dtype, run_closure
+from research.optim.transform import GradientTransform, wrap_optimizer
 from research.ranges import NonNegativeFloat, PositiveFloat
 
 EPS = 1e-30  # beside w.w: weights of zero have no direction, and their gradient stays as it is

@@ -6,8 +6,8 @@ import math
 
 from torch.optim import Optimizer
 
+from research.optim.param_groups import INITIAL_SETTINGS
 from research.ranges import Fraction, NonNegativeInt, OpenFraction
-from research.snapshot import INITIAL_SETTINGS
 
 
 def _warmup_factor(step: int, warmup: int) -> float:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from research.preflight.help import list_groups
-from research.preflight.meant import suggest
+from research.preflight.suggest import suggest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

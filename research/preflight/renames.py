@@ -7,10 +7,10 @@ import copy
 from typing import Any
 
 TARGETS = {  # old -> new
-    "research.optim.plain.plain": "research.optim.plain.from_base",
+    "research.optim.param_groups.plain": "research.optim.param_groups.from_base",
 }
 PARAMETERS: dict[str, dict[str, str]] = {  # target -> old -> new
-    "research.trainer.Trainer": {"judge_train": "eval_train"},
+    "research.training.trainer.Trainer": {"judge_train": "eval_train"},
     "research.nn.bitlinear.BitLinear": {
         "scale": "scale_method",
         "per": "granularity",

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.preflight.asked import RequestedConfig, repr_value
-from research.preflight.composed import MISSING, ComposedConfig, iter_leaves
+from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
 from research.preflight.overrides import Conflict, expand_sweep, format_mistake
 from research.preflight.renames import upgrade_config
+from research.preflight.requested import RequestedConfig, repr_value
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -69,7 +69,7 @@ def has_later_checkpoints(path: Path) -> bool:
 
 
 def list_checkpoints(run: Path) -> dict[int, Path]:
-    from research.folder import list_checkpoints  # it has much to say of machines, and --help nothing
+    from research.run_dir import list_checkpoints  # it has much to say of machines, and --help nothing
 
     return list_checkpoints(run)
 
@@ -102,7 +102,7 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
     for note in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
         if note.read_text(errors="replace").strip() == given:
             return note.parent.resolve()
-    from research.tracking import get_run_folder  # heavy, and only for a run that is not below out
+    from research.tracking.mlflow import get_run_folder  # heavy, and only for a run that is not below out
 
     uri = requested.get_resolved("tracker.uri")[0]
     try:
@@ -146,7 +146,7 @@ def check_resume(requested: RequestedConfig) -> Iterator[Conflict]:
             )
         return
     if given == "auto":
-        from research.folder import is_locked  # it has much to say of machines, and --help nothing
+        from research.run_dir import is_locked  # it has much to say of machines, and --help nothing
 
         if requested.get_resolved("resume.weights_only")[0] is True:
             told = "auto goes on with the newest run of this configuration, weights_only begins another one"

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from research import ranges
-from research.preflight.kinds import ANY, ValueType
+from research.preflight.value_types import ANY, ValueType
 
 MAX_DEPTH = 12  # imports, aliases, bases that are followed
 PARAMETERLESS_BASES = {"object", "Generic", "Protocol", "ABC"}  # bases that take no parameter

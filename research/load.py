@@ -1,0 +1,111 @@
+"""A run that was trained, as its folder holds it: the model with its weights, and the data that it is judged on."""
+
+import re
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from research.data.spec import Dataset, Tokens, Vectors
+from research.preflight.renames import upgrade_config, upgrade_shape
+from research.run_dir import read_json
+from research.training import checkpoint
+from research.training.snapshot import describe_structure, load_weights
+
+RUN_ID_PATTERN = r"[0-9a-f]{32}"
+TEXT_TARGET = "research.data.text.text"
+
+
+def instantiate(node: DictConfig, *arguments: Any) -> Any:
+    """What the node's `_target_` makes. Raises ValueError with what went wrong, without Hydra's wrapping."""
+    try:
+        return hydra_instantiate(node, *arguments)
+    except InstantiationException as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
+@dataclass
+class TrainedRun:
+    """One run, in its last good state."""
+
+    folder: Path  # of the run
+    checkpoint: Path
+    config: DictConfig  # as it was resolved
+    model: nn.Module  # in evaluation mode, on the host, in float32
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its symbols are the bytes of text."""
+        return bool(self.config.data["_target_"] == TEXT_TARGET)
+
+    @cached_property
+    def data(self) -> Dataset[Any]:
+        """What it was trained and judged on. Raises ValueError where that is gone."""
+        try:
+            return instantiate(self.config.data)  # type: ignore[no-any-return]
+        except ValueError as error:
+            path = self.config.data.get("path")
+            if path is None or Path(path).is_absolute():
+                raise
+            raise ValueError(f"{error} (start from the folder in which it was trained)") from error
+
+
+def load_run(run: str) -> TrainedRun:
+    """The newest good checkpoint of a run folder, a certain one (RUN/checkpoints/step-*), or that of an MLflow run id.
+
+    Averaged weights take the place of the last ones where the run has them: they are what it was judged by. Raises
+    ValueError where there is no such run, none of its checkpoints is whole, or its configuration cannot be read.
+    """
+    path = resolve_run(run)
+    folder = path.parents[1] if path.parent.name == "checkpoints" else path
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
+    found, snapshot = checkpoint.load_newest(path, setting="RUN")
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings")
+        config = OmegaConf.create(upgrade_config(settings))  # type: ignore[arg-type]
+        for key in ("model._target_", "data._target_"):
+            if not OmegaConf.select(config, key):
+                raise ValueError(f"it has no {key}")
+        sizes = upgrade_shape(read_json(folder / "summary.json").get("shape") or {})
+        shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else instantiate(config.data).shape
+        model: nn.Module = instantiate(config.model, shape)
+    except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"RUN={run}: its config.yaml makes no model: {why}") from error
+    if describe_structure(model) != snapshot.identity["model"]:
+        differ = f"{describe_structure(model)}, not {snapshot.identity['model']}"
+        raise ValueError(
+            f"RUN={run}: its config.yaml and its checkpoint are not of one model ({differ}): has one been changed?"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
+        load_weights(model, found, snapshot)
+    return TrainedRun(folder, found, config, model.eval().requires_grad_(False))
+
+
+def resolve_run(run: str) -> Path:
+    """The folder that a path or an MLflow run id means."""
+    with suppress(OSError, RuntimeError):  # no path at all, as ~nobody or one that is too long
+        path = Path(run).expanduser()
+        if path.is_dir():
+            return path.resolve()
+    if re.fullmatch(RUN_ID_PATTERN, run):
+        from research.tracking.mlflow import get_run_folder  # heavy
+
+        path = Path(get_run_folder(run))
+        if path.is_dir():
+            return path
+        raise ValueError(f"RUN={run}: its folder {path} is not there")
+    raise ValueError(
+        f"RUN={run}: there is no such folder; give a run folder, one of its checkpoints/step-*, or an MLflow run id"
+    )

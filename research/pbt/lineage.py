@@ -1,0 +1,146 @@
+"""Who descends from whom: as tags in MLflow, as a table, as a picture, and as the schedule that the best one has had."""
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from research.pbt.evolve import Member, rank_members
+from research.pbt.plan import Plan
+from research.run_dir import replace_text
+
+log = logging.getLogger(__name__)
+COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder", "error")
+REPORT_FILES = ("population.csv", "optimization_results.yaml", "lineage.png")
+
+
+def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
+    """Write FILES and return the best of the generation `last`; where that one had nothing left to do, its ancestor that did
+    the last step: its settings are those that the weights were trained with.
+    """
+    keys, folder = list(plan.space.parameters), plan.folder
+    line = select_trained(trace_ancestry(members, rank_members([m for m in members if m.generation == last], plan.maximize)[0]))
+    best = line[-1]
+    with (folder / "population.csv").open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*COLUMNS, *keys])
+        for m in members:
+            params = [m.params[key] for key in keys]
+            table.writerow([m.generation, m.number, m.parent, m.value, m.best, m.steps, m.name, m.error, *params])
+    found = {"name": "pbt", "best_params": best.params, "best_value": best.value, "folder": str(folder / best.name)}
+    starts = [0, *(member.steps for member in line)]
+    schedule = [{"from": a, "until": m.steps, "run": m.name, "params": m.params} for a, m in zip(starts, line, strict=False)]
+    replace_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(found | {"schedule": schedule})))
+    draw_lineage(members, line, keys, plan.monitor, plan.maximize).savefig(folder / "lineage.png", dpi=120)
+    return best
+
+
+def trace_ancestry(members: Sequence[Member], last: Member) -> list[Member]:
+    """From the first generation to this member."""
+    known = {(member.generation, member.number): member for member in members}
+    line = [last]
+    while line[0].parent is not None:
+        line.insert(0, known[line[0].generation - 1, line[0].parent])
+    return line
+
+
+def select_trained(ancestry: Sequence[Member]) -> list[Member]:
+    """Those that have taken a step."""
+    starts = [0, *(member.steps for member in ancestry)]
+    return [member for start, member in zip(starts, ancestry, strict=False) if member.steps > start]
+
+
+def draw_lineage(
+    members: Sequence[Member], ancestry: Sequence[Member], keys: Sequence[str], monitor: str, maximize: bool
+) -> Any:
+    """Generations from left to right, members one above the other; below it each parameter that changed on the way to the
+    best one. Yellow is better, whichever way that is.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    changed = [key for key in keys if any(m.params[key] != ancestry[0].params[key] for m in ancestry)]
+    heights = [max(2.0, 0.3 * len({member.number for member in members})), *(1.2 for _ in changed)]
+    figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
+    tree, *axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for m in members:
+        if m.parent is not None:
+            colour = "tab:red" if m in ancestry else "black" if m.parent != m.number else "lightgray"
+            tree.plot((m.generation - 1, m.generation), (m.parent, m.number), color=colour, zorder=1 + (m in ancestry))
+    alive, failed = [m for m in members if m.value is not None], [m for m in members if m.value is None]
+    values = [m.value for m in alive if m.value is not None]
+    late = [m.value for m in alive if m.value is not None and 2 * m.generation >= ancestry[-1].generation]
+    dots = tree.scatter([m.generation for m in alive], [m.number for m in alive], c=values, s=40, zorder=3)
+    dots.set_cmap("viridis" if maximize else "viridis_r")
+    dots.set_clim(min(late), max(late))  # in the first generations all are far from there
+    tree.scatter([m.generation for m in failed], [m.number for m in failed], color="black", marker="x", zorder=3)
+    figure.colorbar(dots, ax=tree, label=f"{monitor} (yellow: better)", extend="both")
+    tree.set(xlabel="generation", ylabel="member", title="black: copies; red: the way to the best one; x: failed")
+    for axis in (tree.xaxis, tree.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    for axis, key in zip(axes, changed, strict=True):
+        plot_parameter(axis, [0, *(m.steps for m in ancestry)], [m.params[key] for m in ancestry])
+        axis.set(ylabel=key.rpartition(".")[2], xlabel="step" if key == changed[-1] else "")
+    return figure
+
+
+def plot_parameter(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> None:
+    """A parameter against the step; what is not a number by its text."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    shown = list(values) if numbers else [str(value) for value in values]
+    axis.step(steps, [*shown, shown[-1]], where="post", color="tab:red")
+    axis.grid(alpha=0.3)
+    if numbers and min(values) > 0 and max(values) > 5 * min(values):
+        axis.set_yscale("log")
+
+
+def tag_runs(uri: str | None, members: Sequence[Member], before: Sequence[Member]) -> None:
+    """Tell each run in MLflow where it stands; without MLflow, or while it cannot be reached, population.csv alone has it."""
+    if not any(member.run_id for member in members):
+        return
+    ids = {member.number: member for member in before}
+    try:
+        with connect_store(uri) as client:
+            for member in members:
+                tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
+                if member.parent is not None:
+                    parent = ids[member.parent]
+                    tags |= {"pbt.parent": parent.name, "pbt.parent_run": parent.run_id}
+                for key, value in tags.items() if member.run_id else ():
+                    client.set_tag(member.run_id, key, value)
+    except Exception as error:  # whatever a store raises: the training must not end for it
+        log.warning("MLflow does not know the lineage of %s: %s", ", ".join(m.name for m in members), error)
+
+
+def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -> None:
+    """The final word on the sweep's run in MLflow, where its runs have made one: files, the best values, how it ended."""
+    note = plan.folder / "mlflow_run_id"
+    if not note.exists():
+        return
+    from research.tracking import mlflow_store as stores
+
+    generations = range(members[-1].generation + 1)
+    by = [rank_members([m for m in members if m.generation == each], plan.maximize)[0].value for each in generations]
+    metrics = {"best_value": {each: value for each, value in enumerate(by) if value is not None}}
+    metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
+    failed = sum(m.value is None for m in members)
+    metrics |= {"trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
+    tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
+    try:
+        with connect_store(OmegaConf.select(plan.config, "tracker.uri")) as client:
+            files = [(plan.folder / name, None) for name in REPORT_FILES]
+            stores.conclude(client, note.read_text().strip(), files, metrics, tags, status)
+    except Exception as error:  # as above: the files are there
+        log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)
+
+
+@contextmanager
+def connect_store(uri: str | None) -> Iterator[Any]:
+    """A client of the store that the runs' tracker uses."""
+    from research.tracking.mlflow import MLflow, connect
+    from research.tracking.mlflow_store import shorten_timeouts
+
+    with shorten_timeouts():
+        yield connect(MLflow(uri).uri, must_exist=True)

@@ -1,0 +1,80 @@
+"""Where numbers go: nowhere, or one JSON object a log point in metrics.jsonl."""
+
+import json
+import logging
+import math
+from typing import Any, TextIO
+
+from research.run_dir import RunConfig, replace_nonfinite, replace_text
+from research.training.state import Callback, State
+
+log = logging.getLogger(__name__)
+KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STOPPED", "PRUNED"
+
+
+class Tracker(Callback):
+    """Keeps nothing. `start` comes before anything is built and `finish` after everything, also after a failure."""
+
+    run_id: str | None = None
+    state: State | None = None  # the run, once it has been built
+
+    def on_start(self, state: State) -> None:
+        self.state = state
+
+    def start(self, run: RunConfig) -> None:
+        """The run begins."""
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        """The run is over: `status` is FINISHED, PRUNED, STOPPED, FAILED or KILLED."""
+
+
+class Jsonl(Tracker):
+    """metrics.jsonl has each step once, whatever happened: a run that goes on, or back, first takes out what comes again."""
+
+    file: TextIO | None = None
+    last_step = 0  # the newest step in the file
+
+    def start(self, run: RunConfig) -> None:
+        self.path = run.folder / "metrics.jsonl"
+        self.file = self.path.open("a", buffering=1)
+
+    def on_start(self, state: State) -> None:
+        super().on_start(state)
+        self._truncate_after(state.step - state.eval_pending)
+
+    def on_step(self, state: State) -> None:
+        if not (state.logged and self.file):
+            return
+        if state.step <= self.last_step:
+            self._truncate_after(state.step - 1)
+        record = {"step": state.step, "seconds": round(state.seconds, 3), **replace_nonfinite(state.logged)}
+        self.file.write(json.dumps(record) + "\n")
+        self.last_step = state.step
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        if self.file:
+            self.file.close()
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """What the file holds."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def _truncate_after(self, step: int) -> None:
+        """Take out the lines of later steps, and one that a kill has left half-written. Whole or not at all."""
+        self.last_step = step
+        if self.file is None:
+            return
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for number, line in enumerate(lines, start=1) if self._parse_step(number, line) <= step]
+        if len(kept) < len(lines):
+            self.file.close()
+            replace_text(self.path, "".join(kept))
+            self.file = self.path.open("a", buffering=1)
+
+    def _parse_step(self, number: int, line: str) -> float:
+        """That of a line; beyond all steps for one that is not whole, which is told of."""
+        try:
+            return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: line %d is damaged and taken out", self.path, number)
+            return math.inf

@@ -1,0 +1,147 @@
+"""Models spread over processes: torch's fully_shard (FSDP2), and its distributed checkpoint for their parts.
+
+Not accelerate's plugin: on a CPU it silently becomes plain data parallelism.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from research.nn.blocks import find_blocks
+from research.training import distributed
+from research.training.ema import Average
+
+OPTIMIZER_STATE_PREFIX = "optimizer.state."  # before a parameter's name, and what is kept of it
+
+
+def shard(model: nn.Module) -> None:
+    """Spread the parameters, block by block, over the processes. Before the optimizer is built: they become new objects."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if isinstance(model, FSDPModule):
+        return
+    for block in find_blocks(model).values():
+        fully_shard(block)
+    fully_shard(model)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over the processes, put together on each of them; another one as it is."""
+    if distributed.world_size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor  # here: a run of one process need not wait for its import
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, average: Average | None = None) -> dict[str, Any]:
+    """What is spread, by names that do not depend on how."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
+    found: dict[str, Any] = {"model": get_model_state_dict(model)}
+    if optimizer:
+        found["optimizer"] = get_optimizer_state_dict(model, optimizer)
+    if average:
+        found["average"] = average.averages
+    return found
+
+
+def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Whole tensors into a model, spread or not; of tied ones one name is enough."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    if distributed.world_size() == 1:
+        model.load_state_dict(tensors, strict=False)
+    else:
+        set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Each process writes its parts; on all: size and digest of every file, by its name below the checkpoint."""
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(sharded_state, storage_writer=FileSystemWriter(folder))
+    names = distributed.broadcast(sorted(path.name for path in folder.iterdir()))
+    found = {}
+    for name in names[distributed.rank() :: distributed.world_size()]:
+        size, sha = hash_file(folder / name)
+        found[f"{folder.name}/{name}"] = {"bytes": size, "sha256": sha}
+    return {name: facts for part in distributed.all_gather(found) for name, facts in part.items()}
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread; another one as it is."""
+    if distributed.world_size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def load_average(average: Average, folder: Path) -> bool:
+    """Go on from the averages in the files; false where they hold none."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load as read
+
+    files = FileSystemReader(folder)
+    if not any(name.startswith("average.") for name in files.read_metadata().state_dict_metadata):
+        return False
+    read({"average": average.averages}, storage_reader=files, no_dist=distributed.world_size() == 1)
+    return True
+
+
+def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> None:
+    """Fill what is spread from the files, however many processes wrote them."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as read
+
+    held, files = get_sharded_state(model, optimizer), FileSystemReader(folder)
+    if optimizer:
+        held["optimizer"]["state"] = allocate_optimizer_state(files.read_metadata().state_dict_metadata, held["model"])
+    read(held, storage_reader=files, no_dist=distributed.world_size() == 1)
+    set_model_state_dict(model, held["model"])
+    if optimizer:
+        set_optimizer_state_dict(model, optimizer, held["optimizer"])
+
+
+def allocate_optimizer_state(metadata: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Room for what the files keep of each parameter, by name. An optimizer that begins may keep less or more: a filter
+    that is not on yet, a gradient that came late.
+    """
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    found: dict[str, dict[str, Any]] = {}
+    for key, facts in metadata.items():
+        if key.startswith(OPTIMIZER_STATE_PREFIX):
+            name, _, part = key.removeprefix(OPTIMIZER_STATE_PREFIX).rpartition(".")
+            tensor = isinstance(facts, TensorStorageMetadata)
+            found.setdefault(name, {})[part] = (
+                empty_like_param(params[name], facts.size, facts.properties.dtype) if tensor else None
+            )
+    return found
+
+
+def empty_like_param(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor of that size, spread as the parameter is: one such, or a row of them; any other is not spread."""
+    if size == p.shape:
+        return torch.zeros_like(p, dtype=dtype)
+    if size[1:] == p.shape:
+        return torch.stack([torch.zeros_like(p, dtype=dtype)] * size[0])
+    return torch.zeros(size, dtype=dtype)
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Size and sha256 of a file that may be larger than the memory."""
+    total, size = sha256(), 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            total.update(part)
+            size += len(part)
+    return size, total.hexdigest()

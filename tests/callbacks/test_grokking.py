@@ -1,0 +1,327 @@
+"""What is told of a run that generalises late is what its metrics say, however it ended, and telling changes nothing."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from program import ROOT, TINY, read_metrics, run, run_ranks
+from torch import nn
+
+from research.callbacks.checkpoint import Checkpoint
+from research.callbacks.grokking import Grokking, Milestone, find_milestone
+from research.data.digits import digits
+from research.data.modular import modular
+from research.losses import classification, last_token
+from research.models.mlp import MLP
+from research.models.transformer import Transformer
+from research.optim.schedules import constant
+from research.run_dir import RunConfig
+from research.tracking.jsonl import Jsonl
+from research.training.checkpoint import hash_weights
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
+
+DATA = modular(p=7, train_fraction=0.8)  # 29 pairs, of which a few steps are enough for the other 7
+STEPS, EVERY, HOLD = 100, 5, 3
+PNG = b"\x89PNG"
+
+
+def fit(folder: Path | None, *callbacks: Callback, resume: Path | None = None, lr: float = 1e-2, **settings: Any) -> State:
+    torch.manual_seed(0)
+    data, dropout = settings.pop("data", DATA), settings.pop("dropout", 0.0)
+    model = Transformer(data.shape, 32, 1, 2, nn.Linear, dropout=dropout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, fused=True)
+    own = {"steps": STEPS, "batch_size": 32, "eval_every": EVERY, "log_every": 1, "eval_train": True, "device": "cpu"}
+    trainer, jsonl = Trainer(**own | settings), Jsonl()  # type: ignore[arg-type]
+    if folder:
+        folder.mkdir(exist_ok=True)
+        jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
+    try:
+        return trainer.fit(model, optimizer, constant, last_token, data, [jsonl, *callbacks],
+                           monitor="val/acc", folder=folder, resume=resume)  # fmt: skip
+    finally:
+        jsonl.finish("", {})
+
+
+def read_grokking(folder: Path) -> dict[str, Any]:
+    """grokking.json without what depends on the clock."""
+    found = json.loads((folder / "grokking.json").read_text())
+    assert found.pop("seconds") > 0
+    return dict(found)
+
+
+def scan_curve(curve: Iterable[tuple[int, float]], level: float, hold: int) -> Milestone:
+    """What `reached` says, from one look after the other."""
+    first, held, lowest, row = None, None, None, list[int]()
+    for step, value in curve:
+        row = [*row, step] if value >= level else []
+        first = step if row and first is None else first
+        held = row[0] if len(row) == hold and held is None else held
+        if first is not None and not math.isnan(value):
+            lowest = value if lowest is None else min(value, lowest)
+    return Milestone(first, held, lowest)
+
+
+def recompute_grokking(folder: Path, steps: int) -> dict[str, Any]:
+    """grokking.json as metrics.jsonl would have it."""
+    found: dict[str, Any] = {}
+    for level in (0.95, 0.99):
+        facts: dict[str, Any] = {}
+        for split in ("train", "val"):
+            curve = [(line["step"], line[f"{split}/acc"]) for line in read_metrics(folder) if f"{split}/acc" in line]
+            facts[split] = vars(scan_curve(curve, level, HOLD))
+        both = [facts[split]["first"] for split in ("train", "val")]
+        found[f"{level:.2f}"] = facts | {"delay": None if None in both else both[1] - both[0]}
+    return found | {"steps": steps}
+
+
+VALUES = st.sampled_from([0.0, 0.5, 0.9499999, 0.95, 0.96, 0.99, 1.0, math.nan])
+CURVES = st.lists(st.tuples(st.integers(1, 40), VALUES), max_size=14).map(
+    lambda looks: [(sum(gap for gap, _ in looks[: place + 1]), value) for place, (_, value) in enumerate(looks)]
+)
+
+
+@given(CURVES, st.sampled_from([0.5, 0.95, 0.99, 1.0]), st.integers(1, 16))
+def test_what_a_curve_reaches_is_what_looks_one_by_one_say(curve: list[tuple[int, float]], level: float, hold: int) -> None:
+    """Rows longer than the curve, and accuracies that were not judged, among them."""
+    found = find_milestone(curve, level, hold)
+    assert found == scan_curve(curve, level, hold)
+    values = dict(curve)
+    assert all(step is None or values[step] >= level for step in (found.first, found.held))
+    assert hold <= len(curve) or found.held is None
+    assert hold > 1 or found.held == found.first
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
+    """Never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(folder, Checkpoint(), make_grokking())
+
+
+def make_grokking() -> Grokking:
+    """Ends 7 steps after 95 % was held."""
+    return Grokking(every=10, hold=HOLD, end=0.95, after=7)
+
+
+def test_it_tells_what_the_metrics_say(full_run: tuple[Path, State]) -> None:
+    folder, state = full_run
+    facts = read_grokking(folder)
+    assert facts == recompute_grokking(folder, state.step)
+    assert facts["0.95"]["delay"] > 0, "this small run generalises after it has memorised"
+    for percent, level in (("95", facts["0.95"]), ("99", facts["0.99"])):
+        assert level["delay"] >= 0
+        names = {f"train_{percent}": level["train"]["first"], f"val_{percent}": level["val"]["first"],
+                 f"held_{percent}": level["val"]["held"], f"delay_{percent}": level["delay"]}  # fmt: skip
+        assert {name: state.metrics[f"grok/{name}"] for name in names} == names
+        train_at, val_at = level["train"]["first"], level["val"]["first"]
+        assert state.end_notes[f"grokking {percent}%"] == (
+            f"train at step {train_at}, val at step {val_at}, {level['delay']} steps later; "
+            f"held from {level['val']['held']}, lowest since {level['val']['lowest']:.3f}"
+        )
+    logged = {line["grok/held_95"] for line in read_metrics(folder) if "grok/held_95" in line}
+    assert logged == {facts["0.95"]["val"]["held"]}, "trackers have it too"
+    assert (folder / "plots" / "grokking.png").read_bytes().startswith(PNG)
+
+
+def test_a_look_is_logged_with_its_own_step(full_run: tuple[Path, State]) -> None:
+    """The first one of all, for the picture, is at step 1."""
+    folder, state = full_run
+    looked = [line["step"] for line in read_metrics(folder) if "grok/weight_norm" in line]
+    assert looked == [line["step"] for line in read_metrics(folder) if "grok/embedding_rank" in line]
+    assert looked == list(range(10, state.step + 1, 10))
+    watched = state.stateful["Grokking 0"]
+    assert isinstance(watched, Grokking)
+    assert [step for step, _, _ in watched.norms] == [1, *looked]
+    assert list(watched.spectra) == [1, looked[-1]]
+
+
+def test_the_run_ends_so_many_steps_after_it_was_held(full_run: tuple[Path, State]) -> None:
+    """After the evaluation that completed the row; and never where there was no such row."""
+    folder, state = full_run
+    held = read_grokking(folder)["0.95"]["val"]["held"]
+    assert state.step == held + (HOLD - 1) * EVERY + 7
+    assert state.stop == f"val/acc stayed at 0.95 or above for {HOLD} evaluations"
+    assert "val/acc" in state.logged, "its last step is judged"
+    again = fit(None, Grokking(hold=1, end=0.95, after=1))
+    assert again.step == read_grokking(folder)["0.95"]["val"]["first"] + 1
+    for callback in (Grokking(hold=HOLD, end=0.95, after=8), Grokking(hold=99, end=0.95), Grokking(hold=1)):
+        on = fit(None, callback, steps=state.step)
+        assert (on.step, on.stop) == (state.step, "")
+
+
+def test_what_the_last_evaluation_reaches_is_a_metric_too(full_run: tuple[Path, State]) -> None:
+    first = read_grokking(full_run[0])["0.95"]["val"]["first"]
+    assert fit(None, Grokking(), steps=first).metrics["grok/val_95"] == first
+
+
+def test_what_is_not_reached_is_noted_and_is_no_metric(tmp_path: Path) -> None:
+    """A run that has memorised and no more, and one that has not even done that."""
+    data = replace(DATA, val=replace(DATA.val, targets=(DATA.val.targets + 1) % 7))  # all wrong
+    state = fit(tmp_path, Grokking(hold=HOLD), data=data, steps=60)
+    facts = read_grokking(tmp_path)
+    assert facts == recompute_grokking(tmp_path, 60)
+    first = facts["0.95"]["train"]["first"]
+    assert state.end_notes["grokking 95%"] == f"train at step {first}, val not reached in 60"
+    assert [name for name in state.metrics if name.startswith("grok/") and name.endswith("95")] == ["grok/train_95"]
+    state = fit(tmp_path, Grokking(hold=HOLD, end=0.95), lr=1e-9, steps=10)
+    assert read_grokking(tmp_path)["0.99"] == {split: vars(Milestone(None, None, None)) for split in ("train", "val")} | {
+        "delay": None
+    }
+    assert set(state.end_notes.values()) == {"train not reached in 10, val not reached in 10"}
+    assert not [name for name in state.metrics if name.startswith("grok/") and name.endswith(("95", "99"))]
+
+
+def test_training_samples_that_were_not_evaluated_have_reached_nothing(full_run: tuple[Path, State]) -> None:
+    state = fit(None, Grokking(hold=HOLD), eval_train=False, steps=60)
+    first = read_grokking(full_run[0])["0.95"]["val"]["first"]
+    assert state.metrics["grok/val_95"] == first
+    assert not {"train/acc", "grok/train_95", "grok/delay_95"} & set(state.metrics)
+    assert state.end_notes["grokking 95%"].startswith(f"val at step {first}; ")
+
+
+class Kill(Callback):
+    """Sends a signal to this process while a step is under way."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_gradients(self, state: State) -> None:
+        if state.step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class NotesRecorder(Callback):
+    """What is said by the time the console shows it: it ends before."""
+
+    def on_end(self, state: State) -> None:
+        self.notes = dict(state.end_notes)
+
+
+@pytest.mark.parametrize("back", [50, 7, 0, None])
+def test_a_resumed_run_reports_the_same(tmp_path: Path, full_run: tuple[Path, State], back: int | None) -> None:
+    """Interrupted before, and in, the evaluation that completed the row, in the very step that ends it, and not at all."""
+    (folder, state), there = full_run, tmp_path / "run"
+    if back is None:
+        shutil.copytree(folder, there)
+    else:
+        stopped = fit(there, Checkpoint(), make_grokking(), Kill(state.step - back))
+        assert (stopped.step, stopped.signum) == (state.step - back, signal.SIGTERM)
+    end = fit(there, Checkpoint(), hear := NotesRecorder(), make_grokking(), resume=there)
+    assert (end.step, end.stop, hear.notes) == (state.step, state.stop, state.end_notes)
+    metrics = [{name: value for name, value in each.metrics.items() if "perf/" not in name} for each in (end, state)]
+    assert metrics[0] == metrics[1]
+    assert (read_grokking(there), read_metrics(there)) == (read_grokking(folder), read_metrics(folder))
+    assert hash_weights(end.model) == hash_weights(state.model)
+
+
+def test_one_that_joins_later_begins_to_look_there(tmp_path: Path) -> None:
+    fit(tmp_path, Checkpoint(), steps=7)
+    late = Grokking(every=1000)
+    assert fit(tmp_path, Checkpoint(), late, steps=12, resume=tmp_path).step == 12
+    assert ([step for step, _, _ in late.norms], [look[0] for look in late.evaluations]) == ([8], [10, 12])
+    assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
+
+
+def measure_model(model: nn.Module) -> dict[str, float]:
+    """What is told of a model."""
+    state = State(model, torch.optim.SGD(model.parameters()), DATA, 1, 8, "val/acc")
+    Grokking(every=1).on_gradients(state)
+    return state.extra_metrics
+
+
+def make_embedding(weight: torch.Tensor) -> nn.Module:
+    return nn.Sequential(nn.Embedding(*weight.shape, _weight=weight), nn.Linear(weight.shape[1], 3))
+
+
+def test_norm_and_rank_are_what_their_formulas_say() -> None:
+    """Roy & Vetterli 2007, eq. 3 and 4: exp of -sum p_k log p_k, p_k the share of the k-th singular value."""
+    torch.manual_seed(0)
+    model = make_embedding(torch.randn(12, 8))
+    flat = np.concatenate([p.detach().double().numpy().ravel() for p in model.parameters()])
+    values = np.linalg.svd(model.get_parameter("0.weight").detach().double().numpy(), compute_uv=False)
+    shares = values / values.sum()
+    rank = math.exp(-sum(p * math.log(p) for p in shares))
+    assert 1 < rank < 8
+    assert measure_model(model) == pytest.approx(
+        {"grok/weight_norm": np.linalg.norm(flat), "grok/embedding_rank": rank}, rel=1e-5
+    )
+    orthogonal = nn.init.orthogonal_(torch.empty(12, 8))
+    assert measure_model(make_embedding(3 * orthogonal))["grok/embedding_rank"] == pytest.approx(8, rel=1e-5)
+    assert measure_model(make_embedding(torch.outer(torch.randn(12), torch.randn(8))))["grok/embedding_rank"] == pytest.approx(
+        1, rel=1e-4
+    )
+    assert "grok/embedding_rank" not in measure_model(make_embedding(torch.zeros(12, 8))), "it has none"
+
+
+def test_weights_count_once_where_the_head_is_the_embedding() -> None:
+    tied = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
+    assert measure_model(tied)["grok/weight_norm"] == pytest.approx(
+        math.sqrt(sum(p.square().sum().item() for p in tied.parameters()))
+    )
+
+
+def test_a_model_without_an_embedding_has_the_rest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data, watched = digits(), Grokking(every=10, hold=1)
+    model = MLP(data.shape, 32, 1, nn.Linear)
+    trainer = Trainer(60, 64, eval_every=20, eval_train=True, device="cpu")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    state = trainer.fit(model, optimizer, constant, classification, data, [watched], monitor="val/acc", folder=tmp_path)
+    assert state.metrics["grok/val_95"] == watched.find_milestone("val", 0.95).first
+    assert "grok/weight_norm" in state.metrics
+    assert "grok/embedding_rank" not in state.metrics
+    assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
+
+
+def test_watching_changes_nothing() -> None:
+    plain, watched = (
+        fit(None, *callbacks, eval_train=bool(callbacks), dropout=0.1, steps=30) for callbacks in ((), (Grokking(every=1),))
+    )
+    assert "train/acc" in watched.metrics
+    assert hash_weights(plain.model) == hash_weights(watched.model)
+
+
+def test_weights_that_are_not_finite_are_reported_by_the_loop() -> None:
+    class Break(Callback):
+        def on_start(self, state: State) -> None:
+            nn.init.constant_(next(state.model.parameters()), math.nan)
+
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        fit(None, Break(), Grokking(every=1))
+
+
+def test_sharded_weights_are_refused() -> None:
+    state = State(nn.Linear(1, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))]), DATA, 1, 8, "val/acc", sharded=True)
+    with pytest.raises(ValueError, match="leave it out under trainer=fsdp"):
+        Grokking().on_start(state)
+
+
+def test_the_command_line_leaves_all_of_it_also_with_two_processes(tmp_path: Path) -> None:
+    """The 50 training samples in batches of 7: the last has one, and a process without any."""
+    asked = [*TINY, "model=decoder", "callbacks=grokking", "tracker=jsonl", "batch_size=7", "trainer.steps=9"]
+    program, own = [str(ROOT / "train.py"), *asked, f"out={tmp_path / 'out'}"], {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = [*run_ranks([*program, "name=both"], tmp_path, own), run([*program, "name=alone"], tmp_path, own)]
+    assert [done.returncode for done in ended] == [0, 0, 0], "".join(done.stderr for done in ended)
+    assert ["grokking 95%" in done.stdout for done in ended] == [True, False, True]
+    (line,) = [line for line in ended[0].stdout.splitlines() if line.startswith("grokking 95%")]
+    assert line.split(maxsplit=2)[2] == "train not reached in 9, val not reached in 9"
+    curves = []
+    for name in ("alone", "both"):
+        (folder,) = (tmp_path / "out" / name).iterdir()
+        assert read_grokking(folder) == recompute_grokking(folder, 9)
+        assert (folder / "plots" / "grokking.png").read_bytes().startswith(PNG)
+        curves.append([(line["train/acc"], line["val/acc"]) for line in read_metrics(folder)])
+    assert len(curves[0]) == 9
+    assert curves[0] == curves[1]

@@ -1,0 +1,60 @@
+"""One small run for tests of training: a transformer on modular arithmetic, without Hydra."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from research.callbacks.checkpoint import Checkpoint
+from research.callbacks.gradients import GradientHealth
+from research.callbacks.ternary import Ternary
+from research.data.modular import modular
+from research.losses import last_token
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear
+from research.optim import grokfast
+from research.optim.schedules import cosine
+from research.run_dir import RunConfig
+from research.tracking.jsonl import Jsonl
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
+
+DATA = modular(p=11)  # 50 samples: an epoch is 6.25 steps of 8
+EPOCH, STEPS = 25, 30  # four epochs end after 25 steps
+EMA = partial(grokfast.ema, alpha=0.9)
+
+
+def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: Any = last_token, **settings: Any) -> State:
+    torch.manual_seed(0)
+    taken = {
+        "dropout": 0.0,
+        "filter": EMA,
+        "background": False,
+        "every": None,
+        "keep_last": 1,
+        "keep_best": 1,
+        "monitor": "val/loss",
+    } | settings
+    model = Transformer(DATA.shape, 16, 1, 2, taken.pop("linear", BitLinear), dropout=taken.pop("dropout"))
+    base = partial(torch.optim.AdamW, fused=True)
+    optimizer = taken.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
+    saving = Checkpoint(*(taken.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
+    folder.mkdir(exist_ok=True)
+    monitor = taken.pop("monitor")
+    jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if taken.pop("health", False) else []
+    jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
+    own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
+    try:
+        return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *health, *callbacks],
+                                  monitor=monitor, folder=folder, resume=resume)  # fmt: skip
+    finally:
+        jsonl.finish("", {})
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "perf/samples_per_s", "perf/tokens_per_s")} for line in lines
+    ]

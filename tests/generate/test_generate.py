@@ -1,0 +1,232 @@
+"""Going on with a text, as a user asks for it: from real runs, and from runs that cannot."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float, Int
+from program import ROOT, TINY, train
+from torch import Tensor
+
+from research.export.verify import compare_distributions
+from research.generate.__main__ import main
+from research.generate.stream import Sampler, iter_symbols
+from research.load import load_run
+from research.nn.packed import pack_model
+
+COMMAND = [sys.executable, "-m", "research.generate"]
+Generate = Callable[..., tuple[int, str, str]]
+GetRefusal = Callable[..., str]
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str]) -> Generate:
+    """The command in this process, which has imported all it needs: exit code, stdout, stderr."""
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        return code, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture
+def get_refusal(generate: Generate) -> GetRefusal:
+    """What the command says where it cannot."""
+
+    def run_refused(*arguments: str) -> str:
+        code, out, err = generate(*arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        return err
+
+    return run_refused
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of bytes that has seen a little of this package."""
+    place = tmp_path_factory.mktemp("run")
+    small = ["data.path=" + str(ROOT / "research"), "data.seq_len=48", "data.val_bytes=480", "model.dim=64", "model.heads=2"]
+    own = ["data=text", "steps=60", "eval_every=60", "batch_size=16", "trainer.device=cpu", "tracker=jsonl", "precision=fp32"]
+    train(place, *own, *small)
+    (folder,) = (place / "out" / "text").iterdir()
+    return folder
+
+
+def test_it_streams_and_tells_speed_and_memory(run: Path, generate: Generate) -> None:
+    given = [str(run), "--prompt", "def é", "--tokens", "70", "--seed", "3"]  # beyond the 48 positions of the model
+    done = subprocess.run([*COMMAND, *given], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("def é")
+    assert re.search(r"ternary weights packed: [\d,]+ tokens/s after \d+ ms for the first, [\d,]+ MB resident", done.stderr)
+    assert generate(*given)[:2] == (0, done.stdout)
+
+
+def test_unpacked_and_greedy_it_is_what_the_model_says(run: Path, generate: Generate) -> None:
+    _, out, err = generate(str(run), "--prompt", "import ", "--tokens", "20", "--temperature", "0", "--no-packed")
+    seen, model = list(b"import "), load_run(str(run)).model
+    for _ in range(20):
+        seen.append(int(model(torch.tensor([seen]))[0, -1].argmax()))
+    assert out == bytes(seen).decode(errors="replace") + "\n"
+    assert "in float32" in err
+
+
+def test_embedding_and_head_in_int8_change_little(run: Path) -> None:
+    """All that packing changes: with them in float32 nothing is changed at all."""
+    trained = load_run(str(run))
+    model, split = trained.model, trained.data.val
+    tokens, targets = split[torch.arange(len(split))]
+    divergence, before, after, _ = compare_distributions(model(tokens), pack_model(model)(tokens), targets)
+    assert torch.equal(pack_model(model, int8_embeddings=False)(tokens), model(tokens))
+    assert 0 < divergence < 1e-3
+    assert abs(after / before - 1) < 5e-3  # of 480 bytes; on 4,096 docs/exports.md has 0.02 %
+
+
+def test_a_checkpoint_will_do(run: Path, generate: Generate) -> None:
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    assert generate(str(checkpoint), "--prompt", "x", "--tokens", "1")[1].startswith("x")
+
+
+def test_a_prompt_that_is_no_utf8_goes_in_as_its_bytes(run: Path, generate: Generate) -> None:
+    code, out, _ = generate(str(run), "--prompt", "a\udcffb", "--tokens", "1")
+    assert code == 0
+    assert out.startswith("a\ufffdb")
+
+
+def test_ctrl_c_ends_with_a_line(run: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert generate(str(run), "--prompt", "x") == (130, "x\n", "stopped by SIGINT\n")
+
+
+def test_ctrl_c_while_it_starts_ends_with_a_line(run: Path) -> None:
+    process = subprocess.Popen([*COMMAND, str(run), "--prompt", "x"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(1000):
+        if "torch" in Path(f"/proc/{process.pid}/maps").read_text():  # its import is under way
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "stopped by SIGINT\n"
+    assert process.returncode == 130
+
+
+def test_a_terminal_that_cannot_show_it(run: Path) -> None:
+    given = [*COMMAND, str(run), "--prompt", "é", "--tokens", "1"]
+    own = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(given, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    assert done.stdout.startswith("?")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(given, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_run_that_no_store_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, get_refusal: GetRefusal) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
+    assert "has no run 0123456789abcdef0123456789abcdef of ours" in get_refusal("0123456789abcdef" * 2, "--prompt", "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_reads_may_go(run: Path) -> None:
+    """As in `| head -1`."""
+    given = [*COMMAND, str(run), "--prompt", "x", "--tokens", "1000000"]
+    process = subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.read(1) == b"x"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+
+def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate: Generate, get_refusal: GetRefusal) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("weight_bits: 1.58", "weight_bits: 4"))
+    assert re.search(
+        r"linear.weight_bits=4; .* run the model as it is with --no-packed$", get_refusal(str(copy), "--prompt", "x")
+    )
+    assert generate(str(copy), "--prompt", "x", "--tokens", "1", "--no-packed")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}", "--prompt", ""], '--prompt "": give at least one symbol'),
+        (["{run}", "--prompt", "x", "--tokens", "0"], "--tokens 0: give at least 1"),
+        (["{run}", "--prompt", "x", "--temperature", "-1"], "--temperature -1: give 0"),
+        (["{run}", "--prompt", "x", "--temperature", "nan"], "--temperature nan: give 0"),
+        (["{run}", "--prompt", "x", "--top-k", "-3"], "--top-k -3: give 0"),
+        (["no/such", "--prompt", "x"], "RUN=no/such: there is no such folder"),
+        (["{run}/plots", "--prompt", "x"], "has no config.yaml; give a run folder"),
+        (["~nobody-of-that-name", "--prompt", "x"], "there is no such folder"),
+        (["a" * 300, "--prompt", "x"], "there is no such folder"),
+        (["{run}", "--prompt", "x", "--tokens", "many"], "argument --tokens: invalid int value: 'many'"),
+        (["{run}", "--prompt", "x", "--seed", "99999999999999999999"], "--seed 99999999999999999999: give a number from 0"),
+    ],
+)
+def test_what_cannot_be_is_reported_in_one_line(run: Path, get_refusal: GetRefusal, arguments: list[str], message: str) -> None:
+    assert message in get_refusal(*(argument.format(run=run) for argument in arguments))
+
+
+def test_symbols_that_are_numbers(tmp_path: Path, generate: Generate, get_refusal: GetRefusal) -> None:
+    train(tmp_path, *TINY, "tracker=jsonl")
+    (folder,) = (tmp_path / "out" / "modular").iterdir()
+    assert re.fullmatch(r"3 11 5 \d+\n", generate(str(folder), "--prompt", "3 11 5", "--tokens", "1")[1])
+    assert "numbers from 0 to 12" in get_refusal(str(folder), "--prompt", "3 x")
+    for weights in (folder / "checkpoints").glob("step-*/model.safetensors"):
+        weights.write_bytes(b"")
+    told = get_refusal(str(folder), "--prompt", "3")
+    assert re.search(r"^error: RUN=\S+: no usable checkpoint \(.*has 0 bytes.*\); give another run$", told)
+
+
+def test_vectors_are_no_text(tmp_path: Path, get_refusal: GetRefusal) -> None:
+    train(tmp_path, "data=digits", "model=bitmlp", "model.dim=16", "trainer=debug", "tracker=jsonl")
+    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    assert "is of a MLP: only model=transformer and its kin go on" in get_refusal(str(folder), "--prompt", "x")
+
+
+class Parrot:
+    """A decoder whose next symbol is the number of symbols that it has been fed."""
+
+    def __init__(self) -> None:
+        self.fed_tokens: list[list[int]] = []
+
+    def reset(self) -> None:
+        self.fed_tokens.append([])
+
+    def feed(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
+        self.fed_tokens[-1] += tokens.tolist()
+        assert len(self.fed_tokens[-1]) <= 8
+        return torch.nn.functional.one_hot(torch.tensor(len(self.fed_tokens[-1])), 10).float()
+
+
+def take(stream: Iterator[int], count: int) -> list[int]:
+    return [next(stream) for _ in range(count)]
+
+
+def test_a_full_model_continues_from_its_second_half() -> None:
+    parrot = Parrot()
+    assert take(iter_symbols(parrot, [0] * 3, 8, Sampler(0.0)), 7) == [3, 4, 5, 6, 7, 8, 4]  # type: ignore[arg-type]
+    assert parrot.fed_tokens[1] == [5, 6, 7, 8]
+    parrot = Parrot()
+    take(iter_symbols(parrot, list(range(20)), 8, Sampler(0.0)), 1)  # type: ignore[arg-type]
+    assert parrot.fed_tokens == [list(range(12, 20))]
+
+
+def test_the_sampler_draws_as_the_logits_say() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    sampler = Sampler(temperature=0.5, seed=1)
+    counts = torch.bincount(torch.tensor([sampler(logits) for _ in range(4000)]), minlength=4) / 4000
+    torch.testing.assert_close(counts, (logits / 0.5).softmax(-1), atol=0.03, rtol=0)
+    among = {Sampler(temperature=5.0, top_k=2, seed=seed)(logits) for seed in range(50)}
+    assert among == {0, 1}
+    assert Sampler(temperature=0.0)(logits) == 0

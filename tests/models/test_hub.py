@@ -1,0 +1,173 @@
+"""A model of transformers becomes ternary, trains through train.py, and its errors are the user's to mend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from program import ROOT, run
+
+from research.data.spec import Tokens
+from research.models.hub import Hub
+from research.nn.bitlinear import BitLinear, bitlinear_layers
+
+pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE = Tokens(11, 6)
+
+
+@pytest.fixture(autouse=True)
+def seed_torch() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def saved_folder(tmp_path: Path) -> Path:
+    """A folder as save_pretrained leaves it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(vocab_size=11, max_position_embeddings=16, **TINY)).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_new_model_has_ternary_layers() -> None:
+    model = Hub(SHAPE, "llama", TINY, linear=BitLinear)
+    assert len(bitlinear_layers(model)) == 2 * 7
+    assert not any("head" in name for name in bitlinear_layers(model))
+    tokens = torch.randint(11, (3, 6))
+    logits = model(tokens)
+    assert logits.shape == (3, 6, 11)
+    logits.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    later = tokens.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 11
+    torch.testing.assert_close(model(later)[:, :4], logits[:, :4])
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma", "bitnet"])
+def test_other_architectures_go_too(kind: str) -> None:
+    model = Hub(SHAPE, kind, TINY | {"num_key_value_heads": 2}, linear=BitLinear, include=["*mlp*"])
+    assert len(bitlinear_layers(model)) == 2 * 3
+    assert model(torch.randint(11, (2, 6))).isfinite().all()
+
+
+@pytest.mark.parametrize("more", [{}, {"is_decoder": False}], ids=str)
+def test_a_model_that_sees_the_answer_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"BertLMHeadModel sees the symbols .* predict\n.*\+model.fields.is_decoder=true"):
+        Hub(SHAPE, "bert", TINY | more)
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 6, 40])
+def test_as_a_decoder_it_is_taken(seq_len: int) -> None:
+    model = Hub(Tokens(11, seq_len), "bert", TINY | {"is_decoder": True}, linear=BitLinear)
+    assert model.net.training, "as it was before it was looked at"
+    tokens = torch.randint(11, (2, seq_len))
+    later = tokens.clone()
+    later[:, -1] = (later[:, -1] + 1) % 11
+    model.eval()
+    torch.testing.assert_close(model(later)[:, :-1], model(tokens)[:, :-1])
+
+
+def test_in_a_folder_too_it_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    BertLMHeadModel(BertConfig(vocab_size=11, max_position_embeddings=16, **TINY)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match=r"sees the symbols that it is to predict\n.* config.json"):
+        Hub(SHAPE, folder=str(tmp_path / "bert"))
+
+
+def test_a_model_that_takes_no_symbols_is_named() -> None:
+    """RoBERTa counts its positions from its padding symbol."""
+    with pytest.raises(ValueError, match="RobertaForCausalLM cannot take 6 symbols: "):
+        Hub(SHAPE, "roberta", TINY | {"is_decoder": True})
+
+
+def test_where_most_weights_stay_it_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Experts are not made of nn.Linear. What is between embedding and head counts, however large these are."""
+    experts = TINY | {"num_key_value_heads": 2, "num_local_experts": 4}
+    model = Hub(SHAPE, "mixtral", experts, linear=BitLinear)
+    ternary = sum(layer.weight.numel() for layer in bitlinear_layers(model).values())
+    outer = 2 * 11 * 32
+    share = 100 * ternary / (sum(p.numel() for p in model.parameters() if p.ndim > 1) - outer)
+    (told,) = [record.message for record in caplog.records if "between embedding and head" in record.message]
+    assert f"only {share:.0f} %" in told
+    assert "experts.gate_up_proj" in told
+    caplog.clear()
+    Hub(Tokens(5000, 6), "llama", TINY, linear=BitLinear)
+    Hub(SHAPE, "mixtral", experts)
+    assert not [record for record in caplog.records if "between embedding and head" in record.message]
+
+
+def test_layers_of_another_kind_are_named() -> None:
+    with pytest.raises(ValueError, match=r"has nn.Linear: lm_head; its other weights are in Conv1D, not in nn.Linear"):
+        Hub(SHAPE, "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, linear=BitLinear)
+
+
+def test_a_folder_gives_architecture_and_weights(saved_folder: Path) -> None:
+    """Without BitLinears it is what was saved; with them it has the same master weights."""
+    from transformers import LlamaForCausalLM
+
+    tokens = torch.randint(11, (3, 6))
+    plain, ternary = Hub(SHAPE, folder=str(saved_folder)), Hub(SHAPE, folder=str(saved_folder), linear=BitLinear)
+    torch.testing.assert_close(plain(tokens), LlamaForCausalLM.from_pretrained(saved_folder)(tokens).logits)
+    assert not bitlinear_layers(plain)
+    assert len(bitlinear_layers(ternary)) == 14
+    weights = ternary.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_it_trains_through_the_program(saved_folder: Path, tmp_path: Path) -> None:
+    """From a configuration, and from a folder with a warm-up; a checkpoint is kept."""
+    base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=4", "tracker=jsonl", "trainer.device=cpu"]
+    fields = [f"model.fields.{name}={value}" for name, value in TINY.items()]
+    for more in (fields, [f"model.folder={saved_folder}", "model.linear.warmup=2"]):
+        done = run_program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    for folder in (tmp_path / "out" / "modular").iterdir():
+        told = json.loads((folder / "summary.json").read_text())
+        assert told["status"] == "FINISHED"
+        assert told["steps"] == 4
+        assert (folder / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
+
+
+def run_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run([str(ROOT / "train.py"), *arguments], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"model_type": "lama"}, "model.model_type=lama: transformers has none of that name; did you mean "),
+        ({"model_type": "vit"}, "model.model_type=vit, model.fields=.*: Unrecognized configuration class"),
+        ({"fields": {"hidden_sise": 3}}, "model.fields.hidden_sise: llama has no such field; did you mean hidden_size"),
+        ({"fields": TINY | {"vocab_size": 5}}, "vocab_size is 5, the data has 11"),
+        ({"fields": TINY | {"max_position_embeddings": 5}}, "max_position_embeddings is 5, the data has 6"),
+        ({"folder": "nowhere"}, "model.folder=nowhere has no config.json: give a local folder"),
+        ({"fields": TINY, "include": ["conv*"]}, r"include=\['conv\*'\]"),
+        ({"fields": TINY | {"num_attention_heads": 5}}, "model.fields=.*: The hidden size"),
+    ],
+)
+def test_what_does_not_fit_is_named(kwargs: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Hub(SHAPE, linear=BitLinear, **kwargs)
+
+
+def test_a_damaged_folder_is_named(saved_folder: Path) -> None:
+    weights = saved_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"model.folder={saved_folder} cannot be read: "):
+        Hub(SHAPE, folder=str(saved_folder))
+    (saved_folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"model.folder={saved_folder} cannot be read: "):
+        Hub(SHAPE, folder=str(saved_folder))
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"model=hub needs transformers: pip install -e '.\[hub\]'"):
+        Hub(SHAPE)

@@ -1,0 +1,127 @@
+"""The loop without Hydra: what may change its result and what may not."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from research.data.digits import digits
+from research.data.modular import modular
+from research.losses import classification, last_token
+from research.models.mlp import MLP
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear
+from research.optim.param_groups import from_base
+from research.optim.schedules import bitnet, cosine, wsd
+from research.training.checkpoint import hash_weights
+from research.training.evaluate import evaluate
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
+
+DATA = modular(p=11)
+
+
+class Log(Callback):
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_step(self, state: State) -> None:
+        self.seen.append(dict(state.logged))
+
+
+def fit(*callbacks: Callback, dropout: float = 0.1, schedule: Any = cosine, linear: Any = BitLinear, **settings: Any) -> State:
+    torch.manual_seed(0)
+    model = Transformer(DATA.shape, 16, 1, 2, linear, dropout=dropout)
+    optimizer = from_base(model, partial(torch.optim.AdamW, fused=True), lr=1e-2, weight_decay=0.1)
+    settings = {"steps": 6, "batch_size": 12, "eval_every": 10, "device": "cpu", **settings}
+    return Trainer(**settings).fit(model, optimizer, schedule, last_token, DATA, callbacks, monitor="val/acc")
+
+
+def test_looking_does_not_change_the_training() -> None:
+    """Evaluations, log points and callbacks, however many, leave the same bits."""
+    plainly = fit()
+    watched = fit(Log(), eval_every=1, log_every=1)
+    assert hash_weights(plainly.model) == hash_weights(watched.model)
+    assert hash_weights(fit(seed=1).model) != hash_weights(plainly.model)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 12])
+def test_accumulation_is_the_whole_batch(parts: int) -> None:
+    whole, cut = Log(), Log()
+    fit(whole, dropout=0.0, linear=nn.Linear, log_every=1)
+    fit(cut, dropout=0.0, linear=nn.Linear, log_every=1, grad_accum=parts)
+    for a, b in zip(whole.seen, cut.seen, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+        assert a["grad/norm"] == pytest.approx(b["grad/norm"], rel=1e-3)
+
+
+def test_the_schedule_and_the_clipping_act() -> None:
+    log, clipped = Log(), []
+
+    class Norm(Callback):
+        def on_gradients(self, state: State) -> None:
+            clipped.append(nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None]).item())
+
+    fit(log, Norm(), schedule=partial(wsd, warmup=2, decay=0.5), log_every=1, clip_norm=0.01)
+    assert [line["lr"] for line in log.seen] == pytest.approx([0.005, 0.01, 0.01, 0.01 * 2 / 3, 0.01 / 3, 0.0])
+    assert all(line["grad/norm"] > 0.01 for line in log.seen)
+    assert max(clipped) <= 0.0101
+
+
+def test_a_schedule_may_move_the_weight_decay() -> None:
+    seen: list[tuple[float, list[float]]] = []
+
+    class Look(Callback):
+        def on_step(self, state: State) -> None:
+            groups = state.optimizer.param_groups
+            seen.append((groups[0]["lr"], [group["weight_decay"] for group in groups]))
+
+    state = fit(Look(), schedule=partial(bitnet, cooldown=0.5))
+    built = [group["as_built"]["weight_decay"] for group in state.optimizer.param_groups]
+    assert any(built)
+    for step, (lr, decays) in enumerate(seen):
+        assert decays == pytest.approx([decay * lr / 0.01 if step < 3 else 0.0 for decay in built])
+    assert [lr for lr, _ in seen[3:]] == pytest.approx([0.01 * 0.5 * factor for factor in (0.904508, 0.345492, 0.0)], abs=1e-6)
+
+
+def test_a_logged_loss_is_the_mean_since_the_last_log_point() -> None:
+    each, every_third = Log(), Log()
+    fit(each, log_every=1)
+    fit(every_third, log_every=3)
+    losses = [line["train/loss"] for line in each.seen]
+    assert every_third.seen[2]["train/loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-5)
+    assert every_third.seen[5]["train/loss"] == pytest.approx(sum(losses[3:]) / 3, rel=1e-5)
+
+
+def test_a_few_samples_are_learnt_by_heart() -> None:
+    state = fit(dropout=0.0, overfit=16, batch_size=16, steps=150, eval_every=50)
+    assert state.metrics["val/acc"] == 1.0
+
+
+def test_evaluation_covers_the_whole_split_once() -> None:
+    torch.manual_seed(0)
+    data = digits()
+    model = MLP(data.shape, 16, 1, nn.Linear, dropout=0.5).train()
+    whole = evaluate(model, data.val, classification, 10_000)
+    pieces = evaluate(model, data.val, classification, 7)
+    assert whole == pytest.approx(pieces)
+    assert model.training, "evaluation leaves the mode as it was"
+    hits = (model.eval()(data.val.inputs).argmax(-1) == data.val.targets).float().mean().item()
+    assert whole["val/acc"] == pytest.approx(hits)
+
+
+def test_half_precision_trains_as_well() -> None:
+    full, half = fit(steps=60, dropout=0.0), fit(steps=60, dropout=0.0, precision="bf16")
+    assert half.metrics["train/loss"] == pytest.approx(full.metrics["train/loss"], rel=0.1)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}, "the weights themselves stay in float32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"grad_accum": 13}, "too few samples"), ({"parallel": "ddp"}, "this is one process"), ({"lr": 1}, "lr")],
+)
+def test_settings_that_do_not_do_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        fit(**settings)
