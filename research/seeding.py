@@ -1,4 +1,7 @@
-"""Randomness as a pure function of (seed, step): nothing to save, nothing to restore."""
+"""Randomness as a pure function of (seed, step): nothing to save, nothing to restore.
+
+Each purpose has a stream of its own below the seed, so that one never shifts another.
+"""
 
 from functools import lru_cache
 
@@ -6,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+INIT_STREAM, DROPOUT_STREAM, ORDER_STREAM, ROLLBACK_STREAM = 0, 1, 2, 3  # the first key below a run's seed
+SPLIT_STREAM = 3  # the first key below a data set's split_seed, which is another seed
 _MASK = (1 << 64) - 1
 
 
@@ -22,7 +27,7 @@ def fold_in(*keys: int) -> int:
 
 def seed_all(seed: int) -> None:
     """Seed what draws at construction: weights. One stream, whatever was drawn before."""
-    torch.manual_seed(fold_in(seed, 0))
+    torch.manual_seed(fold_in(seed, INIT_STREAM))
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
@@ -30,7 +35,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
     Not `torch.manual_seed`: without a GPU it costs 240 us a call, this costs 2 us.
     """
-    key = fold_in(seed, 1, step, rank)
+    key = fold_in(seed, DROPOUT_STREAM, step, rank)
     torch.default_generator.manual_seed(key)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(key)
@@ -38,13 +43,13 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> Int[Tensor, "n"]:
-    """The order of the n samples in one epoch."""
-    generator = torch.Generator().manual_seed(fold_in(seed, 2, epoch))
+    """Return the order of the n samples in one epoch."""
+    generator = torch.Generator().manual_seed(fold_in(seed, ORDER_STREAM, epoch))
     return torch.randperm(n, generator=generator)
 
 
 def sample_indices(seed: int, start: int, count: int, n: int) -> Int[Tensor, "count"]:
-    """Samples number start .. start+count-1 of the endless stream of epochs.
+    """Return samples number start .. start+count-1 of the endless stream of epochs over n samples.
 
     Every batch is full: one that reaches the end of an epoch goes on in the next.
     """

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from research.data.spec import Split
-from research.losses import num_valid_targets
+from research.losses import Loss, num_valid_targets
 from research.metrics import nats_to_bits, num_correct
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 from research.training import distributed, sharding
-from research.training.gradients import Loss
 
 
 @torch.no_grad()
@@ -24,26 +23,26 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Loss (nats) and accuracy over the targets of a whole split that count, and bits a symbol where each is judged.
+    """Return val/loss (nats) and val/acc over all targets that count, and val/bpb where every token is a target.
 
-    Each process takes its part of every batch; `poll` is called before each, and may raise to end it all.
+    Each process takes its part of every batch. `poll` is called before each batch, and may raise to end it all.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, hits, targets
-    whole = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
+    sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, correct, targets
+    layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
     try:
-        with cached_quantized_weights(whole):
+        with cached_quantized_weights(layers):  # they do not change meanwhile
             for start in range(0, len(split), batch_size):
                 poll()
-                mine = torch.arange(start, min(start + batch_size, len(split)))[distributed.rank() :: distributed.world_size()]
-                x, y = split[mine]
+                indices = torch.arange(start, min(start + batch_size, len(split)))
+                x, y = split[indices[distributed.rank() :: distributed.world_size()]]
                 with autocast():
                     logits = model(x)
-                    each = loss(logits, y)
-                sums += torch.stack([each.sum().double(), num_correct(logits, y).double(), num_valid_targets(y).double()])
+                    losses = loss(logits, y)
+                sums += torch.stack([losses.sum().double(), num_correct(logits, y).double(), num_valid_targets(y).double()])
     finally:
         model.train(was_training)
-    nats, right, count = distributed.all_reduce_sum(sums).tolist()
-    metrics = {"val/loss": nats / max(1, count), "val/acc": right / max(1, count)}
+    nats, correct, count = distributed.all_reduce_sum(sums).tolist()
+    metrics = {"val/loss": nats / max(1, count), "val/acc": correct / max(1, count)}
     return metrics | ({"val/bpb": nats_to_bits(metrics["val/loss"])} if split.targets.ndim == 2 else {})

@@ -3,17 +3,17 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research.ranges import PositiveInt
 from research.run_dir import list_checkpoints
 from research.training import distributed, snapshot
-from research.training.state import Callback, State
+from research.training.state import State
 
 Policy = Literal["stop", "skip", "rollback"]
 log = logging.getLogger(__name__)
@@ -21,65 +21,70 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Guard:
-    """Judges loss and gradient norm before each update.
+    """Looks at loss and gradient norm before each update.
 
-    On the host where that is free (a CPU) or cannot be helped. On a GPU, with an optimizer that leaves an update out
-    where its `found_inf` is not 0 (torch's fused ones, and the Grokfast filters over them), the verdict stays there and
-    no step waits for it: the host learns of it at the next log point. Until then stop and rollback let no update through.
-    Gradients in fp16 that overflow are their scaler's to see to, until it has nothing left to scale down.
+    On a CPU it looks at once. On a GPU, with an optimizer that leaves an update out where its `found_inf` is not 0
+    (torch's fused ones, and the Grokfast filters over them), the verdict stays on the device and no step waits for it:
+    the host learns of it at the next log point. Until then stop and rollback let no update through. Gradients in fp16
+    that overflow are the scaler's business, until it has nothing left to scale down.
     """
 
-    policy: Policy
-    max_skips: int  # updates that may be left out in a row
-    max_rollbacks: int
-    on_device: bool
-    get_loss_scale: Callable[[], float] = lambda: 1.0  # of the loss, in fp16: gradients overflow until it is small enough
-    last_nonfinite: bool | Tensor = False  # the last verdict
-    first_bad_step: int | Tensor = -1  # the step that ended badly since the last look, counted from 0; -1: none
-    num_bad_in_row: int | Tensor = 0  # bad steps in a row
-    max_bad_in_row: int | Tensor = 0  # such row since the last look
-    nonfinite_location: str = ""  # the gradient that was not finite
+    policy: Policy = "stop"  # skip leaves the update out; rollback goes to the newest checkpoint, with another order
+    max_skips: PositiveInt = 5  # updates left out in a row
+    max_rollbacks: PositiveInt = 2
+    on_device: bool = field(default=False, init=False)
+    get_loss_scale: Callable[[], float] = field(default=lambda: 1.0, init=False)  # in fp16 gradients overflow until it is small
+    last_nonfinite: bool | Tensor = field(default=False, init=False)  # the last verdict
+    first_bad_step: int | Tensor = field(default=-1, init=False)  # since the last look, counted from 0; -1: none
+    num_bad_in_row: int | Tensor = field(default=0, init=False)
+    max_bad_in_row: int | Tensor = field(default=0, init=False)  # since the last look
+    location: str = field(default="", init=False)  # the gradient that was not finite
 
-    def is_finite(self, state: State, loss: Tensor) -> bool:
-        """Whether to update the weights; on a device always, for there the optimizer itself leaves it out."""
+    def start(self, on_device: bool, get_loss_scale: Callable[[], float]) -> None:
+        """Begin a run."""
+        self.on_device, self.get_loss_scale = on_device, get_loss_scale
+        self.last_nonfinite, self.first_bad_step, self.num_bad_in_row, self.max_bad_in_row = False, -1, 0, 0
+
+    def accepts(self, state: State, loss: Tensor) -> bool:
+        """Return whether to update the weights, and count the loss if so.
+
+        On a device always true: there the optimizer itself leaves the update out.
+        """
         if self.on_device:
-            self._check_on_device(state, loss, torch.as_tensor(state.grad_norm))
+            self._check_on_device(state, loss, torch.as_tensor(state.progress.grad_norm))
             return True
-        self.last_nonfinite = not (
-            math.isfinite(loss.item()) and (math.isfinite(float(state.grad_norm)) or self.get_loss_scale() > 1)
-        )
-        if self.last_nonfinite:
-            self.first_bad_step, self.nonfinite_location = (
-                (state.step, find_nonfinite_gradient(state.model))
-                if self.first_bad_step < 0
-                else (self.first_bad_step, self.nonfinite_location)
-            )
-        else:
-            state.loss_sum += loss
-            state.loss_count += 1
-        self.num_bad_in_row = (self.num_bad_in_row + 1) * self.last_nonfinite
+        progress = state.progress
+        finite_norm = math.isfinite(float(progress.grad_norm)) or self.get_loss_scale() > 1
+        bad = self.last_nonfinite = not (math.isfinite(loss.item()) and finite_norm)
+        if not bad:
+            progress.loss_sum += loss
+            progress.loss_count += 1
+        elif self.first_bad_step < 0:
+            self.first_bad_step, self.location = progress.step, find_nonfinite_gradient(state.model)
+        self.num_bad_in_row = (self.num_bad_in_row + 1) * bad
         self.max_bad_in_row = max(self.max_bad_in_row, self.num_bad_in_row)
-        return not self.last_nonfinite
+        return not bad
 
     def _check_on_device(self, state: State, loss: Tensor, grad_norm: Tensor) -> None:
-        """The same without a look at any number."""
+        """Do the same without a look at any number."""
+        progress = state.progress
         bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if self.policy != "skip":
             bad = bad | self.last_nonfinite
-        state.loss_sum += torch.where(bad, 0.0, loss)
-        state.loss_count = state.loss_count + ~bad
+        progress.loss_sum += torch.where(bad, 0.0, loss)
+        progress.loss_count = progress.loss_count + ~bad
         first = torch.as_tensor(self.first_bad_step, device=loss.device)
-        self.first_bad_step = torch.where(bad & (first < 0), state.step, first)
+        self.first_bad_step = torch.where(bad & (first < 0), progress.step, first)
         self.num_bad_in_row = (self.num_bad_in_row + 1) * bad
         self.max_bad_in_row = torch.maximum(torch.as_tensor(self.max_bad_in_row, device=loss.device), self.num_bad_in_row)
         self.last_nonfinite = bad
         state.skipped_on_device = bad if self.policy != "skip" else None  # a weight that was left out is as good as before
         state.optimizer.grad_scale, state.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
 
-    def handle_nonfinite(self, state: State, replay: Callable[[int], object]) -> bool:
-        """Meet what has happened since the last look: true once the run is at an earlier checkpoint.
+    def rolls_back(self, state: State, replay: Callable[[int], object]) -> bool:
+        """Meet what has happened since the last look. Return true once the run is at an earlier checkpoint.
 
-        `replay` computes the gradient of a step again: nothing was updated since. Raises FloatingPointError where the
+        `replay` computes the gradient of a step again: nothing was updated since. Raise FloatingPointError where the
         run has to end.
         """
         first, longest = int(self.first_bad_step), int(self.max_bad_in_row)
@@ -88,55 +93,63 @@ class Guard:
             return False
         if self.on_device:
             replay(first)
-            self.nonfinite_location = find_nonfinite_gradient(state.model)
+            self.location = find_nonfinite_gradient(state.model)
             state.optimizer.zero_grad()
-        for part in state.stateful.values():
-            if isinstance(part, Callback):
-                part.flush()  # a checkpoint may still be on its way
-        saved = list_checkpoints(state.folder) if state.folder else {}
-        state.last_finite_checkpoint = distributed.broadcast(max((step for step in saved if step <= first), default=-1))
-        kept = f"saved is step {state.last_finite_checkpoint}" if state.last_finite_checkpoint >= 0 else "none is saved"
-        told = f"the loss or the gradient is not finite at step {first + 1}, with lr={get_lr(state.optimizer):.3g}: "
-        told += f"{self.nonfinite_location}; the last good step is {first}, {kept}"
+        for callback in state.callbacks:
+            callback.flush()  # a checkpoint may still be on its way
+        saved = list_checkpoints(state.info.folder) if state.info.folder else {}
+        last_good = distributed.broadcast(max((step for step in saved if step <= first), default=-1))
+        state.progress.last_finite_checkpoint = last_good
+        message = self._describe(state, first, last_good)
         if self.policy == "skip" and longest <= self.max_skips:
-            log.warning("%s; its update is left out", told)
+            log.warning("%s; its update is left out", message)
             return False
-        if self.policy == "rollback" and state.rollbacks < self.max_rollbacks and state.last_finite_checkpoint >= 0:
-            assert state.folder
-            log.warning("%s; going back there, with another order of samples", told)
-            self._roll_back(state, state.folder)
+        if self.policy == "rollback" and state.progress.rollbacks < self.max_rollbacks and last_good >= 0:
+            log.warning("%s; going back there, with another order of samples", message)
+            self._roll_back(state)
             return True
-        ended = {
-            "stop": "lower lr, set trainer.clip_norm, or see trainer.on_nonfinite",
-            "skip": f"that was {longest} times in a row, over trainer.max_skips={self.max_skips}: lower lr",
-            "rollback": f"went back {state.rollbacks} times (trainer.max_rollbacks={self.max_rollbacks}): lower lr"
-            if state.last_finite_checkpoint >= 0
-            else "there is no checkpoint to go back to: give callbacks.checkpoint.every",
-        }
-        raise FloatingPointError(f"{told}\n{ended[self.policy]}")
+        raise FloatingPointError(f"{message}\n{self._suggest_fix(longest, state.progress.rollbacks, last_good)}")
 
-    def _roll_back(self, state: State, folder: Path) -> None:
-        times, seconds = state.rollbacks + 1, state.seconds
-        snapshot.resume(state, folder, until=state.last_finite_checkpoint)
-        state.rollbacks, state.last_finite_checkpoint, state.logged = times, state.step, {}
-        state.seconds = state.seconds_before = seconds  # what was lost took its time too
-        state.begin()
+    def _describe(self, state: State, first: int, last_good: int) -> str:
+        saved = f"saved is step {last_good}" if last_good >= 0 else "none is saved"
+        where = f"step {first + 1}, with lr={get_lr(state.optimizer):.3g}: {self.location}"
+        return f"the loss or the gradient is not finite at {where}; the last good step is {first}, {saved}"
+
+    def _suggest_fix(self, longest: int, rollbacks: int, last_good: int) -> str:
+        if self.policy == "stop":
+            return "lower lr, set trainer.clip_norm, or see trainer.guard.policy"
+        if self.policy == "skip":
+            return f"that was {longest} times in a row, over trainer.guard.max_skips={self.max_skips}: lower lr"
+        if last_good < 0:
+            return "there is no checkpoint to go back to: give callbacks.checkpoint.every"
+        return f"went back {rollbacks} times (trainer.guard.max_rollbacks={self.max_rollbacks}): lower lr"
+
+    def _roll_back(self, state: State) -> None:
+        """Go back to the last good checkpoint; the time that was lost counts too."""
+        progress, folder = state.progress, state.info.folder
+        assert folder
+        rollbacks, seconds = progress.rollbacks + 1, progress.seconds
+        snapshot.resume(state, folder, until=progress.last_finite_checkpoint)
+        progress.rollbacks, progress.last_finite_checkpoint = rollbacks, progress.step
+        progress.seconds = state.seconds_before = seconds
+        state.logged = {}
+        state.start_clock()
         self.last_nonfinite, self.num_bad_in_row = False, 0
 
 
 def get_lr(optimizer: Optimizer) -> float:
-    """That of the first group, as it is now."""
+    """Return the learning rate of the first group as it is now."""
     return float(optimizer.param_groups[0]["lr"])
 
 
 def supports_found_inf(optimizer: Optimizer) -> bool:
-    """Whether the optimizer leaves an update out by itself where its `found_inf` is not 0."""
+    """Return whether the optimizer leaves an update out by itself where its `found_inf` is not 0."""
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark
     return bool(getattr(optimizer, "supports_found_inf", fused))
 
 
 def find_nonfinite_gradient(model: nn.Module) -> str:
-    """The first parameter whose gradient is not finite."""
+    """Name the first parameter whose gradient is not finite."""
     for name, p in model.named_parameters():
         if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
             return f"the gradient of {name} is the first that is not"

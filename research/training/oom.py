@@ -15,39 +15,37 @@ log = logging.getLogger(__name__)
 
 
 def retry_on_oom(work: Callable[[], Result], state: State, grad_accum: int) -> Result:
-    """What `work` gives; where memory runs out, again with micro-batches of half as many samples."""
+    """Return what `work` returns; where memory runs out, try again with micro-batches of half as many samples."""
     while True:
         try:
             return work()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            told = str(error)
-        halve_micro_batch(state, grad_accum, told)  # here, where the tensors of what failed are free
+            message = str(error)
+        halve_micro_batch(state, grad_accum, message)  # here, where the tensors of what failed are free
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's or the host's allocator had no more to give (torch has a class of its own for GPUs alone)."""
+    """Return whether a GPU's or the host's allocator had no more to give (torch has a class for GPUs alone)."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def halve_micro_batch(state: State, grad_accum: int, message: str) -> None:
-    """Half the micro-batch and twice as many of them, for the work under way and all that follows.
+    """Halve the micro-batch and double their number, for the work under way and all that follows.
 
-    Raises ValueError where a micro-batch is one sample, and where other processes wait for this one's gradients.
+    Raise ValueError where a micro-batch is one sample, and where other processes wait for this one's gradients.
     """
-    micro, step = (
-        state.batch_size // (grad_accum * 2**state.oom_halvings * distributed.world_size()),
-        state.step + (not state.eval_pending),
-    )
-    if distributed.world_size() > 1 or micro <= 1:
-        fix = (
-            f"give trainer.grad_accum={2 * grad_accum * 2**state.oom_halvings}" if micro > 1 else "a micro-batch is one sample"
-        )
+    progress = state.progress
+    parts = grad_accum * 2**progress.oom_halvings
+    micro_batch = state.info.batch_size // (parts * distributed.world_size())
+    step = progress.step + (not progress.eval_pending)
+    if distributed.world_size() > 1 or micro_batch <= 1:
+        fix = f"give trainer.grad_accum={2 * parts}" if micro_batch > 1 else "a micro-batch is one sample"
         more = "trainer.checkpoint_activations=true needs less, as does trainer.precision=bf16"
         raise ValueError(f"out of memory at step {step}: {message.splitlines()[0]}\n{fix}; {more}")
-    state.oom_halvings += 1
-    log.warning("out of memory at step %d: micro-batches of %d samples from here on", step, -(-micro // 2))
+    progress.oom_halvings += 1
+    log.warning("out of memory at step %d: micro-batches of %d samples from here on", step, -(-micro_batch // 2))
     state.optimizer.zero_grad()
     gc.collect()
     if torch.cuda.is_initialized():

@@ -1,8 +1,13 @@
-"""What watches a run: the state it sees and the four moments at which it looks."""
+"""The state of a run, and what watches it: callbacks, which look at four moments.
+
+`Progress` is all that a run has reached: it is in the checkpoint whole. `RunInfo` is what is known before the first step.
+`State` holds both beside the objects that are trained, and what this process alone needs.
+"""
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,10 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.data.spec import Dataset
+from research.losses import Loss, Objective
 from research.training.ema import Average
 from research.trigger import is_better
 
-PRUNED_REASON = "pruned: other trials were better at this step"  # the reason to end of a run that its study has given up
+PRUNED_REASON = "pruned: other trials were better at this step"  # why a run ended that its study has given up
+Schedule = Callable[[int, int], float | tuple[float, float]]  # (step, steps) -> factors on lr, and on weight decay
 
 
 @runtime_checkable
@@ -24,84 +31,121 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-@dataclass
-class State:
-    """One run in flight. Callbacks read all of it; they may write `stop` and `lift`, numbers to be logged into `told`, and
-    words for the end of the run into `said`.
-    """
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run before its first step."""
 
-    model: nn.Module
-    optimizer: Optimizer
-    data: Dataset[Any]
-    steps: int
-    batch_size: int
-    monitor: str
+    steps: int  # to be done in all
+    batch_size: int  # samples a step, over all processes
+    monitor: str = "val/loss"  # the metric that judges the run
     task: str = ""  # what evaluations are of: only those of one task can be compared
-    config: str = ""  # digest of the configuration that the run was composed from
-    device: str = "cpu"
-    processes: str = "1 process"
     name: str = "run"
     folder: Path | None = None
-    average: Average | None = None  # of the weights, where one is kept
-    stateful: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
-    sharded: bool = False  # the weights are spread over the processes
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved; empty for a run without one
+    config_digest: str = ""
+    in_sweep: bool = False  # the sweep has the screen
+    device: str = "cpu"
+    processes: str = "1 process"  # how many, and how they share the run
+
+
+@dataclass
+class Progress:
+    """How far a run is and what it has reached. All of it is in the checkpoint."""
+
     step: int = 0  # optimizer steps done
-    first_step: int = 0  # the step at which this process began: above 0 when resumed
-    eval_pending: bool = False  # the last step still has to be logged and judged
-    loss_sum: float | Tensor = 0.0  # the losses since the last log point, summed; on the device while training
+    samples: int = 0  # training samples consumed, over all processes
+    eval_pending: bool = False  # the last step still has to be logged and evaluated
+    loss_sum: float | Tensor = 0.0  # the losses since the last log point; on the device while training
     loss_count: int | Tensor = 0  # how many they are
     grad_norm: float | Tensor = math.nan  # before clipping
     extra_metrics: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
-    end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
-    logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     metrics: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     best: dict[str, float] = field(default_factory=dict)  # all metrics at the best evaluation, and its "step"
-    improved: bool = False  # this step's evaluation is the best so far
-    skipped_on_device: Tensor | None = None  # on a device: whether the last update was left out; to be asked before saving
-    last_finite_checkpoint: int = -1  # the step of the last checkpoint before numbers were last not finite: it is kept
+    task: str = ""  # what `best` is of
+    last_finite_checkpoint: int = -1  # the last one before numbers were not finite: it is kept
     rollbacks: int = 0  # times that the run went back to a checkpoint
     oom_halvings: int = 0  # times that the micro-batch was halved, for want of memory
     seconds: float = 0.0  # of training, evaluations included, in all processes that this run has had
-    seconds_before: float = 0.0  # of them, before this process began
-    stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still judged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers, texts and dicts."""
+        plain = asdict(self) | {"loss_sum": float(self.loss_sum), "loss_count": int(self.loss_count)}
+        plain["extra_metrics"] = {name: float(value) for name, value in self.extra_metrics.items()}
+        return plain | {"grad_norm": float(self.grad_norm)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over saved progress; a key that it lacks keeps its value."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+@dataclass
+class State:
+    """One run in flight. Callbacks read all of it; they may write `stop` and `resume_override`, numbers to be logged into
+    `progress.extra_metrics`, and words for the end of the run into `end_notes`.
+    """
+
+    model: nn.Module
+    net: nn.Module  # what is called: the model, or what wraps it
+    optimizer: Optimizer
+    schedule: Schedule
+    loss: Loss  # evaluations judge by it
+    objective: Objective  # what is minimised
+    data: Dataset[Any]
+    info: RunInfo
+    progress: Progress = field(default_factory=Progress)
+    callbacks: list["Callback"] = field(default_factory=list)
+    average: Average | None = None  # of the weights, where one is kept
+    stateful: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
+    sharded: bool = False  # the weights are spread over the processes
+    # Of this process and this moment alone:
+    first_step: int = 0  # at which this process began: above 0 when resumed
+    seconds_before: float = 0.0  # of training, before this process began
+    start_time: float = 0.0  # as if this process had done all the training
+    logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
+    improved: bool = False  # this step's evaluation is the best so far
+    skipped_on_device: Tensor | None = None  # whether the last update was left out; to be looked at before saving
+    end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
+    stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still evaluated
     resume_override: str = ""  # the override that a run needs to go on past that reason, as target=null; empty: none
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
 
-    def begin(self) -> None:
+    def start_clock(self) -> None:
         """The first step of this process starts now."""
-        self._start_time = time.perf_counter() - self.seconds
+        self.start_time = time.perf_counter() - self.progress.seconds
 
     def advance(self) -> None:
-        """One more step is done."""
-        self.step += 1
-        self.logged, self.improved, self.eval_pending = {}, False, True
-        self.seconds = time.perf_counter() - self._start_time
+        """Count one more step."""
+        self.progress.step += 1
+        self.progress.samples += self.info.batch_size
+        self.progress.eval_pending = True
+        self.progress.seconds = time.perf_counter() - self.start_time
+        self.logged, self.improved = {}, False
 
     def compute_throughput(self) -> float:
-        """Samples or tokens a second in this process."""
-        samples = (self.step - self.first_step) * self.batch_size
+        """Return samples or tokens a second in this process."""
+        samples = (self.progress.step - self.first_step) * self.info.batch_size
         per_sample = self.data.shape.seq_len if self.data.unit == "token" else 1
-        return samples * per_sample / max(self.seconds - self.seconds_before, 1e-9)
+        return samples * per_sample / max(self.progress.seconds - self.seconds_before, 1e-9)
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Take in new numbers, and what callbacks told; keep the evaluation that is best by `monitor`."""
-        metrics = {
-            name: float(value) for name, value in (metrics | self.extra_metrics).items()
-        }  # also of numpy's and torch's numbers
-        self.extra_metrics = {}
-        self.logged |= metrics
-        self.metrics |= metrics
-        value = metrics.get(self.monitor, math.nan)
-        if math.isfinite(value) and (not self.best or is_better(self.monitor, value, self.best[self.monitor])):
-            self.best, self.improved = {**metrics, "step": self.step}, True
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Take in new numbers and those of callbacks; keep the evaluation that is best by the monitor."""
+        progress, monitor = self.progress, self.info.monitor
+        new = {name: float(value) for name, value in {**metrics, **progress.extra_metrics}.items()}  # numpy's and torch's too
+        progress.extra_metrics = {}
+        self.logged |= new
+        progress.metrics |= new
+        value = new.get(monitor, math.nan)
+        if math.isfinite(value) and (not progress.best or is_better(monitor, value, progress.best[monitor])):
+            progress.best, self.improved = {**new, "step": progress.step}, True
 
 
 class Callback:
     """Looks at four moments; each does nothing unless a subclass says otherwise.
 
     Of several processes only the first has callbacks. One that counts or remembers gives that in `state_dict`: a run
-    that goes on must find it again.
+    that is resumed must find it again.
     """
 
     saves = False  # it writes checkpoints: it comes after all others, and where weights are sharded all processes have it
@@ -110,7 +154,7 @@ class Callback:
         """Wait until whatever it does beside the training is done."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of it: numbers, texts, lists, dicts and tensors."""
+        """Return what a checkpoint must hold of it: numbers, texts, lists, dicts and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
