@@ -1,47 +1,72 @@
-"""Losses: pure functions of logits and targets, one number (nats) for each target.
+"""Losses, and the objectives that the loop trains by.
 
-Not their mean: the loop divides the sum over a whole step by the number of its targets, however it cuts the step into
-micro-batches and processes. A target of IGNORE is not judged.
+A loss is a pure function of logits and targets: one number (nats) a target, and 0 where the target is IGNORE. It takes
+no mean: the loop divides the sum over a step by the step's number of targets. So the gradient does not depend on how
+the step is cut into micro-batches and processes.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE = -100  # cross_entropy's own ignore_index
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> one number a target
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, inputs, targets) -> one number a target
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The objective that a plain loss makes: the loss of the model's logits."""
+
+    loss: Loss
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the loss (nats) of each target, of y's shape; raise ValueError where the loss has another shape."""
+        losses = self.loss(model(x), y)
+        # A mean would weigh a short micro-batch as much as a full one
+        if losses.shape != y.shape:
+            raise ValueError(
+                f"a loss gives one number a target: this one has shape {tuple(losses.shape)}, the targets have "
+                f'{tuple(y.shape)}; return the losses without a mean or a sum (reduction="none")'
+            )
+        return losses
 
 
 def next_token(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
-    """Cross entropy of the next symbol at every position."""
+    """Return the cross entropy of the next symbol at every position."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def last_token(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-    """Cross entropy of the answer after the last position."""
+    """Return the cross entropy of the answer that follows the last position."""
     return F.cross_entropy(logits[:, -1], targets, reduction="none")
 
 
 def classification(logits: Float[Tensor, "batch classes"], targets: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-    """Cross entropy of the class."""
+    """Return the cross entropy of the class."""
     return F.cross_entropy(logits, targets, reduction="none")
 
 
 def stablemax(
-    logits: Float[Tensor, "batch *positions classes"], targets: Int[Tensor, "batch *num_valid_targets"]
-) -> Float[Tensor, "batch *num_valid_targets"]:
-    """Cross entropy of StableMax: s(x_i) / sum s(x), with s(x) = x + 1 from 0 on, 1 / (1 - x) below.
+    logits: Float[Tensor, "batch *positions classes"], targets: Int[Tensor, "batch *targets"]
+) -> Float[Tensor, "batch *targets"]:
+    """Return the cross entropy of StableMax, s(x_i) / sum s(x): s(x) = x + 1 for x >= 0, else 1 / (1 - x).
 
-    Prieto et al. 2025 (2501.04697), section 4. In logarithms, and in float32 at least. One target a sequence is judged
-    at the last position.
+    Prieto et al. 2025 (2501.04697), section 4. Computed in logarithms, in float32 or better. With one target a
+    sequence, take the logits of the last position.
     """
     if logits.ndim == targets.ndim + 2:
         logits = logits[:, -1]
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_s = torch.log1p(x.clamp(min=0)) - torch.log1p(F.relu(-x))  # one of the two is 0; at 0 the slope is the clamp's, 1
+    # log s(x): one of the two terms is 0. At x = 0 the slope is 1: clamp passes the gradient there, relu does not.
+    log_s = torch.log1p(x.clamp(min=0)) - torch.log1p(F.relu(-x))
     return F.cross_entropy(log_s.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
 
 
 def num_valid_targets(targets: Int[Tensor, "..."]) -> Int[Tensor, ""]:
-    """How many targets count."""
+    """Return the number of targets that are not IGNORE."""
     return (targets != IGNORE).sum()
