@@ -32,6 +32,7 @@ from research.optim.param_groups import from_base
 from research.optim.schedules import constant
 from research.training import checkpoint
 from research.training.checkpoint import Snapshot
+from research.training.manifest import Manifest
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -58,7 +59,7 @@ def measure_speed(millions: int, rounds: int, root: Path) -> float:
     """Speed of a commit over that of a plain write."""
     layers = [torch.randn(1_000_000) for _ in range(millions)]
     memory = [torch.randn(1_000_000) for _ in range(2 * millions)]
-    whole = Snapshot(1, {"model": {str(i): layer for i, layer in enumerate(layers)}}, {"optimizer": memory})
+    whole = Snapshot(Manifest(1, {}), {"model": {str(i): layer for i, layer in enumerate(layers)}}, {"optimizer": memory})
     count = 12_000_000 * millions
     ratios = []
     for turn in range(rounds):
@@ -86,7 +87,7 @@ class Windows(Callback):
         self.window_start = 0.0
 
     def on_step(self, state: State) -> None:
-        window, place = divmod(state.step, WINDOW)
+        window, place = divmod(state.progress.step, WINDOW)
         saving = self.modes[kind := list(self.modes)[window % len(self.modes)]]
         if place == WINDOW // 10 and saving:
             saving.on_step(state)

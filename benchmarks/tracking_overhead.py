@@ -48,7 +48,7 @@ def train(tracker: Tracker, folder: Path, steps: int) -> float:
     trainer = Trainer(steps, batch_size=64, eval_every=25, log_every=10, device="cpu")
     state = trainer.fit(model, optimizer, constant, last_token, DATA, [tracker])
     with redirect_stdout(None):  # where the run is kept interests nobody here
-        tracker.finish(FINISHED, {"steps": state.step, "best": state.best, "metrics": state.metrics})
+        tracker.finish(FINISHED, {"steps": state.progress.step, "best": state.progress.best, "metrics": state.progress.metrics})
     return time.perf_counter() - begun
 
 

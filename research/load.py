@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from research.data.spec import Dataset, Tokens, Vectors
-from research.preflight.renames import upgrade_config, upgrade_shape
-from research.run_dir import read_json
+from research.preflight.renames import upgrade_config
+from research.run_dir import read_summary
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
@@ -76,7 +76,7 @@ def load_run(run: str) -> TrainedRun:
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")
-        sizes = upgrade_shape(read_json(folder / "summary.json").get("shape") or {})
+        sizes = summary.shape if (summary := read_summary(folder)) else {}
         shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else instantiate(config.data).shape
         model: nn.Module = instantiate(config.model, shape)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration

@@ -1,6 +1,6 @@
-"""The run folder: what was asked, on which machine, what came out. `lock` tells the living from the dead.
+"""The run folder: what was requested, on which machine, what came out. Its lock tells the living from the dead.
 
-Torch is imported where it is asked for its version only: the preflight reads run folders before anything heavy is imported.
+Torch is imported only where its version is needed: the preflight reads run folders before anything heavy is imported.
 """
 
 import fcntl
@@ -13,50 +13,104 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SUMMARY_FILE = "summary.json"
+SHAPE_V1 = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}
+# Environment variables, one table. The first three are ours to set, from process to process; the rest are the user's.
+SWEPT_ENV_VAR = "GROKBIT_SWEPT"  # the swept keys of this command line, with commas: they name a run
+TRIAL_ENV_VAR = "GROKBIT_TRIAL"  # JSON: the trial that this run is, for reports and pruning
+WORKER_ENV_VAR = "GROKBIT_WORKER"  # JSON: which worker of which sweep this process is
+CACHE_ENV_VAR = "GROKBIT_CACHE"  # the folder of compiled kernels
+ISA_ENV_VAR = "GROKBIT_ISA"  # the instruction set of the C kernels, instead of the best
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run as it was asked for; trackers and the folder tell of it."""
+    """One run as it was requested, in plain types."""
 
     name: str  # short: what was chosen, or the swept keys
     study: str
     folder: Path
-    config: dict[str, Any]  # resolved, plain
+    config: dict[str, Any]  # resolved
     overrides: list[str]
     choices: dict[str, str]  # group -> option
     sweep_folder: Path | None = None  # the folder of the sweep that this run is part of
     swept_values: dict[str, str] = field(default_factory=dict)
+    in_sweep: bool = False  # a sweep of ours started it and has the screen
     resume: Path | None = None  # the run folder or the checkpoint that it begins at
     resumed: bool = False  # from a checkpoint of its own
 
     @property
     def digest(self) -> str:
-        """Of what the result depends on: not where it goes, nor who watches."""
-        aside = ("out", "name", "resume", "tracker")
-        told = {key: value for key, value in self.config.items() if key not in aside}
-        return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        """Return a digest of what the result depends on: not where it goes, nor who watches."""
+        settings = {key: value for key, value in self.config.items() if key not in ("out", "name", "resume", "tracker")}
+        return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json: how a run ended and what it reached. A run that could not be built has the first four only."""
+
+    status: str  # FINISHED | PRUNED | STOPPED | FAILED | KILLED
+    error: str = ""
+    wall_s: float = 0.0
+    config: str = ""  # the digest of its configuration
+    monitor: str = ""
+    value: float | None = None  # the best one of the monitor
+    metrics: dict[str, float | None] = field(default_factory=dict)  # the last ones
+    best: dict[str, float | None] = field(default_factory=dict)  # all of them at the best evaluation, and its step
+    baseline: dict[str, float] = field(default_factory=dict)  # what a trivial predictor reaches
+    steps: int = 0
+    stop: str = ""  # why it ended before its last step
+    rollbacks: int = 0
+    train_s: float = 0.0
+    samples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    peak_rss_mb: float = 0.0
+    shape: dict[str, int] = field(default_factory=dict)  # of the data set
+    params: int = 0
+    rounded: int = 0  # parameters with quantized values
+    weights_sha256: str | None = None
+    mlflow_run_id: str | None = None
+    version: int = 2
+
+    def write(self, folder: Path) -> None:
+        """Write it into a run folder, whole or not at all."""
+        write_json(folder / SUMMARY_FILE, asdict(self))
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """Return a run folder's summary; None where there is none, or one that cannot be read.
+
+    Version 1, which had no version field, had other names in its shape.
+    """
+    content = read_json(folder / SUMMARY_FILE)
+    known = {item.name for item in fields(Summary)}
+    content = {key: value for key, value in content.items() if key in known and value is not None}
+    if "status" not in content:
+        return None
+    shape = {SHAPE_V1.get(name, name): size for name, size in content.get("shape", {}).items()}
+    return Summary(**content | {"shape": shape})
 
 
 def run_git(*arguments: str) -> str:
-    """What git says in this repository; empty without git or outside a repository."""
+    """Return what git prints in this repository; nothing without git or outside a repository."""
     try:
-        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+        process = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def describe_environment() -> dict[str, Any]:
-    """The machine and the code: what somebody needs who wants the same numbers."""
+    """Describe hardware, package versions and git state, for reproducing the run."""
     import torch
 
     packages = {}
@@ -93,43 +147,43 @@ def _read_cpu_name() -> str:
 
 
 def get_peak_rss_mb() -> float:
-    """The most memory that this process has held, in MB."""
+    """Return the most memory that this process has held, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def get_rss_mb() -> float:
-    """The memory that this process holds now, in MB."""
+    """Return the memory that this process holds now, in MB."""
     pages = Path("/proc/self/statm")
     if pages.exists():
         return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e6
-    told = subprocess.run(("ps", "-o", "rss=", "-p", str(os.getpid())), capture_output=True, text=True, check=True)
-    return int(told.stdout) / 1e3
+    process = subprocess.run(("ps", "-o", "rss=", "-p", str(os.getpid())), capture_output=True, text=True, check=True)
+    return int(process.stdout) / 1e3
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Numbers that JSON does not have become null."""
+    """Write JSON; numbers that it does not have become null."""
     replace_text(path, json.dumps(replace_nonfinite(content), indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     draft.write_text(text)
     draft.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What is in the file; nothing where it is not there, or not JSON."""
+    """Return what is in the file; nothing where it is not there, or not a JSON object."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """NaN and infinities as None, at any depth of dicts (JSON has no others)."""
+    """Return the value with None for NaN and infinities, at any depth of dicts (JSON has no others)."""
     if isinstance(value, dict):
         return {k: replace_nonfinite(v) for k, v in value.items()}
     return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
@@ -137,14 +191,14 @@ def replace_nonfinite(value: Any) -> Any:
 
 @contextmanager
 def lock(folder: Path, error_message: str = "") -> Iterator[None]:
-    """Hold the folder while this process lives, however it ends. Raises ValueError while another process does."""
+    """Hold the folder while this process lives, however it ends. Raise ValueError while another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            told = error_message or f"out: another run is writing to {folder}; give another out or name"
-            raise ValueError(told) from None
+            message = error_message or f"out: another run is writing to {folder}; give another out or name"
+            raise ValueError(message) from None
         yield
 
 
@@ -160,13 +214,13 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has left something here that another one would overwrite."""
+    """Return whether a run has left something here that another one would overwrite."""
     metrics = folder / "metrics.jsonl"
     return bool(list_checkpoints(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process on this machine holds the folder."""
+    """Return whether a process on this machine holds the folder."""
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -178,7 +232,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
-    """Write down what was asked before anything can go wrong. Raises ValueError where another run would be lost."""
+    """Write down what was requested, before anything can go wrong. Raise ValueError where another run would be lost."""
     if holds_run(run_config.folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
         raise ValueError(
             f"out: {run_config.folder} holds a run already\ngive resume=auto to go on with it, or another out or name"

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from research.callbacks.checkpoint import Checkpoint
 from research.callbacks.gradients import GradientHealth
 from research.callbacks.ternary import Ternary
 from research.data.modular import modular
+from research.data.spec import Dataset
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim import grokfast
-from research.optim.schedules import cosine
+from research.optim.schedules import constant, cosine
 from research.run_dir import RunConfig
 from research.tracking.jsonl import Jsonl
 from research.training.state import Callback, State
@@ -28,7 +30,7 @@ EMA = partial(grokfast.ema, alpha=0.9)
 
 def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: Any = last_token, **settings: Any) -> State:
     torch.manual_seed(0)
-    taken = {
+    options: dict[str, Any] = {
         "dropout": 0.0,
         "filter": EMA,
         "background": False,
@@ -37,20 +39,29 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
         "keep_best": 1,
         "monitor": "val/loss",
     } | settings
-    model = Transformer(DATA.shape, 16, 1, 2, taken.pop("linear", BitLinear), dropout=taken.pop("dropout"))
+    model = Transformer(DATA.shape, 16, 1, 2, options.pop("linear", BitLinear), dropout=options.pop("dropout"))
     base = partial(torch.optim.AdamW, fused=True)
-    optimizer = taken.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
-    saving = Checkpoint(*(taken.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
+    optimizer = options.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
+    saving = Checkpoint(*(options.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
     folder.mkdir(exist_ok=True)
-    monitor = taken.pop("monitor")
-    jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if taken.pop("health", False) else []
+    monitor = options.pop("monitor")
+    jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if options.pop("health", False) else []
     jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
-    own = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | taken
+    own: dict[str, Any] = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | options
+    trainer = Trainer(**own)
+    watchers: list[Callback] = [jsonl, saving, *health, *callbacks]
     try:
-        return Trainer(**own).fit(model, optimizer, cosine, loss, DATA, [jsonl, saving, *health, *callbacks],
-                                  monitor=monitor, folder=folder, resume=resume)  # fmt: skip
+        state = trainer.setup(model, optimizer, cosine, loss, DATA, watchers, monitor=monitor, folder=folder, resume=resume)
+        return trainer.fit(state)
     finally:
         jsonl.finish("", {})
+
+
+def make_state(model: nn.Module, *, data: Dataset[Any] = DATA, steps: int = 5, batch_size: int = 8, **facts: Any) -> State:
+    """A run of any model before its first step, for tests of what looks at one."""
+    trainer = Trainer(steps, batch_size, device="cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return trainer.setup(model, optimizer, constant, last_token, data, **{"monitor": "val/acc"} | facts)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -57,7 +57,9 @@ def compute_first_losses(pair: str) -> list[float]:
     model = instantiate(cfg.model, data.shape).double()
     losses = Losses()
     trainer = instantiate(cfg.trainer)
-    trainer.fit(model, instantiate(cfg.optim, model), instantiate(cfg.schedule), instantiate(cfg.loss), data, [losses])
+    trainer.fit(
+        trainer.setup(model, instantiate(cfg.optim, model), instantiate(cfg.schedule), instantiate(cfg.loss), data, [losses])
+    )
     return losses.seen
 
 

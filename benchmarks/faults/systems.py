@@ -120,7 +120,7 @@ class Grokbit(System):
             saves = True  # it comes after the one that saves
 
             def on_step(self, state: State) -> None:
-                report_step(state.step)
+                report_step(state.progress.step)
 
         self.fit(root, [Checkpoint(every=1, keep_last=2), Reporter()], steps)
 
@@ -128,7 +128,7 @@ class Grokbit(System):
         class Inspector(Callback):
             def on_start(self, state: State) -> None:
                 step, right = read_step(state.model, state.optimizer)
-                raise Resumed(step, right and step == state.step)
+                raise Resumed(step, right and step == state.progress.step)
 
         try:
             self.fit(root, [Inspector()], ENDLESS, root)

@@ -49,37 +49,37 @@ class Checkpoint(Callback):
         self.values, self.task = dict(state["values"]), state["task"]
 
     def on_start(self, state: State) -> None:
-        if self.task != state.task:
-            self.values, self.task = {}, state.task
+        if self.task != state.info.task:
+            self.values, self.task = {}, state.info.task
         self.last_saved_step = state.first_step if state.first_step else -1
         if self.pool and state.sharded:
             log.warning("callbacks.checkpoint.background=true: a model that is spread is written by all processes in the loop")
-        if state.folder and state.folder.exists() and distributed.rank() == 0:
-            checkpoint.clean(state.folder / "checkpoints")
+        if state.info.folder and state.info.folder.exists() and distributed.rank() == 0:
+            checkpoint.clean(state.info.folder / "checkpoints")
 
     def on_step(self, state: State) -> None:
-        if state.improved or (self.every and state.step % self.every == 0):
+        if state.improved or (self.every and state.progress.step % self.every == 0):
             self._save(state)
 
     def on_end(self, state: State) -> None:
         try:
-            if not state.error and state.step != self.last_saved_step:
+            if not state.error and state.progress.step != self.last_saved_step:
                 self._save(state)
         finally:
             self.flush()
 
     def _save(self, state: State) -> None:
         if (
-            state.folder is None
+            state.info.folder is None
             or (state.skipped_on_device is not None and bool(state.skipped_on_device))
             or not snapshot.has_finite_weights(state)
         ):
             return  # the next step, or the next log point, will tell of numbers that are not finite
         self.flush()
-        self.last_saved_step = state.step
-        if math.isfinite(state.logged.get(state.monitor, math.nan)):
-            self.values[state.step] = state.logged[state.monitor]
-        whole, root = snapshot.capture(state), state.folder / "checkpoints"
+        self.last_saved_step = state.progress.step
+        if math.isfinite(state.logged.get(state.info.monitor, math.nan)):
+            self.values[state.progress.step] = state.logged[state.info.monitor]
+        whole, root = snapshot.capture(state), state.info.folder / "checkpoints"
         keep = set(self._list_steps_to_keep(root, state))
         if self.pool and not state.sharded:
             whole = replace(whole, tensors=snapshot.copy_to_host(whole.tensors), state=snapshot.copy_to_host(whole.state))
@@ -89,13 +89,15 @@ class Checkpoint(Callback):
 
     def _list_steps_to_keep(self, root: Path, state: State) -> Iterator[int]:
         """The steps whose checkpoints stay, this one among them."""
-        there = sorted({*list_checkpoints(root.parent), state.step}, reverse=True)
-        yield from (step for step in there if step > state.step)  # of a run that went back: replaced when it comes there
-        yield from [step for step in there if step <= state.step][: self.keep_last]
-        sign = -1 if higher_is_better(state.monitor) else 1
+        there = sorted({*list_checkpoints(root.parent), state.progress.step}, reverse=True)
+        yield from (
+            step for step in there if step > state.progress.step
+        )  # of a run that went back: replaced when it comes there
+        yield from [step for step in there if step <= state.progress.step][: self.keep_last]
+        sign = -1 if higher_is_better(state.info.monitor) else 1
         judged = [step for step in self.values if step in there]
         yield from sorted(judged, key=lambda step: (sign * self.values[step], step))[: self.keep_best]
-        yield state.last_finite_checkpoint
+        yield state.progress.last_finite_checkpoint
 
     @staticmethod
     def _commit(root: Path, contents: checkpoint.Snapshot, keep: set[int]) -> None:

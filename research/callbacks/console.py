@@ -17,7 +17,6 @@ from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
 from research.ranges import PositiveFloat
 from research.run_dir import get_peak_rss_mb
-from research.tracking.optuna_storage import is_swept
 from research.training import distributed
 from research.training.state import Callback, State
 from research.trigger import higher_is_better
@@ -36,7 +35,7 @@ def build_header(state: State) -> list[tuple[str, str]]:
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
-        ("run", state.name),
+        ("run", state.info.name),
         (
             "model",
             f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {describe_precision(model)}",
@@ -44,11 +43,14 @@ def build_header(state: State) -> list[tuple[str, str]]:
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
-        ("device", f"{state.device}, {state.processes}, {torch.get_num_threads()} threads, torch {torch.__version__}"),
+        (
+            "device",
+            f"{state.info.device}, {state.info.processes}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        ),
     ]
     if state.first_step:
         rows.append(("resumed", f"at step {state.first_step}"))
-    return [*rows, ("folder", str(state.folder))] if state.folder else rows
+    return [*rows, ("folder", str(state.info.folder))] if state.info.folder else rows
 
 
 def describe_precision(model: nn.Module) -> str:
@@ -64,11 +66,11 @@ def describe_precision(model: nn.Module) -> str:
 
 def format_progress(state: State) -> str:
     """One line: where the run is and how it does."""
-    fields = [f"step {state.step}/{state.steps}"]
+    fields = [f"step {state.progress.step}/{state.info.steps}"]
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
-    fields += [f"{key} {state.metrics[key]:{style}}" for key, style in styles.items() if key in state.metrics]
-    steps = state.step - state.first_step
-    left = (state.steps - state.step) * (state.seconds - state.seconds_before) / max(1, steps)
+    fields += [f"{key} {state.progress.metrics[key]:{style}}" for key, style in styles.items() if key in state.progress.metrics]
+    steps = state.progress.step - state.first_step
+    left = (state.info.steps - state.progress.step) * (state.progress.seconds - state.seconds_before) / max(1, steps)
     fields += [f"{state.compute_throughput():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
 
@@ -76,37 +78,42 @@ def format_progress(state: State) -> str:
 def build_progress_bar(state: State) -> Table:
     """The live line: how far the run is, drawn and told."""
     row = Table.grid(padding=(0, 1))
-    row.add_row(ProgressBar(state.steps, state.step, width=20), Text(format_progress(state), overflow="ellipsis", no_wrap=True))
+    row.add_row(
+        ProgressBar(state.info.steps, state.progress.step, width=20),
+        Text(format_progress(state), overflow="ellipsis", no_wrap=True),
+    )
     return row
 
 
 def build_summary(state: State) -> list[tuple[str, str]]:
     """What came out, against what a guesser reaches, and where to go next."""
-    key, rows = state.monitor, []
-    if key in state.best:
-        rows.append((f"best {key}", f"{state.best[key]:.4f} at step {state.best['step']:.0f}"))
+    key, rows = state.info.monitor, []
+    if key in state.progress.best:
+        rows.append((f"best {key}", f"{state.progress.best[key]:.4f} at step {state.progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
-        rows.append((f"final {key}", f"{state.metrics[key]:.4f} at step {state.step}{reason}"))
+        rows.append((f"final {key}", f"{state.progress.metrics[key]:.4f} at step {state.progress.step}{reason}"))
         better = "higher" if higher_is_better(key) else "lower"
         rows += [
             (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
         ]
     rows += state.end_notes.items()
     speed = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
-    rows.append(("time", f"{state.seconds:.1f} s, {speed}, {get_peak_rss_mb():,.0f} MB at most"))
-    if state.folder is None:
+    rows.append(("time", f"{state.progress.seconds:.1f} s, {speed}, {get_peak_rss_mb():,.0f} MB at most"))
+    if state.info.folder is None:
         return rows
-    asked = (state.folder / "overrides.txt").read_text().split("\n") if (state.folder / "overrides.txt").exists() else []
+    asked = (
+        (state.info.folder / "overrides.txt").read_text().split("\n") if (state.info.folder / "overrides.txt").exists() else []
+    )
     start = ["torchrun", "--nproc-per-node", str(distributed.world_size())] if distributed.world_size() > 1 else ["python"]
     command = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith("resume."))])
     lifted = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
     moved = ("resume.", "steps=", "trainer.steps=", *lifted)
     longer = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith(moved))])
-    further = f"trainer.steps={2 * state.steps} {state.resume_override}".rstrip()
+    further = f"trainer.steps={2 * state.info.steps} {state.resume_override}".rstrip()
     return [
         *rows,
-        ("folder", str(state.folder)),
-        ("go on", f"{longer} resume={shlex.quote(str(state.folder))} {further}"),
+        ("folder", str(state.info.folder)),
+        ("go on", f"{longer} resume={shlex.quote(str(state.info.folder))} {further}"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]
 
@@ -123,7 +130,7 @@ class Console(Callback):
     def on_start(self, state: State) -> None:
         for name, value in build_header(state):
             log.info("%s: %s", name, value)
-        self.in_sweep = is_swept()  # a sweep has lines of its own: one for each run
+        self.in_sweep = state.info.in_sweep  # a sweep has lines of its own: one for each run
         if not self.in_sweep:
             self._print(build_header(state), "Grokbit")
         if self.terminal.is_terminal:
@@ -132,10 +139,10 @@ class Console(Callback):
         self.last_refresh = time.monotonic()
 
     def on_step(self, state: State) -> None:
-        if state.monitor in state.logged:
+        if state.info.monitor in state.logged:
             log.info(format_progress(state))
         now, patience = time.monotonic(), REFRESH if self.live else self.every
-        if now - self.last_refresh >= patience or (state.step == state.steps and not self.in_sweep):
+        if now - self.last_refresh >= patience or (state.progress.step == state.info.steps and not self.in_sweep):
             self.last_refresh = now
             if self.live:
                 self.live.update(build_progress_bar(state), refresh=True)

@@ -21,10 +21,10 @@ class Curve(Callback):
     def on_step(self, state: State) -> None:
         for key in ("train/loss", "val/loss", "val/acc", "val/bpb"):
             if key in state.logged:
-                self.history[key].append((state.step, state.logged[key]))
+                self.history[key].append((state.progress.step, state.logged[key]))
 
     def on_end(self, state: State) -> None:
-        if state.folder is None or not self.history:
+        if state.info.folder is None or not self.history:
             return
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
@@ -35,7 +35,7 @@ class Curve(Callback):
             for key in keys:
                 if points := self.history[key]:
                     axis.plot(*zip(*points, strict=True), label=key, color="tab:gray" if key == "train/loss" else "tab:blue")
-            axis.set(xlabel="step", xscale="log" if state.step > 100 else "linear")
+            axis.set(xlabel="step", xscale="log" if state.progress.step > 100 else "linear")
             axis.grid(alpha=0.3)
         left.set(ylabel="loss (nats)", yscale="log")
         left.legend()
@@ -44,6 +44,6 @@ class Curve(Callback):
                 right.axhline(value, color="tab:red", linestyle=":" if right.get_legend() else "--", label=name.split()[-1])
                 right.legend()
         right.set(ylabel=second)
-        figure.suptitle(state.name, fontsize=10)
-        (state.folder / "plots").mkdir(exist_ok=True)
-        figure.savefig(state.folder / "plots" / "curves.png", dpi=120)
+        figure.suptitle(state.info.name, fontsize=10)
+        (state.info.folder / "plots").mkdir(exist_ok=True)
+        figure.savefig(state.info.folder / "plots" / "curves.png", dpi=120)

@@ -24,13 +24,13 @@ class EarlyStop(Callback):
         self._stop_if_reached(state)  # it may have been ended right after it had reached its aim
 
     def on_step(self, state: State) -> None:
-        value = state.logged.get(state.monitor)
+        value = state.logged.get(state.info.monitor)
         if self.target is None or value is None:
             return
-        reached = math.isfinite(value) and not is_better(state.monitor, self.target, value)
+        reached = math.isfinite(value) and not is_better(state.info.monitor, self.target, value)
         self.hold_count = self.hold_count + 1 if reached else 0
         self._stop_if_reached(state)
 
     def _stop_if_reached(self, state: State) -> None:
         if self.target is not None and self.hold_count >= self.hold:
-            state.stop, state.resume_override = f"{state.monitor} reached {self.target:g}", "target=null"
+            state.stop, state.resume_override = f"{state.info.monitor} reached {self.target:g}", "target=null"

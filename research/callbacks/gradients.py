@@ -44,17 +44,19 @@ class GradientHealth(Callback):
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
-        step = state.step + 1
+        step = state.progress.step + 1
         if step % self.every:
             return
         gradients = group_by_block(state)
         norms = {name: math.hypot(*(g.norm().item() for g in held)) for name, held in gradients.items()}
-        unclipped = float(state.grad_norm) / max(math.hypot(*norms.values()), 1e-30)
+        unclipped = float(state.progress.grad_norm) / max(math.hypot(*norms.values()), 1e-30)
         for name, held in gradients.items():
-            norm = state.extra_metrics[f"grad/norm/{name}"] = norms[name] * unclipped
-            state.extra_metrics[f"grad/zero/{name}"] = sum((g == 0).sum().item() for g in held) / sum(g.numel() for g in held)
+            norm = state.progress.extra_metrics[f"grad/norm/{name}"] = norms[name] * unclipped
+            state.progress.extra_metrics[f"grad/zero/{name}"] = sum((g == 0).sum().item() for g in held) / sum(
+                g.numel() for g in held
+            )
             self._warn_once(name, norm, step)
-        if step // self.every % self.histogram == 0 and state.folder:
+        if step // self.every % self.histogram == 0 and state.info.folder:
             draw(gradients, unclipped, state, step)
 
     def _warn_once(self, block: str, norm: float, step: int) -> None:
@@ -82,14 +84,14 @@ def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, state: State,
     """How many gradients of each size, by block."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-    assert state.folder
+    assert state.info.folder
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     for name, held in gradients.items():
         sizes = torch.cat([g.flatten() for g in held]).abs().mul(unclip_factor).clamp(min=1e-30).log10()
         counts = torch.histogram(sizes.float().cpu(), DECADES).hist
         axis.step(DECADES[:-1], counts / len(sizes), where="post", label=name)
-    axis.set(xlabel="log10 of the gradient's size", ylabel="share", title=f"{state.name}, step {step}")
+    axis.set(xlabel="log10 of the gradient's size", ylabel="share", title=f"{state.info.name}, step {step}")
     axis.legend(fontsize=7)
-    (state.folder / "plots").mkdir(exist_ok=True)
-    figure.savefig(state.folder / "plots" / f"gradients_{step:08d}.png", dpi=100)
+    (state.info.folder / "plots").mkdir(exist_ok=True)
+    figure.savefig(state.info.folder / "plots" / f"gradients_{step:08d}.png", dpi=100)

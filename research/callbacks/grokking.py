@@ -82,33 +82,38 @@ class Grokking(Callback):
             raise ValueError("callbacks.grokking looks at whole weights: leave it out under trainer=fsdp")
         if self.evaluations:  # a run that goes on: it may have been ended right after it had reached its aim
             self._report(state)
-            self._stop_if_due(state, state.step)
+            self._stop_if_due(state, state.progress.step)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
         """Before the update: what was told is logged with this step's loss, which these very weights gave."""
-        step = state.step + 1
+        step = state.progress.step + 1
         due = step % self.every == 0
         if due or not self.norms:
             norm, rank = self._measure_weights(state.model, step)
             self.norms.append((step, norm, rank))
             if due:  # else it would be logged with the loss of a later step
-                state.extra_metrics |= {"grok/weight_norm": norm} | ({} if math.isnan(rank) else {"grok/embedding_rank": rank})
+                state.progress.extra_metrics |= {"grok/weight_norm": norm} | (
+                    {} if math.isnan(rank) else {"grok/embedding_rank": rank}
+                )
         self._stop_if_due(state, step)
 
     def on_step(self, state: State) -> None:
         if (value := state.logged.get("val/acc")) is None:
             return
-        self.evaluations.append((state.step, state.logged.get("train/acc", math.nan), value))
+        self.evaluations.append((state.progress.step, state.logged.get("train/acc", math.nan), value))
         self.end_step = self._find_end_step()
-        state.extra_metrics |= self._report(state)
+        state.progress.extra_metrics |= self._report(state)
 
     def on_end(self, state: State) -> None:
-        if not self.evaluations or state.folder is None:
+        if not self.evaluations or state.info.folder is None:
             return
-        write_json(state.folder / "grokking.json", self.collect_milestones() | {"steps": state.step, "seconds": state.seconds})
-        (state.folder / "plots").mkdir(exist_ok=True)
-        draw(self, state.name).savefig(state.folder / "plots" / "grokking.png", dpi=120)
+        write_json(
+            state.info.folder / "grokking.json",
+            self.collect_milestones() | {"steps": state.progress.step, "seconds": state.progress.seconds},
+        )
+        (state.info.folder / "plots").mkdir(exist_ok=True)
+        draw(self, state.info.name).savefig(state.info.folder / "plots" / "grokking.png", dpi=120)
 
     def collect_milestones(self) -> dict[str, Any]:
         """For each level what each split reached, and the delay between the first times, in steps."""

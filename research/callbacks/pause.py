@@ -11,10 +11,10 @@ class Pause(Callback):
         self.step = step
 
     def on_start(self, state: State) -> None:
-        self._stop_if_due(state, state.step)
+        self._stop_if_due(state, state.progress.step)
 
     def on_gradients(self, state: State) -> None:
-        self._stop_if_due(state, state.step + 1)
+        self._stop_if_due(state, state.progress.step + 1)
 
     def _stop_if_due(self, state: State, done: int) -> None:
         if done >= self.step:

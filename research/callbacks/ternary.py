@@ -55,18 +55,18 @@ class Ternary(Callback):
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
         """Before the update: what was told is logged with this step's loss, which these very weights gave."""
-        step = state.step + 1
+        step = state.progress.step + 1
         if step % self.every:
             return
         found = bitlinear_layers(state.model)
         for name, layer in found.items():
             facts = self._measure(name, layer)
             self.history.setdefault(name, []).append((step, facts))
-            state.extra_metrics |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
+            state.progress.extra_metrics |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
         if found:
             packed = count_packed_bytes(state.model)
             whole = 4 * sum(p.numel() for p in state.model.parameters())
-            state.extra_metrics |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": whole / packed}
+            state.progress.extra_metrics |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": whole / packed}
 
     def _measure(self, name: str, layer: BitLinear) -> dict[str, float]:
         codes, step = layer.quantizer.quantize_weight(layer.weight)
@@ -79,10 +79,10 @@ class Ternary(Callback):
         return dict(zip(facts, torch.stack(list(facts.values())).tolist(), strict=True))  # one wait for a device, not four
 
     def on_end(self, state: State) -> None:
-        if state.folder is None or not self.history:
+        if state.info.folder is None or not self.history:
             return
-        (state.folder / "plots").mkdir(exist_ok=True)
-        draw(self.history, state.name).savefig(state.folder / "plots" / "ternary.png", dpi=120)
+        (state.info.folder / "plots").mkdir(exist_ok=True)
+        draw(self.history, state.info.name).savefig(state.info.folder / "plots" / "ternary.png", dpi=120)
 
 
 def draw(history: Mapping[str, list[Measurement]], title: str) -> "Figure":

@@ -11,8 +11,8 @@ class TimeLimit(Callback):
         self.seconds = seconds
 
     def on_start(self, state: State) -> None:
-        self.seconds_at_start = state.seconds
+        self.seconds_at_start = state.progress.seconds
 
     def on_gradients(self, state: State) -> None:
-        if self.seconds is not None and state.seconds - self.seconds_at_start >= self.seconds:
+        if self.seconds is not None and state.progress.seconds - self.seconds_at_start >= self.seconds:
             state.stop = f"{self.seconds:g} s are over"

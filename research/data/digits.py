@@ -7,14 +7,14 @@ from sklearn.datasets import load_digits
 
 from research.data.spec import Dataset, Split, Vectors, majority_accuracy
 from research.ranges import NonNegativeInt, OpenFraction
-from research.seeding import fold_in
+from research.seeding import SPLIT_STREAM, fold_in
 
 
 def digits(train_fraction: OpenFraction = 0.8, split_seed: NonNegativeInt = 0) -> Dataset[Vectors]:
     """64 pixels in [0, 1] and one of ten classes, split at random."""
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels, dtype=torch.int64)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, 3)))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
     x, y, cut = x[order], y[order], round(train_fraction * len(x))
     return Dataset(
         shape=Vectors(num_features=64, num_classes=10),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from research.data.spec import Dataset, Split, Tokens, majority_accuracy
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, is_prime
-from research.seeding import fold_in
+from research.seeding import SPLIT_STREAM, fold_in
 
 Residues = Int[Tensor, "pairs"]
 Operation = Literal["+", "-", "*", "/", "x2+xy+y2"]
@@ -43,7 +43,7 @@ def modular(
         x, y = x[keep], y[keep]
     c = OPERATIONS[operation](x, y, p)
     tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, 3)))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
     cut = round(train_fraction * len(x))
     if not 0 < cut < len(x):
         raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} pairs empty")

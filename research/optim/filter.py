@@ -7,7 +7,6 @@ as for any optimizer. RMSprop, ASGD and AdEMAMix have an alpha of their own ther
 import logging
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +29,6 @@ class Filter(GradientTransform):
 
     prefix = "Grokfast"
     one_pass: ClassVar[str] = ""  # the kernel that does filter and step at once: fused.py
-    latest_metrics: Mapping[str, float] = MappingProxyType({})  # the newest metrics, the same in all processes
     has_warned = False  # of metrics that no evaluation tells
 
     @property
@@ -75,8 +73,19 @@ class Filter(GradientTransform):
         given = [(key, group[key]) for group in self.param_groups for key in ("start_when", "stop_when")]
         return {parse_trigger(value, f"optim.{key}").metric for key, value in given if value is not None} - {""}
 
+    def needs_metrics(self) -> bool:
+        """Return whether `on_step_begin` looks at metrics."""
+        return bool(self.watched_metrics() or self.defaults.get("adapt"))
+
     def on_step_begin(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Before a step: turn filters on and off where their moment has come, and adapt alpha, by the newest metrics."""
+        """Turn filters on and off where their trigger fires, and adapt alpha, by the newest metrics.
+
+        Called before every step, with the same metrics in all processes.
+        """
+        if "val/loss" in metrics and not self.has_warned:
+            self.has_warned = True
+            for metric in self.watched_metrics() - set(metrics):
+                log.warning("the filter waits for %s, which no evaluation told; there are: %s", metric, ", ".join(metrics))
         for group in self.param_groups:
             moments = [group["start_when"], group["stop_when"]]
             if group.get("_heeds") != moments:  # they were changed where the run was resumed: as if it began with these

@@ -17,11 +17,10 @@ from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, describe_plan, make_plan, resolve_folder
 from research.preflight.overrides import to_override
-from research.run_dir import list_checkpoints, lock, read_json, write_json
+from research.run_dir import TRIAL_ENV_VAR, list_checkpoints, lock, read_json, write_json
 from research.sweep.compose import Composer
 from research.sweep.study import MISMATCH_HINT, find_differences
 from research.tracking.jsonl import FAILED, FINISHED, KILLED
-from research.tracking.optuna_storage import TRIAL_ENV_VAR
 
 log = logging.getLogger(__name__)
 

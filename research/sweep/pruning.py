@@ -19,11 +19,16 @@ class Pruning(Callback):
             state.stop = PRUNED_REASON
 
     def on_step(self, state: State) -> None:
-        if self.trial is None or state.stop or state.monitor not in state.logged or state.step == state.steps:
+        if (
+            self.trial is None
+            or state.stop
+            or state.info.monitor not in state.logged
+            or state.progress.step == state.info.steps
+        ):
             return
         try:
-            self.trial.report(state.logged[state.monitor], state.step)
+            self.trial.report(state.logged[state.info.monitor], state.progress.step)
             if self.trial.should_prune():
                 state.stop = PRUNED_REASON
         except Exception as error:  # whatever a storage raises that is away for a while: no reason to lose the run
-            log.warning("the study did not hear of step %d: %s", state.step, error)
+            log.warning("the study did not hear of step %d: %s", state.progress.step, error)

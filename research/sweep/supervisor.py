@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from research.run_dir import WORKER_ENV_VAR
 from research.sweep.settings import Settings
 
-WORKER_ENV_VAR = "GROKBIT_WORKER"
 MAX_DEATHS = 100  # of workers, after which something is wrong with more than their trials
 
 

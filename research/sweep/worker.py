@@ -14,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from research.preflight.overrides import to_override
+from research.run_dir import TRIAL_ENV_VAR
 from research.sweep import supervisor
 from research.sweep.compose import Composer
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set_constraints
@@ -22,7 +23,7 @@ from research.sweep.progress import ProgressDisplay
 from research.sweep.queue import Queue
 from research.sweep.ranks import Ranks
 from research.sweep.stopping import Stopping
-from research.tracking.optuna_storage import PRUNED_ATTR, TRIAL_ENV_VAR, is_storage_unreachable
+from research.tracking.optuna_storage import PRUNED_ATTR, is_storage_unreachable
 
 log = logging.getLogger(__name__)
 

@@ -40,16 +40,16 @@ class Jsonl(Tracker):
 
     def on_start(self, state: State) -> None:
         super().on_start(state)
-        self._truncate_after(state.step - state.eval_pending)
+        self._truncate_after(state.progress.step - state.progress.eval_pending)
 
     def on_step(self, state: State) -> None:
         if not (state.logged and self.file):
             return
-        if state.step <= self.last_step:
-            self._truncate_after(state.step - 1)
-        record = {"step": state.step, "seconds": round(state.seconds, 3), **replace_nonfinite(state.logged)}
+        if state.progress.step <= self.last_step:
+            self._truncate_after(state.progress.step - 1)
+        record = {"step": state.progress.step, "seconds": round(state.progress.seconds, 3), **replace_nonfinite(state.logged)}
         self.file.write(json.dumps(record) + "\n")
-        self.last_step = state.step
+        self.last_step = state.progress.step
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         if self.file:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research.run_dir import ROOT, RunConfig, replace_text, run_git, write_json
+from research.run_dir import ROOT, TRIAL_ENV_VAR, RunConfig, replace_text, run_git, write_json
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import (
     SOURCE_TAG,
@@ -29,7 +29,6 @@ from research.tracking.mlflow_store import (
     lock_store,
     redact_url,
 )
-from research.tracking.optuna_storage import TRIAL_ENV_VAR
 from research.training.state import State
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class MLflow(Jsonl):
     def on_step(self, state: State) -> None:
         super().on_step(state)
         if state.logged:
-            self.queue.put((int(time.time() * 1000), state.step, state.logged))
+            self.queue.put((int(time.time() * 1000), state.progress.step, state.logged))
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         super().finish(status, summary)

@@ -15,10 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from research.run_dir import TRIAL_ENV_VAR
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-TRIAL_ENV_VAR = "GROKBIT_TRIAL"
 PRUNED_ATTR = "pruned"  # the trial's attribute with the step at which it was stopped
 STORAGE_EXAMPLES = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
 DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}

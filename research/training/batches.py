@@ -17,7 +17,7 @@ from research.losses import IGNORE, num_valid_targets
 from research.nn.bitlinear import BitLinear, bitlinear_layers, cached_quantized_weights, set_warmup_step
 from research.seeding import ROLLBACK_STREAM, fold_in, sample_indices, seed_step
 from research.training import distributed
-from research.training.state import Progress
+from research.training.progress import Progress
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Batches:
     def __post_init__(self) -> None:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.layers = list(bitlinear_layers(self.net).values())
+        self.params = [p for p in self.net.parameters() if p.requires_grad]
         targets = self.train.targets
         self.has_ignored_targets = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
 
@@ -63,7 +64,7 @@ class StepBatch:
 
     net: nn.Module
     train: Split
-    indices: tuple[Int[Tensor, "micro_batch"], ...]
+    indices: tuple[Int[Tensor, "_"], ...]  # a micro-batch each
     num_targets: Tensor | int  # that count, over all processes
     cached: list[BitLinear]
 

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, and that notice a flipped bit.
 
 A checkpoint is a folder step-XXXXXXXX: `model.safetensors` (beside it `average.safetensors` where weights are averaged),
-`state.pt`, and `manifest.json` with the size and the sha256 of each. It is written beside its place, hashed while written,
-synced, and renamed once complete; so a kill at any moment leaves the old ones intact.
+`state.pt`, and `manifest.json` with the size and the sha256 of each. It is written into a temporary folder, hashed while
+written, synced, and renamed once complete; so a kill at any moment leaves the old ones intact.
 """
 
 import io
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,8 +26,9 @@ from torch.utils.serialization import config as serialization
 
 from research.run_dir import list_checkpoints
 from research.training import distributed, sharding
+from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest, read_manifest
 
-MANIFEST_FILE, STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "manifest.json", "state.pt", ".safetensors", "shards"
+STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "state.pt", ".safetensors", "shards"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -36,31 +37,34 @@ CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 log = logging.getLogger(__name__)
 
 
-class DamagedError(ValueError):
-    """A checkpoint is not what was written; the message says which file, what was expected and what was found."""
-
-
 @dataclass
 class Snapshot:
     """All of a run at one step."""
 
-    step: int
+    manifest: Manifest
     tensors: dict[str, dict[str, Tensor]]  # a file each: "model", and "average" where weights are averaged
     state: dict[str, Any]  # all else: numbers, texts, lists, dicts and tensors
-    identity: dict[str, str] = field(default_factory=dict)  # what must be the same where it goes on
     sharded_state: dict[str, Any] | None = None  # spread over the processes: to be written by all of them together
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return self.manifest.identity
 
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by name, each once: tied ones are kept under the first of their names. Whole, on the host."""
+    """Return the model's tensors by name, complete and on the host. Tied ones stand once, under their first name."""
     first: dict[object, str] = {}
     named = {name: sharding.full_tensor(tensor) for name, tensor in model.state_dict().items()}
-    place = {k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in named.items()}
-    return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(place[k], k) == k}
+    memory = {k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in named.items()}
+    return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(memory[k], k) == k}
 
 
 def hash_weights(model: nn.Module) -> str:
-    """sha256 over names and bytes of all weights: equal if and only if two runs ended in the same bits."""
+    """Return the sha256 over names and bytes of all weights: equal only if two runs ended in the same bits."""
     digest = sha256()
     for name, tensor in sorted(get_weights(model).items()):
         digest.update(name.encode())
@@ -69,10 +73,10 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def commit(root: Path, snapshot: Snapshot) -> Path:
-    """Write a checkpoint below `root` and return its folder. Of a sharded one each process writes its part.
+    """Write a checkpoint below `root` and return its folder. Of a sharded one every process writes its part.
 
-    Raises OSError, as on a full disk, with the older checkpoints as they were and nothing of this one left; in the other
-    processes that write a part RuntimeError.
+    Raise OSError, as on a full disk, with the older checkpoints as they were and nothing of this one left. The other
+    processes that write a part raise RuntimeError then.
     """
     final, draft = root / f"step-{snapshot.step:08d}", root / f".draft-{snapshot.step:08d}"
     alone = snapshot.sharded_state is None
@@ -99,20 +103,19 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
 
 
 def _write(draft: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
-    """All files but the shards, the manifest last."""
+    """Write all files but the shards, the manifest last."""
     for name, tensors in snapshot.tensors.items():
         with _open_hashed(draft / f"{name}{TENSORS_SUFFIX}", files) as file:
             _write_safetensors(tensors, file)
     without_crc = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
     with _open_hashed(draft / STATE_FILE, files) as file, without_crc:  # sha256 is the better check
         torch.save(snapshot.state, file)  # type: ignore[arg-type]
-    manifest = {"step": snapshot.step, "identity": snapshot.identity, "files": files}
     with _open_hashed(draft / MANIFEST_FILE, {}) as file:
-        file.write(json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=1).encode())
+        file.write(replace(snapshot.manifest, files=files).to_json().encode())
 
 
 def clean(root: Path) -> None:
-    """Remove what a kill in the middle of a save has left; a checkpoint that was about to be replaced comes back."""
+    """Remove what a kill in the middle of a save has left. A checkpoint that was about to be replaced comes back."""
     for old in root.glob(".old-step-*"):
         final = root / old.name.removeprefix(".old-")
         shutil.rmtree(old) if final.exists() else old.rename(final)
@@ -121,7 +124,7 @@ def clean(root: Path) -> None:
 
 
 def _replace(final: Path, draft: Path) -> None:
-    """Put the complete draft in its place; one of the same step that is there already makes way only then."""
+    """Rename the complete draft to its final name. An older checkpoint of that step makes way only then."""
     sync(draft)
     old = final.with_name(f".old-{final.name}")
     if final.exists():
@@ -190,10 +193,6 @@ def _write_safetensors(tensors: dict[str, Tensor], file: _HashingFile) -> None:
         file.write(_view_bytes(tensor))
 
 
-def _hash_manifest(manifest: dict[str, Any]) -> str:
-    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _view_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the host, where they are."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
@@ -209,17 +208,14 @@ def sync(path: Path) -> None:
 
 
 def read(folder: Path) -> Snapshot:
-    """A checkpoint, every byte of it checked against its manifest. Raises DamagedError."""
+    """Return a checkpoint, every byte of it checked against its manifest. Raise DamagedError."""
+    manifest = read_manifest(folder)
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        if manifest.pop("sha256") != _hash_manifest(manifest):
-            raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
-        held = {name: _read_checked(folder / name, expected) for name, expected in manifest["files"].items()}
-        tensors = {
-            name.removesuffix(TENSORS_SUFFIX): load_safetensors(held[name]) for name in held if name.endswith(TENSORS_SUFFIX)
-        }
-        state = torch.load(io.BytesIO(held[STATE_FILE]), weights_only=True)
-        return Snapshot(int(manifest["step"]), tensors, state, manifest["identity"])
+        contents = {name: _read_checked(folder / name, expected) for name, expected in manifest.files.items()}
+        stems = {name: name.removesuffix(TENSORS_SUFFIX) for name in contents if name.endswith(TENSORS_SUFFIX)}
+        tensors = {stem: load_safetensors(contents[name]) for name, stem in stems.items()}
+        state = torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True)
+        return Snapshot(manifest, tensors, state)
     except DamagedError:
         raise
     except UnpicklingError as error:
@@ -229,42 +225,43 @@ def read(folder: Path) -> Snapshot:
 
 
 def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
-    """A file's bytes; of a shard, which is read where it is needed, none."""
+    """Return a file's bytes, checked; none of a shard, which is read where it is needed."""
     try:
         if path.parent.name == SHARDS_FOLDER:
-            content, (size, found) = b"", sharding.hash_file(path)
+            content, (size, digest) = b"", sharding.hash_file(path)
         else:
             content = path.read_bytes()
-            size, found = len(content), sha256(content).hexdigest()
+            size, digest = len(content), sha256(content).hexdigest()
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
     if size != expected["bytes"]:
         raise DamagedError(f"{path.name} has {size} bytes, expected {expected['bytes']}")
-    if found != expected["sha256"]:
-        raise DamagedError(f"{path.name} has sha256 {found[:12]}, expected {expected['sha256'][:12]}")
+    if digest != expected["sha256"]:
+        raise DamagedError(f"{path.name} has sha256 {digest[:12]}, expected {expected['sha256'][:12]}")
     return content
 
 
 def find(path: Path, until: int | None = None) -> list[Path]:
-    """The checkpoints that a path means, newest first: itself, or those of a run folder, of no later step than `until`."""
+    """Return the checkpoints that a path means, newest first: itself, or a run folder's, of no later step than `until`."""
     if path.name.startswith("step-"):
         return [path]
     return [folder for step, folder in list_checkpoints(path).items() if until is None or step <= until]
 
 
 def load_newest(path: Path, until: int | None = None, setting: str = "resume") -> tuple[Path, Snapshot]:
-    """The newest checkpoint that is whole, and where it is. Raises ValueError, naming the setting that gave the path and each
-    damage, when there is none.
+    """Return the newest intact checkpoint and its folder.
+
+    Raise ValueError where there is none; it names the setting that gave the path, and every damage.
     """
     damage: list[str] = []
     for folder in find(path, until):
         try:
             snapshot = read(folder)
-        except DamagedError as wrong:
-            damage.append(f"{folder.name}: {wrong}")
+        except DamagedError as error:
+            damage.append(f"{folder.name}: {error}")
             continue
         if damage:
-            log.warning("%s: %s; going on from %s", setting, "; ".join(damage), folder.name)
+            log.warning("%s: %s; resuming from %s", setting, "; ".join(damage), folder.name)
         return folder, snapshot
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
     fix = "start afresh without resume" if setting == "resume" else "give another run"

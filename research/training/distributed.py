@@ -9,13 +9,33 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 
 
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """Return the device, the precision and the processes of a run. Raise ValueError where some processes are missing."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
+    cpu = device == "cpu" or not torch.accelerator.is_available()  # else several processes on a CPU stay apart
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    if (count := accelerator.num_processes) != (started := get_launched_ranks()[1]):
+        raise ValueError(f"{started} processes were started, accelerate made {count} of them\n{LAUNCH_HINT}")
+    return accelerator
+
+
+def describe(parallel: str) -> str:
+    """Describe the actual process group; some launchers start fewer processes than requested."""
+    if world_size() == 1:
+        return "1 process"
+    how = "fsdp" if parallel == "fsdp" else "ddp"
+    return f"{world_size()} processes, {how} over {dist.get_backend()}"
+
+
 def world_size() -> int:
-    """Processes of this run: those that torchrun or accelerate launch started."""
+    """Return the number of processes of this run: those that torchrun or accelerate launch started."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

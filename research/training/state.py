@@ -6,17 +6,21 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.data.spec import Dataset
+from research.data.spec import Dataset, Split
 from research.losses import Loss, Objective
+from research.signals import Stopped
+from research.training.batches import Batches
 from research.training.ema import Average
+from research.training.progress import Progress
 from research.trigger import is_better
 
 PRUNED_REASON = "pruned: other trials were better at this step"  # why a run ended that its study has given up
@@ -49,37 +53,6 @@ class RunInfo:
 
 
 @dataclass
-class Progress:
-    """How far a run is and what it has reached. All of it is in the checkpoint."""
-
-    step: int = 0  # optimizer steps done
-    samples: int = 0  # training samples consumed, over all processes
-    eval_pending: bool = False  # the last step still has to be logged and evaluated
-    loss_sum: float | Tensor = 0.0  # the losses since the last log point; on the device while training
-    loss_count: int | Tensor = 0  # how many they are
-    grad_norm: float | Tensor = math.nan  # before clipping
-    extra_metrics: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
-    metrics: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
-    best: dict[str, float] = field(default_factory=dict)  # all metrics at the best evaluation, and its "step"
-    task: str = ""  # what `best` is of
-    last_finite_checkpoint: int = -1  # the last one before numbers were not finite: it is kept
-    rollbacks: int = 0  # times that the run went back to a checkpoint
-    oom_halvings: int = 0  # times that the micro-batch was halved, for want of memory
-    seconds: float = 0.0  # of training, evaluations included, in all processes that this run has had
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, texts and dicts."""
-        plain = asdict(self) | {"loss_sum": float(self.loss_sum), "loss_count": int(self.loss_count)}
-        plain["extra_metrics"] = {name: float(value) for name, value in self.extra_metrics.items()}
-        return plain | {"grad_norm": float(self.grad_norm)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved progress; a key that it lacks keeps its value."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
-@dataclass
 class State:
     """One run in flight. Callbacks read all of it; they may write `stop` and `resume_override`, numbers to be logged into
     `progress.extra_metrics`, and words for the end of the run into `end_notes`.
@@ -92,6 +65,8 @@ class State:
     loss: Loss  # evaluations judge by it
     objective: Objective  # what is minimised
     data: Dataset[Any]
+    val: Split  # what is held back, on the device
+    batches: Batches  # the training samples, step by step
     info: RunInfo
     progress: Progress = field(default_factory=Progress)
     callbacks: list["Callback"] = field(default_factory=list)
@@ -102,6 +77,7 @@ class State:
     first_step: int = 0  # at which this process began: above 0 when resumed
     seconds_before: float = 0.0  # of training, before this process began
     start_time: float = 0.0  # as if this process had done all the training
+    shared_metrics: Mapping[str, float] = field(default_factory=dict)  # the newest ones as the first process saw them
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     improved: bool = False  # this step's evaluation is the best so far
     skipped_on_device: Tensor | None = None  # whether the last update was left out; to be looked at before saving
@@ -171,3 +147,29 @@ class Callback:
 
     def on_end(self, state: State) -> None:
         """After the last step, also when the run failed (`state.error`)."""
+
+
+@contextmanager
+def around_callbacks(state: State) -> Iterator[None]:
+    """Start the callbacks, and end them whatever happens.
+
+    A signal (Stopped) ends the block in peace and is kept in `state.signum`. Every `on_end` is called in order even if
+    one raises. What callbacks log last counts after that.
+    """
+    try:
+        for callback in state.callbacks:
+            callback.on_start(state)
+        state.start_clock()
+        yield
+    except Stopped as stopped:
+        state.signum = stopped.signum
+    except BaseException as error:
+        state.error = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        try:
+            with ExitStack() as endings:
+                for callback in reversed(state.callbacks):
+                    endings.callback(callback.on_end, state)
+        finally:
+            state.progress.metrics |= state.progress.extra_metrics

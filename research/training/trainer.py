@@ -1,41 +1,39 @@
 """The loop. Everything a step consumes is a pure function of (seed, step), so nothing about the past needs restoring.
 
-Accelerate gives the device, the precision and the processes; it does not touch data, schedule or saving, where it would
+Accelerate gives the device, the precision and the processes. It does not touch data, schedule or saving, where it would
 cost exactness and, for small models, more time than the step itself.
 """
 
-import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.data.spec import Dataset, Split
-from research.nn.blocks import recompute
+from research.data.spec import Dataset
+from research.losses import Loss, Objective, Supervised
+from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import set_rates
 from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
-from research.run_dir import ROOT
 from research.signals import Stopped, Watch, watch
-from research.training import distributed, oom, sharding, snapshot
+from research.training import distributed, sharding, snapshot
+from research.training.batches import Batches
 from research.training.ema import Average
 from research.training.evaluate import evaluate
-from research.training.gradients import Gradients, Loss, notify_filter
-from research.training.nonfinite import Guard, Policy, get_lr, supports_found_inf
-from research.training.state import Callback, State
+from research.training.nonfinite import Guard, get_lr, supports_found_inf
+from research.training.oom import retry_on_oom
+from research.training.progress import Progress
+from research.training.setup import check_optimizer, name_callbacks, select_callbacks, select_splits, wrap
+from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks
 
-Schedule = Callable[[int, int], float | tuple[float, float]]  # factors on lr, and on weight decay
-log = logging.getLogger(__name__)
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
 
 
@@ -55,39 +53,31 @@ class Trainer:
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp where several processes were started
-    overfit: NonNegativeInt = 0  # train and judge on the first so many samples; 0: on all
-    ema: OpenFraction | None = None  # decay of an average of the weights, which is judged in their place
-    on_nonfinite: Policy = "stop"  # a loss or gradient that is not finite; skip leaves the update out
-    max_skips: PositiveInt = 5  # in a row
-    max_rollbacks: PositiveInt = 2  # to the newest checkpoint, each time with another order of samples
+    overfit: NonNegativeInt = 0  # train and evaluate on the first so many samples; 0: on all
+    ema: OpenFraction | None = None  # decay of an average of the weights, which is evaluated in their place
+    guard: Guard = field(default_factory=Guard)  # against a loss or gradient that is not finite
     checkpoint_activations: bool = False  # keep a block's input only, and compute the rest again in the backward pass
 
     def __post_init__(self) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
-        cpu = self.device == "cpu" or not torch.accelerator.is_available()  # else several processes on a CPU stay apart
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
-        self.world_size, (_, started) = self.accelerator.num_processes, distributed.get_launched_ranks()
-        if self.world_size != started:
-            raise ValueError(
-                f"{started} processes were started, accelerate made {self.world_size} of them\n{distributed.LAUNCH_HINT}"
-            )
-        self.autocast: Callable[[], AbstractContextManager[Any]] = (
-            nullcontext if self.precision == "fp32" else self.accelerator.autocast
-        )
+        self.accelerator = distributed.make_accelerator(self.device, self.precision)
+        self.world_size = self.accelerator.num_processes
         if self.parallel != "auto" and self.world_size == 1:
             raise ValueError(f"trainer.parallel={self.parallel}, but this is one process\n{distributed.LAUNCH_HINT}")
         if self.batch_size < self.grad_accum * self.world_size:
             parts = f"{self.grad_accum} micro-batches a process, {self.world_size} processes"
             raise ValueError(f"trainer.batch_size={self.batch_size} has too few samples for {parts}")
+        self.autocast: Callable[[], AbstractContextManager[Any]] = (
+            nullcontext if self.precision == "fp32" else self.accelerator.autocast
+        )
 
     def to_device(self, model: nn.Module) -> nn.Module:
-        """The model on its device, spread over the processes under fsdp. Before the optimizer is built over it."""
+        """Move the model to its device, and shard it under fsdp. Before the optimizer is built over it."""
         model.to(self.accelerator.device)
         if self.parallel == "fsdp":
             sharding.shard(model)
         return model
 
-    def fit(
+    def setup(
         self,
         model: nn.Module,
         optimizer: Optimizer,
@@ -96,170 +86,168 @@ class Trainer:
         data: Dataset[Any],
         callbacks: Sequence[Callback] = (),
         *,
+        objective: Objective | None = None,
         monitor: str = "val/loss",
         name: str = "run",
         folder: Path | None = None,
-        config: str = "",
+        config: Mapping[str, Any] | None = None,
+        config_digest: str = "",
+        in_sweep: bool = False,
         resume: Path | None = None,
         weights_only: bool = False,
     ) -> State:
-        """Train and return what was reached; `state.signum` tells whether a signal ended it early.
+        """Return a run before its first step, or where it is resumed.
 
-        `resume` is a run folder or a checkpoint: to go on from, or with `weights_only` to begin from. Raises ValueError
-        where it holds none of this model, optimizer and data, and FloatingPointError for numbers that are not finite.
+        `loss` is what evaluations judge by; `objective` is what is minimised, by default the loss. `resume` is a run
+        folder or a checkpoint: to go on from, or with `weights_only` to begin from. Raise ValueError where it holds
+        none of this model, optimizer and data.
         """
-        callbacks = self._select_callbacks(callbacks)
-        state = self._create_state(model, optimizer, data, callbacks, monitor=monitor, name=name, folder=folder, config=config)
-        gradients, val = self._prepare(state, loss)
-        guard = self._create_guard(optimizer)
+        check_optimizer(optimizer, model)
+        remember_settings(optimizer)
+        device, sharded = self.accelerator.device, self.parallel == "fsdp"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        on_device = device.type != "cpu" and supports_found_inf(optimizer) and not self.scaler.is_enabled()
+        self.guard.start(on_device, self.scaler.get_scale)
+        self.has_evaluated = False
+        model, callbacks = self.to_device(model), select_callbacks(callbacks, sharded)
+        net = wrap(model, self.checkpoint_activations, self.compile, ddp=self.world_size > 1 and not sharded)
+        train, val = select_splits(data, self.overfit, device)
+        task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
+        state = State(
+            model=model,
+            net=net,
+            optimizer=optimizer,
+            schedule=schedule,
+            loss=loss,
+            objective=objective or Supervised(loss),
+            data=data,
+            val=val,
+            batches=Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded),
+            info=RunInfo(
+                self.steps, self.batch_size, monitor, task, name, folder, config or {}, config_digest, in_sweep,
+                str(device), distributed.describe(self.parallel),
+            ),
+            progress=Progress(task=task, loss_sum=torch.zeros((), device=device)),
+            callbacks=callbacks,
+            average=Average(model, self.ema) if self.ema else None,
+            stateful=name_callbacks(callbacks) | {"scaler": self.scaler},
+            sharded=sharded,
+        )  # fmt: skip
         if resume:
             (snapshot.begin_from if weights_only else snapshot.resume)(state, resume)
-        with watch() as signals:
-            try:
-                start_callbacks(callbacks, state)
-                state.stop = distributed.broadcast(state.stop)  # a run that goes on may have reached its aim before
-                while state.eval_pending or (state.step < self.steps and not state.stop):
-                    if not state.eval_pending:
-                        set_rates(optimizer, schedule(state.step, self.steps))
-                        notify_filter(optimizer, state)
-                        with signals.raise_immediately(self._will_compile(state.step == state.first_step)):
-                            value = gradients(state, state.step)
-                        self.scaler.unscale_(optimizer)
-                        state.grad_norm = gradients.clip(self.clip_norm)
-                        for callback in callbacks:
-                            callback.on_gradients(state)
-                        if guard.is_finite(state, value):
-                            self.scaler.step(optimizer)  # optimizer.step(), unless gradients in fp16 overflowed
-                        self._finish_step(state)
-                    self._sync_stop(state, signals)
-                    if self._should_check(state, guard) and guard.handle_nonfinite(state, partial(gradients, state)):
-                        continue
-                    self._log_and_evaluate(state, gradients, val, signals)
-                    for callback in callbacks:
-                        callback.on_step(state)
-                    self._sync_stop(state, signals, evaluated=True)
-            except Stopped as stopped:
-                state.signum = stopped.signum
-            except BaseException as error:
-                state.error = f"{type(error).__name__}: {error}"
-                raise
-            finally:
-                end_callbacks(callbacks, state)
         return state
 
-    def _select_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        """The callbacks of this process, those that save last: what they save includes the others' state."""
-        if distributed.rank() > 0:
-            callbacks = [callback for callback in callbacks if callback.saves and self.parallel == "fsdp"]
-        return sorted(callbacks, key=lambda callback: callback.saves)
+    def fit(self, state: State) -> State:
+        """Train to `steps`, a stop or a signal; `state.signum` tells whether a signal ended it early.
 
-    def _create_state(
-        self, model: nn.Module, optimizer: Optimizer, data: Dataset[Any], callbacks: list[Callback], **facts: Any
-    ) -> State:
-        """The run before its first step."""
-        known = {id(p) for p in model.parameters()}
-        if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
-            raise ValueError("the optimizer has other parameters than the model: build it after trainer.place(model)")
-        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == "fp16")
-        names = [type(callback).__name__ for callback in callbacks]
-        parts: dict[str, Any] = {f"{n} {names[:i].count(n)}": callbacks[i] for i, n in enumerate(names)}
-        remember_settings(optimizer)
-        return State(
-            model=self.to_device(model),
-            optimizer=optimizer,
-            data=data,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            task=f"{facts['monitor']} of {data.digest}, overfit={self.overfit}, ema={self.ema}",
-            device=str(self.accelerator.device),
-            processes=self.describe_processes(),
-            average=Average(model, self.ema) if self.ema else None,
-            stateful=parts | {"scaler": self.scaler},
-            sharded=self.parallel == "fsdp",
-            loss_sum=torch.zeros((), device=self.accelerator.device),
-            **facts,
-        )
+        Raise FloatingPointError for numbers that are not finite, as `guard` says.
+        """
+        optimizer, progress = state.optimizer, state.progress
+        with watch() as signals, around_callbacks(state):
+            state.stop = distributed.broadcast(state.stop)  # a run that is resumed may have reached its aim before
+            while progress.eval_pending or (progress.step < self.steps and not state.stop):
+                if not progress.eval_pending:  # or else it was resumed between a step and its evaluation
+                    set_rates(optimizer, state.schedule(progress.step, self.steps))
+                    self._begin_step(state)
+                    with signals.raise_immediately(self._will_compile(progress.step == state.first_step)):
+                        loss = self.forward_backward(state, progress.step)
+                    self.scaler.unscale_(optimizer)
+                    progress.grad_norm = self.clip(state)
+                    for callback in state.callbacks:
+                        callback.on_gradients(state)
+                    if self.guard.accepts(state, loss):
+                        self.scaler.step(optimizer)  # optimizer.step(), unless gradients in fp16 overflowed
+                    self.scaler.update()
+                    optimizer.zero_grad()
+                    if state.average:
+                        state.average.update()
+                    state.advance()
+                self._agree_on_stop(state, signals)
+                if self._should_look(state) and self.guard.rolls_back(state, partial(self.forward_backward, state)):
+                    continue
+                self._log_and_evaluate(state, signals)
+                for callback in state.callbacks:
+                    callback.on_step(state)
+                self._agree_on_stop(state, signals, evaluated=True)
+        return state
 
-    def describe_processes(self) -> str:
-        """What this run really is: launchers have more than one way to start something else than was meant."""
-        if self.world_size == 1:
-            return "1 process"
-        how = "fsdp" if self.parallel == "fsdp" else "ddp"
-        return f"{self.world_size} processes, {how} over {torch.distributed.get_backend()}"
+    def forward_backward(self, state: State, step: int) -> Float[Tensor, ""]:
+        """Leave a step's gradient in the parameters; return its loss (nats), the mean over all targets that count.
 
-    def _prepare(self, state: State, loss: Loss) -> tuple[Gradients, Split]:
-        """What the loop calls, over the model compiled and wrapped as was asked; and what is held back."""
-        model = net = state.model.train()
-        self.evaluated = False
-        if self.checkpoint_activations:
-            recompute(model)
-        if self.compile:  # a cache of our own: a compile that was killed leaves a broken file in the shared one
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))
-            model.compile()
-        if self.world_size > 1 and not state.sharded:
-            net = nn.parallel.DistributedDataParallel(model)
-        some = slice(self.overfit or None)
-        splits = (state.data.train, state.data.train if self.overfit else state.data.val)
-        train, val = (Split(split.inputs[some], split.targets[some]).to(self.accelerator.device) for split in splits)
-        return Gradients(net, loss, train, self.batch_size, self.grad_accum, self.seed, self.scaler, self.autocast), val
+        However many micro-batches and processes share the step, its samples and its gradient are the same. Where memory
+        runs out, it is done again with smaller micro-batches.
+        """
 
-    def _finish_step(self, state: State) -> None:
-        """What follows an update."""
-        self.scaler.update()
-        state.optimizer.zero_grad()
-        if state.average:
-            state.average.update()
-        state.advance()
+        def run_micro_batches() -> Tensor:
+            batch = state.batches.draw(state.progress, step)  # samples, their order, dropout: functions of (seed, step)
+            shares = []
+            for x, y in batch:
+                with self.autocast():
+                    losses = state.objective(state.net, x, y)  # loss(model(x), y): one number a target
+                share = losses.sum() / batch.num_targets
+                self.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages
+                shares.append(share.detach())
+            return distributed.all_reduce_sum(shares[0] if len(shares) == 1 else torch.stack(shares).sum())
 
-    def _create_guard(self, optimizer: Optimizer) -> Guard:
-        waits = self.accelerator.device.type != "cpu" and supports_found_inf(optimizer) and not self.scaler.is_enabled()
-        return Guard(self.on_nonfinite, self.max_skips, self.max_rollbacks, waits, self.scaler.get_scale)
+        return retry_on_oom(run_micro_batches, state, self.grad_accum)
 
-    def _should_check(self, state: State, guard: Guard) -> bool:
+    def clip(self, state: State) -> Float[Tensor, ""]:
+        """Return the norm of the gradient, which then is no longer than `clip_norm`."""
+        return sharding.full_tensor(nn.utils.clip_grad_norm_(state.batches.params, self.clip_norm or math.inf))
+
+    def _begin_step(self, state: State) -> None:
+        """Tell a Grokfast filter how far the run is. All processes use the metrics of the first one."""
+        optimizer = state.optimizer
+        if isinstance(optimizer, Filter):
+            has_news = bool(state.logged) or state.progress.step == state.first_step
+            if has_news and optimizer.needs_metrics():
+                state.shared_metrics = distributed.broadcast(state.progress.metrics)
+            optimizer.on_step_begin(state.progress.step, state.shared_metrics)
+
+    def _should_look(self, state: State) -> bool:
         """On a device the guard's verdict is looked at only where the host waits for the device anyway."""
-        due = self._is_due(state.step, self.log_every) or self._is_due(state.step, self.eval_every)
-        return due or bool(state.stop) or not guard.on_device
+        due = self._is_due(state, self.log_every) or self._is_due(state, self.eval_every)
+        return due or bool(state.stop) or not self.guard.on_device
 
-    def _sync_stop(self, state: State, signals: Watch, evaluated: bool = False) -> None:
-        """All processes end for the same reason, in the same step. Raises Stopped after a signal to any of them.
+    def _agree_on_stop(self, state: State, signals: Watch, evaluated: bool = False) -> None:
+        """Let all processes end for the same reason, in the same step. Raise Stopped after a signal to any of them.
 
-        But not once the run is at its end anyway, its last step `judged`: then it has FINISHED.
+        But not once the run is at its end anyway, its last step `evaluated`: then it has FINISHED.
         """
         signum = signals.signum  # once: another one that comes meanwhile is agreed on next time
         if self.world_size > 1:
             agreed = distributed.all_reduce_max(signum or (STOP if state.stop else 0))
             signum = agreed if agreed > STOP else 0
             state.stop = state.stop or ("another process said so" if agreed == STOP else "")
-        if signum and not (evaluated and (state.stop or state.step == self.steps)):
+        if signum and not (evaluated and (state.stop or state.progress.step == self.steps)):
             raise Stopped(signum)
 
-    def _log_and_evaluate(self, state: State, gradients: Gradients, val: Split, signals: Watch) -> None:
-        """Log and evaluate where it is time; if a signal comes meanwhile, the run that goes on does all of it."""
-        found: dict[str, float] = {}
-        if state.stop or self._is_due(state.step, self.eval_every):
+    def _log_and_evaluate(self, state: State, signals: Watch) -> None:
+        """Log and evaluate where it is due. If a signal comes meanwhile, the run that is resumed does all of it."""
+        metrics: dict[str, float] = {}
+        if state.stop or self._is_due(state, self.eval_every):
             averaged = state.average.use_averages() if state.average else nullcontext()
-
-            def evaluate_splits() -> dict[str, float]:
-                size = -(-self.batch_size // (self.grad_accum * 2**state.oom_halvings))
-                poll = partial(self._sync_stop, state, signals)
-                found = evaluate(gradients.net, val, gradients.loss, size, self.autocast, poll)
-                if self.eval_train:
-                    seen = evaluate(gradients.net, gradients.train, gradients.loss, size, self.autocast, poll)
-                    found["train/acc"] = seen["val/acc"]
-                return found
-
-            with averaged, signals.raise_immediately(self._will_compile(not self.evaluated)):
-                found = oom.retry_on_oom(evaluate_splits, state, self.grad_accum)
-            self.evaluated = True
-        state.eval_pending = False
-        if state.stop or self._is_due(state.step, self.log_every):
+            with averaged, signals.raise_immediately(self._will_compile(not self.has_evaluated)):
+                metrics = retry_on_oom(partial(self._evaluate_splits, state, signals), state, self.grad_accum)
+            self.has_evaluated = True
+        state.progress.eval_pending = False
+        if state.stop or self._is_due(state, self.log_every):
             state.log(collect_training_metrics(state))
-        if found:
-            state.log(found)
-        if not math.isfinite(found.get("val/loss", 0.0)) and self.on_nonfinite == "stop":
-            raise FloatingPointError(
-                f"val/loss is {found['val/loss']} at step {state.step}, with lr={get_lr(state.optimizer):.3g}"
-            )
+        if metrics:
+            state.log(metrics)
+        if not math.isfinite(metrics.get("val/loss", 0.0)) and self.guard.policy == "stop":
+            where = f"step {state.progress.step}, with lr={get_lr(state.optimizer):.3g}"
+            raise FloatingPointError(f"val/loss is {metrics['val/loss']} at {where}")
+
+    def _evaluate_splits(self, state: State, signals: Watch) -> dict[str, float]:
+        """Return the metrics of the held-back split, and with `eval_train` train/acc."""
+        size = -(-self.batch_size // (self.grad_accum * 2**state.progress.oom_halvings))
+        poll = partial(self._agree_on_stop, state, signals)
+        metrics = evaluate(state.net, state.val, state.loss, size, self.autocast, poll)
+        if self.eval_train:
+            train = evaluate(state.net, state.batches.train, state.loss, size, self.autocast, poll)
+            metrics["train/acc"] = train["val/acc"]
+        return metrics
 
     def _will_compile(self, is_first: bool) -> bool:
         """The first step, as the first evaluation, is compiled: minutes in which a signal must not wait.
@@ -268,34 +256,18 @@ class Trainer:
         """
         return self.compile and self.world_size == 1 and is_first
 
-    def _is_due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.steps
-
-
-def start_callbacks(callbacks: Sequence[Callback], state: State) -> None:
-    """Before the first step of this process."""
-    for callback in callbacks:
-        callback.on_start(state)
-    state.begin()
-
-
-def end_callbacks(callbacks: Sequence[Callback], state: State) -> None:
-    """Each callback has its end, in their order, even where that of another fails. What was told last counts after that."""
-    try:
-        with ExitStack() as endings:
-            for callback in reversed(callbacks):
-                endings.callback(callback.on_end, state)
-    finally:
-        state.metrics |= state.extra_metrics
+    def _is_due(self, state: State, every: int) -> bool:
+        return state.progress.step % every == 0 or state.progress.step == self.steps
 
 
 def collect_training_metrics(state: State) -> dict[str, float]:
-    """Means since the last log point. Here, and only here, the host waits for the device."""
-    total, counted = float(state.loss_sum), int(state.loss_count)
-    state.loss_sum, state.loss_count = state.loss_sum * 0, 0
-    losses = {"train/loss": total / counted} if counted else {}  # every update may have been left out
+    """Return means since the last log point. Here, and only here, the host waits for the device."""
+    progress = state.progress
+    loss_sum, loss_count = float(progress.loss_sum), int(progress.loss_count)
+    progress.loss_sum, progress.loss_count = progress.loss_sum * 0, 0
+    losses = {"train/loss": loss_sum / loss_count} if loss_count else {}  # every update may have been left out
     return losses | {
         "lr": get_lr(state.optimizer),
-        "grad/norm": float(state.grad_norm),
+        "grad/norm": float(progress.grad_norm),
         f"perf/{state.data.unit}s_per_s": state.compute_throughput(),
     }

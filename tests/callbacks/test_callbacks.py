@@ -34,7 +34,9 @@ def fit(*callbacks: Callback, steps: int = 6, folder: Path | None = None, monito
     model = Transformer(DATA.shape, 16, 1, 2, BitLinear)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     trainer = Trainer(steps, 8, eval_every=2, log_every=1, device="cpu")
-    return trainer.fit(model, optimizer, constant, last_token, DATA, callbacks, monitor=monitor, name="trial", folder=folder)
+    return trainer.fit(
+        trainer.setup(model, optimizer, constant, last_token, DATA, callbacks, monitor=monitor, name="trial", folder=folder)
+    )
 
 
 def test_elsewhere_than_on_a_terminal_it_is_plain_lines(tmp_path: Path) -> None:
@@ -94,8 +96,8 @@ class Break(Callback):
 
 def test_early_stop_holds_for_as_many_evaluations() -> None:
     assert fit(EarlyStop(target=100.0), monitor="val/loss").stop == "val/loss reached 100"
-    assert fit(EarlyStop(target=100.0, hold=2), monitor="val/loss").step == 4
-    assert fit(EarlyStop(target=1.1)).step == 6
+    assert fit(EarlyStop(target=100.0, hold=2), monitor="val/loss").progress.step == 4
+    assert fit(EarlyStop(target=1.1)).progress.step == 6
     assert fit(EarlyStop()).stop == ""
 
 
@@ -113,15 +115,15 @@ def test_the_command_to_go_on_lifts_what_ended_the_run(
     """And nothing else that was asked for."""
     (tmp_path / "overrides.txt").write_text("lr=1e-3\ntarget=0\ncallbacks.grokking.end=0\nsteps=6\n")
     state = fit(callback, steps=40, folder=tmp_path)
-    assert state.step < 40
+    assert state.progress.step < 40
     words = dict(build_summary(state))["go on"].split()
     assert words == ["python", "train.py", "lr=1e-3", *remaining, f"resume={tmp_path}", *longer.split()]
 
 
 def test_the_step_at_which_time_runs_out_is_evaluated() -> None:
     state = fit(TimeLimit(1e-9))
-    assert (state.step, state.stop) == (2, "1e-09 s are over")
-    assert "val/acc" in state.metrics
+    assert (state.progress.step, state.stop) == (2, "1e-09 s are over")
+    assert "val/acc" in state.progress.metrics
 
 
 def test_the_curve_is_a_picture(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_the_health_of_gradients_is_logged_by_block(tmp_path: Path, caplog: pyte
     class Look(Callback):
         def on_gradients(self, state: State) -> None:
             grads = {name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None}
-            self.seen = grads, float(state.grad_norm)
+            self.seen = grads, float(state.progress.grad_norm)
 
         def on_step(self, state: State) -> None:
             seen.append(state)
@@ -146,9 +148,11 @@ def test_the_health_of_gradients_is_logged_by_block(tmp_path: Path, caplog: pyte
     grads, norm = look.seen
     clipped = torch.stack([g.norm() for g in grads.values()]).norm().item()
     block = torch.stack([g.norm() for name, g in grads.items() if name.startswith("blocks.0.")]).norm().item()
-    assert state.metrics["grad/norm/blocks.0"] == pytest.approx(block * norm / clipped, rel=1e-4)
-    assert state.metrics["grad/norm/embed"] == pytest.approx(grads["embed.weight"].norm().item() * norm / clipped, rel=1e-4)
-    assert state.metrics["grad/zero/embed"] == pytest.approx((grads["embed.weight"] == 0).float().mean().item())
+    assert state.progress.metrics["grad/norm/blocks.0"] == pytest.approx(block * norm / clipped, rel=1e-4)
+    assert state.progress.metrics["grad/norm/embed"] == pytest.approx(
+        grads["embed.weight"].norm().item() * norm / clipped, rel=1e-4
+    )
+    assert state.progress.metrics["grad/zero/embed"] == pytest.approx((grads["embed.weight"] == 0).float().mean().item())
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["gradients_00000002.png", "gradients_00000004.png"]
     told = [record.message for record in caplog.records if "vanishing" in record.message]
     assert len(told) == len({line.split()[3] for line in told}) > 1, "each block once"
@@ -168,7 +172,7 @@ def test_what_rounding_does_to_the_weights_is_logged_by_layer(tmp_path: Path) ->
         scale = sum(map(abs, weights)) / len(weights)
         codes, before = compute_codes(weights), compute_codes(seen[1][name])
         error = math.dist(weights, [code * scale for code in codes]) / math.hypot(*weights)
-        told = {fact: state.metrics[f"ternary/{fact}/{name[:-1]}"] for fact in ("error", "zero", "flips", "scale")}
+        told = {fact: state.progress.metrics[f"ternary/{fact}/{name[:-1]}"] for fact in ("error", "zero", "flips", "scale")}
         assert told == pytest.approx({
             "error": error,
             "zero": codes.count(0) / len(codes),
@@ -176,8 +180,8 @@ def test_what_rounding_does_to_the_weights_is_logged_by_layer(tmp_path: Path) ->
             "scale": scale,
         }, rel=1e-4)  # fmt: skip
     whole = 4 * sum(p.numel() for p in state.model.parameters())
-    assert state.metrics["ternary/ratio"] == pytest.approx(whole / count_packed_bytes(state.model))
-    assert state.metrics["ternary/packed_mb"] == pytest.approx(count_packed_bytes(state.model) / 1e6)
+    assert state.progress.metrics["ternary/ratio"] == pytest.approx(whole / count_packed_bytes(state.model))
+    assert state.progress.metrics["ternary/packed_mb"] == pytest.approx(count_packed_bytes(state.model) / 1e6)
     assert (tmp_path / "plots" / "ternary.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -192,12 +196,12 @@ def test_the_first_look_knows_of_no_flips(tmp_path: Path) -> None:
     """Nothing was seen before it: that is no share of zero. A run that goes on has what its checkpoint saw."""
     first = Ternary(every=2)
     state = fit(first, steps=2, folder=tmp_path)
-    assert not [name for name in state.metrics if "flips" in name]
-    assert [name for name in state.metrics if name.startswith("ternary/zero/")]
+    assert not [name for name in state.progress.metrics if "flips" in name]
+    assert [name for name in state.progress.metrics if name.startswith("ternary/zero/")]
     assert (tmp_path / "plots" / "ternary.png").is_file()
     second = Ternary(every=2)
     second.load_state_dict(first.state_dict())
-    flips = [value for name, value in fit(second, steps=2).metrics.items() if "flips" in name]
+    flips = [value for name, value in fit(second, steps=2).progress.metrics.items() if "flips" in name]
     assert flips == [0] * 7, "the same two steps again"
 
 
@@ -206,8 +210,8 @@ def test_without_ternary_layers_there_is_nothing_to_tell(caplog: pytest.LogCaptu
     model = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
     trainer = Trainer(4, 8, eval_every=2, device="cpu")
     optimizer = torch.optim.AdamW(model.parameters())
-    state = trainer.fit(model, optimizer, constant, last_token, DATA, [Ternary(every=2)], monitor="val/acc")
-    assert not [name for name in state.metrics if name.startswith("ternary/")]
+    state = trainer.fit(trainer.setup(model, optimizer, constant, last_token, DATA, [Ternary(every=2)], monitor="val/acc"))
+    assert not [name for name in state.progress.metrics if name.startswith("ternary/")]
     assert [record.message for record in caplog.records if "callbacks.ternary" in record.message] == [
         "callbacks.ternary has nothing to tell, as the model has no BitLinears: ~callbacks.ternary"
     ]

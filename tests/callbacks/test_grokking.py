@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fitting import make_state
 from hypothesis import given
 from hypothesis import strategies as st
 from program import ROOT, TINY, read_metrics, run, run_ranks
@@ -48,8 +49,8 @@ def fit(folder: Path | None, *callbacks: Callback, resume: Path | None = None, l
         folder.mkdir(exist_ok=True)
         jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
     try:
-        return trainer.fit(model, optimizer, constant, last_token, data, [jsonl, *callbacks],
-                           monitor="val/acc", folder=folder, resume=resume)  # fmt: skip
+        return trainer.fit(trainer.setup(model, optimizer, constant, last_token, data, [jsonl, *callbacks],
+                           monitor="val/acc", folder=folder, resume=resume))  # fmt: skip
     finally:
         jsonl.finish("", {})
 
@@ -118,13 +119,13 @@ def make_grokking() -> Grokking:
 def test_it_tells_what_the_metrics_say(full_run: tuple[Path, State]) -> None:
     folder, state = full_run
     facts = read_grokking(folder)
-    assert facts == recompute_grokking(folder, state.step)
+    assert facts == recompute_grokking(folder, state.progress.step)
     assert facts["0.95"]["delay"] > 0, "this small run generalises after it has memorised"
     for percent, level in (("95", facts["0.95"]), ("99", facts["0.99"])):
         assert level["delay"] >= 0
         names = {f"train_{percent}": level["train"]["first"], f"val_{percent}": level["val"]["first"],
                  f"held_{percent}": level["val"]["held"], f"delay_{percent}": level["delay"]}  # fmt: skip
-        assert {name: state.metrics[f"grok/{name}"] for name in names} == names
+        assert {name: state.progress.metrics[f"grok/{name}"] for name in names} == names
         train_at, val_at = level["train"]["first"], level["val"]["first"]
         assert state.end_notes[f"grokking {percent}%"] == (
             f"train at step {train_at}, val at step {val_at}, {level['delay']} steps later; "
@@ -140,7 +141,7 @@ def test_a_look_is_logged_with_its_own_step(full_run: tuple[Path, State]) -> Non
     folder, state = full_run
     looked = [line["step"] for line in read_metrics(folder) if "grok/weight_norm" in line]
     assert looked == [line["step"] for line in read_metrics(folder) if "grok/embedding_rank" in line]
-    assert looked == list(range(10, state.step + 1, 10))
+    assert looked == list(range(10, state.progress.step + 1, 10))
     watched = state.stateful["Grokking 0"]
     assert isinstance(watched, Grokking)
     assert [step for step, _, _ in watched.norms] == [1, *looked]
@@ -151,19 +152,19 @@ def test_the_run_ends_so_many_steps_after_it_was_held(full_run: tuple[Path, Stat
     """After the evaluation that completed the row; and never where there was no such row."""
     folder, state = full_run
     held = read_grokking(folder)["0.95"]["val"]["held"]
-    assert state.step == held + (HOLD - 1) * EVERY + 7
+    assert state.progress.step == held + (HOLD - 1) * EVERY + 7
     assert state.stop == f"val/acc stayed at 0.95 or above for {HOLD} evaluations"
     assert "val/acc" in state.logged, "its last step is judged"
     again = fit(None, Grokking(hold=1, end=0.95, after=1))
-    assert again.step == read_grokking(folder)["0.95"]["val"]["first"] + 1
+    assert again.progress.step == read_grokking(folder)["0.95"]["val"]["first"] + 1
     for callback in (Grokking(hold=HOLD, end=0.95, after=8), Grokking(hold=99, end=0.95), Grokking(hold=1)):
-        on = fit(None, callback, steps=state.step)
-        assert (on.step, on.stop) == (state.step, "")
+        on = fit(None, callback, steps=state.progress.step)
+        assert (on.progress.step, on.stop) == (state.progress.step, "")
 
 
 def test_what_the_last_evaluation_reaches_is_a_metric_too(full_run: tuple[Path, State]) -> None:
     first = read_grokking(full_run[0])["0.95"]["val"]["first"]
-    assert fit(None, Grokking(), steps=first).metrics["grok/val_95"] == first
+    assert fit(None, Grokking(), steps=first).progress.metrics["grok/val_95"] == first
 
 
 def test_what_is_not_reached_is_noted_and_is_no_metric(tmp_path: Path) -> None:
@@ -174,20 +175,20 @@ def test_what_is_not_reached_is_noted_and_is_no_metric(tmp_path: Path) -> None:
     assert facts == recompute_grokking(tmp_path, 60)
     first = facts["0.95"]["train"]["first"]
     assert state.end_notes["grokking 95%"] == f"train at step {first}, val not reached in 60"
-    assert [name for name in state.metrics if name.startswith("grok/") and name.endswith("95")] == ["grok/train_95"]
+    assert [name for name in state.progress.metrics if name.startswith("grok/") and name.endswith("95")] == ["grok/train_95"]
     state = fit(tmp_path, Grokking(hold=HOLD, end=0.95), lr=1e-9, steps=10)
     assert read_grokking(tmp_path)["0.99"] == {split: vars(Milestone(None, None, None)) for split in ("train", "val")} | {
         "delay": None
     }
     assert set(state.end_notes.values()) == {"train not reached in 10, val not reached in 10"}
-    assert not [name for name in state.metrics if name.startswith("grok/") and name.endswith(("95", "99"))]
+    assert not [name for name in state.progress.metrics if name.startswith("grok/") and name.endswith(("95", "99"))]
 
 
 def test_training_samples_that_were_not_evaluated_have_reached_nothing(full_run: tuple[Path, State]) -> None:
     state = fit(None, Grokking(hold=HOLD), eval_train=False, steps=60)
     first = read_grokking(full_run[0])["0.95"]["val"]["first"]
-    assert state.metrics["grok/val_95"] == first
-    assert not {"train/acc", "grok/train_95", "grok/delay_95"} & set(state.metrics)
+    assert state.progress.metrics["grok/val_95"] == first
+    assert not {"train/acc", "grok/train_95", "grok/delay_95"} & set(state.progress.metrics)
     assert state.end_notes["grokking 95%"].startswith(f"val at step {first}; ")
 
 
@@ -198,7 +199,7 @@ class Kill(Callback):
         self.step = step
 
     def on_gradients(self, state: State) -> None:
-        if state.step + 1 == self.step:
+        if state.progress.step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -216,11 +217,11 @@ def test_a_resumed_run_reports_the_same(tmp_path: Path, full_run: tuple[Path, St
     if back is None:
         shutil.copytree(folder, there)
     else:
-        stopped = fit(there, Checkpoint(), make_grokking(), Kill(state.step - back))
-        assert (stopped.step, stopped.signum) == (state.step - back, signal.SIGTERM)
+        stopped = fit(there, Checkpoint(), make_grokking(), Kill(state.progress.step - back))
+        assert (stopped.progress.step, stopped.signum) == (state.progress.step - back, signal.SIGTERM)
     end = fit(there, Checkpoint(), hear := NotesRecorder(), make_grokking(), resume=there)
-    assert (end.step, end.stop, hear.notes) == (state.step, state.stop, state.end_notes)
-    metrics = [{name: value for name, value in each.metrics.items() if "perf/" not in name} for each in (end, state)]
+    assert (end.progress.step, end.stop, hear.notes) == (state.progress.step, state.stop, state.end_notes)
+    metrics = [{name: value for name, value in each.progress.metrics.items() if "perf/" not in name} for each in (end, state)]
     assert metrics[0] == metrics[1]
     assert (read_grokking(there), read_metrics(there)) == (read_grokking(folder), read_metrics(folder))
     assert hash_weights(end.model) == hash_weights(state.model)
@@ -229,16 +230,16 @@ def test_a_resumed_run_reports_the_same(tmp_path: Path, full_run: tuple[Path, St
 def test_one_that_joins_later_begins_to_look_there(tmp_path: Path) -> None:
     fit(tmp_path, Checkpoint(), steps=7)
     late = Grokking(every=1000)
-    assert fit(tmp_path, Checkpoint(), late, steps=12, resume=tmp_path).step == 12
+    assert fit(tmp_path, Checkpoint(), late, steps=12, resume=tmp_path).progress.step == 12
     assert ([step for step, _, _ in late.norms], [look[0] for look in late.evaluations]) == ([8], [10, 12])
     assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
 
 
 def measure_model(model: nn.Module) -> dict[str, float]:
     """What is told of a model."""
-    state = State(model, torch.optim.SGD(model.parameters()), DATA, 1, 8, "val/acc")
+    state = make_state(model, steps=1)
     Grokking(every=1).on_gradients(state)
-    return state.extra_metrics
+    return state.progress.extra_metrics
 
 
 def make_embedding(weight: torch.Tensor) -> nn.Module:
@@ -278,10 +279,12 @@ def test_a_model_without_an_embedding_has_the_rest(tmp_path: Path) -> None:
     model = MLP(data.shape, 32, 1, nn.Linear)
     trainer = Trainer(60, 64, eval_every=20, eval_train=True, device="cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    state = trainer.fit(model, optimizer, constant, classification, data, [watched], monitor="val/acc", folder=tmp_path)
-    assert state.metrics["grok/val_95"] == watched.find_milestone("val", 0.95).first
-    assert "grok/weight_norm" in state.metrics
-    assert "grok/embedding_rank" not in state.metrics
+    state = trainer.fit(
+        trainer.setup(model, optimizer, constant, classification, data, [watched], monitor="val/acc", folder=tmp_path)
+    )
+    assert state.progress.metrics["grok/val_95"] == watched.find_milestone("val", 0.95).first
+    assert "grok/weight_norm" in state.progress.metrics
+    assert "grok/embedding_rank" not in state.progress.metrics
     assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
 
 
@@ -289,7 +292,7 @@ def test_watching_changes_nothing() -> None:
     plain, watched = (
         fit(None, *callbacks, eval_train=bool(callbacks), dropout=0.1, steps=30) for callbacks in ((), (Grokking(every=1),))
     )
-    assert "train/acc" in watched.metrics
+    assert "train/acc" in watched.progress.metrics
     assert hash_weights(plain.model) == hash_weights(watched.model)
 
 
@@ -303,7 +306,8 @@ def test_weights_that_are_not_finite_are_reported_by_the_loop() -> None:
 
 
 def test_sharded_weights_are_refused() -> None:
-    state = State(nn.Linear(1, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))]), DATA, 1, 8, "val/acc", sharded=True)
+    state = make_state(nn.Linear(1, 1))
+    state.sharded = True
     with pytest.raises(ValueError, match="leave it out under trainer=fsdp"):
         Grokking().on_start(state)
 

@@ -164,7 +164,7 @@ def test_the_ternary_twin_has_ternary_layers_and_learns() -> None:
     before = {name: layer.weight.detach().clone() for name, layer in bitlinear_layers(model).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     trainer = Trainer(60, 18, log_every=1, device="cpu")
-    trainer.fit(model, optimizer, constant, last_token, data, [Log()], monitor="val/acc")
+    trainer.fit(trainer.setup(model, optimizer, constant, last_token, data, [Log()], monitor="val/acc"))
     assert losses[-1] < 0.5 * losses[0]
     for name, layer in bitlinear_layers(model).items():
         assert not torch.equal(layer.weight, before[name]), f"{name} does not learn"

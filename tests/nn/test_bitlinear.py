@@ -286,7 +286,7 @@ def test_weights_are_rounded_once_a_step(roundings: list[int], settings: dict[st
     assert torch.equal(*gradients)
     assert all(layer.cached_weight is None for layer in bits)
     roundings[0] = 0
-    trainer.fit(model, torch.optim.AdamW(model.parameters()), constant, last_token, DATA, monitor="val/acc")
+    trainer.fit(trainer.setup(model, torch.optim.AdamW(model.parameters()), constant, last_token, DATA, monitor="val/acc"))
     assert roundings[0] == 7 + 7, "the step, and the evaluation after it"
 
 
@@ -310,7 +310,9 @@ def test_recomputed_activations_give_the_same_gradients(backend: Any) -> None:
     for again in (False, True):
         model = make_model(backend=backend)
         trainer = Trainer(2, 16, eval_every=2, device="cpu", checkpoint_activations=again)
-        trainer.fit(model, torch.optim.SGD(model.parameters(), lr=0.1), constant, last_token, DATA, monitor="val/acc")
+        trainer.fit(
+            trainer.setup(model, torch.optim.SGD(model.parameters(), lr=0.1), constant, last_token, DATA, monitor="val/acc")
+        )
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*found)
 

@@ -240,7 +240,9 @@ def test_the_loop_tells_the_step() -> None:
 
     model = Transformer(data.shape, 16, 1, 2, make_linear)
     trainer = Trainer(6, 8, eval_every=6, device="cpu")
-    trainer.fit(model, torch.optim.AdamW(model.parameters()), constant, last_token, data, [Look()], monitor="val/acc")
+    trainer.fit(
+        trainer.setup(model, torch.optim.AdamW(model.parameters()), constant, last_token, data, [Look()], monitor="val/acc")
+    )
     assert told == [[lamb] * 7 for lamb in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
 
 

@@ -184,7 +184,11 @@ def run_filtered(
     optimizer = grokfast.ema(model, partial(AdamW), 1e-2, **options)
     optimizer.register_step_pre_hook(lambda *_: seen.append(is_on(optimizer.param_groups[0])))
     trainer = Trainer(steps, 8, eval_every=2, log_every=log_every, device="cpu")
-    trainer.fit(model, optimizer, constant, last_token, data, [Checkpoint()] if folder else [], folder=folder, resume=resume)
+    trainer.fit(
+        trainer.setup(
+            model, optimizer, constant, last_token, data, [Checkpoint()] if folder else [], folder=folder, resume=resume
+        )
+    )
     keys = {key for state in optimizer.state.values() for key in state}
     assert ("grokfast_ema" in keys) == seen[-1], "there is a memory while it is needed, no longer"
     return seen

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from fitting import make_state
 from mlflow.tracking import MlflowClient
 from program import ROOT, create_empty_store
 from torch import nn
@@ -41,17 +41,12 @@ def make_run_config(tmp_path: Path, name: str = "run", **more: Any) -> RunConfig
     return RunConfig(name, "study", path, {"lr": 0.1, "model": {"dim": 3}, "out": "x"}, [], {"model": "bitnet"}, **more)
 
 
-def make_state() -> State:
-    model = nn.Linear(2, 2)
-    return State(model, torch.optim.SGD(model.parameters(), lr=0.1), modular(p=5), 100, 4, "val/acc")
-
-
 def run_steps(tracker: Jsonl, run: RunConfig, steps: int, between: Callable[[int], None] = lambda step: None) -> State:
     """`steps` log points, the last one also judged."""
-    state = make_state()
+    state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
     tracker.start(run)
     tracker.on_start(state)
-    state.begin()
+    state.start_clock()
     for step in range(steps):
         state.advance()
         state.log({"train/loss": 1 / (step + 1), "lr": 0.1})
@@ -137,8 +132,8 @@ def test_a_damaged_line_is_reported_and_removed(tmp_path: Path, caplog: pytest.L
     path = run.folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1].replace("{", "\0") + lines[2] + lines[2][:9])
-    state, tracker = make_state(), Jsonl()
-    state.step = 3
+    state, tracker = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4), Jsonl()
+    state.progress.step = 3
     tracker.start(run)
     tracker.on_start(state)
     tracker.finish(KILLED, {})
@@ -153,8 +148,8 @@ def test_a_store_that_never_answers_ends_with_a_warning(
     run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
     tracker.client.log_batch = tracker.client.create_run = _raise_unreachable
-    tracker.state = state = make_state()
-    state.begin()
+    tracker.state = state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
+    state.start_clock()
     state.advance()
     state.log({"train/loss": 0.5})
     tracker.on_step(state)
@@ -243,9 +238,13 @@ def test_a_deleted_experiment_comes_back(uri: str, tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
-    run, tracker, state = make_run_config(tmp_path), Jsonl(), make_state()
+    run, tracker, state = (
+        make_run_config(tmp_path),
+        Jsonl(),
+        make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4),
+    )
     tracker.start(run)
-    state.begin()
+    state.start_clock()
     state.advance()
     state.log({"grad/norm": math.nan, "lr": math.inf, "train/loss": 1.0})
     tracker.on_step(state)

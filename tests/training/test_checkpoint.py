@@ -11,13 +11,14 @@ from torch import nn
 
 from research.training import checkpoint
 from research.training.checkpoint import Snapshot
+from research.training.manifest import Manifest
 
 
 def save_checkpoint(root: Path, step: int) -> Path:
     torch.manual_seed(step)
     model = nn.Linear(4, 3)
     return checkpoint.commit(
-        root / "checkpoints", Snapshot(step, {"model": checkpoint.get_weights(model)}, {"memory": torch.randn(9)})
+        root / "checkpoints", Snapshot(Manifest(step, {}), {"model": checkpoint.get_weights(model)}, {"memory": torch.randn(9)})
     )
 
 
@@ -71,7 +72,7 @@ def test_other_programs_read_the_weights(tmp_path: Path) -> None:
     kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]
     tensors = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in kinds}
     tensors |= {"scalar": torch.tensor(3.5), "none": torch.empty(0, 4)}
-    folder = checkpoint.commit(tmp_path, Snapshot(7, {"model": tensors}, {}))
+    folder = checkpoint.commit(tmp_path, Snapshot(Manifest(7, {}), {"model": tensors}, {}))
     loaded = load_file(folder / "model.safetensors")
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -92,7 +93,7 @@ def test_what_a_kill_left_is_cleared_and_what_it_interrupted_comes_back(tmp_path
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, 1)
-    checkpoint.commit(tmp_path / "checkpoints", Snapshot(1, {"model": {}}, {"new": 1}))
+    checkpoint.commit(tmp_path / "checkpoints", Snapshot(Manifest(1, {}), {"model": {}}, {"new": 1}))
     assert checkpoint.read(folder).state == {"new": 1}
     assert [path.name for path in folder.parent.iterdir()] == ["step-00000001"]
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from fitting import DATA, fit, read_metrics
+from fitting import DATA, fit, make_state, read_metrics
 from program import ROOT
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from research.callbacks.early_stop import EarlyStop
-from research.data.modular import modular
 from research.data.spec import Dataset, Split, Tokens
 from research.losses import IGNORE, last_token, next_token
 from research.models.transformer import Transformer
@@ -28,6 +27,7 @@ from research.run_dir import list_checkpoints
 from research.training import checkpoint, nonfinite, oom
 from research.training.checkpoint import hash_weights
 from research.training.evaluate import evaluate
+from research.training.nonfinite import Guard
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -69,28 +69,28 @@ def test_skip_leaves_one_update_out_and_gives_up_after_a_row(tmp_path: Path) -> 
             self.seen.append(hash_weights(state.model))
 
     weights = Weights()
-    state = fit(tmp_path, weights, loss=make_poisoned_loss(5, 6), on_nonfinite="skip", log_every=1, steps=12)
-    assert (state.step, state.error) == (12, "")
+    state = fit(tmp_path, weights, loss=make_poisoned_loss(5, 6), guard=Guard("skip"), log_every=1, steps=12)
+    assert (state.progress.step, state.error) == (12, "")
     assert weights.seen[3] == weights.seen[4] == weights.seen[5]
     assert len(set(weights.seen)) == 10
     assert "train/loss" not in read_metrics(tmp_path)[4], "a mean over no step is no number"
-    with pytest.raises(FloatingPointError, match=r"3 times in a row, over trainer\.max_skips=2"):
-        fit(tmp_path / "again", loss=make_poisoned_loss(5, 6, 7), on_nonfinite="skip", max_skips=2)
+    with pytest.raises(FloatingPointError, match=r"3 times in a row, over trainer\.guard\.max_skips=2"):
+        fit(tmp_path / "again", loss=make_poisoned_loss(5, 6, 7), guard=Guard("skip", max_skips=2))
 
 
 def test_rollback_takes_another_order_and_keeps_what_it_went_back_to(tmp_path: Path) -> None:
-    state = fit(tmp_path, loss=make_poisoned_loss(12), on_nonfinite="rollback", every=4, log_every=1, keep_best=1)
+    state = fit(tmp_path, loss=make_poisoned_loss(12), guard=Guard("rollback"), every=4, log_every=1, keep_best=1)
     fit(tmp_path / "plain", every=4, log_every=1)
-    assert (state.step, state.rollbacks) == (30, 1)
+    assert (state.progress.step, state.progress.rollbacks) == (30, 1)
     lines, others = read_metrics(tmp_path), read_metrics(tmp_path / "plain")
     assert [line["step"] for line in lines] == list(range(1, 31))
     assert lines[:8] == others[:8], "up to the checkpoint it is the same run"
     assert lines[8]["train/loss"] != others[8]["train/loss"], "after it the samples come in another order"
     assert (tmp_path / "checkpoints" / "step-00000008").exists(), "the last good one from before the failure stays"
-    with pytest.raises(FloatingPointError, match=r"went back 2 times \(trainer\.max_rollbacks=2\)"):
-        fit(tmp_path / "thrice", loss=make_poisoned_loss(12, 17, 22), on_nonfinite="rollback", every=4)
+    with pytest.raises(FloatingPointError, match=r"went back 2 times \(trainer\.guard\.max_rollbacks=2\)"):
+        fit(tmp_path / "thrice", loss=make_poisoned_loss(12, 17, 22), guard=Guard("rollback"), every=4)
     with pytest.raises(FloatingPointError, match=r"no checkpoint to go back to: give callbacks\.checkpoint\.every"):
-        fit(tmp_path / "none", loss=make_poisoned_loss(2), on_nonfinite="rollback")
+        fit(tmp_path / "none", loss=make_poisoned_loss(2), guard=Guard("rollback"))
 
 
 def test_rollback_waits_for_a_checkpoint_that_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +102,8 @@ def test_rollback_waits_for_a_checkpoint_that_is_on_its_way(tmp_path: Path, monk
         return commit(root, snapshot)
 
     monkeypatch.setattr(checkpoint, "commit", commit_slowly)
-    state = fit(tmp_path, loss=make_poisoned_loss(13), on_nonfinite="rollback", every=4, log_every=1, background=True)
-    assert (state.last_finite_checkpoint, state.rollbacks) == (12, 1)
+    state = fit(tmp_path, loss=make_poisoned_loss(13), guard=Guard("rollback"), every=4, log_every=1, background=True)
+    assert (state.progress.last_finite_checkpoint, state.progress.rollbacks) == (12, 1)
     assert 12 in list_checkpoints(tmp_path)
 
 
@@ -111,11 +111,11 @@ def test_rollback_past_a_damaged_checkpoint_keeps_the_one_it_went_to(tmp_path: P
     class Damage(Callback):
         def on_gradients(self, state: State) -> None:
             bad = tmp_path / "checkpoints" / "step-00000012"
-            if state.step == 13 and not state.rollbacks:
+            if state.progress.step == 13 and not state.progress.rollbacks:
                 (bad / "state.pt").write_bytes(b"")
 
-    state = fit(tmp_path, Damage(), loss=make_poisoned_loss(14), on_nonfinite="rollback", every=4, keep_last=2)
-    assert (state.last_finite_checkpoint, state.rollbacks) == (8, 1)
+    state = fit(tmp_path, Damage(), loss=make_poisoned_loss(14), guard=Guard("rollback"), every=4, keep_last=2)
+    assert (state.progress.last_finite_checkpoint, state.progress.rollbacks) == (8, 1)
     assert 8 in list_checkpoints(tmp_path)
 
 
@@ -124,11 +124,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
     class Overflow(Callback):
         def on_gradients(self, state: State) -> None:
-            if state.step == 9 and not state.rollbacks:
+            if state.progress.step == 9 and not state.progress.rollbacks:
                 state.optimizer.param_groups[0]["lr"] = math.inf
 
-    state = fit(tmp_path, Overflow(), on_nonfinite="rollback", every=1, keep_last=1)
-    assert (state.last_finite_checkpoint, state.rollbacks, state.step) == (9, 1, 30)
+    state = fit(tmp_path, Overflow(), guard=Guard("rollback"), every=1, keep_last=1)
+    assert (state.progress.last_finite_checkpoint, state.progress.rollbacks, state.progress.step) == (9, 1, 30)
 
 
 def test_a_judgement_that_is_not_finite_is_neither_best_nor_an_aim(tmp_path: Path) -> None:
@@ -143,13 +143,13 @@ def test_a_judgement_that_is_not_finite_is_neither_best_nor_an_aim(tmp_path: Pat
 
     class Once(Callback):
         def on_step(self, state: State) -> None:
-            if state.step == 7:
+            if state.progress.step == 7:
                 make_checkpoints_folder(state)
 
-    state = fit(tmp_path, Once(), EarlyStop(target=1e-3), loss=loss, on_nonfinite="skip")
-    assert state.step == 30
-    assert state.best["step"] > 7
-    assert int(state.best["step"]) in list_checkpoints(tmp_path)
+    state = fit(tmp_path, Once(), EarlyStop(target=1e-3), loss=loss, guard=Guard("skip"))
+    assert state.progress.step == 30
+    assert state.progress.best["step"] > 7
+    assert int(state.progress.best["step"]) in list_checkpoints(tmp_path)
 
 
 def test_fp16_gradients_that_never_become_finite_are_met(tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ def test_the_verdict_can_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.
     """As on a GPU: the same weights, and the host asks for numbers at log points only."""
     monkeypatch.setattr(fused, "step", lambda optimizer: False)  # the kernel of a CPU knows no verdict, and rounds otherwise
     build = grokfast.ema if optimizer == "ema" else lambda *args, lamb, **settings: from_base(*args, **settings)
-    settings = {"filter": build, "loss": None, "on_nonfinite": "skip", "log_every": 10, "eval_every": 100, "steps": 20}
+    settings = {"filter": build, "loss": None, "guard": Guard("skip"), "log_every": 10, "eval_every": 100, "steps": 20}
     host = fit(tmp_path / "host", **settings | {"loss": make_poisoned_loss(5, 6)})
-    original = Trainer._create_guard
-    monkeypatch.setattr(Trainer, "_create_guard", lambda self, o: _set_on_device(original(self, o), o))
+    original = Guard.start
+    monkeypatch.setattr(Guard, "start", lambda self, on_device, get_loss_scale: original(self, True, get_loss_scale))
     waits: list[int] = []
 
     class Count(Callback):
@@ -202,13 +202,7 @@ def test_the_verdict_can_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.
     assert hash_weights(device.model) == hash_weights(host.model)
     assert [number for step, number in enumerate(waits, start=1) if step % 10] == [0] * 18
     with pytest.raises(FloatingPointError, match="not finite at step 5, with"):
-        fit(tmp_path / "stop", **settings | {"loss": make_poisoned_loss(5, 7), "on_nonfinite": "stop"})
-
-
-def _set_on_device(guard: nonfinite.Guard, optimizer: torch.optim.Optimizer) -> nonfinite.Guard:
-    assert nonfinite.supports_found_inf(optimizer)
-    guard.on_device = True
-    return guard
+        fit(tmp_path / "stop", **settings | {"loss": make_poisoned_loss(5, 7), "guard": Guard("stop")})
 
 
 def test_an_optimizer_that_cannot_leave_an_update_out_is_not_required_to() -> None:
@@ -236,11 +230,11 @@ def compute_masked_gradients(model_seed: int, grad_accum: int) -> dict[str, Tens
             found.update({name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None})
 
     trainer = Trainer(steps=1, batch_size=24, grad_accum=grad_accum, clip_norm=None, device="cpu")
-    state = trainer.fit(model, torch.optim.SGD(model.parameters(), lr=0.0), constant, next_token, data, [Keep()])
-    found["loss"] = torch.tensor(state.metrics["train/loss"])
+    state = trainer.fit(trainer.setup(model, torch.optim.SGD(model.parameters(), lr=0.0), constant, next_token, data, [Keep()]))
+    found["loss"] = torch.tensor(state.progress.metrics["train/loss"])
     whole = evaluate(model, split, next_token, 24)["val/loss"]
     assert evaluate(model, split, next_token, 5)["val/loss"] == pytest.approx(whole, rel=1e-6)
-    assert state.metrics["train/loss"] == pytest.approx(whole, rel=1e-6)
+    assert state.progress.metrics["train/loss"] == pytest.approx(whole, rel=1e-6)
     return found
 
 
@@ -297,20 +291,20 @@ class Halvings(Callback):
         self.seen = []
 
     def on_start(self, state):
-        state.oom_halvings = sum(planned[:1])
+        state.progress.oom_halvings = sum(planned[:1])
 
     def on_gradients(self, state):
-        self.seen.append(state.oom_halvings)
+        self.seen.append(state.progress.oom_halvings)
 
     def on_step(self, state):
-        state.oom_halvings = max([state.oom_halvings, *planned[1:]])
+        state.progress.oom_halvings = max([state.progress.oom_halvings, *planned[1:]])
 
 callback = Halvings()
 trainer = Trainer(steps=2, batch_size=4096, device="cpu")
 if spare:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + spare * 2**20,) * 2)
-trainer.fit(model, optimizer, constant, last_token, data, [callback])
+trainer.fit(trainer.setup(model, optimizer, constant, last_token, data, [callback]))
 print(hash_weights(model), *callback.seen)
 """
 
@@ -338,14 +332,15 @@ def test_an_evaluation_that_runs_out_of_memory_takes_smaller_batches(tmp_path: P
         return last_token(logits, targets)
 
     state = fit(tmp_path, loss=loss, steps=9)
-    assert (state.oom_halvings, state.step) == (2, 9)
-    assert state.metrics["val/loss"] == pytest.approx(fit(tmp_path / "whole", steps=9).metrics["val/loss"], rel=1e-4)
+    assert (state.progress.oom_halvings, state.progress.step) == (2, 9)
+    assert state.progress.metrics["val/loss"] == pytest.approx(
+        fit(tmp_path / "full", steps=9).progress.metrics["val/loss"], rel=1e-4
+    )
 
 
 def test_a_micro_batch_of_one_cannot_be_halved() -> None:
-    state = State(
-        nn.Linear(1, 1), torch.optim.SGD(nn.Linear(1, 1).parameters()), modular(p=11), 5, 4, "val/loss", oom_halvings=2
-    )
+    state = make_state(nn.Linear(1, 1), batch_size=4)
+    state.progress.oom_halvings = 2
 
     with pytest.raises(
         ValueError, match=r"out of memory at step 1: no more\na micro-batch is one sample; trainer\.checkpoint_act"

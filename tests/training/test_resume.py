@@ -27,6 +27,7 @@ from research.run_dir import list_checkpoints
 from research.signals import Watch
 from research.training import checkpoint
 from research.training.checkpoint import hash_weights
+from research.training.nonfinite import Guard
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -55,7 +56,7 @@ class Kill(Callback):
         self.step, self.signum = step, signum
 
     def on_gradients(self, state: State) -> None:
-        if state.step + 1 == self.step:
+        if state.progress.step + 1 == self.step:
             os.kill(os.getpid(), self.signum)
 
 
@@ -81,7 +82,7 @@ def test_the_end_is_the_same(tmp_path: Path, full_run: FullRun, case: str, stops
     resume = None
     for stop in stops:
         state = fit(tmp_path, Kill(stop), resume=resume, **CASES[case])
-        assert (state.step, state.signum) == (stop, signal.SIGTERM)
+        assert (state.progress.step, state.signum) == (stop, signal.SIGTERM)
         resume = tmp_path
     torch.rand(99)  # the process that goes on has another past
     end = fit(tmp_path, resume=resume, **CASES[case])
@@ -96,8 +97,9 @@ def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
     fit(tmp_path, steps=12, **constant)
     with pytest.raises(ValueError, match=r"step 12 of 11 is done; give trainer\.steps more than 12"):
         fit(tmp_path, steps=11, resume=tmp_path, **constant)
-    assert fit(tmp_path, steps=12, resume=tmp_path, **constant).step == 12, "a kill may have come before its end was told"
-    assert fit(tmp_path, steps=15, resume=tmp_path, **constant).step == 15
+    ended = fit(tmp_path, steps=12, resume=tmp_path, **constant)
+    assert ended.progress.step == 12, "a kill may have come before its end was logged"
+    assert fit(tmp_path, steps=15, resume=tmp_path, **constant).progress.step == 15
 
 
 def test_a_signal_inside_an_evaluation_leaves_it_to_the_resumed_run(tmp_path: Path, full_run: FullRun) -> None:
@@ -107,7 +109,7 @@ def test_a_signal_inside_an_evaluation_leaves_it_to_the_resumed_run(tmp_path: Pa
         return last_token(logits, targets)
 
     state = fit(tmp_path, loss=interrupting_loss, dropout=0.2)
-    assert (state.step, state.eval_pending, state.signum) == (7, True, signal.SIGUSR1)
+    assert (state.progress.step, state.progress.eval_pending, state.signum) == (7, True, signal.SIGUSR1)
     assert [line["step"] for line in read_metrics(tmp_path)] == [3, 6]
     end = fit(tmp_path, dropout=0.2, resume=tmp_path)
     assert (hash_weights(end.model), read_metrics(tmp_path)) == full_run("dropout")
@@ -116,7 +118,7 @@ def test_a_signal_inside_an_evaluation_leaves_it_to_the_resumed_run(tmp_path: Pa
 def test_a_second_ctrl_c_ends_at_once_without_harm(tmp_path: Path) -> None:
     class Impatient(Callback):
         def on_gradients(self, state: State) -> None:
-            if state.step == 9:
+            if state.progress.step == 9:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -151,39 +153,39 @@ class Late(Callback):
         self.at = step
 
     def on_step(self, state: State) -> None:
-        if state.step == self.at:
+        if state.progress.step == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_signal_after_the_last_step_comes_too_late(tmp_path: Path) -> None:
     """Whether it is the last one by number, or because the run has reached its aim."""
     state = fit(tmp_path / "steps", Late(STEPS))
-    assert (state.step, state.signum) == (STEPS, 0)
+    assert (state.progress.step, state.signum) == (STEPS, 0)
     aim = tmp_path / "aim"
     state = fit(aim, EarlyStop(target=1e9), Late(7))
-    assert (state.step, state.signum, state.stop) == (7, 0, "val/loss reached 1e+09")
+    assert (state.progress.step, state.signum, state.stop) == (7, 0, "val/loss reached 1e+09")
     again = fit(aim, EarlyStop(target=1e9), resume=aim)
-    assert (again.step, again.stop) == (7, "val/loss reached 1e+09"), "as if it had been killed before it could tell"
-    assert fit(aim, EarlyStop(target=1e8), resume=aim).step == 14, "another aim"
+    assert (again.progress.step, again.stop) == (7, "val/loss reached 1e+09"), "as if it had been killed before it could tell"
+    assert fit(aim, EarlyStop(target=1e8), resume=aim).progress.step == 14, "another aim"
 
 
 def test_the_best_are_those_of_one_metric(tmp_path: Path) -> None:
     """A run that goes on under another monitor does not compare it with the old one's values."""
     fit(tmp_path, steps=15)
     state = fit(tmp_path, resume=tmp_path, monitor="val/acc")
-    assert set(list_checkpoints(tmp_path)) == {STEPS, state.best["step"]}
+    assert set(list_checkpoints(tmp_path)) == {STEPS, state.progress.best["step"]}
 
 
 def test_half_precision_may_begin_on_the_way(tmp_path: Path) -> None:
     fit(tmp_path, steps=8)
-    assert fit(tmp_path, resume=tmp_path, precision="fp16").step == STEPS
+    assert fit(tmp_path, resume=tmp_path, precision="fp16").progress.step == STEPS
 
 
 def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
     fit(tmp_path, Kill(8))
     there = tmp_path / "checkpoints" / "step-00000008"
     shutil.copytree(there, f"{there}-good")
-    assert fit(tmp_path, resume=tmp_path, every=3).step == STEPS
+    assert fit(tmp_path, resume=tmp_path, every=3).progress.step == STEPS
     assert Path(f"{there}-good").exists()
 
 
@@ -208,10 +210,10 @@ def test_numbers_of_other_libraries_are_kept_as_numbers(tmp_path: Path) -> None:
 
     class NumpyMetrics(Callback):
         def on_step(self, state: State) -> None:
-            state.extra_metrics["my/norm"] = np.float64(state.step)
+            state.progress.extra_metrics["my/norm"] = np.float64(state.progress.step)
 
     fit(tmp_path, NumpyMetrics(), steps=7)
-    assert fit(tmp_path, resume=tmp_path).metrics["my/norm"] == 7.0
+    assert fit(tmp_path, resume=tmp_path).progress.metrics["my/norm"] == 7.0
 
 
 def test_other_groups_of_parameters_are_named_by_their_setting(tmp_path: Path) -> None:
@@ -227,12 +229,12 @@ def test_a_run_goes_back_and_never_forward(tmp_path: Path) -> None:
 
     class Fails(Callback):
         def on_gradients(self, state: State) -> None:
-            steps.append(state.step)
-            if state.step == 10 and not state.rollbacks:
-                state.grad_norm = math.nan
+            steps.append(state.progress.step)
+            if state.progress.step == 10 and not state.progress.rollbacks:
+                state.progress.grad_norm = math.nan
 
-    state = fit(tmp_path, Fails(), resume=tmp_path / "checkpoints" / "step-00000008", on_nonfinite="rollback")
-    assert (state.rollbacks, state.last_finite_checkpoint, state.step) == (1, 8, STEPS)
+    state = fit(tmp_path, Fails(), resume=tmp_path / "checkpoints" / "step-00000008", guard=Guard("rollback"))
+    assert (state.progress.rollbacks, state.progress.last_finite_checkpoint, state.progress.step) == (1, 8, STEPS)
     assert steps == [8, 9, 10, *range(8, STEPS)]
 
 
@@ -254,7 +256,7 @@ def test_callbacks_go_on_with_what_they_counted(tmp_path: Path) -> None:
     """Two evaluations in a row at the target: one before the end of the first process, one after."""
     patient = partial(EarlyStop, target=1e9, hold=2)
     fit(tmp_path, patient(), Kill(9))
-    assert fit(tmp_path, patient(), resume=tmp_path).step == 14
+    assert fit(tmp_path, patient(), resume=tmp_path).progress.step == 14
 
 
 def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
@@ -263,24 +265,26 @@ def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
     model = Transformer(DATA.shape, 32, 1, 2, BitLinear)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"model is Transformer .* here, was .* there; optimizer is SGD here, was Grok"):
-        Trainer(steps=5, device="cpu").fit(model, optimizer, cosine, last_token, modular(p=11), resume=tmp_path)
+        Trainer(steps=5, device="cpu").setup(model, optimizer, cosine, last_token, modular(p=11), resume=tmp_path)
     model, other = Transformer(DATA.shape, 16, 1, 2, BitLinear), modular(p=11, train_fraction=0.4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"(?s)data is .* here, was .*resume\.weights_only=true") as refused:
-        Trainer(steps=5, device="cpu").fit(model, optimizer, cosine, last_token, other, resume=tmp_path)
+        Trainer(steps=5, device="cpu").setup(model, optimizer, cosine, last_token, other, resume=tmp_path)
     assert "model is" not in str(refused.value)
     trainer = Trainer(steps=2, device="cpu", batch_size=8)
     trained = trainer.fit(
-        model,
-        optimizer,
-        cosine,
-        last_token,
-        modular(p=11, train_fraction=0.4),
-        resume=tmp_path,
-        weights_only=True,
-        folder=tmp_path,
+        trainer.setup(
+            model,
+            optimizer,
+            cosine,
+            last_token,
+            modular(p=11, train_fraction=0.4),
+            resume=tmp_path,
+            weights_only=True,
+            folder=tmp_path,
+        )
     )
-    assert trained.step == 2
+    assert trained.progress.step == 2
     assert trained.first_step == 0
 
 
@@ -304,4 +308,4 @@ def test_the_average_is_evaluated_and_kept(tmp_path: Path) -> None:
     with state.average.use_averages(), torch.no_grad():
         logits = state.model.eval()(DATA.val.inputs)
     mean = last_token(logits, DATA.val.targets.long()).mean().item()
-    assert state.metrics["val/loss"] == pytest.approx(mean, rel=1e-5)
+    assert state.progress.metrics["val/loss"] == pytest.approx(mean, rel=1e-5)

@@ -26,7 +26,7 @@ def fit(steps, folder, ema=None, build=from_base, seed=None, **more):
     torch.manual_seed(steps if seed is None else seed)
     model = trainer.to_device(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
     optimizer = build(model, partial(torch.optim.AdamW), lr=1e-2)
-    return trainer.fit(model, optimizer, constant, last_token, data, [Checkpoint()], folder=folder, **more)
+    return trainer.fit(trainer.setup(model, optimizer, constant, last_token, data, [Checkpoint()], folder=folder, **more))
 
 def same(a, b):
     return all(torch.equal(shards.full_tensor(x), shards.full_tensor(y)) for x, y in zip(a, b, strict=True))
@@ -36,8 +36,7 @@ with_average = fit(6, root / "a", ema=0.5)
 averages = [average.clone() for average in with_average.average.averages.values()]
 trainer = Trainer(1, 8, device="cpu", parallel="fsdp", eval_every=100)
 model = trainer.to_device(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
-facts = {"monitor": "val/loss", "name": "", "folder": None, "config": ""}
-state = trainer._create_state(model, from_base(model, torch.optim.AdamW, lr=1e-2), data, [], **facts)
+state = trainer.setup(model, from_base(model, torch.optim.AdamW, lr=1e-2), constant, last_token, data)
 snapshot.begin_from(state, root / "a")
 assert same(model.parameters(), averages), "a fresh run begins at the averages"
 fit(6, root / "c")

@@ -74,8 +74,12 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_an_interrupted_run_resumes_as_if_nothing_had_been(full_run: Path, tmp_path: Path, signum: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("signum", "code", "resume"), [(signal.SIGTERM, 143, "auto"), (signal.SIGINT, 130, "RUN_ID"), (signal.SIGKILL, -9, "auto")]
+)
+def test_an_interrupted_run_resumes_as_if_nothing_had_been(
+    full_run: Path, tmp_path: Path, signum: int, code: int, resume: str
+) -> None:
     """Same weights, same metrics.jsonl, same run in MLflow with each point once: after a signal and after kill -9."""
     process = start_run(tmp_path, *LONG, "name=part")
     part = wait_for_run(tmp_path, "part", 20)
@@ -86,7 +90,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(full_run: Path, tmp_p
         assert json.loads((part / "summary.json").read_text())["status"] == "STOPPED"
     assert len(read_metrics(part)) < 300, "it was to be stopped on the way"
     own = (part / "mlflow_run_id").read_text()
-    train(tmp_path, *LONG, "name=part", "resume=auto" if signum != signal.SIGUSR1 else f"resume={own}")
+    train(tmp_path, *LONG, "name=part", f"resume={own if resume == 'RUN_ID' else resume}")
     (only,) = (tmp_path / "out" / "part").iterdir()
     assert only == part
     assert read_metrics(part) == read_metrics(full_run)
@@ -99,6 +103,23 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(full_run: Path, tmp_p
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_id, run.info.status) == (own, "FINISHED")
     assert [m.step for m in client.get_metric_history(own, "train/loss")] == list(range(1, 301))
+
+
+def test_a_run_is_resumed_by_its_id_from_anywhere(tmp_path: Path) -> None:
+    """MLflow knows the folder of a run that is not below `out`."""
+    train(tmp_path, *TINY, "name=first", "trainer.steps=3")
+    (folder,) = (tmp_path / "out" / "first").iterdir()
+    run_id = (folder / "mlflow_run_id").read_text()
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    folder = tmp_path / "elsewhere" / "first" / folder.name
+    client.set_tag(run_id, "folder", str(folder))
+    (folder / "mlflow_run_id").write_text(run_id)
+    train(tmp_path, *TINY, "name=first", "trainer.steps=6", f"resume={run_id}")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+    assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "out").exists(), "it went on in its own folder"
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_killed_run_is_ended_by_the_next_start(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def fit(*callbacks: Callback, dropout: float = 0.1, schedule: Any = cosine, line
     model = Transformer(DATA.shape, 16, 1, 2, linear, dropout=dropout)
     optimizer = from_base(model, partial(torch.optim.AdamW, fused=True), lr=1e-2, weight_decay=0.1)
     settings = {"steps": 6, "batch_size": 12, "eval_every": 10, "device": "cpu", **settings}
-    return Trainer(**settings).fit(model, optimizer, schedule, last_token, DATA, callbacks, monitor="val/acc")
+    trainer = Trainer(**settings)
+    return trainer.fit(trainer.setup(model, optimizer, schedule, last_token, DATA, callbacks, monitor="val/acc"))
 
 
 def test_looking_does_not_change_the_training() -> None:
@@ -97,7 +98,7 @@ def test_a_logged_loss_is_the_mean_since_the_last_log_point() -> None:
 
 def test_a_few_samples_are_learnt_by_heart() -> None:
     state = fit(dropout=0.0, overfit=16, batch_size=16, steps=150, eval_every=50)
-    assert state.metrics["val/acc"] == 1.0
+    assert state.progress.metrics["val/acc"] == 1.0
 
 
 def test_evaluation_covers_the_whole_split_once() -> None:
@@ -114,7 +115,7 @@ def test_evaluation_covers_the_whole_split_once() -> None:
 
 def test_half_precision_trains_as_well() -> None:
     full, half = fit(steps=60, dropout=0.0), fit(steps=60, dropout=0.0, precision="bf16")
-    assert half.metrics["train/loss"] == pytest.approx(full.metrics["train/loss"], rel=0.1)
+    assert half.progress.metrics["train/loss"] == pytest.approx(full.progress.metrics["train/loss"], rel=0.1)
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}, "the weights themselves stay in float32"
 
 
