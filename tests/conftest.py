@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 settings.register_profile("here", deadline=None, print_blob=True)  # a shared machine has slow moments
 settings.load_profile("here")
 hook = install_import_hook("research", "checking.check")
+torch.set_num_threads(1)  # for fixtures of a whole module, which begin before the one below
 
 
 @pytest.fixture(autouse=True)

@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     try:
         good = save_checkpoint(disk, 1)
-        big = Snapshot(2, {"model": {"w": torch.zeros(1_000_000)}}, {})
+        big = Snapshot(Manifest(2, {}), {"model": {"w": torch.zeros(1_000_000)}}, {})
         with pytest.raises(OSError, match="No space left"):
             checkpoint.commit(disk / "checkpoints", big)
         assert checkpoint.load_newest(disk)[0] == good
