@@ -27,7 +27,7 @@ REFRESH = 0.1  # seconds between redraws of the live line; a shorter time slows 
 
 def build_header(state: State) -> list[tuple[str, str]]:
     """Return the rows (name, value) that are printed before the first step."""
-    model, data = state.model, state.data
+    model, data, info = state.model, state.data, state.info
     count = sum(p.numel() for p in model.parameters())
     group = state.optimizer.param_groups[0]
     group = group | group.get(INITIAL_SETTINGS, {})  # not the rate that the schedule has set
@@ -35,7 +35,7 @@ def build_header(state: State) -> list[tuple[str, str]]:
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
-        ("run", state.info.name),
+        ("run", info.name),
         (
             "model",
             f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {describe_precision(model)}",
@@ -43,14 +43,11 @@ def build_header(state: State) -> list[tuple[str, str]]:
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
-        (
-            "device",
-            f"{state.info.device}, {state.info.processes}, {format_threads(torch.get_num_threads())}, torch {torch.__version__}",
-        ),
+        ("device", f"{info.device}, {info.processes}, {format_threads(torch.get_num_threads())}, torch {torch.__version__}"),
     ]
     if state.first_step:
         rows.append(("resumed", f"at step {state.first_step}"))
-    return [*rows, ("folder", str(state.info.folder))] if state.info.folder else rows
+    return [*rows, ("folder", str(info.folder))] if info.folder else rows
 
 
 def format_threads(count: int) -> str:
@@ -71,11 +68,12 @@ def describe_precision(model: nn.Module) -> str:
 
 def format_progress(state: State) -> str:
     """Return one line with the step, the newest metrics, the speed and the time to the last step."""
-    fields = [f"step {state.progress.step}/{state.info.steps}"]
+    progress, info = state.progress, state.info
+    fields = [f"step {progress.step}/{info.steps}"]
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
-    fields += [f"{key} {state.progress.metrics[key]:{style}}" for key, style in styles.items() if key in state.progress.metrics]
-    steps = state.progress.step - state.first_step
-    left = (state.info.steps - state.progress.step) * (state.progress.seconds - state.seconds_before) / max(1, steps)
+    fields += [f"{key} {progress.metrics[key]:{style}}" for key, style in styles.items() if key in progress.metrics]
+    steps = progress.step - state.first_step
+    left = (info.steps - progress.step) * (progress.seconds - state.seconds_before) / max(1, steps)
     fields += [f"{state.compute_throughput():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
 
@@ -92,21 +90,22 @@ def build_progress_bar(state: State) -> Table:
 
 def build_summary(state: State) -> list[tuple[str, str]]:
     """Return the rows (name, value) that are printed at the end: results, baselines, time, and the next commands."""
-    key, rows = state.info.monitor, []
-    if key in state.progress.best:
-        rows.append((f"best {key}", f"{state.progress.best[key]:.4f} at step {state.progress.best['step']:.0f}"))
+    progress, info = state.progress, state.info
+    key, rows = info.monitor, []
+    if key in progress.best:
+        rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
-        rows.append((f"final {key}", f"{state.progress.metrics[key]:.4f} at step {state.progress.step}{reason}"))
+        rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
         better = "higher" if higher_is_better(key) else "lower"
         rows += [
             (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
         ]
     rows += state.end_notes.items()
     speed = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
-    rows.append(("time", f"{state.progress.seconds:.1f} s, {speed}, peak memory {get_peak_rss_mb():,.0f} MB"))
-    if state.info.folder is None:
+    rows.append(("time", f"{progress.seconds:.1f} s, {speed}, peak memory {get_peak_rss_mb():,.0f} MB"))
+    if info.folder is None:
         return rows
-    path = state.info.folder / "overrides.txt"
+    path = info.folder / "overrides.txt"
     overrides = path.read_text().split("\n") if path.exists() else []
     start = ["torchrun", "--nproc-per-node", str(distributed.world_size())] if distributed.world_size() > 1 else ["python"]
     command = shlex.join([*start, "train.py", *(o for o in overrides if o and not o.startswith("resume."))])
@@ -114,11 +113,11 @@ def build_summary(state: State) -> list[tuple[str, str]]:
     ended_by = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
     replaced = ("resume.", "steps=", "trainer.steps=", *ended_by)
     longer = shlex.join([*start, "train.py", *(o for o in overrides if o and not o.startswith(replaced))])
-    further = f"trainer.steps={2 * state.info.steps} {state.resume_override}".rstrip()
+    further = f"trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
     return [
         *rows,
-        ("folder", str(state.info.folder)),
-        ("resume with", f"{longer} resume={shlex.quote(str(state.info.folder))} {further}"),
+        ("folder", str(info.folder)),
+        ("resume with", f"{longer} resume={shlex.quote(str(info.folder))} {further}"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]
 

@@ -53,10 +53,9 @@ class GradientHealth(Callback):
         norms = {name: math.hypot(*(g.norm().item() for g in group)) for name, group in gradients.items()}
         unclipped = float(state.progress.grad_norm) / max(math.hypot(*norms.values()), 1e-30)
         for name, group in gradients.items():
-            norm = state.progress.extra_metrics[f"grad/norm/{name}"] = norms[name] * unclipped
-            state.progress.extra_metrics[f"grad/zero/{name}"] = sum((g == 0).sum().item() for g in group) / sum(
-                g.numel() for g in group
-            )
+            norm = norms[name] * unclipped
+            zeros = sum((g == 0).sum().item() for g in group) / sum(g.numel() for g in group)
+            state.progress.extra_metrics |= {f"grad/norm/{name}": norm, f"grad/zero/{name}": zeros}
             self._warn_once(name, norm, step)
         if step // self.every % self.histogram == 0 and state.info.folder:
             draw(gradients, unclipped, state, step)
