@@ -61,8 +61,8 @@ def describe_precision(model: nn.Module) -> str:
     if not layers:
         return "full precision"
     kind = "ternary" if all(layer.quantizer.is_ternary for layer in layers) else "quantized"
-    full = 4 * sum(p.numel() for p in model.parameters())
-    sizes = f"{count_packed_bytes(model) / 1e3:,.0f} kB packed, {full / 1e3:,.0f} kB in float32"
+    float32_bytes = 4 * sum(p.numel() for p in model.parameters())
+    sizes = f"{count_packed_bytes(model) / 1e3:,.0f} kB packed, {float32_bytes / 1e3:,.0f} kB in float32"
     return f"{sum(layer.weight.numel() for layer in layers):,} of them {kind}: {sizes}"
 
 

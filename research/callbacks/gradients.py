@@ -51,6 +51,7 @@ class GradientHealth(Callback):
             return
         gradients = group_by_block(state)
         norms = {name: math.hypot(*(g.norm().item() for g in group)) for name, group in gradients.items()}
+        # grad_norm is from before clipping: the ratio of both norms undoes it.
         unclipped = float(state.progress.grad_norm) / max(math.hypot(*norms.values()), 1e-30)
         for name, group in gradients.items():
             norm = norms[name] * unclipped

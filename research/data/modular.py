@@ -43,6 +43,7 @@ def modular(
         x, y = x[keep], y[keep]
     c = OPERATIONS[operation](x, y, p)
     tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
+    # The split depends on `split_seed` alone, not on the seed of the run.
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
     cut = round(train_fraction * len(x))
     if not 0 < cut < len(x):

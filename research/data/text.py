@@ -13,6 +13,7 @@ from research.data.spec import Dataset, Split, Tokens, unigram_cross_entropy
 from research.metrics import nats_to_bits
 from research.ranges import ExistingPath, OpenFraction, PositiveInt
 
+# Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 LONG_LINE = 40  # bytes; shorter lines repeat by chance
 
@@ -57,6 +58,7 @@ def split_files(documents: list[bytes], val_fraction: float) -> tuple[list[bytes
         text = documents[0]
         cut = text.rfind(b"\n", 0, int(len(text) * (1 - val_fraction))) + 1 or int(len(text) * (1 - val_fraction))
         return [text[:cut]], [text[cut:]]
+    # By digest: the split does not depend on the names or the order of the files.
     ranked = sorted(documents, key=lambda text: sha256(b"split" + text).digest())
     cut = min(max(1, round(len(ranked) * val_fraction)), len(ranked) - 1)
     return ranked[cut:], ranked[:cut]

@@ -28,15 +28,16 @@ OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # optio
 
 
 def build_parser() -> Parser:
+    """Return the parser of the command's options."""
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=FORMATS)
     command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
     command.add_argument("--packing", choices=("autobitlinear", "bitlinear", "none"),
-                         help="hf: which layer of transformers takes the weights; none: unpacked ones")  # fmt: skip
-    command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: of ternary weights (TQ2_0)")
-    command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: of embedding and head (F16)")
-    command.add_argument("--tokens", type=int, default=4096, metavar="N", help="held-out tokens to check on (4096)")
+                         help="hf: the layer of transformers that gets the weights; none: unpacked weights")  # fmt: skip
+    command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")
+    command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: type of the embedding and the head (F16)")
+    command.add_argument("--tokens", type=int, default=4096, metavar="N", help="number of held-out tokens for the check (4096)")
     return command
 
 
@@ -98,6 +99,7 @@ def check_output(output: Path) -> None:
     """Raise ValueError where `output` has files, or cannot be replaced by another folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
+    # The finished export is renamed to `output`: neither a mount nor the current folder can be replaced.
     if output.resolve() == Path.cwd() or os.path.ismount(output):
         raise ValueError(
             f"--output {output} is the current folder or a mount, which cannot be replaced; give a new folder below it"
@@ -123,6 +125,7 @@ def stage_output(output: Path) -> Iterator[Path]:
             cleanup.callback(remove_empty, new_parents)
             draft.mkdir(parents=True, exist_ok=True)
             cleanup.enter_context(lock(draft, f"--output {output}: another export is writing there; give another folder"))
+            # Only from here on: another export still writes to a draft that is locked.
             cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
             for leftover in draft.glob("[!.]*"):
                 shutil.rmtree(leftover)

@@ -53,6 +53,7 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
         raise ValueError(f"--embedding Q8_0: model.dim={numbers['dim']} is not a multiple of 32; give F16")
     from gguf import GGUFWriter
 
+    # The types with blocks need full ones: layers of another width are stored as F16.
     widths = {name: layer.in_features for name, layer in source.linears.items()}
     wide = [name for name, width in widths.items() if options.type != "F16" and width % BLOCK_SIZE]
     writer = GGUFWriter(folder / FILE, "bitnet")
@@ -71,6 +72,7 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
 
 
 def _add_settings(writer: Any, source: Source, kind: str) -> None:
+    """Add the sizes of the model and, for text, a tokenizer of bytes."""
     from gguf import LlamaFileType, TokenType
 
     numbers = source.architecture
@@ -118,6 +120,7 @@ def _add_tensors(writer: Any, source: Source, options: Options, f16_layers: list
 
 
 def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
+    """Add one tensor, stored as the type `kind`."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 

@@ -61,6 +61,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
+    """Return all tensors of the file, under transformers' names."""
     tensors = {"model.embed_tokens.weight": source.model.embed.weight, "model.norm.weight": source.model.norm.weight}
     if not source.architecture["tied"]:
         tensors["lm_head.weight"] = source.model.head.weight
@@ -76,6 +77,7 @@ def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
 
 
 def _build_config(source: Source, packing: str) -> dict[str, Any]:
+    """Return config.json."""
     numbers, end = source.architecture, END_BYTE if source.text else None
     return {
         "architectures": ["BitNetForCausalLM"],
@@ -100,6 +102,7 @@ def _build_config(source: Source, packing: str) -> dict[str, Any]:
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": "bitlinear" if packing == "bitlinear" else "autobitlinear",
+            # online: transformers quantizes the weights in each forward
             "quantization_mode": "online" if packing == "none" else "offline",
             "modules_to_not_convert": None,
         },
@@ -132,6 +135,7 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
         logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
+        # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
         generated = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
         has_one_more = generated.shape[1] == start.shape[1] + 1

@@ -110,6 +110,7 @@ class Source:
 
 
 def _get_first_block(model: Transformer) -> tuple[Any, Any]:
+    """Return the attention and the feedforward of the first block; all blocks are alike."""
     block: Any = model.blocks[0]
     assert isinstance(block.attention, Attention)
     assert isinstance(block.feedforward, FeedForward)

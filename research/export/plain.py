@@ -71,6 +71,7 @@ class PlainLinear(nn.Module):
         weight = unpack_rows(self.packed, self.codes, self.in_features)
         if self.scale.shape[1] == 1:
             return F.linear(codes, weight) * (scale * self.scale.t())
+        # Scales by group of inputs are inside the sum: the weights get them before it.
         weight = (weight.unflatten(1, (self.scale.shape[1], -1)) * self.scale.unsqueeze(-1)).flatten(1)
         return F.linear(codes * scale, weight)
 
@@ -90,6 +91,7 @@ def trace_model(source: Source) -> torch.export.ExportedProgram:
     """
     max_seq_len = source.model.max_seq_len
     tokens = torch.zeros(2, min(2, max_seq_len), dtype=torch.long)  # torch takes a size of 1 as fixed
+    # An axis without a Dim is fixed: a model of one position has no dynamic length.
     shape = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
     if max_seq_len > 1:
         shape[1] = torch.export.Dim("seq", min=1, max=max_seq_len)

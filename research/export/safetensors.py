@@ -67,6 +67,7 @@ def run(arrays: Arrays, model: dict[str, Any], quantization: dict[str, Any], tok
     """Return logits [n, seq, vocab] of the next token for tokens [n, seq]."""
     seq_len, head_dim = tokens.shape[1], model["dim"] // model["heads"]
     angle = np.arange(seq_len)[:, None] * model["rope_base"] ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    # float32 throughout, as in training: numpy would continue in float64.
     angle = angle.astype(np.float32)
     x = arrays["embed.weight"][tokens]
     for number in range(model["depth"]):
@@ -88,13 +89,14 @@ def _linear(x: ndarray, arrays: Arrays, name: str, quantization: dict[str, Any])
     if quantization["activation_bits"] == 8:
         size = np.maximum(np.abs(x).max(axis, keepdims=True), np.float32(1e-5))
         x, x_scale = np.round(x * (np.float32(127) / size)), size / np.float32(127)
-    else:
+    else:  # 4 bits (2411.04965, section 2): the scale is from the mean, values beyond are clipped
         root = np.float32(math.sqrt(7))
         size = np.maximum(np.abs(x).mean(axis, keepdims=True), np.float32(1e-5))
         x, x_scale = np.round(x * (root / size)).clip(-8, 7), size / root
     packed, scale = arrays[f"{name}.packed"], arrays[f"{name}.scale"]
     pairs = packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
     codes = pairs.reshape(len(packed), -1)[:, : x.shape[-1]].astype(np.float32) - 1
+    # With one scale a row the sum is of integers, and exact.
     if scale.shape[1] == 1:
         return np.asarray(x @ codes.T * (x_scale * scale.T))
     return np.asarray((x * x_scale) @ (codes * np.repeat(scale, x.shape[-1] // scale.shape[1], 1)).T)
@@ -117,6 +119,7 @@ def _attention(x: ndarray, arrays: Arrays, model: dict[str, Any], quantization: 
     v = project_heads("v_proj", model["kv_heads"]).repeat(queries_per_key, 1)
     score = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(q.shape[-1]))
     score = np.where(np.tri(x.shape[1], dtype=bool), score, -np.inf)
+    # The largest score is subtracted, or exp would overflow.
     share = np.exp(score - score.max(-1, keepdims=True))
     y = (share / share.sum(-1, keepdims=True)) @ v
     y = y.swapaxes(1, 2).reshape(x.shape)

@@ -115,6 +115,7 @@ def compare_distributions(
 
     The perplexities are of the positions with a target: all, or the last one.
     """
+    # In float64: the divergence at its bound is a small difference of large logarithms.
     ours, theirs = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
     divergence = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
@@ -172,6 +173,7 @@ def build_stand_in(source: Source) -> Source:
 
     They are so large that logits are far apart, attention is not uniform, and all norms and scales differ.
     """
+    # Two blocks: a mistake at the boundary between blocks shows up, and the run stays short.
     model = deepcopy(source.model)
     model.blocks = model.blocks[:2]
     random = torch.Generator().manual_seed(0)

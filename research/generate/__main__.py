@@ -12,6 +12,7 @@ from research.cli import Parser, print_message, run_command
 
 
 def build_parser() -> Parser:
+    """Return the parser of the command's options."""
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--prompt", required=True, metavar="TEXT",
