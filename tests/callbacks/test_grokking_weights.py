@@ -30,7 +30,7 @@ def measure_model(model: nn.Module) -> dict[str, float]:
 
 
 def make_embedding(weight: torch.Tensor) -> nn.Module:
-    return nn.Sequential(nn.Embedding(*weight.shape, _weight=weight), nn.Linear(weight.shape[1], 3))
+    return nn.Sequential(nn.Embedding.from_pretrained(weight, freeze=False), nn.Linear(weight.shape[1], 3))
 
 
 def test_norm_and_rank_follow_their_formulas() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from research.data.digits import digits
-from research.data.modular import OPERATIONS, modular
+from research.data.modular import OPERATIONS, Operation, modular
 from research.data.text import text
 
 
 @pytest.mark.parametrize("operation", list(OPERATIONS))
-def test_each_pair_is_in_one_split_with_its_result(operation: str) -> None:
+def test_each_pair_is_in_one_split_with_its_result(operation: Operation) -> None:
     data = modular(operation, p=7)
     rows = torch.cat((data.train.inputs, data.val.inputs)).tolist()
     answers = torch.cat((data.train.targets, data.val.targets)).tolist()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from exporting import evaluate_format, get_error, make_source, needs_llama
 
-from research.export import hf, layout, safetensors, verify
+from research.export import hf, layout, plain, safetensors, verify
 from research.nn.bitlinear import BitLinear
 from research.nn.rope import build_rope_table
 
@@ -28,7 +28,12 @@ def patch_number(key: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:
 def patch_parts(one: str, other: str) -> Callable[[pytest.MonkeyPatch], None]:
     """Return a patch after which writers and readers of codes take one part of a block for another."""
     names = dict(layout.MODULE_NAMES)
-    return lambda patch: [patch.setitem(layout.MODULE_NAMES, a, names[b]) for a, b in ((one, other), (other, one))] and None
+
+    def swap(patch: pytest.MonkeyPatch) -> None:
+        patch.setitem(layout.MODULE_NAMES, one, names[other])
+        patch.setitem(layout.MODULE_NAMES, other, names[one])
+
+    return swap
 
 
 @pytest.mark.parametrize(
@@ -92,10 +97,9 @@ def test_a_wrong_scale_is_refused(
 def test_a_flipped_code_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack_layer = safetensors.pack_layer
 
     def flip_code(layer: BitLinear) -> tuple[torch.Tensor, torch.Tensor]:
-        packed, scale = pack_layer(layer)
+        packed, scale = plain.pack_layer(layer)
         packed[0, 0] ^= 1
         return packed, scale
 
