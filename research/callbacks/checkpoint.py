@@ -1,4 +1,4 @@
-"""When to save, and what to keep."""
+"""A callback that saves checkpoints and deletes those that are no longer needed."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint(Callback):
-    """Saves at each best evaluation, every `every` steps and at the end, also where a signal asked for it.
+    """Save at each best evaluation, every `every` steps and at the end, also when a signal ends the run.
 
-    Keeps the last `keep_last` and the best `keep_best` by the monitored metric, and the last one from before numbers were
-    not finite. An old one goes only once the new one is committed. With `background` a thread writes a copy while the
-    training goes on.
+    Retain the last `keep_last`, the best `keep_best` by the monitored metric, and the newest from before a loss or gradient
+    was not finite. Delete an old checkpoint only after the new one is committed. With `background`, a thread writes a copy
+    while the training continues.
     """
 
     saves = True
@@ -38,9 +38,9 @@ class Checkpoint(Callback):
         self.every, self.keep_last, self.keep_best = every, keep_last, keep_best
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.pending_write: Future[None] | None = None
-        self.values: dict[int, float] = {}  # the monitored metric at each step that was saved and judged
-        self.task = ""  # what they are of
-        self.last_saved_step = -1  # the step of the last one
+        self.values: dict[int, float] = {}  # step of a checkpoint -> the monitored metric there
+        self.task = ""  # the evaluation task of `values`: those of another task cannot be compared
+        self.last_saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": dict(self.values), "task": self.task}
@@ -53,7 +53,7 @@ class Checkpoint(Callback):
             self.values, self.task = {}, state.info.task
         self.last_saved_step = state.first_step if state.first_step else -1
         if self.pool and state.sharded:
-            log.warning("callbacks.checkpoint.background=true: a model that is spread is written by all processes in the loop")
+            log.warning("callbacks.checkpoint.background=true is ignored: under trainer=fsdp all processes write, in the loop")
         if state.info.folder and state.info.folder.exists() and distributed.rank() == 0:
             checkpoint.clean(state.info.folder / "checkpoints")
 
@@ -74,43 +74,45 @@ class Checkpoint(Callback):
             or (state.skipped_on_device is not None and bool(state.skipped_on_device))
             or not snapshot.has_finite_weights(state)
         ):
-            return  # the next step, or the next log point, will tell of numbers that are not finite
+            return  # the loop reports numbers that are not finite, at the next step or log point
         self.flush()
         self.last_saved_step = state.progress.step
         if math.isfinite(state.logged.get(state.info.monitor, math.nan)):
             self.values[state.progress.step] = state.logged[state.info.monitor]
-        whole, root = snapshot.capture(state), state.info.folder / "checkpoints"
+        captured, root = snapshot.capture(state), state.info.folder / "checkpoints"
         keep = set(self._list_steps_to_keep(root, state))
         if self.pool and not state.sharded:
-            whole = replace(whole, tensors=snapshot.copy_to_host(whole.tensors), state=snapshot.copy_to_host(whole.state))
-            self.pending_write = self.pool.submit(self._commit, root, whole, keep)
+            # The thread writes a copy: the next steps change the tensors in place.
+            tensors, rest = snapshot.copy_to_host(captured.tensors), snapshot.copy_to_host(captured.state)
+            captured = replace(captured, tensors=tensors, state=rest)
+            self.pending_write = self.pool.submit(self._commit, root, captured, keep)
         else:
-            self._commit(root, whole, keep)
+            self._commit(root, captured, keep)
 
     def _list_steps_to_keep(self, root: Path, state: State) -> Iterator[int]:
-        """The steps whose checkpoints stay, this one among them."""
-        there = sorted({*list_checkpoints(root.parent), state.progress.step}, reverse=True)
-        yield from (
-            step for step in there if step > state.progress.step
-        )  # of a run that went back: replaced when it comes there
-        yield from [step for step in there if step <= state.progress.step][: self.keep_last]
+        """Yield the steps whose checkpoints are retained, this one among them."""
+        steps = sorted({*list_checkpoints(root.parent), state.progress.step}, reverse=True)
+        # A run that was rolled back has later checkpoints. Each is replaced when the run reaches its step again.
+        yield from (step for step in steps if step > state.progress.step)
+        yield from [step for step in steps if step <= state.progress.step][: self.keep_last]
         sign = -1 if higher_is_better(state.info.monitor) else 1
-        judged = [step for step in self.values if step in there]
-        yield from sorted(judged, key=lambda step: (sign * self.values[step], step))[: self.keep_best]
+        evaluated = [step for step in self.values if step in steps]
+        yield from sorted(evaluated, key=lambda step: (sign * self.values[step], step))[: self.keep_best]
         yield state.progress.last_finite_checkpoint
 
     @staticmethod
     def _commit(root: Path, contents: checkpoint.Snapshot, keep: set[int]) -> None:
         if (metrics := root.parent / "metrics.jsonl").exists():
-            checkpoint.sync(metrics)  # a run that goes on from here needs what came before
+            checkpoint.sync(metrics)  # a run that resumes from this checkpoint needs the metrics before it
         checkpoint.commit(root, contents)
         if distributed.rank() == 0:
             for step, path in list_checkpoints(root.parent).items():
                 if step not in keep:
+                    # Renamed first: a kill in the middle leaves a draft, not half a checkpoint.
                     shutil.rmtree(path.rename(path.with_name(f".draft-{path.name}")))
 
     def flush(self) -> None:
-        """Until the last one is committed; what went wrong there is raised here."""
+        """Wait until the last checkpoint is committed; raise here what its writing raised."""
         if self.pending_write:
             writing, self.pending_write = self.pending_write, None
             writing.result()

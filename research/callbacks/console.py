@@ -1,4 +1,4 @@
-"""What the user sees: a header, one live line (or a plain line now and then), and a table at the end."""
+"""A callback that prints: a header, a live line (elsewhere than on a terminal plain lines), and results at the end."""
 
 import logging
 import shlex
@@ -22,20 +22,20 @@ from research.training.state import Callback, State
 from research.trigger import higher_is_better
 
 log = logging.getLogger(__name__)
-REFRESH = 0.1  # seconds; a faster eye is not worth the steps
+REFRESH = 0.1  # seconds between redraws of the live line; a shorter time slows the steps down
 
 
 def build_header(state: State) -> list[tuple[str, str]]:
-    """What is about to be trained, on what, with what, where."""
-    model, data = state.model, state.data
+    """Return the rows (name, value) that are printed before the first step."""
+    model, data, info = state.model, state.data, state.info
     count = sum(p.numel() for p in model.parameters())
     group = state.optimizer.param_groups[0]
-    group = group | group.get(INITIAL_SETTINGS, {})  # a schedule moves lr
+    group = group | group.get(INITIAL_SETTINGS, {})  # not the rate that the schedule has set
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
-        ("run", state.info.name),
+        ("run", info.name),
         (
             "model",
             f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {describe_precision(model)}",
@@ -43,40 +43,43 @@ def build_header(state: State) -> list[tuple[str, str]]:
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
-        (
-            "device",
-            f"{state.info.device}, {state.info.processes}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        ),
+        ("device", f"{info.device}, {info.processes}, {format_threads(torch.get_num_threads())}, torch {torch.__version__}"),
     ]
     if state.first_step:
         rows.append(("resumed", f"at step {state.first_step}"))
-    return [*rows, ("folder", str(state.info.folder))] if state.info.folder else rows
+    return [*rows, ("folder", str(info.folder))] if info.folder else rows
+
+
+def format_threads(count: int) -> str:
+    """Return "1 thread" or "N threads"."""
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def describe_precision(model: nn.Module) -> str:
-    """What the weights of its linear layers are, and what that saves."""
-    bits = bitlinear_layers(model).values()
-    if not bits:
+    """Return how the weights of the linear layers are quantized, and the size of the model packed and in float32."""
+    layers = bitlinear_layers(model).values()
+    if not layers:
         return "full precision"
-    kind = "ternary" if all(layer.quantizer.is_ternary for layer in bits) else "rounded"
-    full = 4 * sum(p.numel() for p in model.parameters())
-    sizes = f"{count_packed_bytes(model) / 1e3:,.0f} kB packed, {full / 1e3:,.0f} kB in float32"
-    return f"{sum(layer.weight.numel() for layer in bits):,} of them {kind}: {sizes}"
+    kind = "ternary" if all(layer.quantizer.is_ternary for layer in layers) else "quantized"
+    float32_bytes = 4 * sum(p.numel() for p in model.parameters())
+    sizes = f"{count_packed_bytes(model) / 1e3:,.0f} kB packed, {float32_bytes / 1e3:,.0f} kB in float32"
+    return f"{sum(layer.weight.numel() for layer in layers):,} of them {kind}: {sizes}"
 
 
 def format_progress(state: State) -> str:
-    """One line: where the run is and how it does."""
-    fields = [f"step {state.progress.step}/{state.info.steps}"]
+    """Return one line with the step, the newest metrics, the speed and the time to the last step."""
+    progress, info = state.progress, state.info
+    fields = [f"step {progress.step}/{info.steps}"]
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
-    fields += [f"{key} {state.progress.metrics[key]:{style}}" for key, style in styles.items() if key in state.progress.metrics]
-    steps = state.progress.step - state.first_step
-    left = (state.info.steps - state.progress.step) * (state.progress.seconds - state.seconds_before) / max(1, steps)
+    fields += [f"{key} {progress.metrics[key]:{style}}" for key, style in styles.items() if key in progress.metrics]
+    steps = progress.step - state.first_step
+    left = (info.steps - progress.step) * (progress.seconds - state.seconds_before) / max(1, steps)
     fields += [f"{state.compute_throughput():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
 
 
 def build_progress_bar(state: State) -> Table:
-    """The live line: how far the run is, drawn and told."""
+    """Return the live line: a bar, and the text of `format_progress`."""
     row = Table.grid(padding=(0, 1))
     row.add_row(
         ProgressBar(state.info.steps, state.progress.step, width=20),
@@ -86,40 +89,41 @@ def build_progress_bar(state: State) -> Table:
 
 
 def build_summary(state: State) -> list[tuple[str, str]]:
-    """What came out, against what a guesser reaches, and where to go next."""
-    key, rows = state.info.monitor, []
-    if key in state.progress.best:
-        rows.append((f"best {key}", f"{state.progress.best[key]:.4f} at step {state.progress.best['step']:.0f}"))
+    """Return the rows (name, value) that are printed at the end: results, baselines, time, and the next commands."""
+    progress, info = state.progress, state.info
+    key, rows = info.monitor, []
+    if key in progress.best:
+        rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
-        rows.append((f"final {key}", f"{state.progress.metrics[key]:.4f} at step {state.progress.step}{reason}"))
+        rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
         better = "higher" if higher_is_better(key) else "lower"
         rows += [
             (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
         ]
     rows += state.end_notes.items()
     speed = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
-    rows.append(("time", f"{state.progress.seconds:.1f} s, {speed}, {get_peak_rss_mb():,.0f} MB at most"))
-    if state.info.folder is None:
+    rows.append(("time", f"{progress.seconds:.1f} s, {speed}, peak memory {get_peak_rss_mb():,.0f} MB"))
+    if info.folder is None:
         return rows
-    asked = (
-        (state.info.folder / "overrides.txt").read_text().split("\n") if (state.info.folder / "overrides.txt").exists() else []
-    )
+    path = info.folder / "overrides.txt"
+    overrides = path.read_text().split("\n") if path.exists() else []
     start = ["torchrun", "--nproc-per-node", str(distributed.world_size())] if distributed.world_size() > 1 else ["python"]
-    command = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith("resume."))])
-    lifted = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
-    moved = ("resume.", "steps=", "trainer.steps=", *lifted)
-    longer = shlex.join([*start, "train.py", *(o for o in asked if o and not o.startswith(moved))])
-    further = f"trainer.steps={2 * state.info.steps} {state.resume_override}".rstrip()
+    command = shlex.join([*start, "train.py", *(o for o in overrides if o and not o.startswith("resume."))])
+    # To train further, the steps and the setting that ended the run get new values.
+    ended_by = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
+    replaced = ("resume.", "steps=", "trainer.steps=", *ended_by)
+    longer = shlex.join([*start, "train.py", *(o for o in overrides if o and not o.startswith(replaced))])
+    further = f"trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
     return [
         *rows,
-        ("folder", str(state.info.folder)),
-        ("go on", f"{longer} resume={shlex.quote(str(state.info.folder))} {further}"),
+        ("folder", str(info.folder)),
+        ("resume with", f"{longer} resume={shlex.quote(str(info.folder))} {further}"),
         ("sweep", f"{command} -m seed=0,1,2"),
     ]
 
 
 class Console(Callback):
-    """On a terminal one live line, elsewhere a line every `every` seconds; each evaluation also goes to train.log."""
+    """Print a live line on a terminal, elsewhere a line every `every` seconds; log each evaluation to train.log."""
 
     def __init__(self, every: PositiveFloat = 5.0, terminal: Terminal | None = None) -> None:
         self.every, self.terminal = every, terminal or Terminal(highlight=False)
@@ -130,7 +134,7 @@ class Console(Callback):
     def on_start(self, state: State) -> None:
         for name, value in build_header(state):
             log.info("%s: %s", name, value)
-        self.in_sweep = state.info.in_sweep  # a sweep has lines of its own: one for each run
+        self.in_sweep = state.info.in_sweep  # a sweep prints one line a trial instead
         if not self.in_sweep:
             self._print(build_header(state), "Grokbit")
         if self.terminal.is_terminal:
@@ -141,8 +145,8 @@ class Console(Callback):
     def on_step(self, state: State) -> None:
         if state.info.monitor in state.logged:
             log.info(format_progress(state))
-        now, patience = time.monotonic(), REFRESH if self.live else self.every
-        if now - self.last_refresh >= patience or (state.progress.step == state.info.steps and not self.in_sweep):
+        now, interval = time.monotonic(), REFRESH if self.live else self.every
+        if now - self.last_refresh >= interval or (state.progress.step == state.info.steps and not self.in_sweep):
             self.last_refresh = now
             if self.live:
                 self.live.update(build_progress_bar(state), refresh=True)
@@ -160,7 +164,7 @@ class Console(Callback):
                 self._print(build_summary(state), "Done")
 
     def _print(self, rows: list[tuple[str, str]], title: str) -> None:
-        """One fact a line, never wrapped: for people who copy a command, for logs and for other programs."""
+        """Print one row a line, never wrapped, so that a command can be copied and a program can read the line."""
         if self.terminal.is_terminal:
             self.terminal.print(title, style="bold")
         width = max(16, *(len(name) for name, _ in rows))

@@ -1,4 +1,4 @@
-"""Draws the learning curves of a run."""
+"""A callback that draws the learning curves of a run."""
 
 from collections import defaultdict
 from typing import Any
@@ -7,7 +7,7 @@ from research.training.state import Callback, State
 
 
 class Curve(Callback):
-    """plots/curves.png: losses on the left, accuracy (or bits per byte) on the right, against the step."""
+    """Write plots/curves.png: losses on the left, accuracy (or bits per byte) on the right, against the step."""
 
     def __init__(self) -> None:
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Ends a run that has reached its aim."""
+"""A callback that ends a run when its metric has reached a target."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from research.trigger import is_better
 
 
 class EarlyStop(Callback):
-    """Stop once the monitored metric has been at `target` or better in `hold` evaluations in a row."""
+    """Stop when the monitored metric was at `target` or better in `hold` evaluations in a row."""
 
     def __init__(self, target: float | None = None, hold: PositiveInt = 1) -> None:
         self.target, self.hold, self.hold_count = target, hold, 0
@@ -21,7 +21,8 @@ class EarlyStop(Callback):
         self.hold_count = state["held"] if state["target"] == self.target else 0
 
     def on_start(self, state: State) -> None:
-        self._stop_if_reached(state)  # it may have been ended right after it had reached its aim
+        # A resumed run may have reached its target in the last process.
+        self._stop_if_reached(state)
 
     def on_step(self, state: State) -> None:
         value = state.logged.get(state.info.monitor)

@@ -1,4 +1,4 @@
-"""Are the gradients in good health? Block by block."""
+"""A callback that logs the size of the gradients block by block, and warns of vanishing and exploding ones."""
 
 import logging
 import math
@@ -12,14 +12,14 @@ from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from research.training.state import Callback, State
 
 log = logging.getLogger(__name__)
-DECADES = torch.arange(-12.0, 3.0)  # of the histogram: powers of ten
+DECADES = torch.arange(-12.0, 3.0)  # bins of the histogram: powers of ten
 
 
 class GradientHealth(Callback):
-    """Every `every` steps, with the metrics: the norm of each block's gradient before clipping and its share of zeros.
+    """Log every `every` steps the norm of each block's gradient before clipping, and its share of zeros.
 
-    A block whose norm is below `vanishing` or above `exploding` is told once. plots/gradients_STEP.png, at each
-    `histogram`-th look, has the sizes of the gradients.
+    Warn once of each block whose norm is below `vanishing` or above `exploding`. Draw a histogram of the gradients' sizes,
+    plots/gradients_STEP.png, every `histogram`-th time.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class GradientHealth(Callback):
         every: PositiveInt = 50,  # steps
         vanishing: NonNegativeFloat = 1e-7,
         exploding: PositiveFloat = 1e2,
-        histogram: PositiveInt = 5,  # looks
+        histogram: PositiveInt = 5,  # times that the gradients are measured
     ) -> None:
         self.every, self.vanishing, self.exploding, self.histogram = every, vanishing, exploding, histogram
         self.warned_pairs: set[tuple[str, str]] = set()
@@ -36,11 +36,13 @@ class GradientHealth(Callback):
         return {"told": [list(pair) for pair in sorted(self.warned_pairs)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.warned_pairs = {(block, wrong) for block, wrong in state["told"]}
+        self.warned_pairs = {(block, problem) for block, problem in state["told"]}
 
     def on_start(self, state: State) -> None:
         if state.sharded:
-            raise ValueError("callbacks.gradients looks at whole gradients: leave it out under trainer=fsdp")
+            raise ValueError(
+                "callbacks.gradients needs full gradients, which trainer=fsdp shards: leave it out with ~callbacks.gradients"
+            )
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
@@ -48,47 +50,46 @@ class GradientHealth(Callback):
         if step % self.every:
             return
         gradients = group_by_block(state)
-        norms = {name: math.hypot(*(g.norm().item() for g in held)) for name, held in gradients.items()}
+        norms = {name: math.hypot(*(g.norm().item() for g in group)) for name, group in gradients.items()}
+        # grad_norm is from before clipping: the ratio of both norms undoes it.
         unclipped = float(state.progress.grad_norm) / max(math.hypot(*norms.values()), 1e-30)
-        for name, held in gradients.items():
-            norm = state.progress.extra_metrics[f"grad/norm/{name}"] = norms[name] * unclipped
-            state.progress.extra_metrics[f"grad/zero/{name}"] = sum((g == 0).sum().item() for g in held) / sum(
-                g.numel() for g in held
-            )
+        for name, group in gradients.items():
+            norm = norms[name] * unclipped
+            zeros = sum((g == 0).sum().item() for g in group) / sum(g.numel() for g in group)
+            state.progress.extra_metrics |= {f"grad/norm/{name}": norm, f"grad/zero/{name}": zeros}
             self._warn_once(name, norm, step)
         if step // self.every % self.histogram == 0 and state.info.folder:
             draw(gradients, unclipped, state, step)
 
     def _warn_once(self, block: str, norm: float, step: int) -> None:
-        wrong = "vanishing" if norm < self.vanishing else "exploding" if norm > self.exploding else ""
-        if wrong and (block, wrong) not in self.warned_pairs:
-            self.warned_pairs.add((block, wrong))
-            bound = self.vanishing if wrong == "vanishing" else self.exploding
-            log.warning(
-                "the gradient of %s is %s at step %d: its norm is %.2g, the bound %.2g", block, wrong, step, norm, bound
-            )
+        problem = "vanishing" if norm < self.vanishing else "exploding" if norm > self.exploding else ""
+        if problem and (block, problem) not in self.warned_pairs:
+            self.warned_pairs.add((block, problem))
+            bound = self.vanishing if problem == "vanishing" else self.exploding
+            message = "the gradient of %s is %s at step %d: its norm is %.2g, callbacks.gradients.%s is %.2g"
+            log.warning(message, block, problem, step, norm, problem, bound)
 
 
 def group_by_block(state: State) -> dict[str, list[Tensor]]:
-    """The gradients of each block, and of what stands outside of them by the name of its module."""
+    """Return the gradients of each block; those outside of the blocks stand under the name of their module."""
     names = list(find_blocks(state.model))
-    found: dict[str, list[Tensor]] = {}
+    groups: dict[str, list[Tensor]] = {}
     for name, p in state.model.named_parameters():
         if p.grad is not None:
             block = next((block for block in names if name.startswith(f"{block}.")), name.partition(".")[0])
-            found.setdefault(block, []).append(p.grad)
-    return found
+            groups.setdefault(block, []).append(p.grad)
+    return groups
 
 
 def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, state: State, step: int) -> None:
-    """How many gradients of each size, by block."""
+    """Draw the share of gradients of each size, a line a block."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     assert state.info.folder
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
-    for name, held in gradients.items():
-        sizes = torch.cat([g.flatten() for g in held]).abs().mul(unclip_factor).clamp(min=1e-30).log10()
+    for name, group in gradients.items():
+        sizes = torch.cat([g.flatten() for g in group]).abs().mul(unclip_factor).clamp(min=1e-30).log10()
         counts = torch.histogram(sizes.float().cpu(), DECADES).hist
         axis.step(DECADES[:-1], counts / len(sizes), where="post", label=name)
     axis.set(xlabel="log10 of the gradient's size", ylabel="share", title=f"{state.info.name}, step {step}")

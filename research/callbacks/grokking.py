@@ -1,4 +1,4 @@
-"""When does a network generalise, how long after it has memorised, and does it stay there (Power et al. 2022, 2201.02177)?"""
+"""A callback that measures grokking: when a network generalises, how long after memorising (Power et al. 2022, 2201.02177)."""
 
 import math
 from dataclasses import dataclass
@@ -16,22 +16,21 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val")
 LEVELS = (0.95, 0.99)  # accuracies
-AccuracyPoint = tuple[
-    int, float, float
-]  # step; accuracy on the training samples, NaN where they are not judged; and on those held back
+# Step, training accuracy (NaN where it is not evaluated), validation accuracy.
+AccuracyPoint = tuple[int, float, float]
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """When an accuracy was reached. Steps; None: not within the run."""
+    """The steps at which an accuracy was reached; None: not within the run."""
 
-    first: int | None  # seen for the first time
-    held: int | None  # the first of `hold` evaluations in a row that all saw it
-    lowest: float | None  # accuracy seen after the first time
+    first: int | None  # the first evaluation at this accuracy or above
+    held: int | None  # the first of `hold` such evaluations in a row
+    lowest: float | None  # the lowest accuracy from `first` on
 
 
 def find_milestone(curve: list[tuple[int, float]], level: float, hold: int) -> Milestone:
-    """What a curve of (step, accuracy) tells; the evaluations of a run that has ended count as they are."""
+    """Return when a curve of (step, accuracy) reached `level`, and whether it stayed there for `hold` evaluations."""
     above = [value >= level for _, value in curve]
     if not any(above):
         return Milestone(None, None, None)
@@ -42,13 +41,14 @@ def find_milestone(curve: list[tuple[int, float]], level: float, hold: int) -> M
 
 
 class Grokking(Callback):
-    """Of training samples (trainer.eval_train=true) and of those held back: the steps to 95 and 99 % accuracy, the delay
-    between the two, whether accuracy stays there for `hold` evaluations, and the lowest that came after. Every `every` steps
-    the norm of the weights and the effective rank of the embedding (Roy & Vetterli 2007: exp of the entropy of its
-    normalised singular values).
+    """Log the steps to 95 and 99 % accuracy on training and validation samples, and the delay between the two.
 
-    Ends the run `after` steps after the accuracy `end` on what is held back was held. What a run did not reach is told as
-    "not reached in N". At the end grokking.json has all of it, plots/grokking.png the curves and the spectra.
+    Training accuracy needs trainer.eval_train=true. Also log whether the accuracy stays there for `hold` evaluations, and
+    the lowest accuracy after the first time. Log every `every` steps the norm of the weights and the effective rank of the
+    embedding: exp of the entropy of its normalised singular values (Roy & Vetterli 2007, eq. 3 and 4).
+
+    End the run `after` steps after the validation accuracy was held at `end`. Write grokking.json, and plots/grokking.png
+    with the curves and the spectra.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Grokking(Callback):
         self.evaluations: list[AccuracyPoint] = []
         self.norms: list[tuple[int, float, float]] = []  # step, norm of the weights, effective rank
         self.spectra: dict[int, Tensor] = {}  # step -> singular values of the embedding
-        self.end_step: int | None = None  # the step that ends the run
+        self.end_step: int | None = None  # end the run here; None: not known yet
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -79,20 +79,23 @@ class Grokking(Callback):
 
     def on_start(self, state: State) -> None:
         if state.sharded:
-            raise ValueError("callbacks.grokking looks at whole weights: leave it out under trainer=fsdp")
-        if self.evaluations:  # a run that goes on: it may have been ended right after it had reached its aim
+            raise ValueError(
+                "callbacks.grokking needs full weights, which trainer=fsdp shards: leave it out with ~callbacks.grokking"
+            )
+        # A resumed run may have reached its last step in the process before.
+        if self.evaluations:
             self._report(state)
             self._stop_if_due(state, state.progress.step)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
-        """Before the update: what was told is logged with this step's loss, which these very weights gave."""
+        """Measure before the update: the metrics are logged with this step's loss, which these weights gave."""
         step = state.progress.step + 1
         due = step % self.every == 0
         if due or not self.norms:
             norm, rank = self._measure_weights(state.model, step)
             self.norms.append((step, norm, rank))
-            if due:  # else it would be logged with the loss of a later step
+            if due:  # the first measurement is for the picture: it would be logged with the loss of a later step
                 state.progress.extra_metrics |= {"grok/weight_norm": norm} | (
                     {} if math.isnan(rank) else {"grok/embedding_rank": rank}
                 )
@@ -116,31 +119,33 @@ class Grokking(Callback):
         draw(self, state.info.name).savefig(state.info.folder / "plots" / "grokking.png", dpi=120)
 
     def collect_milestones(self) -> dict[str, Any]:
-        """For each level what each split reached, and the delay between the first times, in steps."""
-        found: dict[str, Any] = {}
+        """Return, for each level, the milestone of each split and the delay (steps) between the two."""
+        milestones: dict[str, Any] = {}
         for level in LEVELS:
             splits = {split: self.find_milestone(split, level) for split in SPLITS}
             train, val = (splits[split].first for split in SPLITS)
             delay = None if train is None or val is None else val - train
-            found[f"{level:.2f}"] = {split: vars(told) for split, told in splits.items()} | {"delay": delay}
-        return found
+            milestones[f"{level:.2f}"] = {split: vars(reached) for split, reached in splits.items()} | {"delay": delay}
+        return milestones
 
     def find_milestone(self, split: str, level: float) -> Milestone:
-        return find_milestone([(look[0], look[1 + SPLITS.index(split)]) for look in self.evaluations], level, self.hold)
+        column = 1 + SPLITS.index(split)
+        return find_milestone([(point[0], point[column]) for point in self.evaluations], level, self.hold)
 
     def _report(self, state: State) -> dict[str, float]:
-        """Words for the end of the run; and what was reached so far, as metrics."""
+        """Write the notes for the end of the run; return the milestones reached so far as metrics."""
         facts = self.collect_milestones()
-        judged = [split for place, split in enumerate(SPLITS, start=1) if any(look[place] >= 0 for look in self.evaluations)]
+        # NaN is not >= 0: training samples that were never evaluated have no row.
+        evaluated = [split for i, split in enumerate(SPLITS, start=1) if any(point[i] >= 0 for point in self.evaluations)]
         for level in LEVELS:
-            state.end_notes[f"grokking {level:.0%}"] = format_level(facts[f"{level:.2f}"], judged, self.evaluations[-1][0])
+            state.end_notes[f"grokking {level:.0%}"] = format_level(facts[f"{level:.2f}"], evaluated, self.evaluations[-1][0])
         return {f"grok/{name}": float(step) for name, step in to_metrics(facts).items()}
 
     def _find_end_step(self) -> int | None:
-        """`after` steps after the evaluation that completed the first row of `hold`."""
+        """Return the step that is `after` steps after the first `hold` evaluations in a row at `end`."""
         if self.end is None or (held := self.find_milestone("val", self.end).held) is None:
             return None
-        steps = [look[0] for look in self.evaluations]
+        steps = [point[0] for point in self.evaluations]
         return steps[steps.index(held) + self.hold - 1] + self.after
 
     def _stop_if_due(self, state: State, step: int) -> None:
@@ -149,63 +154,63 @@ class Grokking(Callback):
             state.resume_override = "callbacks.grokking.end=null"
 
     def _measure_weights(self, model: nn.Module, step: int) -> tuple[float, float]:
-        """The norm of all weights, and the effective rank of the first embedding; NaN without one."""
-        norm = math.sqrt(sum(p.double().square().sum() for p in model.parameters()))  # one wait for a device
+        """Return the norm of all weights and the effective rank of the first embedding (NaN without one)."""
+        norm = math.sqrt(sum(p.double().square().sum() for p in model.parameters()))  # one copy from the device
         embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
         if (embedding := next(embeddings, None)) is None or not math.isfinite(norm):
             return norm, math.nan
         values = torch.linalg.svdvals(embedding.weight.float()).cpu()
         first = min(self.spectra, default=step)
-        self.spectra = {first: self.spectra.get(first, values), step: values}  # the first and the last
+        self.spectra = {first: self.spectra.get(first, values), step: values}  # the first and the newest
         shares = values.double() / values.double().sum()
         return norm, float(torch.special.entr(shares).sum().exp())
 
 
 def to_metrics(facts: dict[str, Any]) -> dict[str, int]:
-    """What was reached so far, as metrics: train_95 and val_95, held_95 (of what is held back), delay_95."""
-    found: dict[str, int] = {}
-    for level, told in facts.items():
+    """Return the milestones reached so far as metrics: train_95, val_95, held_95 (of validation), delay_95."""
+    metrics: dict[str, int] = {}
+    for level, reached in facts.items():
         percent = f"{float(level):.0%}".removesuffix("%")
-        named = {f"{split}_{percent}": told[split]["first"] for split in SPLITS}
-        named |= {f"held_{percent}": told["val"]["held"], f"delay_{percent}": told["delay"]}
-        found |= {name: step for name, step in named.items() if step is not None}
-    return found
+        steps = {f"{split}_{percent}": reached[split]["first"] for split in SPLITS}
+        steps |= {f"held_{percent}": reached["val"]["held"], f"delay_{percent}": reached["delay"]}
+        metrics |= {name: step for name, step in steps.items() if step is not None}
+    return metrics
 
 
 def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
-    """One level's facts for people, of the splits that were judged."""
+    """Return one level's milestones as text, for the splits that were evaluated in `steps` steps."""
     parts = []
     for split in splits:
         first = facts[split]["first"]
         parts.append(f"{split} {f'at step {first:,}' if first is not None else f'not reached in {steps:,}'}")
-    said = ", ".join(parts)
+    text = ", ".join(parts)
     if (delay := facts["delay"]) is not None:
-        said += f", {abs(delay):,} steps {'later' if delay >= 0 else 'earlier'}"
+        text += f", {abs(delay):,} steps {'later' if delay >= 0 else 'earlier'}"
     if (val := facts["val"])["first"] is not None:
         held = "not held" if val["held"] is None else f"held from {val['held']:,}"
-        said += f"; {held}, lowest since {val['lowest']:.3f}"
-    return said
+        text += f"; {held}, lowest since {val['lowest']:.3f}"
+    return text
 
 
 def draw(callback: Grokking, title: str) -> "Figure":
-    """Accuracies, norm and rank against the step; the embedding's singular values at the first and the last look."""
+    """Draw accuracies, norm and rank against the step, and the first and last singular values of the embedding."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    steps = [look[0] for look in callback.evaluations]
-    for place, (split, colour) in enumerate(zip(SPLITS, ("tab:gray", "tab:blue"), strict=True), start=1):
-        left.plot(steps, [look[place] for look in callback.evaluations], color=colour, label=f"{split}/acc")
+    steps = [point[0] for point in callback.evaluations]
+    for column, (split, colour) in enumerate(zip(SPLITS, ("tab:gray", "tab:blue"), strict=True), start=1):
+        left.plot(steps, [point[column] for point in callback.evaluations], color=colour, label=f"{split}/acc")
         for level, style in zip(LEVELS, (":", "--"), strict=True):
             if (first := callback.find_milestone(split, level).first) is not None:
                 left.axvline(first, color=colour, linestyle=style, linewidth=1, label=f"{level:.0%} at {first:,}")
     left.set(xlabel="step", xscale="log", ylabel="accuracy")
     left.legend(fontsize=7)
-    steps = [look[0] for look in callback.norms]
-    middle.plot(steps, [look[1] for look in callback.norms], color="tab:blue")
+    steps = [point[0] for point in callback.norms]
+    middle.plot(steps, [point[1] for point in callback.norms], color="tab:blue")
     middle.set(xlabel="step", xscale="log", ylabel="norm of the weights")
     other = middle.twinx()
-    other.plot(steps, [look[2] for look in callback.norms], color="tab:orange")
+    other.plot(steps, [point[2] for point in callback.norms], color="tab:orange")
     other.set_ylabel("effective rank of the embedding", color="tab:orange")
     for step, values in callback.spectra.items():
         right.plot(range(1, len(values) + 1), values, label=f"step {step:,}")

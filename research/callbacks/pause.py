@@ -1,11 +1,11 @@
-"""Ends a run for now: population-based training looks at its members at such moments."""
+"""A callback that ends a run for now: population-based training compares its members at such steps."""
 
 from research.ranges import PositiveInt
 from research.training.state import Callback, State
 
 
 class Pause(Callback):
-    """Step `step` is the last one; it is judged and saved. Schedules still see all steps: a run that goes on is the same."""
+    """End the run after step `step`, evaluated and saved. Schedules still see all steps, so resuming changes nothing."""
 
     def __init__(self, step: PositiveInt) -> None:
         self.step = step
@@ -18,9 +18,9 @@ class Pause(Callback):
 
     def _stop_if_due(self, state: State, done: int) -> None:
         if done >= self.step:
-            state.stop = state.stop or describe_pause(self.step)  # a run that has reached its aim says so
+            state.stop = state.stop or describe_pause(self.step)  # a target that was reached is the reason to report
 
 
 def describe_pause(step: int) -> str:
-    """Why a paused run has ended."""
+    """Return the reason to stop of a paused run, as it stands in summary.json."""
     return f"a pause at step {step}"

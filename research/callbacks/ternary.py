@@ -1,4 +1,4 @@
-"""What rounding does to the weights while they are trained, layer by layer."""
+"""A callback that logs how quantization changes the weights during training, layer by layer."""
 
 import logging
 from collections.abc import Mapping
@@ -16,22 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-MAX_LEGEND_LAYERS = 28  # at most so many layers in the legend
-Measurement = tuple[int, dict[str, float]]  # step, and each fact
+MAX_LEGEND_LAYERS = 28  # of more layers only some are named
+Measurement = tuple[int, dict[str, float]]  # step, and the value of each of FACTS
 FACTS = {
-    "error": "error of rounding",  # |W - rounded W| / |W|, Frobenius
+    "error": "quantization error",  # |W - scale * codes| / |W|, Frobenius
     "zero": "share of zeros",
-    "flips": "codes that changed since the last look",
-    "scale": "scale",  # what a code of 1 stands for; of several the mean
+    "flips": "codes that changed since the last measurement",
+    "scale": "scale",  # the weight that a code of 1 stands for; the mean of several scales
 }
 
 
 class Ternary(Callback):
-    """Every `every` steps, with the metrics: of each BitLinear the error of rounding, the share of zeros, the share of codes
-    that changed since the last look (from the second on), and the scale; the model's size once packed, and how often that
-    goes into float32.
+    """Log FACTS of each BitLinear every `every` steps; draw them at the end, plots/ternary.png with a line a layer.
 
-    plots/ternary.png, at the end, has a line a layer.
+    The share of changed codes is logged from the second measurement on. Also log the size of the packed model (MB) and how
+    many times larger it is in float32.
     """
 
     def __init__(self, every: PositiveInt = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
@@ -40,43 +39,45 @@ class Ternary(Callback):
         self.history: dict[str, list[Measurement]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"codes": dict(self.codes), "history": {name: list(looks) for name, looks in self.history.items()}}
+        return {"codes": dict(self.codes), "history": {name: list(points) for name, points in self.history.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.codes = dict(state["codes"])
-        self.history = {name: [(int(step), dict(facts)) for step, facts in looks] for name, looks in state["history"].items()}
+        self.history = {name: [(int(step), dict(facts)) for step, facts in points] for name, points in state["history"].items()}
 
     def on_start(self, state: State) -> None:
         if state.sharded:
-            raise ValueError("callbacks.ternary looks at whole weights: leave it out under trainer=fsdp")
+            raise ValueError(
+                "callbacks.ternary needs full weights, which trainer=fsdp shards: leave it out with ~callbacks.ternary"
+            )
         if not bitlinear_layers(state.model):
-            log.warning("callbacks.ternary has nothing to tell, as the model has no BitLinears: ~callbacks.ternary")
+            log.warning("callbacks.ternary logs nothing: the model has no BitLinear; leave it out with ~callbacks.ternary")
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
-        """Before the update: what was told is logged with this step's loss, which these very weights gave."""
+        """Measure before the update: the metrics are logged with this step's loss, which these weights gave."""
         step = state.progress.step + 1
         if step % self.every:
             return
-        found = bitlinear_layers(state.model)
-        for name, layer in found.items():
+        layers = bitlinear_layers(state.model)
+        for name, layer in layers.items():
             facts = self._measure(name, layer)
             self.history.setdefault(name, []).append((step, facts))
             state.progress.extra_metrics |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
-        if found:
+        if layers:
             packed = count_packed_bytes(state.model)
-            whole = 4 * sum(p.numel() for p in state.model.parameters())
-            state.progress.extra_metrics |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": whole / packed}
+            float32_bytes = 4 * sum(p.numel() for p in state.model.parameters())
+            state.progress.extra_metrics |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": float32_bytes / packed}
 
     def _measure(self, name: str, layer: BitLinear) -> dict[str, float]:
-        codes, step = layer.quantizer.quantize_weight(layer.weight)
-        error = (layer.weight - codes * step).norm() / layer.weight.norm().clamp(min=1e-30)
+        codes, scale = layer.quantizer.quantize_weight(layer.weight)
+        error = (layer.weight - codes * scale).norm() / layer.weight.norm().clamp(min=1e-30)
         codes = codes.to(torch.int8)
         before, self.codes[name] = self.codes.get(name), codes
-        facts = {"error": error, "zero": (codes == 0).float().mean(), "scale": step.mean()}
+        facts = {"error": error, "zero": (codes == 0).float().mean(), "scale": scale.mean()}
         if before is not None:
             facts["flips"] = (codes != before.to(codes.device)).float().mean()
-        return dict(zip(facts, torch.stack(list(facts.values())).tolist(), strict=True))  # one wait for a device, not four
+        return dict(zip(facts, torch.stack(list(facts.values())).tolist(), strict=True))  # one copy from the device, not four
 
     def on_end(self, state: State) -> None:
         if state.info.folder is None or not self.history:
@@ -86,19 +87,19 @@ class Ternary(Callback):
 
 
 def draw(history: Mapping[str, list[Measurement]], title: str) -> "Figure":
-    """A line a layer; of many only some are named."""
+    """Draw FACTS against the step, a line a layer; of more than MAX_LEGEND_LAYERS only some are named."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True).flatten()
-    apart = -(-len(history) // MAX_LEGEND_LAYERS)
-    for place, (name, looks) in enumerate(history.items()):
-        color = colormaps["viridis"](place / max(1, len(history) - 1))
+    stride = -(-len(history) // MAX_LEGEND_LAYERS)
+    for number, (name, measurements) in enumerate(history.items()):
+        color = colormaps["viridis"](number / max(1, len(history) - 1))
         for axis, fact in zip(axes, FACTS, strict=True):
-            seen = [(step, facts[fact]) for step, facts in looks if fact in facts]
-            label = None if place % apart else name
-            axis.plot([step for step, _ in seen], [value for _, value in seen], color=color, linewidth=1, label=label)
+            points = [(step, facts[fact]) for step, facts in measurements if fact in facts]
+            label = None if number % stride else name
+            axis.plot([step for step, _ in points], [value for _, value in points], color=color, linewidth=1, label=label)
     for axis, fact in zip(axes, FACTS.values(), strict=True):
         axis.set(title=fact)
         axis.grid(alpha=0.3)

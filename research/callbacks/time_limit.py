@@ -1,11 +1,11 @@
-"""Ends a run after a given time."""
+"""A callback that ends a run after some seconds."""
 
 from research.ranges import PositiveFloat
 from research.training.state import Callback, State
 
 
 class TimeLimit(Callback):
-    """The step under way after `seconds` of training in this process is the last; it is still judged."""
+    """End the run after `seconds` of training in this process; the step under way is completed and evaluated."""
 
     def __init__(self, seconds: PositiveFloat | None = None) -> None:
         self.seconds = seconds
@@ -15,4 +15,4 @@ class TimeLimit(Callback):
 
     def on_gradients(self, state: State) -> None:
         if self.seconds is not None and state.progress.seconds - self.seconds_at_start >= self.seconds:
-            state.stop = f"{self.seconds:g} s are over"
+            state.stop = f"the time limit of {self.seconds:g} s was reached"

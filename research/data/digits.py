@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 pixels (UCI, 1,797 samples): ships with scikit-learn, so it is there without a network."""
+"""Handwritten digits, 8 x 8 pixels (UCI, 1,797 samples), from scikit-learn: it needs no download."""
 
 from hashlib import sha256
 
@@ -11,7 +11,8 @@ from research.seeding import SPLIT_STREAM, fold_in
 
 
 def digits(train_fraction: OpenFraction = 0.8, split_seed: NonNegativeInt = 0) -> Dataset[Vectors]:
-    """64 pixels in [0, 1] and one of ten classes, split at random."""
+    """Return vectors of 64 pixels in [0, 1] with one of ten classes, split at random by `split_seed`."""
+    # 16 is the largest pixel.
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels, dtype=torch.int64)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))

@@ -1,4 +1,4 @@
-"""Modular arithmetic (Power et al. 2022, arXiv 2201.02177): the whole table of a op b = c, part of it held back."""
+"""Modular arithmetic (Power et al. 2022, arXiv 2201.02177): the full table of a op b = c, part of it for validation."""
 
 from collections.abc import Callable
 from hashlib import sha256
@@ -27,9 +27,9 @@ OPERATIONS: dict[str, Callable[[Residues, Residues, int], Residues]] = {
 def modular(
     operation: Operation = "*", p: PositiveInt = 47, train_fraction: OpenFraction = 0.5, split_seed: NonNegativeInt = 0
 ) -> Dataset[Tokens]:
-    """Sequences [x, op, y, =] over p + 2 symbols; the target is c. For * and / the pairs leave out zero, as the papers do.
+    """Return sequences [x, op, y, =] over p + 2 tokens with the target c; for * and / without zeros, as in the papers.
 
-    Raises ValueError for an unknown operation, a p that is not prime for division, a split with an empty side.
+    Raise ValueError for an unknown operation, a p that is not prime for division, or an empty split.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"data.operation={operation}: give one of {', '.join(OPERATIONS)}")
@@ -43,6 +43,7 @@ def modular(
         x, y = x[keep], y[keep]
     c = OPERATIONS[operation](x, y, p)
     tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
+    # The split depends on `split_seed` alone, not on the seed of the run.
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
     cut = round(train_fraction * len(x))
     if not 0 < cut < len(x):

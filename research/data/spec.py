@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program: two splits of tensors, and the shape that a model must fit."""
+"""A data set: two splits of tensors, and the shape that a model must fit."""
 
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Tokens(NamedTuple):
-    """Sequences of symbols: the model gives a distribution over `vocab` at each of `length` positions."""
+    """Sequences of tokens: a model returns logits over `vocab_size` tokens at each of `seq_len` positions."""
 
     vocab_size: int
     seq_len: int
 
 
 class Vectors(NamedTuple):
-    """Vectors of `features` numbers, each of one of `classes`."""
+    """Vectors of `num_features` numbers, each of one of `num_classes` classes."""
 
     num_features: int
     num_classes: int
@@ -27,44 +27,46 @@ Shape = TypeVar("Shape", Tokens, Vectors)
 
 @dataclass(frozen=True)
 class Split:
-    """Samples along the first axis. The whole split is indexed at once: a batch costs two gathers."""
+    """Inputs and targets with one sample a row, in memory: a batch costs two gathers."""
 
     inputs: Num[Tensor, "n ..."]
     targets: Shaped[Tensor, "n ..."]
 
     def __len__(self) -> int:
+        """Return the number of samples."""
         return self.inputs.shape[0]
 
     def __getitem__(self, index: Int[Tensor, "batch"] | slice) -> tuple[Num[Tensor, "batch ..."], Tensor]:
-        """The samples at `index`; symbols come as int64 whatever small type they are kept in."""
+        """Return the inputs and targets at `index`; tokens and classes as int64, whatever smaller type stores them."""
         x, y = self.inputs[index], self.targets[index]
         return (x if x.is_floating_point() else x.long()), y.long()
 
     def to(self, device: torch.device) -> "Split":
+        """Return the split on a device."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class Dataset(Generic[Shape]):
-    """A task: what is learnt, what is held back, and what a guesser would reach."""
+    """A task: training and validation samples, and the metrics of trivial predictors."""
 
     shape: Shape
     train: Split
     val: Split
     digest: str  # sha256 of the samples and of the split
     source: str  # where the samples come from, for people
-    unit: str  # what a sample is made of, for throughput: "token" or "sample"
-    baseline: dict[str, float] = field(default_factory=dict)  # "metric predictor" -> what a trivial one reaches
-    notes: tuple[str, ...] = ()  # facts that the user should see, as the leak between the splits
+    unit: str  # what throughput counts: "token" or "sample"
+    baseline: dict[str, float] = field(default_factory=dict)  # "metric predictor" -> what a trivial predictor reaches
+    notes: tuple[str, ...] = ()  # facts for the console, as the leak between the splits
 
 
 def majority_accuracy(targets: Int[Tensor, "n"], num_classes: int) -> float:
-    """Accuracy of always answering the most frequent class."""
+    """Return the accuracy of always answering the most frequent class."""
     return torch.bincount(targets, minlength=num_classes).max().item() / len(targets)
 
 
 def unigram_cross_entropy(train: Int[Tensor, "n"], val: Int[Tensor, "m"], num_classes: int) -> Float[Tensor, ""]:
-    """Cross entropy (nats) on `val` of the symbol frequencies of `train`, with one count added to each."""
+    """Return the cross entropy (nats) on `val` of the token frequencies of `train`, with one added to each count."""
     counts = torch.bincount(train, minlength=num_classes).double() + 1
     log_p = (counts / counts.sum()).log()
     return -log_p[val].mean()

@@ -1,4 +1,4 @@
-"""Local text as bytes: split by file before packing, repeated files removed, the leak between the splits told."""
+"""Local text as bytes: repeated files are removed, files are split before packing, and the leak is measured."""
 
 import gzip
 import sysconfig
@@ -13,15 +13,19 @@ from research.data.spec import Dataset, Split, Tokens, unigram_cross_entropy
 from research.metrics import nats_to_bits
 from research.ranges import ExistingPath, OpenFraction, PositiveInt
 
+# Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 LONG_LINE = 40  # bytes; shorter lines repeat by chance
 
 
 def find_files(path: str | None, pattern: str) -> list[Path]:
-    """The files below `path`, or the standard library's sources; sorted, so the corpus does not depend on the disk."""
+    """Return the files below `path`, or the standard library's sources, sorted: the order must not depend on the disk.
+
+    Raise ValueError where there are none.
+    """
     root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser().resolve()
     if not root.exists():
-        raise ValueError(f"data.path={path}: there is no file or folder {root}")
+        raise ValueError(f"data.path={path}: there is no file or folder {root}; give one that exists")
     files = [root] if root.is_file() else sorted(f for f in root.rglob(pattern) if f.is_file())
     if path is None:
         files = [f for f in files if not SKIPPED_FOLDERS & set(f.relative_to(root).parts)]
@@ -31,7 +35,7 @@ def find_files(path: str | None, pattern: str) -> list[Path]:
 
 
 def read_documents(files: list[Path]) -> list[bytes]:
-    """The distinct, non-empty files that are UTF-8; the first one that is not is an error."""
+    """Return the contents of the distinct, non-empty files; raise ValueError for a file that is not UTF-8, or for no text."""
     documents: dict[bytes, bytes] = {}
     for file in files:
         content = file.read_bytes()
@@ -49,29 +53,35 @@ def read_documents(files: list[Path]) -> list[bytes]:
 
 
 def split_files(documents: list[bytes], val_fraction: float) -> tuple[list[bytes], list[bytes]]:
-    """Whole files by their digest; a single file is cut in two at a line's end near the place."""
+    """Return training and validation documents, chosen by their digest; a single document is cut at a line's end."""
     if len(documents) == 1:
         text = documents[0]
         cut = text.rfind(b"\n", 0, int(len(text) * (1 - val_fraction))) + 1 or int(len(text) * (1 - val_fraction))
         return [text[:cut]], [text[cut:]]
+    # By digest: the split does not depend on the names or the order of the files.
     ranked = sorted(documents, key=lambda text: sha256(b"split" + text).digest())
     cut = min(max(1, round(len(ranked) * val_fraction)), len(ranked) - 1)
     return ranked[cut:], ranked[:cut]
 
 
 def measure_leak(train: list[bytes], val: list[bytes]) -> float:
-    """Share of the long lines of `val` that also stand in `train`: what memory alone can answer."""
-    seen = {line for text in train for line in text.splitlines() if len(line) > LONG_LINE}
+    """Return the share of the long lines of `val` that are also in `train`: memory alone can answer them."""
+    train_lines = {line for text in train for line in text.splitlines() if len(line) > LONG_LINE}
     lines = [line for text in val for line in text.splitlines() if len(line) > LONG_LINE]
-    return sum(line in seen for line in lines) / max(1, len(lines))
+    return sum(line in train_lines for line in lines) / max(1, len(lines))
 
 
 def pack_windows(documents: list[bytes], seq_len: int, name: str) -> tuple[UInt8[Tensor, "bytes"], Split]:
-    """All documents one after the other, a zero byte between two, in windows of length + 1 that share one byte."""
+    """Return all documents as one stream with zero bytes between, and its windows of seq_len inputs and targets.
+
+    Windows of seq_len + 1 bytes share one byte with the next. Raise ValueError where the stream is too short for one.
+    """
     stream = torch.frombuffer(bytearray(b"\0".join(documents)), dtype=torch.uint8)
     if len(stream) <= seq_len:
-        raise ValueError(f"data.seq_len={seq_len} is too long: the {name} split has {len(stream)} bytes")
-    windows = stream.unfold(0, seq_len + 1, seq_len)  # a view: no window is copied before it is drawn
+        raise ValueError(
+            f"data.seq_len={seq_len} is too long: the {name} split has {len(stream)} bytes; give a smaller one or more text"
+        )
+    windows = stream.unfold(0, seq_len + 1, seq_len)  # a view: a window is copied when it is drawn
     return stream, Split(windows[:, :-1], windows[:, 1:])
 
 
@@ -80,31 +90,32 @@ def text(
     pattern: str = "*.py",
     seq_len: PositiveInt = 256,
     val_fraction: OpenFraction = 0.1,
-    val_bytes: PositiveInt = 65_536,  # how much of the held-back text an evaluation reads
+    val_bytes: PositiveInt = 65_536,  # bytes of the validation text that an evaluation reads
 ) -> Dataset[Tokens]:
-    """Windows of `length` bytes, the targets one byte on.
+    """Return windows of `seq_len` bytes; the targets are the next bytes.
 
-    Raises ValueError for a path that does not exist, holds no text, or a file that is not UTF-8.
+    Raise ValueError for a path without text, a file that is not UTF-8, or less text than `seq_len`.
     """
     files = find_files(path, pattern)
     train_files, val_files = split_files(read_documents(files), val_fraction)
     stream, train = pack_windows(train_files, seq_len, "training")
-    held, val = pack_windows(val_files, seq_len, "validation")
-    windows = min(max(1, val_bytes // seq_len), len(val))
-    spread = torch.linspace(0, len(val) - 1, windows).round().long()
-    val = Split(val.inputs[spread], val.targets[spread])
-    judged = val.targets.flatten()
-    loss = unigram_cross_entropy(stream.long(), judged.long(), 256).item()
-    zipped = len(gzip.compress(b"\0".join(val_files), 9, mtime=0)) * 8 / len(held)
-    digest = sha256(sha256(stream.numpy().tobytes()).digest() + judged.numpy().tobytes()).hexdigest()
+    val_stream, val = pack_windows(val_files, seq_len, "validation")
+    # An evaluation reads windows spread evenly over the validation text.
+    num_windows = min(max(1, val_bytes // seq_len), len(val))
+    indices = torch.linspace(0, len(val) - 1, num_windows).round().long()
+    val = Split(val.inputs[indices], val.targets[indices])
+    targets = val.targets.flatten()
+    loss = unigram_cross_entropy(stream.long(), targets.long(), 256).item()
+    zipped = len(gzip.compress(b"\0".join(val_files), 9, mtime=0)) * 8 / len(val_stream)
+    digest = sha256(sha256(stream.numpy().tobytes()).digest() + targets.numpy().tobytes()).hexdigest()
     leak = measure_leak(train_files, val_files)
     return Dataset(
         shape=Tokens(vocab_size=256, seq_len=seq_len),
         train=train,
         val=val,
         digest=digest,
-        source=f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(held)) / 1e6:.1f} MB",
+        source=f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(val_stream)) / 1e6:.1f} MB",
         unit="token",
         baseline={"val/loss unigram": loss, "val/bpb unigram": nats_to_bits(loss), "val/bpb gzip": zipped},
-        notes=(f"{leak:.1%} of the held-back lines over {LONG_LINE} bytes also stand in the training text",),
+        notes=(f"{leak:.1%} of the validation lines over {LONG_LINE} bytes are also in the training text",),
     )

@@ -1,7 +1,7 @@
-"""python -m research.export RUN --format gguf --output DIR     what was trained, as files that other programs load
+"""python -m research.export RUN --format gguf --output DIR     write a trained run as files that other programs load
 
-Each file is run by its real client on held-out data before it is put in place; one that does not compute what was trained is
-refused, with the numbers.
+Before the folder DIR appears, the program that the format is for runs the files on held-out data. An export that does not
+compute what was trained is refused, with the numbers.
 """
 
 import argparse
@@ -28,57 +28,60 @@ OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # optio
 
 
 def build_parser() -> Parser:
+    """Return the parser of the command's options."""
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=FORMATS)
     command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
     command.add_argument("--packing", choices=("autobitlinear", "bitlinear", "none"),
-                         help="hf: which layer of transformers takes the weights; none: unpacked ones")  # fmt: skip
-    command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: of ternary weights (TQ2_0)")
-    command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: of embedding and head (F16)")
-    command.add_argument("--tokens", type=int, default=4096, metavar="N", help="held-out tokens to check on (4096)")
+                         help="hf: the layer of transformers that gets the weights; none: unpacked weights")  # fmt: skip
+    command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")
+    command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: type of the embedding and the head (F16)")
+    command.add_argument("--tokens", type=int, default=4096, metavar="N", help="number of held-out tokens for the check (4096)")
     return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 2 with one message on stderr and the output folder as it was."""
+    """Return the exit code: 0, or 2 with one message on stderr and the output folder unchanged."""
     command = build_parser()
-    given = command.parse_args(arguments)
-    options = {name: value for name in OPTION_FORMATS if (value := getattr(given, name)) is not None}
+    args = command.parse_args(arguments)
+    options = {name: value for name in OPTION_FORMATS if (value := getattr(args, name)) is not None}
     for name in options:
-        if OPTION_FORMATS[name] != given.format:
+        if OPTION_FORMATS[name] != args.format:
             command.error(f"--{name} is for --format {OPTION_FORMATS[name]}; leave it out")
-    if given.tokens < 1:
-        command.error(f"--tokens {given.tokens}: give at least 1")
-    return run_command(lambda watch: export(given.run, given.format, given.output, options, given.tokens, watch))
+    if args.tokens < 1:
+        command.error(f"--tokens {args.tokens}: give at least 1")
+    return run_command(lambda watch: export(args.run, args.format, args.output, options, args.tokens, watch))
 
 
 def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: int, watch: signals.Watch) -> None:
-    """Write it, check it, put it in place; the report stands beside it as export.json.
+    """Write the run in a format, check the files, then move them to `output` with a report, export.json.
 
-    Raises ValueError for what the format cannot hold or does not compute as it was trained, with nothing left behind.
+    Raise ValueError where the format cannot hold the model or computes something else; then no file is left behind.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     with watch.raise_immediately():
-        from research.export import layout, verify  # torch comes with them
+        # torch comes with these: a wrong option is answered before
+        from research.export import layout, verify
         from research.load import load_run
         from research.run_dir import write_json
 
         check_output(output)
         writer = import_module(f"research.export.{kind}")
         layout.require_installed(kind, writer.EXTRA, writer.MODULES)
-        source, chosen = layout.build_source(load_run(run)), layout.Options(**options)
-    with stage_output(output) as folder, watch.raise_immediately():  # once the folder is put in its place a signal is too late
-        used = {name: value for name, value in asdict(chosen).items() if OPTION_FORMATS[name] == kind}
-        report = describe_export(source, kind, used) | verify.verify_export(source, kind, chosen, folder, tokens)
-        report |= {"files": verify.hash_files(folder), "seconds": round(time.monotonic() - begun, 1)}
+        source, settings = layout.build_source(load_run(run)), layout.Options(**options)
+    # A signal ends the export until the files are moved to `output`; then it comes too late.
+    with stage_output(output) as folder, watch.raise_immediately():
+        used = {name: value for name, value in asdict(settings).items() if OPTION_FORMATS[name] == kind}
+        report = describe_export(source, kind, used) | verify.verify_export(source, kind, settings, folder, tokens)
+        report |= {"files": verify.hash_files(folder), "seconds": round(time.monotonic() - start, 1)}
         write_json(folder / REPORT_FILE, report)
     upload_report(source, output / REPORT_FILE, kind)
     print_report(report, output)
 
 
 def describe_export(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
-    """What was exported."""
+    """Return the part of the report that says which model was exported, and how."""
     trained = source.run
     ternary = sum(layer.weight.numel() for layer in source.linears.values())
     rest = sum(p.numel() for p in source.model.parameters()) - ternary
@@ -93,33 +96,39 @@ def describe_export(source: "Source", kind: str, options: dict[str, str]) -> dic
 
 
 def check_output(output: Path) -> None:
-    """Raises ValueError where no folder can take this place."""
+    """Raise ValueError where `output` has files, or cannot be replaced by another folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} is there already; give a new or empty folder")
+        raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
+    # The finished export is renamed to `output`: neither a mount nor the current folder can be replaced.
     if output.resolve() == Path.cwd() or os.path.ismount(output):
-        raise ValueError(f"--output {output} cannot be replaced, as the folder you are in or a mount; give a new one in it")
+        raise ValueError(
+            f"--output {output} is the current folder or a mount, which cannot be replaced; give a new folder below it"
+        )
 
 
 @contextmanager
 def stage_output(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place once the block is left, and is gone if it fails. What an export that was
-    killed has left there makes way. Raises ValueError where one is under way.
+    """Yield a draft folder beside `output`; after the block rename it to `output`, or delete it where the block raises.
+
+    Delete first what a killed export has left there. Raise ValueError where another export is writing to the same folder, or
+    the folder cannot be made.
     """
     from research.run_dir import lock
     from research.training.checkpoint import sync
 
     output = output.resolve()
-    around = output.with_name(f".{output.name}.draft")
-    made = [parent for parent in output.parents if not parent.exists()]
-    folder = around / output.name
-    with ExitStack() as cleared:
+    draft = output.with_name(f".{output.name}.draft")
+    new_parents = [parent for parent in output.parents if not parent.exists()]
+    folder = draft / output.name
+    with ExitStack() as cleanup:
         try:
-            cleared.callback(remove_empty, made)
-            around.mkdir(parents=True, exist_ok=True)
-            cleared.enter_context(lock(around, f"--output {output}: another export is writing there; give another folder"))
-            cleared.callback(shutil.rmtree, around, ignore_errors=True)
-            for left in around.glob("[!.]*"):
-                shutil.rmtree(left)
+            cleanup.callback(remove_empty, new_parents)
+            draft.mkdir(parents=True, exist_ok=True)
+            cleanup.enter_context(lock(draft, f"--output {output}: another export is writing there; give another folder"))
+            # Only from here on: another export still writes to a draft that is locked.
+            cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
+            for leftover in draft.glob("[!.]*"):
+                shutil.rmtree(leftover)
             folder.mkdir()
         except OSError as error:
             raise ValueError(f"--output {output} cannot be made: {error.strerror}") from error
@@ -127,21 +136,22 @@ def stage_output(output: Path) -> Iterator[Path]:
         if output.exists():
             shutil.copymode(output, folder)
         for path in (*filter(Path.is_file, folder.rglob("*")), folder):
-            path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o666)  # some libraries write for their user alone
+            # some libraries make files that only their user can read
+            path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o666)
             sync(path)
-        folder.replace(output)  # an empty one makes way
+        folder.replace(output)  # replaces an empty folder
         sync(output.parent)
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Remove those that are there and empty, the innermost first."""
+    """Remove the folders that exist and are empty, the innermost first."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
 def print_report(report: dict[str, Any], output: Path) -> None:
-    """On the terminal; where that cannot be, the export is as good."""
+    """Print the report on stdout; a closed stdout is no error, as the export is complete."""
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
     size = sum(file["bytes"] for file in report["files"].values())
     lines = [
@@ -158,7 +168,7 @@ def print_report(report: dict[str, Any], output: Path) -> None:
 
 
 def upload_report(source: "Source", file: Path, kind: str) -> None:
-    """The report among the artifacts of the run in MLflow, where it has one."""
+    """Add the report to the artifacts of the MLflow run, where the run has one; print a warning where MLflow fails."""
     from research.run_dir import read_json
 
     folder = source.run.folder
@@ -173,8 +183,8 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
     try:
         with shorten_timeouts():
             mlflow.add_artifact(str(run_id), file, f"export/{kind}", uri)
-    except Exception as error:  # whatever a store raises: the export is done
-        print_message(f"warning: MLflow did not take the report ({first_line(error)[:200]}); it is {file}")
+    except Exception as error:  # stores raise many types, and the export is complete
+        print_message(f"warning: MLflow did not accept the report ({first_line(error)[:200]}); it is {file}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """llama.cpp: one file of its architecture `bitnet`, ternary layers as TQ2_0 (2.06 bits a weight), TQ1_0 (1.69) or F16.
 
-Blocks of 256 inputs have a scale of their own, in half precision. It is 1 here: the layer's step stands beside its weight as a
-float32 tensor `.scale`, which llama.cpp multiplies by. It computes SiLU and a tied head whatever a file says, without a word.
+Each block of 256 inputs has a scale in half precision, which is 1 here. The layer's scale is a float32 tensor `.scale` beside
+the weight, and llama.cpp multiplies by it. Whatever the file says, llama.cpp computes SiLU and a tied head.
 """
 
 import json
@@ -24,39 +24,36 @@ import json, sys
 import numpy as np
 from llama_cpp import Llama
 
-file, given, asked, threads, probe = sys.argv[1:]
-tokens, probe = np.load(given), json.loads(probe).encode()
+file, tokens_path, logits_path, threads, probe = sys.argv[1:]
+tokens, probe = np.load(tokens_path), json.loads(probe).encode()
 threads = int(threads)
 model = Llama(file, n_ctx=tokens.shape[1], logits_all=True, n_threads=threads, n_threads_batch=threads, verbose=False)
 logits = np.empty((*tokens.shape, model.n_vocab()), np.float32)
-for row, found in zip(tokens, logits):
+for row, output in zip(tokens, logits):
     model.reset()
     model.eval(row.tolist())
-    found[:] = model.scores[: len(row)]
-np.save(asked, logits)
+    output[:] = model.scores[: len(row)]
+np.save(logits_path, logits)
 if model.metadata["tokenizer.ggml.model"] != "none":
     print(json.dumps(model.tokenize(probe, add_bos=True) == list(probe) and model.detokenize(list(probe)) == probe))
 """
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """model.gguf. Raises ValueError for what llama.cpp would load without a word and compute otherwise."""
+    """Write model.gguf; return warnings. Raise ValueError for a model that llama.cpp would load but compute differently."""
     source.require("gguf", SINGLE_SCALE)
     numbers = source.architecture
-    fix = "--format hf holds it; for llama.cpp train with model=bitnet"
+    fix = "use --format hf, or train with model=bitnet"
     if numbers["act"] != "silu":
-        raise ValueError(
-            f"model.activation={numbers['act']}: llama.cpp's bitnet loads such a file and computes SiLU all the same; {fix}"
-        )
+        raise ValueError(f"model.activation={numbers['act']}: llama.cpp's bitnet loads such a file but computes SiLU; {fix}")
     if not numbers["tied"]:
-        raise ValueError(
-            f"model.tie_embeddings=false: llama.cpp's bitnet takes the embedding for the head whatever the file holds; {fix}"
-        )
+        raise ValueError(f"model.tie_embeddings=false: llama.cpp's bitnet always uses the embedding as the head; {fix}")
     source.require_sub_norms("llama.cpp's bitnet")
     if options.embedding == "Q8_0" and numbers["dim"] % 32:
         raise ValueError(f"--embedding Q8_0: model.dim={numbers['dim']} is not a multiple of 32; give F16")
     from gguf import GGUFWriter
 
+    # The types with blocks need full ones: layers of another width are stored as F16.
     widths = {name: layer.in_features for name, layer in source.linears.items()}
     wide = [name for name, width in widths.items() if options.type != "F16" and width % BLOCK_SIZE]
     writer = GGUFWriter(folder / FILE, "bitnet")
@@ -66,15 +63,16 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    warnings = [] if source.text else ["the data is no text: the file has no tokenizer; give the model tokens"]
+    warnings = [] if source.text else ["the data is not text: the file has no tokenizer; give the model tokens"]
     if wide:
-        which = "every layer is F16" if len(wide) == len(widths) else f"{len(wide)} layers are F16, as {wide[0]}"
-        fix = f"make model.dim and model.ffn_dim multiples of {BLOCK_SIZE}"
+        which = "every layer is F16" if len(wide) == len(widths) else f"{len(wide)} layers are F16, {wide[0]} among them"
+        fix = f"train with model.dim and model.ffn_dim multiples of {BLOCK_SIZE}"
         warnings.insert(0, f"{options.type} has blocks of {BLOCK_SIZE} inputs, so {which}; {fix}")
     return warnings
 
 
 def _add_settings(writer: Any, source: Source, kind: str) -> None:
+    """Add the sizes of the model and, for text, a tokenizer of bytes."""
     from gguf import LlamaFileType, TokenType
 
     numbers = source.architecture
@@ -93,34 +91,36 @@ def _add_settings(writer: Any, source: Source, kind: str) -> None:
     if not source.text:
         writer.add_tokenizer_model("none")
         return
-    # Byte tokens of the other kind, "llama", would not do: there a space and the character U+2581 are the same.
+    # The other tokenizer of bytes, "llama", does not do: there a space and the character U+2581 are the same.
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(build_byte_alphabet())
     writer.add_token_types([TokenType.NORMAL] * 256)
-    writer.add_token_merges(["\u2581 \u2581"])  # one is asked for; these stand for no byte, so it never applies
+    # One merge is required. These characters stand for no byte, so it never applies.
+    writer.add_token_merges(["\u2581 \u2581"])
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id, writer.add_unk_token_id):
-        add(0)  # the byte between two documents
+        add(0)  # the zero byte stands between two documents
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
 
 
 def _add_tensors(writer: Any, source: Source, options: Options, f16_layers: list[str]) -> None:
-    """Add them all; those whose width does not fit into blocks in half precision."""
-    held = source.compute_codes()
+    """Add all tensors; the layers in `f16_layers`, whose inputs do not fill blocks, in half precision."""
+    quantized = source.compute_codes()
     _add_tensor(writer, "token_embd.weight", source.model.embed.weight, options.embedding)
     _add_tensor(writer, "output_norm.weight", source.model.norm.weight, "F32")
-    for name, place in source.map_modules("blk", 1).items():
-        if name in held:
-            codes, step = held[name]
-            _add_tensor(writer, f"{place}.weight", codes.float(), "F16" if name in f16_layers else options.type)
-            _add_tensor(writer, f"{place}.scale", step.reshape(1), "F32")
+    for name, target in source.map_modules("blk", 1).items():
+        if name in quantized:
+            codes, scale = quantized[name]
+            _add_tensor(writer, f"{target}.weight", codes.float(), "F16" if name in f16_layers else options.type)
+            _add_tensor(writer, f"{target}.scale", scale.reshape(1), "F32")
         else:
-            _add_tensor(writer, f"{place}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
+            _add_tensor(writer, f"{target}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
 
 
 def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
+    """Add one tensor, stored as the type `kind`."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
@@ -129,16 +129,19 @@ def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
-    """llama.cpp through its Python binding, in a process of its own: it has been seen to crash on files that it half knows."""
+    """Run the file with llama.cpp through its Python binding.
+
+    It runs in a process of its own: llama.cpp can crash on files that it only half supports.
+    """
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    logits, told = run_client(CLIENT, folder / FILE, tokens)
-    held = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
-    found: Codes = {}
-    for name, place in source.map_modules("blk", 1).items():
+    logits, output = run_client(CLIENT, folder / FILE, tokens)
+    tensors = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
+    codes: Codes = {}
+    for name, target in source.map_modules("blk", 1).items():
         if name in source.linears:
-            weight, scale = held[f"{place}.weight"], held[f"{place}.scale"]
-            codes = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
-            found[name] = to_codes(codes), torch.from_numpy(scale.data.copy())
-    return ClientResult("llama-cpp-python gguf", found, logits, {"tokenizer": json.loads(told)} if source.text else {})
+            weight, scale = tensors[f"{target}.weight"], tensors[f"{target}.scale"]
+            values = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
+            codes[name] = to_codes(values), torch.from_numpy(scale.data.copy())
+    return ClientResult("llama-cpp-python gguf", codes, logits, {"tokenizer": json.loads(output)} if source.text else {})

@@ -1,6 +1,6 @@
-"""transformers: a folder that `AutoModelForCausalLM.from_pretrained` reads as BitNetForCausalLM, its tokenizer with it.
+"""transformers: a folder that `AutoModelForCausalLM.from_pretrained` reads as BitNetForCausalLM, with a tokenizer for text.
 
-Packed weights are uint8 [out / 4, in], code + 1 in two bits: row i of the g-th quarter of outputs is bit pair g of row i.
+Packed weights are uint8 [out / 4, in], code + 1 in two bits. Bit pair g of row i holds row i of the g-th quarter of outputs.
 """
 
 import json
@@ -18,38 +18,42 @@ from research.nn.quantize import EPS
 
 EXTRA, MODULES = "hf", ("transformers", "tokenizers", "accelerate")
 PACKINGS = ("autobitlinear", "bitlinear", "none")
-END_BYTE = 0  # the byte between two documents: where a text is generated, it ends there
+END_BYTE = 0  # the byte between two documents: generated text ends there
 
 
 def to_stored_scale(weight_scale: Float[Tensor, ""], packing: str) -> Float[Tensor, "1"]:
-    """`weight_scale` as the layer of transformers takes it: AutoBitLinear multiplies by it, BitLinear divides by it."""
+    """Return the scale as transformers stores it: its AutoBitLinear multiplies by it, its BitLinear divides by it."""
     scale = weight_scale if packing == "autobitlinear" else 1 / weight_scale
     return scale.reshape(1)
 
 
 def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
-    """Codes in transformers' layout. The outputs must be a multiple of 4."""
+    """Return codes in transformers' layout; the number of outputs must be a multiple of 4."""
     quarters = (codes + 1).to(torch.uint8).unflatten(0, (4, -1))
     packed: Tensor = (quarters << torch.arange(0, 8, 2, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
     return packed
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """config.json, model.safetensors, for text the tokenizer. Raises ValueError for what transformers' BitNet is not."""
+    """Write config.json, model.safetensors and, for text, the tokenizer; return warnings.
+
+    Raise ValueError for a model that transformers' BitNet does not compute.
+    """
     packed = options.packing != "none"
-    own = {} if packed else {"weight_bits": (1.58,), "scale_method": ("absmean",)}  # the client rounds the weights itself
-    source.require(f"hf --packing {options.packing}", SINGLE_SCALE | own)
+    # Unpacked weights are quantized by transformers itself, which knows one method.
+    method = {} if packed else {"weight_bits": (1.58,), "scale_method": ("absmean",)}
+    source.require(f"hf --packing {options.packing}", SINGLE_SCALE | method)
     source.require_sub_norms("transformers' BitNet")
     for name, layer in source.linears.items():
         if packed and layer.out_features % 4:
-            raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; give --packing none")
+            raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; use --packing none")
     save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
     _write_json(folder / "config.json", _build_config(source, options.packing))
     special = {"eos_token_id": END_BYTE, "pad_token_id": END_BYTE} if source.text else {}
     _write_json(folder / "generation_config.json", {"max_length": source.architecture["length"], **special})
     if source.text:
         _write_tokenizer(folder, source.architecture["length"])
-    return [] if source.text else ["the data is no text: no tokenizer is written; give the model input_ids"]
+    return [] if source.text else ["the data is not text: no tokenizer is written; give the model input_ids"]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -57,20 +61,23 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
+    """Return all tensors of the file, under transformers' names."""
     tensors = {"model.embed_tokens.weight": source.model.embed.weight, "model.norm.weight": source.model.norm.weight}
     if not source.architecture["tied"]:
         tensors["lm_head.weight"] = source.model.head.weight
-    held = source.compute_codes()
-    for name, place in source.map_modules("model.layers", 0).items():
-        if name in held and packing != "none":
-            codes, step = held[name]
-            tensors[f"{place}.weight"], tensors[f"{place}.weight_scale"] = pack_quarters(codes), to_stored_scale(step, packing)
+    quantized = source.compute_codes()
+    for name, target in source.map_modules("model.layers", 0).items():
+        if name in quantized and packing != "none":
+            codes, scale = quantized[name]
+            tensors[f"{target}.weight"] = pack_quarters(codes)
+            tensors[f"{target}.weight_scale"] = to_stored_scale(scale, packing)
         else:
-            tensors[f"{place}.weight"] = source.model.get_submodule(name).get_parameter("weight")
+            tensors[f"{target}.weight"] = source.model.get_submodule(name).get_parameter("weight")
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _build_config(source: Source, packing: str) -> dict[str, Any]:
+    """Return config.json."""
     numbers, end = source.architecture, END_BYTE if source.text else None
     return {
         "architectures": ["BitNetForCausalLM"],
@@ -85,7 +92,7 @@ def _build_config(source: Source, packing: str) -> dict[str, Any]:
         "hidden_act": numbers["act"],
         "max_position_embeddings": numbers["length"],
         "rms_norm_eps": numbers["eps"],
-        "rope_theta": numbers["rope_base"],  # for transformers 4
+        "rope_theta": numbers["rope_base"],  # transformers 4 reads this key, 5 the next
         "rope_parameters": {"rope_type": "default", "rope_theta": numbers["rope_base"]},
         "tie_word_embeddings": numbers["tied"],
         "attention_bias": False,
@@ -95,6 +102,7 @@ def _build_config(source: Source, packing: str) -> dict[str, Any]:
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": "bitlinear" if packing == "bitlinear" else "autobitlinear",
+            # online: transformers quantizes the weights in each forward
             "quantization_mode": "online" if packing == "none" else "offline",
             "modules_to_not_convert": None,
         },
@@ -102,19 +110,23 @@ def _build_config(source: Source, packing: str) -> dict[str, Any]:
 
 
 def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
-    """The bytes of UTF-8, each a symbol of its own number."""
+    """Write a tokenizer whose token ids are the bytes of UTF-8."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(build_byte_alphabet())}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len, "clean_up_tokenization_spaces": False}
-    _write_json(folder / "tokenizer_config.json", own)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(folder / "tokenizer_config.json", config)
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
-    """As a user would, but for the compiler: the client compiles its layers, which takes half a minute."""
+    """Run the folder with transformers as a user does, but not compiled: compiling its layers takes half a minute."""
     with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -123,31 +135,33 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
         logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
+        # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
-        made = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
-        rest = {"generate": made.shape[1] == start.shape[1] + 1 and bool((made[:, :-1] == start).all())}
+        generated = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+        has_one_more = generated.shape[1] == start.shape[1] + 1
+        checks = {"generate": has_one_more and bool((generated[:, :-1] == start).all())}
         if source.text:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             symbols = list(PROBE.encode())
-            rest["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
-        return ClientResult("transformers", _read_codes(source, model, options.packing), logits, rest)
+            checks["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
+        return ClientResult("transformers", _read_codes(source, model, options.packing), logits, checks)
 
 
 def _read_codes(source: Source, model: Any, packing: str) -> Codes:
-    """What the client's layers multiply by."""
+    """Return the codes and scales that transformers' layers multiply by."""
     from transformers.integrations.bitnet import WeightQuant, unpack_weights
 
-    found: Codes = {}
-    for name, place in source.map_modules("model.layers", 0).items():
+    result: Codes = {}
+    for name, target in source.map_modules("model.layers", 0).items():
         if name not in source.linears:
             continue
-        layer = model.get_submodule(place)
+        layer = model.get_submodule(target)
         if packing == "none":
-            rounded = WeightQuant.apply(layer.weight)
-            step = rounded.abs().max().clamp(min=EPS)
-            found[name] = to_codes(rounded / step), step
+            weight = WeightQuant.apply(layer.weight)
+            scale = weight.abs().max().clamp(min=EPS)
+            result[name] = to_codes(weight / scale), scale
         elif packing == "bitlinear":
-            found[name] = to_codes(unpack_weights(layer.weight, torch.float32)), 1 / layer.weight_scale
+            result[name] = to_codes(unpack_weights(layer.weight, torch.float32)), 1 / layer.weight_scale
         else:
-            found[name] = to_codes(layer.weight), layer.weight_scale
-    return found
+            result[name] = to_codes(layer.weight), layer.weight_scale
+    return result

@@ -1,4 +1,4 @@
-"""What every export starts from: a trained transformer's numbers, its ternary codes, and the words of the formats for it."""
+"""A trained ternary transformer as the exports see it: its sizes, its codes and scales, and its names in the formats."""
 
 import logging
 import math
@@ -19,8 +19,8 @@ from research.nn.attention import Attention
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.feedforward import FeedForward, relu2
 
-Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # name of a layer -> its codes and their step
-MODULE_NAMES = {  # within a block: ours -> transformers', llama.cpp's
+Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # layer -> its codes and their scale
+MODULE_NAMES = {  # within a block: our name -> transformers', llama.cpp's
     "attention.q_proj": ("self_attn.q_proj", "attn_q"),
     "attention.k_proj": ("self_attn.k_proj", "attn_k"),
     "attention.v_proj": ("self_attn.v_proj", "attn_v"),
@@ -33,18 +33,18 @@ MODULE_NAMES = {  # within a block: ours -> transformers', llama.cpp's
     "attention.attn_sub_norm": ("self_attn.attn_sub_norm", "attn_sub_norm"),
     "feedforward.ffn_sub_norm": ("mlp.ffn_sub_norm", "ffn_sub_norm"),
 }
+# The settings of a BitLinear that formats with one scale a layer hold.
 SINGLE_SCALE: dict[str, tuple[Any, ...]] = {
     "granularity": ("tensor",),
     "activation_bits": (8,),
     "activation_granularity": ("token",),
 }
-LINEARS = tuple(place for place in MODULE_NAMES if place.endswith("_proj"))
-PLAIN_LINEAR = "a plain nn.Linear"
+LINEARS = tuple(name for name in MODULE_NAMES if name.endswith("_proj"))
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was given beside the format."""
+    """The options of a format."""
 
     packing: str = "autobitlinear"  # hf
     type: str = "TQ2_0"  # gguf
@@ -53,16 +53,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A trained ternary transformer, seen as the formats see it."""
+    """A trained ternary transformer, ready to be exported."""
 
     run: TrainedRun
     model: Transformer
     linears: dict[str, BitLinear]
-    text: bool  # its symbols are bytes of text
+    text: bool  # its tokens are bytes of UTF-8
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What the layout is made of."""
+        """Return the sizes and switches of the model, under the keys that stand in the files."""
         attention, feedforward = _get_first_block(self.model)
         return {
             "vocab": self.model.embed.num_embeddings,
@@ -80,36 +80,37 @@ class Source:
         }
 
     def map_modules(self, prefix: str, column: int) -> dict[str, str]:
-        """Modules of the blocks: our name -> the one in that column of PLACES, below `blocks` and the block's number."""
-        numbers = range(len(self.model.blocks))
-        return {
-            f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs[column]}" for n in numbers for ours, theirs in MODULE_NAMES.items()
-        }
+        """Return the name of each module in the blocks -> its name in that column of MODULE_NAMES, below `prefix`."""
+        blocks = range(len(self.model.blocks))
+        names = MODULE_NAMES.items()
+        return {f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs[column]}" for n in blocks for ours, theirs in names}
 
     def compute_codes(self) -> Codes:
-        """What each layer multiplies by, as the training forward rounds it."""
-        rounded = {name: layer.quantizer.quantize_weight(layer.weight) for name, layer in self.linears.items()}
-        return {name: (codes.to(torch.int8), step) for name, (codes, step) in rounded.items()}
+        """Return each layer's codes and scale, as the training forward quantizes its weight."""
+        quantized = {name: layer.quantizer.quantize_weight(layer.weight) for name, layer in self.linears.items()}
+        return {name: (codes.to(torch.int8), scale) for name, (codes, scale) in quantized.items()}
 
     def require(self, kind: str, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-        """Raises ValueError where a setting of the rounding is none of those that the format can hold."""
+        """Raise ValueError where a layer has a setting that the format cannot hold."""
         for name, layer in self.linears.items():
             for setting, values in allowed.items():
-                given = getattr(layer.quantizer, setting)
-                if given not in values:
-                    can = ", ".join(map(str, values))
+                value = getattr(layer.quantizer, setting)
+                if value not in values:
                     raise ValueError(
-                        f"model.linear.{setting}={given}: --format {kind} holds {can} only ({name}); "
-                        "--format safetensors, torch and onnx hold every ternary layer"
+                        f"model.linear.{setting}={value}: --format {kind} holds {', '.join(map(str, values))} only ({name}); "
+                        "use --format safetensors, torch or onnx, which hold every ternary layer"
                     )
 
     def require_sub_norms(self, client: str) -> None:
-        """Raises ValueError where the model has none."""
+        """Raise ValueError where the model has no norms before its output projections."""
         if not self.architecture["sub_norm"]:
-            raise ValueError(f"model.sub_norm=false: {client} has norms before the output projections; train with true")
+            raise ValueError(
+                f"model.sub_norm=false: {client} needs norms before the output projections; train with model.sub_norm=true"
+            )
 
 
 def _get_first_block(model: Transformer) -> tuple[Any, Any]:
+    """Return the attention and the feedforward of the first block; all blocks are alike."""
     block: Any = model.blocks[0]
     assert isinstance(block.attention, Attention)
     assert isinstance(block.feedforward, FeedForward)
@@ -117,45 +118,45 @@ def _get_first_block(model: Transformer) -> tuple[Any, Any]:
 
 
 def _recover_rope_base(model: Transformer) -> float:
-    """Of the table that the model turns by, from its slowest angle, base^(2/width - 1) a position. It holds six digits."""
-    cos, sin, width = model.get_buffer("cos"), model.get_buffer("sin"), model.head_dim
-    if model.max_seq_len == 1 or width == 2:
+    """Return the base of the rotation, to six digits: the slowest angle is base^(2/head_dim - 1) a position."""
+    cos, sin, head_dim = model.get_buffer("cos"), model.get_buffer("sin"), model.head_dim
+    if model.max_seq_len == 1 or head_dim == 2:
         return 10_000.0  # no angle depends on it
     slowest = math.atan2(sin[1, -1].item(), cos[1, -1].item())
-    return float(f"{slowest ** (width / (2 - width)):.6g}")
+    return float(f"{slowest ** (head_dim / (2 - head_dim)):.6g}")
 
 
 def build_source(run: TrainedRun) -> Source:
-    """Raises ValueError for a run that is no transformer, or has linear layers in its blocks that are not ternary."""
+    """Return the run as exports need it; raise ValueError for a run that is no ternary transformer."""
     model = run.model
     if not isinstance(model, Transformer):
         raise ValueError(
-            f"RUN is of a {type(model).__name__}: exports hold model=bitnet and model=bitnet_2b4t; train one of them"
+            f"RUN has the model {type(model).__name__}: exports hold model=bitnet and model=bitnet_2b4t; train one of them"
         )
     linears = bitlinear_layers(model)
     for number in range(len(model.blocks)):
-        for place in LINEARS:
-            name = f"blocks.{number}.{place}"
+        for linear in LINEARS:
+            name = f"blocks.{number}.{linear}"
             if name not in linears:
-                raise ValueError(f"RUN is not ternary: {name} is {PLAIN_LINEAR}; train with model=bitnet")
+                raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; train with model=bitnet")
             if not (quantizer := linears[name].quantizer).is_ternary:
                 bits = quantizer.weight_bits
-                raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58, or 1")
+                raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
     for layer in linears.values():
-        layer.backend = "ste"  # the plain reference, which rounds no sum
+        layer.backend = "ste"  # the reference: the other backends round sums
     return Source(run, model, linears, run.is_text)
 
 
 def require_installed(kind: str, extra: str, modules: tuple[str, ...]) -> None:
-    """Raises ValueError where something is missing that the format is written or checked with."""
+    """Raise ValueError where a module is missing that writes or checks the format."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format {kind} needs {', '.join(missing)}, not installed here: pip install -e '.[{extra}]'")
+        raise ValueError(f"--format {kind} needs {', '.join(missing)}, which is not installed; run pip install -e '.[{extra}]'")
 
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """What other libraries say of themselves, as which of their parts are not installed, is nothing to the user."""
+    """Silence warnings and logs of other libraries, such as that an optional part of theirs is not installed."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -167,14 +168,15 @@ def silence_libraries() -> Iterator[None]:
 
 
 def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:
-    """Numbers read from a file as codes; one that is not whole becomes a code that no ternary layer has."""
+    """Return numbers read from a file as codes; a number that is no integer becomes 127, which no ternary layer has."""
     return torch.where(values == values.round(), values, 127).to(torch.int8)
 
 
 def build_byte_alphabet() -> list[str]:
-    """The character that stands for each byte in GPT-2's vocabulary (Radford et al. 2019): itself where it can be seen,
-    else the next one from U+0100 on.
+    """Return the character of each byte in GPT-2's vocabulary (Radford et al. 2019).
+
+    A visible character stands for itself, any other byte is the next character from U+0100 on.
     """
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return [chr(byte) if byte in seen else chr(256 + hidden.index(byte)) for byte in range(256)]
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""ONNX: one file for onnxruntime, two bits a weight in it; a session unpacks them once, when it loads."""
+"""ONNX: one file for onnxruntime with two bits a weight; a session unpacks the weights once, when it loads."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from research.export.verify import ClientResult
 
 EXTRA, MODULES = "onnx", ("onnx", "onnxscript", "onnxruntime")
 FILE, OPSET = "model.onnx", 20
-MAX_PROTO_BYTES = 1_800_000_000  # bytes; a protocol buffer ends at 2 GB: above, tensors go into a file beside it
+MAX_PROTO_BYTES = 1_800_000_000  # a protocol buffer ends at 2 GB: tensors of larger models go into a second file
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """model.onnx: int64 `tokens` [batch, seq] to float32 `logits` [batch, seq, vocab]."""
+    """Write model.onnx: int64 `tokens` [batch, seq] to float32 `logits` [batch, seq, vocab]."""
     with silence_libraries():
         program = torch.onnx.export(
             trace_model(source),
             dynamo=True,
-            optimize=False,  # it would unpack what is small
+            optimize=False,  # the optimizer would unpack small weights
             opset_version=OPSET,
             input_names=["tokens"],
             output_names=["logits"],
@@ -31,30 +31,34 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     assert program is not None
     model: Any = program.model_proto
     graph = model.graph
-    for each in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del each.metadata_props[:]
+    # They hold paths and names of the machine that exported.
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
     save(model, folder)
     return []
 
 
 def save(model: Any, folder: Path) -> None:
-    """In one file or, where that would be too large, in two."""
+    """Save the model in one file or, above MAX_PROTO_BYTES, in two."""
     import onnx
 
     onnx.save(model, folder / FILE, save_as_external_data=model.ByteSize() > MAX_PROTO_BYTES, location=f"{FILE}.data")
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
-    """By onnxruntime on the CPU; the file itself by the checker of onnx."""
+    """Run the file with onnxruntime on the CPU, after onnx's own check of it."""
     import onnx
     from onnx import numpy_helper
     from onnxruntime import InferenceSession, SessionOptions
 
     onnx.checker.check_model(folder / FILE, full_check=True)
-    held = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in onnx.load(folder / FILE).graph.initializer}
+    initializers = onnx.load(folder / FILE).graph.initializer
+    tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in initializers}
     settings = SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3
     session = InferenceSession(folder / FILE, settings, providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
-    one = session.run(["logits"], {"tokens": tokens[:1, :1].numpy()})[0]
-    return ClientResult("onnxruntime onnx", read_codes(held, source), logits, {"one token alone": one.shape[:2] == (1, 1)})
+    single = session.run(["logits"], {"tokens": tokens[:1, :1].numpy()})[0]
+    return ClientResult(
+        "onnxruntime onnx", read_codes(tensors, source), logits, {"one token alone": single.shape[:2] == (1, 1)}
+    )

@@ -1,6 +1,6 @@
-"""safetensors: the numbers alone, for a program that somebody else writes. What they mean stands in the file's metadata.
+"""safetensors: the tensors alone, for a program that somebody else writes; the file's metadata explains them.
 
-The check is the reader below: numpy, the safetensors library, and nothing of the training code.
+The check is the reader below, which uses numpy and the safetensors library and nothing of the training code.
 """
 
 import json
@@ -30,47 +30,51 @@ Arrays = dict[str, ndarray]
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """model.safetensors, with the sizes, the rounding of activations and the layout as its metadata."""
+    """Write model.safetensors; its metadata holds the sizes, the settings of the quantizer and the layout."""
     from safetensors.torch import save_file
 
-    tensors = {name: p.detach() for name, p in source.model.named_parameters()}  # a tied head is there once
+    tensors = {
+        name: p.detach() for name, p in source.model.named_parameters()
+    }  # parameters are listed once: a tied head is the embedding
     for name, layer in source.linears.items():
         del tensors[f"{name}.weight"]
         tensors[f"{name}.packed"], tensors[f"{name}.scale"] = pack_layer(layer)
-    rounding = asdict(next(iter(source.linears.values())).quantizer)
+    quantization = asdict(next(iter(source.linears.values())).quantizer)
     metadata = {
         "format": "grokbit",
         "layout": LAYOUT,
         "model": json.dumps(source.architecture),
-        "rounding": json.dumps(rounding),
+        "rounding": json.dumps(quantization),
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, metadata)
     return []
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
+    """Run the file with the reader below."""
     from safetensors import safe_open
 
     with safe_open(folder / FILE, "np") as file:
         metadata = {key: json.loads(file.metadata()[key]) for key in ("model", "rounding")}
-        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    with np.errstate(over="ignore"):  # exp of a large number, which is divided by
-        logits = run(held, metadata["model"], metadata["rounding"], tokens.numpy())
-    return ClientResult(
-        "safetensors numpy", read_codes({k: torch.from_numpy(v) for k, v in held.items()}, source), torch.from_numpy(logits)
-    )
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    with np.errstate(over="ignore"):  # SiLU divides by exp(-x), which may be infinite
+        logits = run(arrays, metadata["model"], metadata["rounding"], tokens.numpy())
+    codes = read_codes({name: torch.from_numpy(array) for name, array in arrays.items()}, source)
+    return ClientResult("safetensors numpy", codes, torch.from_numpy(logits))
 
 
 def run(arrays: Arrays, model: dict[str, Any], quantization: dict[str, Any], tokens: ndarray) -> ndarray:
-    """Logits of the next symbol. Shapes: tokens [n, seq], logits [n, seq, vocab]."""
-    length, width = tokens.shape[1], model["dim"] // model["heads"]
-    angle = np.arange(length)[:, None] * model["rope_base"] ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    """Return logits [n, seq, vocab] of the next token for tokens [n, seq]."""
+    seq_len, head_dim = tokens.shape[1], model["dim"] // model["heads"]
+    angle = np.arange(seq_len)[:, None] * model["rope_base"] ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    # float32 throughout, as in training: numpy would continue in float64.
     angle = angle.astype(np.float32)
     x = arrays["embed.weight"][tokens]
     for number in range(model["depth"]):
-        inside = {k.removeprefix(f"blocks.{number}."): v for k, v in arrays.items() if k.startswith(f"blocks.{number}.")}
-        x = x + _attention(_rms_norm(x, inside["input_norm.weight"], model["eps"]), inside, model, quantization, angle)
-        x = x + _feedforward(_rms_norm(x, inside["post_norm.weight"], model["eps"]), inside, model, quantization)
+        prefix = f"blocks.{number}."
+        block = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        x = x + _attention(_rms_norm(x, block["input_norm.weight"], model["eps"]), block, model, quantization, angle)
+        x = x + _feedforward(_rms_norm(x, block["post_norm.weight"], model["eps"]), block, model, quantization)
     head = arrays["embed.weight"] if model["tied"] else arrays["head.weight"]
     return np.asarray(_rms_norm(x, arrays["norm.weight"], model["eps"]) @ head.T)
 
@@ -80,26 +84,27 @@ def _rms_norm(x: ndarray, weight: ndarray, eps: float) -> ndarray:
 
 
 def _linear(x: ndarray, arrays: Arrays, name: str, quantization: dict[str, Any]) -> ndarray:
-    """Whole numbers times whole numbers, then the two steps."""
+    """Return the product of integer activations and codes, times both scales."""
     axis = -1 if quantization["activation_granularity"] == "token" else None
     if quantization["activation_bits"] == 8:
         size = np.maximum(np.abs(x).max(axis, keepdims=True), np.float32(1e-5))
-        x, step = np.round(x * (np.float32(127) / size)), size / np.float32(127)
-    else:
+        x, x_scale = np.round(x * (np.float32(127) / size)), size / np.float32(127)
+    else:  # 4 bits (2411.04965, section 2): the scale is from the mean, values beyond are clipped
         root = np.float32(math.sqrt(7))
         size = np.maximum(np.abs(x).mean(axis, keepdims=True), np.float32(1e-5))
-        x, step = np.round(x * (root / size)).clip(-8, 7), size / root
+        x, x_scale = np.round(x * (root / size)).clip(-8, 7), size / root
     packed, scale = arrays[f"{name}.packed"], arrays[f"{name}.scale"]
     pairs = packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
     codes = pairs.reshape(len(packed), -1)[:, : x.shape[-1]].astype(np.float32) - 1
+    # With one scale a row the sum is of integers, and exact.
     if scale.shape[1] == 1:
-        return np.asarray(x @ codes.T * (step * scale.T))
-    return np.asarray((x * step) @ (codes * np.repeat(scale, x.shape[-1] // scale.shape[1], 1)).T)
+        return np.asarray(x @ codes.T * (x_scale * scale.T))
+    return np.asarray((x * x_scale) @ (codes * np.repeat(scale, x.shape[-1] // scale.shape[1], 1)).T)
 
 
 def _attention(x: ndarray, arrays: Arrays, model: dict[str, Any], quantization: dict[str, Any], angle: ndarray) -> ndarray:
-    """Shapes: x [n, seq, dim]; q, k, v [n, heads, seq, width]."""
-    cos, sin, shared = np.cos(angle), np.sin(angle), model["heads"] // model["kv_heads"]
+    """Return causal attention of x [n, seq, dim]; q, k, v are [n, heads, seq, head_dim]."""
+    cos, sin, queries_per_key = np.cos(angle), np.sin(angle), model["heads"] // model["kv_heads"]
 
     def project_heads(name: str, count: int) -> ndarray:
         y = _linear(x, arrays, f"attention.{name}", quantization)
@@ -110,10 +115,11 @@ def _attention(x: ndarray, arrays: Arrays, model: dict[str, Any], quantization: 
         return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
 
     q = rotate(project_heads("q_proj", model["heads"]))
-    k = rotate(project_heads("k_proj", model["kv_heads"])).repeat(shared, 1)
-    v = project_heads("v_proj", model["kv_heads"]).repeat(shared, 1)
+    k = rotate(project_heads("k_proj", model["kv_heads"])).repeat(queries_per_key, 1)
+    v = project_heads("v_proj", model["kv_heads"]).repeat(queries_per_key, 1)
     score = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(q.shape[-1]))
     score = np.where(np.tri(x.shape[1], dtype=bool), score, -np.inf)
+    # The largest score is subtracted, or exp would overflow.
     share = np.exp(score - score.max(-1, keepdims=True))
     y = (share / share.sum(-1, keepdims=True)) @ v
     y = y.swapaxes(1, 2).reshape(x.shape)

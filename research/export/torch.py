@@ -1,4 +1,4 @@
-"""torch.export: one .pt2 that `torch.export.load` runs without this package; two bits a weight in the file."""
+"""torch.export: one .pt2 file with two bits a weight that `torch.export.load` runs without this package."""
 
 import io
 import json
@@ -20,28 +20,28 @@ import numpy as np
 import torch
 
 warnings.simplefilter("ignore")
-file, given, asked, threads, probe = sys.argv[1:]
+file, tokens_path, logits_path, threads, probe = sys.argv[1:]
 torch.set_num_threads(int(threads))
-tokens = torch.from_numpy(np.load(given))
+tokens = torch.from_numpy(np.load(tokens_path))
 model = torch.export.load(file).module()
 with torch.no_grad():
-    np.save(asked, model(tokens).numpy())
-    one = model(tokens[:1, :1])
-print(json.dumps({"one token alone": list(one.shape[:2]) == [1, 1], "without this package": "research" not in sys.modules}))
+    np.save(logits_path, model(tokens).numpy())
+    single = model(tokens[:1, :1])
+print(json.dumps({"one token alone": list(single.shape[:2]) == [1, 1], "without this package": "research" not in sys.modules}))
 """
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]."""
-    whole = io.BytesIO()  # on a full disk torch would end the process
-    torch.export.save(trace_model(source), whole)
-    (folder / FILE).write_bytes(whole.getbuffer())
+    """Write model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]."""
+    buffer = io.BytesIO()  # on a full disk torch would end the process
+    torch.export.save(trace_model(source), buffer)
+    (folder / FILE).write_bytes(buffer.getbuffer())
     return []
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
-    """By torch alone, in a process of its own."""
-    logits, told = run_client(CLIENT, folder / FILE, tokens)
+    """Run the file with torch alone, in a process of its own."""
+    logits, output = run_client(CLIENT, folder / FILE, tokens)
     with silence_libraries():
-        held = torch.export.load(folder / FILE).state_dict
-    return ClientResult("torch", read_codes(held, source), logits, json.loads(told))
+        tensors = torch.export.load(folder / FILE).state_dict
+    return ClientResult("torch", read_codes(tensors, source), logits, json.loads(output))

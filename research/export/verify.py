@@ -1,11 +1,11 @@
-"""The gate: what was written, run by its real client, against the training forward.
+"""The check of an export: the format's own client runs the files, and its results are compared with the training forward.
 
-Rounding to int8 flips a code where two programs differ in the last bit of a float32, and a flip changes every number after
-it: that no logit differs by much is the wrong question. What is asked is whether the codes are the same bits, and whether the
-distributions are the same for all that one can tell: their mean divergence, the perplexity of held-out text.
+Single logits are not compared. Where two programs differ in the last bit of a float32, quantizing to int8 can flip a code, and
+the flip changes every later number. Compared are the codes, which must be equal, the mean divergence of the distributions, and
+the perplexity of held-out text.
 
-A model that has learnt little says little: its distributions are almost flat, whatever a client computes. So the client also
-runs a stand-in, the same layout with random weights that make each part of it count.
+A model that has learnt little hides mistakes: its distributions are almost flat, whatever a client computes. So the client
+also runs a stand-in, a model of the same layout with random weights that make each part of it matter.
 """
 
 import json
@@ -32,42 +32,43 @@ from research.losses import IGNORE
 from research.nn.bitlinear import bitlinear_layers
 
 MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity
-MIN_TARGETS = 1000  # targets: at the bound of the divergence, perplexities of fewer differ by more than 0.15 % by chance
-MAX_STAND_IN_DIVERGENCE = (
-    0.01  # nats a position; llama.cpp, which rounds otherwise, stays below 0.004, a wrong activation gives 0.1 and more
-)
-SCALE_TOLERANCE = 1e-6  # share by which a step may differ: it is stored in float32, by one client as its reciprocal
-MAX_LOGITS = 1 << 25  # numbers, at most: two gigabytes with what is made of them
-# Spaces, ends of lines, a zero byte, marks of other tokenizers, two to four bytes a character.
+# At the bound of the divergence, perplexities of fewer targets differ by more than 0.15 % by chance.
+MIN_TARGETS = 1000
+# Nats a position. llama.cpp, which rounds differently, stays below 0.004; a wrong activation gives 0.1 and more.
+MAX_STAND_IN_DIVERGENCE = 0.01
+SCALE_TOLERANCE = 1e-6  # relative; scales are stored in float32, by one client as the reciprocal
+MAX_LOGITS = 1 << 25  # two gigabytes with the copies that the comparison makes
+# Spaces, line ends, a zero byte, marks of other tokenizers, characters of two to four bytes.
 PROBE = " def f(x):\n\n    return  x\t<0x41> <s> a\u2581b\r\n\0it's 12345 \u00e9 \u6f22 \U0001f600 "
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What the client of a format finds in the file, and computes."""
+    """What the client of a format reads from the files, and computes."""
 
-    client: str  # the distributions that took part, to be told with their versions
+    client: str  # the packages that took part, whose versions stand in the report
     codes: Codes
     logits: Float[Tensor, "n seq vocab"]
-    extra_checks: dict[str, bool] = field(default_factory=dict)  # further checks: what is checked -> whether it holds
+    extra_checks: dict[str, bool] = field(default_factory=dict)  # name of a further check -> whether it holds
 
 
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
-    """Write it into the folder, and a stand-in for a moment beside it; the report on what the client computes of both.
+    """Write the model into the folder, let the client run it and a stand-in, and return the report.
 
-    Raises ValueError where that is not what was trained.
+    Raise ValueError where a check fails.
     """
     inputs, targets = select_held_out(source, tokens)
-    warnings, seen = write_and_run(source, kind, options, folder, inputs)
+    warnings, result = write_and_run(source, kind, options, folder, inputs)
     if targets.numel() < MIN_TARGETS:
         warnings.append(
-            f"checked on {targets.numel()} held-out targets; fewer than {MIN_TARGETS} tell no percentage: give more --tokens"
+            f"checked on {targets.numel()} held-out targets; fewer than {MIN_TARGETS} are too few to compare perplexities: "
+            "give more --tokens"
         )
-    report = build_report(source, seen, inputs, targets) | {"warnings": warnings}
-    other = build_stand_in(source)
-    with TemporaryDirectory(dir=folder.parent) as place:
-        _, seen = write_and_run(other, kind, options, Path(place), inputs)
-    report["checks"] |= check_stand_in(other, seen, inputs)
+    report = build_report(source, result, inputs, targets) | {"warnings": warnings}
+    stand_in = build_stand_in(source)
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        _, result = write_and_run(stand_in, kind, options, Path(temporary), inputs)
+    report["checks"] |= check_stand_in(stand_in, result, inputs)
     if reason := describe_failures(report):
         raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
     return report
@@ -76,41 +77,45 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
 def write_and_run(
     source: Source, kind: str, options: Options, folder: Path, tokens: Int[Tensor, "n seq"]
 ) -> tuple[list[str], ClientResult]:
-    """Write it into the folder and run it there by its client: warnings, and what the client finds."""
+    """Write the model into the folder and run it with the format's client; return the warnings and the result.
+
+    Raise ValueError where the files cannot be written or the client cannot run them.
+    """
     writer = import_module(f"research.export.{kind}")
     try:
         warnings = writer.write(source, folder, options)
     except ValueError:
         raise
-    except Exception as error:  # of a full disk each library tells in its own way
-        raise ValueError(f"nothing is written: --format {kind} could not be: {first_line(error)}") from error
+    except Exception as error:  # libraries raise different types for a full disk
+        raise ValueError(f"nothing is written: --format {kind} failed: {first_line(error)}") from error
     try:
         return warnings, writer.read(source, folder, tokens, options)
-    except Exception as error:  # whatever a client raises
+    except Exception as error:  # clients raise any type
         raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """In one line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no word'])[0]}"
+    """Return the type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def select_held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
-    """About so many tokens of the validation split, and their targets; at least one sequence."""
+    """Return sequences of the validation split with about `tokens` tokens, at least one, and their targets."""
     split = source.run.data.val
-    length = split.inputs.shape[1]
-    most = MAX_LOGITS // (length * source.model.embed.num_embeddings)
-    count = min(len(split), max(1, min(-(-tokens // length), most)))
+    seq_len = split.inputs.shape[1]
+    max_sequences = MAX_LOGITS // (seq_len * source.model.embed.num_embeddings)
+    count = min(len(split), max(1, min(-(-tokens // seq_len), max_sequences)))
     return split[torch.linspace(0, len(split) - 1, count).round().long()]
 
 
 def compare_distributions(
     reference: Float[Tensor, "n seq vocab"], logits: Float[Tensor, "n seq vocab"], targets: Int[Tensor, "n *seq"]
 ) -> tuple[float, float, float, float]:
-    """Mean KL(reference || client) in nats, both perplexities, the share of positions with the same most likely symbol.
+    """Return the mean KL(reference || client) in nats, both perplexities, and the share of equal most likely tokens.
 
-    The perplexity is that of the positions with a target: all, or the last one.
+    The perplexities are of the positions with a target: all, or the last one.
     """
+    # In float64: the divergence at its bound is a small difference of large logarithms.
     ours, theirs = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
     divergence = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
@@ -121,29 +126,29 @@ def compare_distributions(
 
 
 def count_different_codes(expected: Codes, actual: Codes) -> dict[str, int]:
-    """How many codes are not the same, by layer; all of a layer that is not there or has another shape."""
+    """Return the number of different codes by layer; all codes of a layer that is missing or has another shape."""
     wrong: dict[str, int] = {}
     for name, (codes, _) in expected.items():
-        there = actual[name][0] if name in actual else None
-        same = there is not None and there.shape == codes.shape
-        count = int((there != codes).sum()) if there is not None and same else codes.numel()
+        other = actual[name][0] if name in actual else None
+        comparable = other is not None and other.shape == codes.shape
+        count = int((other != codes).sum()) if other is not None and comparable else codes.numel()
         wrong |= {name: count} if count else {}
     return wrong
 
 
 def measure_scale_drift(expected: Codes, actual: Codes) -> float:
-    """The largest share by which a step differs."""
-    pairs = [(step.flatten(), actual[name][1].flatten()) for name, (_, step) in expected.items() if name in actual]
+    """Return the largest relative difference of a scale; infinity where scales are missing or have another shape."""
+    pairs = [(scale.flatten(), actual[name][1].flatten()) for name, (_, scale) in expected.items() if name in actual]
     if not pairs or any(a.shape != b.shape for a, b in pairs):
         return math.inf
-    return torch.stack([((b - a).abs() / a).max() for a, b in pairs]).max().item()  # of NaN it is NaN
+    return torch.stack([((b - a).abs() / a).max() for a, b in pairs]).max().item()  # NaN where a scale is NaN
 
 
 @torch.no_grad()
 def build_report(
     source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"], targets: Int[Tensor, "n *seq"]
 ) -> dict[str, Any]:
-    """The report: each check with its value, its bound and whether it holds."""
+    """Return the report: each check with its value, its bound and whether it holds."""
     divergence, reference, theirs, same = compare_distributions(source.model(tokens), result.logits, targets)
     expected = source.compute_codes()
     wrong = count_different_codes(expected, result.codes)
@@ -164,9 +169,11 @@ def build_report(
 
 @torch.no_grad()
 def build_stand_in(source: Source) -> Source:
-    """The first two blocks with random weights: logits are far apart, attention looks somewhere, no norm or step is like
-    another.
+    """Return the first two blocks with random weights.
+
+    They are so large that logits are far apart, attention is not uniform, and all norms and scales differ.
     """
+    # Two blocks: a mistake at the boundary between blocks shows up, and the run stays short.
     model = deepcopy(source.model)
     model.blocks = model.blocks[:2]
     random = torch.Generator().manual_seed(0)
@@ -181,18 +188,18 @@ def build_stand_in(source: Source) -> Source:
 
 @torch.no_grad()
 def check_stand_in(source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"]) -> dict[str, Any]:
-    """The checks on a stand-in, whose weights have no targets."""
+    """Return the check of a stand-in: the divergence alone, as random weights have no meaningful perplexity."""
     divergence, *_ = compare_distributions(source.model(tokens), result.logits, tokens)
     return {"stand-in's KL": _check(divergence, MAX_STAND_IN_DIVERGENCE)}
 
 
 def _check(value: float | int, bound: float | int, of: int | None = None) -> dict[str, Any]:
-    """A number that may be as large as its bound; NaN is too large."""
+    """Return a check that holds up to its bound; NaN does not hold."""
     return {"value": value, "bound": bound, "holds": value <= bound} | ({"of": of} if of else {})
 
 
 def describe_failures(report: dict[str, Any]) -> str:
-    """What does not hold, in a line; empty where all does."""
+    """Return the checks that fail, in one line; empty where all hold."""
     wrong = []
     for name, check in report["checks"].items():
         if not check["holds"]:
@@ -203,29 +210,30 @@ def describe_failures(report: dict[str, Any]) -> str:
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each file below."""
-    found = {}
+    """Return the size and sha256 of each file below a folder."""
+    files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
-            found[str(path.relative_to(folder))] = {
+            files[str(path.relative_to(folder))] = {
                 "bytes": path.stat().st_size,
                 "sha256": file_digest(file, "sha256").hexdigest(),
             }
-    return found
+    return files
 
 
 def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Float[Tensor, "n seq vocab"], str]:
-    """Logits, and what is printed, by a script run as a user's would be: in a process that knows nothing of this package, and
-    whose crash is not ours. It is given the file, where the tokens are, where the logits go, the threads, and the PROBE.
+    """Run a script of a client as a user would; return the logits that it saves and what it prints.
 
-    Raises RuntimeError where it fails.
+    It runs in a process of its own, without this package, so that a crash does not end the export. Its arguments are the
+    file, the path of the tokens, the path for the logits, the number of threads, and PROBE. Raise RuntimeError where it fails.
     """
-    with TemporaryDirectory() as place:
-        given, asked = Path(place, "tokens.npy"), Path(place, "logits.npy")
-        np.save(given, tokens.numpy())
-        command = [sys.executable, "-c", script, str(file.absolute()), str(given), str(asked), str(torch.get_num_threads())]
-        done = subprocess.run([*command, json.dumps(PROBE)], cwd=place, capture_output=True, text=True, check=False)
+    with TemporaryDirectory() as folder:
+        tokens_path, logits_path = Path(folder, "tokens.npy"), Path(folder, "logits.npy")
+        np.save(tokens_path, tokens.numpy())
+        args = [str(path) for path in (file.absolute(), tokens_path, logits_path)]
+        command = [sys.executable, "-c", script, *args, str(torch.get_num_threads()), json.dumps(PROBE)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-            raise RuntimeError(f"{how}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-        return torch.from_numpy(np.load(asked)), done.stdout
+            reason = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+            raise RuntimeError(f"{reason}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        return torch.from_numpy(np.load(logits_path)), done.stdout

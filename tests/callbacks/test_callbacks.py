@@ -1,4 +1,4 @@
-"""What the user sees, on a terminal and elsewhere; and what ends a run."""
+"""The callbacks: what the console prints, what ends a run, what is logged of gradients and ternary weights."""
 
 import io
 import math
@@ -10,7 +10,7 @@ import torch
 from rich.console import Console as Terminal
 from torch import nn
 
-from research.callbacks.console import Console, build_summary, describe_precision
+from research.callbacks.console import Console, build_summary, describe_precision, format_threads
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
@@ -39,39 +39,48 @@ def fit(*callbacks: Callback, steps: int = 6, folder: Path | None = None, monito
     )
 
 
-def test_elsewhere_than_on_a_terminal_it_is_plain_lines(tmp_path: Path) -> None:
-    paper = io.StringIO()
-    fit(Console(every=1e-9, terminal=Terminal(file=paper, width=60)), folder=tmp_path)
-    text = paper.getvalue()
+def test_the_console_prints_plain_lines_without_a_terminal(tmp_path: Path) -> None:
+    output = io.StringIO()
+    fit(Console(every=1e-9, terminal=Terminal(file=output, width=60)), folder=tmp_path)
+    text = output.getvalue()
     assert "\x1b" not in text, "escape codes"
     lines = text.splitlines()
     assert re.match(r"run +trial$", lines[0])
-    for word in ("Transformer", "ternary", "kB packed", "training and", "AdamW", "lr 0.001", "threads", str(tmp_path)):
+    for word in ("Transformer", "ternary", "kB packed", "training and", "AdamW", "lr 0.001", "1 thread,", str(tmp_path)):
         assert word in text
     steps = [line for line in lines if line.startswith("step ")]
     assert [int(line.split("/")[0].removeprefix("step ")) for line in steps] == [1, 2, 3, 4, 5, 6]
     for name in ("train/loss", "val/loss", "val/acc", "lr", "grad/norm", "samples/s", "ETA"):
         assert name in steps[-1]
     end = "\n".join(lines[lines.index(steps[-1]) :])
-    for word in ("best val/acc", "final val/acc", "baseline val/acc", "time", "MB", "resume=", "-m seed=0,1,2"):
+    for word in ("best val/acc", "final val/acc", "baseline val/acc", "time", "peak memory", "resume=", "-m seed=0,1,2"):
         assert word in end
 
 
-def test_the_kind_of_the_weights_is_reported() -> None:
-    linears = nn.Linear(32, 32), BitLinear(32, 32), BitLinear(32, 32, weight_bits=2)
-    told = [describe_precision(nn.Sequential(nn.Linear(4, 4), linear)) for linear in linears]
-    assert told[0] == "full precision"
-    assert told[1].startswith("1,024 of them ternary: ")
-    assert told[2].startswith("1,024 of them rounded: ")
+@pytest.mark.parametrize(
+    ("linear", "start"),
+    [
+        (nn.Linear(32, 32), "full precision"),
+        (BitLinear(32, 32), "1,024 of them ternary: "),
+        (BitLinear(32, 32, weight_bits=2), "1,024 of them quantized: "),
+    ],
+    ids=["full", "ternary", "2 bits"],
+)
+def test_the_precision_of_the_weights_is_described(linear: nn.Module, start: str) -> None:
+    assert describe_precision(nn.Sequential(nn.Linear(4, 4), linear)).startswith(start)
 
 
-def test_a_line_comes_only_every_few_seconds() -> None:
-    paper = io.StringIO()
-    fit(Console(every=1000, terminal=Terminal(file=paper, width=60)))
-    assert [line[:8] for line in paper.getvalue().splitlines() if line.startswith("step ")] == ["step 6/6"]
+def test_threads_are_counted_in_words() -> None:
+    assert [format_threads(count) for count in (1, 2)] == ["1 thread", "2 threads"]
 
 
-def test_on_a_terminal_it_is_one_live_line() -> None:
+def test_a_line_is_printed_every_few_seconds() -> None:
+    output = io.StringIO()
+    fit(Console(every=1000, terminal=Terminal(file=output, width=60)))
+    assert [line[:8] for line in output.getvalue().splitlines() if line.startswith("step ")] == ["step 6/6"]
+
+
+def test_a_terminal_has_one_live_line() -> None:
     screen = io.StringIO()
     fit(Console(terminal=Terminal(file=screen, width=250, force_terminal=True, color_system=None)))
     text = screen.getvalue()
@@ -82,11 +91,11 @@ def test_on_a_terminal_it_is_one_live_line() -> None:
     assert "Done" in plain
 
 
-def test_a_run_that_fails_has_no_table_of_results() -> None:
-    paper = io.StringIO()
+def test_a_failed_run_prints_no_results() -> None:
+    output = io.StringIO()
     with pytest.raises(FloatingPointError, match=r"not finite at step 1, with lr=1e\+30"):
-        fit(Break(), Console(terminal=Terminal(file=paper)), lr=1e30)
-    assert "best val/acc" not in paper.getvalue()
+        fit(Break(), Console(terminal=Terminal(file=output)), lr=1e30)
+    assert "best val/acc" not in output.getvalue()
 
 
 class Break(Callback):
@@ -94,7 +103,7 @@ class Break(Callback):
         nn.init.constant_(next(state.model.parameters()), float("nan"))
 
 
-def test_early_stop_holds_for_as_many_evaluations() -> None:
+def test_early_stop_waits_for_enough_evaluations_in_a_row() -> None:
     assert fit(EarlyStop(target=100.0), monitor="val/loss").stop == "val/loss reached 100"
     assert fit(EarlyStop(target=100.0, hold=2), monitor="val/loss").progress.step == 4
     assert fit(EarlyStop(target=1.1)).progress.step == 6
@@ -109,43 +118,40 @@ def test_early_stop_holds_for_as_many_evaluations() -> None:
         (TimeLimit(1e-9), "trainer.steps=80", ["target=0", "callbacks.grokking.end=0"]),
     ],
 )
-def test_the_command_to_go_on_lifts_what_ended_the_run(
+def test_the_resume_command_overrides_what_ended_the_run(
     callback: Callback, longer: str, remaining: list[str], tmp_path: Path
 ) -> None:
-    """And nothing else that was asked for."""
+    """And nothing else that was requested."""
     (tmp_path / "overrides.txt").write_text("lr=1e-3\ntarget=0\ncallbacks.grokking.end=0\nsteps=6\n")
     state = fit(callback, steps=40, folder=tmp_path)
     assert state.progress.step < 40
-    words = dict(build_summary(state))["go on"].split()
+    words = dict(build_summary(state))["resume with"].split()
     assert words == ["python", "train.py", "lr=1e-3", *remaining, f"resume={tmp_path}", *longer.split()]
 
 
-def test_the_step_at_which_time_runs_out_is_evaluated() -> None:
+def test_the_last_step_of_a_time_limit_is_evaluated() -> None:
     state = fit(TimeLimit(1e-9))
-    assert (state.progress.step, state.stop) == (2, "1e-09 s are over")
+    assert state.progress.step == 2
+    assert "time limit of 1e-09 s" in state.stop
     assert "val/acc" in state.progress.metrics
 
 
-def test_the_curve_is_a_picture(tmp_path: Path) -> None:
+def test_the_curves_are_a_png(tmp_path: Path) -> None:
     fit(Curve(), folder=tmp_path)
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_health_of_gradients_is_logged_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Norms before clipping, and zeros, each against what they are."""
-    seen: list[State] = []
+def test_gradient_norms_and_zeros_are_logged_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Norms are those before clipping."""
 
-    class Look(Callback):
+    class GradientRecorder(Callback):
         def on_gradients(self, state: State) -> None:
             grads = {name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None}
-            self.seen = grads, float(state.progress.grad_norm)
+            self.recorded = grads, float(state.progress.grad_norm)
 
-        def on_step(self, state: State) -> None:
-            seen.append(state)
-
-    look = Look()
-    state = fit(GradientHealth(every=2, vanishing=1e3, exploding=1e9, histogram=1), look, steps=4, folder=tmp_path)
-    grads, norm = look.seen
+    recorder = GradientRecorder()
+    state = fit(GradientHealth(every=2, vanishing=1e3, exploding=1e9, histogram=1), recorder, steps=4, folder=tmp_path)
+    grads, norm = recorder.recorded
     clipped = torch.stack([g.norm() for g in grads.values()]).norm().item()
     block = torch.stack([g.norm() for name, g in grads.items() if name.startswith("blocks.0.")]).norm().item()
     assert state.progress.metrics["grad/norm/blocks.0"] == pytest.approx(block * norm / clipped, rel=1e-4)
@@ -154,46 +160,48 @@ def test_the_health_of_gradients_is_logged_by_block(tmp_path: Path, caplog: pyte
     )
     assert state.progress.metrics["grad/zero/embed"] == pytest.approx((grads["embed.weight"] == 0).float().mean().item())
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["gradients_00000002.png", "gradients_00000004.png"]
-    told = [record.message for record in caplog.records if "vanishing" in record.message]
-    assert len(told) == len({line.split()[3] for line in told}) > 1, "each block once"
+    warnings = [record.message for record in caplog.records if "callbacks.gradients.vanishing is 1e+03" in record.message]
+    assert len(warnings) == len({line.split()[3] for line in warnings}) > 1, "one warning a block"
 
 
-def test_what_rounding_does_to_the_weights_is_logged_by_layer(tmp_path: Path) -> None:
-    """Against the weights themselves, one number after the other; the flips against a look of our own."""
-    seen: list[dict[str, list[float]]] = []
+def test_quantization_facts_are_logged_by_layer(tmp_path: Path) -> None:
+    """Each is recomputed from the weights as lists of numbers."""
+    recorded: list[dict[str, list[float]]] = []
 
-    class Look(Callback):
+    class WeightRecorder(Callback):
         def on_gradients(self, state: State) -> None:
-            seen.append({f"{name}.": layer.weight.flatten().tolist() for name, layer in bitlinear_layers(state.model).items()})
+            recorded.append(
+                {f"{name}.": layer.weight.flatten().tolist() for name, layer in bitlinear_layers(state.model).items()}
+            )
 
-    state = fit(Ternary(every=2), Look(), steps=4, folder=tmp_path)
-    assert len(seen[3]) == 7
-    for name, weights in seen[3].items():
+    state = fit(Ternary(every=2), WeightRecorder(), steps=4, folder=tmp_path)
+    assert len(recorded[3]) == 7
+    for name, weights in recorded[3].items():
         scale = sum(map(abs, weights)) / len(weights)
-        codes, before = compute_codes(weights), compute_codes(seen[1][name])
+        codes, before = compute_codes(weights), compute_codes(recorded[1][name])
         error = math.dist(weights, [code * scale for code in codes]) / math.hypot(*weights)
-        told = {fact: state.progress.metrics[f"ternary/{fact}/{name[:-1]}"] for fact in ("error", "zero", "flips", "scale")}
-        assert told == pytest.approx({
+        logged = {fact: state.progress.metrics[f"ternary/{fact}/{name[:-1]}"] for fact in ("error", "zero", "flips", "scale")}
+        assert logged == pytest.approx({
             "error": error,
             "zero": codes.count(0) / len(codes),
             "flips": sum(a != b for a, b in zip(codes, before, strict=True)) / len(codes),
             "scale": scale,
         }, rel=1e-4)  # fmt: skip
-    whole = 4 * sum(p.numel() for p in state.model.parameters())
-    assert state.progress.metrics["ternary/ratio"] == pytest.approx(whole / count_packed_bytes(state.model))
+    float32_bytes = 4 * sum(p.numel() for p in state.model.parameters())
+    assert state.progress.metrics["ternary/ratio"] == pytest.approx(float32_bytes / count_packed_bytes(state.model))
     assert state.progress.metrics["ternary/packed_mb"] == pytest.approx(count_packed_bytes(state.model) / 1e6)
     assert (tmp_path / "plots" / "ternary.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_of_many_layers_some_are_named() -> None:
+def test_the_legend_names_some_of_many_layers() -> None:
     history = {f"layer {n}": [(step, dict.fromkeys(FACTS, 0.5)) for step in (1, 2)] for n in range(168)}
     figure = draw(history, "")
     assert [len(axis.lines) for axis in figure.axes] == [168] * 4
     assert 20 <= len(figure.legends[0].get_texts()) <= 28
 
 
-def test_the_first_look_knows_of_no_flips(tmp_path: Path) -> None:
-    """Nothing was seen before it: that is no share of zero. A run that goes on has what its checkpoint saw."""
+def test_the_first_measurement_has_no_flips(tmp_path: Path) -> None:
+    """There is nothing to compare with, which is not a share of 0. A resumed run compares with its checkpoint's codes."""
     first = Ternary(every=2)
     state = fit(first, steps=2, folder=tmp_path)
     assert not [name for name in state.progress.metrics if "flips" in name]
@@ -205,19 +213,19 @@ def test_the_first_look_knows_of_no_flips(tmp_path: Path) -> None:
     assert flips == [0] * 7, "the same two steps again"
 
 
-def test_without_ternary_layers_there_is_nothing_to_tell(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_ternary_layers_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
     trainer = Trainer(4, 8, eval_every=2, device="cpu")
     optimizer = torch.optim.AdamW(model.parameters())
     state = trainer.fit(trainer.setup(model, optimizer, constant, last_token, DATA, [Ternary(every=2)], monitor="val/acc"))
     assert not [name for name in state.progress.metrics if name.startswith("ternary/")]
-    assert [record.message for record in caplog.records if "callbacks.ternary" in record.message] == [
-        "callbacks.ternary has nothing to tell, as the model has no BitLinears: ~callbacks.ternary"
-    ]
+    (message,) = [record.message for record in caplog.records if "callbacks.ternary" in record.message]
+    assert "no BitLinear" in message
+    assert "~callbacks.ternary" in message
 
 
 def compute_codes(weights: list[float]) -> list[int]:
-    """Ternary codes (2402.17764, eq. 1 to 3)."""
+    """Return the ternary codes of a layer (2402.17764, eq. 1 to 3)."""
     scale = sum(map(abs, weights)) / len(weights)
     return [max(-1, min(1, round(w / scale))) for w in weights]

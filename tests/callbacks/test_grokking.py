@@ -1,4 +1,4 @@
-"""What is told of a run that generalises late is what its metrics say, however it ended, and telling changes nothing."""
+"""The grokking callback: its milestones agree with metrics.jsonl, also after a resume, and it changes no weight."""
 
 import json
 import math
@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from fitting import make_state
 from hypothesis import given
 from hypothesis import strategies as st
 from program import ROOT, TINY, read_metrics, run, run_ranks
@@ -21,10 +19,8 @@ from torch import nn
 
 from research.callbacks.checkpoint import Checkpoint
 from research.callbacks.grokking import Grokking, Milestone, find_milestone
-from research.data.digits import digits
 from research.data.modular import modular
-from research.losses import classification, last_token
-from research.models.mlp import MLP
+from research.losses import last_token
 from research.models.transformer import Transformer
 from research.optim.schedules import constant
 from research.run_dir import RunConfig
@@ -49,21 +45,22 @@ def fit(folder: Path | None, *callbacks: Callback, resume: Path | None = None, l
         folder.mkdir(exist_ok=True)
         jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
     try:
-        return trainer.fit(trainer.setup(model, optimizer, constant, last_token, data, [jsonl, *callbacks],
-                           monitor="val/acc", folder=folder, resume=resume))  # fmt: skip
+        state = trainer.setup(model, optimizer, constant, last_token, data, [jsonl, *callbacks],
+                              monitor="val/acc", folder=folder, resume=resume)  # fmt: skip
+        return trainer.fit(state)
     finally:
         jsonl.finish("", {})
 
 
 def read_grokking(folder: Path) -> dict[str, Any]:
-    """grokking.json without what depends on the clock."""
-    found = json.loads((folder / "grokking.json").read_text())
-    assert found.pop("seconds") > 0
-    return dict(found)
+    """Return grokking.json without the seconds."""
+    facts = json.loads((folder / "grokking.json").read_text())
+    assert facts.pop("seconds") > 0
+    return dict(facts)
 
 
 def scan_curve(curve: Iterable[tuple[int, float]], level: float, hold: int) -> Milestone:
-    """What `reached` says, from one look after the other."""
+    """Return what `find_milestone` returns, from one evaluation after the other."""
     first, held, lowest, row = None, None, None, list[int]()
     for step, value in curve:
         row = [*row, step] if value >= level else []
@@ -75,48 +72,48 @@ def scan_curve(curve: Iterable[tuple[int, float]], level: float, hold: int) -> M
 
 
 def recompute_grokking(folder: Path, steps: int) -> dict[str, Any]:
-    """grokking.json as metrics.jsonl would have it."""
-    found: dict[str, Any] = {}
+    """Return grokking.json as computed from metrics.jsonl."""
+    milestones: dict[str, Any] = {}
     for level in (0.95, 0.99):
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
             curve = [(line["step"], line[f"{split}/acc"]) for line in read_metrics(folder) if f"{split}/acc" in line]
             facts[split] = vars(scan_curve(curve, level, HOLD))
         both = [facts[split]["first"] for split in ("train", "val")]
-        found[f"{level:.2f}"] = facts | {"delay": None if None in both else both[1] - both[0]}
-    return found | {"steps": steps}
+        milestones[f"{level:.2f}"] = facts | {"delay": None if None in both else both[1] - both[0]}
+    return milestones | {"steps": steps}
 
 
 VALUES = st.sampled_from([0.0, 0.5, 0.9499999, 0.95, 0.96, 0.99, 1.0, math.nan])
 CURVES = st.lists(st.tuples(st.integers(1, 40), VALUES), max_size=14).map(
-    lambda looks: [(sum(gap for gap, _ in looks[: place + 1]), value) for place, (_, value) in enumerate(looks)]
+    lambda pairs: [(sum(gap for gap, _ in pairs[: i + 1]), value) for i, (_, value) in enumerate(pairs)]
 )
 
 
 @given(CURVES, st.sampled_from([0.5, 0.95, 0.99, 1.0]), st.integers(1, 16))
-def test_what_a_curve_reaches_is_what_looks_one_by_one_say(curve: list[tuple[int, float]], level: float, hold: int) -> None:
-    """Rows longer than the curve, and accuracies that were not judged, among them."""
-    found = find_milestone(curve, level, hold)
-    assert found == scan_curve(curve, level, hold)
+def test_a_milestone_is_that_of_a_plain_scan(curve: list[tuple[int, float]], level: float, hold: int) -> None:
+    """Also where `hold` is longer than the curve, and with accuracies that are NaN."""
+    milestone = find_milestone(curve, level, hold)
+    assert milestone == scan_curve(curve, level, hold)
     values = dict(curve)
-    assert all(step is None or values[step] >= level for step in (found.first, found.held))
-    assert hold <= len(curve) or found.held is None
-    assert hold > 1 or found.held == found.first
+    assert all(step is None or values[step] >= level for step in (milestone.first, milestone.held))
+    assert hold <= len(curve) or milestone.held is None
+    assert hold > 1 or milestone.held == milestone.first
 
 
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
-    """Never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("full")
     return folder, fit(folder, Checkpoint(), make_grokking())
 
 
 def make_grokking() -> Grokking:
-    """Ends 7 steps after 95 % was held."""
+    """Return a callback that ends the run 7 steps after 95 % was held."""
     return Grokking(every=10, hold=HOLD, end=0.95, after=7)
 
 
-def test_it_tells_what_the_metrics_say(full_run: tuple[Path, State]) -> None:
+def test_milestones_agree_with_the_metrics(full_run: tuple[Path, State]) -> None:
     folder, state = full_run
     facts = read_grokking(folder)
     assert facts == recompute_grokking(folder, state.progress.step)
@@ -136,25 +133,25 @@ def test_it_tells_what_the_metrics_say(full_run: tuple[Path, State]) -> None:
     assert (folder / "plots" / "grokking.png").read_bytes().startswith(PNG)
 
 
-def test_a_look_is_logged_with_its_own_step(full_run: tuple[Path, State]) -> None:
-    """The first one of all, for the picture, is at step 1."""
+def test_a_measurement_is_logged_at_its_own_step(full_run: tuple[Path, State]) -> None:
+    """The first, for the picture, is at step 1 and not logged."""
     folder, state = full_run
-    looked = [line["step"] for line in read_metrics(folder) if "grok/weight_norm" in line]
-    assert looked == [line["step"] for line in read_metrics(folder) if "grok/embedding_rank" in line]
-    assert looked == list(range(10, state.progress.step + 1, 10))
+    steps = [line["step"] for line in read_metrics(folder) if "grok/weight_norm" in line]
+    assert steps == [line["step"] for line in read_metrics(folder) if "grok/embedding_rank" in line]
+    assert steps == list(range(10, state.progress.step + 1, 10))
     watched = state.stateful["Grokking 0"]
     assert isinstance(watched, Grokking)
-    assert [step for step, _, _ in watched.norms] == [1, *looked]
-    assert list(watched.spectra) == [1, looked[-1]]
+    assert [step for step, _, _ in watched.norms] == [1, *steps]
+    assert list(watched.spectra) == [1, steps[-1]]
 
 
-def test_the_run_ends_so_many_steps_after_it_was_held(full_run: tuple[Path, State]) -> None:
-    """After the evaluation that completed the row; and never where there was no such row."""
+def test_the_run_ends_some_steps_after_the_accuracy_was_held(full_run: tuple[Path, State]) -> None:
+    """Counted from the last evaluation of the row; without such a row the run does not end early."""
     folder, state = full_run
     held = read_grokking(folder)["0.95"]["val"]["held"]
     assert state.progress.step == held + (HOLD - 1) * EVERY + 7
     assert state.stop == f"val/acc stayed at 0.95 or above for {HOLD} evaluations"
-    assert "val/acc" in state.logged, "its last step is judged"
+    assert "val/acc" in state.logged, "its last step is evaluated"
     again = fit(None, Grokking(hold=1, end=0.95, after=1))
     assert again.progress.step == read_grokking(folder)["0.95"]["val"]["first"] + 1
     for callback in (Grokking(hold=HOLD, end=0.95, after=8), Grokking(hold=99, end=0.95), Grokking(hold=1)):
@@ -162,13 +159,13 @@ def test_the_run_ends_so_many_steps_after_it_was_held(full_run: tuple[Path, Stat
         assert (on.progress.step, on.stop) == (state.progress.step, "")
 
 
-def test_what_the_last_evaluation_reaches_is_a_metric_too(full_run: tuple[Path, State]) -> None:
+def test_a_milestone_of_the_last_evaluation_is_logged(full_run: tuple[Path, State]) -> None:
     first = read_grokking(full_run[0])["0.95"]["val"]["first"]
     assert fit(None, Grokking(), steps=first).progress.metrics["grok/val_95"] == first
 
 
-def test_what_is_not_reached_is_noted_and_is_no_metric(tmp_path: Path) -> None:
-    """A run that has memorised and no more, and one that has not even done that."""
+def test_a_level_that_is_not_reached_is_noted_and_not_logged(tmp_path: Path) -> None:
+    """In a run that has only memorised, and in one that has not."""
     data = replace(DATA, val=replace(DATA.val, targets=(DATA.val.targets + 1) % 7))  # all wrong
     state = fit(tmp_path, Grokking(hold=HOLD), data=data, steps=60)
     facts = read_grokking(tmp_path)
@@ -184,7 +181,7 @@ def test_what_is_not_reached_is_noted_and_is_no_metric(tmp_path: Path) -> None:
     assert not [name for name in state.progress.metrics if name.startswith("grok/") and name.endswith(("95", "99"))]
 
 
-def test_training_samples_that_were_not_evaluated_have_reached_nothing(full_run: tuple[Path, State]) -> None:
+def test_training_accuracy_that_was_not_evaluated_has_no_milestone(full_run: tuple[Path, State]) -> None:
     state = fit(None, Grokking(hold=HOLD), eval_train=False, steps=60)
     first = read_grokking(full_run[0])["0.95"]["val"]["first"]
     assert state.progress.metrics["grok/val_95"] == first
@@ -193,7 +190,7 @@ def test_training_samples_that_were_not_evaluated_have_reached_nothing(full_run:
 
 
 class Kill(Callback):
-    """Sends a signal to this process while a step is under way."""
+    """Send a signal to this process during a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -204,7 +201,7 @@ class Kill(Callback):
 
 
 class NotesRecorder(Callback):
-    """What is said by the time the console shows it: it ends before."""
+    """Record the notes at the time at which the console prints them, before the grokking callback ends."""
 
     def on_end(self, state: State) -> None:
         self.notes = dict(state.end_notes)
@@ -212,83 +209,30 @@ class NotesRecorder(Callback):
 
 @pytest.mark.parametrize("back", [50, 7, 0, None])
 def test_a_resumed_run_reports_the_same(tmp_path: Path, full_run: tuple[Path, State], back: int | None) -> None:
-    """Interrupted before, and in, the evaluation that completed the row, in the very step that ends it, and not at all."""
-    (folder, state), there = full_run, tmp_path / "run"
+    """Interrupted before and in the evaluation that completed the row, in the last step, and not at all."""
+    (folder, state), resumed = full_run, tmp_path / "run"
     if back is None:
-        shutil.copytree(folder, there)
+        shutil.copytree(folder, resumed)
     else:
-        stopped = fit(there, Checkpoint(), make_grokking(), Kill(state.progress.step - back))
+        stopped = fit(resumed, Checkpoint(), make_grokking(), Kill(state.progress.step - back))
         assert (stopped.progress.step, stopped.signum) == (state.progress.step - back, signal.SIGTERM)
-    end = fit(there, Checkpoint(), hear := NotesRecorder(), make_grokking(), resume=there)
-    assert (end.progress.step, end.stop, hear.notes) == (state.progress.step, state.stop, state.end_notes)
-    metrics = [{name: value for name, value in each.progress.metrics.items() if "perf/" not in name} for each in (end, state)]
+    end = fit(resumed, Checkpoint(), recorder := NotesRecorder(), make_grokking(), resume=resumed)
+    assert (end.progress.step, end.stop, recorder.notes) == (state.progress.step, state.stop, state.end_notes)
+    metrics = [{name: value for name, value in s.progress.metrics.items() if "perf/" not in name} for s in (end, state)]
     assert metrics[0] == metrics[1]
-    assert (read_grokking(there), read_metrics(there)) == (read_grokking(folder), read_metrics(folder))
+    assert (read_grokking(resumed), read_metrics(resumed)) == (read_grokking(folder), read_metrics(folder))
     assert hash_weights(end.model) == hash_weights(state.model)
 
 
-def test_one_that_joins_later_begins_to_look_there(tmp_path: Path) -> None:
+def test_a_callback_added_at_a_resume_measures_from_there(tmp_path: Path) -> None:
     fit(tmp_path, Checkpoint(), steps=7)
     late = Grokking(every=1000)
     assert fit(tmp_path, Checkpoint(), late, steps=12, resume=tmp_path).progress.step == 12
-    assert ([step for step, _, _ in late.norms], [look[0] for look in late.evaluations]) == ([8], [10, 12])
+    assert ([step for step, _, _ in late.norms], [point[0] for point in late.evaluations]) == ([8], [10, 12])
     assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
 
 
-def measure_model(model: nn.Module) -> dict[str, float]:
-    """What is told of a model."""
-    state = make_state(model, steps=1)
-    Grokking(every=1).on_gradients(state)
-    return state.progress.extra_metrics
-
-
-def make_embedding(weight: torch.Tensor) -> nn.Module:
-    return nn.Sequential(nn.Embedding(*weight.shape, _weight=weight), nn.Linear(weight.shape[1], 3))
-
-
-def test_norm_and_rank_are_what_their_formulas_say() -> None:
-    """Roy & Vetterli 2007, eq. 3 and 4: exp of -sum p_k log p_k, p_k the share of the k-th singular value."""
-    torch.manual_seed(0)
-    model = make_embedding(torch.randn(12, 8))
-    flat = np.concatenate([p.detach().double().numpy().ravel() for p in model.parameters()])
-    values = np.linalg.svd(model.get_parameter("0.weight").detach().double().numpy(), compute_uv=False)
-    shares = values / values.sum()
-    rank = math.exp(-sum(p * math.log(p) for p in shares))
-    assert 1 < rank < 8
-    assert measure_model(model) == pytest.approx(
-        {"grok/weight_norm": np.linalg.norm(flat), "grok/embedding_rank": rank}, rel=1e-5
-    )
-    orthogonal = nn.init.orthogonal_(torch.empty(12, 8))
-    assert measure_model(make_embedding(3 * orthogonal))["grok/embedding_rank"] == pytest.approx(8, rel=1e-5)
-    assert measure_model(make_embedding(torch.outer(torch.randn(12), torch.randn(8))))["grok/embedding_rank"] == pytest.approx(
-        1, rel=1e-4
-    )
-    assert "grok/embedding_rank" not in measure_model(make_embedding(torch.zeros(12, 8))), "it has none"
-
-
-def test_weights_count_once_where_the_head_is_the_embedding() -> None:
-    tied = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
-    assert measure_model(tied)["grok/weight_norm"] == pytest.approx(
-        math.sqrt(sum(p.square().sum().item() for p in tied.parameters()))
-    )
-
-
-def test_a_model_without_an_embedding_has_the_rest(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    data, watched = digits(), Grokking(every=10, hold=1)
-    model = MLP(data.shape, 32, 1, nn.Linear)
-    trainer = Trainer(60, 64, eval_every=20, eval_train=True, device="cpu")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    state = trainer.fit(
-        trainer.setup(model, optimizer, constant, classification, data, [watched], monitor="val/acc", folder=tmp_path)
-    )
-    assert state.progress.metrics["grok/val_95"] == watched.find_milestone("val", 0.95).first
-    assert "grok/weight_norm" in state.progress.metrics
-    assert "grok/embedding_rank" not in state.progress.metrics
-    assert (tmp_path / "plots" / "grokking.png").read_bytes().startswith(PNG)
-
-
-def test_watching_changes_nothing() -> None:
+def test_measuring_changes_no_weight() -> None:
     plain, watched = (
         fit(None, *callbacks, eval_train=bool(callbacks), dropout=0.1, steps=30) for callbacks in ((), (Grokking(every=1),))
     )
@@ -296,7 +240,7 @@ def test_watching_changes_nothing() -> None:
     assert hash_weights(plain.model) == hash_weights(watched.model)
 
 
-def test_weights_that_are_not_finite_are_reported_by_the_loop() -> None:
+def test_the_loop_reports_weights_that_are_not_finite() -> None:
     class Break(Callback):
         def on_start(self, state: State) -> None:
             nn.init.constant_(next(state.model.parameters()), math.nan)
@@ -305,17 +249,10 @@ def test_weights_that_are_not_finite_are_reported_by_the_loop() -> None:
         fit(None, Break(), Grokking(every=1))
 
 
-def test_sharded_weights_are_refused() -> None:
-    state = make_state(nn.Linear(1, 1))
-    state.sharded = True
-    with pytest.raises(ValueError, match="leave it out under trainer=fsdp"):
-        Grokking().on_start(state)
-
-
-def test_the_command_line_leaves_all_of_it_also_with_two_processes(tmp_path: Path) -> None:
-    """The 50 training samples in batches of 7: the last has one, and a process without any."""
-    asked = [*TINY, "model=decoder", "callbacks=grokking", "tracker=jsonl", "batch_size=7", "trainer.steps=9"]
-    program, own = [str(ROOT / "train.py"), *asked, f"out={tmp_path / 'out'}"], {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_the_command_line_writes_grokking_files_with_one_and_two_processes(tmp_path: Path) -> None:
+    """With 50 training samples in batches of 7, the last batch has one sample: one process has none."""
+    overrides = [*TINY, "model=decoder", "callbacks=grokking", "tracker=jsonl", "batch_size=7", "trainer.steps=9"]
+    program, own = [str(ROOT / "train.py"), *overrides, f"out={tmp_path / 'out'}"], {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = [*run_ranks([*program, "name=both"], tmp_path, own), run([*program, "name=alone"], tmp_path, own)]
     assert [done.returncode for done in ended] == [0, 0, 0], "".join(done.stderr for done in ended)
     assert ["grokking 95%" in done.stdout for done in ended] == [True, False, True]

@@ -1,4 +1,4 @@
-"""The data sets: what they hold, what they refuse."""
+"""The data sets: their samples and splits, and the settings that they refuse."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from research.data.digits import digits
-from research.data.modular import OPERATIONS, modular
+from research.data.modular import OPERATIONS, Operation, modular
 from research.data.text import text
 
 
 @pytest.mark.parametrize("operation", list(OPERATIONS))
-def test_the_table_is_right_and_split_once(operation: str) -> None:
+def test_each_pair_is_in_one_split_with_its_result(operation: Operation) -> None:
     data = modular(operation, p=7)
     rows = torch.cat((data.train.inputs, data.val.inputs)).tolist()
     answers = torch.cat((data.train.targets, data.val.targets)).tolist()
@@ -26,28 +26,30 @@ def test_the_table_is_right_and_split_once(operation: str) -> None:
         assert (c * y % 7 == x) if operation == "/" else (c == plain[operation](x, y) % 7)
 
 
-def test_digits_are_complete() -> None:
+def test_all_digits_are_in_one_split() -> None:
     data = digits()
     assert len(data.train) + len(data.val) == 1797
     assert 0.1 < data.baseline["val/acc majority"] < 0.2
     assert digits().digest == data.digest != digits(split_seed=1).digest
 
 
-def test_text_is_split_by_file_and_packed(tmp_path: Path) -> None:
+def test_text_is_split_by_file_and_targets_are_the_next_bytes(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / f"{i}.txt").write_text(f"file {i} " * 50)
     (tmp_path / "again.txt").write_text("file 3 " * 50)
     data = text(str(tmp_path), "*.txt", seq_len=16)
-    assert data.source.startswith("9 + 1 files")
+    assert data.source.startswith("9 + 1 files"), "again.txt repeats 3.txt"
     x, y = data.train[torch.tensor([0, 2])]
     assert torch.equal(x[:, 1:], y[:, :-1])
+    corpus = b"\0".join(f"file {i} ".encode() * 50 for i in range(10))
+    assert all(bytes([*row.tolist(), int(last)]) in corpus for row, last in zip(x, y[:, -1], strict=True))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "there is no file"), (b"", "holds no text"), (b"\xff\xfe bad", "not UTF-8"), (b"short", "data.seq_len=256")],
 )
-def test_text_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "a.txt"
     if content is not None:
         file.write_bytes(content)
@@ -56,6 +58,6 @@ def test_text_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"operation": "/", "p": 48}, "data.p=48"), ({"p": 2}, "data.p=2")])
-def test_a_modulus_that_does_not_do_is_named(settings: dict[str, object], words: str) -> None:
+def test_a_modulus_that_does_not_fit_is_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         modular(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""What the tests of the exports share: small models, and the export command with its checks."""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from program import ROOT
+from torch import nn
+
+from research.data.spec import Dataset, Split, Tokens
+from research.export import layout, verify
+from research.export.__main__ import main
+from research.load import TrainedRun
+from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear
+
+needs_llama = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+TINY = ["model=bitnet", "model.dim=256", "model.ffn_dim=768", "model.heads=4", "model.kv_heads=2", "data=text",
+        f"data.path={ROOT / 'research'}", "data.seq_len=64", "data.val_bytes=4096", "trainer=debug", "trainer.steps=8",
+        "trainer.eval_every=8", "trainer.ema=0.9", "tracker=jsonl", "precision=fp32"]  # fmt: skip
+
+
+def export_and_check(run: Path, output: Path, *options: str) -> dict[str, Any]:
+    """Export a run, assert that every check holds, and return the report."""
+    assert main([str(run), "--output", str(output), "--tokens", "1024", *options]) == 0
+    report: dict[str, Any] = json.loads((output / "export.json").read_text())
+    checks = report["checks"]
+    assert checks["codes that differ"]["value"] == 0
+    assert checks["mean KL"]["value"] < 1e-3
+    assert checks["perplexity off by"]["value"] < 0.005
+    assert checks["top-1 agreement"]["value"] > 0.9
+    assert checks["stand-in's KL"]["value"] < 0.005
+    assert all(check["holds"] for check in checks.values())
+    assert report["tokens"] >= 1024
+    assert all(report["client"].values())
+    return report
+
+
+def run_documented_code(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the code block of a format in docs/exports.md."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if f'"exports/{output.name}' in block)
+    monkeypatch.chdir(output.parents[1])
+    exec(code, {})
+
+
+def make_source(settings: dict[str, Any] | None = None, **numbers: Any) -> layout.Source:
+    """Return a transformer with random weights, as if trained, and its validation sequences."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "ffn_dim": 48, "sub_norm": True, "init_std": 0.2} | numbers
+
+    def make_linear(width: int, out: int, bias: bool) -> nn.Module:
+        return BitLinear(width, out, bias, **settings or {})
+
+    model = Transformer(Tokens(vocab_size=48, seq_len=8), linear=make_linear, **sizes)
+    tokens = torch.randint(48, (65, 8))
+    split = Split(tokens[:, :8], tokens[:, :8])
+    trained = TrainedRun(Path("run"), Path("run"), OmegaConf.create({"data": {"_target_": "none"}}), model.eval())
+    trained.data = Dataset(Tokens(48, 8), split, split, "", "", "token")
+    return layout.build_source(trained)
+
+
+def evaluate_format(source: layout.Source, format_module: Any, folder: Path, **options: str) -> dict[str, Any]:
+    """Return the report on what a format writes."""
+    folder.mkdir(exist_ok=True)
+    settings = layout.Options(**options)
+    format_module.write(source, folder, settings)
+    inputs, targets = verify.select_held_out(source, 256)
+    return verify.build_report(source, format_module.read(source, folder, inputs, settings), inputs, targets)
+
+
+def get_error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the one message of a command that fails."""
+    try:
+        code: object = main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    return message
