@@ -166,13 +166,13 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
     if not run_id:
         return
     from research.export.verify import first_line
-    from research.tracking import mlflow
+    from research.tracking import mlflow_store
     from research.tracking.mlflow_store import shorten_timeouts
 
     uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
         with shorten_timeouts():
-            mlflow.add_artifact(str(run_id), file, f"export/{kind}", uri)
+            mlflow_store.add_artifact(str(run_id), file, f"export/{kind}", uri)
     except Exception as error:  # whatever a store raises: the export is done
         print_message(f"warning: MLflow did not take the report ({first_line(error)[:200]}); it is {file}")
 

@@ -22,10 +22,10 @@ from torch import nn
 from research import run_dir
 from research.data.modular import modular
 from research.run_dir import RunConfig
-from research.tracking import mlflow
+from research.tracking import delivery
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, Jsonl
-from research.tracking.mlflow import MLflow, connect
-from research.tracking.mlflow_store import end_dead_runs
+from research.tracking.mlflow import MLflow
+from research.tracking.mlflow_store import connect, end_dead_runs
 from research.training.state import State
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_line_is_reported_and_removed(tmp_path: Path, caplog: pytest.L
 def test_a_store_that_never_answers_ends_with_a_warning(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mlflow, "FINISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(delivery, "FINISH_TIMEOUT", 1.0)
     run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
     tracker.client.log_batch = tracker.client.create_run = _raise_unreachable
@@ -297,7 +297,7 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
 def test_a_store_whose_creation_was_killed_is_made_anew(tmp_path: Path) -> None:
     """Killed between two of its tables: half of a store could never be opened again."""
     uri, draft = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db.draft"
-    command = [sys.executable, "-c", f"from research.tracking.mlflow import connect; connect({uri!r})"]
+    command = [sys.executable, "-c", f"from research.tracking.mlflow_store import connect; connect({uri!r})"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (draft.exists() and draft.stat().st_size > 50_000):
         time.sleep(0.01)
