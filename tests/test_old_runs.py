@@ -84,6 +84,6 @@ def test_an_old_run_is_exported_to_the_bytes_of_then(tmp_path: Path) -> None:
 def test_an_old_sweep_is_reported_again(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     shutil.copytree(OLD / "sweep", sweep)
-    run_module(tmp_path, "research.report.report", str(sweep))
+    run_module(tmp_path, "research.report", str(sweep))
     assert (sweep / "trials.csv").read_text() == (OLD / "sweep" / "trials.csv").read_text()
     assert "0.3649" in (sweep / "results.md").read_text()
