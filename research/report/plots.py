@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,8 @@ from optuna.study import Study
 from research.cli import first_line
 from research.report.curves import collect_curves, plot_learning_curves
 from research.report.results import Sweep
-from research.report.study import silence_optuna, to_study
+from research.report.study import to_study
+from research.tracking.optuna_storage import silence_optuna
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +55,7 @@ def use_off_screen_backend() -> Iterator[None]:
 
     backend, open_figures = matplotlib.get_backend(auto_select=False), set(pyplot.get_fignums())
     with matplotlib.rc_context(), silence_optuna():
+        warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # of few trials, or equal values
         pyplot.switch_backend("agg")
         try:
             yield
@@ -155,6 +158,7 @@ def compute_importances(sweep: Sweep, index: int = 0) -> dict[str, float]:
     if len(list_varied(sweep)) < 2 or len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
         return {}
     with silence_optuna():
+        warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # of few trials, or equal values
         try:
             shares = optuna.importance.get_param_importances(to_study(sweep, index), params=list_varied(sweep))
         except (ValueError, RuntimeError) as error:

@@ -2,9 +2,7 @@
 
 import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,24 +16,10 @@ from research.preflight.overrides import to_override
 from research.report.results import EXCLUDED, Row, Sweep, parse_value, read_run
 from research.run_dir import read_json
 from research.tracking.mlflow_store import SWEEP_SPEC_FILE
-from research.tracking.optuna_storage import PRUNED_ATTR, get_storage
+from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
 from research.tracking.storage import redact_url
 
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
-
-
-@contextmanager
-def silence_optuna() -> Iterator[None]:
-    """Suppress Optuna's messages about new studies, and its warnings about experimental plots and few or equal values."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
 
 
 def load_study(folder: Path, storage: str) -> Study:

@@ -9,6 +9,8 @@ import random
 import re
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -35,8 +37,7 @@ class Trial:
 
         self.number, self.id = int(spec["number"]), int(spec["id"])
         self.storage = get_storage(spec["storage"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with silence_optuna():
             self.study = optuna.load_study(
                 study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
             )
@@ -57,6 +58,22 @@ class Trial:
     def is_pruned(self) -> bool:
         """Return whether an earlier process pruned this trial."""
         return PRUNED_ATTR in self.storage.get_trial(self.id).user_attrs
+
+
+@contextmanager
+def silence_optuna() -> Iterator[None]:
+    """Suppress Optuna's messages below errors, and warnings about experimental and deprecated parts: the user chose them."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def is_storage_unreachable(error: BaseException) -> bool:
@@ -87,11 +104,8 @@ def get_storage(spec: Any) -> "BaseStorage":
 
 @cache
 def _connect_storage(spec: str) -> "BaseStorage":
-    from optuna.exceptions import ExperimentalWarning
-
     url = json.loads(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with silence_optuna():
         if isinstance(url, dict):
             return instantiate_spec(url)  # type: ignore[no-any-return]
         scheme, _, rest = str(url).partition("://")
