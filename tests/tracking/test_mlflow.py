@@ -47,7 +47,7 @@ def make_state() -> State:
 
 
 def run_steps(tracker: Jsonl, run: RunConfig, steps: int, between: Callable[[int], None] = lambda step: None) -> State:
-    """`steps` log points, the last one also judged."""
+    """Run so many log points; `between` is called after each."""
     state = make_state()
     tracker.start(run)
     tracker.on_start(state)
@@ -99,11 +99,11 @@ def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path
     assert MlflowClient(uri).get_run(tracker.run_id).info.status == FINISHED
 
 
-@pytest.mark.parametrize("note", ["", "half", "0" * 32])
-def test_a_note_that_leads_to_no_run_is_no_obstacle(uri: str, tmp_path: Path, note: str) -> None:
-    """As a kill or a full disk may leave it; and a run that was deleted in the UI is not gone on with."""
+@pytest.mark.parametrize("run_id", ["", "half", "0" * 32])
+def test_a_run_id_of_no_run_is_replaced(uri: str, tmp_path: Path, run_id: str) -> None:
+    """A kill or a full disk may leave such a file. A run that was deleted in the UI is not continued either."""
     run = make_run_config(tmp_path, resumed=True)
-    (run.folder / "mlflow_run_id").write_text(note)
+    (run.folder / "mlflow_run_id").write_text(run_id)
     tracker = MLflow(uri)
     run_steps(tracker, run, 3)
     tracker.finish(FINISHED, {"steps": 3})
@@ -118,7 +118,7 @@ def test_a_note_that_leads_to_no_run_is_no_obstacle(uri: str, tmp_path: Path, no
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_one_run(uri: str, tmp_path: Path) -> None:
-    """It starts afresh in its folder, and in its run."""
+    """It starts again from step 0, in the same folder and the same run."""
     run = make_run_config(tmp_path)
     first, again = MLflow(uri), MLflow(uri)
     run_steps(first, run, 3)
@@ -159,9 +159,9 @@ def test_a_store_that_never_answers_ends_with_a_warning(
     state.log({"train/loss": 0.5})
     tracker.on_step(state)
     tracker.finish(FINISHED, {"steps": 1})
-    told = capsys.readouterr().err
-    assert "did not take all of this run (nobody there)" in told
-    assert str(run.folder / "metrics.jsonl") in told
+    warning = capsys.readouterr().err
+    assert "did not take all of this run (nobody there)" in warning
+    assert str(run.folder / "metrics.jsonl") in warning
     assert json.loads((run.folder / "metrics.jsonl").read_text())["train/loss"] == 0.5
 
 
@@ -184,12 +184,12 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
     run_steps(tracker, run, 3)
     tracker.finish(FAILED, {"error": "ValueError: too bad", "steps": 3, "best": {"val/acc": 0.5, "step": 2}})
     client = MlflowClient(uri)
-    kept = client.get_run(tracker.run_id)
-    assert kept.info.status == FAILED
-    assert kept.data.params == {"lr": "0.1", "model.dim": "3"}
-    assert kept.data.tags["error"] == "ValueError: too bad"
-    assert kept.data.metrics["best/val/acc"] == 0.5
-    assert kept.data.tags["data.digest"] == modular(p=5).digest
+    stored = client.get_run(tracker.run_id)
+    assert stored.info.status == FAILED
+    assert stored.data.params == {"lr": "0.1", "model.dim": "3"}
+    assert stored.data.tags["error"] == "ValueError: too bad"
+    assert stored.data.metrics["best/val/acc"] == 0.5
+    assert stored.data.tags["data.digest"] == modular(p=5).digest
     assert {a.path for a in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "metrics.jsonl", "summary.json", "plots"}
     assert (tmp_path / "mlartifacts" / "study").is_dir(), "artifacts stand beside the store"
 
@@ -210,7 +210,7 @@ def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Pat
     assert [child.data.tags["sweep.lr"] for child in children] == ["0", "1", "2"]
 
 
-def test_only_the_dead_are_ended(uri: str, tmp_path: Path) -> None:
+def test_only_runs_of_dead_processes_are_ended(uri: str, tmp_path: Path) -> None:
     living, dead = make_run_config(tmp_path, "living"), make_run_config(tmp_path, "dead")
     trackers = [MLflow(uri), MLflow(uri)]
     with run_dir.lock(living.folder):
@@ -230,7 +230,7 @@ def _wait_until(holds: Callable[[], bool]) -> None:
         if holds():
             return
         time.sleep(0.1)
-    raise AssertionError("it never came to hold")
+    raise AssertionError("the condition did not hold within 10 s")
 
 
 def test_a_deleted_experiment_comes_back(uri: str, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_without_mlflow_it_is_not_imported(tmp_path: Path, tracker: str) -> None
 
 
 def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
-    """Both find no store, and both runs are in it at the end."""
+    """Both start without a store, and both runs are in it at the end."""
     store = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     (tmp_path / "new").mkdir()
     code = (
@@ -286,8 +286,8 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, store, name, str(tmp_path / name)]
         processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for process in processes:
-        _, told = process.communicate(timeout=120)
-        assert (process.returncode, told) == (0, "")
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("study")
     assert experiment is not None
