@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import optuna
 import pytest
 from matplotlib import pyplot
@@ -50,7 +51,8 @@ def test_no_trial_is_white_on_white(direction: str, tmp_path: Path) -> None:
         figure = plots.plot_study(to_study(sweep, 0), "a", "parallel_coordinate", ["lr", "model.depth"])
         (lines,) = figure.axes[0].collections
         lines.update_scalarmappable()
-        shades = {value: float(min(color[:3])) for value, color in zip(lines.get_array(), lines.get_edgecolors(), strict=True)}
+        values, colors = np.asarray(lines.get_array()), np.asarray(lines.get_edgecolor())
+        shades = dict(zip(values.tolist(), colors[:, :3].min(axis=1).tolist(), strict=True))
     assert max(shades.values()) < 0.8
     best = max(shades) if direction == "maximize" else min(shades)
     assert shades[best] == min(shades.values())

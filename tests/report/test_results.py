@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
@@ -41,7 +41,7 @@ def test_repeats_have_an_interval(tmp_path: Path) -> None:
     assert row["folder"] == "0"
     assert "± 0.025 | 3 |" in (tmp_path / "results.md").read_text()
     assert not (tmp_path / "plots").exists()
-    assert confidence_interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=0.01))
+    assert confidence_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.484), abs=0.01)
 
 
 def test_seeds_of_a_grid_are_repeats(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,10 @@ def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path
     tracker.finish(FINISHED, {"steps": 1000})
     holder.join()
     assert slowest < 1, "a step waited for the store"
-    assert read_losses(uri, tracker.run_id) == [(step + 1, pytest.approx(1 / (step + 1))) for step in range(1000)]
-    assert MlflowClient(uri).get_run(tracker.run_id).info.status == FINISHED
+    steps, losses = zip(*read_losses(uri, tracker.run_id), strict=True)
+    assert steps == tuple(range(1, 1001))
+    assert losses == pytest.approx([1 / step for step in steps])
+    assert MlflowClient(uri).get_run(str(tracker.run_id)).info.status == FINISHED
 
 
 @pytest.mark.parametrize("run_id", ["", "half", "0" * 32])
@@ -184,13 +187,18 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
     run_steps(tracker, run, 3)
     tracker.finish(FAILED, {"error": "ValueError: too bad", "steps": 3, "best": {"val/acc": 0.5, "step": 2}})
     client = MlflowClient(uri)
-    stored = client.get_run(tracker.run_id)
+    stored = client.get_run(str(tracker.run_id))
     assert stored.info.status == FAILED
     assert stored.data.params == {"lr": "0.1", "model.dim": "3"}
     assert stored.data.tags["error"] == "ValueError: too bad"
     assert stored.data.metrics["best/val/acc"] == 0.5
     assert stored.data.tags["data.digest"] == modular(p=5).digest
-    assert {a.path for a in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "metrics.jsonl", "summary.json", "plots"}
+    assert {a.path for a in client.list_artifacts(str(tracker.run_id))} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "plots",
+    }
     assert (tmp_path / "mlartifacts" / "study").is_dir(), "artifacts stand beside the store"
 
 
@@ -203,7 +211,7 @@ def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Pat
         tracker.finish(status, {"steps": 1})
         ids.append(tracker.run_id)
     client = MlflowClient(uri)
-    children = [client.get_run(run_id) for run_id in ids]
+    children = [client.get_run(str(run_id)) for run_id in ids]
     (parent,) = {child.data.tags["mlflow.parentRunId"] for child in children}
     assert client.get_run(parent).info.status == FAILED
     assert [child.info.run_name for child in children] == ["lr=0", "lr=1", "lr=2"]
@@ -216,13 +224,17 @@ def test_only_runs_of_dead_processes_are_ended(uri: str, tmp_path: Path) -> None
     with run_dir.lock(living.folder):
         for tracker, run in zip(trackers, (living, dead), strict=True):
             run_steps(tracker, run, 1)
-            _wait_until(lambda tracker=tracker: bool(tracker.run_id and read_losses(uri, tracker.run_id)))
+            _wait_until(partial(_has_losses, uri, tracker))
         client = MlflowClient(uri)
         end_dead_runs(client)
-        statuses = [client.get_run(tracker.run_id).info.status for tracker in trackers]
+        statuses = [client.get_run(str(tracker.run_id)).info.status for tracker in trackers]
     for tracker in trackers:
         tracker.finish(FINISHED, {"steps": 1})
     assert statuses == ["RUNNING", "KILLED"]
+
+
+def _has_losses(uri: str, tracker: MLflow) -> bool:
+    return bool(tracker.run_id and read_losses(uri, tracker.run_id))
 
 
 def _wait_until(holds: Callable[[], bool]) -> None:
