@@ -39,3 +39,16 @@ def run_command(work: Callable[[signals.Watch], None]) -> int:
         print_message(str(stopped))
         return signals.get_exit_code(stopped.signum)
     return 0
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's message, at most `limit` characters; without a message the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time for people: 3.2 s, 45 s, 12 min or 2.5 h."""
+    rounded = round(seconds)
+    if rounded < 10:
+        return f"{round(seconds, 1):g} s"
+    return f"{rounded} s" if rounded < 120 else f"{rounded // 60} min" if rounded < 7200 else f"{rounded / 3600:.1f} h"

@@ -100,7 +100,7 @@ def resolve_run(run: str) -> Path:
         if path.is_dir():
             return path.resolve()
     if re.fullmatch(RUN_ID_PATTERN, run):
-        from research.tracking.mlflow import get_run_folder  # heavy
+        from research.tracking.mlflow_store import get_run_folder  # heavy
 
         path = Path(get_run_folder(run))
         if path.is_dir():

@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from research.metrics import confidence_interval  # noqa: E402
 from research.report import gap  # noqa: E402
-from research.report.results import Row, Sweep  # noqa: E402
+from research.report.results import Row, RunResult, Sweep  # noqa: E402
 from research.run_dir import read_json  # noqa: E402
 
 KEYS = {"model": "model", "model.dim": "width", "model.depth": "depth", "lr": "lr", "seed": "seed"}  # key -> column
@@ -60,18 +60,13 @@ def build_arms(rows: Rows) -> list[gap.Arm]:
     """What the section of a sweep's report would be made of."""
     monitor = next(metric for metric in METRICS if rows[0][metric])
     asked = {"directions": ["maximize" if monitor == "val/acc" else "minimize"], "space": dict.fromkeys(KEYS, "")}
-    trials = [
-        Row(number, "COMPLETE", (float(row[monitor]),), {key: row[column] for key, column in KEYS.items()})
-        for number, row in enumerate(rows)
-    ]
-    sweep = Sweep("gap", asked, [monitor], monitor, "", trials, lambda row: [])
-
-    def get_outcomes(trial: Row) -> list[dict[str, Any]]:
-        row = rows[trial.number]
+    trials = []
+    for number, row in enumerate(rows):
+        params = {key: row[column] for key, column in KEYS.items()}
         best = {metric: float(row[metric]) for metric in METRICS if row[metric]}
-        return [{"rounded": row["model"] in TERNARY_MODELS, "best": best}]
-
-    return gap.collect_arms(sweep, get_outcomes)
+        run = RunResult(best=best, is_quantized=row["model"] in TERNARY_MODELS)
+        trials.append(Row(number, "COMPLETE", (float(row[monitor]),), params, runs=(run,)))
+    return gap.collect_arms(Sweep("gap", asked, [monitor], monitor, "", trials))
 
 
 def format_table(arms: list[gap.Arm]) -> Iterator[str]:

@@ -176,13 +176,13 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
     if not run_id:
         return
     from research.export.verify import first_line
-    from research.tracking import mlflow
+    from research.tracking import mlflow_store
     from research.tracking.mlflow_store import shorten_timeouts
 
     uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
         with shorten_timeouts():
-            mlflow.add_artifact(str(run_id), file, f"export/{kind}", uri)
+            mlflow_store.add_artifact(str(run_id), file, f"export/{kind}", uri)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({first_line(error)[:200]}); it is {file}")
 

@@ -139,8 +139,7 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
 @contextmanager
 def connect_store(uri: str | None) -> Iterator[Any]:
     """A client of the store that the runs' tracker uses."""
-    from research.tracking.mlflow import MLflow, connect
-    from research.tracking.mlflow_store import shorten_timeouts
+    from research.tracking.mlflow_store import connect, resolve_uri, shorten_timeouts
 
     with shorten_timeouts():
-        yield connect(MLflow(uri).uri, must_exist=True)
+        yield connect(resolve_uri(uri), must_exist=True)

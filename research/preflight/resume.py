@@ -102,7 +102,7 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
     for note in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
         if note.read_text(errors="replace").strip() == given:
             return note.parent.resolve()
-    from research.tracking.mlflow import get_run_folder  # heavy, and only for a run that is not below out
+    from research.tracking.mlflow_store import get_run_folder  # heavy, and only for a run that is not below out
 
     uri = requested.get_resolved("tracker.uri")[0]
     try:

@@ -1,22 +1,26 @@
-"""python -m research.report SWEEP: make the report of a sweep again."""
+"""python -m research.report SWEEP: write the report of a sweep again."""
 
 import argparse
 import sys
 
-from research.report.report import rebuild_report
+from research.cli import Parser, print_message
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m research.report", description="Make the report of a sweep again.")
+    """Run the command line. Exit with 2 where there is no such sweep."""
+    parser = Parser(prog="python -m research.report", description="Write the report of a sweep again.")
     parser.add_argument("sweep", metavar="SWEEP", help="the sweep's folder, or the id of its parent run in MLflow")
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the pictures")
-    asked = parser.parse_args()
+    parser.add_argument("--storage", metavar="URL", default="", help="hydra.sweeper.storage of a sweep that has set it")
+    args = parser.parse_args()
+    from research.report.report import rebuild_report  # heavy: --help does not need it
+
     try:
-        print(f"{'report':<16} {rebuild_report(asked.sweep, asked.plots) / 'results.md'}")
+        folder = rebuild_report(args.sweep, args.plots, args.storage)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_message(f"error: {error}")
         sys.exit(2)
+    print(f"{'report':<16} {folder / 'results.md'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where numbers go: nowhere, or one JSON object a log point in metrics.jsonl."""
+"""Trackers that need no database: none, and metrics.jsonl with one JSON object a log point."""
 
 import json
 import logging
@@ -13,23 +13,23 @@ KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STO
 
 
 class Tracker(Callback):
-    """Keeps nothing. `start` comes before anything is built and `finish` after everything, also after a failure."""
+    """Record nothing. `start` is called before anything is built, `finish` after everything, also after a failure."""
 
     run_id: str | None = None
-    state: State | None = None  # the run, once it has been built
+    state: State | None = None  # set once the run has been built
 
     def on_start(self, state: State) -> None:
         self.state = state
 
     def start(self, run: RunConfig) -> None:
-        """The run begins."""
+        """Begin the record of a run."""
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
-        """The run is over: `status` is FINISHED, PRUNED, STOPPED, FAILED or KILLED."""
+        """End the record. `status` is FINISHED, PRUNED, STOPPED, FAILED or KILLED."""
 
 
 class Jsonl(Tracker):
-    """metrics.jsonl has each step once, whatever happened: a run that goes on, or back, first takes out what comes again."""
+    """Write metrics.jsonl, which has each step once: a resume or a rollback first removes the steps that will be repeated."""
 
     file: TextIO | None = None
     last_step = 0  # the newest step in the file
@@ -56,25 +56,25 @@ class Jsonl(Tracker):
             self.file.close()
 
     def read_records(self) -> list[dict[str, Any]]:
-        """What the file holds."""
+        """Return the records of the file."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def _truncate_after(self, step: int) -> None:
-        """Take out the lines of later steps, and one that a kill has left half-written. Whole or not at all."""
+        """Remove the lines of later steps, and one that a kill has left incomplete. The file is replaced in one rename."""
         self.last_step = step
         if self.file is None:
             return
         lines = self.path.read_text(errors="replace").splitlines(keepends=True)
-        kept = [line for number, line in enumerate(lines, start=1) if self._parse_step(number, line) <= step]
-        if len(kept) < len(lines):
+        retained = [line for number, line in enumerate(lines, start=1) if self._parse_step(number, line) <= step]
+        if len(retained) < len(lines):
             self.file.close()
-            replace_text(self.path, "".join(kept))
+            replace_text(self.path, "".join(retained))
             self.file = self.path.open("a", buffering=1)
 
     def _parse_step(self, number: int, line: str) -> float:
-        """That of a line; beyond all steps for one that is not whole, which is told of."""
+        """Return the step of a metrics line; for a damaged line log a warning and return infinity, so that it is removed."""
         try:
             return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
         except (ValueError, KeyError, TypeError):
-            log.warning("%s: line %d is damaged and taken out", self.path, number)
+            log.warning("%s: line %d is damaged and was removed", self.path, number)
             return math.inf

@@ -1,52 +1,53 @@
-"""The trial of a study that a run is, wherever it runs: what it reports goes to the study's storage, which knows the others.
+"""Connect a training run to its Optuna trial, to report and to prune; connect to a study's storage.
 
-The sweeper leaves word of it in the environment. Optuna is imported once there is something to report.
+The sweeper names the trial in an environment variable. Optuna is imported when there is something to report.
 """
 
-import fcntl
 import json
 import os
 import random
 import re
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from research.run_dir import TRIAL_ENV_VAR
+from research.tracking.storage import FileLock
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-PRUNED_ATTR = "pruned"  # the trial's attribute with the step at which it was stopped
+PRUNED_ATTR = "pruned"  # the attribute of a trial with the step at which it was pruned
 STORAGE_EXAMPLES = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
 DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}
-EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # of this package, which bring the drivers
-SERVER_TIMEOUT = 10  # seconds that a server has to answer
+EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # driver -> the extra of this package that installs it
+SERVER_TIMEOUT = 10  # seconds
 
 
 class Trial:
-    """What a run may say and ask about the trial that it is."""
+    """The trial that this run is: report its objective, ask the pruner."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         import optuna
 
         self.number, self.id = int(spec["number"]), int(spec["id"])
         self.storage = get_storage(spec["storage"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with silence_optuna():
             self.study = optuna.load_study(
                 study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
             )
 
     def report(self, value: float, step: int) -> None:
-        """The objective at a step; told again after a resume, it is the same."""
+        """Store the objective at a step. A repetition after a resume overwrites it with the same value."""
         self.storage.set_trial_intermediate_value(self.id, step, value)
 
     def should_prune(self) -> bool:
-        """Whether the pruner gives this trial up, now or in an earlier process. The study keeps the answer."""
+        """Return whether the pruner stops this trial, now or in an earlier process. The study stores the answer."""
         frozen = self.storage.get_trial(self.id)
         if PRUNED_ATTR not in frozen.user_attrs:
             if not self.study.pruner.prune(self.study, frozen):
@@ -55,72 +56,88 @@ class Trial:
         return True
 
     def is_pruned(self) -> bool:
-        """Whether it was given up in an earlier process."""
+        """Return whether an earlier process pruned this trial."""
         return PRUNED_ATTR in self.storage.get_trial(self.id).user_attrs
 
 
+@contextmanager
+def silence_optuna() -> Iterator[None]:
+    """Suppress Optuna's messages below errors, and warnings about experimental and deprecated parts: the user chose them."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
 def is_storage_unreachable(error: BaseException) -> bool:
-    """Whether this is what a storage raises that cannot be reached: each kind has its own."""
+    """Return whether a storage raised this error because it cannot be reached. Each kind of storage has its own error."""
+    # By name: the libraries of the other kinds need not be installed.
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     return bool(kinds & {"optuna.StorageInternalError", "sqlalchemy.DBAPIError", "redis.ConnectionError", "grpc.RpcError"})
 
 
 def get_current_trial() -> Trial | None:
-    """The trial that this process runs, if its study prunes."""
-    told = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}")
-    return Trial(told) if told.get("pruner") else None
+    """Return the trial that this process runs, or None where it runs none or its study has no pruner."""
+    spec = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}")
+    return Trial(spec) if spec.get("pruner") else None
 
 
 def is_swept() -> bool:
-    """Whether this run is one of a sweep's, which has the screen."""
+    """Return whether this run is a trial of a sweep, whose console shows the progress."""
     return TRIAL_ENV_VAR in os.environ
 
 
 def get_storage(spec: Any) -> "BaseStorage":
-    """The storage that a URL or a `_target_` names, one a process. Whatever cannot be reached raises its own error."""
+    """Return the storage of a URL or a `_target_` node, cached per process.
+
+    Raise ValueError for a URL of no known kind or a missing driver, and the storage's own error where it cannot be reached.
+    """
     return _connect_storage(json.dumps(spec, sort_keys=True))
 
 
 @cache
 def _connect_storage(spec: str) -> "BaseStorage":
-    from optuna.exceptions import ExperimentalWarning
-
-    where = json.loads(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        if isinstance(where, dict):
-            return instantiate_spec(where)  # type: ignore[no-any-return]
-        kind, _, rest = str(where).partition("://")
-        if not kind or not rest.strip("/"):
+    url = json.loads(spec)
+    with silence_optuna():
+        if isinstance(url, dict):
+            return instantiate_spec(url)  # type: ignore[no-any-return]
+        scheme, _, rest = str(url).partition("://")
+        if not scheme or not rest.strip("/"):
             raise ValueError(f"it is none of {STORAGE_EXAMPLES}")
-        kind = kind.partition("+")[0]
+        kind = scheme.partition("+")[0]  # without a driver, as in postgresql+psycopg2
+        openers = {"journal": open_journal, "redis": open_redis, "rediss": open_redis, "grpc": open_proxy}
         try:
-            return {"journal": open_journal, "redis": open_redis, "rediss": open_redis, "grpc": open_proxy}.get(
-                kind, open_database
-            )(where)
+            return openers.get(kind, open_database)(url)
         except ImportError as error:
             raise ValueError(explain_missing_driver(kind, error)) from error
 
 
 def explain_missing_driver(kind: str, error: ImportError) -> str:
-    """Which package a storage needs that is not there, and how to get it."""
+    """Return which package a storage needs and how to install it."""
     if driver := DRIVERS.get(kind):
         return f"{driver} is not installed; pip install -e '.[{EXTRAS[driver]}]'"
     return f"its driver is not installed: {error.__cause__ or error}"
 
 
 def open_journal(url: str) -> "BaseStorage":
-    """A file that several processes append to, also on a file system that several machines share."""
+    """Open a journal file. Several processes append to it, also on a file system that several machines share."""
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     path = Path(url.partition("://")[2]).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     truncate_partial_line(path)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=FileLock(path)))  # type: ignore[arg-type]
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=get_journal_lock(path)))  # type: ignore[arg-type]
 
 
 def open_redis(url: str) -> "BaseStorage":
-    """A journal in Redis."""
+    """Open a journal in Redis."""
     from optuna.storages.journal import JournalRedisBackend, JournalStorage
 
     limit = "" if "socket_connect_timeout" in url else f"{'&' if '?' in url else '?'}socket_connect_timeout={SERVER_TIMEOUT}"
@@ -128,7 +145,7 @@ def open_redis(url: str) -> "BaseStorage":
 
 
 def open_proxy(url: str) -> "BaseStorage":
-    """A process that keeps the connections to a database for many others. Raises ConnectionError where none answers."""
+    """Open a gRPC proxy, which shares a few connections to a database. Raise ConnectionError where none answers."""
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = url.partition("://")[2].rstrip("/").rpartition(":")
@@ -143,14 +160,19 @@ def open_proxy(url: str) -> "BaseStorage":
 
 
 def open_database(url: str) -> "BaseStorage":
-    """A database. Of several processes that come to an empty one at once, one makes its tables, and the others try again."""
+    """Open a database through SQLAlchemy, and create its tables where they are missing.
+
+    Of several processes that open an empty database at once only one can create the tables: the others try again.
+    """
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-    url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", url)  # which driver that means depends on SQLAlchemy's release
-    kind = url.partition("://")[0]
-    limits = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": SERVER_TIMEOUT}}.get(kind, {})
-    options = {"pool_pre_ping": True, "connect_args": limits}  # a connection may have died during a long trial
+    # Name the driver: the default one depends on SQLAlchemy's release.
+    url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", url)
+    scheme = url.partition("://")[0]
+    timeouts = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": SERVER_TIMEOUT}}.get(scheme, {})
+    # A connection may have died during a long trial, hence the ping.
+    options = {"pool_pre_ping": True, "connect_args": timeouts}
     for wait in (0.1, 0.3, 1.0, 3.0):
         try:
             return RDBStorage(url, engine_kwargs=options)
@@ -163,48 +185,32 @@ def open_database(url: str) -> "BaseStorage":
     return RDBStorage(url, engine_kwargs=options)
 
 
-class FileLock:
-    """The lock of a journal, which ends with the process that holds it, however that ends."""
-
-    file: IO[str] | None = None
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.with_name(f".{path.name}.lock")
-
-    def acquire(self) -> bool:
-        file = self.path.open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        self.file = file
-        return True
-
-    def release(self) -> None:
-        assert self.file is not None
-        self.file.close()
+def get_journal_lock(journal: Path) -> FileLock:
+    return FileLock(journal.with_name(f".{journal.name}.lock"))
 
 
 def truncate_partial_line(journal: Path) -> None:
-    """Cut off a last line that a full disk has left half-written: what came after it could not be read."""
-    lock = FileLock(journal)
-    lock.acquire()
-    try:
+    """Cut off a last line that a full disk has left incomplete: records after it could not be read."""
+    with get_journal_lock(journal):
         if journal.exists() and (content := journal.read_bytes()) and not content.endswith(b"\n"):
             os.truncate(journal, content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
 
 
 def instantiate_spec(spec: Any) -> Any:
-    """What a `_target_` makes of its arguments, nested ones first; anything else is itself. None means: not given."""
+    """Return the object that a `_target_` node makes, nested nodes first; return any other value as it is.
+
+    Arguments that are None are left out, so the target's own default holds.
+    """
     if isinstance(spec, list):
-        return [instantiate_spec(each) for each in spec]
+        return [instantiate_spec(item) for item in spec]
     if not isinstance(spec, dict):
         return spec
-    parts = {
+    args = {
         key: instantiate_spec(value)
         for key, value in spec.items()
         if value is not None and key not in ("_target_", "_partial_")
     }
     if "_target_" not in spec:
-        return parts
+        return args
     module, _, name = spec["_target_"].rpartition(".")
-    return getattr(import_module(module), name)(**parts)
+    return getattr(import_module(module), name)(**args)

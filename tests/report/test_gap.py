@@ -1,7 +1,7 @@
-"""What rounded weights cost, from trials that nobody ran: each number against one worked out by hand."""
+"""What quantized weights cost, from trials that nobody ran: every number against one worked out by hand."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,31 +16,26 @@ from research.load import instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.check import find_mistakes
 from research.report import gap, report
-from research.report.results import Row, Sweep
+from research.report.results import Row, RunResult, Sweep
 
 SPACE = {"model": "2 values: transformer, bitnet", "model.dim": "32, 64", "lr": "1e-3, 1e-2", "seed": "0, 1, 2"}
 HALF_WIDTH = 4.30 * 0.2 / 3**0.5 / 3**0.5  # of 0.2, 0.4 and 0.2, which scatter by 0.2 / sqrt(3)
 Values = Mapping[tuple[str, ...], float | None]
 
 
-def make_sweep(values: Values, space: Mapping[str, str] = SPACE, **more: Any) -> tuple[Sweep, gap.SummaryLoader]:
-    """A grid whose runs reached these bits per byte, and an accuracy of 1 - bits / 10; None: a run that was never judged.
+def make_sweep(values: Values, space: Mapping[str, str] = SPACE, **changes: Any) -> Sweep:
+    """A grid whose runs reached these bits per byte, and an accuracy of 1 - bits / 10; None: a run that was not evaluated.
 
-    The values of a key that a run does not have are empty.
+    The values of a key that a run does not have are empty. `changes` are of the sweep's spec.
     """
-    rows = [
-        Row(n, "COMPLETE", (value or 0.0,), {k: v for k, v in zip(space, key, strict=True) if v}, folder=str(n))
-        for n, (key, value) in enumerate(values.items())
-    ]
-    asked = {"directions": ["minimize"], "space": space, "repeats": None} | more
-    known = list(values.values())
-
-    def get_outcomes(row: Row) -> list[dict[str, Any]]:
-        bits = known[row.number]
-        best = {} if bits is None else {"val/bpb": bits, "val/loss": bits / 2, "val/acc": 1 - bits / 10, "val/odd": None}
-        return [{"rounded": 100 * (row.params["model"] != "transformer"), "best": best}]
-
-    return Sweep("study", asked, ["val/bpb"], "val/bpb", "", rows, lambda row: []), get_outcomes
+    rows = []
+    for number, (key, bits) in enumerate(values.items()):
+        params = {name: value for name, value in zip(space, key, strict=True) if value}
+        best = {} if bits is None else {"val/bpb": bits, "val/loss": bits / 2, "val/acc": 1 - bits / 10}
+        run = RunResult(best=best, is_quantized=params["model"] != "transformer")
+        rows.append(Row(number, "COMPLETE", (bits or 0.0,), params, folder=str(number), runs=(run,)))
+    spec = {"directions": ["minimize"], "space": space, "repeats": None} | changes
+    return Sweep("study", spec, ["val/bpb"], "val/bpb", "", rows)
 
 
 def combine(*choices: list[str]) -> dict[tuple[str, ...], float | None]:
@@ -63,23 +58,23 @@ def make_grid() -> dict[tuple[str, ...], float]:
 
 
 def test_gaps_are_paired_by_seed_at_the_best_setting_of_each() -> None:
-    found = gap.collect_arms(*make_sweep(make_grid()))
-    assert {(arm.name, arm.format_best(), arm.is_quantized) for arm in found} == {
+    arms = gap.collect_arms(make_sweep(make_grid()))
+    assert {(arm.name, arm.format_best(), arm.is_quantized) for arm in arms} == {
         ("transformer dim=32", "lr=1e-3*", False),
         ("transformer dim=64", "lr=1e-3*", False),
         ("bitnet dim=32", "lr=1e-2*", True),
         ("bitnet dim=64", "lr=1e-2*", True),
     }
-    assert gap.describe_budget(found) == "Each network at each size was tuned over 2 settings in 6 runs."
-    (how, full, ternary), *more = gap.iter_pairs(found)
-    assert [how, *(each[0] for each in more)] == ["equal width", "twice the width", "equal width"]
+    assert gap.describe_budget(arms) == "Each network at each size was tuned over 2 settings in 6 runs."
+    (comparison, full, ternary), *more = gap.iter_pairs(arms)
+    assert [comparison, *(pair[0] for pair in more)] == ["equal width", "twice the width", "equal width"]
     bits = gap.compute_gap("val/bpb", full, ternary)
-    assert bits == gap.Gap(*(pytest.approx(each) for each in (5.9 / 3, 6.7 / 3, 0.8 / 5.9, HALF_WIDTH / (5.9 / 3), 3)))
+    assert bits is not None
+    assert astuple(bits) == pytest.approx((5.9 / 3, 6.7 / 3, 0.8 / 5.9, HALF_WIDTH / (5.9 / 3), 3))
     accuracy = gap.compute_gap("val/acc", full, ternary)  # 0.80, 0.82 and 0.79 became 0.78, 0.78 and 0.77
-    assert accuracy == gap.Gap(
-        *(pytest.approx(each) for each in (2.41 / 3, 2.33 / 3, 0.08 / 2.41, HALF_WIDTH / 10 / (2.41 / 3), 3))
-    )
-    head, *rows = gap.table_rows(found)
+    assert accuracy is not None
+    assert astuple(accuracy) == pytest.approx((2.41 / 3, 2.33 / 3, 0.08 / 2.41, HALF_WIDTH / 10 / (2.41 / 3), 3))
+    head, *rows = gap.table_rows(arms)
     assert rows[0] == ("transformer dim=32", "lr=1e-3*", "bitnet dim=32", "lr=1e-2*", "equal width", "val/bpb",
                        "1.9667", "2.2333", "+13.6% ± 14.6%", "3")  # fmt: skip
     assert {row[head.index("metric")] for row in rows} == {"val/bpb", "val/acc"}
@@ -87,11 +82,12 @@ def test_gaps_are_paired_by_seed_at_the_best_setting_of_each() -> None:
 
 def test_what_failed_was_tuned_too() -> None:
     """Of the largest rate nothing came in full precision: its best is no longer at the edge, and the budget is the same."""
-    found, outcomes = make_sweep(make_grid() | {(model, "32", "1", "0"): 9.0 for model in ("transformer", "bitnet")})
-    for n, row in enumerate(found.rows):
+    sweep = make_sweep(make_grid() | {(model, "32", "1", "0"): 9.0 for model in ("transformer", "bitnet")})
+    rows = list(sweep.rows)
+    for n, row in enumerate(sweep.rows):
         if (row.params["lr"], row.params["model"]) == ("1", "transformer"):
-            found.rows[n] = replace(row, state="FAIL")
-    arms = {arm.name: arm for arm in gap.collect_arms(found, outcomes)}
+            rows[n] = replace(row, state="FAIL")
+    arms = {arm.name: arm for arm in gap.collect_arms(replace(sweep, rows=rows))}
     assert arms["transformer dim=32"].budget == arms["bitnet dim=32"].budget == (3, 7)
     assert arms["bitnet dim=32"].format_best() == "lr=1e-2"
     arms = {name: arm for name, arm in arms.items() if "32" in name}
@@ -102,48 +98,48 @@ def test_what_failed_was_tuned_too() -> None:
 
 
 def test_settings_may_have_keys_of_their_own() -> None:
-    found, outcomes = make_sweep(make_grid())
-    for row in found.rows[::2]:
+    sweep = make_sweep(make_grid())
+    for row in sweep.rows[::2]:
         assert isinstance(row.params, dict)
         row.params["optim.lamb"] = "2.0"
-    assert len(list(gap.table_rows(gap.collect_arms(found, outcomes)))) > 1
+    assert len(list(gap.table_rows(gap.collect_arms(sweep)))) > 1
 
 
 def test_unequal_tuning_is_reported() -> None:
     values = {key: value for key, value in make_grid().items() if key[:3] != ("bitnet", "64", "1e-3")}
-    told = "Tuning was not equal: transformer dim=32 had 2 settings in 6 runs; "
-    assert gap.describe_budget(gap.collect_arms(*make_sweep(values))).startswith(told)
-    assert gap.describe_budget(gap.collect_arms(*make_sweep(values))).endswith("bitnet dim=64 had 1 setting in 3 runs.")
+    start = "Tuning was not equal: transformer dim=32 had 2 settings in 6 runs; "
+    assert gap.describe_budget(gap.collect_arms(make_sweep(values))).startswith(start)
+    assert gap.describe_budget(gap.collect_arms(make_sweep(values))).endswith("bitnet dim=64 had 1 setting in 3 runs.")
 
 
 @pytest.mark.parametrize("lost", ["not run", "not judged"])
 def test_a_setting_that_lost_seeds_is_not_the_best(lost: str) -> None:
     without = [("bitnet", "32", "1e-2", "1"), ("bitnet", "32", "1e-2", "2")]
     values = {key: None if key in without else value for key, value in make_grid().items()}
-    found = gap.collect_arms(*make_sweep({key: value for key, value in values.items() if value or lost == "not judged"}))
-    assert {arm.name: dict(arm.best)["lr"] for arm in found if arm.is_quantized} == {
+    arms = gap.collect_arms(make_sweep({key: value for key, value in values.items() if value or lost == "not judged"}))
+    assert {arm.name: dict(arm.best)["lr"] for arm in arms if arm.is_quantized} == {
         "bitnet dim=32": "1e-3",
         "bitnet dim=64": "1e-2",
     }
-    assert "bitnet dim=32 had 2 settings in 4 runs" in gap.describe_budget(found)
+    assert "bitnet dim=32 had 2 settings in 4 runs" in gap.describe_budget(arms)
 
 
 def test_a_network_that_was_never_evaluated_is_left_out() -> None:
-    found = gap.collect_arms(
-        *make_sweep({key: None if key[:2] == ("bitnet", "32") else value for key, value in make_grid().items()})
+    arms = gap.collect_arms(
+        make_sweep({key: None if key[:2] == ("bitnet", "32") else value for key, value in make_grid().items()})
     )
-    assert [arm.name for arm in found] == ["transformer dim=32", "transformer dim=64", "bitnet dim=64"]
-    assert gap.collect_arms(*make_sweep(dict.fromkeys(make_grid()))) == []
+    assert [arm.name for arm in arms] == ["transformer dim=32", "transformer dim=64", "bitnet dim=64"]
+    assert gap.collect_arms(make_sweep(dict.fromkeys(make_grid()))) == []
 
 
 def test_an_interval_needs_two_seeds_and_a_gap_one_in_common() -> None:
-    one = gap.collect_arms(*make_sweep({key: value for key, value in make_grid().items() if key[3] == "0"}))
+    one = gap.collect_arms(make_sweep({key: value for key, value in make_grid().items() if key[3] == "0"}))
     assert {row[-2:] for row in gap.table_rows(one)} == {("lost", "seeds"), ("+10.0%", "1"), ("+2.5%", "1"), ("+0.0%", "1"),
                                                     ("+11.1%", "1"), ("+2.4%", "1"), ("+0.0%", "1")}  # fmt: skip
     none = gap.collect_arms(
-        *make_sweep({key: value for key, value in make_grid().items() if (key[0] == "bitnet") == (key[3] == "0")})
+        make_sweep({key: value for key, value in make_grid().items() if (key[0] == "bitnet") == (key[3] == "0")})
     )
-    assert {row[-4:] for row in gap.table_rows(none)} == {("full", "rounded", "lost", "seeds"), ("", "", "", "")}
+    assert {row[-4:] for row in gap.table_rows(none)} == {("full", "quantized", "lost", "seeds"), ("", "", "", "")}
 
 
 def test_how_weights_are_rounded_tells_networks_apart() -> None:
@@ -151,12 +147,12 @@ def test_how_weights_are_rounded_tells_networks_apart() -> None:
     keys = ["model", "model.linear.weight_bits", "model.linear.warmup", "model.dropout", "model.tie_embeddings", "seed"]
     bitnet = combine(["bitnet", "bitnet_2b4t"], ["1.58", "2"], ["0", "9"], ["0", "0.1"], ["true", "false"], ["0", "1"])
     full = combine(["transformer"], [""], [""], ["0", "0.1"], ["true", "false"], ["0", "1"])
-    found = gap.collect_arms(*make_sweep(bitnet | full, dict.fromkeys(keys, "")))
+    arms = gap.collect_arms(make_sweep(bitnet | full, dict.fromkeys(keys, "")))
     networks = ["bitnet weight_bits=1.58", "bitnet weight_bits=2", "bitnet_2b4t weight_bits=1.58", "bitnet_2b4t weight_bits=2"]
-    assert [(how, first.name, second.name) for how, first, second in gap.iter_pairs(found)] == [
+    assert [(comparison, first.name, second.name) for comparison, first, second in gap.iter_pairs(arms)] == [
         ("equal width", "transformer", network) for network in networks
     ]
-    assert {arm.format_best() for arm in found if arm.is_quantized} == {
+    assert {arm.format_best() for arm in arms if arm.is_quantized} == {
         "model.linear.warmup=0* model.dropout=0* model.tie_embeddings=true"
     }
 
@@ -168,8 +164,11 @@ def test_sizes_are_the_same_however_they_are_written(dim_key: str, tmp_path: Pat
     values = combine(["transformer"], ["128", "64"], ["2"], ["0", "1"]) | combine(
         ["hub"], ["128.0", "64.0", "256"], ["2"], ["0", "1"]
     )
-    found = gap.collect_arms(*make_sweep(values, space))
-    sizes = [(how, dict(full.size)[dim_key], dict(rounded.size)[dim_key]) for how, full, rounded in gap.iter_pairs(found)]
+    arms = gap.collect_arms(make_sweep(values, space))
+    sizes = [
+        (comparison, dict(full.size)[dim_key], dict(quantized.size)[dim_key])
+        for comparison, full, quantized in gap.iter_pairs(arms)
+    ]
     assert sizes == [
         ("equal width", 128, 128),
         ("twice the width", 128, 256),
@@ -178,7 +177,7 @@ def test_sizes_are_the_same_however_they_are_written(dim_key: str, tmp_path: Pat
     ]
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: drawn.append(figure))
-    gap.draw(found, tmp_path)
+    gap.draw(arms, tmp_path)
     labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
     assert labels == [f"{dim_key.removeprefix('model.')} {size}\ndepth 2" for size in (64, 128, 256)]
     for container, places in zip(drawn[0].axes[0].containers, ([0, 1], [0, 1, 2]), strict=True):
@@ -187,11 +186,11 @@ def test_sizes_are_the_same_however_they_are_written(dim_key: str, tmp_path: Pat
 
 @pytest.mark.parametrize("one", ["transformer", "bitnet"])
 def test_one_kind_alone_has_no_gap(one: str) -> None:
-    assert gap.collect_arms(*make_sweep({key: value for key, value in make_grid().items() if key[0] == one})) == []
+    assert gap.collect_arms(make_sweep({key: value for key, value in make_grid().items() if key[0] == one})) == []
 
 
 def test_several_objectives_have_no_gap() -> None:
-    assert gap.collect_arms(*make_sweep(make_grid(), directions=["minimize", "maximize"])) == []
+    assert gap.collect_arms(make_sweep(make_grid(), directions=["minimize", "maximize"])) == []
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
@@ -211,20 +210,20 @@ def test_a_gap_that_fails_loses_nothing_else(tmp_path: Path, monkeypatch: pytest
         raise ZeroDivisionError("of a kind that nobody thought of")
 
     monkeypatch.setattr(gap, "collect_arms", fail)
-    files = report.write(make_sweep(make_grid())[0], tmp_path, plots=False)
-    assert {path.name for path, _ in files} == {"trials.csv", "optimization_results.yaml", "results.md"}
+    files = report.write(make_sweep(make_grid()), tmp_path, plots=False)
+    assert {path.name for path, _ in files} == {"trials.csv", "optimization_results.yaml", "best.yaml", "results.md"}
     assert "- no gap: ZeroDivisionError: of a kind that nobody thought of" in (tmp_path / "results.md").read_text()
 
 
 def test_a_sweep_over_both_kinds_has_the_section_and_its_picture(tmp_path: Path) -> None:
-    own = ["model=transformer,bitnet", "seed=0,1", "trainer.steps=6", "target=null"]
+    own = ["model=transformer,bitnet", "trainer.steps=6", "target=null"]
     bits = ["model.linear.weight_bits=1.58,2", "hydra.sweeper.when={model.linear.weight_bits: \"model == 'bitnet'\"}"]
     train(tmp_path, *TINY, *own, *bits, "tracker=jsonl", "-m")
     (folder,) = (tmp_path / "out").glob("*/sweep_*")
     text = (folder / "results.md").read_text()
-    assert "## What rounded weights cost" in text
-    assert "Each network at each size was tuned over 1 setting in 2 runs." in text
-    assert "a star marks the smallest or the largest number" in text
+    assert "## What quantized weights cost" in text
+    assert "Each network at each size was tuned over 1 setting in 1 run." in text
+    assert "A star marks the smallest or the largest number" in text
     for bits_of in ("1.58", "2"):
         assert f"| transformer |  | bitnet weight_bits={bits_of} |  | equal width | val/loss |" in text
     assert (folder / "plots" / "gap.png").read_bytes().startswith(b"\x89PNG")

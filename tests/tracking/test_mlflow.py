@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from torch import nn
 from research import run_dir
 from research.data.modular import modular
 from research.run_dir import RunConfig
-from research.tracking import mlflow
+from research.tracking import delivery
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, Jsonl
-from research.tracking.mlflow import MLflow, connect
-from research.tracking.mlflow_store import end_dead_runs
+from research.tracking.mlflow import MLflow
+from research.tracking.mlflow_store import connect, end_dead_runs
 from research.training.state import State
 
 
@@ -42,7 +43,7 @@ def make_run_config(tmp_path: Path, name: str = "run", **more: Any) -> RunConfig
 
 
 def run_steps(tracker: Jsonl, run: RunConfig, steps: int, between: Callable[[int], None] = lambda step: None) -> State:
-    """`steps` log points, the last one also judged."""
+    """Run so many log points; `between` is called after each."""
     state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
     tracker.start(run)
     tracker.on_start(state)
@@ -90,15 +91,17 @@ def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path
     tracker.finish(FINISHED, {"steps": 1000})
     holder.join()
     assert slowest < 1, "a step waited for the store"
-    assert read_losses(uri, tracker.run_id) == [(step + 1, pytest.approx(1 / (step + 1))) for step in range(1000)]
-    assert MlflowClient(uri).get_run(tracker.run_id).info.status == FINISHED
+    steps, losses = zip(*read_losses(uri, tracker.run_id), strict=True)
+    assert steps == tuple(range(1, 1001))
+    assert losses == pytest.approx([1 / step for step in steps])
+    assert MlflowClient(uri).get_run(str(tracker.run_id)).info.status == FINISHED
 
 
-@pytest.mark.parametrize("note", ["", "half", "0" * 32])
-def test_a_note_that_leads_to_no_run_is_no_obstacle(uri: str, tmp_path: Path, note: str) -> None:
-    """As a kill or a full disk may leave it; and a run that was deleted in the UI is not gone on with."""
+@pytest.mark.parametrize("run_id", ["", "half", "0" * 32])
+def test_a_run_id_of_no_run_is_replaced(uri: str, tmp_path: Path, run_id: str) -> None:
+    """A kill or a full disk may leave such a file. A run that was deleted in the UI is not continued either."""
     run = make_run_config(tmp_path, resumed=True)
-    (run.folder / "mlflow_run_id").write_text(note)
+    (run.folder / "mlflow_run_id").write_text(run_id)
     tracker = MLflow(uri)
     run_steps(tracker, run, 3)
     tracker.finish(FINISHED, {"steps": 3})
@@ -113,7 +116,7 @@ def test_a_note_that_leads_to_no_run_is_no_obstacle(uri: str, tmp_path: Path, no
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_one_run(uri: str, tmp_path: Path) -> None:
-    """It starts afresh in its folder, and in its run."""
+    """It starts again from step 0, in the same folder and the same run."""
     run = make_run_config(tmp_path)
     first, again = MLflow(uri), MLflow(uri)
     run_steps(first, run, 3)
@@ -144,7 +147,7 @@ def test_a_damaged_line_is_reported_and_removed(tmp_path: Path, caplog: pytest.L
 def test_a_store_that_never_answers_ends_with_a_warning(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mlflow, "FINISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(delivery, "FINISH_TIMEOUT", 1.0)
     run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
     tracker.client.log_batch = tracker.client.create_run = _raise_unreachable
@@ -154,9 +157,9 @@ def test_a_store_that_never_answers_ends_with_a_warning(
     state.log({"train/loss": 0.5})
     tracker.on_step(state)
     tracker.finish(FINISHED, {"steps": 1})
-    told = capsys.readouterr().err
-    assert "did not take all of this run (nobody there)" in told
-    assert str(run.folder / "metrics.jsonl") in told
+    warning = capsys.readouterr().err
+    assert "did not take all of this run (nobody there)" in warning
+    assert str(run.folder / "metrics.jsonl") in warning
     assert json.loads((run.folder / "metrics.jsonl").read_text())["train/loss"] == 0.5
 
 
@@ -179,13 +182,18 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
     run_steps(tracker, run, 3)
     tracker.finish(FAILED, {"error": "ValueError: too bad", "steps": 3, "best": {"val/acc": 0.5, "step": 2}})
     client = MlflowClient(uri)
-    kept = client.get_run(tracker.run_id)
-    assert kept.info.status == FAILED
-    assert kept.data.params == {"lr": "0.1", "model.dim": "3"}
-    assert kept.data.tags["error"] == "ValueError: too bad"
-    assert kept.data.metrics["best/val/acc"] == 0.5
-    assert kept.data.tags["data.digest"] == modular(p=5).digest
-    assert {a.path for a in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "metrics.jsonl", "summary.json", "plots"}
+    stored = client.get_run(str(tracker.run_id))
+    assert stored.info.status == FAILED
+    assert stored.data.params == {"lr": "0.1", "model.dim": "3"}
+    assert stored.data.tags["error"] == "ValueError: too bad"
+    assert stored.data.metrics["best/val/acc"] == 0.5
+    assert stored.data.tags["data.digest"] == modular(p=5).digest
+    assert {a.path for a in client.list_artifacts(str(tracker.run_id))} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "plots",
+    }
     assert (tmp_path / "mlartifacts" / "study").is_dir(), "artifacts stand beside the store"
 
 
@@ -198,26 +206,30 @@ def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Pat
         tracker.finish(status, {"steps": 1})
         ids.append(tracker.run_id)
     client = MlflowClient(uri)
-    children = [client.get_run(run_id) for run_id in ids]
+    children = [client.get_run(str(run_id)) for run_id in ids]
     (parent,) = {child.data.tags["mlflow.parentRunId"] for child in children}
     assert client.get_run(parent).info.status == FAILED
     assert [child.info.run_name for child in children] == ["lr=0", "lr=1", "lr=2"]
     assert [child.data.tags["sweep.lr"] for child in children] == ["0", "1", "2"]
 
 
-def test_only_the_dead_are_ended(uri: str, tmp_path: Path) -> None:
+def test_only_runs_of_dead_processes_are_ended(uri: str, tmp_path: Path) -> None:
     living, dead = make_run_config(tmp_path, "living"), make_run_config(tmp_path, "dead")
     trackers = [MLflow(uri), MLflow(uri)]
     with run_dir.lock(living.folder):
         for tracker, run in zip(trackers, (living, dead), strict=True):
             run_steps(tracker, run, 1)
-            _wait_until(lambda tracker=tracker: bool(tracker.run_id and read_losses(uri, tracker.run_id)))
+            _wait_until(partial(_has_losses, uri, tracker))
         client = MlflowClient(uri)
         end_dead_runs(client)
-        statuses = [client.get_run(tracker.run_id).info.status for tracker in trackers]
+        statuses = [client.get_run(str(tracker.run_id)).info.status for tracker in trackers]
     for tracker in trackers:
         tracker.finish(FINISHED, {"steps": 1})
     assert statuses == ["RUNNING", "KILLED"]
+
+
+def _has_losses(uri: str, tracker: MLflow) -> bool:
+    return bool(tracker.run_id and read_losses(uri, tracker.run_id))
 
 
 def _wait_until(holds: Callable[[], bool]) -> None:
@@ -225,7 +237,7 @@ def _wait_until(holds: Callable[[], bool]) -> None:
         if holds():
             return
         time.sleep(0.1)
-    raise AssertionError("it never came to hold")
+    raise AssertionError("the condition did not hold within 10 s")
 
 
 def test_a_deleted_experiment_comes_back(uri: str, tmp_path: Path) -> None:
@@ -270,7 +282,7 @@ def test_without_mlflow_it_is_not_imported(tmp_path: Path, tracker: str) -> None
 
 
 def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
-    """Both find no store, and both runs are in it at the end."""
+    """Both start without a store, and both runs are in it at the end."""
     store = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     (tmp_path / "new").mkdir()
     code = (
@@ -285,8 +297,8 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, store, name, str(tmp_path / name)]
         processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for process in processes:
-        _, told = process.communicate(timeout=120)
-        assert (process.returncode, told) == (0, "")
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("study")
     assert experiment is not None
@@ -296,7 +308,7 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
 def test_a_store_whose_creation_was_killed_is_made_anew(tmp_path: Path) -> None:
     """Killed between two of its tables: half of a store could never be opened again."""
     uri, draft = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db.draft"
-    command = [sys.executable, "-c", f"from research.tracking.mlflow import connect; connect({uri!r})"]
+    command = [sys.executable, "-c", f"from research.tracking.mlflow_store import connect; connect({uri!r})"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (draft.exists() and draft.stat().st_size > 50_000):
         time.sleep(0.01)

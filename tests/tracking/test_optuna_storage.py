@@ -1,4 +1,4 @@
-"""Studies in each kind of storage, shared by processes and by machines; launchers of others; servers that are not there."""
+"""Studies in each kind of storage, shared by processes and machines; other launchers; servers that do not answer."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 import servers
-from program import ROOT, TINY, make_environment
+from program import ROOT, TINY, make_environment, run
 from sweeping import run_sweep
 
 from research.tracking import optuna_storage
@@ -29,7 +29,7 @@ Opener = Callable[[str], str]
 
 @pytest.fixture
 def opener(tmp_path: Path) -> Iterator[Opener]:
-    """Gives the URL of an empty storage of a kind; its server ends with the test."""
+    """Return the URL of an empty storage of a kind; its server ends with the test."""
     with ExitStack() as running:
 
         def open_storage(kind: str) -> str:
@@ -52,9 +52,8 @@ def opener(tmp_path: Path) -> Iterator[Opener]:
 def count_states(url: str, name: str = "shared") -> Counter[str]:
     """How the trials of a study have ended."""
     optuna_storage._connect_storage.cache_clear()
-    return Counter(
-        each.state.name for each in optuna.load_study(study_name=name, storage=optuna_storage.get_storage(url)).trials
-    )
+    study = optuna.load_study(study_name=name, storage=optuna_storage.get_storage(url))
+    return Counter(trial.state.name for trial in study.trials)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,30 +73,30 @@ def test_workers_run_each_trial_once(kind: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "workers.py"), *small]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    if kind not in told:
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    if kind not in numbers:
         pytest.skip(next(line for line in done.stdout.splitlines() if "apt-get" in line))
-    assert {key: told[kind][key] for key in told["bounds"]} == told["bounds"], done.stdout
+    assert {key: numbers[kind][key] for key in numbers["bounds"]} == numbers["bounds"], done.stdout
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
 def test_machines_join_by_the_same_command(tmp_path: Path, opener: Opener, kind: str) -> None:
-    """They come to an empty storage, and share nothing else; one that comes late may find nothing to do."""
+    """They start with an empty storage and share nothing else; a late one may have nothing left to do."""
     url = opener(kind)
     machines = [tmp_path / name for name in ("a", "b", "c")]
-    for each in machines:
-        each.mkdir()
+    for machine in machines:
+        machine.mkdir()
     arguments = [*SPACE, f"hydra.sweeper.storage={url}", "hydra.sweeper.home=sweeps", "hydra.sweeper.n_trials=12"]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda place: run_sweep(place, *arguments), machines))
+        list(pool.map(lambda machine: run_sweep(machine, *arguments), machines))
     assert count_states(url)["COMPLETE"] == 12
-    told = [line for each in tmp_path.glob("*/told.txt") for line in each.read_text().splitlines()]
-    assert set(Counter(line.split()[0] for line in told).values()) == {2}, "each trial tells when it begins and ends"
+    lines = [line for file in tmp_path.glob("*/told.txt") for line in file.read_text().splitlines()]
+    assert set(Counter(line.split()[0] for line in lines).values()) == {2}, "one line at a trial's start and one at its end"
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_trials_of_a_launcher_are_abandoned(tmp_path: Path, launcher: str) -> None:
-    """In processes of the launcher's own, which find the study by themselves."""
+def test_trials_of_a_launcher_are_pruned(tmp_path: Path, launcher: str) -> None:
+    """In the launcher's own processes, which connect to the study by themselves."""
     pruner = ["hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=1"]
     first = "hydra.sweeper.enqueue=[{x: 0.0},{x: 1.0},{x: 4.0},{x: 3.0}]"  # the launcher has two at once: the last are worse
     storage = f"hydra.sweeper.storage=journal://{tmp_path}/study.journal"
@@ -107,14 +106,14 @@ def test_trials_of_a_launcher_are_abandoned(tmp_path: Path, launcher: str) -> No
     assert len(processes) >= 2
 
 
-def test_a_line_that_was_cut_off_is_mended(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "study.journal"
     arguments = [*SPACE, f"hydra.sweeper.storage=journal://{file}", "hydra.sweeper.home=sweeps"]
     run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=2")
-    whole = file.read_bytes()
-    file.write_bytes(whole + b'{"op_code":4,"worker_id":"' * 3)
+    complete = file.read_bytes()
+    file.write_bytes(complete + b'{"op_code":4,"worker_id":"' * 3)
     run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=4")
-    assert file.read_bytes().startswith(whole)
+    assert file.read_bytes().startswith(complete)
     assert [json.loads(line)["op_code"] for line in file.read_bytes().splitlines()]
     assert count_states(f"journal://{file}") == {"COMPLETE": 4}
 
@@ -131,12 +130,16 @@ REFUSED = "sweeper.storage=postgresql://127.0.0.1:1/x cannot be used: (psycopg2.
     ],
 )
 def test_a_storage_that_is_not_there_is_reported_in_one_line(tmp_path: Path, url: str, words: str) -> None:
-    own = make_environment(tmp_path)
-    if "not installed" in words:
+    own, argv = (
+        make_environment(tmp_path),
+        [str(ROOT / "train.py"), *TINY, "-m", "lr=1e-3,3e-4", f"hydra.sweeper.storage={url}"],
+    )
+    if "not installed" in words:  # in a process of its own, which imports this module instead of the driver
         (tmp_path / "psycopg2.py").write_text("raise ImportError('No module named psycopg2')")
-        own["PYTHONPATH"] = str(tmp_path)
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "-m", "lr=1e-3,3e-4", f"hydra.sweeper.storage={url}"]
-    done = subprocess.run([*command, "out=out"], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=100)
+        command, own["PYTHONPATH"] = [sys.executable, *argv, "out=out"], f"{tmp_path}:{ROOT}"
+        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=100)
+    else:
+        done = run([*argv, "out=out"], tmp_path, own)
     assert done.returncode == 1
     assert words in done.stderr
     assert "secret" not in done.stderr + done.stdout
@@ -162,11 +165,11 @@ def test_a_wrong_url_is_reported(monkeypatch: pytest.MonkeyPatch, url: str, word
 
 
 @pytest.mark.parametrize(("module", "url", "extra"), [("redis", "redis://h:1/0", "redis"), ("grpc", "grpc://h:1", "grpc")])
-def test_a_driver_that_is_missing_is_named(tmp_path: Path, module: str, url: str, extra: str) -> None:
+def test_a_missing_driver_is_named(tmp_path: Path, module: str, url: str, extra: str) -> None:
     """In a process of its own: Optuna imports redis once and for all."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('it is not there')")
     own = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-c", f"from research.tracking import optuna_storage as trial; trial.get_storage({url!r})"]
+    command = [sys.executable, "-c", f"from research.tracking.optuna_storage import get_storage; get_storage({url!r})"]
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=100)
     assert f"is not installed; pip install -e '.[{extra}]'" in done.stderr
 
@@ -191,14 +194,14 @@ def test_the_array_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o755)
     own = make_environment(tmp_path) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
-    with (tmp_path / "said").open("wb") as said:
-        job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=own, stdout=said, stderr=said)
+    with (tmp_path / "output").open("wb") as output:
+        job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=own, stdout=output, stderr=output)
     for _ in range(600):
         time.sleep(0.1)
         if list((tmp_path / "outputs").rglob("metrics.jsonl")):
             break
     os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
-    assert job.wait(60) in (138, 143), (tmp_path / "said").read_text()
+    assert job.wait(60) in (138, 143), (tmp_path / "output").read_text()
     assert (tmp_path / "requeued").read_text() == "4711\n"
     again = subprocess.run(["bash", "job"], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stdout + again.stderr

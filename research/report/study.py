@@ -1,0 +1,164 @@
+"""From Optuna's study and the run folders to a report's rows, and back to a study that Optuna can draw."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from research.cli import first_line
+from research.preflight.overrides import to_override
+from research.report.results import EXCLUDED, Row, Sweep, parse_value, read_run
+from research.run_dir import read_json
+from research.tracking.mlflow_store import SWEEP_SPEC_FILE
+from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
+from research.tracking.storage import redact_url
+
+BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
+
+
+def load_study(folder: Path, storage: str) -> Study:
+    """Return the study of a sweep's folder from a storage. Raise ValueError where it cannot be read."""
+    try:
+        connected = get_storage(storage)
+        name = read_json(folder / SWEEP_SPEC_FILE).get("study") or optuna.get_all_study_names(connected)[0]
+        return optuna.load_study(study_name=name, storage=connected)
+    except Exception as error:  # each kind of storage has its own errors
+        raise ValueError(f"the study cannot be read from {redact_url(storage)}: {first_line(error)}") from error
+
+
+def read_study(folder: Path, study: Study) -> Sweep:
+    """Return the trials of a study, with what their run folders hold."""
+    directions = [direction.name.lower() for direction in study.directions]
+    spec = {"directions": directions} | read_json(folder / SWEEP_SPEC_FILE) | study.user_attrs.get("grokbit", {})
+    known: dict[tuple[str, str], str] = {}
+    rows = [_build_row(folder, trial, known) for trial in study.get_trials(deepcopy=False)]
+    monitor = next((run.monitor for row in rows for run in row.runs if run.monitor), "")
+    objectives = name_objectives(study.metric_names or spec.get("metrics"), monitor, len(directions))
+    return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
+
+
+def name_objectives(metric_names: Sequence[str] | None, monitor: str, count: int) -> list[str]:
+    """Return the names of a trial's values: those of the study, else the monitor or numbers."""
+    if metric_names:
+        return list(metric_names)
+    return [monitor or "value"] if count == 1 else [f"value_{index}" for index in range(count)]
+
+
+def list_run_folders(trial_folder: Path) -> list[Path]:
+    """Return the run folders of a trial: its own, or those of its repeats, which are numbered below it."""
+    if not trial_folder.is_dir():
+        return []
+    repeats = [path for path in trial_folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return sorted(repeats, key=lambda path: int(path.name)) or [trial_folder]
+
+
+def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str]) -> Row:
+    attrs, started = trial.user_attrs, trial.datetime_start
+    trial_folder = _find_trial_folder(folder, trial)
+    run_folders = list_run_folders(trial_folder)
+    relative = str(trial_folder.relative_to(folder)) if trial_folder.is_relative_to(folder) else str(trial_folder)
+    pruned = f"pruned at step {attrs[PRUNED_ATTR]}" if PRUNED_ATTR in attrs else ""
+    return Row(
+        number=trial.number,
+        state=EXCLUDED if "aside" in attrs else trial.state.name,
+        values=tuple(trial.values) if trial.state.name == "COMPLETE" else (),
+        params=_read_params(trial, run_folders, known),
+        started=started and started.replace(microsecond=started.microsecond // 1000 * 1000),  # as trials.csv has it
+        seconds=round(trial.duration.total_seconds(), 3) if trial.duration is not None else None,
+        repeats=tuple(attrs.get("repeats", ())),
+        folder=relative if run_folders else "",
+        runs=tuple(map(read_run, run_folders)),
+        error=str(attrs.get("error") or attrs.get("aside") or ""),
+        note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
+        limits=trial.constraints,
+    )
+
+
+def _find_trial_folder(folder: Path, trial: FrozenTrial) -> Path:
+    """Return a trial's folder: the one that it names, unless that is gone or is the folder of its first repeat.
+
+    The named folder is gone where the sweep's folder was moved; then, and of repeats, it is the one with the trial's number.
+    """
+    numbered, named = folder / str(trial.number), Path(trial.user_attrs.get("folder", ""))
+    return named if named.is_absolute() and named.is_dir() and named.parent != numbered else numbered
+
+
+def _read_params(trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tuple[str, str], str]) -> dict[str, str]:
+    """Return the parameters as the overrides of the trial's first run.
+
+    `known` collects how overrides spell each value, for trials that have no run of their own.
+    """
+    files = [run / "overrides.txt" for run in run_folders[:1] if (run / "overrides.txt").exists()]
+    pairs = (line.partition("=") for file in files for line in file.read_text().splitlines())
+    overrides = {key.lstrip("+"): text for key, _, text in pairs}
+    params = {key.lstrip("+"): value for key, value in trial.params.items()}
+    known |= {(key, repr(value)): overrides[key] for key, value in params.items() if key in overrides}
+    return {key: known.get((key, repr(value))) or to_override(value) for key, value in params.items()}
+
+
+# Back to a study, for Optuna's plots and importances. Its categories are the values' texts, and numbers get an axis.
+
+
+def to_study(sweep: Sweep, index: int | None = None) -> Study:
+    """Return an in-memory study in which trial n is row n; with an index it has this objective alone."""
+    directions = sweep.directions if index is None else sweep.directions[index : index + 1]
+    rows = {row.number: row for row in sweep.rows}
+    texts = {key: list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params)) for key in sweep.space}
+    distributions = {key: infer_distribution(sweep.space[key], values) for key, values in texts.items() if values}
+    with silence_optuna():
+        study = optuna.create_study(study_name=sweep.name, directions=directions)
+        for number in range(max(rows, default=-1) + 1):
+            study.add_trial(to_frozen_trial(rows.get(number), distributions, index))
+    return study
+
+
+def to_frozen_trial(row: Row | None, distributions: Mapping[str, BaseDistribution], index: int | None) -> FrozenTrial:
+    """Return a row as a trial of Optuna; a missing or excluded one as waiting."""
+    if row is None or row.state not in TrialState.__members__:
+        return create_trial(state=TrialState.WAITING)
+    own = {key: distributions[key] for key in row.params}
+    params = {
+        key: text if isinstance(own[key], CategoricalDistribution) else parse_value(text) for key, text in row.params.items()
+    }
+    values = [*row.values] if index is None else [row.values[index]] if row.values else None
+    trial = create_trial(
+        state=TrialState[row.state],
+        values=values or None,
+        params=params,
+        distributions=own,
+        constraints=dict(row.limits) or None,
+    )
+    trial.datetime_start = row.started
+    trial.datetime_complete = row.started + timedelta(seconds=row.seconds) if row.started and row.seconds is not None else None
+    return trial
+
+
+def infer_distribution(description: str, texts: Sequence[str]) -> BaseDistribution:
+    """Return the distribution of a parameter that took these values, so that also a grid's numbers get an axis.
+
+    The axis is logarithmic where the space says so; without bounds in it, where the values span a decade.
+    """
+    numbers = [
+        v for v in map(parse_value, texts) if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+    ]
+    if len(numbers) < len(texts):
+        return CategoricalDistribution(list(texts))
+    bounds, _ = parse_bounds(description)
+    ends = [float(bounds[end]) for end in ("low", "high") if end in bounds]
+    low, high = min([*numbers, *ends]), max([*numbers, *ends])
+    log_scale = low > 0 and ("log" in bounds if ends else high >= 10 * low)
+    if all(isinstance(value, int) for value in numbers):
+        return IntDistribution(int(low), int(high), log=log_scale)
+    return FloatDistribution(float(low), float(high), log=log_scale)
+
+
+def parse_bounds(description: str) -> tuple[dict[str, str], str]:
+    """Return the bounds of a numeric parameter in study.json and its condition; of a list of choices nothing."""
+    match = BOUNDS.fullmatch(description)
+    return (dict(word.split("=") for word in match[1].split()), match[2]) if match else ({}, "")

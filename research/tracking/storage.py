@@ -1,0 +1,41 @@
+"""What MLflow's store and Optuna's storage share: a lock on a file, and a URL without its password."""
+
+import fcntl
+import re
+from pathlib import Path
+from typing import IO
+
+
+class FileLock:
+    """An exclusive lock on a file. The system releases it when the process ends, however that ends.
+
+    `acquire` and `release` are the interface that Optuna's JournalFileBackend calls.
+    """
+
+    file: IO[str] | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def acquire(self) -> bool:
+        """Wait until no other process holds the lock, then hold it. Return True."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        self.file = file
+        return True
+
+    def release(self) -> None:
+        assert self.file is not None
+        self.file.close()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def redact_url(url: object) -> str:
+    """Return a store's URL, or its `_target_` node, as text without user name, password and query."""
+    return re.sub(r"//.*@", "//", re.sub(r"\?.*", "", str(url)))
