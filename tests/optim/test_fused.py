@@ -1,4 +1,4 @@
-"""Grokfast and AdamW in one pass: held to the plain version, which filters with torch and calls torch's fused step."""
+"""Grokfast and AdamW in one pass against the plain version, which filters with torch and calls torch's fused step."""
 
 import copy
 import importlib.util
@@ -30,12 +30,12 @@ Step = Callable[[Optimizer], bool]
 
 
 class Parameters(nn.Module):
-    """Some tensors, of names that no rule knows."""
+    """Tensors whose names match no rule."""
 
     def __init__(self, shapes: Iterable[tuple[int, ...]], seed: int = 0) -> None:
         super().__init__()
-        made = torch.Generator().manual_seed(seed)
-        self.list = nn.ParameterList(torch.randn(shape, generator=made) for shape in shapes)
+        generator = torch.Generator().manual_seed(seed)
+        self.list = nn.ParameterList(torch.randn(shape, generator=generator) for shape in shapes)
 
 
 def make_ema(model: nn.Module, base: Any = FUSED, **options: Any) -> Optimizer:
@@ -47,7 +47,7 @@ def make_ma(model: nn.Module, base: Any = FUSED, **options: Any) -> Optimizer:
 
 
 def step_plain(optimizer: Optimizer) -> bool:
-    """The step that the fused one stands for."""
+    """Take the plain step in place of the fused one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "step", lambda _: False)
         optimizer.step()
@@ -55,11 +55,11 @@ def step_plain(optimizer: Optimizer) -> bool:
 
 
 def fill_gradients(model: nn.Module, step: int) -> None:
-    """Gradients of a step; one parameter begins late, and one misses some."""
-    made = torch.Generator().manual_seed(step)
-    for place, p in enumerate(model.parameters()):
-        grad = torch.randn(p.shape, generator=made)
-        p.grad = None if (place == 3 and step < 7) or (place == 5 and step % 4 == 2) else grad
+    """Set the gradients of a step; one parameter begins late, and one misses some steps."""
+    generator = torch.Generator().manual_seed(step)
+    for index, p in enumerate(model.parameters()):
+        grad = torch.randn(p.shape, generator=generator)
+        p.grad = None if (index == 3 and step < 7) or (index == 5 and step % 4 == 2) else grad
 
 
 def run(model: nn.Module, optimizer: Optimizer, step: Step, first: int, last: int) -> None:
@@ -69,7 +69,7 @@ def run(model: nn.Module, optimizer: Optimizer, step: Step, first: int, last: in
 
 
 def copy_contents(optimizer: Optimizer) -> list[Any]:
-    """Copies of all there is: parameters, gradients, groups, states."""
+    """Return copies of an optimizer's groups, parameters, gradients and states."""
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [dict(optimizer.state[p]) if p in optimizer.state else None for p in params]
@@ -77,7 +77,7 @@ def copy_contents(optimizer: Optimizer) -> list[Any]:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether the bits are the same, in whatever dicts and lists they lie."""
+    """Return whether two nested dicts and lists of tensors are equal bit for bit."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and (a.dtype, a.layout) == (b.dtype, b.layout) and torch.equal(a.to_dense(), b.to_dense())
     if isinstance(a, dict):
@@ -88,19 +88,19 @@ def is_same(a: Any, b: Any) -> bool:
 
 
 def assert_close(ours: Optimizer, theirs: Optimizer, tolerance: float = 1e-6) -> None:
-    """Parameters and states are those of the plain version, and of the same layout."""
+    """Check that parameters and states are close, and states of the same layout."""
     for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
         for p, q in zip(a["params"], b["params"], strict=True):
             assert torch.linalg.vector_norm(p - q) <= tolerance * torch.linalg.vector_norm(q)
-            mine, other = ours.state.get(p, {}), theirs.state.get(q, {})
-            assert mine.keys() == other.keys()
+            state, other = ours.state.get(p, {}), theirs.state.get(q, {})
+            assert state.keys() == other.keys()
             for key, value in other.items():
                 if isinstance(value, Tensor):
-                    assert (mine[key].dtype, mine[key].shape) == (value.dtype, value.shape)
+                    assert (state[key].dtype, state[key].shape) == (value.dtype, value.shape)
                     usual = torch.linalg.vector_norm(value) + value.numel() ** 0.5  # gradients are of size 1
-                    assert torch.linalg.vector_norm(mine[key] - value) <= tolerance * usual, key
+                    assert torch.linalg.vector_norm(state[key] - value) <= tolerance * usual, key
                 else:
-                    assert mine[key] == value
+                    assert state[key] == value
 
 
 GROUPS: dict[str, list[dict[str, Any]]] = {  # what differs between the groups of a model
@@ -110,7 +110,7 @@ GROUPS: dict[str, list[dict[str, Any]]] = {  # what differs between the groups o
 }
 FILTERS: dict[str, Build] = {
     "EMA": make_ema,
-    "EMA of little memory": partial(make_ema, alpha=0.3),
+    "EMA of small alpha": partial(make_ema, alpha=0.3),
     "window": make_ma,
     "window of one": partial(make_ma, window=1),
 }
@@ -122,8 +122,8 @@ def make_grouped(build: Build, groups: list[dict[str, Any]], base: Any = AdamW, 
     every = [p for group in optimizer.param_groups for p in group["params"]]
     like = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     optimizer.param_groups.clear()
-    for place, options in enumerate(groups):
-        optimizer.add_param_group(like | {"params": every[place :: len(groups)]} | options)
+    for index, options in enumerate(groups):
+        optimizer.add_param_group(like | {"params": every[index :: len(groups)]} | options)
     return model, optimizer
 
 
@@ -131,7 +131,7 @@ def make_grouped(build: Build, groups: list[dict[str, Any]], base: Any = AdamW, 
 @pytest.mark.parametrize("base", [AdamW, Adam])
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 @pytest.mark.parametrize("build", FILTERS.values(), ids=FILTERS)
-def test_it_is_the_plain_version(build: Build, groups: list[dict[str, Any]], base: type[Optimizer]) -> None:
+def test_the_fused_step_equals_the_plain_one(build: Build, groups: list[dict[str, Any]], base: type[Optimizer]) -> None:
     steps = 1000 if base is AdamW and groups == [{}] and build in (make_ema, make_ma) else 60
     (model, optimizer), (twin, theirs) = make_grouped(build, groups, base), make_grouped(build, groups, base)
     run(model, optimizer, fused.step, 0, steps)
@@ -163,14 +163,14 @@ def test_any_shapes(shapes: list[tuple[int, ...]], large: int, threads: int, bui
 
 @needs_c
 @pytest.mark.parametrize("build", FILTERS.values(), ids=FILTERS)
-def test_steps_of_either_kind_go_on_from_each_other(build: Build) -> None:
+def test_fused_and_plain_steps_continue_from_each_other(build: Build) -> None:
     models = [Parameters(SHAPES, seed) for seed in range(4)]
     optimizers = [build(model) for model in models]
     run(models[0], optimizers[0], step_plain, 0, 8)
-    for place, step in enumerate([fused.step, step_plain, fused.step]):
-        models[place + 1].load_state_dict(models[place].state_dict())
-        optimizers[place + 1].load_state_dict(copy.deepcopy(optimizers[place].state_dict()))
-        run(models[place + 1], optimizers[place + 1], step, 8 * (place + 1), 8 * (place + 2))
+    for number, step in enumerate([fused.step, step_plain, fused.step], start=1):
+        models[number].load_state_dict(models[number - 1].state_dict())
+        optimizers[number].load_state_dict(copy.deepcopy(optimizers[number - 1].state_dict()))
+        run(models[number], optimizers[number], step, 8 * number, 8 * (number + 1))
     twin = Parameters(SHAPES)
     theirs = build(twin)
     run(twin, theirs, step_plain, 0, 32)
@@ -196,7 +196,7 @@ def test_a_resume_changes_no_bit(build: Build, tmp_path: Path) -> None:
 
 
 @needs_c
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_steps_independently() -> None:
     model, optimizer = make_grouped(make_ema, [{}])
     run(model, optimizer, fused.step, 0, 3)
     twin, theirs = copy.deepcopy((model, optimizer))
@@ -223,7 +223,7 @@ def test_tensors_may_be_replaced_between_steps(build: Build) -> None:
 
 @needs_c
 @pytest.mark.parametrize("build", [make_ema, make_ma])
-def test_the_gradient_stays_as_it_was(build: Build) -> None:
+def test_the_gradient_is_not_written(build: Build) -> None:
     model = Parameters(SHAPES)
     optimizer = build(model)
     for number in range(7):
@@ -236,7 +236,7 @@ def test_the_gradient_stays_as_it_was(build: Build) -> None:
 
 
 @needs_c
-def test_a_graph_that_saved_a_weight_does_not_go_on() -> None:
+def test_autograd_refuses_a_graph_that_saved_a_weight() -> None:
     model = nn.Linear(3, 2)
     optimizer = make_ema(model)
     loss = model(torch.randn(4, 3, requires_grad=True)).square().sum()
@@ -246,7 +246,7 @@ def test_a_graph_that_saved_a_weight_does_not_go_on() -> None:
         loss.backward()
 
 
-def test_nothing_to_do_is_done() -> None:
+def test_a_step_without_gradients_changes_nothing() -> None:
     model = Parameters([(3,)])
     optimizer = make_ema(model)
     before = copy_contents(optimizer)
@@ -255,15 +255,15 @@ def test_nothing_to_do_is_done() -> None:
 
 
 class CustomAdamW(AdamW):
-    """Somebody's own, which may do anything."""
+    """A user's subclass, which may compute anything."""
 
 
 class CustomFilter(grokfast.EMA):
-    """A filter of somebody's own: what it inherits says nothing of what it does."""
+    """A user's filter, which inherits `one_pass` but may compute anything."""
 
 
 class TensorSubclass(Tensor):
-    """A tensor of another kind."""
+    """A tensor of another class."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # type: ignore[override]
         return self.clone()
@@ -324,7 +324,7 @@ STATE_REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
 }
 EMA_REASONS = {
     "EMA in double precision": change_state("grokfast_ema", Tensor.double),
-    "EMA turned": change_state("grokfast_ema", transpose_memory),
+    "EMA not contiguous": change_state("grokfast_ema", transpose_memory),
 }
 MA_REASONS = {
     "ring in half precision": change_state("grokfast_ring", Tensor.bfloat16),
@@ -335,11 +335,11 @@ MA_REASONS = {
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(
     ("build", "spoil", "has_stepped"),
-    [pytest.param(build, spoil, begun, id=f"{build.__name__}: {name}, {'later' if begun else 'at once'}")
+    [pytest.param(build, spoil, later, id=f"{build.__name__}: {name}, {'later' if later else 'at once'}")
      for build, own in ((make_ema, EMA_REASONS), (make_ma, MA_REASONS))
-     for begun, reasons in ((False, REASONS), (True, REASONS | STATE_REASONS | own)) for name, spoil in reasons.items()],
+     for later, reasons in ((False, REASONS), (True, REASONS | STATE_REASONS | own)) for name, spoil in reasons.items()],
 )  # fmt: skip
-def test_what_it_leaves_to_the_plain_version(
+def test_cases_for_the_plain_version_change_nothing(
     build: Build, spoil: Callable[[nn.Module, Optimizer], None], has_stepped: bool
 ) -> None:
     model = Parameters(SHAPES)
@@ -376,12 +376,12 @@ def test_other_optimizers_are_left_alone(optimizer: Optimizer) -> None:
     assert is_same(before, copy_contents(optimizer))
 
 
-def test_a_verdict_on_the_device_is_applied_by_the_gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_found_inf_on_the_device_needs_the_gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "has_triton", lambda _: True)
     model = Parameters(SHAPES)
     optimizer = make_ema(model)
     fill_gradients(model, 0)
-    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # type: ignore[attr-defined]  # as health.py does
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # type: ignore[attr-defined]  # as nonfinite.py does
     jobs = fused.collect_jobs(optimizer)
     assert jobs
     assert fused.choose_kernel(torch.device("cuda", 0), optimizer, jobs) is fused.step_on_gpu
@@ -390,13 +390,13 @@ def test_a_verdict_on_the_device_is_applied_by_the_gpu_kernel(monkeypatch: pytes
     assert fused.collect_jobs(optimizer) is None
 
 
-def test_without_a_compiler_it_is_plain(
+def test_without_a_compiler_the_step_is_plain(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     for name, value in {"PATH": "", "CC": "", "GROKBIT_CACHE": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     assert fused.get_library.__wrapped__() is None
-    assert "no C kernel, Grokfast's step goes through torch and is slower: there is no C compiler" in caplog.text
+    assert "no C kernel, so Grokfast's step uses torch, which is slower: there is no C compiler" in caplog.text
     monkeypatch.setattr(fused, "get_library", lambda: None)
     model = Parameters(SHAPES)
     optimizer = make_ema(model)
@@ -437,7 +437,7 @@ device = torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu").d
 assert fused.has_triton(device)
 
 
-def built(base):
+def build(base):
     torch.manual_seed(0)
     model = nn.ParameterList([torch.randn(shape) for shape in ((), (1,), (7,), (0, 3), (3, 5), (170, 101))]).to(device)
     return model, grokfast.ema(model, partial(base, fused=True), 1e-2, 0.9, 2.0, 0.1, unfiltered=("2", "5"))
@@ -445,30 +445,30 @@ def built(base):
 
 def one_pass(optimizer):
     if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")  # the host waits for nothing
+        torch.cuda.set_sync_debug_mode("error")  # the host must not wait
         assert fused.step(optimizer)
         torch.cuda.set_sync_debug_mode("default")
     else:
-        jobs = fused.jobs_of(optimizer)
+        jobs = fused.collect_jobs(optimizer)
         with torch.no_grad():
-            states = [optimizer.state.get(job[3]) or fused.fresh_state(optimizer, job[3]) for job in jobs]
-            fused.on_gpu(optimizer, jobs, states)
+            states = [optimizer.state.get(job[3]) or fused.init_state(optimizer, job[3]) for job in jobs]
+            fused.step_on_gpu(optimizer, jobs, states)
 
 
-def compare(base, judged, bad):
-    # judged on the device or not; a parameter and the average of two others begin late
-    (model, optimizer), (twin, theirs) = built(base), built(base)
+def compare(base, on_device, bad):
+    # bad steps are judged on the device or not; a parameter and the averages of two others begin late
+    (model, optimizer), (twin, theirs) = build(base), build(base)
     for number in range(9):
-        for place, (p, q) in enumerate(zip(model, twin)):
-            q.grad = torch.randn_like(q) if place != 4 or number > 2 else None
+        for index, (p, q) in enumerate(zip(model, twin)):
+            q.grad = torch.randn_like(q) if index != 4 or number > 2 else None
             if q.grad is not None and number in bad:
-                q.grad.view(-1)[place % 3 :: 3] = (torch.nan, torch.inf, -torch.inf)[(place + number) % 3]
+                q.grad.view(-1)[index % 3 :: 3] = (torch.nan, torch.inf, -torch.inf)[(index + number) % 3]
             p.grad = None if q.grad is None else q.grad.clone()
         before = [p.detach().clone() for p in model]
-        for each in (optimizer, theirs):
-            each.param_groups[1]["lamb"] = 0.0 if number in (0, 4, 5) else 2.0
-            if judged:
-                each.grad_scale, each.found_inf = None, torch.tensor(float(number in bad), device=device)
+        for one in (optimizer, theirs):
+            one.param_groups[1]["lamb"] = 0.0 if number in (0, 4, 5) else 2.0
+            if on_device:
+                one.grad_scale, one.found_inf = None, torch.tensor(float(number in bad), device=device)
         one_pass(optimizer)
         step, fused.step = fused.step, lambda _: False
         theirs.step()
@@ -484,15 +484,15 @@ def compare(base, judged, bad):
 
 
 for base, bad in ((Adam, (2, 5, 8)), (AdamW, (0, 1, 3, 6, 7))):
-    compare(base, judged=False, bad=())
-    compare(base, judged=True, bad=bad)
+    compare(base, on_device=False, bad=())
+    compare(base, on_device=True, bad=bad)
 print("compared")
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton")
 def test_triton_gives_the_same_numbers() -> None:
-    """In a process of its own: Triton reads the source of its kernels, which the checks of types would hide."""
+    """In its own process: Triton reads the source of kernels, which beartype would hide."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
