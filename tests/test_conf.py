@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research.preflight.check import find_mistakes
 from research.preflight.help import build_help_text, list_groups
+from research.preflight.renames import upgrade_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FULL = {"_target_": "torch.nn.Linear", "_partial_": True}
@@ -103,6 +104,13 @@ def test_a_model_and_its_twin_differ_in_the_linear_layer_only() -> None:
     for ternary, full in (("bitnet", "transformer"), ("bitmlp", "mlp"), ("bitdecoder", "decoder"), ("hub", "hub_full")):
         assert compose_config(f"model={ternary}", "linear=full").model == compose_config(f"model={full}").model
         assert compose_config(f"model={full}", "linear=bitnet").model == compose_config(f"model={ternary}").model
+
+
+def test_an_old_run_of_hub_full_has_the_same_model() -> None:
+    """Its config.yaml holds linear: null; resume compares it with the model of today's options."""
+    model = OmegaConf.to_container(compose_config("model=hub_full").model)
+    assert isinstance(model, dict)
+    assert upgrade_config({"model": model | {"linear": None}}) == {"model": model}
 
 
 def test_a_model_without_linear_layers_has_no_such_key(tmp_path: Path) -> None:

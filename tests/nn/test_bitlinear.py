@@ -1,41 +1,30 @@
-"""One layer, three backends: the same codes, outputs and gradients; and what else happens to a linear layer."""
+"""One layer, three backends: the same codes, outputs and gradients, for any input and on the meta device."""
 
 import inspect
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from program import ROOT
 from torch import Tensor, nn
 
-from research.data.modular import modular
-from research.data.spec import Tokens
-from research.losses import last_token
-from research.models.transformer import Transformer
 from research.nn import products
 from research.nn.attention import Attention
 from research.nn.bitlinear import (
     BitLinear,
     _forward_quantized,
-    bitlinear_layers,
-    cached_quantized_weights,
-    convert_linears,
     set_warmup_step,
     shared_input_linears,
 )
 from research.nn.norm import RMSNorm
 from research.nn.quantize import Quantizer
-from research.optim.schedules import constant
-from research.training.evaluate import evaluate
-from research.training.trainer import Trainer
 
 BACKENDS = ("ste", "bf16_exact", "int8")
+
+
 TOLERANCES = {"ste": 1e-5, "int8": 1e-5, "bf16_exact": 2**-7}  # of the largest output: what a bf16 sum and scale leave
+
+
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"granularity": "channel", "scale_method": "absmax", "weight_bits": 4},
@@ -241,238 +230,6 @@ def test_activations_are_saved_as_int8(backend: Any) -> None:
     assert sum(tensor.nbytes for tensor in saved if tensor.shape != (40, 96)) <= 64 * 96 + 64 * 4 + 4
 
 
-@pytest.fixture
-def num_quantized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count how often a weight is quantized, in a list of one number."""
-    count = [0]
-    real = Quantizer.quantize_weight
-
-    def count_weight(self: Quantizer, w: Tensor, dtype: torch.dtype | None = None) -> Any:
-        count[0] += 1
-        return real(self, w, dtype)
-
-    monkeypatch.setattr(Quantizer, "quantize_weight", count_weight)
-    return count
-
-
-DATA = modular(p=7)
-
-
-def make_model(**settings: Any) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(DATA.shape, 16, 1, 2, lambda ins, outs, bias: BitLinear(ins, outs, bias, **settings))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"backend": name} for name in ("auto", *BACKENDS)] + [{"granularity": "channel"}, {"granularity": 8}, {"warmup": 4}],
-    ids=str,
-)
-def test_weights_are_quantized_once_a_step(num_quantized: list[int], settings: dict[str, Any]) -> None:
-    """For any number of micro-batches, with the same bits as if every one quantized them."""
-    model, gradients = make_model(**settings), []
-    trainer = Trainer(1, 16, grad_accum=4, eval_every=1, device="cpu")
-    layers = list(bitlinear_layers(model).values())
-    set_warmup_step(layers, 3)
-    x, y = DATA.train[torch.arange(16)]
-    for caches in (False, True):
-        num_quantized[0] = 0
-        with cached_quantized_weights(layers if caches else []):
-            for part in range(4):
-                last_token(model(x[4 * part : 4 * part + 4]), y[4 * part : 4 * part + 4]).sum().backward()
-        assert num_quantized[0] == (7 if caches else 4 * 7)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-        model.zero_grad()
-    assert torch.equal(*gradients)
-    assert all(layer.cached_weight is None for layer in layers)
-    num_quantized[0] = 0
-    trainer.fit(model, torch.optim.AdamW(model.parameters()), constant, last_token, DATA, monitor="val/acc")
-    assert num_quantized[0] == 7 + 7, "the step, and the evaluation after it"
-
-
-def test_an_evaluation_quantizes_once_and_drops_the_cache(num_quantized: list[int]) -> None:
-    model = make_model()
-    evaluate(model, DATA.val, last_token, 4)
-    assert num_quantized[0] == 7
-    assert all(layer.cached_weight is None for layer in bitlinear_layers(model).values())
-    with pytest.raises(RuntimeError, match="broken"):
-        evaluate(model, DATA.val, last_token, 4, poll=raise_error)
-    assert all(layer.cached_weight is None for layer in bitlinear_layers(model).values())
-
-
-def raise_error() -> None:
-    raise RuntimeError("broken")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_recomputed_activations_give_the_same_gradients(backend: Any) -> None:
-    weights = []
-    for recomputes in (False, True):
-        model = make_model(backend=backend)
-        trainer = Trainer(2, 16, eval_every=2, device="cpu", checkpoint_activations=recomputes)
-        trainer.fit(model, torch.optim.SGD(model.parameters(), lr=0.1), constant, last_token, DATA, monitor="val/acc")
-        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    assert torch.equal(*weights)
-
-
-COMPILED = """
-import torch
-from contextlib import nullcontext
-from research.data.spec import Tokens
-from research.models.transformer import Transformer
-from research.nn.bitlinear import BitLinear, bitlinear_layers, cached_quantized_weights
-torch.set_num_threads(1)
-torch.manual_seed(0)
-net = Transformer(Tokens(11, 6), 32, 1, 2, BitLinear, sub_norm=True)
-x, layers = torch.randint(11, (8, 6)), list(bitlinear_layers(net).values())
-
-def run(caches, autocast):
-    with cached_quantized_weights(layers) if caches else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = net(x).float().square().mean()
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
-    net.zero_grad()
-    return loss.detach(), gradient
-
-cases = [(False, False), (True, True)]  # cached weights, autocast
-expected = [run(*case) for case in cases]
-net.compile(fullgraph=True, backend="aot_eager")
-for number in range(2):
-    with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
-        for (loss, gradient), case in zip(expected, cases):
-            compiled_loss, compiled_gradient = run(*case)
-            assert (compiled_loss - loss).abs() < 1e-3 * loss.abs(), (case, compiled_loss, loss)
-            assert (compiled_gradient - gradient).abs().max() < 0.05 * gradient.abs().max(), case
-"""
-
-
-def test_compiled_it_is_one_graph_for_all_steps() -> None:
-    """Forward and backward are traced in one graph, once: with cached weights or not, under autocast or not.
-
-    In a process of its own: torch.compile cannot see through beartype.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    start = [sys.executable, "-W", "ignore", "-c", COMPILED]
-    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-
-
-TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist
-from research.nn.bitlinear import BitLinear, bitlinear_layers
-from research.training import sharding
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-torch.manual_seed(0)
-x = torch.randn(8, 32)
-
-def build():
-    torch.manual_seed(1)
-    block = lambda: torch.nn.Sequential(BitLinear(32, 64, backend="bf16_exact"), torch.nn.SiLU(), BitLinear(64, 32))
-    return torch.nn.Sequential(torch.nn.ModuleList([block(), block()])[0], block())
-
-def gradient(net, x):
-    net(x).square().mean().backward()
-    return torch.cat([sharding.full_tensor(p.grad).flatten() for p in net.parameters()])
-
-alone = gradient(build(), x)
-sharded = build()
-from torch.distributed.fsdp import fully_shard
-for part in sharded: fully_shard(part)
-fully_shard(sharded)
-for net in (torch.nn.parallel.DistributedDataParallel(build()), sharded):
-    result = gradient(net, x[4 * rank : 4 * rank + 4])
-    worst = (result - alone).abs().max() / alone.abs().max()
-    assert worst < 2e-2, (type(net).__name__, worst)
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_average_the_same_gradient(tmp_path: Path) -> None:
-    """Under DDP, and with the weights sharded by FSDP2."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    start = [sys.executable, "-W", "ignore", "-c", TWO_PROCESSES]
-    both = [
-        subprocess.Popen([*start, str(rank), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in both:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
-
-
-def test_convert_keeps_the_same_parameters() -> None:
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), "head": nn.Linear(8, 4)})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = dict(model.named_parameters())
-    model["body"][2].eval()
-    assert convert_linears(model, activation_bits=4) is model
-    assert sorted(bitlinear_layers(model)) == ["body.0", "body.2"]
-    assert type(model["head"]) is nn.Linear
-    assert not model["body"][2].training
-    assert all(p is before[name] for name, p in model.named_parameters())
-    old = model["body"][0].weight.detach().clone()
-    y = model["head"](model["body"](torch.randn(3, 8)))
-    y.sum().backward()
-    optimizer.step()
-    assert not torch.equal(model["body"][0].weight, old)
-    assert model["body"][0].quantizer.activation_bits == 4
-
-
-def test_convert_takes_patterns() -> None:
-    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "gate", "embed_in")})
-    convert_linears(model, include=["*_proj", "gate"], exclude=["k_*"])
-    assert sorted(bitlinear_layers(model)) == ["gate", "q_proj"]
-
-
-class CustomLinear(nn.Linear):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("model", "kwargs", "words"),
-    [
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"include": ["k"]}, r"include=\['k'\].*the model has nn.Linear: q"),
-        (nn.ModuleDict({"head": nn.Linear(8, 8)}), {}, "no layer matches"),
-        (nn.ModuleDict({"q": nn.Conv1d(8, 8, 1)}), {}, "has no nn.Linear"),
-        (nn.ModuleDict({"q": CustomLinear(8, 8)}), {}, "has no nn.Linear"),
-        (nn.Linear(8, 8), {}, "the model has nn.Linear: itself"),
-        (
-            nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(6, 8)}),
-            {"granularity": 4},
-            "model.linear.granularity=4 does not divide the 6",
-        ),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"include": ["q", "k*"]}, r"the pattern k\* matches no module; layers are q"),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"exclude": "typo"}, "the pattern typo matches no module"),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"scal": "absmean"}, "unexpected keyword argument 'scal'"),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"warmup": -1}, "model.linear.warmup=-1: give a number of steps"),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"granularity": True}, "model.linear.granularity=True: give tensor"),
-        (
-            nn.ModuleDict({"q": nn.Linear(8, 8)}),
-            {"granularity": 4, "backend": "int8"},
-            r"model.linear.backend=int8 .*model.linear.granularity=4.*give auto",
-        ),
-        (nn.ModuleDict({"q": nn.Conv1d(8, 8, 1), "head": nn.Linear(8, 8)}), {}, "head; its other weights are in Conv1d, not"),
-    ],
-)
-def test_a_refused_conversion_changes_nothing(model: nn.Module, kwargs: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        convert_linears(model, **kwargs)
-    assert not bitlinear_layers(model)
-
-
-def test_a_converted_model_starts_where_it_was_with_a_warm_up() -> None:
-    """lambda = 0 is full precision, for fine-tuning from pretrained weights."""
-    torch.manual_seed(0)
-    model = Transformer(Tokens(11, 6), 32, 1, 2, nn.Linear, sub_norm=True)
-    tokens = torch.randint(11, (3, 6))
-    before = model(tokens)
-    convert_linears(model, warmup=10)
-    assert torch.equal(model(tokens), before)
-    assert not torch.equal(model.eval()(tokens), before)
-
-
 def test_a_subclass_or_a_hooked_layer_is_called_by_itself() -> None:
     class Zero(BitLinear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -485,59 +242,6 @@ def test_a_subclass_or_a_hooked_layer_is_called_by_itself() -> None:
     assert len(seen) == 1
     assert torch.equal(one, hooked(x))
     assert not other.any()
-
-
-def test_a_shared_layer_stays_shared() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    model[1] = model[0]
-    convert_linears(model)
-    assert model[0] is model[1]
-    assert type(model[0]) is BitLinear
-
-
-def test_a_layer_tied_to_an_embedding_stays() -> None:
-    model = nn.ModuleDict(
-        {"table": nn.Embedding(5, 4), "out": nn.Linear(4, 5, bias=False), "heads": nn.ModuleList([nn.Linear(4, 4)])}
-    )
-    model["out"].weight = model["table"].weight
-    convert_linears(model)
-    assert [type(module) for module in (model["out"], model["heads"][0])] == [nn.Linear, BitLinear]
-
-
-def test_evaluation_of_an_encoder_layer_uses_quantized_weights() -> None:
-    torch.manual_seed(0)
-    model = convert_linears(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), backend="ste").eval()
-    x = torch.randn(2, 3, 16)
-    expected = model(x.requires_grad_())
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), expected)
-
-
-def test_an_encoder_takes_a_mask_of_padding() -> None:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-    model = convert_linears(nn.TransformerEncoder(layer, 2), backend="ste").eval()
-    x, padding = torch.randn(2, 3, 16), torch.tensor([[False, False, True], [False, False, False]])
-    with torch.no_grad():
-        alone = model(x[:1, :2])
-        torch.testing.assert_close(model(x, src_key_padding_mask=padding)[:1, :2], alone)
-
-
-def test_one_pattern_needs_no_list() -> None:
-    model = convert_linears(nn.ModuleDict({"a": nn.Linear(4, 4), "lm": nn.Linear(4, 4)}), exclude="lm")
-    assert [type(module) for module in model.values()] == [BitLinear, nn.Linear]
-
-
-def test_hooks_and_computed_weights_are_refused() -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
-    model[0].register_forward_hook(lambda *args: None)
-    with pytest.raises(ValueError, match="convert: 0 has hooks"):
-        convert_linears(model)
-    assert type(model[0]) is nn.Linear
-    model = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match=r"convert: 1 has hooks or a computed weight"):
-        convert_linears(model)
-    assert type(model[0]) is nn.Linear
 
 
 def test_a_second_derivative_raises() -> None:

@@ -53,7 +53,7 @@ CASES = {
     "grokfast.ema": Case(bind_optimizer(grokfast.ema, ADAMW, 1e-2), float32_state=("grokfast_ema",)),
     "grokfast.ma": Case(bind_optimizer(grokfast.ma, ADAMW, 1e-2, window=5)),
     "grokfast.ema plain": Case(bind_optimizer(grokfast.ema, partial(AdamW), 1e-2)),
-    "grokfast.ema muon": Case(bind_optimizer(grokfast.ema, partial(Muon), 3e-3)),
+    "grokfast.ema muon": Case(bind_optimizer(grokfast.ema, partial(Muon), 1e-2)),
     "grokfast.ma sgd": Case(bind_optimizer(grokfast.ma, partial(SGD, momentum=0.9), 1e-2, window=4), max_loss_ratio=0.9),
     "stablemax": Case(bind_optimizer(from_base, ADAMW, 1e-2), losses.stablemax),
 }
