@@ -69,7 +69,7 @@ def measure_resident() -> float:
 def make_packed(width: int, out: int) -> PackedLinear:
     layer = PackedLinear(width, out, bias=False)
     layer.codes.random_(0, 3).mul_(0b01010101)
-    layer.step.fill_(1.5 / width**0.5)
+    layer.scale.fill_(1.5 / width**0.5)
     return layer
 
 

@@ -114,7 +114,7 @@ def make_packed(out: int, width: int) -> PackedLinear:
     """Random codes."""
     layer = PackedLinear(width, out, bias=False)
     layer.codes.random_(0, 3).mul_(0b01010101)
-    layer.step.fill_(1.0)
+    layer.scale.fill_(1.0)
     return layer
 
 
@@ -138,7 +138,7 @@ def make_kernel_arms(layers: nn.ModuleList, x: Tensor) -> tuple[Arm, Arm]:
     assert isinstance(first, PackedLinear)
     (rows, width), out, count = x.shape, first.out_features, len(layers)
     y = torch.empty(rows, out)
-    made = [ternary.Matrix(layer.codes.data_ptr(), layer.step.data_ptr(), out, width, 2) for layer in layers]
+    made = [ternary.Matrix(layer.codes.data_ptr(), layer.scale.data_ptr(), out, width, 2) for layer in layers]
     matrices = (ternary.Matrix * count)(*made)
 
     def run_kernel(threads: int) -> float:

@@ -10,7 +10,23 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from research.preflight.check import find_mistakes
+from research.preflight.help import build_help_text, list_groups
+from research.preflight.renames import upgrade_config
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
+FULL = {"_target_": "torch.nn.Linear", "_partial_": True}
+TERNARY = {
+    "_target_": "research.nn.bitlinear.BitLinear",
+    "_partial_": True,
+    "scale_method": "absmean",
+    "weight_bits": 1.58,
+    "granularity": "tensor",
+    "activation_bits": 8,
+    "activation_granularity": "token",
+    "warmup": 0,
+    "backend": "auto",
+}
 OPTIONS = sorted(f"{p.parent.name}={p.stem}" for p in CONF.glob("*/*.yaml") if p.parent.name not in ("local", "experiment"))
 
 
@@ -31,9 +47,9 @@ def find_targets(value: Any) -> Iterator[dict[str, Any]]:
 def test_each_option_fits_its_target(option: str) -> None:
     fits = {"model=mlp": ["data=digits"], "model=bitmlp": ["data=digits"]}.get(option, [])
     cfg = OmegaConf.to_container(compose_config(*fits, option), resolve=True)
-    found = list(find_targets(cfg))
-    assert len(found) >= 8
-    for node in found:
+    nodes = list(find_targets(cfg))
+    assert len(nodes) >= 8
+    for node in nodes:
         settings = {k: v for k, v in node.items() if not k.startswith("_")}
         inspect.signature(get_object(node["_target_"])).bind_partial(**settings)
 
@@ -54,3 +70,76 @@ def test_lr_has_one_key_and_the_command_line_wins() -> None:
 def test_the_data_set_names_its_loss() -> None:
     assert compose_config("data=digits").loss._target_.endswith("classification")
     assert compose_config("data=text", "loss=last_token").loss._target_.endswith("last_token")
+
+
+@pytest.mark.parametrize(
+    ("command", "linear"),
+    [
+        ("", TERNARY),
+        ("model=bitnet", TERNARY),
+        ("model=bitnet_2b4t", TERNARY),
+        ("model=bitmlp data=digits", TERNARY),
+        ("model=bitdecoder", TERNARY),
+        ("model=hub data=text", TERNARY),
+        ("model=transformer", FULL),
+        ("model=mlp data=digits", FULL),
+        ("model=decoder", FULL),
+        ("model=hub_full data=text", FULL),
+        ("model=bitnet linear=full", FULL),
+        ("linear=full model=bitnet_2b4t", FULL),
+        ("model=hub linear=full data=text", FULL),
+        ("experiment=bitnet_gap linear=full", FULL),
+        ("experiment=bitnet_gap model=transformer", FULL),
+        ("model=transformer linear=bitnet", TERNARY),
+        ("model=hub_full linear=bitnet data=text", TERNARY),
+        ("model=bitnet model.linear.backend=int8", TERNARY | {"backend": "int8"}),
+        ("model=transformer linear=bitnet model.linear.weight_bits=2", TERNARY | {"weight_bits": 2}),
+    ],
+)
+def test_linear_chooses_the_linear_layer_of_a_model(command: str, linear: dict[str, Any]) -> None:
+    assert compose_config(*command.split()).model.linear == linear
+
+
+def test_a_model_and_its_twin_differ_in_the_linear_layer_only() -> None:
+    for ternary, full in (("bitnet", "transformer"), ("bitmlp", "mlp"), ("bitdecoder", "decoder"), ("hub", "hub_full")):
+        assert compose_config(f"model={ternary}", "linear=full").model == compose_config(f"model={full}").model
+        assert compose_config(f"model={full}", "linear=bitnet").model == compose_config(f"model={ternary}").model
+
+
+def test_an_old_run_of_hub_full_has_the_same_model() -> None:
+    """Its config.yaml holds linear: null; resume compares it with the model of today's options."""
+    model = OmegaConf.to_container(compose_config("model=hub_full").model)
+    assert isinstance(model, dict)
+    assert upgrade_config({"model": model | {"linear": None}}) == {"model": model}
+
+
+def test_a_model_without_linear_layers_has_no_such_key(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/bigram.yaml").write_text("_target_: research.models.bigram.Bigram\n")
+    cfg = compose_config("model=bigram", f"hydra.searchpath=[file://{tmp_path}]")
+    assert cfg.model == {"_target_": "research.models.bigram.Bigram"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("linear=full", ()),
+        ("model=transformer linear=bitnet model.linear.weight_bits=2", ()),
+        ("-m linear=bitnet,full", ()),
+        ("-m model=bitnet,transformer linear=full,bitnet", ()),
+        ("linear=ful", ("linear=ful", "bitnet, full", "did you mean: linear=full")),
+        ("lineer=full", ("lineer=full", "did you mean: linear=full")),
+        ("linear.backend=int8", ("linear.backend=int8", "did you mean: model.linear.backend=int8")),
+        ("linear=full model.linear.backend=int8", ("model.linear.backend=int8", "no key")),
+        ("linear=bitnet,full", ("linear=bitnet,full", "--multirun")),
+    ],
+)
+def test_the_preflight_knows_the_group_of_linear_layers(command: str, words: tuple[str, ...]) -> None:
+    mistakes = find_mistakes([word for word in command.split() if word != "-m"], "-m" in command.split())
+    assert len(mistakes) == bool(words)
+    assert all(word in mistakes[0] for word in words)
+
+
+def test_the_help_lists_the_linear_layers() -> None:
+    assert list_groups()["linear"] == ["bitnet", "full"]
+    assert "ternary weights" in build_help_text().partition("\n  linear ")[2].partition("\n  model ")[0]

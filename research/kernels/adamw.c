@@ -1,11 +1,11 @@
 /* Grokfast and Adam in one pass over the tensors: each number is read and written once a step.
  *
  * The filter (Lee et al. 2024, arXiv 2405.20233), then Adam (arXiv 1412.6980) or AdamW (arXiv 1711.05101) in the float32
- * operations of torch's fused step. The gradient is only read. A number's result does not depend on its neighbours, and
- * nothing is contracted to fused multiply-adds, so neither the threads nor the instruction set change a bit.
+ * operations of torch's fused step. The gradient is only read. Each result depends on one position of the tensors alone, and
+ * nothing is contracted to fused multiply-adds, so threads and instruction sets give the same bits.
  *
  * Needs a C11 compiler that speaks GNU C. Build: cc -O3 -ffp-contract=off -fno-math-errno -fopenmp -shared -fPIC adamw.c -lm
- * Without OpenMP one thread does it all.
+ * Without OpenMP one thread does all the work.
  */
 #include <math.h>
 #include <stddef.h>
@@ -19,38 +19,39 @@ static int omp_get_num_threads(void) { return 1; }
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE inline __attribute__((always_inline))
-/* Tensors that overlap do so number by number. */
+/* Tensors that overlap do so number by number, so the loop may be vectorised. */
 #ifdef __clang__
-#define APART _Pragma("clang loop vectorize(assume_safety)")
+#define NO_ALIAS _Pragma("clang loop vectorize(assume_safety)")
 #define FP_EXACT _Pragma("STDC FP_CONTRACT OFF")
 #else
-#define APART _Pragma("GCC ivdep")
+#define NO_ALIAS _Pragma("GCC ivdep")
 #define FP_EXACT
 #endif
 FP_EXACT
 
-enum { PLAIN, EMA, WINDOW, SUMMED }; /* SUMMED: the running sum is up to date, the ring as well */
-enum { LINE = 16, BLOCK = 64, AHEAD = 512, LEAST = 1 << 14 }; /* floats: the last, of a thread that is worth waking */
+enum { PLAIN, EMA, WINDOW, SUMMED }; /* SUMMED: sum and ring are up to date already */
+enum { LINE = 16, BLOCK = 64, AHEAD = 512, MIN_PER_THREAD = 1 << 14 }; /* floats */
 
-/* What research/optim/fused.py writes: numbers of 8 bytes only. */
+/* A parameter group, as research/optim/fused.py writes it: numbers of 8 bytes only. */
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, coupled;
-    double weight, gain; /* of the filter: 1 - alpha and lamb, or nothing and lamb / window */
+    double weight, gain; /* of the filter: 1 - alpha and lamb, or 0 and lamb / window */
 } Group;
 
+/* A parameter and its state. */
 typedef struct {
     float *p;
     const float *g;
     float *exp_avg, *exp_avg_sq, *step;
     float *memory; /* EMA: the average; WINDOW, SUMMED: the running sum */
-    float *slot;   /* WINDOW: the oldest gradient, in whose place the newest one goes */
-    int64_t size, filter, full; /* full: the window's sum is heeded */
+    float *slot;   /* WINDOW: the oldest gradient, which the newest one overwrites */
+    int64_t size, filter, full; /* full: the window's sum is added to the gradient */
     const Group *group;
     float rate, root; /* written here: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) */
 } Row;
 _Static_assert(sizeof(Row) == 12 * 8, "fused.py writes rows of twelve numbers");
 
-static INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+static INLINE size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 /* torch.lerp: the form that is exact at the nearer end. */
 static INLINE float lerp(float from, float to, float weight, int near) {
@@ -66,7 +67,7 @@ static INLINE void block(const Row *row, size_t from, size_t to, int filter, int
     const float beta1 = (float)(1.0 - group->beta1), beta2 = (float)group->beta2, rest2 = (float)(1.0 - group->beta2);
     const float rate = row->rate, root = row->root;
     const int near = weight < 0.5f, near1 = beta1 < 0.5f;
-    APART for (size_t i = from; i < to; i++) {
+    NO_ALIAS for (size_t i = from; i < to; i++) {
         float grad = g[i], x = p[i];
         if (filter == EMA) { /* Algorithm 2 */
             float mu = memory[i] = lerp(memory[i], grad, weight, near);
@@ -88,17 +89,18 @@ static INLINE void block(const Row *row, size_t from, size_t to, int filter, int
     }
 }
 
-/* Ask for a block of a tensor that comes later: six tensors at once, in small pages, are more than memory foresees. */
-static INLINE void ask(const float *x, size_t at) {
+/* Prefetch a later block of a tensor: six tensors at once are more streams than the hardware prefetches. */
+static INLINE void prefetch_block(const float *x, size_t at) {
     for (size_t i = at + AHEAD; i < at + AHEAD + BLOCK; i += LINE) __builtin_prefetch(x + i, 1, 3);
 }
 
 static INLINE void update(const Row *row, size_t from, size_t to, int filter, int full, int coupled) {
     for (size_t at = from; at < to; at += BLOCK) {
-        ask(row->p, at), ask(row->exp_avg, at), ask(row->exp_avg_sq, at), ask(row->g, at);
-        if (filter != PLAIN) ask(row->memory, at);
-        if (filter == WINDOW) ask(row->slot, at);
-        block(row, at, least(at + BLOCK, to), filter, full, coupled);
+        prefetch_block(row->p, at), prefetch_block(row->exp_avg, at);
+        prefetch_block(row->exp_avg_sq, at), prefetch_block(row->g, at);
+        if (filter != PLAIN) prefetch_block(row->memory, at);
+        if (filter == WINDOW) prefetch_block(row->slot, at);
+        block(row, at, min_size(at + BLOCK, to), filter, full, coupled);
     }
 }
 
@@ -116,7 +118,8 @@ static void portable(const Row *row, size_t from, size_t to) {
 }
 
 #if (defined(__x86_64__) || defined(__amd64__)) && !defined(GROKBIT_PORTABLE)
-__attribute__((target("avx2"))) static void avx2(const Row *row, size_t from, size_t to) { /* wider ones wait for memory */
+/* Wider vectors would only wait for memory. */
+__attribute__((target("avx2"))) static void avx2(const Row *row, size_t from, size_t to) {
     row->group->coupled ? choose(row, from, to, 1) : choose(row, from, to, 0);
 }
 static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
@@ -125,14 +128,14 @@ static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
 static int has_avx2(void) { return 0; }
 #endif
 
-/* Where a bound of all tensors' numbers in a row lies in one of them, up to a whole cache line. */
-static size_t within(size_t bound, size_t start, size_t size) {
+/* Return where a bound over the numbers of all tensors lies within one tensor, rounded up to a cache line. */
+static size_t clamp_to_tensor(size_t bound, size_t start, size_t size) {
     if (bound <= start) return 0;
-    return least((bound - start + LINE - 1) / LINE * LINE, size);
+    return min_size((bound - start + LINE - 1) / LINE * LINE, size);
 }
 
-/* One more step: each tensor's own count, and what follows from it. */
-static size_t counted(Row *rows, int64_t count) {
+/* Count one more step for each tensor and compute its bias corrections. Return the number of numbers. */
+static size_t count_step(Row *rows, int64_t count) {
     size_t all = 0;
     for (int64_t i = 0; i < count; i++) {
         Row *row = &rows[i];
@@ -149,9 +152,9 @@ static size_t counted(Row *rows, int64_t count) {
     return all;
 }
 
-/* One optimizer step of all rows; the numbers are dealt out evenly, whatever the tensors they lie in. */
+/* Take one optimizer step of all rows. The threads get equal shares of the numbers, across tensors. */
 EXPORT void grokbit_adamw(Row *rows, int64_t count, int threads) {
-    size_t all = counted(rows, count), most = all / LEAST + 1;
+    size_t all = count_step(rows, count), most = all / MIN_PER_THREAD + 1;
     void (*pass)(const Row *, size_t, size_t) = has_avx2() ? avx2 : portable;
     if (threads < 1) threads = 1;
     if ((size_t)threads > most) threads = (int)most;
@@ -160,7 +163,8 @@ EXPORT void grokbit_adamw(Row *rows, int64_t count, int threads) {
         size_t thread = (size_t)omp_get_thread_num(), of = (size_t)omp_get_num_threads();
         size_t from = all / of * thread, to = thread + 1 < of ? all / of * (thread + 1) : all, start = 0;
         for (int64_t i = 0; i < count && start < to; i++) {
-            size_t size = (size_t)rows[i].size, first = within(from, start, size), last = within(to, start, size);
+            size_t size = (size_t)rows[i].size;
+            size_t first = clamp_to_tensor(from, start, size), last = clamp_to_tensor(to, start, size);
             if (first < last) pass(&rows[i], first, last);
             start += size;
         }

@@ -1,11 +1,12 @@
-"""C libraries: built by the platform's compiler on first use, kept in a cache.
+"""Build C libraries with the platform's compiler on first use, and keep them in a cache.
 
-Settings are of the machine, so they are environment variables: CC (the compiler), GROKBIT_CACHE (the folder).
+Two environment variables set what depends on the machine: CC (the compiler) and GROKBIT_CACHE (the cache folder).
 """
 
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,93 +16,108 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# No contraction: each instruction set gives the same bits. No errno: a square root is one instruction.
+# No contraction: every instruction set gives the same bits. No errno: a square root is one instruction.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
-OPENMP = ("-fopenmp",)  # where the compiler has it
-BUILD_ERRORS = (OSError, subprocess.SubprocessError, RuntimeError, ValueError, AttributeError)  # of to build and to load
+OPENMP = ("-fopenmp",)  # tried first: not every compiler has it
+BUILD_ERRORS = (OSError, subprocess.SubprocessError, RuntimeError, ValueError, AttributeError)  # of building and loading
+STALE_SECONDS = 3600  # no compiler takes an hour
 
 
 def get_cache_folder() -> Path:
-    """Where libraries are kept: GROKBIT_CACHE, or the user's cache folder. Raises RuntimeError where there is no home."""
-    if given := os.environ.get("GROKBIT_CACHE"):
-        return Path(given).expanduser()
+    """Return GROKBIT_CACHE, or else the user's cache folder. Raise RuntimeError if there is no home folder."""
+    if folder := os.environ.get("GROKBIT_CACHE"):
+        return Path(folder).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library/Caches/grokbit"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grokbit"
 
 
 def find_compiler() -> list[str]:
-    """The command of a C compiler. Raises FileNotFoundError, or ValueError for a CC that is no command line."""
-    given = os.environ.get("CC", "")
+    """Return the command of a C compiler: CC, cc, gcc or clang, the first that is installed.
+
+    Raise FileNotFoundError if none is, and ValueError if CC is no command line.
+    """
+    setting = os.environ.get("CC", "")
     try:
-        first = shlex.split(given)
+        first = shlex.split(setting)
     except ValueError as error:
-        raise ValueError(f"CC={given}: {error}") from error
+        raise ValueError(f"CC={setting}: {error}") from error
     for words in (first, ["cc"], ["gcc"], ["clang"]):
         if words and shutil.which(words[0]):
             return words
     raise FileNotFoundError("there is no C compiler ($CC, cc, gcc, clang)")
 
 
+def list_sources(source: Path) -> list[Path]:
+    """Return a C file and the files of its folder that it includes, directly or through others."""
+    sources = [source]
+    for file in sources:  # grows while it is read
+        names = re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)
+        sources += [path for name in dict.fromkeys(names) if (path := file.with_name(name)) not in sources]
+    return sources
+
+
 def compute_cache_key(source: Path, command: list[str], flags: tuple[str, ...]) -> str:
-    """The name of what this compiler makes of this source. The compiler is known by its file, for to ask it for its version
-    takes longer than to load what it made; one that is taken for another has made the same kernels.
+    """Return the name of the library that this compiler builds from this source and all files that it includes.
+
+    The compiler's path, size and time stand for its version: to ask for that takes longer than to load the library.
     """
     file = Path(shutil.which(command[0]) or command[0]).resolve()
-    known = file, file.stat().st_size, file.stat().st_mtime_ns, *command, *flags, sys.platform, platform.machine()
-    return hashlib.sha256(b"\0".join((source.read_bytes(), *(str(part).encode() for part in known)))).hexdigest()[:32]
+    identity = file, file.stat().st_size, file.stat().st_mtime_ns, *command, *flags, sys.platform, platform.machine()
+    contents = [path.read_bytes() for path in list_sources(source)]
+    return hashlib.sha256(b"\0".join((*contents, *(str(part).encode() for part in identity)))).hexdigest()[:32]
 
 
 def build_cached(source: Path, cache_folder: Path) -> Path:
-    """The library of this source, this compiler and these flags, from the cache `kept` or built into it.
+    """Return the path of the library for this source, this compiler and these flags; build it if the cache has none.
 
-    What is there is whole, or it is built again: a folder is renamed to its name only when all of it is written, and
-    holds the digest of its library. Raises OSError, or SubprocessError where the compiler fails.
+    A build happens in a temporary folder, which gets its final name when it is complete. A library that does not match
+    its digest is built again. Raise OSError, or SubprocessError if the compiler fails with every set of flags.
     """
     command = find_compiler()
     cache_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_foreign(cache_folder)
     name = f"{source.stem}.so"
-    places = {flags: cache_folder / compute_cache_key(source, command, flags) for flags in ((*FLAGS, *OPENMP), FLAGS)}
-    for place in places.values():
-        if is_intact(place / name):
-            refuse_foreign(place, place / name)
-            return place / name
+    folders = {flags: cache_folder / compute_cache_key(source, command, flags) for flags in ((*FLAGS, *OPENMP), FLAGS)}
+    for folder in folders.values():
+        if is_intact(folder / name):
+            refuse_foreign(folder, folder / name)
+            return folder / name
     remove_stale_builds(cache_folder)
     failures = []
-    for flags, place in places.items():
-        made = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_folder))
+    for flags, folder in folders.items():
+        build_folder = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_folder))
         try:
-            if failure := compile_library(source, [*command, *flags], made / name):
+            if failure := compile_library(source, [*command, *flags], build_folder / name):
                 failures.append(failure)
             else:
-                publish(made, place / name)
-                return place / name
+                publish(build_folder, folder / name)
+                return folder / name
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(build_folder, ignore_errors=True)
     raise subprocess.SubprocessError("; ".join(failures))
 
 
 def remove_stale_builds(cache_folder: Path) -> None:
-    """Remove what builds that were killed have left: no compiler takes an hour."""
-    for left in cache_folder.glob(".building-*"):
-        with suppress(OSError):  # it was another's, who has ended meanwhile
-            if time.time() - left.stat().st_mtime > 3600:
-                shutil.rmtree(left)
+    """Remove the temporary folders of builds that were killed."""
+    for folder in cache_folder.glob(".building-*"):
+        with suppress(OSError):  # another process may end and remove it meanwhile
+            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(folder)
 
 
 def refuse_foreign(*paths: Path) -> None:
-    """Raises PermissionError where somebody else could have written what is to be loaded into this process."""
+    """Raise PermissionError if another user could have written what is to be loaded into this process."""
     for path in paths:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise PermissionError(
-                f"{path} belongs to, or can be written by, somebody else: give a GROKBIT_CACHE that is yours alone (chmod 700)"
+                f"{path} belongs to another user or is writable by others: set GROKBIT_CACHE to your own folder (chmod 700)"
             )
 
 
 def compile_library(source: Path, command: list[str], output: Path) -> str:
-    """Compile the source, and keep its digest beside it; why it failed, or nothing."""
+    """Compile the source and write the library's digest beside it. Return the reason of a failure, or an empty string."""
     words = [*command, str(source), "-o", str(output), "-lm"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     if done.returncode or not output.is_file():
@@ -112,7 +128,7 @@ def compile_library(source: Path, command: list[str], output: Path) -> str:
 
 
 def is_intact(library: Path) -> bool:
-    """Whether a library is there as it was written."""
+    """Return whether a library exists and matches its digest."""
     try:
         return hashlib.sha256(library.read_bytes()).hexdigest() == library.with_name("sha256").read_text()
     except OSError:
@@ -120,17 +136,18 @@ def is_intact(library: Path) -> bool:
 
 
 def publish(build_folder: Path, library: Path) -> None:
-    """Give a folder the name of the library's, in the place of a damaged one; one that another process made meanwhile is
-    as good.
+    """Rename a complete build to the library's folder, and replace a damaged one. Raise OSError if that fails three times.
+
+    If another process has built the same library meanwhile, leave that one.
     """
-    place = library.parent
+    folder = library.parent
     for _ in range(3):
         try:
-            build_folder.rename(place)
+            build_folder.rename(folder)
             return
         except OSError:
             if is_intact(library):
                 return
-            place.rename(aside := Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent)) / "damaged")
-            shutil.rmtree(aside.parent, ignore_errors=True)
-    raise OSError(f"{place} cannot be written")
+            folder.rename(damaged := Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent)) / "damaged")
+            shutil.rmtree(damaged.parent, ignore_errors=True)
+    raise OSError(f"{folder} cannot be written")

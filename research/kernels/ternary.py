@@ -1,7 +1,7 @@
-"""The C kernels of ternary.c, loaded with ctypes.
+"""Load the C kernels of ternary.c with ctypes.
 
-Without a compiler there is one warning, and layers go through torch: the same numbers, more slowly. GROKBIT_ISA in the
-environment names an instruction set other than the best one, for tests.
+Without a compiler there is one warning, and layers compute with torch: the same numbers, more slowly. GROKBIT_ISA names
+an instruction set other than the best one, for tests.
 """
 
 import ctypes
@@ -18,17 +18,17 @@ from research.kernels import build
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("ternary.c")
-MAX_IN_FEATURES = 1 << 17  # inputs of a layer: more, and a sum of products leaves the whole numbers of float32
+MAX_IN_FEATURES = 1 << 17  # of a layer: with more, a sum of products exceeds the integers that float32 holds exactly
 
 
 class Matrix(ctypes.Structure):
-    """One layer's weights, as ternary.c sees them; whoever makes one keeps the tensors alive."""
+    """The weights of one layer, as in ternary.h. The caller keeps the tensors alive."""
 
     _fields_ = (
         ("weights", ctypes.c_void_p),
-        ("step", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
         ("out", ctypes.c_int32),
-        ("width", ctypes.c_int32),
+        ("in", ctypes.c_int32),
         ("bits", ctypes.c_int32),
     )
 
@@ -38,16 +38,16 @@ class Library:
     """The loaded kernels."""
 
     c: ctypes.CDLL
-    isas: dict[str, int]  # instruction sets that this machine has, the best first, by their number in the library
+    isas: dict[str, int]  # instruction sets that this machine has, the best first -> their index in the library
 
     def use(self, isa: str) -> None:
-        """Compute with this one from now on. Raises ValueError where the machine does not have it."""
+        """Compute with this instruction set from now on. Raise ValueError if the machine does not have it."""
         if isa not in self.isas:
             raise ValueError(f"GROKBIT_ISA={isa}: this machine has {', '.join(self.isas)}")
         self.c.grokbit_use(self.isas[isa])
 
     def linear(self, x: Tensor, weights: Tensor, scale: Tensor, bits: int) -> Tensor:
-        """The layer's outputs for x, float32 and contiguous of shape [rows, in]. Raises MemoryError."""
+        """Return the layer's outputs [rows, out] for a contiguous float32 x [rows, in]. Raise MemoryError."""
         matrix = Matrix(weights.data_ptr(), scale.data_ptr(), scale.shape[0], x.shape[1], bits)
         y = x.new_empty(x.shape[0], scale.shape[0])
         if self.c.grokbit_linear(ctypes.byref(matrix), x.data_ptr(), x.shape[0], y.data_ptr(), torch.get_num_threads()):
@@ -57,21 +57,21 @@ class Library:
 
 @cache
 def get_library() -> Library | None:
-    """The kernels, built if need be; None where that cannot be, which is told once.
+    """Return the kernels, built if the cache has none; if that fails, warn once and return None.
 
-    Raises ValueError for a GROKBIT_ISA that this machine does not have.
+    Raise ValueError for a GROKBIT_ISA that this machine does not have.
     """
     try:
-        found = load_library(build.build_cached(SOURCE, build.get_cache_folder()))
+        library = load_library(build.build_cached(SOURCE, build.get_cache_folder()))
     except build.BUILD_ERRORS as error:
-        log.warning("no C kernels, packed layers go through torch and are slower: %s", error)
+        log.warning("no C kernels, so packed layers compute with torch, more slowly: %s", error)
         return None
-    found.use(os.environ.get("GROKBIT_ISA") or next(iter(found.isas)))
-    return found
+    library.use(os.environ.get("GROKBIT_ISA") or next(iter(library.isas)))
+    return library
 
 
 def load_library(path: Path) -> Library:
-    """The library at a path. Raises OSError where it is none, AttributeError where it has not all kernels."""
+    """Load the library at a path. Raise OSError if it is none, AttributeError if it lacks a kernel."""
     c = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int
     c.grokbit_isa.argtypes, c.grokbit_isa.restype = (number, ctypes.POINTER(number)), ctypes.c_char_p
@@ -81,9 +81,9 @@ def load_library(path: Path) -> Library:
     c.grokbit_row.argtypes = (pointer, ctypes.c_int32, pointer, pointer, number)
     c.grokbit_read.argtypes, c.grokbit_read.restype = (pointer, ctypes.c_int64, number), ctypes.c_uint64
     isas: dict[str, int] = {}
-    usable, place = number(), 0
-    while name := c.grokbit_isa(place, ctypes.byref(usable)):
+    usable, index = number(), 0
+    while name := c.grokbit_isa(index, ctypes.byref(usable)):
         if usable.value:
-            isas[name.decode()] = place
-        place += 1
+            isas[name.decode()] = index
+        index += 1
     return Library(c, isas)

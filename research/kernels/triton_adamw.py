@@ -1,6 +1,6 @@
-"""Grokfast-EMA and Adam or AdamW on a GPU, in one pass and one launch over all tensors: adamw.c's twin in Triton.
+"""Grokfast-EMA and Adam or AdamW on a GPU, in one pass and one launch over all tensors: adamw.c in Triton.
 
-The tensors stand in a table of addresses; each program takes a chunk of one of them. Only fused.py imports this file, and
+A table holds the addresses of the tensors; each program takes a chunk of one tensor. Only fused.py imports this file, and
 only for tensors on a GPU.
 """
 
@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK, BLOCK = 16384, 1024  # numbers of a program, and of its turns
+CHUNK, BLOCK = 16384, 1024  # numbers that a program takes, in all and at a time
 
 
 @triton.jit
 def _one_minus_power(step, log_beta):  # type: ignore[no-untyped-def]  # Triton takes no types of ours
-    """1 - beta^step, whose leading digits cancel out in float32 where the power is near 1: there as a series."""
+    """Return 1 - beta^step. Near 1 the power loses its leading digits in float32, so a series computes it there."""
     x = step * log_beta
     series = 1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8 * (1 + x / 9))))
     series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * series)))
@@ -27,14 +27,14 @@ def _one_minus_power(step, log_beta):  # type: ignore[no-untyped-def]  # Triton 
 
 @triton.jit
 def _lerp(start, end, weight):  # type: ignore[no-untyped-def]
-    """torch.lerp: the form that is exact at the nearer end."""
+    """Return torch.lerp, in the form that is exact at the nearer end."""
     return tl.where(weight < 0.5, start + weight * (end - start), end - (end - start) * (1 - weight))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One chunk of one tensor; `step` below says what the tables hold."""
-    if found_inf is not None:  # noqa: SIM102 - apart, for this is known when it is compiled
+    """Update one chunk of one tensor; `step` below fills the tables."""
+    if found_inf is not None:  # noqa: SIM102 - apart: this is known at compile time
         if tl.load(found_inf) > 0:
             return
     which, start = tl.load(pieces + 2 * tl.program_id(0)), tl.load(pieces + 2 * tl.program_id(0) + 1)
@@ -67,11 +67,11 @@ def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.co
 
 
 def get_kernel_settings(group: dict[str, Any]) -> tuple[float, ...]:
-    """What a group's step is made with, in the order of the kernel."""
+    """Return the settings of a group in the order of the kernel."""
     lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
-    apart = group["decoupled_weight_decay"]
+    decoupled = group["decoupled_weight_decay"]
     logs = tuple(math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
-    shrunk, l2 = (1 - lr * decay, 0.0) if apart else (1.0, decay)
+    shrunk, l2 = (1 - lr * decay, 0.0) if decoupled else (1.0, decay)
     return shrunk, l2, 1 - beta1, beta2, 1 - beta2, group["eps"], 1 - group["grokfast_alpha"], group["lamb"], lr, *logs
 
 
@@ -83,16 +83,16 @@ def step(
     states: list[dict[str, Any]],
     found_inf: Tensor | None = None,
 ) -> None:
-    """One step of these parameters, each with its average (None: without the filter), its group and its state.
+    """Take one step of these parameters, with their averages (None: no filter), groups and states.
 
-    Where found_inf, a number on the device, is 1, nothing moves. The host waits for nothing.
+    Where `found_inf`, a number on the device, is 1, nothing changes. The host does not wait.
     """
     counts, device = [state["step"] for state in states], params[0].device
     torch._foreach_add_(counts, 1)
     rows, numbers = [], []
     for p, grad, average, group, state in zip(params, grads, averages, groups, states, strict=True):
-        kept = [state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq", "step")]
-        rows.append([p.data_ptr(), grad.data_ptr(), *kept, 0 if average is None else average.data_ptr(), p.numel()])
+        addresses = [state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq", "step")]
+        rows.append([p.data_ptr(), grad.data_ptr(), *addresses, 0 if average is None else average.data_ptr(), p.numel()])
         numbers.append(get_kernel_settings(group))
     pieces = [(which, start) for which, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
     if found_inf is not None:
@@ -105,20 +105,17 @@ def step(
         )
         with torch.cuda.device_of(params[0]):
             _kernel[(len(pieces),)](*tables, found_inf, CHUNK, BLOCK)
-    if found_inf is not None:  # after the kernel, which has read the counts: what was left out is no step
+    if found_inf is not None:  # after the kernel, which has read the counts: a skipped update is no step
         torch._foreach_sub_(counts, [found_inf] * len(counts))
 
 
 def _send_to_device(rows: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A table on its way to the device: out of pinned memory, for the host would wait for a copy of any other."""
+    """Copy a table to the device from pinned memory: with any other the host would wait."""
     return torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def passes_self_test(device: torch.device) -> bool:
-    """Whether a step on a device gives what it must: from 1 with the gradient 1, a step of lr and a decay of lr / 2.
-
-    A second one is left out.
-    """
+    """Return whether a step on a device is right: 1, with gradient 1, falls by lr and lr / 2; a second step is skipped."""
     p, grad, average, m, v = (torch.full((3,), value, device=device) for value in (1.0, 1.0, 1.0, 0.0, 0.0))
     options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 0.0, "weight_decay": 0.5, "grokfast_alpha": 0.9, "lamb": 2.0}
     state = {"step": torch.zeros((), device=device), "exp_avg": m, "exp_avg_sq": v}

@@ -1,7 +1,7 @@
 """The packed ternary product on a GPU: one Triton kernel for one row and for many, over the tiles of tiles.py.
 
-Whole numbers are summed in int32 on the tensor cores, so the bits are those of the other paths. Only tiles.py imports this
-file, and only for tensors on a GPU.
+Integers are summed in int32 on the tensor cores, so the bits are those of the other kernels. Only tiles.py imports this file,
+and only for tensors on a GPU.
 """
 
 import torch
@@ -31,20 +31,20 @@ def _kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * many + tl.arange(0, many)
     n = tl.program_id(1) * outs + tl.arange(0, outs)
     k = tl.arange(0, ins)
-    place = 64 * (k // 16)[:, None] + 4 * (n % 16)[None, :] + (k % 4)[:, None]  # of a weight's byte in its tile
+    offset = 64 * (k // 16)[:, None] + 4 * (n % 16)[None, :] + (k % 4)[:, None]  # of a weight's byte in its tile
     shift = (2 * (k // 4 % 4))[:, None]  # of its bit pair
     tile = (n // 16).to(tl.int64)[None, :] * tiles
     sums = tl.zeros((many, outs), tl.int32)
     for t in range(tiles):
-        left = t * ins + k
-        inside = (row < rows)[:, None] & (left < width)[None, :]
-        x = tl.load(q + row.to(tl.int64)[:, None] * width + left[None, :], mask=inside, other=0)
-        pairs = tl.load(codes + (tile + t) * 256 + place, mask=(n < out)[None, :], other=0)
+        column = t * ins + k
+        inside = (row < rows)[:, None] & (column < width)[None, :]
+        x = tl.load(q + row.to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0)
+        pairs = tl.load(codes + (tile + t) * 256 + offset, mask=(n < out)[None, :], other=0)
         w = ((pairs >> shift) & 3).to(tl.int8) - 1
         sums += tl.dot(x, w, out_dtype=tl.int32)
     scale = tl.load(x_scale + row, mask=row < rows, other=0)[:, None] * tl.load(w_scale + n, mask=n < out, other=0)[None, :]
-    at = row.to(tl.int64)[:, None] * out + n[None, :]
-    tl.store(y + at, sums.to(tl.float32) * scale, mask=(row < rows)[:, None] & (n < out)[None, :])
+    output = row.to(tl.int64)[:, None] * out + n[None, :]
+    tl.store(y + output, sums.to(tl.float32) * scale, mask=(row < rows)[:, None] & (n < out)[None, :])
 
 
 def ternary_linear(q: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor) -> Tensor:

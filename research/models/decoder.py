@@ -1,23 +1,21 @@
-"""The small transformer of the grokking papers (Power et al. 2022, arXiv 2201.02177; Lee et al. 2024, 2405.20233, whose code
-adds each block's attention to the normalised input). Its linear layer is a parameter, as in `transformer`.
+"""The small transformer of the grokking papers (Power et al. 2022, arXiv 2201.02177; Lee et al. 2024, 2405.20233).
+
+As in the code of Lee et al., a block adds its attention to the normalised input. The linear layer is a parameter.
 """
 
 import math
-from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research.data.spec import Tokens
-from research.nn.bitlinear import shared_input_linears
+from research.nn.bitlinear import Linear, shared_input_linears
 from research.ranges import NonNegativeInt, PositiveInt
-
-Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
 
 
 class Block(nn.Module):
-    """h = norm(x), h <- h + attention(h), then h + feedforward(norm(h)): causal, with biases throughout."""
+    """h = norm(x), h <- h + attention(h), then h + feedforward(norm(h)): causal, all layers with biases."""
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, linear: Linear) -> None:
         super().__init__()
@@ -25,27 +23,27 @@ class Block(nn.Module):
         self.input_norm, self.post_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(dim, dim) for _ in range(4))
         self.up_proj, self.down_proj = linear(dim, ffn_dim), linear(ffn_dim, dim)
-        for layer in (self.q_proj, self.k_proj, self.v_proj):  # as nn.MultiheadAttention, whose matrix holds all three
+        for layer in (self.q_proj, self.k_proj, self.v_proj):  # as nn.MultiheadAttention, where one matrix holds all three
             nn.init.uniform_(layer.get_parameter("weight"), -(bound := math.sqrt(6 / (4 * dim))), bound)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, x: Float[Tensor, "batch seq dim"], last: bool) -> Float[Tensor, "batch out dim"]:
-        """What the block makes of each position, or of the `last` alone."""
+        """Return the block's output at every position, or at the last one only."""
         h = self.input_norm(x)
-        mine = h[:, -1:] if last else h
+        query_input = h[:, -1:] if last else h
         k, v = shared_input_linears(h, self.k_proj, self.v_proj)
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(mine), k, v))
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=not last)
-        h = mine + self.o_proj(seen.transpose(1, 2).flatten(2))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (self.q_proj(query_input), k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=not last)
+        h = query_input + self.o_proj(attended.transpose(1, 2).flatten(2))
         return h + self.down_proj(F.gelu(self.up_proj(self.post_norm(h))))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
-    """Embeddings of symbol and position, blocks, norm, head. Only what follows the last position is computed, in half the
-    time: it serves data whose answer stands there.
+    """Embeddings of symbol and position, blocks, norm, head.
 
-    Raises ValueError where the numbers do not divide.
+    It computes the logits after the last position only, in half the time, for data whose answer stands there. Raise
+    ValueError if `heads` does not divide `dim`.
     """
 
     def __init__(
@@ -66,8 +64,8 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim, shape.vocab_size, bias=False)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch 1 vocab"]:
-        """Logits of what follows the last position."""
+        """Return the logits of the symbol after the last position."""
         x = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
-        for place, block in enumerate(self.blocks, start=1):
-            x = block(x, last=place == len(self.blocks))
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, last=number == len(self.blocks))
         return self.head(self.norm(x))  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
-"""Any causal language model of transformers, its linear layers turned into BitLinears."""
+"""Any causal language model of transformers, with its linear layers replaced by BitLinears."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from research.data.spec import Tokens
-from research.nn.bitlinear import DEFAULT_EXCLUDE, bitlinear_layers, convert_linears
+from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath
 
 log = logging.getLogger(__name__)
-PROBE_LENGTH = 8  # symbols that are looked at to see whether a model is causal
+PROBE_LENGTH = 8  # symbols of the test whether a model is causal
 
 
 class Hub(nn.Module):
     """A model of transformers behind this program's interface.
 
-    With `folder`, a local one that save_pretrained wrote, architecture and weights come from there, in float32; else
-    `model_type` and `fields`, both in transformers' words, describe a new one. Raises ValueError where transformers is
-    missing, for what it does not know, and where the model is too small for the data, or sees what it is to predict.
+    `folder` is a local folder that save_pretrained wrote: architecture and weights, loaded in float32. Without it
+    `model_type` and `fields`, both in transformers' terms, describe a new model. Raise ValueError if transformers is missing
+    or refuses the settings, if the model is too small for the data, or if it is not causal.
     """
 
     def __init__(
@@ -33,45 +34,44 @@ class Hub(nn.Module):
         model_type: str = "llama",
         fields: Mapping[str, Any] | None = None,
         folder: ExistingPath | None = None,
-        linear: Callable[..., nn.Module] | None = None,  # takes the place of nn.Linear; None: full precision
+        linear: Linear | None = None,  # replaces nn.Linear; nn.Linear itself or None: full precision
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = DEFAULT_EXCLUDE,
     ) -> None:
         super().__init__()
         try:
-            import transformers  # here: it is an extra, and slow to import
+            import transformers  # here: an extra, and slow to import
         except ModuleNotFoundError as error:
             raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
         auto: Any = transformers
         net = _load_from_folder(auto, folder) if folder else _build_from_config(auto, model_type, dict(fields or {}), shape)
-        held = {"vocab_size": shape.vocab_size, "max_position_embeddings": shape.seq_len}
-        for name, needed in held.items():
-            if (room := getattr(net.config, name, None)) is not None and room < needed:
-                raise ValueError(f"model=hub: {name} is {room}, the data has {needed}: give another model or other data")
+        sizes = {"vocab_size": shape.vocab_size, "max_position_embeddings": shape.seq_len}
+        for name, needed in sizes.items():
+            if (size := getattr(net.config, name, None)) is not None and size < needed:
+                raise ValueError(f"model=hub: {name} is {size}, the data has {needed}: give another model or other data")
         if _looks_ahead(net, min(shape.seq_len, PROBE_LENGTH), shape.vocab_size):
-            told = f"model=hub: {type(net).__name__} sees the symbols that it is to predict"
-            fix = "give another model, or set is_decoder in its config.json, of a new one with +model.fields.is_decoder=true"
-            raise ValueError(f"{told}\n{fix}")
-        self.net: nn.Module = convert_linears(net, include, exclude, linear) if linear else net
-        if linear:
+            reason = f"model=hub: {type(net).__name__} is not causal: it sees the symbols that it is to predict"
+            fix = "give another model, or set is_decoder: in its config.json, or with +model.fields.is_decoder=true"
+            raise ValueError(f"{reason}\n{fix}")
+        self.net: nn.Module = net
+        if linear and (linear.func if isinstance(linear, partial) else linear) is not nn.Linear:
+            self.net = convert_linears(net, include, exclude, linear)
             _warn_about_unconverted(self.net)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-        """Logits of the next symbol at each position."""
+        """Return the logits of the next symbol at every position."""
         return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
 
 def _build_from_config(transformers: Any, model_type: str, fields: dict[str, Any], shape: Tokens) -> nn.Module:
-    """A model with fresh weights, for the symbols and positions of the data unless `fields` say otherwise."""
+    """Return a new model, for the symbols and positions of the data unless `fields` say otherwise."""
     try:
         known = transformers.AutoConfig.for_model(model_type)
     except ValueError as error:
         close = get_close_matches(model_type, transformers.CONFIG_MAPPING)
-        raise ValueError(
-            f"model.model_type={model_type}: transformers has none of that name{_format_suggestion(close)}"
-        ) from error
+        raise ValueError(f"model.model_type={model_type}: transformers has no such model{_format_suggestion(close)}") from error
     names = {*known.to_dict(), *known.attribute_map}
-    for name in fields.keys() - names:  # transformers would take it, and never look at it
+    for name in fields.keys() - names:  # transformers would accept it silently and ignore it
         raise ValueError(
             f"model.fields.{name}: {model_type} has no such field{_format_suggestion(get_close_matches(name, names))}"
         )
@@ -80,14 +80,14 @@ def _build_from_config(transformers: Any, model_type: str, fields: dict[str, Any
     try:
         config = transformers.AutoConfig.for_model(model_type, **fields)
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
-    except Exception as error:  # its checks of configurations raise classes of their own
+    except Exception as error:  # its checks of configurations raise many classes
         raise ValueError(
             f"model.model_type={model_type}, model.fields={fields}: {_first_line(error.__cause__ or error)}"
         ) from error
 
 
 def _load_from_folder(transformers: Any, folder: str) -> nn.Module:
-    """The model in a local folder. Nothing is looked for elsewhere."""
+    """Load the model of a local folder; nothing is downloaded."""
     if not (Path(folder).expanduser() / "config.json").is_file():
         raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
     try:
@@ -99,32 +99,32 @@ def _load_from_folder(transformers: Any, folder: str) -> nn.Module:
 
 @torch.no_grad()
 def _looks_ahead(net: nn.Module, seq_len: int, vocab_size: int) -> bool:
-    """Whether another last symbol moves the logits of the positions before it, by more than sums taken in another order do."""
+    """Return whether another last symbol changes earlier logits, by more than sums in another order can."""
     tokens = torch.arange(seq_len)[None] % vocab_size
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % vocab_size
     was_training = net.training
     net.eval()
     try:
-        before, after = (net(input_ids=each, use_cache=False).logits[:, :-1] for each in (tokens, other))
-    except Exception as error:  # whatever its forward pass raises
-        raise ValueError(f"model=hub: {type(net).__name__} cannot take {seq_len} symbols: {_first_line(error)}") from error
+        before, after = (net(input_ids=ids, use_cache=False).logits[:, :-1] for ids in (tokens, other))
+    except Exception as error:  # its forward pass may raise anything
+        raise ValueError(f"model=hub: {type(net).__name__} fails on {seq_len} symbols: {_first_line(error)}") from error
     finally:
         net.train(was_training)
     return bool((after - before).norm() > 1e-5 * before.norm())
 
 
 def _warn_about_unconverted(net: Any) -> None:
-    """Warn where most of the weights between embedding and head are no BitLinears: experts, for one, are no nn.Linear."""
+    """Warn if most weights between embedding and head are not in BitLinears, as those of experts, which are no nn.Linear."""
     ends = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
     ends |= {id(head.weight) for head in [net.get_output_embeddings()] if head is not None}
-    bits = bitlinear_layers(net)
+    layers = bitlinear_layers(net)
     sizes = {name: p.numel() for name, p in net.named_parameters() if p.ndim > 1 and id(p) not in ends}
-    stay = {name: size for name, size in sizes.items() if name.removesuffix(".weight") not in bits}
+    stay = {name: size for name, size in sizes.items() if name.removesuffix(".weight") not in layers}
     if 2 * sum(stay.values()) > sum(sizes.values()):
         share, largest = 1 - sum(stay.values()) / sum(sizes.values()), max(stay, key=stay.__getitem__)
-        told = "model=hub: only %.0f %% of the weights between embedding and head are in BitLinears; most of the rest: %s"
-        log.warning(told, 100 * share, largest)
+        message = "model=hub: only %.0f %% of the weights between embedding and head are in BitLinears; the largest other is %s"
+        log.warning(message, 100 * share, largest)
 
 
 def _format_suggestion(matches: list[str]) -> str:

@@ -1,20 +1,19 @@
-"""A residual multi-layer perceptron for vectors and images; its linear layer is a parameter, as the transformer's is."""
-
-from collections.abc import Callable
+"""A residual multi-layer perceptron for vectors and images. Its linear layer is a parameter, as in the transformer."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from research.data.spec import Vectors
+from research.nn.bitlinear import Linear
 from research.nn.norm import RMSNorm
 from research.ranges import Fraction, PositiveInt
 
 
 class Residual(nn.Module):
-    """x + linear(silu(norm(x)))."""
+    """x + dropout(linear(silu(norm(x))))."""
 
-    def __init__(self, dim: int, linear: Callable[..., nn.Module], dropout: float) -> None:
+    def __init__(self, dim: int, linear: Linear, dropout: float) -> None:
         super().__init__()
         self.norm = RMSNorm(dim)
         self.linear = linear(dim, dim, bias=False)
@@ -25,14 +24,14 @@ class Residual(nn.Module):
 
 
 class MLP(nn.Module):
-    """The first layer and the head stay in full precision, as embedding and head do in BitNet."""
+    """A linear layer, residual blocks, norm, head. First layer and head stay in full precision, as the ends of BitNet do."""
 
     def __init__(
         self,
         shape: Vectors,
         dim: PositiveInt,
         depth: PositiveInt,
-        linear: Callable[..., nn.Module],
+        linear: Linear,
         dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
-"""One decoder-only transformer for all: its linear layer is a parameter, so the ternary twin differs in nothing else."""
+"""A decoder-only transformer. Its linear layer is a parameter, so a ternary model and its twin differ in nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research.data.spec import Tokens
 from research.nn.attention import Attention, Cache
+from research.nn.bitlinear import Linear
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
 from research.nn.rope import build_rope_table
@@ -14,7 +15,7 @@ from research.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x)); each half is dropped out as a whole vector."""
+    """x + dropout(attention(norm(x))), then x + dropout(feedforward(norm(x)))."""
 
     def __init__(self, attention: Attention, feedforward: FeedForward, dim: int, dropout: float) -> None:
         super().__init__()
@@ -36,10 +37,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, norm, head. The layout is BitNet's in transformers and llama.cpp: no biases, head width
-    dim / heads, RMSNorm, rotary positions, optional norms before the two output projections.
+    """Embedding, blocks, norm, head.
 
-    Raises ValueError where the numbers do not divide.
+    The layout is that of BitNet in transformers and llama.cpp: no biases, head_dim = dim / heads, RMSNorm, rotary positions,
+    optional norms before the two output projections. Raise ValueError if `heads` or `kv_heads` does not divide.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Transformer(nn.Module):
         dim: PositiveInt,
         depth: PositiveInt,
         heads: PositiveInt,
-        linear: Callable[..., nn.Module],
+        linear: Linear,
         kv_heads: PositiveInt | None = None,  # None: one key and value head a query head
         ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 8/3 of dim, up to a multiple of 64
         activation: Activation = "silu",
@@ -93,21 +94,21 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "batch seq"], caches: Sequence[Cache] | None = None
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Logits of the next symbol at each position; at most as many positions as the data has.
+        """Return the logits of the next symbol at every position. With `caches` the tokens follow the cached ones.
 
-        With `caches` the tokens follow those that are in them.
+        Raise ValueError for more positions than the data has.
         """
         start = caches[0].seq_len if caches else 0
         end = start + tokens.shape[1]
         if end > self.max_seq_len:
-            raise ValueError(f"{end} tokens in a sequence; this model was built for at most {self.max_seq_len}")
+            raise ValueError(f"a sequence of {end} tokens: this model was built for at most {self.max_seq_len}")
         x = self.embed(tokens)
         cos, sin = self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
-        for place, block in enumerate(self.blocks):
-            x = block(x, cos, sin, caches[place] if caches else None)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, caches[index] if caches else None)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
     def allocate_caches(self, batch: int = 1, max_seq_len: int | None = None) -> list[Cache]:
-        """An empty one a block, for at most `length` positions."""
+        """Return an empty cache for each block, for at most `max_seq_len` positions (None: those of the data)."""
         like = self.norm.weight
         return [Cache(batch, self.kv_heads, max_seq_len or self.max_seq_len, self.head_dim, like) for _ in self.blocks]

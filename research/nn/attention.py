@@ -1,37 +1,35 @@
 """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv 2305.13245)."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from research.nn.bitlinear import shared_input_linears
+from research.nn.bitlinear import Linear, shared_input_linears
 from research.nn.rope import rotate
-
-Linear = Callable[..., nn.Module]  # nn.Linear, or what takes its place
 
 
 class Cache:
-    """The keys and values of one block so far: what earlier positions need not compute again."""
+    """The keys and values of one block for earlier positions, so that they are computed once."""
 
     def __init__(self, batch: int, kv_heads: int, max_seq_len: int, head_dim: int, like: Tensor) -> None:
-        self.k = like.new_empty(batch, kv_heads, max_seq_len, head_dim)  # what is not filled is never read, nor in memory
+        self.k = like.new_empty(
+            batch, kv_heads, max_seq_len, head_dim
+        )  # uninitialised: never read, and no memory until written
         self.v = torch.empty_like(self.k)
-        self.seq_len = 0  # positions
+        self.seq_len = 0  # positions that are filled
 
     def extend(
-        self, k: Float[Tensor, "batch heads seq width"], v: Float[Tensor, "batch heads seq width"]
-    ) -> tuple[Float[Tensor, "batch heads all width"], Float[Tensor, "batch heads all width"]]:
-        """Add those of the next positions; all of them."""
+        self, k: Float[Tensor, "batch heads seq head_dim"], v: Float[Tensor, "batch heads seq head_dim"]
+    ) -> tuple[Float[Tensor, "batch heads all head_dim"], Float[Tensor, "batch heads all head_dim"]]:
+        """Store keys and values of the next positions; return those of all positions so far."""
         start, self.seq_len = self.seq_len, self.seq_len + k.shape[2]
         self.k[:, :, start : self.seq_len], self.v[:, :, start : self.seq_len] = k, v
         return self.k[:, :, : self.seq_len], self.v[:, :, : self.seq_len]
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(width)) v, each group of query heads sharing one key and value head."""
+    """softmax(q k^T / sqrt(head_dim)) v (1706.03762, eq. 1); each group of query heads shares one key and value head."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int, linear: Linear, sub_norm: nn.Module) -> None:
         super().__init__()
@@ -39,7 +37,7 @@ class Attention(nn.Module):
         self.q_proj = linear(dim, heads * self.head_dim, bias=False)
         self.k_proj = linear(dim, kv_heads * self.head_dim, bias=False)
         self.v_proj = linear(dim, kv_heads * self.head_dim, bias=False)
-        self.attn_sub_norm = sub_norm  # BitNet normalises again before a quantised output projection
+        self.attn_sub_norm = sub_norm  # BitNet normalises again before a quantized output projection
         self.o_proj = linear(heads * self.head_dim, dim, bias=False)
         self.grouped = kv_heads != heads
 
@@ -56,7 +54,7 @@ class Attention(nn.Module):
         mask = None
         if cache:
             k, v = cache.extend(k, v)
-            if 1 < q.shape[2] < k.shape[2]:  # several positions after those that are kept
+            if 1 < q.shape[2] < k.shape[2]:  # several positions after cached ones
                 mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
         causal = cache is None or q.shape[2] == k.shape[2]  # each position sees itself and those before it
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.grouped)

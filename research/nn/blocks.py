@@ -1,4 +1,4 @@
-"""The blocks that a deep model repeats: what is sharded, recomputed and watched one by one."""
+"""Find the blocks that a deep model repeats: the units of sharding, of recomputing activations and of gradient statistics."""
 
 from functools import partial
 
@@ -7,18 +7,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The children of every ModuleList and Sequential in the model that does not stand in another one, by name."""
-    found: dict[str, nn.Module] = {}
+    """Return the children of every outermost ModuleList and Sequential in the model, by name."""
+    blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{block}.") or name == block for block in found)
+        inside = any(name.startswith(f"{block}.") or name == block for block in blocks)
         if name and not inside and isinstance(module, nn.ModuleList | nn.Sequential):
-            found |= {f"{name}.{part}": block for part, block in module.named_children()}
-    return found
+            blocks |= {f"{name}.{part}": block for part, block in module.named_children()}
+    return blocks
 
 
 def recompute(model: nn.Module) -> None:
-    """Keep only each block's input for the backward pass and compute the rest again there: less memory, a third more
-    arithmetic, the same bits (Chen et al. 2016, arXiv 1604.06174). Raises ValueError where the model has no blocks.
+    """Save only each block's input for the backward pass, and compute the rest again there (Chen et al. 2016, 1604.06174).
+
+    It takes less memory, a third more arithmetic, and gives the same bits. Raise ValueError if the model has no blocks.
     """
     if not find_blocks(model):
         raise ValueError(f"trainer.checkpoint_activations: {type(model).__name__} has no ModuleList or Sequential of blocks")

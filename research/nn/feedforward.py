@@ -1,25 +1,23 @@
 """The gated feed-forward layer (Shazeer 2020, arXiv 2002.05202), with SiLU or the squared ReLU of BitNet b1.58 2B4T."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from research.nn.bitlinear import shared_input_linears
+from research.nn.bitlinear import Linear, shared_input_linears
 
 Activation = Literal["silu", "relu2"]
-Linear = Callable[..., nn.Module]
 
 
 def relu2(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """max(x, 0)^2 (So et al. 2021, arXiv 2109.08668)."""
+    """Return max(x, 0)^2 (So et al. 2021, arXiv 2109.08668)."""
     return F.relu(x).square()
 
 
 class FeedForward(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x))."""
 
     def __init__(self, dim: int, ffn_dim: int, activation: Activation, linear: Linear, sub_norm: nn.Module) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Norm(torch.autograd.Function):
-    """In half the passes over memory that torch's operations, one after the other, take."""
+    """The norm in half the passes over memory that separate operations of torch take."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -29,22 +29,23 @@ class _Norm(torch.autograd.Function):
         dtype = x.dtype
         x, g = (t.reshape(-1, t.shape[-1]).to(inverse.dtype) for t in (x, gradient))
         r, w = inverse.flatten(), weight.to(inverse.dtype)
-        both = x * g
-        along = (both @ w).mul_(r**3 / -x.shape[1])
-        of_x = (g * w if g.dtype == gradient.dtype else g.mul_(w)).mul_(r[:, None]).addcmul_(x, along[:, None])
-        return of_x.view_as(gradient).to(dtype), (r @ both).to(weight.dtype), None
+        product = x * g
+        along = (product @ w).mul_(r**3 / -x.shape[1])
+        x_grad = (g * w if g.dtype == gradient.dtype else g.mul_(w)).mul_(r[:, None]).addcmul_(x, along[:, None])
+        return x_grad.view_as(gradient).to(dtype), (r @ product).to(weight.dtype), None
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight (eq. 4), in the type of x, or of the weight where that is wider:
-    under autocast what follows rounds it once, not twice.
+    """x / sqrt(mean(x^2) + eps) * weight (eq. 4), in the wider type of x and the weight.
+
+    So under autocast the layer that follows quantizes a float32 input, not one that bf16 has already rounded.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-5)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        if torch.compiler.is_compiling():  # which does better with the operations one by one
+        if torch.compiler.is_compiling():  # the compiler fuses separate operations better than our function
             wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
             return F.rms_norm(wide, self.normalized_shape, self.weight.to(wide.dtype), self.eps)
         return cast(Tensor, _Norm.apply(x, self.weight, self.eps))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Quantisers: a tensor as small whole numbers, its codes, times a step.
+"""Quantize tensors: small integers, the codes, times a scale.
 
 BitNet b1.58 (Ma et al. 2024, arXiv 2402.17764; report 2504.12285) is the default. Its relatives are settings: BitNet's
 signs (2310.11453), absmedian (b1.58 Reloaded, 2407.09527), 4-bit activations (a4.8, 2411.04965).
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from research.ranges import PositiveInt, WeightBits
 
-EPS = 1e-5  # the floor of what a step is made of: that of an all-zero tensor can be divided by
+EPS = 1e-5  # floor of a tensor's magnitude, so that the scale of an all-zero tensor is not zero
 LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
 ALLOWED = {
     "scale_method": ("absmean", "absmedian", "absmax"),
@@ -26,53 +26,53 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How a linear layer rounds its weights and its activations. Raises ValueError for a setting that there is not.
+    """How a linear layer quantizes its weights and its activations. Raise ValueError for an unknown value of a setting.
 
-    A tensor that is not finite has a step that is not, so that whatever it takes part in is not finite either.
+    A tensor that is not finite gets a scale that is not finite, so that every product with it is not finite either.
     """
 
     scale_method: Literal["absmean", "absmedian", "absmax"] = "absmean"
     weight_bits: WeightBits = 1.58  # 1: signs; 1.58: ternary
-    granularity: Literal["tensor", "channel"] | PositiveInt = (
-        "tensor"  # what has a step: all weights, one output's, so many inputs of it
-    )
+    # What shares a scale: all weights, those of one output, or this many inputs of one output.
+    granularity: Literal["tensor", "channel"] | PositiveInt = "tensor"
     activation_bits: Literal[8, 4] = 8
-    activation_granularity: Literal["token", "tensor"] = "token"  # tensor: a token's rounding then depends on the others
+    activation_granularity: Literal["token", "tensor"] = "token"  # tensor: the codes of a token depend on other tokens
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
-            if (given := getattr(self, name)) not in allowed or isinstance(given, bool):
-                raise ValueError(f"model.linear.{name}={given}: give one of {', '.join(map(str, allowed))}")
+            if (value := getattr(self, name)) not in allowed or isinstance(value, bool):
+                raise ValueError(f"model.linear.{name}={value}: give one of {', '.join(map(str, allowed))}")
         if self.granularity not in ("tensor", "channel") and not (type(self.granularity) is int and self.granularity > 0):
             raise ValueError(f"model.linear.granularity={self.granularity}: give tensor, channel, or a number of inputs")
 
     @property
     def is_ternary(self) -> bool:
-        """Whether every code is -1, 0 or 1."""
+        """Return whether every code is -1, 0 or 1."""
         return self.weight_bits < 2
 
     def quantize_weight(
         self, w: Float[Tensor, "out in"], dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]:
-        """Codes of a weight, as `dtype` (its own), and their step, [] (tensor), [out, 1] (channel) or [out, in] (groups).
+        """Return the codes of a weight, in `dtype` (None: its own), and their scale: [] (tensor), [out, 1] (channel) or
+        [out, in] (groups).
 
-        The step is absmax / Q, or a mean over sqrt(Q), with Q the largest code: for ternary codes absmean itself
-        (2402.17764, eq. 1 to 3), for wider ones the rule of LSQ (Esser et al. 2020, 1902.08153) without its factor of two.
+        The scale is absmax / Q, or a mean over sqrt(Q), with Q the largest code. For ternary codes that is absmean
+        (2402.17764, eq. 1 to 3); for wider codes LSQ's rule (Esser et al. 2020, 1902.08153) without its factor of two.
         """
         dtype = dtype or w.dtype
         w = w.to(torch.promote_types(w.dtype, torch.float32))  # 1 / EPS is beyond fp16
         rows = w.unflatten(1, (-1, self.granularity)) if isinstance(self.granularity, int) else w
         low, high = LEVELS[self.weight_bits]
-        step = self._compute_magnitude(rows) / (high if self.scale_method == "absmax" else math.sqrt(high))
-        if self.weight_bits == 1:  # the sign of what is left without the mean (2310.11453, eq. 1 to 3)
+        scale = self._compute_magnitude(rows) / (high if self.scale_method == "absmax" else math.sqrt(high))
+        if self.weight_bits == 1:  # the sign of the weight minus its mean (2310.11453, eq. 1 to 3)
             mean = rows.mean() if self.granularity == "tensor" else rows.mean(-1, keepdim=True)
             codes = (rows > mean).to(dtype).mul_(2).sub_(1)
         else:
-            codes = (rows * step.reciprocal()).round_().clamp_(low, high).to(dtype)
-        return codes.view_as(w), step.expand_as(rows).reshape_as(w) if isinstance(self.granularity, int) else step
+            codes = (rows * scale.reciprocal()).round_().clamp_(low, high).to(dtype)
+        return codes.view_as(w), scale.expand_as(rows).reshape_as(w) if isinstance(self.granularity, int) else scale
 
     def _compute_magnitude(self, rows: Float[Tensor, "out ..."]) -> Float[Tensor, "..."]:
-        """The measure of |w|, over all of it or along the last axis."""
+        """Return the mean, median or maximum of |w|: of all weights, or along the last axis."""
         size = rows.abs()
         if self.granularity == "tensor":
             size = size.flatten()
@@ -80,23 +80,25 @@ class Quantizer:
             size = size.amax(-1, keepdim=True)
         elif self.scale_method == "absmedian":
             top = size.amax(-1, keepdim=True)
-            size = size.median(-1, keepdim=True).values + (top - top)  # a median alone would not see what is infinite
+            size = size.median(-1, keepdim=True).values + (
+                top - top
+            )  # makes the scale NaN where a weight is infinite: a median alone would miss it
         else:
             size = size.mean(-1, keepdim=True)
         size = size.clamp(min=EPS)
         return size.squeeze() if self.granularity == "tensor" else size
 
     def quantize_activation(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "..."]]:
-        """Codes of activations and their step, of shape [*batch, 1] (token) or [] (tensor), in float32 at least.
+        """Return the codes of activations and their scale, [*batch, 1] (token) or [] (tensor), in float32 at least.
 
         8 bits: 127 x / absmax (2504.12285, section 2); 4 bits: sqrt(7) x / absmean (2411.04965, section 2).
         """
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few digits for 256 levels
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few bits for 256 levels
         tensor = self.activation_granularity == "tensor"
         if self.activation_bits == 8:
             top, bottom = (x.amax(), x.amin()) if tensor else (x.amax(-1, keepdim=True), x.amin(-1, keepdim=True))
-            size = torch.maximum(top, -bottom).clamp(min=EPS)  # of |x|, which need not be written
-            return (x * (127 / size)).round_(), size / 127  # no product is beyond 127 by more than its rounding
+            size = torch.maximum(top, -bottom).clamp(min=EPS)  # max |x|, without writing |x| to memory
+            return (x * (127 / size)).round_(), size / 127  # no product exceeds 127 by more than a rounding error
         size = (x.abs().mean() if tensor else x.abs().mean(-1, keepdim=True)).clamp(min=EPS)
         return (x * (math.sqrt(7) / size)).round_().clamp_(-8, 7), size / math.sqrt(7)
 

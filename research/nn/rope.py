@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves layout (NEOX), as transformers and llama.cpp read it."""
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in the halves layout (NEOX) of transformers and llama.cpp."""
 
 import torch
 from jaxtyping import Float
@@ -8,16 +8,16 @@ from torch import Tensor
 def build_rope_table(
     seq_len: int, head_dim: int, base: float = 10_000.0
 ) -> tuple[Float[Tensor, "seq half"], Float[Tensor, "seq half"]]:
-    """Cosines and sines of position times frequency, theta_i = base^(-2i/width) (eq. 15)."""
+    """Return cosines and sines of position times frequency, theta_i = base^(-2i/head_dim) (eq. 15)."""
     frequency = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angle = torch.arange(seq_len).float()[:, None] * frequency
     return angle.cos(), angle.sin()
 
 
 def rotate(
-    x: Float[Tensor, "batch heads seq width"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
-) -> Float[Tensor, "batch heads seq width"]:
-    """Turn the pairs (x_i, x_{i+width/2}) by their position's angle (eq. 34), in the type of x."""
+    x: Float[Tensor, "batch heads seq head_dim"], cos: Float[Tensor, "seq half"], sin: Float[Tensor, "seq half"]
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Rotate the pairs (x_i, x_{i+head_dim/2}) by their position's angle (eq. 34); return them in the type of x."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

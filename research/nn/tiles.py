@@ -1,7 +1,7 @@
-"""Packed weights as tensors: their layout in tiles, products with them, and the operators that choose who computes these.
+"""Packed weights as tensors: their layout in tiles, products with them, and operators that choose the kernel.
 
-On a CPU the products run in ternary.c, on an NVIDIA GPU in Triton; everywhere else in torch, a block of outputs at a time. All
-give the bits of `BitLinear`.
+On a CPU the products run in ternary.c, on an NVIDIA GPU in Triton, everywhere else in torch, a block of outputs at a time.
+All give the same bits as `BitLinear`.
 """
 
 from importlib.util import find_spec
@@ -16,11 +16,11 @@ from research.nn.quantize import TERNARY
 
 OUTS, INS = 16, 64  # outputs and inputs of a tile
 BLOCK = 256  # outputs that the torch path unpacks at a time
-MAX_EXACT_INPUTS = 1024  # int8 products that float32 adds up without an error: 1024 * 127^2 < 2^24
+MAX_EXACT_INPUTS = 1024  # int8 products that float32 sums exactly: 1024 * 127^2 < 2^24
 
 
 def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
-    """Ternary codes at two bits each, as code + 1, in tiles of 16 outputs x 64 inputs; what is beyond the edge is 0.
+    """Pack ternary codes at two bits each, as code + 1, in tiles of 16 outputs x 64 inputs; padding has the code 0.
 
     Byte 64 i + 4 n + j of a tile holds, in its bit pair s, the weight of output n and input 16 i + 4 s + j.
     """
@@ -32,7 +32,7 @@ def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 25
 
 
 def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out_features: int, in_features: int) -> Int8[Tensor, "out in"]:
-    """The codes again."""
+    """Return the codes that `pack` has packed."""
     shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only
     pairs = torch.bitwise_right_shift(packed.view(*packed.shape[:2], 4, OUTS, 4, 1).to(torch.int32), shifts) & 3
     full = pairs.permute(0, 3, 1, 2, 5, 4).reshape(packed.shape[0] * OUTS, -1)
@@ -40,7 +40,7 @@ def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out_features: int, i
 
 
 def _exact_matmul(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) -> Float[Tensor, "rows out"]:
-    """Exact, also where autocast would round the sums to its own type."""
+    """Multiply codes exactly: outside autocast, which would round the sums to its own type."""
     if not torch.is_autocast_enabled(q.device.type):
         return F.linear(q, codes.to(q.dtype))
     with torch.autocast(q.device.type, enabled=False):
@@ -50,46 +50,49 @@ def _exact_matmul(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) ->
 def ternary_linear(
     x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], scale: Float[Tensor, "out"]
 ) -> Float[Tensor, "*batch out"]:
-    """The product of rounded x and packed weights, in torch."""
-    q, x_step = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
+    """Return the product of quantized x and packed weights, computed in torch."""
+    q, x_scale = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
     parts = []
     for start in range(0, scale.shape[0], BLOCK):
         tiles = codes[start // OUTS : (start + BLOCK) // OUTS]
         parts.append(_exact_matmul(q, unpack(tiles, min(BLOCK, scale.shape[0] - start), x.shape[-1])))
-    y = torch.cat(parts, -1) * (x_step * scale)
+    y = torch.cat(parts, -1) * (x_scale * scale)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
 def int8_linear(
     x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], scale: Float[Tensor, "out"]
 ) -> Float[Tensor, "*batch out"]:
-    """The product of rounded x and int8 weights, in torch."""
+    """Return the product of quantized x and int8 weights, computed in torch."""
     width = x.shape[-1]
-    q, x_step = TERNARY.quantize_activation(x.reshape(-1, width))
+    q, x_scale = TERNARY.quantize_activation(x.reshape(-1, width))
     parts = []
     for block in codes.split(16 * BLOCK):
         sums = [
-            _exact_matmul(q[:, at : at + MAX_EXACT_INPUTS], block[:, at : min(at + MAX_EXACT_INPUTS, width)])
-            for at in range(0, width, MAX_EXACT_INPUTS)
+            _exact_matmul(q[:, start : start + MAX_EXACT_INPUTS], block[:, start : min(start + MAX_EXACT_INPUTS, width)])
+            for start in range(0, width, MAX_EXACT_INPUTS)
         ]
         parts.append(sums[0] if len(sums) == 1 else torch.stack([s.to(torch.int32) for s in sums]).sum(0, dtype=torch.int32))
-    y = torch.cat(parts, -1).to(q.dtype) * (x_step * scale)
+    y = torch.cat(parts, -1).to(q.dtype) * (x_scale * scale)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
 def check_shapes(x: Tensor, codes: Tensor, scale: Tensor) -> None:
-    """Raises ValueError where these are not of one layer: C would read beyond them."""
+    """Raise ValueError if the shapes are not those of one layer: C would read past the end of memory."""
     width, out = x.shape[-1], scale.shape[0]
     if codes.dtype == torch.uint8:
         expected: tuple[int, ...] = (-(-out // OUTS), -(-width // INS), OUTS * INS // 4)
     else:
         expected = (out, -(-width // INS) * INS)
     if codes.dtype not in (torch.uint8, torch.int8) or tuple(codes.shape) != expected:
-        raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} are of no layer {width} to {out}: {list(expected)}")
+        raise ValueError(
+            f"packed weights {codes.dtype} {list(codes.shape)} do not fit a layer of {width} inputs and {out} outputs: "
+            f"give {list(expected)}"
+        )
 
 
 def _compute_on_cpu(x: Tensor, weights: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-    """The product in C, if that can be."""
+    """Return the product computed in C, or None if C cannot compute it: no compiler, float64, or too many inputs."""
     check_shapes(x, weights, scale)
     width, c = x.shape[-1], ternary.get_library()
     if c is None or x.dtype == torch.float64 or not 0 < width <= ternary.MAX_IN_FEATURES:
@@ -111,7 +114,7 @@ def _int8_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 def _ternary_cuda(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not find_spec("triton"):
         return ternary_linear(x, codes, scale)
-    from research.kernels import triton_ternary  # heavy
+    from research.kernels import triton_ternary  # here: Triton is slow to import
 
     q, x_scale = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
     y: Tensor = triton_ternary.ternary_linear(q, x_scale, codes, scale)
@@ -123,10 +126,10 @@ def _allocate_output(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], scale.shape[0])
 
 
-# Operators that torch.export and torch.compile see as one node each.
+# As operators, torch.export and torch.compile see one node each.
 _operators = torch.library.Library("grokbit", "DEF")
 for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, _ternary_cuda), ("int8_linear", _int8_cpu, int8_linear)):
-    _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor step) -> Tensor")
+    _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor scale) -> Tensor")
     _operators.impl(_name, _cpu, "CPU")
     _operators.impl(_name, _cuda, "CUDA")
     _operators.impl(_name, _allocate_output, "Meta")

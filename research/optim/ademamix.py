@@ -17,9 +17,10 @@ AVERAGES = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the pape
 
 
 class AdEMAMix(Optimizer):
-    """2409.03137, Algorithm 1, with its two schedules; the weight decay is decoupled, as AdamW's.
+    """AdEMAMix (2409.03137, Algorithm 1) with its two schedules; the weight decay is decoupled, as in AdamW.
 
-    The averages of parameters in half precision are kept in float32. The schedules go by each parameter's own steps.
+    The averages of half-precision parameters are float32. The schedules count each parameter's own steps.
+    Raise ValueError for betas or schedules outside their range.
     """
 
     def __init__(
@@ -28,8 +29,8 @@ class AdEMAMix(Optimizer):
         lr: PositiveFloat = 1e-3,
         betas: Sequence[float] = (0.9, 0.999, 0.9999),  # of the fast average, of the squares, of the slow average
         alpha: NonNegativeFloat = 5.0,  # weight of the slow average; 0 is AdamW
-        t_alpha: PositiveInt | None = None,  # steps in which alpha rises from 0; None: it is there at once
-        t_beta3: PositiveInt | None = None,  # steps in which the third beta rises from the first; None: it is there at once
+        t_alpha: PositiveInt | None = None,  # steps in which alpha rises from 0; None: constant
+        t_beta3: PositiveInt | None = None,  # steps in which the third beta rises from the first; None: constant
         eps: PositiveFloat = 1e-8,
         weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
@@ -48,7 +49,7 @@ class AdEMAMix(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = run_closure(closure)
         for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
+            by_step: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient have fewer steps
             for p in group["params"]:
                 if p.grad is not None:
                     state = self.state[p]
@@ -62,7 +63,7 @@ class AdEMAMix(Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], t: int, group: dict[str, Any]) -> None:
-        """The t-th step of these parameters."""
+        """Take the t-th step of these parameters, t from 1."""
         (beta1, beta2, _), lr = group["betas"], group["lr"]
         alpha, beta3 = schedule_alpha(t, group["alpha"], group["t_alpha"]), schedule_beta3(t, group["betas"], group["t_beta3"])
         m1, m2, v = ([self.state[p][key] for p in params] for key in AVERAGES)
@@ -72,7 +73,7 @@ class AdEMAMix(Optimizer):
         torch._foreach_lerp_(m2, grads, 1 - beta3)  # m2 <- beta3 m2 + (1 - beta3) g
         torch._foreach_mul_(v, beta2)  # v <- beta2 v + (1 - beta2) g^2
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        updates = torch._foreach_div(m1, 1 - beta1**t)  # m1 / (1 - beta1^t) + alpha m2: the slow one begins at 0 and stays so
+        updates = torch._foreach_div(m1, 1 - beta1**t)  # m1 / (1 - beta1^t) + alpha m2, which has no bias correction
         torch._foreach_add_(updates, m2, alpha=alpha)
         roots = torch._foreach_sqrt(v)  # sqrt(v / (1 - beta2^t)) + eps
         torch._foreach_div_(roots, math.sqrt(1 - beta2**t))
@@ -85,24 +86,26 @@ class AdEMAMix(Optimizer):
 
 
 def check_betas(betas: Sequence[float]) -> None:
-    """Raises ValueError where they are not the three of Algorithm 1."""
-    told = f"optim.base.betas={list(betas)}"
+    """Raise ValueError unless these are the three betas of Algorithm 1."""
+    setting = f"optim.base.betas={list(betas)}"
     if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"{told}: give three numbers in [0, 1), as [0.9, 0.999, 0.9999]")
+        raise ValueError(f"{setting}: give three numbers in [0, 1), as [0.9, 0.999, 0.9999]")
     if betas[2] < max(betas[0], 1e-9):
-        raise ValueError(f"{told}: the third is of the slow average, give more than the first, as [0.9, 0.999, 0.9999]")
+        raise ValueError(
+            f"{setting}: the third belongs to the slow average and must be above the first, as in [0.9, 0.999, 0.9999]"
+        )
 
 
 def schedule_alpha(t: int, alpha: float, steps: int | None) -> float:
-    """Weight of the slow average at step t, counted from 1 (2409.03137, section 3): min(t alpha / steps, alpha)."""
+    """Return the weight of the slow average at step t, from 1: min(t alpha / steps, alpha) (2409.03137, section 3)."""
     return min(t * alpha / steps, alpha) if steps else alpha
 
 
 def schedule_beta3(t: int, betas: Sequence[float], steps: int | None) -> float:
-    """Decay of the slow average at step t, counted from 1: its half-life rises in a straight line (2409.03137, section 3).
+    """Return the decay of the slow average at step t, from 1: its half-life rises linearly (2409.03137, section 3).
 
-    exp(ln beta1 ln beta3 / ((1 - t/steps) ln beta3 + t/steps ln beta1)), and beta3 at most; here with 1 / ln, of which the
-    half-life is a multiple.
+    exp(ln beta1 ln beta3 / ((1 - t/steps) ln beta3 + t/steps ln beta1)), at most beta3. Computed here with 1 / ln beta, to
+    which the half-life is proportional, so that beta1 = 0 works.
     """
     beta1, _, beta3 = betas
     if not steps or t >= steps:

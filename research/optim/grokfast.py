@@ -1,6 +1,6 @@
-"""Grokfast (Lee et al. 2024, arXiv 2405.20233): amplify the slow part of the gradient before the optimizer sees it.
+"""Grokfast (Lee et al. 2024, arXiv 2405.20233): amplify the slow part of the gradient before the optimizer's step.
 
-The lr is the base's own: no part of it is divided by 1 + lamb.
+The lr is the base's own: it is not divided by 1 + lamb.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class EMA(Filter):
     """Slow part: the exponential moving average (2405.20233, Algorithm 2): mu <- alpha mu + (1-alpha) g, g <- g + lamb mu.
 
-    As in the authors' code mu begins at the first gradient; on a device at zero, where that one is not finite.
+    As in the authors' code mu begins at the first gradient; with `found_inf`, at zero where that is not finite.
     """
 
     one_pass = "ema"
@@ -35,7 +35,7 @@ class EMA(Filter):
     def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
         fresh = {p: {"grokfast_ema": grad.clone()} for p, grad in zip(params, grads, strict=True) if _is_new(self, p)}
         emas = [(fresh.get(p) or self.state[p])["grokfast_ema"] for p in params]
-        if self.found_inf is not None:  # a verdict on the device: where it is 1 the average stays as it is
+        if self.found_inf is not None:  # where it is 1 the update is skipped, and the average stays as it is
             for grad, ema in zip(grads, emas, strict=True):
                 ema.nan_to_num_(0.0, 0.0, 0.0)
                 torch.where(self.found_inf > 0, ema, grad, out=grad)
@@ -51,9 +51,9 @@ def _is_new(optimizer: Optimizer, p: Tensor) -> bool:
 class MA(Filter):
     """Slow part: the mean of the last `window` gradients (2405.20233, Algorithm 1): g <- g + lamb mean(g_{t-w+1} .. g_t).
 
-    Off until the window is full, as in the authors' code. The window is a ring with a running sum, summed anew once a
-    turn, so that rounding cannot build up. Its memory is window + 1 times the parameters. With another window than
-    before (after a resume) it begins empty.
+    As in the authors' code it is off until the window is full. The window is a ring with a running sum, which is computed
+    anew once a round so that rounding errors cannot build up. It takes window + 1 times the parameters' memory. After a
+    resume with another window it begins empty.
     """
 
     one_pass = "window"
@@ -65,45 +65,45 @@ class MA(Filter):
             p: init_window(grad, window) for p, grad in grad_of.items() if len(self.state[p].get("grokfast_ring", ())) != window
         }
         memory_of = {p: fresh.get(p) or self.state[p] for p in params}
-        by_age: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient are younger
+        by_age: dict[int, list[Tensor]] = defaultdict(list)  # parameters with a late first gradient have seen fewer
         for p in params:
             by_age[memory_of[p]["grokfast_seen"]].append(p)
         for seen, equals in by_age.items():
-            memories, mine = [memory_of[p] for p in equals], [grad_of[p] for p in equals]
+            memories, grads_now = [memory_of[p] for p in equals], [grad_of[p] for p in equals]
             totals = [memory["grokfast_sum"] for memory in memories]
             slots = [memory["grokfast_ring"][seen % window] for memory in memories]
-            torch._foreach_add_(totals, mine)
+            torch._foreach_add_(totals, grads_now)
             torch._foreach_sub_(totals, slots)
             torch._foreach_zero_(slots)
-            torch._foreach_add_(slots, mine)  # not copied: of tensors that are spread torch copies none so
+            torch._foreach_add_(slots, grads_now)  # _foreach_copy_ does not take sharded tensors
             for memory in memories:
                 memory["grokfast_seen"] = seen + 1
                 if seen % window == window - 1:
                     memory["grokfast_sum"].copy_(memory["grokfast_ring"].sum(0))
             if seen + 1 >= window:
-                torch._foreach_add_(mine, totals, alpha=group["lamb"] / window)
+                torch._foreach_add_(grads_now, totals, alpha=group["lamb"] / window)
         return fresh
 
 
 def init_window(grad: Tensor, window: int) -> dict[str, Any]:
-    """The memory of a window before its first gradient."""
+    """Return the state of a window before its first gradient."""
     nothing = torch.zeros_like(grad)
     return {"grokfast_ring": torch.stack([nothing] * window), "grokfast_sum": nothing, "grokfast_seen": 0}
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raises ValueError for what would turn a gradient round, or filter nothing."""
+    """Raise ValueError for options that would reverse a gradient, or filter nothing."""
     if not 0 <= options["lamb"] < math.inf:
         raise ValueError(f"optim.lamb={options['lamb']}: the gain of the slow part must be 0 or more")
     if not 0 <= options.get("adapt", 0) < math.inf:
-        raise ValueError(f"optim.adapt={options['adapt']}: how much alpha follows the signal must be 0 or more")
+        raise ValueError(f"optim.adapt={options['adapt']}: how strongly alpha follows the signal must be 0 or more")
     if options["clip_norm"] is not None and not options["clip_norm"] > 0:
         raise ValueError(f"optim.clip_norm={options['clip_norm']}: the largest norm must be above 0, or null")
-    given = [(key, options[key]) for key in ("start_when", "stop_when")]
-    start, stop = (None if value is None else parse_trigger(value, f"optim.{key}") for key, value in given)
+    triggers = [(key, options[key]) for key in ("start_when", "stop_when")]
+    start, stop = (None if value is None else parse_trigger(value, f"optim.{key}") for key, value in triggers)
     if start and stop and never_active(start, stop):
-        told = f"comes no later than optim.start_when={options['start_when']}: nothing is filtered"
-        raise ValueError(f"optim.stop_when={options['stop_when']} {told}")
+        reason = f"fires no later than optim.start_when={options['start_when']}, so nothing is filtered"
+        raise ValueError(f"optim.stop_when={options['stop_when']} {reason}: give a later one, or leave one out")
 
 
 def _build(
@@ -116,6 +116,7 @@ def _build(
     unfiltered: Sequence[str],
     options: dict[str, Any],
 ) -> Optimizer:
+    """Return the filter over the base, with the filter's options in each group. Raise ValueError for wrong settings."""
     _check_options(options)
     names = [name for name, _ in model.named_parameters()]
     if isinstance(unfiltered, str) or not all(word and any(word in name for name in names) for word in unfiltered):
@@ -129,10 +130,10 @@ def _build(
         gains = {True: options["lamb"], False: 0.0}
         groups += [group | options | {"params": part, "lamb": gains[which]} for which, part in parts.items() if part]
     optimizer = wrap_optimizer(filter_class, base, groups, lr)
-    if taken := signature(base.func).parameters.keys() & options:  # in the groups it would be both
-        told = f"has a setting {min(taken)}, which is the filter's: give another, as torch.optim.AdamW"
-        raise ValueError(f"optim.base._target_={base.func.__qualname__} {told}")
-    optimizer.defaults |= options  # of groups that are added later
+    if taken := signature(base.func).parameters.keys() & options:  # one key of a group cannot be both
+        reason = f"has a setting {min(taken)}, as the filter has: give another optimizer, as torch.optim.AdamW"
+        raise ValueError(f"optim.base._target_={base.func.__qualname__} {reason}")
+    optimizer.defaults |= options  # for groups that are added later
     return optimizer
 
 
@@ -147,12 +148,12 @@ def ema(
     unfiltered: Sequence[str] = (),
     start_when: int | str | None = None,  # steps or METRIC:VALUE; None: from the first step on
     stop_when: int | str | None = None,
-    clip_norm: PositiveFloat | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
-    adapt: NonNegativeFloat = 0.0,  # alpha exp(-adapt max(0, val/loss - train/loss) / the larger of them)
+    clip_norm: PositiveFloat | None = None,  # of the filtered gradient; trainer.clip_norm is of the raw one
+    adapt: NonNegativeFloat = 0.0,  # alpha <- alpha exp(-adapt * signal), signal as in measure_overfitting
 ) -> Optimizer:
-    """Grokfast-EMA over the optimizer class of `base`: 4 bytes a parameter more than the base.
+    """Return Grokfast-EMA over the optimizer class of `base`. It takes 4 bytes a parameter more than the base.
 
-    Raises ValueError for an alpha outside [0, 1), moments that cannot be read, a base that is no optimizer class.
+    Raise ValueError for an alpha outside [0, 1), a trigger that cannot be parsed, or a base that is no optimizer class.
     """
     if not 0 <= alpha < 1:
         raise ValueError(f"optim.alpha={alpha}: the decay of the average must be in [0, 1)")
@@ -172,18 +173,18 @@ def ma(
     unfiltered: Sequence[str] = (),
     start_when: int | str | None = None,  # steps or METRIC:VALUE; None: from the first step on
     stop_when: int | str | None = None,
-    clip_norm: PositiveFloat | None = None,  # of what the optimizer gets; trainer.clip_norm is of what the filter gets
+    clip_norm: PositiveFloat | None = None,  # of the filtered gradient; trainer.clip_norm is of the raw one
 ) -> Optimizer:
-    """Grokfast-MA over the optimizer class of `base`: window + 1 times the parameters more than the base, which is told.
+    """Return Grokfast-MA over the optimizer class of `base`. It takes window + 1 times the parameters' memory: warn of it.
 
-    Raises ValueError for an empty window, moments that cannot be read, a base that is no optimizer class.
+    Raise ValueError for an empty window, a trigger that cannot be parsed, or a base that is no optimizer class.
     """
     if window < 1:
         raise ValueError(f"optim.window={window}: give at least 1 gradient")
     when = {"start_when": start_when, "stop_when": stop_when}
     options = {"window": window, "lamb": lamb, "clip_norm": clip_norm, **when}
     optimizer = _build(MA, model, base, lr, weight_decay, no_decay, unfiltered, options)
-    kept = [p for group in optimizer.param_groups if group["lamb"] for p in group["params"]]
-    size = (window + 1) * sum(p.numel() * max(4, p.element_size()) for p in kept)
-    log.warning("Grokfast-MA keeps the last %d gradients: %s MB", window, f"{size / 1e6:,.1f}")
+    filtered = [p for group in optimizer.param_groups if group["lamb"] for p in group["params"]]
+    size = (window + 1) * sum(p.numel() * max(4, p.element_size()) for p in filtered)
+    log.warning("Grokfast-MA stores the last %d gradients: %s MB", window, f"{size / 1e6:,.1f}")
     return optimizer

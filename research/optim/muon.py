@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) as its authors use it: torch's own Muon for the hidden matrices, AdamW for the rest."""
+"""Muon (Jordan et al. 2024) as its authors use it: torch's Muon for the hidden matrices, AdamW for all else."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,9 +11,10 @@ from research.optim.param_groups import run_closure
 
 
 class Muon(Optimizer):
-    """One optimizer over two rules. Matrices are 2-D parameters whose name holds none of `adamw_for`.
+    """One optimizer with two rules: Muon for 2-D parameters whose name contains none of `adamw_for`, AdamW for all else.
 
-    The update of a matrix is scaled to AdamW's size (match_rms_adamw), so one lr and one weight decay serve both.
+    Muon's update is scaled to the size of AdamW's (match_rms_adamw, Liu et al. 2025, arXiv 2502.16982), so one lr and one
+    weight decay serve both.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = run_closure(closure)
         for matrices, rule in self._rules.items():
-            rule.state = self.state  # one state and one list of groups: saved, loaded and scheduled as usual
+            rule.state = self.state  # both rules work on our state and groups, which are saved, loaded and scheduled as usual
             rule.param_groups = [group for group in self.param_groups if group["matrices"] is matrices]
             rule.step()
         return loss

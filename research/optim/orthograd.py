@@ -1,6 +1,6 @@
-"""OrthoGrad (Prieto et al. 2025, arXiv 2501.04697): step only across the weights, never along them.
+"""OrthoGrad (Prieto et al. 2025, arXiv 2501.04697): remove from each gradient its part along the weights.
 
-Along its own direction a network's weights can grow for ever, which lowers the loss and teaches nothing.
+Along their own direction weights can grow without end, which lowers the loss but does not help to generalise.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from research.optim.param_groups import build_param_groups, promote_dtype, run_c
 from research.optim.transform import GradientTransform, wrap_optimizer
 from research.ranges import NonNegativeFloat, PositiveFloat
 
-EPS = 1e-30  # beside w.w: weights of zero have no direction, and their gradient stays as it is
-NOISE = 16  # roundings: what is left of a gradient below so many of its own is no direction but chance
+EPS = 1e-30  # added to w.w: zero weights have no direction, and their gradient stays as it is
+NOISE = 16  # rounding errors: a remainder smaller than this has no direction but chance, and becomes zero
 
 
 class OrthoGrad(GradientTransform):
-    """Turns p.grad in place, then steps."""
+    """Orthogonalizes p.grad in place, then steps."""
 
     prefix = "OrthoGrad"
 
@@ -34,16 +34,15 @@ class OrthoGrad(GradientTransform):
 
 @torch.no_grad()
 def orthogonalize_gradients(params: Sequence[Tensor]) -> None:
-    """Each gradient without its part along the weights (2501.04697, section 5), and as long as before.
+    """Remove from each gradient, in place, its part along the weights (2501.04697, section 5), and restore its norm.
 
-    In place. A single number has nothing but its own direction: its gradient stays. Of sharded weights the products are
-    those of the whole.
+    A parameter of one number has only that direction: its gradient stays. For sharded weights the products are global.
     """
     params = [p for p in params if p.numel() > 1]
     if not params:
         return
     weights = [p.to(promote_dtype(p.dtype)) for p in params]
-    grads = [p.grad.to(promote_dtype(p.dtype)) for p in params]  # type: ignore[union-attr]  # p.grad itself, unless in half precision
+    grads = [p.grad.to(promote_dtype(p.dtype)) for p in params]  # type: ignore[union-attr]  # p.grad itself, unless it is half precision
     before = torch._foreach_norm(grads)
     along = [product.sum() for product in torch._foreach_mul(weights, grads)]
     shares = [dot / (norm.square() + EPS) for dot, norm in zip(along, torch._foreach_norm(weights), strict=True)]
@@ -55,7 +54,7 @@ def orthogonalize_gradients(params: Sequence[Tensor]) -> None:
 
 
 def _compute_rescale(before: Tensor, after: Tensor) -> Tensor:
-    """What gives a gradient its length back; 0 where only rounding is left of it."""
+    """Return the factor that restores a gradient's norm; 0 if only rounding errors are left of it."""
     return torch.where(after > NOISE * torch.finfo(after.dtype).eps * before, before / after, 0.0)
 
 
@@ -66,8 +65,8 @@ def orthograd(
     weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
-    """OrthoGrad over the optimizer class of `base`; it needs no memory of its own.
+    """Return OrthoGrad over the optimizer class of `base`. It takes no memory of its own.
 
-    Raises ValueError for a base that is no optimizer class.
+    Raise ValueError for a base that is no optimizer class.
     """
     return wrap_optimizer(OrthoGrad, base, build_param_groups(model, weight_decay, no_decay), lr)

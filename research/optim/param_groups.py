@@ -1,4 +1,4 @@
-"""Any torch optimizer over a model, with one visible rule for what weight decay skips."""
+"""Build the parameter groups of a model, with one rule for what weight decay skips; what all optimizers share."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,13 +10,13 @@ from torch.optim import Optimizer
 
 from research.ranges import NonNegativeFloat, PositiveFloat
 
-INITIAL_SETTINGS = "as_built"  # the key in a parameter group
+INITIAL_SETTINGS = "as_built"  # key in a parameter group, as checkpoints store it
 
 
 def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
-    """Two groups of named parameters: decayed, and not (the name holds one of `no_decay`).
+    """Return up to two groups of named parameters: with weight decay, and without (the name contains one of `no_decay`).
 
-    The embedding is decayed unless you say so: grokking on modular arithmetic needs it.
+    By default the embedding is decayed: grokking on modular arithmetic needs it.
     """
     skipped: list[tuple[str, nn.Parameter]] = []
     decayed: list[tuple[str, nn.Parameter]] = []
@@ -33,12 +33,12 @@ def from_base(
     weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
-    """The optimizer itself, over the two groups."""
+    """Return the optimizer of `base` over the two groups of `build_param_groups`."""
     return base(build_param_groups(model, weight_decay, no_decay), lr=lr)
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:
-    """What a step's closure gives: the loss, whose gradients it computes; None without one."""
+    """Call a step's closure, which computes the gradients, and return its loss; None without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -46,24 +46,22 @@ def run_closure(closure: Callable[[], Any] | None) -> Any:
 
 
 def promote_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which a mean of numbers is kept: float32 of those in half precision."""
+    """Return the type for averages of a tensor: float32 for half precision, else its own."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def restore_promoted_state(optimizer: Optimizer, saved: dict[str, Any], keys: Sequence[str]) -> None:
-    """After a load_state_dict of `saved`: these parts of the state as they were saved. torch has rounded them to the
-    parameter's type.
-    """
-    for then, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        for index, p in zip(then["params"], group["params"], strict=True):
+    """After a load_state_dict of `saved`, restore these state entries in float32: torch casts them to the parameter's type."""
+    for saved_group, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for index, p in zip(saved_group["params"], group["params"], strict=True):
             for key in set(keys) & set(saved["state"].get(index, ())):
                 optimizer.state[p][key] = saved["state"][index][key].to(p.device, promote_dtype(p.dtype), copy=True)
 
 
 def remember_settings(optimizer: Optimizer) -> None:
-    """Keep in each parameter group, once, the settings that it was built with: schedules and optimizers move them.
+    """Store in each parameter group, once, the settings that it was built with: schedules and optimizers change them.
 
-    A key that begins with _ is no setting but how far the optimizer is.
+    Keys that begin with _ are the optimizer's progress, not settings.
     """
     for group in optimizer.param_groups:
         settings = {key: value for key, value in group.items() if key not in ("params", "param_names") and key[0] != "_"}

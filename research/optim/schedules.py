@@ -1,5 +1,6 @@
-"""Schedules: pure functions of (step, steps) that give the factor on each group's lr, or those on lr and weight decay; and how
-an optimizer follows them.
+"""Schedules: pure functions of (step, steps) that return a factor for the lr, or one for lr and one for weight decay.
+
+`set_rates` applies them to an optimizer.
 """
 
 import math
@@ -11,22 +12,22 @@ from research.ranges import Fraction, NonNegativeInt, OpenFraction
 
 
 def _warmup_factor(step: int, warmup: int) -> float:
-    """Linear from 1/warmup at the first step to 1."""
+    """Return the warm-up factor: linear from 1/warmup at the first step to 1."""
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 def _half_cosine(progress: float) -> float:
-    """From 1 at 0 to 0 at 1."""
+    """Return half a cosine: 1 at progress 0, 0 at progress 1."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def constant(step: int, steps: int, warmup: NonNegativeInt = 0) -> float:
-    """Warm-up, then the full lr."""
+    """Return 1 after the warm-up."""
     return _warmup_factor(step, warmup)
 
 
 def cosine(step: int, steps: int, warmup: NonNegativeInt = 0, floor: Fraction = 0.1) -> float:
-    """Warm-up, then half a cosine down to `floor` at the last step (Loshchilov & Hutter 2017, eq. 5)."""
+    """After the warm-up, half a cosine down to `floor` at the last step (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
     if step < warmup:
         return _warmup_factor(step, warmup)
     done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
@@ -34,18 +35,19 @@ def cosine(step: int, steps: int, warmup: NonNegativeInt = 0, floor: Fraction = 
 
 
 def wsd(step: int, steps: int, warmup: NonNegativeInt = 0, decay: Fraction = 0.5, floor: Fraction = 0.0) -> float:
-    """Warm-up, stable, then linear down to `floor` over the last share `decay` of the steps (Hu et al. 2024, 2404.06395)."""
-    length, left = round(decay * steps), steps - 1 - step
-    falling = floor + (1 - floor) * max(0, left) / length if left < length else 1.0
+    """Warm-up, stable, decay (Hu et al. 2024, 2404.06395): linear to `floor` over the last share `decay` of the steps."""
+    decay_steps, left = round(decay * steps), steps - 1 - step
+    falling = floor + (1 - floor) * max(0, left) / decay_steps if left < decay_steps else 1.0
     return min(_warmup_factor(step, warmup), falling)
 
 
 def bitnet(
     step: int, steps: int, warmup: NonNegativeInt = 0, middle: OpenFraction = 0.5, cooldown: OpenFraction = 0.33
 ) -> tuple[float, float]:
-    """Two stages (b1.58 2B4T report, 2504.12285, sections 3.1.1 and 3.1.2): half a cosine until `middle` of the steps, for lr
-    and weight decay; then at once down to `cooldown`, or what is left by then where that is less, and half a cosine from
-    there to 0, without weight decay. Warm-up is of lr alone.
+    """Return factors for lr and weight decay in the two stages of b1.58 2B4T (2504.12285, sections 3.1.1 and 3.1.2).
+
+    Until `middle` of the steps both follow half a cosine. Then the lr drops to `cooldown` (or stays, if it is lower) and
+    follows half a cosine to 0, without weight decay. The warm-up applies to the lr only.
     """
     done, warm = step / max(1, steps - 1), _warmup_factor(step, warmup)
     if done < middle:
@@ -54,12 +56,10 @@ def bitnet(
 
 
 def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> None:
-    """Each group's lr, and its weight decay where the schedule has a say in it, are those that it was built with times the
-    schedule's factors.
-    """
+    """Set each group's lr, and its weight decay if the schedule has a factor for it: initial settings times the factors."""
     lr_factor, decay_factor = factors if isinstance(factors, tuple) else (factors, None)
     for group in optimizer.param_groups:
-        built = group[INITIAL_SETTINGS]
-        group["lr"] = built["lr"] * lr_factor
-        if decay_factor is not None and "weight_decay" in built:
-            group["weight_decay"] = built["weight_decay"] * decay_factor
+        initial = group[INITIAL_SETTINGS]
+        group["lr"] = initial["lr"] * lr_factor
+        if decay_factor is not None and "weight_decay" in initial:
+            group["weight_decay"] = initial["weight_decay"] * decay_factor

@@ -1,6 +1,6 @@
-"""What stands in front of any torch optimizer class, and does something to the gradients before its step.
+"""Combine a transform of gradients with any torch optimizer class.
 
-What comes of both is a real optimizer, of a class that is made when it is asked for: state, groups and saving are the base's.
+The combined class is created on first use and is a normal torch Optimizer: state, groups and saving are the base's.
 """
 
 from functools import partial
@@ -9,47 +9,47 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by front and base: two optimizers of one kind have one class
+COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by transform and base: one class for all optimizers of a kind
 
 
 class GradientTransform(Optimizer):
-    """Stands before an optimizer class in the bases of `made`."""
+    """The first base of a combined class; the optimizer class is the second. A subclass defines `step`."""
 
-    prefix: ClassVar[str] = ""  # of the name of the class that is made
-    found_inf: Tensor | None = None  # 1: leave this update out; a fused base does
+    prefix: ClassVar[str] = ""  # of the combined class's name
+    found_inf: Tensor | None = None  # 1: skip this update; a fused base does
     _step_supports_amp_scaling = False  # a fused base would hand us scaled gradients: let the scaler unscale first
 
     @property
     def supports_found_inf(self) -> bool:
-        """Whether a step leaves everything alone where `found_inf` is 1: a fused base does."""
+        """Return whether a step changes nothing where `found_inf` is 1: a fused base does."""
         return all(group.get("fused") for group in self.param_groups)
 
     def step_base(self) -> None:
-        """The base's own: torch wraps a class's step in hooks once a plain object of it was made, and ours has its own."""
+        """Call the base's step without hooks: torch wraps the step of a class once it has an instance, and ours has its own."""
         function: Any = super().step.__func__  # type: ignore[attr-defined]
         (function.__wrapped__ if getattr(function, "hooked", False) else function)(self)
 
     def __reduce__(self) -> Any:
-        """The class is made, not written down: pickle is told what of."""
-        front, base = type(self).__bases__
-        return _create_blank, (front, base), self.__getstate__()
+        """Tell pickle the two bases: a combined class cannot be imported by name."""
+        transform, base = type(self).__bases__
+        return _create_blank, (transform, base), self.__getstate__()
 
 
 def wrap_optimizer(
     transform: type[GradientTransform], base: partial[Optimizer], groups: list[dict[str, Any]], lr: float
 ) -> Optimizer:
-    """An optimizer of the class of both, as GrokfastAdamW. Raises ValueError where nothing can stand in front of `base`."""
+    """Return an optimizer of the combined class, as GrokfastAdamW. Raise ValueError if `base` cannot be combined."""
     kind: Any = base.func
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or issubclass(kind, LBFGS):
-        told = "computes gradients within its step" if kind is LBFGS else "is no optimizer class"
-        raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {told}: give one as torch.optim.AdamW")
+        reason = "computes gradients within its step" if kind is LBFGS else "is no optimizer class"
+        raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {reason}: give one as torch.optim.AdamW")
     optimizer = combine_classes(transform, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer
 
 
 def combine_classes(transform: type[GradientTransform], base: type[Optimizer]) -> type[Optimizer]:
-    """The class of both."""
+    """Return the class that inherits from both."""
     bases = transform, base
     if bases not in COMBINED_CLASSES:
         COMBINED_CLASSES[bases] = type(f"{transform.prefix}{base.__name__}", bases, {})
@@ -57,6 +57,6 @@ def combine_classes(transform: type[GradientTransform], base: type[Optimizer]) -
 
 
 def _create_blank(transform: type[GradientTransform], base: type[Optimizer]) -> Optimizer:
-    """One that pickle fills."""
+    """Return an uninitialised optimizer, which pickle fills."""
     kind = combine_classes(transform, base)
     return kind.__new__(kind)

@@ -40,6 +40,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
             for old, new in PARAMETERS.get(node["_target_"], {}).items():
                 if old in node:
                     node[new] = node.pop(old)
+        if node.get("_target_") == "research.models.hub.Hub" and node.get("linear", ...) is None:  # hub_full before conf/linear
+            node["linear"] = {"_target_": "torch.nn.Linear", "_partial_": True}
         nodes += [value for value in node.values() if isinstance(value, dict)]
     return upgraded
 

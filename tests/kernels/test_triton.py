@@ -1,6 +1,6 @@
-"""The GPU's kernel gives the bits of the torch path: on a GPU, or without one in Triton's interpreter.
+"""The Triton kernel gives the same bits as torch: on a GPU, or in Triton's interpreter.
 
-The interpreter runs what is no Triton too, so all kernels are compiled as well, which needs no GPU.
+The interpreter accepts more than the compiler, so all kernels are compiled too, which needs no GPU.
 """
 
 import importlib.util
@@ -27,13 +27,13 @@ for rows, width, out in ((1, 64, 64), (1, 200, 70), (3, 7, 5), (17, 130, 100), (
     layer = PackedLinear.from_bitlinear(BitLinear(width, out, bias=False)).to(device)
     x = torch.randn(rows, width, device=device) * 10
     x[0, 0] = float("nan") if rows == 3 else 0.0
-    expected = ternary_linear(x, layer.codes, layer.step)
-    y = triton_ternary.ternary_linear(*TERNARY.quantize_activation(x), layer.codes, layer.step)
+    expected = ternary_linear(x, layer.codes, layer.scale)
+    y = triton_ternary.ternary_linear(*TERNARY.quantize_activation(x), layer.codes, layer.scale)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     assert y.isnan().any() == (rows == 3)
     if device == "cuda":
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(layer(x.half()), ternary_linear(x.half(), layer.codes, layer.step), equal_nan=True)
+        torch.testing.assert_close(layer(x.half()), ternary_linear(x.half(), layer.codes, layer.scale), equal_nan=True)
 print("compared")
 """
 
@@ -57,8 +57,8 @@ for kernel, types, fixed in (
     (triton_adamw._kernel, adamw | {"found_inf": floats}, sizes),
 ):
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    made = triton.compile(ASTSource(kernel, signature, constexprs=fixed), target=GPUTarget("cuda", 80, 32))
-    assert "ptx" in made.asm
+    compiled = triton.compile(ASTSource(kernel, signature, constexprs=fixed), target=GPUTarget("cuda", 80, 32))
+    assert "ptx" in compiled.asm
 print("compiled")
 """
 needs_triton = pytest.mark.skipif(
@@ -67,7 +67,7 @@ needs_triton = pytest.mark.skipif(
 
 
 def run_python(program: str, interpret: bool) -> str:
-    """What a program prints in a process of its own: Triton reads the source of its kernels, which type checks would hide."""
+    """Return what a program prints in its own process: Triton reads the source of kernels, which beartype would hide."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     environment["TRITON_INTERPRET"] = "1" if interpret else "0"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200)

@@ -23,7 +23,7 @@ LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 
 class ReferenceBlock(nn.Module):
-    """A block as Lee et al. 2024 have it in their code (main.py), at every position."""
+    """A block as in the code of Lee et al. 2024 (main.py), at every position."""
 
     def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ReferenceBlock(nn.Module):
 
 
 class Reference(nn.Module):
-    """With the weights of a decoder."""
+    """The whole model of torch's layers, with the weights of a decoder."""
 
     def __init__(self, model: Decoder, heads: int) -> None:
         super().__init__()
@@ -59,21 +59,21 @@ NAMES = {"input_norm": "ln_1", "post_norm": "ln_2", "o_proj": "attn.out_proj", "
 
 
 def rename_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A decoder's tensors by the names of the reference, whose attention has one matrix for three."""
-    found: dict[str, Tensor] = {}
+    """Return a decoder's tensors by the names of the reference, whose attention has one matrix for three."""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if "q_proj" in name:
             joint = torch.cat([tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
-            found[name.replace("q_proj.", "attn.in_proj_")] = joint
+            renamed[name.replace("q_proj.", "attn.in_proj_")] = joint
         elif "k_proj" not in name and "v_proj" not in name:
             for ours, theirs in NAMES.items():
                 name = name.replace(ours, theirs)
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 def build(linear: Any = nn.Linear, depth: int = 2, heads: int = 4, ffn_dim: int = 0) -> Decoder:
-    """With random biases and norms: those that training begins with, 0 and 1, would hide their place."""
+    """Return a decoder with random biases and norms: the initial 0 and 1 would hide where they are applied."""
     torch.manual_seed(0)
     model = Decoder(Tokens(11, 5), 32, depth, heads, linear, ffn_dim)
     for name, p in model.named_parameters():
@@ -83,8 +83,8 @@ def build(linear: Any = nn.Linear, depth: int = 2, heads: int = 4, ffn_dim: int 
 
 
 @pytest.mark.parametrize(("depth", "heads", "ffn_dim"), [(1, 1, 0), (2, 4, 0), (3, 2, 48)])
-def test_the_last_position_and_its_gradients_are_those_of_torch_s_layers(depth: int, heads: int, ffn_dim: int) -> None:
-    """Also of a sequence that is shorter than those of the data."""
+def test_the_last_position_and_its_gradients_equal_torchs_layers(depth: int, heads: int, ffn_dim: int) -> None:
+    """Also for a sequence shorter than those of the data."""
     model = build(depth=depth, heads=heads, ffn_dim=ffn_dim).double()
     reference = Reference(model, heads)
     tokens, targets = torch.randint(11, (7, 5)), torch.randint(11, (7,))
@@ -94,25 +94,27 @@ def test_the_last_position_and_its_gradients_are_those_of_torch_s_layers(depth: 
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-12)
         for logits in (y, expected):
             F.cross_entropy(logits[:, -1], targets).backward()  # the gradients add up
-    found = rename_tensors({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    wanted = {name: p.grad for name, p in reference.named_parameters()}
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-12, msg=lambda told, name=name: f"{name}: {told}")
+    gradients = rename_tensors({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    expected_gradients = {name: p.grad for name, p in reference.named_parameters()}
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=1e-6, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
-def test_in_float32_it_is_as_near_as_rounding_allows() -> None:
+def test_float32_differs_by_rounding_errors_only() -> None:
     model = build()
     tokens = torch.randint(11, (7, 5))
     expected = Reference(model, 4)(tokens)
     assert ((model(tokens) - expected).norm() / expected.norm()).item() < 1e-6
 
 
-def test_blocks_that_compute_again_give_the_same_gradients() -> None:
+def test_recomputed_blocks_give_the_same_gradients() -> None:
     tokens, gradients = torch.randint(11, (7, 5)), []
-    for again in (False, True):
+    for recomputes in (False, True):
         model = build()
-        if again:
+        if recomputes:
             recompute(model)
         model(tokens).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -120,35 +122,37 @@ def test_blocks_that_compute_again_give_the_same_gradients() -> None:
         assert torch.equal(one, other)
 
 
-def test_the_paper_s_model_has_so_many_parameters() -> None:
+def test_the_papers_model_has_its_number_of_parameters() -> None:
     model = Decoder(modular(p=97).shape, 128, 2, 4, nn.Linear)
     assert sum(p.numel() for p in model.parameters()) == 422_656
 
 
 @pytest.mark.parametrize("linear", [nn.Linear, BitLinear])
-def test_attention_begins_as_torch_s_does(linear: Any) -> None:
-    """Xavier over the joint matrix of query, key and value; no biases. The output is a linear layer's own."""
+def test_attention_is_initialised_as_torchs(linear: Any) -> None:
+    """Xavier over the joint matrix of query, key and value, zero biases; the output as a linear layer."""
     torch.manual_seed(0)
     dim = 128
     model, theirs = Decoder(Tokens(11, 4), dim, 2, 4, linear), nn.MultiheadAttention(dim, 4)
     assert theirs.in_proj_weight is not None
     for block in model.blocks:
         joint = torch.cat([block.get_parameter(f"{name}.weight") for name in ("q_proj", "k_proj", "v_proj")])
-        for mine, other, bound in (
+        for own, other, bound in (
             (joint, theirs.in_proj_weight, math.sqrt(6 / (dim + 3 * dim))),
             (block.get_parameter("o_proj.weight"), theirs.out_proj.weight, 1 / math.sqrt(dim)),
         ):
-            for weight in (mine, other):
+            for weight in (own, other):
                 assert 0.999 * bound < weight.abs().max().item() <= bound
                 assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)  # uniform
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             assert not block.get_parameter(f"{name}.bias").any()
 
 
-def test_heads_that_do_not_divide_are_named() -> None:
+def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.heads=3 does not divide model\.dim=32"):
         Decoder(Tokens(11, 4), 32, 1, 3, nn.Linear)
-    assert Decoder(Tokens(11, 4), 30, 1, 2, nn.Linear)(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 1, 11), "odd heads"
+    assert Decoder(Tokens(11, 4), 30, 1, 2, nn.Linear)(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 1, 11), (
+        "an odd head_dim works"
+    )
 
 
 def test_the_ternary_twin_has_ternary_layers_and_learns() -> None:
@@ -171,8 +175,8 @@ def test_the_ternary_twin_has_ternary_layers_and_learns() -> None:
 
 
 @pytest.mark.parametrize("linear", [nn.Linear, BitLinear])
-def test_the_last_position_of_a_block_is_what_all_positions_give(linear: Any) -> None:
-    """Also where inputs are rounded: each position by itself."""
+def test_the_last_position_of_a_block_equals_that_of_all_positions(linear: Any) -> None:
+    """Also with quantized inputs: every position has its own scale."""
     x = torch.randn(7, 5, 32)
     for block in build(linear).blocks:
         torch.testing.assert_close(block(x, last=True), block(x, last=False)[:, -1:])

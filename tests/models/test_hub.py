@@ -1,15 +1,17 @@
-"""A model of transformers becomes ternary, trains through train.py, and its errors are the user's to mend."""
+"""A model of transformers becomes ternary and trains through train.py; its errors name the setting and the fix."""
 
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from program import ROOT, run
+from torch import nn
 
 from research.data.spec import Tokens
 from research.models.hub import Hub
@@ -28,7 +30,7 @@ def seed_torch() -> None:
 
 @pytest.fixture
 def saved_folder(tmp_path: Path) -> Path:
-    """A folder as save_pretrained leaves it."""
+    """Return a folder that save_pretrained wrote."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     LlamaForCausalLM(LlamaConfig(vocab_size=11, max_position_embeddings=16, **TINY)).save_pretrained(tmp_path / "saved")
@@ -50,7 +52,7 @@ def test_a_new_model_has_ternary_layers() -> None:
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma", "bitnet"])
-def test_other_architectures_go_too(kind: str) -> None:
+def test_other_architectures_work_too(kind: str) -> None:
     model = Hub(SHAPE, kind, TINY | {"num_key_value_heads": 2}, linear=BitLinear, include=["*mlp*"])
     assert len(bitlinear_layers(model)) == 2 * 3
     assert model(torch.randint(11, (2, 6))).isfinite().all()
@@ -58,14 +60,14 @@ def test_other_architectures_go_too(kind: str) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"is_decoder": False}], ids=str)
 def test_a_model_that_sees_the_answer_is_refused(more: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"BertLMHeadModel sees the symbols .* predict\n.*\+model.fields.is_decoder=true"):
+    with pytest.raises(ValueError, match=r"BertLMHeadModel is not causal.*\n.*\+model.fields.is_decoder=true"):
         Hub(SHAPE, "bert", TINY | more)
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 6, 40])
-def test_as_a_decoder_it_is_taken(seq_len: int) -> None:
+def test_bert_as_a_decoder_is_causal(seq_len: int) -> None:
     model = Hub(Tokens(11, seq_len), "bert", TINY | {"is_decoder": True}, linear=BitLinear)
-    assert model.net.training, "as it was before it was looked at"
+    assert model.net.training, "the probe restores the mode"
     tokens = torch.randint(11, (2, seq_len))
     later = tokens.clone()
     later[:, -1] = (later[:, -1] + 1) % 11
@@ -73,37 +75,37 @@ def test_as_a_decoder_it_is_taken(seq_len: int) -> None:
     torch.testing.assert_close(model(later)[:, :-1], model(tokens)[:, :-1])
 
 
-def test_in_a_folder_too_it_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_a_folder_that_is_not_causal_is_refused(tmp_path: Path) -> None:
     from transformers import BertConfig, BertLMHeadModel
 
     BertLMHeadModel(BertConfig(vocab_size=11, max_position_embeddings=16, **TINY)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match=r"sees the symbols that it is to predict\n.* config.json"):
+    with pytest.raises(ValueError, match=r"is not causal.*\n.* config.json"):
         Hub(SHAPE, folder=str(tmp_path / "bert"))
 
 
-def test_a_model_that_takes_no_symbols_is_named() -> None:
+def test_a_model_that_fails_on_the_symbols_is_refused() -> None:
     """RoBERTa counts its positions from its padding symbol."""
-    with pytest.raises(ValueError, match="RobertaForCausalLM cannot take 6 symbols: "):
+    with pytest.raises(ValueError, match="RobertaForCausalLM fails on 6 symbols: "):
         Hub(SHAPE, "roberta", TINY | {"is_decoder": True})
 
 
-def test_where_most_weights_stay_it_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """Experts are not made of nn.Linear. What is between embedding and head counts, however large these are."""
+def test_a_model_with_few_ternary_weights_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Experts are no nn.Linear. Only weights between embedding and head count, however large the ends are."""
     experts = TINY | {"num_key_value_heads": 2, "num_local_experts": 4}
     model = Hub(SHAPE, "mixtral", experts, linear=BitLinear)
     ternary = sum(layer.weight.numel() for layer in bitlinear_layers(model).values())
     outer = 2 * 11 * 32
     share = 100 * ternary / (sum(p.numel() for p in model.parameters() if p.ndim > 1) - outer)
-    (told,) = [record.message for record in caplog.records if "between embedding and head" in record.message]
-    assert f"only {share:.0f} %" in told
-    assert "experts.gate_up_proj" in told
+    (message,) = [record.message for record in caplog.records if "between embedding and head" in record.message]
+    assert f"only {share:.0f} %" in message
+    assert "experts.gate_up_proj" in message
     caplog.clear()
     Hub(Tokens(5000, 6), "llama", TINY, linear=BitLinear)
     Hub(SHAPE, "mixtral", experts)
     assert not [record for record in caplog.records if "between embedding and head" in record.message]
 
 
-def test_layers_of_another_kind_are_named() -> None:
+def test_layers_of_another_class_are_named() -> None:
     with pytest.raises(ValueError, match=r"has nn.Linear: lm_head; its other weights are in Conv1D, not in nn.Linear"):
         Hub(SHAPE, "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, linear=BitLinear)
 
@@ -121,17 +123,27 @@ def test_a_folder_gives_architecture_and_weights(saved_folder: Path) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
 
 
+def test_torchs_own_linear_layer_is_full_precision(saved_folder: Path) -> None:
+    """linear=full: the same model as without BitLinears, with patterns that match nothing and hooks as they are."""
+    tokens = torch.randint(11, (3, 6))
+    plain = Hub(SHAPE, folder=str(saved_folder))
+    for linear in (nn.Linear, partial(nn.Linear)):
+        full = Hub(SHAPE, folder=str(saved_folder), linear=linear, include=["nothing*"])
+        assert not bitlinear_layers(full)
+        assert torch.equal(full(tokens), plain(tokens))
+
+
 def test_it_trains_through_the_program(saved_folder: Path, tmp_path: Path) -> None:
-    """From a configuration, and from a folder with a warm-up; a checkpoint is kept."""
+    """From fields, and from a folder with a warm-up; both write a checkpoint."""
     base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=4", "tracker=jsonl", "trainer.device=cpu"]
     fields = [f"model.fields.{name}={value}" for name, value in TINY.items()]
     for more in (fields, [f"model.folder={saved_folder}", "model.linear.warmup=2"]):
         done = run_program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
         assert done.returncode == 0, done.stdout + done.stderr
     for folder in (tmp_path / "out" / "modular").iterdir():
-        told = json.loads((folder / "summary.json").read_text())
-        assert told["status"] == "FINISHED"
-        assert told["steps"] == 4
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["status"] == "FINISHED"
+        assert summary["steps"] == 4
         assert (folder / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
 
 
@@ -142,7 +154,7 @@ def run_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"model_type": "lama"}, "model.model_type=lama: transformers has none of that name; did you mean "),
+        ({"model_type": "lama"}, "model.model_type=lama: transformers has no such model; did you mean "),
         ({"model_type": "vit"}, "model.model_type=vit, model.fields=.*: Unrecognized configuration class"),
         ({"fields": {"hidden_sise": 3}}, "model.fields.hidden_sise: llama has no such field; did you mean hidden_size"),
         ({"fields": TINY | {"vocab_size": 5}}, "vocab_size is 5, the data has 11"),
@@ -152,7 +164,7 @@ def run_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[
         ({"fields": TINY | {"num_attention_heads": 5}}, "model.fields=.*: The hidden size"),
     ],
 )
-def test_what_does_not_fit_is_named(kwargs: dict[str, Any], words: str) -> None:
+def test_a_wrong_setting_is_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Hub(SHAPE, linear=BitLinear, **kwargs)
 

@@ -1,4 +1,4 @@
-"""A decoder's logits are those of the model over all tokens at once."""
+"""The logits of a decoder equal those of the model over all tokens at once."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ needs_c = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
 LAYOUTS = [
     {},
     {"activation": "relu2", "tie_embeddings": False, "sub_norm": False},
-    {"heads": 4, "kv_heads": 1, "dim": 40, "ffn_dim": 50},  # widths that fill no tile
+    {"heads": 4, "kv_heads": 1, "dim": 40, "ffn_dim": 50},  # sizes that do not fill whole tiles
     {"heads": 6, "kv_heads": 6, "dim": 96, "depth": 1},
 ]
 
@@ -48,19 +48,19 @@ def make_transformer(linear: object = partial(BitLinear, backend="ste"), **setti
 
 
 def feed_tokens(decoder: Decoder, tokens: Tensor, prompt: int) -> Tensor:
-    """Logits after the prompt and after each token behind it."""
+    """Return the logits after the prompt and after each later token."""
     return torch.stack([decoder.feed(tokens[:prompt]), *(decoder.feed(token) for token in tokens[prompt:].split(1))])
 
 
 def compute_kl(p: Tensor, q: Tensor) -> float:
-    """Mean KL of two sets of logits."""
+    """Return the mean KL divergence of two sets of logits."""
     return F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True).item()
 
 
 @needs_c
 @pytest.mark.parametrize("settings", LAYOUTS)
 def test_c_agrees_with_the_model(settings: dict[str, object]) -> None:
-    """Up to sums in another order, and to the steps of int8 that these make it round to."""
+    """Up to sums in another order, and to int8 codes that these move."""
     model = pack_model(make_transformer(**settings))
     tokens = torch.randint(101, (48,))
     expected = model(tokens[None])[0, 9:]
@@ -74,7 +74,7 @@ def test_c_agrees_with_the_model(settings: dict[str, object]) -> None:
             assert decoder.native
             logits = feed_tokens(decoder, tokens, 10)
             first = logits if first is None else first
-            assert torch.equal(logits, first), "any instruction set, any number of threads: the same bits"
+            assert torch.equal(logits, first), "the same bits for every instruction set and number of threads"
     assert first is not None
     assert compute_kl(expected, first) < 1e-3
     torch.testing.assert_close(first, expected, rtol=0, atol=0.2)
@@ -83,7 +83,7 @@ def test_c_agrees_with_the_model(settings: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "model", [make_transformer(), make_transformer(nn.Linear), pack_model(make_transformer(), int8_embeddings=False)]
 )
-def test_any_model_goes_through_its_own_layers(model: nn.Module) -> None:
+def test_other_models_use_their_own_layers(model: nn.Module) -> None:
     tokens = torch.randint(101, (30,))
     decoder = Decoder(model)
     assert decoder.native is None
@@ -93,7 +93,7 @@ def test_any_model_goes_through_its_own_layers(model: nn.Module) -> None:
     assert (logits - expected).abs().amax(1).median() < 1e-5
 
 
-def test_without_c_it_goes_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_c_the_decoder_uses_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ternary, "get_library", lambda: None)
     model, tokens = pack_model(make_transformer()), torch.randint(101, (20,))
     decoder = Decoder(model)
@@ -109,7 +109,7 @@ def test_a_decoder_forgets_on_reset() -> None:
 
 
 def test_a_prompt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long prompt goes through in pieces; the head sees one position only."""
+    """A long prompt is processed in chunks; the head computes one position only."""
     model, tokens = make_transformer(nn.Linear), torch.randint(101, (40,))
     expected = Decoder(model).feed(tokens)
     monkeypatch.setattr("research.nn.decode.PROMPT_CHUNK", 16)
@@ -119,9 +119,9 @@ def test_a_prompt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [1]
 
 
-def test_what_does_not_fit_is_reported() -> None:
+def test_too_many_or_no_tokens_are_refused() -> None:
     model = pack_model(make_transformer())
-    with pytest.raises(ValueError, match="length=49: this model was built for at most 48 tokens"):
+    with pytest.raises(ValueError, match="max_seq_len=49: give 1 to 48"):
         Decoder(model, 49)
     decoder = Decoder(model, 5)
     decoder.feed(torch.arange(3))
@@ -136,15 +136,15 @@ def test_an_unknown_token_is_reported(native: bool) -> None:
     decoder = Decoder(pack_model(make_transformer()))
     decoder.native = decoder.native if native else None
     for token in (-1, 101):
-        with pytest.raises(ValueError, match=f"tokens from {token} to {token}: this model knows 0 to 100"):
+        with pytest.raises(ValueError, match=f"tokens from {token} to {token}: the vocabulary is 0 to 100"):
             decoder.feed(torch.tensor([token]))
     for tokens in (torch.tensor([1.5]), torch.tensor([True]), torch.tensor([[1]]), torch.tensor(1)):
-        with pytest.raises((ValueError, TypeCheckError), match=r"give a list of whole numbers|Int\[Tensor, 'seq'\]"):
+        with pytest.raises((ValueError, TypeCheckError), match=r"give a 1-D tensor of int64 or int32|Int\[Tensor, 'seq'\]"):
             decoder.feed(tokens)
     assert decoder.caches[0].seq_len == 0
 
 
-def test_what_was_interrupted_was_not_read() -> None:
+def test_an_interrupted_feed_reads_nothing() -> None:
     """As by Ctrl-C in a notebook, between two blocks."""
     decoder, tokens = Decoder(pack_model(make_transformer())), torch.randint(101, (9,))
     expected = [decoder.feed(part) for part in tokens.split(3)]
@@ -164,7 +164,7 @@ def test_what_was_interrupted_was_not_read() -> None:
 
 @needs_c
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda decoder: pickle.loads(pickle.dumps(decoder))])
-def test_a_copy_reads_on_by_itself(copied: Callable[[Decoder], Decoder]) -> None:
+def test_a_copy_decodes_independently(copied: Callable[[Decoder], Decoder]) -> None:
     decoder, tokens = Decoder(pack_model(make_transformer())), torch.randint(101, (12,))
     expected = feed_tokens(decoder, tokens, 4)
     decoder.reset()
@@ -173,11 +173,11 @@ def test_a_copy_reads_on_by_itself(copied: Callable[[Decoder], Decoder]) -> None
     assert other.native
     assert torch.equal(feed_tokens(other, tokens[8:], 1), expected[5:])
     other.model.norm.weight.data.zero_()
-    assert torch.equal(feed_tokens(decoder, tokens[8:], 1), expected[5:]), "and leaves the first one as it was"
+    assert torch.equal(feed_tokens(decoder, tokens[8:], 1), expected[5:]), "and the first decoder is unchanged"
 
 
 @needs_c
-def test_weights_that_are_loaded_later_are_seen() -> None:
+def test_weights_loaded_in_place_take_effect() -> None:
     decoder, other, token = (
         Decoder(pack_model(make_transformer())),
         pack_model(make_transformer(init_std=0.2)),
@@ -205,22 +205,22 @@ def test_weights_that_are_moved_or_replaced_are_refused(move: Callable[[nn.Modul
     model = pack_model(make_transformer())
     decoder, token = Decoder(model), torch.tensor([7])
     expected = decoder.feed(token)
-    model.float().cpu()  # which changes nothing
+    model.float().cpu()  # moves nothing
     decoder.reset()
     assert torch.equal(decoder.feed(token), expected)
     move(model)
-    with pytest.raises(ValueError, match="moved or replaced after this decoder was built: build another Decoder"):
+    with pytest.raises(ValueError, match="moved or replaced after this decoder was built: build a new Decoder"):
         decoder.feed(token)
 
 
 @pytest.mark.parametrize("name", ["norm", "blocks.1.input_norm", "blocks.1.attention.attn_sub_norm", "blocks.1.post_norm"])
-@pytest.mark.parametrize("instead", [nn.LayerNorm(64), nn.RMSNorm(64, eps=1e-5), RMSNorm(64)])
-def test_norms_that_c_does_not_know_go_through_the_model(name: str, instead: nn.Module) -> None:
-    instead = copy.deepcopy(instead)
-    if isinstance(instead, RMSNorm):
-        instead.eps = 0.5
+@pytest.mark.parametrize("replacement", [nn.LayerNorm(64), nn.RMSNorm(64, eps=1e-5), RMSNorm(64)])
+def test_norms_that_c_does_not_compute_use_the_model(name: str, replacement: nn.Module) -> None:
+    replacement = copy.deepcopy(replacement)
+    if isinstance(replacement, RMSNorm):
+        replacement.eps = 0.5
     model = make_transformer()
-    model.set_submodule(name, instead)
+    model.set_submodule(name, replacement)
     model, tokens = pack_model(model), torch.randint(101, (30,))
     decoder = Decoder(model)
     assert decoder.native is None

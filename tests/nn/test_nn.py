@@ -33,15 +33,15 @@ def test_attention_agrees_with_a_loop(kv_heads: int) -> None:
 
 
 def test_rotary_positions_agree_with_complex_numbers() -> None:
-    """2104.09864, eq. 34: pair (x_i, x_{i + width/2}) of position m is turned by m theta_i, theta_i = 10000^(-2i/width)."""
+    """2104.09864, eq. 34: pair (x_i, x_{i + d/2}) of position m is rotated by m theta_i, theta_i = 10000^(-2i/d)."""
     x = torch.randn(1, 2, 5, 8, dtype=torch.float64)
     cos, sin = build_rope_table(5, 8)
     y = rotate(x, cos, sin)
     for m in range(5):
         for i in range(4):
-            turn = cmath.exp(1j * m * 10_000 ** (-2 * i / 8))
+            rotation = cmath.exp(1j * m * 10_000 ** (-2 * i / 8))
             for head in range(2):
-                z = complex(x[0, head, m, i], x[0, head, m, i + 4]) * turn
+                z = complex(x[0, head, m, i], x[0, head, m, i + 4]) * rotation
                 assert complex(y[0, head, m, i], y[0, head, m, i + 4]) == pytest.approx(z, abs=1e-6)
 
 
@@ -56,19 +56,22 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize(("kind", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_the_norm_and_its_gradient_agree_with_torch_s(kind: torch.dtype, rtol: float) -> None:
-    """Beside a bf16 x, as autocast has it, the weight stays float32, and so does the result."""
+def test_the_norm_and_its_gradient_agree_with_torch(kind: torch.dtype, rtol: float) -> None:
+    """With a bf16 x, as under autocast, the weight stays float32, and so does the result."""
     torch.manual_seed(0)
     layer = RMSNorm(48).to(torch.promote_types(kind, torch.float32))
     torch.nn.init.normal_(layer.weight)
     x = torch.randn(3, 5, 48, dtype=torch.float64).to(kind).requires_grad_()
-    found, expected = [], []
-    for y, seen in (layer(x), found), (torch.nn.functional.rms_norm(x.double(), (48,), layer.weight.double(), 1e-5), expected):
+    result, expected = [], []
+    for y, values in (
+        (layer(x), result),
+        (torch.nn.functional.rms_norm(x.double(), (48,), layer.weight.double(), 1e-5), expected),
+    ):
         y.backward(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y))
-        seen.extend((y, x.grad, layer.weight.grad))
+        values.extend((y, x.grad, layer.weight.grad))
         x.grad = layer.weight.grad = None
-    assert found[0].dtype == layer.weight.dtype
-    for one, other in zip(found, expected, strict=True):
+    assert result[0].dtype == layer.weight.dtype
+    for one, other in zip(result, expected, strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=20 * rtol)
 
 
@@ -89,6 +92,6 @@ def test_blocks_are_listed_at_any_depth_but_not_within_another() -> None:
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "words"), [(3, None, "model.heads=3"), (4, 3, "model.kv_heads=3")])
-def test_numbers_that_do_not_divide_are_named(heads: int, kv_heads: int | None, words: str) -> None:
+def test_heads_that_do_not_divide_are_refused(heads: int, kv_heads: int | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Transformer(Tokens(11, 6), 32, 1, heads, torch.nn.Linear, kv_heads=kv_heads)

@@ -1,37 +1,35 @@
-"""Packed layers give the bits of the plain reference, on every instruction set that this machine has and in torch."""
+"""Packed layers give the same bits as the plain reference, on every instruction set of this machine and in torch."""
 
 import copy
-import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.spec import Tokens, Vectors
 from research.kernels import ternary
-from research.models.mlp import MLP
-from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.nn.packed import (
-    Int8Embedding,
     Int8Linear,
     Int8Table,
     PackedLinear,
-    count_packed_bytes,
-    pack_model,
-    packed_layers,
 )
-from research.nn.tiles import INS, int8_linear, pack, ternary_linear, unpack
+from research.nn.tiles import int8_linear, pack, ternary_linear, unpack
 
 LIBRARY = ternary.get_library()
+
+
 ISAS = list(LIBRARY.isas) if LIBRARY else []
+
+
 needs_c = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
+
+
 Reference = partial(BitLinear, backend="ste")
+
+
 SPECIALS = (None, 0.0, 1e-40, float("nan"), float("inf"), -float("inf"))
 
 
@@ -43,7 +41,7 @@ def best_isa() -> Iterator[None]:
 
 
 def run_backends(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bits: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The product by each way there is."""
+    """Yield the product by torch and by each instruction set of this machine."""
     yield "torch", (ternary_linear if bits == 2 else int8_linear)(x, codes, scale)
     for isa in ISAS:
         assert LIBRARY
@@ -52,15 +50,15 @@ def run_backends(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bits
 
 
 def assert_same(y: torch.Tensor, expected: torch.Tensor, finite: torch.Tensor, backend: str) -> None:
-    """The same bits of rows that are finite; nothing finite of the others."""
+    """Check that finite rows have the same bits, and that the others have no finite number."""
     assert torch.equal(y[finite], expected[finite]), backend
     assert not y[~finite].isfinite().any(), backend
 
 
-def make_rows(count: int, width: int, scale: float, special: float | None, seed: int) -> torch.Tensor:
-    """Random ones, some of their numbers special ones."""
+def make_rows(count: int, width: int, size: float, special: float | None, seed: int) -> torch.Tensor:
+    """Return random rows; with `special`, some numbers and some rows are that number."""
     random = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, width, generator=random) * scale
+    x = torch.randn(count, width, generator=random) * size
     if special is not None:
         x[torch.rand(count, 1, generator=random) * torch.ones(1, width) < 0.3] = special  # whole rows
         x[torch.rand(count, width, generator=random) < 0.01] = special
@@ -71,7 +69,7 @@ SHAPES = {
     "count": st.integers(1, 40),
     "width": st.integers(1, 300),
     "out": st.integers(1, 300),
-    "scale": st.integers(-38, 38).map(lambda e: 10.0**e),
+    "size": st.integers(-38, 38).map(lambda e: 10.0**e),
     "special": st.sampled_from(SPECIALS),
     "seed": st.integers(0, 10_000),
 }
@@ -79,43 +77,47 @@ SHAPES = {
 
 @settings(max_examples=700)
 @given(**SHAPES)
-def test_packed_is_the_reference(count: int, width: int, out: int, scale: float, special: float | None, seed: int) -> None:
-    x = make_rows(count, width, scale, special, seed)
+def test_a_packed_layer_equals_the_reference(
+    count: int, width: int, out: int, size: float, special: float | None, seed: int
+) -> None:
+    x = make_rows(count, width, size, special, seed)
     layer = Reference(width, out, bias=False)
     with torch.no_grad():
         layer.weight.copy_(make_rows(out, width, 1.0, None, seed + 1))
         expected = layer(x)
     packed = PackedLinear.from_bitlinear(layer)
-    for way, y in run_backends(x, packed.codes, packed.step, 2):
-        assert_same(y, expected, x.isfinite().all(1), way)
+    for backend, y in run_backends(x, packed.codes, packed.scale, 2):
+        assert_same(y, expected, x.isfinite().all(1), backend)
 
 
 @settings(max_examples=300)
 @given(**SHAPES)
-def test_int8_is_whole_numbers(count: int, width: int, out: int, scale: float, special: float | None, seed: int) -> None:
-    x = make_rows(count, width, scale, special, seed)
+def test_an_int8_layer_equals_integer_arithmetic(
+    count: int, width: int, out: int, size: float, special: float | None, seed: int
+) -> None:
+    x = make_rows(count, width, size, special, seed)
     table = Int8Table(make_rows(out, width, 1.0, None, seed + 1))
     finite = x.isfinite().all(1)
-    q, step = BitLinear(1, 1).quantizer.quantize_activation(x[finite])
+    q, x_scale = BitLinear(1, 1).quantizer.quantize_activation(x[finite])
     sums = q.long() @ table.codes[:, :width].long().T
     expected = torch.full((count, out), float("nan"))
-    expected[finite] = sums.float() * (step * table.step)
-    for way, y in run_backends(x, table.codes, table.step, 8):
-        assert_same(y, expected, finite, way)
+    expected[finite] = sums.float() * (x_scale * table.scale)
+    for backend, y in run_backends(x, table.codes, table.scale, 8):
+        assert_same(y, expected, finite, backend)
 
 
 @pytest.mark.parametrize(
     ("count", "width", "out"), [(1, 5000, 40), (40, 9000, 50), (65, 2049, 33), (33, 1100, 600), (0, 8, 8), (9, 64, 1)]
 )
 def test_long_rows_and_several_threads(count: int, width: int, out: int) -> None:
-    """Longer than what float32 adds up of int8 products; tiles that are not full; no rows at all."""
+    """Rows longer than float32 sums exactly for int8 products; partial tiles; no rows at all."""
     torch.set_num_threads(2)
     x, table = torch.randn(count, width), Int8Table(torch.ones(out, width))
     layer = PackedLinear.from_bitlinear(Reference(width, out))
-    for codes, step, bits in ((layer.codes, layer.step, 2), (table.codes, table.step, 8)):
-        expected = ternary_linear(x, codes, step) if bits == 2 else int8_linear(x, codes, step)
-        for way, y in run_backends(x, codes, step, bits):
-            assert torch.equal(y, expected), way
+    for codes, scale, bits in ((layer.codes, layer.scale, 2), (table.codes, table.scale, 8)):
+        expected = ternary_linear(x, codes, scale) if bits == 2 else int8_linear(x, codes, scale)
+        for backend, y in run_backends(x, codes, scale, bits):
+            assert torch.equal(y, expected), backend
 
 
 @given(st.integers(1, 70), st.integers(1, 200), st.integers(0, 1000))
@@ -130,7 +132,7 @@ def test_packing_keeps_the_codes(out: int, width: int, seed: int) -> None:
     "settings", [{}, {"granularity": "channel"}, {"scale_method": "absmedian"}, {"weight_bits": 1.0}, {"bias": True}]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_layer_replaces_another(settings: dict[str, object], dtype: torch.dtype) -> None:
+def test_a_packed_layer_replaces_its_bitlinear(settings: dict[str, object], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = Reference(70, 50, **{"bias": False} | settings)
     x = torch.randn(2, 3, 70).to(dtype)
@@ -145,7 +147,7 @@ def test_a_layer_replaces_another(settings: dict[str, object], dtype: torch.dtyp
     assert packed(x[:, :0]).shape == (2, 0, 50)
 
 
-def test_weights_that_are_not_finite_are_seen() -> None:
+def test_a_nonfinite_weight_gives_nonfinite_outputs() -> None:
     layer = Reference(8, 8, bias=False)
     with torch.no_grad():
         layer.weight[2, 3] = float("nan")
@@ -154,155 +156,40 @@ def test_weights_that_are_not_finite_are_seen() -> None:
         assert packed(torch.randn(2, 8)).isnan().all()
 
 
-REFUSED = [("weight_bits", 2.0), ("weight_bits", 4.0), ("weight_bits", 8.0), ("granularity", 8), ("activation_bits", 4)]
-
-
-@pytest.mark.parametrize(("setting", "value"), [*REFUSED, ("activation_granularity", "tensor")])
-def test_what_two_bits_cannot_hold_is_refused(setting: str, value: object) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8), BitLinear(8, 8, **{setting: value}))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=rf"pack: 1 has linear\.{setting}={value}; a packed layer holds .*: train with"):
-        pack_model(model)
-
-
-def test_a_model_without_bitlinear_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no BitLinear; train one with model=bitnet"):
-        pack_model(torch.nn.Linear(8, 8))
-
-
-def make_transformer(**settings: object) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(Tokens(101, 32), 48, 2, 4, Reference, **{"kv_heads": 2, "sub_norm": True} | settings).eval()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("activation", ["silu", "relu2"])
-def test_a_packed_model_is_the_model(activation: str) -> None:
-    model, tokens = make_transformer(activation=activation), torch.randint(101, (3, 20))
-    with torch.no_grad():
-        assert torch.equal(pack_model(model, int8_embeddings=False)(tokens), model(tokens))
-
-
-def test_packing_leaves_the_model_and_copies_no_packed_weight() -> None:
-    model, before = make_transformer(), copy.deepcopy(make_transformer().state_dict())
-    packed = pack_model(model.train())
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    assert len(packed_layers(packed)) == 14
-    assert not packed.training
-    kinds = {t.dtype for name, t in packed.state_dict().items() if t.dim() > 1 and "norm" not in name}
-    assert kinds == {torch.uint8, torch.int8}
-    assert not any(p.requires_grad for p in packed.parameters())
-
-
-def test_weights_in_huge_pages_lie_side_by_side_and_are_tensors_like_any(tmp_path: Path) -> None:
-    """Of more than a large page of them; each is saved alone."""
-    model = torch.nn.Sequential(*(Reference(1100, 1100, bias=False) for _ in range(9))).eval()
-    packed, x = pack_model(model), torch.randn(2, 1100)
-    places = [layer.codes.data_ptr() for layer in packed_layers(packed).values()]
-    if sys.platform == "linux":
-        assert all(b - a == layer.codes.nbytes for a, b, layer in zip(places, places[1:], packed.children(), strict=False))
-        assert places[0] % (1 << 21) == 0
-    with torch.no_grad():
-        assert torch.equal(packed(x), model(x))
-    torch.save(packed[0].state_dict(), tmp_path / "one.pt")
-    assert (tmp_path / "one.pt").stat().st_size < 1.1 * packed[0].codes.nbytes + 20_000
-    copied = copy.deepcopy(packed)
-    del packed
-    with torch.no_grad():
-        assert torch.equal(copied(x), model(x))
-
-
-@pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_int8_embeddings(tie_embeddings: bool) -> None:
-    """What was tied is; symbols err by half a step at most."""
-    model = make_transformer(tie_embeddings=tie_embeddings)
-    packed = pack_model(model)
-    embed, head = packed.get_submodule("embed"), packed.get_submodule("head")
-    assert isinstance(embed, Int8Embedding)
-    assert isinstance(head, Int8Linear)
-    assert (embed.table is head.table) == tie_embeddings
-    assert embed.table.codes.shape[1] % INS == 0
-    tokens = torch.arange(101)
-    error = (embed(tokens) - model.embed(tokens)).abs().amax(1)
-    assert (error <= 0.5001 * embed.table.step).all()
-    with torch.no_grad():
-        torch.testing.assert_close(packed(tokens[None, :32]), model(tokens[None, :32]), rtol=0, atol=0.05)
-
-
-def test_a_model_of_vectors() -> None:
-    model = MLP(Vectors(64, 10), 32, 2, Reference).eval()
-    x = torch.randn(5, 64)
-    with torch.no_grad():
-        assert torch.equal(pack_model(model, int8_embeddings=False)(x), model(x))
-        torch.testing.assert_close(pack_model(model)(x), model(x), rtol=0, atol=0.05)
-
-
-@needs_c
-@pytest.mark.parametrize("way", [True, False])
-def test_export_sees_the_layer(way: bool) -> None:
-    """As one operator, or as those of torch; of any batch."""
-    packed = pack_model(make_transformer())
-    for module in packed.modules():
-        if isinstance(module, PackedLinear | Int8Linear):
-            module.native = way
-    tokens = torch.randint(101, (2, 9))
-    dynamic = ({0: torch.export.Dim.DYNAMIC}, None)
-    exported = torch.export.export(packed, (tokens, None), dynamic_shapes=dynamic)
-    assert ("grokbit" in str(exported.graph)) == way
-    y, expected = exported.module()(tokens.repeat(3, 1), None), packed(tokens.repeat(3, 1))
-    torch.testing.assert_close(y, expected, rtol=0, atol=0.05)  # a norm taken apart rounds a few numbers to the next code
-
-
-def test_operators_keep_their_promises() -> None:
+def test_operators_pass_the_checks_of_torch() -> None:
     layer, table = PackedLinear.from_bitlinear(Reference(70, 50)), Int8Table(torch.randn(50, 70))
     x = torch.randn(2, 3, 70)
-    torch.library.opcheck(torch.ops.grokbit.ternary_linear, (x, layer.codes, layer.step))
-    torch.library.opcheck(torch.ops.grokbit.int8_linear, (x, table.codes, table.step))
-
-
-@pytest.mark.parametrize("settings", [{}, {"tie_embeddings": False, "activation": "relu2"}, {"dim": 36, "ffn_dim": 100}])
-def test_the_size_is_that_of_the_packed_model(settings: dict[str, Any]) -> None:
-    model = Transformer(
-        Tokens(33, 8), heads=2, depth=2, linear=BitLinear, sub_norm=True, **{"dim": 64, "ffn_dim": 128} | settings
-    )
-    packed = pack_model(model)
-    tensors = {id(t): t.nbytes for t in packed.parameters()} | {
-        id(b): b.nbytes for n, b in packed.state_dict(keep_vars=True).items()
-    }
-    assert count_packed_bytes(model) == sum(tensors.values())
-
-
-def test_what_is_not_packed_counts_in_full() -> None:
-    model = Transformer(Tokens(33, 8), 64, 1, 2, partial(BitLinear, weight_bits=4), tie_embeddings=False)
-    rest = sum(p.numel() for p in model.parameters()) - 2 * 33 * 64
-    assert count_packed_bytes(model) == 4 * rest + 2 * 33 * (64 + 4)
+    torch.library.opcheck(torch.ops.grokbit.ternary_linear, (x, layer.codes, layer.scale))
+    torch.library.opcheck(torch.ops.grokbit.int8_linear, (x, table.codes, table.scale))
 
 
 @pytest.mark.parametrize("width", [6400, 60, 10])
 def test_inputs_of_another_width_are_refused(width: int) -> None:
-    """What is beyond the weights is nobody's to read."""
+    """Else C would read past the end of the weights."""
     layer, x = PackedLinear.from_bitlinear(BitLinear(64, 32, bias=False)), torch.randn(1, width)
-    with pytest.raises(ValueError, match=f"{width} inputs"):
+    with pytest.raises(ValueError, match=f"input has {width} features"):
         layer(x)
     table = Int8Table(torch.randn(5, 64))
-    with pytest.raises(ValueError, match=f"{width} inputs"):
+    with pytest.raises(ValueError, match=f"input has {width} features"):
         Int8Linear(table)(x)
     if width > 64:
-        with pytest.raises(ValueError, match="of no layer"):
-            torch.ops.grokbit.ternary_linear(x, layer.codes, layer.step)
-        with pytest.raises(ValueError, match="of no layer"):
-            torch.ops.grokbit.int8_linear(x, table.codes, table.step)
+        with pytest.raises(ValueError, match="do not fit a layer"):
+            torch.ops.grokbit.ternary_linear(x, layer.codes, layer.scale)
+        with pytest.raises(ValueError, match="do not fit a layer"):
+            torch.ops.grokbit.int8_linear(x, table.codes, table.scale)
 
 
 @pytest.mark.parametrize("native", [pytest.param(True, marks=needs_c), False])
 @pytest.mark.parametrize("width", [200, 3000])
 def test_autocast_changes_nothing(width: int, native: bool) -> None:
-    """Sums of int8 products have more digits than bf16."""
+    """Sums of int8 products have more bits than bf16."""
     layer, x = PackedLinear.from_bitlinear(Reference(width, 50, bias=False)), torch.randn(5, width)
     head = Int8Linear(Int8Table(torch.randn(40, width)))
     layer.native = head.native = native
     expected = layer(x), head(x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = layer(x), head(x)
-    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+        result = layer(x), head(x)
+    assert all(torch.equal(*pair) for pair in zip(expected, result, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

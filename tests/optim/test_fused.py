@@ -1,11 +1,10 @@
-"""Grokfast and AdamW in one pass: held to the plain version, which filters with torch and calls torch's fused step."""
+"""Grokfast and AdamW in one pass against the plain version, which filters with torch and calls torch's fused step."""
 
 import copy
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,92 +14,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import ROOT
+from stepping import (
+    SHAPES,
+    Build,
+    Parameters,
+    copy_contents,
+    fill_gradients,
+    is_same,
+    make_ema,
+    make_ma,
+    run_steps,
+    step_plain,
+)
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from research.kernels.build import find_compiler
-from research.optim import fused, grokfast
-from research.optim.transform import combine_classes
+from research.optim import fused
 
 needs_c = pytest.mark.skipif(fused.get_library() is None, reason="no C compiler")
-SHAPES = [(), (1,), (7,), (3, 5), (0, 4), (33, 17), (2, 3, 4, 5)]
-FUSED = partial(AdamW, fused=True)
-Build = Callable[[nn.Module], Optimizer]
-Step = Callable[[Optimizer], bool]
-
-
-class Parameters(nn.Module):
-    """Some tensors, of names that no rule knows."""
-
-    def __init__(self, shapes: Iterable[tuple[int, ...]], seed: int = 0) -> None:
-        super().__init__()
-        made = torch.Generator().manual_seed(seed)
-        self.list = nn.ParameterList(torch.randn(shape, generator=made) for shape in shapes)
-
-
-def make_ema(model: nn.Module, base: Any = FUSED, **options: Any) -> Optimizer:
-    return grokfast.ema(model, base, **({"lr": 1e-2, "alpha": 0.9, "lamb": 2.0, "weight_decay": 0.1} | options))
-
-
-def make_ma(model: nn.Module, base: Any = FUSED, **options: Any) -> Optimizer:
-    return grokfast.ma(model, base, **({"lr": 1e-2, "window": 5, "lamb": 2.0, "weight_decay": 0.1} | options))
-
-
-def step_plain(optimizer: Optimizer) -> bool:
-    """The step that the fused one stands for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "step", lambda _: False)
-        optimizer.step()
-    return True
-
-
-def fill_gradients(model: nn.Module, step: int) -> None:
-    """Gradients of a step; one parameter begins late, and one misses some."""
-    made = torch.Generator().manual_seed(step)
-    for place, p in enumerate(model.parameters()):
-        grad = torch.randn(p.shape, generator=made)
-        p.grad = None if (place == 3 and step < 7) or (place == 5 and step % 4 == 2) else grad
-
-
-def run(model: nn.Module, optimizer: Optimizer, step: Step, first: int, last: int) -> None:
-    for number in range(first, last):
-        fill_gradients(model, number)
-        assert step(optimizer)
-
-
-def copy_contents(optimizer: Optimizer) -> list[Any]:
-    """Copies of all there is: parameters, gradients, groups, states."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [dict(optimizer.state[p]) if p in optimizer.state else None for p in params]
-    return copy.deepcopy([groups, [p.detach() for p in params], [p.grad for p in params], states])
-
-
-def is_same(a: Any, b: Any) -> bool:
-    """Whether the bits are the same, in whatever dicts and lists they lie."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and (a.dtype, a.layout) == (b.dtype, b.layout) and torch.equal(a.to_dense(), b.to_dense())
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(is_same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(is_same, a, b))
-    return bool(a == b)
 
 
 def assert_close(ours: Optimizer, theirs: Optimizer, tolerance: float = 1e-6) -> None:
-    """Parameters and states are those of the plain version, and of the same layout."""
+    """Check that parameters and states are close, and states of the same layout."""
     for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
         for p, q in zip(a["params"], b["params"], strict=True):
             assert torch.linalg.vector_norm(p - q) <= tolerance * torch.linalg.vector_norm(q)
-            mine, other = ours.state.get(p, {}), theirs.state.get(q, {})
-            assert mine.keys() == other.keys()
+            state, other = ours.state.get(p, {}), theirs.state.get(q, {})
+            assert state.keys() == other.keys()
             for key, value in other.items():
                 if isinstance(value, Tensor):
-                    assert (mine[key].dtype, mine[key].shape) == (value.dtype, value.shape)
+                    assert (state[key].dtype, state[key].shape) == (value.dtype, value.shape)
                     usual = torch.linalg.vector_norm(value) + value.numel() ** 0.5  # gradients are of size 1
-                    assert torch.linalg.vector_norm(mine[key] - value) <= tolerance * usual, key
+                    assert torch.linalg.vector_norm(state[key] - value) <= tolerance * usual, key
                 else:
-                    assert mine[key] == value
+                    assert state[key] == value
 
 
 GROUPS: dict[str, list[dict[str, Any]]] = {  # what differs between the groups of a model
@@ -108,9 +56,11 @@ GROUPS: dict[str, list[dict[str, Any]]] = {  # what differs between the groups o
     "rates": [{"lr": 3e-3}, {"lr": 1e-2, "betas": (0.4, 0.95)}],
     "gains": [{"lamb": 5.0}, {"lamb": 0.0, "weight_decay": 0.0}, {"_on": False, "eps": 1e-4}],
 }
+
+
 FILTERS: dict[str, Build] = {
     "EMA": make_ema,
-    "EMA of little memory": partial(make_ema, alpha=0.3),
+    "EMA of small alpha": partial(make_ema, alpha=0.3),
     "window": make_ma,
     "window of one": partial(make_ma, window=1),
 }
@@ -122,8 +72,8 @@ def make_grouped(build: Build, groups: list[dict[str, Any]], base: Any = AdamW, 
     every = [p for group in optimizer.param_groups for p in group["params"]]
     like = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     optimizer.param_groups.clear()
-    for place, options in enumerate(groups):
-        optimizer.add_param_group(like | {"params": every[place :: len(groups)]} | options)
+    for index, options in enumerate(groups):
+        optimizer.add_param_group(like | {"params": every[index :: len(groups)]} | options)
     return model, optimizer
 
 
@@ -131,11 +81,11 @@ def make_grouped(build: Build, groups: list[dict[str, Any]], base: Any = AdamW, 
 @pytest.mark.parametrize("base", [AdamW, Adam])
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 @pytest.mark.parametrize("build", FILTERS.values(), ids=FILTERS)
-def test_it_is_the_plain_version(build: Build, groups: list[dict[str, Any]], base: type[Optimizer]) -> None:
+def test_the_fused_step_equals_the_plain_one(build: Build, groups: list[dict[str, Any]], base: type[Optimizer]) -> None:
     steps = 1000 if base is AdamW and groups == [{}] and build in (make_ema, make_ma) else 60
     (model, optimizer), (twin, theirs) = make_grouped(build, groups, base), make_grouped(build, groups, base)
-    run(model, optimizer, fused.step, 0, steps)
-    run(twin, theirs, step_plain, 0, steps)
+    run_steps(model, optimizer, fused.step, 0, steps)
+    run_steps(twin, theirs, step_plain, 0, steps)
     assert_close(optimizer, theirs)
     unfiltered = [p for group in optimizer.param_groups if not (group["lamb"] and group["_on"]) for p in group["params"]]
     assert not any(key.startswith("grokfast") for p in unfiltered for key in optimizer.state[p])
@@ -153,27 +103,27 @@ def test_any_shapes(shapes: list[tuple[int, ...]], large: int, threads: int, bui
     models = [Parameters([*shapes, (large,)]) for _ in range(3)]
     optimizers = [FILTERS[build](model) for model in models]
     torch.set_num_threads(threads)
-    run(models[0], optimizers[0], fused.step, 0, 6)
+    run_steps(models[0], optimizers[0], fused.step, 0, 6)
     torch.set_num_threads(1)
-    run(models[1], optimizers[1], fused.step, 0, 6)
-    run(models[2], optimizers[2], step_plain, 0, 6)
+    run_steps(models[1], optimizers[1], fused.step, 0, 6)
+    run_steps(models[2], optimizers[2], step_plain, 0, 6)
     assert is_same(copy_contents(optimizers[0]), copy_contents(optimizers[1])), "threads change no bit"
     assert_close(optimizers[0], optimizers[2])
 
 
 @needs_c
 @pytest.mark.parametrize("build", FILTERS.values(), ids=FILTERS)
-def test_steps_of_either_kind_go_on_from_each_other(build: Build) -> None:
+def test_fused_and_plain_steps_continue_from_each_other(build: Build) -> None:
     models = [Parameters(SHAPES, seed) for seed in range(4)]
     optimizers = [build(model) for model in models]
-    run(models[0], optimizers[0], step_plain, 0, 8)
-    for place, step in enumerate([fused.step, step_plain, fused.step]):
-        models[place + 1].load_state_dict(models[place].state_dict())
-        optimizers[place + 1].load_state_dict(copy.deepcopy(optimizers[place].state_dict()))
-        run(models[place + 1], optimizers[place + 1], step, 8 * (place + 1), 8 * (place + 2))
+    run_steps(models[0], optimizers[0], step_plain, 0, 8)
+    for number, step in enumerate([fused.step, step_plain, fused.step], start=1):
+        models[number].load_state_dict(models[number - 1].state_dict())
+        optimizers[number].load_state_dict(copy.deepcopy(optimizers[number - 1].state_dict()))
+        run_steps(models[number], optimizers[number], step, 8 * number, 8 * (number + 1))
     twin = Parameters(SHAPES)
     theirs = build(twin)
-    run(twin, theirs, step_plain, 0, 32)
+    run_steps(twin, theirs, step_plain, 0, 32)
     assert_close(optimizers[3], theirs)
 
 
@@ -183,27 +133,27 @@ def test_a_resume_changes_no_bit(build: Build, tmp_path: Path) -> None:
     models = [Parameters(SHAPES, seed) for seed in (0, 0, 1)]
     optimizers = [build(model) for model in models]
     for model, optimizer in zip(models[:2], optimizers[:2], strict=True):
-        run(model, optimizer, fused.step, 0, 9)
+        run_steps(model, optimizer, fused.step, 0, 9)
     assert is_same(copy_contents(optimizers[0]), copy_contents(optimizers[1])), "two runs"
     torch.save([models[0].state_dict(), optimizers[0].state_dict()], tmp_path / "saved.pt")
     weights, state = torch.load(tmp_path / "saved.pt", weights_only=True)
     models[2].load_state_dict(weights)
     optimizers[2].load_state_dict(state)
     for model, optimizer in zip(models, optimizers, strict=True):
-        run(model, optimizer, fused.step, 9, 21)
+        run_steps(model, optimizer, fused.step, 9, 21)
     assert is_same(copy_contents(optimizers[0]), copy_contents(optimizers[1]))
     assert is_same(copy_contents(optimizers[0]), copy_contents(optimizers[2]))
 
 
 @needs_c
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_steps_independently() -> None:
     model, optimizer = make_grouped(make_ema, [{}])
-    run(model, optimizer, fused.step, 0, 3)
+    run_steps(model, optimizer, fused.step, 0, 3)
     twin, theirs = copy.deepcopy((model, optimizer))
     before = copy_contents(theirs)
-    run(model, optimizer, fused.step, 3, 5)
+    run_steps(model, optimizer, fused.step, 3, 5)
     assert is_same(copy_contents(theirs)[1], before[1])
-    run(twin, theirs, fused.step, 3, 5)
+    run_steps(twin, theirs, fused.step, 3, 5)
     assert is_same(copy_contents(theirs), copy_contents(optimizer))
 
 
@@ -217,13 +167,13 @@ def test_tensors_may_be_replaced_between_steps(build: Build) -> None:
             p.data = p.data.clone()
             optimizers[0].state[p] = {key: copy.deepcopy(value) for key, value in optimizers[0].state.get(p, {}).items()}
         for model, optimizer in zip(models, optimizers, strict=True):
-            run(model, optimizer, fused.step, number, number + 1)
+            run_steps(model, optimizer, fused.step, number, number + 1)
     assert is_same(copy_contents(optimizers[0]), copy_contents(optimizers[1]))
 
 
 @needs_c
 @pytest.mark.parametrize("build", [make_ema, make_ma])
-def test_the_gradient_stays_as_it_was(build: Build) -> None:
+def test_the_gradient_is_not_written(build: Build) -> None:
     model = Parameters(SHAPES)
     optimizer = build(model)
     for number in range(7):
@@ -236,7 +186,7 @@ def test_the_gradient_stays_as_it_was(build: Build) -> None:
 
 
 @needs_c
-def test_a_graph_that_saved_a_weight_does_not_go_on() -> None:
+def test_autograd_refuses_a_graph_that_saved_a_weight() -> None:
     model = nn.Linear(3, 2)
     optimizer = make_ema(model)
     loss = model(torch.randn(4, 3, requires_grad=True)).square().sum()
@@ -246,163 +196,11 @@ def test_a_graph_that_saved_a_weight_does_not_go_on() -> None:
         loss.backward()
 
 
-def test_nothing_to_do_is_done() -> None:
+def test_a_step_without_gradients_changes_nothing() -> None:
     model = Parameters([(3,)])
     optimizer = make_ema(model)
     before = copy_contents(optimizer)
     assert fused.step(optimizer)
-    assert is_same(before, copy_contents(optimizer))
-
-
-class CustomAdamW(AdamW):
-    """Somebody's own, which may do anything."""
-
-
-class CustomFilter(grokfast.EMA):
-    """A filter of somebody's own: what it inherits says nothing of what it does."""
-
-
-class TensorSubclass(Tensor):
-    """A tensor of another kind."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # type: ignore[override]
-        return self.clone()
-
-
-def set_option(**options: Any) -> Callable[[nn.Module, Optimizer], None]:
-    return lambda model, optimizer: optimizer.param_groups[-1].update(options)
-
-
-def change_parameter(change: Callable[[nn.Parameter, Optimizer], None]) -> Callable[[nn.Module, Optimizer], None]:
-    return lambda model, optimizer: change(list(model.parameters())[5], optimizer)
-
-
-def change_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Optimizer], None]:
-    def replace_gradient(p: nn.Parameter, optimizer: Optimizer) -> None:
-        p.grad = change(p.grad)  # type: ignore[arg-type]
-
-    return change_parameter(replace_gradient)
-
-
-def change_state(key: str, change: Callable[[Tensor], Any]) -> Callable[[nn.Module, Optimizer], None]:
-    return change_parameter(lambda p, optimizer: optimizer.state[p].update({key: change(optimizer.state[p][key])}))
-
-
-def transpose_memory(x: Tensor) -> Tensor:
-    return x.t().contiguous().t()
-
-
-def halve_precision(p: nn.Parameter, optimizer: Optimizer) -> None:
-    p.grad, p.data = None, p.data.bfloat16()
-    p.grad = torch.randn_like(p)
-
-
-REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
-    "not fused": set_option(fused=None),
-    "amsgrad": set_option(amsgrad=True),
-    "maximize": set_option(maximize=True),
-    "capturable": set_option(capturable=True),
-    "differentiable": set_option(differentiable=True),
-    "lr is a tensor": set_option(lr=torch.tensor(1e-2)),
-    "clipped": set_option(clip_norm=1.0),
-    "all clipped": lambda model, optimizer: optimizer.defaults.update(clip_norm=1.0),
-    "overflow is watched": lambda model, optimizer: setattr(optimizer, "found_inf", torch.zeros(())),
-    "scaled": lambda model, optimizer: setattr(optimizer, "grad_scale", torch.ones(())),
-    "half precision": change_parameter(halve_precision),
-    "parameter not contiguous": change_parameter(lambda p, optimizer: setattr(p, "data", transpose_memory(p.data))),
-    "gradient not contiguous": change_gradient(transpose_memory),
-    "gradient sparse": change_gradient(Tensor.to_sparse),
-    "gradient of another kind": change_gradient(lambda grad: grad.as_subclass(TensorSubclass)),
-}
-STATE_REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
-    "average in half precision": change_state("exp_avg", Tensor.bfloat16),
-    "square in half precision": change_state("exp_avg_sq", Tensor.bfloat16),
-    "step as int": change_state("step", Tensor.long),
-    "step as number": change_state("step", float),
-    "moment missing": change_parameter(lambda p, optimizer: optimizer.state[p].pop("exp_avg_sq") is None),
-    "moment of another size": change_state("exp_avg", lambda x: x[:1]),
-}
-EMA_REASONS = {
-    "EMA in double precision": change_state("grokfast_ema", Tensor.double),
-    "EMA turned": change_state("grokfast_ema", transpose_memory),
-}
-MA_REASONS = {
-    "ring in half precision": change_state("grokfast_ring", Tensor.bfloat16),
-    "sum cut": change_state("grokfast_sum", lambda x: x[:1]),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize(
-    ("build", "spoil", "has_stepped"),
-    [pytest.param(build, spoil, begun, id=f"{build.__name__}: {name}, {'later' if begun else 'at once'}")
-     for build, own in ((make_ema, EMA_REASONS), (make_ma, MA_REASONS))
-     for begun, reasons in ((False, REASONS), (True, REASONS | STATE_REASONS | own)) for name, spoil in reasons.items()],
-)  # fmt: skip
-def test_what_it_leaves_to_the_plain_version(
-    build: Build, spoil: Callable[[nn.Module, Optimizer], None], has_stepped: bool
-) -> None:
-    model = Parameters(SHAPES)
-    optimizer = build(model)
-    if has_stepped:
-        run(model, optimizer, step_plain, 0, 7)
-    fill_gradients(model, 7)
-    spoil(model, optimizer)
-    before = copy_contents(optimizer)
-    assert not fused.step(optimizer)
-    assert is_same(before, copy_contents(optimizer))
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        make_ema(Parameters(SHAPES), partial(SGD)),
-        make_ema(Parameters(SHAPES), partial(NAdam)),
-        make_ema(Parameters(SHAPES), partial(CustomAdamW, fused=True)),
-        make_ema(Parameters(SHAPES), partial(AdamW)),
-        combine_classes(CustomFilter, AdamW)(make_ema(Parameters(SHAPES)).param_groups, fused=True),
-        make_ema(nn.ParameterList([torch.zeros(3, dtype=torch.complex64)])),
-        make_ema(nn.ParameterList([torch.zeros(3, dtype=torch.float64)])),
-        AdamW(Parameters(SHAPES).parameters(), fused=True),
-        Adam(Parameters(SHAPES).parameters(), fused=True),
-    ],
-    ids=lambda optimizer: f"{type(optimizer).__name__}-{optimizer.param_groups[0]['params'][0].dtype}",
-)
-def test_other_optimizers_are_left_alone(optimizer: Optimizer) -> None:
-    for p in optimizer.param_groups[0]["params"]:
-        p.grad = torch.ones_like(p)
-    before = copy_contents(optimizer)
-    assert not fused.step(optimizer)
-    assert is_same(before, copy_contents(optimizer))
-
-
-def test_a_verdict_on_the_device_is_applied_by_the_gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_triton", lambda _: True)
-    model = Parameters(SHAPES)
-    optimizer = make_ema(model)
-    fill_gradients(model, 0)
-    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # type: ignore[attr-defined]  # as health.py does
-    jobs = fused.collect_jobs(optimizer)
-    assert jobs
-    assert fused.choose_kernel(torch.device("cuda", 0), optimizer, jobs) is fused.step_on_gpu
-    assert fused.choose_kernel(torch.device("cpu"), optimizer, jobs) is None
-    optimizer.grad_scale = torch.ones(())  # type: ignore[attr-defined]
-    assert fused.collect_jobs(optimizer) is None
-
-
-def test_without_a_compiler_it_is_plain(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    for name, value in {"PATH": "", "CC": "", "GROKBIT_CACHE": str(tmp_path)}.items():
-        monkeypatch.setenv(name, value)
-    assert fused.get_library.__wrapped__() is None
-    assert "no C kernel, Grokfast's step goes through torch and is slower: there is no C compiler" in caplog.text
-    monkeypatch.setattr(fused, "get_library", lambda: None)
-    model = Parameters(SHAPES)
-    optimizer = make_ema(model)
-    fill_gradients(model, 0)
-    before = copy_contents(optimizer)
-    assert not fused.step(optimizer)
     assert is_same(before, copy_contents(optimizer))
 
 
@@ -417,7 +215,7 @@ def test_each_instruction_set_and_no_openmp_give_the_same_bits(monkeypatch: pyte
         monkeypatch.setattr(fused, "get_library", lambda library=library: library)
         for build in (make_ema, make_ma):
             model, optimizer = make_grouped(build, GROUPS["gains"])
-            run(model, optimizer, fused.step, 0, 9)
+            run_steps(model, optimizer, fused.step, 0, 9)
             results.append(copy_contents(optimizer))
     assert len(list(tmp_path.glob("*/adamw.so"))) == 3
     assert is_same(results[:2], results[2:4])
@@ -437,7 +235,7 @@ device = torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu").d
 assert fused.has_triton(device)
 
 
-def built(base):
+def build(base):
     torch.manual_seed(0)
     model = nn.ParameterList([torch.randn(shape) for shape in ((), (1,), (7,), (0, 3), (3, 5), (170, 101))]).to(device)
     return model, grokfast.ema(model, partial(base, fused=True), 1e-2, 0.9, 2.0, 0.1, unfiltered=("2", "5"))
@@ -445,30 +243,30 @@ def built(base):
 
 def one_pass(optimizer):
     if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")  # the host waits for nothing
+        torch.cuda.set_sync_debug_mode("error")  # the host must not wait
         assert fused.step(optimizer)
         torch.cuda.set_sync_debug_mode("default")
     else:
-        jobs = fused.jobs_of(optimizer)
+        jobs = fused.collect_jobs(optimizer)
         with torch.no_grad():
-            states = [optimizer.state.get(job[3]) or fused.fresh_state(optimizer, job[3]) for job in jobs]
-            fused.on_gpu(optimizer, jobs, states)
+            states = [optimizer.state.get(job[3]) or fused.init_state(optimizer, job[3]) for job in jobs]
+            fused.step_on_gpu(optimizer, jobs, states)
 
 
-def compare(base, judged, bad):
-    # judged on the device or not; a parameter and the average of two others begin late
-    (model, optimizer), (twin, theirs) = built(base), built(base)
+def compare(base, on_device, bad):
+    # bad steps are judged on the device or not; a parameter and the averages of two others begin late
+    (model, optimizer), (twin, theirs) = build(base), build(base)
     for number in range(9):
-        for place, (p, q) in enumerate(zip(model, twin)):
-            q.grad = torch.randn_like(q) if place != 4 or number > 2 else None
+        for index, (p, q) in enumerate(zip(model, twin)):
+            q.grad = torch.randn_like(q) if index != 4 or number > 2 else None
             if q.grad is not None and number in bad:
-                q.grad.view(-1)[place % 3 :: 3] = (torch.nan, torch.inf, -torch.inf)[(place + number) % 3]
+                q.grad.view(-1)[index % 3 :: 3] = (torch.nan, torch.inf, -torch.inf)[(index + number) % 3]
             p.grad = None if q.grad is None else q.grad.clone()
         before = [p.detach().clone() for p in model]
-        for each in (optimizer, theirs):
-            each.param_groups[1]["lamb"] = 0.0 if number in (0, 4, 5) else 2.0
-            if judged:
-                each.grad_scale, each.found_inf = None, torch.tensor(float(number in bad), device=device)
+        for one in (optimizer, theirs):
+            one.param_groups[1]["lamb"] = 0.0 if number in (0, 4, 5) else 2.0
+            if on_device:
+                one.grad_scale, one.found_inf = None, torch.tensor(float(number in bad), device=device)
         one_pass(optimizer)
         step, fused.step = fused.step, lambda _: False
         theirs.step()
@@ -484,15 +282,15 @@ def compare(base, judged, bad):
 
 
 for base, bad in ((Adam, (2, 5, 8)), (AdamW, (0, 1, 3, 6, 7))):
-    compare(base, judged=False, bad=())
-    compare(base, judged=True, bad=bad)
+    compare(base, on_device=False, bad=())
+    compare(base, on_device=True, bad=bad)
 print("compared")
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton")
 def test_triton_gives_the_same_numbers() -> None:
-    """In a process of its own: Triton reads the source of its kernels, which the checks of types would hide."""
+    """In its own process: Triton reads the source of kernels, which beartype would hide."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
