@@ -11,7 +11,7 @@ from research.trigger import Trigger, never_active
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 OTHER_BASES = "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another"
-BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "params": "the groups follow optim.no_decay"}
+BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "params": "set optim.no_decay="}
 
 
 class Conflict(NamedTuple):
@@ -147,7 +147,7 @@ def check_group_size(group_size: int, in_features: int) -> Conflict | None:
 
 def check_backend(group_size: int, backend: str) -> Conflict | None:
     """Groups of inputs have a scale each, so a product of codes alone cannot give the output."""
-    if backend in ("auto", "ste"):
+    if backend not in ("bf16_exact", "int8"):
         return None
     message = f"model.linear.backend={backend} multiplies codes: with model.linear.granularity={group_size} there is ste only"
     return Conflict(("model.linear.backend", "model.linear.granularity"), message, "give model.linear.backend=auto")

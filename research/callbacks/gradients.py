@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from research import rules
 from research.nn.blocks import find_blocks
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from research.training.state import Callback, State
@@ -39,8 +40,9 @@ class GradientHealth(Callback):
         self.warned_pairs = {(block, wrong) for block, wrong in state["told"]}
 
     def on_start(self, state: State) -> None:
-        if state.sharded:
-            raise ValueError("callbacks.gradients looks at whole gradients: leave it out under trainer=fsdp")
+        rules.enforce(rules.check_whole_tensors("gradients", state.sharded))
+        if conflict := rules.check_callback_every("gradients", self.every, state.log_every, state.eval_every):
+            log.warning("%s", conflict)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:

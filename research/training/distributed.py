@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
-
 
 def world_size() -> int:
     """Processes of this run: those that torchrun or accelerate launch started."""

@@ -45,6 +45,8 @@ class State:
     average: Average | None = None  # of the weights, where one is kept
     stateful: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
     sharded: bool = False  # the weights are spread over the processes
+    log_every: int = 1  # steps between two log points
+    eval_every: int = 1  # steps between two evaluations
     step: int = 0  # optimizer steps done
     first_step: int = 0  # the step at which this process began: above 0 when resumed
     eval_pending: bool = False  # the last step still has to be logged and judged

@@ -20,7 +20,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim import Optimizer
 
+from research import rules
 from research.data.spec import Dataset, Split
+from research.nn.bitlinear import bitlinear_layers
 from research.nn.blocks import recompute
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import set_rates
@@ -69,16 +71,15 @@ class Trainer:
         self.world_size, (_, started) = self.accelerator.num_processes, distributed.get_launched_ranks()
         if self.world_size != started:
             raise ValueError(
-                f"{started} processes were started, accelerate made {self.world_size} of them\n{distributed.LAUNCH_HINT}"
+                f"{started} processes were started, accelerate made {self.world_size} of them\n{rules.LAUNCH_HINT}"
             )
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if self.precision == "fp32" else self.accelerator.autocast
         )
-        if self.parallel != "auto" and self.world_size == 1:
-            raise ValueError(f"trainer.parallel={self.parallel}, but this is one process\n{distributed.LAUNCH_HINT}")
-        if self.batch_size < self.grad_accum * self.world_size:
-            parts = f"{self.grad_accum} micro-batches a process, {self.world_size} processes"
-            raise ValueError(f"trainer.batch_size={self.batch_size} has too few samples for {parts}")
+        rules.enforce(
+            rules.check_processes(self.parallel, self.world_size),
+            rules.check_batch_size(self.batch_size, self.grad_accum, self.world_size),
+        )
 
     def to_device(self, model: nn.Module) -> nn.Module:
         """The model on its device, spread over the processes under fsdp. Before the optimizer is built over it."""
@@ -160,6 +161,7 @@ class Trainer:
         known = {id(p) for p in model.parameters()}
         if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has other parameters than the model: build it after trainer.place(model)")
+        rules.enforce(*(rules.check_warmup(layer.warmup, self.steps) for layer in bitlinear_layers(model).values()))
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == "fp16")
         names = [type(callback).__name__ for callback in callbacks]
         parts: dict[str, Any] = {f"{n} {names[:i].count(n)}": callbacks[i] for i, n in enumerate(names)}
@@ -176,6 +178,8 @@ class Trainer:
             average=Average(model, self.ema) if self.ema else None,
             stateful=parts | {"scaler": self.scaler},
             sharded=self.parallel == "fsdp",
+            log_every=self.log_every,
+            eval_every=self.eval_every,
             loss_sum=torch.zeros((), device=self.accelerator.device),
             **facts,
         )
