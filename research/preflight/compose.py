@@ -46,13 +46,16 @@ class Compositions:
         return copy.deepcopy(self.cache[lines])
 
     def get_study_overrides(self, overrides: list["Override"]) -> list["Override"]:
-        """Return the sweeps that a study's yaml defines (hydra.sweeper.params), without keys that are typed."""
+        """Return the sweeps in hydra.sweeper.params, of a study's yaml or typed, without keys that are typed themselves."""
         from hydra.errors import HydraException
 
         try:
             params = self.compose(next(iter_variants(overrides)))["hydra"]["sweeper"].get("params") or {}
         except HydraException:
             return []  # the first run reports it
+        for override in overrides:
+            if override.key_or_group == "hydra.sweeper.params" and isinstance(value := override.value(), dict):
+                params |= value  # Hydra merges mappings
         typed = {get_key(override) for override in overrides}
         flat = [
             (key, value)
