@@ -1,4 +1,4 @@
-"""Every yaml composes and calls its target with parameters that the target has."""
+"""Every yaml of conf/ composes, and its target takes the parameters that it sets."""
 
 import inspect
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ def find_targets(value: Any) -> Iterator[dict[str, Any]]:
 def test_each_option_fits_its_target(option: str) -> None:
     fits = {"model=mlp": ["data=digits"], "model=bitmlp": ["data=digits"]}.get(option, [])
     cfg = OmegaConf.to_container(compose_config(*fits, option), resolve=True)
-    found = list(find_targets(cfg))
-    assert len(found) >= 8
-    for node in found:
+    nodes = list(find_targets(cfg))
+    assert len(nodes) >= 8
+    for node in nodes:
         settings = {k: v for k, v in node.items() if not k.startswith("_")}
         inspect.signature(get_object(node["_target_"])).bind_partial(**settings)
 

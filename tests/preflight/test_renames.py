@@ -41,8 +41,8 @@ NODES_OF_0_1 = {  # every target of conf/ in version 0.1, with its keys
     "research.optim.schedules.cosine": "floor warmup",
     "research.optim.schedules.wsd": "decay floor warmup",
     "research.tracking.MLflow": "uri",
-    "research.trainer.Trainer": "batch_size checkpoint_activations clip_norm compile device ema eval_every grad_accum judge_train "
-    "log_every max_rollbacks max_skips on_nonfinite overfit parallel precision seed steps",
+    "research.trainer.Trainer": "batch_size checkpoint_activations clip_norm compile device ema eval_every grad_accum "
+    "judge_train log_every max_rollbacks max_skips on_nonfinite overfit parallel precision seed steps",
 }
 
 
