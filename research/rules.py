@@ -109,8 +109,8 @@ def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
     name = name.rpartition(".")[2]
     keys = ("optim.base._target_", "optim")
     if name == "LBFGS":  # it calls the closure again within its step
-        return Conflict(keys, f"optim.base._target_: {name} computes gradients within its step", OTHER_BASES)
-    return None if is_optimizer else Conflict(keys, f"optim.base._target_: {name} is no optimizer class", OTHER_BASES)
+        return Conflict(keys, f"optim.base._target_={name} computes gradients within its step", OTHER_BASES)
+    return None if is_optimizer else Conflict(keys, f"optim.base._target_={name} is no optimizer class", OTHER_BASES)
 
 
 def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:

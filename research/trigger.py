@@ -47,12 +47,12 @@ def never_active(start: Trigger, stop: Trigger) -> bool:
     return not is_better(start.metric, stop.value, start.value)
 
 
-def parse_trigger(raw: int | str, setting: str) -> Trigger:
+def parse_trigger(raw: object, setting: str) -> Trigger:
     """Parse a number of steps as 500, or a metric with its value as val/acc:0.5.
 
     Raises ValueError with the setting and value in its first line, the fix in its second.
     """
-    if type(raw) is int and raw > 0:
+    if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0:
         return Trigger(step=raw)
     match = METRIC_PATTERN.fullmatch(raw) if isinstance(raw, str) else None
     try:

@@ -271,7 +271,7 @@ def make_model(**settings: Any) -> Transformer:
 def test_weights_are_rounded_once_a_step(roundings: list[int], settings: dict[str, Any]) -> None:
     """However many micro-batches it has: the same bits as when each rounds them."""
     model, gradients = make_model(**settings), []
-    trainer = Trainer(1, 16, grad_accum=4, eval_every=1, device="cpu")
+    trainer = Trainer(5, 16, grad_accum=4, eval_every=5, device="cpu")
     bits = list(bitlinear_layers(model).values())
     set_warmup_step(bits, 3)
     x, y = DATA.train[torch.arange(16)]
@@ -287,7 +287,7 @@ def test_weights_are_rounded_once_a_step(roundings: list[int], settings: dict[st
     assert all(layer.cached_weight is None for layer in bits)
     roundings[0] = 0
     trainer.fit(model, torch.optim.AdamW(model.parameters()), constant, last_token, DATA, monitor="val/acc")
-    assert roundings[0] == 7 + 7, "the step, and the evaluation after it"
+    assert roundings[0] == 5 * 7 + 7, "each step, and the evaluation after the last"
 
 
 def test_an_evaluation_rounds_once_and_forgets(roundings: list[int]) -> None:
