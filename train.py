@@ -1,12 +1,13 @@
-"""python train.py model=bitnet optim=grokfast -m lr=1e-3,3e-4     (python train.py --help tells the rest)"""
+"""python train.py model=bitnet optim=grokfast -m lr=1e-3,3e-4     (python train.py --help lists the options)"""
 
+import gc
 import sys
 
-from research.preflight.check import check
-from research.preflight.errors import explain_errors
+from research.preflight import arguments, errors
 
 if __name__ == "__main__":
-    sys.argv = check(sys.argv)  # before anything heavy is imported
+    gc.disable()  # nothing that is imported is garbage, and looking for some takes a second
+    sys.argv = arguments.prepare(sys.argv)  # before anything heavy is imported
 
 import hydra
 from omegaconf import DictConfig
@@ -16,9 +17,8 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float:
     from research.run import run  # torch comes with it
 
-    return run(cfg)
+    return run(cfg)  # which enables gc, now that everything is imported
 
 
 if __name__ == "__main__":
-    with explain_errors():
-        main()
+    errors.explain_errors()(main)()

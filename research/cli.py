@@ -1,4 +1,4 @@
-"""What the command lines beside train.py share: a line on what is wrong, and exit codes."""
+"""What the command lines beside train.py share: one line for an error, exit codes, signals."""
 
 import argparse
 import os
@@ -10,23 +10,27 @@ from research import signals
 
 
 class Parser(argparse.ArgumentParser):
-    """One line on what is wrong."""
+    """An ArgumentParser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def print_message(text: str, stream: TextIO | None = None) -> None:
-    """On stderr, or another stream; where nobody can read it, what was done is as good."""
+    """Print to `stream`, by default stderr; ignore a closed pipe or a full disk."""
     stream = stream or sys.stderr
     try:
         print(text, file=stream, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or else Python tries once more as it ends
+        # Python flushes the stream once more as it exits, and would fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run_command(work: Callable[[signals.Watch], None]) -> int:
-    """The exit code: 0, 2 with one message where it cannot be, 130 or 143 after a signal. HYDRA_FULL_ERROR=1 shows all."""
+    """Run `work` and return the exit code: 0, 2 after a ValueError or OSError, 130 or 143 after a signal.
+
+    An error is printed as one message; HYDRA_FULL_ERROR=1 raises it instead.
+    """
     try:
         with signals.watch() as watch:
             work(watch)

@@ -1,6 +1,6 @@
-"""Numbers with a range: a signature says what it takes, and the preflight reads it there.
+"""Numbers with a range: an annotation says what a parameter takes, and the preflight reads it from the signature.
 
-The intervals are ordinary mathematics: round brackets leave the end out, square ones take it in; curly ones list all there is.
+The notes are mathematical intervals: a round bracket excludes the end, a square one includes it. A set lists all values.
 """
 
 from typing import Annotated
@@ -16,5 +16,5 @@ ExistingPath = Annotated[str, "a file or folder that exists"]
 
 
 def is_prime(p: int) -> bool:
-    """By trial division; p is small."""
+    """Return whether p is prime. By trial division, as p is small."""
     return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))

@@ -1,4 +1,4 @@
-"""Asked to end from outside: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end a run at the next safe moment, its state saved."""
+"""SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end a run at the next safe point, with its state saved."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
-    """The run was asked to end. Not an Exception: no library on the way may take it for a failure."""
+    """A signal ends the run. Not an Exception, so no library on the way takes it for a failure."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -18,18 +18,19 @@ class Stopped(BaseException):
 
 
 def get_exit_code(signum: int) -> int:
-    """130 for Ctrl-C, 143 for the others, SIGUSR1 included: schedulers send it as an early SIGTERM."""
+    """Return 130 for Ctrl-C, 143 for the others: schedulers send SIGUSR1 as an early SIGTERM."""
     return 130 if signum == signal.SIGINT else 143
 
 
 class Watch:
-    """Remembers the signal that came; `check` raises Stopped where it is safe to. A second Ctrl-C ends at once."""
+    """Remembers the first signal; `check` raises Stopped for it. A second Ctrl-C raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.signum = 0
-        self.deferred = True  # False: raise in the handler, for nothing could be lost and it may take long
+        self.deferred = True  # False: raise in the handler
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal. Python calls this in the main thread."""
         again, self.signum = self.signum, self.signum or signum
         if again and signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -37,12 +38,13 @@ class Watch:
             raise Stopped(signum)
 
     def check(self) -> None:
+        """Raise Stopped if a signal came."""
         if self.signum:
             raise Stopped(self.signum)
 
     @contextmanager
     def raise_immediately(self, enabled: bool = True) -> Iterator[None]:
-        """Inside, a signal ends what is under way instead of waiting for `check`."""
+        """Inside, a signal raises Stopped at once: for long work in which nothing can be lost."""
         before, self.deferred = self.deferred, self.deferred and not enabled
         try:
             if enabled:
@@ -57,16 +59,20 @@ _watches: list[Watch] = []
 
 @contextmanager
 def watch() -> Iterator[Watch]:
-    """Take the signals while inside; within another watch it is the same one. Other threads cannot take signals."""
-    if _watches or threading.current_thread() is not threading.main_thread():
-        yield _watches[0] if _watches and threading.current_thread() is threading.main_thread() else Watch()
+    """Handle the stop signals inside the block. A nested block gets the outer one's Watch.
+
+    Outside the main thread, where Python delivers no signals, the Watch never sees any.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if _watches or not in_main_thread:
+        yield _watches[0] if _watches and in_main_thread else Watch()
         return
-    one = Watch()
-    before = {signum: signal.signal(signum, one.receive) for signum in STOP_SIGNALS}
-    _watches.append(one)
+    new = Watch()
+    handlers = {signum: signal.signal(signum, new.receive) for signum in STOP_SIGNALS}
+    _watches.append(new)
     try:
-        yield one
+        yield new
     finally:
         _watches.clear()
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -1,7 +1,4 @@
-"""Moments of a run: a number of steps, or a metric that has reached a value; which way each metric is better.
-
-No torch: the preflight reads moments before that is imported.
-"""
+"""When something starts or stops within a run, and in which direction each metric is better. Without torch."""
 
 import math
 import re
@@ -13,32 +10,36 @@ TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
 
 def higher_is_better(name: str) -> bool:
-    """Accuracies rise; losses and bits per byte fall."""
+    """True for accuracies; False for losses and bits per byte."""
     return name.endswith("acc")
 
 
 def is_better(name: str, new: float, old: float) -> bool:
-    """Whether `new` beats `old`; NaN beats nothing."""
+    """True if `new` beats `old` by this metric. NaN beats nothing."""
     return new > old if higher_is_better(name) else new < old
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """Come once `step` steps are done, or once the newest value of `metric` is `value` or better."""
+    """Fires once `step` optimizer steps are done, or once the newest value of `metric` is `value` or better."""
 
     step: int = 0
     metric: str = ""
     value: float = 0.0
 
+    def __str__(self) -> str:
+        return f"{self.metric}:{self.value:g}" if self.metric else str(self.step)
+
     def fires(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """True from the moment on; a metric that is missing or not finite fires nothing."""
         if not self.metric:
             return step >= self.step
-        now = metrics.get(self.metric, math.nan)
-        return math.isfinite(now) and not is_better(self.metric, self.value, now)
+        value = metrics.get(self.metric, math.nan)
+        return math.isfinite(value) and not is_better(self.metric, self.value, value)
 
 
 def never_active(start: Trigger, stop: Trigger) -> bool:
-    """Whether whatever brings `start` has brought `stop` too."""
+    """True if `stop` fires no later than `start`, as far as both wait for the same thing."""
     if start.metric != stop.metric:
         return False
     if not start.metric:
@@ -46,9 +47,12 @@ def never_active(start: Trigger, stop: Trigger) -> bool:
     return not is_better(start.metric, stop.value, start.value)
 
 
-def parse_trigger(raw: int | str, setting: str) -> Trigger:
-    """What a setting says: 500 or val/acc:0.5. Raises ValueError that names the setting."""
-    if type(raw) is int and raw > 0:
+def parse_trigger(raw: object, setting: str) -> Trigger:
+    """Parse a number of steps as 500, or a metric with its value as val/acc:0.5.
+
+    Raises ValueError with the setting and value in its first line, the fix in its second.
+    """
+    if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0:
         return Trigger(step=raw)
     match = METRIC_PATTERN.fullmatch(raw) if isinstance(raw, str) else None
     try:
@@ -56,7 +60,7 @@ def parse_trigger(raw: int | str, setting: str) -> Trigger:
     except ValueError:
         value = math.nan
     if match is None or not math.isfinite(value):
-        raise ValueError(f"{setting}={raw}: {TRIGGER_HINT}")
+        raise ValueError(f"{setting}={raw} is no trigger\n{TRIGGER_HINT}")
     if higher_is_better(match[1]) and value > 1:
-        raise ValueError(f"{setting}={raw}: accuracies are fractions, at most 1")
+        raise ValueError(f"{setting}={raw} cannot fire\naccuracies are fractions: give a value of at most 1")
     return Trigger(metric=match[1], value=value)

@@ -1,4 +1,4 @@
-"""Every yaml composes and calls its target with parameters that the target has."""
+"""Every yaml of conf/ composes, and its target takes the parameters that it sets."""
 
 import inspect
 from collections.abc import Iterator

@@ -16,14 +16,14 @@ def test_there_are_presets() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_it_runs(preset: Path, tmp_path: Path) -> None:
+def test_a_preset_runs(preset: Path, tmp_path: Path) -> None:
     train(tmp_path, f"experiment={preset.stem}", *SMALL)
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
     assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_it_opens_with_command_time_and_aim(preset: Path) -> None:
+def test_a_preset_opens_with_command_time_and_metric(preset: Path) -> None:
     opening = [line for line in preset.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
     assert f"python train.py experiment={preset.stem}" in opening[0]
     assert re.search(r"\d+ (s|minutes?) on two cores", " ".join(opening))

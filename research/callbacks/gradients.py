@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from research import rules
 from research.nn.blocks import find_blocks
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from research.training.state import Callback, State
@@ -39,10 +40,9 @@ class GradientHealth(Callback):
         self.warned_pairs = {(block, problem) for block, problem in state["told"]}
 
     def on_start(self, state: State) -> None:
-        if state.sharded:
-            raise ValueError(
-                "callbacks.gradients needs full gradients, which trainer=fsdp shards: leave it out with ~callbacks.gradients"
-            )
+        rules.enforce(rules.check_whole_tensors("gradients", state.sharded))
+        if conflict := rules.check_callback_every("gradients", self.every, state.info.log_every, state.info.eval_every):
+            log.warning("%s", conflict)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:

@@ -1,5 +1,6 @@
 """A callback that measures grokking: when a network generalises, how long after memorising (Power et al. 2022, 2201.02177)."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from research import rules
 from research.ranges import OpenFraction, PositiveInt
 from research.run_dir import write_json
 from research.training.state import Callback, State
@@ -14,6 +16,7 @@ from research.training.state import Callback, State
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 LEVELS = (0.95, 0.99)  # accuracies
 # Step, training accuracy (NaN where it is not evaluated), validation accuracy.
@@ -78,12 +81,10 @@ class Grokking(Callback):
         self.end_step = self._find_end_step()
 
     def on_start(self, state: State) -> None:
-        if state.sharded:
-            raise ValueError(
-                "callbacks.grokking needs full weights, which trainer=fsdp shards: leave it out with ~callbacks.grokking"
-            )
-        # A resumed run may have reached its last step in the process before.
-        if self.evaluations:
+        rules.enforce(rules.check_whole_tensors("grokking", state.sharded))
+        if conflict := rules.check_callback_every("grokking", self.every, state.info.log_every, state.info.eval_every):
+            log.warning("%s", conflict)
+        if self.evaluations:  # a run that goes on: it may have been ended right after it had reached its aim
             self._report(state)
             self._stop_if_due(state, state.progress.step)
 

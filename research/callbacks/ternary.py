@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from research import rules
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.ranges import PositiveInt
@@ -46,10 +47,9 @@ class Ternary(Callback):
         self.history = {name: [(int(step), dict(facts)) for step, facts in points] for name, points in state["history"].items()}
 
     def on_start(self, state: State) -> None:
-        if state.sharded:
-            raise ValueError(
-                "callbacks.ternary needs full weights, which trainer=fsdp shards: leave it out with ~callbacks.ternary"
-            )
+        rules.enforce(rules.check_whole_tensors("ternary", state.sharded))
+        if conflict := rules.check_callback_every("ternary", self.every, state.info.log_every, state.info.eval_every):
+            log.warning("%s", conflict)
         if not bitlinear_layers(state.model):
             log.warning("callbacks.ternary logs nothing: the model has no BitLinear; leave it out with ~callbacks.ternary")
 

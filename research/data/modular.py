@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from research import rules
 from research.data.spec import Dataset, Split, Tokens, majority_accuracy
-from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, is_prime
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
 from research.seeding import SPLIT_STREAM, fold_in
 
 Residues = Int[Tensor, "pairs"]
@@ -35,8 +36,7 @@ def modular(
         raise ValueError(f"data.operation={operation}: give one of {', '.join(OPERATIONS)}")
     if p < 3:
         raise ValueError(f"data.p={p}: give a modulus of at least 3")
-    if operation == "/" and not is_prime(p):
-        raise ValueError(f"data.p={p} is not prime: division modulo p needs a prime, as 47 or 97")
+    rules.enforce(rules.check_prime(operation, p))
     x, y = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(-1)
     if operation in "*/":
         keep = (x > 0) & (y > 0)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from research import rules
 from research.data.spec import Tokens
 from research.nn.bitlinear import Linear, shared_input_linears
 from research.ranges import NonNegativeInt, PositiveInt
@@ -56,8 +57,7 @@ class Decoder(nn.Module):
         ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 4 times dim
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"model.heads={heads} does not divide model.dim={dim}")
+        rules.enforce(rules.check_heads(dim, heads, rotary=False))
         self.embed, self.position = nn.Embedding(shape.vocab_size, dim), nn.Embedding(shape.seq_len, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, ffn_dim or 4 * dim, linear) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from research import rules
 from research.data.spec import Tokens
 from research.nn.attention import Attention, Cache
 from research.nn.bitlinear import Linear
@@ -60,10 +61,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
-        if dim % (2 * heads):
-            raise ValueError(f"model.heads={heads} does not fit model.dim={dim}: rotary heads need dim / heads to be even")
-        if heads % kv_heads:
-            raise ValueError(f"model.kv_heads={kv_heads} does not divide model.heads={heads}")
+        rules.enforce(rules.check_heads(dim, heads, rotary=True), rules.check_kv_heads(heads, kv_heads))
         ffn_dim = ffn_dim or 64 * -(-8 * dim // (3 * 64))
 
         def build_sub_norm(size: int) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from research import rules
 from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul, to_operand
 from research.nn.quantize import Quantizer
 from research.ranges import NonNegativeInt, PositiveInt, WeightBits
@@ -98,13 +99,10 @@ class BitLinear(nn.Linear):
             raise ValueError(f"a BitLinear of {in_features} inputs and {out_features} outputs has no weight to quantize")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.quantizer = Quantizer(scale_method, weight_bits, granularity, activation_bits, activation_granularity)
-        if isinstance(granularity, int) and in_features % granularity:
-            raise ValueError(f"model.linear.granularity={granularity} does not divide the {in_features} inputs of a layer")
+        if isinstance(granularity, int):
+            rules.enforce(rules.check_group_size(granularity, in_features), rules.check_backend(granularity, backend))
         if backend not in (known := ("auto", *get_args(Backend))):
             raise ValueError(f"model.linear.backend={backend}: give one of {', '.join(known)}")
-        if isinstance(granularity, int) and backend not in ("auto", "ste"):
-            groups = f"model.linear.granularity={granularity}"
-            raise ValueError(f"model.linear.backend={backend} cannot multiply groups of inputs ({groups}): give auto")
         if type(warmup) is not int or warmup < 0:
             raise ValueError(f"model.linear.warmup={warmup}: give a number of steps, or 0")
         self.backend, self.warmup, self.is_warming_up = backend, warmup, warmup > 0

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research import rules
 from research.optim.filter import Filter, FilterState, init_trigger_state
 from research.optim.param_groups import build_param_groups
 from research.optim.transform import wrap_optimizer
 from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
-from research.trigger import never_active, parse_trigger
+from research.trigger import parse_trigger
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +102,8 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"optim.clip_norm={options['clip_norm']}: the largest norm must be above 0, or null")
     triggers = [(key, options[key]) for key in ("start_when", "stop_when")]
     start, stop = (None if value is None else parse_trigger(value, f"optim.{key}") for key, value in triggers)
-    if start and stop and never_active(start, stop):
-        reason = f"fires no later than optim.start_when={options['start_when']}, so nothing is filtered"
-        raise ValueError(f"optim.stop_when={options['stop_when']} {reason}: give a later one, or leave one out")
+    if start and stop:
+        rules.enforce(rules.check_trigger_order(start, stop))
 
 
 def _build(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from research import rules
 from research.ranges import NonNegativeFloat, PositiveFloat
 
 INITIAL_SETTINGS = "as_built"  # key in a parameter group, as checkpoints store it
@@ -34,6 +35,7 @@ def from_base(
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
     """Return the optimizer of `base` over the two groups of `build_param_groups`."""
+    rules.enforce(*map(rules.check_base_setting, base.keywords))
     return base(build_param_groups(model, weight_decay, no_decay), lr=lr)
 
 

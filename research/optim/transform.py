@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
+
+from research import rules
 
 COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by transform and base: one class for all optimizers of a kind
 
@@ -40,9 +42,9 @@ def wrap_optimizer(
 ) -> Optimizer:
     """Return an optimizer of the combined class, as GrokfastAdamW. Raise ValueError if `base` cannot be combined."""
     kind: Any = base.func
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or issubclass(kind, LBFGS):
-        reason = "computes gradients within its step" if kind is LBFGS else "is no optimizer class"
-        raise ValueError(f"optim.base._target_={getattr(kind, '__qualname__', kind)} {reason}: give one as torch.optim.AdamW")
+    is_optimizer = isinstance(kind, type) and issubclass(kind, Optimizer)
+    rules.enforce(rules.check_filter_base(getattr(kind, "__qualname__", str(kind)), is_optimizer))
+    rules.enforce(*map(rules.check_base_setting, base.keywords))
     optimizer = combine_classes(transform, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer

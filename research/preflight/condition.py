@@ -1,4 +1,4 @@
-"""A condition of other keys, as optim == 'grokfast' and lr > 1e-3: Python's comparisons, and nothing that could do harm."""
+"""Conditions on other keys, as optim == 'grokfast' and lr > 1e-3: comparisons in Python's syntax, and nothing else."""
 
 import ast
 import operator
@@ -18,19 +18,22 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 class Condition:
-    """`holds` says whether it is so for these values; `names` are the keys that it asks for."""
+    """A parsed condition: `holds` evaluates it, `names` are the keys that it depends on.
+
+    Raises ValueError that names the setting for text that is no condition.
+    """
 
     def __init__(self, source: str, setting: str) -> None:
         self.source, self.setting, self.names = str(source), setting, set[str]()
         try:
             self.tree = ast.parse(self.source, mode="eval").body
-            self._check(self.tree)
+            self._validate(self.tree)
         except SyntaxError as error:
-            told = "is not a condition: compare keys with values, as optim == 'grokfast' and lr > 1e-3"
-            raise ValueError(f"{setting}={source} {told}") from error
+            message = "is not a condition: compare keys with values, as optim == 'grokfast' and lr > 1e-3"
+            raise ValueError(f"{setting}={source} {message}") from error
 
-    def _check(self, node: ast.expr) -> None:
-        """Only what `_value` knows. Raises SyntaxError for the rest."""
+    def _validate(self, node: ast.expr) -> None:
+        """Collect the names; raise SyntaxError for what `_evaluate` does not know, calls above all."""
         if name := to_dotted_key(node):
             self.names.add(name)
             return
@@ -42,40 +45,43 @@ class Condition:
             raise SyntaxError
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
-                self._check(child)
+                self._validate(child)
 
-    def holds(self, known: Mapping[str, Any]) -> bool:
-        """Not where a key that it asks for is itself left out."""
-        if not self.names <= known.keys():
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Evaluate for these values; False where a key that it depends on is missing.
+
+        Raises ValueError for values that cannot be compared.
+        """
+        if not self.names <= values.keys():
             return False
         try:
-            return bool(self._evaluate(self.tree, known))
+            return bool(self._evaluate(self.tree, values))
         except TypeError as error:
             raise ValueError(f"{self.setting}={self.source}: {error}") from error
 
-    def _evaluate(self, node: ast.expr, known: Mapping[str, Any]) -> Any:
+    def _evaluate(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
         if name := to_dotted_key(node):
-            return known[name]
+            return values[name]
         match node:
             case ast.Constant():
                 return node.value
             case ast.List() | ast.Tuple():
-                return [self._evaluate(each, known) for each in node.elts]
+                return [self._evaluate(item, values) for item in node.elts]
             case ast.UnaryOp():
-                value = self._evaluate(node.operand, known)
+                value = self._evaluate(node.operand, values)
                 return not value if isinstance(node.op, ast.Not) else -value
             case ast.BoolOp():
-                judge = all if isinstance(node.op, ast.And) else any
-                return judge(self._evaluate(each, known) for each in node.values)
+                combine = all if isinstance(node.op, ast.And) else any
+                return combine(self._evaluate(item, values) for item in node.values)
             case ast.Compare():
-                values = [self._evaluate(each, known) for each in (node.left, *node.comparators)]
-                pairs = zip(node.ops, values, values[1:], strict=False)
+                operands = [self._evaluate(item, values) for item in (node.left, *node.comparators)]
+                pairs = zip(node.ops, operands, operands[1:], strict=False)
                 return all(COMPARE[type(op)](left, right) for op, left, right in pairs)
-        raise AssertionError("checked when it was read")
+        raise AssertionError("validated when it was parsed")
 
 
 def to_dotted_key(node: ast.expr) -> str:
-    """A key with its dots; empty where the node is something else."""
+    """Return the dotted key that a node spells, as optim.lr; empty for any other node."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute) and (owner := to_dotted_key(node.value)):

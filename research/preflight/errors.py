@@ -1,4 +1,4 @@
-"""How a run that fails ends on the terminal: what the user can mend in a few lines, a bug with its traceback."""
+"""How a failed run ends on the terminal: a user's error in a few lines, a bug with its traceback."""
 
 import logging
 import os
@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
-from research.preflight.overrides import format_mistake
-
 
 class FilteredStream:
-    """stderr without Hydra's announcement of an error that is told right after it."""
+    """stderr without Hydra's announcement of an error, which follows in our own words."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -25,30 +23,31 @@ class FilteredStream:
 
 @contextmanager
 def explain_errors() -> Iterator[None]:
-    """What the user can mend ends in a line and exit code 1; a bug keeps its traceback, as all do with HYDRA_FULL_ERROR=1."""
+    """Print a user's error in a few lines and exit with 1; leave a bug its traceback. Ctrl-C exits with 130.
+
+    HYDRA_FULL_ERROR=1 leaves every error its traceback.
+    """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
-    mendable = (ValueError, FloatingPointError, OSError, HydraException, OmegaConfBaseException)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or else Hydra prints the error itself
-    stderr = sys.stderr
+    user_errors = (ValueError, FloatingPointError, OSError, HydraException, OmegaConfBaseException)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error itself, and exits
+    stderr, is_sweep = sys.stderr, "--multirun" in sys.argv or "-m" in sys.argv
     try:
-        with (
-            nullcontext()
-            if "--multirun" in sys.argv or "-m" in sys.argv
-            else redirect_stderr(cast(TextIO, FilteredStream(stderr)))
-        ):
+        with nullcontext() if is_sweep else redirect_stderr(cast(TextIO, FilteredStream(stderr))):
             yield
     except KeyboardInterrupt:
         print("interrupted", file=stderr)
         sys.exit(130)
-    except mendable as error:
+    except user_errors as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not isinstance(cause, mendable):
+        if not isinstance(cause, user_errors):
             raise
+        from research.preflight.overrides import format_mistake
+
         logs = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
         print(format_mistake(*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:])), file=stderr)
         sys.exit(1)

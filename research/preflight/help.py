@@ -1,10 +1,12 @@
-"""What conf/ offers, read as text: the groups, their options, the keys, and the screen that --help prints."""
+"""The contents of conf/, read as text: groups, options, keys; and the screen that --help prints."""
 
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+HELP_WIDTH = 100  # columns
 HELP = """Grokbit trains, tracks and compares ternary networks: choose components, change keys, add -m to sweep.
 
 usage: python train.py [GROUP=OPTION ...] [KEY=VALUE ...] [-m KEY=A,B ...]
@@ -12,10 +14,10 @@ usage: python train.py [GROUP=OPTION ...] [KEY=VALUE ...] [-m KEY=A,B ...]
 groups (* is the default):
 {groups}
 
-keys (a component's own stand in its yaml, as model.dim, and all of them in: python train.py --cfg job):
+keys (those of a component are in its yaml, as model.dim; all of them: python train.py --cfg job):
 {keys}
 
-copy one of these:
+examples:
   python train.py
   python train.py model=transformer optim=adamw
   python train.py data=digits model=bitmlp
@@ -23,40 +25,57 @@ copy one of these:
   python train.py experiment=text
   python train.py trainer=debug
 
-Hydra's own flags still work: --cfg job, --info, --hydra-help; HYDRA_FULL_ERROR=1 shows tracebacks."""
+Hydra's own flags work too: --cfg job, --info, --hydra-help. HYDRA_FULL_ERROR=1 shows tracebacks."""
 
 
 @cache
 def list_groups() -> dict[str, list[str]]:
-    """The options of each group, the groups in the order of the defaults list."""
+    """Return the options of each group, the groups in the order of the defaults list."""
     names = [*read_defaults(), *sorted(folder.name for folder in CONF.iterdir())]
     return {name: sorted(file.stem for file in (CONF / name).glob("*.yaml")) for name in names if (CONF / name).is_dir()}
 
 
 def read_defaults() -> dict[str, str]:
-    """The option that each group has unless another is chosen."""
+    """Return the option that each group has unless another is chosen."""
     return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(), re.MULTILINE))
 
 
 def describe(file: Path) -> str:
-    """The first comment of a yaml file that is not its package."""
-    comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
-    return next((comment for comment in comments if not comment.startswith("@package")), "")
+    """Return the first sentence of a yaml's comment, without the command that a preset's comment opens with."""
+    lines = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+    # A line that begins in lower case goes on with the sentence before it.
+    end = next((index for index, line in enumerate(lines) if index and not line[:1].islower()), len(lines))
+    sentence = re.split(r"\.(?= [A-Z]|$)", " ".join(lines[:end]), maxsplit=1)[0]
+    return re.sub(r"^python train\.py \S+(?: -m)?(?::|  ) *", "", sentence)
+
+
+def format_columns(*columns: tuple[str, int], text: str) -> str:
+    """Return one line of fixed columns with a text beside them, wrapped below itself."""
+    left = "".join(f"{column:<{width}}" for column, width in columns)
+    indent = " " * sum(width for _, width in columns)
+    return textwrap.fill(text, HELP_WIDTH, initial_indent=left, subsequent_indent=indent, break_on_hyphens=False) or left
 
 
 def build_help_text() -> str:
-    """What --help prints."""
-    rows, default, config = [], read_defaults(), (CONF / "config.yaml").read_text()
-    for group, options in list_groups().items():
+    """Return what --help prints."""
+    defaults, groups = read_defaults(), list_groups()
+    width = 2 + max(len(option) for options in groups.values() for option in options)
+    rows = []
+    for group, options in groups.items():
         for option in options:
-            title, mark = group if option == options[0] else "", "*" if default.get(group) == option else " "
-            rows.append(f"  {title:<11}{mark}{option:<15}{describe(CONF / group / f'{option}.yaml')}")
+            title, mark = group if option == options[0] else "", "*" if defaults.get(group) == option else " "
+            description = describe(CONF / group / f"{option}.yaml")
+            rows.append(format_columns((f"  {title}", 13), (mark + option, width + 1), text=description))
+    config = (CONF / "config.yaml").read_text()
     keys = config.partition("\n\n")[2].partition("\n\n")[0].splitlines()  # between the defaults list and Hydra's own
-    return HELP.format(groups="\n".join(rows), keys="\n".join(f"  {line}" for line in keys))
+    pairs = [key.partition(" # ")[::2] for key in keys]
+    width = 2 + max(len(key) for key, _ in pairs)
+    lines = [format_columns((f"  {key}", 2 + width), text=f"# {comment}" if comment else "") for key, comment in pairs]
+    return HELP.format(groups="\n".join(rows), keys="\n".join(lines))
 
 
 def find_target(group: str, option: str) -> str:
-    """The `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
+    """Return the `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
     for _ in range(8):
         file = CONF / group / f"{option}.yaml"
         content = file.read_text() if file.exists() else ""

@@ -1,9 +1,9 @@
-"""The words of a command line: which of them Hydra can read, which group has which option, what a sweep runs."""
+"""The overrides of a command line: parse them, check each by itself, expand sweeps into runs, write values as overrides."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from research.preflight.help import list_groups
 from research.preflight.suggest import suggest
@@ -11,32 +11,26 @@ from research.preflight.suggest import suggest
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-MAX_SWEEP_VALUES = 50  # values of a sweep that are looked at
+MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
 MAX_LINES = 6  # of one mistake
 
 
-class Conflict(NamedTuple):
-    """Keys that do not go together: what is wrong, and the values that would do."""
-
-    keys: tuple[str, ...]
-    message: str
-    fix: str
-
-
 def format_mistake(head: str, *lines: str) -> str:
+    """Return an error for the terminal: what was typed, then what is wrong and what would be right."""
     return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
 
 
 def get_key(override: "Override") -> str:
+    """Return the key that an override sets, with its package, without + and ~."""
     return str(override.get_key_element()).lstrip("+~")
 
 
 def parse(arguments: list[str]) -> tuple[list["Override"], list[str]]:
-    """The overrides that can be read, and what is wrong with the others."""
+    """Parse arguments; return the overrides, and a mistake for each argument that is none."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, overrides, wrong = OverridesParser.create(), [], []
+    parser, overrides, mistakes = OverridesParser.create(), [], []
     for argument in arguments:
         name, equal, value = argument.partition("=")
         try:
@@ -52,74 +46,72 @@ def parse(arguments: list[str]) -> tuple[list["Override"], list[str]]:
             quoted = value.replace('"', "'")
             lines = [f"{value} cannot be read: brackets must close; text with brackets, commas or = needs quotes"]
             lines += [f"a list: '{name}=[a,b]'   text: '{name}=\"{quoted}\"'"]
-        wrong.append(format_mistake(argument, *lines))
-    return overrides, wrong
+        mistakes.append(format_mistake(argument, *lines))
+    return overrides, mistakes
 
 
 def check_no_sweep(override: "Override") -> str:
-    """What Hydra says to a sweep without -m."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.errors import ConfigCompositionException
-    from hydra.types import RunMode
-
-    try:
-        ConfigLoaderImpl.validate_sweep_overrides_legal([override], RunMode.RUN, from_shell=True)
-    except ConfigCompositionException as error:
-        return format_mistake(str(override.input_line), *str(error).splitlines())
-    return ""
+    """Return the mistake of a sweep without -m; empty for a single value."""
+    if not override.is_sweep_override():
+        return ""
+    line = str(override.input_line)
+    key, _, values = line.partition("=")
+    # A function, as range(0,3), can be nothing else; bare commas may stand for a list or belong to a text.
+    others = [] if "(" in values else [f"one list: '{key}=[{values}]'   one text: '{key}=\"{values}\"'"]
+    return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
 
 
 def expand_sweep(override: "Override") -> list[str]:
-    """Each value of a sweep as an override of its own; of an interval its ends."""
+    """Return each value of a sweep as an override of its own; the two ends of an interval."""
     from hydra.core.override_parser.types import Glob, IntervalSweep, QuotedString, Transformer
 
     if not override.is_sweep_override():
         return [str(override.input_line)]
-    swept: Any = override.value()
-    if isinstance(swept, IntervalSweep):
-        texts = [str(swept.start), str(swept.end)]
-    elif isinstance(swept, Glob):
-        texts = swept.filter(list_groups().get(override.key_or_group, []))
+    sweep: Any = override.value()
+    if isinstance(sweep, IntervalSweep):
+        texts = [str(sweep.start), str(sweep.end)]
+    elif isinstance(sweep, Glob):
+        texts = sweep.filter(list_groups().get(override.key_or_group, []))
     else:
-        found = islice(override.sweep_iterator(transformer=Transformer.identity), MAX_SWEEP_VALUES)
-        texts = [to_override(each.text if isinstance(each, QuotedString) else each) for each in found]
+        values = islice(override.sweep_iterator(transformer=Transformer.identity), MAX_SWEEP_VALUES)
+        texts = [to_override(value.text if isinstance(value, QuotedString) else value) for value in values]
     return [f"{override.get_key_element()}={text}" for text in texts]
 
 
 def check_sweep_values(override: "Override") -> str:
-    """What is wrong with a sweep over no value at all; of groups `no_option` tells."""
+    """Return the mistake of a sweep over no value at all, as range(3,3); empty for any other."""
     return format_mistake(str(override.input_line), "nothing is between start and stop") if not expand_sweep(override) else ""
 
 
 def check_option(override: "Override") -> str:
-    """What is wrong with the choice of a group's option."""
+    """Return the mistake of an option that its group does not have; empty for a known one, and for other keys."""
     group, line = override.key_or_group, str(override.input_line)
     options = list_groups().get(group)
     if options is None or override.is_delete():
         return ""
-    chosen = [each.value() for each in parse(expand_sweep(override))[0]]
-    for name in [name for value in chosen for name in (value if isinstance(value, list) else [value])]:
+    values = [choice.value() for choice in parse(expand_sweep(override))[0]]
+    for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
         if name is None:
             return format_mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
         if name not in options:
             near = suggest(str(name), options)
-            there = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-            return format_mistake(line, there, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
-    return "" if chosen else format_mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
+            known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
+            return format_mistake(line, known, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
+    return "" if values else format_mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
 
 
 def iter_variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
-    """The first run of a sweep, then one run for each other value of each key."""
+    """Yield the first run of a sweep, then one run for each other value of each key: not the whole product."""
     sweeps = [parse(expand_sweep(override))[0] for override in overrides]
     first = [sweep[0] for sweep in sweeps]
     yield first
-    for place, sweep in enumerate(sweeps):
+    for index, sweep in enumerate(sweeps):
         for other in sweep[1:]:
-            yield [*first[:place], other, *first[place + 1 :]]
+            yield [*first[:index], other, *first[index + 1 :]]
 
 
 def to_override(value: Any) -> str:
-    """A value as an override gives it, so that Hydra reads back the very same."""
+    """Return a value as text from which Hydra parses the same value."""
     from hydra.core.override_parser.types import QuotedString
 
     value = value.text if isinstance(value, QuotedString) else value
@@ -128,19 +120,19 @@ def to_override(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{to_override(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{to_override(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(map(to_override, value)) + "]"
     return quote_if_needed(str(value))
 
 
 def quote_if_needed(text: str) -> str:
-    """A text without quotes where Hydra reads it so, or else in quotes."""
+    """Return a text as it is where Hydra parses it as text, else in quotes."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if text and text == text.strip() and text.isascii() and all(c.isalnum() or c in "_-./" for c in text):
-        read_back = OverridesParser.create().parse_override(f"x={text}").value()
-        if isinstance(read_back, str) and read_back == text:
+        parsed = OverridesParser.create().parse_override(f"x={text}").value()
+        if isinstance(parsed, str) and parsed == text:
             return text
     return QuotedString(text, Quote.single).with_quotes()

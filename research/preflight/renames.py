@@ -1,16 +1,26 @@
-"""What config keys and targets were called before: run folders of earlier versions are read through this one table.
+"""Old names of config keys and targets: the one table by which run folders of earlier versions are read.
 
-Since 0.2: a key that a user types by its old name is refused with its new one; a run folder that holds it is understood.
+Names changed in 0.2. A run folder that holds old ones is understood; the preflight answers one that is typed with the new.
 """
 
 import copy
 from typing import Any
 
 TARGETS = {  # old -> new
-    "research.optim.param_groups.plain": "research.optim.param_groups.from_base",
+    "research.trainer.Trainer": "research.training.trainer.Trainer",
+    "research.optim.plain.plain": "research.optim.param_groups.from_base",
+    "research.jsonl.Tracker": "research.tracking.jsonl.Tracker",
+    "research.jsonl.Jsonl": "research.tracking.jsonl.Jsonl",
+    "research.tracking.MLflow": "research.tracking.mlflow.MLflow",
+    "research.callbacks.pruning.Pruning": "research.sweep.pruning.Pruning",
 }
-PARAMETERS: dict[str, dict[str, str]] = {  # target -> old -> new
-    "research.training.trainer.Trainer": {"judge_train": "eval_train"},
+PARAMETERS: dict[str, dict[str, str]] = {  # new target -> old parameter -> new parameter
+    "research.training.trainer.Trainer": {
+        "judge_train": "eval_train",
+        "on_nonfinite": "guard.policy",
+        "max_skips": "guard.max_skips",
+        "max_rollbacks": "guard.max_rollbacks",
+    },
     "research.nn.bitlinear.BitLinear": {
         "scale": "scale_method",
         "per": "granularity",
@@ -21,31 +31,34 @@ PARAMETERS: dict[str, dict[str, str]] = {  # target -> old -> new
     "research.models.decoder.Decoder": {"hidden": "ffn_dim"},
     "research.data.text.text": {"glob": "pattern", "length": "seq_len"},
 }
-SHAPES = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}  # summary.json
+
+
+def get_new_target(target: Any) -> str:
+    """Return the current name of a target; the target itself where it never had another."""
+    return TARGETS.get(str(target), str(target))
 
 
 def get_new_name(target: Any, parameter: str) -> str | None:
-    """Return what a parameter of a target is called now; None where it never had another name."""
-    return PARAMETERS.get(str(target), {}).get(parameter)
+    """Return the current name of a target's parameter; None where it never had another."""
+    return PARAMETERS.get(get_new_target(target), {}).get(parameter)
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved configuration of any earlier version in today's words. The argument is left as it is."""
+    """Return a copy of a resolved configuration of any earlier version with the current names."""
     upgraded: dict[str, Any] = copy.deepcopy(config)
     nodes = [upgraded]
     while nodes:
         node = nodes.pop()
         if isinstance(target := node.get("_target_"), str):
-            node["_target_"] = TARGETS.get(target, target)
+            node["_target_"] = get_new_target(target)
             for old, new in PARAMETERS.get(node["_target_"], {}).items():
                 if old in node:
-                    node[new] = node.pop(old)
+                    *parents, last = new.split(".")
+                    holder = node
+                    for parent in parents:
+                        holder = holder.setdefault(parent, {})
+                    holder[last] = node.pop(old)
         if node.get("_target_") == "research.models.hub.Hub" and node.get("linear", ...) is None:  # hub_full before conf/linear
             node["linear"] = {"_target_": "torch.nn.Linear", "_partial_": True}
         nodes += [value for value in node.values() if isinstance(value, dict)]
     return upgraded
-
-
-def upgrade_shape(shape: dict[str, int]) -> dict[str, int]:
-    """Return the shape that summary.json holds, its fields as they are called now."""
-    return {SHAPES.get(name, name): size for name, size in shape.items()}

@@ -1,4 +1,4 @@
-"""Where a run goes on: what resume= means, the folder that it then writes to, and what must not have changed."""
+"""What resume= means: the run that is resumed, the folder that it writes to, and the settings that must not change."""
 
 import re
 from collections.abc import Iterator
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
-from research.preflight.overrides import Conflict, expand_sweep, format_mistake
+from research.preflight.overrides import expand_sweep, format_mistake
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig, repr_value
+from research.rules import Conflict
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # what may change when a run goes on
-IGNORED_KEYS = ("out", "name", "resume", "tracker", "hydra")  # what makes no other run
+CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
+IGNORED_KEYS = ("out", "name", "resume", "tracker", "hydra")  # with other values it is still the same run
 RUN_ID_PATTERN = r"[0-9a-f]{32}"
 
 
@@ -28,59 +29,65 @@ class Resume:
 
 
 def expand_resume(argument: str) -> str:
-    """resume=X stands for resume.path=X, which Hydra can tell from the keys below it."""
+    """Return resume=X as resume.path=X, since `resume` itself holds keys."""
     return re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
 
 
 def check_resume_sweep(override: "Override") -> str:
-    """What is wrong with a sweep over runs in MLflow: only one of them can be told its folder before Hydra begins."""
-    swept = override.key_or_group == "resume.path" and override.is_sweep_override()
-    if not (swept and any(re.search(RUN_ID_PATTERN, value) for value in expand_sweep(override))):
+    """Return the mistake of a sweep over several MLflow runs: only one id can be resolved before Hydra starts."""
+    is_sweep = override.key_or_group == "resume.path" and override.is_sweep_override()
+    if not (is_sweep and any(re.search(RUN_ID_PATTERN, value) for value in expand_sweep(override))):
         return ""
-    return format_mistake(str(override.input_line), "a sweep can begin at one run in MLflow", "give the folders of several")
+    return format_mistake(str(override.input_line), "a sweep can start from one run in MLflow", "give the folders of several")
 
 
 def get_resume_overrides(requested: RequestedConfig, multirun: bool = False) -> list[str]:
-    """The overrides that spell out a run's id, and send a run to the folder that it goes on in."""
-    given, own_place = requested.get_resolved("resume.path")[0], multirun or "hydra.run.dir" in requested.typed_overrides
-    if not isinstance(given, str):
+    """Return the overrides that replace an MLflow run id by its path, and send a resumed run to its own folder."""
+    value, has_folder = requested.get_resolved("resume.path")[0], multirun or "hydra.run.dir" in requested.typed_overrides
+    if not isinstance(value, str):
         return []
-    if given == "auto":
-        own = None if own_place else find_latest_run(requested)
+    if value == "auto":
+        own = None if has_folder else find_latest_run(requested)
         return [f"hydra.run.dir={quote_path(own)}"] if own else []
     if (path := find_resume_path(requested)) is None:
         return []
-    rest = [f"resume.path={quote_path(path)}"] if re.fullmatch(RUN_ID_PATTERN, given) else []
-    if own_place:
-        return rest
-    if has_later_checkpoints(path) or requested.get_resolved("resume.weights_only")[0] is True:
-        return rest  # from an older checkpoint a run branches off, in a folder of its own
-    return [*rest, f"hydra.run.dir={quote_path(get_run_folder(path))}"]
+    overrides = [f"resume.path={quote_path(path)}"] if re.fullmatch(RUN_ID_PATTERN, value) else []
+    # From an older checkpoint, or from weights alone, a new run branches off in a folder of its own.
+    if has_folder or has_later_checkpoints(path) or starts_from_weights(requested):
+        return overrides
+    return [*overrides, f"hydra.run.dir={quote_path(get_run_folder(path))}"]
+
+
+def starts_from_weights(requested: RequestedConfig) -> bool:
+    """Return whether a new run starts from the weights of another one."""
+    return requested.get_resolved("resume.weights_only")[0] is True
 
 
 def get_run_folder(path: Path) -> Path:
-    """The run folder that a checkpoint is in; that of a run folder is itself."""
+    """Return the run folder of a checkpoint; a run folder itself."""
     return path.parents[1] if path.name.startswith("step-") else path
 
 
 def has_later_checkpoints(path: Path) -> bool:
-    """Whether it is a checkpoint that was followed by others."""
+    """Return whether a path is a checkpoint, and its run has later ones."""
     return path != get_run_folder(path) and path != next(iter(list_checkpoints(get_run_folder(path)).values()), path)
 
 
 def list_checkpoints(run: Path) -> dict[int, Path]:
-    from research.run_dir import list_checkpoints  # it has much to say of machines, and --help nothing
+    """Return a run's checkpoints by step, the newest first."""
+    from research.run_dir import list_checkpoints  # here: it is slow to import
 
     return list_checkpoints(run)
 
 
 def quote_path(path: Path) -> str:
+    """Return a path as a quoted text for Hydra."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
 
 def find_latest_run(requested: RequestedConfig) -> Path | None:
-    """The newest run folder of this very configuration; one with a checkpoint, if there is any."""
+    """Return the newest run folder of this very configuration, one with a checkpoint if there is any; else None."""
     runs = []
     root = Path(str(requested.get_resolved("out")[0])).expanduser() / str(requested.get_resolved("name")[0])
     for config in sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True):
@@ -92,93 +99,100 @@ def find_latest_run(requested: RequestedConfig) -> Path | None:
 
 
 def find_resume_path(requested: RequestedConfig) -> Path | None:
-    """The run folder or checkpoint that resume names by its path or its run in MLflow; None where there is none."""
-    given = str(requested.get_resolved("resume.path")[0])
-    if (path := Path(given).expanduser()).exists():
+    """Return the run folder or checkpoint that resume= names, by a path or an MLflow run id; None where there is none."""
+    value = str(requested.get_resolved("resume.path")[0])
+    if (path := Path(value).expanduser()).exists():
         return path.resolve()
-    if not re.fullmatch(RUN_ID_PATTERN, given):
+    if not re.fullmatch(RUN_ID_PATTERN, value):
         return None
     out = Path(str(requested.get_resolved("out")[0])).expanduser()
-    for note in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
-        if note.read_text(errors="replace").strip() == given:
-            return note.parent.resolve()
-    from research.tracking.mlflow_store import get_run_folder  # heavy, and only for a run that is not below out
+    for file in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
+        if file.read_text(errors="replace").strip() == value:
+            return file.parent.resolve()
+    # MLflow takes seconds to import, so it is asked only about a run that is not below `out`.
+    from research.tracking.mlflow_store import get_run_folder
 
     uri = requested.get_resolved("tracker.uri")[0]
     try:
-        path = Path(get_run_folder(given, uri if isinstance(uri, str) else None))
+        path = Path(get_run_folder(value, uri if isinstance(uri, str) else None))
     except ValueError:
         return None
     return path if path.exists() else None
 
 
-def load_config(config: Path) -> ComposedConfig | None:
-    """A run's config.yaml; None where it is damaged or not there."""
+def load_config(file: Path) -> ComposedConfig | None:
+    """Return a run's config.yaml with the current names; None where it is missing or damaged."""
     from omegaconf import OmegaConf
 
     try:
-        held = OmegaConf.to_container(OmegaConf.load(config))
-    except Exception:  # whatever the parser makes of it
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception:  # the parser has no common class of errors
         return None
-    return ComposedConfig(upgrade_config(held)) if isinstance(held, dict) and held else None  # type: ignore[arg-type]
+    return ComposedConfig(upgrade_config(content)) if isinstance(content, dict) and content else None  # type: ignore[arg-type]
 
 
 def describe_differences(requested: RequestedConfig, old: ComposedConfig, *nodes: str) -> list[str]:
-    """What is other than in a run's config.yaml, of some nodes or of all that matters."""
+    """Return a line for each key whose value differs from an old run's; of some nodes, or of all that matter."""
     nodes = nodes or tuple(dict.fromkeys(key for side in (requested, old) for key in side.cfg if key not in IGNORED_KEYS))
     keys = dict.fromkeys(key for node in nodes for side in (requested, old) for key, _ in iter_leaves(node, side.get(node)))
     return [f"{key} is {format_value(requested, key)} here, was {format_value(old, key)} there" for key in keys
             if requested.get_resolved(key)[0] != old.get_resolved(key)[0]]  # fmt: skip
 
 
-def format_value(side: ComposedConfig, key: str) -> str:
-    value = side.get_resolved(key)[0]
+def format_value(config: ComposedConfig, key: str) -> str:
+    """Return the value of a key for a message."""
+    value = config.get_resolved(key)[0]
     return "nothing" if value is MISSING else repr_value(value)
 
 
 def check_resume(requested: RequestedConfig) -> Iterator[Conflict]:
-    """A run goes on from a checkpoint that is there, as the same model and optimizer on the same data."""
-    given = requested.get_resolved("resume.path")[0]
-    if not isinstance(given, str):
-        if requested.get_resolved("resume.weights_only")[0] is True:
-            yield Conflict(
-                ("resume.weights_only",), "it needs weights to begin from", "give resume=, a run folder or a checkpoint"
-            )
-        return
-    if given == "auto":
-        from research.run_dir import is_locked  # it has much to say of machines, and --help nothing
+    """A run resumes from an existing checkpoint, with the same model, optimizer and data."""
+    value = requested.get_resolved("resume.path")[0]
+    if value == "auto":
+        yield from check_resume_auto(requested)
+    elif isinstance(value, str):
+        yield from check_resume_path(requested, value)
+    elif starts_from_weights(requested):
+        fix = "give resume=, a run folder or a checkpoint"
+        yield Conflict(("resume.weights_only",), "resume.weights_only=true needs weights to start from", fix)
 
-        if requested.get_resolved("resume.weights_only")[0] is True:
-            told = "auto goes on with the newest run of this configuration, weights_only begins another one"
-            yield Conflict(("resume.path", "resume.weights_only"), told, "give resume=FOLDER, the run to begin from")
-        elif (own := find_latest_run(requested)) and "hydra.run.dir" not in requested.typed_overrides and is_locked(own):
-            yield Conflict(("resume.path",), f"this very run is being written by another process: {own}", "wait for its end")
-        return
+
+def check_resume_auto(requested: RequestedConfig) -> Iterator[Conflict]:
+    """resume=auto resumes, and no other process is writing that run."""
+    from research.run_dir import is_locked  # here: it is slow to import
+
+    if starts_from_weights(requested):
+        message = "resume=auto resumes the newest run of this configuration, resume.weights_only=true starts a new one"
+        yield Conflict(("resume.path", "resume.weights_only"), message, "give resume=FOLDER, the run to start from")
+    elif (own := find_latest_run(requested)) and "hydra.run.dir" not in requested.typed_overrides and is_locked(own):
+        yield Conflict(("resume.path",), f"another process is writing this very run: {own}", "wait for its end")
+
+
+def check_resume_path(requested: RequestedConfig, value: str) -> Iterator[Conflict]:
+    """The path or id leads to a checkpoint that the run can go on from."""
     path = find_resume_path(requested)
     if path is None:
-        told = (
-            "no such folder, nor a run in MLflow"
-            if re.fullmatch(RUN_ID_PATTERN, given)
-            else f"there is no {Path(given).absolute()}"
-        )
-        yield Conflict(("resume.path",), told, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
+        is_id = re.fullmatch(RUN_ID_PATTERN, value)
+        message = "no such folder, nor a run in MLflow" if is_id else f"there is no {Path(value).absolute()}"
+        yield Conflict(("resume.path",), message, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
         return
-    if path == get_run_folder(path) and not list_checkpoints(path):
+    folder = get_run_folder(path)
+    if path == folder and not list_checkpoints(path):
         yield Conflict(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
-    in_place = "hydra.run.dir" in requested.typed_overrides and Path(
-        str(requested.get_resolved("hydra.run.dir")[0])
-    ).resolve() == get_run_folder(path)
-    if in_place and has_later_checkpoints(path) and requested.get_resolved("resume.weights_only")[0] is not True:
-        told = f"{get_run_folder(path)} has later checkpoints than {path.name}"
-        yield Conflict(("resume.path", "hydra.run.dir"), told, "leave out hydra.run.dir: the run gets a folder of its own")
-    if old := load_config(get_run_folder(path) / "config.yaml"):
+    target = Path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()
+    writes_there = "hydra.run.dir" in requested.typed_overrides and target == folder
+    if writes_there and has_later_checkpoints(path) and not starts_from_weights(requested):
+        message = f"{folder} has later checkpoints than {path.name}"
+        yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
+    if old := load_config(folder / "config.yaml"):
         yield from check_resume_changes(requested, old)
 
 
 def check_resume_changes(requested: RequestedConfig, old: ComposedConfig) -> Iterator[Conflict]:
-    """What a run cannot go on with; and with other data or another optimizer one may still begin from its weights."""
-    fresh = requested.get_resolved("resume.weights_only")[0] is True
+    """The model is the old run's; unless only its weights are taken, data and optimizer are too."""
+    fresh = starts_from_weights(requested)
     for node in ("model",) if fresh else ("model", "data", "optim._target_", "optim.base._target_"):
-        if told := [line for line in describe_differences(requested, old, node) if line.split()[0] not in CHANGEABLE_KEYS]:
+        lines = [line for line in describe_differences(requested, old, node) if line.split()[0] not in CHANGEABLE_KEYS]
+        if lines:
             fix = "give what it was trained with" + ("" if node == "model" else ", or resume.weights_only=true")
-            yield Conflict(("resume.path", *(line.split()[0] for line in told)), "; ".join(told[:3]), fix)
+            yield Conflict(("resume.path", *(line.split()[0] for line in lines)), "; ".join(lines[:3]), fix)

@@ -1,4 +1,4 @@
-"""What values a parameter takes, as far as its annotation says."""
+"""The values that a parameter takes, as far as its annotation says."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -25,10 +25,10 @@ class ValueType:
         return f"{words} in {self.interval}" if self.interval else words
 
     def accepts(self, value: object) -> bool:
-        """An int is a float; a bool is neither."""
+        """Return whether a value is of this type: an int is a float too, a bool is neither."""
         if self.name in ("int", "float"):
-            number = type(value) is int or (type(value) is float and self.name == "float")
-            return number and (not self.interval or is_in_interval(self.interval, cast(float, value)))
+            is_number = type(value) is int or (type(value) is float and self.name == "float")
+            return is_number and (not self.interval or is_in_interval(self.interval, cast(float, value)))
         checks = {
             "choice": any(type(value) is type(choice) and value == choice for choice in self.choices),
             "str": isinstance(value, str) and value != "",
@@ -44,7 +44,7 @@ ANY = ValueType("any")
 
 
 def is_in_interval(interval: str, value: float) -> bool:
-    """Whether `value` lies in an interval such as "[0, 1)", or in a set such as "{1, 2}"; NaN lies nowhere."""
+    """Return whether `value` lies in an interval as "[0, 1)", or in a set as "{1, 2}". NaN lies nowhere."""
     ends = [float(end) for end in interval[1:-1].split(",")]
     if interval[0] == "{":
         return value in ends

@@ -1,5 +1,6 @@
 """A sweep from its first look at the settings to its report."""
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ def run_sweep(
         if worker is None:
             begin(plan, work)
         if worker is None and (settings.workers > 1 or settings.devices):
+            gc.enable()  # train.py disables it, and research.run, which enables it, never runs in this process
             supervisor.supervise(settings, plan.folder, plan.name, work)
         else:
             work.run_all()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
+from research import rules
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -22,7 +22,7 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else several processes on a CPU stay apart
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
     if (count := accelerator.num_processes) != (started := get_launched_ranks()[1]):
-        raise ValueError(f"{started} processes were started, accelerate made {count} of them\n{LAUNCH_HINT}")
+        raise ValueError(f"{started} processes were started, accelerate made {count} of them\n{rules.LAUNCH_HINT}")
     return accelerator
 
 

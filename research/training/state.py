@@ -41,6 +41,8 @@ class RunInfo:
 
     steps: int  # to be done in all
     batch_size: int  # samples a step, over all processes
+    log_every: int = 1  # steps between two log points
+    eval_every: int = 1  # steps between two evaluations
     monitor: str = "val/loss"  # the metric that judges the run
     task: str = ""  # what evaluations are of: only those of one task can be compared
     name: str = "run"

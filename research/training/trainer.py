@@ -17,8 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research import rules
 from research.data.spec import Dataset
 from research.losses import Loss, Objective, Supervised
+from research.nn.bitlinear import bitlinear_layers
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import set_rates
@@ -61,11 +63,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.accelerator = distributed.make_accelerator(self.device, self.precision)
         self.world_size = self.accelerator.num_processes
-        if self.parallel != "auto" and self.world_size == 1:
-            raise ValueError(f"trainer.parallel={self.parallel}, but this is one process\n{distributed.LAUNCH_HINT}")
-        if self.batch_size < self.grad_accum * self.world_size:
-            parts = f"{self.grad_accum} micro-batches a process, {self.world_size} processes"
-            raise ValueError(f"trainer.batch_size={self.batch_size} has too few samples for {parts}")
+        rules.enforce(
+            rules.check_processes(self.parallel, self.world_size),
+            rules.check_batch_size(self.batch_size, self.grad_accum, self.world_size),
+        )
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if self.precision == "fp32" else self.accelerator.autocast
         )
@@ -103,6 +104,7 @@ class Trainer:
         none of this model, optimizer and data.
         """
         check_optimizer(optimizer, model)
+        rules.enforce(*(rules.check_warmup(layer.warmup, self.steps) for layer in bitlinear_layers(model).values()))
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -124,15 +126,26 @@ class Trainer:
             val=val,
             batches=Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded),
             info=RunInfo(
-                self.steps, self.batch_size, monitor, task, name, folder, config or {}, config_digest, in_sweep,
-                str(device), distributed.describe(self.parallel),
+                steps=self.steps,
+                batch_size=self.batch_size,
+                log_every=self.log_every,
+                eval_every=self.eval_every,
+                monitor=monitor,
+                task=task,
+                name=name,
+                folder=folder,
+                config=config or {},
+                config_digest=config_digest,
+                in_sweep=in_sweep,
+                device=str(device),
+                processes=distributed.describe(self.parallel),
             ),
             progress=Progress(task=task, loss_sum=torch.zeros((), device=device)),
             callbacks=callbacks,
             average=Average(model, self.ema) if self.ema else None,
             stateful=name_callbacks(callbacks) | {"scaler": self.scaler},
             sharded=sharded,
-        )  # fmt: skip
+        )
         if resume:
             (snapshot.begin_from if weights_only else snapshot.resume)(state, resume)
         return state

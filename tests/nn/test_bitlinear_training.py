@@ -58,7 +58,7 @@ def make_model(**settings: Any) -> Transformer:
 def test_weights_are_quantized_once_a_step(num_quantized: list[int], settings: dict[str, Any]) -> None:
     """For any number of micro-batches, with the same bits as if every one quantized them."""
     model, gradients = make_model(**settings), []
-    trainer = Trainer(1, 16, grad_accum=4, eval_every=1, device="cpu")
+    trainer = Trainer(5, 16, grad_accum=4, eval_every=5, device="cpu")
     layers = list(bitlinear_layers(model).values())
     set_warmup_step(layers, 3)
     x, y = DATA.train[torch.arange(16)]
@@ -75,7 +75,7 @@ def test_weights_are_quantized_once_a_step(num_quantized: list[int], settings: d
     num_quantized[0] = 0
     state = trainer.setup(model, torch.optim.AdamW(model.parameters()), constant, last_token, DATA, monitor="val/acc")
     trainer.fit(state)
-    assert num_quantized[0] == 7 + 7, "the step, and the evaluation after it"
+    assert num_quantized[0] == 5 * 7 + 7, "each step, and the evaluation after the last"
 
 
 def test_an_evaluation_quantizes_once_and_drops_the_cache(num_quantized: list[int]) -> None:

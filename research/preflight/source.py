@@ -1,0 +1,165 @@
+"""Finds the definition that a dotted path names by parsing source files: nothing is imported, so it costs milliseconds."""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from research.preflight.renames import TARGETS
+
+MAX_DEPTH = 12  # imports, aliases, bases that are followed
+
+
+class TargetError(LookupError):
+    """A target that certainly does not exist; the message names the missing part, and names near it."""
+
+
+class UnresolvedError(LookupError):
+    """The source does not say what a target is: it is compiled, or made while a module runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """The top level of a source file: the statement that binds each name, and the modules it takes all names from."""
+
+    name: str
+    path: Path
+    names: dict[str, ast.stmt]
+    star_imports: tuple[str, ...]
+    required_packages: tuple[str, ...]  # packages that it cannot be imported without
+
+    def list_public_names(self) -> set[str]:
+        """Return the names that others may use; star imports are followed one step."""
+        inherited = [load(star).names for star in self.star_imports if find_source(star)]
+        files = {f.stem for f in self.path.parent.iterdir() if find_source(f"{self.name}.{f.stem}")}
+        return {name for name in set(self.names).union(files, *inherited) if not name.startswith("_")}
+
+
+Definition = tuple[Module, ast.stmt]  # with the module in which its names have their meaning
+Member = Module | Definition
+
+
+def _iter_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of the top level, and those inside its `if` and `try`."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _iter_statements([*statement.body, *statement.orelse])
+
+
+def _list_bound_names(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement binds."""
+    match statement:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+            return [name]
+        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+            return [alias.asname or alias.name.split(".")[0] for alias in aliases]
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def _resolve_import(statement: ast.ImportFrom, module: str, path: Path) -> str:
+    """Return the absolute name of the module that a `from X import Y` in `module` names."""
+    if not statement.level:
+        return statement.module or ""
+    parents = module.split(".")
+    parents = parents[: len(parents) - statement.level + (path.name == "__init__.py")]
+    return ".".join([*parents, statement.module] if statement.module else parents)
+
+
+@cache
+def find_source(name: str) -> Path | None:
+    """Return the source file of a module; an empty path for compiled code, None where there is no such module."""
+    parent, _, part = name.rpartition(".")
+    if not parent:
+        spec = importlib.util.find_spec(part) if part else None
+        return Path(spec.origin or "") if spec else None
+    home = find_source(parent)
+    if home is None or home.name != "__init__.py":
+        return None
+    folder, file = home.parent / part / "__init__.py", home.with_name(f"{part}.py")
+    return folder if folder.exists() else file if file.exists() else None
+
+
+@cache
+def load(name: str) -> Module:
+    """Return the parsed module. Raises UnresolvedError where it has no source."""
+    path = find_source(name)
+    if path is None or path.suffix != ".py":
+        raise UnresolvedError(name)
+    body = ast.parse(path.read_bytes()).body
+    names = {bound: statement for statement in _iter_statements(body) for bound in _list_bound_names(statement)}
+    froms = [s for s in _iter_statements(body) if isinstance(s, ast.ImportFrom)]
+    stars = tuple(_resolve_import(s, name, path) for s in froms if s.names[0].name == "*")
+    plain = [alias.name for s in body if isinstance(s, ast.Import) for alias in s.names]
+    needs = [*plain, *(s.module for s in froms if s in body and not s.level and s.module)]
+    return Module(name, path, names, stars, tuple(dict.fromkeys(need.split(".")[0] for need in needs)))
+
+
+def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | None:
+    """Return what `name` means in `module`, or None. Raises UnresolvedError where only running the module could tell."""
+    statement, submodule = module.names.get(name), f"{module.name}.{name}"
+    if not depth:
+        raise UnresolvedError(submodule)
+    match statement:
+        case None if find_source(submodule):
+            return load(submodule)
+        case None if "__getattr__" in module.names:
+            raise UnresolvedError(submodule)
+        case None:
+            candidates = (find_member(load(star), name, depth - 1) for star in module.star_imports)
+            return next((member for member in candidates if member), None)
+        case ast.Import(names=aliases):
+            return load(next(a.name if a.asname else name for a in aliases if name in (a.asname, a.name.split(".")[0])))
+        case ast.ImportFrom(names=aliases):
+            source = _resolve_import(statement, module.name, module.path)
+            original = next(a.name for a in aliases if name in (a.asname, a.name))
+            # A submodule comes first, since a package's own file may be long to parse.
+            inner = f"{source}.{original}"
+            return load(inner) if find_source(inner) else find_member(load(source), original, depth - 1)
+        case ast.Assign(value=ast.Name(id=other)) if other != name and other in module.names:
+            return find_member(module, other, depth - 1)
+        case _:
+            return module, statement
+
+
+def resolve_name(module: Module, dotted: str) -> Definition:
+    """Return the definition that a name as `nn.Module` has in `module`. Raises UnresolvedError where there is none."""
+    member: Member | None = module
+    for part in dotted.split("."):
+        member = find_member(member, part) if isinstance(member, Module) else None
+    if member is None or isinstance(member, Module):
+        raise UnresolvedError(dotted)
+    return member
+
+
+def find_definition(target: str) -> Definition:
+    """Return the class or function that a dotted path names. Raises TargetError or UnresolvedError."""
+    if target in TARGETS:
+        raise TargetError(f"'{target}' has another name since 0.2\ndid you mean {TARGETS[target]} ?")
+    top, *rest = target.split(".")
+    if find_source(top) is None:
+        near = get_close_matches(top, ("research", "torch"), n=1, cutoff=0.7)
+        hint = f"did you mean {'.'.join([*near, *rest])} ?" if near else f"pip install {top}, if that is the package's name"
+        raise TargetError(f"there is no package '{top}' in this environment\n{hint}")
+    # A package may hold a function with the name of one of its modules: files come first.
+    home = top
+    while len(rest) > 1 and find_source(f"{home}.{rest[0]}"):
+        home = f"{home}.{rest.pop(0)}"
+    module = load(home)
+    member: Member | None = module
+    if rest:
+        member = find_member(module, rest[0]) if len(rest) == 1 or rest[0] in module.names else None
+    if member is None:
+        near = get_close_matches(rest[0], sorted(module.list_public_names()), n=2, cutoff=0.5)
+        hint = f"\ndid you mean {' or '.join(f'{home}.{name}' for name in near)} ?" if near else ""
+        raise TargetError(f"'{target}' does not exist: {home} has no '{rest[0]}'{hint}")
+    if len(rest) > 1:
+        raise UnresolvedError(target)  # an attribute of a class
+    if isinstance(member, Module):
+        raise TargetError(f"'{target}' is a module, not a class or a function")
+    return member

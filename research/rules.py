@@ -1,0 +1,171 @@
+"""Rules that several settings must keep together, one function a rule, without torch.
+
+Constructors pass the result to `enforce`; the preflight collects it. So a notebook and the command line give one message.
+Ranges of single settings are in `ranges.py`, how a trigger is written in `trigger.py`.
+"""
+
+from typing import NamedTuple
+
+from research.ranges import is_prime
+from research.trigger import Trigger, never_active
+
+LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
+OTHER_BASES = "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another"
+BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "params": "set optim.no_decay="}
+
+
+class Conflict(NamedTuple):
+    """Settings that do not go together, with the values that would."""
+
+    keys: tuple[str, ...]  # config keys
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.fix}"
+
+
+def enforce(*conflicts: Conflict | None) -> None:
+    """Raise ValueError for the first conflict."""
+    for conflict in conflicts:
+        if conflict:
+            raise ValueError(str(conflict))
+
+
+def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
+    """Each head has dim / heads numbers; rotary positions rotate them in pairs."""
+    pairs = 2 if rotary else 1
+    if dim % (pairs * heads) == 0:
+        return None
+    why = f"fit model.dim={dim}: rotary heads need an even dim / heads" if rotary else f"divide model.dim={dim}"
+    other = f" or model.heads={find_divisor(dim // pairs, heads)}" if dim % pairs == 0 else ""
+    fix = f"give model.dim={find_multiple(pairs * heads, dim)}{other}"
+    return Conflict(("model.dim", "model.heads"), f"model.heads={heads} does not {why}", fix)
+
+
+def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
+    """Query heads share key and value heads evenly."""
+    if heads % kv_heads == 0:
+        return None
+    message = f"model.kv_heads={kv_heads} does not divide model.heads={heads}"
+    return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={find_divisor(heads, kv_heads)}")
+
+
+def check_prime(operation: str, p: int) -> Conflict | None:
+    """Modulo a prime, and only then, every residue but zero has an inverse."""
+    if operation != "/" or is_prime(p):
+        return None
+    nearest = min(filter(is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
+    message = f"data.p={p} is not prime: data.operation=/ needs a prime modulus"
+    return Conflict(("data.p", "data.operation"), message, f"give data.p={nearest}")
+
+
+def check_processes(parallel: str, world_size: int) -> Conflict | None:
+    """Several processes must exist where the run is to be spread over them."""
+    if parallel == "auto" or world_size > 1:
+        return None
+    return Conflict(("trainer.parallel",), f"trainer.parallel={parallel}, but this is one process", LAUNCH_HINT)
+
+
+def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Conflict | None:
+    """Each micro-batch of each process has a sample."""
+    if batch_size >= grad_accum * world_size:
+        return None
+    parts = f"trainer.grad_accum={grad_accum} micro-batches in each of {world_size} processes"
+    fix = f"give trainer.batch_size={grad_accum * world_size}, or trainer.grad_accum={max(1, batch_size // world_size)}"
+    message = f"trainer.batch_size={batch_size} has too few samples for {parts}"
+    return Conflict(("trainer.grad_accum", "trainer.batch_size"), message, fix)
+
+
+def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
+    """A callback that measures whole tensors cannot work on their shards."""
+    if not sharded:
+        return None
+    message = f"callbacks.{callback} measures whole tensors, trainer.parallel=fsdp shards them"
+    fix = f"leave it out under trainer=fsdp with ~callbacks.{callback}, or give trainer=ddp"
+    return Conflict(("callbacks", "trainer.parallel"), message, fix)
+
+
+def check_callback_every(callback: str, every: int, log_every: int, eval_every: int) -> Conflict | None:
+    """A callback's metrics wait for the next log point: of several measurements before it only the last is logged."""
+    if every % log_every == 0 or every % eval_every == 0:
+        return None
+    message = f"callbacks.{callback}.every={every} is a multiple neither of trainer.log_every={log_every} nor of "
+    fix = f"give callbacks.{callback}.every={find_multiple(log_every, every)}"
+    message += f"trainer.eval_every={eval_every}"
+    return Conflict((f"callbacks.{callback}.every", "trainer.log_every"), message, fix)
+
+
+def check_base_setting(key: str) -> Conflict | None:
+    """Learning rate, weight decay and parameters belong to the parameter groups: torch ignores the base's own."""
+    if key not in BASE_FIXES:
+        return None
+    message = f"optim.base.{key} is ignored: the parameter groups have their own {key}"
+    return Conflict((f"optim.base.{key}",), message, f"leave it out; {BASE_FIXES[key]}")
+
+
+def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
+    """A gradient transform stands before an optimizer class that takes the gradients as they are."""
+    name = name.rpartition(".")[2]
+    keys = ("optim.base._target_", "optim")
+    if name == "LBFGS":  # it calls the closure again within its step
+        return Conflict(keys, f"optim.base._target_={name} computes gradients within its step", OTHER_BASES)
+    return None if is_optimizer else Conflict(keys, f"optim.base._target_={name} is no optimizer class", OTHER_BASES)
+
+
+def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
+    """A filter starts before it stops."""
+    if not never_active(start, stop):
+        return None
+    message = f"optim.stop_when={stop} fires no later than optim.start_when={start}: nothing is filtered"
+    return Conflict(("optim.stop_when", "optim.start_when"), message, "give a later trigger, or leave one out")
+
+
+def check_trigger_steps(key: str, trigger: Trigger, steps: int) -> Conflict | None:
+    """A trigger that counts steps fires within the run."""
+    if trigger.step < steps:
+        return None
+    message = f"{key}={trigger} does not fire within trainer.steps={steps}"
+    return Conflict((key, "trainer.steps"), message, f"give fewer than {steps}, or leave it out")
+
+
+def check_trigger_metric(key: str, trigger: Trigger, eval_train: bool) -> Conflict | None:
+    """A trigger's metric is measured."""
+    if trigger.metric != "train/acc" or eval_train:
+        return None
+    return Conflict((key,), f"{key}={trigger} waits for train/acc, which is not measured", "give trainer.eval_train=true")
+
+
+def check_group_size(group_size: int, in_features: int) -> Conflict | None:
+    """The inputs of a layer divide evenly into groups."""
+    if in_features % group_size == 0:
+        return None
+    message = f"model.linear.granularity={group_size} does not divide the {in_features} inputs of a layer"
+    fix = f"give model.linear.granularity={find_divisor(in_features, group_size)}, tensor or channel"
+    return Conflict(("model.linear.granularity",), message, fix)
+
+
+def check_backend(group_size: int, backend: str) -> Conflict | None:
+    """Groups of inputs have a scale each, so a product of codes alone cannot give the output."""
+    if backend not in ("bf16_exact", "int8"):
+        return None
+    message = f"model.linear.backend={backend} multiplies codes: with model.linear.granularity={group_size} there is ste only"
+    return Conflict(("model.linear.backend", "model.linear.granularity"), message, "give model.linear.backend=auto")
+
+
+def check_warmup(warmup: int, steps: int) -> Conflict | None:
+    """Before the quantization warm-up ends, the loop trains another network than it evaluates."""
+    if not warmup or warmup < steps:
+        return None
+    message = f"model.linear.warmup={warmup} does not end within trainer.steps={steps}: no step would see quantized weights"
+    return Conflict(("model.linear.warmup", "trainer.steps"), message, f"give model.linear.warmup={steps // 2}, or more steps")
+
+
+def find_divisor(of: int, near: int) -> int:
+    """Return the divisor of `of` nearest to `near`."""
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - near))
+
+
+def find_multiple(of: int, near: int) -> int:
+    """Return the multiple of `of`, at least `of` itself, nearest to `near`."""
+    return of * max(1, round(near / of))

@@ -1,0 +1,63 @@
+"""--help: complete, in columns, with examples that work; and how fast answers come."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from program import ROOT
+
+from research.preflight.check import find_mistakes
+from research.preflight.help import CONF, HELP_WIDTH, build_help_text, describe, list_groups
+
+
+def test_the_help_names_everything() -> None:
+    text = build_help_text()
+    for group, options in list_groups().items():
+        assert group in text
+        for option in options:
+            assert option in text
+    for key in ("lr", "seed", "name", "monitor", "out", "steps", "batch_size", "eval_every", "precision", "target"):
+        assert f"\n  {key}: " in text
+
+
+def test_columns_are_apart_and_sentences_complete() -> None:
+    text = build_help_text()
+    rows = text.partition("groups")[2].partition("keys (")[0].splitlines()[1:]
+    assert max(map(len, rows)) <= HELP_WIDTH
+    column = rows[0].index(describe(CONF / "model" / "bitdecoder.yaml")[:20])
+    assert all(row[column - 2 : column] == "  " and row[column] != " " for row in filter(None, rows))
+    for file in CONF.glob("*/*.yaml"):  # in words, since lines are wrapped
+        assert describe(file) in " ".join(text.split()), file
+    assert describe(CONF / "optim" / "momentum.yaml").endswith("optim=grokfast")  # from the comment's second line
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    code = "import atexit, runpy, sys; sys.argv = ['train.py', '--help']\n"
+    code += "atexit.register(lambda: print([name for name in ('torch', 'hydra', 'optuna', 'mlflow') if name in sys.modules]))\n"
+    code += "runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    *text, imported = done.stdout.splitlines()
+    assert (done.returncode, imported) == (0, "[]")
+    assert "\n".join(text) == build_help_text()
+
+
+def test_the_examples_of_the_help_are_right() -> None:
+    examples = [line.split()[2:] for line in build_help_text().splitlines() if line.startswith("  python train.py")]
+    assert len(examples) == 6
+    for words in examples:
+        assert find_mistakes([word for word in words if word != "-m"], "-m" in words) == [], words
+
+
+@pytest.mark.parametrize(("argument", "bound"), [("--help", 0.5), ("trainer.step=5", 2.5)])
+def test_an_answer_comes_fast(argument: str, bound: float) -> None:
+    """In units of `import hydra`: the median of pairs, since other processes share the machine."""
+
+    def measure_seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
+        return time.perf_counter() - start
+
+    ratios = [measure_seconds("train.py", argument) / measure_seconds("-c", "import hydra") for _ in range(9)]
+    assert statistics.median(ratios) <= bound, ratios

@@ -1,0 +1,102 @@
+"""Old names of keys and targets: understood in run folders, refused with their new name on a command line."""
+
+import pytest
+
+from research.preflight.check import find_mistakes
+from research.preflight.renames import PARAMETERS, TARGETS, upgrade_config, upgrade_shape
+from research.preflight.signature import read_signature
+
+NODES_OF_0_1 = {  # every target of conf/ in version 0.1, with its keys
+    "research.callbacks.checkpoint.Checkpoint": "background every keep_best keep_last",
+    "research.callbacks.console.Console": "every",
+    "research.callbacks.curve.Curve": "",
+    "research.callbacks.early_stop.EarlyStop": "hold target",
+    "research.callbacks.gradients.GradientHealth": "every exploding histogram vanishing",
+    "research.callbacks.grokking.Grokking": "after end every hold",
+    "research.callbacks.pruning.Pruning": "",
+    "research.callbacks.ternary.Ternary": "every",
+    "research.callbacks.time_limit.TimeLimit": "seconds",
+    "research.data.digits.digits": "split_seed train_fraction",
+    "research.data.modular.modular": "operation p split_seed train_fraction",
+    "research.data.text.text": "glob length path val_bytes val_fraction",
+    "research.jsonl.Jsonl": "",
+    "research.jsonl.Tracker": "",
+    "research.losses.classification": "",
+    "research.losses.last_token": "",
+    "research.losses.next_token": "",
+    "research.losses.stablemax": "",
+    "research.models.decoder.Decoder": "depth dim heads hidden linear",
+    "research.models.hub.Hub": "exclude fields folder include linear model_type",
+    "research.models.mlp.MLP": "depth dim dropout linear",
+    "research.models.transformer.Transformer": "act depth dim dropout heads hidden init_std kv_heads linear sub_norm tied",
+    "research.nn.bitlinear.BitLinear": "activation_bits activation_per back_end per scale warmup weight_bits",
+    "research.optim.ademamix.AdEMAMix": "alpha betas t_alpha t_beta3",
+    "research.optim.grokfast.ema": "adapt alpha base clip_norm lamb lr no_decay start_when stop_when unfiltered weight_decay",
+    "research.optim.grokfast.ma": "base clip_norm lamb lr no_decay start_when stop_when unfiltered weight_decay window",
+    "research.optim.muon.Muon": "adamw_for betas momentum",
+    "research.optim.orthograd.orthograd": "base lr no_decay weight_decay",
+    "research.optim.plain.plain": "base lr no_decay weight_decay",
+    "research.optim.schedules.bitnet": "cooldown middle warmup",
+    "research.optim.schedules.constant": "warmup",
+    "research.optim.schedules.cosine": "floor warmup",
+    "research.optim.schedules.wsd": "decay floor warmup",
+    "research.tracking.MLflow": "uri",
+    "research.trainer.Trainer": "batch_size checkpoint_activations clip_norm compile device ema eval_every grad_accum "
+    "judge_train log_every max_rollbacks max_skips on_nonfinite overfit parallel precision seed steps",
+}
+
+
+@pytest.mark.parametrize("target", NODES_OF_0_1)
+def test_a_node_of_0_1_fits_a_component_of_today(target: str) -> None:
+    node = {"_target_": target, **dict.fromkeys(NODES_OF_0_1[target].split(), 1)}
+    upgraded = upgrade_config({"outer": {"inner": node}})["outer"]["inner"]
+    signature = read_signature(upgraded.pop("_target_"))
+    assert signature is not None
+    assert set(upgraded) <= {parameter.name for parameter in signature.parameters}
+    assert len(upgraded) == len(node) - 1
+    assert target in node["_target_"], "the argument is not changed"
+
+
+def test_every_new_name_exists() -> None:
+    for target, names in PARAMETERS.items():
+        assert target not in TARGETS
+        signature = read_signature(target)
+        assert signature is not None
+        assert set(names.values()) <= {parameter.name for parameter in signature.parameters}
+    assert not set(TARGETS) & set(TARGETS.values())
+    assert all(read_signature(target) for target in TARGETS.values())
+
+
+def test_shapes_of_0_1() -> None:
+    assert upgrade_shape({"vocab": 5, "length": 4}) == {"vocab_size": 5, "seq_len": 4}
+    assert upgrade_shape({"features": 64, "num_classes": 10}) == {"num_features": 64, "num_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("model.hidden=3", "model.ffn_dim=3"),
+        ("+model.tied=true", "model.tie_embeddings"),
+        ("~model.act", "~model.activation"),
+        ("model.linear.back_end=int8", "model.linear.backend=int8"),
+        ("trainer.judge_train=true", "trainer.eval_train=true"),
+        ("data=text data.length=8", "data.seq_len=8"),
+        ("data=text data.glob=*.md", "data.pattern=*.md"),
+        ("optim._target_=research.optim.plain.plain", "research.optim.param_groups.from_base"),
+        ("tracker._target_=research.jsonl.Jsonl", "research.tracking.jsonl.Jsonl"),
+        ("trainer._target_=research.trainer.Trainer", "research.training.trainer.Trainer"),
+    ],
+)
+def test_an_old_name_is_answered_with_the_new_one(line: str, words: str) -> None:
+    (mistake,) = find_mistakes(line.split(), False)
+    assert line.split()[-1] in mistake.splitlines()[0]
+    assert words in mistake.rpartition("did you mean")[2]
+
+
+def test_an_old_key_of_a_sweep_is_one_mistake() -> None:
+    (mistake,) = find_mistakes(["model.linear.per=tensor,channel"], True)
+    assert mistake.splitlines()[0] == "error: model.linear.per=tensor,channel"
+    assert "did you mean: model.linear.granularity=tensor,channel ?" in mistake
+    params = "hydra.sweeper.params={model.linear.per: [tensor,channel]}"  # as a study's yaml has it
+    (mistake,) = find_mistakes([params], True)
+    assert "did you mean: model.linear.granularity=" in mistake
