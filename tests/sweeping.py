@@ -11,7 +11,7 @@ import optuna
 import yaml
 from program import ROOT, run
 
-from research.tracking.optuna_storage import get_storage
+from research.tracking import optuna_storage
 
 WARNINGS = "error,ignore:The version_base parameter"  # Hydra 1.4 on what 1.3 wants
 APP = """
@@ -105,10 +105,20 @@ def run_sweeps(folder: Path, cases: dict[str, list[str]]) -> dict[str, tuple[str
     return {name: ((folder / name / "said").read_text(), (folder / name / "failed").exists()) for name in cases}
 
 
+def connect_journal(folder: Path) -> Any:
+    """Return the storage of a sweep's folder, connected anew as another process would."""
+    optuna_storage._connect_storage.cache_clear()
+    return optuna_storage.get_storage(f"journal://{folder / 'study.journal'}")
+
+
+def load_folder_study(folder: Path, name: str | None = None) -> optuna.Study:
+    """Return the study of a sweep's folder, by default the one of the folder's name."""
+    return optuna.load_study(study_name=name or folder.name, storage=connect_journal(folder))
+
+
 def load_study(folder: Path, name: str = "sweep") -> optuna.Study:
-    """The study in the program's sweep folder."""
-    get_storage.__globals__["_connect_storage"].cache_clear()
-    return optuna.load_study(study_name=name, storage=get_storage(f"journal://{folder / 'sweep' / 'study.journal'}"))
+    """Return the study that the program below `folder` has run."""
+    return load_folder_study(folder / "sweep", name)
 
 
 def list_params(study: optuna.Study) -> list[dict[str, Any]]:

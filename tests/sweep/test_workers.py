@@ -15,20 +15,18 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from program import make_environment, start_run, train
-from sweeping import ROOT, load_study, run_sweep
+from sweeping import ROOT, connect_journal, load_folder_study, load_study, run_sweep
 
 from research.sweep import queue
 from research.sweep.queue import LEASE, Queue
-from research.tracking.optuna_storage import FileLock, get_storage, truncate_partial_line
+from research.tracking.optuna_storage import FileLock, truncate_partial_line
 
 STUDY = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=random"]
 
 
 def open_queue(folder: Path, total: int = 4, **more: float) -> Queue:
     """One process's view of a study in a folder; each has its own storage, as another process would."""
-    get_storage.__globals__["_connect_storage"].cache_clear()
-    storage = get_storage(f"journal://{folder / 'study.journal'}")
-    found = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
+    found = optuna.create_study(study_name="s", storage=connect_journal(folder), load_if_exists=True)
     return Queue(found, folder, total, lease=more.get("lease", 60.0), max_retries=int(more.get("max_retries", 2)))
 
 
@@ -203,11 +201,6 @@ def test_a_pruned_run_ends_as_pruned_everywhere(tmp_path: Path) -> None:
     assert (run.info.status, run.data.tags["status"]) == ("KILLED", "PRUNED")
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert parent.info.status == "FINISHED"
-
-
-def load_folder_study(folder: Path) -> optuna.Study:
-    get_storage.__globals__["_connect_storage"].cache_clear()
-    return optuna.load_study(study_name=folder.name, storage=get_storage(f"journal://{folder / 'study.journal'}"))
 
 
 def test_ctrl_c_leaves_a_report_and_the_same_command_resumes(tmp_path: Path) -> None:
