@@ -17,7 +17,7 @@ WARNINGS = "error,ignore:The version_base parameter"  # Hydra 1.4 on what 1.3 wa
 APP = """
 import os, signal, time
 import hydra
-from research.tracking.optuna_storage import get_current_trial
+from research.sweep.trial import get_current_trial
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")

@@ -1,7 +1,4 @@
-"""The trial of a study that a run is, wherever it runs: what it reports goes to the study's storage, which knows the others.
-
-The sweeper leaves word of it in the environment. Optuna is imported once there is something to report.
-"""
+"""Where a study is stored: the URLs and `_target_`s of `hydra.sweeper.storage`. Optuna is imported on first use."""
 
 import fcntl
 import json
@@ -26,48 +23,10 @@ EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # of this
 SERVER_TIMEOUT = 10  # seconds that a server has to answer
 
 
-class Trial:
-    """What a run may say and ask about the trial that it is."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        import optuna
-
-        self.number, self.id = int(spec["number"]), int(spec["id"])
-        self.storage = get_storage(spec["storage"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study = optuna.load_study(
-                study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
-            )
-
-    def report(self, value: float, step: int) -> None:
-        """The objective at a step; told again after a resume, it is the same."""
-        self.storage.set_trial_intermediate_value(self.id, step, value)
-
-    def should_prune(self) -> bool:
-        """Whether the pruner gives this trial up, now or in an earlier process. The study keeps the answer."""
-        frozen = self.storage.get_trial(self.id)
-        if PRUNED_ATTR not in frozen.user_attrs:
-            if not self.study.pruner.prune(self.study, frozen):
-                return False
-            self.storage.set_trial_user_attr(self.id, PRUNED_ATTR, frozen.last_step)
-        return True
-
-    def is_pruned(self) -> bool:
-        """Whether it was given up in an earlier process."""
-        return PRUNED_ATTR in self.storage.get_trial(self.id).user_attrs
-
-
 def is_storage_unreachable(error: BaseException) -> bool:
     """Whether this is what a storage raises that cannot be reached: each kind has its own."""
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     return bool(kinds & {"optuna.StorageInternalError", "sqlalchemy.DBAPIError", "redis.ConnectionError", "grpc.RpcError"})
-
-
-def get_current_trial() -> Trial | None:
-    """The trial that this process runs, if its study prunes."""
-    told = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}")
-    return Trial(told) if told.get("pruner") else None
 
 
 def is_swept() -> bool:
