@@ -30,7 +30,9 @@ if not IS_PUBLISHED_INSTALLED:
 
     # Hydra knows a sweeper by its module and name, so a `_target_` of the published plugin means this class.
     OptunaSweeper.__module__ = f"{PUBLISHED_PACKAGE}.optuna_sweeper"
-    register("hydra/sweeper", "optuna", {"defaults": ["_self_", {"sampler": "tpe"}, {"pruner": None}]} | make_node(OptunaSweeper))
+    register(
+        "hydra/sweeper", "optuna", {"defaults": ["_self_", {"sampler": "tpe"}, {"pruner": None}]} | make_node(OptunaSweeper)
+    )
 elif {"-m", "--multirun"} & set(sys.argv):
     message = "hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin, hydra/sweeper=grokbit this one"
     print(f"warning: {message}", file=sys.stderr)
