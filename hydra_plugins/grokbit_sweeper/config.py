@@ -23,7 +23,7 @@ if not IS_PUBLISHED_INSTALLED:
 
     @dataclass(eq=False)
     class OptunaSweeper(StudySweeper):
-        """hydra/sweeper=optuna with the defaults of hydra-optuna-sweeper: configurations written for that plugin run unchanged."""
+        """hydra/sweeper=optuna: the defaults of hydra-optuna-sweeper, whose configurations run unchanged."""
 
         max_failure_rate: float = 0.0
         dedup: Literal["reuse", "resample", "allow"] = "allow"

@@ -5,21 +5,22 @@ An argument that an option lists can be set without `+`; it is null, and so not 
 
 from typing import Any
 
-TPE = """TPESampler seed consider_prior prior_weight consider_magic_clip consider_endpoints n_startup_trials gamma n_ei_candidates
-n_ehvi_candidates weights multivariate group warn_independent_sampling constant_liar constraints_func categorical_distance_func"""
+TPE = """TPESampler seed consider_prior prior_weight consider_magic_clip consider_endpoints n_startup_trials gamma
+n_ei_candidates n_ehvi_candidates weights multivariate group warn_independent_sampling constant_liar constraints_func
+categorical_distance_func"""
 GENETIC = """seed population_size mutation_prob mutation crossover crossover_prob swapping_prob constraints_func
 elite_population_selection_strategy child_generation_strategy after_trial_strategy"""
 SAMPLERS = {
     "tpe": TPE,
     "motpe": TPE,  # its name before Optuna 4
     "random": "RandomSampler seed",
-    "cmaes": """CmaEsSampler seed x0 sigma0 n_startup_trials independent_sampler warn_independent_sampling consider_pruned_trials
-        restart_strategy inc_popsize use_separable_cma popsize with_margin lr_adapt source_trials""",
+    "cmaes": """CmaEsSampler seed x0 sigma0 n_startup_trials independent_sampler warn_independent_sampling
+        consider_pruned_trials restart_strategy inc_popsize use_separable_cma popsize with_margin lr_adapt source_trials""",
     "nsgaii": f"NSGAIISampler {GENETIC}",
     "nsgaiii": f"NSGAIIISampler {GENETIC} reference_points dividing_parameter",
     "gp": """GPSampler seed independent_sampler n_startup_trials deterministic_objective constraints_func
         warn_independent_sampling""",
-    "qmc": """QMCSampler seed qmc_type scramble independent_sampler warn_asynchronous_seeding warn_independent_sampling""",
+    "qmc": "QMCSampler seed qmc_type scramble independent_sampler warn_asynchronous_seeding warn_independent_sampling",
     "bruteforce": "BruteForceSampler seed avoid_premature_stop",
     "grid": "GridSampler seed _partial_",
 }

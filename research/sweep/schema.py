@@ -53,8 +53,8 @@ def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], exa
             values[setting.name] = convert_value(setting.type, plain)
         except ValueError as error:
             example = f", as {examples[setting.name]}" if setting.name in examples else ""
-            shown = "null" if plain is None else plain
-            raise ValueError(f"hydra.sweeper.{setting.name}={shown}: give {error}{example}") from None
+            text = "null" if plain is None else plain
+            raise ValueError(f"hydra.sweeper.{setting.name}={text}: give {error}{example}") from None
     return settings_class(**values)
 
 

@@ -22,7 +22,7 @@ EXAMPLES = {
 
 @dataclass
 class SweepSettings:
-    """hydra/sweeper=grokbit: `hydra.sweeper.KEY`. What is null or empty in a sampler, a pruner or a storage is Optuna's default."""
+    """hydra/sweeper=grokbit, each as `hydra.sweeper.KEY`. What a sampler or a pruner leaves null has Optuna's default."""
 
     sampler: Any = None  # group hydra/sweeper/sampler; null: a grid where all is choices and ranges, or else TPE
     pruner: Any = None  # group hydra/sweeper/pruner; null: every trial runs to its end

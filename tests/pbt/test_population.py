@@ -22,7 +22,7 @@ from program import read_metrics, start_run, train
 
 from experiments.pbt_digits.figure import HERE, describe_selection
 from experiments.pbt_digits.figure import read as read_table
-from hydra_plugins.grokbit_pbt.config import PopulationConf
+from research.pbt.settings import PopulationSettings
 from research.callbacks.pause import Pause
 from research.pbt.evolve import (
     Member,
@@ -56,7 +56,7 @@ def is_in_space(parameter: Parameter, value: Any) -> bool:
     return type(value) is type(low) and low <= value <= high
 
 
-def make_generation(values: list[float | None], s: PopulationConf) -> list[Member]:
+def make_generation(values: list[float | None], s: PopulationSettings) -> list[Member]:
     return [replace(member, value=value) for member, value in zip(create_first_generation(SPACE, s), values, strict=True)]
 
 
@@ -85,7 +85,7 @@ def test_perturbing_knows_the_scale_and_reaches_both_ends() -> None:
 
 @given(VALUES, st.floats(0.01, 0.5), st.booleans(), st.integers(0, 9))
 def test_truncation_copies_from_the_top_only(values: list[float | None], share: float, maximize: bool, seed: int) -> None:
-    s = PopulationConf(population=len(values), share=share, seed=seed)
+    s = PopulationSettings(population=len(values), share=share, seed=seed)
     members = make_generation(values, s)
     donors, order, count = (
         select_by_truncation(members, s, maximize),
@@ -102,7 +102,7 @@ def test_truncation_copies_from_the_top_only(values: list[float | None], share: 
 @given(VALUES, st.booleans(), st.integers(0, 9), st.sampled_from(STRATEGIES))
 def test_a_generation_is_a_function_of_the_seed(values: list[float | None], maximize: bool, seed: int, strategy: Any) -> None:
     exploit, explore = strategy
-    s = PopulationConf(population=len(values), seed=seed, exploit=exploit, explore=explore)
+    s = PopulationSettings(population=len(values), seed=seed, exploit=exploit, explore=explore)
     members = make_generation(values, s)
     once, again = (
         evolve_generation(members, SPACE, s, maximize),
@@ -121,7 +121,7 @@ def test_a_generation_is_a_function_of_the_seed(values: list[float | None], maxi
 
 
 def test_a_copy_that_draws_anew_is_no_twin() -> None:
-    s = PopulationConf(population=40, explore="resample", resample_probability=0.0, share=0.5)
+    s = PopulationSettings(population=40, explore="resample", resample_probability=0.0, share=0.5)
     members = make_generation([float(n) for n in range(40)], s)
     copies = [m for m in evolve_generation(members, {"lr": SPACE["lr"]}, s, True) if m.parent != m.number]
     assert len(copies) == 20
