@@ -14,9 +14,9 @@ from research.pbt.settings import PopulationSettings, parse_settings
 from research.preflight.resume import CHANGEABLE_KEYS
 from research.run_dir import is_locked
 from research.sweep.plan import describe_space, find_newest, format_row, hash_record, resolve_home
+from research.sweep.ranks import get_launched_ranks
 from research.sweep.space import Space, parse_space
 from research.sweep.study import parse_directions
-from research.training.distributed import get_launched_ranks
 
 NOT_COMPARED = ("params", "n_jobs", "study_name", "home", "dry_run")  # they do not change the result
 FIXED_BY_CHECKPOINT = ("model", "data", "steps", "monitor", "name", "out", "resume", "tracker")

@@ -8,10 +8,17 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from research.training.distributed import get_launched_ranks
-
 END_MESSAGE = "end"
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others
+
+
+def get_launched_ranks() -> tuple[int, int]:
+    """Return this process's rank and the number of processes that its launcher started."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1  # no launcher: a sweep of runs without torch need not import it
+    from research.training import distributed
+
+    return distributed.get_launched_ranks()
 
 
 class Ranks:

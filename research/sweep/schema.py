@@ -51,26 +51,27 @@ def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], exa
             continue
         try:
             values[setting.name] = convert_value(setting.type, plain)
-        except ValueError as error:
+        except TypeError:
             example = f", as {examples[setting.name]}" if setting.name in examples else ""
             text = "null" if plain is None else plain
-            raise ValueError(f"hydra.sweeper.{setting.name}={text}: give {error}{example}") from None
+            message = f"hydra.sweeper.{setting.name}={text}: give {describe(setting.type)}{example}"
+            raise ValueError(message) from None
     return settings_class(**values)
 
 
 def convert_value(annotation: Any, value: Any) -> Any:
-    """Return the value as a type has it. Raises ValueError that says what the type takes."""
+    """Return the value as a type has it. Raises TypeError for one that it does not take."""
     kind, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any or (kind is dict and isinstance(value, dict)):
         return value
     if kind is list and isinstance(value, list | tuple):
         return [convert_value(arguments[0], item) for item in value]
     if kind in (Union, UnionType):  # a type or null
-        return None if value is None else convert_value(next(a for a in arguments if a is not type(None)), value)
+        return None if value is None else convert_value(arguments[0], value)
     if annotation is str and type(value) in (int, float):
         return str(value)  # a name of digits
     if kind in (dict, list) or not (value_type := to_value_type(annotation)).accepts(value):
-        raise ValueError(describe(annotation))
+        raise TypeError
     return float(value) if value_type.name == "float" else value
 
 
@@ -89,4 +90,6 @@ def describe(annotation: Any) -> str:
     kind, arguments = get_origin(annotation), get_args(annotation)
     if kind is dict:
         return "keys and values"
+    if kind in (Union, UnionType):
+        return f"{describe(arguments[0])} or null"
     return f"a list, each item {describe(arguments[0])}" if kind is list else str(to_value_type(annotation))

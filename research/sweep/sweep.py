@@ -54,10 +54,10 @@ def run_sweep(
     with finalize(plan, worker, is_main_process):
         if is_main_process:
             begin(plan, worker)
-        if is_main_process and (settings.workers > 1 or settings.devices):
-            supervisor.supervise(settings, plan.folder, plan.name, worker)
-        else:
+        if not is_main_process or not (settings.workers > 1 or settings.devices):
             worker.run_all()
+        elif worker.has_trials_left():  # workers would need seconds to find a study finished
+            supervisor.supervise(settings, plan.folder, plan.name, worker)
     if is_main_process:
         worker.check_failures()
 
