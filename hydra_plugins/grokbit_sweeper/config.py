@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 from typing import Literal
 
 from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
@@ -10,16 +11,22 @@ from research.sweep.options import PRUNERS, SAMPLERS, make_option
 from research.sweep.schema import make_node, register
 
 PUBLISHED_PACKAGE = "hydra_plugins.hydra_optuna_sweeper"
-IS_PUBLISHED_INSTALLED = find_spec(PUBLISHED_PACKAGE) is not None
+
+
+def is_published_installed() -> bool:
+    """Return True if hydra-optuna-sweeper is installed; the stand-in below has no spec."""
+    loaded = sys.modules.get(PUBLISHED_PACKAGE)
+    return (loaded.__spec__ if loaded else find_spec(PUBLISHED_PACKAGE)) is not None
+
 
 register("hydra/sweeper", "grokbit", {"defaults": ["_self_", {"sampler": None}, {"pruner": None}]} | make_node(StudySweeper))
 for name, text in PRUNERS.items():
     register("hydra/sweeper/pruner", name, make_option("optuna.pruners", name, text))
 for name, text in SAMPLERS.items():
-    if name == "bruteforce" or not IS_PUBLISHED_INSTALLED:  # the published plugin registers the others itself
+    if name == "bruteforce" or not is_published_installed():  # the published plugin registers the others itself
         register("hydra/sweeper/sampler", name, make_option("optuna.samplers", name, text))
 
-if not IS_PUBLISHED_INSTALLED:
+if not is_published_installed():
 
     @dataclass(eq=False)
     class OptunaSweeper(StudySweeper):
@@ -28,8 +35,10 @@ if not IS_PUBLISHED_INSTALLED:
         max_failure_rate: float = 0.0
         dedup: Literal["reuse", "resample", "allow"] = "allow"
 
-    # Hydra knows a sweeper by its module and name, so a `_target_` of the published plugin means this class.
+    # A `_target_` written for the published plugin means this class: Hydra looks it up by this name, then imports that.
     OptunaSweeper.__module__ = f"{PUBLISHED_PACKAGE}.optuna_sweeper"
+    sys.modules[PUBLISHED_PACKAGE] = ModuleType(PUBLISHED_PACKAGE)
+    vars(sys.modules[PUBLISHED_PACKAGE])["optuna_sweeper"] = SimpleNamespace(OptunaSweeper=OptunaSweeper)
     register(
         "hydra/sweeper", "optuna", {"defaults": ["_self_", {"sampler": "tpe"}, {"pruner": None}]} | make_node(OptunaSweeper)
     )
