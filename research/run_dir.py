@@ -221,8 +221,13 @@ def holds_run(folder: Path) -> bool:
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process on this machine holds the folder."""
+    return is_file_locked(folder / ".lock")
+
+
+def is_file_locked(path: Path) -> bool:
+    """Return True while a process on this machine holds an exclusive lock on the file."""
     try:
-        with (folder / ".lock").open() as file:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

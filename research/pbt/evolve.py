@@ -1,4 +1,4 @@
-"""From one generation to the next: who takes over whose state, and what becomes of its parameters.
+"""From one generation to the next: who copies whose state, and what becomes of its parameters.
 
 Every draw is a function of (seed, generation, member), so a population that was killed evolves as one that was not.
 """
@@ -11,45 +11,47 @@ from typing import Any
 
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from research.pbt.settings import PopulationConf
+from research.pbt.settings import PopulationSettings
 from research.sweep.space import Parameter
 
 
 @dataclass
 class Member:
-    """One member during one generation; planned, until it has a value or an error."""
+    """One member during one generation; it has a value or an error once it was run."""
 
     generation: int
     number: int
     parent: int | None  # the member of the generation before whose state it begins with; None: it begins afresh
     params: dict[str, Any]
     value: float | None = None  # the monitor at the end of the generation; None: it failed
-    best: float | None = None  # the best one of it and those that it descends from
+    best: float | None = None  # the best value of it and of its ancestors
     steps: int = 0
     error: str = ""
-    stop: str = ""  # why it ended by itself, as at its target; empty where it was paused or has done all steps
+    stop: str = ""  # why it ended by itself, as at its target; empty if it was paused or has done all steps
     run_id: str | None = field(default=None, compare=False)  # in MLflow
 
     @property
     def name(self) -> str:
-        """Also of its folder in that of the sweep."""
+        """The name of its folder in the sweep's."""
         return f"g{self.generation}m{self.number}"
 
 
-def create_first_generation(parameters: Mapping[str, Parameter], s: PopulationConf) -> list[Member]:
-    """The first generation."""
+def create_first_generation(parameters: Mapping[str, Parameter], s: PopulationSettings) -> list[Member]:
+    """Return the first generation, drawn from the space."""
     members = []
     for number in range(s.population):
-        params = {key: sample_value(each, make_rng(s.seed, 0, number, key)) for key, each in parameters.items()}
+        params = {key: sample_value(p, make_rng(s.seed, 0, number, key)) for key, p in parameters.items()}
         members.append(Member(0, number, None, params))
     return members
 
 
 def evolve_generation(
-    before: Sequence[Member], parameters: Mapping[str, Parameter], s: PopulationConf, maximize: bool
+    before: Sequence[Member], parameters: Mapping[str, Parameter], s: PopulationSettings, maximize: bool
 ) -> list[Member]:
-    """The generation that follows; only a copy explores (algorithm 1 of the paper), and none of a member that has ended by
-    itself: it would not take a step with what it found. One member at least has a value.
+    """Return the generation that follows `before`, in which at least one member has a value.
+
+    Only a copy explores (algorithm 1 of the paper). A copy of a member that has ended by itself does not: it would take no
+    step with its new parameters.
     """
     exploit = {"truncation": select_by_truncation, "tournament": select_by_tournament}[s.exploit]
     donors, members = exploit(before, s, maximize), []
@@ -63,30 +65,30 @@ def evolve_generation(
 
 
 def rank_members(members: Sequence[Member], maximize: bool) -> list[Member]:
-    """The best first, those that failed last, equals in their order."""
+    """Return the best first and those that failed last; equal ones keep their order."""
     return sorted(members, key=lambda member: get_loss(member, maximize))
 
 
 def get_loss(member: Member, maximize: bool) -> float:
-    """Lower is better; infinite for one that failed."""
+    """Return a number that is lower for a better member, infinite for one that failed."""
     if member.value is None:
         return math.inf
     return -member.value if maximize else member.value
 
 
-def select_by_truncation(before: Sequence[Member], s: PopulationConf, maximize: bool) -> dict[int, int]:
-    """Each of the worst, and whoever failed, copies one of the best."""
+def select_by_truncation(before: Sequence[Member], s: PopulationSettings, maximize: bool) -> dict[int, int]:
+    """Return copy -> donor: the worst share, and all that failed, copy from the best share."""
     count, order = max(1, int(s.share * len(before))), rank_members(before, maximize)
     best = [member.number for member in order[:count] if member.value is not None]
     worst = {member.number: member for member in before if member.value is None or member in order[-count:]}
     return {n: make_rng(s.seed, m.generation + 1, n, "exploit").choice(best) for n, m in worst.items() if n not in best}
 
 
-def select_by_tournament(before: Sequence[Member], s: PopulationConf, maximize: bool) -> dict[int, int]:
-    """Each meets another one, and copies it where that one is better; whoever failed copies whom it meets."""
+def select_by_tournament(before: Sequence[Member], s: PopulationSettings, maximize: bool) -> dict[int, int]:
+    """Return copy -> donor: each member meets a random other one, and copies it if that one is better."""
     donors = dict[int, int]()
     for member in before:
-        others = [each for each in before if each.value is not None and each is not member]
+        others = [other for other in before if other.value is not None and other is not member]
         if others:
             other = make_rng(s.seed, member.generation + 1, member.number, "exploit").choice(others)
             if get_loss(other, maximize) < get_loss(member, maximize):
@@ -95,15 +97,13 @@ def select_by_tournament(before: Sequence[Member], s: PopulationConf, maximize: 
 
 
 def explore_params(
-    parameters: Mapping[str, Parameter], params: dict[str, Any], s: PopulationConf, random: Random
+    parameters: Mapping[str, Parameter], params: dict[str, Any], s: PopulationSettings, random: Random
 ) -> dict[str, Any]:
-    """What a copy makes of its donor's parameters. One at least is drawn anew: a copy that kept all would be its donor's twin,
-    to the last bit.
-    """
+    """Return what a copy changes in its donor's parameters; `resample` changes one at least, or the two would be twins."""
     if s.explore == "perturb":
-        return {key: perturb_value(each, params[key], random.choice(s.factors)) for key, each in parameters.items()}
-    anew = [key for key in parameters if random.random() < s.resample_probability] or [random.choice(list(parameters))]
-    return {key: sample_value(parameters[key], random) for key in anew}
+        return {key: perturb_value(p, params[key], random.choice(s.factors)) for key, p in parameters.items()}
+    drawn = [key for key in parameters if random.random() < s.resample_probability] or [random.choice(list(parameters))]
+    return {key: sample_value(parameters[key], random) for key in drawn}
 
 
 def make_rng(seed: int, generation: int, member: int, purpose: str) -> Random:
@@ -111,7 +111,7 @@ def make_rng(seed: int, generation: int, member: int, purpose: str) -> Random:
 
 
 def sample_value(parameter: Parameter, random: Random) -> Any:
-    """A value from the space: of a logarithmic interval each order of magnitude alike."""
+    """Return a value from the space, uniform in the logarithm where the parameter is logarithmic."""
     match parameter.distribution:
         case IntDistribution(low=low, high=high, log=True):
             return int(clamp(round(math.exp(random.uniform(math.log(low - 0.5), math.log(high + 0.5)))), low, high))
@@ -126,31 +126,33 @@ def sample_value(parameter: Parameter, random: Random) -> Any:
 
 
 def perturb_value(parameter: Parameter, value: Any, factor: float) -> Any:
-    """The value times the factor; where the interval is not logarithmic, moved by (factor - 1) of its width, for a product
-    never leaves zero. Whole numbers and ranges move by one step at least, choices to the neighbour; none leaves the space.
+    """Return the value times the factor, within the space.
+
+    Where the interval is not logarithmic, the value moves by (factor - 1) of its width: a product never leaves zero. Whole
+    numbers and ranges move by one grid step at least, choices to the neighbour.
     """
     if factor == 1:
         return value
-    up = factor > 1
+    is_up = factor > 1
     match parameter.distribution:
         case FloatDistribution(low=low, high=high, log=log) | IntDistribution(low=low, high=high, log=log):
             moved = value * factor if log else value + (factor - 1) * (high - low)
         case _:
-            return get_neighbour(parameter.values, value, up)
+            return get_neighbour(parameter.values, value, is_up)
     if parameter.values:
         ordered = sorted(parameter.values)
-        least = get_neighbour(ordered, value, up)
-        ahead = [each for each in ordered if (each >= least if up else each <= least)]
-        return min(ahead, key=lambda each: abs(each - moved))
+        nearest = get_neighbour(ordered, value, is_up)
+        beyond = [other for other in ordered if (other >= nearest if is_up else other <= nearest)]
+        return min(beyond, key=lambda other: abs(other - moved))
     if isinstance(parameter.distribution, IntDistribution):
-        moved = max(round(moved), value + 1) if up else min(round(moved), value - 1)
+        moved = max(round(moved), value + 1) if is_up else min(round(moved), value - 1)
     return clamp(moved, low, high)
 
 
-def get_neighbour(values: Sequence[Any], value: Any, up: bool) -> Any:
-    """The one before or after, in their order; at an end the value itself."""
-    place = next(i for i, each in enumerate(values) if type(each) is type(value) and each == value)
-    return values[min(max(place + (1 if up else -1), 0), len(values) - 1)]
+def get_neighbour(values: Sequence[Any], value: Any, is_up: bool) -> Any:
+    """Return the value after this one, or before it; at an end the value itself."""
+    index = next(i for i, other in enumerate(values) if type(other) is type(value) and other == value)
+    return values[min(max(index + (1 if is_up else -1), 0), len(values) - 1)]
 
 
 def clamp(value: float, low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Who descends from whom: as tags in MLflow, as a table, as a picture, and as the schedule that the best one has had."""
+"""Who descends from whom: tags in MLflow, a table, a picture, and the schedule of the best member's parameters."""
 
 import csv
 import logging
@@ -18,11 +18,13 @@ REPORT_FILES = ("population.csv", "optimization_results.yaml", "lineage.png")
 
 
 def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
-    """Write FILES and return the best of the generation `last`; where that one had nothing left to do, its ancestor that did
-    the last step: its settings are those that the weights were trained with.
+    """Write REPORT_FILES and return the best member of the generation `last`.
+
+    If that member took no step, the ancestor that took the last one is returned: its parameters trained the weights.
     """
     keys, folder = list(plan.space.parameters), plan.folder
-    line = select_trained(trace_ancestry(members, rank_members([m for m in members if m.generation == last], plan.maximize)[0]))
+    winner = rank_members([m for m in members if m.generation == last], plan.maximize)[0]
+    line = select_trained(trace_ancestry(members, winner))
     best = line[-1]
     with (folder / "population.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -30,16 +32,16 @@ def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
         for m in members:
             params = [m.params[key] for key in keys]
             table.writerow([m.generation, m.number, m.parent, m.value, m.best, m.steps, m.name, m.error, *params])
-    found = {"name": "pbt", "best_params": best.params, "best_value": best.value, "folder": str(folder / best.name)}
+    solution = {"name": "pbt", "best_params": best.params, "best_value": best.value, "folder": str(folder / best.name)}
     starts = [0, *(member.steps for member in line)]
     schedule = [{"from": a, "until": m.steps, "run": m.name, "params": m.params} for a, m in zip(starts, line, strict=False)]
-    replace_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(found | {"schedule": schedule})))
+    replace_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(solution | {"schedule": schedule})))
     draw_lineage(members, line, keys, plan.monitor, plan.maximize).savefig(folder / "lineage.png", dpi=120)
     return best
 
 
 def trace_ancestry(members: Sequence[Member], last: Member) -> list[Member]:
-    """From the first generation to this member."""
+    """Return a member and those whose state it continues, from the first generation on."""
     known = {(member.generation, member.number): member for member in members}
     line = [last]
     while line[0].parent is not None:
@@ -48,7 +50,7 @@ def trace_ancestry(members: Sequence[Member], last: Member) -> list[Member]:
 
 
 def select_trained(ancestry: Sequence[Member]) -> list[Member]:
-    """Those that have taken a step."""
+    """Return the members that have taken a step."""
     starts = [0, *(member.steps for member in ancestry)]
     return [member for start, member in zip(starts, ancestry, strict=False) if member.steps > start]
 
@@ -56,8 +58,9 @@ def select_trained(ancestry: Sequence[Member]) -> list[Member]:
 def draw_lineage(
     members: Sequence[Member], ancestry: Sequence[Member], keys: Sequence[str], monitor: str, maximize: bool
 ) -> Any:
-    """Generations from left to right, members one above the other; below it each parameter that changed on the way to the
-    best one. Yellow is better, whichever way that is.
+    """Return a figure: generations from left to right, members one above the other, yellow for better values.
+
+    Below it stands each parameter that changed on the way to the best member.
     """
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
@@ -74,7 +77,7 @@ def draw_lineage(
     late = [m.value for m in alive if m.value is not None and 2 * m.generation >= ancestry[-1].generation]
     dots = tree.scatter([m.generation for m in alive], [m.number for m in alive], c=values, s=40, zorder=3)
     dots.set_cmap("viridis" if maximize else "viridis_r")
-    dots.set_clim(min(late), max(late))  # in the first generations all are far from there
+    dots.set_clim(min(late), max(late))  # the first generations are far from these values
     tree.scatter([m.generation for m in failed], [m.number for m in failed], color="black", marker="x", zorder=3)
     figure.colorbar(dots, ax=tree, label=f"{monitor} (yellow: better)", extend="both")
     tree.set(xlabel="generation", ylabel="member", title="black: copies; red: the way to the best one; x: failed")
@@ -87,17 +90,17 @@ def draw_lineage(
 
 
 def plot_parameter(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> None:
-    """A parameter against the step; what is not a number by its text."""
+    """Plot a parameter against the step; what is not a number is plotted by its text."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    shown = list(values) if numbers else [str(value) for value in values]
-    axis.step(steps, [*shown, shown[-1]], where="post", color="tab:red")
+    heights = list(values) if numbers else [str(value) for value in values]
+    axis.step(steps, [*heights, heights[-1]], where="post", color="tab:red")
     axis.grid(alpha=0.3)
     if numbers and min(values) > 0 and max(values) > 5 * min(values):
         axis.set_yscale("log")
 
 
 def tag_runs(uri: str | None, members: Sequence[Member], before: Sequence[Member]) -> None:
-    """Tell each run in MLflow where it stands; without MLflow, or while it cannot be reached, population.csv alone has it."""
+    """Tag each run in MLflow with its generation and parent; log a warning if MLflow cannot be reached."""
     if not any(member.run_id for member in members):
         return
     ids = {member.number: member for member in before}
@@ -110,20 +113,20 @@ def tag_runs(uri: str | None, members: Sequence[Member], before: Sequence[Member
                     tags |= {"pbt.parent": parent.name, "pbt.parent_run": parent.run_id}
                 for key, value in tags.items() if member.run_id else ():
                     client.set_tag(member.run_id, key, value)
-    except Exception as error:  # whatever a store raises: the training must not end for it
+    except Exception as error:  # each store raises its own: the training must not end for it
         log.warning("MLflow does not know the lineage of %s: %s", ", ".join(m.name for m in members), error)
 
 
 def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -> None:
-    """The final word on the sweep's run in MLflow, where its runs have made one: files, the best values, how it ended."""
+    """End the sweep's run in MLflow, if there is one, with the files, the best values and its status."""
     note = plan.folder / "mlflow_run_id"
     if not note.exists():
         return
     from research.tracking import mlflow_store as stores
 
     generations = range(members[-1].generation + 1)
-    by = [rank_members([m for m in members if m.generation == each], plan.maximize)[0].value for each in generations]
-    metrics = {"best_value": {each: value for each, value in enumerate(by) if value is not None}}
+    ranked = [rank_members([m for m in members if m.generation == generation], plan.maximize) for generation in generations]
+    metrics = {"best_value": {g: row[0].value for g, row in enumerate(ranked) if row[0].value is not None}}
     metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
     failed = sum(m.value is None for m in members)
     metrics |= {"trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
@@ -132,7 +135,7 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
         with connect_store(OmegaConf.select(plan.config, "tracker.uri")) as client:
             files = [(plan.folder / name, None) for name in REPORT_FILES]
             stores.conclude(client, note.read_text().strip(), files, metrics, tags, status)
-    except Exception as error:  # as above: the files are there
+    except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)
 
 

@@ -1,9 +1,7 @@
 """What is to be run and where, before anything is."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,24 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.pbt.evolve import create_first_generation
-from research.pbt.settings import PopulationConf, parse_settings
+from research.pbt.record import POPULATION_FILE, read_population
+from research.pbt.settings import PopulationSettings, parse_settings
 from research.preflight.resume import CHANGEABLE_KEYS
-from research.run_dir import is_locked, read_json
-from research.sweep.plan import resolve_home
+from research.run_dir import is_locked
+from research.sweep.plan import describe_space, find_newest, format_row, hash_record, resolve_home
+from research.sweep.ranks import get_launched_ranks
 from research.sweep.space import Space, parse_space
 from research.sweep.study import parse_directions
-from research.training.distributed import get_launched_ranks
 
-POPULATION_FILE = "population.json"  # in the folder of the sweep: what it is for, and each member that has ended
-NOT_COMPARED = ("_target_", "params", "n_jobs", "study_name", "home", "dry_run")  # they do not change what comes out
-FIXED_BY_CHECKPOINT = ("model", "data", "steps", "monitor", "name", "out", "resume", "tracker")  # what a checkpoint is bound to
+NOT_COMPARED = ("params", "n_jobs", "study_name", "home", "dry_run")  # they do not change the result
+FIXED_BY_CHECKPOINT = ("model", "data", "steps", "monitor", "name", "out", "resume", "tracker")
 
 
 @dataclass
 class Plan:
     """What is to be run, and where."""
 
-    settings: PopulationConf
+    settings: PopulationSettings
     space: Space
     config: DictConfig
     steps: int
@@ -38,82 +36,81 @@ class Plan:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What must be the same where a population goes on."""
+        """What must be the same where a population is resumed."""
         settings = {key: value for key, value in asdict(self.settings).items() if key not in NOT_COMPARED}
-        told = {"space": {key: each.describe() for key, each in self.space.parameters.items()}}
-        return settings | told | {"fixed": sorted(self.space.fixed.values()), "steps": self.steps, "maximize": self.maximize}
+        space = {"space": self.space.describe(), "fixed": sorted(self.space.fixed.values())}
+        return settings | space | {"steps": self.steps, "maximize": self.maximize}
 
     @property
     def digest(self) -> str:
-        return sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:12]
+        return hash_record(self.spec)
 
     @property
     def generations(self) -> int:
         return -(-self.steps // self.settings.interval)
 
     def get_last_step(self, generation: int) -> int:
-        """The step that is a generation's last."""
+        """Return the step at which a generation ends."""
         return min((generation + 1) * self.settings.interval, self.steps)
 
 
 def make_plan(raw_settings: dict[str, Any], arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
-    """What is to be run. Raises ValueError, naming the setting that is wrong and what would be right."""
+    """Return the plan of a command. Raises ValueError with the setting that is wrong and the fix."""
     settings = parse_settings(raw_settings)
-    space = parse_space(settings.params or {}, arguments, {}, context.config_loader)
+    space = parse_space(settings.params, arguments, {}, context.config_loader)
     steps = OmegaConf.select(config, "trainer.steps")
-    for wrong in find_conflicts(settings, space, config, steps):
-        raise ValueError(wrong)
-    (way,) = parse_directions(settings.direction, (config.monitor,))
-    return Plan(settings, space, config, steps, config.monitor, way == "maximize")
+    for conflict in find_conflicts(settings, space, config, steps):
+        raise ValueError(conflict)
+    (direction,) = parse_directions(settings.direction, (config.monitor,))
+    return Plan(settings, space, config, steps, config.monitor, direction == "maximize")
 
 
-def find_conflicts(s: PopulationConf, space: Space, config: DictConfig, steps: int) -> list[str]:
-    """What is wrong with the settings beside the run's own."""
-    wrong = []
+def find_conflicts(s: PopulationSettings, space: Space, config: DictConfig, steps: int) -> list[str]:
+    """Return what is wrong with the settings beside the run's own, each with its fix."""
+    conflicts = []
     if not space.parameters:
-        wrong.append("hydra/sweeper=pbt: there is nothing to evolve; give parameters, as 'lr=tag(log,interval(1e-4,1e-2))'")
+        conflicts.append("hydra/sweeper=pbt: there is nothing to evolve; give parameters, as 'lr=tag(log,interval(1e-4,1e-2))'")
     for key in (key.lstrip("+") for key in space.parameters):
         if key == "seed":
-            wrong.append("seed: all members have one seed, so that only their settings set them apart; give it one value")
+            conflicts.append("seed: all members need the same seed, so that only their settings differ; give it one value")
         if key in ("optim", "trainer.steps") or (key.split(".")[0] in FIXED_BY_CHECKPOINT and key not in CHANGEABLE_KEYS):
-            wrong.append(f"{key}: a member cannot go on from another one's checkpoint with another {key}; give it one value")
+            conflicts.append(f"{key}: a checkpoint of another {key} cannot be resumed by a member; give it one value")
     if s.interval >= steps:
         fix = f"give fewer, as {max(1, steps // 10)}"
-        wrong.append(f"hydra.sweeper.interval={s.interval}: a run has {steps} steps, so nothing would be exploited; {fix}")
+        conflicts.append(f"hydra.sweeper.interval={s.interval}: a run has {steps} steps, so no member would be copied; {fix}")
     if (processes := get_launched_ranks()[1]) > 1:
-        wrong.append(f"hydra/sweeper=pbt: {processes} processes were started, its members run in one each; leave out torchrun")
+        conflicts.append(f"hydra/sweeper=pbt: {processes} processes were started, a member runs in one; leave out torchrun")
     if OmegaConf.select(config, "callbacks.checkpoint") is None:
-        wrong.append("callbacks.checkpoint: a population lives on checkpoints; give callbacks=default")
+        conflicts.append("callbacks.checkpoint: a population needs checkpoints; give callbacks=default")
     if (seconds := OmegaConf.select(config, "callbacks.time_limit.seconds")) is not None:
-        fix = "give null; after Ctrl-C the same command goes on"
-        wrong.append(f"callbacks.time_limit.seconds={seconds}: members would end short of their generation; {fix}")
-    return wrong
+        fix = "give null; after Ctrl-C the same command resumes the population"
+        conflicts.append(f"callbacks.time_limit.seconds={seconds}: members would end before their generation does; {fix}")
+    return conflicts
 
 
 def resolve_folder(plan: Plan) -> Path:
-    """The folder: that of the study, or of the same command that was not finished, or a new one."""
+    """Return the folder of the named study, or that of the same command if it is not finished, or else a new one."""
     s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
-    root = resolve_home(s.home, plan.config)
-    if root is None:
-        return fresh
-    if s.study_name:
-        return root / s.study_name.replace("/", "_")
-    for note in sorted(root.glob(f"*/{POPULATION_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        held = read_json(note)
-        if held.get("digest") == plan.digest and not held.get("over") and not is_locked(note.parent):
-            return note.parent
-    return fresh
+    home = resolve_home(s.home, plan.config)
+    if home is not None and s.study_name:
+        return home / s.study_name.replace("/", "_")
+    return find_newest(home, POPULATION_FILE, lambda folder: can_resume(plan, folder)) or fresh
+
+
+def can_resume(plan: Plan, folder: Path) -> bool:
+    """Return True for a population of this very command that is not finished and that no process runs."""
+    record = read_population(folder)
+    return record.digest == plan.digest and not record.finished and not is_locked(folder)
 
 
 def describe_plan(plan: Plan) -> list[str]:
-    """What would be run."""
-    s = plan.settings
-    rows = [("space", f"{key}: {each.describe()}") for key, each in plan.space.parameters.items()]
-    rows += [("fixed", line) for line in plan.space.fixed.values()]
+    """Return the lines of a dry run."""
+    s, rows = plan.settings, describe_space(plan.space)
     rows.append(("objective", f"{plan.monitor} {'maximize' if plan.maximize else 'minimize'}"))
     rows.append(("members", f"{s.population}: {s.exploit}, {s.explore}"))
-    short = plan.steps % s.interval
-    rows.append(("generations", f"{plan.generations} of {s.interval} steps" + (f", the last one of {short}" if short else "")))
+    rest = plan.steps % s.interval
+    rows.append(("generations", f"{plan.generations} of {s.interval} steps" + (f", the last one of {rest}" if rest else "")))
     rows.append(("steps", f"{plan.steps} each, {s.population * plan.steps:,} in all"))
-    rows.append(("for example", " ".join(plan.space.to_overrides(create_first_generation(plan.space.parameters, s)[0].params))))
-    return [f"{name:<16} {value}" for name, value in rows]
+    example = create_first_generation(plan.space.parameters, s)[0]
+    rows.append(("for example", " ".join(plan.space.to_overrides(example.params))))
+    return [format_row(name, value) for name, value in rows]

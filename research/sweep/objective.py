@@ -1,4 +1,4 @@
-"""What came of a job: the number or the numbers that the study is about, or why there is none."""
+"""What a job has come to: the number or the numbers that the study is about, or why there is none."""
 
 import math
 import statistics
@@ -23,9 +23,9 @@ REDUCERS: dict[str, Callable[[list[float]], float]] = {
 
 @dataclass
 class Outcome:
-    """One job's or one configuration's."""
+    """The result of one job, or of one configuration's repeats."""
 
-    values: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  # one an objective
     error: str = ""
     cause: BaseException | None = None
     folder: Path | None = None
@@ -33,61 +33,60 @@ class Outcome:
 
 
 def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Sequence[str]) -> Outcome:
-    """The objectives that a job returned, or that its summary.json tells of by name."""
+    """Return the objectives that a job returned, or those that its summary.json holds under the names `metrics`."""
     folder = Path(result.hydra_cfg.hydra.runtime.output_dir) if result.hydra_cfg else None
     try:
         returned = result.return_value
-    except Exception as error:  # whatever the job raised fails the trial alone
+    except Exception as error:  # whatever the job raised fails this trial alone
         return Outcome(error=f"{type(error).__name__}: {error}", cause=error, folder=folder)
     try:
         known = dict(returned) if isinstance(returned, Mapping) else load_metrics(folder) if metrics or limits else {}
-        found = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
-        about = {name: get_number(known, name, "constraints") for name in limits}
+        values = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
+        constrained = {name: get_number(known, name, "constraints") for name in limits}
     except ValueError as error:
         return Outcome(error=str(error), cause=error, folder=folder)
-    if any(math.isnan(value) for value in found):
+    if any(math.isnan(value) for value in values):
         return Outcome(error="the objective is not a number (NaN)", folder=folder)
-    return Outcome(found, folder=folder, limits=about)
+    return Outcome(values, folder=folder, limits=constrained)
 
 
 def parse_numbers(returned: Any, count: int) -> list[float]:
-    """As many as there are objectives. Raises ValueError for anything else."""
-    several = isinstance(returned, Sequence) and not isinstance(returned, str)
+    """Return what a job returned as `count` numbers. Raises ValueError for anything else."""
+    is_sequence = isinstance(returned, Sequence) and not isinstance(returned, str)
     try:
-        found = [float(value) for value in (returned if several else [returned])]
+        values = [float(value) for value in (returned if is_sequence else [returned])]
     except (TypeError, ValueError):
-        found = []
-    if len(found) != count:
-        wanted = "a number" if count == 1 else f"{count} numbers"
-        raise ValueError(f"the job must return {wanted}, it returned {returned!r}; or name its metrics: hydra.sweeper.metrics")
-    return found
+        values = []
+    if len(values) != count:
+        expected = "a number" if count == 1 else f"{count} numbers"
+        raise ValueError(f"the job returned {returned!r}: return {expected}, or name its metrics: hydra.sweeper.metrics")
+    return values
 
 
 def load_metrics(folder: Path | None) -> dict[str, Any]:
-    """Numbers of a run by their names: those of its best evaluation before its last ones."""
-    told = read_json(folder / "summary.json") if folder else {}
-    return {**told, **(told.get("metrics") or {}), **(told.get("best") or {})}
+    """Return the numbers of a run by name; a metric of the best evaluation wins over the same one of the last."""
+    summary = read_json(folder / "summary.json") if folder else {}
+    return {**summary, **(summary.get("metrics") or {}), **(summary.get("best") or {})}
 
 
 def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") -> float:
-    """One of the run's numbers. Raises ValueError where it has none of that name."""
+    """Return one of a run's numbers. Raises ValueError where it has none of that name."""
     value = known.get(name)
     if isinstance(value, int | float):
         return float(value)
-    there = ", ".join(sorted(key for key, each in known.items() if isinstance(each, int | float)))
-    raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {there or 'none'}")
+    names = ", ".join(sorted(key for key, number in known.items() if isinstance(number, int | float)))
+    raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {names or 'none'}")
 
 
 def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
-    """Several runs of one configuration as one."""
-    values = [each.values[0] for each in outcomes]
-    value = REDUCERS[method](values)
-    limits = {name: statistics.fmean(each.limits[name] for each in outcomes) for name in outcomes[0].limits}
+    """Return the outcome of several runs of one configuration."""
+    value = REDUCERS[method]([outcome.values[0] for outcome in outcomes])
+    limits = {name: statistics.fmean(outcome.limits[name] for outcome in outcomes) for name in outcomes[0].limits}
     return Outcome([value], folder=outcomes[0].folder.parent if outcomes[0].folder else None, limits=limits)
 
 
 def set_constraints(trial: Trial, outcome: Outcome, constraints: Mapping[str, str]) -> None:
-    """The study learns how far the trial is from each bound: 0 and less keeps to it."""
+    """Tell the study how far the trial is beyond each bound; 0 and less is within it."""
     for name, text in constraints.items():
         sign, limit = parse_bound(text) or ("<=", math.inf)
         if name in outcome.limits:

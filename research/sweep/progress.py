@@ -1,4 +1,4 @@
-"""What a sweep shows: a line as each trial begins and ends; on a terminal, of several workers, a live line for each at work."""
+"""What a sweep prints: a line as each trial begins and ends; for several workers, a live line for each trial under way."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from research.sweep.queue import EXCLUDED
 from research.sweep.space import Space
 
 LIVE_METRICS = ("step", "train/loss", "val/loss", "val/acc", "val/bpb")
@@ -20,7 +21,7 @@ TAIL_BYTES = 4096  # bytes of metrics.jsonl that hold its last line
 
 
 class ProgressDisplay:
-    """The sweep as people see it."""
+    """The sweep as its user sees it."""
 
     def __init__(
         self, study: Study, space: Space, folder: Path, total: int, workers: int, terminal: Console | None = None
@@ -31,38 +32,35 @@ class ProgressDisplay:
         self.reported = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
 
     def print_row(self, name: str, value: str) -> None:
-        """One fact a line, never wrapped."""
+        """Print one fact on a line, never wrapped."""
         self.terminal.print(Text.assemble((f"{name:<16} ", "cyan"), value), soft_wrap=True)
 
     def print_trial_start(self, job_name: str, params: dict[str, Any]) -> None:
-        """A trial and what is special about it."""
+        """Print a trial's name and parameters."""
         texts = self.space.format_params(params)
         texts |= {key: str(value) for key, value in params.items() if key not in texts}
-        self.print_row("trial", f"#{job_name} " + " ".join(f"{key}={text}" for key, text in texts.items()))
+        self.print_row("trial", f"#{job_name} {join_params(texts)}")
 
     def update(self) -> None:
-        """Tell of trials that have ended since, in whichever process."""
+        """Print the trials that have ended since the last call, in whichever process."""
         trials = self.study.get_trials(deepcopy=False)
-        for each in trials:
-            if each.state.is_finished() and each.number not in self.reported:
-                self.reported.add(each.number)
-                self.print_trial_end(each, trials)
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self.reported:
+                self.reported.add(trial.number)
+                self.print_trial_end(trial, trials)
         if self.workers > 1 and self.terminal.is_terminal:
             if self.live is None:
                 self.live = Live("", console=self.terminal, auto_refresh=False, transient=True)
                 self.live.start()
-            lines = [self.render_running(each) for each in trials if each.state == TrialState.RUNNING]
+            lines = [self.render_running(trial) for trial in trials if trial.state == TrialState.RUNNING]
             self.live.update(Text("\n").join([*lines, Text(self.describe_standing(trials))]), refresh=True)
 
     def print_sweep_end(self, report: Path) -> None:
-        """What came out, and where it is told."""
+        """Print the best trial and where the report is."""
         trials = self.study.get_trials(deepcopy=False)
         if len(self.study.directions) == 1 and self.describe_best():
             best = self.study.best_trial
-            texts = self.space.format_params(best.params)
-            self.print_row(
-                "best", f"#{best.number} {best.value:.4g}  " + " ".join(f"{key}={text}" for key, text in texts.items())
-            )
+            self.print_row("best", f"#{best.number} {best.value:.4g}  {join_params(self.space.format_params(best.params))}")
         self.print_row("report", f"{report}, {self.describe_standing(trials)}")
 
     def close(self) -> None:
@@ -70,62 +68,62 @@ class ProgressDisplay:
             self.live.stop()
 
     def print_trial_end(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
-        """How it went, the best so far, the time left."""
-        if "aside" in trial.user_attrs:
+        """Print a trial's result, the best so far and the time left."""
+        if EXCLUDED in trial.user_attrs:
             return
-        complete = trial.state == TrialState.COMPLETE
-        value = ", ".join(f"{value:.4g}" for value in trial.values) if complete else trial.state.name.lower()
+        is_complete = trial.state == TrialState.COMPLETE
+        value = ", ".join(f"{value:.4g}" for value in trial.values) if is_complete else trial.state.name.lower()
         self.print_row("trial", f"#{trial.number} {value}, {self.describe_standing(trials)}")
 
     def describe_standing(self, trials: list[FrozenTrial]) -> str:
-        """The best so far, and the time left."""
-        done = [t for t in trials if t.state.is_finished() and "aside" not in t.user_attrs]
-        took = [t.duration.total_seconds() for t in done if t.duration and "reused" not in t.user_attrs]
-        left = max(0, self.total - len(done)) * (statistics.mean(took) if took else 0.0) / self.workers
-        return ", ".join(
-            [
-                *self.describe_best(),
-                f"{len(done)} of {self.total} done",
-                *([f"about {format_duration(left)} left"] if left else []),
-            ]
-        )
+        """Return the best so far, how many trials are done and the time left."""
+        done = [t for t in trials if t.state.is_finished() and EXCLUDED not in t.user_attrs]
+        seconds = [t.duration.total_seconds() for t in done if t.duration and "reused" not in t.user_attrs]
+        left = max(0, self.total - len(done)) * (statistics.mean(seconds) if seconds else 0.0) / self.workers
+        parts = [*self.describe_best(), f"{len(done)} of {self.total} done"]
+        return ", ".join([*parts, f"about {format_duration(left)} left"] if left else parts)
 
     def describe_best(self) -> list[str]:
         if len(self.study.directions) > 1:
             return [f"{len(self.study.best_trials)} on the Pareto front"]
         try:
             return [f"best {self.study.best_value:.4g} (#{self.study.best_trial.number})"]
-        except ValueError:  # none is complete, or none keeps to the constraints
+        except ValueError:  # no trial is complete and within the constraints
             return []
 
     def render_running(self, trial: FrozenTrial) -> Text:
-        """Where a trial is that another process runs."""
+        """Return a line on a trial that another process runs."""
         began = trial.datetime_start
         seconds = time.time() - began.timestamp() if began else 0.0
-        found = read_last_metrics(self.folder / str(trial.number) / "metrics.jsonl")
-        told = "  ".join(f"{key} {found[key]:.4g}" for key in LIVE_METRICS if key in found)
-        return Text(f"  #{trial.number} {format_duration(seconds)}  {told or 'begins'}", style="dim")
+        metrics = read_last_metrics(self.folder / str(trial.number) / "metrics.jsonl")
+        text = "  ".join(f"{key} {metrics[key]:.4g}" for key in LIVE_METRICS if key in metrics)
+        return Text(f"  #{trial.number} {format_duration(seconds)}  {text or 'begins'}", style="dim")
+
+
+def join_params(texts: dict[str, str]) -> str:
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def read_last_metrics(path: Path) -> dict[str, float]:
-    """The numbers of the last whole line, with those of lines before that it lacks."""
+    """Return the last value of each metric in the last lines of metrics.jsonl; nothing where the file cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return {}
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for line in lines:
         try:
-            told = json.loads(line)
+            record = json.loads(line)
         except ValueError:
-            continue
-        found |= {key: value for key, value in told.items() if isinstance(value, int | float)} if isinstance(told, dict) else {}
-    return found
+            continue  # the first line of the tail is cut off, the last one may be half-written
+        if isinstance(record, dict):
+            metrics |= {key: value for key, value in record.items() if isinstance(value, int | float)}
+    return metrics
 
 
 def format_duration(seconds: float) -> str:
-    """A time for people."""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
+    """Return a time for people."""
+    rounded = round(seconds)
+    return f"{rounded} s" if rounded < 120 else f"{rounded // 60} min" if rounded < 7200 else f"{rounded / 3600:.1f} h"

@@ -1,21 +1,22 @@
-"""Ends a run that its study gives up."""
+"""Ends a run that its study's pruner stops."""
 
 import logging
 
-from research.tracking.optuna_storage import Trial, get_current_trial
+from research.sweep.trial import Trial, get_current_trial
 from research.training.state import PRUNED_REASON, Callback, State
 
 log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Tell the study of each evaluation, and stop where its pruner says so; outside of a study that prunes, nothing."""
+    """Report each evaluation to the study and stop where its pruner says so; without a pruner, do nothing."""
 
     trial: Trial | None = None
 
     def on_start(self, state: State) -> None:
         self.trial = get_current_trial()
-        if self.trial and self.trial.is_pruned():  # it may have been ended right after it had been given up
+        # The process before may have ended right after the pruner's verdict.
+        if self.trial and self.trial.is_pruned():
             state.stop = PRUNED_REASON
 
     def on_step(self, state: State) -> None:
@@ -30,5 +31,5 @@ class Pruning(Callback):
             self.trial.report(state.logged[state.info.monitor], state.progress.step)
             if self.trial.should_prune():
                 state.stop = PRUNED_REASON
-        except Exception as error:  # whatever a storage raises that is away for a while: no reason to lose the run
-            log.warning("the study did not hear of step %d: %s", state.progress.step, error)
+        except Exception as error:  # each storage raises its own: an unreachable one must not end the run
+            log.warning("step %d was not reported to the study: %s", state.progress.step, error)

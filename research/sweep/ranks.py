@@ -1,6 +1,6 @@
-"""A sweep whose runs have several processes each, started by torchrun: the first one decides, the others run the same jobs.
+"""A sweep whose runs have several processes each, started by torchrun: the first process decides, the others follow.
 
-They hear of each job through the store that torchrun itself keeps, for they know each other only while a run is under way.
+They receive each job through the store that torchrun itself keeps: their process group exists during a run only.
 """
 
 import json
@@ -8,14 +8,23 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from research.training.distributed import get_launched_ranks
-
 END_MESSAGE = "end"
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others
 
 
+def get_launched_ranks() -> tuple[int, int]:
+    """Return this process's rank and the number of processes that its launcher started."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1  # no launcher: a sweep of runs without torch need not import it
+    from research.training import distributed
+
+    return distributed.get_launched_ranks()
+
+
 class Ranks:
-    """The processes of one torchrun. With one process all of this does nothing."""
+    """The processes of one torchrun. With one process its methods do nothing."""
+
+    store: Any
 
     def __init__(self) -> None:
         self.rank, self.world_size = get_launched_ranks()
@@ -28,20 +37,18 @@ class Ranks:
             )
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        run = f"sweep-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self.store = PrefixStore(run, TCPStore(*place, is_master=False, wait_for_workers=False, timeout=WAIT_TIMEOUT))
-
-    store: Any
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        prefix = f"sweep-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.store = PrefixStore(prefix, TCPStore(*address, is_master=False, wait_for_workers=False, timeout=WAIT_TIMEOUT))
 
     def send(self, job: list[Any] | str) -> None:
-        """The first process to the others: what they are to launch, or that there is no more."""
+        """Send the other processes a job to launch, or END_MESSAGE."""
         if self.store is not None:
             self.store.set(str(self.message_index), json.dumps(job))
             self.message_index += 1
 
     def follow(self, launcher: Any) -> None:
-        """In the others: launch what the first one launches, until its end. Its jobs' failures are its own to judge."""
+        """Launch what the first process launches, until it ends; failed jobs are judged by the first process alone."""
         while (job := self._receive()) != END_MESSAGE:
             lines, first = job
             launcher.launch(lines, initial_job_idx=first)

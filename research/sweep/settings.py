@@ -1,135 +1,120 @@
-"""The settings of a sweep as plain values, looked at before anything begins; config.SweeperConf says what each means."""
+"""The settings of a sweep. Hydra imports this file at every start: nothing heavy here."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
 
-from omegaconf import OmegaConf
+from research.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from research.sweep.schema import convert
 
-Dedup = Literal["reuse", "resample", "allow"]
-Reduce = Literal["mean", "median", "min", "max"]
+Reduction = Literal["mean", "median", "min", "max"]
 BOUND = re.compile(r"\s*(<=|>=|<|>)\s*([-+.\w]+)\s*")
+ONE_RUN = {"n": 1, "over": "seed", "reduce": "mean"}  # no repeats
+EXAMPLES = {
+    "params": "{lr: 'interval(0,1)'}",
+    "when": "{optim.lamb: \"optim == 'grokfast'\"}",
+    "constraints": "{params: '<= 2e6'}",
+    "repeats": "{n: 3, over: seed}",
+    "enqueue": "[{lr: 1e-3}]",
+}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """See config.SweeperConf."""
+@dataclass
+class SweepSettings:
+    """hydra/sweeper=grokbit, each as `hydra.sweeper.KEY`. What a sampler or a pruner leaves null has Optuna's default."""
 
-    sampler: Any
-    pruner: Any
-    direction: Any
-    metrics: tuple[str, ...]
-    storage: Any
-    study_name: str | None
-    home: str | None
-    n_trials: int | None
-    n_jobs: int | None
-    workers: int
-    devices: tuple[int, ...]
-    max_failure_rate: float
-    max_retries: int
-    lease: float
-    params: dict[str, Any]
-    custom_search_space: str | None
-    when: dict[str, str]
-    constraints: dict[str, str]
-    enqueue: tuple[dict[str, Any], ...]
-    dedup: Dedup
-    repeats: dict[str, Any]
-    timeout: float | None
-    patience: int | None
-    target_value: float | None
-    terminator: Any
-    dry_run: bool
-    plots: bool
+    sampler: Any = None  # group hydra/sweeper/sampler; null: a grid where all is choices and ranges, or else TPE
+    pruner: Any = None  # group hydra/sweeper/pruner; null: every trial runs to its end
+    direction: Any = None  # minimize | maximize, or a list of them; null: as `monitor` is better, or else minimize
+    metrics: list[str] = field(default_factory=list)  # names in summary.json or in what a job returns; none: its number
+    storage: Any = None  # a URL (journal:// sqlite:// postgresql:// redis:// grpc://) or a _target_; null: a journal file
+    study_name: str | None = None  # null: a new one, unless the same command has left one that is not finished
+    home: str | None = None  # the folder of the sweeps; null: out/name where the configuration has these
+    n_trials: PositiveInt | None = None  # of the study in all; null: the complete grid, or else 20
+    n_jobs: PositiveInt | None = None  # jobs that the launcher gets at once; null: 1 with the basic launcher, or else 2
+    workers: PositiveInt = 1  # processes of this machine that run trials, none waiting for another
+    devices: list[NonNegativeInt] = field(default_factory=list)  # a GPU for each worker, in turn; none: as the machine is set
+    max_failure_rate: Annotated[float, "[0, 1]"] = 0.5  # of n_trials; more failed trials end the sweep
+    max_retries: NonNegativeInt = 2  # times that a trial whose process died is resumed
+    lease: PositiveFloat = 60.0  # seconds without a sign of life after which a trial on another machine counts as dead
+    params: dict[str, Any] = field(default_factory=dict)  # key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
+    search_space: dict[str, Any] = field(default_factory=dict)  # the old name of params
+    custom_search_space: str | None = None  # module.function(cfg, trial) that suggests more
+    when: dict[str, Any] = field(default_factory=dict)  # key: condition on other keys, without which it has no value
+    constraints: dict[str, Any] = field(default_factory=dict)  # metric: "<= 2e6"
+    enqueue: list[dict[str, Any]] = field(default_factory=list)  # configurations to begin with
+    dedup: Literal["reuse", "resample", "allow"] = "reuse"  # what to do with a configuration that was run before
+    repeats: dict[str, Any] = field(default_factory=ONE_RUN.copy)  # n runs of each configuration; `over` counts up, then reduce
+    timeout: PositiveFloat | None = None  # seconds after which no trial begins
+    patience: PositiveInt | None = None  # trials in a row that are no better than the best
+    target_value: float | None = None  # end once a trial has reached it
+    terminator: Any = None  # an optuna.terminator.Terminator as _target_
+    dry_run: bool = False  # print what would be run
+    plots: bool = True  # pictures in the report
 
     @property
     def is_multi_objective(self) -> bool:
-        """Whether there is more than one objective."""
+        """True with more than one objective."""
         return len(self.metrics) > 1 or (isinstance(self.direction, list) and len(self.direction) > 1)
 
     @property
     def has_pruner(self) -> bool:
-        """Whether somebody may give a trial up."""
+        """True if a trial may be stopped early."""
         return self.pruner is not None and not str(self.pruner["_target_"]).endswith("NopPruner")
 
 
-def parse_settings(raw_settings: Mapping[str, Any]) -> Settings:
-    """The settings, checked. Raises ValueError, naming the one that is wrong and what would be right."""
-    found: dict[str, Any] = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in raw_settings.items()
-    }
-    old = found.pop("search_space", None)
-    found["params"] = found["params"] or old or {}
-    found["metrics"] = (found["metrics"],) if isinstance(found["metrics"], str) else tuple(found["metrics"] or ())
-    for key in ("devices", "enqueue"):
-        found[key] = tuple(found[key] or ())
-    for key in ("when", "constraints"):
-        found[key] = found[key] or {}
-    if not isinstance(found["repeats"], str):
-        found["repeats"] = {"n": 1, "over": "seed", "reduce": "mean"} | dict(found["repeats"] or {})
-    for wrong in find_wrong_types(found):
-        raise ValueError(f"hydra.sweeper.{wrong}")
-    settings = Settings(**{each.name: found[each.name] for each in fields(Settings)})
-    for wrong in find_mistakes(settings):
-        raise ValueError(f"hydra.sweeper.{wrong}")
+def parse_settings(raw_settings: Mapping[str, Any]) -> SweepSettings:
+    """Return the settings, checked. Raises ValueError with the setting, its value and the fix."""
+    metrics = raw_settings.get("metrics")
+    one_metric = {"metrics": [metrics]} if isinstance(metrics, str) else {}
+    settings = convert(SweepSettings, {**raw_settings, **one_metric}, EXAMPLES)
+    settings.params = settings.params or settings.search_space
+    settings.repeats = ONE_RUN | settings.repeats
+    for mistake in [*find_wrong_values(settings), *find_conflicts(settings)]:
+        raise ValueError(f"hydra.sweeper.{mistake}")
     return settings
 
 
-def find_wrong_types(values: Mapping[str, Any]) -> list[str]:
-    """Settings of another kind than they can have: names where a group has the options, texts where keys have values."""
-    wrong = [f"{key}={values[key]}: choose an option, as hydra/sweeper/{key}={values[key]}" for key in ("sampler", "pruner")
-             if values[key] is not None and (not isinstance(values[key], Mapping) or "_target_" not in values[key])
-    ]  # fmt: skip
-    shapes = {"params": "{lr: 'interval(0,1)'}", "when": "{optim.lamb: \"optim == 'grokfast'\"}",
-              "constraints": "{params: '<= 2e6'}", "repeats": "{n: 3, over: seed}"}  # fmt: skip
-    wrong += [f"{key}={values[key]}: give keys and values, as {shape}" for key, shape in shapes.items()
-              if values[key] and not isinstance(values[key], Mapping)]  # fmt: skip
-    return wrong
+def find_wrong_values(s: SweepSettings) -> list[str]:
+    """Return what is wrong with single settings beyond their types, each with its fix."""
+    mistakes = [
+        f"{key}={node}: choose an option, as hydra/sweeper/{key}={node}"
+        for key, node in (("sampler", s.sampler), ("pruner", s.pruner))
+        if node is not None and (not isinstance(node, Mapping) or "_target_" not in node)
+    ]
+    if unknown := s.repeats.keys() - ONE_RUN:
+        mistakes.append(f"repeats: {', '.join(sorted(unknown))} is none of {', '.join(ONE_RUN)}")
+    if s.repeats["reduce"] not in get_args(Reduction):
+        mistakes.append(f"repeats.reduce={s.repeats['reduce']}: give {', '.join(get_args(Reduction))}")
+    if type(s.repeats["n"]) is not int or s.repeats["n"] < 1:
+        mistakes.append(f"repeats.n={s.repeats['n']}: give a whole number, 1 or more")
+    mistakes += [f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if parse_bound(v) is None]
+    return mistakes
 
 
-def find_mistakes(s: Settings) -> list[str]:
-    """What is wrong, each with what would be right."""
-    least = {"n_trials": 1, "n_jobs": 1, "workers": 1, "max_retries": 0, "patience": 1}
-    wrong = [
-        f"{k}={getattr(s, k)}: give {n} or more" for k, n in least.items() if getattr(s, k) is not None and getattr(s, k) < n
-    ]
-    wrong += [
-        f"{k}={getattr(s, k)}: give seconds, more than 0"
-        for k in ("timeout", "lease")
-        if getattr(s, k) is not None and getattr(s, k) <= 0
-    ]
-    if not 0 <= s.max_failure_rate <= 1:
-        wrong.append(f"max_failure_rate={s.max_failure_rate}: give a share from 0 to 1")
-    if s.dedup not in get_args(Dedup):
-        wrong.append(f"dedup={s.dedup}: give {', '.join(get_args(Dedup))}")
-    if s.repeats["reduce"] not in get_args(Reduce):
-        wrong.append(f"repeats.reduce={s.repeats['reduce']}: give {', '.join(get_args(Reduce))}")
-    if s.repeats["n"] < 1:
-        wrong.append(f"repeats.n={s.repeats['n']}: give 1 or more")
+def find_conflicts(s: SweepSettings) -> list[str]:
+    """Return settings that exclude each other, each with its fix."""
+    conflicts = []
     if s.is_multi_objective and s.has_pruner:
-        wrong.append("pruner: a study with several objectives cannot prune; give one objective, or hydra/sweeper/pruner=none")
-    if s.is_multi_objective and (s.target_value is not None or s.patience is not None or s.terminator is not None):
-        wrong.append("target_value, patience and terminator are for one objective; with several give timeout or n_trials")
-    if s.is_multi_objective and s.repeats["n"] > 1:
-        wrong.append("repeats: with several objectives give repeats.n=1")
-    if len(s.devices) > s.workers:
-        wrong.append(
-            f"devices={list(s.devices)}: that is more devices than workers; give hydra.sweeper.workers={len(s.devices)}"
+        conflicts.append(
+            "pruner: a study with several objectives cannot prune; give one objective, or hydra/sweeper/pruner=none"
         )
+    if s.is_multi_objective and (s.target_value is not None or s.patience is not None or s.terminator is not None):
+        conflicts.append("target_value, patience and terminator are for one objective; with several give timeout or n_trials")
+    if s.is_multi_objective and s.repeats["n"] > 1:
+        conflicts.append(f"repeats.n={s.repeats['n']}: with several objectives give repeats.n=1")
+    if len(s.devices) > s.workers:
+        conflicts.append(f"devices={s.devices}: more devices than workers; give hydra.sweeper.workers={len(s.devices)}")
     if s.workers > 1 and ("InMemory" in str(s.storage) or str(s.storage) in ("sqlite://", "sqlite:///:memory:")):
-        wrong.append(f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal")
-    wrong += [f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if parse_bound(v) is None]
-    wrong += [f"enqueue={each}: give configurations, as [{{lr: 1e-3}}]" for each in s.enqueue if not isinstance(each, dict)]
-    return wrong
+        conflicts.append(f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal")
+    return conflicts
 
 
 def parse_bound(text: str) -> tuple[str, float] | None:
-    """The sign and the number of a constraint."""
-    found = BOUND.fullmatch(str(text))
+    """Return the sign and the number of a constraint as "<= 2e6"; None if it is no bound."""
+    match = BOUND.fullmatch(str(text))
     try:
-        return (found[1], float(found[2])) if found else None
+        return (match[1], float(match[2])) if match else None
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""When a study is over before its last trial."""
+"""When a study ends before its last trial."""
 
 import math
 import time
@@ -7,19 +7,19 @@ from datetime import datetime
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
-from research.sweep.settings import Settings
+from research.sweep.settings import SweepSettings
 from research.sweep.study import instantiate_setting, silence_optuna_warnings
 
 
 class Stopping:
-    """Asked before each trial."""
+    """The rules to end early; `get_reason` is called before each trial."""
 
-    def __init__(self, settings: Settings, start_time: float) -> None:
-        self.settings, self.start_time = settings, start_time  # in seconds since the epoch: of all workers the same
+    def __init__(self, settings: SweepSettings, start_time: float) -> None:
+        self.settings, self.start_time = settings, start_time  # in seconds since the epoch: the same in all workers
         self.terminator = instantiate_setting(settings.terminator, "hydra.sweeper.terminator") if settings.terminator else None
 
     def get_reason(self, study: Study) -> str:
-        """Why no other trial begins; empty while there is no reason."""
+        """Return why no other trial begins; an empty text while there is no reason."""
         s = self.settings
         if s.timeout is not None and time.time() - self.start_time >= s.timeout:
             return f"timeout: {s.timeout:g} s are over"
@@ -30,10 +30,10 @@ class Stopping:
             (t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.COMPLETE, TrialState.PRUNED)),
             key=lambda t: t.datetime_complete or datetime.max,
         )
-        best, since = math.inf, 0
-        for each in ended:
-            value = sign * each.value if each.state == TrialState.COMPLETE and each.value is not None else math.inf
-            best, since = (value, 0) if value < best else (best, since + 1)
+        best, since = math.inf, 0  # the best loss, and the trials that have ended after it
+        for trial in ended:
+            loss = sign * trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.inf
+            best, since = (loss, 0) if loss < best else (best, since + 1)
         if s.target_value is not None and best <= sign * s.target_value:
             return f"target_value: {sign * best:g} reached {s.target_value:g}"
         if s.patience is not None and since >= s.patience:
@@ -44,4 +44,5 @@ class Stopping:
         if self.terminator is None:
             return ""
         with silence_optuna_warnings():
-            return "terminator: no room for improvement is left" if self.terminator.should_terminate(study) else ""
+            should_end = self.terminator.should_terminate(study)
+        return "terminator: no improvement is to be expected" if should_end else ""

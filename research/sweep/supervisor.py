@@ -1,4 +1,4 @@
-"""Several processes of one sweep on this machine: each the same command again, with its share of the threads or its GPU."""
+"""Several processes of one sweep on this machine: each runs the same command, with its share of the threads or its GPU."""
 
 import json
 import os
@@ -7,44 +7,45 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from research.run_dir import WORKER_ENV_VAR
-from research.sweep.settings import Settings
+from research.sweep.settings import SweepSettings
 
 MAX_DEATHS = 100  # of workers, after which something is wrong with more than their trials
 
 
 def get_worker_spec() -> dict[str, Any] | None:
-    """What the process that started this one has told it; None for one that the user started."""
-    told = os.environ.get(WORKER_ENV_VAR)
-    return json.loads(told) if told else None
+    """Return what the supervisor has handed this process; None in one that the user started."""
+    text = os.environ.get(WORKER_ENV_VAR)
+    return json.loads(text) if text else None
 
 
 def is_orphaned() -> bool:
-    """Whether the process that started this worker is gone: it ends after the trial under way."""
-    told = get_worker_spec()
-    return told is not None and os.getppid() != told["parent"]
+    """Return True in a worker whose supervisor is gone: it ends after the trial under way."""
+    spec = get_worker_spec()
+    return spec is not None and os.getppid() != spec["parent"]
 
 
+@runtime_checkable
 class SupervisedSweep(Protocol):
-    """What a supervisor asks about the sweep."""
+    """What a supervisor needs to know about the sweep."""
 
     def is_finished(self) -> bool: ...
     def has_trials_left(self) -> bool: ...
     def update_progress(self) -> None: ...
 
 
-def supervise(settings: Settings, folder: Path, study: str, sweep: SupervisedSweep) -> None:
-    """Keep `workers` processes at work until each says that there is no more to do; one that is killed is replaced.
+def supervise(settings: SweepSettings, folder: Path, study: str, sweep: SupervisedSweep) -> None:
+    """Run `workers` processes until each has nothing left to do; replace one that is killed.
 
-    A signal to end is passed on to them: they save what they are at. Raises ValueError where a worker failed.
+    Signals to end are passed on: workers save what they are at. Raises ValueError if a worker failed.
     """
-    begun, deaths, failed = time.time(), 0, list[int]()
+    started, deaths, failed = time.time(), 0, list[int]()
     running: dict[int, subprocess.Popen[bytes]] = {}
     before = {signum: signal.signal(signum, exit_on_signal) for signum in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        running = {index: start_worker(index, settings, folder, study, begun) for index in range(settings.workers)}
+        running = {index: start_worker(index, settings, folder, study, started) for index in range(settings.workers)}
         while running:
             for index, process in list(running.items()):
                 code = process.poll()
@@ -53,16 +54,15 @@ def supervise(settings: Settings, folder: Path, study: str, sweep: SupervisedSwe
                 del running[index]
                 deaths += code < 0
                 if code < 0 and deaths <= MAX_DEATHS and not sweep.is_finished():
-                    print(f"{'worker':<16} {index} died by signal {-code}: another one takes its place", flush=True)
-                    running[index] = start_worker(index, settings, folder, study, begun)
+                    print(f"{'worker':<16} {index} died by signal {-code}: another one takes over", flush=True)
+                    running[index] = start_worker(index, settings, folder, study, started)
                 elif code:
                     failed.append(index)
             sweep.update_progress()
             time.sleep(0.2)
-    except (KeyboardInterrupt, SystemExit) as asked:
-        stop_workers(
-            list(running.values()), signal.SIGINT if isinstance(asked, KeyboardInterrupt) else int(str(asked.code)) - 128
-        )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(str(stop.code)) - 128
+        stop_workers(list(running.values()), signum)
         raise
     except BaseException:
         stop_workers(list(running.values()), signal.SIGTERM)
@@ -71,32 +71,36 @@ def supervise(settings: Settings, folder: Path, study: str, sweep: SupervisedSwe
         for signum, handler in before.items():
             signal.signal(signum, handler)
     if not sweep.is_finished() and failed and sweep.has_trials_left():
-        raise ValueError(
-            f"hydra.sweeper.workers: {len(failed)} of them failed\n{read_worker_error(folder / f'worker-{failed[0]}.log')}"
-        )
+        reason = read_worker_error(folder / f"worker-{failed[0]}.log")
+        raise ValueError(f"hydra.sweeper.workers: {len(failed)} of them failed\n{reason}")
 
 
 def exit_on_signal(signum: int, _: Any) -> None:
     raise SystemExit(128 + signum)
 
 
-def start_worker(index: int, settings: Settings, folder: Path, study: str, start_time: float) -> subprocess.Popen[bytes]:
-    """The command that this process was started with, as worker `index`; Ctrl-C reaches it through this process alone."""
-    own = dict(os.environ)
-    told = {"index": index, "folder": str(folder), "study": study, "parent": os.getpid(), "begun": start_time}
-    own[WORKER_ENV_VAR] = json.dumps(told)
-    threads = max(1, (os.cpu_count() or 1) // settings.workers)
-    own.setdefault("OMP_NUM_THREADS", str(threads))
+def start_worker(index: int, settings: SweepSettings, folder: Path, study: str, start_time: float) -> subprocess.Popen[bytes]:
+    """Start this process's own command as worker `index`, in a session of its own: Ctrl-C reaches it through this process."""
+    env = dict(os.environ)
+    spec = {"index": index, "folder": str(folder), "study": study, "parent": os.getpid(), "begun": start_time}
+    env[WORKER_ENV_VAR] = json.dumps(spec)
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.workers)))
     if settings.devices:
-        own["CUDA_VISIBLE_DEVICES"] = str(settings.devices[index % len(settings.devices)])
+        env["CUDA_VISIBLE_DEVICES"] = str(settings.devices[index % len(settings.devices)])
     with (folder / f"worker-{index}.log").open("ab") as output:
-        to = {"stdout": output, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(sys.orig_argv, env=own, start_new_session=True, **to)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(
+            sys.orig_argv,
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def stop_workers(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
-    """Ask them to save and end, again where the user does, and wait for it a minute at most."""
-    until = time.monotonic() + 60
+    """Signal the workers to save and end, again at each further Ctrl-C; kill them after a minute."""
+    deadline = time.monotonic() + 60
     for process in processes:
         process.send_signal(signum)
     while any(process.poll() is None for process in processes):
@@ -105,12 +109,12 @@ def stop_workers(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
         except KeyboardInterrupt:
             for process in processes:
                 process.send_signal(signum)
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             for process in processes:
                 process.kill()
 
 
 def read_worker_error(path: Path) -> str:
-    """What a worker said at its end, and where the rest is."""
+    """Return the last line of a worker's log, and where the rest is."""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{(lines or ['nothing was said'])[-1][:300]}\nall of it is in {path}"
+    return f"{(lines or ['it printed nothing'])[-1][:300]}\nits complete output is in {path}"

@@ -1,4 +1,4 @@
-"""One process of a sweep: it takes trials, launches their jobs and tells the study what came of them."""
+"""One process of a sweep: it takes trials, launches their jobs and tells the study their results."""
 
 import json
 import logging
@@ -18,71 +18,81 @@ from research.run_dir import TRIAL_ENV_VAR
 from research.sweep import supervisor
 from research.sweep.compose import Composer
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set_constraints
+from research.sweep.optuna_private import enable_stop, get_storage, get_trial_id, has_stopped, load_user_attrs
 from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
-from research.sweep.queue import Queue
+from research.sweep.queue import EXCLUDED, Queue
 from research.sweep.ranks import Ranks
 from research.sweep.stopping import Stopping
 from research.tracking.optuna_storage import PRUNED_ATTR, is_storage_unreachable
 
 log = logging.getLogger(__name__)
+MAX_RESAMPLES = 10  # excluded trials for each one of the total; beyond, the space has no new configuration to give
 
 
 class Worker:
-    """One process of a sweep: takes trials until there are no more."""
+    """One process of a sweep."""
 
     def __init__(self, plan: Plan, study: Study, launcher: Any, ranks: Ranks, composer: Composer) -> None:
-        self.composer = composer
         self.plan, self.study, self.launcher, self.ranks, self.settings = plan, study, launcher, ranks, plan.settings
-        study._thread_local.in_optimize_loop = True  # ours is none of Optuna's, yet a sampler may call study.stop
+        self.composer = composer
+        enable_stop(study)
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
         self.stopping = Stopping(self.settings, float((supervisor.get_worker_spec() or {}).get("begun", time.time())))
         self.progress = ProgressDisplay(study, plan.space, plan.folder, plan.total, self.settings.workers)
-        basic = type(launcher).__name__ == "BasicLauncher"
-        self.launch_size = self.settings.n_jobs or (1 if basic else len(plan.grid) if plan.grid is not None else 2)
+        self.launch_size = self.settings.n_jobs or self._get_launch_size()
         self.last_error: BaseException | None = None
         custom = self.settings.custom_search_space
         self.suggest_custom = get_method(custom) if custom else None
 
+    def _get_launch_size(self) -> int:
+        """Return how many jobs the launcher gets at once, by default."""
+        if type(self.launcher).__name__ == "BasicLauncher":
+            return 1
+        return len(self.plan.grid) if self.plan.grid is not None else 2
+
     def run_all(self) -> None:
-        """Trial after trial; where others still run, wait: they may die, and somebody has to go on with theirs."""
+        """Run trials until there are no more; wait while others run some, for theirs may die."""
         while not self.is_finished():
-            trials, later = self.take_trials()
+            trials, may_come_later = self.take_trials()
             if trials:
                 self.run(trials)
-            elif not later:
+            elif not may_come_later:
                 return
             else:
                 time.sleep(0.5)
 
     def is_finished(self) -> bool:
-        """Whether no other trial begins; whoever finds that first leaves word."""
+        """Return True if no other trial begins; the first process to find a reason leaves it in the study."""
         if reason := self.stopping.get_reason(self.study) or self.get_exhausted_reason():
-            if not reason.startswith("timeout"):  # that is this process's own
+            if not reason.startswith("timeout"):  # a timeout is this command's own
                 self.study.set_user_attr("over", reason)
             self.progress.print_row("stopped", reason)
             return True
         return (self.plan.grid is None and self.count_failures() > self.get_max_failures()) or supervisor.is_orphaned()
 
     def get_exhausted_reason(self) -> str:
-        """Why no other trial begins although more were asked for: the sampler has called study.stop."""
-        left = self.study._stop_flag and self.queue.count_used(self.study.get_trials(deepcopy=False)) < self.plan.total
-        return "sampler: every configuration has been tried" if left else ""
+        """Return a reason if the sampler has called study.stop before the study's total; else an empty text."""
+        return "sampler: every configuration has been tried" if has_stopped(self.study) and self.has_unused_total() else ""
+
+    def has_unused_total(self) -> bool:
+        """Return True if the study may begin more trials."""
+        return self.queue.count_used(self.study.get_trials(deepcopy=False)) < self.plan.total
 
     def take_trials(self) -> tuple[list[Trial], bool]:
-        """As many trials as the launcher gets at once, each with its values; those that need not run are told at once."""
+        """Return as many trials as the launcher gets at once, with their values, and True if there may be more later."""
         trials: list[Trial] = []
-        later = True
-        while later and len(trials) < self.launch_size:
-            trial, later = self.queue.take_next()
+        may_come_later = True
+        while may_come_later and len(trials) < self.launch_size:
+            trial, may_come_later = self.queue.take_next()
             if trial is None:
                 break
             if self.prepare_trial(trial):
                 trials.append(trial)
-        return trials, later
+        return trials, may_come_later
 
     def prepare_trial(self, trial: Trial) -> bool:
-        """Whether the trial, which has its values now, has to be run."""
+        """Give the trial its values. Return True if it has to be run: a configuration may have been run before."""
         self.plan.space.suggest(trial)
         if self.suggest_custom is not None:
             for key, override in self.plan.space.fixed.items():
@@ -90,28 +100,28 @@ class Worker:
             self.suggest_custom(self.plan.config, trial)
         if self.settings.dedup == "allow" or self.plan.grid is not None:
             return True
-        same = [t for t in self.study.get_trials(deepcopy=False)
-                if t.number < trial.number and t.params == trial.params and t.state == TrialState.COMPLETE]  # fmt: skip
-        if not same:
+        trials = self.study.get_trials(deepcopy=False)
+        before = (t for t in trials if t.number < trial.number and t.state == TrialState.COMPLETE)
+        same = next((t for t in before if t.params == trial.params), None)
+        if same is None:
             return True
         if self.settings.dedup == "reuse":
-            trial.set_user_attr("reused", same[0].number)
-            trial.set_user_attr("folder", same[0].user_attrs.get("folder", ""))
-            for name, beyond in same[0].constraints.items():
-                trial.set_constraint(name, beyond)
+            trial.set_user_attr("reused", same.number)
+            trial.set_user_attr("folder", same.user_attrs.get("folder", ""))
+            for name, excess in same.constraints.items():
+                trial.set_constraint(name, excess)
             self.queue.release(trial)
-            self.study.tell(trial, same[0].values)
+            self.study.tell(trial, same.values)
             self.progress.update()
             return False
-        again = sum("again" in t.user_attrs for t in self.study.get_trials(deepcopy=False))
-        if again >= 10 * self.plan.total:
-            return True  # the space has no more to give
-        trial.set_user_attr("again", same[0].number)
-        self.queue.exclude(trial, f"the same as {same[0].number}")
+        if sum("again" in t.user_attrs for t in trials) >= MAX_RESAMPLES * self.plan.total:
+            return True
+        trial.set_user_attr("again", same.number)
+        self.queue.exclude(trial, f"the same as {same.number}")
         return False
 
     def run(self, trials: list[Trial]) -> None:
-        """Launch and judge them. Where a signal ends this process, they stay to be gone on with."""
+        """Launch trials and tell the study their results. After a signal they stay RUNNING, for a later process to resume."""
         if self.settings.repeats["n"] > 1:
             for trial in trials:
                 self.tell_study(trial, self.run_repeats(trial))
@@ -121,63 +131,64 @@ class Worker:
             self.tell_study(trial, self.collect_outcome(result))
 
     def run_repeats(self, trial: Trial) -> Outcome:
-        """One configuration over several seeds; where somebody prunes, one after the other, and he looks after each."""
-        repeats, found = self.settings.repeats, list[Outcome]()
-        key, own = repeats["over"], self.build_overrides(trial)
+        """Run one configuration with several seeds. With a pruner, run them one by one and ask it after each."""
+        repeats, outcomes = self.settings.repeats, list[Outcome]()
+        key = repeats["over"]
         first = get_first_value(self.plan.space, self.plan.config, key)
-        overrides = [line for line in own if line.partition("=")[0] != key]
+        overrides = [line for line in self.build_overrides(trial) if line.partition("=")[0] != key]
         jobs = [(trial, [*overrides, f"{key}={first + index}"], f"{trial.number}/{index}") for index in range(repeats["n"])]
-        for some in [[job] for job in jobs] if self.settings.has_pruner else [jobs]:
-            found += [self.collect_outcome(result) for result in self.launch_jobs(some)]
-            if (failed := next((each for each in found if each.error), None)) or not self.queue.owns(trial):
-                return failed or found[-1]
-            so_far = reduce_outcomes(found, repeats["reduce"])
-            trial.set_user_attr("repeats", [each.values[0] for each in found])
-            if self.settings.has_pruner and self.should_prune(trial, len(found) - 1, so_far.values[0]):
+        for batch in [[job] for job in jobs] if self.settings.has_pruner else [jobs]:
+            outcomes += [self.collect_outcome(result) for result in self.launch_jobs(batch)]
+            failed = next((outcome for outcome in outcomes if outcome.error), None)
+            if failed or not self.queue.owns(trial):
+                return failed or outcomes[-1]
+            so_far = reduce_outcomes(outcomes, repeats["reduce"])
+            trial.set_user_attr("repeats", [outcome.values[0] for outcome in outcomes])
+            if self.settings.has_pruner and self.should_prune(trial, len(outcomes) - 1, so_far.values[0]):
                 break
         return so_far
 
-    def should_prune(self, trial: Trial, step: int, value: float) -> bool:
-        """Whether the pruner has seen enough."""
-        storage = self.study._storage
-        storage.set_trial_intermediate_value(trial._trial_id, step, value)
-        pruned = self.study.pruner.prune(self.study, storage.get_trial(trial._trial_id))
-        if pruned:
-            trial.set_user_attr(PRUNED_ATTR, step)
-        return pruned
+    def should_prune(self, trial: Trial, repeat: int, value: float) -> bool:
+        """Report the reduced value after a repeat, which stands for the step. Return True if the pruner stops the trial."""
+        storage, trial_id = get_storage(self.study), get_trial_id(trial)
+        storage.set_trial_intermediate_value(trial_id, repeat, value)
+        is_pruned = self.study.pruner.prune(self.study, storage.get_trial(trial_id))
+        if is_pruned:
+            trial.set_user_attr(PRUNED_ATTR, repeat)
+        return is_pruned
 
     def launch_jobs(self, jobs: list[tuple[Trial, list[str], str]]) -> Sequence[JobReturn]:
-        """The launcher's answers; each job runs in its trial's folder."""
+        """Return the launcher's results of jobs (trial, overrides, name); a job's name is its folder in the sweep's."""
         first = jobs[0][0].number
-        for trial, _, place in jobs:
-            self.progress.print_trial_start(place, trial.params)
-        plain = all(place == str(first + i) for i, (_, _, place) in enumerate(jobs))
-        lines = [overrides if plain else [*overrides, f"hydra.sweep.subdir={place}"] for _, overrides, place in jobs]
+        for trial, _, name in jobs:
+            self.progress.print_trial_start(name, trial.params)
+        are_numbered = all(name == str(first + index) for index, (_, _, name) in enumerate(jobs))
+        lines = [line if are_numbered else [*line, f"hydra.sweep.subdir={name}"] for _, line, name in jobs]
         self.ranks.send([lines, first])
-        result: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
-        return result
+        returns: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
+        return returns
 
     def build_overrides(self, trial: Trial) -> list[str]:
-        """What the job of a trial is started with. A run of ours goes on where an earlier process of it has stopped."""
+        """Return the overrides of a trial's job. A run of ours resumes where an earlier process of it has stopped."""
         lines = self.plan.space.to_overrides(trial.params)
         if OmegaConf.is_dict(OmegaConf.select(self.plan.config, "resume")):
             lines.append("resume.path=auto")
-        handle: dict[str, Any] = {"number": trial.number}
-        short = json.dumps(handle)
-        handle |= {"storage": self.plan.storage, "study": self.study.study_name, "id": trial._trial_id}
+        spec: dict[str, Any] = {"number": trial.number}
+        short = json.dumps(spec)  # what launchers print
+        spec |= {"storage": self.plan.storage, "study": self.study.study_name, "id": get_trial_id(trial)}
         if self.settings.has_pruner and self.settings.repeats["n"] == 1:
-            handle["pruner"] = self.settings.pruner
-        self.composer.full_values[short] = json.dumps(handle)
+            spec["pruner"] = self.settings.pruner
+        self.composer.full_values[short] = json.dumps(spec)
         return [*lines, f"++hydra.job.env_set.{TRIAL_ENV_VAR}={to_override(short)}"]
 
     def collect_outcome(self, result: JobReturn) -> Outcome:
-        """What came of a job."""
-        found = read_outcome(result, self.settings.metrics, len(self.plan.directions), tuple(self.settings.constraints))
-        self.last_error = found.cause or self.last_error
-        return found
+        """Return the outcome of a job, and remember its error for `check_failures`."""
+        outcome = read_outcome(result, self.settings.metrics, len(self.plan.directions), tuple(self.settings.constraints))
+        self.last_error = outcome.cause or self.last_error
+        return outcome
 
     def tell_study(self, trial: Trial, outcome: Outcome) -> None:
-        """The study hears of it, unless somebody else has taken the trial over."""
+        """Tell the study a trial's outcome, unless another process has taken the trial over."""
         self.queue.release(trial)
         try:
             if not self.queue.owns(trial):
@@ -188,7 +199,7 @@ class Worker:
                 trial.set_user_attr("error", outcome.error[:500])
                 self.study.tell(trial, state=TrialState.FAIL)
                 log.warning("#%d failed: %s", trial.number, outcome.error)
-            elif PRUNED_ATTR in self.study._storage.get_trial_user_attrs(trial._trial_id):
+            elif PRUNED_ATTR in load_user_attrs(self.study, get_trial_id(trial)):
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, outcome.values)
@@ -197,12 +208,12 @@ class Worker:
         self.progress.update()
 
     def has_trials_left(self) -> bool:
-        """Whether the study has trials to run or to go on with."""
+        """Return True if the study has trials to begin or to resume."""
         trials = self.study.get_trials(deepcopy=False)
         return self.queue.count_used([t for t in trials if t.state.is_finished()]) < self.plan.total
 
     def update_progress(self) -> None:
-        """Tell of what others have done since; a storage that is away for a while has nothing to tell."""
+        """Print what other processes have done since; print nothing while the storage is unreachable."""
         try:
             self.progress.update()
         except Exception as error:
@@ -210,17 +221,19 @@ class Worker:
                 raise
 
     def count_failures(self) -> int:
-        return sum(t.state == TrialState.FAIL and "aside" not in t.user_attrs for t in self.study.get_trials(deepcopy=False))
+        """Return the failed trials of the study's total."""
+        return sum(t.state == TrialState.FAIL and EXCLUDED not in t.user_attrs for t in self.study.get_trials(deepcopy=False))
 
     def get_max_failures(self) -> int:
+        """Return how many trials of a study may fail; 1e-9 absorbs the rounding of the product."""
         return int(self.settings.max_failure_rate * self.plan.total + 1e-9)
 
     def check_failures(self) -> None:
-        """Raises ValueError where more trials failed than may; of a grid, none may."""
-        failed = self.count_failures()
-        if failed <= (0 if self.plan.grid is not None else self.get_max_failures()):
+        """Raise ValueError if more trials failed than may; of a grid, none may."""
+        failed, is_grid = self.count_failures(), self.plan.grid is not None
+        if failed <= (0 if is_grid else self.get_max_failures()):
             return
         errors = [t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-        told = f"{failed} of {self.plan.total} trials failed, the last with: {errors[-1] if errors else ''}"
-        rate = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: "
-        raise ValueError(f"{'' if self.plan.grid is not None else rate}{told}") from self.last_error
+        setting = "" if is_grid else f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: "
+        message = f"{failed} of {self.plan.total} trials failed, the last with: {errors[-1] if errors else ''}"
+        raise ValueError(setting + message) from self.last_error

@@ -1,7 +1,4 @@
-"""Connect a training run to its Optuna trial, to report and to prune; connect to a study's storage.
-
-The sweeper names the trial in an environment variable. Optuna is imported when there is something to report.
-"""
+"""Where a study is stored: the URLs and `_target_`s of `hydra.sweeper.storage`. Optuna is imported on first use."""
 
 import json
 import os
@@ -16,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.run_dir import TRIAL_ENV_VAR
 from research.tracking.storage import FileLock
 
 if TYPE_CHECKING:
@@ -27,37 +23,6 @@ STORAGE_EXAMPLES = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME re
 DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}
 EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # driver -> the extra of this package that installs it
 SERVER_TIMEOUT = 10  # seconds
-
-
-class Trial:
-    """The trial that this run is: report its objective, ask the pruner."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        import optuna
-
-        self.number, self.id = int(spec["number"]), int(spec["id"])
-        self.storage = get_storage(spec["storage"])
-        with silence_optuna():
-            self.study = optuna.load_study(
-                study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
-            )
-
-    def report(self, value: float, step: int) -> None:
-        """Store the objective at a step. A repetition after a resume overwrites it with the same value."""
-        self.storage.set_trial_intermediate_value(self.id, step, value)
-
-    def should_prune(self) -> bool:
-        """Return whether the pruner stops this trial, now or in an earlier process. The study stores the answer."""
-        frozen = self.storage.get_trial(self.id)
-        if PRUNED_ATTR not in frozen.user_attrs:
-            if not self.study.pruner.prune(self.study, frozen):
-                return False
-            self.storage.set_trial_user_attr(self.id, PRUNED_ATTR, frozen.last_step)
-        return True
-
-    def is_pruned(self) -> bool:
-        """Return whether an earlier process pruned this trial."""
-        return PRUNED_ATTR in self.storage.get_trial(self.id).user_attrs
 
 
 @contextmanager
@@ -81,17 +46,6 @@ def is_storage_unreachable(error: BaseException) -> bool:
     # By name: the libraries of the other kinds need not be installed.
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     return bool(kinds & {"optuna.StorageInternalError", "sqlalchemy.DBAPIError", "redis.ConnectionError", "grpc.RpcError"})
-
-
-def get_current_trial() -> Trial | None:
-    """Return the trial that this process runs, or None where it runs none or its study has no pruner."""
-    spec = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}")
-    return Trial(spec) if spec.get("pruner") else None
-
-
-def is_swept() -> bool:
-    """Return whether this run is a trial of a sweep, whose console shows the progress."""
-    return TRIAL_ENV_VAR in os.environ
 
 
 def get_storage(spec: Any) -> "BaseStorage":

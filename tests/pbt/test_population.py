@@ -8,11 +8,12 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from hydra.types import HydraContext
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
@@ -22,7 +23,6 @@ from program import read_metrics, start_run, train
 
 from experiments.pbt_digits.figure import HERE, describe_selection
 from experiments.pbt_digits.figure import read as read_table
-from hydra_plugins.grokbit_pbt.config import PopulationConf
 from research.callbacks.pause import Pause
 from research.pbt.evolve import (
     Member,
@@ -36,7 +36,10 @@ from research.pbt.evolve import (
 )
 from research.pbt.lineage import REPORT_FILES, draw_lineage, select_trained
 from research.pbt.plan import make_plan
+from research.pbt.record import PopulationRecord, read_population, write_population
+from research.pbt.settings import PopulationSettings
 from research.sweep.space import Parameter, parse_space
+from research.training.state import State
 
 SMALL = ["hydra/sweeper=pbt", "data=digits", "model=mlp", "model.dim=16", "model.depth=1", "optim=adamw", "trainer.device=cpu",
          "eval_every=4", "~callbacks.curve"]  # fmt: skip
@@ -51,12 +54,12 @@ VALUES = st.lists(st.one_of(st.none(), st.integers(0, 3).map(float)), min_size=2
 
 def is_in_space(parameter: Parameter, value: Any) -> bool:
     if parameter.values:
-        return any(type(each) is type(value) and each == value for each in parameter.values)
+        return any(type(other) is type(value) and other == value for other in parameter.values)
     low, high = parameter.distribution.low, parameter.distribution.high
     return type(value) is type(low) and low <= value <= high
 
 
-def make_generation(values: list[float | None], s: PopulationConf) -> list[Member]:
+def make_generation(values: list[float | None], s: PopulationSettings) -> list[Member]:
     return [replace(member, value=value) for member, value in zip(create_first_generation(SPACE, s), values, strict=True)]
 
 
@@ -85,7 +88,7 @@ def test_perturbing_knows_the_scale_and_reaches_both_ends() -> None:
 
 @given(VALUES, st.floats(0.01, 0.5), st.booleans(), st.integers(0, 9))
 def test_truncation_copies_from_the_top_only(values: list[float | None], share: float, maximize: bool, seed: int) -> None:
-    s = PopulationConf(population=len(values), share=share, seed=seed)
+    s = PopulationSettings(population=len(values), share=share, seed=seed)
     members = make_generation(values, s)
     donors, order, count = (
         select_by_truncation(members, s, maximize),
@@ -102,7 +105,7 @@ def test_truncation_copies_from_the_top_only(values: list[float | None], share: 
 @given(VALUES, st.booleans(), st.integers(0, 9), st.sampled_from(STRATEGIES))
 def test_a_generation_is_a_function_of_the_seed(values: list[float | None], maximize: bool, seed: int, strategy: Any) -> None:
     exploit, explore = strategy
-    s = PopulationConf(population=len(values), seed=seed, exploit=exploit, explore=explore)
+    s = PopulationSettings(population=len(values), seed=seed, exploit=exploit, explore=explore)
     members = make_generation(values, s)
     once, again = (
         evolve_generation(members, SPACE, s, maximize),
@@ -121,7 +124,7 @@ def test_a_generation_is_a_function_of_the_seed(values: list[float | None], maxi
 
 
 def test_a_copy_that_draws_anew_is_no_twin() -> None:
-    s = PopulationConf(population=40, explore="resample", resample_probability=0.0, share=0.5)
+    s = PopulationSettings(population=40, explore="resample", resample_probability=0.0, share=0.5)
     members = make_generation([float(n) for n in range(40)], s)
     copies = [m for m in evolve_generation(members, {"lr": SPACE["lr"]}, s, True) if m.parent != m.number]
     assert len(copies) == 20
@@ -131,26 +134,31 @@ def test_a_copy_that_draws_anew_is_no_twin() -> None:
 @pytest.mark.parametrize(
     ("settings", "arguments", "words"),
     [
-        ({"population": 1}, [LR], "hydra.sweeper.population=1: give 2 or more"),
-        ({"exploit": "best"}, [LR], "hydra.sweeper.exploit=best: give truncation or tournament"),
-        ({"explore": "mutate"}, [LR], "hydra.sweeper.explore=mutate: give perturb or resample"),
-        ({"share": 0.7}, [LR], "hydra.sweeper.share=0.7: give more than 0 and at most 0.5"),
-        ({"factors": [0.0]}, [LR], "hydra.sweeper.factors=.*: give numbers above 0"),
-        ({"resample_probability": 2}, [LR], "hydra.sweeper.resample_probability=2.0: give a probability"),
+        ({"population": 1}, [LR], r"hydra.sweeper.population=1: give a whole number in \[2, inf\)"),
+        ({"exploit": "best"}, [LR], "hydra.sweeper.exploit=best: give truncation, tournament"),
+        ({"explore": "mutate"}, [LR], "hydra.sweeper.explore=mutate: give perturb, resample"),
+        ({"share": 0.7}, [LR], r"hydra.sweeper.share=0.7: give a number in \(0, 0.5\]"),
+        ({"factors": []}, [LR], r"hydra.sweeper.factors=\[\]: give numbers above 0"),
+        (
+            {"factors": [0.0]},
+            [LR],
+            r"hydra.sweeper.factors=\[0.0\]: give a list, .*\(0, inf\), as \[0.8,1.2\]",
+        ),
+        ({"resample_probability": 2}, [LR], r"hydra.sweeper.resample_probability=2: give a number in \[0, 1\]"),
         ({"interval": 40}, [LR], "hydra.sweeper.interval=40: a run has 40 steps, .*give fewer, as 4"),
-        ({"interval": "abc"}, [LR], "hydra.sweeper.interval=abc: give a whole number, as 100"),
-        ({"population": None}, [LR], "hydra.sweeper.population=null: give a whole number, as 8"),
-        ({"n_jobs": 1.5}, [LR], "hydra.sweeper.n_jobs=1.5: give a whole number, as 4, or null"),
-        ({"share": "half"}, [LR], "hydra.sweeper.share=half: give a number, as 0.25"),
-        ({"factors": 1.2}, [LR], "hydra.sweeper.factors=1.2: give numbers above 0, as"),
-        ({"params": "lr"}, [LR], "hydra.sweeper.params=lr: give a mapping, as"),
+        ({"interval": "abc"}, [LR], "hydra.sweeper.interval=abc: give a whole number"),
+        ({"population": None}, [LR], "hydra.sweeper.population=null: give a whole number"),
+        ({"n_jobs": 1.5}, [LR], r"hydra.sweeper.n_jobs=1.5: give a whole number in \[1, inf\) or null"),
+        ({"share": "half"}, [LR], "hydra.sweeper.share=half: give a number"),
+        ({"factors": 1.2}, [LR], "hydra.sweeper.factors=1.2: give a list"),
+        ({"params": "lr"}, [LR], "hydra.sweeper.params=lr: give keys and values, as"),
         ({"dry_run": "yes please"}, [LR], "hydra.sweeper.dry_run=yes please: give true or false"),
         ({"direction": "up"}, [LR], "hydra.sweeper.direction=up: give minimize or maximize"),
         ({}, ["seed=1"], "there is nothing to evolve; give parameters"),
-        ({}, [LR, "model.dim=8,16"], "model.dim: a member cannot go on from another one's checkpoint"),
-        ({}, [LR, "optim=adamw,sgd"], "optim: a member cannot go on"),
-        ({}, [LR, "seed=0,1"], "seed: all members have one seed, .*give it one value"),
-        ({}, [LR, "callbacks.time_limit.seconds=0.01"], "callbacks.time_limit.seconds=0.01: members would end short"),
+        ({}, [LR, "model.dim=8,16"], "model.dim: .*cannot be resumed by a member"),
+        ({}, [LR, "optim=adamw,sgd"], "optim: .*cannot be resumed by a member"),
+        ({}, [LR, "seed=0,1"], "seed: .*give it one value"),
+        ({}, [LR, "callbacks.time_limit.seconds=0.01"], "callbacks.time_limit.seconds=0.01: members would end before"),
     ],
 )
 def test_what_is_wrong_is_reported(settings: dict[str, Any], arguments: list[str], words: str) -> None:
@@ -158,39 +166,55 @@ def test_what_is_wrong_is_reported(settings: dict[str, Any], arguments: list[str
     callbacks = {"checkpoint": {}, "time_limit": {"seconds": limit}}
     config = OmegaConf.create({"monitor": "val/acc", "trainer": {"steps": 40}, "callbacks": callbacks})
     with pytest.raises(ValueError, match=words):
-        make_plan({"interval": 10} | settings, arguments, config, SimpleNamespace(config_loader=None))  # type: ignore[arg-type]
+        make_plan({"interval": 10} | settings, arguments, config, Mock(spec=HydraContext, config_loader=None))
 
 
 def test_a_wrong_setting_ends_the_program_in_one_message(tmp_path: Path) -> None:
     done = train(tmp_path, "-m", *SMALL, LR, "steps=40", "hydra.sweeper.interval=abc", "tracker=none", fails=True)
-    assert done.stderr.splitlines() == ["error: hydra.sweeper.interval=abc: give a whole number, as 100"]
+    assert done.stderr.splitlines() == ["error: hydra.sweeper.interval=abc: give a whole number in [1, inf)"]
 
 
-def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     own = ["steps=20", "hydra.sweeper.interval=8", "hydra.sweeper.population=4", "hydra.sweeper.dry_run=true"]
     done = train(tmp_path, "-m", *SMALL, LR, *own)
-    said = dict(line.split(maxsplit=1) for line in done.stdout.replace("for ", "").splitlines())
-    assert said["space"].startswith("lr: ")
-    assert (said["objective"], said["members"]) == ("val/acc maximize", "4: truncation, perturb")
-    assert (said["generations"], said["steps"]) == ("3 of 8 steps, the last one of 4", "20 each, 80 in all")
-    assert 1e-4 <= float(said["example"].rpartition("lr=")[2].split()[0]) <= 1e-1
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.replace("for ", "").splitlines())
+    assert rows["space"].startswith("lr: ")
+    assert (rows["objective"], rows["members"]) == ("val/acc maximize", "4: truncation, perturb")
+    assert (rows["generations"], rows["steps"]) == ("3 of 8 steps, the last one of 4", "20 each, 80 in all")
+    assert 1e-4 <= float(rows["example"].rpartition("lr=")[2].split()[0]) <= 1e-1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("maximize", [True, False])
-def test_the_picture_has_one_colour_for_better_and_no_room_for_what_never_changed(maximize: bool) -> None:
+def test_the_picture_has_one_colour_for_better_and_omits_what_never_changed(maximize: bool) -> None:
     ends = [0.9, 0.1] if maximize else [0.1, 0.9]
     tree = [Member(0, n, None, {"lr": 0.1, "wd": 1}, value, value, 4) for n, value in enumerate(ends)]
     tree += [Member(1, n, 0, {"lr": 0.1 + 0.1 * n, "wd": 1}, value, value, 8) for n, value in enumerate(reversed(ends))]
     figure = draw_lineage(tree, [tree[0], tree[3]], ["lr", "wd"], "val/x", maximize)
     assert [axis.get_ylabel() for axis in figure.axes] == ["member", "lr", "val/x (yellow: better)"]
-    dots = next(each for each in figure.axes[0].collections if len(each.get_offsets()) == 4)
+    dots = next(points for points in figure.axes[0].collections if len(points.get_offsets()) == 4)
     assert [round(red) for red, *_ in dots.to_rgba(ends)] == [1, 0], "yellow has red in it, purple little"
 
 
-def test_the_study_tells_what_its_table_holds() -> None:
+def test_the_study_states_what_its_table_holds() -> None:
     assert len(numbers := re.findall(r"\d+\.\d+", describe_selection(read_table()))) == 3
     assert all(number in (HERE / "README.md").read_text() for number in numbers)
+
+
+def test_a_population_of_version_1_is_read_and_written_under_the_same_keys(tmp_path: Path) -> None:
+    member = {"generation": 0, "number": 1, "parent": None, "params": {"lr": 0.1}, "value": 0.5, "best": 0.5, "steps": 8,
+              "error": "", "stop": "", "run_id": None}  # fmt: skip
+    old = {"digest": "abc", "over": True, "asked": {"steps": 8}, "members": [member]}
+    (tmp_path / "population.json").write_text(json.dumps(old))
+    record = read_population(tmp_path)
+    assert (record.digest, record.finished, record.requested) == ("abc", True, {"steps": 8})
+    assert record.members[0].name == "g0m1"
+    write_population(tmp_path, record)
+    assert json.loads((tmp_path / "population.json").read_text()) == old | {"version": 2}
+    assert read_population(tmp_path / "nowhere") == PopulationRecord(members=[])
+    (tmp_path / "population.json").write_text('{"version": 3}')
+    with pytest.raises(ValueError, match=r"population\.json has version 3.*update"):
+        read_population(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -203,17 +227,18 @@ def tracked_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_members(sweep: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((sweep / "population.json").read_text())["members"]
-    return [{key: value for key, value in each.items() if key != "run_id"} for each in found]
+    members: list[dict[str, Any]] = json.loads((sweep / "population.json").read_text())["members"]
+    return [{key: value for key, value in member.items() if key != "run_id"} for member in members]
 
 
 def read_summary(sweep: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((sweep / name / "summary.json").read_text())
-    return found
+    summary: dict[str, Any] = json.loads((sweep / name / "summary.json").read_text())
+    return summary
 
 
 def test_a_copy_continues_as_its_donor_does(tracked_sweep: Path) -> None:
-    copies = [Member(**each) for each in read_members(tracked_sweep) if each["parent"] not in (None, each["number"])]
+    members = [Member(**member) for member in read_members(tracked_sweep)]
+    copies = [m for m in members if m.parent not in (None, m.number)]
     assert copies
     for copy in copies:
         donor = f"g{copy.generation}m{copy.parent}"  # one of the best, which goes on with itself
@@ -246,41 +271,47 @@ def test_mlflow_and_the_table_hold_the_lineage(tracked_sweep: Path) -> None:
             parent = f"g{int(row['generation']) - 1}m{row['parent']}"
             assert (tags["pbt.parent"], tags["pbt.parent_run"]) == (parent, run_ids[parent])
     parent = (tracked_sweep / "mlflow_run_id").read_text()
-    assert {each.path for each in client.list_artifacts(parent)} == set(REPORT_FILES)
-    best, told = yaml.safe_load((tracked_sweep / "optimization_results.yaml").read_text()), client.get_run(parent)
-    assert (told.info.status, told.data.tags["best_member"]) == ("FINISHED", Path(best["folder"]).name)
-    assert float(told.data.tags["best.lr"]) == best["best_params"]["lr"]
-    assert told.data.metrics["best/val/acc"] == told.data.metrics["best_value"] == best["best_value"]
+    assert {file.path for file in client.list_artifacts(parent)} == set(REPORT_FILES)
+    best, run = yaml.safe_load((tracked_sweep / "optimization_results.yaml").read_text()), client.get_run(parent)
+    assert (run.info.status, run.data.tags["best_member"]) == ("FINISHED", Path(best["folder"]).name)
+    assert float(run.data.tags["best.lr"]) == best["best_params"]["lr"]
+    assert run.data.metrics["best/val/acc"] == run.data.metrics["best_value"] == best["best_value"]
     assert len(client.get_metric_history(parent, "best_value")) == 3
 
 
-def test_at_its_target_a_population_ends_and_tells_what_was_trained_with(tmp_path: Path) -> None:
-    state = SimpleNamespace(stop="val/acc reached 0.3", step=8)
-    Pause(8).on_start(state)  # type: ignore[arg-type]
-    assert state.stop == "val/acc reached 0.3", "the reason stays: it was killed after its last checkpoint"
+def test_a_pause_does_not_replace_another_reason_to_stop() -> None:
+    """As of a run that was killed after its last checkpoint."""
+    state = Mock(spec=State, stop="val/acc reached 0.3", step=8)
+    Pause(8).on_start(state)
+    assert state.stop == "val/acc reached 0.3"
+
+
+def test_at_its_target_a_population_ends_and_reports_the_parameters_of_its_last_step(tmp_path: Path) -> None:
     own = ["hydra.sweeper.population=3", "hydra.sweeper.interval=8", "steps=40", "target=0.3", "tracker=none", "eval_every=2"]
     sweep, lr = tmp_path / "out" / "digits" / "s", "lr=choice(3e-4,2e-2)"
     done = train(tmp_path, "-m", *SMALL, lr, *own, "hydra.sweeper.study_name=s")
-    held = [Member(**each) for each in read_members(sweep)]
-    found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
-    assert (last := held[-1].generation) < 4
+    members = [Member(**member) for member in read_members(sweep)]
+    results = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert (last := members[-1].generation) < 4
     assert "no member goes on: val/acc reached 0.3" in done.stdout
-    assert [all(m.stop for m in held if m.generation == n) for n in range(last + 1)] == [False] * last + [True]
-    assert not any(m.error for m in held), "who took no step has no checkpoint: its descendants begin at its ancestor's"
-    assert all(part["from"] < part["until"] for part in found["schedule"])
-    assert select_trained([*held[:1], replace(held[0], generation=1)]) == held[:1], "one that took no step is no part of it"
-    assert found["best_params"] == found["schedule"][-1]["params"]
-    assert read_summary(sweep, Path(found["folder"]).name)["steps"] == found["schedule"][-1]["until"]
+    assert [all(m.stop for m in members if m.generation == n) for n in range(last + 1)] == [False] * last + [True]
+    assert not any(m.error for m in members), "who took no step has no checkpoint: its descendants begin at its ancestor's"
+    assert all(part["from"] < part["until"] for part in results["schedule"])
+    assert select_trained([*members[:1], replace(members[0], generation=1)]) == members[:1], (
+        "one that took no step is no part of it"
+    )
+    assert results["best_params"] == results["schedule"][-1]["params"]
+    assert read_summary(sweep, Path(results["folder"]).name)["steps"] == results["schedule"][-1]["until"]
 
 
 def test_a_member_that_fails_is_replaced(tmp_path: Path) -> None:
     own = ["hydra.sweeper.population=4", "hydra.sweeper.interval=4", "steps=8", "hydra.sweeper.explore=resample"]
     diverges, sweep = ["optim=sgd", "trainer.clip_norm=null", "lr=choice(0.01,0.02,1e30)"], tmp_path / "out" / "digits" / "s"
     train(tmp_path, "-m", *SMALL, *own, *diverges, "hydra.sweeper.study_name=s")
-    found = [Member(**each) for each in read_members(sweep)]
-    assert 0 < len(failed := {m.number for m in found if m.generation == 0 and m.error}) < 4
-    assert all(m.params["lr"] == 1e30 and "lower lr" in m.error for m in found if m.error)
-    assert all(m.parent not in failed for m in found if m.generation == 1)
+    members = [Member(**member) for member in read_members(sweep)]
+    assert 0 < len(failed := {m.number for m in members if m.generation == 0 and m.error}) < 4
+    assert all(m.params["lr"] == 1e30 and "lower lr" in m.error for m in members if m.error)
+    assert all(m.parent not in failed for m in members if m.generation == 1)
     parent = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run((sweep / "mlflow_run_id").read_text())
     assert (parent.info.status, parent.data.metrics["trials/failed"]) == ("FINISHED", len(failed)), "it went on to its end"
     done = train(tmp_path, "-m", *SMALL, *own, *diverges, "lr=1e29,1e30", "tracker=none", fails=True)
@@ -290,27 +321,27 @@ def test_a_member_that_fails_is_replaced(tmp_path: Path) -> None:
 def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
     own = ["-m", *SMALL, LR, "optim.weight_decay=interval(0.0,2.0)", "hydra.sweeper.population=3", "hydra.sweeper.interval=40",
            "steps=120", "tracker=jsonl", "hydra.sweeper.share=0.5"]  # fmt: skip
-    (left_alone := tmp_path / "alone").mkdir(), (killed := tmp_path / "killed").mkdir()
-    train(left_alone, *own)
+    (unbroken := tmp_path / "unbroken").mkdir(), (killed := tmp_path / "killed").mkdir()
+    train(unbroken, *own)
     before, after = ("g0m2/metrics.jsonl", signal.SIGKILL), ("g1m1/checkpoints/step-*", signal.SIGKILL)  # its first checkpoint
     for sign, number in (before, after, ("g2m0/checkpoints/step-*", signal.SIGINT)):
-        process = start_run(killed, *own, "hydra.sweeper.n_jobs=3")  # some of those launched together have ended, untold
+        process = start_run(killed, *own, "hydra.sweeper.n_jobs=3")  # some of those launched at once have ended, unrecorded
         for _ in range(3000):
             if any((killed / "out").glob(f"digits/*/{sign}")):
                 break
             time.sleep(0.01)
         os.kill(process.pid, number)
-        said = "".join(process.communicate())
-    assert (process.returncode, "the same command goes on with the rest" in said) == (130, True)
+        output = "".join(process.communicate())
+    assert (process.returncode, "the same command goes on with the rest" in output) == (130, True)
     (folder,) = (killed / "out" / "digits").iterdir()
     assert len((folder / "population.csv").read_text().splitlines()) == 1 + 6, "two generations have ended"
     assert all((folder / name).exists() for name in REPORT_FILES)
     assert yaml.safe_load((folder / "optimization_results.yaml").read_text())["schedule"][-1]["until"] == 80
     done = train(killed, *own)
     assert "going on after" in done.stdout
-    (one,), (other,) = (list((place / "out" / "digits").iterdir()) for place in (left_alone, killed))
+    (one,), (other,) = (list((folder / "out" / "digits").iterdir()) for folder in (unbroken, killed))
     assert read_members(one) == read_members(other)
-    for name in (Member(**each).name for each in read_members(one)):
+    for name in (Member(**member).name for member in read_members(one)):
         assert read_summary(one, name)["weights_sha256"] == read_summary(other, name)["weights_sha256"]
         assert read_metrics(one / name) == read_metrics(other / name)
     assert json.loads((other / "population.json").read_text())["over"], "the same command begins anew"

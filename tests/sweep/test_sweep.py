@@ -3,24 +3,34 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
 from optuna.trial import TrialState
 from sweeping import CONFIG, list_params, load_study, run_sweep, run_sweeps
 
-from hydra_plugins.grokbit_sweeper.config import SAMPLERS, OptunaConf, SweeperConf
+import hydra_plugins.grokbit_pbt.config
+import hydra_plugins.grokbit_sweeper.config  # noqa: F401  (both register options)
+from research.sweep.options import PRUNERS, SAMPLERS, make_option
+from research.sweep.settings import SweepSettings
+from research.sweep.space import parse_space
+from research.sweep.study import instantiate_setting, make_sampler, parse_directions, silence_optuna_warnings
 
 TPE = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1"]
 
 
 def test_a_grid_runs_each_combination_once_in_hydras_order(tmp_path: Path) -> None:
     run_sweep(tmp_path, "x=2,1,2", "y=range(0,2)")
-    found = load_study(tmp_path)
-    assert list_params(found) == [{"x": 2, "y": 0}, {"x": 2, "y": 1}, {"x": 1, "y": 0}, {"x": 1, "y": 1}]
-    assert found.best_value == 1
-    assert [trial.user_attrs["folder"] for trial in found.trials] == [str(tmp_path / "sweep" / str(n)) for n in range(4)]
+    study = load_study(tmp_path)
+    assert list_params(study) == [{"x": 2, "y": 0}, {"x": 2, "y": 1}, {"x": 1, "y": 0}, {"x": 1, "y": 1}]
+    assert study.best_value == 1
+    assert [trial.user_attrs["folder"] for trial in study.trials] == [str(tmp_path / "sweep" / str(n)) for n in range(4)]
 
 
 def test_the_same_command_continues_to_the_total(tmp_path: Path) -> None:
@@ -28,32 +38,32 @@ def test_the_same_command_continues_to_the_total(tmp_path: Path) -> None:
     assert "going on after 3" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
     assert "going on after 5" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
     assert [trial.number for trial in load_study(tmp_path).trials] == list(range(5))
-    assert len((tmp_path / "told.txt").read_text().splitlines()) == 2 * 5
+    assert len((tmp_path / "times.txt").read_text().splitlines()) == 2 * 5
 
 
 def test_a_study_that_was_killed_asks_for_the_same(tmp_path: Path) -> None:
     """Killed in the midst of a trial, and begun again: the trial keeps its number and the study its configurations."""
     arguments = [*TPE, "y=1,2,3", "z=tag(log,range(1,100))", "hydra.sweeper.n_trials=14"]
     more = {"z": 1}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    unbroken.mkdir()
     killed.mkdir()
-    run_sweep(whole, *arguments, **more)
+    run_sweep(unbroken, *arguments, **more)
     run_sweep(killed, *arguments, fails=True, die_at=11, **more)
     assert load_study(killed).trials[-1].state == TrialState.RUNNING
     run_sweep(killed, *arguments, die_at=11, **more)
-    assert list_params(load_study(killed)) == list_params(load_study(whole))
-    assert [trial.values for trial in load_study(killed).trials] == [trial.values for trial in load_study(whole).trials]
+    assert list_params(load_study(killed)) == list_params(load_study(unbroken))
+    assert [trial.values for trial in load_study(killed).trials] == [trial.values for trial in load_study(unbroken).trials]
     assert load_study(killed).trials[11].user_attrs["tries"] == 2
 
 
 def test_another_space_is_refused_with_the_difference(tmp_path: Path) -> None:
     run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=2")
-    said = run_sweep(tmp_path, *TPE, "y=interval(0.0,1.0)", "seed=1", "hydra.sweeper.n_trials=4", fails=True)
-    assert "space.y was None, is high=1.0 low=0.0" in said
-    assert "fixed was [], is ['seed=1']" in said
-    said = run_sweep(tmp_path, *TPE, "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=4", fails=True)
-    assert "the study sweep has minimize, not maximize" in said
+    output = run_sweep(tmp_path, *TPE, "y=interval(0.0,1.0)", "seed=1", "hydra.sweeper.n_trials=4", fails=True)
+    assert "space.y was None, is high=1.0 low=0.0" in output
+    assert "fixed was [], is ['seed=1']" in output
+    output = run_sweep(tmp_path, *TPE, "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=4", fails=True)
+    assert "the study sweep has minimize, not maximize" in output
     assert len(load_study(tmp_path).trials) == 2
 
 
@@ -61,17 +71,17 @@ def test_another_space_is_refused_with_the_difference(tmp_path: Path) -> None:
 def test_failures_end_a_sweep_only_beyond_their_rate(tmp_path: Path, rate: str, fails: bool) -> None:
     """One raises, one is not a number, one is out of memory: 3 of 6."""
     size = ["hydra.sweeper.n_trials=6", f"hydra.sweeper.max_failure_rate={rate}"]
-    said = run_sweep(tmp_path, *TPE, *size, fails=fails, fail_at="1-4", nan_at=2)
+    output = run_sweep(tmp_path, *TPE, *size, fails=fails, fail_at="1-4", nan_at=2)
     states = Counter(trial.state.name for trial in load_study(tmp_path).trials)
     assert states == ({"COMPLETE": 3, "FAIL": 3} if not fails else {"0.0": {"COMPLETE": 1, "FAIL": 1},
                                                                   "0.4": {"COMPLETE": 2, "FAIL": 3}}[rate])  # fmt: skip
-    assert "ValueError: no such number" in said
-    assert ("hydra.sweeper.max_failure_rate=" in said) == fails
+    assert "ValueError: no such number" in output
+    assert ("hydra.sweeper.max_failure_rate=" in output) == fails
 
 
 def test_a_grid_runs_to_its_end_and_fails_if_a_run_did(tmp_path: Path) -> None:
-    said = run_sweep(tmp_path, "x=1,2,3,4", fails=True, fail_at="1")
-    assert "1 of 4 trials failed" in said
+    output = run_sweep(tmp_path, "x=1,2,3,4", fails=True, fail_at="1")
+    assert "1 of 4 trials failed" in output
     assert [trial.state.name for trial in load_study(tmp_path).trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
@@ -79,9 +89,9 @@ def test_a_grid_runs_to_its_end_and_fails_if_a_run_did(tmp_path: Path) -> None:
 def test_a_configuration_that_comes_again(tmp_path: Path, dedup: str) -> None:
     size = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=6"]
     run_sweep(tmp_path, "x=1,2,3,4,5,6,7,8,9", *size, f"hydra.sweeper.dedup={dedup}")
-    found = load_study(tmp_path).trials
-    ran = len((tmp_path / "told.txt").read_text().splitlines()) // 2
-    complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
+    trials = load_study(tmp_path).trials
+    ran = len((tmp_path / "times.txt").read_text().splitlines()) // 2
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     distinct = {trial.params["x"] for trial in complete}
     assert len(complete) == 6
     assert (ran == len(distinct) < 6) if dedup == "reuse" else ran == 6
@@ -93,24 +103,24 @@ def test_a_configuration_that_comes_again(tmp_path: Path, dedup: str) -> None:
 def test_a_configuration_is_repeated_over_seeds(tmp_path: Path) -> None:
     repeats = ["hydra.sweeper.repeats.n=3", "hydra.sweeper.repeats.reduce=median", "hydra.sweeper.repeats.over=y"]
     run_sweep(tmp_path, "x=1,2", "y=1", *repeats)
-    found = load_study(tmp_path).trials
-    assert [trial.user_attrs["repeats"] for trial in found] == [[2, 5, 10], [5, 8, 13]]
-    assert [trial.value for trial in found] == [5, 8]
-    assert [each.name for each in sorted((tmp_path / "sweep" / "1").iterdir())] == ["0", "1", "2"]
+    trials = load_study(tmp_path).trials
+    assert [trial.user_attrs["repeats"] for trial in trials] == [[2, 5, 10], [5, 8, 13]]
+    assert [trial.value for trial in trials] == [5, 8]
+    assert [folder.name for folder in sorted((tmp_path / "sweep" / "1").iterdir())] == ["0", "1", "2"]
 
 
 def test_several_objectives_by_name_and_constraints(tmp_path: Path) -> None:
     ask = ["hydra.sweeper.metrics=[first,second]", "hydra.sweeper.direction=[maximize,minimize]", "x=range(0,5)"]
     run_sweep(tmp_path, *ask, "hydra.sweeper.constraints={second: '<= 4'}", two=True)
-    found = load_study(tmp_path)
-    assert found.metric_names == ["first", "second"]
-    assert [trial.values for trial in found.trials] == [[x, (x - 1) ** 2] for x in range(5)]
-    assert {trial.number for trial in found.best_trials} == {1, 2, 3}  # 4 is beyond the bound
+    study = load_study(tmp_path)
+    assert study.metric_names == ["first", "second"]
+    assert [trial.values for trial in study.trials] == [[x, (x - 1) ** 2] for x in range(5)]
+    assert {trial.number for trial in study.best_trials} == {1, 2, 3}  # 4 is beyond the bound
 
 
 def test_a_study_begins_with_what_is_known(tmp_path: Path) -> None:
     run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=3", "hydra.sweeper.enqueue=[{x: 0.5},{x: -1.0}]")
-    assert [found["x"] for found in list_params(load_study(tmp_path))[:2]] == [0.5, -1.0]
+    assert [params["x"] for params in list_params(load_study(tmp_path))[:2]] == [0.5, -1.0]
     assert len(load_study(tmp_path).trials) == 3
 
 
@@ -123,8 +133,8 @@ def test_a_study_begins_with_what_is_known(tmp_path: Path) -> None:
     ],
 )
 def test_a_study_ends_early(tmp_path: Path, setting: str, reason: str, count: int) -> None:
-    said = run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=30", f"hydra.sweeper.{setting}")
-    assert f"stopped          {reason}: " in said
+    output = run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=30", f"hydra.sweeper.{setting}")
+    assert f"stopped          {reason}: " in output
     assert len(load_study(tmp_path).trials) <= count if reason == "patience" else len(load_study(tmp_path).trials) == count
     if reason != "timeout":  # a note says so
         assert load_study(tmp_path).user_attrs["over"].startswith(reason)
@@ -133,8 +143,8 @@ def test_a_study_ends_early(tmp_path: Path, setting: str, reason: str, count: in
 def test_optunas_terminator_ends_a_study(tmp_path: Path) -> None:
     never_good = "{_target_: optuna.terminator.StaticErrorEvaluator, constant: 1e9}"
     stop = "{_target_: optuna.terminator.Terminator, error_evaluator: " + never_good + "}"
-    said = run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=40", f"hydra.sweeper.terminator={stop}")
-    assert "stopped          terminator: " in said
+    output = run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=40", f"hydra.sweeper.terminator={stop}")
+    assert "stopped          terminator: " in output
     assert 1 < len(load_study(tmp_path).trials) < 40
 
 
@@ -142,29 +152,29 @@ def test_optunas_terminator_ends_a_study(tmp_path: Path) -> None:
 def test_a_sampler_that_has_tried_all_ends_a_study(tmp_path: Path, count: int, reason: str) -> None:
     """x=1 has no y: four configurations, however many were asked for."""
     ask = ["x=1,2", "y=0,1,2", "hydra.sweeper.when={y: 'x > 1'}", "hydra/sweeper/sampler=bruteforce"]
-    said = run_sweep(tmp_path, *ask, f"hydra.sweeper.n_trials={count}")
-    found = load_study(tmp_path)
-    assert sorted(trial.value for trial in found.trials) == [1, 4, 5, 8]
-    assert found.user_attrs.get("over", "") == reason
-    assert ("stopped          sampler: " in said) == bool(reason)
+    output = run_sweep(tmp_path, *ask, f"hydra.sweeper.n_trials={count}")
+    study = load_study(tmp_path)
+    assert sorted(trial.value for trial in study.trials) == [1, 4, 5, 8]
+    assert study.user_attrs.get("over", "") == reason
+    assert ("stopped          sampler: " in output) == bool(reason)
 
 
 def test_a_dry_run_tells_and_runs_nothing(tmp_path: Path) -> None:
-    said = run_sweep(tmp_path, *TPE, "y=3", "hydra.sweeper.dry_run=true", "hydra.sweeper.n_trials=7")
-    assert "x: high=5.0 low=-5.0" in said
-    assert "trials           7" in said
-    assert "for example      x=" in said
+    output = run_sweep(tmp_path, *TPE, "y=3", "hydra.sweeper.dry_run=true", "hydra.sweeper.n_trials=7")
+    assert "x: high=5.0 low=-5.0" in output
+    assert "trials           7" in output
+    assert "for example      x=" in output
     assert not (tmp_path / "sweep").exists()
 
 
 WRONG: list[tuple[list[str], str]] = [
     (["x=interval(2,1)"], "x=interval(2,1): the interval is empty"),
     (["x=tag(log,interval(0,1))"], "the logarithm needs a lower end above 0"),
-    (["x=interval(0.0,1.0)", "hydra/sweeper/sampler=grid"], "x has no values to go through"),
-    (["x=1,2", "hydra.sweeper.workers=0"], "hydra.sweeper.workers=0: give 1 or more"),
+    (["x=interval(0.0,1.0)", "hydra/sweeper/sampler=grid"], "x has no list of values"),
+    (["x=1,2", "hydra.sweeper.workers=0"], "hydra.sweeper.workers=0: give a whole number in [1, inf)"),
     (["x=1,2", "hydra.sweeper.dedup=no"], "hydra.sweeper.dedup=no: give reuse, resample, allow"),
     (["x=1,2", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up: give minimize or maximize"),
-    (["x=1,2", "hydra.sweeper.when={x: 'q > 1'}"], "q is neither swept nor given"),
+    (["x=1,2", "hydra.sweeper.when={x: 'q > 1'}"], "q is neither swept nor in the configuration"),
     (["x=1,2", "hydra.sweeper.constraints={a: 'small'}"], "hydra.sweeper.constraints.a=small: give a bound"),
     (["x=interval(0.0,1.0)", "hydra.sweeper.enqueue=[{q: 1}]"], "hydra.sweeper.enqueue: the sweep has no parameter q"),
     (
@@ -174,7 +184,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["x=1,2", "hydra/sweeper/sampler=cmaes", "+hydra.sweeper.sampler.nonsense=1"], "hydra.sweeper.sampler: CmaEsSampler"),
     (["x=1,2", "hydra.sweeper.storage=nonsense"], "hydra.sweeper.storage=nonsense cannot be used"),
     (["x=1,2", "hydra.sweeper.sampler=random"], "sampler=random: choose an option, as hydra/sweeper/sampler=random"),
-    (["x=1,2", "hydra.sweeper.when=x"], "hydra.sweeper.when=x: give keys and values"),
+    (["x=1,2", "hydra.sweeper.when=x"], "hydra.sweeper.when=x: give keys and values, as"),
     (
         ["x=interval(0.0,1.0)", "hydra.sweeper.enqueue=[{x: 0.5},{x: 9}]"],
         "enqueue: x=9 is not in the space: high=1.0 low=0.0",
@@ -191,31 +201,38 @@ WRONG: list[tuple[list[str], str]] = [
         "share one process",
     ),
     (["hydra.sweeper.params={x: {type: int, low: 1.5, high: 3}}"], "low, high and step take whole numbers"),
+    (["x=1,2", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: give a whole number"),
+    (["x=1,2", "hydra.sweeper.max_failure_rate=2"], "hydra.sweeper.max_failure_rate=2: give a number in [0, 1]"),
+    (["x=1,2", "hydra.sweeper.plots=maybe"], "hydra.sweeper.plots=maybe: give true or false"),
+    (["x=1,2", "hydra.sweeper.devices=[gpu]"], "hydra.sweeper.devices=['gpu']: give a list, each item a whole number"),
+    (["x=1,2", "hydra.sweeper.repeats.n=0"], "hydra.sweeper.repeats.n=0: give a whole number, 1 or more"),
+    (["x=1,2", "hydra.sweeper.repeats.reduce=best"], "hydra.sweeper.repeats.reduce=best: give mean, median, min, max"),
+    (["x=interval(0,1)", "hydra.sweeper.enqueue=[x]"], "hydra.sweeper.enqueue=['x']: give a list, each item keys and values"),
     (["hydra.sweeper.params={x: {low: 1, high: 3, step: 0}}"], "hydra.sweeper.params.x.step=0: give a step above 0"),
 ]
 
 
 def test_what_cannot_be_is_reported_before_the_first_trial(tmp_path: Path) -> None:
-    found = run_sweeps(tmp_path, {str(number): arguments for number, (arguments, _) in enumerate(WRONG)})
+    results = run_sweeps(tmp_path, {str(number): arguments for number, (arguments, _) in enumerate(WRONG)})
     for number, (arguments, words) in enumerate(WRONG):
-        said, failed = found[str(number)]
-        assert words in said, (arguments, said)
+        output, failed = results[str(number)]
+        assert words in output, (arguments, output)
         assert failed, arguments
-        assert not (tmp_path / str(number) / "told.txt").exists(), arguments
+        assert not (tmp_path / str(number) / "times.txt").exists(), arguments
 
 
 def test_a_parameter_that_the_configuration_lacks_is_named(tmp_path: Path) -> None:
-    said = run_sweep(tmp_path, "nothing=1,2", fails=True)
-    assert "Could not override 'nothing'" in said
-    assert not (tmp_path / "told.txt").exists()
+    output = run_sweep(tmp_path, "nothing=1,2", fails=True)
+    assert "Could not override 'nothing'" in output
+    assert not (tmp_path / "times.txt").exists()
 
 
 def test_every_sampler_of_the_group_samples(tmp_path: Path) -> None:
     names = [name for name in SAMPLERS if name not in ("grid", "motpe")]
     ask = ["x=range(-5,5)", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=3"]
     cases = {n: [*ask, f"hydra/sweeper/sampler={n}", "y=0,1" if n == "bruteforce" else "y=interval(0.0,1.0)"] for n in names}
-    for name, (said, failed) in run_sweeps(tmp_path, cases).items():
-        assert not failed, said
+    for name, (output, failed) in run_sweeps(tmp_path, cases).items():
+        assert not failed, output
         assert len(load_study(tmp_path / name).trials) == 3
 
 
@@ -235,29 +252,47 @@ PUBLISHED = {
 @pytest.mark.parametrize("form", ["group", "target"])
 def test_a_configuration_of_the_published_plugin_runs_unchanged(tmp_path: Path, name: str, form: str) -> None:
     """Beside `hydra/sweeper: optuna`, or all of it written out with the published `_target_`."""
-    given, names, count = PUBLISHED[name]
-    hydra = {**CONFIG["hydra"], "sweeper": given}
+    settings, names, count = PUBLISHED[name]
+    hydra = {**CONFIG["hydra"], "sweeper": settings}
     if form == "target":
-        hydra["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", **given}
-    run_sweep(tmp_path, defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two="list" if name == "nsgaii" else False)
-    found = load_study(tmp_path, given.get("study_name") or "sweep")
-    assert len(found.trials) == count
-    assert sorted(found.trials[0].params) == names
-    assert [way.name.lower() for way in found.directions] == (["minimize", "maximize"] if name == "nsgaii" else ["minimize"])
+        hydra["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", **settings}
+    two = "list" if name == "nsgaii" else False
+    run_sweep(tmp_path, "++hydra.sweeper.plots=false", defaults=[{"override hydra/sweeper": "optuna"}], hydra=hydra, two=two)
+    study = load_study(tmp_path, settings.get("study_name") or "sweep")
+    assert len(study.trials) == count
+    assert sorted(study.trials[0].params) == names
+    assert [d.name.lower() for d in study.directions] == (["minimize", "maximize"] if name == "nsgaii" else ["minimize"])
     results = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     assert results["name"] == "optuna"
     assert ("solutions" if name == "nsgaii" else "best_params") in results
 
 
-def test_every_setting_of_the_schema_is_one_of_the_sweepers() -> None:
-    from dataclasses import fields
-    from inspect import signature
+def test_the_options_of_hydras_group_are_the_sweepers_settings() -> None:
+    options = ConfigStore.instance().repo["hydra"]["sweeper"]
+    names = {setting.name for setting in fields(SweepSettings)}
+    for name in ("grokbit", "optuna"):
+        node = options[f"{name}.yaml"].node
+        assert set(node) - {"defaults", "_target_", "_recursive_"} == names
+        assert (node.max_failure_rate, node.dedup) == {"grokbit": (0.5, "reuse"), "optuna": (0.0, "allow")}[name]
+    assert options["pbt.yaml"].node.factors == [0.8, 1.2]
 
-    from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
 
-    taken = set(signature(StudySweeper.__init__).parameters) - {"self"}
-    assert {each.name for each in fields(SweeperConf)} - {"defaults", "_target_", "_recursive_"} == taken
-    assert {each.name for each in fields(OptunaConf)} == {each.name for each in fields(SweeperConf)}
+@pytest.mark.parametrize("name", PRUNERS)
+def test_every_pruner_of_the_group_can_be_made(name: str) -> None:
+    with silence_optuna_warnings():
+        bound = {"lower": 0.5} if name == "threshold" else {}
+        node = make_option("optuna.pruners", name, PRUNERS[name]) | bound
+        pruner = instantiate_setting(node, "hydra.sweeper.pruner")
+    assert isinstance(pruner, optuna.pruners.BasePruner)
+
+
+@pytest.mark.parametrize(("options", "module"), [(SAMPLERS, optuna.samplers), (PRUNERS, optuna.pruners)])
+def test_the_arguments_of_options_are_optunas(options: dict[str, str], module: Any) -> None:
+    for text in options.values():
+        class_name, *arguments = text.split()
+        known = set(signature(vars(module)[class_name].__init__).parameters)
+        of_old_releases = {"n_ehvi_candidates", "categorical_distance_func", "_partial_"}  # in configurations of then
+        assert set(arguments) <= known | of_old_releases, class_name
 
 
 def test_hydras_start_does_not_import_optuna() -> None:
@@ -278,8 +313,8 @@ def test_beside_the_published_plugin_a_warning_says_which_is_in_force(tmp_path: 
         "node = {'_target_': target, 'max_batch_size': None, 'params': None}\n"
         "ConfigStore.instance().store(group='hydra/sweeper', name='optuna', node=node, provider='theirs')\n"
     )
-    said = run_sweep(tmp_path, "x=1,2")
-    assert said.count("warning: hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin") == 1
+    output = run_sweep(tmp_path, "x=1,2")
+    assert output.count("warning: hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin") == 1
     assert len(load_study(tmp_path).trials) == 2
     run_sweep(tmp_path, "x=3", defaults=[{"override hydra/sweeper": "optuna"}], hydra={"sweep": {"dir": "theirs"}})
     assert not (tmp_path / "theirs" / "study.journal").exists()
@@ -308,8 +343,6 @@ def test_a_reason_to_end_counts_for_the_command_that_gave_it(tmp_path: Path) -> 
 
 
 def test_each_objective_has_the_direction_of_its_metric() -> None:
-    from research.sweep.study import parse_directions
-
     assert parse_directions(None, ["val/loss", "val/acc", "params"]) == ["minimize", "maximize", "minimize"]
     assert parse_directions(None, ["accuracy"]) == ["minimize"]  # of another program: as the published plugin has it
 
@@ -317,12 +350,8 @@ def test_each_objective_has_the_direction_of_its_metric() -> None:
 @pytest.mark.parametrize("name", ["tpe", "random", "cmaes", "nsgaii", "qmc", "gp"])
 def test_what_a_seeded_sampler_draws_does_not_depend_on_the_process(name: str) -> None:
     """Twelve trials at once, and six and six with a sampler made anew; a parameter that is not always there."""
-    import optuna
-
-    from research.sweep.study import make_sampler, silence_optuna_warnings
-
-    target = SAMPLERS[name][0]
-    found = []
+    target = SAMPLERS[name].split()[0]
+    params = []
     for parts in ([12], [6, 6]):
         with silence_optuna_warnings():
             own = optuna.create_study()
@@ -333,13 +362,11 @@ def test_what_a_seeded_sampler_draws_does_not_depend_on_the_process(name: str) -
                     x = trial.suggest_float("x", -1, 1)
                     y = trial.suggest_float("y", 0, 1) if x > 0 else 0.0
                     own.tell(trial, x**2 + y)
-        found.append([trial.params for trial in own.trials])
-    assert found[0] == found[1]
+        params.append([trial.params for trial in own.trials])
+    assert params[0] == params[1]
 
 
-def test_a_study_in_yaml_says_null_and_lists(tmp_path: Path) -> None:
-    from research.sweep.space import parse_space
-
+def test_a_study_in_yaml_has_null_and_lists() -> None:
     space = parse_space({"x": [1, "a,b", None], "y": None, "z": 3}, [], {}, None)
     assert space.parameters["x"].texts == ("1", "'a,b'", "null")
     assert space.fixed == {"y": "y=null", "z": "z=3"}

@@ -15,33 +15,32 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from program import make_environment, start_run, train
-from sweeping import ROOT, load_study, run_sweep
+from sweeping import ROOT, connect_journal, load_folder_study, load_study, run_sweep
 
-from research.sweep import queue
+from research.sweep import queue, supervisor
+from research.sweep.optuna_private import get_trial_id, set_user_attr
 from research.sweep.queue import LEASE, Queue
-from research.tracking.optuna_storage import FileLock, get_storage, truncate_partial_line
+from research.tracking.optuna_storage import FileLock, truncate_partial_line
 
 STUDY = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=random"]
 
 
 def open_queue(folder: Path, total: int = 4, **more: float) -> Queue:
     """One process's view of a study in a folder; each has its own storage, as another process would."""
-    get_storage.__globals__["_connect_storage"].cache_clear()
-    storage = get_storage(f"journal://{folder / 'study.journal'}")
-    found = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
-    return Queue(found, folder, total, lease=more.get("lease", 60.0), max_retries=int(more.get("max_retries", 2)))
+    study = optuna.create_study(study_name="s", storage=connect_journal(folder), load_if_exists=True)
+    return Queue(study, folder, total, lease=more.get("lease", 60.0), max_retries=int(more.get("max_retries", 2)))
 
 
 def test_workers_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """Every fourth trial takes six times as long: beside one, others begin and end."""
     run_sweep(tmp_path, *STUDY, "hydra.sweeper.n_trials=8", "hydra.sweeper.workers=2", "hydra.sweeper.devices=[3,5]", pause=0.5)
-    told = [line.split() for line in (tmp_path / "told.txt").read_text().splitlines()]
-    assert Counter(number for number, *_ in told) == {str(n): 2 for n in range(8)}
-    assert len({pid for _, _, pid, _ in told}) == 2
-    assert {row[3] for row in told} == {"3", "5"}
+    rows = [line.split() for line in (tmp_path / "times.txt").read_text().splitlines()]
+    assert Counter(number for number, *_ in rows) == {str(n): 2 for n in range(8)}
+    assert len({pid for _, _, pid, _ in rows}) == 2
+    assert {row[3] for row in rows} == {"3", "5"}
     assert {trial.state for trial in load_study(tmp_path).trials} == {TrialState.COMPLETE}
-    slow = [float(when) for number, when, *_ in told if number == "4"]
-    during = [number for number, when, *_ in told if number != "4" and slow[0] < float(when) < slow[1]]
+    slow = [float(when) for number, when, *_ in rows if number == "4"]
+    during = [number for number, when, *_ in rows if number != "4" and slow[0] < float(when) < slow[1]]
     assert len(set(during)) >= 3  # a barrier would let only one other run beside it
 
 
@@ -51,9 +50,7 @@ def test_only_as_many_trials_as_requested(tmp_path: Path) -> None:
     taken: list[int] = []
 
     def take(own: Queue) -> None:
-        while (found := own.take_next())[0] is not None:
-            trial = found[0]
-            assert trial is not None
+        while (trial := own.take_next()[0]) is not None:
             taken.append(trial.number)
             own.release(trial)
             own.study.tell(trial, 0.0)
@@ -143,7 +140,7 @@ def test_a_trial_that_kills_its_process_again_and_again_fails(tmp_path: Path) ->
         assert trial is not None
         own.held_trials.clear()  # as if killed: not let go
         own.close()
-        own.study._storage.set_trial_user_attr(trial._trial_id, LEASE, {"host": own.host, "token": "gone", "beat": 0.0})
+        set_user_attr(own.study, get_trial_id(trial), LEASE, {"host": own.host, "token": "gone", "beat": 0.0})
     own = open_queue(tmp_path, total=1)
     assert own.take_next() == (None, False)
     assert own.study.trials[0].state == TrialState.FAIL
@@ -152,22 +149,22 @@ def test_a_trial_that_kills_its_process_again_and_again_fails(tmp_path: Path) ->
 
 
 def test_a_workers_death_is_no_reason_to_stop(tmp_path: Path) -> None:
-    said = run_sweep(tmp_path, *STUDY, "hydra.sweeper.n_trials=6", "hydra.sweeper.workers=2", die_at=2, pause=0.1)
-    assert "died by signal 9: another one takes its place" in said
-    found = load_study(tmp_path).trials
-    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 6
-    assert found[2].user_attrs["tries"] == 2
+    output = run_sweep(tmp_path, *STUDY, "hydra.sweeper.n_trials=6", "hydra.sweeper.workers=2", die_at=2, pause=0.1)
+    assert "died by signal 9" in output
+    trials = load_study(tmp_path).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    assert trials[2].user_attrs["tries"] == 2
 
 
 def test_a_journal_that_a_full_disk_has_cut_off_can_be_read_again(tmp_path: Path) -> None:
     own = open_queue(tmp_path)
     path = tmp_path / "study.journal"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"op_code": 4, "wor')
+    intact = path.read_bytes()
+    path.write_bytes(intact + b'{"op_code": 4, "wor')
     truncate_partial_line(path)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == intact
     truncate_partial_line(path)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == intact
     own.close()
 
 
@@ -194,8 +191,8 @@ def test_a_pruned_run_ends_as_pruned_everywhere(tmp_path: Path) -> None:
     )
     assert "Error" not in done.stderr
     folder = tmp_path / "out" / "modular" / "s"
-    found = load_folder_study(folder)
-    assert [(t.state, t.last_step, t.user_attrs["pruned"]) for t in found.trials] == [(TrialState.PRUNED, 8, 8)] * 2
+    study = load_folder_study(folder)
+    assert [(t.state, t.last_step, t.user_attrs["pruned"]) for t in study.trials] == [(TrialState.PRUNED, 8, 8)] * 2
     summary = json.loads((folder / "0" / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("PRUNED", 8)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -203,11 +200,6 @@ def test_a_pruned_run_ends_as_pruned_everywhere(tmp_path: Path) -> None:
     assert (run.info.status, run.data.tags["status"]) == ("KILLED", "PRUNED")
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert parent.info.status == "FINISHED"
-
-
-def load_folder_study(folder: Path) -> optuna.Study:
-    get_storage.__globals__["_connect_storage"].cache_clear()
-    return optuna.load_study(study_name=folder.name, storage=get_storage(f"journal://{folder / 'study.journal'}"))
 
 
 def test_ctrl_c_leaves_a_report_and_the_same_command_resumes(tmp_path: Path) -> None:
@@ -237,9 +229,9 @@ def test_ctrl_c_leaves_a_report_and_the_same_command_resumes(tmp_path: Path) -> 
 def wait_for_sweep(root: Path) -> list[Path]:
     """The folder of a sweep, once its first run has logged some steps."""
     for _ in range(600):
-        found = [path for path in root.glob("sweep_*/0/metrics.jsonl") if len(path.read_text().splitlines()) >= 5]
-        if found:
-            return [path.parents[1] for path in found]
+        logs = [path for path in root.glob("sweep_*/0/metrics.jsonl") if len(path.read_text().splitlines()) >= 5]
+        if logs:
+            return [path.parents[1] for path in logs]
         time.sleep(0.1)
     raise AssertionError("the sweep did not begin")
 
@@ -253,8 +245,6 @@ def test_kills_at_random_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_worker_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from research.sweep import supervisor
-
     monkeypatch.delenv(supervisor.WORKER_ENV_VAR, raising=False)
     assert supervisor.get_worker_spec() is None
     assert not supervisor.is_orphaned()
@@ -296,10 +286,10 @@ def test_a_signal_reaches_the_workers_who_save_what_they_are_at(tmp_path: Path) 
 
 
 def test_a_worker_that_cannot_work_is_reported(tmp_path: Path) -> None:
-    said = run_sweep(
+    output = run_sweep(
         tmp_path, *STUDY, "hydra.sweeper.n_trials=4", "hydra.sweeper.workers=2", fails=True, y="${oc.env:NOT_THERE}"
     )
-    assert "hydra.sweeper.workers: 2 of them failed" in said or "NOT_THERE" in said
+    assert "hydra.sweeper.workers: 2 of them failed" in output or "NOT_THERE" in output
 
 
 def test_a_trial_that_another_process_has_ended_is_left_alone(tmp_path: Path) -> None:
@@ -328,7 +318,7 @@ def test_a_trial_that_another_process_has_ended_is_left_alone(tmp_path: Path) ->
 
 def test_a_storage_that_goes_away_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    said = run_sweep(tmp_path, "x=1,2", "hydra.sweeper.storage=sqlite:///gone.db", "+lose=gone.db", fails=True)
-    assert "hydra.sweeper.storage=sqlite:///" in said
-    assert "is gone: " in said
-    assert "the same command goes on once it is back" in said
+    output = run_sweep(tmp_path, "x=1,2", "hydra.sweeper.storage=sqlite:///gone.db", "+lose=gone.db", fails=True)
+    assert "hydra.sweeper.storage=sqlite:///" in output
+    assert "is gone: " in output
+    assert "once it is back, the same command resumes the sweep" in output
