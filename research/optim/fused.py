@@ -23,7 +23,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from research.kernels import build
 
 log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_name("adamw.c")
+SOURCE = Path(build.__file__).with_name("adamw.c")
 PLAIN, EMA, WINDOW, SUMMED = range(4)  # filters, as adamw.c numbers them
 UNSUPPORTED_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable", "clip_norm")
 FILTER_SETTINGS = {"ema": "grokfast_alpha", "window": "window"}  # a filter class's `one_pass`, and its setting
