@@ -110,8 +110,8 @@ def make_versions(size: str, model: nn.Module) -> dict[str, Version | str]:
     """Return all versions of a size; for one that is not measured, the reason."""
     steps, count = STEPS[size], sum(p.numel() for p in model.parameters())
     settings: dict[str, Any] = {"lamb": 2.0, "no_decay": (), **OPTIM_SETTINGS}
-    fused_adamw: partial[Optimizer] = partial(AdamW, fused=True)
-    plain_adamw: partial[Optimizer] = partial(AdamWSubclass, fused=True)
+    fused_adamw: partial[Any] = partial(AdamW, fused=True)
+    plain_adamw: partial[Any] = partial(AdamWSubclass, fused=True)
     window: Version | str = f"not measured: its memory is {4 * (WINDOW_SIZE + 1) * count / 1e6:,.0f} MB"
     if size != "100":
         window = make_version(grokfast.ma(model, fused_adamw, window=WINDOW_SIZE, **settings), WINDOW_SIZE)

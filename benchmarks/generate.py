@@ -82,7 +82,9 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
     for block in model.blocks:
         for name in LINEARS:
             old: Any = block.get_submodule(name)
-            linear = make_packed(old.in_features, old.out_features) if dtype is None else old.to(dtype).to_empty(device="cpu")
+            linear: Any = (
+                make_packed(old.in_features, old.out_features) if dtype is None else old.to(dtype).to_empty(device="cpu")
+            )
             if dtype:
                 nn.init.normal_(linear.weight, std=0.02)
             block.set_submodule(name, linear)

@@ -52,7 +52,8 @@ def build_parts() -> tuple[nn.Module, Optimizer]:
     """Return the same model and optimizer for every loop."""
     torch.manual_seed(0)
     model = Transformer(DATA.shape, dim=64, depth=2, heads=4, linear=nn.Linear, sub_norm=True)
-    return model, from_base(model, partial(AdamW, betas=(0.9, 0.98), fused=True), lr=1e-3, weight_decay=1.0)
+    adamw: partial[Any] = partial(AdamW, betas=(0.9, 0.98), fused=True)
+    return model, from_base(model, adamw, lr=1e-3, weight_decay=1.0)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class Ggml:
         for name in ("ggml_init", "ggml_new_tensor_2d", "ggml_mul_mat", "ggml_new_graph_custom", "ggml_get_data"):
             getattr(self.base, name).restype = pointer
         self.cpu.ggml_backend_cpu_init.restype = pointer
+        self.free: Callable[[], object] = lambda: None  # of the last graph
         self.backend = pointer(self.cpu.ggml_backend_cpu_init())
 
     def build_graph(self, codes: list[Tensor], x: Tensor) -> tuple[Callable[[int], None], Callable[[], Tensor]]:
@@ -210,18 +211,18 @@ def compare(shape: tuple[int, int, int], threads: list[int], rounds: int, ggml: 
     for number in threads:
         arms = {name: bind_threads(arm, number, warm=rows > 1) for name, arm in sides.items()}
         times = harness.run_interleaved(arms, rounds)
-        over = {
+        ratio_by_arm = {
             name: harness.compare(times[name], times["ours" if name == "bf16" else "kernel"]).median
             for name in ("TQ2_0", "bf16", "read")
             if name in times
         }
         kernel, layer = (statistics.median(times[name]) for name in ("kernel", "ours"))
         work = out * width / 4e9 if rows == 1 else 2e-9 * rows * out * width
-        cells = [f"{over[name]:.2f}" if name in over else "-" for name in ("TQ2_0", "bf16", "read")]
+        cells = [f"{ratio_by_arm[name]:.2f}" if name in ratio_by_arm else "-" for name in ("TQ2_0", "bf16", "read")]
         microseconds = [f"{1e6 * seconds:.0f}" for seconds in (kernel, layer)]
         table.add(f"{rows:>4} x {out}x{width}", f"{number}", *microseconds, f"{work / kernel:.1f}", *cells)
         phase = "decode" if rows == 1 else "prefill"
-        for name, ratio in over.items():
+        for name, ratio in ratio_by_arm.items():
             ratios.setdefault("decode: bandwidth" if name == "read" else f"{phase}: over {name}", []).append(ratio)
     if ggml:
         ggml.free()

@@ -12,10 +12,11 @@ import time
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from benchmarks import harness
 from research.data.modular import modular
@@ -36,7 +37,7 @@ def train(tracker: Tracker, folder: Path, steps: int) -> float:
     """Return the seconds of one run."""
     torch.manual_seed(0)
     model = Transformer(DATA.shape, dim=32, depth=1, heads=2, linear=nn.Linear)
-    fused_adamw: partial[Optimizer] = partial(AdamW, fused=True)
+    fused_adamw: partial[Any] = partial(AdamW, fused=True)
     optimizer = from_base(model, fused_adamw, lr=1e-3)
     folder.mkdir(parents=True)
     start = time.perf_counter()
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=harness.make_count_parser(1), default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        uri, stored = f"sqlite:///{root}/mlflow.db", []
+        uri, stored = f"sqlite:///{root}/mlflow.db", list[int]()
         train(MLflow(uri), Path(root, "first"), 100)
 
         def run_with_mlflow() -> float:
