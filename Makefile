@@ -74,7 +74,7 @@ bench: setup
 studies: setup
 	@rm -rf outputs/studies/quick
 	@printf '%s\n' bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb lr_sensitivity | \
-	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python experiments/STUDY/study.py --at-once=1 $(ARGS)
+	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python -m experiments.STUDY.study --at-once=1 $(ARGS)
 	@PYTHON=$(BIN)/python bash experiments/bitnet_gap/quick.sh
 
 faults: setup

@@ -82,11 +82,11 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
     for block in model.blocks:
         for name in LINEARS:
             old: Any = block.get_submodule(name)
-            linear: Any = (
-                make_packed(old.in_features, old.out_features) if dtype is None else old.to(dtype).to_empty(device="cpu")
-            )
             if dtype:
+                linear: Any = old.to(dtype).to_empty(device="cpu")
                 nn.init.normal_(linear.weight, std=0.02)
+            else:
+                linear = make_packed(old.in_features, old.out_features)
             block.set_submodule(name, linear)
     move_to_huge_pages(model.blocks)
     layers_mb = measure_resident() - start

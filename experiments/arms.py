@@ -1,6 +1,6 @@
 """Tasks and optimizers that several studies share: overrides of train.py, and what is tuned of each."""
 
-from study import FIRST_HIT, Arm
+from experiments.study import FIRST_HIT, Arm
 
 MODULAR = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 # task -> size -> what all its runs have

@@ -2,10 +2,10 @@
 
 A study is a folder with a study.py that says what its arms are and how they are told:
 
-    python experiments/NAME/study.py              the quick size, for two cores: runs, results.csv, table and figure
-    python experiments/NAME/study.py --full       the full size (of the paper, where there is one)
-    python experiments/NAME/study.py --collect    results.csv from the runs that are there; then as --figure
-    python experiments/NAME/study.py --figure     table and figure from the results.csv that is kept here
+    python -m experiments.NAME.study              the quick size, for two cores: runs, results.csv, table and figure
+    python -m experiments.NAME.study --full       the full size (of the paper, where there is one)
+    python -m experiments.NAME.study --collect    results.csv from the runs that are there; then as --figure
+    python -m experiments.NAME.study --figure     table and figure from the results.csv that is kept here
 
 Words after that are overrides for every run, as tracker=mlflow. What was killed goes on with the same command.
 """
@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
-from results import COLUMNS, Row, read, score
+
+from experiments.results import COLUMNS, Row, read, score
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = ("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.max_failure_rate=1")

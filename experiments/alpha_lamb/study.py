@@ -1,17 +1,14 @@
 """Steps to 95 % over the filter's two numbers: README.md tells what came out, experiments/study.py how to run it."""
 
 import statistics
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.results import Row, format_table, get_value, is_bound, select_largest
+from experiments.study import FIRST_HIT, Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from results import Row, format_table, get_value, is_bound, select_largest  # noqa: E402
-from study import FIRST_HIT, Arm, Study  # noqa: E402
-
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
 BASES = {"Adam, L2 0.005, lr 1e-3 (the paper's)": ("adam", ADAM), "AdamW, weight decay 1, lr 3e-3": ("adamw", ("lr=3e-3",))}
 TASK = {

@@ -1,18 +1,25 @@
 """Does the filter help ternary networks? README.md tells what came out, experiments/study.py how to run it."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import MODELS, TASKS, make_arm
+from experiments.results import (
+    Row,
+    compare,
+    count_trials,
+    format_table,
+    format_value,
+    get_value,
+    is_bound,
+    select_largest,
+    select_rows,
+)
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import MODELS, TASKS, make_arm  # noqa: E402
-from results import Row, compare, count_trials, format_table, format_value, get_value, is_bound, select_largest, select_rows  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 COMPARED = {
     "adamw": "tab:gray",
     "grokfast": "tab:orange",

@@ -3,18 +3,25 @@ run it.
 """
 
 import statistics
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import OPTIMS
+from experiments.results import (
+    Row,
+    compare,
+    count_trials,
+    format_table,
+    format_values,
+    get_value,
+    is_bound,
+    select_largest,
+    select_rows,
+)
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import OPTIMS  # noqa: E402
-from results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_largest, select_rows  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
 COMPARED = {"quick": ("adamw", "grokfast", "orthograd"), "full": tuple(OPTIMS)}
 TRIALS = {"quick": 3, "full": 6}

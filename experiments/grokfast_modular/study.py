@@ -1,17 +1,14 @@
 """Grokfast on the paper's task against four baselines: README.md tells what came out, experiments/study.py how to run it."""
 
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import RATE
+from experiments.results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_rows
+from experiments.study import FIRST_HIT, Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import RATE  # noqa: E402
-from results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_rows  # noqa: E402
-from study import FIRST_HIT, Arm, Study  # noqa: E402
-
 BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 SIZES = {"quick": ("data.p=47", "model.dim=64", "model.depth=1"), "full": ("data.p=97",)}
 LIMIT = {"quick": 3000, "full": 2000}

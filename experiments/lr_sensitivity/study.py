@@ -3,18 +3,15 @@ to run it.
 """
 
 import statistics
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import MODELS, TASKS, make_arm
+from experiments.results import Row, format_table, get_value, is_bound, select_largest
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import MODELS, TASKS, make_arm  # noqa: E402
-from results import Row, format_table, get_value, is_bound, select_largest  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
 DECAY = {"modular": "1.0", "digits": "0.1", "text": "0.1"}
 SEEDS = {"quick": {"modular": "0", "digits": "0,1,2", "text": "0"}, "full": dict.fromkeys(TASKS, "0,1,2,3,4")}

@@ -1,18 +1,15 @@
 """Every optimizer at equal budgets on three tasks: README.md tells what came out, experiments/study.py how to run it."""
 
 import math
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import OPTIMS, TASKS, make_arm
+from experiments.results import Row, count_trials, format_table, format_value, get_value, is_bound, select_largest, select_rows
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import OPTIMS, TASKS, make_arm  # noqa: E402
-from results import Row, count_trials, format_table, format_value, get_value, is_bound, select_largest, select_rows  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 KINDS = {"quick": ("dense",), "full": ("dense", "ternary")}
 TRIALS = {"quick": 3, "full": 16}
 STYLES = ("-", "--", ":")
