@@ -23,7 +23,7 @@ TASKS = {
             "steps=1500",
             "eval_every=250",
             "precision=fp32",
-        ),  # fmt: skip
+        ),
     },
 }
 MODELS = {

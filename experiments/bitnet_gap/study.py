@@ -86,6 +86,8 @@ def format_row(cells: list[Any]) -> dict[str, str]:
 
 def build_arms(rows: Rows) -> list[gap.Arm]:
     """Return the arms from which the report of a sweep makes its section."""
+    if not rows:
+        return []
     monitor = next(metric for metric in METRICS if rows[0][metric])
     spec = {"directions": ["maximize" if monitor == "val/acc" else "minimize"], "space": dict.fromkeys(KEYS, "")}
     trials = [

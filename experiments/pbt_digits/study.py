@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, read_csv, write_csv
+from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, get_key, read_csv, write_csv
 from research.run_dir import read_json
 
 STEPS, INTERVAL = 500, 50  # of a run, of a generation
@@ -36,7 +36,7 @@ class PbtDigits(BaseStudy):
 
     def get_fixed_keys(self, size: str) -> set[str]:
         words = (*TASK, *METHODS["pbt"], *METHODS["random"])
-        return {"schedule", "seed", *SEED_KEYS.values(), *(word.split("=")[0] for word in words)}
+        return {"schedule", "seed", *SEED_KEYS.values(), *map(get_key, words)}
 
     def run(self, size: str, root: Path, at_once: int, more: list[str]) -> None:
         for schedule in ("cosine", "constant"):
