@@ -164,11 +164,11 @@ def test_scores() -> None:
     assert results.score(broken) == math.inf
     assert [results.get_value(row) for row in (late, near, far, broken)] == [900, 1000, 1000, 1000], "no steps are invented"
     assert list(map(results.format_value, (late, far, broken))) == ["900", "not in 1,000", "diverged at 50"]
-    text, digits = ({"status": "FINISHED", "judged": judged} for judged in ("bpb", "acc"))
+    text, digits = ({"status": "FINISHED", "judged": column} for column in ("bpb", "acc"))
     assert results.score(make_row(bpb=2.0, acc=0.6, **text)) < results.score(make_row(bpb=2.1, acc=0.7, **text))
     shares = [results.score(make_row(acc=acc, **digits)) for acc in (1.0, 0.98, 0.97)]
     assert 0 < shares[0] < shares[1] < shares[2]
-    assert [results.get_value(make_row(judged=judged, status="FAILED")) for judged in ("acc", "bpb")] == [1.0, 8.0], (
+    assert [results.get_value(make_row(judged=column, status="FAILED")) for column in ("acc", "bpb")] == [1.0, 8.0], (
         "the worst there is"
     )
 
