@@ -20,8 +20,7 @@ from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from program import read_metrics, start_run, train
 
-from experiments.pbt_digits.figure import HERE, describe_selection
-from experiments.pbt_digits.figure import read as read_table
+from experiments.pbt_digits.study import PbtDigits, describe_selection
 from hydra_plugins.grokbit_pbt.config import PopulationConf
 from research.callbacks.pause import Pause
 from research.pbt.evolve import (
@@ -189,8 +188,8 @@ def test_the_picture_has_one_colour_for_better_and_no_room_for_what_never_change
 
 
 def test_the_study_tells_what_its_table_holds() -> None:
-    assert len(numbers := re.findall(r"\d+\.\d+", describe_selection(read_table()))) == 3
-    assert all(number in (HERE / "README.md").read_text() for number in numbers)
+    assert len(numbers := re.findall(r"\d+\.\d+", describe_selection((one := PbtDigits()).read_searches()))) == 3
+    assert all(number in (one.folder / "README.md").read_text() for number in numbers)
 
 
 @pytest.fixture(scope="module")
