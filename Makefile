@@ -66,20 +66,19 @@ check-native: setup
 	done; [ -n "$$ran" ]
 
 bench: setup
-	@for each in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \
-	  echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
+	@for name in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sweep_overhead workers; do \
+	  echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # The quick size of each study, again from nothing: results.csv, the tables of its README, its figure. AT_ONCE of them beside
 # each other, each one run after the other, those that take longest first.
 studies: setup
 	@rm -rf outputs/studies/quick
-	@printf '%s\n' bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb lr_sensitivity | \
-	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python experiments/STUDY/study.py --at-once=1 $(ARGS)
-	@PYTHON=$(BIN)/python bash experiments/bitnet_gap/quick.sh
+	@printf '%s\n' grokking bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb pbt_digits lr_sensitivity bitnet_gap | \
+	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python -m experiments.STUDY.study --at-once=1 $(ARGS)
 
 faults: setup
-	@$(BIN)/python benchmarks/faults --table experiments/faults $(ARGS)
-	@$(BIN)/python benchmarks/sweep_kills.py
+	@$(BIN)/python -m benchmarks.faults --table experiments/faults $(ARGS)
+	@$(BIN)/python -m benchmarks.sweep_kills
 
 ui: setup
 	@mkdir -p outputs

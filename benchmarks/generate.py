@@ -1,15 +1,15 @@
-"""Whole models: ours packed, llama.cpp on the same shapes as TQ2_0, ours in bf16 and in float32. Speed, and memory as measured.
+"""Whole models: ours packed, llama.cpp on the same shapes as TQ2_0, ours in bf16 and in float32. Speed and measured memory.
 
-    python benchmarks/generate.py [--sizes 0.1 0.6] [--rounds 5] [--threads 2]
+    python -m benchmarks.generate [--sizes 0.1 0.6] [--rounds 5] [--threads 2]
 
 Random weights of two transformers: 0.1 billion parameters (768 wide, 12 blocks, 12 heads) and 0.65 billion (1536 wide, 24
-blocks, 24 heads over 8 of keys and values), 32,000 symbols, embedding and head tied. llama.cpp has the layout that
+blocks, 24 query heads, 8 key and value heads). Both have 32,000 symbols and tied embeddings. llama.cpp has the layout that
 research/export/gguf.py writes, with its embedding in Q8_0 as ours is in int8.
 
-Each arm is a process of its own; they take turns, and in each round an arm reads a prompt of 256 tokens and then 32 more,
-one after the other, one arm at a time. A figure is the median of the rounds, a ratio the median of the rounds' ratios.
-Memory is VmRSS of /proc/self/status: how much it grows by the layers, and by the whole model until it has read 32 tokens
-(llama.cpp maps its file, whose pages count as they are read). bf16 stands for fp16, which has the same size.
+Each arm is a process of its own. The arms run in turn: in each round an arm reads a prompt of 256 tokens and then 32 more,
+one after the other. A figure is the median of the rounds, a ratio the median of the rounds' ratios. Memory is the growth of
+VmRSS of /proc/self/status: by the layers, and by the whole model until it has read 32 tokens. llama.cpp maps its file, whose
+pages count as they are read. bf16 stands for fp16, which has the same size.
 """
 
 import argparse
@@ -19,21 +19,19 @@ import gc
 import importlib.util
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
 
+from benchmarks import harness
 from research.data.spec import Tokens
 from research.export.layout import LINEARS, MODULE_NAMES
 from research.generate.stream import retain_memory
@@ -42,7 +40,7 @@ from research.nn.decode import Decoder
 from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear, move_to_huge_pages
 from research.nn.rope import build_rope_table
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "0.1": {"dim": 768, "depth": 12, "ffn_dim": 2048, "heads": 12, "kv_heads": 4},
     "0.6": {"dim": 1536, "depth": 24, "ffn_dim": 4096, "heads": 24, "kv_heads": 8},
 }
@@ -58,7 +56,7 @@ Feed = Callable[[list[int]], object]
 
 
 def measure_resident() -> float:
-    """MB, after the allocator gave back what it only keeps for later."""
+    """Return the resident memory in MB, after the allocator has given back its free pages."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -73,37 +71,40 @@ def make_packed(width: int, out: int) -> PackedLinear:
     return layer
 
 
-def make_model(size: dict[str, int], dtype: torch.dtype | None) -> tuple[Transformer, float]:
-    """Random weights, packed without a dtype, and by how many MB its linear layers grew the process. No weight is there in
-    a wider type, not even for a moment.
+def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transformer, float]:
+    """Return a model with random weights, packed if `dtype` is None, and the MB by which its linear layers grew the process.
+
+    No weight exists in a wider type at any moment.
     """
     with torch.device("meta"):
-        made = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
-    begun = measure_resident()
-    for block in made.blocks:
+        model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
+    start = measure_resident()
+    for block in model.blocks:
         for name in LINEARS:
             old: Any = block.get_submodule(name)
-            linear = make_packed(old.in_features, old.out_features) if dtype is None else old.to(dtype).to_empty(device="cpu")
             if dtype:
+                linear: Any = old.to(dtype).to_empty(device="cpu")
                 nn.init.normal_(linear.weight, std=0.02)
+            else:
+                linear = make_packed(old.in_features, old.out_features)
             block.set_submodule(name, linear)
-    move_to_huge_pages(made.blocks)
-    of_layers = measure_resident() - begun
-    for module in made.modules():
+    move_to_huge_pages(model.blocks)
+    layers_mb = measure_resident() - start
+    for module in model.modules():
         if isinstance(module, nn.RMSNorm):
             module.weight = nn.Parameter(torch.ones(module.normalized_shape, dtype=dtype or torch.float32))
     if dtype:
-        made.embed.weight = nn.Parameter(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).to(dtype))
-        made.head.weight = made.embed.weight
+        model.embed.weight = nn.Parameter(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).to(dtype))
+        model.head.weight = model.embed.weight
     else:
         table = Int8Table(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02))
-        made.embed, made.head = Int8Embedding(table), Int8Linear(table)  # type: ignore[assignment]
-    made.cos, made.sin = build_rope_table(SEQ_LEN, size["dim"] // size["heads"])
-    return made.eval().requires_grad_(False), of_layers
+        model.embed, model.head = Int8Embedding(table), Int8Linear(table)  # type: ignore[assignment]
+    model.cos, model.sin = build_rope_table(SEQ_LEN, size["dim"] // size["heads"])
+    return model.eval().requires_grad_(False), layers_mb
 
 
-def write_gguf(size: dict[str, int], path: Path) -> None:
-    """A file of llama.cpp's architecture `bitnet` with random ternary blocks: 256 inputs are 64 bytes and a scale."""
+def write_gguf(size: dict[str, Any], path: Path) -> None:
+    """Write a file of llama.cpp's architecture `bitnet` with random ternary blocks: 64 bytes and a scale for 256 inputs."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
 
@@ -126,7 +127,8 @@ def write_gguf(size: dict[str, int], path: Path) -> None:
     writer.add_tensor("output_norm.weight", torch.ones(size["dim"]).numpy())
     for number, block in enumerate(shapes.blocks):
         for ours, (_, theirs) in MODULE_NAMES.items():
-            name, weight = f"blk.{number}.{theirs}", block.get_submodule(ours).weight
+            name = f"blk.{number}.{theirs}"
+            weight: Any = block.get_submodule(ours).weight
             if ours not in LINEARS:
                 writer.add_tensor(f"{name}.weight", torch.ones(weight.shape).numpy())
                 continue
@@ -141,101 +143,106 @@ def write_gguf(size: dict[str, int], path: Path) -> None:
     writer.close()
 
 
-def build_ours(size: dict[str, int], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:
-    made, of_layers = make_model(size, dtype)
-    decoder = Decoder(made)
-    return lambda tokens: decoder.feed(torch.tensor(tokens)), decoder.reset, of_layers
+def build_ours(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:
+    model, layers_mb = make_model(size, dtype)
+    decoder = Decoder(model)
+    return lambda tokens: decoder.feed(torch.tensor(tokens)), decoder.reset, layers_mb
 
 
-def build_llama(size: dict[str, int], threads: int) -> tuple[Feed, Callable[[], None], float]:
+def build_llama(size: dict[str, Any], threads: int) -> tuple[Feed, Callable[[], None], float]:
     from llama_cpp import Llama
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         write_gguf(size, path)
-        made = Llama(str(path), n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
-    return made.eval, made.reset, float("nan")
+        model = Llama(str(path), n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
+    return model.eval, model.reset, float("nan")
 
 
-def run_arm(name: str, size: dict[str, int], threads: int) -> None:
-    """One process: says what it weighs, then does a round for each line that it is sent."""
+def run_arm(name: str, size: dict[str, Any], threads: int) -> None:
+    """Run one arm in this process: print its memory, then the times of one round for each line on stdin."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     tiny = {"dim": 256, "depth": 1, "ffn_dim": 256, "heads": 4, "kv_heads": 2}
     dtype = {"ours": None, "bf16": torch.bfloat16, "float32": torch.float32}.get(name)
 
-    def build_arm(size: dict[str, int]) -> tuple[Feed, Callable[[], None], float]:
+    def build_arm(size: dict[str, Any]) -> tuple[Feed, Callable[[], None], float]:
         return build_llama(size, threads) if name == "llama.cpp" else build_ours(size, dtype)
 
     tokens = torch.randint(VOCAB_SIZE, (PROMPT_LEN + NEW_TOKENS,)).tolist()
+    # What a library loads on first use is not part of the model.
     for part in (tokens[:NEW_TOKENS], tokens[:1]):
-        build_arm(tiny)[0](part)  # what is loaded on first use is not the model's
-    begun = measure_resident()
-    feed, reset, of_layers = build_arm(size)
+        build_arm(tiny)[0](part)
+    start_mb = measure_resident()
+    feed, reset, layers_mb = build_arm(size)
     for token in tokens[:NEW_TOKENS]:
         feed([token])
-    print(json.dumps({"layers": of_layers, "all": measure_resident() - begun}), flush=True)
+    print(json.dumps({"layers": layers_mb, "all": measure_resident() - start_mb}), flush=True)
     for _ in sys.stdin:
         reset()
-        started = time.perf_counter()
         with retain_memory():  # as the program does
-            feed(tokens[:PROMPT_LEN])
-        prefill, each = time.perf_counter() - started, []
-        for token in tokens[PROMPT_LEN:]:
-            started = time.perf_counter()
-            feed([token])
-            each.append(time.perf_counter() - started)
-        print(json.dumps({"prefill": prefill / PROMPT_LEN, "decode": statistics.median(each)}), flush=True)
+            prefill = harness.make_arm(lambda: feed(tokens[:PROMPT_LEN]))()
+        decode = [harness.make_arm(partial(feed, [token]))() for token in tokens[PROMPT_LEN:]]
+        print(json.dumps({"prefill": prefill / PROMPT_LEN, "decode": statistics.median(decode)}), flush=True)
+
+
+class Arm:
+    """One arm in a process of its own; a call runs one round and returns seconds a token, by phase."""
+
+    def __init__(self, name: str, size: str, threads: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.generate", "--arm", name, "--sizes", size, "--threads", str(threads)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process: subprocess.Popen[str] = subprocess.Popen(command, cwd=harness.ROOT, **pipes)
+        self.memory = self.read_message()  # MB
+
+    def __call__(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.read_message()
+
+    def read_message(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        self.process.communicate(timeout=60)
 
 
 def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str, float]:
-    """Print the table of a size; its ratios."""
-    processes, weighs = {}, {}
-    for name in names:
-        words = [sys.executable, __file__, "--arm", name, "--sizes", size, "--threads", str(threads)]
-        processes[name] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        weighs[name] = read_message(processes[name])
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name in random.sample(names, len(names)):
-            pipe = processes[name].stdin
-            assert pipe is not None
-            pipe.write("\n")
-            pipe.flush()
-            round_ = read_message(processes[name])
-            if turn:
-                times[name].append(round_)
-    for process in processes.values():
-        process.communicate(timeout=60)
-    print(f"{size} billion, {threads} threads{'decode':>12}{'prefill':>12}{'layers':>12}{'all':>12}")
-    ratios = {}
-    for name in names:
-        speed = [statistics.median(1 / each[what] for each in times[name]) for what in ("decode", "prefill")]
-        memory = [f"{weighs[name][what]:.0f} MB" if weighs[name][what] > 0 else "-" for what in ("layers", "all")]
-        print(f"{name:<24}{speed[0]:>8.1f} t/s{speed[1]:>8.0f} t/s{memory[0]:>12}{memory[1]:>12}", flush=True)
-        if name != "ours":
-            for what in ("decode", "prefill"):
-                pairs = zip(times[name], times["ours"], strict=True)
-                ratios[f"{what}: over {name}, {size}"] = statistics.median(a[what] / b[what] for a, b in pairs)
-            for what, title in (("layers", "memory of the layers"), ("all", "memory")):
-                ratios[f"{title}: {name} over ours, {size}"] = weighs[name][what] / weighs["ours"][what]
+    """Print the table of a size; return its ratios."""
+    arms = {name: Arm(name, size, threads) for name in names}
+    times = harness.run_interleaved(arms, rounds)
+    for arm in arms.values():
+        arm.end()
+    table = harness.Table(f"{size} billion, {threads} threads", "decode t/s", "prefill t/s", "layers MB", "all MB")
+    ratios: dict[str, float] = {}
+    ours, our_memory = times["ours"], arms["ours"].memory
+    for name, rounds_of_arm in times.items():
+        memory = arms[name].memory
+        speeds = [statistics.median(1 / seconds[phase] for seconds in rounds_of_arm) for phase in ("decode", "prefill")]
+        cells = [f"{memory[part]:.0f}" if memory[part] > 0 else "-" for part in ("layers", "all")]
+        table.add(name, f"{speeds[0]:.1f}", f"{speeds[1]:.0f}", *cells)
+        if name == "ours":
+            continue
+        for phase in ("decode", "prefill"):
+            seconds, base = ([row[phase] for row in rows] for rows in (rounds_of_arm, ours))
+            ratios[f"{phase}: over {name}, {size}"] = harness.compare(seconds, base).median
+        for part, title in (("layers", "memory of the layers"), ("all", "memory")):
+            if memory[part] > 0:
+                ratios[f"{title}: {name} over ours, {size}"] = memory[part] / our_memory[part]
     return ratios
 
 
-def read_message(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"{process.args} ended with {process.wait()}")
-    return json.loads(line)  # type: ignore[no-any-return]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.make_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="billions of parameters")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=5, help="rounds that count")
+    parser.add_argument("--threads", type=harness.make_count_parser(1), default=min(2, os.cpu_count() or 1))
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
@@ -250,9 +257,9 @@ def main() -> None:
     for size in args.sizes:
         ratios |= compare(size, names, args.threads, args.rounds)
     for title in ("decode: over llama.cpp", "prefill: over llama.cpp", "decode: over bf16"):
-        found = [ratio for name, ratio in ratios.items() if name.startswith(f"{title},")]
-        ratios |= {title: min(found)} if found else {}
-    print(json.dumps({name: round(ratio, 2) for name, ratio in ratios.items() if ratio == ratio} | {"at least": AT_LEAST}))
+        if matches := [ratio for name, ratio in ratios.items() if name.startswith(f"{title},")]:
+            ratios[title] = min(matches)
+    harness.finish(ratios, {}, AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,22 @@
 """On an NVIDIA GPU: packed ternary products against bf16 nn.Linear, beside the bandwidth that bounds one row; training steps.
 
-    python benchmarks/gpu.py [--rounds 20]
+    python -m benchmarks.gpu [--rounds 20]
 
-One row reads every weight once: its figure is the bytes of the weights by the time, and the share of what a copy of as much
-memory reaches in the same round (the roofline). 512 rows are multiplications by the time. A training step is bitnet's over
-its full-precision twin's, both under bf16 autocast (d = 1024, 8 layers, 8 sequences of 512). Arms take turns; a figure is the
-median of the rounds, a ratio the median of the rounds' ratios. Without a GPU it says so.
+One row reads every weight once. Its figure is the bytes of the weights over the time, and the share of what a copy of as
+much memory reaches in the same round (the roofline). 512 rows are given as multiplications over the time. A training step is
+bitnet's over its full-precision twin's, both under bf16 autocast (d = 1024, 8 layers, 8 sequences of 512). Arms run in turn;
+a figure is the median of the rounds, a ratio the median of the rounds' ratios. Without a GPU it measures nothing.
 """
 
-import argparse
-import json
 import statistics
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import harness
 from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -28,99 +24,94 @@ from research.nn.packed import PackedLinear
 
 SHAPES = [(4096, 4096), (4096, 11008)]  # outputs, inputs
 COPIES = 16  # distinct matrices: more than a cache holds
-Arm = Callable[[], object]
+Work = Callable[[], object]
+WARM_UP = 2  # rounds that do not count
 
 
-def measure_seconds(arm: Arm) -> float:
-    """By the GPU's own clock."""
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
-    arm()
-    ended.record()
-    torch.cuda.synchronize()
-    return float(begun.elapsed_time(ended)) / 1e3
+def make_arm(work: Work) -> Callable[[], float]:
+    """Return an arm that measures seconds by the GPU's own clock."""
+
+    def measure_seconds() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return measure_seconds
 
 
-def run_interleaved(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each in each round, after two that do not count."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(rounds + 2):
-        for name, arm in arms.items():
-            spent = measure_seconds(arm)
-            if turn >= 2:
-                times[name].append(spent)
-    return times
+def run_interleaved(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    return harness.run_interleaved({name: make_arm(work) for name, work in works.items()}, rounds, WARM_UP)
 
 
-def compute_ratio(times: dict[str, list[float]], one: str, other: str) -> float:
-    return round(statistics.median(a / b for a, b in zip(times[one], times[other], strict=True)), 3)
-
-
-def compare_products(out: int, width: int, rows: int, rounds: int) -> dict[str, float]:
-    """Packed and bf16, of `rows` rows."""
+def compare_products(out: int, width: int, rows: int, rounds: int, table: harness.Table) -> dict[str, float]:
+    """Add a row on packed and bf16 products of `rows` rows; return the ratios."""
     packed = [PackedLinear.from_bitlinear(BitLinear(width, out, bias=False)).cuda() for _ in range(COPIES)]
     plain = [nn.Linear(width, out, bias=False, device="cuda", dtype=torch.bfloat16) for _ in range(COPIES)]
     x = torch.randn(rows, width, device="cuda")
-    small, source = x.bfloat16(), torch.empty(COPIES * packed[0].codes.nbytes, dtype=torch.uint8, device="cuda")
+    num_bytes = packed[0].codes.nbytes
+    small, source = x.bfloat16(), torch.empty(COPIES * num_bytes, dtype=torch.uint8, device="cuda")
 
-    def make_arm(layers: list[PackedLinear] | list[nn.Linear], inputs: Tensor) -> Arm:
+    def make_work(layers: Sequence[nn.Module], inputs: Tensor) -> Work:
         return lambda: [layer(inputs) for layer in layers]
 
     with torch.no_grad():
-        arms = {"packed": make_arm(packed, x), "bf16": make_arm(plain, small), "copy": source.clone}
-        times = run_interleaved(arms, rounds)
-    each = {name: statistics.median(found) / COPIES for name, found in times.items()}
-    work = 2 * rows * out * width / each["packed"] / 1e12
-    rate, most = packed[0].codes.nbytes / each["packed"] / 1e9, 2 * packed[0].codes.nbytes / each["copy"] / 1e9
+        works = {"packed": make_work(packed, x), "bf16": make_work(plain, small), "copy": source.clone}
+        times = run_interleaved(works, rounds)
+    seconds = {name: statistics.median(values) / COPIES for name, values in times.items()}
+    flops = 2 * rows * out * width / seconds["packed"] / 1e12
+    rate, peak = num_bytes / seconds["packed"] / 1e9, 2 * num_bytes / seconds["copy"] / 1e9
     name = f"{out}x{width}, {rows} row{'s' * (rows > 1)}"
-    print(f"{name:<24}{1e6 * each['packed']:>10.1f}{1e6 * each['bf16']:>10.1f}{rate:>10.0f}{most:>10.0f}{work:>10.1f}")
-    found = {f"bf16/packed, {name}": compute_ratio(times, "bf16", "packed")}
-    return found | ({f"share of bandwidth, {name}": round(rate / most, 3)} if rows == 1 else {})
+    microseconds = [f"{1e6 * seconds[arm]:.1f}" for arm in ("packed", "bf16")]
+    table.add(name, *microseconds, f"{rate:.0f}", f"{peak:.0f}", f"{flops:.1f}")
+    ratios = {f"bf16/packed, {name}": harness.compare(times["bf16"], times["packed"]).median}
+    return ratios | ({f"share of bandwidth, {name}": rate / peak} if rows == 1 else {})
+
+
+def make_training_step(linear: type[nn.Linear]) -> Work:
+    """Return a function that does one training step of a transformer with these layers."""
+    torch.manual_seed(0)
+    model = Transformer(Tokens(4096, 512), 1024, 8, 16, linear, sub_norm=True).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(4096, (8, 513), device="cuda")
+
+    def train_step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train_step
 
 
 def compare_training(rounds: int) -> dict[str, float]:
-    """A step of each twin."""
-
-    def make_step(linear: type[nn.Linear]) -> Arm:
-        torch.manual_seed(0)
-        model = Transformer(Tokens(4096, 512), 1024, 8, 16, linear, sub_norm=True).cuda()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        tokens = torch.randint(4096, (8, 513), device="cuda")
-
-        def train_step() -> None:
-            with torch.autocast("cuda", torch.bfloat16):
-                logits = model(tokens[:, :-1])
-                loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return train_step
-
-    times = run_interleaved({"ternary": make_step(BitLinear), "twin": make_step(nn.Linear)}, rounds)
+    """Print the speed of both twins; return the ratio of their steps."""
+    times = run_interleaved({"ternary": make_training_step(BitLinear), "twin": make_training_step(nn.Linear)}, rounds)
     memory = torch.cuda.max_memory_allocated() / 1e6
-    rates = {name: 8 * 512 / statistics.median(found) for name, found in times.items()}
-    print(
-        f"training: {rates['ternary']:,.0f} tokens/s ternary, {rates['twin']:,.0f} its twin, {memory:,.0f} MB at most for both"
-    )
-    return {"training step: ternary/twin": compute_ratio(times, "ternary", "twin")}
+    ours, twin = (f"{8 * 512 / statistics.median(times[name]):,.0f}" for name in ("ternary", "twin"))
+    print(f"training: {ours} tokens/s ternary, {twin} its twin, peak memory of both {memory:,.0f} MB")
+    return {"training step: ternary/twin": harness.compare(times["ternary"], times["twin"]).median}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="rounds that count")
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=20, help="rounds that count")
     rounds = parser.parse_args().rounds
     if not torch.cuda.is_available():
         print("no NVIDIA GPU here: nothing to measure")
-        print(json.dumps({"bounds": {}}))
+        harness.finish({}, {})
         return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(f"{'':<24}{'packed us':>10}{'bf16 us':>10}{'GB/s':>10}{'copy GB/s':>10}{'TFLOP/s':>10}")
-    found: dict[str, float] = {}
+    table = harness.Table("product", "packed us", "bf16 us", "GB/s", "copy GB/s", "TFLOP/s")
+    results: dict[str, Any] = {"gpu": torch.cuda.get_device_name()}
     for out, width in SHAPES:
         for rows in (1, 512):
-            found |= compare_products(out, width, rows, rounds)
-    print(json.dumps(found | compare_training(rounds) | {"bounds": {}}))
+            results |= compare_products(out, width, rows, rounds, table)
+    harness.finish(results | compare_training(rounds), {})
 
 
 if __name__ == "__main__":

@@ -1,44 +1,38 @@
 """What a training loop costs over one written by hand: Trainer.fit, accelerate, Lightning, the transformers Trainer.
 
-    python benchmarks/loop_overhead.py [--steps 10] [--rounds 12] [--seatings 12]
+    python -m benchmarks.loop_overhead [--steps 10] [--rounds 12] [--seatings 12]
 
-Every loop trains its own copy of one transformer (114 thousand parameters, 64 samples of modular arithmetic a step,
-about 5 ms on one thread) with the same fused AdamW over the same groups, clips the gradients to norm 1 and reads the
-loss every 10 steps. By hand that is 10 lines of PyTorch with index batches.
+Every loop trains its own copy of one transformer with 114 thousand parameters. A step takes 64 samples of modular
+arithmetic and about 5 ms on one thread. All loops have the same fused AdamW over the same groups, clip gradients to norm 1
+and read the loss every 10 steps. By hand that is 10 lines of PyTorch with index batches.
 
-All loops run in one process, in turn (see turns.py); the ratio is the median of the rounds' ratios. Where a loop's tensors
-happen to lie in memory is worth some percent for as long as it lives: so all are begun anew for each seating.
+All loops live in one process and run in turn (lanes.py). The address of a loop's tensors is worth some percent for as long
+as the loop lives. So all loops start anew for each seating.
 
-The hand-written loop runs twice, and each loop is compared with the mean of the two: how far these are from 1 is chance.
-Each peer gets what its users write, and the fastest data path that it allows: a DataLoader that fetches a batch in one
-indexing.
+The hand-written loop runs twice, and each loop is compared with the mean of the two. Their distance from 1 is chance.
+Each peer gets what its users write, with the fastest data path it allows: a DataLoader that fetches a batch by one index.
 """
 
-import argparse
 import importlib.util
 import itertools
-import json
 import logging
 import os
 import random
 import statistics
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
-from turns import FinishStep, run_interleaved
 
+from benchmarks import harness
+from benchmarks.lanes import FinishStep, start_lanes
 from research.data.modular import modular
 from research.data.spec import Split
 from research.losses import last_token
@@ -49,24 +43,26 @@ from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
 BATCH, CLIP, LOG_EVERY, ENDLESS = 64, 1.0, 10, 10**9
+WARM_UP = 5  # rounds that do not count: first calls, lazy state, caches
 BOUNDS = {"ours/by hand": 1.03}
 DATA = modular(p=97)
 
 
 def build_parts() -> tuple[nn.Module, Optimizer]:
-    """The same model and optimizer for every loop."""
+    """Return the same model and optimizer for every loop."""
     torch.manual_seed(0)
     model = Transformer(DATA.shape, dim=64, depth=2, heads=4, linear=nn.Linear, sub_norm=True)
-    return model, from_base(model, partial(AdamW, betas=(0.9, 0.98), fused=True), lr=1e-3, weight_decay=1.0)
+    adamw: partial[Any] = partial(AdamW, betas=(0.9, 0.98), fused=True)
+    return model, from_base(model, adamw, lr=1e-3, weight_decay=1.0)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """What one writes by hand."""
+    """Return the loss as one writes it by hand."""
     return F.cross_entropy(logits[:, -1], targets)
 
 
 def run_by_hand(finish_step: FinishStep) -> None:
-    """The loop that every other one is compared with."""
+    """Train with the loop that every other one is compared with."""
     model, optimizer = build_parts()
     params, split = list(model.parameters()), DATA.train
     for step, index in enumerate(iterate_batches(len(split)), start=1):
@@ -83,25 +79,25 @@ def run_by_hand(finish_step: FinishStep) -> None:
 
 
 def iterate_batches(n: int) -> Iterator[Tensor]:
-    """Full batches of sample numbers, in a new order each epoch, for ever."""
+    """Yield full batches of sample indices, in a new order each epoch, without end."""
     while True:
         yield from torch.randperm(n)[: n // BATCH * BATCH].split(BATCH)
 
 
 def run_ours(finish_step: FinishStep) -> None:
-    """Trainer.fit; it would evaluate only at the end, which never comes."""
+    """Train with Trainer.fit. It would evaluate at the end, which never comes."""
 
     class StopWhenDone(Callback):
         def on_step(self, state: State) -> None:
             if finish_step():
-                state.stop = "over"
+                state.stop = "the measurement is complete"
 
     trainer = Trainer(ENDLESS, BATCH, clip_norm=CLIP, log_every=LOG_EVERY, eval_every=ENDLESS, device="cpu")
-    trainer.fit(*build_parts(), constant, last_token, DATA, [StopWhenDone()])
+    trainer.fit(trainer.setup(*build_parts(), constant, last_token, DATA, [StopWhenDone()]))
 
 
 class Samples:
-    """A split for a DataLoader; the samples of a batch come in one indexing instead of one by one."""
+    """A split for a DataLoader that reads a whole batch by one index."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -118,7 +114,7 @@ class Samples:
 
 
 def return_batch(batch: Any) -> Any:
-    """The batch is whole already: nothing to collate."""
+    """Return the batch as it is: `__getitems__` has collated it."""
     return batch
 
 
@@ -127,7 +123,7 @@ def make_loader() -> Any:
 
 
 def run_accelerate(finish_step: FinishStep) -> None:
-    """As accelerate's quick tour: model, optimizer and loader prepared, backward and clipping through it."""
+    """Train as accelerate's quick tour does: it prepares all three, and does backward and clipping."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -147,7 +143,7 @@ def run_accelerate(finish_step: FinishStep) -> None:
 
 
 def run_lightning(finish_step: FinishStep) -> None:
-    """Lightning's Trainer without logger, bar and checkpoints."""
+    """Train with Lightning's Trainer, without logger, bar and checkpoints."""
     import lightning
 
     model, optimizer = build_parts()
@@ -175,7 +171,7 @@ def run_lightning(finish_step: FinishStep) -> None:
 
 
 def run_transformers(finish_step: FinishStep) -> None:
-    """The Trainer of transformers without reports, bar and checkpoints."""
+    """Train with the Trainer of transformers, without reports, bar and checkpoints."""
     import transformers
 
     class StopWhenDone(transformers.TrainerCallback):
@@ -217,7 +213,7 @@ PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers
 
 
 def silence_peers() -> None:
-    """The peers' notes on their own start would hide the table."""
+    """Silence the peers: their messages would hide the table."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers", "accelerate"):
@@ -227,42 +223,38 @@ def silence_peers() -> None:
 def report(times: dict[str, list[float]]) -> dict[str, float]:
     """Print the table; return the ratios."""
     titles = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
+    by_hand = [(one + other) / 2 for one, other in zip(times["raw"], times["again"], strict=True)]
+    table = harness.Table("loop", "ms a step", "over by hand", "quartiles", width=16)
     ratios = {}
-    by_hands = [(one + other) / 2 for one, other in zip(times["raw"], times["again"], strict=True)]
-    print(f"{'loop':<16}{'ms a step':>10}{'over by hand':>14}{'quartiles':>16}")
     for name in ("raw", "again", "ours", *PEERS):
         if name not in times:
-            print(f"{name:<16}    not installed: pip install {name}")
+            table.skip(name, f"not installed: pip install {name}")
             continue
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(times[name], by_hands, strict=True)])
-        print(
-            f"{titles.get(name, name):<16}{1e3 * statistics.median(times[name]):>10.2f}{middle:>14.3f}{low:>10.3f}-{high:.3f}"
-        )
-        ratios[f"{name}/by hand"] = round(middle, 4)
+        ratio = harness.compare(times[name], by_hand)
+        milliseconds = 1e3 * statistics.median(times[name])
+        table.add(titles.get(name, name), f"{milliseconds:.2f}", f"{ratio.median:.3f}", str(ratio))
+        ratios[f"{name}/by hand"] = ratio.median
     return ratios
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10, help="steps of a loop in each round")
-    parser.add_argument("--rounds", type=int, default=12, help="rounds that count, at least 2")
-    parser.add_argument("--seatings", type=int, default=12, help="times that all is begun anew")
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--steps", type=harness.make_count_parser(1), default=10, help="steps of a loop in each round")
+    parser.add_argument("--rounds", type=harness.make_count_parser(2), default=12, help="rounds that count, at least 2")
+    parser.add_argument("--seatings", type=harness.make_count_parser(1), default=12, help="times that all loops start anew")
     args = parser.parse_args()
     silence_peers()
-    random.seed(0)
     peers = {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
-    own = [
-        ("raw", run_by_hand),
-        ("again", run_by_hand),
-        ("ours", run_ours),
-    ]  # before the peers: ours resets what accelerate keeps globally
+    own = [("raw", run_by_hand), ("again", run_by_hand), ("ours", run_ours)]
     times: dict[str, list[float]] = {}
-    for _ in range(args.seatings):
-        loops = dict(random.sample(own, len(own))) | peers
-        for name, seconds in run_interleaved(loops, args.steps, args.rounds).items():
-            times.setdefault(name, []).extend(seconds)
-    ratios = report(times)
-    print(json.dumps(ratios | {"bounds": BOUNDS}))
+    order = random.Random(0)
+    for seating in range(args.seatings):
+        # Ours before the peers: it resets what accelerate keeps globally.
+        loops = dict(order.sample(own, len(own))) | peers
+        with start_lanes(loops, args.steps) as arms:
+            for name, seconds in harness.run_interleaved(arms, args.rounds, WARM_UP, seed=seating).items():
+                times.setdefault(name, []).extend(seconds)
+    harness.finish(report(times), BOUNDS)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,37 @@
 """How long the command line takes to answer: --help and a wrong override, over `python -c "import hydra"`.
 
-python benchmarks/start_up.py [--rounds 15]
+python -m benchmarks.start_up [--rounds 15]
 """
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
+from functools import partial
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import harness
+
 BOUNDS = {"help/hydra": 2.5, "wrong/hydra": 2.5}
 COMMANDS = {"hydra": ["-c", "import hydra"], "help": ["train.py", "--help"], "wrong": ["train.py", "trainer.step=5"]}
 
 
-def measure_seconds(name: str) -> float:
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, *COMMANDS[name]], cwd=ROOT, capture_output=True, check=False)
-    return time.perf_counter() - begun
+def run_command(args: list[str]) -> None:
+    subprocess.run([sys.executable, *args], cwd=harness.ROOT, capture_output=True, check=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=15)
     args = parser.parse_args()
-    rounds = [{name: measure_seconds(name) for name in COMMANDS} for _ in range(args.rounds + 1)][
-        1:
-    ]  # the first fills the caches
+    arms = {name: harness.make_arm(partial(run_command, words)) for name, words in COMMANDS.items()}
+    times = harness.run_interleaved(arms, args.rounds)
+    table = harness.Table("command", "seconds", "over hydra", width=36)
     ratios = {}
     for name, words in COMMANDS.items():
-        ratio = statistics.median(each[name] / each["hydra"] for each in rounds)
-        print(f"{statistics.median(each[name] for each in rounds):6.2f} s  {ratio:5.2f}  python {' '.join(words)}")
+        ratio = harness.compare(times[name], times["hydra"]).median
+        table.add(f"python {' '.join(words)}", f"{statistics.median(times[name]):.2f}", f"{ratio:.2f}")
         if name != "hydra":
-            ratios[f"{name}/hydra"] = round(ratio, 3)
-    print(json.dumps(ratios | {"bounds": BOUNDS}))
+            ratios[f"{name}/hydra"] = ratio
+    harness.finish(ratios, BOUNDS)
 
 
 if __name__ == "__main__":

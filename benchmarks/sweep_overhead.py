@@ -1,39 +1,40 @@
 """What a sweeper costs between two trials, and what a batch barrier costs: ours against the published hydra-optuna-sweeper.
 
-    python benchmarks/sweep_overhead.py [--trials 30] [--rounds 5] [--skewed 12] [--peer DIR]
+    python -m benchmarks.sweep_overhead [--trials 30] [--rounds 5] [--skewed 12] [--peer DIR]
 
-The objective is trivial and notes when it begins and ends: the time between is the sweeper's, Hydra's composition of the
-next configuration included. The published plugin keeps its study in memory, ours in its journal on the disk. Both sides take
-turns. Of skewed trials every fourth takes six times as long: with two workers, against two at a time and a barrier.
+The objective is trivial and records when it begins and ends. The time between two trials is the sweeper's, Hydra's
+composition of the next configuration included. The published plugin has its study in memory, ours has its journal on the
+disk. Both sides run in turn. Of skewed trials every fourth takes six times as long: with two workers, against two at a time
+and a barrier.
 
-The published plugin asks for Optuna 2; it runs beside ours from a folder of its own:
+The published plugin needs Optuna 2; it runs beside ours from a folder of its own:
 
     pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import harness
+
 BOUNDS = {"ours/published": 1.0, "workers/barrier": 0.8}
 APP = """
 import os, time, hydra
 
 @hydra.main(version_base="1.3", config_path=None, config_name="config")
 def main(cfg):
-    begun = time.time()
+    start = time.time()
     number = hydra.core.hydra_config.HydraConfig.get().job.num
     time.sleep(cfg.pause * (6 if number % 4 == 0 else 1))
     with open(cfg.times, "a") as file:
-        file.write(f"{begun} {time.time()} {os.getpid()}\\n")
+        file.write(f"{start} {time.time()} {os.getpid()}\\n")
     return cfg.x**2 + cfg.y**2
 
 main()
@@ -43,63 +44,64 @@ SPACE = ["-m", "x=interval(-5.0,5.0)", "y=interval(-5.0,5.0)", "hydra.sweeper.sa
 
 
 class Side:
-    """One sweeper, and where it is found."""
+    """One sweeper, and the folder that it is imported from."""
 
     def __init__(self, name: str, path: Path, *arguments: str) -> None:
         self.name, self.path, self.arguments = name, path, arguments
 
     def measure_gaps(self, folder: Path, *more: str) -> tuple[list[float], float]:
-        """Seconds between the trials of one sweep in one process, and from the first begin to the last end."""
+        """Run a sweep in one process. Return the seconds between its trials, and from the first start to the last end."""
         times, script = folder / "times.txt", folder / "app.py"
         script.write_text(APP.replace("config_path=None", f'config_path="{folder}"'))
         (folder / "config.yaml").write_text(CONFIG)
         times.unlink(missing_ok=True)
         dirs = [f"hydra.sweep.dir={folder}/{self.name}-{time.time_ns()}", f"times={times}"]
-        own = os.environ | {"PYTHONPATH": str(self.path), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"PYTHONPATH": str(self.path), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(script), *SPACE, *self.arguments, *dirs, *more]
-        done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{self.name}: {done.stderr[-2000:]}")
         rows = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
-        apart = [after[0] - before[1] for before, after in pairwise(rows)]
-        return apart, max(row[1] for row in rows) - rows[0][0]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--skewed", type=int, default=12, help="trials of the second part; 0 leaves it out")
-    parser.add_argument("--peer", type=Path, help="the folder of the published plugin")
-    args = parser.parse_args()
-    sides = [Side("ours", ROOT, "hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe")]
-    if args.peer and (args.peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():
-        sides.append(Side("published", args.peer.absolute(), "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1"))
-    else:
-        print("the published plugin: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0, then --peer DIR")
-    found: dict[str, list[float]] = {side.name: [] for side in sides}
-    ratios: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as root:
-        for turn in range(args.rounds):
-            for side in sides if turn % 2 else sides[::-1]:
-                apart, _ = side.measure_gaps(Path(root), f"hydra.sweeper.n_trials={args.trials}")
-                found[side.name] += apart[2:]  # the first ones import and create
-        for name, apart in found.items():
-            print(f"{name:<10} {1e3 * statistics.median(apart):6.1f} ms between two trials (median of {len(apart)})")
-        if len(sides) == 2:
-            ratios["ours/published"] = statistics.median(found["ours"]) / statistics.median(found["published"])
-        if args.skewed:
-            ratios["workers/barrier"] = compare_skewed(Path(root), sides[0], args.skewed)
-    print(json.dumps({**{k: round(v, 4) for k, v in ratios.items()}, "bounds": BOUNDS}))
+        gaps = [after[0] - before[1] for before, after in pairwise(rows)]
+        return gaps, max(row[1] for row in rows) - rows[0][0]
 
 
 def compare_skewed(folder: Path, ours: Side, trials: int) -> float:
-    """Two workers without a barrier against batches of two in two processes, the first trial's begin to the last one's end."""
+    """Return the time of two workers without a barrier over that of batches of two in two processes."""
     size = (f"hydra.sweeper.n_trials={trials}", "pause=1.0")
     _, free = ours.measure_gaps(folder, *size, "hydra.sweeper.workers=2")
     _, barrier = ours.measure_gaps(folder, *size, "hydra.sweeper.n_jobs=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     print(f"skewed     {free:.1f} s with two workers, {barrier:.1f} s in batches of two ({trials} trials, every fourth of 6 s)")
     return free / barrier
+
+
+def main() -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--trials", type=harness.make_count_parser(4), default=30, help="at least 4")
+    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=5)
+    parser.add_argument("--skewed", type=int, default=12, help="trials of the second part; 0 leaves it out")
+    parser.add_argument("--peer", type=Path, help="the folder of the published plugin")
+    args = parser.parse_args()
+    sides = [Side("ours", harness.ROOT, "hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe")]
+    if args.peer and (args.peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():
+        sides.append(Side("published", args.peer.absolute(), "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1"))
+    else:
+        print("the published plugin: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0, then --peer DIR")
+    ratios: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as root:
+        trials = f"hydra.sweeper.n_trials={args.trials}"
+        arms = {side.name: partial(side.measure_gaps, Path(root), trials) for side in sides}
+        medians = {}
+        for name, sweeps in harness.run_interleaved(arms, args.rounds, warm_up=0).items():
+            # The first two gaps of a sweep hold imports and the creation of the study.
+            gaps = [gap for all_gaps, _ in sweeps for gap in all_gaps[2:]]
+            medians[name] = statistics.median(gaps)
+            print(f"{name:<10} {1e3 * medians[name]:6.1f} ms between two trials (median of {len(gaps)})")
+        if len(sides) == 2:
+            ratios["ours/published"] = medians["ours"] / medians["published"]
+        if args.skewed:
+            ratios["workers/barrier"] = compare_skewed(Path(root), sides[0], args.skewed)
+    harness.finish(ratios, BOUNDS)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What a step of the ternary transformer costs over its full-precision twin, beside what others offer for the same.
 
-    python benchmarks/train_step.py [--parts eager,compiled,bf16,small] [--rounds 12] [--threads 2]
+    python -m benchmarks.train_step [--parts eager,compiled,bf16,small] [--rounds 12] [--threads 2]
 
-A step is forward, backward, clipping to norm 1 and AdamW, on one model (RMSNorm, sub-norms, SwiGLU; two sizes):
-d = 512, 4 layers, 8 sequences of 256 tokens, vocabulary 4,096; and d = 128, 4 layers, 16 sequences of 128. All versions
-of a part live in one process and take a step each in turn, in an order drawn anew; the ratio is the median of the rounds'
-ratios. With two threads a step is wall time, so the machine has to be quiet; with --threads 1 it is CPU time, which bears
-neighbours.
+A step is forward, backward, clipping to norm 1 and AdamW, on one model with RMSNorm, sub-norms and SwiGLU. There are two
+sizes: d = 512, 4 layers, 8 sequences of 256 tokens, vocabulary 4,096; and d = 128, 4 layers, 16 sequences of 128. All
+versions of a part live in one process and do one step each in turn; the ratio is the median of the rounds' ratios. With
+two threads wall time is measured, so the machine has to be quiet. With --threads 1 CPU time is measured, which other load
+disturbs less.
 
 The parts, each with its cost on two cores for 12 rounds:
   eager     d = 512 in float32, transformers' layer and torchao's beside it      75 seconds
@@ -15,38 +15,30 @@ The parts, each with its cost on two cores for 12 rounds:
   small     d = 128 in float32                                                   12 seconds
 """
 
-import argparse
-import json
 import os
-import random
 import statistics
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from options import make_choices_parser, make_count_parser
 from torch import Tensor, nn
+from torch.optim import AdamW
 
+from benchmarks import harness
 from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim.param_groups import from_base
 
-ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3  # steps that do not count
 TWIN, OURS = "full precision", "ours"
 SIZES = {
-    "mid": {"dim": 512, "heads": 8, "length": 256, "batch": 8},
-    "small": {"dim": 128, "heads": 4, "length": 128, "batch": 16},
+    "mid": {"dim": 512, "heads": 8, "seq_len": 256, "batch": 8},
+    "small": {"dim": 128, "heads": 4, "seq_len": 128, "batch": 16},
 }
 BOUNDS = {
     "eager": {f"{OURS}/{TWIN}": 0.80},
@@ -54,36 +46,37 @@ BOUNDS = {
     "bf16": {f"{OURS}/{TWIN}": 1.15},
     "small": {f"{OURS}/{TWIN}": 1.05},
 }
+FUSED_ADAMW: partial[Any] = partial(AdamW, fused=True)
 Step = Callable[[], None]
 
 
 class Naive(nn.Linear):
-    """The straight-through layer as one writes it from the paper, in plain autograd."""
+    """The straight-through layer in plain autograd, as one writes it from the paper (2402.17764, equations 1 to 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight.abs().mean().clamp(min=1e-5)
         w = (self.weight / scale).round().clamp(-1, 1) * scale
-        size = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
-        q = (x * size).round().clamp(-128, 127) / size
+        inverse_scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        q = (x * inverse_scale).round().clamp(-128, 127) / inverse_scale
         return F.linear(x + (q - x).detach(), self.weight + (w - self.weight).detach(), self.bias)
 
 
 def build_model(linear: Callable[..., nn.Module], size: str) -> nn.Module:
-    """The model of that size with these layers; the same weights each time."""
+    """Return a model of that size with these layers; its weights are the same at each call."""
     torch.manual_seed(0)
     shape = SIZES[size]
-    return Transformer(Tokens(4096, shape["length"]), shape["dim"], 4, shape["heads"], linear, sub_norm=True)
+    return Transformer(Tokens(4096, shape["seq_len"]), shape["dim"], 4, shape["heads"], linear, sub_norm=True)
 
 
 def build_transformers(size: str) -> nn.Module:
-    """transformers' AutoBitLinear as it is trained (online). Its rounding is under torch.compile whether one asks or not."""
+    """Return the model with transformers' AutoBitLinear in training mode. Its quantizer is always compiled by torch."""
     from transformers.integrations.bitnet import AutoBitLinear
 
     return build_model(partial(AutoBitLinear, online_quant=True), size)
 
 
 def build_torchao(size: str) -> nn.Module:
-    """torchao's bitnet_training over every linear layer but the head."""
+    """Return the model with torchao's bitnet_training in every linear layer but the head."""
     from torchao.prototype.quantized_training import bitnet_training
     from torchao.quantization import quantize_
 
@@ -107,10 +100,10 @@ PARTS = {  # builders, size, under autocast
 
 
 def make_step(model: nn.Module, size: str, autocast: bool) -> Step:
-    """One training step on one batch."""
-    optimizer = from_base(model, partial(torch.optim.AdamW, fused=True), lr=1e-3, weight_decay=0.1)
+    """Return a function that does one training step on one batch."""
+    optimizer = from_base(model, FUSED_ADAMW, lr=1e-3, weight_decay=0.1)
     params = list(model.parameters())
-    tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["length"] + 1))
+    tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["seq_len"] + 1))
     x, y = tokens[:, :-1], tokens[:, 1:]
 
     def step() -> None:
@@ -125,19 +118,19 @@ def make_step(model: nn.Module, size: str, autocast: bool) -> Step:
 
 
 def build_steps(part: str) -> dict[str, Step | str]:
-    """The versions of a part, warmed up; one that cannot run as what it says."""
+    """Return the steps of a part, warmed up; for a version that cannot run, the reason."""
     builders, size, autocast = PARTS[part]
     steps: dict[str, Step | str] = {}
     for name, build in builders.items():
-        for way in ["", ", compiled"] if part == "compiled" else [""]:
+        for suffix in ["", ", compiled"] if part == "compiled" else [""]:
             try:
                 model = build(size)
-                if way:
+                if suffix:
                     model.compile()
                 step = make_step(model, size, autocast)
                 for _ in range(WARM_UP):
                     step()
-                steps[name + way] = step
+                steps[name + suffix] = step
             except ModuleNotFoundError as error:
                 steps[name] = f"not installed: pip install {str(error.name).partition('.')[0]}"
             except RuntimeError as error:
@@ -145,57 +138,40 @@ def build_steps(part: str) -> dict[str, Step | str]:
     return steps
 
 
-def run_interleaved(steps: dict[str, Step], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each version's step in each round."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name in random.sample(list(steps), len(steps)):
-            started = clock()
-            steps[name]()
-            times[name].append(clock() - started)
-    return times
-
-
-def measure(part: str, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+def measure(part: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     """Print the table of a part; return the ratios."""
     steps = build_steps(part)
-    times = run_interleaved({name: step for name, step in steps.items() if not isinstance(step, str)}, rounds, clock)
-    over = [TWIN, f"{TWIN}, compiled"] if part == "compiled" else [TWIN]
-    print(f"\n{part:<28}{'ms a step':>10}" + "".join(f"{f'over {other}':>32}" for other in over) + f"{'quartiles':>16}")
+    arms = {name: harness.make_arm(step, clock) for name, step in steps.items() if not isinstance(step, str)}
+    times = harness.run_interleaved(arms, rounds, warm_up=0)
+    bases = [TWIN, f"{TWIN}, compiled"] if part == "compiled" else [TWIN]
+    print()
+    table = harness.Table(part, "ms a step", *(f"over {base}" for base in bases), "quartiles")
     ratios: dict[str, float] = {}
     for name, step in steps.items():
         if isinstance(step, str):
-            print(f"{name:<28}    {step}")
+            table.skip(name, step)
             continue
-        cells = ""
-        for other in over:
-            low, middle, high = statistics.quantiles([a / b for a, b in zip(times[name], times[other], strict=True)])
-            ratios[f"{name}/{other}"] = round(middle, 4)
-            cells += f"{middle:>32.3f}"
-        print(f"{name:<28}{1e3 * statistics.median(times[name]):>10.1f}{cells}{low:>10.3f}-{high:.3f}", flush=True)
+        compared = {base: harness.compare(times[name], times[base]) for base in bases}
+        cells = [f"{ratio.median:.3f}" for ratio in compared.values()]
+        table.add(name, f"{1e3 * statistics.median(times[name]):.1f}", *cells, str(compared[bases[-1]]))
+        ratios |= {f"{name}/{base}": ratio.median for base, ratio in compared.items()}
     return ratios
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--parts",
-        type=make_choices_parser("part", PARTS),
-        default=list(PARTS),
-        help=f"some of {', '.join(PARTS)}, with commas between",
-    )
-    parser.add_argument("--rounds", type=make_count_parser(2), default=12, help="rounds that count, at least 2")
-    parser.add_argument("--threads", type=make_count_parser(1), default=2, help="1: CPU time")
+    parser = harness.make_parser(__doc__)
+    parse_parts, names = harness.make_choices_parser("part", PARTS), ", ".join(PARTS)
+    parser.add_argument("--parts", type=parse_parts, default=list(PARTS), help=f"some of {names}, with commas between")
+    parser.add_argument("--rounds", type=harness.make_count_parser(2), default=12, help="rounds that count, at least 2")
+    parser.add_argument("--threads", type=harness.make_count_parser(1), default=2, help="1: CPU time")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the peers' own
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))  # as in research/training/trainer.py
-    random.seed(0)
+    # As in research/training/trainer.py.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(harness.ROOT / "outputs" / "compiled"))
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    results: dict[str, Any] = {}
-    for part in args.parts:
-        results[part] = measure(part, args.rounds, clock)
-    print(json.dumps(results | {"bounds": {part: BOUNDS[part] for part in results}}))
+    clock = harness.select_clock(args.threads)
+    results = {part: measure(part, args.rounds, clock) for part in args.parts}
+    harness.finish(results, {part: BOUNDS[part] for part in results})
 
 
 if __name__ == "__main__":

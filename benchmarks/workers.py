@@ -1,13 +1,12 @@
-"""Many workers on one study: whether each trial is run once, and by one of them alone.
+"""Many workers on one study: is each trial run once, and by one worker alone?
 
-    python benchmarks/workers.py [--storage journal postgresql] [--workers 8] [--trials 200]
+    python -m benchmarks.workers [--storage journal postgresql] [--workers 8] [--trials 200]
 
-A sweep of a small application, its workers all on this machine, told from what they leave: the trials in the study, the
-folders, and the workers' logs. PostgreSQL is one of this program's own, gone with it; redis and grpc may be given too.
+A sweep of a small application, with all its workers on this machine. The evidence is what they leave: the trials in the
+study, the folders, and the logs of the workers. PostgreSQL runs as a server of this program, which ends with it; redis and
+grpc may be given too.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -15,11 +14,10 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-import servers
+from benchmarks import harness
+from tests import servers
 
 BOUNDS = {"lost": 0, "twice": 0, "errors": 0}
 APP = """
@@ -48,66 +46,68 @@ hydra:
 
 
 def start_storage(storage: str, folder: Path, stack: ExitStack) -> str:
-    """The URL of a storage with nothing in it. Raises NotInstalledError."""
-    if storage in ("postgresql", "redis"):
-        return stack.enter_context({"postgresql": servers.start_postgresql, "redis": servers.start_redis}[storage]())
+    """Return the URL of an empty storage. Raise NotInstalledError where its server is not on this machine."""
+    if storage == "postgresql":
+        return stack.enter_context(servers.start_postgresql())
+    if storage == "redis":
+        return stack.enter_context(servers.start_redis())
     if storage == "grpc":
         return stack.enter_context(servers.start_grpc_proxy(f"sqlite:///{folder}/study.db"))
     return f"journal://{folder}/study.journal"
 
 
 def sweep(folder: Path, url: str, workers: int, trials: int) -> tuple[float, str]:
-    """Seconds of a sweep, and all that was said."""
+    """Return the seconds of a sweep, and all its output."""
     (folder / "app.py").write_text(APP)
     (folder / "config.yaml").write_text(CONFIG)
     settings = [f"storage={url}", f"workers={workers}", f"n_trials={trials}"]
-    command = [sys.executable, "app.py", "-m", *(f"hydra.sweeper.{each}" for each in settings)]
-    begun = time.perf_counter()
+    command = [sys.executable, "app.py", "-m", *(f"hydra.sweeper.{setting}" for setting in settings)]
+    start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     logs = [file.read_text() for file in sorted(folder.glob("sweeps/many/worker-*.log"))]
     failed = f"\nError: the sweep ended with {done.returncode}" if done.returncode else ""
-    return time.perf_counter() - begun, "".join([*logs, done.stdout, done.stderr, failed])
+    return time.perf_counter() - start, "".join([*logs, done.stdout, done.stderr, failed])
 
 
 def count_faults(folder: Path, url: str, trials: int, output: str) -> dict[str, int]:
-    """What is missing, what was run twice, and what went wrong."""
+    """Count the trials that are missing, those that ran twice, and the errors; print the lines with errors."""
     import optuna
 
     from research.tracking import optuna_storage
 
     study = optuna.load_study(study_name="many", storage=optuna_storage.get_storage(url))
-    complete = [each for each in study.trials if each.state == optuna.trial.TrialState.COMPLETE]
+    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     folders = {int(path.name) for path in folder.glob("sweeps/many/*") if path.name.isdecimal()}
-    there = {each.number for each in complete} & folders & set(range(trials))
-    settings = {tuple(each.params.values()) for each in complete}
+    intact = {trial.number for trial in complete} & folders & set(range(trials))
+    settings = {tuple(trial.params.values()) for trial in complete}
     wrong = [line for line in output.splitlines() if any(word in line for word in ("Error", "Traceback", "failed", "died"))]
     print("".join(f"    {line}\n" for line in wrong[:20]), end="")
-    again = len(complete) - len(settings) + sum("tries" in each.user_attrs for each in study.trials)
-    return {"lost": trials - len(there), "twice": again, "errors": len(wrong) + len(study.trials) - len(complete)}
+    repeated = len(complete) - len(settings) + sum("tries" in trial.user_attrs for trial in study.trials)
+    return {"lost": trials - len(intact), "twice": repeated, "errors": len(wrong) + len(study.trials) - len(complete)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.make_parser(__doc__)
     parser.add_argument("--storage", nargs="+", choices=("journal", "postgresql", "redis", "grpc"))
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--workers", type=harness.make_count_parser(1), default=8)
+    parser.add_argument("--trials", type=harness.make_count_parser(1), default=200)
     args = parser.parse_args()
-    told: dict[str, dict[str, float]] = {}
-    print(f"{'storage':<12}{'workers':>8}{'trials':>8}{'seconds':>10}{'trials/s':>10}{'lost':>6}{'twice':>6}{'errors':>8}")
+    results: dict[str, Any] = {}
+    table = harness.Table("storage", "workers", "trials", "seconds", "trials/s", *BOUNDS, width=12)
     for storage in args.storage or ("journal", "postgresql"):
-        with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             try:
-                url = start_storage(storage, Path(place), stack)
+                url = start_storage(storage, Path(folder), stack)
             except servers.NotInstalledError as error:
-                print(f"{storage:<12}{error}")
+                table.skip(storage, str(error))
                 continue
-            seconds, said = sweep(Path(place), url, args.workers, args.trials)
-            counts = count_faults(Path(place), url, args.trials, said)
+            seconds, output = sweep(Path(folder), url, args.workers, args.trials)
+            counts = count_faults(Path(folder), url, args.trials, output)
         rate = args.trials / seconds
-        row = f"{storage:<12}{args.workers:>8}{args.trials:>8}{seconds:>10.1f}{rate:>10.1f}"
-        print(f"{row}{counts['lost']:>6}{counts['twice']:>6}{counts['errors']:>8}", flush=True)
-        told[storage] = {"seconds": round(seconds, 1), "trials/s": round(rate, 2), **counts}
-    print(json.dumps(told | {"bounds": BOUNDS}))
+        sizes = (f"{args.workers}", f"{args.trials}", f"{seconds:.1f}", f"{rate:.1f}")
+        table.add(storage, *sizes, *(str(counts[name]) for name in BOUNDS))
+        results[storage] = {"seconds": seconds, "trials/s": rate, **counts}
+    harness.finish(results, BOUNDS)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Tasks and optimizers that several studies share: overrides of train.py, and what is tuned of each."""
+"""Tasks and optimizers that several studies share: overrides of train.py, and the settings tuned for each."""
 
-from study import FIRST_HIT, Arm
+from experiments.study import FIRST_HIT, Arm
 
 MODULAR = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
-# task -> size -> what all its runs have
+# task -> size -> overrides of all its runs
 TASKS = {
     "modular": {
         "quick": (*MODULAR, "data.p=47", "model.dim=64", "model.depth=1", "steps=1500"),
@@ -31,10 +31,10 @@ MODELS = {
     "digits": {"dense": "mlp", "ternary": "bitmlp"},
     "text": {"dense": "transformer", "ternary": "bitnet"},
 }
-SMALL = "optim.weight_decay=tag(log,interval(1e-3,1.0))"  # of what was made to do without
+SMALL = "optim.weight_decay=tag(log,interval(1e-3,1.0))"  # for optimizers designed to work without weight decay
 RATE = ("lr=tag(log,interval(1e-3,1e-2))", "optim.weight_decay=tag(log,interval(0.1,3.0))")
 GAIN = ("optim.lamb=tag(log,interval(0.25,4.0))",)
-OPTIMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> what it is, what is tuned
+OPTIMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fixed overrides, tuned ones
     "adamw": (("optim=adamw",), RATE),
     "momentum": (("optim=momentum",), RATE),
     "grokfast": (("optim=grokfast",), (*RATE, *GAIN, "optim.alpha=choice(0.8,0.9,0.95,0.98)")),
@@ -45,15 +45,13 @@ OPTIMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> what i
     "muon": (("optim=muon",), ("lr=tag(log,interval(2e-3,3e-2))", RATE[1])),
     "stablemax": (("optim=adamw", "loss=stablemax"), (RATE[0], SMALL)),
 }
-
-
-SHORT = {"modular": {"quick": ("steps=1000",)}}  # of studies with many runs: what is good is there by then
+SHORT = {"modular": {"quick": ("steps=1000",)}}  # for studies with many runs: good settings are done by then
 
 
 def make_arm(task: str, size: str, kind: str, optim: str, trials: int, short: bool = False) -> Arm:
-    """A network, dense or ternary, trained on a task by an optimizer that is tuned in so many random trials."""
+    """Return the arm of a dense or ternary network on a task, its optimizer tuned in so many random trials."""
     fixed, space = OPTIMS[optim]
-    decays = ("optim.no_decay=[]",) if task == "modular" else ()  # there the embedding's norm is what has to shrink
+    decays = ("optim.no_decay=[]",) if task == "modular" else ()  # grokking needs the embedding's norm to shrink
     model = (f"model={MODELS[task][kind]}", "schedule.warmup=10")
     more = SHORT.get(task, {}).get(size, ()) if short else ()
     overrides = (*TASKS[task][size], *model, *decays, *fixed, *more)

@@ -1,45 +1,28 @@
-"""What the studies share: arms that are tuned with equal budgets and then run with more seeds, results.csv, table, figure.
+"""Studies of tuned arms: each is tuned with an equal budget, then its best setting runs with more seeds (see base.py)."""
 
-A study is a folder with a study.py that says what its arms are and how they are told:
-
-    python experiments/NAME/study.py              the quick size, for two cores: runs, results.csv, table and figure
-    python experiments/NAME/study.py --full       the full size (of the paper, where there is one)
-    python experiments/NAME/study.py --collect    results.csv from the runs that are there; then as --figure
-    python experiments/NAME/study.py --figure     table and figure from the results.csv that is kept here
-
-Words after that are overrides for every run, as tracker=mlflow. What was killed goes on with the same command.
-"""
-
-import argparse
-import csv
 import json
 import math
-import os
-import re
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
-from results import COLUMNS, Row, read, score
 
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.base import NO_PLOTS, BaseStudy, Section, get_key, list_runs, read_overrides, write_csv
+from experiments.results import COLUMNS, Row, read, score
+
 RANDOM = ("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.max_failure_rate=1")
-FIRST_HIT = (
-    "callbacks.grokking.hold=1",
-    "callbacks.grokking.after=1",
-)  # `score` asks for the first hit: a search may end there
+# For arms whose `score` is the first hit: a run of the search may end there.
+FIRST_HIT = ("callbacks.grokking.hold=1", "callbacks.grokking.after=1")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training on one task: overrides, and those that are tuned, with lists or intervals."""
+    """One way of training on one task: fixed overrides, and tuned ones with lists or intervals."""
 
     name: str
     task: str
@@ -47,22 +30,22 @@ class Arm:
     space: tuple[str, ...] = ()
     trials: int = 0  # of a random search; 0: the whole grid of the lists
     search_seeds: str = "0"
-    search: tuple[str, ...] = ()  # overrides of the search alone, that change no `score`
-    seeds: str = ""  # that judge it, where they are not the study's
-    control: tuple[str, ...] = ()  # overrides of runs beside those, at the same seeds and else the same settings
+    search: tuple[str, ...] = ()  # overrides of the search alone, which change no `score`
+    seeds: str = ""  # of its final runs; empty: those of the study
+    control: tuple[str, ...] = ()  # overrides of further runs at the same seeds and settings
 
     @property
     def phases(self) -> dict[str, tuple[str, ...]]:
-        """What its runs are for, and what all of one kind have."""
-        found = {"search": (*self.fixed, *self.search)} if self.space else {}
-        return found | {"seeds": self.fixed} | ({"control": (*self.fixed, *self.control)} if self.control else {})
+        """Return the overrides that all runs of a phase share, by phase."""
+        phases = {"search": (*self.fixed, *self.search)} if self.space else {}
+        return phases | {"seeds": self.fixed} | ({"control": (*self.fixed, *self.control)} if self.control else {})
 
 
 @dataclass(frozen=True)
-class Study:
-    """`arms` of a size, and how many seeds from 1 on judge each at its best setting (seed 0 is what it is tuned with).
+class Study(BaseStudy):
+    """The arms of each size, and how many seeds from 1 on run at the best setting (seed 0 is for tuning).
 
-    A seed is that of weights and order; the samples that are held back are the same for all.
+    A seed sets weights and order. The held-back samples are the same for all runs.
     """
 
     folder: Path
@@ -71,151 +54,99 @@ class Study:
     make_table: Callable[[list[Row], str], str]  # the rows of a size as Markdown
     draw: Callable[[list[Row]], Figure]
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    def main(self) -> None:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--full", action="store_true")
-        parser.add_argument("--collect", action="store_true", help="results.csv from the runs that are there, then as --figure")
-        parser.add_argument("--figure", action="store_true")
-        parser.add_argument("--at-once", type=int, default=2, help="runs beside each other, of one thread each")
-        given, more = parser.parse_known_args()
-        if given.at_once < 1:
-            parser.error(f"--at-once={given.at_once}: give 1 or more")
-        size = "full" if given.full else "quick"
-        own = {get_key(word) for arm in self.list_arms(size) for word in (*sum(arm.phases.values(), ()), *arm.space, "seed")}
-        for word in more:
-            if given.figure or given.collect or get_key(word) in own:
-                parser.error(f"{word}: {'no runs are made' if given.figure or given.collect else 'the study itself says that'}")
-        place = ROOT / "outputs" / "studies" / size
-        if not (given.figure or given.collect):
-            self.run(size, place, given.at_once, more)
-        if not given.figure:
-            self.collect(size, place)
-        self.publish()
+    def get_fixed_keys(self, size: str) -> Collection[str]:
+        arms = self.list_arms(size)
+        return {"seed"} | {get_key(word) for arm in arms for word in (*sum(arm.phases.values(), ()), *arm.space)}
 
     def run(self, size: str, root: Path, at_once: int, more: list[str]) -> None:
-        """All runs of a size, `at_once` arms beside each other; those that are tuned, which takes longest, first."""
+        """Do all runs of a size, `at_once` arms side by side; tuned arms, which take longest, come first."""
         seeds = ",".join(str(1 + seed) for seed in range(self.seeds[size]))
         with ThreadPoolExecutor(at_once) as pool:
             try:
                 arms = sorted(self.list_arms(size), key=lambda arm: not arm.space)
-                for each in [pool.submit(self.run_arm, arm, seeds, root, more) for arm in arms]:
-                    each.result()
+                for future in [pool.submit(self.run_arm, arm, seeds, root, more) for arm in arms]:
+                    future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
     def run_arm(self, arm: Arm, seeds: str, root: Path, more: list[str]) -> None:
-        """What is tuned, then the best with seeds that it was not tuned with, and its control."""
+        """Tune an arm, then run its best setting with seeds that it was not tuned with, and its control."""
         best: list[str] = []
         for phase, fixed in arm.phases.items():
             if phase == "search":
-                drawn = (*RANDOM, f"hydra.sweeper.n_trials={arm.trials}") if arm.trials else ()
-                asked = [*fixed, *arm.space, *drawn, f"seed={arm.search_seeds}"]
+                sampling = (*RANDOM, f"hydra.sweeper.n_trials={arm.trials}") if arm.trials else ()
+                overrides = [*fixed, *arm.space, *sampling, f"seed={arm.search_seeds}"]
             elif arm.seeds or seeds:
                 best = best or (self.find_best(root, arm) if arm.space else [])
-                asked = [*best, *fixed, f"seed={arm.seeds or seeds}"]
+                overrides = [*best, *fixed, f"seed={arm.seeds or seeds}"]
             else:
                 continue
-            self.sweep(f"{arm.name}_{arm.task}_{phase}", [*asked, *more], root)
+            self.sweep(f"{arm.name}_{arm.task}_{phase}", [NO_PLOTS, *overrides, *more], root)
 
     def collect(self, size: str, root: Path) -> None:
-        """The runs of a size into results.csv, beside the rows of the other. Raises SystemExit where some are not there."""
+        """Write the runs of a size into results.csv, beside the rows of the other size."""
         rows = []
         for arm in self.list_arms(size):
-            found = self.read_rows(root, size, arm)
-            rows += found
-            judged = len(arm.seeds.split(",")) if arm.seeds else self.seeds[size]
-            for phase in arm.phases if judged else ["search"]:
+            runs = self.read_rows(root, size, arm)
+            rows += runs
+            num_seeds = len(arm.seeds.split(",")) if arm.seeds else self.seeds[size]
+            for phase in arm.phases if num_seeds else ["search"]:
                 settings = arm.trials or math.prod(1 + word.count(",") for word in arm.space)
-                asked = len(arm.search_seeds.split(",")) * settings if phase == "search" else judged
-                if (there := sum(row["phase"] == phase for row in found)) < asked:
-                    told = f"{there} of at least {asked} runs of {arm.name}, {arm.task}, {phase}"
-                    raise SystemExit(f"{root / self.name} has {told}: without --collect they are made")
-        kept = [row for row in read(self.folder) if row["size"] != size]
-        with (fresh := self.folder / "results.csv.new").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*kept, *rows])
-        fresh.replace(self.folder / "results.csv")
-
-    def sweep(self, name: str, overrides: list[str], root: Path) -> None:
-        own = [f"name={self.name}", f"out='{root}'", f"hydra.sweeper.study_name={name}", "hydra.sweeper.plots=false"]
-        command = [sys.executable, str(ROOT / "train.py"), "-m", *own, "tracker=jsonl", *overrides]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        found = [json.loads(path.read_text())["status"] for path in (root / self.name / name).glob("*/summary.json")]
-        diverged = f"{found.count('FAILED')} of {len(found)} trials failed"  # how a grid ends that went to its end
-        if done.returncode and diverged not in done.stderr:
-            raise SystemExit(f"{name}: {' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        print(f"{self.name}: {name}", flush=True)
+                expected = len(arm.search_seeds.split(",")) * settings if phase == "search" else num_seeds
+                if (count := sum(row["phase"] == phase for row in runs)) < expected:
+                    missing = f"{count} of at least {expected} runs of {arm.name}, {arm.task}, {phase}"
+                    raise SystemExit(f"{root / self.name} has {missing}: without --collect the study does them")
+        write_csv(self.folder / "results.csv", COLUMNS, [row for row in read(self.folder) if row["size"] != size] + rows)
 
     def read_rows(self, root: Path, size: str, arm: Arm) -> list[Row]:
-        """One a run that has come to its end, good or bad."""
-        found = []
+        """Return a row for each run of an arm that ended, whether it finished or failed."""
+        rows = []
         for phase, fixed in arm.phases.items():
-            folder = root / self.name / f"{arm.name}_{arm.task}_{phase}"
-            for path in sorted(folder.glob("*/summary.json"), key=lambda path: int(path.parent.name)):
-                facts = {"size": size, "task": arm.task, "arm": arm.name, "phase": phase}
-                facts |= read_outcome(path.parent, fixed)
-                found += [facts] if facts["status"] in ("FINISHED", "FAILED") else []
-        return found
+            for folder in list_runs(root / self.name / f"{arm.name}_{arm.task}_{phase}"):
+                row = {"size": size, "task": arm.task, "arm": arm.name, "phase": phase, **read_outcome(folder, fixed)}
+                rows += [row] if row["status"] in ("FINISHED", "FAILED") else []
+        return rows
 
     def find_best(self, root: Path, arm: Arm) -> list[str]:
-        """The setting of the search that was best, by its mean over seeds."""
+        """Return the overrides of the best setting of the search, by its mean over seeds."""
         scores: dict[str, list[float]] = {}
         for row in self.read_rows(root, "", arm):
             if row["phase"] == "search":
                 scores.setdefault(row["settings"], []).append(score(row))
-        means = {settings: statistics.fmean(each) for settings, each in scores.items()}
+        means = {settings: statistics.fmean(values) for settings, values in scores.items()}
         if not math.isfinite(lowest := min(means.values(), default=math.inf)):
             raise SystemExit(f"{arm.name}, {arm.task}: no setting of the search came to an end")
         return next(settings for settings, mean in means.items() if mean == lowest).split()
 
-    def publish(self) -> None:
-        """The tables into the README, between their marks, and the figure."""
-        rows, readme = read(self.folder), self.folder / "README.md"
-        if not rows:
-            raise SystemExit(f"{self.folder / 'results.csv'} is not there: python {self.folder / 'study.py'} makes it")
-        text = readme.read_text()
-        for size in dict.fromkeys(row["size"] for row in rows):
-            table = self.make_table([row for row in rows if row["size"] == size], size)
-            print(f"{self.name}, {size}\n\n{table}\n")
-            marks = rf"(<!-- {size} -->\n).*?(<!-- end -->)"
-            text, made = re.subn(marks, lambda m, new=table: f"{m[1]}\n{new}\n\n{m[2]}", text, flags=re.DOTALL)
-            if not made:
-                raise SystemExit(f"{readme} has no place for this table: give it <!-- {size} --> and <!-- end -->")
-        readme.write_text(text)
-        self.draw(rows).savefig(self.folder / "figure.png", dpi=130)
+    def make_sections(self) -> list[Section]:
+        rows = read(self.folder)
+        sizes = dict.fromkeys(row["size"] for row in rows)
+        return [Section(size, self.make_table([row for row in rows if row["size"] == size], size)) for size in sizes]
 
-
-def get_key(word: str) -> str:
-    """What an override sets: trainer.steps=5 and ++steps=5 are steps."""
-    return word.lstrip("+~").split("=", 1)[0].removeprefix("trainer.")
+    def make_figure(self) -> Figure:
+        return self.draw(read(self.folder))
 
 
 def read_outcome(folder: Path, fixed: Sequence[str]) -> Row:
-    """What a run folder tells."""
-    told = json.loads((folder / "summary.json").read_text())
-    given = dict(line.split("=", 1) for line in (folder / "overrides.txt").read_text().splitlines() if "=" in line)
-    same = dict(word.split("=", 1) for word in fixed)  # of a key that is given twice the last holds
-    aside = {*same, "seed", "name", "out", "tracker", "resume.path"}
-    if other := [f"{key}={value}" for key, value in same.items() if given.get(key) != value]:
-        raise SystemExit(f"{folder} is of another study, without {' '.join(other)}: move it away")
+    """Return a row of results.csv, without the columns of the arm. Raise SystemExit if the run lacks a fixed override."""
+    summary, overrides = json.loads((folder / "summary.json").read_text()), read_overrides(folder)
+    expected = dict(override.split("=", 1) for override in fixed)
+    ignored = {*expected, "seed", "name", "out", "tracker", "resume.path"}
+    if missing := [f"{key}={value}" for key, value in expected.items() if overrides.get(key) != value]:
+        raise SystemExit(f"{folder} is of another study, without {' '.join(missing)}: move it away")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     path = folder / "grokking.json"
     grokked = json.loads(path.read_text()) if path.exists() else {}
     facts: dict[str, Any] = {
-        "settings": " ".join(f"{key}={shorten(value)}" for key, value in sorted(given.items()) if key not in aside),
-        "seed": given["seed"], "status": told["status"], "steps": told.get("steps", 0),
-        "asked": config["steps"], "seconds": round(told.get("train_s", 0.0), 2),
-        "acc": told.get("best", {}).get("val/acc"), "bpb": told.get("best", {}).get("val/bpb"),
+        "settings": " ".join(f"{key}={shorten(value)}" for key, value in sorted(overrides.items()) if key not in ignored),
+        "seed": overrides["seed"], "status": summary["status"], "steps": summary.get("steps", 0),
+        "asked": config["steps"], "seconds": round(summary.get("train_s", 0.0), 2),
+        "acc": summary.get("best", {}).get("val/acc"), "bpb": summary.get("best", {}).get("val/bpb"),
     }  # fmt: skip
-    aim = config["callbacks"].get("grokking", {}).get("end")
-    facts["judged"] = config["monitor"].removeprefix("val/") if aim is None else "val_99" if aim >= 0.99 else "val_95"
+    threshold = config["callbacks"].get("grokking", {}).get("end")
+    steps_column = "val_99" if threshold is not None and threshold >= 0.99 else "val_95"
+    facts["judged"] = config["monitor"].removeprefix("val/") if threshold is None else steps_column
     for level in ("95", "99") if grokked else ():
         splits = grokked[f"0.{level}"]
         facts |= {f"{split}_{level}": splits[split]["first"] for split in ("train", "val")}
@@ -229,7 +160,7 @@ def read_outcome(folder: Path, fixed: Sequence[str]) -> Row:
 
 
 def shorten(value: str) -> str:
-    """A drawn number with four digits, which is also what runs again."""
+    """Return a sampled number with four digits, with which the final runs are done too."""
     try:
         return value if value.lstrip("-").isdigit() else f"{float(value):.4g}"
     except ValueError:
@@ -237,5 +168,6 @@ def shorten(value: str) -> str:
 
 
 def find_seconds(metrics: Path, step: int | None) -> float | None:
+    """Return the seconds of the training when it logged a step."""
     records = map(json.loads, metrics.read_text().splitlines() if step is not None else ())
     return next((record["seconds"] for record in records if record["step"] == step), None)

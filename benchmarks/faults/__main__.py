@@ -1,29 +1,22 @@
 """A campaign of faults: what is left of a training after kill -9, damage, a full disk, signals, a store that is gone.
 
-    python benchmarks/faults [--kills 200] [--only saves,files,room,runs] [--no-peers] [--table experiments/faults]
+    python -m benchmarks.faults [--kills 200] [--only saves,files,room,runs] [--no-peers] [--table experiments/faults]
 
-A fault has been survived where training goes on, by itself, from the newest checkpoint that was complete and is not
-damaged. Peers save the same numbers at each step in their own way. With `--kills 200` each of them is killed 25 times, a bit
-is flipped in 25 places of each file, and a run of ours is ended 10 times in each of its phases.
+A system survives a fault if training resumes by itself from the newest checkpoint that was complete and is not damaged.
+Peers save the same numbers at each step in their own way. With `--kills 200` each peer is killed 25 times, a bit is flipped
+in 25 positions of each file, and one of our runs is ended 10 times in each of its phases.
 """
 
-import argparse
-import json
 import random
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import harness
+from benchmarks.faults import runs, saves, table
+from benchmarks.faults.saves import Row
+from benchmarks.faults.systems import PEERS, Grokbit, System, prepare_process
 
-import runs
-import saves
-import table
-from saves import Row
-from systems import PEERS, Grokbit, System, prepare_process
-
-BOUNDS = {"survived": 1.0, "wrong": 0}
 Peers = list[type[System]]
 
 
@@ -35,12 +28,14 @@ def run_save_faults(kills: int, peers: Peers) -> Iterator[Row]:
 
 def run_file_faults(kills: int, peers: Peers) -> Iterator[Row]:
     yield saves.swap_manifest(Grokbit)
-    for system in (Grokbit, *peers):
+    systems: Peers = [Grokbit, *peers]
+    for system in systems:
         yield from saves.damage_files(system, max(5, kills // 8))
 
 
 def run_disk_faults(kills: int, peers: Peers) -> Iterator[Row]:
-    for system in (Grokbit, *peers):
+    systems: Peers = [Grokbit, *peers]
+    for system in systems:
         yield saves.save_to_full_disk(system)
 
 
@@ -59,32 +54,31 @@ PARTS = {"saves": run_save_faults, "files": run_file_faults, "room": run_disk_fa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="processes to kill in a save")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}")
+    parser = harness.make_parser(__doc__)
+    parse_parts, names = harness.make_choices_parser("part", PARTS), ", ".join(PARTS)
+    parser.add_argument("--kills", type=harness.make_count_parser(1), default=200, help="processes to kill in a save")
+    parser.add_argument("--only", type=parse_parts, default=list(PARTS), help=f"parts, of {names}")
     parser.add_argument("--no-peers", action="store_true", help="grokbit alone")
     parser.add_argument("--table", type=Path, help="a folder: write results.csv there, and the table of its README.md")
     args = parser.parse_args()
-    parts = args.only.split(",")
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"--only: there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     random.seed(0)
     prepare_process()
     peers = [] if args.no_peers else PEERS
-    for missing in [peer for peer in peers if not peer.is_installed()]:
-        print(f"{missing.name} is not installed: pip install {missing.package}")
-    found = []
+    installed = [peer for peer in peers if peer.is_installed()]
+    for peer in peers:
+        if peer not in installed:
+            print(f"{peer.name} is not installed: pip install {peer.package}")
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
-    there = [peer for peer in peers if peer.is_installed()]
-    for row in (row for part in parts for row in PARTS[part](args.kills, there)):
-        found.append(row)
+    rows = []
+    for row in (row for part in args.only for row in PARTS[part](args.kills, installed)):
+        rows.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
     if args.table:
-        table.write(args.table, found)
-    ours = [row for row in found if row.system == Grokbit.name]
+        table.write(args.table, rows)
+    ours = [row for row in rows if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
-    print(json.dumps({"survived": share, "wrong": sum(row.wrong for row in ours), "bounds": BOUNDS}))
+    harness.finish({"survived": share, "wrong": sum(row.wrong for row in ours)}, {"wrong": 0}, {"survived": 1.0})
 
 
 if __name__ == "__main__":

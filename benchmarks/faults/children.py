@@ -1,4 +1,4 @@
-"""Work in a process of its own that can be killed at any moment. Forked, so that it costs no start-up."""
+"""Work in a process of its own that can be killed at any moment. The process is a fork, so it has no start-up time."""
 
 import os
 import pickle
@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-TIMEOUT = 120.0  # seconds for a child to say something
+TIMEOUT = 120.0  # seconds without a message from a child
 
 
 class Child:
-    """Runs `work(said)` in a fork, its prints dropped; `said` sends an object here."""
+    """Run `work(send)` in a fork and drop what it prints; `send` sends an object to this process."""
 
     def __init__(self, work: Callable[[Callable[[Any], None]], None]) -> None:
         reads, writes = os.pipe()
@@ -27,33 +27,33 @@ class Child:
 
     @staticmethod
     def _run_child(work: Callable[[Callable[[Any], None]], None], pipe: BinaryIO) -> None:
-        """In the child: it ends here, whatever happens."""
+        """Do the work in the child, then end the child, whatever happens."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         try:
-            work(lambda thing: pickle.dump(thing, pipe))
+            work(lambda message: pickle.dump(message, pipe))
         except BaseException as error:
             pickle.dump(OSError(f"{type(error).__name__}: {error}"), pipe)
         os._exit(0)
 
     def receive(self) -> Any:
-        """The next thing that it says. Raises EOFError once it is gone and has said all, TimeoutError after PATIENCE."""
+        """Return the next object. Raise EOFError after the last one, TimeoutError after TIMEOUT seconds without one."""
         if not select.select([self.pipe], [], [], TIMEOUT)[0]:
-            raise TimeoutError(f"the child said nothing for {TIMEOUT:.0f} s")
+            raise TimeoutError(f"the child sent nothing for {TIMEOUT:.0f} s")
         try:
             return pickle.load(self.pipe)
-        except pickle.UnpicklingError as error:  # killed while it spoke
+        except pickle.UnpicklingError as error:  # killed while it sent
             raise EOFError from error
 
     def receive_all(self) -> list[Any]:
-        """All that it still had to say."""
-        things = []
+        """Return all objects that are still to come."""
+        messages = []
         try:
             while True:
-                things.append(self.receive())
+                messages.append(self.receive())
         except EOFError:
-            return things
+            return messages
 
     def kill(self) -> None:
         if self.exit_status is None:
@@ -69,27 +69,27 @@ class Child:
 
 
 def run_in_child(work: Callable[[], Any]) -> Any:
-    """What the work gives, done in a fork. Raises OSError with the text of whatever it raised."""
-    with Child(lambda said: said(work())) as child:
+    """Do the work in a fork and return its result. Raise OSError with the text of whatever error it raised."""
+    with Child(lambda send: send(work())) as child:
         try:
-            found = child.receive()
+            result = child.receive()
         except EOFError:
-            raise OSError("it died") from None
-    if isinstance(found, OSError):
-        raise found
-    return found
+            raise OSError("the child died") from None
+    if isinstance(result, OSError):
+        raise result
+    return result
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = TIMEOUT) -> Any:
-    """What `found` gives once it is not empty. Raises TimeoutError."""
-    until = time.monotonic() + seconds
-    while not (there := condition()):
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {seconds:.0f} s in vain")
+    """Return the first true value of `condition`. Raise TimeoutError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the condition was not true within {seconds:.0f} s")
         time.sleep(0.02)
-    return there
+    return value
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines; none where it is not there."""
+    """Return the lines of a file; none if it does not exist."""
     return path.read_text().splitlines() if path.exists() else []

@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from children import Child, run_in_child
-from systems import Grokbit, ReportStep, System
+from benchmarks.faults.children import Child, run_in_child
+from benchmarks.faults.systems import Grokbit, ReportStep, System
 
-NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer's memory: 12 MB
-SMALL_NUMBERS = 1_000  # where files are damaged
+NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer's state: 12 MB
+SMALL_NUMBERS = 1_000  # for the faults of files
 MAX_DELAY = 0.3  # seconds until the kill: some saves
 STEPS = 4  # before files are damaged
 
 
 @dataclass
 class Row:
-    """How often a fault was tried on a system, and what came of it."""
+    """How often a fault was tried on a system, and with which outcomes."""
 
     fault: str
     system: str
     times: int = 0
-    survived: int = 0  # goes on, by itself, from the newest checkpoint that was complete and is not damaged
-    error: int = 0  # goes no further: what is wrong was noticed, nothing else is tried
-    lost: int = 0  # goes on from an older one than that
-    wrong: int = 0  # goes on from numbers that were never saved together, and says nothing
+    survived: int = 0  # resumes by itself from the newest checkpoint that was complete and is not damaged
+    error: int = 0  # ends with an error: it noticed the damage and tried nothing else
+    lost: int = 0  # resumes from an older checkpoint
+    wrong: int = 0  # resumes silently from numbers that were never saved as one checkpoint
     remark: str = ""
 
     def count(self, outcome: str) -> None:
@@ -41,7 +41,7 @@ class Row:
 
 
 def classify_resume(system: System, root: Path, min_step: int) -> str:
-    """What a system makes of what is there; at `least` this step it should go on from."""
+    """Resume a system and return the outcome, a field of Row; it should resume from `min_step` or later."""
     try:
         step, right = run_in_child(lambda: system.resume(root))
     except OSError:
@@ -50,7 +50,7 @@ def classify_resume(system: System, root: Path, min_step: int) -> str:
 
 
 def kill_in_save(kind: type[System], times: int) -> Row:
-    """A process that saves again and again is killed at a random moment."""
+    """Kill a process at a random moment while it saves again and again."""
     system, row, drafts = kind(NUMBERS), Row("kill -9 in a save", kind.name), 0
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
@@ -71,19 +71,19 @@ def kill_in_save(kind: type[System], times: int) -> Row:
 
 
 def corrupt(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
-    """A file's content after each fault; None where it is gone."""
+    """Yield each fault with the content of the file after it; None for a missing file."""
     yield "file missing", None
     yield "file empty", b""
     yield "file cut", content[: len(content) // 2]
     yield "file cut", content[:-1]
-    for place in range(0, len(content), max(1, len(content) // every)):
+    for position in range(0, len(content), max(1, len(content) // every)):
         broken = bytearray(content)
-        broken[place] ^= 1 << (place % 8)
+        broken[position] ^= 1 << (position % 8)
         yield "bit flipped", bytes(broken)
 
 
 def damage_files(kind: type[System], flips: int) -> list[Row]:
-    """Each file of the newest checkpoint after each fault; what is right all the same has survived."""
+    """Damage each file of the newest checkpoint by each fault. A resume with right numbers counts as survived."""
     system = kind(SMALL_NUMBERS)
     rows = {fault: Row(fault, kind.name) for fault in ("file missing", "file empty", "file cut", "bit flipped")}
     silent: dict[str, set[str]] = {fault: set() for fault in rows}
@@ -92,11 +92,11 @@ def damage_files(kind: type[System], flips: int) -> list[Row]:
             content = path.read_bytes()
             for fault, broken in corrupt(content, flips):
                 path.unlink() if broken is None else path.write_bytes(broken)
-                found = classify_resume(system, root, STEPS - (kind is Grokbit))
-                rows[fault].count(
-                    found if found != "survived" or kind is not Grokbit or is_damage_named(root, path) else "error"
-                )
-                if found == "wrong":
+                outcome = classify_resume(system, root, STEPS - (kind is Grokbit))
+                # Ours also has to say which file is damaged.
+                silent_success = outcome == "survived" and kind is Grokbit and not is_damage_named(root, path)
+                rows[fault].count("error" if silent_success else outcome)
+                if outcome == "wrong":
                     silent[fault].add(path.name)
                 path.write_bytes(content)
     for fault, names in silent.items():
@@ -105,27 +105,26 @@ def damage_files(kind: type[System], flips: int) -> list[Row]:
 
 
 def swap_manifest(kind: type[System]) -> Row:
-    """The manifest of another run, of the same step, in the place of its own."""
+    """Replace the manifest by that of another run at the same step."""
     system, row = kind(SMALL_NUMBERS), Row("manifest of another run", kind.name)
     with save_steps(system) as root, save_steps(kind(SMALL_NUMBERS + 1)) as other:
-        mine, theirs = (next(path for path in system.list_files(r) if path.name == "manifest.json") for r in (root, other))
-        mine.write_bytes(theirs.read_bytes())
-        row.count(
-            "survived" if is_damage_named(root, None) and classify_resume(system, root, STEPS - 1) == "survived" else "wrong"
-        )
+        own, foreign = (next(path for path in system.list_files(r) if path.name == "manifest.json") for r in (root, other))
+        own.write_bytes(foreign.read_bytes())
+        survived = is_damage_named(root, None) and classify_resume(system, root, STEPS - 1) == "survived"
+        row.count("survived" if survived else "wrong")
     return row
 
 
 @contextmanager
 def save_steps(system: System) -> Iterator[Path]:
-    """A folder with the checkpoints of some steps."""
+    """Yield a folder with the checkpoints of some steps."""
     with tempfile.TemporaryDirectory() as folder:
         run_in_child(lambda: system.train(Path(folder), lambda step: None, STEPS))
         yield Path(folder)
 
 
 def is_damage_named(root: Path, path: Path | None) -> bool:
-    """Whether the newest checkpoint is refused, with the name of the file that is damaged."""
+    """Return true if the newest checkpoint is refused with the name of the damaged file."""
     from research.training import checkpoint
 
     try:
@@ -137,7 +136,7 @@ def is_damage_named(root: Path, path: Path | None) -> bool:
 
 @contextmanager
 def mount_small_disk(megabytes: float) -> Iterator[Path | None]:
-    """A file system of its own; None where none can be mounted."""
+    """Yield a new small file system; None if none can be mounted."""
     with tempfile.TemporaryDirectory() as folder:
         size = f"size={int(megabytes * 1024)}k"
         if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True).returncode:
@@ -150,7 +149,7 @@ def mount_small_disk(megabytes: float) -> Iterator[Path | None]:
 
 
 def fill_disk(disk: Path) -> None:
-    """Not a byte more fits."""
+    """Fill the file system to the last byte."""
     descriptor = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
     with contextlib.suppress(OSError):
         while True:
@@ -162,7 +161,7 @@ NO_DISK = "not tried: no small file system can be mounted here (it takes root)"
 
 
 def save_to_full_disk(kind: type[System]) -> Row:
-    """The disk is full from a save on; then it has room again, and the training is to go on."""
+    """Fill the disk during a save, then free it: the training has to resume."""
     system, row = kind(NUMBERS), Row("full disk in a save", kind.name)
     with mount_small_disk(80) as disk:
         if disk is None:
@@ -170,7 +169,7 @@ def save_to_full_disk(kind: type[System]) -> Row:
             return row
         root = disk / "run"
         root.mkdir()
-        told: list[Any] = []
+        messages: list[Any] = []
 
         def train(report_step: ReportStep) -> None:
             def report_and_fill(step: int) -> None:
@@ -181,9 +180,9 @@ def save_to_full_disk(kind: type[System]) -> Row:
             system.train(root, report_and_fill, 2 * STEPS)
 
         with Child(train) as child:
-            told = child.receive_all()
-        last = max(step for step in told if isinstance(step, int))
-        errors = [str(error) for error in told if isinstance(error, OSError)]
+            messages = child.receive_all()
+        last = max(step for step in messages if isinstance(step, int))
+        errors = [str(error) for error in messages if isinstance(error, OSError)]
         (disk / "filler").unlink()
         row.count(classify_resume(system, root, last))
         row.remark = (

@@ -1,7 +1,7 @@
 """The same training in five systems: each step adds one to every number, and each step is saved.
 
-So all numbers of a good checkpoint, those of the optimizer's memory too, are the step that it was saved at; whatever order
-the samples come in.
+So every number of a good checkpoint, those of the optimizer's state too, equals the step at which it was saved. The order
+of the samples does not matter.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from research.optim.schedules import constant
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
-ReportStep = Callable[[int], None]  # to be called with each step once it is saved
+ReportStep = Callable[[int], None]  # a system calls it with each step once that is saved
 ENDLESS = 1_000_000  # steps
 
 
 class Counting(nn.Module):
-    """Numbers that the optimizer counts up; what it computes is nothing."""
+    """Numbers that the optimizer counts up; the output is always zero."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Counting(nn.Module):
 
 
 class Counter(Optimizer):
-    """Adds one to every weight, and to two numbers of memory for each."""
+    """Add one to every weight, and to two numbers of state for each."""
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         super().__init__(params, {"lr": 1.0})
@@ -59,25 +59,25 @@ class Counter(Optimizer):
 
 
 def read_step(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
-    """The step that the numbers tell, and whether all of them tell it."""
+    """Return the step that the numbers equal, and whether all of them equal it."""
     weight = next(model.parameters())
     step = float(weight[0])
     memory = optimizer.state.get(weight, {})
-    held = [weight.detach(), *(memory.get(name, torch.zeros(1)) for name in ("first", "second"))]
+    tensors = [weight.detach(), *(memory.get(name, torch.zeros(1)) for name in ("first", "second"))]
     if not step.is_integer():  # NaN and infinities are not
         return 0, False
-    return int(step), all(bool((tensor == step).all()) for tensor in held)
+    return int(step), all(bool((tensor == step).all()) for tensor in tensors)
 
 
 class Resumed(BaseException):
-    """What a system goes on from is loaded: `args` are what `judged` says of it."""
+    """End a training once it has loaded a checkpoint; `args` are the result of `read_step`."""
 
 
 class System(ABC):
-    """Saves into `root` at each step. A system whose library is not installed says how to install it."""
+    """A system that saves into `root` at each step."""
 
     name: ClassVar[str]
-    package: ClassVar[str] = ""  # a package
+    package: ClassVar[str] = ""  # to install; empty: always there
 
     def __init__(self, numbers: int) -> None:
         self.numbers = numbers
@@ -92,14 +92,14 @@ class System(ABC):
 
     @abstractmethod
     def resume(self, root: Path) -> tuple[int, bool]:
-        """What it goes on from. Raises what the system raises where it cannot."""
+        """Resume and return the result of `read_step`. Raise the error of the system where it cannot resume."""
 
     def build_parts(self) -> tuple[Counting, Counter]:
         model = Counting(self.numbers)
         return model, Counter(model.parameters())
 
     def list_files(self, root: Path) -> list[Path]:
-        """Those of the newest checkpoint: in the newest folder that has files, if there are folders."""
+        """Return the files of the newest checkpoint: those of the newest folder that has files."""
         folders: dict[Path, list[Path]] = {}
         for path in sorted(root.rglob("*")):
             if path.is_file() and not path.name.startswith(".") and path.suffix not in (".jsonl", ".log"):
@@ -113,11 +113,12 @@ class Grokbit(System):
     def fit(self, root: Path, callbacks: list[Callback], steps: int, resume: Path | None = None) -> None:
         model, optimizer = self.build_parts()
         trainer = Trainer(steps, 4, eval_every=ENDLESS, log_every=ENDLESS, clip_norm=None, device="cpu")
-        trainer.fit(model, optimizer, constant, constant_loss, modular(p=5), callbacks, folder=root, resume=resume)
+        state = trainer.setup(model, optimizer, constant, constant_loss, modular(p=5), callbacks, folder=root, resume=resume)
+        trainer.fit(state)
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
         class Reporter(Callback):
-            saves = True  # it comes after the one that saves
+            saves = True  # so that it runs after the callback that saves
 
             def on_step(self, state: State) -> None:
                 report_step(state.progress.step)
@@ -132,8 +133,8 @@ class Grokbit(System):
 
         try:
             self.fit(root, [Inspector()], ENDLESS, root)
-        except Resumed as found:
-            return found.args[0], found.args[1]
+        except Resumed as resumed:
+            return resumed.args[0], resumed.args[1]
         raise AssertionError("nothing was resumed")
 
 
@@ -149,9 +150,9 @@ class TorchSave(System):
 
     def resume(self, root: Path) -> tuple[int, bool]:
         model, optimizer = self.build_parts()
-        held = torch.load(root / "last.pt", weights_only=True)
-        model.load_state_dict(held["model"])
-        optimizer.load_state_dict(held["optimizer"])
+        checkpoint = torch.load(root / "last.pt", weights_only=True)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
         return read_step(model, optimizer)
 
 
@@ -190,7 +191,7 @@ class Transformers(System):
 
         class Loop(transformers.Trainer):
             def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
-                return model(inputs["x"]).sum()
+                return model(inputs["x"]).sum()  # type: ignore[no-any-return]
 
         model, optimizer = self.build_parts()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -223,8 +224,8 @@ class Transformers(System):
 
         try:
             self.make_trainer(root, ENDLESS, Inspector()).train(resume_from_checkpoint=True)
-        except Resumed as found:
-            return found.args[0], found.args[1]
+        except Resumed as resumed:
+            return resumed.args[0], resumed.args[1]
         raise AssertionError("nothing was resumed")
 
 
@@ -246,7 +247,7 @@ class Lightning(System):
                 self.model = Counting(numbers)
 
             def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-                return self.model(batch[0]).sum()
+                return self.model(batch[0]).sum()  # type: ignore[no-any-return]
 
             def on_train_batch_start(self, batch: Any, index: int) -> None:
                 inspect(self.global_step, self.model, self.trainer.optimizers[0])
@@ -255,8 +256,8 @@ class Lightning(System):
                 return Counter(self.model.parameters())
 
         saving = ModelCheckpoint(root, every_n_train_steps=1, save_last=True)
-        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[saving], **quiet)
+        silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[saving], **silent)
         trainer.fit(Module(), DataLoader(TensorDataset(torch.zeros(64, 2)), 4), ckpt_path="last" if resume else None)
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
@@ -268,8 +269,8 @@ class Lightning(System):
 
         try:
             self.fit(root, inspect, ENDLESS, True)
-        except Resumed as found:
-            return found.args[0], found.args[1]
+        except Resumed as resumed:
+            return resumed.args[0], resumed.args[1]
         raise AssertionError("nothing was resumed")
 
 
@@ -277,12 +278,12 @@ PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]
 
 
 def constant_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """A loss that is the same whatever the model says."""
+    """Return a loss that does not depend on the weights: the logits are always zero."""
     return F.cross_entropy(logits[:, -1], targets, reduction="none")
 
 
 def prepare_process() -> None:
-    """Before children are forked: no threads of computation, and what they would import is imported once."""
+    """Prepare the process before it forks: one compute thread, and the imports that the children need."""
     torch.set_num_threads(1)
     for package in ("lightning", "transformers"):
         with contextlib.suppress(ImportError):

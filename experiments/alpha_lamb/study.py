@@ -1,17 +1,16 @@
-"""Steps to 95 % over the filter's two numbers: README.md tells what came out, experiments/study.py how to run it."""
+"""Steps to 95 % over the filter's two numbers: README.md has the result."""
 
 import statistics
-import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.base import format_table
+from experiments.results import Row, get_value, is_bound, select_largest
+from experiments.study import FIRST_HIT, Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from results import Row, format_table, get_value, is_bound, select_largest  # noqa: E402
-from study import FIRST_HIT, Arm, Study  # noqa: E402
-
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
 BASES = {"Adam, L2 0.005, lr 1e-3 (the paper's)": ("adam", ADAM), "AdamW, weight decay 1, lr 3e-3": ("adamw", ("lr=3e-3",))}
 TASK = {
@@ -34,17 +33,17 @@ def list_arms(size: str) -> list[Arm]:
 
 
 def group_cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row]]:
-    """The runs of an arm by (alpha, lamb)."""
-    found: dict[tuple[float, float], list[Row]] = {}
+    """Return the runs of an arm by (alpha, lamb)."""
+    cells: dict[tuple[float, float], list[Row]] = {}
     for row in rows:
         if row["arm"] == arm and row["phase"] == "search":
-            given = dict(word.split("=") for word in row["settings"].split())
-            found.setdefault((float(given["optim.alpha"]), float(given["optim.lamb"])), []).append(row)
-    return found
+            settings = dict(word.split("=") for word in row["settings"].split())
+            cells.setdefault((float(settings["optim.alpha"]), float(settings["optim.lamb"])), []).append(row)
+    return cells
 
 
 def format_steps(runs: list[Row]) -> str:
-    """The median of the steps; a + where a run did not get there."""
+    """Return the median of the steps as text; a + if a run did not reach the accuracy."""
     middle = f"{statistics.median(map(get_value, runs)):,.0f}"
     return f"not in {middle}" if all(map(is_bound, runs)) else middle + "+" * any(map(is_bound, runs))
 
@@ -52,27 +51,27 @@ def format_steps(runs: list[Row]) -> str:
 def make_table(rows: list[Row], size: str) -> str:
     parts = []
     for name, (arm, _) in BASES.items():
-        found = group_cells(rows, arm)
-        lambs, alphas = (sorted({key[place] for key in found}) for place in (1, 0))
-        lines = [[f"alpha {alpha:g}", *(format_steps(found[alpha, lamb]) for lamb in lambs)] for alpha in alphas]
+        cells = group_cells(rows, arm)
+        lambs, alphas = (sorted({key[position] for key in cells}) for position in (1, 0))
+        lines = [[f"alpha {alpha:g}", *(format_steps(cells[alpha, lamb]) for lamb in lambs)] for alpha in alphas]
         parts.append(f"{name}:\n\n" + format_table(["", *(f"lamb {lamb:g}" for lamb in lambs)], lines))
     return "\n\n".join(parts)
 
 
 def draw(rows: list[Row]) -> Figure:
-    """A map a base: steps to 95 %, by colour and in words."""
+    """Draw a map for each base: steps to 95 %, as colour and as text."""
     rows = select_largest(rows)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axis, (name, (arm, _)) in zip(figure.subplots(1, len(BASES)), BASES.items(), strict=True):
-        found = group_cells(rows, arm)
-        lambs, alphas = (sorted({key[place] for key in found}) for place in (1, 0))
-        values = [[statistics.median(map(get_value, found[alpha, lamb])) for lamb in lambs] for alpha in alphas]
+        cells = group_cells(rows, arm)
+        lambs, alphas = (sorted({key[position] for key in cells}) for position in (1, 0))
+        values = [[statistics.median(map(get_value, cells[alpha, lamb])) for lamb in lambs] for alpha in alphas]
         shades = axis.imshow(values, cmap="viridis_r", aspect="auto", norm="log")
         for row, alpha in enumerate(alphas):
             for column, lamb in enumerate(lambs):
                 light = shades.norm(values[row][column]) < 0.5
-                how = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if light else "white"}
-                axis.text(column, row, format_steps(found[alpha, lamb]), **how)
+                style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if light else "white"}
+                axis.text(column, row, format_steps(cells[alpha, lamb]), **style)
         axis.set_xticks(range(len(lambs)), [f"{lamb:g}" for lamb in lambs])
         axis.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axis.set(xlabel="lamb", ylabel="alpha", title=name)

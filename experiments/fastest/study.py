@@ -1,20 +1,25 @@
-"""What makes the ternary network of `make train` generalise soonest: README.md tells what came out, experiments/study.py how to
-run it.
-"""
+"""What makes the ternary network of `make train` generalise soonest: README.md has the result."""
 
 import statistics
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import OPTIMS
+from experiments.base import format_table
+from experiments.results import (
+    Row,
+    compare,
+    count_trials,
+    format_values,
+    get_value,
+    is_bound,
+    select_largest,
+    select_rows,
+)
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import OPTIMS  # noqa: E402
-from results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_largest, select_rows  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
 COMPARED = {"quick": ("adamw", "grokfast", "orthograd"), "full": tuple(OPTIMS)}
 TRIALS = {"quick": 3, "full": 6}
@@ -27,31 +32,31 @@ def list_arms(size: str) -> list[Arm]:
 
 
 def rank_arms(rows: list[Row]) -> list[str]:
-    """The arms, the soonest by the median first."""
-    found = [arm for arm in (PRESET, *OPTIMS) if select_rows(rows, arm)]
-    return sorted(found, key=lambda arm: statistics.median(map(get_value, select_rows(rows, arm))))
+    """Return the arms, the fastest by the median first."""
+    arms = [arm for arm in (PRESET, *OPTIMS) if select_rows(rows, arm)]
+    return sorted(arms, key=lambda arm: statistics.median(map(get_value, select_rows(rows, arm))))
 
 
 def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for arm in rank_arms(rows):
-        mine, number = select_rows(rows, arm), count_trials(rows, arm)
-        over = "-" if arm == "adamw" else compare(mine, select_rows(rows, "adamw"))
-        middle = f"{statistics.median(map(get_value, mine)):g}"
-        settings = f"{number} trials: {mine[0]['settings']}" if number else "-"
-        lines.append([arm, format_values(mine, "val_99"), middle, over, settings])
+        runs, number = select_rows(rows, arm), count_trials(rows, arm)
+        over_adamw = "-" if arm == "adamw" else compare(runs, select_rows(rows, "adamw"))
+        middle = f"{statistics.median(map(get_value, runs)):g}"
+        settings = f"{number} trials: {runs[0]['settings']}" if number else "-"
+        lines.append([arm, format_values(runs, "val_99"), middle, over_adamw, settings])
     return format_table(["optimizer", "99 % at step", "median", "over AdamW", "tuned with"], lines)
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Steps to 99 % of each seed, by optimizer. Hollow: not within the run."""
+    """Draw the steps to 99 % of each seed, by optimizer. A hollow mark means not within the run."""
     rows = select_largest(rows)
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis, names = figure.subplots(), rank_arms(rows)
-    for place, arm in enumerate(names):
+    for position, arm in enumerate(names):
         for row in select_rows(rows, arm):
             shape, fill = (">", "none") if is_bound(row) else ("o", "full")
-            axis.plot(get_value(row), place, shape, color="tab:blue", fillstyle=fill, alpha=0.6)
+            axis.plot(get_value(row), position, shape, color="tab:blue", fillstyle=fill, alpha=0.6)
     axis.set(xscale="log", xlabel="steps to 99 % of the held-back half")
     axis.set_xticks((50, 100, 200, 300, 500), ("50", "100", "200", "300", "500"))
     axis.set_xticks([], minor=True)

@@ -1,22 +1,20 @@
-"""Grokfast on the paper's task against four baselines: README.md tells what came out, experiments/study.py how to run it."""
+"""Grokfast on the paper's task against four baselines: README.md has the result."""
 
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import RATE
+from experiments.base import format_table
+from experiments.results import Row, compare, count_trials, format_values, get_value, is_bound, select_rows
+from experiments.study import FIRST_HIT, Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import RATE  # noqa: E402
-from results import Row, compare, count_trials, format_table, format_values, get_value, is_bound, select_rows  # noqa: E402
-from study import FIRST_HIT, Arm, Study  # noqa: E402
-
 BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 SIZES = {"quick": ("data.p=47", "model.dim=64", "model.depth=1"), "full": ("data.p=97",)}
 LIMIT = {"quick": 3000, "full": 2000}
 BASELINES = {"quick": (3000, 3000), "full": (60_000, 5000)}  # steps of the paper's own baseline and of the others
-ONE = {"quick": "", "full": "1"}  # where they take an hour, one seed
+ONE = {"quick": "", "full": "1"}  # one seed for runs of an hour
 EMA, MA = "optim=grokfast", "optim=grokfast_ma"
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.no_decay=[]", "lr=1e-3")
 L2 = "optim.weight_decay"
@@ -59,18 +57,18 @@ def make_table(rows: list[Row], size: str) -> str:
     head = ["arm", "95 % at step", "held from", "99 % at step", "train 99 %", "lowest after", "s to 95 %", "tuned with"]
     lines = []
     for arm, name in NAMES.items():
-        mine = select_rows(rows, arm)
-        if mine:
-            lowest = ", ".join((row["lowest"] and f"{float(row['lowest']):.2f}") or "-" for row in mine)
-            took = ", ".join((row["seconds_95"] and f"{float(row['seconds_95']):.0f}") or "-" for row in mine)
-            tuned = f"{count_trials(rows, arm)} trials: {mine[0]['settings']}" if count_trials(rows, arm) else "-"
-            cells = [format_values(mine, key) for key in ("val_95", "held_95", "val_99", "train_99")]
+        runs = select_rows(rows, arm)
+        if runs:
+            lowest = ", ".join((row["lowest"] and f"{float(row['lowest']):.2f}") or "-" for row in runs)
+            took = ", ".join((row["seconds_95"] and f"{float(row['seconds_95']):.0f}") or "-" for row in runs)
+            tuned = f"{count_trials(rows, arm)} trials: {runs[0]['settings']}" if count_trials(rows, arm) else "-"
+            cells = [format_values(runs, key) for key in ("val_95", "held_95", "val_99", "train_99")]
             lines.append([name, *cells, lowest, took, tuned])
     return format_table(head, lines) + "\n\n" + make_ratio_table(rows)
 
 
 def make_ratio_table(rows: list[Row]) -> str:
-    """How many times less each arm took than those without a filter."""
+    """Return a table: how many times less each arm took than those without a filter."""
     lines = []
     for fast in ("ema", "ma", "grokfast", "adamw"):
         for what, key in {"steps": "val_95", "steps until held": "held_95", "seconds": "seconds_95"}.items():
@@ -83,17 +81,17 @@ def make_ratio_table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Steps to 95 % of each seed, by arm, a panel a size. Hollow: not within the run; a cross: what the paper says."""
+    """Draw the steps to 95 % of each seed, a panel a size. Hollow: not within the run; a cross: the paper's number."""
     sizes = [size for size in TITLES if any(row["size"] == size for row in rows)]
     figure = Figure(figsize=(4 * len(sizes) + 2.5, 3.2), layout="constrained")
     for axis, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
-        for place, arm in enumerate(NAMES):
+        for position, arm in enumerate(NAMES):
             colour = "tab:orange" if arm in ("ema", "ma", "grokfast") else "tab:gray"
             for row in select_rows([row for row in rows if row["size"] == size], arm):
                 shape, fill = (">", "none") if is_bound(row) else ("o", "full")
-                axis.plot(get_value(row), place, shape, color=colour, fillstyle=fill, alpha=0.8)
+                axis.plot(get_value(row), position, shape, color=colour, fillstyle=fill, alpha=0.8)
             if size == "full" and arm in CLAIMED:
-                axis.plot(CLAIMED[arm], place, "x", color="black")
+                axis.plot(CLAIMED[arm], position, "x", color="black")
         axis.set(xscale="log", xlabel="steps to 95 % of the held-back half", title=TITLES[size])
         axis.set_xticks(TICKS[size], [f"{tick:,}" for tick in TICKS[size]])
         axis.set_xticks([], minor=True)

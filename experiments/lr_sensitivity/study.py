@@ -1,39 +1,35 @@
-"""How far the learning rate may be from its best, dense and ternary: README.md tells what came out, experiments/study.py how
-to run it.
-"""
+"""How far the learning rate may be from its best, dense and ternary: README.md has the result."""
 
 import statistics
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import MODELS, TASKS, make_arm
+from experiments.base import format_table
+from experiments.results import Row, get_value, is_bound, select_largest
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import MODELS, TASKS, make_arm  # noqa: E402
-from results import Row, format_table, get_value, is_bound, select_largest  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
 DECAY = {"modular": "1.0", "digits": "0.1", "text": "0.1"}
 SEEDS = {"quick": {"modular": "0", "digits": "0,1,2", "text": "0"}, "full": dict.fromkeys(TASKS, "0,1,2,3,4")}
 UNITS = {"modular": "steps to 95 %", "digits": "share of wrong answers", "text": "bits per byte"}
-NEAR = {"modular": 1.5, "digits": 1.25, "text": 1.05}  # times the best, what still counts as good
+NEAR = {"modular": 1.5, "digits": 1.25, "text": 1.05}  # a result up to so many times the best counts as good
 
 
 def list_arms(size: str) -> list[Arm]:
-    found = []
+    arms = []
     for task in TASKS:
         for kind in ("dense", "ternary"):
-            made = make_arm(task, size, kind, "adamw", 0, short=True)
-            fixed = (*made.fixed, f"optim.weight_decay={DECAY[task]}")
-            found.append(Arm(kind, task, fixed, (f"lr={RATES[size]}",), search_seeds=SEEDS[size][task], search=made.search))
-    return found
+            arm = make_arm(task, size, kind, "adamw", 0, short=True)
+            fixed = (*arm.fixed, f"optim.weight_decay={DECAY[task]}")
+            arms.append(Arm(kind, task, fixed, (f"lr={RATES[size]}",), search_seeds=SEEDS[size][task], search=arm.search))
+    return arms
 
 
 def compute_curve(rows: list[Row], kind: str, task: str) -> dict[float, tuple[float, bool]]:
-    """The mean at each learning rate, and whether it is a bound only."""
+    """Return the mean at each learning rate, and whether it is only a bound."""
     by_rate: dict[float, list[Row]] = {}
     for row in rows:
         if (row["arm"], row["task"]) == (kind, task):
@@ -49,12 +45,12 @@ def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for task, unit in UNITS.items():
         for kind in ("dense", "ternary"):
-            if found := compute_curve(rows, kind, task):
-                best = min(found, key=lambda rate: found[rate])
-                good = [rate for rate, (mean, bound) in found.items() if mean <= NEAR[task] * found[best][0] and not bound]
-                edge = "*" if best in (min(found), max(found)) else ""
-                chosen = "none" if found[best][1] else f"{best:g}{edge}"
-                values = ", ".join(format_mean(*each, task) for each in found.values())
+            if curve := compute_curve(rows, kind, task):
+                best = min(curve, key=lambda rate: curve[rate])
+                good = [rate for rate, (mean, bound) in curve.items() if mean <= NEAR[task] * curve[best][0] and not bound]
+                edge = "*" if best in (min(curve), max(curve)) else ""
+                chosen = "none" if curve[best][1] else f"{best:g}{edge}"
+                values = ", ".join(format_mean(mean, bound, task) for mean, bound in curve.values())
                 within = f"{min(good):g} to {max(good):g} (within {NEAR[task] - 1:.0%})" if good else "-"
                 seeds = len({row["seed"] for row in rows if row["task"] == task})
                 lines.append([task, MODELS[task][kind], chosen, within, f"{unit}: {values}", str(seeds)])
@@ -63,14 +59,14 @@ def make_table(rows: list[Row], size: str) -> str:
 
 
 def draw(rows: list[Row]) -> Figure:
-    """The curves, a panel a task. Hollow: a bound, for a run did not get there."""
+    """Draw the curves, a panel a task. A hollow mark is a bound: a run did not reach the accuracy."""
     rows = select_largest(rows)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axis, (task, unit) in zip(figure.subplots(1, len(UNITS)), UNITS.items(), strict=True):
         for kind, colour in (("dense", "tab:gray"), ("ternary", "tab:blue")):
-            if found := compute_curve(rows, kind, task):
-                axis.plot(list(found), [mean for mean, _ in found.values()], "-", color=colour, label=MODELS[task][kind])
-                for rate, (mean, bound) in found.items():
+            if curve := compute_curve(rows, kind, task):
+                axis.plot(list(curve), [mean for mean, _ in curve.values()], "-", color=colour, label=MODELS[task][kind])
+                for rate, (mean, bound) in curve.items():
                     axis.plot(rate, mean, "^" if bound else "o", color=colour, fillstyle="none" if bound else "full")
         axis.set(title=task, xscale="log", xlabel="lr", ylabel=unit)
         axis.legend(fontsize=8)

@@ -1,18 +1,16 @@
-"""Every optimizer at equal budgets on three tasks: README.md tells what came out, experiments/study.py how to run it."""
+"""Every optimizer at equal budgets on three tasks: README.md has the result."""
 
 import math
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.arms import OPTIMS, TASKS, make_arm
+from experiments.base import format_table
+from experiments.results import Row, count_trials, format_value, get_value, is_bound, select_largest, select_rows
+from experiments.study import Arm, Study
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from arms import OPTIMS, TASKS, make_arm  # noqa: E402
-from results import Row, count_trials, format_table, format_value, get_value, is_bound, select_largest, select_rows  # noqa: E402
-from study import Arm, Study  # noqa: E402
-
 KINDS = {"quick": ("dense",), "full": ("dense", "ternary")}
 TRIALS = {"quick": 3, "full": 16}
 STYLES = ("-", "--", ":")
@@ -28,19 +26,19 @@ def list_arms(size: str) -> list[Arm]:
 
 
 def collect_problems(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(task, kind, seed) -> what each optimizer reached there; smaller is better."""
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    """Return by (task, kind, seed) what each optimizer reached; smaller is better."""
+    problems: dict[tuple[str, str, str], dict[str, float]] = {}
     for kind in ("dense", "ternary"):
         for task in TASKS:
             for optim in OPTIMS:
                 for row in select_rows(rows, f"{kind}_{optim}", task):
                     reached = math.inf if is_bound(row) else get_value(row)
-                    found.setdefault((task, kind, row["seed"]), {})[optim] = reached
-    return found
+                    problems.setdefault((task, kind, row["seed"]), {})[optim] = reached
+    return problems
 
 
 def compute_profile(rows: list[Row]) -> dict[str, list[float]]:
-    """Of each optimizer, how many times the best one's number it needed, problem by problem (Dolan & More 2002), sorted."""
+    """Return for each optimizer its ratios to the best one, sorted: the performance profile of Dolan & More (2002)."""
     ratios: dict[str, list[float]] = {optim: [] for optim in OPTIMS}
     for reached in collect_problems(rows).values():
         best = min(reached.values())
@@ -54,7 +52,7 @@ def make_table(rows: list[Row], size: str) -> str:
     for optim, ratios in compute_profile(rows).items():
         for kind in KINDS[size]:
             runs = {task: select_rows(rows, f"{kind}_{optim}", task) for task in TASKS}
-            cells = [", ".join(map(format_value, found)) for found in runs.values()]
+            cells = [", ".join(map(format_value, rows_of_task)) for rows_of_task in runs.values()]
             number = count_trials(rows, f"{kind}_{optim}", "modular")
             near = sum(ratio <= 1.05 for ratio in ratios) / len(ratios)
             name = f"{optim} ({kind})" if len(KINDS[size]) > 1 else optim
@@ -73,16 +71,16 @@ def make_table(rows: list[Row], size: str) -> str:
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Performance profiles: on which share of the problems an optimizer was within so many times of the best."""
+    """Draw performance profiles: the share of problems on which an optimizer was within so many times of the best."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    found = compute_profile(select_largest(rows))
-    for place, (optim, ratios) in enumerate(found.items()):
+    profile = compute_profile(select_largest(rows))
+    for number, (optim, ratios) in enumerate(profile.items()):
         solved = [ratio for ratio in ratios if math.isfinite(ratio)]
         shares = [(count + 1) / len(ratios) for count in range(len(solved))]
-        style = STYLES[place % len(STYLES)]
+        style = STYLES[number % len(STYLES)]
         axis.step([1, *solved, 1000], [0, *shares, shares[-1] if shares else 0], where="post", label=optim, linestyle=style)
-    worst = max(ratio for ratios in found.values() for ratio in ratios if math.isfinite(ratio))
+    worst = max(ratio for ratios in profile.values() for ratio in ratios if math.isfinite(ratio))
     axis.set(xscale="log", xlim=(1, 1.1 * worst), ylim=(0, 1.02))
     axis.set(xlabel="times the best optimizer's number", ylabel="share of the problems")
     axis.grid(alpha=0.3)

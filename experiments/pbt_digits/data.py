@@ -1,4 +1,4 @@
-"""The digits for a search: few to train on, some to choose by, and half of all that no run of the search ever sees."""
+"""The digits for a search: few to train on, some to choose by, and a half that no run of the search ever sees."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from research.ranges import NonNegativeInt, OpenFraction
 
 
 def search_digits(train_fraction: OpenFraction = 0.2, split_seed: NonNegativeInt = 0) -> Dataset[Vectors]:
-    """`train_fraction` of the first half to train on, the rest of it to choose by."""
+    """Return the first half: `train_fraction` of it to train on, the rest of it to choose by."""
     half = digits(0.5, split_seed)
     x, y, cut = half.train.inputs, half.train.targets, round(train_fraction * len(half.train))
     digest = f"{cut:08x}{half.digest}"
@@ -16,5 +16,5 @@ def search_digits(train_fraction: OpenFraction = 0.2, split_seed: NonNegativeInt
 
 
 def load_held_out(split_seed: int = 0) -> Split:
-    """The second half."""
+    """Return the second half."""
     return digits(0.5, split_seed).val

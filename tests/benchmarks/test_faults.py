@@ -9,11 +9,11 @@ from program import ROOT
 
 
 def test_a_small_campaign_is_survived(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "faults"), "--kills", "12", "--only", "saves,files,room", "--no-peers"]
-    done = subprocess.run([*command, "--table", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "benchmarks.faults", "--kills", "12", "--only", "saves,files,room", "--no-peers"]
+    done = subprocess.run([*command, "--table", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["survived"], told["wrong"]) == (1.0, 0), done.stdout
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert (record["survived"], record["wrong"]) == (1.0, 0), done.stdout
     rows = [line.split(",") for line in (tmp_path / "results.csv").read_text().splitlines()]
     assert rows[0][:4] == ["fault", "system", "times", "survived"]
     assert [int(row[2]) for row in rows if row[0] == "kill -9 in a save"] == [12]

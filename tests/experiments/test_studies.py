@@ -1,7 +1,7 @@
-"""The studies: tables and figures come from the results that are kept, budgets are equal, and one runs from nothing."""
+"""The studies: tables and figures come from the stored results, budgets are equal, and one runs from nothing."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -19,42 +19,42 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from program import ROOT
 
+from experiments import arms, base, results, study
 from research.preflight.check import find_mistakes
 
 EXPERIMENTS = ROOT / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-
-import arms  # noqa: E402
-import results  # noqa: E402
-import study  # noqa: E402
-
-SCRIPTS = sorted([*EXPERIMENTS.glob("*/study.py"), *EXPERIMENTS.glob("*/figure.py")])
-STUDIES = [path.parent.name for path in SCRIPTS if path.name == "study.py"]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.parent.name)
-def test_tables_and_figures_come_from_the_results(script: Path, tmp_path: Path) -> None:
-    """In a copy, from results.csv alone: the README's tables word for word, the figures pixel for pixel."""
-    for name in ("research", "experiments"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    copy = tmp_path / "experiments" / script.parent.name
-    (copy / "figure.png").unlink()
-    command = [sys.executable, str(copy / script.name), *(["--figure"] if script.name == "study.py" else [])]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    readme = (script.parent / "README.md").read_text()
-    tables = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert tables, "it tells a table"
-    assert [line for line in tables if line not in readme] == []
-    assert (copy / "README.md").read_text() == readme, "what stands between the marks is what the results give"
-    assert (imread(copy / "figure.png") == imread(script.parent / "figure.png")).all()
+STUDIES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/study.py"))
+SWEEPS = {"Grokking": "grokking", "BitnetGap": "bitnet_gap", "PbtDigits": "pbt_digits"}  # studies without tuned arms
+TUNED = [name for name in STUDIES if name not in SWEEPS.values()]
 
 
 @pytest.mark.parametrize("name", STUDIES)
+def test_tables_and_figures_come_from_the_results(name: str, tmp_path: Path) -> None:
+    """In a copy, from results.csv alone: the tables of the README word for word, the figures pixel for pixel."""
+    for package in ("research", "experiments"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    original, copy = EXPERIMENTS / name, tmp_path / "experiments" / name
+    (copy / "figure.png").unlink()
+    command = [sys.executable, "-m", f"experiments.{name}.study", "--figure"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    readme = (original / "README.md").read_text()
+    tables = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert tables, "it prints a table"
+    assert [line for line in tables if line not in readme] == []
+    assert (copy / "README.md").read_text() == readme, "the tables between the marks are those of the results"
+    assert (imread(copy / "figure.png") == imread(original / "figure.png")).all()
+
+
+def test_a_readme_names_the_command() -> None:
+    for name in STUDIES:
+        assert f"python -m experiments.{name}.study" in (EXPERIMENTS / name / "README.md").read_text(), name
+
+
+@pytest.mark.parametrize("name", TUNED)
 def test_a_readme_has_its_parts(name: str) -> None:
-    """The README names the commands, and results.csv has the sizes that it tells of."""
+    """results.csv has the sizes whose tables are in the README."""
     readme = (EXPERIMENTS / name / "README.md").read_text()
-    assert f"python experiments/{name}/study.py" in readme
     with (EXPERIMENTS / name / "results.csv").open() as file:
         sizes = {row["size"] for row in csv.DictReader(file)}
     assert sizes == set(re.findall(r"<!-- (quick|full) -->", readme))
@@ -72,12 +72,7 @@ def test_each_study_is_made_by_make_and_listed_in_the_log() -> None:
 
 
 def load_module(name: str) -> Any:
-    """A study's own program."""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / name / "study.py")
-    assert spec
-    assert spec.loader
-    spec.loader.exec_module(found := importlib.util.module_from_spec(spec))
-    return found
+    return importlib.import_module(f"experiments.{name}.study")
 
 
 def split_overrides(arm: study.Arm) -> dict[str, str]:
@@ -87,8 +82,9 @@ def split_overrides(arm: study.Arm) -> dict[str, str]:
 @pytest.mark.parametrize("size", ["quick", "full"])
 @pytest.mark.parametrize("name", ["bitnet_x_grokfast", "fastest", "grokfast_modular", "optimizers"])
 def test_budgets_are_equal(name: str, size: str) -> None:
-    """What is compared has as many trials, seeds and steps, and the same ranges of lr and weight decay; but for Muon's rates
-    and the weight decay of what was made to do without.
+    """Compared arms have the same trials, seeds and steps, and the same ranges of lr and weight decay.
+
+    Exceptions are Muon's rates, and the weight decay of optimizers designed to work without it.
     """
     compared: dict[tuple[str, str], list[study.Arm]] = {}
     for arm in load_module(name).list_arms(size):
@@ -111,15 +107,30 @@ def test_budgets_are_equal(name: str, size: str) -> None:
         }
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", TUNED)
 def test_every_run_of_a_study_has_valid_overrides(name: str) -> None:
     """The overrides of every arm, in both sizes, pass the preflight."""
     for size in ("quick", "full"):
-        made = load_module(name).list_arms(size)
-        assert len({(arm.name, arm.task) for arm in made}) == len(made), "each has a folder of its own"
-        for arm in made:
-            asked = [*arm.fixed, *arm.search, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
-            assert find_mistakes(asked, True) == [], asked
+        listed = load_module(name).list_arms(size)
+        assert len({(arm.name, arm.task) for arm in listed}) == len(listed), "two arms share a folder"
+        for arm in listed:
+            overrides = [*arm.fixed, *arm.search, *arm.space, f"seed={arm.search_seeds}", "tracker=jsonl"]
+            assert find_mistakes(overrides, True) == [], overrides
+
+
+@pytest.mark.parametrize("kind", SWEEPS)
+def test_every_sweep_of_a_study_has_valid_overrides(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The overrides of all sweeps of the studies without tuned arms pass the preflight."""
+    sweeps: dict[str, list[str]] = {}
+    monkeypatch.setattr(base.BaseStudy, "sweep", lambda self, name, overrides, root: sweeps.update({name: overrides}))
+    one = getattr(load_module(SWEEPS[kind]), kind)()
+    for size in one.sizes:
+        one.run(size, tmp_path, 1, ["trainer.device=cpu"])
+    # The seeds of a search change no key: one search of each kind is enough.
+    checked = {name.removesuffix("_0"): overrides for name, overrides in sweeps.items() if not name.endswith(tuple("1234"))}
+    assert checked
+    for overrides in checked.values():
+        assert find_mistakes([*overrides, "tracker=jsonl"], True) == [], overrides
 
 
 positive = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
@@ -128,7 +139,7 @@ positive = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
 @settings(max_examples=20, deadline=None)
 @given(positive, positive, st.floats(0.1, 10.0))
 def test_ratios(slow: list[float], fast: list[float], factor: float) -> None:
-    """Of geometric means; within its interval; times a factor where one side is; one over it the other way round."""
+    """A ratio is of geometric means, lies within its interval, and scales with one side."""
     middle, low, high = results.compute_ratio(slow, fast, draws=200)
     mean = math.prod(slow) ** (1 / len(slow)) / math.prod(fast) ** (1 / len(fast))
     assert middle == pytest.approx(mean)
@@ -151,18 +162,18 @@ def test_scores() -> None:
     broken = make_row(acc=0.1, **end | {"status": "FAILED", "steps": 50})
     assert sorted([broken, far, late, near, early], key=results.score) == [early, late, near, far, broken]
     assert results.score(broken) == math.inf
-    assert [results.get_value(each) for each in (late, near, far, broken)] == [900, 1000, 1000, 1000], "no steps are invented"
+    assert [results.get_value(row) for row in (late, near, far, broken)] == [900, 1000, 1000, 1000], "no steps are invented"
     assert list(map(results.format_value, (late, far, broken))) == ["900", "not in 1,000", "diverged at 50"]
-    text, digits = ({"status": "FINISHED", "judged": judged} for judged in ("bpb", "acc"))
+    text, digits = ({"status": "FINISHED", "judged": column} for column in ("bpb", "acc"))
     assert results.score(make_row(bpb=2.0, acc=0.6, **text)) < results.score(make_row(bpb=2.1, acc=0.7, **text))
     shares = [results.score(make_row(acc=acc, **digits)) for acc in (1.0, 0.98, 0.97)]
     assert 0 < shares[0] < shares[1] < shares[2]
-    assert [results.get_value(make_row(judged=judged, status="FAILED")) for judged in ("acc", "bpb")] == [1.0, 8.0], (
+    assert [results.get_value(make_row(judged=column, status="FAILED")) for column in ("acc", "bpb")] == [1.0, 8.0], (
         "the worst there is"
     )
 
 
-def test_what_was_not_reached_is_a_bound() -> None:
+def test_an_accuracy_that_was_not_reached_gives_a_bound() -> None:
     end = {"status": "FINISHED", "judged": "val_95", "asked": 1000, "acc": 0.5}
     fast, slow = (
         [make_row(val_95=at, seed=seed, **end) for seed, at in enumerate(steps)] for steps in ((100, 200), (300, 600))
@@ -175,10 +186,10 @@ def test_what_was_not_reached_is_a_bound() -> None:
 
 
 def test_a_study_from_nothing(tmp_path: Path) -> None:
-    """Two arms, one of them tuned: what was best is run with other seeds, results.csv keeps the rows of the other size."""
+    """Two arms, one of them tuned: the best setting runs with other seeds; results.csv keeps the rows of the other size."""
     tiny = ("data=modular", "data.p=7", "model=decoder", "model.dim=16", "model.depth=1", "callbacks=grokking", "steps=4")
     small = (*tiny, "eval_every=2", "trainer.device=cpu")
-    made = [
+    both = [
         study.Arm("plain", "modular", ("steps=8", *small, "optim=adamw")),
         study.Arm(
             "tuned",
@@ -192,7 +203,7 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     ]
     (tmp_path / "README.md").write_text("before\n<!-- full -->\n<!-- end -->\n<!-- quick -->\n<!-- end -->\nafter\n")
     (tmp_path / "results.csv").write_text(f"{','.join(results.COLUMNS)}\nfull,modular,old{',' * (len(results.COLUMNS) - 3)}\n")
-    one = study.Study(tmp_path, lambda size: made, {"quick": 2}, lambda rows, size: f"{len(rows)} rows", lambda rows: Figure())
+    one = study.Study(tmp_path, lambda size: both, {"quick": 2}, lambda rows, size: f"{len(rows)} rows", lambda rows: Figure())
     one.run("quick", tmp_path / "outputs", 2, [])
     one.collect("quick", tmp_path / "outputs")
     one.publish()
@@ -207,12 +218,12 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     for phase in ("seeds", "control"):
         assert {r["settings"] for r in results.select_rows(rows, "tuned", phase=phase)} == {best}
     assert results.count_trials(rows, "tuned") == 2
-    asked = [
+    overrides = [
         (tmp_path / "outputs" / tmp_path.name / f"tuned_modular_{phase}/0/overrides.txt").read_text()
-        for phase in made[1].phases
+        for phase in both[1].phases
     ]
-    assert ["callbacks.grokking.hold=1" in text for text in asked] == [True, False, False]
-    assert ["optim.lamb=0" in text.splitlines() for text in asked] == [False, False, True]
+    assert ["callbacks.grokking.hold=1" in text for text in overrides] == [True, False, False]
+    assert ["optim.lamb=0" in text.splitlines() for text in overrides] == [False, False, True]
     assert "8 rows" in (tmp_path / "README.md").read_text()
     folder = next((tmp_path / "outputs").rglob("plain_modular_seeds/0"))
     summary = json.loads((folder / "summary.json").read_text())
@@ -220,7 +231,7 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
     assert (rows[1]["steps"], float(rows[1]["acc"])) == ("4", pytest.approx(summary["best"]["val/acc"], rel=1e-5))
     assert (tmp_path / "figure.png").exists()
     with pytest.raises(SystemExit, match="is for something else"):
-        one.sweep("plain_modular_seeds", [*small, "optim=adamw", "lr=0.1", "seed=1,2"], tmp_path / "outputs")
+        one.sweep("plain_modular_seeds", [base.NO_PLOTS, *small, "optim=adamw", "lr=0.1", "seed=1,2"], tmp_path / "outputs")
     other = study.Arm("plain", "modular", (*small, "optim=sgd"))
     with pytest.raises(SystemExit, match="plain_modular_seeds/0 is of another study, without optim=sgd"):
         one.read_rows(tmp_path / "outputs", "quick", other)
@@ -236,10 +247,8 @@ def test_a_study_from_nothing(tmp_path: Path) -> None:
         ("STOPPED", "{}", "val/acc", []),
     ],
 )
-def test_runs_that_did_not_come_to_their_end(
-    status: str, callbacks: str, monitor: str, expected: list[str], tmp_path: Path
-) -> None:
-    """One that diverged before it was judged is a result of its kind; one that was interrupted is none."""
+def test_failed_and_interrupted_runs(status: str, callbacks: str, monitor: str, expected: list[str], tmp_path: Path) -> None:
+    """A run that diverged before its first evaluation is a result; an interrupted one is not."""
     one = study.Study(tmp_path / "demo", lambda size: [], {}, lambda rows, size: "", lambda rows: Figure())
     (folder := tmp_path / "demo" / "a_task_seeds" / "0").mkdir(parents=True)
     (folder / "overrides.txt").write_text("data=modular\nlr=0.123456\nseed=1\n")
@@ -260,16 +269,16 @@ def test_runs_that_did_not_come_to_their_end(
         (study.Arm("a", "task", (), ("lr=interval(1,2)",), trials=3), 3, "search"),
     ],
 )
-def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, requested: int, phase: str, tmp_path: Path) -> None:
-    """Neither where no run is there, nor where some are missing."""
-    kept = f"{','.join(results.COLUMNS)}\nquick,modular,old{',' * (len(results.COLUMNS) - 3)}\n"
-    (tmp_path / "results.csv").write_text(kept)
+def test_collecting_missing_runs_keeps_the_results(arm: study.Arm, requested: int, phase: str, tmp_path: Path) -> None:
+    """Both where no run exists and where some are missing."""
+    stored = f"{','.join(results.COLUMNS)}\nquick,modular,old{',' * (len(results.COLUMNS) - 3)}\n"
+    (tmp_path / "results.csv").write_text(stored)
     one = study.Study(tmp_path, lambda size: [arm], {"quick": 2}, lambda rows, size: "", lambda rows: Figure())
-    for there in range(2):
-        told = f"has {there} of at least {requested} runs of a, task, {phase}: without --collect they are made"
-        with pytest.raises(SystemExit, match=told):
+    for count in range(2):
+        message = f"has {count} of at least {requested} runs of a, task, {phase}: without --collect"
+        with pytest.raises(SystemExit, match=message):
             one.collect("quick", tmp_path / "outputs")
-        assert (tmp_path / "results.csv").read_text() == kept
+        assert (tmp_path / "results.csv").read_text() == stored
         (folder := tmp_path / "outputs" / tmp_path.name / f"a_task_{phase}" / "0").mkdir(parents=True, exist_ok=True)
         (folder / "overrides.txt").write_text("seed=1\n")
         (folder / "config.yaml").write_text("steps: 9\nmonitor: val/acc\ncallbacks: {}\n")
@@ -277,22 +286,22 @@ def test_collecting_what_is_not_there_loses_nothing(arm: study.Arm, requested: i
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
-        (["steps=5"], "steps=5: the study itself says that"),
-        (["seed=5"], "seed=5: the study itself says that"),
-        (["++trainer.steps=5"], "++trainer.steps=5: the study itself says that"),
-        (["callbacks.grokking.hold=5"], "callbacks.grokking.hold=5: the study itself says that"),
-        (["--collect", "tracker=mlflow"], "tracker=mlflow: no runs are made"),
+        (["steps=5"], "steps=5: the study sets steps itself"),
+        (["seed=5"], "seed=5: the study sets seed itself"),
+        (["++trainer.steps=5"], "++trainer.steps=5: the study sets steps itself"),
+        (["callbacks.grokking.hold=5"], "callbacks.grokking.hold=5: the study sets callbacks.grokking.hold itself"),
+        (["--collect", "tracker=mlflow"], "tracker=mlflow: --figure and --collect do no runs"),
         (["--at-once=0"], "--at-once=0: give 1 or more"),
     ],
 )
-def test_words_that_a_study_cannot_take(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_arguments_that_a_study_refuses(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = [study.Arm("a", "task", ("steps=9",), ("lr=1,2",), search=study.FIRST_HIT)]
-    one = study.Study(tmp_path, lambda size: made, {}, lambda rows, size: "", lambda rows: Figure())
-    monkeypatch.setattr(sys, "argv", ["study.py", *words])
+    listed = [study.Arm("a", "task", ("steps=9",), ("lr=1,2",), search=study.FIRST_HIT)]
+    one = study.Study(tmp_path, lambda size: listed, {}, lambda rows, size: "", lambda rows: Figure())
+    monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
     with pytest.raises(SystemExit):
         one.main()
     assert message in capsys.readouterr().err
@@ -302,3 +311,10 @@ def test_a_search_without_an_end_is_reported(tmp_path: Path) -> None:
     one = study.Study(tmp_path / "demo", lambda size: [], {}, lambda rows, size: "", lambda rows: Figure())
     with pytest.raises(SystemExit, match="a, task: no setting of the search came to an end"):
         one.find_best(tmp_path, study.Arm("a", "task", (), ("lr=1,2",)))
+
+
+def test_full_is_refused_where_there_is_one_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "--full"])
+    with pytest.raises(SystemExit):
+        load_module("grokking").Grokking().main()
+    assert "--full: grokking has one size only" in capsys.readouterr().err

@@ -21,8 +21,7 @@ from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from program import read_metrics, start_run, train
 
-from experiments.pbt_digits.figure import HERE, describe_selection
-from experiments.pbt_digits.figure import read as read_table
+from experiments.pbt_digits.study import PbtDigits, describe_selection
 from research.callbacks.pause import Pause
 from research.pbt.evolve import (
     Member,
@@ -196,9 +195,9 @@ def test_the_picture_has_one_colour_for_better_and_omits_what_never_changed(maxi
     assert [round(red) for red, *_ in dots.to_rgba(ends)] == [1, 0], "yellow has red in it, purple little"
 
 
-def test_the_study_states_what_its_table_holds() -> None:
-    assert len(numbers := re.findall(r"\d+\.\d+", describe_selection(read_table()))) == 3
-    assert all(number in (HERE / "README.md").read_text() for number in numbers)
+def test_the_study_tells_what_its_table_holds() -> None:
+    assert len(numbers := re.findall(r"\d+\.\d+", describe_selection((one := PbtDigits()).read_searches()))) == 3
+    assert all(number in (one.folder / "README.md").read_text() for number in numbers)
 
 
 def test_a_population_of_version_1_is_read_and_written_under_the_same_keys(tmp_path: Path) -> None:

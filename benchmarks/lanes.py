@@ -1,25 +1,24 @@
-"""Loops that take turns, so that each is compared with the others in the same second on the same core.
+"""Training loops that own their control flow, stopped and resumed between two steps, so that they can run in turn.
 
-Each loop has its own thread, and one moves at a time: a round lets every loop do a few steps, in an order drawn anew, and
-hands over between two steps. A step is measured in CPU time of its thread, which is steadier than wall time: with one
-compute thread the whole step happens there, and the waiting for a busy core is left out.
+Each loop has its own thread, and one thread moves at a time. Steps are measured in CPU time of the thread. With one
+compute thread the whole step happens there, and waiting for a busy core does not count.
 """
 
-import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
-FinishStep = Callable[[], bool]  # to be called after each step; true once the loop is to end
-WARM_UP = 5  # rounds that do not count: first calls, lazy state, caches
+FinishStep = Callable[[], bool]  # a loop calls it after each step; true tells the loop to end
+Loop = Callable[[FinishStep], None]
 
 
 class Lane(threading.Thread):
     """One loop in its own thread, which moves only while `advance` waits for it."""
 
-    def __init__(self, name: str, loop: Callable[[FinishStep], None], steps: int) -> None:
+    def __init__(self, name: str, loop: Loop, steps: int) -> None:
         super().__init__(name=name, daemon=True)
         self.loop, self.steps, self.num_steps = loop, steps, 0
         self.go_signal, self.rest_signal = threading.Semaphore(0), threading.Semaphore(0)
@@ -27,7 +26,7 @@ class Lane(threading.Thread):
 
     def run(self) -> None:
         self.go_signal.acquire()
-        torch.set_num_threads(1)  # each thread has its own setting
+        torch.set_num_threads(1)  # a setting of each thread
         try:
             self.loop(self.finish_step)
         except Exception as error:
@@ -35,7 +34,7 @@ class Lane(threading.Thread):
         self.rest_signal.release()
 
     def finish_step(self) -> bool:
-        """One more step; after `steps` of them the next loop has its turn."""
+        """Count a step; after `steps` of them wait for the next `advance`. Return true once the loop has to end."""
         self.num_steps += 1
         if self.num_steps % self.steps == 0:
             self.seconds = time.thread_time() - self.start_time
@@ -45,12 +44,12 @@ class Lane(threading.Thread):
         return self.stopping
 
     def advance(self) -> float:
-        """CPU seconds of the next `steps` steps."""
+        """Let the loop do `steps` steps; return CPU seconds a step. Raise RuntimeError with the loop's own error."""
         self.go_signal.release()
         self.rest_signal.acquire()
         if self.error:
             raise RuntimeError(f"{self.name}: {self.error}")
-        return self.seconds
+        return self.seconds / self.steps
 
     def end(self) -> None:
         self.stopping = True
@@ -58,18 +57,13 @@ class Lane(threading.Thread):
         self.join()
 
 
-def run_interleaved(loops: dict[str, Callable[[FinishStep], None]], steps: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each loop in each round."""
+@contextmanager
+def start_lanes(loops: Mapping[str, Loop], steps: int) -> Iterator[dict[str, Callable[[], float]]]:
+    """Start all loops; yield an arm for each, which does `steps` steps. End the loops afterwards."""
     lanes = [Lane(name, loop, steps) for name, loop in loops.items()]
     for lane in lanes:
         lane.start()
         lane.advance()
-    times: dict[str, list[float]] = {lane.name: [] for lane in lanes}
-    for turn in range(WARM_UP + rounds):
-        for lane in random.sample(lanes, len(lanes)):
-            seconds = lane.advance()
-            if turn >= WARM_UP:
-                times[lane.name].append(seconds / steps)
+    yield {lane.name: lane.advance for lane in lanes}
     for lane in lanes:
         lane.end()
-    return times

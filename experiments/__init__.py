@@ -1,0 +1,1 @@
+"""Studies. Run one from the repository root: python -m experiments.NAME.study --help."""
