@@ -130,8 +130,9 @@ def test_every_make_target_and_file_exists() -> None:
     for text in TEXTS.values():
         for target in re.findall(r"\bmake ([a-z][a-z-]*)\b(?=[`\s]*(?:#|`|\n|$| ARGS| +#))", text):
             assert re.search(rf"^{target}:", rules, re.MULTILINE), target
-        for path in re.findall(r"python ((?:benchmarks|experiments)/[\w./]+)", text):
-            assert (ROOT / path).exists(), path
+        for module in re.findall(r"python -m ((?:benchmarks|experiments|research)[\w.]*\w)", text):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
 def test_the_tree_of_contributing_exists() -> None:
@@ -143,9 +144,8 @@ def test_the_tree_of_contributing_exists() -> None:
         parents = [*parents[:depth], name]
         assert (ROOT / "".join(parents)).exists() or name == "outputs/", line
         assert len(line.split(maxsplit=1)) == 2, f"{line}: no comment"
-    for room in (ROOT / "research").iterdir():
-        if room.is_dir() and room.name != "__pycache__":
-            assert f" {room.name}/ " in tree, room.name
+    for room in [path.parent for path in (ROOT / "research").glob("*/__init__.py")]:
+        assert f" {room.name}/ " in tree, room.name
 
 
 @pytest.mark.parametrize("group", ["model", "linear", "optim", "loss", "schedule", "data", "trainer", "callbacks", "tracker"])
@@ -175,7 +175,7 @@ def test_every_benchmark_has_its_numbers() -> None:
     rule = re.search(r"^bench: setup\n\t@for \w+ in ([\w ]+);", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert rule
     for name in set(rule[1].split()) - {"gpu"}:
-        assert f"`python benchmarks/{name}.py" in TEXTS[ROOT / "docs" / "benchmarks.md"], name
+        assert f"`python -m benchmarks.{name}" in TEXTS[ROOT / "docs" / "benchmarks.md"], name
 
 
 def test_a_terminal_is_drawn(tmp_path: Path) -> None:
@@ -205,6 +205,8 @@ BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if 
 def test_a_benchmark_runs(tmp_path: Path, name: str) -> None:
     """In its smallest size; where it has none, its help."""
     small = SMALL.get(name, "--help")
-    process = run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *small.split()], tmp_path, tmp_path)
+    environment = make_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"benchmarks.{name}", *small.split()]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     assert small == "--help" or "bounds" in json.loads(process.stdout.splitlines()[-1])
