@@ -103,7 +103,6 @@ def evaluate_format(source: layout.Source, format_module: Any, folder: Path, **o
 # transformers
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("packing", hf.PACKINGS)
 def test_transformers_runs_it(
     run: Path, tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -169,7 +168,6 @@ def test_squared_relu_and_an_untied_head_go_to_transformers(tmp_path: Path) -> N
 
 
 @needs_llama
-@pytest.mark.slow
 @pytest.mark.parametrize("stored", gguf.TYPES)
 def test_llama_cpp_runs_it(
     run: Path, tmp_path: Path, stored: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -295,7 +293,6 @@ def test_few_tokens_are_reported(tmp_path: Path) -> None:
 # The others
 
 
-@pytest.mark.slow
 def test_onnxruntime_runs_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
     from onnx import load
@@ -314,7 +311,6 @@ def test_onnxruntime_runs_it(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
             assert logits.shape == (*shape, 256)
 
 
-@pytest.mark.slow
 def test_torch_alone_runs_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "exports" / "torch"
     report = export_and_check(run, output, "--format", "torch")
