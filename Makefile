@@ -81,9 +81,8 @@ bench: setup
 # side, those that take longest first; the runs of a study follow one another.
 studies: setup
 	@rm -rf outputs/studies/quick
-	@printf '%s\n' bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb lr_sensitivity | \
+	@printf '%s\n' grokking bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb pbt_digits lr_sensitivity bitnet_gap | \
 	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python -m experiments.STUDY.study --at-once=1 $(ARGS)
-	@PYTHON=$(BIN)/python bash experiments/bitnet_gap/quick.sh
 
 faults: setup
 	@$(BIN)/python -m benchmarks.faults --table experiments/faults $(ARGS)

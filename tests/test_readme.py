@@ -190,6 +190,17 @@ def test_a_terminal_is_drawn(tmp_path: Path) -> None:
     assert "2026" not in drawn.split("bold")[-1]
 
 
+def test_the_picture_shows_the_console_of_today() -> None:
+    """The rows of the recorded run have the names that the console callback gives them: else run make picture."""
+    svg = (ROOT / "docs" / "terminal.svg").read_text().replace("&#160;", " ")
+    (style,) = re.findall(r'class="(\S+)"[^>]*>run +</text>', svg)
+    labels = [label.strip() for label in re.findall(rf'class="{style}"[^>]*>([^<]*)</text>', svg)]
+    source = (ROOT / "research" / "callbacks" / "console.py").read_text()
+    assert len(labels) > 8
+    for label in labels:
+        assert f'"{label.partition(" val/acc")[0]}' in source, f"{label}: run make picture"
+
+
 SMALL = {
     "filter_cost": "--sizes 0.4 --rounds 2",
     "loop_overhead": "--steps 2 --rounds 2 --seatings 1",
