@@ -13,6 +13,7 @@ import pytest
 from program import ROOT, make_environment, train
 from torch.distributed.run import get_args_parser
 
+from research.preflight import renames
 from research.preflight.check import find_mistakes
 
 PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -159,6 +160,13 @@ def test_pictures_and_links_lead_somewhere() -> None:
     for path, text in TEXTS.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_rename_is_in_the_changelog() -> None:
+    text = TEXTS[ROOT / "CHANGELOG.md"]
+    for names in (renames.TARGETS, *renames.PARAMETERS.values()):
+        for old, new in names.items():
+            assert re.search(rf"^\|.*\b{re.escape(old)}`.*\|.*\b{re.escape(new)}`", text, re.MULTILINE), old
 
 
 def test_results_are_those_of_the_studies() -> None:
