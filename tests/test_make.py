@@ -1,12 +1,15 @@
-"""The set-up: once, again when the requirements change, and whole after it was interrupted. Python and pip are stand-ins."""
+"""The set-up: once, again when requirements change, complete after an interruption. Python and pip are stand-ins."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from program import ROOT
 
 PYTHON = f"""#!/bin/sh
@@ -27,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run_setup(checkout: Path) -> tuple[int, str, list[str]]:
-    """Exit code, what was said, and the calls of Python so far."""
+    """Return the exit code, the output, and the calls of Python so far."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}  # of `make test`
     command = ["make", "setup", f"PYTHON={checkout / 'python'}"]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
@@ -35,16 +38,16 @@ def run_setup(checkout: Path) -> tuple[int, str, list[str]]:
     return done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else []
 
 
-def test_it_is_done_once(checkout: Path) -> None:
-    code, said, calls = run_setup(checkout)
+def test_it_runs_once(checkout: Path) -> None:
+    code, output, calls = run_setup(checkout)
     assert (code, len(calls)) == (0, 2)
-    assert "minutes, once" in said
+    assert "minutes, once" in output
     assert "--constraint constraints.txt" in calls[1]
     assert run_setup(checkout) == (0, "", calls)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
-def test_it_is_done_again_when_the_requirements_change(checkout: Path, name: str) -> None:
+def test_it_runs_again_when_the_requirements_change(checkout: Path, name: str) -> None:
     run_setup(checkout)
     with (checkout / name).open("a") as file:
         file.write("# changed\n")
@@ -52,23 +55,57 @@ def test_it_is_done_again_when_the_requirements_change(checkout: Path, name: str
     assert run_setup(checkout)[1] == ""
 
 
-def test_one_that_was_interrupted_starts_afresh(checkout: Path) -> None:
+def test_it_starts_again_after_an_interruption(checkout: Path) -> None:
     (checkout / "killed").touch()
     assert run_setup(checkout)[0] != 0
     assert (checkout / ".venv" / "half").exists()
-    code, said, calls = run_setup(checkout)
+    code, output, calls = run_setup(checkout)
     assert (code, len(calls)) == (0, 4)
-    assert "interrupted" in said
+    assert "interrupted" in output
     assert not (checkout / ".venv" / "half").exists()
     assert run_setup(checkout)[1] == ""
 
 
 def test_every_target_sets_up_first() -> None:
     rules = (ROOT / "Makefile").read_text()
-    for target in ("train", "test", "check", "bench", "faults", "ui"):
+    for target in ("train", "test", "test-slow", "check", "bench", "studies", "faults", "picture", "ui"):
         assert f"\n{target}: setup\n" in rules
 
 
-def test_ci_calls_what_the_readme_names() -> None:
+def test_every_file_of_the_makefile_exists() -> None:
+    for path in re.findall(r"\b(?:tests|docs|experiments)/[\w./]*\w", (ROOT / "Makefile").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_ci_runs_checks_and_all_tests() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
-    assert commands == ["make check", "make test"]
+    assert commands == ["make check", "make test", "make test-slow"]
+    rules = (ROOT / "Makefile").read_text()
+    assert '-m "not slow"' in rules
+    assert "-m slow " in rules
+    assert "- run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_releases_have_one_version() -> None:
+    """pyproject.toml, CHANGELOG.md and CITATION.cff name the same one."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    released = re.search(r"^## \[(\d[\d.]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released
+    assert released[1] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("name", ["ci", "weekly"])
+def test_a_workflow_is_valid_yaml(name: str) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert all("uses" in step or "run" in step for step in job["steps"])
+    for target in job["strategy"]["matrix"].get("target", []):
+        assert f"\n{target}: setup\n" in (ROOT / "Makefile").read_text()
+
+
+def test_hooks_run_what_make_check_runs() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    entries = [hook["entry"].removeprefix(".venv/bin/") for hook in local["hooks"]]
+    assert [entry.split(" --force")[0] for entry in entries] == ["ruff check", "ruff format --check", "mypy"]

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, in fewer steps, and are kept without outputs."""
+"""The notebooks run from top to bottom, in fewer steps, and have no outputs in git."""
 
 import json
 import os
@@ -13,6 +13,7 @@ def list_code_cells(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path) -> None:
     source = "\n".join(list_code_cells(path))
@@ -32,7 +33,7 @@ def test_it_runs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_kept_without_outputs(path: Path) -> None:
+def test_it_has_no_outputs(path: Path) -> None:
     for cell in json.loads(path.read_text())["cells"]:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None

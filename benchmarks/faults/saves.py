@@ -126,10 +126,11 @@ def save_steps(system: System) -> Iterator[Path]:
 def is_damage_named(root: Path, path: Path | None) -> bool:
     """Return true if the newest checkpoint is refused with the name of the damaged file."""
     from research.training import checkpoint
+    from research.training.manifest import DamagedError
 
     try:
         checkpoint.read(checkpoint.find(root)[0])
-    except checkpoint.DamagedError as error:
+    except DamagedError as error:
         return path is None or path.name in str(error)
     return False
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from program import ROOT
 
 
+@pytest.mark.slow
 def test_a_small_campaign_is_survived(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.faults", "--kills", "12", "--only", "saves,files,room", "--no-peers"]
     done = subprocess.run([*command, "--table", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -236,6 +236,7 @@ def wait_for_sweep(root: Path) -> list[Path]:
     raise AssertionError("the sweep did not begin")
 
 
+@pytest.mark.slow
 def test_kills_at_random_lose_nothing(tmp_path: Path) -> None:
     """A small form of the campaign of thirty."""
     command = [sys.executable, str(ROOT / "benchmarks" / "sweep_kills.py"), "--kills", "2", "--trials", "4", "--seed", "3"]

@@ -22,7 +22,8 @@ from sweeping import run_sweep
 from research.tracking import optuna_storage
 
 DOCS = (ROOT / "docs" / "scaling-sweeps.md").read_text()
-KINDS = ("journal", "sqlite", "postgresql", "redis", "grpc")
+POSTGRESQL, REDIS, GRPC = (pytest.param(kind, marks=pytest.mark.slow) for kind in ("postgresql", "redis", "grpc"))
+KINDS = ("journal", "sqlite", POSTGRESQL, REDIS, GRPC)
 SPACE = ["x=interval(-5.0,5.0)", "hydra.sweeper.study_name=shared"]
 Opener = Callable[[str], str]
 
@@ -66,7 +67,7 @@ def test_a_study_continues_to_its_total(tmp_path: Path, opener: Opener, kind: st
     assert {path.name for path in (tmp_path / "sweeps" / "shared").iterdir() if path.name.isdecimal()} == set("012345")
 
 
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["journal", POSTGRESQL])
 def test_workers_run_each_trial_once(kind: str) -> None:
     """benchmarks/workers.py has the numbers for more of them."""
     small = ["--storage", kind, "--workers", "4", "--trials", "12"]
@@ -79,7 +80,7 @@ def test_workers_run_each_trial_once(kind: str) -> None:
     assert {key: numbers[kind][key] for key in numbers["bounds"]} == numbers["bounds"], done.stdout
 
 
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["journal", POSTGRESQL])
 def test_machines_join_by_the_same_command(tmp_path: Path, opener: Opener, kind: str) -> None:
     """They start with an empty storage and share nothing else; a late one may have nothing left to do."""
     url = opener(kind)
@@ -183,6 +184,7 @@ wait $!
 """
 
 
+@pytest.mark.slow
 def test_the_array_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
     """The script of the documentation, word for word but for the size; srun and scontrol are stand-ins."""
     (script,) = re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)

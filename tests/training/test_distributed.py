@@ -123,6 +123,7 @@ if [ "$1" = requeue ]; then echo "$2" >> requeued; else echo localhost; fi
 """
 
 
+@pytest.mark.slow
 def test_the_job_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
     """The script of the documentation, word for word but for the size of the model; srun and scontrol are stand-ins."""
     (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)
