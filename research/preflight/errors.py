@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 class FilteredStream:
     """stderr without Hydra's announcement of an error, which follows in our own words."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:

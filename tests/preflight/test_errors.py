@@ -1,0 +1,57 @@
+"""How errors end on the terminal; and what the preflight relies on in Hydra."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from program import ROOT
+
+from research.preflight.errors import explain_errors
+
+
+def test_a_user_error_ends_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as end, explain_errors():
+        raise ValueError("lr=0 is wrong\ngive lr=1e-3")
+    assert end.value.code == 1
+    assert capsys.readouterr().err.splitlines()[:2] == ["error: lr=0 is wrong", "  give lr=1e-3"]
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(ZeroDivisionError), explain_errors():
+        raise ZeroDivisionError
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="lr"), explain_errors():
+        raise ValueError("lr")
+
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as end, explain_errors():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+
+
+def test_hydra_announces_errors_in_the_words_that_are_filtered() -> None:
+    spec = importlib.util.find_spec("hydra")
+    assert spec is not None
+    assert spec.origin is not None
+    assert "Error executing job with overrides" in (Path(spec.origin).parent / "core" / "utils.py").read_text()
+
+
+def test_the_preflight_uses_no_private_name_of_hydra() -> None:
+    for file in (ROOT / "research" / "preflight").glob("*.py"):
+        assert "hydra._internal" not in file.read_text(), file
+
+
+def test_train_py_collects_garbage_once_it_trains(tmp_path: Path) -> None:
+    """train.py disables the collector for its imports; the run, and the parent of a sweep's workers, have it again."""
+    (tmp_path / "mine.py").write_text("import gc\ndef loss(logits, targets): raise ValueError(f'collects={gc.isenabled()}')\n")
+    line = ["trainer=debug", "tracker=none", "loss._target_=mine.loss", f"out={tmp_path / 'out'}", "trainer.device=cpu"]
+    code = f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; sys.argv = ['train.py', *{line!r}]\n"
+    code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "collects=True" in done.stderr
