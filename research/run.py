@@ -132,7 +132,8 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: values[key] for key in os.environ.get(SWEPT_ENV_VAR, "").split(",") if key in values}
     is_multirun = hydra.mode == RunMode.MULTIRUN
-    name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']} {choices['optim']} seed={cfg.seed}"
+    linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
+    name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
     folder = Path(hydra.runtime.output_dir).resolve()
     resume = resolve_resume(cfg.resume.path, folder)
     resumed = resume is not None and folder in (resume, *resume.parents) and not cfg.resume.weights_only

@@ -21,6 +21,7 @@ from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
 NO_RESULT_STATES = ("FAIL", "PRUNED")
+GROUP_KEYS = ("model", "linear")  # options that name a network
 WIDTH_KEYS = ("model.dim", "model.fields.hidden_size")
 LINEAR_PREFIX, WARMUP_KEY = "model.linear.", "model.linear.warmup"
 METHOD_NOTE = """Each network is compared at the setting whose mean over seeds is best. A star marks the smallest or the \
@@ -93,7 +94,7 @@ def is_whole_number(text: str) -> bool:
 def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
     """Return the swept keys in three parts: of the network, of the size, and those that were tuned."""
     keys = [key for key in sweep.space if key != sweep.repeat_key]
-    network = [key for key in keys if key == "model" or (key.startswith(LINEAR_PREFIX) and key != WARMUP_KEY)]
+    network = [key for key in keys if key in GROUP_KEYS or (key.startswith(LINEAR_PREFIX) and key != WARMUP_KEY)]
     below = [key for key in keys if key.startswith("model.") and not key.startswith(LINEAR_PREFIX)]
     size = [key for key in below if all(is_whole_number(row.params[key]) for row in sweep.complete if key in row.params)]
     return network, size, [key for key in keys if key not in (*network, *size)]
@@ -101,7 +102,7 @@ def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
 
 def collect_arms(sweep: Sweep) -> list[Arm]:
     """Return the networks of a sweep, each at each size; an empty list where there is no pair to compare."""
-    if "model" not in sweep.space or len(sweep.directions) != 1:
+    if not sweep.space.keys() & {*GROUP_KEYS} or len(sweep.directions) != 1:
         return []
     network_keys, size_keys, tuned_keys = split_keys(sweep)
     arms: dict[tuple[str, Size, bool], Arm] = {}

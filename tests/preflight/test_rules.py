@@ -43,14 +43,16 @@ def train(linear: Callable[..., nn.Module], steps: int) -> State:
     data = modular(p=5)
     model = Transformer(data.shape, dim=8, depth=1, heads=2, linear=linear)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Trainer(steps=steps, batch_size=8, device="cpu").fit(model, optimizer, constant, last_token, data)
+    trainer = Trainer(steps=steps, batch_size=8, device="cpu")
+    return trainer.fit(trainer.setup(model, optimizer, constant, last_token, data))
 
 
 def start(callback: Any, sharded: bool = False, log_every: int = 10, eval_every: int = 50) -> None:
     """Start a callback as the loop does."""
     model = nn.Linear(2, 2)
-    state = State(model, torch.optim.SGD(model.parameters()), modular(p=5), 1, 8, "val/acc", sharded=sharded)
-    state.log_every, state.eval_every = log_every, eval_every
+    trainer = Trainer(1, 8, log_every=log_every, eval_every=eval_every, device="cpu")
+    state = trainer.setup(model, torch.optim.SGD(model.parameters()), constant, last_token, modular(p=5))
+    state.sharded = sharded
     callback.on_start(state)
 
 

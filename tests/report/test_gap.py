@@ -32,7 +32,8 @@ def make_sweep(values: Values, space: Mapping[str, str] = SPACE, **changes: Any)
     for number, (key, bits) in enumerate(values.items()):
         params = {name: value for name, value in zip(space, key, strict=True) if value}
         best = {} if bits is None else {"val/bpb": bits, "val/loss": bits / 2, "val/acc": 1 - bits / 10}
-        run = RunResult(best=best, is_quantized=params["model"] != "transformer")
+        is_quantized = params.get("linear", params.get("model")) not in ("full", "transformer")
+        run = RunResult(best=best, is_quantized=is_quantized)
         rows.append(Row(number, "COMPLETE", (bits or 0.0,), params, folder=str(number), runs=(run,)))
     spec = {"directions": ["minimize"], "space": space, "repeats": None} | changes
     return Sweep("study", spec, ["val/bpb"], "val/bpb", "", rows)
@@ -187,6 +188,13 @@ def test_sizes_are_the_same_however_they_are_written(dim_key: str, tmp_path: Pat
 @pytest.mark.parametrize("one", ["transformer", "bitnet"])
 def test_one_kind_alone_has_no_gap(one: str) -> None:
     assert gap.collect_arms(make_sweep({key: value for key, value in make_grid().items() if key[0] == one})) == []
+
+
+def test_the_switch_of_the_linear_layer_makes_twins() -> None:
+    values = {("full", "0"): 2.0, ("bitnet", "0"): 2.2}
+    arms = gap.collect_arms(make_sweep(values, {"linear": "2 values: full, bitnet", "seed": "1 value: 0"}))
+    ((_, full, quantized),) = gap.iter_pairs(arms)
+    assert (full.name, quantized.name) == ("linear=full", "linear=bitnet")
 
 
 def test_several_objectives_have_no_gap() -> None:
