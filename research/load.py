@@ -24,7 +24,7 @@ TEXT_TARGET = "research.data.text.text"
 
 
 def instantiate(node: DictConfig, *arguments: Any) -> Any:
-    """What the node's `_target_` makes. Raises ValueError with what went wrong, without Hydra's wrapping."""
+    """Build a node's `_target_`. Raise ValueError with the cause, without Hydra's wrapping."""
     try:
         return hydra_instantiate(node, *arguments)
     except InstantiationException as error:
@@ -33,7 +33,7 @@ def instantiate(node: DictConfig, *arguments: Any) -> Any:
 
 @dataclass
 class TrainedRun:
-    """One run, in its last good state."""
+    """A run in its last good state."""
 
     folder: Path  # of the run
     checkpoint: Path
@@ -42,12 +42,12 @@ class TrainedRun:
 
     @property
     def is_text(self) -> bool:
-        """Whether its symbols are the bytes of text."""
+        """True if the data set is text, whose tokens are bytes."""
         return bool(self.config.data["_target_"] == TEXT_TARGET)
 
     @cached_property
     def data(self) -> Dataset[Any]:
-        """What it was trained and judged on. Raises ValueError where that is gone."""
+        """The data set of the run. Raise ValueError where its files are gone."""
         try:
             return instantiate(self.config.data)  # type: ignore[no-any-return]
         except ValueError as error:
@@ -58,16 +58,16 @@ class TrainedRun:
 
 
 def load_run(run: str) -> TrainedRun:
-    """The newest good checkpoint of a run folder, a certain one (RUN/checkpoints/step-*), or that of an MLflow run id.
+    """Load the newest intact checkpoint of a run folder or an MLflow run id, or the one that RUN/checkpoints/step-* names.
 
-    Averaged weights take the place of the last ones where the run has them: they are what it was judged by. Raises
-    ValueError where there is no such run, none of its checkpoints is whole, or its configuration cannot be read.
+    Averaged weights take the place of the last ones where the run has them: it was evaluated with them. Raise ValueError
+    where there is no such run, none of its checkpoints is intact, or its configuration cannot be read.
     """
     path = resolve_run(run)
     folder = path.parents[1] if path.parent.name == "checkpoints" else path
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
-    found, snapshot = checkpoint.load_newest(path, setting="RUN")
+    step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         if not isinstance(settings, dict):
@@ -89,12 +89,12 @@ def load_run(run: str) -> TrainedRun:
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
-        load_weights(model, found, snapshot)
-    return TrainedRun(folder, found, config, model.eval().requires_grad_(False))
+        load_weights(model, step_folder, snapshot)
+    return TrainedRun(folder, step_folder, config, model.eval().requires_grad_(False))
 
 
 def resolve_run(run: str) -> Path:
-    """The folder that a path or an MLflow run id means."""
+    """Return the folder of a path or an MLflow run id."""
     with suppress(OSError, RuntimeError):  # no path at all, as ~nobody or one that is too long
         path = Path(run).expanduser()
         if path.is_dir():

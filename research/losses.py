@@ -1,4 +1,4 @@
-"""Losses, and the objectives that the loop trains by.
+"""Losses, and the types of losses and objectives.
 
 A loss is a pure function of logits and targets: one number (nats) a target, and 0 where the target is IGNORE. It takes
 no mean: the loop divides the sum over a step by the step's number of targets. So the gradient does not depend on how
@@ -6,7 +6,6 @@ the step is cut into micro-batches and processes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +15,6 @@ from torch import Tensor, nn
 IGNORE = -100  # cross_entropy's own ignore_index
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> one number a target
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, inputs, targets) -> one number a target
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """The objective that a plain loss makes: the loss of the model's logits."""
-
-    loss: Loss
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the loss (nats) of each target, of y's shape; raise ValueError where the loss has another shape."""
-        losses = self.loss(model(x), y)
-        # A mean would weigh a short micro-batch as much as a full one
-        if losses.shape != y.shape:
-            raise ValueError(
-                f"a loss gives one number a target: this one has shape {tuple(losses.shape)}, the targets have "
-                f'{tuple(y.shape)}; return the losses without a mean or a sum (reduction="none")'
-            )
-        return losses
 
 
 def next_token(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:

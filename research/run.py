@@ -57,10 +57,12 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
     writes = distributed.rank() == 0
     try:
         if writes and not run_config.resumed:
-            begun = begin(run_config, cfg, tracker)  # before anything can go wrong
+            begin(run_config, cfg, tracker)  # before anything can go wrong
+            begun = True
         state = setup(cfg, run_config, trainer, tracker)
         if writes and run_config.resumed:
-            begun = begin(run_config, cfg, tracker)  # its folder tells of what it was, until its checkpoint fits
+            begin(run_config, cfg, tracker)  # only now: until its checkpoint fits, the folder is as it was
+            begun = True
         tracker.state = trainer.fit(state)
         status = STOPPED if state.signum else PRUNED if state.stop == PRUNED_REASON else FINISHED
         return state
@@ -82,11 +84,10 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
             tracker.finish(status, asdict(summary))  # also where the disk is full
 
 
-def begin(run_config: RunConfig, cfg: DictConfig, tracker: Tracker) -> bool:
-    """Write down what was requested; return True."""
+def begin(run_config: RunConfig, cfg: DictConfig, tracker: Tracker) -> None:
+    """Write down what was requested, and start the tracker."""
     run_dir.begin_run_folder(run_config, OmegaConf.to_yaml(cfg, resolve=True))
     tracker.start(run_config)
-    return True
 
 
 def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
@@ -182,6 +183,6 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "peak_rss_mb": run_dir.get_peak_rss_mb(),
         "shape": data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
-        "rounded": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
+        "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
     }

@@ -1,26 +1,22 @@
 """The run folder: what was requested, on which machine, what came out. Its lock tells the living from the dead.
 
-Torch is imported only where its version is needed: the preflight reads run folders before anything heavy is imported.
+The preflight imports this file before anything heavy: what only a run needs is imported inside functions.
 """
 
 import fcntl
 import json
 import os
-import platform
-import resource
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMMARY_FILE = "summary.json"
+SUMMARY_V1 = {"rounded": "quantized_params"}  # keys of version 1 and what they are called now
 SHAPE_V1 = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}
 # Environment variables, one table. The first three are ours to set, from process to process; the rest are the user's.
 SWEPT_ENV_VAR = "GROKBIT_SWEPT"  # the swept keys of this command line, with commas: they name a run
@@ -61,11 +57,11 @@ class Summary:
     status: str  # FINISHED | PRUNED | STOPPED | FAILED | KILLED
     error: str = ""
     wall_s: float = 0.0
-    config: str = ""  # the digest of its configuration
+    config: str = ""  # a digest of its configuration
     monitor: str = ""
-    value: float | None = None  # the best one of the monitor
-    metrics: dict[str, float | None] = field(default_factory=dict)  # the last ones
-    best: dict[str, float | None] = field(default_factory=dict)  # all of them at the best evaluation, and its step
+    value: float | None = None  # the best value of the monitor
+    metrics: dict[str, float | None] = field(default_factory=dict)  # the last value of each metric
+    best: dict[str, float | None] = field(default_factory=dict)  # every metric at the best evaluation, and its step
     baseline: dict[str, float] = field(default_factory=dict)  # what a trivial predictor reaches
     steps: int = 0
     stop: str = ""  # why it ended before its last step
@@ -76,7 +72,7 @@ class Summary:
     peak_rss_mb: float = 0.0
     shape: dict[str, int] = field(default_factory=dict)  # of the data set
     params: int = 0
-    rounded: int = 0  # parameters with quantized values
+    quantized_params: int = 0  # how many of them have quantized values
     weights_sha256: str | None = None
     mlflow_run_id: str | None = None
     version: int = 2
@@ -89,21 +85,29 @@ class Summary:
 def read_summary(folder: Path) -> Summary | None:
     """Return a run folder's summary; None where there is none, or one that cannot be read.
 
-    Version 1, which had no version field, had other names in its shape.
+    Version 1, which had no version field, had other names for some keys.
     """
     content = read_json(folder / SUMMARY_FILE)
+    content = {SUMMARY_V1.get(key, key): value for key, value in content.items()}
     known = {item.name for item in fields(Summary)}
     content = {key: value for key, value in content.items() if key in known and value is not None}
-    if "status" not in content:
+    if not content:
         return None
     shape = {SHAPE_V1.get(name, name): size for name, size in content.get("shape", {}).items()}
-    return Summary(**content | {"shape": shape})
+    return Summary(**{"status": ""} | content | {"shape": shape})
 
 
 def run_git(*arguments: str) -> str:
-    """Return what git prints in this repository; nothing without git or outside a repository."""
+    """Return what git prints in this repository; nothing without git or outside a repository.
+
+    It takes no lock, so a run never disturbs a commit.
+    """
+    import subprocess
+
     try:
-        process = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+        process = subprocess.run(
+            ("git", "--no-optional-locks", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return process.stdout.strip() if process.returncode == 0 else ""
@@ -111,6 +115,10 @@ def run_git(*arguments: str) -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Describe hardware, package versions and git state, for reproducing the run."""
+    import platform
+    import socket
+    from importlib.metadata import PackageNotFoundError, version
+
     import torch
 
     packages = {}
@@ -138,6 +146,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _read_cpu_name() -> str:
+    import platform
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next(
@@ -148,12 +158,17 @@ def _read_cpu_name() -> str:
 
 def get_peak_rss_mb() -> float:
     """Return the most memory that this process has held, in MB."""
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def get_rss_mb() -> float:
     """Return the memory that this process holds now, in MB."""
+    import resource
+    import subprocess
+
     pages = Path("/proc/self/statm")
     if pages.exists():
         return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -203,14 +218,14 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """Those of a run by their step, the newest first; one that was about to be replaced when a kill came is one of them.
+    """Return the checkpoints of a run by their step, the newest first.
 
-    Somebody's own copies, as step-00000008-good, are none.
+    One that was about to be replaced when a kill came counts; copies by hand, as step-00000008-good, do not.
     """
     root = folder / "checkpoints"
-    found = {path.name.removeprefix(".old-step-"): path for path in root.glob(".old-step-*")}
-    found |= {path.name.removeprefix("step-"): path for path in root.glob("step-*")}
-    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
+    paths = {path.name.removeprefix(".old-step-"): path for path in root.glob(".old-step-*")}
+    paths |= {path.name.removeprefix("step-"): path for path in root.glob("step-*")}
+    return {int(step): paths[step] for step in sorted(filter(str.isdecimal, paths), key=int, reverse=True)}
 
 
 def holds_run(folder: Path) -> bool:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from research.losses import IGNORE, Loss, Supervised, classification, next_token, num_valid_targets
+from research.losses import IGNORE, Loss, classification, next_token, num_valid_targets
+from research.training.trainer import Supervised
 
 MODEL = nn.Linear(4, 3)
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

@@ -169,11 +169,10 @@ def print_report(report: dict[str, Any], output: Path) -> None:
 
 def upload_report(source: "Source", file: Path, kind: str) -> None:
     """Add the report to the artifacts of the MLflow run, where the run has one; print a warning where MLflow fails."""
-    from research.run_dir import read_json
+    from research.run_dir import read_summary
 
-    folder = source.run.folder
-    run_id = read_json(folder / "summary.json").get("mlflow_run_id")
-    if not run_id:
+    summary = read_summary(source.run.folder)
+    if summary is None or not summary.mlflow_run_id:
         return
     from research.export.verify import first_line
     from research.tracking import mlflow_store
@@ -182,7 +181,7 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
     uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
         with shorten_timeouts():
-            mlflow_store.add_artifact(str(run_id), file, f"export/{kind}", uri)
+            mlflow_store.add_artifact(summary.mlflow_run_id, file, f"export/{kind}", uri)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({first_line(error)[:200]}); it is {file}")
 

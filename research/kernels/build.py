@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from research.run_dir import CACHE_ENV_VAR
+
 # No contraction: every instruction set gives the same bits. No errno: a square root is one instruction.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
 OPENMP = ("-fopenmp",)  # tried first: not every compiler has it
@@ -25,7 +27,7 @@ STALE_SECONDS = 3600  # no compiler takes an hour
 
 def get_cache_folder() -> Path:
     """Return GROKBIT_CACHE, or else the user's cache folder. Raise RuntimeError if there is no home folder."""
-    if folder := os.environ.get("GROKBIT_CACHE"):
+    if folder := os.environ.get(CACHE_ENV_VAR):
         return Path(folder).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library/Caches/grokbit"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from research.kernels import build
+from research.run_dir import ISA_ENV_VAR
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("ternary.c")
@@ -66,7 +67,7 @@ def get_library() -> Library | None:
     except build.BUILD_ERRORS as error:
         log.warning("no C kernels, so packed layers compute with torch, more slowly: %s", error)
         return None
-    library.use(os.environ.get("GROKBIT_ISA") or next(iter(library.isas)))
+    library.use(os.environ.get(ISA_ENV_VAR) or next(iter(library.isas)))
     return library
 
 

@@ -63,3 +63,8 @@ def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> Non
         group["lr"] = initial["lr"] * lr_factor
         if decay_factor is not None and "weight_decay" in initial:
             group["weight_decay"] = initial["weight_decay"] * decay_factor
+
+
+def get_lr(optimizer: Optimizer) -> float:
+    """Return the learning rate of the first group as it is now."""
+    return float(optimizer.param_groups[0]["lr"])

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from research.run_dir import SWEPT_ENV_VAR
+
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
 OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
 SWEEP_FLAGS = ("-m", "--multirun")
@@ -15,7 +17,7 @@ def prepare(argv: list[str]) -> list[str]:
     """
     sweep = [word for word in argv[1:] if word in SWEEP_FLAGS][:1]
     rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
-    os.environ["GROKBIT_SWEPT"] = ""
+    os.environ[SWEPT_ENV_VAR] = ""
     if {"-h", "--help"} & set(rest):
         from research.preflight.help import build_help_text
 

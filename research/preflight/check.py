@@ -21,6 +21,7 @@ from research.preflight.overrides import (
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import check_resume_sweep, expand_resume, get_resume_overrides
 from research.preflight.signature import read_signature
+from research.run_dir import SWEPT_ENV_VAR
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -43,7 +44,7 @@ def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:
 def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
     """Return every mistake, and the overrides that send a resumed run to its own folder.
 
-    Of a sweep this sets GROKBIT_SWEPT to the keys that it sweeps.
+    Of a sweep this sets SWEPT_ENV_VAR to the keys that it sweeps.
     """
     from hydra import initialize_config_dir
 
@@ -59,7 +60,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         if multirun:
             overrides += compositions.get_study_overrides(overrides)
             compositions.sweep_lines = {get_key(o): str(o.input_line) for o in overrides if o.is_sweep_override()}
-            os.environ["GROKBIT_SWEPT"] = ",".join(compositions.sweep_lines)
+            os.environ[SWEPT_ENV_VAR] = ",".join(compositions.sweep_lines)
         conditions = compositions.parse_conditions(overrides) if multirun else {}
         variants = islice(iter_variants(overrides), MAX_SWEEP_VALUES)
         runs = [compositions.drop_inactive(variant, conditions) for variant in variants]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.preflight.overrides import parse
-from research.run_dir import read_json
+from research.run_dir import Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
 
 EXCLUDED = "ASIDE"  # the state of a trial that the study does not count; the other states are Optuna's
@@ -36,13 +36,13 @@ class RunResult:
 
 def read_run(folder: Path) -> RunResult:
     """Return what a run folder tells; of a run without summary.json, which is under way or was killed, only its folder."""
-    summary, id_file = read_json(folder / "summary.json"), folder / RUN_ID_FILE
+    summary, id_file = read_summary(folder) or Summary(""), folder / RUN_ID_FILE
     return RunResult(
         folder=folder,
-        steps=int(summary.get("steps") or 0),
-        monitor=str(summary.get("monitor", "")),
-        best={name: value for name, value in (summary.get("best") or {}).items() if value is not None},
-        is_quantized=bool(summary.get("rounded")),
+        steps=summary.steps,
+        monitor=summary.monitor,
+        best={name: value for name, value in summary.best.items() if value is not None},
+        is_quantized=summary.quantized_params > 0,
         mlflow_run_id=id_file.read_text() if id_file.exists() else "",
     )
 

@@ -41,24 +41,24 @@ def world_size() -> int:
 
 @atexit.register
 def destroy_process_group() -> None:
-    """The groups' own threads end before the program does: it would abort where they outlive it (now and then)."""
+    """End the groups' threads before the program ends: now and then it aborts where they outlive it."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number; 0 writes."""
+    """Return this process's number; 0 writes."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def get_launched_ranks() -> tuple[int, int]:
-    """Rank and number of processes as the launcher's environment says, before they know each other."""
+    """Return rank and number of processes from the launcher's environment, before they know each other."""
     started = int(os.environ.get("WORLD_SIZE", 1))
     return int(os.environ.get("RANK", 0)) if started > 1 else 0, started
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(value)
     return value
@@ -66,12 +66,12 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 @cache
 def _get_host_group(world_group: Any) -> Any:
-    """The processes as a group whose messages stay on the host: there no one waits for a GPU to finish its step."""
+    """Return a group whose messages stay on the host: no process waits for a GPU to finish its step."""
     return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else world_group
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of all processes' numbers."""
+    """Return the maximum over all processes."""
     if world_size() == 1:
         return value
     agreed = torch.tensor(int(value))
@@ -80,7 +80,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on all."""
+    """Return rank 0's value, on every process."""
     if world_size() == 1:
         return value
     box = [value]
@@ -89,7 +89,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Each process's value, by rank, on all."""
+    """Return the values of all processes, by rank, on every process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -99,11 +99,11 @@ def all_gather(value: Any) -> list[Any]:
 
 @contextmanager
 def synchronize_errors() -> Iterator[None]:
-    """All leave the block alike, and none before the last: where one fails, the others raise RuntimeError."""
+    """Let every process raise if one does: the others raise RuntimeError. All leave the block together."""
     failed: Exception | None = None
     try:
         yield
     except Exception as error:
         failed = error
     if all_reduce_max(failed is not None):
-        raise failed or RuntimeError("another process failed, and says why")
+        raise failed or RuntimeError("another process failed: see its message")

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, to judge and to keep beside the weights themselves."""
+"""An exponential moving average of the weights, to evaluate and to keep beside the weights themselves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,9 +29,9 @@ class Average:
 
     @torch.no_grad()
     def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages."""
-        for name, mine in self.averages.items():
-            mine.copy_(averages[name])
+        """Take over saved averages."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
 
     @contextmanager
     def use_averages(self) -> Iterator[None]:
@@ -44,8 +44,8 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """The averages become the weights, and the weights the averages."""
+        """Exchange averages and weights."""
         for name, p in self.weights.items():
-            kept = p.clone()
+            weight = p.clone()
             p.copy_(self.averages[name])
-            self.averages[name].copy_(kept)
+            self.averages[name].copy_(weight)

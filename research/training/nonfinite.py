@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found before they reach the weights, named, and met as the user asked."""
+"""The guard against numbers that are not finite: it finds them before they reach the weights, and says where they are."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research.optim.schedules import get_lr
 from research.ranges import PositiveInt
 from research.run_dir import list_checkpoints
 from research.training import distributed, snapshot
@@ -21,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Guard:
-    """Looks at loss and gradient norm before each update.
+    """Checks loss and gradient norm before each update.
 
-    On a CPU it looks at once. On a GPU, with an optimizer that leaves an update out where its `found_inf` is not 0
-    (torch's fused ones, and the Grokfast filters over them), the verdict stays on the device and no step waits for it:
-    the host learns of it at the next log point. Until then stop and rollback let no update through. Gradients in fp16
-    that overflow are the scaler's business, until it has nothing left to scale down.
+    On a CPU it checks at once. On a GPU the verdict stays on the device, so no step waits for it. The host reads it at the
+    next log point; until then stop and rollback let no update through. That needs an optimizer that leaves an update out
+    where its `found_inf` is not 0: torch's fused ones, and the Grokfast filters over them. Gradients in fp16 that overflow
+    are left to the scaler, until it has nothing left to scale down.
     """
 
     policy: Policy = "stop"  # skip leaves the update out; rollback goes to the newest checkpoint, with another order
@@ -35,9 +36,9 @@ class Guard:
     on_device: bool = field(default=False, init=False)
     get_loss_scale: Callable[[], float] = field(default=lambda: 1.0, init=False)  # in fp16 gradients overflow until it is small
     last_nonfinite: bool | Tensor = field(default=False, init=False)  # the last verdict
-    first_bad_step: int | Tensor = field(default=-1, init=False)  # since the last look, counted from 0; -1: none
+    first_bad_step: int | Tensor = field(default=-1, init=False)  # since the last check, counted from 0; -1: none
     num_bad_in_row: int | Tensor = field(default=0, init=False)
-    max_bad_in_row: int | Tensor = field(default=0, init=False)  # since the last look
+    max_bad_in_row: int | Tensor = field(default=0, init=False)  # since the last check
     location: str = field(default="", init=False)  # the gradient that was not finite
 
     def start(self, on_device: bool, get_loss_scale: Callable[[], float]) -> None:
@@ -66,7 +67,7 @@ class Guard:
         return not bad
 
     def _check_on_device(self, state: State, loss: Tensor, grad_norm: Tensor) -> None:
-        """Do the same without a look at any number."""
+        """Do the same without reading any number."""
         progress = state.progress
         bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if self.policy != "skip":
@@ -82,7 +83,7 @@ class Guard:
         state.optimizer.grad_scale, state.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
 
     def rolls_back(self, state: State, replay: Callable[[int], object]) -> bool:
-        """Meet what has happened since the last look. Return true once the run is at an earlier checkpoint.
+        """Apply the policy to what happened since the last check. Return true once the run is at an earlier checkpoint.
 
         `replay` computes the gradient of a step again: nothing was updated since. Raise FloatingPointError where the
         run has to end.
@@ -135,11 +136,6 @@ class Guard:
         state.logged = {}
         state.start_clock()
         self.last_nonfinite, self.num_bad_in_row = False, 0
-
-
-def get_lr(optimizer: Optimizer) -> float:
-    """Return the learning rate of the first group as it is now."""
-    return float(optimizer.param_groups[0]["lr"])
 
 
 def supports_found_inf(optimizer: Optimizer) -> bool:

@@ -15,7 +15,7 @@ class Progress:
     samples: int = 0  # training samples consumed, over all processes
     eval_pending: bool = False  # the last step still has to be logged and evaluated
     loss_sum: float | Tensor = 0.0  # the losses since the last log point; on the device while training
-    loss_count: int | Tensor = 0  # how many they are
+    loss_count: int | Tensor = 0  # steps in loss_sum
     grad_norm: float | Tensor = math.nan  # before clipping
     extra_metrics: dict[str, float] = field(default_factory=dict)  # what callbacks add to the next log point
     metrics: dict[str, float] = field(default_factory=dict)  # the newest value of each metric

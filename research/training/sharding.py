@@ -31,7 +31,7 @@ def shard(model: nn.Module) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over the processes, put together on each of them; another one as it is."""
+    """Return a sharded tensor as a full one, on every process; return any other tensor as it is."""
     if distributed.world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor  # here: a run of one process need not wait for its import
@@ -40,19 +40,19 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, average: Average | None = None) -> dict[str, Any]:
-    """What is spread, by names that do not depend on how."""
+    """Return the sharded state, with names that do not depend on the number of processes."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
-    found: dict[str, Any] = {"model": get_model_state_dict(model)}
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer:
-        found["optimizer"] = get_optimizer_state_dict(model, optimizer)
+        state["optimizer"] = get_optimizer_state_dict(model, optimizer)
     if average:
-        found["average"] = average.averages
-    return found
+        state["average"] = average.averages
+    return state
 
 
 def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Whole tensors into a model, spread or not; of tied ones one name is enough."""
+    """Load full tensors into a model, sharded or not. Of tied tensors one name is enough."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     if distributed.world_size() == 1:
@@ -62,21 +62,21 @@ def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Each process writes its parts; on all: size and digest of every file, by its name below the checkpoint."""
+    """Write the shards of this process. Return, on every process, size and digest of all files by their name."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
     save(sharded_state, storage_writer=FileSystemWriter(folder))
     names = distributed.broadcast(sorted(path.name for path in folder.iterdir()))
-    found = {}
+    files = {}
     for name in names[distributed.rank() :: distributed.world_size()]:
         size, sha = hash_file(folder / name)
-        found[f"{folder.name}/{name}"] = {"bytes": size, "sha256": sha}
-    return {name: facts for part in distributed.all_gather(found) for name, facts in part.items()}
+        files[f"{folder.name}/{name}"] = {"bytes": size, "sha256": sha}
+    return {name: entry for part in distributed.all_gather(files) for name, entry in part.items()}
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is spread; another one as it is."""
+    """Return this process's shard of a sharded tensor; return any other tensor as it is."""
     if distributed.world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
@@ -85,7 +85,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def load_average(average: Average, folder: Path) -> bool:
-    """Go on from the averages in the files; false where they hold none."""
+    """Load the averages from the files; return False where they hold none."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
@@ -97,39 +97,39 @@ def load_average(average: Average, folder: Path) -> bool:
 
 
 def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> None:
-    """Fill what is spread from the files, however many processes wrote them."""
+    """Load model and optimizer from the files, however many processes wrote them."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    held, files = get_sharded_state(model, optimizer), FileSystemReader(folder)
+    state, files = get_sharded_state(model, optimizer), FileSystemReader(folder)
     if optimizer:
-        held["optimizer"]["state"] = allocate_optimizer_state(files.read_metadata().state_dict_metadata, held["model"])
-    read(held, storage_reader=files, no_dist=distributed.world_size() == 1)
-    set_model_state_dict(model, held["model"])
+        state["optimizer"]["state"] = allocate_optimizer_state(files.read_metadata().state_dict_metadata, state["model"])
+    read(state, storage_reader=files, no_dist=distributed.world_size() == 1)
+    set_model_state_dict(model, state["model"])
     if optimizer:
-        set_optimizer_state_dict(model, optimizer, held["optimizer"])
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
 
 def allocate_optimizer_state(metadata: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Room for what the files keep of each parameter, by name. An optimizer that begins may keep less or more: a filter
-    that is not on yet, a gradient that came late.
+    """Allocate the optimizer state that the files hold, by parameter.
+
+    A fresh optimizer may keep less or more: a filter is not on yet, a gradient came late.
     """
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    found: dict[str, dict[str, Any]] = {}
-    for key, facts in metadata.items():
+    state: dict[str, dict[str, Any]] = {}
+    for key, entry in metadata.items():
         if key.startswith(OPTIMIZER_STATE_PREFIX):
             name, _, part = key.removeprefix(OPTIMIZER_STATE_PREFIX).rpartition(".")
-            tensor = isinstance(facts, TensorStorageMetadata)
-            found.setdefault(name, {})[part] = (
-                empty_like_param(params[name], facts.size, facts.properties.dtype) if tensor else None
-            )
-    return found
+            is_tensor = isinstance(entry, TensorStorageMetadata)
+            value = empty_like_param(params[name], entry.size, entry.properties.dtype) if is_tensor else None
+            state.setdefault(name, {})[part] = value
+    return state
 
 
 def empty_like_param(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A tensor of that size, spread as the parameter is: one such, or a row of them; any other is not spread."""
+    """Return zeros of `size`, sharded like the parameter if they have its shape or are a stack of such; else not sharded."""
     if size == p.shape:
         return torch.zeros_like(p, dtype=dtype)
     if size[1:] == p.shape:
@@ -138,7 +138,7 @@ def empty_like_param(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Size and sha256 of a file that may be larger than the memory."""
+    """Return size and sha256 of a file that may be larger than the memory."""
     total, size = sha256(), 0
     with path.open("rb") as file:
         while part := file.read(1 << 24):

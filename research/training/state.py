@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from research.data.spec import Dataset, Split
 from research.losses import Loss, Objective
+from research.optim.schedules import get_lr
 from research.signals import Stopped
 from research.training.batches import Batches
 from research.training.ema import Average
@@ -56,15 +57,17 @@ class RunInfo:
 
 @dataclass
 class State:
-    """One run in flight. Callbacks read all of it; they may write `stop` and `resume_override`, numbers to be logged into
+    """One run in flight.
+
+    Callbacks read all of it. They may write `stop` and `resume_override`, numbers to be logged into
     `progress.extra_metrics`, and words for the end of the run into `end_notes`.
     """
 
     model: nn.Module
-    net: nn.Module  # what is called: the model, or what wraps it
+    net: nn.Module  # the model, or its DistributedDataParallel wrapper: what the loop calls
     optimizer: Optimizer
     schedule: Schedule
-    loss: Loss  # evaluations judge by it
+    loss: Loss  # what evaluations report
     objective: Objective  # what is minimised
     data: Dataset[Any]
     val: Split  # what is held back, on the device
@@ -78,7 +81,7 @@ class State:
     # Of this process and this moment alone:
     first_step: int = 0  # at which this process began: above 0 when resumed
     seconds_before: float = 0.0  # of training, before this process began
-    start_time: float = 0.0  # as if this process had done all the training
+    start_time: float = 0.0  # of the clock; earlier processes' training counts too
     shared_metrics: Mapping[str, float] = field(default_factory=dict)  # the newest ones as the first process saw them
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     improved: bool = False  # this step's evaluation is the best so far
@@ -90,7 +93,7 @@ class State:
     error: str = ""  # why the run failed
 
     def start_clock(self) -> None:
-        """The first step of this process starts now."""
+        """Start the clock of this process."""
         self.start_time = time.perf_counter() - self.progress.seconds
 
     def advance(self) -> None:
@@ -106,6 +109,18 @@ class State:
         samples = (self.progress.step - self.first_step) * self.info.batch_size
         per_sample = self.data.shape.seq_len if self.data.unit == "token" else 1
         return samples * per_sample / max(self.progress.seconds - self.seconds_before, 1e-9)
+
+    def collect_training_metrics(self) -> dict[str, float]:
+        """Return means since the last log point. Here, and only here, the host waits for the device."""
+        progress = self.progress
+        loss_sum, loss_count = float(progress.loss_sum), int(progress.loss_count)
+        progress.loss_sum, progress.loss_count = progress.loss_sum * 0, 0
+        losses = {"train/loss": loss_sum / loss_count} if loss_count else {}  # every update may have been left out
+        return losses | {
+            "lr": get_lr(self.optimizer),
+            "grad/norm": float(progress.grad_norm),
+            f"perf/{self.data.unit}s_per_s": self.compute_throughput(),
+        }
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Take in new numbers and those of callbacks; keep the evaluation that is best by the monitor."""

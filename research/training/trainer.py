@@ -13,30 +13,48 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
 from research.data.spec import Dataset
-from research.losses import Loss, Objective, Supervised
+from research.losses import Loss, Objective
 from research.nn.bitlinear import bitlinear_layers
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
-from research.optim.schedules import set_rates
+from research.optim.schedules import get_lr, set_rates
 from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
 from research.training.ema import Average
 from research.training.evaluate import evaluate
-from research.training.nonfinite import Guard, get_lr, supports_found_inf
+from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
 from research.training.setup import check_optimizer, name_callbacks, select_callbacks, select_splits, wrap
 from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks
 
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The objective that a plain loss makes: the loss of the model's logits."""
+
+    loss: Loss
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the loss (nats) of each target, of y's shape; raise ValueError where the loss has another shape."""
+        losses = self.loss(model(x), y)
+        # A mean would weigh a short micro-batch as much as a full one
+        if losses.shape != y.shape:
+            raise ValueError(
+                f"a loss gives one number a target: this one has shape {tuple(losses.shape)}, the targets have "
+                f'{tuple(y.shape)}; return the losses without a mean or a sum (reduction="none")'
+            )
+        return losses
 
 
 @dataclass
@@ -49,7 +67,7 @@ class Trainer:
     grad_accum: PositiveInt = 1
     clip_norm: PositiveFloat | None = 1.0  # None: gradients are not clipped
     eval_every: PositiveInt = 50  # steps
-    eval_train: bool = False  # evaluations tell train/acc too, over all training samples
+    eval_train: bool = False  # also evaluate train/acc, over all training samples
     log_every: PositiveInt = 10  # steps; the loss leaves the device only then
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
@@ -176,7 +194,7 @@ class Trainer:
                         state.average.update()
                     state.advance()
                 self._agree_on_stop(state, signals)
-                if self._should_look(state) and self.guard.rolls_back(state, partial(self.forward_backward, state)):
+                if self._should_check_guard(state) and self.guard.rolls_back(state, partial(self.forward_backward, state)):
                     continue
                 self._log_and_evaluate(state, signals)
                 for callback in state.callbacks:
@@ -196,7 +214,7 @@ class Trainer:
             shares = []
             for x, y in batch:
                 with self.autocast():
-                    losses = state.objective(state.net, x, y)  # loss(model(x), y): one number a target
+                    losses = state.objective(state.net, x, y)  # Supervised, above: loss(model(x), y), one number a target
                 share = losses.sum() / batch.num_targets
                 self.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages
                 shares.append(share.detach())
@@ -217,7 +235,7 @@ class Trainer:
                 state.shared_metrics = distributed.broadcast(state.progress.metrics)
             optimizer.on_step_begin(state.progress.step, state.shared_metrics)
 
-    def _should_look(self, state: State) -> bool:
+    def _should_check_guard(self, state: State) -> bool:
         """On a device the guard's verdict is looked at only where the host waits for the device anyway."""
         due = self._is_due(state, self.log_every) or self._is_due(state, self.eval_every)
         return due or bool(state.stop) or not self.guard.on_device
@@ -231,7 +249,7 @@ class Trainer:
         if self.world_size > 1:
             agreed = distributed.all_reduce_max(signum or (STOP if state.stop else 0))
             signum = agreed if agreed > STOP else 0
-            state.stop = state.stop or ("another process said so" if agreed == STOP else "")
+            state.stop = state.stop or ("stopped by another process" if agreed == STOP else "")
         if signum and not (evaluated and (state.stop or state.progress.step == self.steps)):
             raise Stopped(signum)
 
@@ -245,7 +263,7 @@ class Trainer:
             self.has_evaluated = True
         state.progress.eval_pending = False
         if state.stop or self._is_due(state, self.log_every):
-            state.log(collect_training_metrics(state))
+            state.log(state.collect_training_metrics())
         if metrics:
             state.log(metrics)
         if not math.isfinite(metrics.get("val/loss", 0.0)) and self.guard.policy == "stop":
@@ -271,16 +289,3 @@ class Trainer:
 
     def _is_due(self, state: State, every: int) -> bool:
         return state.progress.step % every == 0 or state.progress.step == self.steps
-
-
-def collect_training_metrics(state: State) -> dict[str, float]:
-    """Return means since the last log point. Here, and only here, the host waits for the device."""
-    progress = state.progress
-    loss_sum, loss_count = float(progress.loss_sum), int(progress.loss_count)
-    progress.loss_sum, progress.loss_count = progress.loss_sum * 0, 0
-    losses = {"train/loss": loss_sum / loss_count} if loss_count else {}  # every update may have been left out
-    return losses | {
-        "lr": get_lr(state.optimizer),
-        "grad/norm": float(progress.grad_norm),
-        f"perf/{state.data.unit}s_per_s": state.compute_throughput(),
-    }
