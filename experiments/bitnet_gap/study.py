@@ -10,6 +10,7 @@ from research.metrics import confidence_interval
 from research.report import gap
 from research.report.results import Row, RunResult, Sweep
 from research.run_dir import read_json
+from research.tracking.study_spec import StudySpec
 
 KEYS = {"model": "model", "model.dim": "width", "model.depth": "depth", "lr": "lr", "seed": "seed"}  # key -> column
 METRICS = ("val/bpb", "val/acc")
@@ -87,7 +88,8 @@ def format_row(cells: list[Any]) -> dict[str, str]:
 def build_arms(rows: Rows) -> list[gap.Arm]:
     """Return the arms of which the section of a sweep's report would be made."""
     monitor = next(metric for metric in METRICS if rows[0][metric])
-    spec = {"directions": ["maximize" if monitor == "val/acc" else "minimize"], "space": dict.fromkeys(KEYS, "")}
+    direction = "maximize" if monitor == "val/acc" else "minimize"
+    spec = StudySpec(directions=[direction], space=dict.fromkeys(KEYS, ""))
     trials = []
     for number, row in enumerate(rows):
         params = {key: row[column] for key, column in KEYS.items()}

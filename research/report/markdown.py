@@ -41,7 +41,7 @@ def describe_ending(sweep: Sweep) -> str:
     counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items())) or "none"
     steps, seconds = sum(row.steps for row in sweep.rows), sum(row.seconds or 0.0 for row in sweep.rows)
     effort = f"{steps:,} steps" + (f" in {format_duration(seconds)} of trials" if seconds else "")
-    ended, total = sum(states[state] for state in ("COMPLETE", "PRUNED", "FAIL")), int(sweep.spec.get("total", 0))
+    ended, total = sum(states[state] for state in ("COMPLETE", "PRUNED", "FAIL")), sweep.spec.total
     running = f", {states['RUNNING']} are running or were interrupted" if states["RUNNING"] else ""
     if sweep.stop_reason:
         ending = f"It ended early: {sweep.stop_reason}."
@@ -108,7 +108,7 @@ def render_importances(sweep: Sweep) -> Iterable[str]:
 
 def describe_space(sweep: Sweep) -> str:
     """Return the table of what was swept, and a line with what was fixed."""
-    fixed = [line for line in sweep.spec.get("fixed", []) if line.partition("=")[0] not in EXCLUDED_KEYS]
+    fixed = [line for line in sweep.spec.fixed or [] if line.partition("=")[0] not in EXCLUDED_KEYS]
     ranges = [(key, format_range(text)) for key, text in sweep.space.items()]
     return render_table(("parameter", "values"), ranges) + (f"\n\nFixed: `{' '.join(fixed)}`" if fixed else "")
 

@@ -40,7 +40,7 @@ for _kind, _number in (("float", FLOAT), ("int", INT)):
 
 def build_preset(sweep: Sweep, row: Row) -> str:
     """Return a conf/experiment/NAME.yaml that repeats a trial: the sweep's fixed overrides, and the trial's parameters."""
-    lines = [*sweep.spec.get("fixed", []), *(f"{key}={text}" for key, text in row.params.items())]
+    lines = [*(sweep.spec.fixed or []), *(f"{key}={text}" for key, text in row.params.items())]
     defaults, group_choices, config, command_line_only = list[Any](), dict[str, Any](), dict[str, Any](), list[str]()
     for override in sorted(parse(lines)[0], key=_sort_key):
         key, value = get_key(override), None if override.is_delete() else override.value()

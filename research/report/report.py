@@ -19,8 +19,9 @@ from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
 from research.run_dir import replace_text
 from research.tracking import mlflow_store
-from research.tracking.mlflow_store import RUN_ID_FILE, SWEEP_SPEC_FILE
+from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.storage import redact_url
+from research.tracking.study_spec import SWEEP_SPEC_FILE
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -102,8 +103,8 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Sequence[Artifact]) -
 
 def has_failed(sweep: Sweep, failed: int) -> bool:
     """Return whether the sweep's command ends with an error: one run of a grid failed, or more trials than allowed."""
-    allowed = int(float(sweep.spec.get("max_failure_rate", 0.5)) * int(sweep.spec.get("total", 0)) + 1e-9)
-    return failed > allowed or (failed > 0 and sweep.spec.get("kind") == "grid")
+    allowed = int(sweep.spec.max_failure_rate * sweep.spec.total + 1e-9)
+    return failed > allowed or (failed > 0 and sweep.spec.kind == "grid")
 
 
 # python -m research.report

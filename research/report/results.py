@@ -14,6 +14,7 @@ from typing import Any, Literal
 from research.preflight.overrides import parse
 from research.run_dir import Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
+from research.tracking.study_spec import StudySpec
 
 EXCLUDED = "ASIDE"  # the state of a trial that the study does not count; the other states are Optuna's
 CONSTRAINT_SUFFIX = " (constraint)"
@@ -86,7 +87,7 @@ class Sweep:
     """What was searched, and the trials."""
 
     name: str
-    spec: Mapping[str, Any]  # the content of study.json
+    spec: StudySpec
     objectives: Sequence[str]  # their names
     monitor: str  # the metric of the learning curves
     stop_reason: str  # why the sweep ended before its last trial; else empty
@@ -94,18 +95,18 @@ class Sweep:
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
-        return ["maximize" if direction == "maximize" else "minimize" for direction in self.spec["directions"]]
+        return ["maximize" if direction == "maximize" else "minimize" for direction in self.spec.directions]
 
     @cached_property
     def space(self) -> dict[str, str]:
         """The values of each key, as a text, in the order of the command. A key that a custom function added comes last."""
-        space = {key.lstrip("+"): str(text) for key, text in self.spec.get("space", {}).items()}
+        space = {key.lstrip("+"): str(text) for key, text in self.spec.space.items()}
         return space | {key: "" for row in self.rows for key in row.params if key not in space}
 
     @property
     def repeat_key(self) -> str:
         """The key whose values are repeats of one configuration, as seed."""
-        return str((self.spec.get("repeats") or {}).get("over", "seed"))
+        return self.spec.repeat_key
 
     @property
     def complete(self) -> list[Row]:

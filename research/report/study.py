@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,10 +15,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from research.cli import first_line
 from research.preflight.overrides import to_override
 from research.report.results import EXCLUDED, Row, Sweep, parse_value, read_run
-from research.run_dir import read_json
-from research.tracking.mlflow_store import SWEEP_SPEC_FILE
 from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
 from research.tracking.storage import redact_url
+from research.tracking.study_spec import read_study_spec
 
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
 
@@ -26,7 +26,7 @@ def load_study(folder: Path, storage: str) -> Study:
     """Return the study of a sweep's folder from a storage. Raise ValueError where it cannot be read."""
     try:
         connected = get_storage(storage)
-        name = read_json(folder / SWEEP_SPEC_FILE).get("study") or optuna.get_all_study_names(connected)[0]
+        name = read_study_spec(folder).study or optuna.get_all_study_names(connected)[0]
         return optuna.load_study(study_name=name, storage=connected)
     except Exception as error:  # each kind of storage has its own errors
         raise ValueError(f"the study cannot be read from {redact_url(storage)}: {first_line(error)}") from error
@@ -35,11 +35,11 @@ def load_study(folder: Path, storage: str) -> Study:
 def read_study(folder: Path, study: Study) -> Sweep:
     """Return the trials of a study, with what their run folders hold."""
     directions = [direction.name.lower() for direction in study.directions]
-    spec = {"directions": directions} | read_json(folder / SWEEP_SPEC_FILE) | study.user_attrs.get("grokbit", {})
+    spec = replace(read_study_spec(folder), **{"directions": directions} | study.user_attrs.get("grokbit", {}))
     known: dict[tuple[str, str], str] = {}
     rows = [_build_row(folder, trial, known) for trial in study.get_trials(deepcopy=False)]
     monitor = next((run.monitor for row in rows for run in row.runs if run.monitor), "")
-    objectives = name_objectives(study.metric_names or spec.get("metrics"), monitor, len(directions))
+    objectives = name_objectives(study.metric_names or spec.metrics, monitor, len(directions))
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
 
 

@@ -13,9 +13,9 @@ import optuna
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from research.cli import format_duration
 from research.run_dir import read_json
 from research.sweep.optuna_private import contains
-from research.sweep.progress import format_duration
 from research.sweep.settings import SweepSettings
 from research.sweep.space import Space, parse_space
 from research.sweep.study import Direction, InOrderSampler, get_journal_url, make_absolute, make_sampler, parse_directions

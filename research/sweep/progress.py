@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from research.cli import format_duration
 from research.sweep.queue import EXCLUDED
 from research.sweep.space import Space
 
@@ -121,9 +122,3 @@ def read_last_metrics(path: Path) -> dict[str, float]:
         if isinstance(record, dict):
             metrics |= {key: value for key, value in record.items() if isinstance(value, int | float)}
     return metrics
-
-
-def format_duration(seconds: float) -> str:
-    """Return a time for people."""
-    rounded = round(seconds)
-    return f"{rounded} s" if rounded < 120 else f"{rounded // 60} min" if rounded < 7200 else f"{rounded / 3600:.1f} h"

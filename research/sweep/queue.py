@@ -4,22 +4,19 @@ A lease is written right after `ask` and renewed by a thread. A dead trial keeps
 and its MLflow run: another process takes it over and resumes it.
 """
 
-import fcntl
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from research.run_dir import is_file_locked
 from research.sweep.optuna_private import get_trial_id, load_trial, load_user_attrs, set_user_attr
+from research.tracking.storage import FileLock
 
 LEASE, TRIES, EXCLUDED = "lease", "tries", "aside"  # a trial's attributes
 TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same trial notice each other
@@ -34,13 +31,15 @@ class Queue:
         self.held_trials = dict[int, int]()  # id -> number, of trials that this process renews the lease of
         self.token, self.host = uuid.uuid4().hex[:12], socket.gethostname()
         self.stop_event = threading.Event()
-        self.lock_file = self._open_lock_file()
+        self.folder_lock = FileLock(folder / ".turn")  # one process at a time chooses trials in this folder
+        self.own_lock = FileLock(self._get_lock_path(self.token))  # others see by it that this process is alive
+        self.own_lock.acquire()
         self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.thread.start()
 
     def take_next(self) -> tuple[Trial | None, bool]:
         """Return a trial to run, or None, and True if there may be one later: a trial that runs elsewhere may die."""
-        with self.lock_folder():
+        with self.folder_lock:
             for trial in self.list_running():
                 trial_id = get_trial_id(trial)
                 if trial_id not in self.held_trials and self.is_dead(trial):
@@ -102,7 +101,7 @@ class Queue:
         self.thread.join()
         for trial_id in self.held_trials:
             set_user_attr(self.study, trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
-        self.lock_file.close()
+        self.own_lock.release()
         self._get_lock_path(self.token).unlink(missing_ok=True)
 
     def _take_over(self, trial: FrozenTrial) -> bool:
@@ -142,19 +141,5 @@ class Queue:
                 except Exception:  # an unreachable storage must not end the trial
                     continue
 
-    @contextmanager
-    def lock_folder(self) -> Iterator[None]:
-        """Let one process at a time choose trials in this folder."""
-        with (self.folder / ".turn").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
     def _get_lock_path(self, token: str) -> Path:
         return self.folder / ".alive" / token
-
-    def _open_lock_file(self) -> IO[Any]:
-        """Lock a file of this process's own: others see by the lock that it is alive."""
-        self._get_lock_path("").mkdir(parents=True, exist_ok=True)
-        file = self._get_lock_path(self.token).open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file

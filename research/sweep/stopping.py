@@ -8,7 +8,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from research.sweep.settings import SweepSettings
-from research.sweep.study import instantiate_setting, silence_optuna_warnings
+from research.sweep.study import instantiate_setting
+from research.tracking.optuna_storage import silence_optuna
 
 
 class Stopping:
@@ -43,6 +44,6 @@ class Stopping:
     def _get_terminator_reason(self, study: Study) -> str:
         if self.terminator is None:
             return ""
-        with silence_optuna_warnings():
+        with silence_optuna():
             should_end = self.terminator.should_terminate(study)
         return "terminator: no improvement is to be expected" if should_end else ""

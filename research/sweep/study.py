@@ -1,29 +1,25 @@
 """The study of a sweep: what it is for, its sampler, its pruner and its storage."""
 
-import logging
-import re
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from research.tracking import optuna_storage
+from research.cli import first_line
+from research.tracking.optuna_storage import get_storage, instantiate_spec, silence_optuna
+from research.tracking.storage import redact_url
 from research.trigger import higher_is_better
 
 Direction = Literal["minimize", "maximize"]
 SPEC_ATTR = "grokbit"  # the study's attribute with what it is for
 MISMATCH_HINT = "give the same again to resume it, or another hydra.sweeper.study_name"
-log = logging.getLogger(__name__)
 
 SamplerFactory = Callable[[int], BaseSampler]  # seed -> sampler
 
@@ -92,20 +88,11 @@ def make_sampler(node: Any) -> BaseSampler | None:
     return ReseededSampler(lambda derived: instantiate_setting({**node, "seed": derived}, setting), seed)
 
 
-@contextmanager
-def silence_optuna_warnings() -> Iterator[None]:
-    """Silence Optuna's warnings about experimental and old parts: the user has chosen them."""
-    with warnings.catch_warnings():
-        for category in (ExperimentalWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        yield
-
-
 def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
     """Return the object of a `_target_` node. Raises ValueError, naming the setting, for arguments that it does not take."""
     try:
-        with silence_optuna_warnings():
-            return optuna_storage.instantiate_spec(dict(node))
+        with silence_optuna():
+            return instantiate_spec(dict(node))
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
 
@@ -130,14 +117,13 @@ def load_or_create_study(
 ) -> Study:
     """Return the study of a name, created where it is not there. Raises ValueError if it is for something else."""
     try:
-        backend = optuna_storage.get_storage(storage)
+        backend = get_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             study_name=name, storage=backend, sampler=sampler, pruner=pruner, directions=[*directions], load_if_exists=True
         )
     except Exception as error:  # each kind of storage raises its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"hydra.sweeper.storage={redact_url(storage)} cannot be used: {reason}") from error
+        raise ValueError(f"hydra.sweeper.storage={redact_url(storage)} cannot be used: {first_line(error)}") from error
     known = [direction.name.lower() for direction in study.directions]
     if known != list(directions):
         raise ValueError(
@@ -165,11 +151,6 @@ def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
     if isinstance(saved, list) and isinstance(requested, list) and sorted(map(str, saved)) != sorted(map(str, requested)):
         saved, requested = [x for x in saved if x not in requested], [x for x in requested if x not in saved]
     return [] if saved == requested else [f"{key} was {saved}, is {requested}"]
-
-
-def redact_url(storage: Any) -> str:
-    """Return a storage's URL without user name, password and query."""
-    return re.sub(r"//.*@", "//", re.sub(r"\?.*", "", str(storage)))
 
 
 def make_absolute(storage: Any) -> Any:

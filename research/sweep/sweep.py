@@ -12,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from optuna.study import Study
 
+from research.cli import first_line
 from research.sweep import supervisor
 from research.sweep.compose import Composer
 from research.sweep.plan import Plan, describe_plan, make_plan, resolve_folder
@@ -22,11 +23,10 @@ from research.sweep.study import (
     instantiate_setting,
     load_or_create_study,
     make_sampler,
-    redact_url,
-    silence_optuna_warnings,
 )
 from research.sweep.worker import Worker
-from research.tracking.optuna_storage import is_storage_unreachable
+from research.tracking.optuna_storage import is_storage_unreachable, silence_optuna
+from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec, write_study_spec
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def finalize(plan: Plan, worker: Worker, is_main_process: bool) -> Iterator[None
     except Exception as error:
         if not is_storage_unreachable(error):
             raise
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         storage = f"hydra.sweeper.storage={redact_url(plan.storage)}"
         raise ValueError(f"{storage} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
     finally:
@@ -97,7 +97,7 @@ def prepare_study(plan: Plan) -> Study:
     pruner = instantiate_setting(s.pruner, "hydra.sweeper.pruner") if s.has_pruner else optuna.pruners.NopPruner()
     study = load_or_create_study(plan.name, plan.storage, sampler, pruner, plan.directions, plan.spec)
     if s.metrics:
-        with silence_optuna_warnings():
+        with silence_optuna():
             study.set_metric_names([*s.metrics])
     return study
 
@@ -106,7 +106,7 @@ def begin(plan: Plan, worker: Worker) -> None:
     """Write study.json, and add the configurations to begin with to a new study."""
     study = worker.study
     write_study_spec(plan.folder, replace(plan.study_spec, study=study.study_name))
-    with worker.queue.lock_folder():
+    with worker.queue.folder_lock:
         trials = study.get_trials(deepcopy=False)
         if study.user_attrs.get("over"):
             study.set_user_attr("over", "")  # an earlier command's reason to end: this command's settings decide anew

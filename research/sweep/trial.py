@@ -5,11 +5,10 @@ The sweeper names the trial in the environment. Optuna is imported once there is
 
 import json
 import os
-import warnings
 from typing import Any
 
 from research.run_dir import TRIAL_ENV_VAR
-from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, instantiate_spec
+from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, instantiate_spec, silence_optuna
 
 
 class Trial:
@@ -20,8 +19,7 @@ class Trial:
 
         self.number, self.id = int(spec["number"]), int(spec["id"])
         self.storage = get_storage(spec["storage"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with silence_optuna():
             self.study = optuna.load_study(
                 study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
             )

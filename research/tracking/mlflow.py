@@ -20,7 +20,6 @@ from research.tracking.mlflow_store import (
     PARENT_TAG,
     RUN_ID_FILE,
     SOURCE_TAG,
-    SWEEP_SPEC_FILE,
     close_parent,
     connect,
     end_dead_runs,
@@ -30,6 +29,7 @@ from research.tracking.mlflow_store import (
     resolve_uri,
 )
 from research.tracking.storage import FileLock, redact_url
+from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
 
 MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits: params in one call, characters in one

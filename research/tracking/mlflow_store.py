@@ -15,7 +15,6 @@ from research.tracking.storage import FileLock, redact_url
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"
 RUN_ID_FILE = "mlflow_run_id"  # in a run folder and a sweep's folder: the id of its run
-SWEEP_SPEC_FILE = "study.json"  # in a sweep's folder: its space, objectives and fixed overrides
 SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep has not: no process is it
 PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish

@@ -17,6 +17,7 @@ from research.nn.bitlinear import bitlinear_layers
 from research.preflight.check import find_mistakes
 from research.report import gap, report
 from research.report.results import Row, RunResult, Sweep
+from research.tracking.study_spec import parse_study_spec
 
 SPACE = {"model": "2 values: transformer, bitnet", "model.dim": "32, 64", "lr": "1e-3, 1e-2", "seed": "0, 1, 2"}
 HALF_WIDTH = 4.30 * 0.2 / 3**0.5 / 3**0.5  # of 0.2, 0.4 and 0.2, which scatter by 0.2 / sqrt(3)
@@ -36,7 +37,7 @@ def make_sweep(values: Values, space: Mapping[str, str] = SPACE, **changes: Any)
         run = RunResult(best=best, is_quantized=is_quantized)
         rows.append(Row(number, "COMPLETE", (bits or 0.0,), params, folder=str(number), runs=(run,)))
     spec = {"directions": ["minimize"], "space": space, "repeats": None} | changes
-    return Sweep("study", spec, ["val/bpb"], "val/bpb", "", rows)
+    return Sweep("study", parse_study_spec(spec), ["val/bpb"], "val/bpb", "", rows)
 
 
 def combine(*choices: list[str]) -> dict[tuple[str, ...], float | None]:

@@ -12,6 +12,7 @@ from program import ROOT
 
 from research.report import preset
 from research.report.results import Row, Sweep
+from research.tracking.study_spec import parse_study_spec
 
 STUDY = """# @package _global_
 defaults:
@@ -47,7 +48,7 @@ def test_best_yaml_composes_to_what_the_trial_had(line: str, tmp_path: Path, mon
     (tmp_path / "conf" / "sweep" / "small.yaml").write_text(STUDY)
     spec = {"directions": ["minimize"], "fixed": sorted(lines[:-1]), "space": {}}
     row = Row(3, "COMPLETE", (0.1,), dict([lines[-1].split("=", 1)]))
-    sweep = Sweep("sweep_x", spec, ["val/loss"], "", "", [row])
+    sweep = Sweep("sweep_x", parse_study_spec(spec), ["val/loss"], "", "", [row])
     (tmp_path / "conf" / "experiment" / "best.yaml").write_text(preset.build_preset(sweep, row))
     with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
         assert compose("config", ["experiment=best"]) == compose("config", lines)
@@ -71,6 +72,6 @@ def test_best_yaml_says_what_it_cannot_hold() -> None:
         "fixed": ["~callbacks.curve", "optim.betas.0=0.5", "out=x", "resume.path=y", "tracker=none"],
     }
     row = Row(0, "COMPLETE", (0.1,), {"lr": "0.1"})
-    text = preset.build_preset(Sweep("s", spec, ["val/loss"], "", "", [row]), row)
+    text = preset.build_preset(Sweep("s", parse_study_spec(spec), ["val/loss"], "", "", [row]), row)
     assert "a preset cannot have them: ~callbacks.curve optim.betas.0=0.5" in text
     assert yaml.safe_load(text) == {"lr": 0.1}

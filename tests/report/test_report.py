@@ -22,6 +22,7 @@ from research.report.results import Sweep
 from research.report.study import read_study
 from research.tracking import mlflow_store
 from research.tracking.optuna_storage import get_storage
+from research.tracking.study_spec import parse_study_spec
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,7 @@ def test_mlflow_has_the_best_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_sweep_has_failed_where_its_command_ends_with_an_error(spec: dict[str, Any], failed: int, lost: bool) -> None:
-    assert report.has_failed(Sweep("s", spec, ["a"], "", "", []), failed) == lost
+    assert report.has_failed(Sweep("s", parse_study_spec(spec), ["a"], "", "", []), failed) == lost
 
 
 def test_mlflow_out_of_reach_is_a_line(

@@ -16,6 +16,7 @@ from research.metrics import confidence_interval
 from research.preflight.overrides import to_override
 from research.report import preset, report, results, study
 from research.report.results import Row, Sweep
+from research.tracking.study_spec import parse_study_spec
 
 
 def test_trials_that_ended_in_every_way(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_the_front_is_of_means() -> None:
         ])
     ]  # fmt: skip
     spec = {"directions": ["maximize", "minimize"], "fixed": [], "space": {"lr": "", "seed": ""}}
-    sweep = Sweep("s", spec, ["a", "b"], "", "", rows)
+    sweep = Sweep("s", parse_study_spec(spec), ["a", "b"], "", "", rows)
     assert [row.number for row in sweep.best] == [2]
     assert preset.build_solution(sweep)["solutions"] == [
         {"params": {"lr": 0.2, "seed": 0}, "values": [0.6, 4.0], "trial": 2, "folder": "", "mlflow_run_id": ""}

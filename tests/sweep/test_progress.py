@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from research.sweep.progress import ProgressDisplay, format_duration, read_last_metrics
+from research.cli import format_duration
+from research.sweep.progress import ProgressDisplay, read_last_metrics
 from research.sweep.space import parse_space
 
 

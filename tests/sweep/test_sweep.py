@@ -20,7 +20,8 @@ import hydra_plugins.grokbit_sweeper.config  # noqa: F401  (both register option
 from research.sweep.options import PRUNERS, SAMPLERS, make_option
 from research.sweep.settings import SweepSettings
 from research.sweep.space import parse_space
-from research.sweep.study import instantiate_setting, make_sampler, parse_directions, silence_optuna_warnings
+from research.sweep.study import instantiate_setting, make_sampler, parse_directions
+from research.tracking.optuna_storage import silence_optuna
 
 TPE = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1"]
 
@@ -279,7 +280,7 @@ def test_the_options_of_hydras_group_are_the_sweepers_settings() -> None:
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_every_pruner_of_the_group_can_be_made(name: str) -> None:
-    with silence_optuna_warnings():
+    with silence_optuna():
         bound = {"lower": 0.5} if name == "threshold" else {}
         node = make_option("optuna.pruners", name, PRUNERS[name]) | bound
         pruner = instantiate_setting(node, "hydra.sweeper.pruner")
@@ -353,7 +354,7 @@ def test_what_a_seeded_sampler_draws_does_not_depend_on_the_process(name: str) -
     target = SAMPLERS[name].split()[0]
     params = []
     for parts in ([12], [6, 6]):
-        with silence_optuna_warnings():
+        with silence_optuna():
             own = optuna.create_study()
             for count in parts:
                 own.sampler = make_sampler({"_target_": f"optuna.samplers.{target}", "seed": 3})

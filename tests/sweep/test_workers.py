@@ -20,7 +20,8 @@ from sweeping import ROOT, connect_journal, load_folder_study, load_study, run_s
 from research.sweep import queue, supervisor
 from research.sweep.optuna_private import get_trial_id, set_user_attr
 from research.sweep.queue import LEASE, Queue
-from research.tracking.optuna_storage import FileLock, truncate_partial_line
+from research.tracking.optuna_storage import truncate_partial_line
+from research.tracking.storage import FileLock
 
 STUDY = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=random"]
 
@@ -119,7 +120,7 @@ def test_a_trial_of_another_machine_is_dead_after_its_lease(tmp_path: Path, monk
     assert again is not None
     assert again.number == 0
     near.close()
-    far.lock_file.close()
+    far.own_lock.release()
 
 
 def test_a_trial_without_a_lease_is_dead_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def test_a_journal_that_a_full_disk_has_cut_off_can_be_read_again(tmp_path: Path
 
 def test_the_lock_of_a_journal_ends_with_its_process(tmp_path: Path) -> None:
     journal = str(tmp_path / "j")
-    script = "import os, pathlib\nfrom research.tracking.optuna_storage import FileLock\n"
+    script = "import os, pathlib\nfrom research.tracking.storage import FileLock\n"
     script += f"FileLock(pathlib.Path({journal!r})).acquire(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     lock = FileLock(tmp_path / "j")
