@@ -125,6 +125,8 @@ class Trainer:
         rules.enforce(*(rules.check_warmup(layer.warmup, self.steps) for layer in bitlinear_layers(model).values()))
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
+        facts = {"name": name, "folder": folder, "config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep}
+        info = self._describe_run(data, monitor, **facts)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         on_device = device.type != "cpu" and supports_found_inf(optimizer) and not self.scaler.is_enabled()
         self.guard.start(on_device, self.scaler.get_scale)
@@ -132,7 +134,6 @@ class Trainer:
         model, callbacks = self.to_device(model), select_callbacks(callbacks, sharded)
         net = wrap(model, self.checkpoint_activations, self.compile, ddp=self.world_size > 1 and not sharded)
         train, val = select_splits(data, self.overfit, device)
-        task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         state = State(
             model=model,
             net=net,
@@ -143,22 +144,8 @@ class Trainer:
             data=data,
             val=val,
             batches=Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded),
-            info=RunInfo(
-                steps=self.steps,
-                batch_size=self.batch_size,
-                log_every=self.log_every,
-                eval_every=self.eval_every,
-                monitor=monitor,
-                task=task,
-                name=name,
-                folder=folder,
-                config=config or {},
-                config_digest=config_digest,
-                in_sweep=in_sweep,
-                device=str(device),
-                processes=distributed.describe(self.parallel),
-            ),
-            progress=Progress(task=task, loss_sum=torch.zeros((), device=device)),
+            info=info,
+            progress=Progress(task=info.task, loss_sum=torch.zeros((), device=device)),
             callbacks=callbacks,
             average=Average(model, self.ema) if self.ema else None,
             stateful=name_callbacks(callbacks) | {"scaler": self.scaler},
@@ -167,6 +154,19 @@ class Trainer:
         if resume:
             (snapshot.begin_from if weights_only else snapshot.resume)(state, resume)
         return state
+
+    def _describe_run(self, data: Dataset[Any], monitor: str, **facts: Any) -> RunInfo:
+        return RunInfo(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            log_every=self.log_every,
+            eval_every=self.eval_every,
+            monitor=monitor,
+            task=f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}",
+            device=str(self.accelerator.device),
+            processes=distributed.describe(self.parallel),
+            **facts,
+        )
 
     def fit(self, state: State) -> State:
         """Train to `steps`, a stop or a signal; `state.signum` tells whether a signal ended it early.
