@@ -19,9 +19,10 @@ def prepare(argv: list[str]) -> list[str]:
     rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
     os.environ[SWEPT_ENV_VAR] = ""
     if {"-h", "--help"} & set(rest):
+        from research.cli import print_message
         from research.preflight.help import build_help_text
 
-        print(build_help_text())
+        print_message(build_help_text(), sys.stdout)  # which may be a pipe into head
         sys.exit(0)
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides

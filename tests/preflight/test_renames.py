@@ -53,7 +53,8 @@ def test_a_node_of_0_1_fits_a_component_of_today(target: str) -> None:
     signature = read_signature(upgraded.pop("_target_"))
     assert signature is not None
     assert set(upgraded) <= {parameter.name for parameter in signature.parameters}
-    assert len(upgraded) == len(node) - 1
+    leaves = [leaf for key, value in upgraded.items() for leaf in (value.values() if isinstance(value, dict) else [value])]
+    assert leaves == [1] * (len(node) - 1), "every value is there"
     assert target in node["_target_"], "the argument is not changed"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fitting import make_state
 from program import ROOT
 from torch import nn
 
@@ -39,19 +40,16 @@ def build(optimizer: Callable[..., Any], base: Any, **settings: Any) -> Any:
     return optimizer(nn.Linear(2, 2), base, lr=0.1, **settings)
 
 
-def train(linear: Callable[..., nn.Module], steps: int) -> State:
+def prepare(linear: Callable[..., nn.Module], steps: int) -> State:
     data = modular(p=5)
     model = Transformer(data.shape, dim=8, depth=1, heads=2, linear=linear)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(steps=steps, batch_size=8, device="cpu")
-    return trainer.fit(trainer.setup(model, optimizer, constant, last_token, data))
+    return Trainer(steps=steps, batch_size=8, device="cpu").setup(model, optimizer, constant, last_token, data)
 
 
-def start(callback: Any, sharded: bool = False, log_every: int = 10, eval_every: int = 50) -> None:
-    """Start a callback as the loop does."""
-    model = nn.Linear(2, 2)
-    trainer = Trainer(1, 8, log_every=log_every, eval_every=eval_every, device="cpu")
-    state = trainer.setup(model, torch.optim.SGD(model.parameters()), constant, last_token, modular(p=5))
+def start(callback: Any, sharded: bool = False) -> None:
+    """Start a callback as the loop does, which logs every 10 steps and evaluates every 50."""
+    state = make_state(nn.Linear(2, 2))
     state.sharded = sharded
     callback.on_start(state)
 
@@ -133,7 +131,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, list[str]]] = {  # name: construc
         ["model.linear.backend=int8", "model.linear.granularity=8", "give model.linear.backend=auto"],
     ),
     "warm-up": (
-        lambda: train(partial(BitLinear, warmup=100), steps=100),
+        lambda: prepare(partial(BitLinear, warmup=100), steps=100),
         "model.linear.warmup=100 steps=100",
         ["model.linear.warmup=100", "trainer.steps=100", "give model.linear.warmup=50"],
     ),
@@ -156,9 +154,10 @@ CALLBACKS = {"ternary": Ternary, "gradients": GradientHealth, "grokking": Grokki
 
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callbacks_that_measure_whole_tensors_refuse_shards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
     line = ["trainer=fsdp", f"callbacks={name}", *(["~callbacks.ternary"] if name == "gradients" else [])]
-    (mistake,) = find_mistakes(line, False)
+    with monkeypatch.context() as launcher:
+        launcher.setenv("WORLD_SIZE", "2")
+        (mistake,) = find_mistakes(line, False)
     with pytest.raises(ValueError, match=f"~callbacks.{name}") as error:
         start(CALLBACKS[name](), sharded=True)
     assert [text.strip() for text in mistake.splitlines()[1:]] == str(error.value).splitlines()
