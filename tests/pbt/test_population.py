@@ -38,6 +38,7 @@ from research.pbt.plan import make_plan
 from research.pbt.record import PopulationRecord, read_population, write_population
 from research.pbt.settings import PopulationSettings
 from research.sweep.space import Parameter, parse_space
+from research.training.progress import Progress
 from research.training.state import State
 
 SMALL = ["hydra/sweeper=pbt", "data=digits", "model=mlp", "model.dim=16", "model.depth=1", "optim=adamw", "trainer.device=cpu",
@@ -280,7 +281,7 @@ def test_mlflow_and_the_table_hold_the_lineage(tracked_sweep: Path) -> None:
 
 def test_a_pause_does_not_replace_another_reason_to_stop() -> None:
     """As of a run that was killed after its last checkpoint."""
-    state = Mock(spec=State, stop="val/acc reached 0.3", step=8)
+    state = Mock(spec=State, stop="val/acc reached 0.3", progress=Progress(step=8))
     Pause(8).on_start(state)
     assert state.stop == "val/acc reached 0.3"
 
