@@ -17,6 +17,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> one number a t
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, inputs, targets) -> one number a target
 
 
+def check_losses(losses: Tensor, targets: Tensor) -> None:
+    """Raise ValueError where there is not one loss a target: a mean would weigh a short micro-batch as much as a full one."""
+    if losses.shape != targets.shape:
+        raise ValueError(
+            f"a loss gives one number a target: this one has shape {tuple(losses.shape)}, the targets have "
+            f'{tuple(targets.shape)}; return the losses without a mean or a sum (reduction="none")'
+        )
+
+
 def next_token(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
     """Return the cross entropy of the next symbol at every position."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)

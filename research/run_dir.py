@@ -83,7 +83,7 @@ class Summary:
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """Return a run folder's summary; None where there is none, or one that cannot be read.
+    """Return a run folder's summary; None where there is none, or one that this version cannot read.
 
     Version 1, which had no version field, had other names for some keys.
     """
@@ -91,7 +91,7 @@ def read_summary(folder: Path) -> Summary | None:
     content = {SUMMARY_V1.get(key, key): value for key, value in content.items()}
     known = {item.name for item in fields(Summary)}
     content = {key: value for key, value in content.items() if key in known and value is not None}
-    if not content:
+    if not content or not isinstance(content.get("shape", {}), dict) or content.get("version", 1) not in (1, 2):
         return None
     shape = {SHAPE_V1.get(name, name): size for name, size in content.get("shape", {}).items()}
     return Summary(**{"status": ""} | content | {"shape": shape})

@@ -99,7 +99,10 @@ def resolve_folder(plan: Plan) -> Path:
 
 def can_resume(plan: Plan, folder: Path) -> bool:
     """Return True for a population of this very command that is not finished and that no process runs."""
-    record = read_population(folder)
+    try:
+        record = read_population(folder)
+    except (ValueError, TypeError):  # a later Grokbit wrote it, or it is damaged: not this command's
+        return False
     return record.digest == plan.digest and not record.finished and not is_locked(folder)
 
 

@@ -26,7 +26,7 @@ class PopulationRecord:
 def read_population(folder: Path) -> PopulationRecord:
     """Return the record in a sweep's folder; an empty one where there is none. Raises ValueError for a newer version."""
     record = read_json(folder / POPULATION_FILE)
-    if (version := record.get("version", 1)) > VERSION:
+    if not isinstance(version := record.get("version", 1), int) or version > VERSION:
         raise ValueError(f"{folder / POPULATION_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")
     members = [Member(**member) for member in record.get("members", ())]
     return PopulationRecord(record.get("digest", ""), bool(record.get("over")), record.get("asked") or {}, members)

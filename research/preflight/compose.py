@@ -50,11 +50,14 @@ class Compositions:
         from hydra.errors import HydraException
 
         try:
-            params = self.compose(next(iter_variants(overrides)))["hydra"]["sweeper"].get("params") or {}
+            params = self.compose(next(iter_variants(overrides)))["hydra"]["sweeper"]
+            params = (params.get("search_space") or {}) | (params.get("params") or {})  # the first is its old name
         except HydraException:
             return []  # the first run reports it
         for override in overrides:
-            if override.key_or_group == "hydra.sweeper.params" and isinstance(value := override.value(), dict):
+            if override.key_or_group in ("hydra.sweeper.params", "hydra.sweeper.search_space") and isinstance(
+                value := override.value(), dict
+            ):
                 params |= value  # Hydra merges mappings
         typed = {get_key(override) for override in overrides}
         flat = [

@@ -80,6 +80,7 @@ class RequestedConfig(ComposedConfig):
         sign, tail = "~" if line.startswith("~") else "", line[line.index("=") :] if "=" in line else ""
         parent, _, last = key.rpartition(".")
         if renamed := get_new_name(self.get(f"{parent}._target_"), last):
+            tail = tail if line.lstrip("+~").startswith(f"{key}=") else ""  # a key inside a node has no value of its own here
             hint = f"did you mean: {sign}{parent}.{renamed}{tail} ?"
             self.add_mistake(key, f"'{key}' has another name since 0.2", hint, head=line)
             return
@@ -99,6 +100,11 @@ class RequestedConfig(ComposedConfig):
             if option != "null" and group != "local" and not isinstance(self.get(group), dict):
                 message = f"a run needs {group}; options: {', '.join(list_groups()[group])}"
                 self.add_mistake(group, message, head=self.typed_overrides.get(group) or f"~{group}")
+        if "linear" in self.typed_overrides and self.typed_overrides["linear"].startswith("~"):
+            options = " or ".join(f"linear={option}" for option in list_groups()["linear"])
+            self.add_mistake(
+                "linear", "a model needs its linear layers", f"give {options}", head=self.typed_overrides["linear"]
+            )
         texts = [value for root, node in self.cfg.items() for _, value in iter_leaves(root, node) if isinstance(value, str)]
         for key in self.typed_overrides:
             is_read = any(f"${{{key}}}" in text for text in texts)
@@ -125,7 +131,9 @@ class RequestedConfig(ComposedConfig):
             near = near or [name for word in unknown for name in suggest(word, names)]
             hint = f"it has: {', '.join(names) or 'none'}"
             if near:
-                hint = f"did you mean: {' or '.join(f'{key}.{name}' for name in near)} ?"
+                tail = self.typed_overrides.get(f"{key}.{unknown[0]}", "").partition("=")[2] if len(unknown) == 1 else ""
+                value = f"={tail}" if tail else ""
+                hint = f"did you mean: {' or '.join(f'{key}.{name}{value}' for name in near)} ?"
             head = " ".join(dict.fromkeys(self.typed_overrides[name] for name in typed))
             self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", hint, head=head)
         self.check_values(f"{key}.", signature, node)

@@ -151,7 +151,10 @@ def resolve_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
 
 def can_resume(plan: Plan, folder: Path) -> bool:
     """Return True for a sweep of this very command that has trials left to run."""
-    spec = read_study_spec(folder)
+    try:
+        spec = read_study_spec(folder)
+    except ValueError:  # a later Grokbit wrote it: not this command's
+        return False
     return spec.digest == plan.digest and not (spec.finished and spec.total >= plan.total)
 
 

@@ -39,7 +39,7 @@ class StudySpec:
 def parse_study_spec(record: Mapping[str, Any]) -> StudySpec:
     """Return the spec of a JSON object; keys that it lacks have their defaults. Raises ValueError for a newer version."""
     version = record.get("version", 1)
-    if version > VERSION:
+    if not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{SWEEP_SPEC_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")
     known = StudySpec.__dataclass_fields__
     values = {key: value for key, value in record.items() if key in known and value is not None}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from research.data.spec import Split
-from research.losses import Loss, num_valid_targets
+from research.losses import Loss, check_losses, num_valid_targets
 from research.metrics import nats_to_bits, num_correct
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 from research.training import distributed, sharding
@@ -40,6 +40,7 @@ def evaluate(
                 with autocast():
                     logits = model(x)
                     losses = loss(logits, y)
+                check_losses(losses, y)
                 sums += torch.stack([losses.sum().double(), num_correct(logits, y).double(), num_valid_targets(y).double()])
     finally:
         model.train(was_training)

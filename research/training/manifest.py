@@ -27,8 +27,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of the file, which ends with a digest of all that stands before it."""
-        content = asdict(self)
-        return json.dumps(content | {"sha256": _hash_json(content)}, indent=1, default=str)
+        content = json.loads(json.dumps(asdict(self), default=str))  # as it will be read: keys of a config may be numbers
+        return json.dumps(content | {"sha256": _hash_json(content)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -52,4 +52,4 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _hash_json(content: dict[str, Any]) -> str:
-    return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

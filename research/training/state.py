@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -76,6 +77,7 @@ class State:
     progress: Progress = field(default_factory=Progress)
     callbacks: list["Callback"] = field(default_factory=list)
     average: Average | None = None  # of the weights, where one is kept
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))  # of fp16
     stateful: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
     sharded: bool = False  # the weights are spread over the processes
     # Of this process and this moment alone:
@@ -84,6 +86,7 @@ class State:
     start_time: float = 0.0  # of the clock; earlier processes' training counts too
     shared_metrics: Mapping[str, float] = field(default_factory=dict)  # the newest ones as the first process saw them
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
+    has_evaluated: bool = False  # in this process
     improved: bool = False  # this step's evaluation is the best so far
     skipped_on_device: Tensor | None = None  # whether the last update was left out; to be looked at before saving
     end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
 from research.data.spec import Dataset
-from research.losses import Loss, Objective
+from research.losses import Loss, Objective, check_losses
 from research.nn.bitlinear import bitlinear_layers
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
@@ -45,16 +45,9 @@ class Supervised:
 
     loss: Loss
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the loss (nats) of each target, of y's shape; raise ValueError where the loss has another shape."""
-        losses = self.loss(model(x), y)
-        # A mean would weigh a short micro-batch as much as a full one
-        if losses.shape != y.shape:
-            raise ValueError(
-                f"a loss gives one number a target: this one has shape {tuple(losses.shape)}, the targets have "
-                f'{tuple(y.shape)}; return the losses without a mean or a sum (reduction="none")'
-            )
-        return losses
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (nats) of each target."""
+        return self.loss(model(x), y)
 
 
 @dataclass
@@ -127,10 +120,7 @@ class Trainer:
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         facts = {"name": name, "folder": folder, "config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep}
         info = self._describe_run(data, monitor, **facts)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        on_device = device.type != "cpu" and supports_found_inf(optimizer) and not self.scaler.is_enabled()
-        self.guard.start(on_device, self.scaler.get_scale)
-        self.has_evaluated = False
+        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         model, callbacks = self.to_device(model), select_callbacks(callbacks, sharded)
         net = wrap(model, self.checkpoint_activations, self.compile, ddp=self.world_size > 1 and not sharded)
         train, val = select_splits(data, self.overfit, device)
@@ -148,7 +138,8 @@ class Trainer:
             progress=Progress(task=info.task, loss_sum=torch.zeros((), device=device)),
             callbacks=callbacks,
             average=Average(model, self.ema) if self.ema else None,
-            stateful=name_callbacks(callbacks) | {"scaler": self.scaler},
+            scaler=scaler,
+            stateful=name_callbacks(callbacks) | {"scaler": scaler},
             sharded=sharded,
         )
         if resume:
@@ -174,6 +165,8 @@ class Trainer:
         Raise FloatingPointError for numbers that are not finite, as `guard` says.
         """
         optimizer, progress = state.optimizer, state.progress
+        on_device = self.accelerator.device.type != "cpu" and supports_found_inf(optimizer) and not state.scaler.is_enabled()
+        self.guard.start(on_device, state.scaler.get_scale)
         with watch() as signals, around_callbacks(state):
             state.stop = distributed.broadcast(state.stop)  # a run that is resumed may have reached its aim before
             while progress.eval_pending or (progress.step < self.steps and not state.stop):
@@ -182,13 +175,13 @@ class Trainer:
                     self._begin_step(state)
                     with signals.raise_immediately(self._will_compile(progress.step == state.first_step)):
                         loss = self.forward_backward(state, progress.step)
-                    self.scaler.unscale_(optimizer)
+                    state.scaler.unscale_(optimizer)
                     progress.grad_norm = self.clip(state)
                     for callback in state.callbacks:
                         callback.on_gradients(state)
                     if self.guard.accepts(state, loss):
-                        self.scaler.step(optimizer)  # optimizer.step(), unless gradients in fp16 overflowed
-                    self.scaler.update()
+                        state.scaler.step(optimizer)  # optimizer.step(), unless gradients in fp16 overflowed
+                    state.scaler.update()
                     optimizer.zero_grad()
                     if state.average:
                         state.average.update()
@@ -215,8 +208,9 @@ class Trainer:
             for x, y in batch:
                 with self.autocast():
                     losses = state.objective(state.net, x, y)  # Supervised, above: loss(model(x), y), one number a target
+                check_losses(losses, y)
                 share = losses.sum() / batch.num_targets
-                self.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages
+                state.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages
                 shares.append(share.detach())
             return distributed.all_reduce_sum(shares[0] if len(shares) == 1 else torch.stack(shares).sum())
 
@@ -258,9 +252,9 @@ class Trainer:
         metrics: dict[str, float] = {}
         if state.stop or self._is_due(state, self.eval_every):
             averaged = state.average.use_averages() if state.average else nullcontext()
-            with averaged, signals.raise_immediately(self._will_compile(not self.has_evaluated)):
+            with averaged, signals.raise_immediately(self._will_compile(not state.has_evaluated)):
                 metrics = retry_on_oom(partial(self._evaluate_splits, state, signals), state, self.grad_accum)
-            self.has_evaluated = True
+            state.has_evaluated = True
         state.progress.eval_pending = False
         if state.stop or self._is_due(state, self.log_every):
             state.log(state.collect_training_metrics())
