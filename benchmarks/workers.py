@@ -16,8 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from tests import servers
+from benchmarks import harness, servers
 
 BOUNDS = {"lost": 0, "twice": 0, "errors": 0}
 APP = """

@@ -50,9 +50,10 @@ def start_fork_server() -> subprocess.Popen[str]:
     """A process that has imported what the program will: to import it again for each run would be most of the tests' time."""
     if IDLE_SERVERS:
         return IDLE_SERVERS.pop()
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", FORK_SERVER], text=True, env=own, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORK_SERVER], text=True, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     atexit.register(process.kill)
     return process
 

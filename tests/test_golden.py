@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from program import ROOT
 
 from research.data.spec import Split
-from research.run import instantiate
+from research.load import instantiate
 from research.seeding import seed_all
 from research.training.state import Callback, State
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from research import rules
 from research.optim.filter import Filter, FilterState, init_trigger_state
-from research.optim.param_groups import build_param_groups
+from research.optim.param_groups import OptimizerType, build_param_groups
 from research.optim.transform import wrap_optimizer
 from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from research.trigger import parse_trigger
@@ -109,7 +109,7 @@ def _check_options(options: dict[str, Any]) -> None:
 def _build(
     filter_class: type[Filter],
     model: nn.Module,
-    base: partial[Optimizer],
+    base: partial[OptimizerType],
     lr: float,
     weight_decay: float,
     no_decay: Sequence[str],
@@ -139,7 +139,7 @@ def _build(
 
 def ema(
     model: nn.Module,
-    base: partial[Optimizer],
+    base: partial[OptimizerType],
     lr: PositiveFloat,
     alpha: Fraction = 0.9,
     lamb: NonNegativeFloat = 2.0,
@@ -164,7 +164,7 @@ def ema(
 
 def ma(
     model: nn.Module,
-    base: partial[Optimizer],
+    base: partial[OptimizerType],
     lr: PositiveFloat,
     window: PositiveInt = 100,
     lamb: NonNegativeFloat = 2.0,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.optim.param_groups import build_param_groups, promote_dtype, run_closure
+from research.optim.param_groups import OptimizerType, build_param_groups, promote_dtype, run_closure
 from research.optim.transform import GradientTransform, wrap_optimizer
 from research.ranges import NonNegativeFloat, PositiveFloat
 
@@ -60,7 +60,7 @@ def _compute_rescale(before: Tensor, after: Tensor) -> Tensor:
 
 def orthograd(
     model: nn.Module,
-    base: partial[Optimizer],
+    base: partial[OptimizerType],
     lr: PositiveFloat,
     weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from research import rules
 from research.ranges import NonNegativeFloat, PositiveFloat
 
+OptimizerType = TypeVar("OptimizerType", bound=Optimizer)  # partial is invariant: a partial[SGD] is no partial[Optimizer]
 INITIAL_SETTINGS = "as_built"  # key in a parameter group, as checkpoints store it
 
 
@@ -29,7 +30,7 @@ def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence
 
 def from_base(
     model: nn.Module,
-    base: partial[Optimizer],  # a torch optimizer class and its own settings
+    base: partial[OptimizerType],  # a torch optimizer class and its own settings
     lr: PositiveFloat,
     weight_decay: NonNegativeFloat = 0.0,
     no_decay: Sequence[str] = ("norm", "bias"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse

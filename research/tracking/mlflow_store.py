@@ -57,7 +57,7 @@ def connect(uri: str, must_exist: bool = False) -> Any:
 
 def find_store_uri(sweep_folder: Path) -> str:
     """Return the URI of the store that a sweep's runs were logged to: that of its first run's config, else the default."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     for file in (*sorted(sweep_folder.glob("*/config.yaml"))[:1], *sorted(sweep_folder.glob("*/0/config.yaml"))[:1]):
         return resolve_uri(((yaml.safe_load(file.read_text()) or {}).get("tracker") or {}).get("uri"))

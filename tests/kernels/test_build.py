@@ -176,6 +176,7 @@ def test_a_compiler_without_openmp_builds_too(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CC", plain)
     library = kernels.load_library(build.build_cached(kernels.SOURCE, tmp_path / "cache"))
     layer = PackedLinear.from_bitlinear(BitLinear(70, 50))
+    assert layer.bias is not None
     x = torch.randn(20, 70)
     torch.set_num_threads(2)
     for isa in library.isas:

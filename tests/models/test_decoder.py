@@ -35,7 +35,8 @@ class ReferenceBlock(nn.Module):
         mask = torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1)
         x = self.ln_1(x)
         x = x + self.attn(x, x, x, attn_mask=mask, need_weights=False)[0]
-        return x + self.mlp(self.ln_2(x))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
 
 
 class Reference(nn.Module):
@@ -45,14 +46,15 @@ class Reference(nn.Module):
         super().__init__()
         vocab, dim = model.embed.weight.shape
         self.embed, self.position = nn.Embedding(vocab, dim), nn.Embedding(model.position.num_embeddings, dim)
-        hidden = model.get_submodule("blocks.0.up_proj").out_features
-        self.blocks = nn.Sequential(*(ReferenceBlock(dim, heads, int(hidden)) for _ in model.blocks))
+        hidden = model.get_parameter("blocks.0.up_proj.weight").shape[0]
+        self.blocks = nn.Sequential(*(ReferenceBlock(dim, heads, hidden) for _ in model.blocks))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, vocab, bias=False)
         self.double().load_state_dict(rename_tensors({name: p.detach() for name, p in model.named_parameters()}))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
-        return self.head(self.norm(self.blocks(x)))[:, -1:]
+        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        return logits[:, -1:]
 
 
 NAMES = {"input_norm": "ln_1", "post_norm": "ln_2", "o_proj": "attn.out_proj", "up_proj": "mlp.0", "down_proj": "mlp.2"}
@@ -98,9 +100,7 @@ def test_the_last_position_and_its_gradients_equal_torchs_layers(depth: int, hea
     expected_gradients = {name: p.grad for name, p in reference.named_parameters()}
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=1e-6, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-6, atol=1e-12, msg=f"{name}: {{}}".format)
 
 
 def test_float32_differs_by_rounding_errors_only() -> None:

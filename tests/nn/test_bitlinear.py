@@ -209,7 +209,12 @@ def test_shared_input_linears_take_layers_of_any_kind() -> None:
 def test_an_attention_quantizes_its_input_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     real = Quantizer.quantize_activation
-    monkeypatch.setattr(Quantizer, "quantize_activation", lambda self, x: seen.append(x) or real(self, x))
+
+    def count(self: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        return real(self, x)
+
+    monkeypatch.setattr(Quantizer, "quantize_activation", count)
     attention = Attention(32, 4, 2, BitLinear, nn.Identity())
     attention(torch.randn(2, 6, 32), torch.ones(6, 4), torch.zeros(6, 4))
     assert len(seen) == 2, "once for q, k and v, and once for o"

@@ -20,18 +20,19 @@ def test_convert_keeps_the_same_parameters() -> None:
     model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), "head": nn.Linear(8, 4)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = dict(model.named_parameters())
-    model["body"][2].eval()
+    model.get_submodule("body.2").eval()
     assert convert_linears(model, activation_bits=4) is model
-    assert sorted(bitlinear_layers(model)) == ["body.0", "body.2"]
+    layers = bitlinear_layers(model)
+    assert sorted(layers) == ["body.0", "body.2"]
     assert type(model["head"]) is nn.Linear
-    assert not model["body"][2].training
+    assert not layers["body.2"].training
     assert all(p is before[name] for name, p in model.named_parameters())
-    old = model["body"][0].weight.detach().clone()
+    old = layers["body.0"].weight.detach().clone()
     y = model["head"](model["body"](torch.randn(3, 8)))
     y.sum().backward()
     optimizer.step()
-    assert not torch.equal(model["body"][0].weight, old)
-    assert model["body"][0].quantizer.activation_bits == 4
+    assert not torch.equal(layers["body.0"].weight, old)
+    assert layers["body.0"].quantizer.activation_bits == 4
 
 
 def test_convert_takes_patterns() -> None:
@@ -96,12 +97,11 @@ def test_a_shared_layer_stays_shared() -> None:
 
 
 def test_a_layer_tied_to_an_embedding_stays() -> None:
-    model = nn.ModuleDict(
-        {"table": nn.Embedding(5, 4), "out": nn.Linear(4, 5, bias=False), "heads": nn.ModuleList([nn.Linear(4, 4)])}
-    )
-    model["out"].weight = model["table"].weight
+    table, heads = nn.Embedding(5, 4), nn.ModuleList([nn.Linear(4, 4)])
+    model = nn.ModuleDict({"table": table, "out": nn.Linear(4, 5, bias=False), "heads": heads})
+    model["out"].weight = table.weight
     convert_linears(model)
-    assert [type(module) for module in (model["out"], model["heads"][0])] == [nn.Linear, BitLinear]
+    assert [type(module) for module in (model["out"], heads[0])] == [nn.Linear, BitLinear]
 
 
 def test_evaluation_of_an_encoder_layer_uses_quantized_weights() -> None:
@@ -124,7 +124,8 @@ def test_an_encoder_takes_a_mask_of_padding() -> None:
 
 
 def test_one_pattern_needs_no_list() -> None:
-    model = convert_linears(nn.ModuleDict({"a": nn.Linear(4, 4), "lm": nn.Linear(4, 4)}), exclude="lm")
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "lm": nn.Linear(4, 4)})
+    convert_linears(model, exclude="lm")
     assert [type(module) for module in model.values()] == [BitLinear, nn.Linear]
 
 

@@ -172,7 +172,7 @@ def test_a_copy_decodes_independently(copied: Callable[[Decoder], Decoder]) -> N
     other = copied(decoder)
     assert other.native
     assert torch.equal(feed_tokens(other, tokens[8:], 1), expected[5:])
-    other.model.norm.weight.data.zero_()
+    other.model.norm.get_parameter("weight").data.zero_()
     assert torch.equal(feed_tokens(decoder, tokens[8:], 1), expected[5:]), "and the first decoder is unchanged"
 
 
@@ -219,9 +219,9 @@ def test_norms_that_c_does_not_compute_use_the_model(name: str, replacement: nn.
     replacement = copy.deepcopy(replacement)
     if isinstance(replacement, RMSNorm):
         replacement.eps = 0.5
-    model = make_transformer()
-    model.set_submodule(name, replacement)
-    model, tokens = pack_model(model), torch.randint(101, (30,))
+    unpacked = make_transformer()
+    unpacked.set_submodule(name, replacement)
+    model, tokens = pack_model(unpacked), torch.randint(101, (30,))
     decoder = Decoder(model)
     assert decoder.native is None
     assert compute_kl(model(tokens[None])[0, 9:], feed_tokens(decoder, tokens, 10)) < 1e-5

@@ -2,6 +2,7 @@
 
 import cmath
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_the_norm_and_its_gradient_agree_with_torch(kind: torch.dtype, rtol: flo
     layer = RMSNorm(48).to(torch.promote_types(kind, torch.float32))
     torch.nn.init.normal_(layer.weight)
     x = torch.randn(3, 5, 48, dtype=torch.float64).to(kind).requires_grad_()
-    result, expected = [], []
+    result: list[Any] = []
+    expected: list[Any] = []
     for y, values in (
         (layer(x), result),
         (torch.nn.functional.rms_norm(x.double(), (48,), layer.weight.double(), 1e-5), expected),
@@ -87,8 +89,9 @@ def test_the_transformer_does_not_see_the_future(linear: type[torch.nn.Linear]) 
 
 def test_blocks_are_listed_at_any_depth_but_not_within_another() -> None:
     inner = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.Linear(1, 1)])
-    model = torch.nn.ModuleDict({"net": torch.nn.ModuleDict({"layers": inner}), "tail": torch.nn.Sequential(torch.nn.ReLU())})
-    assert find_blocks(model) == {"net.layers.0": inner[0], "net.layers.1": inner[1], "tail.0": model["tail"][0]}
+    relu = torch.nn.ReLU()
+    model = torch.nn.ModuleDict({"net": torch.nn.ModuleDict({"layers": inner}), "tail": torch.nn.Sequential(relu)})
+    assert find_blocks(model) == {"net.layers.0": inner[0], "net.layers.1": inner[1], "tail.0": relu}
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "words"), [(3, None, "model.heads=3"), (4, 3, "model.kv_heads=3")])

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_packing_keeps_the_codes(out: int, width: int, seed: int) -> None:
     "settings", [{}, {"granularity": "channel"}, {"scale_method": "absmedian"}, {"weight_bits": 1.0}, {"bias": True}]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_packed_layer_replaces_its_bitlinear(settings: dict[str, object], dtype: torch.dtype) -> None:
+def test_a_packed_layer_replaces_its_bitlinear(settings: dict[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = Reference(70, 50, **{"bias": False} | settings)
     x = torch.randn(2, 3, 70).to(dtype)

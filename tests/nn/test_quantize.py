@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from research.training.trainer import Trainer
 
 SCALE_METHODS, BITS, GRANULARITIES = ("absmean", "absmedian", "absmax"), (1, 1.58, 2, 4, 8), ("tensor", "channel", 4)
 WEIGHTS = list(itertools.product(SCALE_METHODS, BITS, GRANULARITIES))
-ACTIVATIONS = list(itertools.product((8, 4), ("token", "tensor")))
+ACTIVATIONS: list[tuple[Any, Any]] = list(itertools.product((8, 4), ("token", "tensor")))
 BACKENDS = ("ste", "bf16_exact", "int8")
 
 
@@ -34,8 +35,12 @@ def draw_tensor(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
 
 def measure_size(values: list[float], scale_method: str) -> float:
     sizes = [abs(v) for v in values]
-    size = {"absmean": statistics.fmean, "absmedian": statistics.median_low, "absmax": max}[scale_method](sizes)
-    return max(size, EPS)
+    measures: dict[str, Callable[[list[float]], float]] = {
+        "absmean": statistics.fmean,
+        "absmedian": statistics.median_low,
+        "absmax": max,
+    }
+    return max(measures[scale_method](sizes), EPS)
 
 
 def quantize_values(values: list[float], scale_method: str, bits: float) -> list[float]:

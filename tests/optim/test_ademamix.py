@@ -24,7 +24,7 @@ def test_ademamix_equals_the_papers_algorithm(t_alpha: int | None, t_beta3: int 
     generator = np.random.default_rng(0)
     theta, grads = generator.normal(size=(3, 2)), generator.normal(size=(50, 3, 2))
     p = nn.Parameter(torch.tensor(theta))
-    settings = {"alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3, "eps": eps, "weight_decay": decay}
+    settings: dict[str, Any] = {"alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3, "eps": eps, "weight_decay": decay}
     optimizer = AdEMAMix([p], lr, (beta1, beta2, beta3), **settings)
     m1 = m2 = v = np.zeros((3, 2))
     for t, g in enumerate(grads, start=1):

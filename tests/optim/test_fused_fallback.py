@@ -14,6 +14,8 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from research.optim import fused, grokfast
 from research.optim.transform import combine_classes
 
+Spoil = Callable[[nn.Module, Optimizer], object]  # makes a step one that only the plain version can do
+
 
 class CustomAdamW(AdamW):
     """A user's subclass, which may compute anything."""
@@ -23,29 +25,32 @@ class CustomFilter(grokfast.EMA):
     """A user's filter, which inherits `one_pass` but may compute anything."""
 
 
+CUSTOM_FILTER: Any = combine_classes(CustomFilter, AdamW)
+
+
 class TensorSubclass(Tensor):
     """A tensor of another class."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # type: ignore[override]
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.clone()
 
 
-def set_option(**options: Any) -> Callable[[nn.Module, Optimizer], None]:
+def set_option(**options: Any) -> Spoil:
     return lambda model, optimizer: optimizer.param_groups[-1].update(options)
 
 
-def change_parameter(change: Callable[[nn.Parameter, Optimizer], None]) -> Callable[[nn.Module, Optimizer], None]:
+def change_parameter(change: Callable[[nn.Parameter, Optimizer], object]) -> Spoil:
     return lambda model, optimizer: change(list(model.parameters())[5], optimizer)
 
 
-def change_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Optimizer], None]:
+def change_gradient(change: Callable[[Tensor], Tensor]) -> Spoil:
     def replace_gradient(p: nn.Parameter, optimizer: Optimizer) -> None:
         p.grad = change(p.grad)  # type: ignore[arg-type]
 
     return change_parameter(replace_gradient)
 
 
-def change_state(key: str, change: Callable[[Tensor], Any]) -> Callable[[nn.Module, Optimizer], None]:
+def change_state(key: str, change: Callable[[Tensor], Any]) -> Spoil:
     return change_parameter(lambda p, optimizer: optimizer.state[p].update({key: change(optimizer.state[p][key])}))
 
 
@@ -58,7 +63,7 @@ def halve_precision(p: nn.Parameter, optimizer: Optimizer) -> None:
     p.grad = torch.randn_like(p)
 
 
-REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
+REASONS: dict[str, Spoil] = {
     "not fused": set_option(fused=None),
     "amsgrad": set_option(amsgrad=True),
     "maximize": set_option(maximize=True),
@@ -77,12 +82,12 @@ REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
 }
 
 
-STATE_REASONS: dict[str, Callable[[nn.Module, Optimizer], None]] = {
+STATE_REASONS: dict[str, Spoil] = {
     "average in half precision": change_state("exp_avg", Tensor.bfloat16),
     "square in half precision": change_state("exp_avg_sq", Tensor.bfloat16),
     "step as int": change_state("step", Tensor.long),
     "step as number": change_state("step", float),
-    "moment missing": change_parameter(lambda p, optimizer: optimizer.state[p].pop("exp_avg_sq") is None),
+    "moment missing": change_parameter(lambda p, optimizer: optimizer.state[p].pop("exp_avg_sq")),
     "moment of another size": change_state("exp_avg", lambda x: x[:1]),
 }
 
@@ -106,9 +111,7 @@ MA_REASONS = {
      for build, own in ((make_ema, EMA_REASONS), (make_ma, MA_REASONS))
      for later, reasons in ((False, REASONS), (True, REASONS | STATE_REASONS | own)) for name, spoil in reasons.items()],
 )  # fmt: skip
-def test_cases_for_the_plain_version_change_nothing(
-    build: Build, spoil: Callable[[nn.Module, Optimizer], None], has_stepped: bool
-) -> None:
+def test_cases_for_the_plain_version_change_nothing(build: Build, spoil: Spoil, has_stepped: bool) -> None:
     model = Parameters(SHAPES)
     optimizer = build(model)
     if has_stepped:
@@ -127,7 +130,7 @@ def test_cases_for_the_plain_version_change_nothing(
         make_ema(Parameters(SHAPES), partial(NAdam)),
         make_ema(Parameters(SHAPES), partial(CustomAdamW, fused=True)),
         make_ema(Parameters(SHAPES), partial(AdamW)),
-        combine_classes(CustomFilter, AdamW)(make_ema(Parameters(SHAPES)).param_groups, fused=True),
+        CUSTOM_FILTER(make_ema(Parameters(SHAPES)).param_groups, fused=True),
         make_ema(nn.ParameterList([torch.zeros(3, dtype=torch.complex64)])),
         make_ema(nn.ParameterList([torch.zeros(3, dtype=torch.float64)])),
         AdamW(Parameters(SHAPES).parameters(), fused=True),

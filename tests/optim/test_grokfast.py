@@ -20,12 +20,13 @@ from research.optim.param_groups import from_base
 
 def compute_slow_parts(window: int | None, alpha: float, steps: int, *shape: int) -> list[Tensor]:
     """Return the slow part of each gradient in float64: Algorithm 1 with `window`, else Algorithm 2."""
-    mu, past, slow = None, [], []
+    mu, past, slow = None, list[Tensor](), list[Tensor]()
     for step in range(steps):
         g = make_gradient(step, *shape).double()
         past = [*past, g][-(window or 1) :]
         mu = g if mu is None else alpha * mu + (1 - alpha) * g
-        slow.append(mu if window is None else sum(past) / window if len(past) == window else torch.zeros_like(g))
+        zero = torch.zeros_like(g)
+        slow.append(mu if window is None else sum(past, zero) / window if len(past) == window else zero)
     return slow
 
 
@@ -109,17 +110,20 @@ def test_hooks_are_called_once_a_step(build: Any) -> None:
 
 
 def test_a_group_can_be_left_unfiltered_and_has_no_memory() -> None:
-    net = nn.ModuleDict({"embed": nn.Embedding(4, 3), "body": nn.Linear(3, 3)})
+    embed, body = nn.Embedding(4, 3), nn.Linear(3, 3)
+    net = nn.ModuleDict({"embed": embed, "body": body})
     optimizer = EMA(net, partial(SGD), 0.1, unfiltered=["embed"])
     other = SGD(net.parameters(), 0.1)
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.1, "the lr is not divided by 1 + lamb"
-    assert "grokfast_ema" not in optimizer.state[net["embed"].weight]
-    assert "grokfast_ema" in optimizer.state[net["body"].weight]
-    assert torch.equal(net["embed"].weight.grad, torch.ones(4, 3))
-    assert torch.equal(net["body"].weight.grad, torch.full((3, 3), 3.0)), "g + 2 mu, with mu = g at first"
+    assert "grokfast_ema" not in optimizer.state[embed.weight]
+    assert "grokfast_ema" in optimizer.state[body.weight]
+    assert embed.weight.grad is not None
+    assert body.weight.grad is not None
+    assert torch.equal(embed.weight.grad, torch.ones(4, 3))
+    assert torch.equal(body.weight.grad, torch.full((3, 3), 3.0)), "g + 2 mu, with mu = g at first"
 
 
 @pytest.mark.parametrize("build", [EMA, MA])
@@ -166,11 +170,11 @@ def test_a_copy_is_the_same_optimizer(copied: Any, build: Any) -> None:
 
 def test_a_closure_returns_the_loss() -> None:
     net = nn.Linear(2, 1)
-    optimizer = EMA(net, partial(SGD), 0.1)
+    optimizer: Any = EMA(net, partial(SGD), 0.1)  # torch types a closure's loss as a float; a tensor is usual
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = net(torch.ones(1, 2)).square().sum()
+        loss: Tensor = net(torch.ones(1, 2)).square().sum()
         loss.backward()
         return loss
 

@@ -79,13 +79,13 @@ def test_gradients_are_filtered_after_the_scaler_has_unscaled_them() -> None:
     optimizers = [EMA(net, partial(AdamW, fused=True), 0.1) for net in nets]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
     for step in range(8):
-        for net, optimizer, scaled in zip(nets, optimizers, (False, True), strict=True):
+        for net, optimizer, is_scaled in zip(nets, optimizers, (False, True), strict=True):
             (p,) = net.parameters()
             factor = make_gradient(step, 6) * (torch.inf if step == 3 else 1.0)
             loss = (p * factor).sum()
             optimizer.zero_grad()
-            (scaler.scale(loss) if scaled else loss).backward()
-            if scaled:
+            (scaler.scale(loss) if is_scaled else loss).backward()
+            if is_scaled:
                 scaler.step(optimizer)
                 scaler.update()
             elif step != 3:

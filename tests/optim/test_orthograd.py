@@ -109,6 +109,10 @@ def test_orthograd_skips_an_update_as_a_fused_base_does() -> None:
 
 
 def test_orthograd_needs_an_optimizer_class() -> None:
-    for base, words in ((partial(LBFGS), "LBFGS computes gradients"), (partial(from_base), "from_base is no optimizer class")):
+    cases: list[tuple[partial[Any], str]] = [
+        (partial(LBFGS), "LBFGS computes gradients"),
+        (partial(from_base), "from_base is no optimizer class"),
+    ]
+    for base, words in cases:
         with pytest.raises(ValueError, match=rf"optim.base._target_={words}"):
             orthograd(nn.Linear(2, 2), base, 0.1)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from matplotlib import image
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
+from optuna.distributions import FloatDistribution, IntDistribution
 from program import read_metrics, start_run, train
 
 from experiments.pbt_digits.study import PbtDigits, describe_selection
@@ -55,7 +56,9 @@ VALUES = st.lists(st.one_of(st.none(), st.integers(0, 3).map(float)), min_size=2
 def is_in_space(parameter: Parameter, value: Any) -> bool:
     if parameter.values:
         return any(type(other) is type(value) and other == value for other in parameter.values)
-    low, high = parameter.distribution.low, parameter.distribution.high
+    distribution = parameter.distribution
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = distribution.low, distribution.high
     return type(value) is type(low) and low <= value <= high
 
 
@@ -321,7 +324,9 @@ def test_a_member_that_fails_is_replaced(tmp_path: Path) -> None:
 def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
     own = ["-m", *SMALL, LR, "optim.weight_decay=interval(0.0,2.0)", "hydra.sweeper.population=3", "hydra.sweeper.interval=40",
            "steps=120", "tracker=jsonl", "hydra.sweeper.share=0.5"]  # fmt: skip
-    (unbroken := tmp_path / "unbroken").mkdir(), (killed := tmp_path / "killed").mkdir()
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    unbroken.mkdir()
+    killed.mkdir()
     train(unbroken, *own)
     before, after = ("g0m2/metrics.jsonl", signal.SIGKILL), ("g1m1/checkpoints/step-*", signal.SIGKILL)  # its first checkpoint
     for sign, number in (before, after, ("g2m0/checkpoints/step-*", signal.SIGINT)):

@@ -1,5 +1,7 @@
 """Old names of keys and targets: understood in run folders, refused with their new name on a command line."""
 
+from typing import Any
+
 import pytest
 
 from research.preflight.check import find_mistakes
@@ -48,7 +50,7 @@ NODES_OF_0_1 = {  # every target of conf/ in version 0.1, with its keys
 
 @pytest.mark.parametrize("target", NODES_OF_0_1)
 def test_a_node_of_0_1_fits_a_component_of_today(target: str) -> None:
-    node = {"_target_": target, **dict.fromkeys(NODES_OF_0_1[target].split(), 1)}
+    node: dict[str, Any] = {"_target_": target, **dict.fromkeys(NODES_OF_0_1[target].split(), 1)}
     upgraded = upgrade_config({"outer": {"inner": node}})["outer"]["inner"]
     signature = read_signature(upgraded.pop("_target_"))
     assert signature is not None

@@ -192,7 +192,7 @@ def test_one_kind_alone_has_no_gap(one: str) -> None:
 
 
 def test_the_switch_of_the_linear_layer_makes_twins() -> None:
-    values = {("full", "0"): 2.0, ("bitnet", "0"): 2.2}
+    values: Values = {("full", "0"): 2.0, ("bitnet", "0"): 2.2}
     arms = gap.collect_arms(make_sweep(values, {"linear": "2 values: full, bitnet", "seed": "1 value: 0"}))
     ((_, full, quantized),) = gap.iter_pairs(arms)
     assert (full.name, quantized.name) == ("linear=full", "linear=bitnet")

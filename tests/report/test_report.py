@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from mlflow.tracking import MlflowClient
 from optuna.study import Study
 from optuna.trial import TrialState

@@ -45,7 +45,7 @@ def test_the_same_command_continues_to_the_total(tmp_path: Path) -> None:
 def test_a_study_that_was_killed_asks_for_the_same(tmp_path: Path) -> None:
     """Killed in the midst of a trial, and begun again: the trial keeps its number and the study its configurations."""
     arguments = [*TPE, "y=1,2,3", "z=tag(log,range(1,100))", "hydra.sweeper.n_trials=14"]
-    more = {"z": 1}
+    more: dict[str, Any] = {"z": 1}
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     unbroken.mkdir()
     killed.mkdir()
@@ -155,7 +155,7 @@ def test_a_sampler_that_has_tried_all_ends_a_study(tmp_path: Path, count: int, r
     ask = ["x=1,2", "y=0,1,2", "hydra.sweeper.when={y: 'x > 1'}", "hydra/sweeper/sampler=bruteforce"]
     output = run_sweep(tmp_path, *ask, f"hydra.sweeper.n_trials={count}")
     study = load_study(tmp_path)
-    assert sorted(trial.value for trial in study.trials) == [1, 4, 5, 8]
+    assert sorted(trial.values[0] for trial in study.trials) == [1, 4, 5, 8]
     assert study.user_attrs.get("over", "") == reason
     assert ("stopped          sampler: " in output) == bool(reason)
 
@@ -237,7 +237,7 @@ def test_every_sampler_of_the_group_samples(tmp_path: Path) -> None:
         assert len(load_study(tmp_path / name).trials) == 3
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[dict[str, Any], list[str], int]] = {
     "grid": ({"sampler": {"_target_": "optuna.samplers.GridSampler", "_partial_": True}, "n_trials": 20, "n_jobs": 1,
               "params": {"x": "range(-2,2,step=0.5)", "y": "choice(-5,0,5)"}}, ["x", "y"], 20),
     "tpe": ({"sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 123, "n_startup_trials": 2}, "n_jobs": 2,

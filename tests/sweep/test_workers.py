@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
-from program import make_environment, start_run, train
-from sweeping import ROOT, connect_journal, load_folder_study, load_study, run_sweep
+from program import ROOT, make_environment, start_run, train
+from sweeping import connect_journal, load_folder_study, load_study, run_sweep
 
+from research.run_dir import WORKER_ENV_VAR
 from research.sweep import queue, supervisor
 from research.sweep.optuna_private import get_trial_id, set_user_attr
 from research.sweep.queue import LEASE, Queue
@@ -73,7 +75,12 @@ def test_those_of_other_machines_give_back_what_is_one_too_many(tmp_path: Path, 
     sneaked: list[int] = []
     first, _ = ours.take_next()
     real_ask = theirs.study.ask
-    monkeypatch.setattr(theirs.study, "ask", lambda: (sneaked.append(1), real_ask())[1])
+
+    def ask_later() -> optuna.Trial:
+        sneaked.append(1)
+        return real_ask()
+
+    monkeypatch.setattr(theirs.study, "ask", ask_later)
     assert first is not None
     assert theirs.take_next() == (None, True)
     states = [(t.state, "aside" in t.user_attrs) for t in theirs.study.trials]
@@ -104,7 +111,7 @@ def test_a_trial_that_was_let_go_is_taken_over_at_once_with_its_values(tmp_path:
 
 def test_a_trial_of_another_machine_is_dead_after_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "TAKEOVER_WAIT", 0.01)
-    monkeypatch.setattr(queue.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     far = open_queue(tmp_path, total=1, lease=1.0)
     trial, _ = far.take_next()
     assert trial is not None
@@ -247,12 +254,12 @@ def test_kills_at_random_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_worker_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(supervisor.WORKER_ENV_VAR, raising=False)
+    monkeypatch.delenv(WORKER_ENV_VAR, raising=False)
     assert supervisor.get_worker_spec() is None
     assert not supervisor.is_orphaned()
-    monkeypatch.setenv(supervisor.WORKER_ENV_VAR, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": os.getppid()}))
+    monkeypatch.setenv(WORKER_ENV_VAR, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": os.getppid()}))
     assert not supervisor.is_orphaned()
-    monkeypatch.setenv(supervisor.WORKER_ENV_VAR, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": -1}))
+    monkeypatch.setenv(WORKER_ENV_VAR, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": -1}))
     assert supervisor.is_orphaned()
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-import servers
 from program import ROOT, TINY, make_environment, run
 from sweeping import run_sweep
 
+from benchmarks import servers
 from research.tracking import optuna_storage
 
 DOCS = (ROOT / "docs" / "scaling-sweeps.md").read_text()

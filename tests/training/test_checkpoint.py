@@ -11,7 +11,7 @@ from torch import nn
 
 from research.training import checkpoint
 from research.training.checkpoint import Snapshot
-from research.training.manifest import Manifest
+from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
 
 def save_checkpoint(root: Path, step: int) -> Path:
@@ -28,21 +28,21 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "flipped": flip_bit,
-    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-7]) and None,
-    "empty": lambda p: p.write_bytes(b"") and None,
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-7]),
+    "empty": lambda p: p.write_bytes(b""),
     "missing": lambda p: p.unlink(),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE_FILE, checkpoint.MANIFEST_FILE])
+@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE_FILE, MANIFEST_FILE])
 def test_damage_is_detected_and_the_good_one_used(tmp_path: Path, kind: str, name: str) -> None:
     good, bad = save_checkpoint(tmp_path, 1), save_checkpoint(tmp_path, 2)
     assert checkpoint.load_newest(tmp_path)[0] == bad
     DAMAGE[kind](bad / name)
-    with pytest.raises(checkpoint.DamagedError, match=name):
+    with pytest.raises(DamagedError, match=name):
         checkpoint.read(bad)
     assert checkpoint.load_newest(tmp_path)[0] == good
     DAMAGE[kind](good / name)
@@ -50,7 +50,7 @@ def test_damage_is_detected_and_the_good_one_used(tmp_path: Path, kind: str, nam
         checkpoint.load_newest(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE_FILE, checkpoint.MANIFEST_FILE])
+@pytest.mark.parametrize("name", ["model.safetensors", checkpoint.STATE_FILE, MANIFEST_FILE])
 def test_any_flipped_bit_is_detected(tmp_path: Path, name: str) -> None:
     """Every bit of every byte near both ends, and some in between."""
     path = save_checkpoint(tmp_path, 1) / name
@@ -61,7 +61,7 @@ def test_any_flipped_bit_is_detected(tmp_path: Path, name: str) -> None:
             broken = bytearray(content)
             broken[place] ^= 1 << bit
             path.write_bytes(broken)
-            with pytest.raises(checkpoint.DamagedError):
+            with pytest.raises(DamagedError):
                 checkpoint.read(path.parent)
     path.write_bytes(content)
     assert checkpoint.read(path.parent).step == 1

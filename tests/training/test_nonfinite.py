@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,9 @@ def test_fp16_gradients_that_never_become_finite_are_met(tmp_path: Path) -> None
 class HostReadCounter(TorchDispatchMode):
     """Counts how often the host asks for a number of a tensor: on a GPU it would wait."""
 
-    count = 0
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)  # super() would count as untyped: torch has no annotation here
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._local_scalar_dense.default
@@ -188,15 +191,15 @@ def test_the_verdict_can_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.
 
     class Count(Callback):
         def on_start(self, state: State) -> None:
-            self.mode = HostReadCounter()
-            self.mode.__enter__()
+            self.mode, self.stack = HostReadCounter(), ExitStack()
+            self.stack.enter_context(self.mode)
 
         def on_step(self, state: State) -> None:
             waits.append(self.mode.count)
             self.mode.count = 0
 
         def on_end(self, state: State) -> None:
-            self.mode.__exit__(None, None, None)
+            self.stack.close()
 
     device = fit(tmp_path / "device", Count(), **settings | {"loss": make_poisoned_loss(5, 6)})
     assert hash_weights(device.model) == hash_weights(host.model)
@@ -270,6 +273,7 @@ def test_recomputing_gives_the_same_bits_from_less() -> None:
 
 OUT_OF_MEMORY = """
 import resource, sys, torch
+from contextlib import ExitStack
 from functools import partial
 from research.training.state import Callback
 from research.training.checkpoint import hash_weights

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_the_end_is_the_same(tmp_path: Path, full_run: FullRun, case: str, stops
 
 def test_the_last_step_can_be_gone_on_from(tmp_path: Path) -> None:
     """The same steps in one go, and as a first and a second half that each ran to its end."""
-    constant = {"filter": MA, "dropout": 0.1}
+    constant: dict[str, Any] = {"filter": MA, "dropout": 0.1}
     torch.manual_seed(0)
     fit(tmp_path, steps=12, **constant)
     with pytest.raises(ValueError, match=r"step 12 of 11 is done; give trainer\.steps more than 12"):
@@ -241,15 +242,18 @@ def test_a_run_goes_back_and_never_forward(tmp_path: Path) -> None:
 def test_a_signal_ends_at_once_only_the_first_step_and_the_first_evaluation_that_are_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
+    requested: list[bool] = []
     at_once = Watch.raise_immediately
-    monkeypatch.setattr(
-        Watch, "raise_immediately", lambda self, impatient: (asked.append(impatient), at_once(self, impatient))[1]
-    )
+
+    def record(self: Watch, enabled: bool) -> AbstractContextManager[None]:
+        requested.append(enabled)
+        return at_once(self, enabled)
+
+    monkeypatch.setattr(Watch, "raise_immediately", record)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     fit(tmp_path, compile=True, steps=14, log_every=1)
-    assert [place for place, impatient in enumerate(asked) if impatient] == [0, 7], "7 steps, an evaluation, 7 steps, another"
-    assert len(asked) == 16
+    assert [index for index, enabled in enumerate(requested) if enabled] == [0, 7], "7 steps, an evaluation, 7 steps, another"
+    assert len(requested) == 16
 
 
 def test_callbacks_go_on_with_what_they_counted(tmp_path: Path) -> None:
