@@ -95,7 +95,7 @@ def make_versions(size: str, model: nn.Module) -> tuple[dict[str, Version], dict
     settings: dict[str, Any] = {"lamb": 2.0, "no_decay": (), **OPTIM_SETTINGS}
     fused_adamw: partial[Any] = partial(AdamW, fused=True)
     plain_adamw: partial[Any] = partial(AdamWSubclass, fused=True)
-    build_adamw: partial[Any] = partial(AdamW, model.parameters(), fused=True, **OPTIM_SETTINGS)
+    build_adamw: partial[Any] = partial(AdamW, list(model.parameters()), fused=True, **OPTIM_SETTINGS)
     versions = {
         BASELINE: make_version(build_adamw(), steps),
         ONE_PASS: make_version(grokfast.ema(model, fused_adamw, alpha=0.98, **settings), steps),

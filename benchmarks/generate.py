@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks import harness, models
 from research.data.spec import Tokens
 from research.export import gguf
-from research.export.layout import LINEARS, Options, Source
+from research.export.layout import Options, Source
 from research.generate.stream import retain_memory
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear, bitlinear_layers
@@ -69,28 +69,24 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
 
     No weight exists in a wider type at any moment.
     """
-    with torch.device("meta"):
-        model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
+
+    def make_linear(width: int, out: int, bias: bool) -> nn.Module:
+        with torch.device("cpu"):
+            return nn.Linear(width, out, bias, dtype=dtype) if dtype else models.make_packed(out, width, 1.5 / width**0.5)
+
     start = measure_resident()
-    for block in model.blocks:
-        for name in LINEARS:
-            old: Any = block.get_submodule(name)
-            if dtype:
-                linear: Any = old.to(dtype).to_empty(device="cpu")
-                nn.init.normal_(linear.weight, std=0.02)
-            else:
-                linear = models.make_packed(old.out_features, old.in_features, 1.5 / old.in_features**0.5)
-            block.set_submodule(name, linear)
+    with torch.device("meta"):
+        model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=make_linear, sub_norm=True, **size)
     move_to_huge_pages(model.blocks)
     layers_mb = measure_resident() - start
     for module in model.modules():
         if isinstance(module, nn.RMSNorm):
             module.weight = nn.Parameter(torch.ones(module.normalized_shape, dtype=dtype or torch.float32))
+    weight = torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02)
     if dtype:
-        model.embed.weight = nn.Parameter(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).to(dtype))
-        model.head.weight = model.embed.weight
+        model.head.weight = model.embed.weight = nn.Parameter(weight.to(dtype))
     else:
-        table = Int8Table(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02))
+        table = Int8Table(weight)
         model.embed, model.head = Int8Embedding(table), Int8Linear(table)  # type: ignore[assignment]
     model.cos, model.sin = build_rope_table(SEQ_LEN, size["dim"] // size["heads"])
     return model.eval().requires_grad_(False), layers_mb

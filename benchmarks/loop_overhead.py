@@ -27,12 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import harness, models
 from benchmarks.lanes import FinishStep, start_lanes
 from research.data.modular import modular
-from research.data.spec import Split
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -87,21 +86,14 @@ def run_ours(finish_step: FinishStep) -> None:
     models.fit(trainer, build_parts(), DATA, StopWhenDone())
 
 
-class Samples:
+class Samples(TensorDataset):
     """A split for a DataLoader that reads a whole batch by one index."""
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return self[torch.tensor(indices)]
 
-    def __len__(self) -> int:
-        return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.split.inputs[index], self.split.targets[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        index = torch.tensor(indices)
-        return self.split.inputs[index], self.split.targets[index]
+SAMPLES = Samples(DATA.train.inputs, DATA.train.targets)
 
 
 def return_batch(batch: Any) -> Any:
@@ -110,7 +102,7 @@ def return_batch(batch: Any) -> Any:
 
 
 def make_loader() -> Any:
-    return DataLoader(Samples(DATA.train), BATCH, shuffle=True, drop_last=True, collate_fn=return_batch)  # type: ignore[arg-type]
+    return DataLoader(SAMPLES, BATCH, shuffle=True, drop_last=True, collate_fn=return_batch)
 
 
 def run_accelerate(finish_step: FinishStep) -> None:
@@ -119,18 +111,16 @@ def run_accelerate(finish_step: FinishStep) -> None:
 
     accelerator = Accelerator(cpu=True)
     model, optimizer, batches = accelerator.prepare(*build_parts(), make_loader())
-    steps = itertools.count(1)
-    while True:
-        for x, y in batches:
-            loss = mean_loss(model(x), y)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            optimizer.zero_grad()
-            if next(steps) % LOG_EVERY == 0:
-                loss.item()
-            if finish_step():
-                return
+    for step, (x, y) in enumerate(itertools.chain.from_iterable(itertools.repeat(batches)), start=1):
+        loss = mean_loss(model(x), y)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % LOG_EVERY == 0:
+            loss.item()
+        if finish_step():
+            return
 
 
 def run_lightning(finish_step: FinishStep) -> None:
@@ -182,7 +172,7 @@ def run_transformers(finish_step: FinishStep) -> None:
             model,
             arguments,
             data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
-            train_dataset=Samples(DATA.train),
+            train_dataset=SAMPLES,
             callbacks=[StopWhenDone()],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
         )
