@@ -67,16 +67,18 @@ def has_peer(peer: str, packages: str, *modules: str) -> bool:
     return installed
 
 
-def run_python(*args: str, folder: Path = ROOT, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *args: str, folder: Path = ROOT, check: bool = True, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments and one compute thread; return its exit code and both outputs, as `stdout`.
 
     Raise RuntimeError with the end of its output if it fails and `check` is true.
     """
-    env, pipes = os.environ | {"OMP_NUM_THREADS": "1"} | variables, {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process: Any = subprocess.run([sys.executable, *args], cwd=folder, env=env, text=True, check=False, **pipes)  # type: ignore[call-overload]
+    command, env = [sys.executable, *args], {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    process = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if check and process.returncode:
         raise RuntimeError(f"python {args[0]} ended with {process.returncode}: {process.stdout[-2000:]}")
-    return process  # type: ignore[no-any-return]
+    return process
 
 
 def select_clock(threads: int) -> Clock:

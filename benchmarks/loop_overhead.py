@@ -90,7 +90,7 @@ class Samples(TensorDataset):
     """A split for a DataLoader that reads a whole batch by one index."""
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self[torch.tensor(indices)]
+        return self[torch.tensor(indices)]  # type: ignore[no-any-return]
 
 
 SAMPLES = Samples(DATA.train.inputs, DATA.train.targets)

@@ -56,7 +56,7 @@ class Side(NamedTuple):
         times.unlink(missing_ok=True)
         dirs = [f"hydra.sweep.dir={folder}/{self.name}-{time.time_ns()}", f"times={times}"]
         variables = {"PYTHONPATH": str(self.path), "PYTHONWARNINGS": "ignore"}
-        harness.run_python(str(script), *SPACE, *self.settings, *dirs, *more, folder=folder, **variables)
+        harness.run_python(str(script), *SPACE, *self.settings, *dirs, *more, folder=folder, variables=variables)
         rows = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
         return [after[0] - before[1] for before, after in pairwise(rows)], max(row[1] for row in rows) - rows[0][0]
 

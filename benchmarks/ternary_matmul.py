@@ -189,10 +189,10 @@ def compare(shape: tuple[int, int, int], threads: list[int], rounds: int, ggml: 
         kernel, layer = (statistics.median(times[name]) for name in ("kernel", "ours"))
         cells = [f"{1e6 * kernel:.0f}", f"{1e6 * layer:.0f}", f"{work / kernel:.1f}"]
         for name, title in titles.items():
-            if name in times:
-                ratio = harness.compare(times[name], times["ours" if name == "bf16" else "kernel"]).median
-                ratios.setdefault(title, []).append(ratio)
-            cells.append(f"{ratio:.2f}" if name in times else "-")
+            base = times["ours" if name == "bf16" else "kernel"]
+            values = [harness.compare(times[name], base).median] if name in times else []
+            ratios.setdefault(title, []).extend(values)
+            cells.append(f"{values[0]:.2f}" if values else "-")
         table.add(f"{rows:>4} x {out}x{width}", f"{number}", *cells)
     if ggml:
         ggml.free()
@@ -218,7 +218,7 @@ def main() -> None:
         for out, width in SHAPES:
             for name, values in compare((rows, out, width), args.threads, rounds, ggml, table).items():
                 ratios.setdefault(name, []).extend(values)
-    harness.finish({name: min(values) for name, values in ratios.items()}, {}, AT_LEAST)
+    harness.finish({name: min(values) for name, values in ratios.items() if values}, {}, AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ BOUNDS = {
     "bf16": {f"{OURS}/{TWIN}": 1.15},
     "small": {f"{OURS}/{TWIN}": 1.05},
 }
+FUSED_ADAMW: partial[Any] = partial(AdamW, fused=True)
 Step = Callable[[], None]
 
 
@@ -106,7 +108,7 @@ def build_steps(part: str) -> tuple[dict[str, Step], dict[str, str]]:
                 model = build(size)
                 if suffix:
                     model.compile()
-                optimizer = from_base(model, partial(AdamW, fused=True), lr=1e-3, weight_decay=0.1)
+                optimizer = from_base(model, FUSED_ADAMW, lr=1e-3, weight_decay=0.1)
                 tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["seq_len"] + 1))
                 step = models.make_step(model, optimizer, tokens, autocast, clip_norm=1.0)
                 for _ in range(WARM_UP):

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -163,48 +165,51 @@ def run_without_space(read_only: bool) -> Row:
     return row
 
 
+@contextmanager
+def serve_mlflow(folder: str, port: int) -> Iterator[None]:
+    """Run MLflow's server; at the end kill it with all its processes."""
+    args = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+    ]
+    command, drop = [sys.executable, "-m", "mlflow", "server", *args], subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=drop, stderr=drop) as server:
+        try:
+            wait_for(lambda: is_listening(port))
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
 def run_without_store(for_good: bool) -> Row:
     """Kill MLflow's server while a run logs. It comes back at the same address some seconds later, or never."""
     from mlflow.tracking import MlflowClient
 
-    row = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit")
+    row, port = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit"), find_free_port()
     with tempfile.TemporaryDirectory() as folder:
-        port, store = find_free_port(), f"sqlite:///{folder}/mlflow.db"
-        server_args = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
-        command = [sys.executable, "-m", "mlflow", "server", *server_args]
-
-        def serve() -> subprocess.Popen[bytes]:
-            silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            server: subprocess.Popen[bytes] = subprocess.Popen(command, cwd=folder, start_new_session=True, **silent)
-            wait_for(lambda: is_listening(port))
-            return server
-
-        server = serve()
         workspace = Workspace(Path(folder), {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
-        try:
+        with serve_mlflow(folder, port):
             process = workspace.start(*SMALL, *PHASES["steps"], "trainer.steps=3000")
             wait_for(partial(workspace.has_steps, 100))
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            if not for_good:
-                time.sleep(5)
-                server = serve()
+        time.sleep(0 if for_good else 5)
+        with nullcontext() if for_good else serve_mlflow(folder, port):
             output, _ = process.communicate(timeout=600)
-            steps = [json.loads(line)["step"] for line in read_lines(workspace.find_metrics())]
-            complete = process.returncode == 0 and steps == list(range(1, 3001))
-            if for_good:
-                row.remark = "a warning says where every metric is"
-                row.count("survived" if complete and "did not take all of this run" in output else "wrong")
-            else:
-                client = MlflowClient(store)
-                run_id = (workspace.find_metrics().parent / "mlflow_run_id").read_text().strip()
-                arrived = [m.step for m in client.get_metric_history(run_id, "train/loss")]
-                row.remark = f"{len(arrived)} of 3000 points arrived"
-                row.count("survived" if complete and arrived == steps else "lost")
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+        steps = [json.loads(line)["step"] for line in read_lines(workspace.find_metrics())]
+        complete = process.returncode == 0 and steps == list(range(1, 3001))
+        if for_good:
+            row.remark = "a warning says where every metric is"
+            row.count("survived" if complete and "did not take all of this run" in output else "wrong")
+        else:
+            run_id = (workspace.find_metrics().parent / "mlflow_run_id").read_text().strip()
+            history = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_metric_history(run_id, "train/loss")
+            row.remark = f"{len(history)} of 3000 points arrived"
+            row.count("survived" if complete and [point.step for point in history] == steps else "lost")
     return row
 
 
