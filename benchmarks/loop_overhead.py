@@ -96,13 +96,9 @@ class Samples(TensorDataset):
 SAMPLES = Samples(DATA.train.inputs, DATA.train.targets)
 
 
-def return_batch(batch: Any) -> Any:
-    """Return the batch as it is: `__getitems__` has collated it."""
-    return batch
-
-
 def make_loader() -> Any:
-    return DataLoader(SAMPLES, BATCH, shuffle=True, drop_last=True, collate_fn=return_batch)
+    # `__getitems__` has collated the batch.
+    return DataLoader(SAMPLES, BATCH, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
 
 
 def run_accelerate(finish_step: FinishStep) -> None:
@@ -183,14 +179,6 @@ def run_transformers(finish_step: FinishStep) -> None:
 PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers": run_transformers}
 
 
-def silence_peers() -> None:
-    """Silence the peers: their messages would hide the table."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def report(times: dict[str, list[float]]) -> dict[str, float]:
     """Print the table; return the ratios."""
     labels = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
@@ -206,7 +194,11 @@ def main() -> None:
     parser.add_count("--rounds", 12, "rounds that count, at least 2", 2)
     parser.add_count("--seatings", 12, "times that all loops start anew")
     args = parser.parse_args()
-    silence_peers()
+    # Messages of the peers would hide the table.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     peers = {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
     own = [("raw", run_by_hand), ("again", run_by_hand), ("ours", run_ours)]
     times: dict[str, list[float]] = {}

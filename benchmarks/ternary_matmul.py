@@ -136,7 +136,7 @@ def make_kernel_arms(layers: list[PackedLinear], x: Tensor) -> tuple[Arm, Arm]:
 
 
 def make_ggml_arm(ggml: Ggml, layers: list[PackedLinear], x: Tensor) -> Arm:
-    """Return an arm of ggml's products, once the first it is checked to be the same."""
+    """Return an arm of ggml's products, once the first is checked to equal ours."""
     first = layers[0]
     codes = unpack(first.codes, first.out_features, first.in_features)
     compute, read_first = ggml.build_graph(codes, len(layers), x)
