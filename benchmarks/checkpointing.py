@@ -10,23 +10,16 @@ loop and with one in the background take turns. Each window is compared with its
 
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks import harness
+from benchmarks import harness, models
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
-from research.losses import last_token
-from research.models.transformer import Transformer
-from research.optim.param_groups import from_base
-from research.optim.schedules import constant
 from research.training import checkpoint
 from research.training.checkpoint import Snapshot
 from research.training.manifest import Manifest
@@ -40,14 +33,15 @@ OUTPUTS = harness.ROOT / "outputs"  # the disk that runs are written to
 
 def write_plain(path: Path, num_bytes: int) -> float:
     """Return the seconds to write so many bytes and sync them."""
-    block = bytes(1 << 24)
-    start = time.perf_counter()
-    with path.open("wb", buffering=0) as file:
-        for _ in range(num_bytes // len(block)):
-            file.write(block)
-        file.write(block[: num_bytes % len(block)])
-        os.fsync(file.fileno())
-    seconds = time.perf_counter() - start
+    block = memoryview(bytes(1 << 24))
+
+    def write() -> None:
+        with path.open("wb", buffering=0) as file:
+            for start in range(0, num_bytes, len(block)):
+                file.write(block[: num_bytes - start])
+            os.fsync(file.fileno())
+
+    seconds = harness.make_arm(write)()
     path.unlink()
     return seconds
 
@@ -104,34 +98,24 @@ class Windows(Callback):
 def time_windows(rounds: int, root: Path) -> dict[str, list[float]]:
     """Return the seconds of each window, by its mode."""
     data, windows = modular(p=47), Windows()
-    torch.manual_seed(0)
-    model = Transformer(data.shape, 512, 2, 8, nn.Linear)
-    fused_adamw: partial[Any] = partial(torch.optim.AdamW, fused=True)
     trainer = Trainer(WINDOW * len(windows.modes) * (rounds + 1), BATCH, eval_every=10**9, device="cpu")
-    state = trainer.setup(model, from_base(model, fused_adamw, lr=1e-3), constant, last_token, data, [windows], folder=root)
-    trainer.fit(state)
+    models.fit(trainer, models.build_parts(data, 512, 2, 8), data, windows, root)
     return windows.times
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--millions", type=int, default=100, help="parameters of the checkpoint, in millions")
-    parser.add_argument("--commits", type=int, default=7, help="commits and plain writes of it")
-    parser.add_argument("--rounds", type=int, default=20, help="windows of each mode")
-    spare = max(1, (os.cpu_count() or 2) - 1)
-    parser.add_argument("--threads", type=int, default=spare, help="for the training; by default one core is left")
+    parser = harness.Parser(__doc__)
+    parser.add_count("--millions", 100, "parameters of the checkpoint, in millions")
+    parser.add_count("--commits", 7, "commits and plain writes of it")
+    parser.add_count("--rounds", 20, "windows of each mode")
+    parser.add_count("--threads", max(1, (os.cpu_count() or 2) - 1), "for the training; by default one core is left")
     args = parser.parse_args()
     OUTPUTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=OUTPUTS) as folder:
         ratios = {"commit/plain": measure_speed(args.millions, args.commits, Path(folder))}
         torch.set_num_threads(args.threads)
         times = time_windows(args.rounds, Path(folder))
-    table = harness.Table("a window of 100 steps", "seconds", "over none", "quartiles")
-    for mode, seconds in times.items():
-        ratio = harness.compare(seconds, times["none"])
-        table.add(mode, f"{statistics.median(seconds):.2f}", f"{ratio.median:.3f}", str(ratio))
-        if mode != "none":
-            ratios[f"{mode}/none"] = ratio.median
+    ratios |= harness.report("a window of 100 steps", times, {"none": times["none"]}, "seconds")
     harness.finish(ratios, {"background/none": BOUNDS["background/none"]}, {"commit/plain": BOUNDS["commit/plain"]})
 
 

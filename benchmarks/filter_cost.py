@@ -58,45 +58,28 @@ def list_shapes(width: int, layers: int, vocab_size: int) -> list[tuple[int, ...
     return [(vocab_size, width), (128, width), *layer * layers, vector, vector, (vocab_size, width)]
 
 
-def count_state_bytes(optimizer: Optimizer) -> int:
-    return sum(
-        x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)
-    )
-
-
-def make_version(optimizer: Optimizer, steps: int) -> Version:
-    return Version(optimizer.step, partial(count_state_bytes, optimizer), steps)
-
-
-def make_published(model: nn.Module, steps: int) -> Version:
-    """Return Algorithm 2 of 2405.20233 as one writes it down, before AdamW."""
-    optimizer = AdamW(model.parameters(), fused=True, **OPTIM_SETTINGS)
+def make_version(optimizer: Optimizer, steps: int, *filters: Callable[[dict[str, Tensor]], object]) -> Version:
+    """Return a version that calls `filters`, which store averages of the gradients, and then the optimizer's step."""
     averages: dict[str, Tensor] = {}
 
     def step() -> None:
-        for name, p in model.named_parameters():
-            assert p.grad is not None
-            averages[name] = averages[name] * 0.98 + p.grad * 0.02 if name in averages else p.grad
-            p.grad = p.grad + averages[name] * 2.0
+        for apply_filter in filters:
+            apply_filter(averages)
         optimizer.step()
 
-    return Version(step, lambda: count_state_bytes(optimizer) + sum(4 * x.numel() for x in averages.values()), steps)
+    def count_bytes() -> int:
+        values = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(x.nbytes for x in [*values, *averages.values()] if isinstance(x, Tensor))
+
+    return Version(step, count_bytes, steps)
 
 
-def make_peer(model: nn.Module, steps: int) -> Version | str:
-    """Return pytorch_optimizer's filter before AdamW, or why it cannot be measured."""
-    try:
-        from pytorch_optimizer.optimizer.grokfast import gradfilter_ema
-    except ImportError as error:
-        return f"not installed ({error}): pip install pytorch_optimizer"
-    optimizer = AdamW(model.parameters(), fused=True, **OPTIM_SETTINGS)
-    averages: dict[str, Tensor] = {}
-
-    def step() -> None:
-        gradfilter_ema(model, averages, alpha=0.98, lamb=2.0)
-        optimizer.step()
-
-    return Version(step, lambda: count_state_bytes(optimizer) + sum(4 * x.numel() for x in averages.values()), steps)
+def filter_as_published(model: nn.Module, averages: dict[str, Tensor]) -> None:
+    """Filter the gradients by Algorithm 2 of 2405.20233 as one writes it down."""
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        averages[name] = averages[name] * 0.98 + p.grad * 0.02 if name in averages else p.grad
+        p.grad = p.grad + averages[name] * 2.0
 
 
 def make_floor(count: int, steps: int) -> Version:
@@ -106,24 +89,34 @@ def make_floor(count: int, steps: int) -> Version:
     return Version(lambda: a.add_(b), steps=steps, scale=36 * count / (12 * size))
 
 
-def make_versions(size: str, model: nn.Module) -> dict[str, Version | str]:
-    """Return all versions of a size; for one that is not measured, the reason."""
+def make_versions(size: str, model: nn.Module) -> tuple[dict[str, Version], dict[str, str]]:
+    """Return all versions of a size; and for each that is not measured, the reason."""
     steps, count = STEPS[size], sum(p.numel() for p in model.parameters())
     settings: dict[str, Any] = {"lamb": 2.0, "no_decay": (), **OPTIM_SETTINGS}
     fused_adamw: partial[Any] = partial(AdamW, fused=True)
     plain_adamw: partial[Any] = partial(AdamWSubclass, fused=True)
-    window: Version | str = f"not measured: its memory is {4 * (WINDOW_SIZE + 1) * count / 1e6:,.0f} MB"
-    if size != "100":
-        window = make_version(grokfast.ma(model, fused_adamw, window=WINDOW_SIZE, **settings), WINDOW_SIZE)
-    return {
-        BASELINE: make_version(AdamW(model.parameters(), fused=True, **OPTIM_SETTINGS), steps),
+    build_adamw: partial[Any] = partial(AdamW, list(model.parameters()), fused=True, **OPTIM_SETTINGS)
+    versions = {
+        BASELINE: make_version(build_adamw(), steps),
         ONE_PASS: make_version(grokfast.ema(model, fused_adamw, alpha=0.98, **settings), steps),
         IN_TORCH: make_version(grokfast.ema(model, plain_adamw, alpha=0.98, **settings), steps),
-        WINDOW: window,
-        PUBLISHED: make_published(model, steps),
-        PEER: make_peer(model, steps),
+        PUBLISHED: make_version(build_adamw(), steps, partial(filter_as_published, model)),
         FLOOR: make_floor(count, steps),
     }
+    reasons = {}
+    if size == "100":
+        reasons[WINDOW] = f"not measured: its memory is {4 * (WINDOW_SIZE + 1) * count / 1e6:,.0f} MB"
+    else:
+        versions[WINDOW] = make_version(grokfast.ma(model, fused_adamw, window=WINDOW_SIZE, **settings), WINDOW_SIZE)
+    try:
+        from pytorch_optimizer.optimizer.grokfast import gradfilter_ema
+    except ImportError as error:
+        reasons[PEER] = f"not installed ({error}): pip install pytorch_optimizer"
+    else:
+        versions[PEER] = make_version(
+            build_adamw(), steps, lambda averages: gradfilter_ema(model, averages, alpha=0.98, lamb=2.0)
+        )
+    return versions, reasons
 
 
 def make_arm(version: Version, params: list[nn.Parameter], clock: harness.Clock) -> Callable[[], float]:
@@ -151,33 +144,22 @@ def measure(size: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     model = nn.ParameterList(torch.randn(shape) * 0.02 for shape in list_shapes(*SIZES[size]))
     params = list(model.parameters())
     count = sum(p.numel() for p in params)
-    versions = make_versions(size, model)
-    arms = {name: make_arm(version, params, clock) for name, version in versions.items() if isinstance(version, Version)}
-    times = harness.run_interleaved(arms, rounds)
+    versions, reasons = make_versions(size, model)
+    times = harness.run_interleaved({name: make_arm(version, params, clock) for name, version in versions.items()}, rounds)
     print()
-    head = f"{count / 1e6:.1f} million numbers in {len(params)} tensors"
-    table = harness.Table(head, "ms a step", "over AdamW", "quartiles", "state, MB", width=42)
-    ratios: dict[str, float] = {}
-    for name, version in versions.items():
-        if isinstance(version, str):
-            table.skip(name, version)
-            continue
-        ratio = harness.compare(times[name], times[BASELINE])
-        if name != BASELINE:
-            ratios[f"{name}/{BASELINE}"] = ratio.median
-        milliseconds = f"{1e3 * statistics.median(times[name]):.2f}"
-        table.add(name, milliseconds, f"{ratio.median:.3f}", str(ratio), f"{version.count_bytes() / 1e6:,.1f}")
+    title, bases = f"{count / 1e6:.1f} million numbers in {len(params)} tensors", {BASELINE: times[BASELINE]}
+    megabytes = {name: f"{version.count_bytes() / 1e6:,.1f}" for name, version in versions.items()}
+    ratios = harness.report(title, times, bases, width=42, reasons=reasons, columns={"state, MB": megabytes})
     bandwidth = 36 * count / statistics.median(times[FLOOR]) / 1e9
     print(f"{'memory':<42}{bandwidth:>10.1f} GB/s; by bytes alone 36/28 = {36 / 28:.2f} of AdamW")
     return ratios
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parse_sizes, names = harness.make_choices_parser("size", SIZES), ", ".join(SIZES)
-    parser.add_argument("--sizes", type=parse_sizes, default=list(SIZES), help=f"some of {names}, in millions")
-    parser.add_argument("--rounds", type=harness.make_count_parser(2), default=7, help="rounds that count, at least 2")
-    parser.add_argument("--threads", type=harness.make_count_parser(1), default=2, help="1: CPU time")
+    parser = harness.Parser(__doc__)
+    parser.add_choices("--sizes", "size", SIZES, "some of {}, in millions")
+    parser.add_count("--rounds", 7, "rounds that count, at least 2", 2)
+    parser.add_count("--threads", 2, "1: CPU time")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # warnings of the window's memory, which the table has
     torch.set_num_threads(args.threads)

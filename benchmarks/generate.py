@@ -12,33 +12,33 @@ VmRSS of /proc/self/status: by the layers, and by the whole model until it has r
 pages count as they are read. bf16 stands for fp16, which has the same size.
 """
 
-import argparse
 import contextlib
 import ctypes
 import gc
-import importlib.util
-import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks import harness
+from benchmarks import harness, models
 from research.data.spec import Tokens
-from research.export.layout import LINEARS, MODULE_NAMES
+from research.export import gguf
+from research.export.layout import Options, Source
 from research.generate.stream import retain_memory
 from research.models.transformer import Transformer
+from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.decode import Decoder
-from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinear, move_to_huge_pages
+from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, move_to_huge_pages
 from research.nn.rope import build_rope_table
+from research.run_dir import get_rss_mb
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.1": {"dim": 768, "depth": 12, "ffn_dim": 2048, "heads": 12, "kv_heads": 4},
@@ -53,6 +53,7 @@ AT_LEAST = {
     "memory: bf16 over ours, 0.6": 6.0,
 }
 Feed = Callable[[list[int]], object]
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def measure_resident() -> float:
@@ -60,15 +61,7 @@ def measure_resident() -> float:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-
-def make_packed(width: int, out: int) -> PackedLinear:
-    layer = PackedLinear(width, out, bias=False)
-    layer.codes.random_(0, 3).mul_(0b01010101)
-    layer.scale.fill_(1.5 / width**0.5)
-    return layer
+    return get_rss_mb()
 
 
 def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transformer, float]:
@@ -76,71 +69,34 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
 
     No weight exists in a wider type at any moment.
     """
-    with torch.device("meta"):
-        model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
+
+    def make_linear(width: int, out: int, bias: bool) -> nn.Module:
+        with torch.device("cpu"):
+            return nn.Linear(width, out, bias, dtype=dtype) if dtype else models.make_packed(out, width, 1.5 / width**0.5)
+
     start = measure_resident()
-    for block in model.blocks:
-        for name in LINEARS:
-            old: Any = block.get_submodule(name)
-            if dtype:
-                linear: Any = old.to(dtype).to_empty(device="cpu")
-                nn.init.normal_(linear.weight, std=0.02)
-            else:
-                linear = make_packed(old.in_features, old.out_features)
-            block.set_submodule(name, linear)
+    with torch.device("meta"):
+        model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=make_linear, sub_norm=True, **size)
     move_to_huge_pages(model.blocks)
     layers_mb = measure_resident() - start
     for module in model.modules():
         if isinstance(module, nn.RMSNorm):
             module.weight = nn.Parameter(torch.ones(module.normalized_shape, dtype=dtype or torch.float32))
+    weight = torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02)
     if dtype:
-        model.embed.weight = nn.Parameter(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).to(dtype))
-        model.head.weight = model.embed.weight
+        model.head.weight = model.embed.weight = nn.Parameter(weight.to(dtype))
     else:
-        table = Int8Table(torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02))
+        table = Int8Table(weight)
         model.embed, model.head = Int8Embedding(table), Int8Linear(table)  # type: ignore[assignment]
     model.cos, model.sin = build_rope_table(SEQ_LEN, size["dim"] // size["heads"])
     return model.eval().requires_grad_(False), layers_mb
 
 
-def write_gguf(size: dict[str, Any], path: Path) -> None:
-    """Write a file of llama.cpp's architecture `bitnet` with random ternary blocks: 64 bytes and a scale for 256 inputs."""
-    from gguf import GGMLQuantizationType, GGUFWriter
-    from gguf.quants import quantize
-
-    writer = GGUFWriter(path, "bitnet")
-    writer.add_vocab_size(VOCAB_SIZE)
-    writer.add_context_length(SEQ_LEN)
-    writer.add_embedding_length(size["dim"])
-    writer.add_block_count(size["depth"])
-    writer.add_feed_forward_length(size["ffn_dim"])
-    writer.add_head_count(size["heads"])
-    writer.add_head_count_kv(size["kv_heads"])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(size["dim"] // size["heads"])
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_tokenizer_model("none")
-    with torch.device("meta"):
-        shapes = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=nn.Linear, sub_norm=True, **size)
-    table = torch.randn(VOCAB_SIZE, size["dim"]).mul_(0.02).numpy()
-    writer.add_tensor("token_embd.weight", quantize(table, GGMLQuantizationType.Q8_0), raw_dtype=GGMLQuantizationType.Q8_0)
-    writer.add_tensor("output_norm.weight", torch.ones(size["dim"]).numpy())
-    for number, block in enumerate(shapes.blocks):
-        for ours, (_, theirs) in MODULE_NAMES.items():
-            name = f"blk.{number}.{theirs}"
-            weight: Any = block.get_submodule(ours).weight
-            if ours not in LINEARS:
-                writer.add_tensor(f"{name}.weight", torch.ones(weight.shape).numpy())
-                continue
-            codes = torch.empty(weight.numel() // 256, 66, dtype=torch.uint8).random_(0, 3).mul_(0b01010101)
-            codes[:, 64:] = torch.ones(1, dtype=torch.half).view(torch.uint8)
-            raw = codes.view(weight.shape[0], -1).numpy()
-            writer.add_tensor(f"{name}.weight", raw, raw_dtype=GGMLQuantizationType.TQ2_0)
-            writer.add_tensor(f"{name}.scale", torch.full((1,), 1.5 / weight.shape[1] ** 0.5).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write_gguf(size: dict[str, Any], folder: Path) -> None:
+    """Write the file of llama.cpp, with random weights."""
+    model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=BitLinear, sub_norm=True, **size)
+    run: Any = SimpleNamespace(config={})
+    gguf.write(Source(run, model, bitlinear_layers(model), text=False), folder, Options(embedding="Q8_0"))
 
 
 def build_ours(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:
@@ -153,14 +109,13 @@ def build_llama(size: dict[str, Any], threads: int) -> tuple[Feed, Callable[[], 
     from llama_cpp import Llama
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.gguf"
-        write_gguf(size, path)
-        model = Llama(str(path), n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
+        write_gguf(size, Path(folder))
+        model = Llama(f"{folder}/{gguf.FILE}", n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
     return model.eval, model.reset, float("nan")
 
 
-def run_arm(name: str, size: dict[str, Any], threads: int) -> None:
-    """Run one arm in this process: print its memory, then the times of one round for each line on stdin."""
+def run_arm(name: str, size: dict[str, Any], threads: int, pipe: Any) -> None:
+    """Run one arm in this process: send its memory, then the times of one round for each message."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
@@ -178,39 +133,32 @@ def run_arm(name: str, size: dict[str, Any], threads: int) -> None:
     feed, reset, layers_mb = build_arm(size)
     for token in tokens[:NEW_TOKENS]:
         feed([token])
-    print(json.dumps({"layers": layers_mb, "all": measure_resident() - start_mb}), flush=True)
-    for _ in sys.stdin:
+    pipe.send({"layers": layers_mb, "all": measure_resident() - start_mb})
+    while pipe.recv():
         reset()
         with retain_memory():  # as the program does
             prefill = harness.make_arm(lambda: feed(tokens[:PROMPT_LEN]))()
         decode = [harness.make_arm(partial(feed, [token]))() for token in tokens[PROMPT_LEN:]]
-        print(json.dumps({"prefill": prefill / PROMPT_LEN, "decode": statistics.median(decode)}), flush=True)
+        pipe.send({"prefill": prefill / PROMPT_LEN, "decode": statistics.median(decode)})
 
 
 class Arm:
     """One arm in a process of its own; a call runs one round and returns seconds a token, by phase."""
 
     def __init__(self, name: str, size: str, threads: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.generate", "--arm", name, "--sizes", size, "--threads", str(threads)]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process: subprocess.Popen[str] = subprocess.Popen(command, cwd=harness.ROOT, **pipes)
-        self.memory = self.read_message()  # MB
+        self.pipe, child_pipe = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=run_arm, args=(name, SIZES[size], threads, child_pipe), daemon=True)
+        self.process.start()
+        child_pipe.close()  # so that `recv` raises EOFError if the child ends
+        self.memory: dict[str, float] = self.pipe.recv()  # MB
 
     def __call__(self) -> dict[str, float]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.read_message()
-
-    def read_message(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
-        return json.loads(line)  # type: ignore[no-any-return]
+        self.pipe.send(True)
+        return self.pipe.recv()  # type: ignore[no-any-return]
 
     def end(self) -> None:
-        self.process.communicate(timeout=60)
+        self.pipe.send(False)
+        self.process.join(60)
 
 
 def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str, float]:
@@ -239,20 +187,13 @@ def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str,
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
+    parser = harness.Parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="billions of parameters")
-    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=5, help="rounds that count")
-    parser.add_argument("--threads", type=harness.make_count_parser(1), default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_count("--rounds", 5, "rounds that count")
+    parser.add_count("--threads", min(2, os.cpu_count() or 1))
     args = parser.parse_args()
-    if args.arm:
-        run_arm(args.arm, SIZES[args.sizes[0]], args.threads)
-        return
-    names = ["ours", "bf16", "float32"]
-    if all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):
-        names.insert(1, "llama.cpp")
-    else:
-        print("llama.cpp is not compared: pip install llama-cpp-python gguf")
+    llama = harness.has_peer("llama.cpp", "llama-cpp-python gguf", "llama_cpp", "gguf")
+    names = ["ours", *["llama.cpp"] * llama, "bf16", "float32"]
     ratios: dict[str, float] = {}
     for size in args.sizes:
         ratios |= compare(size, names, args.threads, args.rounds)

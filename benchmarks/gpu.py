@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import harness
+from benchmarks import harness, models
 from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -76,16 +75,7 @@ def make_training_step(linear: type[nn.Linear]) -> Work:
     model = Transformer(Tokens(4096, 512), 1024, 8, 16, linear, sub_norm=True).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(4096, (8, 513), device="cuda")
-
-    def train_step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            logits = model(tokens[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return train_step
+    return models.make_step(model, optimizer, tokens, autocast=True, clip_norm=None)
 
 
 def compare_training(rounds: int) -> dict[str, float]:
@@ -98,8 +88,8 @@ def compare_training(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=20, help="rounds that count")
+    parser = harness.Parser(__doc__)
+    parser.add_count("--rounds", 20, "rounds that count")
     rounds = parser.parse_args().rounds
     if not torch.cuda.is_available():
         print("no NVIDIA GPU here: nothing to measure")

@@ -6,12 +6,17 @@ moment of the machine meets both sides.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from research.run_dir import describe_environment
@@ -22,34 +27,58 @@ Clock = Callable[[], float]
 Bounds = Mapping[str, Any]  # name of a ratio -> bound; or the name of a part -> its bounds
 
 
-def make_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help is the docstring of the program."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    """The options of a program; its help is the docstring of the program."""
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_count(self, name: str, default: Any, text: str | None = None, minimum: int = 1, **settings: Any) -> None:
+        """Add an option that takes an integer of at least `minimum`; `text` is its help."""
+
+        def parse_count(value: str) -> int:
+            if (count := int(value)) < minimum:
+                raise argparse.ArgumentTypeError(f"{count} is too few: give {minimum} or more")
+            return count
+
+        parse_count.__name__ = "count"  # argparse names the type in its message on text that is no number
+        self.add_argument(name, type=parse_count, default=default, help=text, **settings)
+
+    def add_choices(self, name: str, kind: str, names: Collection[str], text: str) -> None:
+        """Add an option that takes some of `names`, separated by commas, by default all; its help is `text` with the names."""
+        valid = ", ".join(names)
+
+        def parse_choices(value: str) -> list[str]:
+            for choice in (choices := value.split(",")):
+                if choice not in names:
+                    raise argparse.ArgumentTypeError(
+                        f"there is no {kind} '{choice}'; give some of {valid}, with commas between"
+                    )
+            return choices
+
+        self.add_argument(name, type=parse_choices, default=list(names), help=text.format(valid))
 
 
-def make_choices_parser(kind: str, names: Collection[str]) -> Callable[[str], list[str]]:
-    """Return the type of an option that takes some of `names`, separated by commas."""
-
-    def parse_choices(text: str) -> list[str]:
-        for name in (choices := text.split(",")):
-            if name not in names:
-                valid = ", ".join(names)
-                raise argparse.ArgumentTypeError(f"there is no {kind} '{name}'; give some of {valid}, with commas between")
-        return choices
-
-    return parse_choices
+def has_peer(peer: str, packages: str, *modules: str) -> bool:
+    """Return true if all `modules` of a peer are installed; else print which `packages` bring them."""
+    installed = all(importlib.util.find_spec(module) for module in modules)
+    if not installed:
+        print(f"{peer} is not compared: pip install {packages}")
+    return installed
 
 
-def make_count_parser(minimum: int) -> Callable[[str], int]:
-    """Return the type of an option that takes an integer of at least `minimum`."""
+def run_python(
+    *args: str, folder: Path = ROOT, check: bool = True, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments and one compute thread; return its exit code and both outputs, as `stdout`.
 
-    def parse_count(text: str) -> int:
-        if (count := int(text)) < minimum:
-            raise argparse.ArgumentTypeError(f"{count} is too few: give {minimum} or more")
-        return count
-
-    parse_count.__name__ = "count"  # argparse names the type in its message on text that is no number
-    return parse_count
+    Raise RuntimeError with the end of its output if it fails and `check` is true.
+    """
+    command, env = [sys.executable, *args], {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    process = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if check and process.returncode:
+        raise RuntimeError(f"python {args[0]} ended with {process.returncode}: {process.stdout[-2000:]}")
+    return process
 
 
 def select_clock(threads: int) -> Clock:
@@ -113,6 +142,34 @@ class Table:
     def skip(self, name: str, reason: str) -> None:
         """Print a row of an arm that was not measured."""
         print(f"{name:<{self.width}}    {reason}", flush=True)
+
+
+def report(
+    title: str,
+    times: Mapping[str, Sequence[float]],
+    bases: Mapping[str, Sequence[float]],
+    unit: str = "ms a step",
+    width: int = 28,
+    labels: Mapping[str, str] = MappingProxyType({}),
+    reasons: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> dict[str, float]:
+    """Print a table of all arms with their ratios over each of `bases`. Return these ratios, as "arm/base".
+
+    The quartiles are those over the last base. An arm in `reasons` was not measured; `columns` are more cells, by head.
+    """
+    table = Table(title, unit, *(f"over {base}" for base in bases), "quartiles", *columns, width=width)
+    ratios: dict[str, float] = {}
+    for arm, seconds in times.items():
+        compared = {base: compare(seconds, base_seconds) for base, base_seconds in bases.items()}
+        median = statistics.median(seconds) * (1e3 if unit.startswith("ms") else 1)
+        medians = [f"{ratio.median:.3f}" for ratio in compared.values()]
+        quartiles = str(list(compared.values())[-1])
+        table.add(labels.get(arm, arm), f"{median:.2f}", *medians, quartiles, *(cells[arm] for cells in columns.values()))
+        ratios |= {f"{arm}/{base}": ratio.median for base, ratio in compared.items() if arm != base}
+    for arm, reason in reasons.items():
+        table.skip(arm, reason)
+    return ratios
 
 
 def list_violations(results: Mapping[str, Any], at_most: Bounds, at_least: Bounds | None = None) -> list[str]:

@@ -18,27 +18,20 @@ import itertools
 import logging
 import os
 import random
-import statistics
 import tempfile
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.utils.data import DataLoader
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import harness
+from benchmarks import harness, models
 from benchmarks.lanes import FinishStep, start_lanes
 from research.data.modular import modular
-from research.data.spec import Split
-from research.losses import last_token
-from research.models.transformer import Transformer
-from research.optim.param_groups import from_base
-from research.optim.schedules import constant
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -50,10 +43,7 @@ DATA = modular(p=97)
 
 def build_parts() -> tuple[nn.Module, Optimizer]:
     """Return the same model and optimizer for every loop."""
-    torch.manual_seed(0)
-    model = Transformer(DATA.shape, dim=64, depth=2, heads=4, linear=nn.Linear, sub_norm=True)
-    adamw: partial[Any] = partial(AdamW, betas=(0.9, 0.98), fused=True)
-    return model, from_base(model, adamw, lr=1e-3, weight_decay=1.0)
+    return models.build_parts(DATA, 64, 2, 4, sub_norm=True, weight_decay=1.0)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -93,33 +83,22 @@ def run_ours(finish_step: FinishStep) -> None:
                 state.stop = "the measurement is complete"
 
     trainer = Trainer(ENDLESS, BATCH, clip_norm=CLIP, log_every=LOG_EVERY, eval_every=ENDLESS, device="cpu")
-    trainer.fit(trainer.setup(*build_parts(), constant, last_token, DATA, [StopWhenDone()]))
+    models.fit(trainer, build_parts(), DATA, StopWhenDone())
 
 
-class Samples:
+class Samples(TensorDataset):
     """A split for a DataLoader that reads a whole batch by one index."""
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.split.inputs[index], self.split.targets[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        index = torch.tensor(indices)
-        return self.split.inputs[index], self.split.targets[index]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return self[torch.tensor(indices)]  # type: ignore[no-any-return]
 
 
-def return_batch(batch: Any) -> Any:
-    """Return the batch as it is: `__getitems__` has collated it."""
-    return batch
+SAMPLES = Samples(DATA.train.inputs, DATA.train.targets)
 
 
 def make_loader() -> Any:
-    return DataLoader(Samples(DATA.train), BATCH, shuffle=True, drop_last=True, collate_fn=return_batch)  # type: ignore[arg-type]
+    # `__getitems__` has collated the batch.
+    return DataLoader(SAMPLES, BATCH, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
 
 
 def run_accelerate(finish_step: FinishStep) -> None:
@@ -128,18 +107,16 @@ def run_accelerate(finish_step: FinishStep) -> None:
 
     accelerator = Accelerator(cpu=True)
     model, optimizer, batches = accelerator.prepare(*build_parts(), make_loader())
-    steps = itertools.count(1)
-    while True:
-        for x, y in batches:
-            loss = mean_loss(model(x), y)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            optimizer.zero_grad()
-            if next(steps) % LOG_EVERY == 0:
-                loss.item()
-            if finish_step():
-                return
+    for step, (x, y) in enumerate(itertools.chain.from_iterable(itertools.repeat(batches)), start=1):
+        loss = mean_loss(model(x), y)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % LOG_EVERY == 0:
+            loss.item()
+        if finish_step():
+            return
 
 
 def run_lightning(finish_step: FinishStep) -> None:
@@ -184,24 +161,14 @@ def run_transformers(finish_step: FinishStep) -> None:
 
     model, optimizer = build_parts()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            folder,
-            per_device_train_batch_size=BATCH,
-            max_steps=ENDLESS,
-            max_grad_norm=CLIP,
-            logging_steps=LOG_EVERY,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_drop_last=True,
-        )
+        size = {"max_steps": ENDLESS, "per_device_train_batch_size": BATCH, "max_grad_norm": CLIP, "logging_steps": LOG_EVERY}
+        off = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
+        arguments = transformers.TrainingArguments(folder, use_cpu=True, dataloader_drop_last=True, **size, **off)
         loop = Loop(
             model,
             arguments,
             data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
-            train_dataset=Samples(DATA.train),
+            train_dataset=SAMPLES,
             callbacks=[StopWhenDone()],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
         )
@@ -212,38 +179,26 @@ def run_transformers(finish_step: FinishStep) -> None:
 PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers": run_transformers}
 
 
-def silence_peers() -> None:
-    """Silence the peers: their messages would hide the table."""
+def report(times: dict[str, list[float]]) -> dict[str, float]:
+    """Print the table; return the ratios."""
+    labels = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
+    by_hand = [(one + other) / 2 for one, other in zip(times["raw"], times["again"], strict=True)]
+    ordered = {name: times[name] for name in (*labels, *PEERS) if name in times}
+    reasons = {name: f"not installed: pip install {name}" for name in PEERS if name not in times}
+    return harness.report("loop", ordered, {"by hand": by_hand}, width=16, labels=labels, reasons=reasons)
+
+
+def main() -> None:
+    parser = harness.Parser(__doc__)
+    parser.add_count("--steps", 10, "steps of a loop in each round")
+    parser.add_count("--rounds", 12, "rounds that count, at least 2", 2)
+    parser.add_count("--seatings", 12, "times that all loops start anew")
+    args = parser.parse_args()
+    # Messages of the peers would hide the table.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def report(times: dict[str, list[float]]) -> dict[str, float]:
-    """Print the table; return the ratios."""
-    titles = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
-    by_hand = [(one + other) / 2 for one, other in zip(times["raw"], times["again"], strict=True)]
-    table = harness.Table("loop", "ms a step", "over by hand", "quartiles", width=16)
-    ratios = {}
-    for name in ("raw", "again", "ours", *PEERS):
-        if name not in times:
-            table.skip(name, f"not installed: pip install {name}")
-            continue
-        ratio = harness.compare(times[name], by_hand)
-        milliseconds = 1e3 * statistics.median(times[name])
-        table.add(titles.get(name, name), f"{milliseconds:.2f}", f"{ratio.median:.3f}", str(ratio))
-        ratios[f"{name}/by hand"] = ratio.median
-    return ratios
-
-
-def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--steps", type=harness.make_count_parser(1), default=10, help="steps of a loop in each round")
-    parser.add_argument("--rounds", type=harness.make_count_parser(2), default=12, help="rounds that count, at least 2")
-    parser.add_argument("--seatings", type=harness.make_count_parser(1), default=12, help="times that all loops start anew")
-    args = parser.parse_args()
-    silence_peers()
     peers = {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
     own = [("raw", run_by_hand), ("again", run_by_hand), ("ours", run_ours)]
     times: dict[str, list[float]] = {}

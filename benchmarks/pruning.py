@@ -6,10 +6,7 @@ Both sides use the same sampler with the same seed. Compared are the steps of al
 accuracy of the trials that ran to their end, in percentage points.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,34 +18,29 @@ BOUNDS = {"steps": 1 / 3, "lost points": 0.5}
 
 def run_study(folder: Path, seed: int, trials: int, pruner: str) -> tuple[int, float]:
     """Return the steps of all trials, and the best value of those that were not pruned."""
-    command = [sys.executable, str(harness.ROOT / "train.py"), "sweep=digits", f"seed={seed}", "tracker=none", f"out={folder}",
-               f"hydra/sweeper/pruner={pruner}", f"hydra.sweeper.study_name={pruner}-{seed}", "hydra.sweeper.plots=false",
-               f"hydra.sweeper.n_trials={trials}", "trainer.device=cpu", "callbacks.checkpoint.every=null", "-m"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+    study = [f"hydra/sweeper/pruner={pruner}", f"hydra.sweeper.study_name={pruner}-{seed}", f"hydra.sweeper.n_trials={trials}"]
+    off = ["tracker=none", "hydra.sweeper.plots=false", "callbacks.checkpoint.every=null", "trainer.device=cpu"]
+    harness.run_python("train.py", "-m", "sweep=digits", f"seed={seed}", f"out={folder}", *study, *off)
     runs = [read_json(path) for path in (folder / "digits" / f"{pruner}-{seed}").glob("*/summary.json")]
     return sum(run["steps"] for run in runs), max(run["value"] for run in runs if run["status"] == "FINISHED")
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--seeds", type=harness.make_count_parser(1), default=5)
-    parser.add_argument("--trials", type=harness.make_count_parser(1), default=24)
+    parser = harness.Parser(__doc__)
+    parser.add_count("--seeds", 5)
+    parser.add_count("--trials", 24)
     args = parser.parse_args()
     shares, lost = [], []
     table = harness.Table("seed", "steps, all", "hyperband", "share", "best, all", "hyperband", width=6)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
-            steps, best = run_study(Path(name), seed, args.trials, "none")
-            pruned_steps, pruned_best = run_study(Path(name), seed, args.trials, "hyperband")
+            steps, best = run_study(Path(folder), seed, args.trials, "none")
+            pruned_steps, pruned_best = run_study(Path(folder), seed, args.trials, "hyperband")
             shares.append(pruned_steps / steps)
             lost.append(100 * (best - pruned_best))
             table.add(f"{seed}", f"{steps:,}", f"{pruned_steps:,}", f"{shares[-1]:.3f}", f"{best:.4f}", f"{pruned_best:.4f}")
-    results = {"steps": statistics.mean(shares), "lost points": statistics.mean(lost)}
-    print(f"Hyperband took {results['steps']:.3f} of the steps (mean over seeds).")
-    print(f"It lost {results['lost points']:.2f} points (mean over seeds), at most {max(lost):.2f}.")
-    harness.finish(results, BOUNDS)
+    print(f"Means over the seeds are in the last line. Hyperband lost at most {max(lost):.2f} points.")
+    harness.finish({"steps": statistics.mean(shares), "lost points": statistics.mean(lost)}, BOUNDS)
 
 
 if __name__ == "__main__":

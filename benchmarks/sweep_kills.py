@@ -96,9 +96,9 @@ def check_study(folder: Path, trials: int) -> dict[str, tuple[int, int]]:
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
+    parser = harness.Parser(__doc__)
     for name, default in (("kills", 30), ("trials", 100), ("workers", 2), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=harness.make_count_parser(0), default=default)
+        parser.add_count(f"--{name}", default, minimum=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         killed = run_campaign(Path(name), args.kills, args.trials, args.workers, random.Random(args.seed))

@@ -12,15 +12,13 @@ The published plugin needs Optuna 2; it runs beside ours from a folder of its ow
     pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import harness
 
@@ -43,11 +41,12 @@ CONFIG = "x: 0.0\ny: 0.0\npause: 0.0\ntimes: times.txt\n"
 SPACE = ["-m", "x=interval(-5.0,5.0)", "y=interval(-5.0,5.0)", "hydra.sweeper.sampler.seed=1"]
 
 
-class Side:
-    """One sweeper, and the folder that it is imported from."""
+class Side(NamedTuple):
+    """One sweeper, the folder that it is imported from, and its settings."""
 
-    def __init__(self, name: str, path: Path, *arguments: str) -> None:
-        self.name, self.path, self.arguments = name, path, arguments
+    name: str
+    path: Path
+    settings: tuple[str, ...]
 
     def measure_gaps(self, folder: Path, *more: str) -> tuple[list[float], float]:
         """Run a sweep in one process. Return the seconds between its trials, and from the first start to the last end."""
@@ -56,14 +55,10 @@ class Side:
         (folder / "config.yaml").write_text(CONFIG)
         times.unlink(missing_ok=True)
         dirs = [f"hydra.sweep.dir={folder}/{self.name}-{time.time_ns()}", f"times={times}"]
-        env = os.environ | {"PYTHONPATH": str(self.path), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), *SPACE, *self.arguments, *dirs, *more]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{self.name}: {done.stderr[-2000:]}")
+        variables = {"PYTHONPATH": str(self.path), "PYTHONWARNINGS": "ignore"}
+        harness.run_python(str(script), *SPACE, *self.settings, *dirs, *more, folder=folder, variables=variables)
         rows = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
-        gaps = [after[0] - before[1] for before, after in pairwise(rows)]
-        return gaps, max(row[1] for row in rows) - rows[0][0]
+        return [after[0] - before[1] for before, after in pairwise(rows)], max(row[1] for row in rows) - rows[0][0]
 
 
 def compare_skewed(folder: Path, ours: Side, trials: int) -> float:
@@ -76,22 +71,20 @@ def compare_skewed(folder: Path, ours: Side, trials: int) -> float:
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--trials", type=harness.make_count_parser(4), default=30, help="at least 4")
-    parser.add_argument("--rounds", type=harness.make_count_parser(1), default=5)
-    parser.add_argument("--skewed", type=int, default=12, help="trials of the second part; 0 leaves it out")
+    parser = harness.Parser(__doc__)
+    parser.add_count("--trials", 30, "at least 4", 4)
+    parser.add_count("--rounds", 5)
+    parser.add_count("--skewed", 12, "trials of the second part; 0 leaves it out", 0)
     parser.add_argument("--peer", type=Path, help="the folder of the published plugin")
     args = parser.parse_args()
-    sides = [Side("ours", harness.ROOT, "hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe")]
+    sides = [Side("ours", harness.ROOT, ("hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe"))]
     if args.peer and (args.peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():
-        sides.append(Side("published", args.peer.absolute(), "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1"))
+        sides.append(Side("published", args.peer.absolute(), ("hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1")))
     else:
         print("the published plugin: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0, then --peer DIR")
-    ratios: dict[str, float] = {}
+    ratios, medians = dict[str, float](), dict[str, float]()
     with tempfile.TemporaryDirectory() as root:
-        trials = f"hydra.sweeper.n_trials={args.trials}"
-        arms = {side.name: partial(side.measure_gaps, Path(root), trials) for side in sides}
-        medians = {}
+        arms = {side.name: partial(side.measure_gaps, Path(root), f"hydra.sweeper.n_trials={args.trials}") for side in sides}
         for name, sweeps in harness.run_interleaved(arms, args.rounds, warm_up=0).items():
             # The first two gaps of a sweep hold imports and the creation of the study.
             gaps = [gap for all_gaps, _ in sweeps for gap in all_gaps[2:]]

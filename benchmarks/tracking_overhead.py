@@ -10,20 +10,10 @@ and creating an empty store come before: they happen once, not once a run.
 import tempfile
 import time
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import AdamW
-
-from benchmarks import harness
+from benchmarks import harness, models
 from research.data.modular import modular
-from research.losses import last_token
-from research.models.transformer import Transformer
-from research.optim.param_groups import from_base
-from research.optim.schedules import constant
 from research.run_dir import RunConfig
 from research.tracking.jsonl import FINISHED, Tracker
 from research.tracking.mlflow import MLflow
@@ -35,24 +25,21 @@ DATA = modular(p=23)
 
 def train(tracker: Tracker, folder: Path, steps: int) -> float:
     """Return the seconds of one run."""
-    torch.manual_seed(0)
-    model = Transformer(DATA.shape, dim=32, depth=1, heads=2, linear=nn.Linear)
-    fused_adamw: partial[Any] = partial(AdamW, fused=True)
-    optimizer = from_base(model, fused_adamw, lr=1e-3)
+    parts = models.build_parts(DATA, 32, 1, 2)
     folder.mkdir(parents=True)
     start = time.perf_counter()
     tracker.start(RunConfig("run", "overhead", folder, {"steps": steps}, [], {}))
     trainer = Trainer(steps, batch_size=64, eval_every=25, log_every=10, device="cpu")
-    state = trainer.fit(trainer.setup(model, optimizer, constant, last_token, DATA, [tracker]))
+    state = models.fit(trainer, parts, DATA, tracker)
     with redirect_stdout(None):  # drop the line that names the run's page
         tracker.finish(FINISHED, {"steps": state.progress.step, "best": state.progress.best, "metrics": state.progress.metrics})
     return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--steps", type=harness.make_count_parser(10), default=10_000)
-    parser.add_argument("--pairs", type=harness.make_count_parser(1), default=3)
+    parser = harness.Parser(__doc__)
+    parser.add_count("--steps", 10_000, minimum=10)
+    parser.add_count("--pairs", 3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         uri, stored = f"sqlite:///{root}/mlflow.db", list[int]()
@@ -70,13 +57,10 @@ def main() -> None:
                 return train(Tracker(), Path(folder, "none"), args.steps)
 
         times = harness.run_interleaved({"mlflow": run_with_mlflow, "none": run_without}, args.pairs, warm_up=0)
-    ratio = harness.compare(times["mlflow"], times["none"])
-    table = harness.Table("tracker", "seconds", width=10)
-    for name, seconds in times.items():
-        table.add(name, ", ".join(f"{value:.2f}" for value in seconds))
+    results = harness.report("tracker", times, {"none": times["none"]}, "seconds", width=10)
     expected = args.pairs * (args.steps // 10)
-    print(f"mlflow over none: {ratio.median:.3f}; {sum(stored)} of {expected} logged losses are in the store")
-    harness.finish({"mlflow/none": ratio.median, "lost": expected - sum(stored)}, BOUNDS)
+    print(f"{sum(stored)} of {expected} logged losses are in the store")
+    harness.finish(results | {"lost": expected - sum(stored)}, BOUNDS)
 
 
 if __name__ == "__main__":

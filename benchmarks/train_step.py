@@ -16,10 +16,8 @@ The parts, each with its cost on two cores for 12 rounds:
 """
 
 import os
-import statistics
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks import harness
+from benchmarks import harness, models
 from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -99,71 +97,44 @@ PARTS = {  # builders, size, under autocast
 }
 
 
-def make_step(model: nn.Module, size: str, autocast: bool) -> Step:
-    """Return a function that does one training step on one batch."""
-    optimizer = from_base(model, FUSED_ADAMW, lr=1e-3, weight_decay=0.1)
-    params = list(model.parameters())
-    tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["seq_len"] + 1))
-    x, y = tokens[:, :-1], tokens[:, 1:]
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
-            loss = F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
-        loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def build_steps(part: str) -> dict[str, Step | str]:
-    """Return the steps of a part, warmed up; for a version that cannot run, the reason."""
+def build_steps(part: str) -> tuple[dict[str, Step], dict[str, str]]:
+    """Return the steps of a part, warmed up; and for each version that cannot run, the reason."""
     builders, size, autocast = PARTS[part]
-    steps: dict[str, Step | str] = {}
+    steps: dict[str, Step] = {}
+    reasons: dict[str, str] = {}
     for name, build in builders.items():
         for suffix in ["", ", compiled"] if part == "compiled" else [""]:
             try:
                 model = build(size)
                 if suffix:
                     model.compile()
-                step = make_step(model, size, autocast)
+                optimizer = from_base(model, FUSED_ADAMW, lr=1e-3, weight_decay=0.1)
+                tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["seq_len"] + 1))
+                step = models.make_step(model, optimizer, tokens, autocast, clip_norm=1.0)
                 for _ in range(WARM_UP):
                     step()
                 steps[name + suffix] = step
             except ModuleNotFoundError as error:
-                steps[name] = f"not installed: pip install {str(error.name).partition('.')[0]}"
+                reasons[name] = f"not installed: pip install {str(error.name).partition('.')[0]}"
             except RuntimeError as error:
-                steps[name] = f"fails: {str(error).splitlines()[0][:80]}"
-    return steps
+                reasons[name] = f"fails: {str(error).splitlines()[0][:80]}"
+    return steps, reasons
 
 
 def measure(part: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     """Print the table of a part; return the ratios."""
-    steps = build_steps(part)
-    arms = {name: harness.make_arm(step, clock) for name, step in steps.items() if not isinstance(step, str)}
-    times = harness.run_interleaved(arms, rounds, warm_up=0)
-    bases = [TWIN, f"{TWIN}, compiled"] if part == "compiled" else [TWIN]
+    steps, reasons = build_steps(part)
+    times = harness.run_interleaved({name: harness.make_arm(step, clock) for name, step in steps.items()}, rounds, warm_up=0)
+    bases = [name for name in (TWIN, f"{TWIN}, compiled") if name in times]
     print()
-    table = harness.Table(part, "ms a step", *(f"over {base}" for base in bases), "quartiles")
-    ratios: dict[str, float] = {}
-    for name, step in steps.items():
-        if isinstance(step, str):
-            table.skip(name, step)
-            continue
-        compared = {base: harness.compare(times[name], times[base]) for base in bases}
-        cells = [f"{ratio.median:.3f}" for ratio in compared.values()]
-        table.add(name, f"{1e3 * statistics.median(times[name]):.1f}", *cells, str(compared[bases[-1]]))
-        ratios |= {f"{name}/{base}": ratio.median for base, ratio in compared.items()}
-    return ratios
+    return harness.report(part, times, {base: times[base] for base in bases}, reasons=reasons)
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parse_parts, names = harness.make_choices_parser("part", PARTS), ", ".join(PARTS)
-    parser.add_argument("--parts", type=parse_parts, default=list(PARTS), help=f"some of {names}, with commas between")
-    parser.add_argument("--rounds", type=harness.make_count_parser(2), default=12, help="rounds that count, at least 2")
-    parser.add_argument("--threads", type=harness.make_count_parser(1), default=2, help="1: CPU time")
+    parser = harness.Parser(__doc__)
+    parser.add_choices("--parts", "part", PARTS, "some of {}, with commas between")
+    parser.add_count("--rounds", 12, "rounds that count, at least 2", 2)
+    parser.add_count("--threads", 2, "1: CPU time")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the peers' own
     # As in research/training/trainer.py.

@@ -7,16 +7,14 @@ study, the folders, and the logs of the workers. PostgreSQL runs as a server of 
 grpc may be given too.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, servers
+from research.tracking.optuna_storage import get_storage
 
 BOUNDS = {"lost": 0, "twice": 0, "errors": 0}
 APP = """
@@ -44,38 +42,36 @@ hydra:
 """
 
 
-def start_storage(storage: str, folder: Path, stack: ExitStack) -> str:
-    """Return the URL of an empty storage. Raise NotInstalledError where its server is not on this machine."""
+def start_storage(storage: str, folder: str) -> AbstractContextManager[str]:
+    """Start an empty storage; its URL is for a with block. That raises NotInstalledError where no server is installed."""
     if storage == "postgresql":
-        return stack.enter_context(servers.start_postgresql())
+        return servers.start_postgresql()
     if storage == "redis":
-        return stack.enter_context(servers.start_redis())
+        return servers.start_redis()
     if storage == "grpc":
-        return stack.enter_context(servers.start_grpc_proxy(f"sqlite:///{folder}/study.db"))
-    return f"journal://{folder}/study.journal"
+        return servers.start_grpc_proxy(f"sqlite:///{folder}/study.db")
+    return nullcontext(f"journal://{folder}/study.journal")
 
 
 def sweep(folder: Path, url: str, workers: int, trials: int) -> tuple[float, str]:
     """Return the seconds of a sweep, and all its output."""
     (folder / "app.py").write_text(APP)
     (folder / "config.yaml").write_text(CONFIG)
-    settings = [f"storage={url}", f"workers={workers}", f"n_trials={trials}"]
-    command = [sys.executable, "app.py", "-m", *(f"hydra.sweeper.{setting}" for setting in settings)]
+    settings = [f"hydra.sweeper.{setting}" for setting in (f"storage={url}", f"workers={workers}", f"n_trials={trials}")]
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    process = harness.run_python("app.py", "-m", *settings, folder=folder, check=False)
+    seconds = time.perf_counter() - start
     logs = [file.read_text() for file in sorted(folder.glob("sweeps/many/worker-*.log"))]
-    failed = f"\nError: the sweep ended with {done.returncode}" if done.returncode else ""
-    return time.perf_counter() - start, "".join([*logs, done.stdout, done.stderr, failed])
+    failure = f"\nError: the sweep ended with {process.returncode}" if process.returncode else ""
+    return seconds, "".join([*logs, process.stdout, failure])
 
 
 def count_faults(folder: Path, url: str, trials: int, output: str) -> dict[str, int]:
     """Count the trials that are missing, those that ran twice, and the errors; print the lines with errors."""
     import optuna
 
-    from research.tracking import optuna_storage
-
-    study = optuna.load_study(study_name="many", storage=optuna_storage.get_storage(url))
-    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    study = optuna.load_study(study_name="many", storage=get_storage(url))
+    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     folders = {int(path.name) for path in folder.glob("sweeps/many/*") if path.name.isdecimal()}
     intact = {trial.number for trial in complete} & folders & set(range(trials))
     settings = {tuple(trial.params.values()) for trial in complete}
@@ -86,26 +82,24 @@ def count_faults(folder: Path, url: str, trials: int, output: str) -> dict[str, 
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
+    parser = harness.Parser(__doc__)
     parser.add_argument("--storage", nargs="+", choices=("journal", "postgresql", "redis", "grpc"))
-    parser.add_argument("--workers", type=harness.make_count_parser(1), default=8)
-    parser.add_argument("--trials", type=harness.make_count_parser(1), default=200)
+    parser.add_count("--workers", 8)
+    parser.add_count("--trials", 200)
     args = parser.parse_args()
     results: dict[str, Any] = {}
     table = harness.Table("storage", "workers", "trials", "seconds", "trials/s", *BOUNDS, width=12)
     for storage in args.storage or ("journal", "postgresql"):
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            try:
-                url = start_storage(storage, Path(folder), stack)
-            except servers.NotInstalledError as error:
-                table.skip(storage, str(error))
-                continue
-            seconds, output = sweep(Path(folder), url, args.workers, args.trials)
-            counts = count_faults(Path(folder), url, args.trials, output)
-        rate = args.trials / seconds
-        sizes = (f"{args.workers}", f"{args.trials}", f"{seconds:.1f}", f"{rate:.1f}")
-        table.add(storage, *sizes, *(str(counts[name]) for name in BOUNDS))
-        results[storage] = {"seconds": seconds, "trials/s": rate, **counts}
+        try:
+            with tempfile.TemporaryDirectory() as folder, start_storage(storage, folder) as url:
+                seconds, output = sweep(Path(folder), url, args.workers, args.trials)
+                counts = count_faults(Path(folder), url, args.trials, output)
+        except servers.NotInstalledError as error:
+            table.skip(storage, str(error))
+            continue
+        results[storage] = {"seconds": seconds, "trials/s": args.trials / seconds, **counts}
+        cells = (args.workers, args.trials, f"{seconds:.1f}", f"{args.trials / seconds:.1f}", *counts.values())
+        table.add(storage, *map(str, cells))
     harness.finish(results, BOUNDS)
 
 

@@ -10,14 +10,16 @@ in 25 positions of each file, and one of our runs is ended 10 times in each of i
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.faults import runs, saves, table
+from benchmarks.faults import runs, saves
 from benchmarks.faults.saves import Row
 from benchmarks.faults.systems import PEERS, Grokbit, System, prepare_process
 
 Peers = list[type[System]]
+BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
 
 
 def run_save_faults(kills: int, peers: Peers) -> Iterator[Row]:
@@ -35,8 +37,7 @@ def run_file_faults(kills: int, peers: Peers) -> Iterator[Row]:
 
 def run_disk_faults(kills: int, peers: Peers) -> Iterator[Row]:
     systems: Peers = [Grokbit, *peers]
-    for system in systems:
-        yield saves.save_to_full_disk(system)
+    yield from map(saves.save_to_full_disk, systems)
 
 
 def run_process_faults(kills: int, peers: Peers) -> Iterator[Row]:
@@ -53,29 +54,40 @@ def run_process_faults(kills: int, peers: Peers) -> Iterator[Row]:
 PARTS = {"saves": run_save_faults, "files": run_file_faults, "room": run_disk_faults, "runs": run_process_faults}
 
 
+def write_table(folder: Path, rows: list[Row]) -> None:
+    """Write results.csv, and the table of README.md if that file exists: a line for each fault, a column for each system."""
+    from experiments.base import format_table, write_csv
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "results.csv", list(asdict(rows[0])), map(asdict, rows))
+    systems, faults = (list(dict.fromkeys(names)) for names in ((row.system for row in rows), (row.fault for row in rows)))
+    cells = {(row.fault, row.system): row.format_cell() for row in rows}
+    lines = [[fault, *(cells.get((fault, system), "") for system in systems)] for fault in faults]
+    if (readme := folder / "README.md").exists():
+        head, _, rest = readme.read_text().partition(BEGIN)
+        readme.write_text(f"{head}{BEGIN}{format_table(['fault', *systems], lines)}\n{END}{rest.partition(END)[2]}")
+
+
 def main() -> None:
-    parser = harness.make_parser(__doc__)
-    parse_parts, names = harness.make_choices_parser("part", PARTS), ", ".join(PARTS)
-    parser.add_argument("--kills", type=harness.make_count_parser(1), default=200, help="processes to kill in a save")
-    parser.add_argument("--only", type=parse_parts, default=list(PARTS), help=f"parts, of {names}")
+    parser = harness.Parser(__doc__)
+    parser.add_count("--kills", 200, "processes to kill in a save")
+    parser.add_choices("--only", "part", PARTS, "parts, of {}")
     parser.add_argument("--no-peers", action="store_true", help="grokbit alone")
     parser.add_argument("--table", type=Path, help="a folder: write results.csv there, and the table of its README.md")
     args = parser.parse_args()
     random.seed(0)
     prepare_process()
-    peers = [] if args.no_peers else PEERS
-    installed = [peer for peer in peers if peer.is_installed()]
-    for peer in peers:
-        if peer not in installed:
-            print(f"{peer.name} is not installed: pip install {peer.package}")
+    peers = (
+        [] if args.no_peers else [peer for peer in PEERS if harness.has_peer(peer.name, peer.package, *peer.package.split())]
+    )
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
     rows = []
-    for row in (row for part in args.only for row in PARTS[part](args.kills, installed)):
+    for row in (row for part in args.only for row in PARTS[part](args.kills, peers)):
         rows.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
     if args.table:
-        table.write(args.table, rows)
+        write_table(args.table, rows)
     ours = [row for row in rows if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
     harness.finish({"survived": share, "wrong": sum(row.wrong for row in ours)}, {"wrong": 0}, {"survived": 1.0})

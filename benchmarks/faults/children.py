@@ -1,49 +1,45 @@
 """Work in a process of its own that can be killed at any moment. The process is a fork, so it has no start-up time."""
 
+import multiprocessing
 import os
-import pickle
-import select
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
+FORK = multiprocessing.get_context("fork")
 TIMEOUT = 120.0  # seconds without a message from a child
+Work = Callable[[Callable[[Any], None]], None]
 
 
 class Child:
     """Run `work(send)` in a fork and drop what it prints; `send` sends an object to this process."""
 
-    def __init__(self, work: Callable[[Callable[[Any], None]], None]) -> None:
-        reads, writes = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run_child(work, os.fdopen(writes, "wb", buffering=0))
-        os.close(writes)
-        self.pipe = os.fdopen(reads, "rb")
-        self.exit_status: int | None = None
+    def __init__(self, work: Work) -> None:
+        self.pipe, child_pipe = FORK.Pipe(duplex=False)
+        self.process = FORK.Process(target=self._run_child, args=(work, child_pipe))
+        self.process.start()
+        child_pipe.close()  # so that `recv` raises EOFError once the child has ended
 
     @staticmethod
-    def _run_child(work: Callable[[Callable[[Any], None]], None], pipe: BinaryIO) -> None:
+    def _run_child(work: Work, pipe: Any) -> None:
         """Do the work in the child, then end the child, whatever happens."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         try:
-            work(lambda message: pickle.dump(message, pipe))
+            work(pipe.send)
         except BaseException as error:
-            pickle.dump(OSError(f"{type(error).__name__}: {error}"), pipe)
+            pipe.send(OSError(f"{type(error).__name__}: {error}"))
         os._exit(0)
 
     def receive(self) -> Any:
         """Return the next object. Raise EOFError after the last one, TimeoutError after TIMEOUT seconds without one."""
-        if not select.select([self.pipe], [], [], TIMEOUT)[0]:
+        if not self.pipe.poll(TIMEOUT):
             raise TimeoutError(f"the child sent nothing for {TIMEOUT:.0f} s")
         try:
-            return pickle.load(self.pipe)
-        except pickle.UnpicklingError as error:  # killed while it sent
+            return self.pipe.recv()
+        except OSError as error:  # killed while it sent
             raise EOFError from error
 
     def receive_all(self) -> list[Any]:
@@ -56,14 +52,13 @@ class Child:
             return messages
 
     def kill(self) -> None:
-        if self.exit_status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self.exit_status = os.waitpid(self.pid, 0)[1]
+        self.process.kill()
+        self.process.join()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.kill()
         self.pipe.close()
 
@@ -71,10 +66,7 @@ class Child:
 def run_in_child(work: Callable[[], Any]) -> Any:
     """Do the work in a fork and return its result. Raise OSError with the text of whatever error it raised."""
     with Child(lambda send: send(work())) as child:
-        try:
-            result = child.receive()
-        except EOFError:
-            raise OSError("the child died") from None
+        result = next(iter(child.receive_all()), OSError("the child died"))
     if isinstance(result, OSError):
         raise result
     return result

@@ -1,4 +1,4 @@
-"""Faults of a undisturbed run, started as a user starts it: signals and kill -9 in each of its phases, a store that is gone."""
+"""Faults of a whole run, started as a user starts it: signals and kill -9 in each of its phases, a store that is gone."""
 
 import json
 import os
@@ -10,14 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.servers import find_free_port
+
 from benchmarks.faults.children import read_lines, wait_for
 from benchmarks.faults.saves import NO_DISK, Row, fill_disk, mount_small_disk
 from benchmarks.harness import ROOT
+from research.run_dir import read_json
+from tests.program import read_metrics
 
 SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
          "batch_size=16", "trainer.device=cpu", "trainer.log_every=1", "target=null", "name=faults"]  # fmt: skip
@@ -61,9 +67,8 @@ class Workspace:
 
     def read_result(self) -> tuple[Any, list[dict[str, Any]]]:
         """Return the digest of the final weights of the only run, and its metrics without timings."""
-        records = [json.loads(line) for line in read_lines(self.find_metrics())]
-        timeless = [{k: v for k, v in record.items() if k != "seconds" and not k.startswith("perf/")} for record in records]
-        return json.loads((self.find_metrics().parent / "summary.json").read_text())["weights_sha256"], timeless
+        folder = self.find_metrics().parent
+        return read_json(folder / "summary.json")["weights_sha256"], read_metrics(folder)
 
 
 def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
@@ -102,13 +107,21 @@ def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
     return row
 
 
+def run_undisturbed(arguments: list[str]) -> tuple[Any, list[dict[str, Any]]]:
+    """Return the result of a run that nothing happens to."""
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder))
+        workspace.finish(*arguments)
+        return workspace.read_result()
+
+
 def run_twice() -> Row:
     """Start a second run on a folder: it is refused while the first runs, and damages nothing."""
     row = Row("two runs on one folder", "grokbit")
     arguments = [*SMALL, *PHASES["steps"], "tracker=jsonl"]
+    expected = run_undisturbed(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        undisturbed, workspace = Workspace(Path(folder) / "whole"), Workspace(Path(folder) / "twice")
-        undisturbed.finish(*arguments)
+        workspace = Workspace(Path(folder))
         process = workspace.start(*arguments)
         run = wait_for(lambda: read_lines(workspace.find_metrics()) and workspace.find_metrics().parent)
         for more in ("resume=auto", f"hydra.run.dir={run}"):
@@ -117,7 +130,7 @@ def run_twice() -> Row:
             refused = code and any(words in output for words in ("being written by another", "another run is writing"))
             row.count("survived" if refused and process.poll() is None else "wrong")
         process.communicate()
-        row.count("survived" if workspace.read_result() == undisturbed.read_result() else "wrong")
+        row.count("survived" if workspace.read_result() == expected else "wrong")
     return row
 
 
@@ -125,12 +138,11 @@ def run_without_space(read_only: bool) -> Row:
     """Fill the disk of a run, or make it read-only: the run ends with a clear message, and resumes once it can write."""
     row = Row("read-only folder" if read_only else "full disk in a run", "grokbit")
     arguments = [*SMALL, *PHASES["saves"], "tracker=jsonl"]
-    with tempfile.TemporaryDirectory() as folder, mount_small_disk(20) as disk:
+    with mount_small_disk(20) as disk:
         if disk is None:
             row.remark = NO_DISK
             return row
-        undisturbed, workspace = Workspace(Path(folder)), Workspace(disk)
-        undisturbed.finish(*arguments)
+        expected, workspace = run_undisturbed(arguments), Workspace(disk)
         process = workspace.start(*arguments)
         wait_for(partial(workspace.has_steps, 10))
         if read_only:
@@ -150,63 +162,62 @@ def run_without_space(read_only: bool) -> Row:
         clear = code == (2 if read_only else 1) and "Traceback" not in output and words in output
         row.remark = find_line(output, disk, words)
         code, _ = workspace.finish(*arguments, "resume=auto")
-        row.count("wrong" if code or workspace.read_result() != undisturbed.read_result() else "survived" if clear else "error")
+        row.count("wrong" if code or workspace.read_result() != expected else "survived" if clear else "error")
     return row
+
+
+@contextmanager
+def serve_mlflow(folder: str, port: int) -> Iterator[None]:
+    """Run MLflow's server; at the end kill it with all its processes."""
+    args = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+    ]
+    command, drop = [sys.executable, "-m", "mlflow", "server", *args], subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=drop, stderr=drop) as server:
+        try:
+            wait_for(lambda: is_listening(port))
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def run_without_store(for_good: bool) -> Row:
     """Kill MLflow's server while a run logs. It comes back at the same address some seconds later, or never."""
     from mlflow.tracking import MlflowClient
 
-    row = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit")
+    row, port = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit"), find_free_port()
     with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        store = f"sqlite:///{folder}/mlflow.db"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-                   "--backend-store-uri", store]  # fmt: skip
-
-        def serve() -> subprocess.Popen[bytes]:
-            silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            server: subprocess.Popen[bytes] = subprocess.Popen(command, cwd=folder, start_new_session=True, **silent)
-            wait_for(lambda: is_listening(port))
-            return server
-
-        server = serve()
         workspace = Workspace(Path(folder), {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
-        try:
+        with serve_mlflow(folder, port):
             process = workspace.start(*SMALL, *PHASES["steps"], "trainer.steps=3000")
             wait_for(partial(workspace.has_steps, 100))
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            if not for_good:
-                time.sleep(5)
-                server = serve()
+        time.sleep(0 if for_good else 5)
+        with nullcontext() if for_good else serve_mlflow(folder, port):
             output, _ = process.communicate(timeout=600)
-            steps = [json.loads(line)["step"] for line in read_lines(workspace.find_metrics())]
-            complete = process.returncode == 0 and steps == list(range(1, 3001))
-            if for_good:
-                row.remark = "a warning says where every metric is"
-                row.count("survived" if complete and "did not take all of this run" in output else "wrong")
-            else:
-                client = MlflowClient(store)
-                run_id = (workspace.find_metrics().parent / "mlflow_run_id").read_text().strip()
-                arrived = [m.step for m in client.get_metric_history(run_id, "train/loss")]
-                row.remark = f"{len(arrived)} of 3000 points arrived"
-                row.count("survived" if complete and arrived == steps else "lost")
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+        steps = [json.loads(line)["step"] for line in read_lines(workspace.find_metrics())]
+        complete = process.returncode == 0 and steps == list(range(1, 3001))
+        if for_good:
+            row.remark = "a warning says where every metric is"
+            row.count("survived" if complete and "did not take all of this run" in output else "wrong")
+        else:
+            run_id = (workspace.find_metrics().parent / "mlflow_run_id").read_text().strip()
+            history = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_metric_history(run_id, "train/loss")
+            row.remark = f"{len(history)} of 3000 points arrived"
+            row.count("survived" if complete and [point.step for point in history] == steps else "lost")
     return row
 
 
 def find_line(output: str, folder: Path, text: str) -> str:
     """Return the first line of the output with that text; empty if there is none."""
-    return next(
-        (f"says: {line.strip()}".replace(str(folder), "FOLDER")[:100] for line in output.splitlines() if text in line), ""
-    )
+    lines = [line.strip() for line in output.splitlines() if text in line]
+    return f"says: {lines[0]}".replace(str(folder), "FOLDER")[:100] if lines else ""
 
 
 def is_listening(port: int) -> bool:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.faults.children import Child, run_in_child
 from benchmarks.faults.systems import Grokbit, ReportStep, System
+from research.training import checkpoint
+from research.training.manifest import DamagedError
 
 NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer's state: 12 MB
 SMALL_NUMBERS = 1_000  # for the faults of files
@@ -39,6 +41,12 @@ class Row:
         self.times += 1
         setattr(self, outcome, getattr(self, outcome) + 1)
 
+    def format_cell(self) -> str:
+        """Return how many faults were survived, for people."""
+        if not self.times:
+            return self.remark
+        return f"{self.survived} of {self.times}" + (f", {self.wrong} silently wrong" if self.wrong else "")
+
 
 def classify_resume(system: System, root: Path, min_step: int) -> str:
     """Resume a system and return the outcome, a field of Row; it should resume from `min_step` or later."""
@@ -55,11 +63,7 @@ def kill_in_save(kind: type[System], times: int) -> Row:
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-
-            def save(report_step: ReportStep, root: Path = root) -> None:
-                system.train(root, report_step)
-
-            with Child(save) as child:
+            with Child(partial(system.train, root)) as child:
                 first = child.receive()
                 time.sleep(random.uniform(0.0, MAX_DELAY))
                 child.kill()
@@ -125,9 +129,6 @@ def save_steps(system: System) -> Iterator[Path]:
 
 def is_damage_named(root: Path, path: Path | None) -> bool:
     """Return true if the newest checkpoint is refused with the name of the damaged file."""
-    from research.training import checkpoint
-    from research.training.manifest import DamagedError
-
     try:
         checkpoint.read(checkpoint.find(root)[0])
     except DamagedError as error:
@@ -170,7 +171,6 @@ def save_to_full_disk(kind: type[System]) -> Row:
             return row
         root = disk / "run"
         root.mkdir()
-        messages: list[Any] = []
 
         def train(report_step: ReportStep) -> None:
             def report_and_fill(step: int) -> None:
@@ -186,9 +186,7 @@ def save_to_full_disk(kind: type[System]) -> Row:
         errors = [str(error) for error in messages if isinstance(error, OSError)]
         (disk / "filler").unlink()
         row.count(classify_resume(system, root, last))
-        row.remark = (
-            f"says: {re.sub(r': .?/.*', '', errors[0].splitlines()[0])}"
-            if errors
-            else "no error: the room of an old one was enough"
-        )
+        row.remark = "no error: the space of an old checkpoint was enough"
+        if errors:
+            row.remark = f"says: {re.sub(r': .?/.*', '', errors[0].splitlines()[0])}"
     return row

@@ -6,7 +6,6 @@ of the samples does not matter.
 
 import contextlib
 import importlib
-import importlib.util
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
+from research.optim.param_groups import run_closure
 from research.optim.schedules import constant
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
@@ -48,9 +48,7 @@ class Counter(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        if closure:
-            with torch.enable_grad():
-                closure()
+        run_closure(closure)
         for p in self.param_groups[0]["params"]:
             memory = self.state[p]
             for name in ("first", "second"):
@@ -77,22 +75,26 @@ class System(ABC):
     """A system that saves into `root` at each step."""
 
     name: ClassVar[str]
-    package: ClassVar[str] = ""  # to install; empty: always there
+    package: ClassVar[str] = ""  # to install, and to import; empty: always there
 
     def __init__(self, numbers: int) -> None:
         self.numbers = numbers
-
-    @classmethod
-    def is_installed(cls) -> bool:
-        return not cls.package or importlib.util.find_spec(cls.package) is not None
 
     @abstractmethod
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
         """Train from the beginning, saving at each step."""
 
     @abstractmethod
+    def load(self, root: Path) -> None:
+        """Resume, and raise Resumed once the newest checkpoint is loaded."""
+
     def resume(self, root: Path) -> tuple[int, bool]:
         """Resume and return the result of `read_step`. Raise the error of the system where it cannot resume."""
+        try:
+            self.load(root)
+        except Resumed as resumed:
+            return resumed.args[0], resumed.args[1]
+        raise AssertionError("nothing was resumed")
 
     def build_parts(self) -> tuple[Counting, Counter]:
         model = Counting(self.numbers)
@@ -125,17 +127,13 @@ class Grokbit(System):
 
         self.fit(root, [Checkpoint(every=1, keep_last=2), Reporter()], steps)
 
-    def resume(self, root: Path) -> tuple[int, bool]:
+    def load(self, root: Path) -> None:
         class Inspector(Callback):
             def on_start(self, state: State) -> None:
                 step, right = read_step(state.model, state.optimizer)
                 raise Resumed(step, right and step == state.progress.step)
 
-        try:
-            self.fit(root, [Inspector()], ENDLESS, root)
-        except Resumed as resumed:
-            return resumed.args[0], resumed.args[1]
-        raise AssertionError("nothing was resumed")
+        self.fit(root, [Inspector()], ENDLESS, root)
 
 
 class TorchSave(System):
@@ -148,12 +146,12 @@ class TorchSave(System):
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, root / "last.pt")
             report_step(step)
 
-    def resume(self, root: Path) -> tuple[int, bool]:
+    def load(self, root: Path) -> None:
         model, optimizer = self.build_parts()
         checkpoint = torch.load(root / "last.pt", weights_only=True)
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        return read_step(model, optimizer)
+        raise Resumed(*read_step(model, optimizer))
 
 
 class Accelerate(System):
@@ -174,16 +172,17 @@ class Accelerate(System):
             accelerator.save_state()
             report_step(step)
 
-    def resume(self, root: Path) -> tuple[int, bool]:
+    def load(self, root: Path) -> None:
         accelerator, model, optimizer = self.prepare(root)
         accelerator.load_state()
-        return read_step(model, optimizer.optimizer)
+        raise Resumed(*read_step(model, optimizer.optimizer))
 
 
 class Transformers(System):
     name, package = "transformers Trainer", "transformers"
 
-    def make_trainer(self, root: Path, steps: int, *callbacks: Any) -> Any:
+    def fit(self, root: Path, steps: int, resume: bool, **moments: Callable[..., None]) -> None:
+        """Train, and call `moments`, methods of a callback by name."""
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
@@ -200,33 +199,24 @@ class Transformers(System):
             save_total_limit=2, max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=ENDLESS,
             dataloader_pin_memory=False, remove_unused_columns=False,
         )  # fmt: skip
+        callback = type("Moments", (transformers.TrainerCallback,), moments)()
         samples: Any = [{"x": torch.zeros(2)}] * 64
-        loop = Loop(model, args, train_dataset=samples, optimizers=(optimizer, schedule), callbacks=list(callbacks))
+        loop = Loop(model, args, train_dataset=samples, optimizers=(optimizer, schedule), callbacks=[callback])
         loop.remove_callback(transformers.trainer_callback.PrinterCallback)
-        return loop
+        loop.train(resume_from_checkpoint=resume)
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
-        import transformers
+        def on_save(callback: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+            report_step(state.global_step)
 
-        class Reporter(transformers.TrainerCallback):
-            def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                report_step(state.global_step)
+        self.fit(root, steps, False, on_save=on_save)
 
-        self.make_trainer(root, steps, Reporter()).train()
+    def load(self, root: Path) -> None:
+        def on_train_begin(callback: Any, args: Any, state: Any, control: Any, **parts: Any) -> None:
+            optimizer = parts["optimizer"]
+            raise Resumed(*read_step(parts["model"], getattr(optimizer, "optimizer", optimizer)))
 
-    def resume(self, root: Path) -> tuple[int, bool]:
-        import transformers
-
-        class Inspector(transformers.TrainerCallback):
-            def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-                optimizer = parts["optimizer"]
-                raise Resumed(*read_step(parts["model"], getattr(optimizer, "optimizer", optimizer)))
-
-        try:
-            self.make_trainer(root, ENDLESS, Inspector()).train(resume_from_checkpoint=True)
-        except Resumed as resumed:
-            return resumed.args[0], resumed.args[1]
-        raise AssertionError("nothing was resumed")
+        self.fit(root, ENDLESS, True, on_train_begin=on_train_begin)
 
 
 class Lightning(System):
@@ -263,15 +253,11 @@ class Lightning(System):
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
         self.fit(root, lambda step, model, optimizer: report_step(step) if step else None, steps, False)
 
-    def resume(self, root: Path) -> tuple[int, bool]:
+    def load(self, root: Path) -> None:
         def inspect(step: int, model: nn.Module, optimizer: Optimizer) -> None:
             raise Resumed(*read_step(model, optimizer))
 
-        try:
-            self.fit(root, inspect, ENDLESS, True)
-        except Resumed as resumed:
-            return resumed.args[0], resumed.args[1]
-        raise AssertionError("nothing was resumed")
+        self.fit(root, inspect, ENDLESS, True)
 
 
 PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,29 @@ def test_a_table_prints_rows_at_once(capsys: pytest.CaptureFixture[str]) -> None
     table.add("ours", f"{random.Random(0).random():.2f}")
     table.skip("peer", "not installed")
     assert capsys.readouterr().out.splitlines() == ["arm              ms", "ours           0.84", "peer      not installed"]
+
+
+def test_a_report_has_a_row_for_each_arm_and_returns_the_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    times = {"base": [0.001, 0.001], "ours": [0.003, 0.003]}
+    labels, reasons, columns = {"ours": "us"}, {"peer": "not installed"}, {"MB": {"base": "1", "ours": "2"}}
+    options = {"labels": labels, "reasons": reasons, "columns": columns}
+    assert harness.report("arm", times, {"base": times["base"]}, width=6, **options) == {"ours/base": 3.0}
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:3] == [["base", "1.00", "1.000", "1.000-1.000", "1"], ["us", "3.00", "3.000", "3.000-3.000", "2"]]
+    assert rows[3] == ["peer", "not", "installed"]
+
+
+def test_a_missing_peer_is_named_with_its_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness.has_peer("ours", "", "json", "csv")
+    assert not harness.has_peer("theirs", "some-package", "json", "no_such_module")
+    assert capsys.readouterr().out == "theirs is not compared: pip install some-package\n"
+
+
+def test_a_failure_of_a_program_is_raised_with_the_end_of_its_output(tmp_path: Path) -> None:
+    program = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ['MORE'], os.getcwd()); sys.exit('why')"
+    run_program = partial(harness.run_python, "-c", program, folder=tmp_path, variables={"MORE": "2"})
+    process = run_program(check=False)
+    assert process.returncode == 1
+    assert set(process.stdout.split()) == {"1", "2", str(tmp_path), "why"}
+    with pytest.raises(RuntimeError, match=r"ended with 1(.|\n)*why"):
+        run_program()
