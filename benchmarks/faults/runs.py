@@ -17,13 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.servers import find_free_port
-
 from benchmarks.faults.children import read_lines, wait_for
 from benchmarks.faults.saves import NO_DISK, Row, fill_disk, mount_small_disk
 from benchmarks.harness import ROOT
+from benchmarks.servers import find_free_port
 from research.run_dir import read_json
-from tests.program import read_metrics
 
 SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
          "batch_size=16", "trainer.device=cpu", "trainer.log_every=1", "target=null", "name=faults"]  # fmt: skip
@@ -36,6 +34,12 @@ PHASES = {  # a phase and the settings that make it most of a run
     "saves": ["trainer.steps=90", "eval_every=100000", "callbacks.checkpoint.every=1"],
 }
 KILL_PHASES, TERM_PHASES = ("steps", "evaluations"), tuple(PHASES)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("perf/")} for line in lines]
 
 
 @dataclass

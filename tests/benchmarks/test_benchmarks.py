@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from program import ROOT
@@ -155,7 +156,7 @@ def test_a_table_prints_rows_at_once(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_report_has_a_row_for_each_arm_and_returns_the_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     times = {"base": [0.001, 0.001], "ours": [0.003, 0.003]}
     labels, reasons, columns = {"ours": "us"}, {"peer": "not installed"}, {"MB": {"base": "1", "ours": "2"}}
-    options = {"labels": labels, "reasons": reasons, "columns": columns}
+    options: dict[str, Any] = {"labels": labels, "reasons": reasons, "columns": columns}
     assert harness.report("arm", times, {"base": times["base"]}, width=6, **options) == {"ours/base": 3.0}
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1:3] == [["base", "1.00", "1.000", "1.000-1.000", "1"], ["us", "3.00", "3.000", "3.000-3.000", "2"]]

@@ -66,7 +66,7 @@ class CustomLinear(nn.Linear):
         (
             nn.ModuleDict({"q": nn.Linear(8, 8)}),
             {"granularity": 4, "backend": "int8"},
-            r"model.linear.backend=int8 .*model.linear.granularity=4.*give auto",
+            r"model.linear.backend=int8 .*model.linear.granularity=4.*\ngive model.linear.backend=auto",
         ),
         (nn.ModuleDict({"q": nn.Conv1d(8, 8, 1), "head": nn.Linear(8, 8)}), {}, "head; its other weights are in Conv1d, not"),
     ],

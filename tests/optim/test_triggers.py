@@ -33,7 +33,7 @@ def test_a_trigger_is_a_step_or_a_metric() -> None:
     assert [parse_trigger("train/loss:0.5", "x").fires(0, {"train/loss": v}) for v in (0.4, 0.5, 0.6)] == [1, 1, 0]
     assert not parse_trigger("val/acc:0.5", "x").fires(9, {})
     for wrong in (0, -1, "val/acc", "val/acc:", "val/acc:x", "val/acc:nan", "acc:0.5", 0.5, True):
-        with pytest.raises(ValueError, match=r"optim\.start_when=.*: give a number of steps, or METRIC:VALUE"):
+        with pytest.raises(ValueError, match=r"optim\.start_when=.* is no trigger\ngive a number of steps, or METRIC:VALUE"):
             inspect.unwrap(parse_trigger)(wrong, "optim.start_when")  # without beartype, which only the tests have
 
 

@@ -91,7 +91,7 @@ def test_machines_join_by_the_same_command(tmp_path: Path, opener: Opener, kind:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda machine: run_sweep(machine, *arguments), machines))
     assert count_states(url)["COMPLETE"] == 12
-    lines = [line for file in tmp_path.glob("*/told.txt") for line in file.read_text().splitlines()]
+    lines = [line for file in tmp_path.glob("*/times.txt") for line in file.read_text().splitlines()]
     assert set(Counter(line.split()[0] for line in lines).values()) == {2}, "one line at a trial's start and one at its end"
 
 
@@ -103,7 +103,7 @@ def test_trials_of_a_launcher_are_pruned(tmp_path: Path, launcher: str) -> None:
     storage = f"hydra.sweeper.storage=journal://{tmp_path}/study.journal"
     run_sweep(tmp_path, *SPACE, *pruner, first, storage, f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=4", steps=3)
     assert count_states(f"journal://{tmp_path}/study.journal") == {"COMPLETE": 2, "PRUNED": 2}
-    processes = {line.split()[2] for line in (tmp_path / "told.txt").read_text().splitlines()}
+    processes = {line.split()[2] for line in (tmp_path / "times.txt").read_text().splitlines()}
     assert len(processes) >= 2
 
 
