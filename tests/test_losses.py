@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from research.losses import IGNORE, Loss, classification, next_token, num_valid_targets
+from research.losses import IGNORE, Loss, check_losses, classification, next_token, num_valid_targets
 from research.training.trainer import Supervised
 
 MODEL = nn.Linear(4, 3)
@@ -37,7 +37,7 @@ def test_supervised_keeps_the_positions_of_a_sequence() -> None:
 )
 def test_a_loss_of_another_shape_is_refused(loss: Loss, shape: str) -> None:
     with pytest.raises(ValueError, match="one number a target") as error:
-        Supervised(loss)(MODEL, X, Y)
+        check_losses(Supervised(loss)(MODEL, X, Y), Y)
     message = str(error.value)
     assert f"shape {shape}" in message
     assert "(5,)" in message

@@ -87,6 +87,8 @@ def format_row(cells: list[Any]) -> dict[str, str]:
 
 def build_arms(rows: Rows) -> list[gap.Arm]:
     """Return the arms of which the section of a sweep's report would be made."""
+    if not rows:
+        return []
     monitor = next(metric for metric in METRICS if rows[0][metric])
     direction = "maximize" if monitor == "val/acc" else "minimize"
     spec = StudySpec(directions=[direction], space=dict.fromkeys(KEYS, ""))

@@ -36,7 +36,8 @@ def from_base(
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
     """Return the optimizer of `base` over the two groups of `build_param_groups`."""
-    rules.enforce(*map(rules.check_base_setting, base.keywords))
+    if isinstance(base, partial):  # a class has no settings of its own here
+        rules.enforce(*map(rules.check_base_setting, base.keywords))
     return base(build_param_groups(model, weight_decay, no_decay), lr=lr)
 
 

@@ -114,3 +114,10 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
         assert [path.name for path in good.parent.iterdir()] == [good.name], "nothing half-written stays"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_config_may_have_keys_that_are_numbers(tmp_path: Path) -> None:
+    """JSON has none: they are read as texts, in another order."""
+    manifest = Manifest(1, {}, config={"labels": {2: "a", 10: "b", "other": None}, "folder": tmp_path})
+    folder = checkpoint.commit(tmp_path / "checkpoints", Snapshot(manifest, {"model": {}}, {}))
+    assert checkpoint.read(folder).manifest.config["labels"] == {"2": "a", "10": "b", "other": None}

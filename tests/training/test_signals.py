@@ -42,7 +42,7 @@ def test_resume_tells_of_the_damage_that_it_skips(tmp_path: Path) -> None:
         file.write(b"x")
     done = train(tmp_path, *tiny, "trainer.steps=6", f"resume={part}")
     assert f"{bad.name}: state.pt has" in done.stdout + done.stderr
-    assert "going on from step-00000002" in done.stdout + done.stderr
+    assert "resuming from step-00000002" in done.stdout + done.stderr
     for each in (part / "checkpoints").iterdir():
         (each / "state.pt").unlink()
     done = train(tmp_path, *tiny, "trainer.steps=9", f"resume={part}", fails=True)

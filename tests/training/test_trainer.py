@@ -18,7 +18,7 @@ from research.optim.schedules import bitnet, cosine, wsd
 from research.training.checkpoint import hash_weights
 from research.training.evaluate import evaluate
 from research.training.state import Callback, State
-from research.training.trainer import Trainer
+from research.training.trainer import Supervised, Trainer
 
 DATA = modular(p=11)
 
@@ -126,3 +126,32 @@ def test_half_precision_trains_as_well() -> None:
 def test_settings_that_do_not_do_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         fit(**settings)
+
+
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return last_token(logits, targets).mean()
+
+
+@pytest.mark.parametrize("wrong", ["loss", "objective", "loss of evaluations"])
+def test_a_mean_is_refused_wherever_it_comes_in(wrong: str) -> None:
+    model = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss: Any = last_token if wrong == "objective" else mean_loss
+    objectives: dict[str, Any] = {"objective": Supervised(mean_loss), "loss of evaluations": Supervised(last_token)}
+    trainer = Trainer(1, 8, device="cpu")
+    with pytest.raises(ValueError, match=r"one number a target.*shape \(\)"):
+        trainer.fit(trainer.setup(model, optimizer, cosine, loss, DATA, objective=objectives.get(wrong)))
+
+
+def test_two_runs_of_one_trainer_do_not_mix() -> None:
+    """Both are set up before the first is trained, in fp16, whose scaler counts good steps."""
+    trainer = Trainer(6, 12, eval_every=10, precision="fp16", device="cpu")
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = Transformer(DATA.shape, 16, 1, 2, nn.Linear)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        states.append(trainer.setup(model, optimizer, cosine, last_token, DATA))
+    first, second = (trainer.fit(state) for state in states)
+    assert first.scaler.state_dict() == second.scaler.state_dict()
+    assert first.scaler.state_dict()["_growth_tracker"] > 0
