@@ -1,4 +1,4 @@
-"""A run that was trained, as its folder holds it: the model with its weights, and the data that it is judged on."""
+"""A trained run, read back from its folder: the model with its weights, and its data."""
 
 import re
 import warnings
@@ -15,11 +15,10 @@ from torch import nn
 
 from research.data.spec import Dataset, Tokens, Vectors
 from research.preflight.renames import upgrade_config
-from research.run_dir import read_summary
+from research.run_dir import RUN_ID_PATTERN, read_summary, to_run_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
-RUN_ID_PATTERN = r"[0-9a-f]{32}"
 TEXT_TARGET = "research.data.text.text"
 
 
@@ -64,7 +63,7 @@ def load_run(run: str) -> TrainedRun:
     where there is no such run, none of its checkpoints is intact, or its configuration cannot be read.
     """
     path = resolve_run(run)
-    folder = path.parents[1] if path.parent.name == "checkpoints" else path
+    folder = to_run_folder(path)
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")

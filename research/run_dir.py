@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
 SUMMARY_FILE = "summary.json"
 SUMMARY_V1 = {"rounded": "quantized_params"}  # keys of version 1 and what they are called now
 SHAPE_V1 = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}
@@ -217,6 +218,11 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
         yield
 
 
+def to_run_folder(path: Path) -> Path:
+    """Return the run folder of a checkpoint; a run folder itself."""
+    return path.parents[1] if path.name.startswith("step-") else path
+
+
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints of a run by their step, the newest first.
 
@@ -255,7 +261,7 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
     """Write down what was requested, before anything can go wrong. Raise ValueError where another run would be lost."""
     if holds_run(run_config.folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
         raise ValueError(
-            f"out: {run_config.folder} holds a run already\ngive resume=auto to go on with it, or another out or name"
+            f"out: {run_config.folder} holds a run already\ngive resume=auto to continue it, or another out or name"
         )
     run_config.folder.mkdir(parents=True, exist_ok=True)
     replace_text(run_config.folder / "config.yaml", config_yaml)

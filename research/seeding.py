@@ -51,7 +51,7 @@ def permutation(seed: int, epoch: int, n: int) -> Int[Tensor, "n"]:
 def sample_indices(seed: int, start: int, count: int, n: int) -> Int[Tensor, "count"]:
     """Return samples number start .. start+count-1 of the endless stream of epochs over n samples.
 
-    Every batch is full: one that reaches the end of an epoch goes on in the next.
+    Every batch is full: one that reaches the end of an epoch continues in the next.
     """
     parts = []
     while count > 0:

@@ -84,7 +84,7 @@ class Grokking(Callback):
         rules.enforce(rules.check_whole_tensors("grokking", state.sharded))
         if conflict := rules.check_callback_every("grokking", self.every, state.info.log_every, state.info.eval_every):
             log.warning("%s", conflict)
-        if self.evaluations:  # a run that goes on: it may have been ended right after it had reached its aim
+        if self.evaluations:  # a resumed run may have reached its last step before
             self._report(state)
             self._stop_if_due(state, state.progress.step)
 

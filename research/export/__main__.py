@@ -174,7 +174,7 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
     summary = read_summary(source.run.folder)
     if summary is None or not summary.mlflow_run_id:
         return
-    from research.export.verify import first_line
+    from research.export.verify import describe_error
     from research.tracking import mlflow_store
     from research.tracking.mlflow_store import shorten_timeouts
 
@@ -183,7 +183,7 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
         with shorten_timeouts():
             mlflow_store.add_artifact(summary.mlflow_run_id, file, f"export/{kind}", uri)
     except Exception as error:  # stores raise many types, and the export is complete
-        print_message(f"warning: MLflow did not accept the report ({first_line(error)[:200]}); it is {file}")
+        print_message(f"warning: MLflow did not accept the report ({describe_error(error)[:200]}); it is {file}")
 
 
 if __name__ == "__main__":

@@ -87,14 +87,14 @@ def write_and_run(
     except ValueError:
         raise
     except Exception as error:  # libraries raise different types for a full disk
-        raise ValueError(f"nothing is written: --format {kind} failed: {first_line(error)}") from error
+        raise ValueError(f"nothing is written: --format {kind} failed: {describe_error(error)}") from error
     try:
         return warnings, writer.read(source, folder, tokens, options)
     except Exception as error:  # clients raise any type
-        raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {first_line(error)}") from error
+        raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {describe_error(error)}") from error
 
 
-def first_line(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 

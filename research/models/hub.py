@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from research.cli import first_line
 from research.data.spec import Tokens
 from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath
@@ -82,7 +83,7 @@ def _build_from_config(transformers: Any, model_type: str, fields: dict[str, Any
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
     except Exception as error:  # its checks of configurations raise many classes
         raise ValueError(
-            f"model.model_type={model_type}, model.fields={fields}: {_first_line(error.__cause__ or error)}"
+            f"model.model_type={model_type}, model.fields={fields}: {first_line(error.__cause__ or error)}"
         ) from error
 
 
@@ -94,7 +95,7 @@ def _load_from_folder(transformers: Any, folder: str) -> nn.Module:
         path = Path(folder).expanduser()
         return transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model.folder={folder} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"model.folder={folder} cannot be read: {first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ def _looks_ahead(net: nn.Module, seq_len: int, vocab_size: int) -> bool:
     try:
         before, after = (net(input_ids=ids, use_cache=False).logits[:, :-1] for ids in (tokens, other))
     except Exception as error:  # its forward pass may raise anything
-        raise ValueError(f"model=hub: {type(net).__name__} fails on {seq_len} symbols: {_first_line(error)}") from error
+        raise ValueError(f"model=hub: {type(net).__name__} fails on {seq_len} symbols: {first_line(error)}") from error
     finally:
         net.train(was_training)
     return bool((after - before).norm() > 1e-5 * before.norm())
@@ -129,7 +130,3 @@ def _warn_about_unconverted(net: Any) -> None:
 
 def _format_suggestion(matches: list[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -62,7 +62,7 @@ def finish(population: "Population", status: str) -> None:
     if status == FINISHED:
         population.save(finished=True)
     elif status == KILLED:
-        print(format_row("interrupted", f"after {len(members)} runs: the same command goes on with the rest"), flush=True)
+        print(format_row("interrupted", f"after {len(members)} runs: the same command runs the rest"), flush=True)
 
 
 class Population:
@@ -78,7 +78,7 @@ class Population:
             check_same_spec(self.settings.study_name or plan.folder.name, record.requested, plan.spec)
         self.members = list(record.members)
         self.save(finished=record.finished)  # from here on the same command finds it
-        resumed = f": going on after {len(self.members)} runs" if self.members else ""
+        resumed = f": resumed after {len(self.members)} runs" if self.members else ""
         size = f"{plan.generations} generations of {self.settings.interval} steps, {plan.monitor}"
         print(format_row("population", f"{self.settings.population} members, {size}{resumed}"))
         print(format_row("folder", str(plan.folder)), flush=True)
@@ -111,7 +111,7 @@ class Population:
                 self.print_progress(members, runs_left * (time.monotonic() - started) / (len(self.members) - first))
             reasons = {member.stop for member in members if member.value is not None}
             if all(reasons) and generation < self.plan.generations - 1:
-                print(format_row("population", f"no member goes on: {', '.join(sorted(reasons))}"), flush=True)
+                print(format_row("population", f"no member continues: {', '.join(sorted(reasons))}"), flush=True)
                 return
 
     def run_generation(self, generation: int) -> list[Member]:

@@ -43,7 +43,7 @@ def read_defaults() -> dict[str, str]:
 def describe(file: Path) -> str:
     """Return the first sentence of a yaml's comment, without the command that a preset's comment opens with."""
     lines = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#") and "@package" not in line]
-    # A line that begins in lower case goes on with the sentence before it.
+    # A line that begins in lower case continues the sentence before it.
     end = next((index for index, line in enumerate(lines) if index and not line[:1].islower()), len(lines))
     sentence = re.split(r"\.(?= [A-Z]|$)", " ".join(lines[:end]), maxsplit=1)[0]
     return re.sub(r"^python train\.py \S+(?: -m)?(?::|  ) *", "", sentence)

@@ -11,13 +11,13 @@ from research.preflight.overrides import expand_sweep, format_mistake
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig, repr_value
 from research.rules import Conflict
+from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, to_run_folder
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
 IGNORED_KEYS = ("out", "name", "resume", "tracker", "hydra")  # with other values it is still the same run
-RUN_ID_PATTERN = r"[0-9a-f]{32}"
 
 
 @dataclass
@@ -55,7 +55,7 @@ def get_resume_overrides(requested: RequestedConfig, multirun: bool = False) -> 
     # From an older checkpoint, or from weights alone, a new run branches off in a folder of its own.
     if has_folder or has_later_checkpoints(path) or starts_from_weights(requested):
         return overrides
-    return [*overrides, f"hydra.run.dir={quote_path(get_run_folder(path))}"]
+    return [*overrides, f"hydra.run.dir={quote_path(to_run_folder(path))}"]
 
 
 def starts_from_weights(requested: RequestedConfig) -> bool:
@@ -63,21 +63,9 @@ def starts_from_weights(requested: RequestedConfig) -> bool:
     return requested.get_resolved("resume.weights_only")[0] is True
 
 
-def get_run_folder(path: Path) -> Path:
-    """Return the run folder of a checkpoint; a run folder itself."""
-    return path.parents[1] if path.name.startswith("step-") else path
-
-
 def has_later_checkpoints(path: Path) -> bool:
     """Return whether a path is a checkpoint, and its run has later ones."""
-    return path != get_run_folder(path) and path != next(iter(list_checkpoints(get_run_folder(path)).values()), path)
-
-
-def list_checkpoints(run: Path) -> dict[int, Path]:
-    """Return a run's checkpoints by step, the newest first."""
-    from research.run_dir import list_checkpoints  # here: it is slow to import
-
-    return list_checkpoints(run)
+    return path != to_run_folder(path) and path != next(iter(list_checkpoints(to_run_folder(path)).values()), path)
 
 
 def quote_path(path: Path) -> str:
@@ -159,7 +147,6 @@ def check_resume(requested: RequestedConfig) -> Iterator[Conflict]:
 
 def check_resume_auto(requested: RequestedConfig) -> Iterator[Conflict]:
     """resume=auto resumes, and no other process is writing that run."""
-    from research.run_dir import is_locked  # here: it is slow to import
 
     if starts_from_weights(requested):
         message = "resume=auto resumes the newest run of this configuration, resume.weights_only=true starts a new one"
@@ -169,14 +156,14 @@ def check_resume_auto(requested: RequestedConfig) -> Iterator[Conflict]:
 
 
 def check_resume_path(requested: RequestedConfig, value: str) -> Iterator[Conflict]:
-    """The path or id leads to a checkpoint that the run can go on from."""
+    """Check that the path or id leads to a checkpoint that the run can resume."""
     path = find_resume_path(requested)
     if path is None:
         is_id = re.fullmatch(RUN_ID_PATTERN, value)
         message = "no such folder, nor a run in MLflow" if is_id else f"there is no {Path(value).absolute()}"
         yield Conflict(("resume.path",), message, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
         return
-    folder = get_run_folder(path)
+    folder = to_run_folder(path)
     if path == folder and not list_checkpoints(path):
         yield Conflict(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
     target = Path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()

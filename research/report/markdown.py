@@ -50,7 +50,7 @@ def describe_ending(sweep: Sweep) -> str:
     elif ended >= total:
         ending = f"All {total} trials have ended."
     else:
-        ending = f"{ended} of {total} trials have ended{running}: the same command goes on with the rest."
+        ending = f"{ended} of {total} trials have ended{running}: the same command runs the rest."
     return f"{len(sweep.rows)} trial{'s' * (len(sweep.rows) != 1)}: {counts}; {effort}. {ending}"
 
 

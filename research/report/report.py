@@ -17,7 +17,7 @@ from research.report.plots import draw
 from research.report.preset import build_preset, build_solution, dump_yaml
 from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
-from research.run_dir import replace_text
+from research.run_dir import RUN_ID_PATTERN, replace_text
 from research.tracking import mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.storage import redact_url
@@ -117,7 +117,7 @@ def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
     """
     folder = Path(source)
     try:
-        if not folder.is_dir() and re.fullmatch(r"[0-9a-f]{32}", source):
+        if not folder.is_dir() and re.fullmatch(RUN_ID_PATTERN, source):
             folder = find_sweep_folder(source)
         if (folder / POPULATION_FILE).exists():
             raise ValueError(f"it is a population; {POPULATION_HINT}")

@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """The digest of all that makes it the same command: what is run, and how trials are chosen and judged."""
+        """The digest of all that makes it the same command: what is run, and how trials are chosen and compared."""
         s = self.settings
         return hash_record(
             [self.spec, [s.sampler, s.pruner, s.constraints, s.custom_search_space, s.dedup, s.storage, s.enqueue]]

@@ -48,7 +48,7 @@ class Ranks:
             self.message_index += 1
 
     def follow(self, launcher: Any) -> None:
-        """Launch what the first process launches, until it ends; failed jobs are judged by the first process alone."""
+        """Launch what the first process launches, until it ends; the first process alone counts failed jobs."""
         while (job := self._receive()) != END_MESSAGE:
             lines, first = job
             launcher.launch(lines, initial_job_idx=first)

@@ -114,7 +114,7 @@ def begin(plan: Plan, worker: Worker) -> None:
             study.enqueue_trial(params, skip_if_exists=True)
     done = worker.queue.count_used([t for t in trials if t.state.is_finished()])
     kind = "runs in their order" if plan.grid is not None else "trials"
-    resumed = f": going on after {done}" if done else ""
+    resumed = f": resumed after {done}" if done else ""
     worker.progress.print_row("sweep", f"{plan.total} {kind}, {', '.join(plan.directions)}{resumed}")
     worker.progress.print_row("folder", str(plan.folder))
 

@@ -171,7 +171,7 @@ def _open_hashed(path: Path, files: dict[str, Any]) -> Iterator[_HashingFile]:
             file = _HashingFile(descriptor, pool)
             yield file
             os.fsync(descriptor)
-        except RuntimeError as error:  # torch.save tells of its own confusion, not of the full disk
+        except RuntimeError as error:  # torch.save raises its own error instead of that of the full disk
             raise file.error or error from None
         finally:
             os.close(descriptor)

@@ -210,7 +210,7 @@ def has_finite_weights(state: State) -> bool:
 
 
 def copy_to_host(value: Any) -> Any:
-    """Copy tensors at any depth of dicts and lists to the host, so that training can go on meanwhile."""
+    """Copy tensors at any depth of dicts and lists to the host, so that training can continue meanwhile."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

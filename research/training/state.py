@@ -45,7 +45,7 @@ class RunInfo:
     batch_size: int  # samples a step, over all processes
     log_every: int = 1  # steps between two log points
     eval_every: int = 1  # steps between two evaluations
-    monitor: str = "val/loss"  # the metric that judges the run
+    monitor: str = "val/loss"  # the metric by which runs are compared
     task: str = ""  # what evaluations are of: only those of one task can be compared
     name: str = "run"
     folder: Path | None = None
@@ -91,7 +91,7 @@ class State:
     skipped_on_device: Tensor | None = None  # whether the last update was left out; to be looked at before saving
     end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still evaluated
-    resume_override: str = ""  # the override that a run needs to go on past that reason, as target=null; empty: none
+    resume_override: str = ""  # the override that continues past that reason, as target=null; empty: none
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
 

@@ -110,8 +110,8 @@ class Trainer:
     ) -> State:
         """Return a run before its first step, or where it is resumed.
 
-        `loss` is what evaluations judge by; `objective` is what is minimised, by default the loss. `resume` is a run
-        folder or a checkpoint: to go on from, or with `weights_only` to begin from. Raise ValueError where it holds
+        `loss` is what evaluations report; `objective` is what is minimised, by default the loss. `resume` is a run
+        folder or a checkpoint: to continue, or with `weights_only` to begin from. Raise ValueError where it holds
         none of this model, optimizer and data.
         """
         check_optimizer(optimizer, model)

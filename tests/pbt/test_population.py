@@ -296,7 +296,7 @@ def test_at_its_target_a_population_ends_and_reports_the_parameters_of_its_last_
     members = [Member(**member) for member in read_members(sweep)]
     results = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
     assert (last := members[-1].generation) < 4
-    assert "no member goes on: val/acc reached 0.3" in done.stdout
+    assert "no member continues: val/acc reached 0.3" in done.stdout
     assert [all(m.stop for m in members if m.generation == n) for n in range(last + 1)] == [False] * last + [True]
     assert not any(m.error for m in members), "who took no step has no checkpoint: its descendants begin at its ancestor's"
     assert all(part["from"] < part["until"] for part in results["schedule"])
@@ -337,13 +337,13 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
             time.sleep(0.01)
         os.kill(process.pid, number)
         output = "".join(process.communicate())
-    assert (process.returncode, "the same command goes on with the rest" in output) == (130, True)
+    assert (process.returncode, "the same command runs the rest" in output) == (130, True)
     (folder,) = (killed / "out" / "digits").iterdir()
     assert len((folder / "population.csv").read_text().splitlines()) == 1 + 6, "two generations have ended"
     assert all((folder / name).exists() for name in REPORT_FILES)
     assert yaml.safe_load((folder / "optimization_results.yaml").read_text())["schedule"][-1]["until"] == 80
     done = train(killed, *own)
-    assert "going on after" in done.stdout
+    assert "resumed after" in done.stdout
     (one,), (other,) = (list((folder / "out" / "digits").iterdir()) for folder in (unbroken, killed))
     assert read_members(one) == read_members(other)
     for name in (Member(**member).name for member in read_members(one)):

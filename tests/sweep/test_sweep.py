@@ -36,8 +36,8 @@ def test_a_grid_runs_each_combination_once_in_hydras_order(tmp_path: Path) -> No
 
 def test_the_same_command_continues_to_the_total(tmp_path: Path) -> None:
     run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=3")
-    assert "going on after 3" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
-    assert "going on after 5" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
+    assert "resumed after 3" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
+    assert "resumed after 5" in run_sweep(tmp_path, *TPE, "hydra.sweeper.n_trials=5")
     assert [trial.number for trial in load_study(tmp_path).trials] == list(range(5))
     assert len((tmp_path / "times.txt").read_text().splitlines()) == 2 * 5
 

@@ -230,7 +230,7 @@ def test_ctrl_c_leaves_a_report_and_the_same_command_resumes(tmp_path: Path) -> 
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])  # type: ignore[union-attr]
     assert Counter(run.info.status for run in runs) == {"FINISHED": 3}
     fresh = train(tmp_path, *command)
-    assert "going on" not in fresh.stdout  # it was finished: the command runs the grid anew
+    assert "resumed after" not in fresh.stdout  # it was finished: the command runs the grid anew
     assert len(list((tmp_path / "out" / "digits").glob("sweep_*"))) == 2
 
 

@@ -62,7 +62,7 @@ def test_a_study_continues_to_its_total(tmp_path: Path, opener: Opener, kind: st
     url = opener(kind)
     arguments = [*SPACE, f"hydra.sweeper.storage={url}", "hydra.sweeper.home=sweeps"]
     run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=4")
-    assert "going on after 4" in run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=6")
+    assert "resumed after 4" in run_sweep(tmp_path, *arguments, "hydra.sweeper.n_trials=6")
     assert count_states(url) == {"COMPLETE": 6}
     assert {path.name for path in (tmp_path / "sweeps" / "shared").iterdir() if path.name.isdecimal()} == set("012345")
 
