@@ -16,7 +16,7 @@ from research.run_dir import Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.study_spec import StudySpec
 
-EXCLUDED = "ASIDE"  # the state of a trial that the study does not count; the other states are Optuna's
+EXCLUDED_STATE = "ASIDE"  # the state of a trial that the study does not count; the other states are Optuna's
 CONSTRAINT_SUFFIX = " (constraint)"
 LAST_COLUMNS = ("started", "seconds", "steps", "repeats", "folder", "mlflow_run_id", "error", "note")  # after the parameters
 INT, FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.\d*|\.?\d+)([eE][-+]?\d+)?")

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.cli import first_line
 from research.preflight.overrides import to_override
-from research.report.results import EXCLUDED, Row, Sweep, parse_value, read_run
+from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_value, read_run
 from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
 from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec
@@ -66,7 +66,7 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
     pruned = f"pruned at step {attrs[PRUNED_ATTR]}" if PRUNED_ATTR in attrs else ""
     return Row(
         number=trial.number,
-        state=EXCLUDED if "aside" in attrs else trial.state.name,
+        state=EXCLUDED_STATE if "aside" in attrs else trial.state.name,
         values=tuple(trial.values) if trial.state.name == "COMPLETE" else (),
         params=_read_params(trial, run_folders, known),
         started=started and started.replace(microsecond=started.microsecond // 1000 * 1000),  # as trials.csv has it

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from research.cli import format_duration
-from research.sweep.queue import EXCLUDED
+from research.sweep.queue import EXCLUDED_ATTR
 from research.sweep.space import Space
 
 LIVE_METRICS = ("step", "train/loss", "val/loss", "val/acc", "val/bpb")
@@ -70,7 +70,7 @@ class ProgressDisplay:
 
     def print_trial_end(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
         """Print a trial's result, the best so far and the time left."""
-        if EXCLUDED in trial.user_attrs:
+        if EXCLUDED_ATTR in trial.user_attrs:
             return
         is_complete = trial.state == TrialState.COMPLETE
         value = ", ".join(f"{value:.4g}" for value in trial.values) if is_complete else trial.state.name.lower()
@@ -78,7 +78,7 @@ class ProgressDisplay:
 
     def describe_standing(self, trials: list[FrozenTrial]) -> str:
         """Return the best so far, how many trials are done and the time left."""
-        done = [t for t in trials if t.state.is_finished() and EXCLUDED not in t.user_attrs]
+        done = [t for t in trials if t.state.is_finished() and EXCLUDED_ATTR not in t.user_attrs]
         seconds = [t.duration.total_seconds() for t in done if t.duration and "reused" not in t.user_attrs]
         left = max(0, self.total - len(done)) * (statistics.mean(seconds) if seconds else 0.0) / self.workers
         parts = [*self.describe_best(), f"{len(done)} of {self.total} done"]

@@ -18,7 +18,7 @@ from research.run_dir import is_file_locked
 from research.sweep.optuna_private import get_trial_id, load_trial, load_user_attrs, set_user_attr
 from research.tracking.storage import FileLock
 
-LEASE, TRIES, EXCLUDED = "lease", "tries", "aside"  # a trial's attributes
+LEASE, TRIES, EXCLUDED_ATTR = "lease", "tries", "aside"  # a trial's attributes
 TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same trial notice each other
 LEASE_GRACE = 10.0  # seconds that a trial may be without a lease: its process writes one at once, or has died
 
@@ -61,7 +61,7 @@ class Queue:
 
     def count_used(self, trials: list[FrozenTrial]) -> int:
         """Return how many of the study's total these trials use: all but those waiting and those excluded."""
-        return sum(trial.state != TrialState.WAITING and EXCLUDED not in trial.user_attrs for trial in trials)
+        return sum(trial.state != TrialState.WAITING and EXCLUDED_ATTR not in trial.user_attrs for trial in trials)
 
     def _exclude_if_surplus(self, trial: Trial) -> bool:
         """Exclude the trial if other machines took the rest of the total at the same moment; return True then."""
@@ -73,7 +73,7 @@ class Queue:
 
     def exclude(self, trial: Trial, reason: str) -> None:
         """End the trial without counting it in the study's total."""
-        trial.set_user_attr(EXCLUDED, reason)
+        trial.set_user_attr(EXCLUDED_ATTR, reason)
         self.release(trial)
         self.study.tell(trial, state=TrialState.FAIL)
 

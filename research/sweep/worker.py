@@ -21,7 +21,7 @@ from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set
 from research.sweep.optuna_private import enable_stop, get_storage, get_trial_id, has_stopped, load_user_attrs
 from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
-from research.sweep.queue import EXCLUDED, Queue
+from research.sweep.queue import EXCLUDED_ATTR, Queue
 from research.sweep.ranks import Ranks
 from research.sweep.stopping import Stopping
 from research.tracking.optuna_storage import PRUNED_ATTR, is_storage_unreachable
@@ -222,7 +222,9 @@ class Worker:
 
     def count_failures(self) -> int:
         """Return the failed trials of the study's total."""
-        return sum(t.state == TrialState.FAIL and EXCLUDED not in t.user_attrs for t in self.study.get_trials(deepcopy=False))
+        return sum(
+            t.state == TrialState.FAIL and EXCLUDED_ATTR not in t.user_attrs for t in self.study.get_trials(deepcopy=False)
+        )
 
     def get_max_failures(self) -> int:
         """Return how many trials of a study may fail; 1e-9 absorbs the rounding of the product."""

@@ -140,7 +140,7 @@ class _HashingFile:
     def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
         self.descriptor, self.pool = descriptor, pool
         self.digest, self.bytes = sha256(), 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, content: bytes | memoryview) -> int:
         view = memoryview(content)
@@ -150,7 +150,7 @@ class _HashingFile:
             try:
                 while part:
                     part = part[os.write(self.descriptor, part) :]
-            except OSError as error:
+            except BaseException as error:  # a full disk, or a second Ctrl-C
                 self.error = error
                 raise
             finally:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,13 @@ class Guard:
     num_bad_in_row: int | Tensor = field(default=0, init=False)
     max_bad_in_row: int | Tensor = field(default=0, init=False)  # since the last check
     location: str = field(default="", init=False)  # the gradient that was not finite
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise ValueError(f"trainer.guard.policy={self.policy}: give one of {', '.join(get_args(Policy))}")
+        for name, value in (("max_skips", self.max_skips), ("max_rollbacks", self.max_rollbacks)):
+            if value < 1:
+                raise ValueError(f"trainer.guard.{name}={value}: give a whole number of 1 or more")
 
     def start(self, on_device: bool, get_loss_scale: Callable[[], float]) -> None:
         """Begin a run."""

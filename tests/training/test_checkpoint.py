@@ -1,5 +1,6 @@
 """Damage is found, named, and the previous good checkpoint is taken."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,20 @@ def test_a_config_may_have_keys_that_are_numbers(tmp_path: Path) -> None:
     manifest = Manifest(1, {}, config={"labels": {2: "a", 10: "b", "other": None}, "folder": tmp_path})
     folder = checkpoint.commit(tmp_path / "checkpoints", Snapshot(manifest, {"model": {}}, {}))
     assert checkpoint.read(folder).manifest.config["labels"] == {"2": "a", "10": "b", "other": None}
+
+
+def test_an_interrupted_save_raises_what_interrupted_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second Ctrl-C while state.pt is written: torch.save would end with a RuntimeError of its own."""
+    write, calls = os.write, []
+
+    def interrupt(descriptor: int, data: memoryview) -> int:
+        calls.append(len(data))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", interrupt)
+    snapshot = Snapshot(Manifest(1, {}), {"model": {}}, {"memory": [torch.randn(1000) for _ in range(4)]})
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.commit(tmp_path / "checkpoints", snapshot)
+    assert list((tmp_path / "checkpoints").iterdir()) == [], "nothing half-written stays"

@@ -350,3 +350,15 @@ def test_a_micro_batch_of_one_cannot_be_halved() -> None:
         ValueError, match=r"out of memory at step 1: no more\na micro-batch is one sample; trainer\.checkpoint_act"
     ):
         oom.halve_micro_batch(state, 1, "no more\nbecause")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_skips": 0}, r"trainer\.guard\.max_skips=0: give .* 1 or more"),
+        ({"max_rollbacks": -1}, r"trainer\.guard\.max_rollbacks=-1: give .* 1 or more"),
+    ],
+)
+def test_a_guard_names_a_setting_out_of_range(settings: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Guard("skip", **settings)
