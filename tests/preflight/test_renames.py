@@ -100,3 +100,15 @@ def test_an_old_key_of_a_sweep_is_one_mistake() -> None:
     params = "hydra.sweeper.params={model.linear.per: [tensor,channel]}"  # as a study's yaml has it
     (mistake,) = find_mistakes([params], True)
     assert "did you mean: model.linear.granularity=" in mistake
+
+
+def test_an_old_key_is_answered_wherever_a_sweep_names_it() -> None:
+    """`search_space` is what hydra-optuna-sweeper calls `params`."""
+    (mistake,) = find_mistakes(["hydra.sweeper.search_space={model.hidden: [64,128]}"], True)
+    assert "did you mean: model.ffn_dim=" in mistake
+
+
+def test_a_model_without_its_linear_layers_is_refused() -> None:
+    (mistake,) = find_mistakes(["~linear"], False)
+    assert mistake.splitlines()[0] == "error: ~linear"
+    assert "linear=bitnet or linear=full" in mistake

@@ -371,3 +371,11 @@ def test_a_study_in_yaml_has_null_and_lists() -> None:
     space = parse_space({"x": [1, "a,b", None], "y": None, "z": 3}, [], {}, None)
     assert space.parameters["x"].texts == ("1", "'a,b'", "null")
     assert space.fixed == {"y": "y=null", "z": "z=3"}
+
+
+def test_a_sweep_of_a_later_version_beside_it_is_no_obstacle(tmp_path: Path) -> None:
+    later = tmp_path / "home" / "later"
+    later.mkdir(parents=True)
+    (later / "study.json").write_text('{"version": 99}')
+    run_sweep(tmp_path, "x=1,2", "hydra.sweeper.home=home")
+    assert sorted(path.name for path in later.iterdir()) == ["study.json"], "it is left alone"
