@@ -16,7 +16,7 @@ from torch.distributed.run import get_args_parser
 from research.preflight import renames
 from research.preflight.check import find_mistakes
 
-PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments/README.md"]
 PAGES = [*PROSE, *ROOT.glob("experiments/**/*.md"), *ROOT.glob(".github/**/*.md")]
 TEXTS = {path: path.read_text() for path in PAGES}
 README = TEXTS[ROOT / "README.md"]
