@@ -7,27 +7,14 @@
  * Needs a C11 compiler that speaks GNU C. Build: cc -O3 -ffp-contract=off -fno-math-errno -fopenmp -shared -fPIC adamw.c -lm
  * Without OpenMP one thread does all the work.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
-#endif
+#include "platform.h"
 
-#define EXPORT __attribute__((visibility("default")))
-#define INLINE inline __attribute__((always_inline))
 /* Tensors that overlap do so number by number, so the loop may be vectorised. */
 #ifdef __clang__
 #define NO_ALIAS _Pragma("clang loop vectorize(assume_safety)")
-#define FP_EXACT _Pragma("STDC FP_CONTRACT OFF")
 #else
 #define NO_ALIAS _Pragma("GCC ivdep")
-#define FP_EXACT
 #endif
-FP_EXACT
 
 enum { PLAIN, EMA, WINDOW, SUMMED }; /* SUMMED: sum and ring are up to date already */
 enum { LINE = 16, BLOCK = 64, AHEAD = 512, MIN_PER_THREAD = 1 << 14 }; /* floats */
@@ -50,8 +37,6 @@ typedef struct {
     float rate, root; /* written here: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) */
 } Row;
 _Static_assert(sizeof(Row) == 12 * 8, "fused.py writes rows of twelve numbers");
-
-static INLINE size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 /* torch.lerp: the form that is exact at the nearer end. */
 static INLINE float lerp(float from, float to, float weight, int near) {

@@ -8,17 +8,9 @@
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "platform.h"
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
-#endif
 
 #if (defined(__x86_64__) || defined(__amd64__)) && !defined(GROKBIT_PORTABLE)
 #define X86 1
@@ -49,19 +41,14 @@ static int omp_get_num_threads(void) { return 1; }
 #include <sys/auxv.h>
 #endif
 
-#define EXPORT __attribute__((visibility("default")))
-#define INLINE inline __attribute__((always_inline))
 #define TARGET(features) __attribute__((target(features)))
 /* Weights are read once, in order: prefetch them to the second cache long before, to the first one shortly before. */
 #define AHEAD(w) (__builtin_prefetch((w) + 4096, 0, 2), __builtin_prefetch((w) + 768, 0, 3))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
-#define FP_EXACT _Pragma("STDC FP_CONTRACT OFF")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
-#define FP_EXACT
 #endif
-FP_EXACT
 
 enum { OUTS = 16, INS = 64, TILE = 256, GROUP = 16 };
 enum { NO_MEMORY = 1 };
@@ -74,7 +61,6 @@ typedef struct {
 } Matrix;
 
 static INLINE size_t ceil_div(size_t n, size_t unit) { return (n + unit - 1) / unit; }
-static INLINE size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Row r of x has its next 64 codes each `stride` bytes, at 64 r within them; sums[16 r + n] is of output n. */
 typedef void Ternary(const uint8_t *w, const int8_t *x, size_t stride, int rows, size_t tiles, int32_t *sums);

@@ -19,14 +19,15 @@ static int has_avx512vnni(void) { /* with F, DQ, BW, VL */
            cpu_has(7, 0, 1, 31) && cpu_has(7, 0, 2, 11);
 }
 
-#define AVX2 TARGET("avx2")
-COMPILED(avx2, AVX2)
-
-AVX2 static INLINE __m256i four_of(const int8_t *x) {
+/* Four int8 side by side, to be repeated in a vector. */
+static INLINE int32_t load_four(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
-    return _mm256_set1_epi32(four);
+    return four;
 }
+
+#define AVX2 TARGET("avx2")
+COMPILED(avx2, AVX2)
 
 /* Sums of pairs stay within 16 bits for four tiles: 4 * 16 * 2 * 2 * 127 < 2^15. */
 AVX2 static INLINE void ternary_rows_avx2(
@@ -44,8 +45,10 @@ AVX2 static INLINE void ternary_rows_avx2(
                     __m256i pairs = _mm256_loadu_si256((const __m256i *)(w + 64 * i + 32 * h));
                     UNROLL for (int s = 0; s < 4; s++) {
                         __m256i codes = _mm256_and_si256(_mm256_srli_epi16(pairs, 2 * s), low);
-                        UNROLL for (int r = 0; r < rows; r++) narrow[r][h] = _mm256_add_epi16(
-                            narrow[r][h], _mm256_maddubs_epi16(codes, four_of(x + r * INS + 16 * i + 4 * s)));
+                        UNROLL for (int r = 0; r < rows; r++) {
+                            __m256i of_x = _mm256_set1_epi32(load_four(x + r * INS + 16 * i + 4 * s));
+                            narrow[r][h] = _mm256_add_epi16(narrow[r][h], _mm256_maddubs_epi16(codes, of_x));
+                        }
                     }
                 }
         }
@@ -103,7 +106,8 @@ AVXVNNI static INLINE void ternary_rows_avxvnni(
                                               : _mm256_and_si256(_mm256_srli_epi16(pairs, 2 * s), low);
                     UNROLL for (int r = 0; r < rows; r++) {
                         __m256i *into = &sum[r][h][num_sums == 4 ? s : 0];
-                        *into = _mm256_dpbusd_avx_epi32(*into, codes, four_of(x + r * INS + 16 * i + 4 * s));
+                        __m256i of_x = _mm256_set1_epi32(load_four(x + r * INS + 16 * i + 4 * s));
+                        *into = _mm256_dpbusd_avx_epi32(*into, codes, of_x);
                     }
                 }
             }
@@ -122,12 +126,6 @@ TERNARY(avxvnni, AVXVNNI, 4)
 #define AVX512 TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 COMPILED(avx512vnni, AVX512)
 
-AVX512 static INLINE __m512i fours_of(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-
 /* A sum for each row and bit pair, two for a single row: enough sums to hide the latency of VPDPBUSD. */
 AVX512 static INLINE void ternary_rows_avx512vnni(
     const uint8_t *w, const int8_t *x, size_t stride, size_t tiles, int32_t *sums, const int rows) {
@@ -144,7 +142,8 @@ AVX512 static INLINE void ternary_rows_avx512vnni(
                 __m512i codes = _mm512_and_si512(pairs, _mm512_set1_epi8((char)(3 << 2 * s)));
                 UNROLL for (int r = 0; r < rows; r++) {
                     __m512i *into = &sum[r][s][i % sets];
-                    *into = _mm512_dpbusd_epi32(*into, codes, fours_of(x + r * INS + 16 * i + 4 * s));
+                    __m512i of_x = _mm512_set1_epi32(load_four(x + r * INS + 16 * i + 4 * s));
+                    *into = _mm512_dpbusd_epi32(*into, codes, of_x);
                 }
             }
         }
