@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from research.run_dir import CACHE_ENV_VAR
@@ -22,6 +23,7 @@ from research.run_dir import CACHE_ENV_VAR
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
 OPENMP = ("-fopenmp",)  # tried first: not every compiler has it
 BUILD_ERRORS = (OSError, subprocess.SubprocessError, RuntimeError, ValueError, AttributeError)  # of building and loading
+make_temporary_folder = partial(tempfile.TemporaryDirectory, prefix=".building-", ignore_cleanup_errors=True)
 STALE_SECONDS = 3600  # no compiler takes an hour
 
 
@@ -88,15 +90,12 @@ def build_cached(source: Path, cache_folder: Path) -> Path:
     remove_stale_builds(cache_folder)
     failures = []
     for flags, folder in folders.items():
-        build_folder = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_folder))
-        try:
-            if failure := compile_library(source, [*command, *flags], build_folder / name):
+        with make_temporary_folder(dir=cache_folder) as build_folder:
+            if failure := compile_library(source, [*command, *flags], Path(build_folder, name)):
                 failures.append(failure)
             else:
-                publish(build_folder, folder / name)
+                publish(Path(build_folder), folder / name)
                 return folder / name
-        finally:
-            shutil.rmtree(build_folder, ignore_errors=True)
     raise subprocess.SubprocessError("; ".join(failures))
 
 
@@ -113,9 +112,8 @@ def refuse_foreign(*paths: Path) -> None:
     for path in paths:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError(
-                f"{path} belongs to another user or is writable by others: set GROKBIT_CACHE to your own folder (chmod 700)"
-            )
+            fix = "set GROKBIT_CACHE to your own folder (chmod 700)"
+            raise PermissionError(f"{path} belongs to another user or is writable by others: {fix}")
 
 
 def compile_library(source: Path, command: list[str], output: Path) -> str:
@@ -150,6 +148,6 @@ def publish(build_folder: Path, library: Path) -> None:
         except OSError:
             if is_intact(library):
                 return
-            folder.rename(damaged := Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent)) / "damaged")
-            shutil.rmtree(damaged.parent, ignore_errors=True)
+            with make_temporary_folder(dir=folder.parent) as temporary_folder:
+                folder.rename(Path(temporary_folder, "damaged"))
     raise OSError(f"{folder} cannot be written")

@@ -26,11 +26,8 @@ class Matrix(ctypes.Structure):
     """The weights of one layer, as in ternary.h. The caller keeps the tensors alive."""
 
     _fields_ = (
-        ("weights", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("out", ctypes.c_int32),
-        ("in", ctypes.c_int32),
-        ("bits", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("weights", "scale")),
+        *((name, ctypes.c_int32) for name in ("out", "in", "bits")),
     )
 
 

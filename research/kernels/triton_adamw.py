@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+Settings = tuple[float, ...]  # lr, both betas, eps, weight decay, whether that is L2, the filter's weight and gain
+Row = tuple[Tensor, Tensor, Tensor | None, dict[str, Any], Settings]  # parameter, gradient, EMA (None: no filter), state
 CHUNK, BLOCK = 16384, 1024  # numbers that a program takes, in all and at a time
 
 
@@ -44,9 +46,9 @@ def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.co
     m = tl.load(row + 2).to(tl.pointer_type(tl.float32))
     v = tl.load(row + 3).to(tl.pointer_type(tl.float32))
     count = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32)))
-    average = tl.load(row + 5).to(tl.pointer_type(tl.float32))
+    ema = tl.load(row + 5).to(tl.pointer_type(tl.float32))
     size = tl.load(row + 6)
-    averaged = tl.where(tl.load(row + 5) != 0, size, 0)  # numbers that have an average
+    filtered = tl.where(tl.load(row + 5) != 0, size, 0)  # numbers that have an EMA
     decay, l2, rest1 = tl.load(number), tl.load(number + 1), tl.load(number + 2)
     beta2, rest2, eps = tl.load(number + 3), tl.load(number + 4), tl.load(number + 5)
     weight, gain = tl.load(number + 6), tl.load(number + 7)
@@ -54,10 +56,10 @@ def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.co
     root = 1 / tl.sqrt(_one_minus_power(count, tl.load(number + 10)))
     for offset in range(0, chunk, block):
         i = start + offset + tl.arange(0, block)
-        inside, known = i < size, i < averaged
+        inside, known = i < size, i < filtered
         grad, x = tl.load(g + i, mask=inside, other=0.0), tl.load(p + i, mask=inside, other=0.0)
-        mu = _lerp(tl.load(average + i, mask=known, other=0.0), grad, weight)  # 2405.20233, Algorithm 2
-        tl.store(average + i, mu, mask=known)
+        mu = _lerp(tl.load(ema + i, mask=known, other=0.0), grad, weight)  # 2405.20233, Algorithm 2
+        tl.store(ema + i, mu, mask=known)
         grad = tl.where(known, grad + gain * mu, grad) + l2 * x
         first = _lerp(tl.load(m + i, mask=inside, other=0.0), grad, rest1)
         second = beta2 * tl.load(v + i, mask=inside, other=0.0) + rest2 * grad * grad
@@ -66,45 +68,30 @@ def _kernel(table, numbers, pieces, found_inf, chunk: tl.constexpr, block: tl.co
         tl.store(p + i, x * decay - rate * (first / (tl.sqrt(second) * root + eps)), mask=inside)
 
 
-def get_kernel_settings(group: dict[str, Any]) -> tuple[float, ...]:
-    """Return the settings of a group in the order of the kernel."""
-    lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
-    decoupled = group["decoupled_weight_decay"]
-    logs = tuple(math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
-    shrunk, l2 = (1 - lr * decay, 0.0) if decoupled else (1.0, decay)
-    return shrunk, l2, 1 - beta1, beta2, 1 - beta2, group["eps"], 1 - group["grokfast_alpha"], group["lamb"], lr, *logs
+def convert_settings(settings: Settings) -> tuple[float, ...]:
+    """Return settings as the kernel takes them."""
+    lr, beta1, beta2, eps, decay, is_l2, weight, gain = settings
+    shrink, l2 = (1.0, decay) if is_l2 else (1 - lr * decay, 0.0)
+    logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
+    return shrink, l2, 1 - beta1, beta2, 1 - beta2, eps, weight, gain, lr, *logs
 
 
-def step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    averages: list[Tensor | None],
-    groups: list[dict[str, Any]],
-    states: list[dict[str, Any]],
-    found_inf: Tensor | None = None,
-) -> None:
-    """Take one step of these parameters, with their averages (None: no filter), groups and states.
-
-    Where `found_inf`, a number on the device, is 1, nothing changes. The host does not wait.
-    """
-    counts, device = [state["step"] for state in states], params[0].device
+def step(rows: Sequence[Row], found_inf: Tensor | None = None) -> None:
+    """Take one step. Where `found_inf`, a number on the device, is 1, nothing changes. The host does not wait."""
+    counts, device = [state["step"] for _, _, _, state, _ in rows], rows[0][0].device
     torch._foreach_add_(counts, 1)
-    rows, numbers = [], []
-    for p, grad, average, group, state in zip(params, grads, averages, groups, states, strict=True):
+    tensors, numbers, pieces = [], [], []
+    for index, (p, grad, ema, state, settings) in enumerate(rows):
         addresses = [state[key].data_ptr() for key in ("exp_avg", "exp_avg_sq", "step")]
-        rows.append([p.data_ptr(), grad.data_ptr(), *addresses, 0 if average is None else average.data_ptr(), p.numel()])
-        numbers.append(get_kernel_settings(group))
-    pieces = [(which, start) for which, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
+        tensors.append([p.data_ptr(), grad.data_ptr(), *addresses, 0 if ema is None else ema.data_ptr(), p.numel()])
+        numbers.append(convert_settings(settings))
+        pieces += [(index, start) for start in range(0, p.numel(), CHUNK)]
     if found_inf is not None:
         found_inf = found_inf.to(device, non_blocking=True)
     if pieces:
-        tables = (
-            _send_to_device(rows, torch.int64, device),
-            _send_to_device(numbers, torch.float32, device),
-            _send_to_device(pieces, torch.int64, device),
-        )
-        with torch.cuda.device_of(params[0]):
-            _kernel[(len(pieces),)](*tables, found_inf, CHUNK, BLOCK)
+        tables = ((tensors, torch.int64), (numbers, torch.float32), (pieces, torch.int64))
+        with torch.cuda.device_of(rows[0][0]):
+            _kernel[(len(pieces),)](*(_send_to_device(*table, device) for table in tables), found_inf, CHUNK, BLOCK)
     if found_inf is not None:  # after the kernel, which has read the counts: a skipped update is no step
         torch._foreach_sub_(counts, [found_inf] * len(counts))
 
@@ -116,10 +103,10 @@ def _send_to_device(rows: Sequence[Sequence[float]], dtype: torch.dtype, device:
 
 def passes_self_test(device: torch.device) -> bool:
     """Return whether a step on a device is right: 1, with gradient 1, falls by lr and lr / 2; a second step is skipped."""
-    p, grad, average, m, v = (torch.full((3,), value, device=device) for value in (1.0, 1.0, 1.0, 0.0, 0.0))
-    options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 0.0, "weight_decay": 0.5, "grokfast_alpha": 0.9, "lamb": 2.0}
+    p, grad, ema, m, v = (torch.full((3,), value, device=device) for value in (1.0, 1.0, 1.0, 0.0, 0.0))
+    settings = 0.1, 0.9, 0.999, 0.0, 0.5, False, 1 - 0.9, 2.0
     state = {"step": torch.zeros((), device=device), "exp_avg": m, "exp_avg_sq": v}
     for found_inf in (None, torch.ones((), device=device)):
-        step([p], [grad], [average], [options | {"decoupled_weight_decay": True}], [state], found_inf)
+        step([(p, grad, ema, state, settings)], found_inf)
     right = torch.allclose(p, torch.full_like(p, 0.85)) and torch.allclose(m, torch.full_like(m, 0.3))
     return right and state["step"].item() == 1

@@ -8,24 +8,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 OUTS, INS = 64, 64  # of a program: four tiles of outputs, one tile of inputs at a time
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
-    q,
-    x_scale,
-    codes,
-    w_scale,
-    y,
-    rows,
-    out,
-    width,
-    tiles: tl.constexpr,
-    many: tl.constexpr,
-    outs: tl.constexpr,
-    ins: tl.constexpr,
+    q, x_scale, codes, w_scale, y, rows, out, width, tiles: constexpr, many: constexpr, outs: constexpr, ins: constexpr
 ):
     """y = (q w^T) * (x_scale * w_scale) for many x outs of y; q is [rows, width] int8."""
     row = tl.program_id(0) * many + tl.arange(0, many)

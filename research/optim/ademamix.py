@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from research.optim.param_groups import promote_dtype, restore_promoted_state, run_closure
+from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 
 AVERAGES = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper
@@ -34,7 +34,12 @@ class AdEMAMix(Optimizer):
         eps: PositiveFloat = 1e-8,
         weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
-        check_betas(betas)
+        setting = f"optim.base.betas={list(betas)}"
+        if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{setting}: give three numbers in [0, 1), as [0.9, 0.999, 0.9999]")
+        if betas[2] < max(betas[0], 1e-9):
+            fix = "the third belongs to the slow average and must be above the first, as in [0.9, 0.999, 0.9999]"
+            raise ValueError(f"{setting}: {fix}")
         for name, value, least in (("alpha", alpha, 0), ("t_alpha", t_alpha, 1), ("t_beta3", t_beta3, 1)):
             if value is not None and not value >= least:
                 raise ValueError(f"optim.base.{name}={value}: give at least {least}")
@@ -54,7 +59,7 @@ class AdEMAMix(Optimizer):
                 if p.grad is not None:
                     state = self.state[p]
                     if not state:
-                        state |= {key: torch.zeros_like(p, dtype=promote_dtype(p.dtype)) for key in AVERAGES}
+                        state |= {key: torch.zeros_like(promote(p)) for key in AVERAGES}
                         state["step"] = torch.zeros(())
                     state["step"] += 1
                     by_step[int(state["step"])].append(p)
@@ -67,8 +72,7 @@ class AdEMAMix(Optimizer):
         (beta1, beta2, _), lr = group["betas"], group["lr"]
         alpha, beta3 = schedule_alpha(t, group["alpha"], group["t_alpha"]), schedule_beta3(t, group["betas"], group["t_beta3"])
         m1, m2, v = ([self.state[p][key] for p in params] for key in AVERAGES)
-        weights = [p.to(promote_dtype(p.dtype)) for p in params]  # the parameter itself, unless it is in half precision
-        grads = [p.grad.to(promote_dtype(p.dtype)) for p in params]  # type: ignore[union-attr]
+        weights, grads = [promote(p) for p in params], [promote(p.grad) for p in params if p.grad is not None]
         torch._foreach_lerp_(m1, grads, 1 - beta1)  # m1 <- beta1 m1 + (1 - beta1) g
         torch._foreach_lerp_(m2, grads, 1 - beta3)  # m2 <- beta3 m2 + (1 - beta3) g
         torch._foreach_mul_(v, beta2)  # v <- beta2 v + (1 - beta2) g^2
@@ -83,17 +87,6 @@ class AdEMAMix(Optimizer):
         for p, weight in zip(params, weights, strict=True):
             if weight is not p:
                 p.copy_(weight)
-
-
-def check_betas(betas: Sequence[float]) -> None:
-    """Raise ValueError unless these are the three betas of Algorithm 1."""
-    setting = f"optim.base.betas={list(betas)}"
-    if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"{setting}: give three numbers in [0, 1), as [0.9, 0.999, 0.9999]")
-    if betas[2] < max(betas[0], 1e-9):
-        raise ValueError(
-            f"{setting}: the third belongs to the slow average and must be above the first, as in [0.9, 0.999, 0.9999]"
-        )
 
 
 def schedule_alpha(t: int, alpha: float, steps: int | None) -> float:

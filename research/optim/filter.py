@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from research.optim import fused
-from research.optim.param_groups import promote_dtype, restore_promoted_state, run_closure
+from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.optim.transform import GradientTransform
-from research.trigger import parse_trigger
+from research.trigger import Trigger, parse_trigger
 
 log = logging.getLogger(__name__)
 FilterState = dict[Tensor, dict[str, Any]]
@@ -33,7 +33,7 @@ class Filter(GradientTransform):
 
     @property
     def supports_found_inf(self) -> bool:
-        """Return whether a step changes nothing where `found_inf` is 1: the average must not change either."""
+        """Return whether a step changes nothing where `found_inf` is 1: the EMA must not change either."""
         return self.one_pass == "ema" and super().supports_found_inf
 
     def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
@@ -50,12 +50,14 @@ class Filter(GradientTransform):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             raw = [p.grad for p in params if p.grad is not None]
-            grads = [promote_gradient(grad) for grad in raw] if norm or is_on(group) else raw
+            dense = (grad.to_dense() if grad.is_sparse else grad for grad in raw)
+            grads = list(map(promote, dense)) if norm or is_on(group) else raw
             seen += zip(raw, grads, strict=True)
             if params and is_on(group):
                 fresh |= self.amplify(grads, params, group)
         if norm and seen:
-            clip_gradients([grad for _, grad in seen], norm)
+            filtered = [grad for _, grad in seen]
+            torch._foreach_mul_(filtered, (norm / (nn.utils.get_total_norm(filtered) + 1e-6)).clamp(max=1.0))
         for raw_grad, grad in seen:
             if grad is not raw_grad:
                 raw_grad.copy_(grad.to_sparse(raw_grad.sparse_dim()) if raw_grad.is_sparse else grad)
@@ -70,8 +72,7 @@ class Filter(GradientTransform):
 
     def watched_metrics(self) -> set[str]:
         """Return the metrics that switch filters on and off."""
-        triggers = [(key, group[key]) for group in self.param_groups for key in ("start_when", "stop_when")]
-        return {parse_trigger(value, f"optim.{key}").metric for key, value in triggers if value is not None} - {""}
+        return {trigger.metric for group in self.param_groups for trigger in parse_triggers(group) if trigger} - {""}
 
     def needs_metrics(self) -> bool:
         """Return whether `on_step_begin` looks at metrics."""
@@ -87,12 +88,11 @@ class Filter(GradientTransform):
             for metric in self.watched_metrics() - set(metrics):
                 log.warning("the filter waits for %s, which no evaluation reports; there are: %s", metric, ", ".join(metrics))
         for group in self.param_groups:
-            triggers = [group["start_when"], group["stop_when"]]
-            if group.get("_heeds") != triggers:  # a resumed run has other triggers: begin anew with these
-                group |= init_trigger_state(*triggers)
-            start, stop = (None if value is None else parse_trigger(value, "a filter's trigger") for value in triggers)
-            waits = not (group["_on"] or group["_over"])
-            if waits and start and start.fires(step, metrics):
+            initial = init_trigger_state(group)
+            if group.get("_heeds") != initial["_heeds"]:  # a resumed run has other triggers: begin anew with these
+                group |= initial
+            start, stop = parse_triggers(group)
+            if start and not (group["_on"] or group["_over"]) and start.fires(step, metrics):
                 group["_on"] = True
             if group["_on"] and stop and stop.fires(step, metrics):
                 group["_on"], group["_over"] = False, True
@@ -108,9 +108,16 @@ class Filter(GradientTransform):
                 del self.state[p][key]
 
 
-def init_trigger_state(start_when: int | str | None, stop_when: int | str | None) -> dict[str, Any]:
+def parse_triggers(settings: Mapping[str, Any]) -> list[Trigger | None]:
+    """Return when a filter starts (None: with the first step) and when it stops (None: never). Raise ValueError."""
+    triggers = {f"optim.{key}": settings[key] for key in ("start_when", "stop_when")}
+    return [None if trigger is None else parse_trigger(trigger, key) for key, trigger in triggers.items()]
+
+
+def init_trigger_state(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group's entries for its triggers at the start: `_on` now, `_over` for good, and the triggers themselves."""
-    return {"_on": start_when is None, "_over": False, "_heeds": [start_when, stop_when]}
+    triggers = [settings["start_when"], settings["stop_when"]]
+    return {"_on": triggers[0] is None, "_over": False, "_heeds": triggers}
 
 
 def measure_overfitting(metrics: Mapping[str, float]) -> float:
@@ -119,18 +126,6 @@ def measure_overfitting(metrics: Mapping[str, float]) -> float:
     return max(0.0, val - train) / max(val, train) if math.isfinite(val + train) and max(val, train) > 0 else 0.0
 
 
-def clip_gradients(grads: list[Tensor], norm: float) -> None:
-    """Scale gradients in place so that their joint norm is at most `norm`."""
-    total = nn.utils.get_total_norm(grads)
-    torch._foreach_mul_(grads, (norm / (total + 1e-6)).clamp(max=1.0))
-
-
 def is_on(group: dict[str, Any]) -> bool:
     """Return whether a group's gradients are filtered now. With lamb = 0 they never are: the base class, bit for bit."""
     return bool(group["lamb"] and group["_on"])
-
-
-def promote_gradient(grad: Tensor) -> Tensor:
-    """Return a gradient as the filter takes it: dense, at least float32; the same tensor if it is that already."""
-    dense = grad.to_dense() if grad.is_sparse else grad
-    return dense.to(promote_dtype(dense.dtype))

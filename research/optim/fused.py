@@ -60,13 +60,7 @@ def collect_jobs(optimizer: Optimizer) -> list[Job] | None:
         return None
     jobs: list[Job] = []
     for index, group in enumerate(optimizer.param_groups):
-        if (
-            group["fused"] is not True
-            or any(group.get(key) for key in UNSUPPORTED_OPTIONS)
-            or group.keys() & {*FILTER_SETTINGS.values()} != {key}
-        ):
-            return None
-        if not all(isinstance(value, float | int) for value in get_kernel_settings(group)):
+        if not is_supported_group(group, key):
             return None
         filtered = group["lamb"] and group.get("_on", True)
         kind = PLAIN if not filtered else EMA if key == FILTER_SETTINGS["ema"] else WINDOW
@@ -75,11 +69,18 @@ def collect_jobs(optimizer: Optimizer) -> list[Job] | None:
     return None if unfiltered else jobs
 
 
+def is_supported_group(group: dict[str, Any], key: str) -> bool:
+    """Return whether a kernel takes the settings of a group with the filter's own setting `key`."""
+    if group["fused"] is not True or any(map(group.get, UNSUPPORTED_OPTIONS)):
+        return False
+    own = group.keys() & {*FILTER_SETTINGS.values()}
+    return own == {key} and all(isinstance(value, float | int) for value in get_kernel_settings(group))
+
+
 def get_kernel_settings(group: dict[str, Any]) -> tuple[Any, ...]:
     """Return a group's lr, both betas, eps, weight decay, whether that is L2, and the filter's weight and gain."""
-    ema = FILTER_SETTINGS["ema"] in group
-    weight = 1 - group[FILTER_SETTINGS["ema"]] if ema else 0.0
-    gain = group["lamb"] if ema else group["lamb"] / group["window"]
+    lamb, window = group["lamb"], group.get("window")
+    weight, gain = (0.0, lamb / window) if window else (1 - group["grokfast_alpha"], lamb)
     coupled = not group["decoupled_weight_decay"] and group["weight_decay"] != 0
     return group["lr"], *group["betas"], group["eps"], group["weight_decay"], coupled, weight, gain
 
@@ -92,16 +93,14 @@ def is_supported_layout(jobs: list[Job], states: list[ParamState | None], device
         size = p.numel()
         tensors += p, grad
         sizes += size, size
-        if not state:
-            continue
-        tensors += state.get("step"), state.get("exp_avg"), state.get("exp_avg_sq")
-        sizes += 1, size, size
-        if kind == EMA and "grokfast_ema" in state:
-            tensors.append(state["grokfast_ema"])
-            sizes.append(size)
-        elif kind == WINDOW and len(state.get("grokfast_ring", ())) == group["window"]:
-            tensors += state["grokfast_ring"], state.get("grokfast_sum")
-            sizes += size * group["window"], size
+        if state:
+            entries = {"step": 1, "exp_avg": size, "exp_avg_sq": size}
+            if kind == EMA and "grokfast_ema" in state:
+                entries["grokfast_ema"] = size
+            elif kind == WINDOW and len(state.get("grokfast_ring", ())) == group["window"]:
+                entries |= {"grokfast_ring": size * group["window"], "grokfast_sum": size}
+            tensors += map(state.get, entries)
+            sizes += entries.values()
     return (
         TENSOR_TYPES.issuperset(map(type, tensors))
         and set(map(attrgetter("dtype"), tensors)) == {torch.float32}
@@ -114,19 +113,13 @@ def is_supported_layout(jobs: list[Job], states: list[ParamState | None], device
 
 def init_state(optimizer: Optimizer, p: Tensor) -> ParamState:
     """Create the state before the first step, with torch's own keys."""
-    state: ParamState = optimizer.state[p]
-    state["step"] = torch.zeros((), device=p.device)
-    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+    state = optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
     return state
 
 
-def get_found_inf(optimizer: Optimizer) -> Tensor | None:
-    """Return the number on the device that is 1 if this update is skipped; the host does not wait for it (nonfinite.py)."""
-    return getattr(optimizer, "found_inf", None)
-
-
-def get_average(state: ParamState, grad: Tensor, found_inf: Tensor | None = None) -> Tensor:
-    """Return the average, which begins at the first gradient; with `found_inf`, at zero where that is not finite."""
+def get_ema(state: ParamState, grad: Tensor, found_inf: Tensor | None = None) -> Tensor:
+    """Return the EMA, which begins at the first gradient; with `found_inf`, at zero where that is not finite."""
     if "grokfast_ema" not in state:
         state["grokfast_ema"] = grad.clone() if found_inf is None else grad.nan_to_num(0.0, 0.0, 0.0)
     return state["grokfast_ema"]  # type: ignore[no-any-return]
@@ -134,7 +127,7 @@ def get_average(state: ParamState, grad: Tensor, found_inf: Tensor | None = None
 
 def choose_kernel(device: torch.device, optimizer: Optimizer, jobs: list[Job]) -> Kernel | None:
     """Return the function that takes the step on a device, or None."""
-    if device.type == "cpu" and get_found_inf(optimizer) is None and (c := get_library()):
+    if device.type == "cpu" and getattr(optimizer, "found_inf", None) is None and (c := get_library()):
         return partial(step_on_cpu, c)
     if device.type == "cuda" and not any(kind == WINDOW for _, _, kind, _, _ in jobs) and has_triton(device):
         return step_on_gpu
@@ -144,11 +137,11 @@ def choose_kernel(device: torch.device, optimizer: Optimizer, jobs: list[Job]) -
 def step_on_gpu(optimizer: Optimizer, jobs: list[Job], states: list[ParamState]) -> None:
     from research.kernels import triton_adamw
 
-    groups, _, kinds, params, grads = map(list, zip(*jobs, strict=True))
-    found_inf = get_found_inf(optimizer)
-    rows = zip(states, grads, kinds, strict=True)
-    averages = [get_average(state, grad, found_inf) if kind == EMA else None for state, grad, kind in rows]
-    triton_adamw.step(params, grads, averages, groups, states, found_inf)
+    found_inf, rows = getattr(optimizer, "found_inf", None), []
+    for (group, _, kind, p, grad), state in zip(jobs, states, strict=True):
+        ema = get_ema(state, grad, found_inf) if kind == EMA else None
+        rows.append((p, grad, ema, state, get_kernel_settings(group)))
+    triton_adamw.step(rows, found_inf)
 
 
 @cache
@@ -159,13 +152,12 @@ def has_triton(device: torch.device) -> bool:
     try:
         from research.kernels import triton_adamw
 
-        works = triton_adamw.passes_self_test(device)
+        if triton_adamw.passes_self_test(device):
+            return True
+        log.warning("Triton computes wrong numbers, so Grokfast's step uses torch, which is slower")
     except Exception as error:  # a compiler or a driver may raise anything
         log.warning("Triton fails, so Grokfast's step uses torch, which is slower: %s", str(error).partition("\n")[0])
-        return False
-    if not works:
-        log.warning("Triton computes wrong numbers, so Grokfast's step uses torch, which is slower")
-    return works
+    return False
 
 
 @cache
@@ -187,13 +179,19 @@ def step_on_cpu(c: ctypes.CDLL, optimizer: Optimizer, jobs: list[Job], states: l
     for (group, index, kind, p, grad), state in zip(jobs, states, strict=True):
         memory = slot = full = 0
         if kind == EMA:
-            memory = get_average(state, grad).data_ptr()
+            memory = get_ema(state, grad).data_ptr()
         elif kind == WINDOW:
             kind, slot, full = update_window(state, grad, group["window"])
             memory = state["grokfast_sum"].data_ptr()
         pointers = p.data_ptr(), grad.data_ptr(), state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()
         rows.extend((*pointers, state["step"].data_ptr(), memory, slot, p.numel(), kind, full, address + 64 * index, 0))
     c.grokbit_adamw(rows.buffer_info()[0], len(jobs), torch.get_num_threads())
+
+
+def init_window(grad: Tensor, window: int) -> ParamState:
+    """Return the state of a window before its first gradient."""
+    zero = torch.zeros_like(grad)
+    return {"grokfast_ring": torch.stack([zero] * window), "grokfast_sum": zero, "grokfast_seen": 0}
 
 
 def update_window(state: ParamState, grad: Tensor, window: int) -> tuple[int, int, bool]:
@@ -203,8 +201,7 @@ def update_window(state: ParamState, grad: Tensor, window: int) -> tuple[int, in
     computed anew, here; otherwise the kernel adds and subtracts. So an error by one huge gradient lasts until the round ends.
     """
     if len(state.get("grokfast_ring", ())) != window:
-        state["grokfast_ring"] = grad.new_zeros(window, *grad.shape)
-        state["grokfast_sum"], state["grokfast_seen"] = torch.zeros_like(grad), 0
+        state |= init_window(grad, window)
     ring, seen = state["grokfast_ring"], state["grokfast_seen"]
     state["grokfast_seen"] = seen + 1
     if seen % window == window - 1:

@@ -25,16 +25,16 @@ class Muon(Optimizer):
         betas: Sequence[float] = (0.9, 0.98),
         adamw_for: Sequence[str] = ("embed", "head"),
     ) -> None:
+        muon = TorchMuon([torch.nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        adamw = AdamW([torch.zeros(1)], lr=lr, betas=(betas[0], betas[1]), fused=True)
+        self._rules: dict[bool, Optimizer] = {True: muon, False: adamw}
         groups = []
         for group in params:
             named: dict[bool, list[Any]] = {True: [], False: []}
             for name, p in group["params"]:
                 named[p.ndim == 2 and not any(word in name for word in adamw_for)].append((name, p))
-            groups += [group | {"params": chosen, "matrices": kind} for kind, chosen in named.items() if chosen]
-        muon = TorchMuon([torch.nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-        adamw = AdamW([torch.zeros(1)], lr=lr, betas=(betas[0], betas[1]), fused=True)
-        self._rules: dict[bool, Optimizer] = {True: muon, False: adamw}
-        groups = [self._rules[group["matrices"]].defaults | group for group in groups]
+            settings = {kind: rule.defaults | group | {"matrices": kind} for kind, rule in self._rules.items()}
+            groups += [settings[kind] | {"params": part} for kind, part in named.items() if part]
         super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.optim.param_groups import OptimizerType, build_param_groups, promote_dtype, run_closure
+from research.optim.param_groups import OptimizerType, build_param_groups, promote, run_closure
 from research.optim.transform import GradientTransform, wrap_optimizer
 from research.ranges import NonNegativeFloat, PositiveFloat
 
@@ -41,21 +41,18 @@ def orthogonalize_gradients(params: Sequence[Tensor]) -> None:
     params = [p for p in params if p.numel() > 1]
     if not params:
         return
-    weights = [p.to(promote_dtype(p.dtype)) for p in params]
-    grads = [p.grad.to(promote_dtype(p.dtype)) for p in params]  # type: ignore[union-attr]  # p.grad itself, unless it is half precision
+    weights = [promote(p) for p in params]
+    grads = [promote(p.grad) for p in params if p.grad is not None]
     before = torch._foreach_norm(grads)
     along = [product.sum() for product in torch._foreach_mul(weights, grads)]
     shares = [dot / (norm.square() + EPS) for dot, norm in zip(along, torch._foreach_norm(weights), strict=True)]
     torch._foreach_addcmul_(grads, weights, shares, value=-1)  # g - (w.g / w.w) w
-    torch._foreach_mul_(grads, list(map(_compute_rescale, before, torch._foreach_norm(grads))))
+    norms = zip(before, torch._foreach_norm(grads), strict=True)
+    rescales = [torch.where(new > NOISE * torch.finfo(new.dtype).eps * old, old / new, 0.0) for old, new in norms]
+    torch._foreach_mul_(grads, rescales)
     for p, grad in zip(params, grads, strict=True):
         if grad is not p.grad:
             p.grad.copy_(grad)  # type: ignore[union-attr]
-
-
-def _compute_rescale(before: Tensor, after: Tensor) -> Tensor:
-    """Return the factor that restores a gradient's norm; 0 if only rounding errors are left of it."""
-    return torch.where(after > NOISE * torch.finfo(after.dtype).eps * before, before / after, 0.0)
 
 
 def orthograd(

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
@@ -49,9 +49,9 @@ def run_closure(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def promote_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type for averages of a tensor: float32 for half precision, else its own."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def promote(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least: a copy of one in half precision, else the tensor itself."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def restore_promoted_state(optimizer: Optimizer, saved: dict[str, Any], keys: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ def restore_promoted_state(optimizer: Optimizer, saved: dict[str, Any], keys: Se
     for saved_group, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         for index, p in zip(saved_group["params"], group["params"], strict=True):
             for key in set(keys) & set(saved["state"].get(index, ())):
-                optimizer.state[p][key] = saved["state"][index][key].to(p.device, promote_dtype(p.dtype), copy=True)
+                optimizer.state[p][key] = saved["state"][index][key].to(p.device, promote(p).dtype, copy=True)
 
 
 def remember_settings(optimizer: Optimizer) -> None:

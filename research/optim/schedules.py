@@ -11,25 +11,20 @@ from research.optim.param_groups import INITIAL_SETTINGS
 from research.ranges import Fraction, NonNegativeInt, OpenFraction
 
 
-def _warmup_factor(step: int, warmup: int) -> float:
-    """Return the warm-up factor: linear from 1/warmup at the first step to 1."""
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
-
-
 def _half_cosine(progress: float) -> float:
     """Return half a cosine: 1 at progress 0, 0 at progress 1."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def constant(step: int, steps: int, warmup: NonNegativeInt = 0) -> float:
-    """Return 1 after the warm-up."""
-    return _warmup_factor(step, warmup)
+    """Return 1 after the warm-up, which is linear from 1/warmup at the first step."""
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 def cosine(step: int, steps: int, warmup: NonNegativeInt = 0, floor: Fraction = 0.1) -> float:
     """After the warm-up, half a cosine down to `floor` at the last step (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
     if step < warmup:
-        return _warmup_factor(step, warmup)
+        return constant(step, steps, warmup)
     done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
     return floor + (1 - floor) * _half_cosine(done)
 
@@ -38,7 +33,7 @@ def wsd(step: int, steps: int, warmup: NonNegativeInt = 0, decay: Fraction = 0.5
     """Warm-up, stable, decay (Hu et al. 2024, 2404.06395): linear to `floor` over the last share `decay` of the steps."""
     decay_steps, left = round(decay * steps), steps - 1 - step
     falling = floor + (1 - floor) * max(0, left) / decay_steps if left < decay_steps else 1.0
-    return min(_warmup_factor(step, warmup), falling)
+    return min(constant(step, steps, warmup), falling)
 
 
 def bitnet(
@@ -49,7 +44,7 @@ def bitnet(
     Until `middle` of the steps both follow half a cosine. Then the lr drops to `cooldown` (or stays, if it is lower) and
     follows half a cosine to 0, without weight decay. The warm-up applies to the lr only.
     """
-    done, warm = step / max(1, steps - 1), _warmup_factor(step, warmup)
+    done, warm = step / max(1, steps - 1), constant(step, steps, warmup)
     if done < middle:
         return warm * _half_cosine(done), _half_cosine(done)
     return warm * min(cooldown, _half_cosine(middle)) * _half_cosine((done - middle) / (1 - middle)), 0.0
