@@ -6,22 +6,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from research.nn.bitlinear import Linear, shared_input_linears
-from research.nn.rope import rotate
+from research.nn.rope import Heads, RopeTable, rotate
+
+CachedHeads = Float[Tensor, "batch heads all head_dim"]
 
 
 class Cache:
     """The keys and values of one block for earlier positions, so that they are computed once."""
 
     def __init__(self, batch: int, kv_heads: int, max_seq_len: int, head_dim: int, like: Tensor) -> None:
-        self.k = like.new_empty(
-            batch, kv_heads, max_seq_len, head_dim
-        )  # uninitialised: never read, and no memory until written
+        # Uninitialised: never read before it is written, and no memory until then.
+        self.k = like.new_empty(batch, kv_heads, max_seq_len, head_dim)
         self.v = torch.empty_like(self.k)
         self.seq_len = 0  # positions that are filled
 
-    def extend(
-        self, k: Float[Tensor, "batch heads seq head_dim"], v: Float[Tensor, "batch heads seq head_dim"]
-    ) -> tuple[Float[Tensor, "batch heads all head_dim"], Float[Tensor, "batch heads all head_dim"]]:
+    def extend(self, k: Heads, v: Heads) -> tuple[CachedHeads, CachedHeads]:
         """Store keys and values of the next positions; return those of all positions so far."""
         start, self.seq_len = self.seq_len, self.seq_len + k.shape[2]
         self.k[:, :, start : self.seq_len], self.v[:, :, start : self.seq_len] = k, v
@@ -42,11 +41,7 @@ class Attention(nn.Module):
         self.grouped = kv_heads != heads
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        cos: Float[Tensor, "seq half"],
-        sin: Float[Tensor, "seq half"],
-        cache: Cache | None = None,
+        self, x: Float[Tensor, "batch seq dim"], cos: RopeTable, sin: RopeTable, cache: Cache | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         projected = shared_input_linears(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)

@@ -5,9 +5,9 @@ to 2^24, in any order: a thousand inputs with 8-bit weights, 130,000 with ternar
 in research/nn/packed.py, compute the same output. The gradient is straight-through (Bengio et al. 2013, arXiv 1308.3432).
 """
 
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -18,12 +18,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
-from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul, to_operand
-from research.nn.quantize import Quantizer
+from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul
+from research.nn.quantize import QuantizedWeight, Quantizer
 from research.ranges import NonNegativeInt, PositiveInt, WeightBits
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
-QuantizedWeight = tuple[Tensor, Tensor]  # codes and scale of a weight
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
 
@@ -41,7 +40,8 @@ class _Linears(torch.autograd.Function):
         count = len(tensors) // 3
         wide_codes, scale = quantizer.quantize_activation(x)
         codes = wide_codes.to(torch.int8)
-        left, *rights = (to_operand(backend, operand, scale.dtype) for operand in (codes, *tensors[:count]))
+        operand_dtype = {"ste": scale.dtype, "bf16_exact": torch.bfloat16, "int8": torch.int8}[backend]
+        left, *rights = (operand.to(operand_dtype) for operand in (codes, *tensors[:count]))
         del wide_codes  # frees its memory for the product
         ctx.save_for_backward(codes, scale, *rights, *tensors[count : 2 * count])
         ctx.types = x.dtype, tensors[-1].dtype
@@ -72,13 +72,13 @@ class BitLinear(nn.Linear):
     """`nn.Linear` with quantized weights and activations, W1.58A8 by default. It can replace `nn.Linear` anywhere.
 
     The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision: over
-    so many steps training moves from x to quantized x, as x + lambda (quantized x - x) with lambda from 0 to 1. The loop sets
-    lambda with `set_warmup_step`; evaluation always uses quantized values. During the warm-up, and with groups of inputs,
-    quantized values are multiplied in full precision. There is no second derivative, and no `torch.func`.
+    so many steps training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0 to 1. The loop sets mix
+    with `set_warmup_step`; evaluation always uses quantized values. During the warm-up, and with groups of inputs, quantized
+    values are multiplied in full precision. There is no second derivative, and no `torch.func`.
     Raise ValueError for an unknown value of a setting, a `granularity` that does not divide the inputs, or an empty weight.
     """
 
-    lamb: Tensor
+    mix: Tensor
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class BitLinear(nn.Linear):
             raise ValueError(f"model.linear.warmup={warmup}: give a number of steps, or 0")
         self.backend, self.warmup, self.is_warming_up = backend, warmup, warmup > 0
         self.cached_weight: QuantizedWeight | None = None  # set while the weight does not change
-        self.register_buffer("lamb", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
+        self.register_buffer("mix", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         return _forward_quantized(x, [self])[0] if self.can_multiply_codes else self.forward_reference(x)
@@ -115,9 +115,8 @@ class BitLinear(nn.Linear):
     @property
     def can_multiply_codes(self) -> bool:
         """Return whether a product of codes gives the output. The meta device has no autocast, so it does not there."""
-        return not (
-            isinstance(self.quantizer.granularity, int) or (self.is_warming_up and self.training) or self.weight.is_meta
-        )
+        has_groups = isinstance(self.quantizer.granularity, int)
+        return not (has_groups or (self.is_warming_up and self.training) or self.weight.is_meta)
 
     def get_quantized_weight(self, dtype: torch.dtype | None = None) -> QuantizedWeight:
         """Return codes and scale of the weight: the cached ones, or new ones with the codes in `dtype`."""
@@ -125,12 +124,12 @@ class BitLinear(nn.Linear):
 
     def forward_reference(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiply quantized values in full precision: for groups of inputs, the warm-up and the meta device."""
-        lamb = self.lamb if self.is_warming_up and self.training else None
+        mix = self.mix if self.is_warming_up and self.training else None
         codes, scale = self.quantizer.quantize_activation(x)
         w_codes, w_scale = self.get_quantized_weight()
         w_codes = w_codes.to(w_scale.dtype)  # cached codes are bf16
-        weight = straight_through(self.weight, w_codes * w_scale, lamb)
-        return F.linear(straight_through(x, codes * scale, lamb), weight, self.bias)
+        weight = straight_through(self.weight, w_codes * w_scale, mix)
+        return F.linear(straight_through(x, codes * scale, mix), weight, self.bias)
 
 
 def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> list[Float[Tensor, "*batch _"]]:
@@ -162,17 +161,14 @@ def _forward_quantized(x: Float[Tensor, "*batch in"], layers: Sequence[BitLinear
             codes, scales = zip(*(layer.get_quantized_weight(torch.bfloat16) for layer in layers), strict=True)
         weights = [layer.weight for layer in layers]
         ys = _Linears.apply(rows, layers[0].quantizer, backend, dtype, *codes, *scales, *weights)  # type: ignore[no-untyped-call]
-    biases = [layer.bias for layer in layers]
     ys = [y.view(*x.shape[:-1], y.shape[-1]) for y in cast(tuple[Tensor, ...], ys)]
-    return [y if bias is None else y + bias.to(y.dtype) for y, bias in zip(ys, biases, strict=True)]
+    return [y if layer.bias is None else y + layer.bias.to(y.dtype) for y, layer in zip(ys, layers, strict=True)]
 
 
-def straight_through(
-    x: Float[Tensor, "*shape"], quantized: Float[Tensor, "*shape"], lamb: Tensor | None
-) -> Float[Tensor, "*shape"]:
-    """Return x + lambda (quantized - x), whose gradient is that of x; lambda None: 1."""
-    quantized = quantized if lamb is None else torch.lerp(x, quantized.to(x.dtype), lamb.to(x.dtype))
-    return quantized.detach().to(x.dtype) + (x - x.detach())
+def straight_through(x: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"], mix: Tensor | None) -> Float[Tensor, "*shape"]:
+    """Return x + mix (q - x), of x and quantized x, whose gradient is that of x. None stands for a mix of 1."""
+    q = q if mix is None else torch.lerp(x, q.to(x.dtype), mix.to(x.dtype))
+    return q.detach().to(x.dtype) + (x - x.detach())
 
 
 def bitlinear_layers(model: nn.Module) -> dict[str, BitLinear]:
@@ -181,11 +177,11 @@ def bitlinear_layers(model: nn.Module) -> dict[str, BitLinear]:
 
 
 def set_warmup_step(layers: Sequence[BitLinear], step: int) -> None:
-    """Set the layers' lambda to step / warmup, at most 1."""
+    """Set the layers' mix to step / warmup, at most 1."""
     for layer in layers:
         if layer.warmup:
             layer.is_warming_up = step < layer.warmup
-            layer.lamb.fill_(min(1.0, step / layer.warmup))
+            layer.mix.fill_(min(1.0, step / layer.warmup))
 
 
 @contextmanager
@@ -218,27 +214,21 @@ def convert_linears(
     include, exclude = ([patterns] if isinstance(patterns, str) else list(patterns) for patterns in (include, exclude))
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     modules = dict(model.named_modules(remove_duplicate=False))
-    every = [(name, module) for name, module in modules.items() if type_before_parametrizations(module) is nn.Linear]
-    fits = {
-        name: module
-        for name, module in every
-        if any(fnmatch(name, pattern) for pattern in include)
-        and not any(fnmatch(name, pattern) for pattern in exclude)
-        and id(module.weight) not in tied
-    }
+    linears = {name: module for name, module in modules.items() if type_before_parametrizations(module) is nn.Linear}
+    matching = {name for pattern in include for name in fnmatch.filter(linears, pattern)}
+    matching -= {name for pattern in exclude for name in fnmatch.filter(linears, pattern)}
+    fits = {name: module for name, module in linears.items() if name in matching and id(module.weight) not in tied}
+    first_names = ", ".join(name or "itself" for name in [*linears][:8])
     if not fits or "" in fits:
-        known = f"has nn.Linear: {', '.join(name or 'itself' for name, _ in every[:8])}" if every else "has no nn.Linear"
+        known = f"has nn.Linear: {first_names}" if linears else "has no nn.Linear"
         rest = f"; its other weights are in {others}, not in nn.Linear" if (others := _describe_other_modules(model)) else ""
         raise ValueError(f"convert: no layer matches include={include}, exclude={exclude}; the model {known}{rest}")
     for pattern in (*include, *exclude):
-        if pattern not in ("*", *DEFAULT_EXCLUDE) and not any(fnmatch(name, pattern) for name in modules):
-            raise ValueError(
-                f"convert: the pattern {pattern} matches no module; layers are {', '.join(name for name, _ in every[:8])}"
-            )
+        if pattern not in ("*", *DEFAULT_EXCLUDE) and not fnmatch.filter(modules, pattern):
+            raise ValueError(f"convert: the pattern {pattern} matches no module; layers are {first_names}")
     converted = {id(old): _convert_layer(name, old, linear, settings) for name, old in fits.items()}
     for name, old in fits.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, converted[id(old)])
+        model.set_submodule(name, converted[id(old)])
     for module in filter(bitlinear_layers, modules.values()):  # switch off fast paths that read the weights without the layers
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
@@ -249,13 +239,8 @@ def convert_linears(
 
 def _describe_other_modules(model: nn.Module) -> str:
     """Return the classes of other modules that hold matrices: Conv1D in GPT-2, or those of experts."""
-    usual = (nn.Linear, nn.Embedding)
-    holders = {type(module).__name__ for module in model.modules() if type(module) not in usual and _has_matrix(module)}
-    return ", ".join(sorted(holders))
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return any(p.ndim > 1 for p in module.parameters(recurse=False))
+    others = (module for module in model.modules() if type(module) not in (nn.Linear, nn.Embedding))
+    return ", ".join(sorted({type(m).__name__ for m in others if any(p.ndim > 1 for p in m.parameters(recurse=False))}))
 
 
 def _convert_layer(name: str, old: nn.Linear, linear: Linear, settings: dict[str, Any]) -> nn.Module:
@@ -268,5 +253,5 @@ def _convert_layer(name: str, old: nn.Linear, linear: Linear, settings: dict[str
         raise ValueError(f"convert: {error}") from error
     layer.weight, layer.bias = old.weight, old.bias
     if isinstance(layer, BitLinear):
-        layer.lamb = torch.tensor(0.0 if layer.warmup else 1.0, device=old.weight.device)
+        layer.mix = torch.tensor(0.0 if layer.warmup else 1.0, device=old.weight.device)
     return layer.train(old.training)

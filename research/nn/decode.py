@@ -7,7 +7,7 @@ a prompt, a model that is not packed, a machine without a compiler.
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +22,6 @@ from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, PackedLinea
 
 EPS = 1e-5  # of the norms in common.h
 PROMPT_CHUNK = 512  # tokens of a prompt at a time, which bounds the memory of activations
-
-
-class TransformerLike(Protocol):
-    """The attributes of research.models.transformer.Transformer that a decoder uses."""
-
-    max_seq_len: int
-    kv_heads: int
-    head_dim: int
-    embed: nn.Module
-    blocks: nn.ModuleList
-    norm: nn.Module
-    head: nn.Module
-
-    def allocate_caches(self, batch: int, max_seq_len: int | None) -> list[Cache]: ...
-
-    def get_buffer(self, name: str) -> Tensor: ...
 
 
 class _Block(ctypes.Structure):
@@ -61,40 +45,19 @@ class _Model(ctypes.Structure):
     )
 
 
-class _TensorAddresses:
-    """The tensors whose addresses C holds. It keeps their memory alive, and notices if the model replaces one."""
-
-    def __init__(self) -> None:
-        self.memory: list[Tensor] = []
-        self.addresses: list[int] = []
-        self.owners: list[tuple[dict[str, Any], str]] = []
-
-    def register(self, tensors: dict[str, Any], *names: str) -> list[int]:
-        """Hold these tensors from now on; return their addresses."""
-        self.memory += (tensors[name].detach() for name in names)
-        self.owners += ((tensors, name) for name in names)
-        self.addresses += (tensors[name].data_ptr() for name in names)
-        return self.addresses[-len(names) :]
-
-    def has_moved(self) -> bool:
-        """Return whether the model has replaced a tensor. It takes 0.1 us a tensor, at each token."""
-        return [tensors[name].data_ptr() for tensors, name in self.owners] != self.addresses
-
-
 class Decoder:
-    """Computes the logits of the next token after all tokens that were fed, for a transformer in evaluation mode.
+    """Computes the logits of the next token after all tokens that were fed, for a models.transformer in evaluation mode.
 
     A copy has its own keys and values. Weights may be loaded in place, but not moved or replaced: then `feed` raises.
     `max_seq_len` is the number of tokens to remember; None: as many as the model was built for. Raise ValueError for more.
     """
 
     def __init__(self, model: nn.Module, max_seq_len: int | None = None) -> None:
-        self.model: TransformerLike = cast(TransformerLike, model)
-        if max_seq_len is not None and not 0 < max_seq_len <= self.model.max_seq_len:
-            raise ValueError(
-                f"max_seq_len={max_seq_len}: give 1 to {self.model.max_seq_len}, the tokens that this model was built for"
-            )
-        self.max_seq_len = max_seq_len or self.model.max_seq_len
+        self.model = cast(Any, model)
+        most = self.model.max_seq_len
+        if max_seq_len is not None and not 0 < max_seq_len <= most:
+            raise ValueError(f"max_seq_len={max_seq_len}: give 1 to {most}, the tokens that this model was built for")
+        self.max_seq_len = max_seq_len or most
         self.caches = self.model.allocate_caches(1, self.max_seq_len)
         self.native = build_native_decode(model, self.caches)
 
@@ -103,7 +66,7 @@ class Decoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.native = build_native_decode(cast(nn.Module, self.model), self.caches)
+        self.native = build_native_decode(self.model, self.caches)
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -122,9 +85,12 @@ class Decoder:
             raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}: give a 1-D tensor of int64 or int32")
         if not 0 < tokens.shape[0] <= self.max_seq_len - start:
             raise ValueError(f"{tokens.shape[0]} tokens after {start}: this decoder remembers at most {self.max_seq_len}")
+        ids, vocab = tokens.tolist(), self.model.embed.num_embeddings
+        if min(ids) < 0 or max(ids) >= vocab:
+            raise ValueError(f"tokens from {min(ids)} to {max(ids)}: the vocabulary is 0 to {vocab - 1}")
         end = start  # an error or an interrupt leaves the decoder as it was
         try:
-            logits = self._forward(tokens) if tokens.shape[0] > 1 or self.native is None else self.native(int(tokens), start)
+            logits = self._forward(tokens) if len(ids) > 1 or self.native is None else self.native(ids[0], start)
             end += tokens.shape[0]
         finally:
             for cache in self.caches:
@@ -134,9 +100,6 @@ class Decoder:
     def _forward(self, tokens: Int[Tensor, "seq"]) -> Float[Tensor, "vocab"]:
         """Return the logits by the model's own layers, with the head on the last position only."""
         model = self.model
-        low, high, vocab = int(tokens.min()), int(tokens.max()), cast(nn.Embedding, model.embed).num_embeddings
-        if low < 0 or high >= vocab:
-            raise ValueError(f"tokens from {low} to {high}: the vocabulary is 0 to {vocab - 1}")
         for part in tokens.split(PROMPT_CHUNK):
             start = self.caches[0].seq_len
             cos, sin = (model.get_buffer(name)[start : start + part.shape[0]] for name in ("cos", "sin"))
@@ -147,46 +110,41 @@ class Decoder:
         return y[0, 0]
 
 
-def build_native_decode(net: nn.Module, caches: list[Cache]) -> Callable[[int, int], Tensor] | None:
+def build_native_decode(model: Any, caches: list[Cache]) -> Callable[[int, int], Tensor] | None:
     """Return a function of (token, position) that computes logits in one call of C; None if C does not support the model."""
-    model = cast(TransformerLike, net)
-    library = ternary.get_library() if is_supported(net) else None
+    library = ternary.get_library() if is_supported(model) else None
     if library is None:
         return None
-    addresses = _TensorAddresses()
+    tensors: list[tuple[dict[str, Any], str, int, Tensor]] = []  # of C: where the model has it, its address, and its memory
+
+    def register(owner: dict[str, Any], *names: str) -> list[int]:
+        """Keep these tensors' memory from now on; return their addresses."""
+        tensors.extend((owner, name, owner[name].data_ptr(), owner[name].detach()) for name in names)
+        return [owner[name].data_ptr() for name in names]
 
     def add_norm(module: nn.Module) -> int | None:
-        return addresses.register(module._parameters, "weight")[0] if isinstance(module, RMSNorm) else None
+        return register(module._parameters, "weight")[0] if isinstance(module, RMSNorm) else None
 
-    def add_ternary(layer: PackedLinear) -> ternary.Matrix:
-        return ternary.Matrix(*addresses.register(layer._buffers, "codes", "scale"), layer.out_features, layer.in_features, 2)
+    def add_matrix(weights: PackedLinear | Int8Table) -> ternary.Matrix:
+        width, bits = (weights.in_features, 2) if isinstance(weights, PackedLinear) else (weights.dim, 8)
+        return ternary.Matrix(*register(weights._buffers, "codes", "scale"), len(weights.scale), width, bits)
 
-    def add_table(layer: Int8Embedding | Int8Linear) -> ternary.Matrix:
-        rows: Int8Table = layer.table
-        return ternary.Matrix(*addresses.register(rows._buffers, "codes", "scale"), rows.scale.shape[0], rows.dim, 8)
+    def add_block(block: nn.Module, cache: Cache) -> _Block:
+        norms, linears = list_layers(block)
+        return _Block(*map(add_norm, norms), *map(add_matrix, linears), *register(vars(cache), "k", "v"))
 
-    def add_block(module: Any, cache: Cache) -> _Block:
-        a, f = module.attention, module.feedforward
-        norms = (add_norm(m) for m in (module.input_norm, a.attn_sub_norm, module.post_norm, f.ffn_sub_norm))
-        products = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
-        return _Block(*norms, *map(add_ternary, products), *addresses.register(vars(cache), "k", "v"))
-
-    first: Any = model.blocks[0]
-    embed, head = cast(Int8Embedding, model.embed), cast(Int8Linear, model.head)
+    first, embed, head = model.blocks[0], model.embed.table, model.head.table
     blocks = (_Block * len(model.blocks))(*map(add_block, model.blocks, caches))
     heads, ffn_dim = first.attention.q_proj.out_features // model.head_dim, first.feedforward.gate_proj.out_features
-    sizes = len(blocks), embed.table.dim, heads, model.kv_heads, model.head_dim, ffn_dim, caches[0].k.shape[2]
-    tables = addresses.register(net._buffers, "cos", "sin")
-    squared = int(first.feedforward.activation is relu2)
-    c_model = _Model(blocks, add_norm(model.norm), *tables, add_table(embed), add_table(head), *sizes, squared)
-    vocab, num_logits = embed.table.scale.shape[0], head.table.scale.shape[0]
+    sizes = len(blocks), embed.dim, heads, model.kv_heads, model.head_dim, ffn_dim, caches[0].k.shape[2]
+    squared, norm = int(first.feedforward.activation is relu2), add_norm(model.norm)
+    tables = register(model._buffers, "cos", "sin")
+    c_model = _Model(blocks, norm, *tables, add_matrix(embed), add_matrix(head), *sizes, squared)
 
     def decode(token: int, position: int) -> Tensor:
-        if not 0 <= token < vocab:
-            raise ValueError(f"tokens from {token} to {token}: the vocabulary is 0 to {vocab - 1}")
-        if addresses.has_moved():
+        if any(owner[name].data_ptr() != address for owner, name, address, _ in tensors):  # 0.1 us a tensor
             raise ValueError("the model's weights were moved or replaced after this decoder was built: build a new Decoder")
-        logits = torch.empty(num_logits)
+        logits = torch.empty(len(head.scale))
         if library.c.grokbit_decode(ctypes.byref(c_model), token, position, logits.data_ptr(), torch.get_num_threads()):
             raise MemoryError("decode.c: no memory for a token")
         return logits
@@ -203,24 +161,25 @@ def is_supported(model: nn.Module) -> bool:
     floats = {t.dtype for t in tensors if t.is_floating_point()}
     if floats != {torch.float32} or not all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
         return False
-    return is_supported_norm(model.get_submodule("norm")) and all(
-        map(is_supported_block, model.get_submodule("blocks").children())
-    )
+    blocks = model.get_submodule("blocks").children()
+    return is_supported_norm(model.get_submodule("norm")) and all(map(is_supported_block, blocks))
+
+
+def list_layers(block: Any) -> tuple[list[nn.Module], list[Any]]:
+    """Return the norms and the linear layers of a block, in the order of decode.c's Block."""
+    a, f = block.attention, block.feedforward
+    norms = [block.input_norm, a.attn_sub_norm, block.post_norm, f.ffn_sub_norm]
+    return norms, [a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj]
 
 
 def is_supported_block(block: Any) -> bool:
     """Return whether decode.c computes this block."""
-    a, f = block.attention, block.feedforward
-    products = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, f.gate_proj, f.up_proj, f.down_proj)
-    is_packed = all(
-        isinstance(p, PackedLinear) and p.native and p.bias is None and p.in_features <= ternary.MAX_IN_FEATURES
-        for p in products
-    )
-    norms = is_supported_norm(block.input_norm) and is_supported_norm(block.post_norm)
-    sub_norms = all(is_supported_norm(m) or isinstance(m, nn.Identity) for m in (a.attn_sub_norm, f.ffn_sub_norm))
-    return is_packed and norms and sub_norms and f.activation in (F.silu, relu2)
+    norms, linears = list_layers(block)
+    plain = all(isinstance(layer, PackedLinear) and layer.native and layer.bias is None for layer in linears)
+    fits = plain and all(layer.in_features <= ternary.MAX_IN_FEATURES for layer in linears)
+    return fits and all(map(is_supported_norm, norms)) and block.feedforward.activation in (F.silu, relu2)
 
 
 def is_supported_norm(norm: nn.Module) -> bool:
-    """Return whether decode.c computes this norm."""
-    return isinstance(norm, RMSNorm) and norm.eps == EPS
+    """Return whether decode.c computes this norm, or there is none."""
+    return isinstance(norm, nn.Identity) or (isinstance(norm, RMSNorm) and norm.eps == EPS)

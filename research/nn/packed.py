@@ -12,12 +12,12 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int8, UInt8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.quantize import Quantizer
-from research.nn.tiles import INS, OUTS, int8_linear, pack, ternary_linear
+from research.nn.tiles import INS, OUTS, Tiles, int8_linear, pack, ternary_linear
 
 CACHE_LINE, HUGE_PAGE = 64, 1 << 21  # bytes
 PACKABLE_SETTINGS: dict[str, tuple[float | str, ...]] = {  # of a Quantizer: what the kernels compute
@@ -32,7 +32,7 @@ INT8 = Quantizer("absmax", 8, "channel")  # of embedding and head: a scale a sym
 class PackedLinear(nn.Module):
     """A ternary `BitLinear` at two bits a weight. Only for inference: the kernels compute no gradient."""
 
-    codes: UInt8[Tensor, "tiles_out tiles_in 256"]
+    codes: Tiles
     scale: Float[Tensor, "out"]
     bias: Float[Tensor, "out"] | None
 
@@ -48,14 +48,13 @@ class PackedLinear(nn.Module):
     @torch.no_grad()
     def from_bitlinear(cls, layer: BitLinear, name: str = "a layer") -> "PackedLinear":
         """Return the layer, packed. Raise ValueError, with the name of the layer, if a packed layer cannot compute it."""
-        check_packable(layer.quantizer, name)
-        packed = cls.__new__(cls)
-        nn.Module.__init__(packed)
-        packed.in_features, packed.out_features, packed.native = layer.in_features, layer.out_features, True
+        if reason := explain_unpackable(layer.quantizer):
+            raise ValueError(f"pack: {name} has {reason}: train with that, or run the model unpacked")
+        packed = cls(layer.in_features, layer.out_features)
         codes, scale = layer.quantizer.quantize_weight(layer.weight.float())
-        packed.register_buffer("codes", pack(codes.nan_to_num(0.0)))  # where the scale is not finite either
-        packed.register_buffer("scale", scale.reshape(-1).expand(layer.out_features).contiguous())
-        packed.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        packed.codes = pack(codes.nan_to_num(0.0))  # where the scale is not finite either
+        packed.scale = scale.reshape(-1).expand(layer.out_features).contiguous()
+        packed.bias = None if layer.bias is None else layer.bias.detach().clone()
         return packed
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -69,14 +68,12 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def check_packable(quantizer: Quantizer, name: str) -> None:
-    """Raise ValueError for settings of a quantizer that a packed layer does not compute."""
+def explain_unpackable(quantizer: Quantizer) -> str:
+    """Return a setting of a quantizer that a packed layer does not compute, and what it needs; an empty string if none."""
     for setting, allowed in PACKABLE_SETTINGS.items():
         if (value := getattr(quantizer, setting)) not in allowed:
-            raise ValueError(
-                f"pack: {name} has linear.{setting}={value}; a packed layer needs {' or '.join(map(str, allowed))}: "
-                "train with that, or run the model unpacked"
-            )
+            return f"linear.{setting}={value}; a packed layer needs {' or '.join(map(str, allowed))}"
+    return ""
 
 
 class Int8Table(nn.Module):
@@ -135,10 +132,9 @@ def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
         raise ValueError("pack: the model has no BitLinear; train one with model=bitnet, or convert a model to BitLinears")
     replacements: dict[int, nn.Module] = {id(old): PackedLinear.from_bitlinear(old, name) for name, old in layers.items()}
     if int8_embeddings:
-        tables: dict[int, Int8Table] = {}
+        tables = {weight: Int8Table(weight) for weight in {layer.weight for layer in find_symbol_layers(model)}}
         for layer in find_symbol_layers(model):
-            if (table := tables.get(id(layer.weight))) is None:
-                table = tables[id(layer.weight)] = Int8Table(layer.weight)
+            table = tables[layer.weight]
             new = Int8Embedding(table) if isinstance(layer, nn.Embedding) else Int8Linear(table, layer.bias)
             replacements[id(layer)] = new
     packed = copy.deepcopy(model, dict(replacements))  # as its memo, so that deepcopy takes these and copies no weight
@@ -177,23 +173,12 @@ def find_symbol_layers(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
             yield module
 
 
-def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
-    """Return the packed layers of a model by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-
-
 def count_packed_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's weights after `pack_model`; a layer that it refuses counts in float32."""
-    layers = [
-        layer
-        for layer in bitlinear_layers(model).values()
-        if all(getattr(layer.quantizer, name) in allowed for name, allowed in PACKABLE_SETTINGS.items())
-    ]
-    tables = {id(layer.weight): layer.weight for layer in find_symbol_layers(model)}
-    quantized = tables.keys() | {id(layer.weight) for layer in layers}
-    rest = sum(p.numel() for p in model.parameters() if id(p) not in quantized)
-    ternary = sum(
-        -(-layer.out_features // OUTS) * -(-layer.in_features // INS) * 256 + 4 * layer.out_features for layer in layers
-    )
-    int8 = sum(weight.shape[0] * (-(-weight.shape[1] // INS) * INS + 4) for weight in tables.values())
-    return ternary + int8 + 4 * rest
+    layers = [layer for layer in bitlinear_layers(model).values() if not explain_unpackable(layer.quantizer)]
+    symbols = {layer.weight for layer in find_symbol_layers(model)}
+    with torch.device("meta"):  # shapes alone
+        packed: list[nn.Module] = [PackedLinear(layer.in_features, layer.out_features, bias=False) for layer in layers]
+        packed += (Int8Table(weight.to("meta")) for weight in symbols)
+    rest = set(model.parameters()) - symbols - {layer.weight for layer in layers}
+    return sum(buffer.nbytes for module in packed for buffer in module.buffers()) + 4 * sum(p.numel() for p in rest)

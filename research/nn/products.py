@@ -35,13 +35,6 @@ def choose_backend(x: Float[Tensor, "rows in"], out_features: int, needs_grad: b
     return "int8" if FAST_INT8 and work >= MIN_INT8_WORK else "ste"
 
 
-def to_operand(
-    backend: Backend, codes: Shaped[Tensor, "*shape"], ste_dtype: torch.dtype = torch.float32
-) -> Shaped[Tensor, "*shape"]:
-    """Return codes in the type that the backend multiplies."""
-    return codes.to({"ste": ste_dtype, "bf16_exact": torch.bfloat16, "int8": torch.int8}[backend])
-
-
 def choose_backward_dtype(operand: Shaped[Tensor, "out in"]) -> torch.dtype:
     """Return the type of the products of the backward pass, from that of the weight in the forward pass."""
     if operand.dtype != torch.int8:

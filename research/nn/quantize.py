@@ -15,6 +15,7 @@ from torch import Tensor
 from research.ranges import PositiveInt, WeightBits
 
 EPS = 1e-5  # floor of a tensor's magnitude, so that the scale of an all-zero tensor is not zero
+QuantizedWeight = tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]  # its codes and their scale
 LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
 ALLOWED = {
     "scale_method": ("absmean", "absmedian", "absmax"),
@@ -50,9 +51,7 @@ class Quantizer:
         """Return whether every code is -1, 0 or 1."""
         return self.weight_bits < 2
 
-    def quantize_weight(
-        self, w: Float[Tensor, "out in"], dtype: torch.dtype | None = None
-    ) -> tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]:
+    def quantize_weight(self, w: Float[Tensor, "out in"], dtype: torch.dtype | None = None) -> QuantizedWeight:
         """Return the codes of a weight, in `dtype` (None: its own), and their scale: [] (tensor), [out, 1] (channel) or
         [out, in] (groups).
 
@@ -73,18 +72,13 @@ class Quantizer:
 
     def _compute_magnitude(self, rows: Float[Tensor, "out ..."]) -> Float[Tensor, "..."]:
         """Return the mean, median or maximum of |w|: of all weights, or along the last axis."""
-        size = rows.abs()
-        if self.granularity == "tensor":
-            size = size.flatten()
-        if self.scale_method == "absmax":
-            size = size.amax(-1, keepdim=True)
-        elif self.scale_method == "absmedian":
-            top = size.amax(-1, keepdim=True)
-            size = size.median(-1, keepdim=True).values + (
-                top - top
-            )  # makes the scale NaN where a weight is infinite: a median alone would miss it
-        else:
+        size = rows.abs().flatten() if self.granularity == "tensor" else rows.abs()
+        if self.scale_method == "absmean":
             size = size.mean(-1, keepdim=True)
+        else:
+            top = size.amax(-1, keepdim=True)
+            # top - top makes the scale NaN where a weight is infinite: a median alone would miss it.
+            size = top if self.scale_method == "absmax" else size.median(-1, keepdim=True).values + (top - top)
         size = size.clamp(min=EPS)
         return size.squeeze() if self.granularity == "tensor" else size
 

@@ -14,24 +14,26 @@ from torch import Tensor
 from research.kernels import ternary
 from research.nn.quantize import TERNARY
 
+Tiles = UInt8[Tensor, "tiles_out tiles_in 256"]  # ternary weights
+Int8Rows = Int8[Tensor, "out padded"]  # int8 weights
 OUTS, INS = 16, 64  # outputs and inputs of a tile
 BLOCK = 256  # outputs that the torch path unpacks at a time
 MAX_EXACT_INPUTS = 1024  # int8 products that float32 sums exactly: 1024 * 127^2 < 2^24
 
 
-def pack(codes: Float[Tensor, "out in"]) -> UInt8[Tensor, "tiles_out tiles_in 256"]:
+def pack(codes: Float[Tensor, "out in"]) -> Tiles:
     """Pack ternary codes at two bits each, as code + 1, in tiles of 16 outputs x 64 inputs; padding has the code 0.
 
     Byte 64 i + 4 n + j of a tile holds, in its bit pair s, the weight of output n and input 16 i + 4 s + j.
     """
     out, width = codes.shape
-    full = torch.nn.functional.pad(codes, (0, -width % INS, 0, -out % OUTS)).to(torch.int8) + 1
+    full = F.pad(codes, (0, -width % INS, 0, -out % OUTS)).to(torch.int8) + 1
     tiles = full.view(-1, OUTS, full.shape[1] // INS, 4, 4, 4)  # tile, n, tile, i, s, j
     pairs = tiles.permute(0, 2, 3, 1, 5, 4).to(torch.uint8) << torch.arange(0, 8, 2, dtype=torch.uint8)
     return pairs.sum(-1, dtype=torch.uint8).reshape(full.shape[0] // OUTS, -1, 256)
 
 
-def unpack(packed: UInt8[Tensor, "tiles_out tiles_in 256"], out_features: int, in_features: int) -> Int8[Tensor, "out in"]:
+def unpack(packed: Tiles, out_features: int, in_features: int) -> Int8[Tensor, "out in"]:
     """Return the codes that `pack` has packed."""
     shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only
     pairs = torch.bitwise_right_shift(packed.view(*packed.shape[:2], 4, OUTS, 4, 1).to(torch.int32), shifts) & 3
@@ -47,22 +49,16 @@ def _exact_matmul(q: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"]) ->
         return F.linear(q, codes.to(q.dtype))
 
 
-def ternary_linear(
-    x: Float[Tensor, "*batch in"], codes: UInt8[Tensor, "tiles_out tiles_in 256"], scale: Float[Tensor, "out"]
-) -> Float[Tensor, "*batch out"]:
+def ternary_linear(x: Float[Tensor, "*batch in"], codes: Tiles, scale: Float[Tensor, "out"]) -> Float[Tensor, "*batch out"]:
     """Return the product of quantized x and packed weights, computed in torch."""
     q, x_scale = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
-    parts = []
-    for start in range(0, scale.shape[0], BLOCK):
-        tiles = codes[start // OUTS : (start + BLOCK) // OUTS]
-        parts.append(_exact_matmul(q, unpack(tiles, min(BLOCK, scale.shape[0] - start), x.shape[-1])))
-    y = torch.cat(parts, -1) * (x_scale * scale)
+    blocks = (unpack(tiles, OUTS * tiles.shape[0], x.shape[-1]) for tiles in codes.split(BLOCK // OUTS))
+    sums = torch.cat([_exact_matmul(q, block) for block in blocks], -1)
+    y = sums[:, : scale.shape[0]] * (x_scale * scale)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
-def int8_linear(
-    x: Float[Tensor, "*batch in"], codes: Int8[Tensor, "out padded"], scale: Float[Tensor, "out"]
-) -> Float[Tensor, "*batch out"]:
+def int8_linear(x: Float[Tensor, "*batch in"], codes: Int8Rows, scale: Float[Tensor, "out"]) -> Float[Tensor, "*batch out"]:
     """Return the product of quantized x and int8 weights, computed in torch."""
     width = x.shape[-1]
     q, x_scale = TERNARY.quantize_activation(x.reshape(-1, width))
@@ -80,35 +76,22 @@ def int8_linear(
 def check_shapes(x: Tensor, codes: Tensor, scale: Tensor) -> None:
     """Raise ValueError if the shapes are not those of one layer: C would read past the end of memory."""
     width, out = x.shape[-1], scale.shape[0]
-    if codes.dtype == torch.uint8:
-        expected: tuple[int, ...] = (-(-out // OUTS), -(-width // INS), OUTS * INS // 4)
-    else:
-        expected = (out, -(-width // INS) * INS)
-    if codes.dtype not in (torch.uint8, torch.int8) or tuple(codes.shape) != expected:
-        raise ValueError(
-            f"packed weights {codes.dtype} {list(codes.shape)} do not fit a layer of {width} inputs and {out} outputs: "
-            f"give {list(expected)}"
-        )
+    tiles_in = -(-width // INS)
+    expected = [-(-out // OUTS), tiles_in, OUTS * INS // 4] if codes.dtype == torch.uint8 else [out, tiles_in * INS]
+    if codes.dtype not in (torch.uint8, torch.int8) or list(codes.shape) != expected:
+        layer = f"a layer of {width} inputs and {out} outputs"
+        raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} do not fit {layer}: give {expected}")
 
 
-def _compute_on_cpu(x: Tensor, weights: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-    """Return the product computed in C, or None if C cannot compute it: no compiler, float64, or too many inputs."""
-    check_shapes(x, weights, scale)
-    width, c = x.shape[-1], ternary.get_library()
+def _linear_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """Return the product computed in C; in torch if C cannot compute it: no compiler, float64, or too many inputs."""
+    check_shapes(x, codes, scale)
+    width, c, is_ternary = x.shape[-1], ternary.get_library(), codes.dtype == torch.uint8
     if c is None or x.dtype == torch.float64 or not 0 < width <= ternary.MAX_IN_FEATURES:
-        return None
+        return (ternary_linear if is_ternary else int8_linear)(x, codes, scale)
     rows = x.reshape(-1, width).float().contiguous()
-    return c.linear(rows, weights.contiguous(), scale.float().contiguous(), bits).to(x.dtype).view(*x.shape[:-1], len(scale))
-
-
-def _ternary_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    y = _compute_on_cpu(x, codes, scale, 2)
-    return ternary_linear(x, codes, scale) if y is None else y
-
-
-def _int8_cpu(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    y = _compute_on_cpu(x, codes, scale, 8)
-    return int8_linear(x, codes, scale) if y is None else y
+    y = c.linear(rows, codes.contiguous(), scale.float().contiguous(), 2 if is_ternary else 8)
+    return y.to(x.dtype).view(*x.shape[:-1], len(scale))
 
 
 def _ternary_cuda(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -128,8 +111,8 @@ def _allocate_output(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 # As operators, torch.export and torch.compile see one node each.
 _operators = torch.library.Library("grokbit", "DEF")
-for _name, _cpu, _cuda in (("ternary_linear", _ternary_cpu, _ternary_cuda), ("int8_linear", _int8_cpu, int8_linear)):
+for _name, _cuda in (("ternary_linear", _ternary_cuda), ("int8_linear", int8_linear)):
     _operators.define(f"{_name}(Tensor x, Tensor codes, Tensor scale) -> Tensor")
-    _operators.impl(_name, _cpu, "CPU")
+    _operators.impl(_name, _linear_cpu, "CPU")
     _operators.impl(_name, _cuda, "CUDA")
     _operators.impl(_name, _allocate_output, "Meta")

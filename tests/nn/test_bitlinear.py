@@ -163,7 +163,7 @@ def test_on_the_meta_device_there_are_shapes(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_a_layer_filled_from_a_checkpoint_is_the_same(warmup: int) -> None:
-    """Built on the meta device: `set_warmup_step` sets lambda, which checkpoints do not hold."""
+    """Built on the meta device: `set_warmup_step` sets the mix, which checkpoints do not hold."""
     torch.manual_seed(0)
     layer, x = BitLinear(8, 4, warmup=warmup), torch.randn(3, 8)
     later = BitLinear(8, 4, warmup=warmup, device=torch.device("meta")).to_empty(device="cpu")

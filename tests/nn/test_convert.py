@@ -78,7 +78,7 @@ def test_a_refused_conversion_changes_nothing(model: nn.Module, kwargs: dict[str
 
 
 def test_a_converted_model_starts_where_it_was_with_a_warm_up() -> None:
-    """lambda = 0 is full precision, for fine-tuning from pretrained weights."""
+    """A mix of 0 is full precision, for fine-tuning from pretrained weights."""
     torch.manual_seed(0)
     model = Transformer(Tokens(11, 6), 32, 1, 2, nn.Linear, sub_norm=True)
     tokens = torch.randint(11, (3, 6))

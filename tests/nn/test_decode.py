@@ -184,7 +184,7 @@ def test_weights_loaded_in_place_take_effect() -> None:
         torch.tensor([7]),
     )
     before = decoder.feed(token)
-    decoder.model.load_state_dict(other.state_dict())  # type: ignore[attr-defined]
+    decoder.model.load_state_dict(other.state_dict())
     decoder.reset()
     after = decoder.feed(token)
     assert torch.equal(after, Decoder(other).feed(token))

@@ -14,18 +14,15 @@ from research.kernels import ternary
 from research.models.mlp import MLP
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
-from research.nn.packed import (
-    Int8Embedding,
-    Int8Linear,
-    PackedLinear,
-    count_packed_bytes,
-    pack_model,
-    packed_layers,
-)
+from research.nn.packed import Int8Embedding, Int8Linear, PackedLinear, count_packed_bytes, pack_model
 from research.nn.tiles import INS
 
 needs_c = pytest.mark.skipif(ternary.get_library() is None, reason="no C compiler")
 Reference = partial(BitLinear, backend="ste")
+
+
+def list_packed(model: torch.nn.Module) -> list[PackedLinear]:
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
 REFUSED = [("weight_bits", 2.0), ("weight_bits", 4.0), ("weight_bits", 8.0), ("granularity", 8), ("activation_bits", 4)]
@@ -59,7 +56,7 @@ def test_packing_does_not_change_the_model_and_keeps_no_float_weight() -> None:
     model, before = make_transformer(), copy.deepcopy(make_transformer().state_dict())
     packed = pack_model(model.train())
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    assert len(packed_layers(packed)) == 14
+    assert len(list_packed(packed)) == 14
     assert not packed.training
     kinds = {t.dtype for name, t in packed.state_dict().items() if t.dim() > 1 and "norm" not in name}
     assert kinds == {torch.uint8, torch.int8}
@@ -70,7 +67,7 @@ def test_weights_in_huge_pages_lie_side_by_side_and_are_saved_alone(tmp_path: Pa
     """With more weights than one huge page holds."""
     model = torch.nn.Sequential(*(Reference(1100, 1100, bias=False) for _ in range(9))).eval()
     packed, x = pack_model(model), torch.randn(2, 1100)
-    addresses = [layer.codes.data_ptr() for layer in packed_layers(packed).values()]
+    addresses = [layer.codes.data_ptr() for layer in list_packed(packed)]
     if sys.platform == "linux":
         assert all(
             b - a == layer.codes.nbytes for a, b, layer in zip(addresses, addresses[1:], packed.children(), strict=False)
@@ -78,7 +75,7 @@ def test_weights_in_huge_pages_lie_side_by_side_and_are_saved_alone(tmp_path: Pa
         assert addresses[0] % (1 << 21) == 0
     with torch.no_grad():
         assert torch.equal(packed(x), model(x))
-    first = packed_layers(packed)["0"]
+    first = list_packed(packed)[0]
     torch.save(first.state_dict(), tmp_path / "one.pt")
     assert (tmp_path / "one.pt").stat().st_size < 1.1 * first.codes.nbytes + 20_000
     copied = copy.deepcopy(packed)

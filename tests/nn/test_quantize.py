@@ -235,11 +235,11 @@ def test_the_warm_up_goes_from_full_precision_to_quantized_values() -> None:
 
 
 def test_the_loop_sets_the_warm_up_step() -> None:
-    data, lambdas = modular(p=7), []
+    data, mixes = modular(p=7), []
 
     class Look(Callback):
         def on_gradients(self, state: State) -> None:
-            lambdas.append([float(layer.lamb) for layer in bitlinear_layers(state.model).values()])
+            mixes.append([float(layer.mix) for layer in bitlinear_layers(state.model).values()])
 
     def make_linear(ins: int, outs: int, bias: bool) -> BitLinear:
         return BitLinear(ins, outs, bias, warmup=4)
@@ -248,7 +248,7 @@ def test_the_loop_sets_the_warm_up_step() -> None:
     trainer = Trainer(6, 8, eval_every=6, device="cpu")
     state = trainer.setup(model, torch.optim.AdamW(model.parameters()), constant, last_token, data, [Look()], monitor="val/acc")
     trainer.fit(state)
-    assert lambdas == [[lamb] * 7 for lamb in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+    assert mixes == [[mix] * 7 for mix in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
