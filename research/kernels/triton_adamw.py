@@ -6,6 +6,7 @@ only for tensors on a GPU.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 Settings = tuple[float, ...]  # lr, both betas, eps, weight decay, whether that is L2, the filter's weight and gain
-Row = tuple[Tensor, Tensor, Tensor | None, dict[str, Any], Settings]  # parameter, gradient, EMA (None: no filter), state
+Row = tuple[Tensor, Tensor, Tensor | None, dict[str, Any], Settings]  # parameter, gradient, EMA or None, state, settings
 CHUNK, BLOCK = 16384, 1024  # numbers that a program takes, in all and at a time
 
 
@@ -89,9 +90,10 @@ def step(rows: Sequence[Row], found_inf: Tensor | None = None) -> None:
     if found_inf is not None:
         found_inf = found_inf.to(device, non_blocking=True)
     if pieces:
-        tables = ((tensors, torch.int64), (numbers, torch.float32), (pieces, torch.int64))
+        send = partial(_send_to_device, device=device)
+        tables = send(tensors, torch.int64), send(numbers, torch.float32), send(pieces, torch.int64)
         with torch.cuda.device_of(rows[0][0]):
-            _kernel[(len(pieces),)](*(_send_to_device(*table, device) for table in tables), found_inf, CHUNK, BLOCK)
+            _kernel[(len(pieces),)](*tables, found_inf, CHUNK, BLOCK)
     if found_inf is not None:  # after the kernel, which has read the counts: a skipped update is no step
         torch._foreach_sub_(counts, [found_inf] * len(counts))
 

@@ -115,7 +115,8 @@ def build_native_decode(model: Any, caches: list[Cache]) -> Callable[[int, int],
     library = ternary.get_library() if is_supported(model) else None
     if library is None:
         return None
-    tensors: list[tuple[dict[str, Any], str, int, Tensor]] = []  # of C: where the model has it, its address, and its memory
+    # What C reads: the tensor's owner, its name there, its address, and the tensor, whose memory must stay.
+    tensors: list[tuple[dict[str, Any], str, int, Tensor]] = []
 
     def register(owner: dict[str, Any], *names: str) -> list[int]:
         """Keep these tensors' memory from now on; return their addresses."""

@@ -13,13 +13,13 @@ from torch.optim.optimizer import ParamsT
 from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 
-AVERAGES = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper
+MOMENTS = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper
 
 
 class AdEMAMix(Optimizer):
     """AdEMAMix (2409.03137, Algorithm 1) with its two schedules; the weight decay is decoupled, as in AdamW.
 
-    The averages of half-precision parameters are float32. The schedules count each parameter's own steps.
+    The moments of half-precision parameters are float32. The schedules count each parameter's own steps.
     Raise ValueError for betas or schedules outside their range.
     """
 
@@ -48,7 +48,7 @@ class AdEMAMix(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        restore_promoted_state(self, state_dict, AVERAGES)
+        restore_promoted_state(self, state_dict, MOMENTS)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -59,7 +59,7 @@ class AdEMAMix(Optimizer):
                 if p.grad is not None:
                     state = self.state[p]
                     if not state:
-                        state |= {key: torch.zeros_like(promote(p)) for key in AVERAGES}
+                        state |= {key: torch.zeros_like(promote(p)) for key in MOMENTS}
                         state["step"] = torch.zeros(())
                     state["step"] += 1
                     by_step[int(state["step"])].append(p)
@@ -71,7 +71,7 @@ class AdEMAMix(Optimizer):
         """Take the t-th step of these parameters, t from 1."""
         (beta1, beta2, _), lr = group["betas"], group["lr"]
         alpha, beta3 = schedule_alpha(t, group["alpha"], group["t_alpha"]), schedule_beta3(t, group["betas"], group["t_beta3"])
-        m1, m2, v = ([self.state[p][key] for p in params] for key in AVERAGES)
+        m1, m2, v = ([self.state[p][key] for p in params] for key in MOMENTS)
         weights, grads = [promote(p) for p in params], [promote(p.grad) for p in params if p.grad is not None]
         torch._foreach_lerp_(m1, grads, 1 - beta1)  # m1 <- beta1 m1 + (1 - beta1) g
         torch._foreach_lerp_(m2, grads, 1 - beta3)  # m2 <- beta3 m2 + (1 - beta3) g

@@ -98,10 +98,7 @@ def _check_options(options: dict[str, Any]) -> None:
 def _build(
     kind: type[Filter], base: partial[OptimizerType], lr: float, groups: Groups, words: Sequence[str], options: dict[str, Any]
 ) -> Optimizer:
-    """Return the filter over the base, with the filter's options in each group; parameters named by `words` are not filtered.
-
-    Raise ValueError for wrong settings.
-    """
+    """Return the filter over the base. Names that contain one of `words` are not filtered. Raise ValueError."""
     _check_options(options)
     names = [name for group in groups for name, _ in group["params"]]
     if isinstance(words, str) or not all(word and any(word in name for name in names) for word in words):

@@ -17,7 +17,7 @@ from research import losses
 from research.data.modular import modular
 from research.models.transformer import Transformer
 from research.optim import grokfast
-from research.optim.ademamix import AVERAGES, AdEMAMix
+from research.optim.ademamix import MOMENTS, AdEMAMix
 from research.optim.muon import Muon
 from research.optim.orthograd import orthograd
 from research.optim.param_groups import build_param_groups, from_base
@@ -45,7 +45,7 @@ CASES = {
     "momentum": Case(bind_optimizer(from_base, partial(AdamW, betas=(0.98, 0.98), fused=True), 1e-2)),
     "ademamix": Case(
         bind_optimizer(from_base, partial(AdEMAMix, betas=(0.9, 0.98, 0.99), t_alpha=20, t_beta3=25), 3e-3),
-        float32_state=AVERAGES,
+        float32_state=MOMENTS,
     ),
     "orthograd adamw": Case(bind_optimizer(orthograd, ADAMW, 1e-2)),
     "orthograd sgd": Case(bind_optimizer(orthograd, partial(SGD, momentum=0.9), 3e-2), max_loss_ratio=0.8),
