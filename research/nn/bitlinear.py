@@ -63,9 +63,7 @@ class _Linears(torch.autograd.Function):
                 x_grad = small @ w if x_grad is None else torch.addmm(x_grad, small, w)
             learns = ctx.needs_input_grad[index - len(gradients)]
             weight_grads.append((small.t() @ x).to(ctx.types[1]) if learns else None)
-        if x_grad is not None:
-            x_grad = x_grad.to(ctx.types[0])
-        return x_grad, *[None] * (3 + 2 * len(gradients)), *weight_grads
+        return None if x_grad is None else x_grad.to(ctx.types[0]), *[None] * (3 + 2 * len(gradients)), *weight_grads
 
 
 class BitLinear(nn.Linear):

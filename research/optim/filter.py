@@ -28,13 +28,13 @@ class Filter(GradientTransform):
     """
 
     prefix = "Grokfast"
-    one_pass: ClassVar[str] = ""  # the kernel of filter and step in fused.py
+    one_pass: ClassVar[str] = ""  # the filter's own setting, if fused.py has a kernel of filter and step
     has_warned = False  # that no evaluation reports a watched metric
 
     @property
     def supports_found_inf(self) -> bool:
         """Return whether a step changes nothing where `found_inf` is 1: the EMA must not change either."""
-        return self.one_pass == "ema" and super().supports_found_inf
+        return self.one_pass == "grokfast_alpha" and super().supports_found_inf
 
     def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
         """Add the slow part to the gradients in place; return the new state entries of each parameter."""

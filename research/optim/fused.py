@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(build.__file__).with_name("adamw.c")
 PLAIN, EMA, WINDOW, SUMMED = range(4)  # filters, as adamw.c numbers them
 UNSUPPORTED_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable", "clip_norm")
-FILTER_SETTINGS = {"ema": "grokfast_alpha", "window": "window"}  # `one_pass` of a filter class -> its own setting
+FILTER_SETTINGS = {"grokfast_alpha", "window"}  # of each filter that has a kernel its own setting: `one_pass` of its class
 TENSOR_TYPES = frozenset((Parameter, Tensor))  # no subclass: the memory of a DTensor is elsewhere
 ParamState = dict[str, Any]
 Job = tuple[dict[str, Any], int, int, Tensor, Tensor]  # group, its index, filter, parameter, gradient
@@ -54,16 +54,16 @@ def collect_jobs(optimizer: Optimizer) -> list[Job] | None:
     bases = type(optimizer).__bases__
     ours = len(bases) == 2 and bases[1] in (Adam, AdamW)
     # The class's own attribute, not an inherited one: a subclass of a filter may compute anything.
-    key = FILTER_SETTINGS.get(vars(bases[0]).get("one_pass", "")) if ours else None
+    key = vars(bases[0]).get("one_pass", "") if ours else ""
     scaled = getattr(optimizer, "grad_scale", None) is not None
-    if key is None or scaled or optimizer.defaults.get("clip_norm") or torch.compiler.is_compiling():
+    if key not in FILTER_SETTINGS or scaled or optimizer.defaults.get("clip_norm") or torch.compiler.is_compiling():
         return None
     jobs: list[Job] = []
     for index, group in enumerate(optimizer.param_groups):
         if not is_supported_group(group, key):
             return None
         filtered = group["lamb"] and group.get("_on", True)
-        kind = PLAIN if not filtered else EMA if key == FILTER_SETTINGS["ema"] else WINDOW
+        kind = PLAIN if not filtered else EMA if key == "grokfast_alpha" else WINDOW
         jobs += [(group, index, kind, p, grad) for p in group["params"] if (grad := p.grad) is not None]
     unfiltered = jobs and all(kind == PLAIN for _, _, kind, _, _ in jobs)  # then the base steps: its very bits
     return None if unfiltered else jobs
@@ -73,7 +73,7 @@ def is_supported_group(group: dict[str, Any], key: str) -> bool:
     """Return whether a kernel takes the settings of a group with the filter's own setting `key`."""
     if group["fused"] is not True or any(map(group.get, UNSUPPORTED_OPTIONS)):
         return False
-    own = group.keys() & {*FILTER_SETTINGS.values()}
+    own = group.keys() & FILTER_SETTINGS
     return own == {key} and all(isinstance(value, float | int) for value in get_kernel_settings(group))
 
 

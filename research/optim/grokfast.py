@@ -18,12 +18,11 @@ from torch.optim import Optimizer
 from research import rules
 from research.optim.filter import Filter, FilterState, init_trigger_state, parse_triggers
 from research.optim.fused import init_window
-from research.optim.param_groups import OptimizerType, build_param_groups
+from research.optim.param_groups import OptimizerType, ParamGroup, ParamGroups, build_param_groups, split_group
 from research.optim.transform import wrap_optimizer
 from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 log = logging.getLogger(__name__)
-Groups = list[dict[str, Any]]
 
 
 class EMA(Filter):
@@ -32,7 +31,7 @@ class EMA(Filter):
     As in the authors' code mu begins at the first gradient; with `found_inf`, at zero where that is not finite.
     """
 
-    one_pass = "ema"
+    one_pass = "grokfast_alpha"
 
     def amplify(self, grads: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> FilterState:
         pairs = zip(params, grads, strict=True)
@@ -96,7 +95,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _build(
-    kind: type[Filter], base: partial[OptimizerType], lr: float, groups: Groups, words: Sequence[str], options: dict[str, Any]
+    kind: type[Filter], base: partial[OptimizerType], lr: float, groups: ParamGroups, words: Sequence[str], options: ParamGroup
 ) -> Optimizer:
     """Return the filter over the base. Names that contain one of `words` are not filtered. Raise ValueError."""
     _check_options(options)
@@ -104,14 +103,8 @@ def _build(
     if isinstance(words, str) or not all(word and any(word in name for name in names) for word in words):
         raise ValueError(f"optim.unfiltered={words}: give a list of words, each in the name of a parameter, as [embed]")
     options |= init_trigger_state(options)
-    split_groups: Groups = []
-    for group in groups:
-        parts: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
-        for name, p in group["params"]:
-            parts[not any(word in name for word in words)].append((name, p))
-        gains = {True: options["lamb"], False: 0.0}
-        split_groups += [group | options | {"params": part, "lamb": gains[which]} for which, part in parts.items() if part]
-    optimizer = wrap_optimizer(kind, base, split_groups, lr)
+    parts = [part for group in groups for part in split_group(group, words, options, options | {"lamb": 0.0})]
+    optimizer = wrap_optimizer(kind, base, parts, lr)
     if taken := signature(base.func).parameters.keys() & options:  # one key of a group cannot be both
         reason = f"has a setting {min(taken)}, as the filter has: give another optimizer, as torch.optim.AdamW"
         raise ValueError(f"optim.base._target_={base.func.__qualname__} {reason}")

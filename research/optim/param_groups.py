@@ -12,20 +12,26 @@ from research import rules
 from research.ranges import NonNegativeFloat, PositiveFloat
 
 OptimizerType = TypeVar("OptimizerType", bound=Optimizer)  # partial is invariant: a partial[SGD] is no partial[Optimizer]
+ParamGroup = dict[str, Any]
+ParamGroups = list[ParamGroup]
 INITIAL_SETTINGS = "as_built"  # key in a parameter group, as checkpoints store it
 
 
-def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
+def split_group(group: ParamGroup, words: Sequence[str], others: ParamGroup, matching: ParamGroup) -> ParamGroups:
+    """Return up to two groups: names that contain one of `words` get the settings `matching`, the others `others`."""
+    parts: dict[bool, list[tuple[str, nn.Parameter]]] = {False: [], True: []}
+    for name, p in group["params"]:
+        parts[any(word in name for word in words)].append((name, p))
+    return [group | (matching if kind else others) | {"params": part} for kind, part in parts.items() if part]
+
+
+def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> ParamGroups:
     """Return up to two groups of named parameters: with weight decay, and without (the name contains one of `no_decay`).
 
     By default the embedding is decayed: grokking on modular arithmetic needs it.
     """
-    skipped: list[tuple[str, nn.Parameter]] = []
-    decayed: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in model.named_parameters():
-        (skipped if any(word in name for word in no_decay) else decayed).append((name, parameter))
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": skipped, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    group = {"params": model.named_parameters()}
+    return split_group(group, no_decay, {"weight_decay": weight_decay}, {"weight_decay": 0.0})
 
 
 def from_base(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from research import rules
-from research.optim.param_groups import OptimizerType
+from research.optim.param_groups import OptimizerType, ParamGroups
 
 COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by transform and base: one class for all optimizers of a kind
 
@@ -39,7 +39,7 @@ class GradientTransform(Optimizer):
 
 
 def wrap_optimizer(
-    transform: type[GradientTransform], base: partial[OptimizerType], groups: list[dict[str, Any]], lr: float
+    transform: type[GradientTransform], base: partial[OptimizerType], groups: ParamGroups, lr: float
 ) -> Optimizer:
     """Return an optimizer of the combined class, as GrokfastAdamW. Raise ValueError if `base` cannot be combined."""
     kind: Any = base.func
