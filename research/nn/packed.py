@@ -36,9 +36,9 @@ class PackedLinear(nn.Module):
     scale: Float[Tensor, "out"]
     bias: Float[Tensor, "out"] | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, native: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.native = in_features, out_features, native
+        self.in_features, self.out_features, self.native = in_features, out_features, True
         tiles = -(-out_features // OUTS), -(-in_features // INS)
         self.register_buffer("codes", torch.full((*tiles, 256), 0b01010101, dtype=torch.uint8))  # all zero
         self.register_buffer("scale", torch.zeros(out_features))
@@ -109,9 +109,9 @@ class Int8Linear(nn.Module):
 
     bias: Float[Tensor, "out"] | None
 
-    def __init__(self, table: Int8Table, bias: Tensor | None = None, native: bool = True) -> None:
+    def __init__(self, table: Int8Table, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.table, self.native = table, native
+        self.table, self.native = table, True
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:

@@ -5,8 +5,8 @@ signs (2310.11453), absmedian (b1.58 Reloaded, 2407.09527), 4-bit activations (a
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 import torch
 from jaxtyping import Float
@@ -17,12 +17,6 @@ from research.ranges import PositiveInt, WeightBits
 EPS = 1e-5  # floor of a tensor's magnitude, so that the scale of an all-zero tensor is not zero
 QuantizedWeight = tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]  # its codes and their scale
 LEVELS = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 4: (-8, 7), 8: (-128, 127)}  # bits -> smallest and largest code
-ALLOWED = {
-    "scale_method": ("absmean", "absmedian", "absmax"),
-    "weight_bits": tuple(LEVELS),
-    "activation_bits": (8, 4),
-    "activation_granularity": ("token", "tensor"),
-}
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,11 @@ class Quantizer:
         return self.weight_bits < 2
 
     def quantize_weight(self, w: Float[Tensor, "out in"], dtype: torch.dtype | None = None) -> QuantizedWeight:
-        """Return the codes of a weight, in `dtype` (None: its own), and their scale: [] (tensor), [out, 1] (channel) or
-        [out, in] (groups).
+        """Return the codes of a weight, in `dtype` (None: its own), and their scale.
 
-        The scale is absmax / Q, or a mean over sqrt(Q), with Q the largest code. For ternary codes that is absmean
-        (2402.17764, eq. 1 to 3); for wider codes LSQ's rule (Esser et al. 2020, 1902.08153) without its factor of two.
+        The scale is [] (tensor), [out, 1] (channel) or [out, in] (groups): absmax / Q, or a mean over sqrt(Q), with Q the
+        largest code. For ternary codes that is absmean (2402.17764, eq. 1 to 3); for wider codes it is LSQ's rule (Esser et
+        al. 2020, 1902.08153) without its factor of two.
         """
         dtype = dtype or w.dtype
         w = w.to(torch.promote_types(w.dtype, torch.float32))  # 1 / EPS is beyond fp16
@@ -97,4 +91,6 @@ class Quantizer:
         return (x * (math.sqrt(7) / size)).round_().clamp_(-8, 7), size / math.sqrt(7)
 
 
+ALLOWED = {field.name: get_args(field.type) for field in fields(Quantizer) if get_origin(field.type) is Literal}
+ALLOWED["weight_bits"] = tuple(LEVELS)
 TERNARY = Quantizer()

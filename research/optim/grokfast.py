@@ -156,8 +156,7 @@ def ma(
     """
     if window < 1:
         raise ValueError(f"optim.window={window}: give at least 1 gradient")
-    when = {"start_when": start_when, "stop_when": stop_when}
-    options = {"window": window, "lamb": lamb, "clip_norm": clip_norm, **when}
+    options = {"window": window, "lamb": lamb, "clip_norm": clip_norm, "start_when": start_when, "stop_when": stop_when}
     optimizer = _build(MA, base, lr, build_param_groups(model, weight_decay, no_decay), unfiltered, options)
     filtered = [p for group in optimizer.param_groups if group["lamb"] for p in group["params"]]
     size = (window + 1) * sum(p.numel() * max(4, p.element_size()) for p in filtered)
