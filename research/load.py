@@ -13,6 +13,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from research.cli import first_line
 from research.data.spec import Dataset, Tokens, Vectors
 from research.preflight.renames import upgrade_config
 from research.run_dir import RUN_ID_PATTERN, read_summary, to_run_folder
@@ -20,6 +21,7 @@ from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
 TEXT_TARGET = "research.data.text.text"
+RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
 
 def instantiate(node: DictConfig, *arguments: Any) -> Any:
@@ -65,7 +67,7 @@ def load_run(run: str) -> TrainedRun:
     path = resolve_run(run)
     folder = to_run_folder(path)
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"RUN={run}: {folder} has no config.yaml; give a run folder, one of its checkpoints/step-*, or an id")
+        raise ValueError(f"RUN={run}: {folder} has no config.yaml; {RUN_HINT}, or an id")
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
@@ -79,13 +81,10 @@ def load_run(run: str) -> TrainedRun:
         shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else instantiate(config.data).shape
         model: nn.Module = instantiate(config.model, shape)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"RUN={run}: its config.yaml makes no model: {why}") from error
-    if describe_structure(model) != snapshot.identity["model"]:
-        differ = f"{describe_structure(model)}, not {snapshot.identity['model']}"
-        raise ValueError(
-            f"RUN={run}: its config.yaml and its checkpoint are not of one model ({differ}): has one been changed?"
-        )
+        raise ValueError(f"RUN={run}: its config.yaml makes no model: {first_line(error)}") from error
+    if (structure := describe_structure(model)) != (other := snapshot.identity["model"]):
+        message = f"its config.yaml and its checkpoint are not of one model ({structure}, not {other}): has one been changed?"
+        raise ValueError(f"RUN={run}: {message}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
         load_weights(model, step_folder, snapshot)
@@ -98,13 +97,11 @@ def resolve_run(run: str) -> Path:
         path = Path(run).expanduser()
         if path.is_dir():
             return path.resolve()
-    if re.fullmatch(RUN_ID_PATTERN, run):
-        from research.tracking.mlflow_store import get_run_folder  # heavy
+    if not re.fullmatch(RUN_ID_PATTERN, run):
+        raise ValueError(f"RUN={run}: there is no such folder; {RUN_HINT}, or an MLflow run id")
+    from research.tracking.mlflow_store import get_run_folder  # heavy
 
-        path = Path(get_run_folder(run))
-        if path.is_dir():
-            return path
+    path = Path(get_run_folder(run))
+    if not path.is_dir():
         raise ValueError(f"RUN={run}: its folder {path} is not there")
-    raise ValueError(
-        f"RUN={run}: there is no such folder; give a run folder, one of its checkpoints/step-*, or an MLflow run id"
-    )
+    return path

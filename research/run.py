@@ -53,16 +53,14 @@ def run(cfg: DictConfig) -> float:
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
-    started, status, error, begun = time.perf_counter(), FAILED, "", False
+    started, status, error, folder = time.perf_counter(), FAILED, "", None
     writes = distributed.rank() == 0
     try:
         if writes and not run_config.resumed:
-            begin(run_config, cfg, tracker)  # before anything can go wrong
-            begun = True
+            folder = begin(run_config, cfg, tracker)  # before anything can go wrong
         state = setup(cfg, run_config, trainer, tracker)
         if writes and run_config.resumed:
-            begin(run_config, cfg, tracker)  # only now: until its checkpoint fits, the folder is as it was
-            begun = True
+            folder = begin(run_config, cfg, tracker)  # only now: until its checkpoint fits, the folder is as it was
         tracker.state = trainer.fit(state)
         status = STOPPED if state.signum else PRUNED if state.stop == PRUNED_REASON else FINISHED
         return state
@@ -78,16 +76,17 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         wall_s = time.perf_counter() - started
         summary = Summary(status=status, error=error, wall_s=wall_s, config=run_config.digest, **outcome)
         try:
-            if begun:
-                summary.write(run_config.folder)
+            if folder:
+                summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full
 
 
-def begin(run_config: RunConfig, cfg: DictConfig, tracker: Tracker) -> None:
-    """Write down what was requested, and start the tracker."""
+def begin(run_config: RunConfig, cfg: DictConfig, tracker: Tracker) -> Path:
+    """Write down what was requested, and start the tracker; return the run folder."""
     run_dir.begin_run_folder(run_config, OmegaConf.to_yaml(cfg, resolve=True))
     tracker.start(run_config)
+    return run_config.folder
 
 
 def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
@@ -135,11 +134,14 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     is_multirun = hydra.mode == RunMode.MULTIRUN
     linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
-    folder = Path(hydra.runtime.output_dir).resolve()
-    resume = resolve_resume(cfg.resume.path, folder)
-    resumed = resume is not None and folder in (resume, *resume.parents) and not cfg.resume.weights_only
-    if cfg.resume.path == "auto" and resume is None and distributed.get_launched_ranks()[0] == 0 and not is_multirun:
+    folder, resume = Path(hydra.runtime.output_dir).resolve(), None
+    if cfg.resume.path == "auto" and checkpoint.find(folder):
+        resume = folder
+    elif cfg.resume.path == "auto" and distributed.get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
+    elif cfg.resume.path and cfg.resume.path != "auto":
+        resume = Path(cfg.resume.path).expanduser().resolve()
+    resumed = resume is not None and folder in (resume, *resume.parents) and not cfg.resume.weights_only
     return RunConfig(
         name=name,
         study=cfg.name,
@@ -153,13 +155,6 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         resume=resume,
         resumed=resumed,
     )
-
-
-def resolve_resume(path: str | None, run_folder: Path) -> Path | None:
-    """Return the run folder or checkpoint that `resume` means; None for a fresh start."""
-    if path != "auto":
-        return Path(path).expanduser().resolve() if path else None
-    return run_folder if checkpoint.find(run_folder) else None
 
 
 def describe_outcome(state: State | None) -> dict[str, Any]:

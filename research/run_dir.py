@@ -6,6 +6,8 @@ The preflight imports this file before anything heavy: what only a run needs is 
 import fcntl
 import json
 import os
+import re
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,10 +107,9 @@ def run_git(*arguments: str) -> str:
     """
     import subprocess
 
+    command = ("git", "--no-optional-locks", *arguments)
     try:
-        process = subprocess.run(
-            ("git", "--no-optional-locks", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=10, check=False
-        )
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return process.stdout.strip() if process.returncode == 0 else ""
@@ -118,25 +119,21 @@ def describe_environment() -> dict[str, Any]:
     """Describe hardware, package versions and git state, for reproducing the run."""
     import platform
     import socket
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import version
 
     import torch
 
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "processor": _read_cpu_name(),
+        "processor": cpu[1].strip() if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": packages,
+        "packages": {name: version(name) for name in PACKAGES},
         "git": {
             "sha": run_git("rev-parse", "HEAD"),
             "branch": run_git("branch", "--show-current"),
@@ -146,28 +143,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _read_cpu_name() -> str:
-    import platform
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-
-
 def get_peak_rss_mb() -> float:
     """Return the most memory that this process has held, in MB."""
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def get_rss_mb() -> float:
     """Return the memory that this process holds now, in MB."""
-    import resource
     import subprocess
 
     pages = Path("/proc/self/statm")
@@ -213,8 +196,8 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            message = error_message or f"out: another run is writing to {folder}; give another out or name"
-            raise ValueError(message) from None
+            error_message = error_message or f"out: another run is writing to {folder}; give another out or name"
+            raise ValueError(error_message) from None
         yield
 
 
@@ -259,13 +242,12 @@ def is_file_locked(path: Path) -> bool:
 
 def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
     """Write down what was requested, before anything can go wrong. Raise ValueError where another run would be lost."""
-    if holds_run(run_config.folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
-        raise ValueError(
-            f"out: {run_config.folder} holds a run already\ngive resume=auto to continue it, or another out or name"
-        )
-    run_config.folder.mkdir(parents=True, exist_ok=True)
-    replace_text(run_config.folder / "config.yaml", config_yaml)
-    replace_text(run_config.folder / "overrides.txt", "".join(f"{line}\n" for line in run_config.overrides))
-    write_json(run_config.folder / "env.json", describe_environment())
+    folder = run_config.folder
+    if holds_run(folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
+        raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "config.yaml", config_yaml)
+    replace_text(folder / "overrides.txt", "".join(f"{line}\n" for line in run_config.overrides))
+    write_json(folder / "env.json", describe_environment())
     if difference := run_git("diff", "HEAD"):
-        (run_config.folder / "git.diff").write_text(difference + "\n")
+        (folder / "git.diff").write_text(difference + "\n")

@@ -53,10 +53,7 @@ def sample_indices(seed: int, start: int, count: int, n: int) -> Int[Tensor, "co
 
     Every batch is full: one that reaches the end of an epoch continues in the next.
     """
-    parts = []
-    while count > 0:
-        epoch, offset = divmod(start, n)
-        part = permutation(seed, epoch, n)[offset : offset + count]
-        parts.append(part)
-        start, count = start + len(part), count - len(part)
+    end = start + count
+    epochs = range(start // n, -(-end // n))
+    parts = [permutation(seed, epoch, n)[max(start - epoch * n, 0) : end - epoch * n] for epoch in epochs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

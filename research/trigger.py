@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-METRIC_PATTERN = re.compile(r"([a-z]\w*(?:/[\w.]+)+):(\S+)")
+METRIC_PATTERN = re.compile(r"([a-z]\w*(?:/[\w.]+)+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
 
@@ -40,11 +40,8 @@ class Trigger:
 
 def never_active(start: Trigger, stop: Trigger) -> bool:
     """True if `stop` fires no later than `start`, as far as both wait for the same thing."""
-    if start.metric != stop.metric:
-        return False
-    if not start.metric:
-        return stop.step <= start.step
-    return not is_better(start.metric, stop.value, start.value)
+    is_later = is_better(start.metric, stop.value, start.value) if start.metric else stop.step > start.step
+    return start.metric == stop.metric and not is_later
 
 
 def parse_trigger(raw: object, setting: str) -> Trigger:
@@ -55,12 +52,9 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
     if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0:
         return Trigger(step=raw)
     match = METRIC_PATTERN.fullmatch(raw) if isinstance(raw, str) else None
-    try:
-        value = float(match[2]) if match else math.nan
-    except ValueError:
-        value = math.nan
-    if match is None or not math.isfinite(value):
+    if match is None or not math.isfinite(float(match[2])):
         raise ValueError(f"{setting}={raw} is no trigger\n{TRIGGER_HINT}")
-    if higher_is_better(match[1]) and value > 1:
+    trigger = Trigger(metric=match[1], value=float(match[2]))
+    if higher_is_better(trigger.metric) and trigger.value > 1:
         raise ValueError(f"{setting}={raw} cannot fire\naccuracies are fractions: give a value of at most 1")
-    return Trigger(metric=match[1], value=value)
+    return trigger
