@@ -40,9 +40,16 @@ def read_defaults() -> dict[str, str]:
     return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(), re.MULTILINE))
 
 
-def describe(file: Path) -> str:
+def read_yaml(group: str, option: str) -> str:
+    """Return the text of an option's yaml; empty for an option without one."""
+    file = CONF / group / f"{option}.yaml"
+    return file.read_text() if file.exists() else ""
+
+
+def describe(group: str, option: str) -> str:
     """Return the first sentence of a yaml's comment, without the command that a preset's comment opens with."""
-    lines = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+    text = read_yaml(group, option)
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     # A line that begins in lower case continues the sentence before it.
     end = next((index for index, line in enumerate(lines) if index and not line[:1].islower()), len(lines))
     sentence = re.split(r"\.(?= [A-Z]|$)", " ".join(lines[:end]), maxsplit=1)[0]
@@ -58,27 +65,27 @@ def format_columns(*columns: tuple[str, int], text: str) -> str:
 
 def build_help_text() -> str:
     """Return what --help prints."""
-    defaults, groups = read_defaults(), list_groups()
-    width = 2 + max(len(option) for options in groups.values() for option in options)
+    groups, defaults = list_groups(), read_defaults()
+    for group, option in list(defaults.items()):  # as model=bitnet names linear=bitnet
+        defaults |= dict(re.findall(r"override /(\w+)(?:@\S+)?: (\w+)", read_yaml(group, option)))
+    width = 3 + max(len(option) for options in groups.values() for option in options)
     rows = []
     for group, options in groups.items():
         for option in options:
             title, mark = group if option == options[0] else "", "*" if defaults.get(group) == option else " "
-            description = describe(CONF / group / f"{option}.yaml")
-            rows.append(format_columns((f"  {title}", 13), (mark + option, width + 1), text=description))
+            rows.append(format_columns((f"  {title}", 13), (mark + option, width), text=describe(group, option)))
     config = (CONF / "config.yaml").read_text()
     keys = config.partition("\n\n")[2].partition("\n\n")[0].splitlines()  # between the defaults list and Hydra's own
     pairs = [key.partition(" # ")[::2] for key in keys]
-    width = 2 + max(len(key) for key, _ in pairs)
-    lines = [format_columns((f"  {key}", 2 + width), text=f"# {comment}" if comment else "") for key, comment in pairs]
+    width = 4 + max(len(key) for key, _ in pairs)
+    lines = [format_columns((f"  {key}", width), text=f"# {comment}" if comment else "") for key, comment in pairs]
     return HELP.format(groups="\n".join(rows), keys="\n".join(lines))
 
 
 def find_target(group: str, option: str) -> str:
     """Return the `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
     for _ in range(8):
-        file = CONF / group / f"{option}.yaml"
-        content = file.read_text() if file.exists() else ""
+        content = read_yaml(group, option)
         if target := re.search(rf"^(?:{group}:\n(?:  .*\n)*?  )?_target_: (\S+)", content, re.MULTILINE):
             return target[1]
         option = next(iter(re.findall(r"^  - (?!_self_)(\w+)$", content, re.MULTILINE)), "")

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from hydra import compose, initialize_config_dir
 from program import ROOT
 
 from research.preflight.check import find_mistakes
@@ -27,11 +28,24 @@ def test_columns_are_apart_and_sentences_complete() -> None:
     rows = text.partition("groups")[2].partition("keys (")[0].splitlines()[1:]
     assert max(map(len, rows)) <= HELP_WIDTH
     group, options = next(iter(list_groups().items()))
-    column = rows[0].index(describe(CONF / group / f"{options[0]}.yaml")[:20])
+    column = rows[0].index(describe(group, options[0])[:20])
     assert all(row[column - 2 : column] == "  " and row[column] != " " for row in filter(None, rows))
     for file in CONF.glob("*/*.yaml"):  # in words, since lines are wrapped
-        assert describe(file) in " ".join(text.split()), file
-    assert describe(CONF / "optim" / "momentum.yaml").endswith("optim=grokfast")  # from the comment's second line
+        assert describe(file.parent.name, file.stem) in " ".join(text.split()), file
+    assert describe("optim", "momentum").endswith("optim=grokfast")  # from the comment's second line
+
+
+def test_the_default_of_each_group_is_marked() -> None:
+    """That of a group which config.yaml leaves open too: model=bitnet names linear=bitnet."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        choices = compose("config", return_hydra_config=True).hydra.runtime.choices
+    group, marked = "", {}
+    for row in build_help_text().partition("groups")[2].partition("keys (")[0].splitlines()[1:]:
+        group = row[2:13].strip() or group
+        if row[13:14] == "*":
+            marked[group] = row[14:].split()[0]
+    assert marked == {group: choices[group] for group, options in list_groups().items() if choices[group] in options}
+    assert marked["linear"] == "bitnet"
 
 
 def test_the_help_imports_nothing_heavy() -> None:
