@@ -3,11 +3,11 @@
 import gc
 import sys
 
-from research.preflight import arguments, errors
+from research.preflight import program
 
 if __name__ == "__main__":
     gc.disable()  # nothing that is imported is garbage, and looking for some takes a second
-    sys.argv = arguments.prepare(sys.argv)  # before anything heavy is imported
+    sys.argv = program.prepare(sys.argv)  # before anything heavy is imported
 
 import hydra
 from omegaconf import DictConfig
@@ -21,4 +21,4 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    errors.explain_errors()(main)()
+    program.explain_errors()(main)()

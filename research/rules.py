@@ -90,10 +90,9 @@ def check_callback_every(callback: str, every: int, log_every: int, eval_every: 
     """A callback's metrics wait for the next log point: of several measurements before it only the last is logged."""
     if every % log_every == 0 or every % eval_every == 0:
         return None
-    message = f"callbacks.{callback}.every={every} is a multiple neither of trainer.log_every={log_every} nor of "
-    fix = f"give callbacks.{callback}.every={find_multiple(log_every, every)}"
-    message += f"trainer.eval_every={eval_every}"
-    return Conflict((f"callbacks.{callback}.every", "trainer.log_every"), message, fix)
+    key = f"callbacks.{callback}.every"
+    message = f"{key}={every} is a multiple neither of trainer.log_every={log_every} nor of trainer.eval_every={eval_every}"
+    return Conflict((key, "trainer.log_every"), message, f"give {key}={find_multiple(log_every, every)}")
 
 
 def check_base_setting(key: str) -> Conflict | None:
@@ -121,19 +120,14 @@ def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
     return Conflict(("optim.stop_when", "optim.start_when"), message, "give a later trigger, or leave one out")
 
 
-def check_trigger_steps(key: str, trigger: Trigger, steps: int) -> Conflict | None:
-    """A trigger that counts steps fires within the run."""
+def check_trigger(key: str, trigger: Trigger, eval_train: bool, steps: int) -> Conflict | None:
+    """A trigger's metric is measured; one that counts steps fires within the run."""
+    if trigger.metric == "train/acc" and not eval_train:
+        return Conflict((key,), f"{key}={trigger} waits for train/acc, which is not measured", "give trainer.eval_train=true")
     if trigger.step < steps:
         return None
     message = f"{key}={trigger} does not fire within trainer.steps={steps}"
     return Conflict((key, "trainer.steps"), message, f"give fewer than {steps}, or leave it out")
-
-
-def check_trigger_metric(key: str, trigger: Trigger, eval_train: bool) -> Conflict | None:
-    """A trigger's metric is measured."""
-    if trigger.metric != "train/acc" or eval_train:
-        return None
-    return Conflict((key,), f"{key}={trigger} waits for train/acc, which is not measured", "give trainer.eval_train=true")
 
 
 def check_group_size(group_size: int, in_features: int) -> Conflict | None:

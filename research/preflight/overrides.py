@@ -1,15 +1,17 @@
-"""The overrides of a command line: parse them, check each by itself, expand sweeps into runs, write values as overrides."""
+"""The overrides of a command line: parse them, check each by itself, expand sweeps into runs; values as overrides."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from difflib import SequenceMatcher
+from itertools import islice, takewhile
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString, Transformer
+from hydra.errors import HydraException
 
 from research.preflight.help import list_groups
-from research.preflight.suggest import suggest
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
 
 MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
 MAX_LINES = 6  # of one mistake
@@ -20,26 +22,44 @@ def format_mistake(head: str, *lines: str) -> str:
     return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
 
 
-def get_key(override: "Override") -> str:
+def count_changed_letters(a: str, b: str) -> int:
+    """Return the letters between the common start and the common end: 1 for a typing slip, 2 for two letters swapped."""
+    length = max(len(a), len(b))
+    for _ in range(2):  # cut the common start off both, and turn them round
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+        a, b, length = a[start:][::-1], b[start:][::-1], length - start
+    return length
+
+
+def suggest(word: str, names: list[str]) -> list[str]:
+    """Return at most three names that `word` may stand for, best first. A key may be typed by its last part alone."""
+    ranked = []
+    tail = word.rpartition(".")[2]
+    for name in names:
+        slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
+        similarity = SequenceMatcher(None, word, name).ratio()
+        is_near = slip <= 1 < max(len(word), len(name))
+        ranks = (is_near, tail_slip == 0, slip == 2 or tail_slip == 1 < len(tail), similarity > 0.7)
+        if True in ranks:
+            ranked.append((ranks.index(True), -similarity, name))
+    return [name for rank, _, name in sorted(ranked)[:3] if rank <= max(1, min(ranked)[0])]
+
+
+def get_key(override: Override) -> str:
     """Return the key that an override sets, with its package, without + and ~."""
     return str(override.get_key_element()).lstrip("+~")
 
 
-def parse(arguments: list[str]) -> tuple[list["Override"], list[str]]:
+def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     """Parse arguments; return the overrides, and a mistake for each argument that is none."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     parser, overrides, mistakes = OverridesParser.create(), [], []
     for argument in arguments:
-        name, equal, value = argument.partition("=")
-        try:
+        with suppress(HydraException):
             override = parser.parse_override(argument)
             if override.key_or_group:
                 overrides.append(override)
                 continue
-        except HydraException:
-            pass
+        name, equal, value = argument.partition("=")
         if not equal or not re.fullmatch(r"[+~]{0,2}[\w./@:$-]+", name) or value != value.lstrip():
             lines = ["an override is key=value, without spaces around '=', as trainer.eval_every=5"]
         else:
@@ -50,7 +70,7 @@ def parse(arguments: list[str]) -> tuple[list["Override"], list[str]]:
     return overrides, mistakes
 
 
-def check_no_sweep(override: "Override") -> str:
+def check_no_sweep(override: Override) -> str:
     """Return the mistake of a sweep without -m; empty for a single value."""
     if not override.is_sweep_override():
         return ""
@@ -61,10 +81,8 @@ def check_no_sweep(override: "Override") -> str:
     return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
 
 
-def expand_sweep(override: "Override") -> list[str]:
+def expand_sweep(override: Override) -> list[str]:
     """Return each value of a sweep as an override of its own; the two ends of an interval."""
-    from hydra.core.override_parser.types import Glob, IntervalSweep, QuotedString, Transformer
-
     if not override.is_sweep_override():
         return [str(override.input_line)]
     sweep: Any = override.value()
@@ -78,42 +96,37 @@ def expand_sweep(override: "Override") -> list[str]:
     return [f"{override.get_key_element()}={text}" for text in texts]
 
 
-def check_sweep_values(override: "Override") -> str:
-    """Return the mistake of a sweep over no value at all, as range(3,3); empty for any other."""
-    return format_mistake(str(override.input_line), "nothing is between start and stop") if not expand_sweep(override) else ""
-
-
-def check_option(override: "Override") -> str:
-    """Return the mistake of an option that its group does not have; empty for a known one, and for other keys."""
+def check_values(override: Override) -> str:
+    """Return the mistake of a sweep over no value, or of an option that its group does not have; empty for any other."""
     group, line = override.key_or_group, str(override.input_line)
+    values = [choice.value() for choice in parse(expand_sweep(override))[0]]
     options = list_groups().get(group)
+    if not values:
+        known = f"no option of group '{group}' matches; options: {', '.join(options)}" if options else ""
+        return format_mistake(line, known or "nothing is between start and stop")
     if options is None or override.is_delete():
         return ""
-    values = [choice.value() for choice in parse(expand_sweep(override))[0]]
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
         if name is None:
             return format_mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
         if name not in options:
-            near = suggest(str(name), options)
+            near = [f"{group}={option}" for option in suggest(str(name), options)]
             known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-            return format_mistake(line, known, f"did you mean: {' or '.join(f'{group}={n}' for n in near)} ?" if near else "")
-    return "" if values else format_mistake(line, f"no option of group '{group}' matches; options: {', '.join(options)}")
+            return format_mistake(line, known, f"did you mean: {' or '.join(near)} ?" if near else "")
+    return ""
 
 
-def iter_variants(overrides: list["Override"]) -> Iterator[list["Override"]]:
+def iter_variants(overrides: list[Override]) -> Iterator[list[Override]]:
     """Yield the first run of a sweep, then one run for each other value of each key: not the whole product."""
     sweeps = [parse(expand_sweep(override))[0] for override in overrides]
     first = [sweep[0] for sweep in sweeps]
     yield first
     for index, sweep in enumerate(sweeps):
-        for other in sweep[1:]:
-            yield [*first[:index], other, *first[index + 1 :]]
+        yield from ([*first[:index], other, *first[index + 1 :]] for other in sweep[1:])
 
 
 def to_override(value: Any) -> str:
     """Return a value as text from which Hydra parses the same value."""
-    from hydra.core.override_parser.types import QuotedString
-
     value = value.text if isinstance(value, QuotedString) else value
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
@@ -123,16 +136,8 @@ def to_override(value: Any) -> str:
         return "{" + ",".join(f"{key}:{to_override(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(map(to_override, value)) + "]"
-    return quote_if_needed(str(value))
-
-
-def quote_if_needed(text: str) -> str:
-    """Return a text as it is where Hydra parses it as text, else in quotes."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    if text and text == text.strip() and text.isascii() and all(c.isalnum() or c in "_-./" for c in text):
-        parsed = OverridesParser.create().parse_override(f"x={text}").value()
-        if isinstance(parsed, str) and parsed == text:
-            return text
+    text = str(value)
+    # Text that Hydra parses as a text stays as it is.
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII) and OverridesParser.create().parse_override(f"x={text}").value() == text:
+        return text
     return QuotedString(text, Quote.single).with_quotes()

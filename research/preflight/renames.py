@@ -31,16 +31,30 @@ PARAMETERS: dict[str, dict[str, str]] = {  # new target -> old parameter -> new 
     "research.models.decoder.Decoder": {"hidden": "ffn_dim"},
     "research.data.text.text": {"glob": "pattern", "length": "seq_len"},
 }
+NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type
+    "trainer": "research.training.trainer.Trainer",
+    "model": "research.models.transformer.Transformer",
+    "model.linear": "research.nn.bitlinear.BitLinear",
+    "data": "research.data.text.text",
+}
 
 
-def get_new_target(target: Any) -> str:
-    """Return the current name of a target; the target itself where it never had another."""
-    return TARGETS.get(str(target), str(target))
+def find_new_key(key: str, target: Any) -> str | None:
+    """Return the current name of a config key whose node has this target; None where it never had another.
+
+    The key may be one of an option that was not chosen, or be typed by its last part alone.
+    """
+    parent, _, old = key.rpartition(".")
+    for node, candidate in ((parent, str(target)), *NODES.items()):
+        new = PARAMETERS.get(TARGETS.get(candidate, candidate), {}).get(old)
+        if new and parent in ("", node):
+            return f"{node}.{new}"
+    return None
 
 
-def get_new_name(target: Any, parameter: str) -> str | None:
-    """Return the current name of a target's parameter; None where it never had another."""
-    return PARAMETERS.get(get_new_target(target), {}).get(parameter)
+def describe_rename(old: str, new: str) -> str:
+    """Return the message of a key or target that is typed by its old name."""
+    return f"'{old}' is called '{new}' since 0.2"
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -50,13 +64,11 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     while nodes:
         node = nodes.pop()
         if isinstance(target := node.get("_target_"), str):
-            node["_target_"] = get_new_target(target)
+            node["_target_"] = TARGETS.get(target, target)
             for old, new in PARAMETERS.get(node["_target_"], {}).items():
                 if old in node:
-                    *parents, last = new.split(".")
-                    holder = node
-                    for parent in parents:
-                        holder = holder.setdefault(parent, {})
+                    parent, _, last = new.rpartition(".")
+                    holder = node.setdefault(parent, {}) if parent else node
                     holder[last] = node.pop(old)
         if node.get("_target_") == "research.models.hub.Hub" and node.get("linear", ...) is None:  # hub_full before conf/linear
             node["linear"] = {"_target_": "torch.nn.Linear", "_partial_": True}

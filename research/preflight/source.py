@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from research.preflight.renames import TARGETS
+from research.preflight.renames import TARGETS, describe_rename
 
 MAX_DEPTH = 12  # imports, aliases, bases that are followed
 
@@ -64,11 +64,8 @@ def _list_bound_names(statement: ast.stmt) -> list[str]:
 
 def _resolve_import(statement: ast.ImportFrom, module: str, path: Path) -> str:
     """Return the absolute name of the module that a `from X import Y` in `module` names."""
-    if not statement.level:
-        return statement.module or ""
-    parents = module.split(".")
-    parents = parents[: len(parents) - statement.level + (path.name == "__init__.py")]
-    return ".".join([*parents, statement.module] if statement.module else parents)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return importlib.util.resolve_name("." * statement.level + (statement.module or ""), package)
 
 
 @cache
@@ -127,20 +124,11 @@ def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | N
             return module, statement
 
 
-def resolve_name(module: Module, dotted: str) -> Definition:
-    """Return the definition that a name as `nn.Module` has in `module`. Raises UnresolvedError where there is none."""
-    member: Member | None = module
-    for part in dotted.split("."):
-        member = find_member(member, part) if isinstance(member, Module) else None
-    if member is None or isinstance(member, Module):
-        raise UnresolvedError(dotted)
-    return member
-
-
+@cache
 def find_definition(target: str) -> Definition:
     """Return the class or function that a dotted path names. Raises TargetError or UnresolvedError."""
     if target in TARGETS:
-        raise TargetError(f"'{target}' has another name since 0.2\ndid you mean {TARGETS[target]} ?")
+        raise TargetError(f"{describe_rename(target, TARGETS[target])}\ndid you mean {TARGETS[target]} ?")
     top, *rest = target.split(".")
     if find_source(top) is None:
         near = get_close_matches(top, ("research", "torch"), n=1, cutoff=0.7)
@@ -162,4 +150,7 @@ def find_definition(target: str) -> Definition:
         raise UnresolvedError(target)  # an attribute of a class
     if isinstance(member, Module):
         raise TargetError(f"'{target}' is a module, not a class or a function")
+    missing = [package for package in member[0].required_packages if top == "research" and find_source(package) is None]
+    if missing:
+        raise TargetError(f"{target} needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}")
     return member

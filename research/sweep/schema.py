@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from research.preflight.value_types import ValueType
+from research.ranges import ValueType
 
 Settings = TypeVar("Settings")
 
@@ -76,7 +76,7 @@ def convert_value(annotation: Any, value: Any) -> Any:
 
 
 def to_value_type(annotation: Any) -> ValueType:
-    """Return the preflight's form of a plain type, of one with an interval, or of a Literal."""
+    """Return the checkable form of a plain type, of one with an interval, or of a Literal."""
     kind, arguments = get_origin(annotation), get_args(annotation)
     if kind is Literal:
         return ValueType("choice", choices=arguments)

@@ -23,7 +23,7 @@ MISTAKES = [
     ("model=bitnt", ["'bitnt'", "bitmlp, bitnet, bitnet_2b4t", "did you mean: model=bitnet"]),
     ("experiment=txt", ["'txt'", "experiment=text"]),
     ("tracker=null", ["one of its options", "jsonl, mlflow, none", "~tracker"]),
-    ("model=transformer model.linear.scale_method=1", ["'model.linear.scale_method'", "'model.linear' has: no key"]),
+    ("model=transformer model.linear.scale_method=1", ["'model.linear.scale_method'", "linear=full has no such setting"]),
     # + does not get past the checks, and is not needed for a key that is there
     ("+trainer.foo=1", ["research.training.trainer.Trainer", "foo", "it has: steps, batch_size"]),
     ("+trainer.overfit=0", ["'trainer.overfit'", "leave out the +"]),

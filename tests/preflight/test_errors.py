@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from program import ROOT
 
-from research.preflight.errors import explain_errors
+from research.preflight.program import explain_errors
 
 
 def test_a_user_error_ends_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
 """Old names of keys and targets: understood in run folders, refused with their new name on a command line."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from program import ROOT
 
 from research.preflight.check import find_mistakes
 from research.preflight.renames import PARAMETERS, TARGETS, upgrade_config
@@ -74,8 +79,11 @@ def test_every_new_name_exists() -> None:
     ("line", "words"),
     [
         ("model.hidden=3", "model.ffn_dim=3"),
-        ("+model.tied=true", "model.tie_embeddings"),
+        ("+model.tied=true", "model.tie_embeddings=true"),
+        ("++model.linear.per=channel", "model.linear.granularity=channel"),
         ("~model.act", "~model.activation"),
+        ("hidden=3", "model.ffn_dim=3"),
+        ("+judge_train=true", "trainer.eval_train=true"),
         ("model.linear.back_end=int8", "model.linear.backend=int8"),
         ("trainer.judge_train=true", "trainer.eval_train=true"),
         ("trainer.on_nonfinite=skip", "trainer.guard.policy=skip"),
@@ -91,6 +99,77 @@ def test_an_old_name_is_answered_with_the_new_one(line: str, words: str) -> None
     (mistake,) = find_mistakes(line.split(), False)
     assert line.split()[-1] in mistake.splitlines()[0]
     assert words in mistake.rpartition("did you mean")[2]
+    assert f"is called '{words.lstrip('~').partition('=')[0]}' since 0.2" in mistake
+
+
+@pytest.mark.parametrize(
+    ("line", "new", "others"),
+    [
+        (
+            "linear=full model.linear.per=channel",
+            "model.linear.granularity",
+            "linear=full has no such setting, unlike linear=bitnet",
+        ),
+        ("linear=full +model.linear.per=channel", "model.linear.granularity", "linear=full has no such setting"),
+        ("data.length=3", "data.seq_len", "data=modular has no such setting, unlike data=text"),
+        ("model=mlp data=digits model.hidden=3", "model.ffn_dim", "model=mlp has no such setting, unlike"),
+    ],
+)
+def test_an_old_name_of_another_option_is_answered_too(line: str, new: str, others: str) -> None:
+    (mistake,) = find_mistakes(line.split(), False)
+    assert f"is called '{new}' since 0.2" in mistake
+    assert others in mistake
+    assert "no key" not in mistake
+
+
+def test_a_component_of_ones_own_may_have_an_old_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_network.py").write_text("class Net:\n    def __init__(self, shape, hidden: int = 3) -> None: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "model._target_=own_network.Net"
+    assert "since 0.2" not in "\n".join(find_mistakes([target, "+model.hidden=3"], False))
+    mistakes = "\n".join(find_mistakes([target, "model.hidden=3"], False))
+    assert "no key 'model.hidden'" in mistakes
+    assert "since 0.2" not in mistakes
+
+
+@pytest.mark.parametrize("line", ["model.linear.warmup=3", "+model.linear.warmup=3"])
+def test_a_setting_of_another_option_is_no_typing_slip(line: str) -> None:
+    (mistake,) = find_mistakes(["linear=full", line], False)
+    assert "linear=full has no such setting, unlike linear=bitnet" in mistake
+    assert "schedule" not in mistake
+
+
+@pytest.mark.parametrize(
+    ("line", "multirun", "new"),
+    [
+        ("hydra.sweeper.when={lr: 'model.linear.per == 1'}", True, ["model.linear.granularity"]),
+        ("hydra.sweeper.when={model.hidden: 'lr > 1 and trainer.judge_train'}", True, ["model.ffn_dim", "trainer.eval_train"]),
+        ("hydra.sweeper.enqueue=[{lr: 1, model.hidden: 64}]", True, ["model.ffn_dim"]),
+        ("model.dim=${model.hidden}", False, ["model.ffn_dim"]),
+        ("name=width_${model.hidden}_${data.length}", False, ["model.ffn_dim", "data.seq_len"]),
+        ("hydra.run.dir=outputs/${model.linear.back_end}", False, ["model.linear.backend"]),
+    ],
+)
+def test_an_old_key_that_another_setting_refers_to_is_refused(line: str, multirun: bool, new: list[str]) -> None:
+    (mistake,) = find_mistakes(["lr=1e-3,1e-4", line] if multirun else [line], multirun)
+    assert mistake.splitlines()[0].startswith(f"error: {line.partition('=')[0]}=")
+    assert all(f"is called '{key}' since 0.2" in mistake for key in new)
+
+
+def test_an_old_key_in_a_yaml_is_refused(tmp_path: Path) -> None:
+    for folder in ("research", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    preset = "# @package _global_\nmodel:\n  dim: ${model.hidden}\n  tied: true\n"
+    study = "# @package _global_\nhydra:\n  sweeper:\n    params: {lr: '1e-3,1e-4'}\n    when: {lr: model.act == 'silu'}\n"
+    (tmp_path / "conf/experiment/old.yaml").write_text(preset)
+    (tmp_path / "conf/sweep/old.yaml").write_text(study)
+    for words, new in ((["experiment=old"], ("ffn_dim", "tie_embeddings")), (["sweep=old", "-m"], ("activation",))):
+        command = [sys.executable, "train.py", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert all(f"is called 'model.{name}' since 0.2" in done.stderr for name in new)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_an_old_key_of_a_sweep_is_one_mistake() -> None:

@@ -8,9 +8,13 @@ from omegaconf import OmegaConf
 
 from research.preflight.check import check_overrides, find_mistakes
 from research.preflight.help import CONF
-from research.preflight.resume import quote_path
+from research.preflight.overrides import to_override
 
 RUN_ID = "0123456789abcdef" * 2
+
+
+def quote_path(path: Path) -> str:
+    return to_override(str(path))
 
 
 def write_config(folder: Path, *overrides: str) -> None:

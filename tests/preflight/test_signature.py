@@ -2,9 +2,9 @@
 
 import pytest
 
+from research.preflight.overrides import suggest
 from research.preflight.signature import read_signature
-from research.preflight.source import TargetError
-from research.preflight.suggest import suggest
+from research.preflight.source import TargetError, find_definition
 
 
 def test_a_mistyped_word_gets_a_suggestion() -> None:
@@ -20,6 +20,6 @@ def test_signatures_are_read_without_importing() -> None:
     assert signature is not None
     assert [p.name for p in signature.parameters][:3] == ["params", "lr", "betas"]
     with pytest.raises(TargetError, match=r"did you mean research\.training\.trainer\.Trainer"):
-        read_signature("research.training.trainer.Trianer")
+        find_definition("research.training.trainer.Trianer")
     with pytest.raises(TargetError, match="is a module"):
-        read_signature("research.training.trainer")
+        find_definition("research.training.trainer")

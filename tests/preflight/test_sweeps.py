@@ -58,3 +58,8 @@ def test_what_a_sweep_may_have(words: list[str]) -> None:
 
 def test_a_key_that_some_options_lack_needs_a_condition() -> None:
     assert "no key 'optim.lamb'" in "".join(find_mistakes(["optim=adamw,grokfast", "optim.lamb=interval(0,5)"], True))
+
+
+def test_a_condition_whose_values_cannot_be_compared_is_one_mistake() -> None:
+    (mistake,) = find_mistakes(["lr=1e-3,1e-4", "hydra.sweeper.when={lr: 'steps > name'}"], True)
+    assert mistake.startswith("error: hydra.sweeper.when.lr=steps > name: ")

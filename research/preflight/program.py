@@ -1,0 +1,100 @@
+"""What train.py does around Hydra: print the help and refuse mistakes before it, explain a failed run after it."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from typing import Any, TextIO, cast
+
+from research.run_dir import SWEPT_ENV_VAR
+
+INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
+SWEEP_FLAGS = ("-m", "--multirun")
+
+
+def prepare(argv: list[str]) -> list[str]:
+    """Return the command line for Hydra, with `-m` in front, where Hydra 1.3 needs it.
+
+    Prints the help and exits with 0, or prints every mistake and exits with 2. HYDRA_FULL_ERROR=1 raises ValueError instead.
+    """
+    sweep = [word for word in argv[1:] if word in SWEEP_FLAGS][:1]
+    rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
+    os.environ[SWEPT_ENV_VAR] = ""
+    if {"-h", "--help"} & set(rest):
+        from research.cli import print_message
+        from research.preflight.help import build_help_text
+
+        print_message(build_help_text(), sys.stdout)  # which may be a pipe into head
+        sys.exit(0)
+    # Only now, so that --help waits for none of it.
+    from research.preflight.check import check_overrides
+    from research.preflight.resume import expand_resume
+
+    rest = [expand_resume(word) for word in rest]
+    writes = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+    ours = not any(word.split("=")[0] in (*INFO_FLAGS, *OTHER_CONFIG_FLAGS) for word in rest)
+    mistakes, more = check_overrides(rest, bool(sweep)) if ours else ([], [])
+    if mistakes:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise ValueError("\n".join(mistakes))
+        if writes:
+            print("\n".join(mistakes), file=sys.stderr)
+        sys.exit(2)
+    if not writes:  # only the first process of a run writes to its folder, the others have a temporary one
+        import atexit
+        import shutil
+        import tempfile
+
+        folder = tempfile.mkdtemp(prefix="grokbit-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        more = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+    return [argv[0], *sweep, *rest, *more]
+
+
+class FilteredStream:
+    """stderr without Hydra's announcement of an error, which follows in our own words."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides") else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def explain_errors() -> Iterator[None]:
+    """Print a user's error in a few lines and exit with 1; leave a bug its traceback. Ctrl-C exits with 130.
+
+    HYDRA_FULL_ERROR=1 leaves every error its traceback.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    user_errors = (ValueError, FloatingPointError, OSError, HydraException, OmegaConfBaseException)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error itself, and exits
+    stderr, is_sweep = sys.stderr, "--multirun" in sys.argv or "-m" in sys.argv
+    try:
+        with nullcontext() if is_sweep else redirect_stderr(cast(TextIO, FilteredStream(stderr))):
+            yield
+    except KeyboardInterrupt:
+        print("interrupted", file=stderr)
+        sys.exit(130)
+    except user_errors as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(cause, user_errors):
+            raise
+        from research.preflight.overrides import format_mistake
+
+        logs = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+        print(format_mistake(*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:])), file=stderr)
+        sys.exit(1)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
