@@ -34,7 +34,7 @@ from research.export import gguf
 from research.export.layout import Options, Source
 from research.generate.stream import retain_memory
 from research.models.transformer import Transformer
-from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.nn.bitlinear import BitLinear
 from research.nn.decode import Decoder
 from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, move_to_huge_pages
 from research.nn.rope import build_rope_table
@@ -95,8 +95,8 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
 def write_gguf(size: dict[str, Any], folder: Path) -> None:
     """Write the file of llama.cpp, with random weights."""
     model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=BitLinear, sub_norm=True, **size)
-    run: Any = SimpleNamespace(config={})
-    gguf.write(Source(run, model, bitlinear_layers(model), text=False), folder, Options(embedding="Q8_0"))
+    run: Any = SimpleNamespace(config={}, is_text=False)
+    gguf.write(Source(run, model.requires_grad_(False)), folder, Options(embedding="Q8_0"))
 
 
 def build_ours(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:

@@ -58,9 +58,10 @@ def make_source(settings: dict[str, Any] | None = None, **numbers: Any) -> layou
         return BitLinear(width, out, bias, **settings or {})
 
     model = Transformer(Tokens(vocab_size=48, seq_len=8), linear=make_linear, **sizes)
+    model.eval().requires_grad_(False)  # as load_run returns it
     tokens = torch.randint(48, (65, 8))
     split = Split(tokens[:, :8], tokens[:, :8])
-    trained = TrainedRun(Path("run"), Path("run"), OmegaConf.create({"data": {"_target_": "none"}}), model.eval())
+    trained = TrainedRun(Path("run"), Path("run"), OmegaConf.create({"data": {"_target_": "none"}}), model)
     trained.data = Dataset(Tokens(48, 8), split, split, "", "", "token")
     return layout.build_source(trained)
 

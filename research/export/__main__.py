@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
 
-def build_parser() -> Parser:
-    """Return the parser of the command's options."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, or 2 with one message on stderr and the output folder unchanged."""
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=FORMATS)
@@ -38,12 +39,6 @@ def build_parser() -> Parser:
     command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")
     command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: type of the embedding and the head (F16)")
     command.add_argument("--tokens", type=int, default=4096, metavar="N", help="number of held-out tokens for the check (4096)")
-    return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, or 2 with one message on stderr and the output folder unchanged."""
-    command = build_parser()
     args = command.parse_args(arguments)
     options = {name: value for name in OPTION_FORMATS if (value := getattr(args, name)) is not None}
     for name in options:
@@ -68,31 +63,27 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
 
         check_output(output)
         writer = import_module(f"research.export.{kind}")
-        layout.require_installed(kind, writer.EXTRA, writer.MODULES)
+        if missing := [name for name in writer.MODULES if find_spec(name) is None]:
+            libraries = ", ".join(missing)
+            raise ValueError(f"--format {kind} needs {libraries}, which is not installed; run pip install -e '.[{kind}]'")
         source, settings = layout.build_source(load_run(run)), layout.Options(**options)
     # A signal ends the export until the files are moved to `output`; then it comes too late.
     with stage_output(output) as folder, watch.raise_immediately():
-        used = {name: value for name, value in asdict(settings).items() if OPTION_FORMATS[name] == kind}
-        report = describe_export(source, kind, used) | verify.verify_export(source, kind, settings, folder, tokens)
-        report |= {"files": verify.hash_files(folder), "seconds": round(time.monotonic() - start, 1)}
+        ternary = sum(layer.weight.numel() for layer in source.linears.values())
+        rest = sum(p.numel() for p in source.model.parameters()) - ternary
+        report = {
+            "format": kind,
+            "options": {name: value for name, value in asdict(settings).items() if OPTION_FORMATS[name] == kind},
+            "run": source.run.folder.name,
+            "checkpoint": source.run.checkpoint.name,
+            "model": source.architecture | {"ternary": ternary, "rest": rest},
+            **verify.verify_export(source, kind, settings, folder, tokens),
+            "files": verify.hash_files(folder),
+            "seconds": round(time.monotonic() - start, 1),
+        }
         write_json(folder / REPORT_FILE, report)
     upload_report(source, output / REPORT_FILE, kind)
     print_report(report, output)
-
-
-def describe_export(source: "Source", kind: str, options: dict[str, str]) -> dict[str, Any]:
-    """Return the part of the report that says which model was exported, and how."""
-    trained = source.run
-    ternary = sum(layer.weight.numel() for layer in source.linears.values())
-    rest = sum(p.numel() for p in source.model.parameters()) - ternary
-    model = source.architecture | {"ternary": ternary, "rest": rest}
-    return {
-        "format": kind,
-        "options": options,
-        "run": trained.folder.name,
-        "checkpoint": trained.checkpoint.name,
-        "model": model,
-    }
 
 
 def check_output(output: Path) -> None:
@@ -101,9 +92,8 @@ def check_output(output: Path) -> None:
         raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
     # The finished export is renamed to `output`: neither a mount nor the current folder can be replaced.
     if output.resolve() == Path.cwd() or os.path.ismount(output):
-        raise ValueError(
-            f"--output {output} is the current folder or a mount, which cannot be replaced; give a new folder below it"
-        )
+        kind = "the current folder or a mount, which cannot be replaced"
+        raise ValueError(f"--output {output} is {kind}; give a new folder below it")
 
 
 @contextmanager
@@ -154,15 +144,16 @@ def print_report(report: dict[str, Any], output: Path) -> None:
     """Print the report on stdout; a closed stdout is no error, as the export is complete."""
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
     size = sum(file["bytes"] for file in report["files"].values())
-    lines = [
-        f"{'export':<17} {report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB",
-        f"{'run by':<17} {client}, on {report['tokens']:,} held-out tokens",
-    ]
+    rows: dict[str, object] = {
+        "export": f"{report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB",
+        "run by": f"{client}, on {report['tokens']:,} held-out tokens",
+    }
     for name, check in report["checks"].items():
         value = check["value"] if isinstance(check["value"], bool) else f"{check['value']:.3g}"
         bound = f" (at most {check['bound']:g})" if check["bound"] not in (None, True) else ""
-        lines.append(f"{name:<17} {value}{bound}")
-    print_message("\n".join([*lines, f"{'folder':<17} {output}"]), sys.stdout)
+        rows[name] = f"{value}{bound}"
+    rows["folder"] = output
+    print_message("\n".join(f"{name:<17} {value}" for name, value in rows.items()), sys.stdout)
     for warning in report["warnings"]:
         print_message(f"warning: {warning}")
 
@@ -176,11 +167,10 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
         return
     from research.export.verify import describe_error
     from research.tracking import mlflow_store
-    from research.tracking.mlflow_store import shorten_timeouts
 
     uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
-        with shorten_timeouts():
+        with mlflow_store.shorten_timeouts():
             mlflow_store.add_artifact(summary.mlflow_run_id, file, f"export/{kind}", uri)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({describe_error(error)[:200]}); it is {file}")

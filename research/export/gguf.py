@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.export.layout import SINGLE_SCALE, Codes, Options, Source, build_byte_alphabet, to_codes
+from research.export.layout import Codes, Options, Source, build_byte_alphabet, to_codes
 from research.export.verify import ClientResult, run_client
 
-EXTRA, MODULES = "gguf", ("gguf", "llama_cpp")
-TYPES, EMBEDDINGS = ("TQ2_0", "TQ1_0", "F16"), ("F16", "F32", "Q8_0")
+MODULES = ("gguf", "llama_cpp")
 BLOCK_SIZE = 256  # inputs
 FILE = "model.gguf"
 CLIENT = """
@@ -41,31 +40,31 @@ if model.metadata["tokenizer.ggml.model"] != "none":
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.gguf; return warnings. Raise ValueError for a model that llama.cpp would load but compute differently."""
-    source.require("gguf", SINGLE_SCALE)
+    source.require_bitnet("gguf", "llama.cpp's bitnet")
     numbers = source.architecture
     fix = "use --format hf, or train with model=bitnet"
     if numbers["act"] != "silu":
         raise ValueError(f"model.activation={numbers['act']}: llama.cpp's bitnet loads such a file but computes SiLU; {fix}")
     if not numbers["tied"]:
         raise ValueError(f"model.tie_embeddings=false: llama.cpp's bitnet always uses the embedding as the head; {fix}")
-    source.require_sub_norms("llama.cpp's bitnet")
     if options.embedding == "Q8_0" and numbers["dim"] % 32:
         raise ValueError(f"--embedding Q8_0: model.dim={numbers['dim']} is not a multiple of 32; give F16")
     from gguf import GGUFWriter
 
     # The types with blocks need full ones: layers of another width are stored as F16.
-    widths = {name: layer.in_features for name, layer in source.linears.items()}
-    wide = [name for name, width in widths.items() if options.type != "F16" and width % BLOCK_SIZE]
+    layers = source.linears.items()
+    f16_layers = [name for name, layer in layers if options.type != "F16" and layer.in_features % BLOCK_SIZE]
+    all_f16 = len(f16_layers) == len(layers)
     writer = GGUFWriter(folder / FILE, "bitnet")
-    _add_settings(writer, source, "F16" if len(wide) == len(widths) else options.type)
-    _add_tensors(writer, source, options, wide)
+    _add_settings(writer, source, "F16" if all_f16 else options.type)
+    _add_tensors(writer, source, options, f16_layers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    warnings = [] if source.text else ["the data is not text: the file has no tokenizer; give the model tokens"]
-    if wide:
-        which = "every layer is F16" if len(wide) == len(widths) else f"{len(wide)} layers are F16, {wide[0]} among them"
+    warnings = [] if source.run.is_text else ["the data is not text: the file has no tokenizer; give the model tokens"]
+    if f16_layers:
+        which = "every layer is F16" if all_f16 else f"{len(f16_layers)} layers are F16, {f16_layers[0]} among them"
         fix = f"train with model.dim and model.ffn_dim multiples of {BLOCK_SIZE}"
         warnings.insert(0, f"{options.type} has blocks of {BLOCK_SIZE} inputs, so {which}; {fix}")
     return warnings
@@ -88,7 +87,7 @@ def _add_settings(writer: Any, source: Source, kind: str) -> None:
     writer.add_layer_norm_rms_eps(numbers["eps"])
     writer.add_rope_dimension_count(numbers["dim"] // numbers["heads"])
     writer.add_rope_freq_base(numbers["rope_base"])
-    if not source.text:
+    if not source.run.is_text:
         writer.add_tokenizer_model("none")
         return
     # The other tokenizer of bytes, "llama", does not do: there a space and the character U+2581 are the same.
@@ -107,25 +106,23 @@ def _add_settings(writer: Any, source: Source, kind: str) -> None:
 
 def _add_tensors(writer: Any, source: Source, options: Options, f16_layers: list[str]) -> None:
     """Add all tensors; the layers in `f16_layers`, whose inputs do not fill blocks, in half precision."""
-    quantized = source.compute_codes()
-    _add_tensor(writer, "token_embd.weight", source.model.embed.weight, options.embedding)
-    _add_tensor(writer, "output_norm.weight", source.model.norm.weight, "F32")
-    for name, target in source.map_modules("blk", 1).items():
-        if name in quantized:
-            codes, scale = quantized[name]
-            _add_tensor(writer, f"{target}.weight", codes.float(), "F16" if name in f16_layers else options.type)
-            _add_tensor(writer, f"{target}.scale", scale.reshape(1), "F32")
-        else:
-            _add_tensor(writer, f"{target}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
-
-
-def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> None:
-    """Add one tensor, stored as the type `kind`."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
-    stored = GGMLQuantizationType[kind]
-    writer.add_tensor(name, quantize(tensor.detach().float().numpy(), stored), raw_dtype=stored)
+    def add(name: str, tensor: Tensor, kind: str) -> None:
+        stored = GGMLQuantizationType[kind]
+        writer.add_tensor(name, quantize(tensor.float().numpy(), stored), raw_dtype=stored)
+
+    quantized = source.compute_codes()
+    add("token_embd.weight", source.model.embed.weight, options.embedding)
+    add("output_norm.weight", source.model.norm.weight, "F32")
+    for name, target in source.map_modules("blk", 1).items():
+        if name in quantized:
+            codes, scale = quantized[name]
+            add(f"{target}.weight", codes, "F16" if name in f16_layers else options.type)
+            add(f"{target}.scale", scale.reshape(1), "F32")
+        else:
+            add(f"{target}.weight", source.model.get_submodule(name).get_parameter("weight"), "F32")
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
@@ -139,9 +136,10 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     logits, output = run_client(CLIENT, folder / FILE, tokens)
     tensors = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
     codes: Codes = {}
-    for name, target in source.map_modules("blk", 1).items():
-        if name in source.linears:
-            weight, scale = tensors[f"{target}.weight"], tensors[f"{target}.scale"]
-            values = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
-            codes[name] = to_codes(values), torch.from_numpy(scale.data.copy())
-    return ClientResult("llama-cpp-python gguf", codes, logits, {"tokenizer": json.loads(output)} if source.text else {})
+    targets = source.map_modules("blk", 1)
+    for name in source.linears:
+        weight, scale = (tensors[f"{targets[name]}.{part}"] for part in ("weight", "scale"))
+        values = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
+        codes[name] = to_codes(values), torch.from_numpy(scale.data.copy())
+    checks = {"tokenizer": json.loads(output)} if source.run.is_text else {}
+    return ClientResult("llama-cpp-python gguf", codes, logits, checks)

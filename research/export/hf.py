@@ -12,26 +12,23 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.export.layout import SINGLE_SCALE, Codes, Options, Source, build_byte_alphabet, silence_libraries, to_codes
+from research.export.layout import Codes, Options, Source, build_byte_alphabet, silence_libraries, to_codes
+from research.export.plain import pack_rows
 from research.export.verify import PROBE, ClientResult
 from research.nn.quantize import EPS
 
-EXTRA, MODULES = "hf", ("transformers", "tokenizers", "accelerate")
-PACKINGS = ("autobitlinear", "bitlinear", "none")
+MODULES = ("transformers", "tokenizers", "accelerate")
 END_BYTE = 0  # the byte between two documents: generated text ends there
 
 
-def to_stored_scale(weight_scale: Float[Tensor, ""], packing: str) -> Float[Tensor, "1"]:
+def to_stored_scale(scale: Float[Tensor, "*ones"], packing: str) -> Float[Tensor, "1"]:
     """Return the scale as transformers stores it: its AutoBitLinear multiplies by it, its BitLinear divides by it."""
-    scale = weight_scale if packing == "autobitlinear" else 1 / weight_scale
-    return scale.reshape(1)
+    return (scale if packing == "autobitlinear" else 1 / scale).reshape(1)
 
 
 def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
     """Return codes in transformers' layout; the number of outputs must be a multiple of 4."""
-    quarters = (codes + 1).to(torch.uint8).unflatten(0, (4, -1))
-    packed: Tensor = (quarters << torch.arange(0, 8, 2, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
-    return packed
+    return pack_rows(codes.unflatten(0, (4, -1)).permute(1, 2, 0).flatten(1))
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
@@ -41,19 +38,20 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     """
     packed = options.packing != "none"
     # Unpacked weights are quantized by transformers itself, which knows one method.
-    method = {} if packed else {"weight_bits": (1.58,), "scale_method": ("absmean",)}
-    source.require(f"hf --packing {options.packing}", SINGLE_SCALE | method)
-    source.require_sub_norms("transformers' BitNet")
+    method = {} if packed else {"weight_bits": 1.58, "scale_method": "absmean"}
+    source.require_bitnet(f"hf --packing {options.packing}", "transformers' BitNet", **method)
     for name, layer in source.linears.items():
         if packed and layer.out_features % 4:
             raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; use --packing none")
     save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
     _write_json(folder / "config.json", _build_config(source, options.packing))
-    special = {"eos_token_id": END_BYTE, "pad_token_id": END_BYTE} if source.text else {}
-    _write_json(folder / "generation_config.json", {"max_length": source.architecture["length"], **special})
-    if source.text:
-        _write_tokenizer(folder, source.architecture["length"])
-    return [] if source.text else ["the data is not text: no tokenizer is written; give the model input_ids"]
+    max_seq_len = source.model.max_seq_len
+    special = {"eos_token_id": END_BYTE, "pad_token_id": END_BYTE} if source.run.is_text else {}
+    _write_json(folder / "generation_config.json", {"max_length": max_seq_len, **special})
+    if not source.run.is_text:
+        return ["the data is not text: no tokenizer is written; give the model input_ids"]
+    _write_tokenizer(folder, max_seq_len)
+    return []
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -73,12 +71,12 @@ def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
             tensors[f"{target}.weight_scale"] = to_stored_scale(scale, packing)
         else:
             tensors[f"{target}.weight"] = source.model.get_submodule(name).get_parameter("weight")
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _build_config(source: Source, packing: str) -> dict[str, Any]:
     """Return config.json."""
-    numbers, end = source.architecture, END_BYTE if source.text else None
+    numbers, end = source.architecture, END_BYTE if source.run.is_text else None
     return {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
@@ -117,12 +115,8 @@ def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_seq_len,
-        "clean_up_tokenization_spaces": False,
-    }
-    _write_json(folder / "tokenizer_config.json", config)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len}
+    _write_json(folder / "tokenizer_config.json", config | {"clean_up_tokenization_spaces": False})
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
@@ -140,7 +134,7 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         generated = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
         has_one_more = generated.shape[1] == start.shape[1] + 1
         checks = {"generate": has_one_more and bool((generated[:, :-1] == start).all())}
-        if source.text:
+        if source.run.is_text:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             symbols = list(PROBE.encode())
             checks["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
@@ -152,10 +146,9 @@ def _read_codes(source: Source, model: Any, packing: str) -> Codes:
     from transformers.integrations.bitnet import WeightQuant, unpack_weights
 
     result: Codes = {}
-    for name, target in source.map_modules("model.layers", 0).items():
-        if name not in source.linears:
-            continue
-        layer = model.get_submodule(target)
+    targets = source.map_modules("model.layers", 0)
+    for name in source.linears:
+        layer = model.get_submodule(targets[name])
         if packing == "none":
             weight = WeightQuant.apply(layer.weight)
             scale = weight.abs().max().clamp(min=EPS)

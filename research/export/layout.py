@@ -3,10 +3,10 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from research.load import TrainedRun
 from research.models.transformer import Transformer
-from research.nn.attention import Attention
 from research.nn.bitlinear import BitLinear, bitlinear_layers
-from research.nn.feedforward import FeedForward, relu2
+from research.nn.feedforward import relu2
 
-Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # layer -> its codes and their scale
+Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # layer -> its codes and their scales
 MODULE_NAMES = {  # within a block: our name -> transformers', llama.cpp's
     "attention.q_proj": ("self_attn.q_proj", "attn_q"),
     "attention.k_proj": ("self_attn.k_proj", "attn_k"),
@@ -33,13 +32,6 @@ MODULE_NAMES = {  # within a block: our name -> transformers', llama.cpp's
     "attention.attn_sub_norm": ("self_attn.attn_sub_norm", "attn_sub_norm"),
     "feedforward.ffn_sub_norm": ("mlp.ffn_sub_norm", "ffn_sub_norm"),
 }
-# The settings of a BitLinear that formats with one scale a layer hold.
-SINGLE_SCALE: dict[str, tuple[Any, ...]] = {
-    "granularity": ("tensor",),
-    "activation_bits": (8,),
-    "activation_granularity": ("token",),
-}
-LINEARS = tuple(name for name in MODULE_NAMES if name.endswith("_proj"))
 
 
 @dataclass(frozen=True)
@@ -57,13 +49,17 @@ class Source:
 
     run: TrainedRun
     model: Transformer
-    linears: dict[str, BitLinear]
-    text: bool  # its tokens are bytes of UTF-8
+
+    @cached_property
+    def linears(self) -> dict[str, BitLinear]:
+        """Return the ternary layers by name."""
+        return bitlinear_layers(self.model)
 
     @property
     def architecture(self) -> dict[str, Any]:
         """Return the sizes and switches of the model, under the keys that stand in the files."""
-        attention, feedforward = _get_first_block(self.model)
+        block: Any = self.model.blocks[0]  # all blocks are alike
+        attention, feedforward = block.attention, block.feedforward
         return {
             "vocab": self.model.embed.num_embeddings,
             "length": self.model.max_seq_len,
@@ -81,40 +77,30 @@ class Source:
 
     def map_modules(self, prefix: str, column: int) -> dict[str, str]:
         """Return the name of each module in the blocks -> its name in that column of MODULE_NAMES, below `prefix`."""
-        blocks = range(len(self.model.blocks))
-        names = MODULE_NAMES.items()
+        blocks, names = range(len(self.model.blocks)), MODULE_NAMES.items()
         return {f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs[column]}" for n in blocks for ours, theirs in names}
 
     def compute_codes(self) -> Codes:
-        """Return each layer's codes and scale, as the training forward quantizes its weight."""
-        quantized = {name: layer.quantizer.quantize_weight(layer.weight) for name, layer in self.linears.items()}
-        return {name: (codes.to(torch.int8), scale) for name, (codes, scale) in quantized.items()}
+        """Return the codes and scales of each layer."""
+        return {name: quantize_layer(layer) for name, layer in self.linears.items()}
 
-    def require(self, kind: str, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-        """Raise ValueError where a layer has a setting that the format cannot hold."""
+    def require_bitnet(self, kind: str, client: str, **more: object) -> None:
+        """Raise ValueError for a model that the client's BitNet does not compute, by its settings and `more` of the format.
+
+        It has one scale a layer, activations of 8 bits with a scale a token, and norms before the output projections.
+        """
+        settings = {"granularity": "tensor", "activation_bits": 8, "activation_granularity": "token"} | more
         for name, layer in self.linears.items():
-            for setting, values in allowed.items():
-                value = getattr(layer.quantizer, setting)
-                if value not in values:
+            for setting, known in settings.items():
+                if (value := getattr(layer.quantizer, setting)) != known:
                     raise ValueError(
-                        f"model.linear.{setting}={value}: --format {kind} holds {', '.join(map(str, values))} only ({name}); "
+                        f"model.linear.{setting}={value}: --format {kind} holds {known} only ({name}); "
                         "use --format safetensors, torch or onnx, which hold every ternary layer"
                     )
-
-    def require_sub_norms(self, client: str) -> None:
-        """Raise ValueError where the model has no norms before its output projections."""
         if not self.architecture["sub_norm"]:
             raise ValueError(
                 f"model.sub_norm=false: {client} needs norms before the output projections; train with model.sub_norm=true"
             )
-
-
-def _get_first_block(model: Transformer) -> tuple[Any, Any]:
-    """Return the attention and the feedforward of the first block; all blocks are alike."""
-    block: Any = model.blocks[0]
-    assert isinstance(block.attention, Attention)
-    assert isinstance(block.feedforward, FeedForward)
-    return block.attention, block.feedforward
 
 
 def _recover_rope_base(model: Transformer) -> float:
@@ -133,25 +119,24 @@ def build_source(run: TrainedRun) -> Source:
         raise ValueError(
             f"RUN has the model {type(model).__name__}: exports hold model=bitnet and model=bitnet_2b4t; train one of them"
         )
-    linears = bitlinear_layers(model)
-    for number in range(len(model.blocks)):
-        for linear in LINEARS:
-            name = f"blocks.{number}.{linear}"
-            if name not in linears:
-                raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; train with model=bitnet")
-            if not (quantizer := linears[name].quantizer).is_ternary:
-                bits = quantizer.weight_bits
-                raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
-    for layer in linears.values():
+    for name, layer in model.blocks.named_modules(prefix="blocks"):
+        if not name.endswith("_proj"):
+            continue
+        if not isinstance(layer, BitLinear):
+            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; train with model=bitnet")
+        if not layer.quantizer.is_ternary:
+            bits = layer.quantizer.weight_bits
+            raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
         layer.backend = "ste"  # the reference: the other backends round sums
-    return Source(run, model, linears, run.is_text)
+    return Source(run, model)
 
 
-def require_installed(kind: str, extra: str, modules: tuple[str, ...]) -> None:
-    """Raise ValueError where a module is missing that writes or checks the format."""
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"--format {kind} needs {', '.join(missing)}, which is not installed; run pip install -e '.[{extra}]'")
+def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "rows groups"]]:
+    """Return a layer's codes and scales as in training. An axis of the scales that outputs or inputs share has length 1."""
+    codes, scale = layer.quantizer.quantize_weight(layer.weight)
+    group_size = layer.quantizer.granularity  # a number where groups of inputs share a scale, which is repeated in each
+    scales = scale.unflatten(1, (-1, group_size))[..., 0] if isinstance(group_size, int) else scale.reshape(-1, 1)
+    return codes.to(torch.int8), scales
 
 
 @contextmanager
@@ -160,8 +145,7 @@ def silence_libraries() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

@@ -11,7 +11,7 @@ from research.export.layout import Options, Source, silence_libraries
 from research.export.plain import read_codes, trace_model
 from research.export.verify import ClientResult
 
-EXTRA, MODULES = "onnx", ("onnx", "onnxscript", "onnxruntime")
+MODULES = ("onnx", "onnxscript", "onnxruntime")
 FILE, OPSET = "model.onnx", 20
 MAX_PROTO_BYTES = 1_800_000_000  # a protocol buffer ends at 2 GB: tensors of larger models go into a second file
 
@@ -59,6 +59,5 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     session = InferenceSession(folder / FILE, settings, providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
     single = session.run(["logits"], {"tokens": tokens[:1, :1].numpy()})[0]
-    return ClientResult(
-        "onnxruntime onnx", read_codes(tensors, source), logits, {"one token alone": single.shape[:2] == (1, 1)}
-    )
+    checks = {"one token alone": single.shape[:2] == (1, 1)}
+    return ClientResult("onnxruntime onnx", read_codes(tensors, source), logits, checks)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
-from research.export.layout import Codes, Source, silence_libraries
+from research.export.layout import Codes, Source, quantize_layer, silence_libraries
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 
@@ -17,8 +17,7 @@ SHIFTS = (0, 2, 4, 6)
 def pack_rows(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "out bytes"]:
     """Return codes + 1 at two bits each; byte b of a row holds inputs 4b to 4b + 3, the first in its lowest bits."""
     full = F.pad(codes + 1, (0, -codes.shape[1] % 4)).to(torch.uint8).unflatten(1, (-1, 4))
-    packed: Tensor = (full << torch.tensor(SHIFTS, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
-    return packed
+    return torch.sum(full << torch.tensor(SHIFTS, dtype=torch.uint8), -1, dtype=torch.uint8)
 
 
 def build_code_table() -> Float[Tensor, "256 4"]:
@@ -34,18 +33,9 @@ def unpack_rows(
 
 
 def pack_layer(layer: BitLinear) -> tuple[UInt8[Tensor, "out bytes"], Float[Tensor, "rows groups"]]:
-    """Return a layer's packed codes and its scales [outputs, groups of inputs], each axis of length 1 where shared."""
-    codes, scale = layer.quantizer.quantize_weight(layer.weight.detach())
-    granularity = layer.quantizer.granularity
-    grouped = isinstance(granularity, int)
-    return pack_rows(codes.to(torch.int8)), scale.unflatten(1, (-1, granularity))[..., 0] if grouped else scale.reshape(-1, 1)
-
-
-def expand_scale(scale: Float[Tensor, "rows groups"], in_features: int) -> Float[Tensor, "..."]:
-    """Return scales in the shape that the quantizer gives them."""
-    if scale.shape[1] > 1:
-        return scale.repeat_interleave(in_features // scale.shape[1], 1)
-    return scale if scale.shape[0] > 1 else scale.reshape(())
+    """Return a layer's packed codes and its scales."""
+    codes, scales = quantize_layer(layer)
+    return pack_rows(codes), scales
 
 
 class PlainLinear(nn.Module):
@@ -103,11 +93,11 @@ def trace_model(source: Source) -> torch.export.ExportedProgram:
     return program
 
 
-def read_codes(tensors: dict[str, Tensor], source: Source, packed: str = "packed", scale: str = "scale") -> Codes:
+def read_codes(tensors: dict[str, Tensor], source: Source) -> Codes:
     """Return the codes and scales in a file, whose tensors are named LAYER.packed and LAYER.scale."""
     result: Codes = {}
     for name, layer in source.linears.items():
-        if f"{name}.{packed}" in tensors and f"{name}.{scale}" in tensors:
-            codes = unpack_rows(tensors[f"{name}.{packed}"], build_code_table(), layer.in_features).to(torch.int8)
-            result[name] = codes, expand_scale(tensors[f"{name}.{scale}"], layer.in_features)
+        packed, scale = (tensors.get(f"{name}.{part}") for part in ("packed", "scale"))
+        if packed is not None and scale is not None:
+            result[name] = unpack_rows(packed, build_code_table(), layer.in_features).to(torch.int8), scale
     return result

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from numpy import ndarray
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from research.export.layout import Options, Source
 from research.export.plain import pack_layer, read_codes
 from research.export.verify import ClientResult
 
-EXTRA, MODULES = "", ()
-FILE = "model.safetensors"
+MODULES, FILE = (), "model.safetensors"
 LAYOUT = (
     "NAME.packed is uint8 [out, ceil(in / 4)]: byte b of a row holds inputs 4b to 4b + 3, the first in its lowest two bits, "
     "as code + 1, codes -1, 0, 1. NAME.scale is float32 [out or 1, groups or 1], a group being in / groups inputs: "
@@ -31,29 +32,19 @@ Arrays = dict[str, ndarray]
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.safetensors; its metadata holds the sizes, the settings of the quantizer and the layout."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        name: p.detach() for name, p in source.model.named_parameters()
-    }  # parameters are listed once: a tied head is the embedding
+    tensors: dict[str, Tensor] = dict(source.model.named_parameters())  # each once: a tied head is the embedding
     for name, layer in source.linears.items():
         del tensors[f"{name}.weight"]
         tensors[f"{name}.packed"], tensors[f"{name}.scale"] = pack_layer(layer)
-    quantization = asdict(next(iter(source.linears.values())).quantizer)
-    metadata = {
-        "format": "grokbit",
-        "layout": LAYOUT,
-        "model": json.dumps(source.architecture),
-        "rounding": json.dumps(quantization),
-    }
+    quantizer = next(iter(source.linears.values())).quantizer  # all layers have the same
+    model, rounding = json.dumps(source.architecture), json.dumps(asdict(quantizer))
+    metadata = {"format": "grokbit", "layout": LAYOUT, "model": model, "rounding": rounding}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, metadata)
     return []
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the file with the reader below."""
-    from safetensors import safe_open
-
     with safe_open(folder / FILE, "np") as file:
         metadata = {key: json.loads(file.metadata()[key]) for key in ("model", "rounding")}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)

@@ -12,8 +12,7 @@ from research.export.layout import Options, Source, silence_libraries
 from research.export.plain import read_codes, trace_model
 from research.export.verify import ClientResult, run_client
 
-EXTRA, MODULES = "", ()
-FILE = "model.pt2"
+MODULES, FILE = (), "model.pt2"
 CLIENT = """
 import json, sys, warnings
 import numpy as np

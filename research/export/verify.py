@@ -14,7 +14,6 @@ import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from hashlib import file_digest
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from research.export.layout import Codes, Options, Source
 from research.losses import IGNORE
-from research.nn.bitlinear import bitlinear_layers
+from research.training.sharding import hash_file
 
 MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity
 # At the bound of the divergence, perplexities of fewer targets differ by more than 0.15 % by chance.
@@ -60,15 +59,15 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
     inputs, targets = select_held_out(source, tokens)
     warnings, result = write_and_run(source, kind, options, folder, inputs)
     if targets.numel() < MIN_TARGETS:
-        warnings.append(
-            f"checked on {targets.numel()} held-out targets; fewer than {MIN_TARGETS} are too few to compare perplexities: "
-            "give more --tokens"
-        )
+        few = f"fewer than {MIN_TARGETS} are too few to compare perplexities: give more --tokens"
+        warnings.append(f"checked on {targets.numel()} held-out targets; {few}")
     report = build_report(source, result, inputs, targets) | {"warnings": warnings}
     stand_in = build_stand_in(source)
     with TemporaryDirectory(dir=folder.parent) as temporary:
         _, result = write_and_run(stand_in, kind, options, Path(temporary), inputs)
-    report["checks"] |= check_stand_in(stand_in, result, inputs)
+    # Random weights have no meaningful perplexity.
+    divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, inputs)
+    report["checks"]["stand-in's KL"] = _check(divergence, MAX_STAND_IN_DIVERGENCE)
     if reason := describe_failures(report):
         raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
     return report
@@ -127,12 +126,11 @@ def compare_distributions(
 
 def count_different_codes(expected: Codes, actual: Codes) -> dict[str, int]:
     """Return the number of different codes by layer; all codes of a layer that is missing or has another shape."""
-    wrong: dict[str, int] = {}
+    wrong = {}
     for name, (codes, _) in expected.items():
-        other = actual[name][0] if name in actual else None
-        comparable = other is not None and other.shape == codes.shape
-        count = int((other != codes).sum()) if other is not None and comparable else codes.numel()
-        wrong |= {name: count} if count else {}
+        other = actual[name][0] if name in actual else codes.new_empty(0)
+        if not torch.equal(other, codes):
+            wrong[name] = int((other != codes).sum()) if other.shape == codes.shape else codes.numel()
     return wrong
 
 
@@ -144,7 +142,6 @@ def measure_scale_drift(expected: Codes, actual: Codes) -> float:
     return torch.stack([((b - a).abs() / a).max() for a, b in pairs]).max().item()  # NaN where a scale is NaN
 
 
-@torch.no_grad()
 def build_report(
     source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"], targets: Int[Tensor, "n *seq"]
 ) -> dict[str, Any]:
@@ -152,22 +149,20 @@ def build_report(
     divergence, reference, theirs, same = compare_distributions(source.model(tokens), result.logits, targets)
     expected = source.compute_codes()
     wrong = count_different_codes(expected, result.codes)
+    shift, perplexities = abs(theirs / reference - 1), {"reference": reference, "client": theirs}
     checks = {
-        "codes that differ": _check(sum(wrong.values()), 0, sum(codes.numel() for codes, _ in expected.values())),
+        "codes that differ": _check(sum(wrong.values()), 0) | {"of": sum(codes.numel() for codes, _ in expected.values())},
         "scale": _check(measure_scale_drift(expected, result.codes), SCALE_TOLERANCE),
         "mean KL": _check(divergence, MAX_DIVERGENCE),
-        "perplexity off by": _check(abs(theirs / reference - 1), MAX_PERPLEXITY_SHIFT)
-        | {"reference": reference, "client": theirs},
+        "perplexity off by": _check(shift, MAX_PERPLEXITY_SHIFT) | perplexities,
         "top-1 agreement": {"value": same, "bound": None, "holds": True},
     }
     checks |= {name: {"value": holds, "bound": True, "holds": holds} for name, holds in result.extra_checks.items()}
     client = {name: version(name) for name in result.client.split()}
-    return {"client": client, "tokens": tokens.numel(), "sequences": len(tokens), "checks": checks} | (
-        {"layers that differ": wrong} if wrong else {}
-    )
+    report = {"client": client, "tokens": tokens.numel(), "sequences": len(tokens), "checks": checks}
+    return report | ({"layers that differ": wrong} if wrong else {})
 
 
-@torch.no_grad()
 def build_stand_in(source: Source) -> Source:
     """Return the first two blocks with random weights.
 
@@ -183,19 +178,12 @@ def build_stand_in(source: Source) -> Source:
         else:
             size = 2.0 if name in ("embed.weight", "head.weight") else 1 + torch.rand((), generator=random).item()
             p.normal_(std=size / math.sqrt(p.shape[1]), generator=random)
-    return replace(source, model=model, linears=bitlinear_layers(model))
+    return replace(source, model=model)
 
 
-@torch.no_grad()
-def check_stand_in(source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"]) -> dict[str, Any]:
-    """Return the check of a stand-in: the divergence alone, as random weights have no meaningful perplexity."""
-    divergence, *_ = compare_distributions(source.model(tokens), result.logits, tokens)
-    return {"stand-in's KL": _check(divergence, MAX_STAND_IN_DIVERGENCE)}
-
-
-def _check(value: float | int, bound: float | int, of: int | None = None) -> dict[str, Any]:
+def _check(value: float, bound: float) -> dict[str, Any]:
     """Return a check that holds up to its bound; NaN does not hold."""
-    return {"value": value, "bound": bound, "holds": value <= bound} | ({"of": of} if of else {})
+    return {"value": value, "bound": bound, "holds": value <= bound}
 
 
 def describe_failures(report: dict[str, Any]) -> str:
@@ -211,14 +199,8 @@ def describe_failures(report: dict[str, Any]) -> str:
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the size and sha256 of each file below a folder."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            files[str(path.relative_to(folder))] = {
-                "bytes": path.stat().st_size,
-                "sha256": file_digest(file, "sha256").hexdigest(),
-            }
-    return files
+    files = {path: hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()}
 
 
 def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Float[Tensor, "n seq vocab"], str]:

@@ -18,7 +18,6 @@ from mlflow.tracking import MlflowClient
 from program import ROOT, make_environment, run_ranks
 from safetensors.torch import load_file
 
-from research.export import layout
 from research.run_dir import lock
 from research.training import checkpoint
 
@@ -39,7 +38,7 @@ def test_arguments_are_checked_first(run: Path, tmp_path: Path, capsys: pytest.C
 def test_a_missing_extra_is_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(layout, "find_spec", lambda name: None)
+    monkeypatch.setattr("research.export.__main__.find_spec", lambda name: None)
     for kind in ("hf", "gguf", "onnx"):
         assert f"pip install -e '.[{kind}]'" in get_error(capsys, run, "--format", kind, "--output", tmp_path / "a")
     assert not list(tmp_path.iterdir())

@@ -72,6 +72,12 @@ def test_every_ternary_layer_can_be_exported(tmp_path: Path, settings: dict[str,
     assert verify.describe_failures(evaluate_format(source, safetensors, tmp_path)) == ""
 
 
+def test_a_group_of_all_inputs_can_be_exported(tmp_path: Path) -> None:
+    """Such a layer has one scale an output, as with `channel`."""
+    source = make_source({"granularity": 32}, dim=32, ffn_dim=64)
+    assert verify.describe_failures(evaluate_format(source, safetensors, tmp_path)) == ""
+
+
 @given(st.integers(1, 9), st.integers(1, 21))
 def test_packed_rows_unpack_to_the_same_codes(out: int, width: int) -> None:
     codes = torch.randint(-1, 2, (out, width), generator=torch.Generator().manual_seed(width)).to(torch.int8)
