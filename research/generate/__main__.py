@@ -11,8 +11,8 @@ from research import signals
 from research.cli import Parser, print_message, run_command
 
 
-def build_parser() -> Parser:
-    """Return the parser of the command's options."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, or 2 with one message on stderr."""
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--prompt", required=True, metavar="TEXT",
@@ -23,20 +23,15 @@ def build_parser() -> Parser:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draws (0)")
     command.add_argument("--packed", action=argparse.BooleanOptionalAction, default=True,
                          help="ternary weights at two bits; --no-packed: the model as it was trained")  # fmt: skip
-    return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, or 2 with one message on stderr."""
-    args = build_parser().parse_args(arguments)
+    args = command.parse_args(arguments)
+    if args.tokens < 1:
+        command.error(f"--tokens {args.tokens}: give at least 1")
 
     def work(watch: signals.Watch) -> None:
         with watch.raise_immediately():
             # torch comes with these: a wrong option is answered before
             from research.generate.stream import Sampler, generate
 
-            if args.tokens < 1:
-                raise ValueError(f"--tokens {args.tokens}: give at least 1")
             sampler = Sampler(args.temperature, args.top_k, args.seed)
             if summary := generate(args.run, args.prompt, args.tokens, sampler, args.packed):
                 print_message(summary)

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.load import TrainedRun, load_run
+from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
@@ -56,7 +57,8 @@ def iter_tokens(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: 
     """Yield tokens without end. When `max_seq_len` tokens are reached, continue from the second half of them."""
     decoder.reset()
     context = prompt[-max_seq_len:]
-    logits = decoder.feed(torch.tensor(context))
+    with retain_memory():
+        logits = decoder.feed(torch.tensor(context))
     while True:
         yield (token := sampler(logits))
         context.append(token)
@@ -68,35 +70,22 @@ def iter_tokens(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: 
             logits = decoder.feed(torch.tensor([token]))
 
 
-def build_codec(run: TrainedRun, vocab_size: int) -> tuple[Callable[[str], list[int]], Callable[[int | None], str]]:
-    """Return a function from a prompt to tokens, and one from a token to the text to print.
-
-    Tokens are bytes of UTF-8 for a run on text, else numbers. A character may have several bytes: decode(None) ends the text
-    and returns what is left. The first function raises ValueError for a prompt that is not numbers below `vocab_size`.
-    """
-    if run.is_text:
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda text: list(text.encode(errors=BYTES_ERRORS)), lambda token: utf8.decode(
-            bytes([] if token is None else [token]), token is None
-        )
-
-    def encode_numbers(text: str) -> list[int]:
-        parts = text.split()
-        if not all(part.isdecimal() and int(part) < vocab_size for part in parts):
-            raise ValueError(f'--prompt "{text}": give token ids of this run, numbers from 0 to {vocab_size - 1}')
-        return [int(part) for part in parts]
-
-    return encode_numbers, lambda token: "" if token is None else f" {token}"
+def encode(prompt: str, is_text: bool, vocab_size: int) -> list[int]:
+    """Return the bytes of a text in UTF-8; for other data the numbers in it, or raise ValueError for anything else."""
+    if is_text:
+        return list(prompt.encode(errors=BYTES_ERRORS))
+    words = prompt.split()
+    if not all(word.isdecimal() and int(word) < vocab_size for word in words):
+        raise ValueError(f'--prompt "{prompt}": give token ids of this run, numbers from 0 to {vocab_size - 1}')
+    return [int(word) for word in words]
 
 
-def require_language_model(run: TrainedRun) -> Transformer:
-    """Return the run's model; raise ValueError where it is not a language model."""
-    if not isinstance(run.model, Transformer):
-        raise ValueError(
-            f"RUN={run.folder} has the model {type(run.model).__name__}, which cannot generate; "
-            "give a run of model=transformer or model=bitnet"
-        )
-    return run.model
+def build_decode(is_text: bool) -> Callable[[int | None], str]:
+    """Return a function from a token to the text to print; None ends the text, which may stop within a character."""
+    if not is_text:
+        return lambda token: "" if token is None else f" {token}"
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    return lambda token: utf8.decode(b"", final=True) if token is None else utf8.decode(bytes([token]))
 
 
 def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> str:
@@ -105,22 +94,25 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     Raise ValueError where the run cannot generate, the prompt is empty, or the weights cannot be packed.
     """
     trained = load_run(run)
-    plain = require_language_model(trained)
-    max_seq_len = plain.max_seq_len
-    encode, decode = build_codec(trained, plain.embed.num_embeddings)
-    if not (start := encode(prompt)):
+    if not isinstance(plain := trained.model, Transformer):
+        raise ValueError(
+            f"RUN={trained.folder} has the model {type(plain).__name__}, which cannot generate; "
+            "give a run of model=transformer or model=bitnet"
+        )
+    if not (context := encode(prompt, trained.is_text, plain.embed.num_embeddings)):
         raise ValueError('--prompt "": give at least one token to start with')
+    decode = build_decode(trained.is_text)
     packed = packed and bool(bitlinear_layers(plain))
     try:
         model = pack_model(plain) if packed else plain
     except ValueError as error:  # no packed layer holds these weights
         raise ValueError(f"{error} with --no-packed") from error
+    stream = islice(iter_tokens(Decoder(model), context, plain.max_seq_len, sampler), tokens)
     del plain, trained  # frees their float32 weights
-    stream = iter_tokens(Decoder(model), start, max_seq_len, sampler)
     # A terminal may lack characters of UTF-8.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        start_time, first, last = print_stream(prompt, stream, tokens, decode)
+        start, first, *rest = print_stream(prompt, stream, decode)
     except OSError as error:
         # Python flushes stdout once more as it exits, and would fail there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,8 +120,8 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
             return ""
         raise
     form = "ternary weights packed" if packed else "in float32"
-    speed = f"{(tokens - 1) / max(last - first, 1e-9):,.0f} tokens/s" if tokens > 1 else "one token"
-    return f"{form}: {speed} after {1e3 * (first - start_time):.0f} ms for the first, {get_rss_mb():,.0f} MB resident"
+    speed = f"{len(rest) / max(rest[-1] - first, 1e-9):,.0f} tokens/s" if rest else "one token"
+    return f"{form}: {speed} after {1e3 * (first - start):.0f} ms for the first, {get_rss_mb():,.0f} MB resident"
 
 
 @contextmanager
@@ -150,23 +142,14 @@ def retain_memory() -> Iterator[None]:
     trim(0)
 
 
-def print_stream(
-    prompt: str, stream: Iterator[int], tokens: int, decode: Callable[[int | None], str]
-) -> tuple[float, float, float]:
-    """Print the prompt and the tokens one by one; return the times (s) of the start, the first token and the last."""
-
-    def print_token(token: int) -> float:
-        print(decode(token), end="", flush=True)
-        return time.perf_counter()
-
+def print_stream(prompt: str, stream: Iterator[int], decode: Callable[[int | None], str]) -> list[float]:
+    """Print the prompt and the tokens one by one; return the times (s) of the start and of each token."""
     try:
         print(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace"), end="", flush=True)
-        start_time = time.perf_counter()
-        with retain_memory():
-            token = next(stream)
-        first = last = print_token(token)
-        for _ in range(tokens - 1):
-            last = print_token(next(stream))
+        times = [time.perf_counter()]
+        for token in stream:
+            print(decode(token), end="", flush=True)
+            times.append(time.perf_counter())
     finally:
         print(decode(None), flush=True)
-    return start_time, first, last
+    return times

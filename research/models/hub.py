@@ -1,7 +1,7 @@
 """Any causal language model of transformers, with its linear layers replaced by BitLinears."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,9 @@ class Hub(nn.Module):
     ) -> None:
         super().__init__()
         try:
-            import transformers  # here: an extra, and slow to import
-        except ModuleNotFoundError as error:
+            net = _load_from_folder(folder) if folder else _build_from_config(model_type, fields or {}, shape)
+        except ModuleNotFoundError as error:  # transformers is an extra
             raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
-        auto: Any = transformers
-        net = _load_from_folder(auto, folder) if folder else _build_from_config(auto, model_type, dict(fields or {}), shape)
         sizes = {"vocab_size": shape.vocab_size, "max_position_embeddings": shape.seq_len}
         for name, needed in sizes.items():
             if (size := getattr(net.config, name, None)) is not None and size < needed:
@@ -64,36 +62,37 @@ class Hub(nn.Module):
         return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-def _build_from_config(transformers: Any, model_type: str, fields: dict[str, Any], shape: Tokens) -> nn.Module:
+def _build_from_config(model_type: str, fields: Mapping[str, Any], shape: Tokens) -> nn.Module:
     """Return a new model, for the symbols and positions of the data unless `fields` say otherwise."""
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM  # slow to import
+
     try:
-        known = transformers.AutoConfig.for_model(model_type)
+        known = AutoConfig.for_model(model_type)
     except ValueError as error:
-        close = get_close_matches(model_type, transformers.CONFIG_MAPPING)
-        raise ValueError(f"model.model_type={model_type}: transformers has no such model{_format_suggestion(close)}") from error
+        similar = _suggest(model_type, CONFIG_MAPPING)
+        raise ValueError(f"model.model_type={model_type}: transformers has no such model{similar}") from error
     names = {*known.to_dict(), *known.attribute_map}
     for name in fields.keys() - names:  # transformers would accept it silently and ignore it
-        raise ValueError(
-            f"model.fields.{name}: {model_type} has no such field{_format_suggestion(get_close_matches(name, names))}"
-        )
+        raise ValueError(f"model.fields.{name}: {model_type} has no such field{_suggest(name, names)}")
     defaults = {"vocab_size": shape.vocab_size, "max_position_embeddings": shape.seq_len, "pad_token_id": None}
-    fields = {name: value for name, value in defaults.items() if name in names} | fields
+    fields = {name: value for name, value in defaults.items() if name in names} | dict(fields)
     try:
-        config = transformers.AutoConfig.for_model(model_type, **fields)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+        config = AutoConfig.for_model(model_type, **fields)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
     except Exception as error:  # its checks of configurations raise many classes
-        raise ValueError(
-            f"model.model_type={model_type}, model.fields={fields}: {first_line(error.__cause__ or error)}"
-        ) from error
+        why = first_line(error.__cause__ or error)
+        raise ValueError(f"model.model_type={model_type}, model.fields={fields}: {why}") from error
 
 
-def _load_from_folder(transformers: Any, folder: str) -> nn.Module:
-    """Load the model of a local folder; nothing is downloaded."""
-    if not (Path(folder).expanduser() / "config.json").is_file():
+def _load_from_folder(folder: str) -> nn.Module:
+    """Return the model of a local folder; nothing is downloaded."""
+    from transformers import AutoModelForCausalLM
+
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
         raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
     try:
-        path = Path(folder).expanduser()
-        return transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model.folder={folder} cannot be read: {first_line(error)}") from error
 
@@ -128,5 +127,5 @@ def _warn_about_unconverted(net: Any) -> None:
         log.warning(message, 100 * share, largest)
 
 
-def _format_suggestion(matches: list[str]) -> str:
-    return f"; did you mean {matches[0]}?" if matches else ""
+def _suggest(name: str, known: Iterable[str]) -> str:
+    return "".join(f"; did you mean {match}?" for match in get_close_matches(name, known, n=1))

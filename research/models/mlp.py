@@ -26,14 +26,7 @@ class Residual(nn.Module):
 class MLP(nn.Module):
     """A linear layer, residual blocks, norm, head. First layer and head stay in full precision, as the ends of BitNet do."""
 
-    def __init__(
-        self,
-        shape: Vectors,
-        dim: PositiveInt,
-        depth: PositiveInt,
-        linear: Linear,
-        dropout: Fraction = 0.0,
-    ) -> None:
+    def __init__(self, shape: Vectors, dim: PositiveInt, depth: PositiveInt, linear: Linear, dropout: Fraction = 0.0) -> None:
         super().__init__()
         self.embed = nn.Linear(shape.num_features, dim)
         self.blocks = nn.Sequential(*(Residual(dim, linear, dropout) for _ in range(depth)))

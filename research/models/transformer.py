@@ -1,6 +1,6 @@
 """A decoder-only transformer. Its linear layer is a parameter, so a ternary model and its twin differ in nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
 from research.nn.rope import build_rope_table
 from research.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+
+Angles = Float[Tensor, "seq half"]  # cosines or sines of rotary positions
 
 
 class Block(nn.Module):
@@ -27,11 +29,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        cos: Float[Tensor, "seq half"],
-        sin: Float[Tensor, "seq half"],
-        cache: Cache | None = None,
+        self, x: Float[Tensor, "batch seq dim"], cos: Angles, sin: Angles, cache: Cache | None = None
     ) -> Float[Tensor, "batch seq dim"]:
         x = x + self.dropout(self.attention(self.input_norm(x), cos, sin, cache))
         return x + self.dropout(self.feedforward(self.post_norm(x)))  # type: ignore[no-any-return]
@@ -54,7 +52,7 @@ class Transformer(nn.Module):
         kv_heads: PositiveInt | None = None,  # None: one key and value head a query head
         ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 8/3 of dim, up to a multiple of 64
         activation: Activation = "silu",
-        sub_norm: bool = False,
+        sub_norm: bool = False,  # norms before the output projections; conf/model has true, as BitNet and its exports need them
         tie_embeddings: bool = True,  # the head is the embedding
         dropout: Fraction = 0.0,
         init_std: PositiveFloat = 0.02,
@@ -63,21 +61,14 @@ class Transformer(nn.Module):
         kv_heads = kv_heads or heads
         rules.enforce(rules.check_heads(dim, heads, rotary=True), rules.check_kv_heads(heads, kv_heads))
         ffn_dim = ffn_dim or 64 * -(-8 * dim // (3 * 64))
-
-        def build_sub_norm(size: int) -> nn.Module:
-            return RMSNorm(size) if sub_norm else nn.Identity()
-
+        build_norm: Callable[[int], nn.Module] = RMSNorm if sub_norm else nn.Identity
         self.max_seq_len, self.kv_heads, self.head_dim = shape.seq_len, kv_heads, dim // heads
         self.embed = nn.Embedding(shape.vocab_size, dim)
-        self.blocks = nn.ModuleList(
-            Block(
-                Attention(dim, heads, kv_heads, linear, build_sub_norm(dim)),
-                FeedForward(dim, ffn_dim, activation, linear, build_sub_norm(ffn_dim)),
-                dim,
-                dropout,
-            )
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            attention = Attention(dim, heads, kv_heads, linear, build_norm(dim))
+            feedforward = FeedForward(dim, ffn_dim, activation, linear, build_norm(ffn_dim))
+            self.blocks.append(Block(attention, feedforward, dim, dropout))
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, shape.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
