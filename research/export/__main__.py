@@ -23,7 +23,6 @@ from research.cli import Parser, print_message, run_command
 if TYPE_CHECKING:
     from research.export.layout import Source
 
-FORMATS = ("hf", "gguf", "onnx", "torch", "safetensors")
 REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 2 with one message on stderr and the output folder unchanged."""
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
-    command.add_argument("--format", required=True, choices=FORMATS)
+    command.add_argument("--format", required=True, choices=("hf", "gguf", "onnx", "torch", "safetensors"))
     command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
     command.add_argument("--packing", choices=("autobitlinear", "bitlinear", "none"),
                          help="hf: the layer of transformers that gets the weights; none: unpacked weights")  # fmt: skip
@@ -61,14 +60,13 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
         from research.load import load_run
         from research.run_dir import write_json
 
-        check_output(output)
         writer = import_module(f"research.export.{kind}")
         if missing := [name for name in writer.MODULES if find_spec(name) is None]:
             libraries = ", ".join(missing)
             raise ValueError(f"--format {kind} needs {libraries}, which is not installed; run pip install -e '.[{kind}]'")
-        source, settings = layout.build_source(load_run(run)), layout.Options(**options)
     # A signal ends the export until the files are moved to `output`; then it comes too late.
     with stage_output(output) as folder, watch.raise_immediately():
+        source, settings = layout.build_source(load_run(run)), layout.Options(**options)
         ternary = sum(layer.weight.numel() for layer in source.linears.values())
         rest = sum(p.numel() for p in source.model.parameters()) - ternary
         report = {
@@ -86,26 +84,21 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     print_report(report, output)
 
 
-def check_output(output: Path) -> None:
-    """Raise ValueError where `output` has files, or cannot be replaced by another folder."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
-    # The finished export is renamed to `output`: neither a mount nor the current folder can be replaced.
-    if output.resolve() == Path.cwd() or os.path.ismount(output):
-        kind = "the current folder or a mount, which cannot be replaced"
-        raise ValueError(f"--output {output} is {kind}; give a new folder below it")
-
-
 @contextmanager
 def stage_output(output: Path) -> Iterator[Path]:
     """Yield a draft folder beside `output`; after the block rename it to `output`, or delete it where the block raises.
 
-    Delete first what a killed export has left there. Raise ValueError where another export is writing to the same folder, or
-    the folder cannot be made.
+    Delete first what a killed export has left there. Raise ValueError where `output` has files, cannot be made or replaced, or
+    another export is writing to it.
     """
     from research.run_dir import lock
     from research.training.checkpoint import sync
 
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
+    if output.resolve() == Path.cwd() or os.path.ismount(output):
+        kind = "the current folder or a mount, which cannot be replaced"
+        raise ValueError(f"--output {output} is {kind}; give a new folder below it")
     output = output.resolve()
     draft = output.with_name(f".{output.name}.draft")
     new_parents = [parent for parent in output.parents if not parent.exists()]
@@ -113,7 +106,6 @@ def stage_output(output: Path) -> Iterator[Path]:
     with ExitStack() as cleanup:
         try:
             cleanup.callback(remove_empty, new_parents)
-            draft.mkdir(parents=True, exist_ok=True)
             cleanup.enter_context(lock(draft, f"--output {output}: another export is writing there; give another folder"))
             # Only from here on: another export still writes to a draft that is locked.
             cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
@@ -160,12 +152,12 @@ def print_report(report: dict[str, Any], output: Path) -> None:
 
 def upload_report(source: "Source", file: Path, kind: str) -> None:
     """Add the report to the artifacts of the MLflow run, where the run has one; print a warning where MLflow fails."""
+    from research.export.verify import describe_error
     from research.run_dir import read_summary
 
     summary = read_summary(source.run.folder)
     if summary is None or not summary.mlflow_run_id:
         return
-    from research.export.verify import describe_error
     from research.tracking import mlflow_store
 
     uri = (source.run.config.get("tracker") or {}).get("uri")
@@ -173,7 +165,7 @@ def upload_report(source: "Source", file: Path, kind: str) -> None:
         with mlflow_store.shorten_timeouts():
             mlflow_store.add_artifact(summary.mlflow_run_id, file, f"export/{kind}", uri)
     except Exception as error:  # stores raise many types, and the export is complete
-        print_message(f"warning: MLflow did not accept the report ({describe_error(error)[:200]}); it is {file}")
+        print_message(f"warning: MLflow did not accept the report ({describe_error(error)}); it is {file}")
 
 
 if __name__ == "__main__":

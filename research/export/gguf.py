@@ -126,10 +126,7 @@ def _add_tensors(writer: Any, source: Source, options: Options, f16_layers: list
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
-    """Run the file with llama.cpp through its Python binding.
-
-    It runs in a process of its own: llama.cpp can crash on files that it only half supports.
-    """
+    """Run the file with llama.cpp's Python binding in a process of its own: it can crash on files that it half supports."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 

@@ -3,7 +3,6 @@
 Packed weights are uint8 [out / 4, in], code + 1 in two bits. Bit pair g of row i holds row i of the g-th quarter of outputs.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from research.export.layout import Codes, Options, Source, build_byte_alphabet, 
 from research.export.plain import pack_rows
 from research.export.verify import PROBE, ClientResult
 from research.nn.quantize import EPS
+from research.run_dir import write_json
 
 MODULES = ("transformers", "tokenizers", "accelerate")
 END_BYTE = 0  # the byte between two documents: generated text ends there
@@ -44,18 +44,14 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
         if packed and layer.out_features % 4:
             raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; use --packing none")
     save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
-    _write_json(folder / "config.json", _build_config(source, options.packing))
+    write_json(folder / "config.json", _build_config(source, options.packing))
     max_seq_len = source.model.max_seq_len
     special = {"eos_token_id": END_BYTE, "pad_token_id": END_BYTE} if source.run.is_text else {}
-    _write_json(folder / "generation_config.json", {"max_length": max_seq_len, **special})
+    write_json(folder / "generation_config.json", {"max_length": max_seq_len, **special})
     if not source.run.is_text:
         return ["the data is not text: no tokenizer is written; give the model input_ids"]
     _write_tokenizer(folder, max_seq_len)
     return []
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
@@ -116,7 +112,7 @@ def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len}
-    _write_json(folder / "tokenizer_config.json", config | {"clean_up_tokenization_spaces": False})
+    write_json(folder / "tokenizer_config.json", config | {"clean_up_tokenization_spaces": False})
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
@@ -132,8 +128,7 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
         generated = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
-        has_one_more = generated.shape[1] == start.shape[1] + 1
-        checks = {"generate": has_one_more and bool((generated[:, :-1] == start).all())}
+        checks = {"generate": torch.equal(generated[:, :-1], start)}
         if source.run.is_text:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             symbols = list(PROBE.encode())

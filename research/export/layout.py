@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
@@ -116,9 +117,8 @@ def build_source(run: TrainedRun) -> Source:
     """Return the run as exports need it; raise ValueError for a run that is no ternary transformer."""
     model = run.model
     if not isinstance(model, Transformer):
-        raise ValueError(
-            f"RUN has the model {type(model).__name__}: exports hold model=bitnet and model=bitnet_2b4t; train one of them"
-        )
+        kind = type(model).__name__
+        raise ValueError(f"RUN has the model {kind}: exports hold model=bitnet and model=bitnet_2b4t; train one of them")
     for name, layer in model.blocks.named_modules(prefix="blocks"):
         if not name.endswith("_proj"):
             continue
@@ -162,5 +162,5 @@ def build_byte_alphabet() -> list[str]:
     A visible character stands for itself, any other byte is the next character from U+0100 on.
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]
+    others = count(0x100)
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]

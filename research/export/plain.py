@@ -25,17 +25,9 @@ def build_code_table() -> Float[Tensor, "256 4"]:
     return torch.tensor([[float((byte >> shift & 3) - 1) for shift in SHIFTS] for byte in range(256)])
 
 
-def unpack_rows(
-    packed: UInt8[Tensor, "out bytes"], code_table: Float[Tensor, "256 4"], in_features: int
-) -> Float[Tensor, "out in"]:
+def unpack_rows(packed: UInt8[Tensor, "out bytes"], table: Float[Tensor, "256 4"], in_features: int) -> Float[Tensor, "out in"]:
     """Return the codes of packed rows, from a table: exporters differ in how they shift bytes."""
-    return F.embedding(packed.int(), code_table).flatten(1)[:, :in_features]
-
-
-def pack_layer(layer: BitLinear) -> tuple[UInt8[Tensor, "out bytes"], Float[Tensor, "rows groups"]]:
-    """Return a layer's packed codes and its scales."""
-    codes, scales = quantize_layer(layer)
-    return pack_rows(codes), scales
+    return F.embedding(packed.int(), table).flatten(1)[:, :in_features]
 
 
 class PlainLinear(nn.Module):
@@ -50,8 +42,8 @@ class PlainLinear(nn.Module):
 
     def __init__(self, layer: BitLinear, code_table: Float[Tensor, "256 4"]) -> None:
         super().__init__()
-        packed, scale = pack_layer(layer)
-        self.register_buffer("packed", packed)
+        codes, scale = quantize_layer(layer)
+        self.register_buffer("packed", pack_rows(codes))
         self.register_buffer("scale", scale)
         self.register_buffer("codes", code_table)  # one tensor, shared by all layers
         self.quantizer, self.in_features = layer.quantizer, layer.in_features

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from research import signals
-from research.cli import Parser, print_message, run_command
+from research.cli import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # torch comes with these: a wrong option is answered before
             from research.generate.stream import Sampler, generate
 
-            sampler = Sampler(args.temperature, args.top_k, args.seed)
-            if summary := generate(args.run, args.prompt, args.tokens, sampler, args.packed):
-                print_message(summary)
+            generate(args.run, args.prompt, args.tokens, Sampler(args.temperature, args.top_k, args.seed), args.packed)
 
     return run_command(work)
 

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from research.cli import print_message
 from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
@@ -62,12 +63,11 @@ def iter_tokens(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: 
     while True:
         yield (token := sampler(logits))
         context.append(token)
+        unread = [token]
         if len(context) > max_seq_len:
-            context = context[-max_seq_len // 2 :]
+            unread = context = context[-max_seq_len // 2 :]
             decoder.reset()
-            logits = decoder.feed(torch.tensor(context))
-        else:
-            logits = decoder.feed(torch.tensor([token]))
+        logits = decoder.feed(torch.tensor(unread))
 
 
 def encode(prompt: str, is_text: bool, vocab_size: int) -> list[int]:
@@ -80,16 +80,8 @@ def encode(prompt: str, is_text: bool, vocab_size: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def build_decode(is_text: bool) -> Callable[[int | None], str]:
-    """Return a function from a token to the text to print; None ends the text, which may stop within a character."""
-    if not is_text:
-        return lambda token: "" if token is None else f" {token}"
-    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-    return lambda token: utf8.decode(b"", final=True) if token is None else utf8.decode(bytes([token]))
-
-
-def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> str:
-    """Print a prompt and `tokens` tokens; return a line on speed and memory, empty where the reader has closed stdout.
+def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> None:
+    """Print a prompt and `tokens` tokens, then on stderr their speed and the memory; stop where stdout is a closed pipe.
 
     Raise ValueError where the run cannot generate, the prompt is empty, or the weights cannot be packed.
     """
@@ -101,27 +93,27 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
         )
     if not (context := encode(prompt, trained.is_text, plain.embed.num_embeddings)):
         raise ValueError('--prompt "": give at least one token to start with')
-    decode = build_decode(trained.is_text)
-    packed = packed and bool(bitlinear_layers(plain))
+    is_text, packed = trained.is_text, packed and bool(bitlinear_layers(plain))
     try:
         model = pack_model(plain) if packed else plain
     except ValueError as error:  # no packed layer holds these weights
         raise ValueError(f"{error} with --no-packed") from error
     stream = islice(iter_tokens(Decoder(model), context, plain.max_seq_len, sampler), tokens)
+    chunks = (bytes([token]) if is_text else f" {token}".encode() for token in stream)
     del plain, trained  # frees their float32 weights
     # A terminal may lack characters of UTF-8.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        start, first, *rest = print_stream(prompt, stream, decode)
+        start, first, *rest = print_stream(prompt, chunks)
     except OSError as error:
         # Python flushes stdout once more as it exits, and would fail there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            return ""
+            return
         raise
     form = "ternary weights packed" if packed else "in float32"
     speed = f"{len(rest) / max(rest[-1] - first, 1e-9):,.0f} tokens/s" if rest else "one token"
-    return f"{form}: {speed} after {1e3 * (first - start):.0f} ms for the first, {get_rss_mb():,.0f} MB resident"
+    print_message(f"{form}: {speed} after {1e3 * (first - start):.0f} ms for the first, {get_rss_mb():,.0f} MB resident")
 
 
 @contextmanager
@@ -142,14 +134,15 @@ def retain_memory() -> Iterator[None]:
     trim(0)
 
 
-def print_stream(prompt: str, stream: Iterator[int], decode: Callable[[int | None], str]) -> list[float]:
-    """Print the prompt and the tokens one by one; return the times (s) of the start and of each token."""
+def print_stream(prompt: str, chunks: Iterator[bytes]) -> list[float]:
+    """Print the prompt and chunks of UTF-8 as they come; return the times (s) of the start and of each chunk."""
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         print(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace"), end="", flush=True)
         times = [time.perf_counter()]
-        for token in stream:
-            print(decode(token), end="", flush=True)
+        for chunk in chunks:
+            print(utf8.decode(chunk), end="", flush=True)
             times.append(time.perf_counter())
     finally:
-        print(decode(None), flush=True)
+        print(utf8.decode(b"", final=True), flush=True)  # the text may stop within a character
     return times

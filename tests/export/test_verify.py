@@ -9,7 +9,6 @@ import torch
 from exporting import evaluate_format, get_error, make_source, needs_llama
 
 from research.export import hf, layout, plain, safetensors, verify
-from research.nn.bitlinear import BitLinear
 from research.nn.rope import build_rope_table
 
 
@@ -98,12 +97,12 @@ def test_a_flipped_code_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
-    def flip_code(layer: BitLinear) -> tuple[torch.Tensor, torch.Tensor]:
-        packed, scale = plain.pack_layer(layer)
+    def flip_code(codes: torch.Tensor) -> torch.Tensor:
+        packed = plain.pack_rows(codes)
         packed[0, 0] ^= 1
-        return packed, scale
+        return packed
 
-    monkeypatch.setattr(safetensors, "pack_layer", flip_code)
+    monkeypatch.setattr(safetensors, "pack_rows", flip_code)
     (tmp_path / "out").mkdir()
     message = get_error(capsys, run, "--format", "safetensors", "--output", tmp_path / "out")
     assert "codes that differ 14, at most 0" in message
@@ -114,10 +113,9 @@ def test_a_flipped_code_is_refused(
 def test_a_scale_that_is_not_a_number_is_refused() -> None:
     codes = torch.zeros(2, 2, dtype=torch.int8)
     expected = {"a": (codes, torch.tensor(1.0)), "b": (codes, torch.tensor(1.0))}
-    assert verify.measure_scale_drift(expected, expected) == 0
-    assert (
-        not verify.measure_scale_drift(expected, expected | {"b": (codes, torch.tensor(float("nan")))})
-        <= verify.SCALE_TOLERANCE
-    )
-    assert not verify.measure_scale_drift(expected, expected | {"b": (codes, torch.ones(2))}) <= verify.SCALE_TOLERANCE
-    assert not verify.measure_scale_drift(expected, {}) <= verify.SCALE_TOLERANCE
+    assert verify.compare_codes(expected, expected) == ({}, 0)
+    for scale in (torch.tensor(float("nan")), torch.ones(2)):
+        wrong, drift = verify.compare_codes(expected, expected | {"b": (codes, scale)})
+        assert not wrong
+        assert not drift <= verify.SCALE_TOLERANCE
+    assert verify.compare_codes(expected, {}) == ({"a": 4, "b": 4}, float("inf"))
