@@ -15,13 +15,10 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from research import signals
 from research.cli import Parser, print_message, run_command
-
-if TYPE_CHECKING:
-    from research.export.layout import Source
 
 REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
@@ -80,7 +77,8 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
             "seconds": round(time.monotonic() - start, 1),
         }
         write_json(folder / REPORT_FILE, report)
-    upload_report(source, output / REPORT_FILE, kind)
+    uri = (source.run.config.get("tracker") or {}).get("uri")
+    upload_report(source.run.folder, output / REPORT_FILE, f"export/{kind}", uri)
     print_report(report, output)
 
 
@@ -150,20 +148,19 @@ def print_report(report: dict[str, Any], output: Path) -> None:
         print_message(f"warning: {warning}")
 
 
-def upload_report(source: "Source", file: Path, kind: str) -> None:
+def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str | None) -> None:
     """Add the report to the artifacts of the MLflow run, where the run has one; print a warning where MLflow fails."""
     from research.export.verify import describe_error
     from research.run_dir import read_summary
 
-    summary = read_summary(source.run.folder)
+    summary = read_summary(run_folder)
     if summary is None or not summary.mlflow_run_id:
         return
     from research.tracking import mlflow_store
 
-    uri = (source.run.config.get("tracker") or {}).get("uri")
     try:
         with mlflow_store.shorten_timeouts():
-            mlflow_store.add_artifact(summary.mlflow_run_id, file, f"export/{kind}", uri)
+            mlflow_store.add_artifact(summary.mlflow_run_id, file, artifact_folder, uri)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({describe_error(error)}); it is {file}")
 

@@ -19,13 +19,8 @@ MODULES = ("gguf", "llama_cpp")
 BLOCK_SIZE = 256  # inputs
 FILE = "model.gguf"
 CLIENT = """
-import json, sys
-import numpy as np
 from llama_cpp import Llama
 
-file, tokens_path, logits_path, threads, probe = sys.argv[1:]
-tokens, probe = np.load(tokens_path), json.loads(probe).encode()
-threads = int(threads)
 model = Llama(file, n_ctx=tokens.shape[1], logits_all=True, n_threads=threads, n_threads_batch=threads, verbose=False)
 logits = np.empty((*tokens.shape, model.n_vocab()), np.float32)
 for row, output in zip(tokens, logits):

@@ -86,22 +86,16 @@ class Source:
         return {name: quantize_layer(layer) for name, layer in self.linears.items()}
 
     def require_bitnet(self, kind: str, client: str, **more: object) -> None:
-        """Raise ValueError for a model that the client's BitNet does not compute, by its settings and `more` of the format.
-
-        It has one scale a layer, activations of 8 bits with a scale a token, and norms before the output projections.
-        """
+        """Raise ValueError for a model that the client's BitNet does not compute; the format may need `more` settings."""
         settings = {"granularity": "tensor", "activation_bits": 8, "activation_granularity": "token"} | more
+        fix = "use --format safetensors, torch or onnx, which hold every ternary layer"
         for name, layer in self.linears.items():
             for setting, known in settings.items():
                 if (value := getattr(layer.quantizer, setting)) != known:
-                    raise ValueError(
-                        f"model.linear.{setting}={value}: --format {kind} holds {known} only ({name}); "
-                        "use --format safetensors, torch or onnx, which hold every ternary layer"
-                    )
+                    raise ValueError(f"model.linear.{setting}={value}: --format {kind} holds {known} only ({name}); {fix}")
         if not self.architecture["sub_norm"]:
-            raise ValueError(
-                f"model.sub_norm=false: {client} needs norms before the output projections; train with model.sub_norm=true"
-            )
+            fix = "train with model.sub_norm=true"
+            raise ValueError(f"model.sub_norm=false: {client} needs norms before the output projections; {fix}")
 
 
 def _recover_rope_base(model: Transformer) -> float:
@@ -157,10 +151,7 @@ def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:
 
 
 def build_byte_alphabet() -> list[str]:
-    """Return the character of each byte in GPT-2's vocabulary (Radford et al. 2019).
-
-    A visible character stands for itself, any other byte is the next character from U+0100 on.
-    """
+    """Return each byte's character in GPT-2's vocabulary (Radford et al. 2019): itself if visible, else one from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = count(0x100)
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]

@@ -31,10 +31,7 @@ def unpack_rows(packed: UInt8[Tensor, "out bytes"], table: Float[Tensor, "256 4"
 
 
 class PlainLinear(nn.Module):
-    """The forward of a BitLinear in plain operations.
-
-    Its float32 sums of integers are exact below 2^24: up to 132,000 inputs.
-    """
+    """A BitLinear in plain operations. Its float32 sums of integers are exact below 2^24: up to 132,000 inputs."""
 
     packed: Tensor
     scale: Tensor
@@ -89,7 +86,7 @@ def read_codes(tensors: dict[str, Tensor], source: Source) -> Codes:
     """Return the codes and scales in a file, whose tensors are named LAYER.packed and LAYER.scale."""
     result: Codes = {}
     for name, layer in source.linears.items():
-        packed, scale = (tensors.get(f"{name}.{part}") for part in ("packed", "scale"))
-        if packed is not None and scale is not None:
-            result[name] = unpack_rows(packed, build_code_table(), layer.in_features).to(torch.int8), scale
+        if f"{name}.packed" in tensors:
+            codes = unpack_rows(tensors[f"{name}.packed"], build_code_table(), layer.in_features)
+            result[name] = codes.to(torch.int8), tensors[f"{name}.scale"]
     return result

@@ -14,14 +14,10 @@ from research.export.verify import ClientResult, run_client
 
 MODULES, FILE = (), "model.pt2"
 CLIENT = """
-import json, sys, warnings
-import numpy as np
 import torch
 
-warnings.simplefilter("ignore")
-file, tokens_path, logits_path, threads, probe = sys.argv[1:]
-torch.set_num_threads(int(threads))
-tokens = torch.from_numpy(np.load(tokens_path))
+torch.set_num_threads(threads)
+tokens = torch.from_numpy(tokens)
 model = torch.export.load(file).module()
 with torch.no_grad():
     np.save(logits_path, model(tokens).numpy())

@@ -27,6 +27,7 @@ from research.export.layout import Codes, Options, Source
 from research.losses import IGNORE
 from research.training.sharding import hash_file
 
+Logits = Float[Tensor, "n seq vocab"]
 MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity
 # At the bound of the divergence, perplexities of fewer targets differ by more than 0.15 % by chance.
 MIN_TARGETS = 1000
@@ -34,6 +35,14 @@ MIN_TARGETS = 1000
 MAX_STAND_IN_DIVERGENCE = 0.01
 SCALE_TOLERANCE = 1e-6  # relative; scales are stored in float32, by one client as the reciprocal
 MAX_LOGITS = 1 << 25  # two gigabytes with the copies that the comparison makes
+# The start of each script for `run_client`: what it may use.
+CLIENT_PREAMBLE = """
+import json, sys
+import numpy as np
+
+file, tokens, logits_path, threads, probe = sys.argv[1:]
+tokens, threads, probe = np.load(tokens), int(threads), json.loads(probe).encode()
+"""
 # Spaces, line ends, a zero byte, marks of other tokenizers, characters of two to four bytes.
 PROBE = " def f(x):\n\n    return  x\t<0x41> <s> a\u2581b\r\n\0it's 12345 \u00e9 \u6f22 \U0001f600 "
 
@@ -44,15 +53,12 @@ class ClientResult:
 
     client: str  # the packages that took part, whose versions stand in the report
     codes: Codes
-    logits: Float[Tensor, "n seq vocab"]
+    logits: Logits
     extra_checks: dict[str, bool] = field(default_factory=dict)  # name of a further check -> whether it holds
 
 
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
-    """Write the model into the folder, let the client run it and a stand-in, and return the report.
-
-    Raise ValueError where a check fails.
-    """
+    """Write the model, let the client run it and a stand-in, and return the report. Raise ValueError where a check fails."""
     inputs, targets = select_held_out(source, tokens)
     warnings, result = write_and_run(source, kind, options, folder, inputs)
     if targets.numel() < MIN_TARGETS:
@@ -73,10 +79,7 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
 def write_and_run(
     source: Source, kind: str, options: Options, folder: Path, tokens: Int[Tensor, "n seq"]
 ) -> tuple[list[str], ClientResult]:
-    """Write the model into the folder and run it with the format's client; return the warnings and the result.
-
-    Raise ValueError where the files cannot be written or the client cannot run them.
-    """
+    """Write the model and run it with the format's client; return warnings and result. Raise ValueError where one fails."""
     writer = import_module(f"research.export.{kind}")
     try:
         warnings = writer.write(source, folder, options)
@@ -104,15 +107,13 @@ def select_held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], 
     return split[torch.linspace(0, len(split) - 1, count).round().long()]
 
 
-def compare_distributions(
-    reference: Float[Tensor, "n seq vocab"], logits: Float[Tensor, "n seq vocab"], targets: Int[Tensor, "n *seq"]
-) -> tuple[float, float, float, float]:
-    """Return the mean KL(reference || client) in nats, both perplexities, and the share of equal most likely tokens.
+def compare_distributions(trained: Logits, client: Logits, targets: Int[Tensor, "n *seq"]) -> tuple[float, float, float, float]:
+    """Return the mean KL(trained || client) in nats, both perplexities, and the share of equal most likely tokens.
 
     The perplexities are of the positions with a target: all, or the last one.
     """
     # In float64: the divergence at its bound is a small difference of large logarithms.
-    ours, theirs = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
+    ours, theirs = trained.double().log_softmax(-1), client.double().log_softmax(-1)
     divergence = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
     if targets.ndim == 1:
@@ -159,10 +160,7 @@ def build_report(
 
 
 def build_stand_in(source: Source) -> Source:
-    """Return the first two blocks with random weights.
-
-    They are so large that logits are far apart, attention is not uniform, and all norms and scales differ.
-    """
+    """Return the first two blocks with random weights, so large that attention is not uniform and all norms differ."""
     # Two blocks: a mistake at the boundary between blocks shows up, and the run stays short.
     model = deepcopy(source.model)
     model.blocks = model.blocks[:2]
@@ -198,17 +196,18 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()}
 
 
-def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Float[Tensor, "n seq vocab"], str]:
+def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Logits, str]:
     """Run a script of a client as a user would; return the logits that it saves and what it prints.
 
-    It runs in a process of its own, without this package, so that a crash does not end the export. Its arguments are the
-    file, the path of the tokens, the path for the logits, the number of threads, and PROBE. Raise RuntimeError where it fails.
+    It runs after CLIENT_PREAMBLE in a process of its own, without this package, so that a crash does not end the export.
+    Raise RuntimeError where it fails.
     """
     with TemporaryDirectory() as folder:
         tokens_path, logits_path = Path(folder, "tokens.npy"), Path(folder, "logits.npy")
         np.save(tokens_path, tokens.numpy())
-        args = [str(path) for path in (file.absolute(), tokens_path, logits_path)]
-        command = [sys.executable, "-c", script, *args, str(torch.get_num_threads()), json.dumps(PROBE)]
+        paths = [str(path) for path in (file.absolute(), tokens_path, logits_path)]
+        args = [*paths, str(torch.get_num_threads()), json.dumps(PROBE)]
+        command = [sys.executable, "-Wignore", "-c", CLIENT_PREAMBLE + script, *args]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"

@@ -87,10 +87,8 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     """
     trained = load_run(run)
     if not isinstance(plain := trained.model, Transformer):
-        raise ValueError(
-            f"RUN={trained.folder} has the model {type(plain).__name__}, which cannot generate; "
-            "give a run of model=transformer or model=bitnet"
-        )
+        fix = "give a run of model=transformer or model=bitnet"
+        raise ValueError(f"RUN={trained.folder} has the model {type(plain).__name__}, which cannot generate; {fix}")
     if not (context := encode(prompt, trained.is_text, plain.embed.num_embeddings)):
         raise ValueError('--prompt "": give at least one token to start with')
     is_text, packed = trained.is_text, packed and bool(bitlinear_layers(plain))
@@ -118,14 +116,10 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
 
 @contextmanager
 def retain_memory() -> Iterator[None]:
-    """Make glibc retain freed memory inside the block, and return it to the system afterwards.
-
-    By default glibc returns large blocks at once and requests them again, a third of a prompt's time. Without glibc this
-    changes nothing.
-    """
+    """Make glibc retain freed memory inside the block: to request it again takes a third of a prompt's time."""
     try:
         mallopt, trim = ctypes.CDLL(None).mallopt, ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # another C library
         yield
         return
     mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest value that is allowed

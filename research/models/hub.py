@@ -44,8 +44,7 @@ class Hub(nn.Module):
             net = _load_from_folder(folder) if folder else _build_from_config(model_type, fields or {}, shape)
         except ModuleNotFoundError as error:  # transformers is an extra
             raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
-        sizes = {"vocab_size": shape.vocab_size, "max_position_embeddings": shape.seq_len}
-        for name, needed in sizes.items():
+        for name, needed in (("vocab_size", shape.vocab_size), ("max_position_embeddings", shape.seq_len)):
             if (size := getattr(net.config, name, None)) is not None and size < needed:
                 raise ValueError(f"model=hub: {name} is {size}, the data has {needed}: give another model or other data")
         if _looks_ahead(net, min(shape.seq_len, PROBE_LENGTH), shape.vocab_size):

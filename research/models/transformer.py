@@ -1,6 +1,6 @@
 """A decoder-only transformer. Its linear layer is a parameter, so a ternary model and its twin differ in nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -80,9 +80,7 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(
-        self, tokens: Int[Tensor, "batch seq"], caches: Sequence[Cache] | None = None
-    ) -> Float[Tensor, "batch seq vocab"]:
+    def forward(self, tokens: Int[Tensor, "batch seq"], caches: list[Cache] | None = None) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of the next symbol at every position. With `caches` the tokens follow the cached ones.
 
         Raise ValueError for more positions than the data has.
