@@ -153,8 +153,7 @@ def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str |
     from research.export.verify import describe_error
     from research.run_dir import read_summary
 
-    summary = read_summary(run_folder)
-    if summary is None or not summary.mlflow_run_id:
+    if (summary := read_summary(run_folder)) is None or not summary.mlflow_run_id:
         return
     from research.tracking import mlflow_store
 
