@@ -1,6 +1,8 @@
 """Hydra's option hydra/sweeper=pbt. Hydra imports this file at every start."""
 
-from hydra_plugins.grokbit_pbt.sweeper import PopulationSweeper
-from research.sweep.schema import make_node, register
+from hydra.core.config_store import ConfigStore
 
-register("hydra/sweeper", "pbt", make_node(PopulationSweeper))
+from hydra_plugins.grokbit_pbt.sweeper import PopulationSweeper
+from research.sweep.options import make_node
+
+ConfigStore.instance().store(group="hydra/sweeper", name="pbt", node=make_node(PopulationSweeper), provider="grokbit")

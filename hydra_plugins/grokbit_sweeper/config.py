@@ -2,31 +2,29 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Literal
 
+from hydra.core.config_store import ConfigStore
+
 from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
-from research.sweep.options import PRUNERS, SAMPLERS, make_option
-from research.sweep.schema import make_node, register
+from research.sweep.options import PRUNERS, SAMPLERS, make_node, make_option
 
 PUBLISHED_PACKAGE = "hydra_plugins.hydra_optuna_sweeper"
+loaded = sys.modules.get(PUBLISHED_PACKAGE)  # the stand-in below has no spec
+is_published_installed = (loaded.__spec__ if loaded else find_spec(PUBLISHED_PACKAGE)) is not None
+store = partial(ConfigStore.instance().store, provider="grokbit")
 
-
-def is_published_installed() -> bool:
-    """Return True if hydra-optuna-sweeper is installed; the stand-in below has no spec."""
-    loaded = sys.modules.get(PUBLISHED_PACKAGE)
-    return (loaded.__spec__ if loaded else find_spec(PUBLISHED_PACKAGE)) is not None
-
-
-register("hydra/sweeper", "grokbit", {"defaults": ["_self_", {"sampler": None}, {"pruner": None}]} | make_node(StudySweeper))
+store(group="hydra/sweeper", name="grokbit", node=make_node(StudySweeper, sampler=None, pruner=None))
 for name, text in PRUNERS.items():
-    register("hydra/sweeper/pruner", name, make_option("optuna.pruners", name, text))
+    store(group="hydra/sweeper/pruner", name=name, node=make_option("optuna.pruners", name, text))
 for name, text in SAMPLERS.items():
-    if name == "bruteforce" or not is_published_installed():  # the published plugin registers the others itself
-        register("hydra/sweeper/sampler", name, make_option("optuna.samplers", name, text))
+    if name == "bruteforce" or not is_published_installed:  # the published plugin registers the others itself
+        store(group="hydra/sweeper/sampler", name=name, node=make_option("optuna.samplers", name, text))
 
-if not is_published_installed():
+if not is_published_installed:
 
     @dataclass(eq=False)
     class OptunaSweeper(StudySweeper):
@@ -39,9 +37,7 @@ if not is_published_installed():
     OptunaSweeper.__module__ = f"{PUBLISHED_PACKAGE}.optuna_sweeper"
     sys.modules[PUBLISHED_PACKAGE] = ModuleType(PUBLISHED_PACKAGE)
     vars(sys.modules[PUBLISHED_PACKAGE])["optuna_sweeper"] = SimpleNamespace(OptunaSweeper=OptunaSweeper)
-    register(
-        "hydra/sweeper", "optuna", {"defaults": ["_self_", {"sampler": "tpe"}, {"pruner": None}]} | make_node(OptunaSweeper)
-    )
+    store(group="hydra/sweeper", name="optuna", node=make_node(OptunaSweeper, sampler="tpe", pruner=None))
 elif {"-m", "--multirun"} & set(sys.argv):
     message = "hydra-optuna-sweeper is installed: hydra/sweeper=optuna means that plugin, hydra/sweeper=grokbit this one"
     print(f"warning: {message}", file=sys.stderr)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from research.ranges import PositiveFloat, PositiveInt
-from research.sweep.schema import convert
+from research.sweep.settings import convert
 
 EXAMPLES = {"params": "{lr: 'interval(1e-4,1e-2)'}", "factors": "[0.8,1.2]"}
 

@@ -1,4 +1,4 @@
-"""The options of hydra/sweeper/sampler and hydra/sweeper/pruner: classes of Optuna by name, for Optuna is not imported here.
+"""The options of Hydra's groups. Samplers and pruners are classes of Optuna by name, for Optuna is not imported here.
 
 An argument that an option lists can be set without `+`; it is null, and so not passed on, unless somebody sets it.
 """
@@ -45,3 +45,14 @@ def make_option(module: str, name: str, text: str) -> dict[str, Any]:
     """Return the config node of an option whose text is a class of `module` and its arguments."""
     class_name, *arguments = text.split()
     return {"_target_": f"{module}.{class_name}"} | dict.fromkeys(arguments) | REQUIRED.get(name, {})
+
+
+def make_node(sweeper: type[Any], **choices: str | None) -> dict[str, Any]:
+    """Return the config node of a sweeper: its class as `_target_`, its defaults, and its `choices` of options by group.
+
+    Empty mappings and lists become null, which an override can replace: a config refuses new keys in a mapping.
+    """
+    settings = {key: None if value in ({}, []) else value for key, value in vars(sweeper()).items()}
+    defaults = {"defaults": ["_self_", *({group: option} for group, option in choices.items())]} if choices else {}
+    # A sampler is instantiated for each trial, from its own seed, so Hydra must not do it.
+    return defaults | {"_target_": f"{sweeper.__module__}.{sweeper.__name__}", "_recursive_": False} | settings

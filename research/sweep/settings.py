@@ -1,13 +1,21 @@
-"""The settings of a sweep. Hydra imports this file at every start: nothing heavy here."""
+"""The settings of a sweep, and how raw values become settings. Hydra imports this file at every start: nothing heavy here.
+
+Hydra's config node of a sweeper has no types: a wrong value reaches `convert`, which names the fix more clearly than
+OmegaConf does.
+"""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from research.ranges import NonNegativeInt, PositiveFloat, PositiveInt
-from research.sweep.schema import convert
+from omegaconf import OmegaConf
 
+from research.ranges import NonNegativeInt, PositiveFloat, PositiveInt, ValueType
+
+Settings = TypeVar("Settings")
 Reduction = Literal["mean", "median", "min", "max"]
 BOUND = re.compile(r"\s*(<=|>=|<|>)\s*([-+.\w]+)\s*")
 ONE_RUN = {"n": 1, "over": "seed", "reduce": "mean"}  # no repeats
@@ -71,44 +79,37 @@ def parse_settings(raw_settings: Mapping[str, Any]) -> SweepSettings:
     settings = convert(SweepSettings, {**raw_settings, **one_metric}, EXAMPLES)
     settings.params = settings.params or settings.search_space
     settings.repeats = ONE_RUN | settings.repeats
-    for mistake in [*find_wrong_values(settings), *find_conflicts(settings)]:
+    for mistake in chain(find_wrong_values(settings), find_conflicts(settings)):
         raise ValueError(f"hydra.sweeper.{mistake}")
     return settings
 
 
-def find_wrong_values(s: SweepSettings) -> list[str]:
-    """Return what is wrong with single settings beyond their types, each with its fix."""
-    mistakes = [
-        f"{key}={node}: choose an option, as hydra/sweeper/{key}={node}"
-        for key, node in (("sampler", s.sampler), ("pruner", s.pruner))
-        if node is not None and (not isinstance(node, Mapping) or "_target_" not in node)
-    ]
+def find_wrong_values(s: SweepSettings) -> Iterator[str]:
+    """Yield what is wrong with single settings beyond their types, each with its fix."""
+    for key, node in (("sampler", s.sampler), ("pruner", s.pruner)):
+        if node is not None and not (isinstance(node, Mapping) and "_target_" in node):
+            yield f"{key}={node}: choose an option, as hydra/sweeper/{key}={node}"
     if unknown := s.repeats.keys() - ONE_RUN:
-        mistakes.append(f"repeats: {', '.join(sorted(unknown))} is none of {', '.join(ONE_RUN)}")
+        yield f"repeats: {', '.join(sorted(unknown))} is none of {', '.join(ONE_RUN)}"
     if s.repeats["reduce"] not in get_args(Reduction):
-        mistakes.append(f"repeats.reduce={s.repeats['reduce']}: give {', '.join(get_args(Reduction))}")
+        yield f"repeats.reduce={s.repeats['reduce']}: give {', '.join(get_args(Reduction))}"
     if type(s.repeats["n"]) is not int or s.repeats["n"] < 1:
-        mistakes.append(f"repeats.n={s.repeats['n']}: give a whole number, 1 or more")
-    mistakes += [f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if parse_bound(v) is None]
-    return mistakes
+        yield f"repeats.n={s.repeats['n']}: give a whole number, 1 or more"
+    yield from (f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if parse_bound(v) is None)
 
 
-def find_conflicts(s: SweepSettings) -> list[str]:
-    """Return settings that exclude each other, each with its fix."""
-    conflicts = []
+def find_conflicts(s: SweepSettings) -> Iterator[str]:
+    """Yield settings that exclude each other, each with its fix."""
     if s.is_multi_objective and s.has_pruner:
-        conflicts.append(
-            "pruner: a study with several objectives cannot prune; give one objective, or hydra/sweeper/pruner=none"
-        )
+        yield "pruner: a study with several objectives cannot prune; give one objective, or hydra/sweeper/pruner=none"
     if s.is_multi_objective and (s.target_value is not None or s.patience is not None or s.terminator is not None):
-        conflicts.append("target_value, patience and terminator are for one objective; with several give timeout or n_trials")
+        yield "target_value, patience and terminator are for one objective; with several give timeout or n_trials"
     if s.is_multi_objective and s.repeats["n"] > 1:
-        conflicts.append(f"repeats.n={s.repeats['n']}: with several objectives give repeats.n=1")
+        yield f"repeats.n={s.repeats['n']}: with several objectives give repeats.n=1"
     if len(s.devices) > s.workers:
-        conflicts.append(f"devices={s.devices}: more devices than workers; give hydra.sweeper.workers={len(s.devices)}")
+        yield f"devices={s.devices}: more devices than workers; give hydra.sweeper.workers={len(s.devices)}"
     if s.workers > 1 and ("InMemory" in str(s.storage) or str(s.storage) in ("sqlite://", "sqlite:///:memory:")):
-        conflicts.append(f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal")
-    return conflicts
+        yield f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal"
 
 
 def parse_bound(text: str) -> tuple[str, float] | None:
@@ -118,3 +119,62 @@ def parse_bound(text: str) -> tuple[str, float] | None:
         return (match[1], float(match[2])) if match else None
     except ValueError:
         return None
+
+
+def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], examples: Mapping[str, str]) -> Settings:
+    """Return the settings as plain values of the annotated types. Raises ValueError with the setting, its value and the fix.
+
+    `examples` are values of those settings that take mappings or lists of them.
+    """
+    values: dict[str, Any] = {}
+    for setting in fields(settings_class):  # type: ignore[arg-type]
+        if setting.name not in raw_settings:
+            continue
+        raw = raw_settings[setting.name]
+        plain = OmegaConf.to_container(raw, resolve=True) if OmegaConf.is_config(raw) else raw
+        if plain is None and get_origin(setting.type) in (dict, list):
+            continue
+        try:
+            values[setting.name] = convert_value(setting.type, plain)
+        except TypeError:
+            example = f", as {examples[setting.name]}" if setting.name in examples else ""
+            text = "null" if plain is None else plain
+            message = f"hydra.sweeper.{setting.name}={text}: give {describe(setting.type)}{example}"
+            raise ValueError(message) from None
+    return settings_class(**values)
+
+
+def convert_value(annotation: Any, value: Any) -> Any:
+    """Return the value as a type has it. Raises TypeError for one that it does not take."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any or (kind is dict and isinstance(value, dict)):
+        return value
+    if kind is list and isinstance(value, list | tuple):
+        return [convert_value(arguments[0], item) for item in value]
+    if kind in (Union, UnionType):  # a type or null
+        return None if value is None else convert_value(arguments[0], value)
+    if annotation is str and type(value) in (int, float):
+        return str(value)  # a name of digits
+    if kind in (dict, list) or not (value_type := to_value_type(annotation)).accepts(value):
+        raise TypeError
+    return float(value) if value_type.name == "float" else value
+
+
+def to_value_type(annotation: Any) -> ValueType:
+    """Return the checkable form of a plain type, of one with an interval, or of a Literal."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind is Literal:
+        return ValueType("choice", choices=arguments)
+    if kind is Annotated:
+        return ValueType(arguments[0].__name__, arguments[1])
+    return ValueType(annotation.__name__)
+
+
+def describe(annotation: Any) -> str:
+    """Return what a type takes, in words."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind is dict:
+        return "keys and values"
+    if kind in (Union, UnionType):
+        return f"{describe(arguments[0])} or null"
+    return f"a list, each item {describe(arguments[0])}" if kind is list else str(to_value_type(annotation))

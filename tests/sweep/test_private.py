@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from program import ROOT
 
-from research.sweep import hydra_private, optuna_private
+from research.sweep import compose, optuna_private
 
 
 @pytest.fixture
@@ -68,11 +68,9 @@ def test_a_distribution_knows_its_values(distribution: Any, inside: Any, outside
 def test_hydras_loader_knows_groups_and_names_folders_by_overrides() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        assert hydra_private.is_group(loader, "model")
-        assert not hydra_private.is_group(loader, "lr")
+        assert compose.is_group(loader, "model")
+        assert not compose.is_group(loader, "lr")
         config = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
-        hydra_private.update_override_dirname(
-            config, OverridesParser.create().parse_overrides(["lr=0.1", "hydra.verbose=true"])
-        )
+        compose.update_override_dirname(config, OverridesParser.create().parse_overrides(["lr=0.1"]))
         if "override_dirname" in config.hydra.job:
             assert config.hydra.job.override_dirname in ("lr=0.1", "")
