@@ -9,11 +9,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.pbt.evolve import create_first_generation
-from research.pbt.record import POPULATION_FILE, read_population
+from research.pbt.record import read_population
 from research.pbt.settings import PopulationSettings, parse_settings
 from research.preflight.resume import CHANGEABLE_KEYS
 from research.run_dir import is_locked
-from research.sweep.plan import describe_space, find_newest, format_row, hash_record, resolve_home
+from research.sweep.plan import describe_space, format_row, hash_record
 from research.sweep.ranks import get_launched_ranks
 from research.sweep.space import Space, parse_space
 from research.sweep.study import parse_directions
@@ -86,15 +86,6 @@ def find_conflicts(s: PopulationSettings, space: Space, config: DictConfig, step
         fix = "give null; after Ctrl-C the same command resumes the population"
         conflicts.append(f"callbacks.time_limit.seconds={seconds}: members would end before their generation does; {fix}")
     return conflicts
-
-
-def resolve_folder(plan: Plan) -> Path:
-    """Return the folder of the named study, or that of the same command if it is not finished, or else a new one."""
-    s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
-    home = resolve_home(s.home, plan.config)
-    if home is not None and s.study_name:
-        return home / s.study_name.replace("/", "_")
-    return find_newest(home, POPULATION_FILE, lambda folder: can_resume(plan, folder)) or fresh
 
 
 def can_resume(plan: Plan, folder: Path) -> bool:

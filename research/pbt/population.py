@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
-from research.pbt.plan import Plan, describe_plan, make_plan, resolve_folder
-from research.pbt.record import PopulationRecord, read_population, write_population
+from research.pbt.plan import Plan, can_resume, describe_plan, make_plan
+from research.pbt.record import POPULATION_FILE, PopulationRecord, read_population, write_population
 from research.preflight.overrides import to_override
 from research.run_dir import TRIAL_ENV_VAR, list_checkpoints, lock, read_json
 from research.sweep.compose import Composer
-from research.sweep.plan import format_row
+from research.sweep.plan import format_row, resolve_folder
 from research.sweep.study import check_same_spec
 from research.tracking.jsonl import FAILED, FINISHED, KILLED
 
@@ -32,7 +32,7 @@ def run_population(
     if plan.settings.dry_run:
         print("\n".join(describe_plan(plan)))
         return
-    plan.folder = resolve_folder(plan)
+    plan.folder = resolve_folder(plan.settings, config, POPULATION_FILE, lambda folder: can_resume(plan, folder))
     with lock(plan.folder):
         population = Population(plan, Composer(context.config_loader).make_launcher(config, context, plan.folder, task))
         status = KILLED

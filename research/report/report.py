@@ -97,14 +97,8 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Sequence[Artifact]) -
         metrics[f"best/{name}"] = {0: better(sweep.compute_mean(row)[index] for row in rows)}
     tags = {f"best.{key}": text for row in sweep.best[:1] for key, text in row.params.items()}
     tags |= {"best_trial": str(sweep.best[0].number)} if sweep.best else {}
-    status = "KILLED" if states["RUNNING"] else "FAILED" if has_failed(sweep, states["FAIL"]) else "FINISHED"
+    status = "KILLED" if states["RUNNING"] else "FAILED" if states["FAIL"] > sweep.spec.max_failures else "FINISHED"
     mlflow_store.conclude(client, parent, files, metrics, tags, status)
-
-
-def has_failed(sweep: Sweep, failed: int) -> bool:
-    """Return whether the sweep's command ends with an error: one run of a grid failed, or more trials than allowed."""
-    allowed = int(sweep.spec.max_failure_rate * sweep.spec.total + 1e-9)
-    return failed > allowed or (failed > 0 and sweep.spec.kind == "grid")
 
 
 # python -m research.report

@@ -1,4 +1,4 @@
-"""What is to be run and where, before anything is."""
+"""What a command's sweep runs and where, before anything is run."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from research.run_dir import read_json
 from research.sweep.optuna_private import contains
 from research.sweep.settings import SweepSettings
 from research.sweep.space import Space, parse_space
-from research.sweep.study import Direction, InOrderSampler, get_journal_url, make_absolute, make_sampler, parse_directions
+from research.sweep.study import Direction, InOrderSampler, make_absolute, make_sampler, parse_directions
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
 
 MAX_GRID_SIZE = 100_000
@@ -41,23 +41,12 @@ class Plan:
     storage: Any = None
 
     @property
-    def home(self) -> Path | None:
-        """The folder of the sweeps; in Grokbit that of the runs of this name."""
-        return resolve_home(self.settings.home, self.config)
-
-    @property
-    def digest(self) -> str:
-        """The digest of all that makes it the same command: what is run, and how trials are chosen and compared."""
-        s = self.settings
-        return hash_record(
-            [self.spec, [s.sampler, s.pruner, s.constraints, s.custom_search_space, s.dedup, s.storage, s.enqueue]]
-        )
-
-    @property
     def study_spec(self) -> StudySpec:
-        """The content of study.json as the sweep begins."""
-        rate = self.settings.max_failure_rate
-        return StudySpec(study=self.name, digest=self.digest, total=self.total, max_failure_rate=rate, **self.spec)
+        """The content of study.json as the sweep begins. Its digest is that of all that makes it the same command."""
+        s = self.settings
+        choices = [s.sampler, s.pruner, s.constraints, s.custom_search_space, s.dedup, s.storage, s.enqueue]
+        digest = hash_record([self.spec, choices])
+        return StudySpec(self.name, digest, self.total, max_failure_rate=s.max_failure_rate, **self.spec)
 
 
 def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
@@ -98,12 +87,11 @@ def make_grid(settings: SweepSettings, space: Space) -> list[dict[str, Any]] | N
 def check_enqueued(settings: SweepSettings, space: Space, grid: Sequence[Any] | None) -> None:
     """Raise ValueError for a configuration in `enqueue` that the space does not have."""
     if settings.enqueue and grid is not None:
-        raise ValueError(
-            "hydra.sweeper.enqueue: a grid has its order; name a sampler for a study, as hydra/sweeper/sampler=tpe"
-        )
+        fix = "name a sampler for a study, as hydra/sweeper/sampler=tpe"
+        raise ValueError(f"hydra.sweeper.enqueue: a grid has its order; {fix}")
     for params in settings.enqueue:
-        if unknown := set(params) - set(space.parameters):
-            raise ValueError(f"hydra.sweeper.enqueue: the sweep has no parameter {', '.join(sorted(unknown))}")
+        if unknown := ", ".join(sorted(set(params) - set(space.parameters))):
+            raise ValueError(f"hydra.sweeper.enqueue: the sweep has no parameter {unknown}")
         for key, value in params.items():
             parameter = space.parameters[key]
             if not contains(parameter.distribution, value):
@@ -112,12 +100,10 @@ def check_enqueued(settings: SweepSettings, space: Space, grid: Sequence[Any] | 
 
 def check_repeats(settings: SweepSettings, space: Space, config: DictConfig) -> None:
     """Raise ValueError if the key that repeats count up is swept or is no whole number."""
-    key = settings.repeats["over"]
-    if settings.repeats["n"] == 1:
-        return
-    if key in space.parameters:
+    key, has_repeats = settings.repeats["over"], settings.repeats["n"] > 1
+    if has_repeats and key in space.parameters:
         raise ValueError(f"hydra.sweeper.repeats.over={key}: the sweep varies it already; give it one value to count from")
-    if type(get_first_value(space, config, key)) is not int:
+    if has_repeats and type(get_first_value(space, config, key)) is not int:
         raise ValueError(f"hydra.sweeper.repeats.over={key}: give a key that holds a whole number, as seed")
 
 
@@ -127,25 +113,35 @@ def get_first_value(space: Space, config: DictConfig, key: str) -> Any:
 
 
 def resolve_home(home: str | None, config: DictConfig) -> Path | None:
-    """Return `home`, or out/name where the configuration has both; None where it has not."""
+    """Return the folder of the sweeps: `home`, or out/name where the configuration has both; None where it has not."""
     folder = home or (f"{config['out']}/{config['name']}" if {"out", "name"} <= set(config) else None)
     return Path(folder).absolute() if folder else None
 
 
-def resolve_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
+def resolve_folder(settings: Any, config: DictConfig, file: str, can_resume: Callable[[Path], bool]) -> Path:
+    """Return the folder of a sweep: the one that the command or its study_name names, or else an unfinished or a new one.
+
+    Of the sweeps in the home, whose folders hold `file`, the newest that `can_resume` is continued.
+    """
+    home, fresh = resolve_home(settings.home, config), Path(config.hydra.sweep.dir).absolute()
+    if home is None or any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in config.hydra.overrides.hydra):
+        return fresh
+    if settings.study_name:
+        return home / settings.study_name.replace("/", "_")
+    files = sorted(home.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path.parent for path in files if can_resume(path.parent)), fresh)
+
+
+def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
     """Set the plan's folder, study and storage: those of the same command if it is not finished, or else new ones."""
-    s, fresh = plan.settings, Path(plan.config.hydra.sweep.dir).absolute()
+    s = plan.settings
     if worker_spec:
         plan.folder, plan.name = Path(worker_spec["folder"]), worker_spec["study"]
-    elif any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in plan.config.hydra.overrides.hydra):
-        plan.folder, plan.name = fresh, s.study_name or fresh.name
-    elif s.study_name and plan.home:
-        plan.folder, plan.name = plan.home / s.study_name.replace("/", "_"), s.study_name
     else:
-        unfinished = None if s.study_name else find_newest(plan.home, SWEEP_SPEC_FILE, lambda path: can_resume(plan, path))
-        plan.folder = unfinished or fresh
-        plan.name = s.study_name or read_study_spec(plan.folder).study or plan.folder.name
-    plan.storage = make_absolute(s.storage) or get_journal_url(plan.folder)
+        plan.folder = resolve_folder(s, plan.config, SWEEP_SPEC_FILE, lambda folder: can_resume(plan, folder))
+        saved = read_study_spec(plan.folder).study
+        plan.name = s.study_name or saved or plan.folder.name
+    plan.storage = make_absolute(s.storage) or f"journal://{plan.folder / 'study.journal'}"
     plan.folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -155,13 +151,7 @@ def can_resume(plan: Plan, folder: Path) -> bool:
         spec = read_study_spec(folder)
     except ValueError:  # a later Grokbit wrote it: not this command's
         return False
-    return spec.digest == plan.digest and not (spec.finished and spec.total >= plan.total)
-
-
-def find_newest(home: Path | None, name: str, matches: Callable[[Path], bool]) -> Path | None:
-    """Return the folder in `home` whose file `name` was written last, of those that match; None without one."""
-    files = sorted(home.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime, reverse=True) if home else []
-    return next((file.parent.absolute() for file in files if matches(file.parent)), None)
+    return spec.digest == plan.study_spec.digest and not (spec.finished and spec.total >= plan.total)
 
 
 def hash_record(record: Any) -> str:
@@ -196,10 +186,11 @@ def describe_plan(plan: Plan) -> list[str]:
 
 def estimate_time(plan: Plan) -> str:
     """Return how long the sweep will take, by the runs of its home that have finished."""
-    summaries = plan.home.glob("**/summary.json") if plan.home else ()
+    home = resolve_home(plan.settings.home, plan.config)
+    summaries = home.glob("**/summary.json") if home else ()
     seconds = [float(value) for path in summaries if (value := read_json(path).get("wall_s"))]
     if not seconds:
         return "unknown: no run of this name has finished yet"
     median = statistics.median(seconds)
     total = format_duration(median * plan.total * plan.settings.repeats["n"] / plan.settings.workers)
-    return f"about {total}: runs in {plan.home} took {format_duration(median)}"
+    return f"about {total}: runs in {home} took {format_duration(median)}"

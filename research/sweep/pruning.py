@@ -20,12 +20,8 @@ class Pruning(Callback):
             state.stop = PRUNED_REASON
 
     def on_step(self, state: State) -> None:
-        if (
-            self.trial is None
-            or state.stop
-            or state.info.monitor not in state.logged
-            or state.progress.step == state.info.steps
-        ):
+        is_due = state.info.monitor in state.logged and state.progress.step < state.info.steps
+        if self.trial is None or state.stop or not is_due:
             return
         try:
             self.trial.report(state.logged[state.info.monitor], state.progress.step)

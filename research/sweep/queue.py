@@ -28,7 +28,7 @@ class Queue:
 
     def __init__(self, study: Study, folder: Path, total: int, lease: float, max_retries: int) -> None:
         self.study, self.folder, self.total, self.lease, self.max_retries = study, folder, total, lease, max_retries
-        self.held_trials = dict[int, int]()  # id -> number, of trials that this process renews the lease of
+        self.held_trials = set[int]()  # ids of the trials whose lease this process renews
         self.token, self.host = uuid.uuid4().hex[:12], socket.gethostname()
         self.stop_event = threading.Event()
         self.folder_lock = FileLock(folder / ".turn")  # one process at a time chooses trials in this folder
@@ -40,36 +40,28 @@ class Queue:
     def take_next(self) -> tuple[Trial | None, bool]:
         """Return a trial to run, or None, and True if there may be one later: a trial that runs elsewhere may die."""
         with self.folder_lock:
-            for trial in self.list_running():
-                trial_id = get_trial_id(trial)
-                if trial_id not in self.held_trials and self.is_dead(trial):
-                    if trial.user_attrs.get(TRIES, 1) > self.max_retries:
-                        set_user_attr(self.study, trial_id, "error", "its process died, again and again")
-                        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                    elif self._take_over(trial):
-                        return load_trial(self.study, trial), True
-            if self.count_used(self.study.get_trials(deepcopy=False)) < self.total:
+            for trial in filter(self.is_dead, self.list_trials(TrialState.RUNNING)):
+                if trial.user_attrs.get(TRIES, 1) > self.max_retries:
+                    set_user_attr(self.study, get_trial_id(trial), "error", "its process died, again and again")
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                elif self._take_over(trial):
+                    return load_trial(self.study, trial), True
+            if self.count_used(self.list_trials()) < self.total:
                 fresh = self.study.ask()
-                self._hold(get_trial_id(fresh), fresh.number, 1)
-                if not self._exclude_if_surplus(fresh):
+                self._hold(get_trial_id(fresh), 1)
+                # Other machines may have taken the rest of the total at the same moment.
+                if self.count_used([trial for trial in self.list_trials() if trial.number < fresh.number]) < self.total:
                     return fresh, True
-            return None, bool(self.list_running())
+                self.exclude(fresh, "one more than the total")
+            return None, bool(self.list_trials(TrialState.RUNNING))
 
-    def list_running(self) -> list[FrozenTrial]:
-        """Return the trials that a process has begun and none has ended."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
+    def list_trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials of the study in some states; without any, all trials. They must not be changed."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
     def count_used(self, trials: list[FrozenTrial]) -> int:
         """Return how many of the study's total these trials use: all but those waiting and those excluded."""
         return sum(trial.state != TrialState.WAITING and EXCLUDED_ATTR not in trial.user_attrs for trial in trials)
-
-    def _exclude_if_surplus(self, trial: Trial) -> bool:
-        """Exclude the trial if other machines took the rest of the total at the same moment; return True then."""
-        before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
-        if self.count_used(before) < self.total:
-            return False
-        self.exclude(trial, "one more than the total")
-        return True
 
     def exclude(self, trial: Trial, reason: str) -> None:
         """End the trial without counting it in the study's total."""
@@ -79,6 +71,8 @@ class Queue:
 
     def is_dead(self, trial: FrozenTrial) -> bool:
         """Return True if the trial's process is gone: known at once on this machine, after `lease` seconds on others."""
+        if get_trial_id(trial) in self.held_trials:
+            return False
         lease = trial.user_attrs.get(LEASE)
         if lease is None:
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
@@ -93,7 +87,7 @@ class Queue:
 
     def release(self, trial: Trial) -> None:
         """Stop renewing the trial's lease."""
-        self.held_trials.pop(get_trial_id(trial), None)
+        self.held_trials.discard(get_trial_id(trial))
 
     def close(self) -> None:
         """Give up the trials that are still held, so that the next process can take them over at once."""
@@ -108,20 +102,20 @@ class Queue:
         """Hold a dead trial; return False if another machine did so too, and later than this one."""
         lease, trial_id = trial.user_attrs.get(LEASE, {}), get_trial_id(trial)
         has_died = lease.get("token") != ""  # else it was given up, as by Ctrl-C, which is no failed try
-        self._hold(trial_id, trial.number, trial.user_attrs.get(TRIES, 1) + has_died)
+        self._hold(trial_id, trial.user_attrs.get(TRIES, 1) + has_died)
         # Processes of one machine come one after the other, by the lock of the folder.
         if lease.get("host") != self.host:
             time.sleep(TAKEOVER_WAIT)
             if self._load_token(trial_id) != self.token:
-                self.held_trials.pop(trial_id, None)
+                self.held_trials.discard(trial_id)
                 return False
         return True
 
-    def _hold(self, trial_id: int, number: int, tries: int) -> None:
+    def _hold(self, trial_id: int, tries: int) -> None:
         self._write_lease(trial_id)
         if tries > 1:
             set_user_attr(self.study, trial_id, TRIES, tries)
-        self.held_trials[trial_id] = number
+        self.held_trials.add(trial_id)
 
     def _load_token(self, trial_id: int) -> str:
         """Return the token of the process that holds the trial now; empty where none does."""

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 from zlib import crc32
 
@@ -33,12 +33,9 @@ class Parameter:
 
     def suggest(self, trial: Trial) -> Any:
         """Return the trial's value; its sampler chooses unless the trial has one."""
-        match self.distribution:
-            case FloatDistribution(low=low, high=high, step=step, log=log):
-                return trial.suggest_float(self.key, low, high, step=step, log=log)
-            case IntDistribution(low=low, high=high, step=step, log=log):
-                return trial.suggest_int(self.key, low, high, step=step, log=log)
-        return trial.suggest_categorical(self.key, self.values)
+        methods = {FloatDistribution: trial.suggest_float, IntDistribution: trial.suggest_int}
+        suggest: Callable[..., Any] = methods.get(type(self.distribution), trial.suggest_categorical)
+        return suggest(self.key, **list_settings(self.distribution))
 
     def format_value(self, value: Any) -> str:
         """Return the value as an override gives it."""
@@ -128,17 +125,13 @@ class Space:
 
     def iter_grid(self) -> Iterator[dict[str, Any]]:
         """Yield each combination once, in Hydra's order: the last key varies fastest."""
-        seen = set[str]()
-        for number in range(self.count_combinations()):
-            params, rest = dict[str, Any](), number
-            for parameter in reversed(self.parameters.values()):
-                rest, index = divmod(rest, len(parameter.values))
-                params[parameter.key] = parameter.values[index]
-            params = {key: params[key] for key in self.parameters}
-            for parameter in self.sort_parameters():
-                others = {k: v for k, v in params.items() if k != parameter.key}
-                if parameter.when and not parameter.when.holds(self.get_condition_values(others)):
-                    del params[parameter.key]
+        seen, conditional = set[str](), [parameter for parameter in self.sort_parameters() if parameter.when]
+        for values in product(*(parameter.values for parameter in self.parameters.values())):
+            params = dict(zip(self.parameters, values, strict=True))
+            for parameter in conditional:
+                value = params.pop(parameter.key)
+                if parameter.when and parameter.when.holds(self.get_condition_values(params)):
+                    params[parameter.key] = value
             if (combination := json.dumps(self.to_overrides(params))) not in seen:
                 seen.add(combination)
                 yield params
@@ -176,10 +169,8 @@ def add_condition(space: Space, key: str, source: str, config: DictConfig | None
     values = {name: get_config_value(config, name) for name in condition.names}
     space.config_values |= {name: value for name, value in values.items() if value is not None}
     known = {*space.get_condition_values({}), *(name.lstrip("+") for name in space.parameters)}
-    if unknown := condition.names - known:
-        raise ValueError(
-            f"{condition.setting}={source}: {', '.join(sorted(unknown))} is neither swept nor in the configuration"
-        )
+    if unknown := ", ".join(sorted(condition.names - known)):
+        raise ValueError(f"{condition.setting}={source}: {unknown} is neither swept nor in the configuration")
     space.parameters[key] = replace(space.parameters[key], when=condition)
 
 
@@ -194,7 +185,7 @@ def get_config_value(config: DictConfig | None, name: str) -> Any:
 def parse_parameter(key: str, override: Override) -> Parameter:
     """Return the parameter of a swept override. Raises ValueError for one without a value."""
     value: Any = override.value()
-    line = f"{key}={override.input_line.partition('=')[2] if override.input_line else value}"
+    line = str(override.input_line)
     if isinstance(value, IntervalSweep):
         assert value.start is not None
         assert value.end is not None
@@ -204,37 +195,41 @@ def parse_parameter(key: str, override: Override) -> Parameter:
     choices = list(override.sweep_iterator(transformer=Transformer.identity))
     if not choices:
         raise ValueError(f"{line}: nothing to choose from; give values, as {key}=1,2")
-    choices = [choice.text if isinstance(choice, QuotedString) else choice for choice in choices]
-    return make_choice(key, [to_override(choice) for choice in choices], choices)
+    return make_choice(key, [choice.text if isinstance(choice, QuotedString) else choice for choice in choices])
 
 
-def make_choice(key: str, texts: Sequence[str], choices: Sequence[Any]) -> Parameter:
-    """Return a choice; Optuna gets the texts where it cannot store the values, or would mix them up as 1 and True."""
+def make_choice(key: str, choices: Sequence[Any]) -> Parameter:
+    """Return a choice; Optuna gets texts where it cannot store the values, or would mix them up as 1 and True."""
+    texts = [to_override(value) for value in choices]
     has_plain_values = all(isinstance(value, str | int | float | bool | None) for value in choices)
     has_plain_values = has_plain_values and len({(type(value), value) for value in choices}) == len(set(choices))
-    values = tuple(choices) if has_plain_values else tuple(texts)
-    text_of = {(type(value), value): text for value, text in reversed(list(zip(values, texts, strict=True)))}
-    distinct = list(dict.fromkeys((type(value), value) for value in values))
-    values = tuple(value for _, value in distinct)
-    return Parameter(key, CategoricalDistribution(values), tuple(text_of[item] for item in distinct), values)
+    pairs = zip(choices if has_plain_values else texts, texts, strict=True)
+    text_of = {(type(value), value): text for value, text in pairs}  # each value once
+    values = tuple(value for _, value in text_of)
+    return Parameter(key, CategoricalDistribution(values), tuple(text_of.values()), values)
 
 
 def make_range(key: str, line: str, override: Override, value: RangeSweep) -> Parameter:
     """Return the values of Hydra's range, without its stop; in a grid a shuffled or sorted one has Hydra's order."""
     if value.step == 0:
         raise ValueError(f"{line}: the step must not be 0")
-    values: tuple[Any, ...] = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
+    values = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
     if not 0 < len(values) <= MAX_VALUES:
         raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
-    texts = tuple(map(to_override, values))
-    low, high, step = min(values), max(values), abs(value.step)
-    is_integer, is_log = all(isinstance(v, int) for v in values), "log" in value.tags
-    if is_log and (low <= 0 or step != 1 or not is_integer):
+    parameter, step = make_steps(key, values, abs(value.step)), abs(value.step)
+    if "log" not in value.tags:
+        return parameter
+    low, high = min(values), max(values)
+    if low <= 0 or step != 1 or not isinstance(parameter.distribution, IntDistribution):
         raise ValueError(f"{line}: log needs whole numbers above 0 in steps of 1; tag(log,interval({low},{high})) takes any")
-    if is_integer:
-        return Parameter(
-            key, IntDistribution(int(low), int(high), log=is_log, step=int(step) if len(values) > 1 else 1), texts, values
-        )
+    return replace(parameter, distribution=IntDistribution(low, high, log=True))
+
+
+def make_steps(key: str, values: tuple[Any, ...], step: float) -> Parameter:
+    """Return numbers that are `step` apart."""
+    texts, low, high = tuple(map(to_override, values)), min(values), max(values)
+    if all(isinstance(value, int) for value in values):
+        return Parameter(key, IntDistribution(low, high, step=int(step) if len(values) > 1 else 1), texts, values)
     return Parameter(key, FloatDistribution(low, high, step=float(step)), texts, values)
 
 
@@ -258,26 +253,24 @@ def parse_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     if unknown := set(node) - {"type", "low", "high", "log", "step", "choices"}:
         raise ValueError(f"{setting}: {', '.join(sorted(unknown))} is none of type, low, high, log, step and choices")
     if kind == "categorical":
-        if not (choices := list(node.get("choices") or ())):
+        if not node.get("choices"):
             raise ValueError(f"{setting}: give choices")
-        return make_choice(key, [to_override(value) for value in choices], choices)
+        return make_choice(key, list(node["choices"]))
     low, high, step, log = node.get("low"), node.get("high"), node.get("step"), bool(node.get("log"))
     if kind not in ("int", "float") or low is None or high is None:
         raise ValueError(f"{setting}: give type (float, int or categorical), low and high, or choices")
-    numbers = [low, high] if step is None else [low, high, step]
-    if any(isinstance(n, str | bool) or (kind == "int" and n != int(n)) for n in numbers):
-        raise ValueError(f"{setting}={dict(node)}: low, high and step take {'whole ' * (kind == 'int')}numbers")
-    if step is not None and step <= 0:
-        raise ValueError(f"{setting}.step={step}: give a step above 0")
-    if step is not None and log:
-        raise ValueError(f"{setting}: log and step exclude each other")
     number = int if kind == "int" else float
-    interval = make_interval(key, f"{setting}={dict(node)}", number(low), number(high), log)
+    if any(isinstance(n, str | bool) or number(n) != n for n in (low, high, step) if n is not None):
+        raise ValueError(f"{setting}={dict(node)}: low, high and step take {'whole ' * (kind == 'int')}numbers")
+    low, high = number(low), number(high)
+    interval = make_interval(key, f"{setting}={dict(node)}", low, high, log)
     if step is None:
         return interval
+    if step <= 0:
+        raise ValueError(f"{setting}.step={step}: give a step above 0")
+    if log:
+        raise ValueError(f"{setting}: log and step exclude each other")
     if kind == "int":
-        values = tuple(range(int(low), int(high) + 1, int(step)))
-        return Parameter(key, IntDistribution(int(low), int(high), step=int(step)), tuple(map(str, values)), values)
-    count = int((high - low) / step + 1e-9) + 1
-    points = tuple(float(low) + i * float(step) for i in range(min(count, MAX_VALUES)))
-    return Parameter(key, FloatDistribution(low, points[-1], step=step), tuple(map(to_override, points)), points)
+        return make_steps(key, tuple(range(low, high + 1, int(step))), step)
+    count = min(int((high - low) / step + 1e-9) + 1, MAX_VALUES)
+    return make_steps(key, tuple(low + index * float(step) for index in range(count)), step)

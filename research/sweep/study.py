@@ -1,27 +1,27 @@
-"""The study of a sweep: what it is for, its sampler, its pruner and its storage."""
+"""The study of a sweep: its sampler, its pruner, its storage, and when it ends before its last trial."""
 
+import math
+import re
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
-from optuna.study import Study
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from research.cli import first_line
-from research.tracking.optuna_storage import get_storage, instantiate_spec, silence_optuna
-from research.tracking.storage import redact_url
+from research.sweep.settings import SweepSettings
+from research.tracking.optuna_storage import instantiate_spec, silence_optuna
 from research.trigger import higher_is_better
 
 Direction = Literal["minimize", "maximize"]
-SPEC_ATTR = "grokbit"  # the study's attribute with what it is for
-MISMATCH_HINT = "give the same again to resume it, or another hydra.sweeper.study_name"
-
 SamplerFactory = Callable[[int], BaseSampler]  # seed -> sampler
+MISMATCH_HINT = "give the same again to resume it, or another hydra.sweeper.study_name"
 
 
 class ReseededSampler(BaseSampler):
@@ -55,17 +55,12 @@ class ReseededSampler(BaseSampler):
         return int(sequence.generate_state(1)[0])
 
 
-class InOrderSampler(BaseSampler):
+class InOrderSampler(RandomSampler):
     """A grid: trial n has combination n."""
 
     def __init__(self, combinations: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
         self.combinations = combinations
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -83,8 +78,8 @@ def make_sampler(node: Any) -> BaseSampler | None:
     seed = int(node["seed"])
     if str(node["_target_"]).endswith("QMCSampler"):
         # It counts trials in the study, so all of them need the same seed.
-        fixed = instantiate_setting({"independent_sampler": optuna.samplers.RandomSampler(seed), **node}, setting)
-        return ReseededSampler(lambda _: fixed, seed, optuna.samplers.RandomSampler)
+        fixed = instantiate_setting({"independent_sampler": RandomSampler(seed), **node}, setting)
+        return ReseededSampler(lambda _: fixed, seed, RandomSampler)
     return ReseededSampler(lambda derived: instantiate_setting({**node, "seed": derived}, setting), seed)
 
 
@@ -99,7 +94,6 @@ def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
 
 def parse_directions(requested: Any, metrics: Sequence[str]) -> list[Direction]:
     """Return a direction for each objective; a null one is that of its metric. Raises ValueError for what is no direction."""
-    count = len(metrics)
     if requested is None:
         # A metric of another program is minimized, as the published plugin does.
         return ["maximize" if name.startswith("val/") and higher_is_better(name) else "minimize" for name in metrics]
@@ -107,34 +101,10 @@ def parse_directions(requested: Any, metrics: Sequence[str]) -> list[Direction]:
     names = [str(getattr(value, "name", value)) for value in values]
     if wrong := [name for name in names if name not in ("minimize", "maximize")]:
         raise ValueError(f"hydra.sweeper.direction={', '.join(wrong)}: give minimize or maximize, one for each objective")
-    if count > 1 and len(names) != count:
+    if len(names) != len(metrics) > 1:
+        count = len(metrics)
         raise ValueError(f"hydra.sweeper.direction={names}: hydra.sweeper.metrics names {count} objectives; give {count}")
     return cast(list[Direction], names)
-
-
-def load_or_create_study(
-    name: str, storage: Any, sampler: BaseSampler | None, pruner: Any, directions: Sequence[Direction], spec: dict[str, Any]
-) -> Study:
-    """Return the study of a name, created where it is not there. Raises ValueError if it is for something else."""
-    try:
-        backend = get_storage(storage)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            study_name=name, storage=backend, sampler=sampler, pruner=pruner, directions=[*directions], load_if_exists=True
-        )
-    except Exception as error:  # each kind of storage raises its own
-        raise ValueError(f"hydra.sweeper.storage={redact_url(storage)} cannot be used: {first_line(error)}") from error
-    known = [direction.name.lower() for direction in study.directions]
-    if known != list(directions):
-        raise ValueError(
-            f"hydra.sweeper.direction: the study {name} has {', '.join(known)}, not {', '.join(directions)}\n{MISMATCH_HINT}"
-        )
-    saved = study.user_attrs.get(SPEC_ATTR)
-    if saved is None:
-        study.set_user_attr(SPEC_ATTR, spec)
-    else:
-        check_same_spec(name, saved, spec)
-    return study
 
 
 def check_same_spec(name: str, saved: Any, requested: Any) -> None:
@@ -155,13 +125,34 @@ def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
 
 def make_absolute(storage: Any) -> Any:
     """Return the storage with an absolute path, for jobs that run in another folder."""
-    kind, separator, path = str(storage).partition(
-        {"journal": "://", "sqlite": ":///"}.get(str(storage).partition(":")[0], "\n")
-    )
-    is_file = separator and path not in ("", ":memory:") and not isinstance(storage, dict)
-    return f"{kind}{separator}{Path(path).expanduser().absolute()}" if is_file else storage
+    match = re.fullmatch(r"(journal://|sqlite:///)(?!:memory:)(.+)", str(storage))
+    return f"{match[1]}{Path(match[2]).expanduser().absolute()}" if match else storage
 
 
-def get_journal_url(folder: Path) -> str:
-    """Return the storage of a sweep that names none."""
-    return f"journal://{folder.absolute() / 'study.journal'}"
+class Stopping:
+    """When a study ends before its last trial; `get_reason` is called before each trial."""
+
+    def __init__(self, settings: SweepSettings, start_time: float) -> None:
+        self.settings, self.start_time = settings, start_time  # in seconds since the epoch: the same in all workers
+        self.terminator = instantiate_setting(settings.terminator, "hydra.sweeper.terminator") if settings.terminator else None
+
+    def get_reason(self, study: Study) -> str:
+        """Return why no other trial begins; an empty text while there is no reason."""
+        s = self.settings
+        if s.timeout is not None and time.time() - self.start_time >= s.timeout:
+            return f"timeout: {s.timeout:g} s are over"
+        if s.target_value is None and s.patience is None and self.terminator is None:
+            return ""
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        best, since = math.inf, 0  # the best loss, and the trials that have ended after it
+        for trial in sorted(ended, key=lambda trial: trial.datetime_complete or datetime.max):
+            loss = sign * trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.inf
+            best, since = (loss, 0) if loss < best else (best, since + 1)
+        if s.target_value is not None and best <= sign * s.target_value:
+            return f"target_value: {sign * best:g} reached {s.target_value:g}"
+        if s.patience is not None and since >= s.patience:
+            return f"patience: {since} trials in a row were no better than {sign * best:g}"
+        with silence_optuna():
+            should_end = self.terminator is not None and best < math.inf and self.terminator.should_terminate(study)
+        return "terminator: no improvement is to be expected" if should_end else ""

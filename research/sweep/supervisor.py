@@ -3,49 +3,29 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from subprocess import DEVNULL, STDOUT, Popen
+from typing import Any
 
 from research.run_dir import WORKER_ENV_VAR
-from research.sweep.settings import SweepSettings
+from research.sweep.plan import Plan, format_row
+from research.sweep.worker import Worker
 
 MAX_DEATHS = 100  # of workers, after which something is wrong with more than their trials
 
 
-def get_worker_spec() -> dict[str, Any] | None:
-    """Return what the supervisor has handed this process; None in one that the user started."""
-    text = os.environ.get(WORKER_ENV_VAR)
-    return json.loads(text) if text else None
-
-
-def is_orphaned() -> bool:
-    """Return True in a worker whose supervisor is gone: it ends after the trial under way."""
-    spec = get_worker_spec()
-    return spec is not None and os.getppid() != spec["parent"]
-
-
-@runtime_checkable
-class SupervisedSweep(Protocol):
-    """What a supervisor needs to know about the sweep."""
-
-    def is_finished(self) -> bool: ...
-    def has_trials_left(self) -> bool: ...
-    def update_progress(self) -> None: ...
-
-
-def supervise(settings: SweepSettings, folder: Path, study: str, sweep: SupervisedSweep) -> None:
-    """Run `workers` processes until each has nothing left to do; replace one that is killed.
+def supervise(worker: Worker) -> None:
+    """Run `workers` processes until each has nothing left to do; replace one that is killed. `worker` sees the same study.
 
     Signals to end are passed on: workers save what they are at. Raises ValueError if a worker failed.
     """
-    started, deaths, failed = time.time(), 0, list[int]()
-    running: dict[int, subprocess.Popen[bytes]] = {}
-    before = {signum: signal.signal(signum, exit_on_signal) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    plan, start_time, deaths, failed = worker.plan, time.time(), 0, list[int]()
+    running: dict[int, Popen[bytes]] = {}
+    handlers = {signum: signal.signal(signum, exit_on_signal) for signum in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        running = {index: start_worker(index, settings, folder, study, started) for index in range(settings.workers)}
+        running |= {index: start_worker(index, plan, start_time) for index in range(plan.settings.workers)}
         while running:
             for index, process in list(running.items()):
                 code = process.poll()
@@ -53,25 +33,22 @@ def supervise(settings: SweepSettings, folder: Path, study: str, sweep: Supervis
                     continue
                 del running[index]
                 deaths += code < 0
-                if code < 0 and deaths <= MAX_DEATHS and not sweep.is_finished():
-                    print(f"{'worker':<16} {index} died by signal {-code}: another one takes over", flush=True)
-                    running[index] = start_worker(index, settings, folder, study, started)
+                if code < 0 and deaths <= MAX_DEATHS and not worker.is_finished():
+                    print(format_row("worker", f"{index} died by signal {-code}: another one takes over"), flush=True)
+                    running[index] = start_worker(index, plan, start_time)
                 elif code:
                     failed.append(index)
-            sweep.update_progress()
+            worker.update_progress()
             time.sleep(0.2)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(str(stop.code)) - 128
-        stop_workers(list(running.values()), signum)
-        raise
-    except BaseException:
-        stop_workers(list(running.values()), signal.SIGTERM)
+    except BaseException as stop:
+        by_signal = int(str(stop.code)) - 128 if isinstance(stop, SystemExit) else signal.SIGTERM
+        stop_workers(list(running.values()), signal.SIGINT if isinstance(stop, KeyboardInterrupt) else by_signal)
         raise
     finally:
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    if not sweep.is_finished() and failed and sweep.has_trials_left():
-        reason = read_worker_error(folder / f"worker-{failed[0]}.log")
+    if not worker.is_finished() and failed and worker.has_trials_left():
+        reason = read_worker_error(plan.folder / f"worker-{failed[0]}.log")
         raise ValueError(f"hydra.sweeper.workers: {len(failed)} of them failed\n{reason}")
 
 
@@ -79,26 +56,18 @@ def exit_on_signal(signum: int, _: Any) -> None:
     raise SystemExit(128 + signum)
 
 
-def start_worker(index: int, settings: SweepSettings, folder: Path, study: str, start_time: float) -> subprocess.Popen[bytes]:
+def start_worker(index: int, plan: Plan, start_time: float) -> Popen[bytes]:
     """Start this process's own command as worker `index`, in a session of its own: Ctrl-C reaches it through this process."""
-    env = dict(os.environ)
-    spec = {"index": index, "folder": str(folder), "study": study, "parent": os.getpid(), "begun": start_time}
-    env[WORKER_ENV_VAR] = json.dumps(spec)
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.workers)))
-    if settings.devices:
-        env["CUDA_VISIBLE_DEVICES"] = str(settings.devices[index % len(settings.devices)])
-    with (folder / f"worker-{index}.log").open("ab") as output:
-        return subprocess.Popen(
-            sys.orig_argv,
-            env=env,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    spec = {"index": index, "folder": str(plan.folder), "study": plan.name, "parent": os.getpid(), "begun": start_time}
+    threads, devices = max(1, (os.cpu_count() or 1) // plan.settings.workers), plan.settings.devices
+    env = {"OMP_NUM_THREADS": str(threads)} | os.environ | {WORKER_ENV_VAR: json.dumps(spec)}
+    if devices:
+        env["CUDA_VISIBLE_DEVICES"] = str(devices[index % len(devices)])
+    with (plan.folder / f"worker-{index}.log").open("ab") as output:
+        return Popen(sys.orig_argv, env=env, start_new_session=True, stdin=DEVNULL, stdout=output, stderr=STDOUT)
 
 
-def stop_workers(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
+def stop_workers(processes: list[Popen[bytes]], signum: int) -> None:
     """Signal the workers to save and end, again at each further Ctrl-C; kill them after a minute."""
     deadline = time.monotonic() + 60
     for process in processes:

@@ -1,4 +1,4 @@
-"""A sweep from its first look at the settings to its report."""
+"""Run a sweep: check its settings, prepare its study, run its trials, write its report."""
 
 import gc
 import logging
@@ -13,23 +13,19 @@ from omegaconf import DictConfig
 from optuna.study import Study
 
 from research.cli import first_line
-from research.sweep import supervisor
 from research.sweep.compose import Composer
-from research.sweep.plan import Plan, describe_plan, make_plan, resolve_folder
+from research.sweep.plan import Plan, describe_plan, make_plan, set_folder
 from research.sweep.ranks import END_MESSAGE, Ranks
 from research.sweep.settings import parse_settings
-from research.sweep.study import (
-    InOrderSampler,
-    instantiate_setting,
-    load_or_create_study,
-    make_sampler,
-)
-from research.sweep.worker import Worker
-from research.tracking.optuna_storage import is_storage_unreachable, silence_optuna
+from research.sweep.study import MISMATCH_HINT, InOrderSampler, check_same_spec, instantiate_setting, make_sampler
+from research.sweep.supervisor import supervise
+from research.sweep.worker import Worker, get_worker_spec
+from research.tracking.optuna_storage import get_storage, is_storage_unreachable, silence_optuna
 from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec, write_study_spec
 
 log = logging.getLogger(__name__)
+SPEC_ATTR = "grokbit"  # the study's attribute with what it is for
 
 
 def run_sweep(
@@ -41,31 +37,31 @@ def run_sweep(
     if settings.dry_run:
         print("\n".join(describe_plan(plan)))
         return
-    ranks, worker_spec = Ranks(), supervisor.get_worker_spec()
+    ranks, worker_spec = Ranks(), get_worker_spec()
     if ranks.world_size > 1 and settings.workers > 1:
         raise ValueError(f"hydra.sweeper.workers={settings.workers}: each worker is one process; leave out torchrun or workers")
     composer = Composer(context.config_loader)
     if ranks.rank > 0:
         ranks.follow(composer.make_launcher(config, context, None, task))
         return
-    resolve_folder(plan, worker_spec)
+    set_folder(plan, worker_spec)
     study = prepare_study(plan)
     worker = Worker(plan, study, composer.make_launcher(config, context, plan.folder, task), ranks, composer)
     is_main_process = worker_spec is None
-    with finalize(plan, worker, is_main_process):
+    with finalize(worker, is_main_process):
         if is_main_process:
-            begin(plan, worker)
+            begin(worker)
         if not is_main_process or not (settings.workers > 1 or settings.devices):
             worker.run_all()
         elif worker.has_trials_left():  # workers would need seconds to find a study finished
             gc.enable()  # train.py disables it, and research.run, which enables it, never runs in this process
-            supervisor.supervise(settings, plan.folder, plan.name, worker)
+            supervise(worker)
     if is_main_process:
         worker.check_failures()
 
 
 @contextmanager
-def finalize(plan: Plan, worker: Worker, is_main_process: bool) -> Iterator[None]:
+def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
     """Give up held trials and write the report, however the sweep ends.
 
     Raises ValueError where the storage is gone: nothing is lost, but the report needs it too.
@@ -76,7 +72,7 @@ def finalize(plan: Plan, worker: Worker, is_main_process: bool) -> Iterator[None
         if not is_storage_unreachable(error):
             raise
         reason = first_line(error.__cause__ or error)
-        storage = f"hydra.sweeper.storage={redact_url(plan.storage)}"
+        storage = f"hydra.sweeper.storage={redact_url(worker.plan.storage)}"
         raise ValueError(f"{storage} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
     finally:
         worker.ranks.send(END_MESSAGE)
@@ -84,30 +80,50 @@ def finalize(plan: Plan, worker: Worker, is_main_process: bool) -> Iterator[None
         try:
             worker.queue.close()
             if is_main_process:
-                finish(plan, worker)
+                finish(worker)
         except Exception as error:
             if not is_storage_unreachable(error):  # else the ValueError above says so
                 raise
 
 
 def prepare_study(plan: Plan) -> Study:
-    """Return the plan's study, with its sampler and its pruner."""
+    """Return the plan's study, created where it is not there. Raises ValueError if it is for something else."""
     s = plan.settings
     sampler = InOrderSampler(plan.grid) if plan.grid is not None else make_sampler(s.sampler)
     pruner = instantiate_setting(s.pruner, "hydra.sweeper.pruner") if s.has_pruner else optuna.pruners.NopPruner()
-    study = load_or_create_study(plan.name, plan.storage, sampler, pruner, plan.directions, plan.spec)
+    try:
+        storage = get_storage(plan.storage)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            study_name=plan.name,
+            directions=plan.directions,
+            load_if_exists=True,
+        )
+    except Exception as error:  # each kind of storage raises its own
+        raise ValueError(f"hydra.sweeper.storage={redact_url(plan.storage)} cannot be used: {first_line(error)}") from error
+    known = [direction.name.lower() for direction in study.directions]
+    if known != plan.directions:
+        differences = f"the study {plan.name} has {', '.join(known)}, not {', '.join(plan.directions)}"
+        raise ValueError(f"hydra.sweeper.direction: {differences}\n{MISMATCH_HINT}")
+    if SPEC_ATTR in study.user_attrs:
+        check_same_spec(plan.name, study.user_attrs[SPEC_ATTR], plan.spec)
+    else:
+        study.set_user_attr(SPEC_ATTR, plan.spec)
     if s.metrics:
         with silence_optuna():
             study.set_metric_names([*s.metrics])
     return study
 
 
-def begin(plan: Plan, worker: Worker) -> None:
+def begin(worker: Worker) -> None:
     """Write study.json, and add the configurations to begin with to a new study."""
-    study = worker.study
-    write_study_spec(plan.folder, replace(plan.study_spec, study=study.study_name))
+    plan, study = worker.plan, worker.study
+    write_study_spec(plan.folder, plan.study_spec)
     with worker.queue.folder_lock:
-        trials = study.get_trials(deepcopy=False)
+        trials = worker.queue.list_trials()
         if study.user_attrs.get("over"):
             study.set_user_attr("over", "")  # an earlier command's reason to end: this command's settings decide anew
         for params in plan.settings.enqueue if not trials else ():
@@ -119,18 +135,18 @@ def begin(plan: Plan, worker: Worker) -> None:
     worker.progress.print_row("folder", str(plan.folder))
 
 
-def finish(plan: Plan, worker: Worker) -> None:
+def finish(worker: Worker) -> None:
     """Write the report and print where it is; also after Ctrl-C."""
     from research.report.report import report
 
-    study = worker.study
+    study, folder = worker.study, worker.plan.folder
     reason = str(study.user_attrs.get("over", ""))
-    spec = replace(read_study_spec(plan.folder), reason=reason)
-    write_study_spec(plan.folder, spec)
+    spec = replace(read_study_spec(folder), reason=reason)
+    write_study_spec(folder, spec)
     try:
-        report(plan.folder, study, plots=plan.settings.plots)
+        report(folder, study, plots=worker.settings.plots)
     except Exception as error:  # the trials are safe: their summary must still be printed
-        log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, plan.folder, exc_info=True)
+        log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, folder, exc_info=True)
     # Only after the report: a sweep that was killed before this line is resumed, and makes its report then.
-    write_study_spec(plan.folder, replace(spec, finished=bool(reason) or not worker.has_trials_left()))
-    worker.progress.print_sweep_end(plan.folder / "results.md")
+    write_study_spec(folder, replace(spec, finished=bool(reason) or not worker.has_trials_left()))
+    worker.progress.print_sweep_end(folder / "results.md")

@@ -1,6 +1,6 @@
-"""Connects a training run to its Optuna trial: report, prune.
+"""A trial under way, as its run and its worker see it: report, prune.
 
-The sweeper names the trial in the environment. Optuna is imported once there is something to report.
+The sweeper names a run's trial in the environment. Optuna is imported once there is something to report.
 """
 
 import json
@@ -12,17 +12,10 @@ from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, instantia
 
 
 class Trial:
-    """The trial that this run belongs to. Any of its methods raises what its storage raises while that is unreachable."""
+    """A trial under way. Any of its methods raises what its storage raises while that is unreachable."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
-        import optuna
-
-        self.number, self.id = int(spec["number"]), int(spec["id"])
-        self.storage = get_storage(spec["storage"])
-        with silence_optuna():
-            self.study = optuna.load_study(
-                study_name=spec["study"], storage=self.storage, pruner=instantiate_spec(spec["pruner"])
-            )
+    def __init__(self, study: Any, storage: Any, trial_id: int) -> None:
+        self.study, self.storage, self.id = study, storage, trial_id
 
     def report(self, value: float, step: int) -> None:
         """Store the objective at a step. A resumed run may report a step twice: the value is the same."""
@@ -45,4 +38,11 @@ class Trial:
 def get_current_trial() -> Trial | None:
     """Return the trial that this process runs; None outside of a sweep and in one without a pruner."""
     spec = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}")
-    return Trial(spec) if spec.get("pruner") else None
+    if not spec.get("pruner"):
+        return None
+    import optuna
+
+    storage = get_storage(spec["storage"])
+    with silence_optuna():
+        study = optuna.load_study(study_name=spec["study"], storage=storage, pruner=instantiate_spec(spec["pruner"]))
+    return Trial(study, storage, int(spec["id"]))

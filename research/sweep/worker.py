@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +12,10 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from research.preflight.overrides import to_override
-from research.run_dir import TRIAL_ENV_VAR
-from research.sweep import supervisor
+from research.run_dir import TRIAL_ENV_VAR, WORKER_ENV_VAR
 from research.sweep.compose import Composer
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set_constraints
 from research.sweep.optuna_private import enable_stop, get_storage, get_trial_id, has_stopped, load_user_attrs
@@ -23,11 +23,24 @@ from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
 from research.sweep.queue import EXCLUDED_ATTR, Queue
 from research.sweep.ranks import Ranks
-from research.sweep.stopping import Stopping
+from research.sweep.study import Stopping
+from research.sweep.trial import Trial as RunningTrial
 from research.tracking.optuna_storage import PRUNED_ATTR, is_storage_unreachable
 
 log = logging.getLogger(__name__)
 MAX_RESAMPLES = 10  # excluded trials for each one of the total; beyond, the space has no new configuration to give
+
+
+def get_worker_spec() -> dict[str, Any] | None:
+    """Return what the supervisor has handed this process; None in one that the user started."""
+    text = os.environ.get(WORKER_ENV_VAR)
+    return json.loads(text) if text else None
+
+
+def is_orphaned() -> bool:
+    """Return True in a worker whose supervisor is gone: it ends after the trial under way."""
+    spec = get_worker_spec()
+    return spec is not None and os.getppid() != spec["parent"]
 
 
 class Worker:
@@ -38,18 +51,13 @@ class Worker:
         self.composer = composer
         enable_stop(study)
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
-        self.stopping = Stopping(self.settings, float((supervisor.get_worker_spec() or {}).get("begun", time.time())))
+        self.stopping = Stopping(self.settings, float((get_worker_spec() or {}).get("begun", time.time())))
         self.progress = ProgressDisplay(study, plan.space, plan.folder, plan.total, self.settings.workers)
-        self.launch_size = self.settings.n_jobs or self._get_launch_size()
+        default_size = 1 if type(launcher).__name__ == "BasicLauncher" else 2 if plan.grid is None else len(plan.grid)
+        self.launch_size = self.settings.n_jobs or default_size  # jobs that the launcher gets at once
         self.last_error: BaseException | None = None
         custom = self.settings.custom_search_space
         self.suggest_custom = get_method(custom) if custom else None
-
-    def _get_launch_size(self) -> int:
-        """Return how many jobs the launcher gets at once, by default."""
-        if type(self.launcher).__name__ == "BasicLauncher":
-            return 1
-        return len(self.plan.grid) if self.plan.grid is not None else 2
 
     def run_all(self) -> None:
         """Run trials until there are no more; wait while others run some, for theirs may die."""
@@ -64,20 +72,15 @@ class Worker:
 
     def is_finished(self) -> bool:
         """Return True if no other trial begins; the first process to find a reason leaves it in the study."""
-        if reason := self.stopping.get_reason(self.study) or self.get_exhausted_reason():
+        reason = self.stopping.get_reason(self.study)
+        if not reason and has_stopped(self.study) and self.queue.count_used(self.queue.list_trials()) < self.plan.total:
+            reason = "sampler: every configuration has been tried"
+        if reason:
             if not reason.startswith("timeout"):  # a timeout is this command's own
                 self.study.set_user_attr("over", reason)
             self.progress.print_row("stopped", reason)
             return True
-        return (self.plan.grid is None and self.count_failures() > self.get_max_failures()) or supervisor.is_orphaned()
-
-    def get_exhausted_reason(self) -> str:
-        """Return a reason if the sampler has called study.stop before the study's total; else an empty text."""
-        return "sampler: every configuration has been tried" if has_stopped(self.study) and self.has_unused_total() else ""
-
-    def has_unused_total(self) -> bool:
-        """Return True if the study may begin more trials."""
-        return self.queue.count_used(self.study.get_trials(deepcopy=False)) < self.plan.total
+        return (self.plan.grid is None and self.has_failed()) or is_orphaned()
 
     def take_trials(self) -> tuple[list[Trial], bool]:
         """Return as many trials as the launcher gets at once, with their values, and True if there may be more later."""
@@ -100,25 +103,28 @@ class Worker:
             self.suggest_custom(self.plan.config, trial)
         if self.settings.dedup == "allow" or self.plan.grid is not None:
             return True
-        trials = self.study.get_trials(deepcopy=False)
-        before = (t for t in trials if t.number < trial.number and t.state == TrialState.COMPLETE)
-        same = next((t for t in before if t.params == trial.params), None)
+        complete = self.queue.list_trials(TrialState.COMPLETE)
+        same = next((t for t in complete if t.number < trial.number and t.params == trial.params), None)
         if same is None:
             return True
         if self.settings.dedup == "reuse":
-            trial.set_user_attr("reused", same.number)
-            trial.set_user_attr("folder", same.user_attrs.get("folder", ""))
-            for name, excess in same.constraints.items():
-                trial.set_constraint(name, excess)
-            self.queue.release(trial)
-            self.study.tell(trial, same.values)
-            self.progress.update()
+            self.reuse(trial, same)
             return False
-        if sum("again" in t.user_attrs for t in trials) >= MAX_RESAMPLES * self.plan.total:
+        if sum("again" in t.user_attrs for t in self.queue.list_trials()) >= MAX_RESAMPLES * self.plan.total:
             return True
         trial.set_user_attr("again", same.number)
         self.queue.exclude(trial, f"the same as {same.number}")
         return False
+
+    def reuse(self, trial: Trial, same: FrozenTrial) -> None:
+        """Tell the study the result of an earlier trial with the same values."""
+        trial.set_user_attr("reused", same.number)
+        trial.set_user_attr("folder", same.user_attrs.get("folder", ""))
+        for name, excess in same.constraints.items():
+            trial.set_constraint(name, excess)
+        self.queue.release(trial)
+        self.study.tell(trial, same.values)
+        self.progress.update()
 
     def run(self, trials: list[Trial]) -> None:
         """Launch trials and tell the study their results. After a signal they stay RUNNING, for a later process to resume."""
@@ -137,6 +143,7 @@ class Worker:
         first = get_first_value(self.plan.space, self.plan.config, key)
         overrides = [line for line in self.build_overrides(trial) if line.partition("=")[0] != key]
         jobs = [(trial, [*overrides, f"{key}={first + index}"], f"{trial.number}/{index}") for index in range(repeats["n"])]
+        running = RunningTrial(self.study, get_storage(self.study), get_trial_id(trial))
         for batch in [[job] for job in jobs] if self.settings.has_pruner else [jobs]:
             outcomes += [self.collect_outcome(result) for result in self.launch_jobs(batch)]
             failed = next((outcome for outcome in outcomes if outcome.error), None)
@@ -144,18 +151,11 @@ class Worker:
                 return failed or outcomes[-1]
             so_far = reduce_outcomes(outcomes, repeats["reduce"])
             trial.set_user_attr("repeats", [outcome.values[0] for outcome in outcomes])
-            if self.settings.has_pruner and self.should_prune(trial, len(outcomes) - 1, so_far.values[0]):
-                break
+            if self.settings.has_pruner:
+                running.report(so_far.values[0], len(outcomes) - 1)  # a repeat stands for a step
+                if running.should_prune():
+                    break
         return so_far
-
-    def should_prune(self, trial: Trial, repeat: int, value: float) -> bool:
-        """Report the reduced value after a repeat, which stands for the step. Return True if the pruner stops the trial."""
-        storage, trial_id = get_storage(self.study), get_trial_id(trial)
-        storage.set_trial_intermediate_value(trial_id, repeat, value)
-        is_pruned = self.study.pruner.prune(self.study, storage.get_trial(trial_id))
-        if is_pruned:
-            trial.set_user_attr(PRUNED_ATTR, repeat)
-        return is_pruned
 
     def launch_jobs(self, jobs: list[tuple[Trial, list[str], str]]) -> Sequence[JobReturn]:
         """Return the launcher's results of jobs (trial, overrides, name); a job's name is its folder in the sweep's."""
@@ -209,8 +209,7 @@ class Worker:
 
     def has_trials_left(self) -> bool:
         """Return True if the study has trials to begin or to resume."""
-        trials = self.study.get_trials(deepcopy=False)
-        return self.queue.count_used([t for t in trials if t.state.is_finished()]) < self.plan.total
+        return self.queue.count_used([t for t in self.queue.list_trials() if t.state.is_finished()]) < self.plan.total
 
     def update_progress(self) -> None:
         """Print what other processes have done since; print nothing while the storage is unreachable."""
@@ -220,22 +219,20 @@ class Worker:
             if not is_storage_unreachable(error):
                 raise
 
-    def count_failures(self) -> int:
+    def list_failed(self) -> list[FrozenTrial]:
         """Return the failed trials of the study's total."""
-        return sum(
-            t.state == TrialState.FAIL and EXCLUDED_ATTR not in t.user_attrs for t in self.study.get_trials(deepcopy=False)
-        )
+        return [trial for trial in self.queue.list_trials(TrialState.FAIL) if EXCLUDED_ATTR not in trial.user_attrs]
 
-    def get_max_failures(self) -> int:
-        """Return how many trials of a study may fail; 1e-9 absorbs the rounding of the product."""
-        return int(self.settings.max_failure_rate * self.plan.total + 1e-9)
+    def has_failed(self) -> bool:
+        """Return True if more trials failed than may."""
+        return len(self.list_failed()) > self.plan.study_spec.max_failures
 
     def check_failures(self) -> None:
         """Raise ValueError if more trials failed than may; of a grid, none may."""
-        failed, is_grid = self.count_failures(), self.plan.grid is not None
-        if failed <= (0 if is_grid else self.get_max_failures()):
-            return
-        errors = [t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-        setting = "" if is_grid else f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: "
-        message = f"{failed} of {self.plan.total} trials failed, the last with: {errors[-1] if errors else ''}"
-        raise ValueError(setting + message) from self.last_error
+        if self.has_failed():
+            is_study, failed = self.plan.grid is None, self.list_failed()
+            setting = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: " if is_study else ""
+            message = (
+                f"{len(failed)} of {self.plan.total} trials failed, the last with: {failed[-1].user_attrs.get('error', '')}"
+            )
+            raise ValueError(setting + message) from self.last_error

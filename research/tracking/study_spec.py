@@ -35,6 +35,11 @@ class StudySpec:
         """The key whose values repeat one configuration."""
         return str(self.repeats.get("over", "seed"))
 
+    @property
+    def max_failures(self) -> int:
+        """How many trials may fail before the sweep's command ends with an error; none of a grid."""
+        return 0 if self.kind == "grid" else int(self.max_failure_rate * self.total + 1e-9)  # the product is rounded
+
 
 def parse_study_spec(record: Mapping[str, Any]) -> StudySpec:
     """Return the spec of a JSON object; keys that it lacks have their defaults. Raises ValueError for a newer version."""

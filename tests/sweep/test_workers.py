@@ -19,7 +19,7 @@ from program import ROOT, make_environment, start_run, train
 from sweeping import connect_journal, load_folder_study, load_study, run_sweep
 
 from research.run_dir import WORKER_ENV_VAR
-from research.sweep import queue, supervisor
+from research.sweep import queue, worker
 from research.sweep.optuna_private import get_trial_id, set_user_attr
 from research.sweep.queue import LEASE, Queue
 from research.tracking.optuna_storage import truncate_partial_line
@@ -255,12 +255,12 @@ def test_kills_at_random_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_worker_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(WORKER_ENV_VAR, raising=False)
-    assert supervisor.get_worker_spec() is None
-    assert not supervisor.is_orphaned()
+    assert worker.get_worker_spec() is None
+    assert not worker.is_orphaned()
     monkeypatch.setenv(WORKER_ENV_VAR, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": os.getppid()}))
-    assert not supervisor.is_orphaned()
+    assert not worker.is_orphaned()
     monkeypatch.setenv(WORKER_ENV_VAR, json.dumps({"index": 0, "folder": ".", "study": "s", "parent": -1}))
-    assert supervisor.is_orphaned()
+    assert worker.is_orphaned()
 
 
 def test_runs_of_several_processes_are_swept_and_pruned_together(tmp_path: Path) -> None:
