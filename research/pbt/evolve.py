@@ -38,11 +38,11 @@ class Member:
 
 def create_first_generation(parameters: Mapping[str, Parameter], s: PopulationSettings) -> list[Member]:
     """Return the first generation, drawn from the space."""
-    members = []
-    for number in range(s.population):
-        params = {key: sample_value(p, make_rng(s.seed, 0, number, key)) for key, p in parameters.items()}
-        members.append(Member(0, number, None, params))
-    return members
+
+    def draw(number: int) -> dict[str, Any]:
+        return {key: sample_value(p, make_rng(s.seed, 0, number, key)) for key, p in parameters.items()}
+
+    return [Member(0, number, None, draw(number)) for number in range(s.population)]
 
 
 def evolve_generation(

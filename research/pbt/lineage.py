@@ -4,6 +4,7 @@ import csv
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from research.pbt.evolve import Member, rank_members
 from research.pbt.plan import Plan
 from research.run_dir import replace_text
+from research.tracking import mlflow_store
 
 log = logging.getLogger(__name__)
 COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder", "error")
@@ -99,19 +101,19 @@ def plot_parameter(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> No
         axis.set_yscale("log")
 
 
-def tag_runs(uri: str | None, members: Sequence[Member], before: Sequence[Member]) -> None:
+def tag_runs(folder: Path, members: Sequence[Member], before: Sequence[Member]) -> None:
     """Tag each run in MLflow with its generation and parent; log a warning if MLflow cannot be reached."""
-    if not any(member.run_id for member in members):
+    parents, logged = {member.number: member for member in before}, [member for member in members if member.run_id]
+    if not logged:
         return
-    ids = {member.number: member for member in before}
     try:
-        with connect_store(uri) as client:
-            for member in members:
+        with connect_store(folder) as client:
+            for member in logged:
                 tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
                 if member.parent is not None:
-                    parent = ids[member.parent]
+                    parent = parents[member.parent]
                     tags |= {"pbt.parent": parent.name, "pbt.parent_run": parent.run_id}
-                for key, value in tags.items() if member.run_id else ():
+                for key, value in tags.items():
                     client.set_tag(member.run_id, key, value)
     except Exception as error:  # each store raises its own: the training must not end for it
         log.warning("MLflow does not know the lineage of %s: %s", ", ".join(m.name for m in members), error)
@@ -119,30 +121,27 @@ def tag_runs(uri: str | None, members: Sequence[Member], before: Sequence[Member
 
 def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -> None:
     """End the sweep's run in MLflow, if there is one, with the files, the best values and its status."""
-    note = plan.folder / "mlflow_run_id"
-    if not note.exists():
+    id_file = plan.folder / mlflow_store.RUN_ID_FILE
+    if not id_file.exists():
         return
-    from research.tracking import mlflow_store as stores
-
-    generations = range(members[-1].generation + 1)
-    ranked = [rank_members([m for m in members if m.generation == generation], plan.maximize) for generation in generations]
-    metrics = {"best_value": {g: row[0].value for g, row in enumerate(ranked) if row[0].value is not None}}
-    metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
+    history = dict[int, float]()  # generation -> its best value
+    for member in reversed(rank_members(members, plan.maximize)):
+        if member.value is not None:
+            history[member.generation] = member.value
     failed = sum(m.value is None for m in members)
-    metrics |= {"trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
+    metrics = {"best_value": history, "trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
+    metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
     tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
+    files = [(plan.folder / name, None) for name in REPORT_FILES]
     try:
-        with connect_store(OmegaConf.select(plan.config, "tracker.uri")) as client:
-            files = [(plan.folder / name, None) for name in REPORT_FILES]
-            stores.conclude(client, note.read_text().strip(), files, metrics, tags, status)
+        with connect_store(plan.folder) as client:
+            mlflow_store.conclude(client, id_file.read_text().strip(), files, metrics, tags, status)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)
 
 
 @contextmanager
-def connect_store(uri: str | None) -> Iterator[Any]:
-    """A client of the store that the runs' tracker uses."""
-    from research.tracking.mlflow_store import connect, resolve_uri, shorten_timeouts
-
-    with shorten_timeouts():
-        yield connect(resolve_uri(uri), must_exist=True)
+def connect_store(folder: Path) -> Iterator[Any]:
+    """Yield a client of the store that the runs in a sweep's folder are logged to."""
+    with mlflow_store.shorten_timeouts():
+        yield mlflow_store.connect(mlflow_store.find_store_uri(folder), must_exist=True)

@@ -1,4 +1,4 @@
-"""A population from its first look at the settings to its report."""
+"""Train a population: check its settings, run its generations, write its report."""
 
 import logging
 import statistics
@@ -8,12 +8,11 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
-from research.pbt.plan import Plan, can_resume, describe_plan, make_plan
-from research.pbt.record import POPULATION_FILE, PopulationRecord, read_population, write_population
+from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
 from research.preflight.overrides import to_override
 from research.run_dir import TRIAL_ENV_VAR, list_checkpoints, lock, read_json
 from research.sweep.compose import Composer
@@ -93,8 +92,7 @@ class Population:
 
     def save(self, finished: bool = False) -> None:
         """Write population.json."""
-        record = PopulationRecord(self.plan.digest, finished, self.plan.spec, self.members)
-        write_population(self.plan.folder, record)
+        PopulationRecord(self.plan.digest, finished, self.plan.spec, self.members).write(self.plan.folder)
 
     def run_all(self) -> None:
         """Run the generations that are left. Raises ValueError if all members of one failed; it is run again then."""
@@ -134,8 +132,7 @@ class Population:
         returns: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
         for member, result in zip(members, returns, strict=True):
             self.record_result(member, result)
-        uri = OmegaConf.select(self.plan.config, "tracker.uri")
-        lineage.tag_runs(uri, members, self.get_members(members[0].generation - 1))
+        lineage.tag_runs(self.plan.folder, members, self.get_members(members[0].generation - 1))
         self.members += members
         self.save()
 

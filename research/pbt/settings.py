@@ -1,11 +1,9 @@
 """The settings of a population. Hydra imports this file at every start: nothing heavy here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from research.ranges import PositiveFloat, PositiveInt
-from research.sweep.settings import convert
 
 EXAMPLES = {"params": "{lr: 'interval(1e-4,1e-2)'}", "factors": "[0.8,1.2]"}
 
@@ -28,11 +26,3 @@ class PopulationSettings:
     study_name: str | None = None  # its folder in home; null: a new one, unless the same command has left one unfinished
     home: str | None = None  # the folder of the sweeps; null: out/name
     dry_run: bool = False  # print what would be run
-
-
-def parse_settings(raw_settings: Mapping[str, Any]) -> PopulationSettings:
-    """Return the settings, checked. Raises ValueError with the setting, its value and the fix."""
-    settings = convert(PopulationSettings, raw_settings, EXAMPLES)
-    if not settings.factors:
-        raise ValueError(f"hydra.sweeper.factors=[]: give numbers above 0, as {EXAMPLES['factors']}")
-    return settings

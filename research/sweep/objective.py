@@ -13,12 +13,8 @@ from optuna.trial import Trial
 from research.run_dir import read_json
 from research.sweep.settings import parse_bound
 
-REDUCERS: dict[str, Callable[[list[float]], float]] = {
-    "mean": statistics.fmean,
-    "median": statistics.median,
-    "min": min,
-    "max": max,
-}
+Reducer = Callable[[list[float]], float]
+REDUCERS: dict[str, Reducer] = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
 
 
 @dataclass
@@ -42,12 +38,11 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
     try:
         known = dict(returned) if isinstance(returned, Mapping) else load_metrics(folder) if metrics or limits else {}
         values = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
-        constrained = {name: get_number(known, name, "constraints") for name in limits}
+        if any(math.isnan(value) for value in values):
+            raise ValueError("the objective is not a number (NaN)")
+        return Outcome(values, folder=folder, limits={name: get_number(known, name, "constraints") for name in limits})
     except ValueError as error:
         return Outcome(error=str(error), cause=error, folder=folder)
-    if any(math.isnan(value) for value in values):
-        return Outcome(error="the objective is not a number (NaN)", folder=folder)
-    return Outcome(values, folder=folder, limits=constrained)
 
 
 def parse_numbers(returned: Any, count: int) -> list[float]:
@@ -87,7 +82,6 @@ def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
 
 def set_constraints(trial: Trial, outcome: Outcome, constraints: Mapping[str, str]) -> None:
     """Tell the study how far the trial is beyond each bound; 0 and less is within it."""
-    for name, text in constraints.items():
-        sign, limit = parse_bound(text) or ("<=", math.inf)
-        if name in outcome.limits:
-            trial.set_constraint(name, outcome.limits[name] - limit if sign in ("<=", "<") else limit - outcome.limits[name])
+    for name, value in outcome.limits.items():
+        sign, limit = parse_bound(constraints[name]) or ("<=", math.inf)
+        trial.set_constraint(name, value - limit if sign in ("<=", "<") else limit - value)

@@ -22,21 +22,6 @@ def get_trial_id(trial: Trial | FrozenTrial) -> int:
     return trial._trial_id
 
 
-def load_trial(study: Study, trial: FrozenTrial) -> Trial:
-    """Return a running trial as `study.ask` would, with the values that it has."""
-    return Trial(study, get_trial_id(trial))
-
-
-def load_user_attrs(study: Study, trial_id: int) -> dict[str, Any]:
-    """Return a trial's attributes as the storage has them now; a Trial has those of when it was made."""
-    return get_storage(study).get_trial_user_attrs(trial_id)
-
-
-def set_user_attr(study: Study, trial_id: int, key: str, value: Any) -> None:
-    """Set an attribute of a running trial, whoever holds it."""
-    get_storage(study).set_trial_user_attr(trial_id, key, value)
-
-
 def enable_stop(study: Study) -> None:
     """Let samplers call `study.stop` outside of `study.optimize`: they do once nothing is left to try."""
     study._thread_local.in_optimize_loop = True

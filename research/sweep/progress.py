@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ class ProgressDisplay:
         for trial in trials:
             if trial.state.is_finished() and trial.number not in self.reported:
                 self.reported.add(trial.number)
-                self.print_trial_end(trial, trials)
+                if EXCLUDED_ATTR not in trial.user_attrs:
+                    is_complete = trial.state == TrialState.COMPLETE
+                    value = ", ".join(f"{value:.4g}" for value in trial.values) if is_complete else trial.state.name.lower()
+                    self.print_row("trial", f"#{trial.number} {value}, {self.describe_standing(trials)}")
         if self.workers > 1 and self.terminal.is_terminal:
             if self.live is None:
                 self.live = Live("", console=self.terminal, auto_refresh=False, transient=True)
@@ -67,14 +71,6 @@ class ProgressDisplay:
     def close(self) -> None:
         if self.live:
             self.live.stop()
-
-    def print_trial_end(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
-        """Print a trial's result, the best so far and the time left."""
-        if EXCLUDED_ATTR in trial.user_attrs:
-            return
-        is_complete = trial.state == TrialState.COMPLETE
-        value = ", ".join(f"{value:.4g}" for value in trial.values) if is_complete else trial.state.name.lower()
-        self.print_row("trial", f"#{trial.number} {value}, {self.describe_standing(trials)}")
 
     def describe_standing(self, trials: list[FrozenTrial]) -> str:
         """Return the best so far, how many trials are done and the time left."""
@@ -107,18 +103,10 @@ def join_params(texts: dict[str, str]) -> str:
 
 def read_last_metrics(path: Path) -> dict[str, float]:
     """Return the last value of each metric in the last lines of metrics.jsonl; nothing where the file cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return {}
-    metrics: dict[str, float] = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the first line of the tail is cut off, the last one may be half-written
-        if isinstance(record, dict):
-            metrics |= {key: value for key, value in record.items() if isinstance(value, int | float)}
+    metrics = dict[str, float]()
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        for line in file:
+            with suppress(ValueError):  # the first line of the tail is cut off, the last one may be half-written
+                metrics |= {key: value for key, value in json.loads(line).items() if isinstance(value, int | float)}
     return metrics

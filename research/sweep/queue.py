@@ -15,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from research.run_dir import is_file_locked
-from research.sweep.optuna_private import get_trial_id, load_trial, load_user_attrs, set_user_attr
+from research.sweep.optuna_private import get_storage, get_trial_id
 from research.tracking.storage import FileLock
 
 LEASE, TRIES, EXCLUDED_ATTR = "lease", "tries", "aside"  # a trial's attributes
@@ -28,6 +28,7 @@ class Queue:
 
     def __init__(self, study: Study, folder: Path, total: int, lease: float, max_retries: int) -> None:
         self.study, self.folder, self.total, self.lease, self.max_retries = study, folder, total, lease, max_retries
+        self.storage = get_storage(study)  # it sets attributes of trials that another process has asked for
         self.held_trials = set[int]()  # ids of the trials whose lease this process renews
         self.token, self.host = uuid.uuid4().hex[:12], socket.gethostname()
         self.stop_event = threading.Event()
@@ -42,10 +43,10 @@ class Queue:
         with self.folder_lock:
             for trial in filter(self.is_dead, self.list_trials(TrialState.RUNNING)):
                 if trial.user_attrs.get(TRIES, 1) > self.max_retries:
-                    set_user_attr(self.study, get_trial_id(trial), "error", "its process died, again and again")
+                    self.storage.set_trial_user_attr(get_trial_id(trial), "error", "its process died, again and again")
                     self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 elif self._take_over(trial):
-                    return load_trial(self.study, trial), True
+                    return Trial(self.study, get_trial_id(trial)), True
             if self.count_used(self.list_trials()) < self.total:
                 fresh = self.study.ask()
                 self._hold(get_trial_id(fresh), 1)
@@ -94,7 +95,7 @@ class Queue:
         self.stop_event.set()
         self.thread.join()
         for trial_id in self.held_trials:
-            set_user_attr(self.study, trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
+            self.storage.set_trial_user_attr(trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
         self.own_lock.release()
         self._get_lock_path(self.token).unlink(missing_ok=True)
 
@@ -114,16 +115,16 @@ class Queue:
     def _hold(self, trial_id: int, tries: int) -> None:
         self._write_lease(trial_id)
         if tries > 1:
-            set_user_attr(self.study, trial_id, TRIES, tries)
+            self.storage.set_trial_user_attr(trial_id, TRIES, tries)
         self.held_trials.add(trial_id)
 
     def _load_token(self, trial_id: int) -> str:
         """Return the token of the process that holds the trial now; empty where none does."""
-        return str(load_user_attrs(self.study, trial_id).get(LEASE, {}).get("token", ""))
+        return str(self.storage.get_trial_user_attrs(trial_id).get(LEASE, {}).get("token", ""))
 
     def _write_lease(self, trial_id: int) -> None:
         lease = {"host": self.host, "pid": os.getpid(), "token": self.token, "beat": time.time()}
-        set_user_attr(self.study, trial_id, LEASE, lease)
+        self.storage.set_trial_user_attr(trial_id, LEASE, lease)
 
     def _renew(self) -> None:
         """Renew the leases of held trials until `close`; runs in a thread."""

@@ -12,29 +12,25 @@ END_MESSAGE = "end"
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others
 
 
-def get_launched_ranks() -> tuple[int, int]:
-    """Return this process's rank and the number of processes that its launcher started."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1  # no launcher: a sweep of runs without torch need not import it
-    from research.training import distributed
-
-    return distributed.get_launched_ranks()
+def get_world_size() -> int:
+    """Return the number of processes that this process's launcher started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 class Ranks:
     """The processes of one torchrun. With one process its methods do nothing."""
 
-    store: Any
+    store: Any = None
+    message_index = 0
 
     def __init__(self) -> None:
-        self.rank, self.world_size = get_launched_ranks()
-        self.message_index, self.store = 0, None
+        self.world_size = get_world_size()
+        self.rank = int(os.environ["RANK"]) if self.world_size > 1 else 0
         if self.world_size == 1:
             return
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            raise ValueError(
-                f"-m: {self.world_size} processes have no common store\nstart the sweep by torchrun, or as one process"
-            )
+            fix = "start the sweep by torchrun, or as one process"
+            raise ValueError(f"-m: {self.world_size} processes have no common store\n{fix}")
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -60,10 +60,18 @@ class Parameter:
 class Space:
     """The parameters of a sweep, and the overrides that all of its jobs have, in the order of the command line."""
 
-    parameters: dict[str, Parameter] = field(default_factory=dict)
-    fixed: dict[str, str] = field(default_factory=dict)  # key -> the complete override
-    order: list[str] = field(default_factory=list)  # of all keys
+    entries: dict[str, Parameter | str] = field(default_factory=dict)  # key -> a parameter, or the complete override
     config_values: dict[str, Any] = field(default_factory=dict)  # values of the configuration that conditions need
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """What varies."""
+        return {key: entry for key, entry in self.entries.items() if isinstance(entry, Parameter)}
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The complete overrides of what does not vary."""
+        return {key: entry for key, entry in self.entries.items() if isinstance(entry, str)}
 
     @property
     def is_discrete(self) -> bool:
@@ -75,26 +83,19 @@ class Space:
 
     def to_overrides(self, params: Mapping[str, Any]) -> list[str]:
         """Return one job's overrides; parameters of the user's own function come last."""
-        own = {key: f"{key}={text}" for key, text in self.format_params(params).items()}
-        lines = [(own | self.fixed)[key] for key in self.order if key in own or key in self.fixed]
-        return lines + [f"{key}={to_override(value)}" for key, value in params.items() if key not in self.parameters]
+        texts = self.fixed | {key: f"{key}={text}" for key, text in self.format_params(params).items()}
+        own = [f"{key}={to_override(value)}" for key, value in params.items() if key not in self.entries]
+        return [texts[key] for key in self.entries if key in texts] + own
 
     def format_params(self, params: Mapping[str, Any]) -> dict[str, str]:
         """Return the values of the space's own parameters as overrides give them."""
         return {key: p.format_value(params[key]) for key, p in self.parameters.items() if key in params}
 
-    def add(self, override: Override) -> None:
-        """Add one override; it replaces an earlier one of its key."""
-        key = str(override.get_key_element())
-        for known in [known for known in self.order if known.lstrip("+") == key.lstrip("+")]:
-            self.order.remove(known)
-            self.parameters.pop(known, None)
-            self.fixed.pop(known, None)
-        self.order.append(key)
-        if override.is_sweep_override():
-            self.parameters[key] = parse_parameter(key, override)
-        else:
-            self.fixed[key] = str(override.input_line)
+    def add(self, key: str, entry: Parameter | str) -> None:
+        """Add what a key is set to; it replaces an earlier entry of the key."""
+        for known in [known for known in self.entries if known.lstrip("+") == key.lstrip("+")]:
+            del self.entries[known]
+        self.entries[key] = entry
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """Return all values of a trial, each suggested after those that its condition needs."""
@@ -146,15 +147,19 @@ def parse_space(
 ) -> Space:
     """Return the space of a config and a command line; the command line wins. Raises ValueError, naming the key."""
     parser, space = OverridesParser.create(config_loader=loader), Space()
+
+    def add_line(line: str) -> None:
+        override = parser.parse_override(line)
+        key = str(override.get_key_element())
+        space.add(key, parse_parameter(key, override) if override.is_sweep_override() else line)
+
     for key, value in params.items():
-        node = {"choices": value} if isinstance(value, list) else value
-        is_node = isinstance(node, Mapping)
-        text = "choice(0)" if is_node else value if isinstance(value, str) else to_override(value)
-        space.add(parser.parse_override(f"{key}={text}"))
-        if is_node:
-            space.parameters[key] = parse_mapping(key, node)
+        if isinstance(value, Mapping | list):
+            space.add(key, parse_mapping(key, value if isinstance(value, Mapping) else {"choices": value}))
+        else:
+            add_line(f"{key}={value if isinstance(value, str) else to_override(value)}")
     for argument in arguments:
-        space.add(parser.parse_override(argument))
+        add_line(argument)
     for key, source in when.items():
         add_condition(space, key, source, config)
     space.sort_parameters()
@@ -163,7 +168,8 @@ def parse_space(
 
 def add_condition(space: Space, key: str, source: str, config: DictConfig | None) -> None:
     """Give a parameter its condition. Raises ValueError where the condition refers to a key that is nowhere."""
-    if key not in space.parameters:
+    parameter = space.entries.get(key)
+    if not isinstance(parameter, Parameter):
         raise ValueError(f"hydra.sweeper.when.{key}: the sweep has no parameter {key}, only: {', '.join(space.parameters)}")
     condition = Condition(source, f"hydra.sweeper.when.{key}")
     values = {name: get_config_value(config, name) for name in condition.names}
@@ -171,7 +177,7 @@ def add_condition(space: Space, key: str, source: str, config: DictConfig | None
     known = {*space.get_condition_values({}), *(name.lstrip("+") for name in space.parameters)}
     if unknown := ", ".join(sorted(condition.names - known)):
         raise ValueError(f"{condition.setting}={source}: {unknown} is neither swept nor in the configuration")
-    space.parameters[key] = replace(space.parameters[key], when=condition)
+    space.entries[key] = replace(parameter, when=condition)
 
 
 def get_config_value(config: DictConfig | None, name: str) -> Any:

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
-from typing import Any
 
+from research import signals
 from research.run_dir import WORKER_ENV_VAR
 from research.sweep.plan import Plan, format_row
 from research.sweep.worker import Worker
@@ -23,37 +23,30 @@ def supervise(worker: Worker) -> None:
     """
     plan, start_time, deaths, failed = worker.plan, time.time(), 0, list[int]()
     running: dict[int, Popen[bytes]] = {}
-    handlers = {signum: signal.signal(signum, exit_on_signal) for signum in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        running |= {index: start_worker(index, plan, start_time) for index in range(plan.settings.workers)}
-        while running:
-            for index, process in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del running[index]
-                deaths += code < 0
-                if code < 0 and deaths <= MAX_DEATHS and not worker.is_finished():
-                    print(format_row("worker", f"{index} died by signal {-code}: another one takes over"), flush=True)
-                    running[index] = start_worker(index, plan, start_time)
-                elif code:
-                    failed.append(index)
-            worker.update_progress()
-            time.sleep(0.2)
-    except BaseException as stop:
-        by_signal = int(str(stop.code)) - 128 if isinstance(stop, SystemExit) else signal.SIGTERM
-        stop_workers(list(running.values()), signal.SIGINT if isinstance(stop, KeyboardInterrupt) else by_signal)
-        raise
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+    with signals.watch() as watch:
+        try:
+            running |= {index: start_worker(index, plan, start_time) for index in range(plan.settings.workers)}
+            while running and not watch.signum:
+                for index, process in list(running.items()):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del running[index]
+                    deaths += code < 0
+                    if code < 0 and deaths <= MAX_DEATHS and not worker.is_finished():
+                        print(format_row("worker", f"{index} died by signal {-code}: another one takes over"), flush=True)
+                        running[index] = start_worker(index, plan, start_time)
+                    elif code:
+                        failed.append(index)
+                worker.update_progress()
+                time.sleep(0.2)
+        finally:
+            stop_workers(list(running.values()), watch.signum or signal.SIGTERM)  # none is left at the end
+    if watch.signum:
+        raise KeyboardInterrupt if watch.signum == signal.SIGINT else SystemExit(128 + watch.signum)
     if not worker.is_finished() and failed and worker.has_trials_left():
         reason = read_worker_error(plan.folder / f"worker-{failed[0]}.log")
         raise ValueError(f"hydra.sweeper.workers: {len(failed)} of them failed\n{reason}")
-
-
-def exit_on_signal(signum: int, _: Any) -> None:
-    raise SystemExit(128 + signum)
 
 
 def start_worker(index: int, plan: Plan, start_time: float) -> Popen[bytes]:

@@ -67,23 +67,20 @@ def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
     Raises ValueError where the storage is gone: nothing is lost, but the report needs it too.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            worker.ranks.send(END_MESSAGE)
+            worker.progress.close()
+            worker.queue.close()
+            if is_main_process:
+                finish(worker)
     except Exception as error:
         if not is_storage_unreachable(error):
             raise
         reason = first_line(error.__cause__ or error)
         storage = f"hydra.sweeper.storage={redact_url(worker.plan.storage)}"
         raise ValueError(f"{storage} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
-    finally:
-        worker.ranks.send(END_MESSAGE)
-        worker.progress.close()
-        try:
-            worker.queue.close()
-            if is_main_process:
-                finish(worker)
-        except Exception as error:
-            if not is_storage_unreachable(error):  # else the ValueError above says so
-                raise
 
 
 def prepare_study(plan: Plan) -> Study:

@@ -18,7 +18,7 @@ from research.preflight.overrides import to_override
 from research.run_dir import TRIAL_ENV_VAR, WORKER_ENV_VAR
 from research.sweep.compose import Composer
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set_constraints
-from research.sweep.optuna_private import enable_stop, get_storage, get_trial_id, has_stopped, load_user_attrs
+from research.sweep.optuna_private import enable_stop, get_trial_id, has_stopped
 from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
 from research.sweep.queue import EXCLUDED_ATTR, Queue
@@ -80,7 +80,8 @@ class Worker:
                 self.study.set_user_attr("over", reason)
             self.progress.print_row("stopped", reason)
             return True
-        return (self.plan.grid is None and self.has_failed()) or is_orphaned()
+        has_failed = self.plan.grid is None and len(self.list_failed()) > self.plan.study_spec.max_failures
+        return has_failed or is_orphaned()
 
     def take_trials(self) -> tuple[list[Trial], bool]:
         """Return as many trials as the launcher gets at once, with their values, and True if there may be more later."""
@@ -143,7 +144,7 @@ class Worker:
         first = get_first_value(self.plan.space, self.plan.config, key)
         overrides = [line for line in self.build_overrides(trial) if line.partition("=")[0] != key]
         jobs = [(trial, [*overrides, f"{key}={first + index}"], f"{trial.number}/{index}") for index in range(repeats["n"])]
-        running = RunningTrial(self.study, get_storage(self.study), get_trial_id(trial))
+        running = RunningTrial(self.study, self.queue.storage, get_trial_id(trial))
         for batch in [[job] for job in jobs] if self.settings.has_pruner else [jobs]:
             outcomes += [self.collect_outcome(result) for result in self.launch_jobs(batch)]
             failed = next((outcome for outcome in outcomes if outcome.error), None)
@@ -199,7 +200,7 @@ class Worker:
                 trial.set_user_attr("error", outcome.error[:500])
                 self.study.tell(trial, state=TrialState.FAIL)
                 log.warning("#%d failed: %s", trial.number, outcome.error)
-            elif PRUNED_ATTR in load_user_attrs(self.study, get_trial_id(trial)):
+            elif PRUNED_ATTR in self.queue.storage.get_trial_user_attrs(get_trial_id(trial)):
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, outcome.values)
@@ -223,14 +224,10 @@ class Worker:
         """Return the failed trials of the study's total."""
         return [trial for trial in self.queue.list_trials(TrialState.FAIL) if EXCLUDED_ATTR not in trial.user_attrs]
 
-    def has_failed(self) -> bool:
-        """Return True if more trials failed than may."""
-        return len(self.list_failed()) > self.plan.study_spec.max_failures
-
     def check_failures(self) -> None:
         """Raise ValueError if more trials failed than may; of a grid, none may."""
-        if self.has_failed():
-            is_study, failed = self.plan.grid is None, self.list_failed()
+        failed, is_study = self.list_failed(), self.plan.grid is None
+        if len(failed) > self.plan.study_spec.max_failures:
             setting = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: " if is_study else ""
             message = (
                 f"{len(failed)} of {self.plan.total} trials failed, the last with: {failed[-1].user_attrs.get('error', '')}"

@@ -35,8 +35,7 @@ from research.pbt.evolve import (
     select_by_truncation,
 )
 from research.pbt.lineage import REPORT_FILES, draw_lineage, select_trained
-from research.pbt.plan import make_plan
-from research.pbt.record import PopulationRecord, read_population, write_population
+from research.pbt.plan import PopulationRecord, make_plan, read_population
 from research.pbt.settings import PopulationSettings
 from research.sweep.space import Parameter, parse_space
 from research.training.progress import Progress
@@ -212,7 +211,7 @@ def test_a_population_of_version_1_is_read_and_written_under_the_same_keys(tmp_p
     record = read_population(tmp_path)
     assert (record.digest, record.finished, record.requested) == ("abc", True, {"steps": 8})
     assert record.members[0].name == "g0m1"
-    write_population(tmp_path, record)
+    record.write(tmp_path)
     assert json.loads((tmp_path / "population.json").read_text()) == old | {"version": 2}
     assert read_population(tmp_path / "nowhere") == PopulationRecord(members=[])
     (tmp_path / "population.json").write_text('{"version": 3}')

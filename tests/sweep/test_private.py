@@ -25,14 +25,15 @@ def test_a_trial_is_reached_through_its_storage(study: optuna.Study) -> None:
     trial = study.ask()
     trial_id = optuna_private.get_trial_id(trial)
     assert optuna_private.get_trial_id(study.trials[0]) == trial_id
-    optuna_private.set_user_attr(study, trial_id, "lease", {"token": "a"})
-    assert optuna_private.load_user_attrs(study, trial_id) == {"lease": {"token": "a"}}
-    assert optuna_private.get_storage(study).get_trial(trial_id).number == trial.number
+    storage = optuna_private.get_storage(study)
+    storage.set_trial_user_attr(trial_id, "lease", {"token": "a"})
+    assert storage.get_trial_user_attrs(trial_id) == {"lease": {"token": "a"}}
+    assert storage.get_trial(trial_id).number == trial.number
 
 
 def test_a_running_trial_is_loaded_with_its_values(study: optuna.Study) -> None:
     value = study.ask().suggest_float("x", 0, 1)
-    again = optuna_private.load_trial(study, study.trials[0])
+    again = optuna.trial.Trial(study, optuna_private.get_trial_id(study.trials[0]))
     assert again.suggest_float("x", 0, 1) == value
     study.tell(again, 1.0)
     assert study.trials[0].state == TrialState.COMPLETE

@@ -20,7 +20,7 @@ from sweeping import connect_journal, load_folder_study, load_study, run_sweep
 
 from research.run_dir import WORKER_ENV_VAR
 from research.sweep import queue, worker
-from research.sweep.optuna_private import get_trial_id, set_user_attr
+from research.sweep.optuna_private import get_trial_id
 from research.sweep.queue import LEASE, Queue
 from research.tracking.optuna_storage import truncate_partial_line
 from research.tracking.storage import FileLock
@@ -148,7 +148,7 @@ def test_a_trial_that_kills_its_process_again_and_again_fails(tmp_path: Path) ->
         assert trial is not None
         own.held_trials.clear()  # as if killed: not let go
         own.close()
-        set_user_attr(own.study, get_trial_id(trial), LEASE, {"host": own.host, "token": "gone", "beat": 0.0})
+        own.storage.set_trial_user_attr(get_trial_id(trial), LEASE, {"host": own.host, "token": "gone", "beat": 0.0})
     own = open_queue(tmp_path, total=1)
     assert own.take_next() == (None, False)
     assert own.study.trials[0].state == TrialState.FAIL
