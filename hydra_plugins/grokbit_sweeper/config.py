@@ -9,7 +9,7 @@ from typing import Literal
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.grokbit_sweeper.sweeper import StudySweeper
+from hydra_plugins.grokbit_sweeper.sweeper import PopulationSweeper, StudySweeper
 from research.sweep.options import PRUNERS, SAMPLERS, make_node, make_option
 
 PUBLISHED_PACKAGE = "hydra_plugins.hydra_optuna_sweeper"
@@ -18,6 +18,7 @@ is_published_installed = (loaded.__spec__ if loaded else find_spec(PUBLISHED_PAC
 store = partial(ConfigStore.instance().store, provider="grokbit")
 
 store(group="hydra/sweeper", name="grokbit", node=make_node(StudySweeper, sampler=None, pruner=None))
+store(group="hydra/sweeper", name="pbt", node=make_node(PopulationSweeper))
 for name, text in PRUNERS.items():
     store(group="hydra/sweeper/pruner", name=name, node=make_option("optuna.pruners", name, text))
 for name, text in SAMPLERS.items():

@@ -1,4 +1,4 @@
-"""What a population's command runs and where, before anything is run; population.json, which says how far it is."""
+"""Plan a population: its space, its generations, its folder; read and write population.json, which holds its members."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,10 +42,6 @@ class Plan:
         settings = {key: value for key, value in asdict(self.settings).items() if key not in NOT_COMPARED}
         space = {"space": self.space.describe(), "fixed": sorted(self.space.fixed.values())}
         return settings | space | {"steps": self.steps, "maximize": self.maximize}
-
-    @property
-    def digest(self) -> str:
-        return hash_record(self.spec)
 
     @property
     def generations(self) -> int:
@@ -96,7 +92,7 @@ def can_resume(plan: Plan, folder: Path) -> bool:
         record = read_population(folder)
     except (ValueError, TypeError):  # a later Grokbit wrote it, or it is damaged: not this command's
         return False
-    return record.digest == plan.digest and not record.finished and not is_locked(folder)
+    return record.digest == hash_record(plan.spec) and not record.finished and not is_locked(folder)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resum
 from research.preflight.overrides import to_override
 from research.run_dir import TRIAL_ENV_VAR, list_checkpoints, lock, read_json
 from research.sweep.compose import Composer
-from research.sweep.plan import format_row, resolve_folder
+from research.sweep.plan import format_row, hash_record, resolve_folder
 from research.sweep.study import check_same_spec
 from research.tracking.jsonl import FAILED, FINISHED, KILLED
 
@@ -48,10 +49,11 @@ def run_population(
 def finish(population: "Population", status: str) -> None:
     """Write the report on the generations that have ended and print where it is; also after Ctrl-C."""
     plan, members = population.plan, population.members
-    ended = [generation for generation in range(plan.generations) if population.has_ended(generation)]
+    sizes = Counter(member.generation for member in members)
+    ended = [generation for generation, size in sizes.items() if size == plan.settings.population]
     if ended:
         try:
-            best = lineage.report(plan, members, ended[-1])
+            best = lineage.report(plan, members, max(ended))
             lineage.conclude(plan, members, best, status)
             where = f"it and its ancestors: {plan.folder / 'lineage.png'}"
             print(format_row("best", f"{best.name}: {plan.monitor} {best.value:.4g}; {where}"))
@@ -86,13 +88,9 @@ class Population:
         """Return the members of a generation that have ended, by their number."""
         return sorted((m for m in self.members if m.generation == generation), key=lambda m: m.number)
 
-    def has_ended(self, generation: int) -> bool:
-        """Return True once all members of a generation have ended."""
-        return len(self.get_members(generation)) == self.settings.population
-
     def save(self, finished: bool = False) -> None:
         """Write population.json."""
-        PopulationRecord(self.plan.digest, finished, self.plan.spec, self.members).write(self.plan.folder)
+        PopulationRecord(hash_record(self.plan.spec), finished, self.plan.spec, self.members).write(self.plan.folder)
 
     def run_all(self) -> None:
         """Run the generations that are left. Raises ValueError if all members of one failed; it is run again then."""
@@ -106,7 +104,8 @@ class Population:
                 raise ValueError(f"hydra/sweeper=pbt: {failure}, the last with: {members[-1].error}") from self.last_error
             runs_left = self.settings.population * (self.plan.generations - generation - 1)
             if len(self.members) > first:
-                self.print_progress(members, runs_left * (time.monotonic() - started) / (len(self.members) - first))
+                seconds_left = runs_left * (time.monotonic() - started) / (len(self.members) - first)
+                print(format_row("generation", f"{self.describe(members)}, about {seconds_left:.0f} s left"), flush=True)
             reasons = {member.stop for member in members if member.value is not None}
             if all(reasons) and generation < self.plan.generations - 1:
                 print(format_row("population", f"no member continues: {', '.join(sorted(reasons))}"), flush=True)
@@ -174,11 +173,10 @@ class Population:
         copied = f" (from m{member.parent})" if member.parent not in (None, member.number) else ""
         print(format_row("member", f"{member.name}{copied} {params}: {outcome}"), flush=True)
 
-    def print_progress(self, members: list[Member], seconds_left: float) -> None:
-        """Print one line after each generation."""
+    def describe(self, members: list[Member]) -> str:
+        """Return how good the members of a generation are."""
         best = rank_members(members, self.plan.maximize)[0]
-        values = [member.value for member in members if member.value is not None]
+        median = statistics.median(member.value for member in members if member.value is not None)
         copies = sum(member.parent not in (None, member.number) for member in members)
-        standing = f"best {best.value:.4g} ({best.name}), median {statistics.median(values):.4g}, {copies} copies"
-        left = f"about {seconds_left:.0f} s left"
-        print(format_row("generation", f"{best.generation} at step {best.steps}: {standing}, {left}"), flush=True)
+        standing = f"best {best.value:.4g} ({best.name}), median {median:.4g}, {copies} copies"
+        return f"{best.generation} at step {best.steps}: {standing}"

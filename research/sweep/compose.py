@@ -75,16 +75,18 @@ class Composer:
     def _is_plain(self, override: Override) -> bool:
         """Return True if only a single value may change."""
         is_set = override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD) and not override.is_sweep_override()
-        if not is_set or override.package is not None or self._is_group(override) or isinstance(override.value(), dict | list):
+        if (
+            not is_set
+            or override.package is not None
+            or is_group(self.loader, override.key_or_group)
+            or isinstance(override.value(), dict | list)
+        ):
             return False
         return override.key_or_group.startswith(PER_TRIAL_SETTINGS) or not override.key_or_group.startswith("hydra")
 
-    def _is_group(self, override: Override) -> bool:
-        return "/" in override.key_or_group or is_group(self.loader, override.key_or_group)
-
     def _has_overlap(self, overrides: list[Override]) -> bool:
         """Return True if two of them set the same key, or a node and a part of it: then their order counts."""
-        keys = sorted(f"{override.key_or_group}." for override in overrides if not self._is_group(override))
+        keys = sorted(f"{override.key_or_group}." for override in overrides if not is_group(self.loader, override.key_or_group))
         return any(after.startswith(before) for before, after in pairwise(keys))
 
 
@@ -104,8 +106,8 @@ def apply_values(composed: DictConfig, lines: list[str], overrides: list[Overrid
 
 
 def is_group(loader: Any, name: str) -> bool:
-    """Return True if the config loader knows a group of this name."""
-    return bool(loader.repository.group_exists(name))
+    """Return True if the name is a group's: one of several parts, or one that the config loader knows."""
+    return "/" in name or bool(loader.repository.group_exists(name))
 
 
 def update_override_dirname(config: DictConfig, overrides: list[Override]) -> None:

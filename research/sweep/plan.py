@@ -1,6 +1,7 @@
-"""What a command's sweep runs and where, before anything is run."""
+"""Plan a sweep: its space, its grid or its study, how many trials it has, its folder."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from research.run_dir import read_json
 from research.sweep.optuna_private import contains
 from research.sweep.settings import SweepSettings
 from research.sweep.space import Space, parse_space
-from research.sweep.study import Direction, InOrderSampler, make_absolute, make_sampler, parse_directions
+from research.sweep.study import Direction, InOrderSampler, make_sampler, parse_directions
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
 
 MAX_GRID_SIZE = 100_000
@@ -79,7 +80,8 @@ def make_grid(settings: SweepSettings, space: Space) -> list[dict[str, Any]] | N
         raise ValueError(f"hydra/sweeper/sampler=grid: {continuous} has no list of values; give choices or ranges")
     if not space.is_discrete or not (sampler is None or is_grid) or settings.custom_search_space:
         return None
-    if (count := space.count_combinations()) > MAX_GRID_SIZE:
+    count = math.prod(len(parameter.values) for parameter in space.parameters.values())
+    if count > MAX_GRID_SIZE:
         raise ValueError(f"-m: a grid of {count:,} runs; name a sampler, as hydra/sweeper/sampler=tpe, for a study")
     return list(space.iter_grid())
 
@@ -141,7 +143,9 @@ def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
         plan.folder = resolve_folder(s, plan.config, SWEEP_SPEC_FILE, lambda folder: can_resume(plan, folder))
         saved = read_study_spec(plan.folder).study
         plan.name = s.study_name or saved or plan.folder.name
-    plan.storage = make_absolute(s.storage) or f"journal://{plan.folder / 'study.journal'}"
+    plan.storage = s.storage or f"journal://{plan.folder / 'study.journal'}"
+    if match := re.fullmatch(r"(journal://|sqlite:///)(?!:memory:)(.+)", str(s.storage)):  # jobs may run in another folder
+        plan.storage = f"{match[1]}{Path(match[2]).expanduser().absolute()}"
     plan.folder.mkdir(parents=True, exist_ok=True)
 
 

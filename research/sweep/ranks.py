@@ -6,6 +6,7 @@ They receive each job through the store that torchrun itself keeps: their proces
 import json
 import os
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 END_MESSAGE = "end"
@@ -45,11 +46,9 @@ class Ranks:
 
     def follow(self, launcher: Any) -> None:
         """Launch what the first process launches, until it ends; the first process alone counts failed jobs."""
-        while (job := self._receive()) != END_MESSAGE:
-            lines, first = job
-            launcher.launch(lines, initial_job_idx=first)
-
-    def _receive(self) -> Any:
-        self.store.wait([str(self.message_index)], WAIT_TIMEOUT)
-        self.message_index += 1
-        return json.loads(self.store.get(str(self.message_index - 1)))
+        for index in count():
+            self.store.wait([str(index)], WAIT_TIMEOUT)
+            job = json.loads(self.store.get(str(index)))
+            if job == END_MESSAGE:
+                return
+            launcher.launch(job[0], initial_job_idx=job[1])

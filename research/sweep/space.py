@@ -137,10 +137,6 @@ class Space:
                 seen.add(combination)
                 yield params
 
-    def count_combinations(self) -> int:
-        """Return the combinations of a discrete space; those that a condition makes equal count apart."""
-        return math.prod(len(parameter.values) for parameter in self.parameters.values())
-
 
 def parse_space(
     params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str, str], loader: Any, config: DictConfig | None = None
@@ -172,20 +168,14 @@ def add_condition(space: Space, key: str, source: str, config: DictConfig | None
     if not isinstance(parameter, Parameter):
         raise ValueError(f"hydra.sweeper.when.{key}: the sweep has no parameter {key}, only: {', '.join(space.parameters)}")
     condition = Condition(source, f"hydra.sweeper.when.{key}")
-    values = {name: get_config_value(config, name) for name in condition.names}
+    config = config or OmegaConf.create()
+    choices = OmegaConf.select(config, "hydra.runtime.choices") or {}  # of groups
+    values = {name: choices.get(name) or OmegaConf.select(config, name) for name in condition.names}
     space.config_values |= {name: value for name, value in values.items() if value is not None}
     known = {*space.get_condition_values({}), *(name.lstrip("+") for name in space.parameters)}
     if unknown := ", ".join(sorted(condition.names - known)):
         raise ValueError(f"{condition.setting}={source}: {unknown} is neither swept nor in the configuration")
     space.entries[key] = replace(parameter, when=condition)
-
-
-def get_config_value(config: DictConfig | None, name: str) -> Any:
-    """Return the configuration's value of a key, or the option of a group; None where it has neither."""
-    if config is None:
-        return None
-    choices = OmegaConf.select(config, "hydra.runtime.choices") or {}
-    return choices.get(name) or OmegaConf.select(config, name)
 
 
 def parse_parameter(key: str, override: Override) -> Parameter:

@@ -1,12 +1,10 @@
 """The study of a sweep: its sampler, its pruner, its storage, and when it ends before its last trial."""
 
 import math
-import re
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -121,12 +119,6 @@ def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
     if isinstance(saved, list) and isinstance(requested, list) and sorted(map(str, saved)) != sorted(map(str, requested)):
         saved, requested = [x for x in saved if x not in requested], [x for x in requested if x not in saved]
     return [] if saved == requested else [f"{key} was {saved}, is {requested}"]
-
-
-def make_absolute(storage: Any) -> Any:
-    """Return the storage with an absolute path, for jobs that run in another folder."""
-    match = re.fullmatch(r"(journal://|sqlite:///)(?!:memory:)(.+)", str(storage))
-    return f"{match[1]}{Path(match[2]).expanduser().absolute()}" if match else storage
 
 
 class Stopping:

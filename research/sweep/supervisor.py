@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 
 from research import signals
@@ -45,7 +44,9 @@ def supervise(worker: Worker) -> None:
     if watch.signum:
         raise KeyboardInterrupt if watch.signum == signal.SIGINT else SystemExit(128 + watch.signum)
     if not worker.is_finished() and failed and worker.has_trials_left():
-        reason = read_worker_error(plan.folder / f"worker-{failed[0]}.log")
+        output = plan.folder / f"worker-{failed[0]}.log"
+        lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()] or ["it printed nothing"]
+        reason = f"{lines[-1][:300]}\nits complete output is in {output}"
         raise ValueError(f"hydra.sweeper.workers: {len(failed)} of them failed\n{reason}")
 
 
@@ -74,9 +75,3 @@ def stop_workers(processes: list[Popen[bytes]], signum: int) -> None:
         if time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-
-
-def read_worker_error(path: Path) -> str:
-    """Return the last line of a worker's log, and where the rest is."""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{(lines or ['it printed nothing'])[-1][:300]}\nits complete output is in {path}"

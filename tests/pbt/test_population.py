@@ -219,6 +219,19 @@ def test_a_population_of_version_1_is_read_and_written_under_the_same_keys(tmp_p
         read_population(tmp_path)
 
 
+def test_a_population_of_a_later_version_stops_only_its_own_resume(tmp_path: Path) -> None:
+    later = tmp_path / "out" / "digits" / "later" / "population.json"
+    later.parent.mkdir(parents=True)
+    later.write_text('{"version": 99}')
+    command = ["-m", *SMALL, LR, "hydra.sweeper.population=2", "hydra.sweeper.interval=1", "steps=2", "tracker=none"]
+    train(tmp_path, *command)
+    (new,) = (tmp_path / "out" / "digits").glob("sweep_*/population.json")
+    assert len(read_members(new.parent)) == 4
+    done = train(tmp_path, *command, "hydra.sweeper.study_name=later", fails=True)
+    assert "population.json has version 99, this code reads up to 2: update grokbit" in done.stderr
+    assert later.read_text() == '{"version": 99}', "it is left alone"
+
+
 @pytest.fixture(scope="module")
 def tracked_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a population of four over three generations, the last one shorter; copies change nothing."""

@@ -15,8 +15,7 @@ from hydra.core.config_store import ConfigStore
 from optuna.trial import TrialState
 from sweeping import CONFIG, list_params, load_study, run_sweep, run_sweeps
 
-import hydra_plugins.grokbit_pbt.config
-import hydra_plugins.grokbit_sweeper.config  # noqa: F401  (both register options)
+import hydra_plugins.grokbit_sweeper.config  # noqa: F401  (it registers options)
 from research.sweep.options import PRUNERS, SAMPLERS, make_option
 from research.sweep.settings import SweepSettings
 from research.sweep.space import parse_space
