@@ -1,5 +1,6 @@
 """Plan a population: its space, its generations, its folder; read and write population.json, which holds its members."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from research.pbt.settings import EXAMPLES, PopulationSettings
 from research.preflight.resume import CHANGEABLE_KEYS
 from research.run_dir import is_locked, read_json, write_json
 from research.sweep.plan import describe_space, format_row, hash_record
-from research.sweep.ranks import get_world_size
 from research.sweep.settings import convert
 from research.sweep.space import Space, parse_space
 from research.sweep.study import parse_directions
@@ -77,7 +77,7 @@ def find_conflicts(s: PopulationSettings, space: Space, config: DictConfig, step
     if s.interval >= steps:
         fix = f"give fewer, as {max(1, steps // 10)}"
         yield f"hydra.sweeper.interval={s.interval}: a run has {steps} steps, so no member would be copied; {fix}"
-    if (processes := get_world_size()) > 1:
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         yield f"hydra/sweeper=pbt: {processes} processes were started, a member runs in one; leave out torchrun"
     if OmegaConf.select(config, "callbacks.checkpoint") is None:
         yield "callbacks.checkpoint: a population needs checkpoints; give callbacks=default"

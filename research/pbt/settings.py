@@ -1,18 +1,18 @@
 """The settings of a population. Hydra imports this file at every start: nothing heavy here."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from research.ranges import PositiveFloat, PositiveInt
+from research.sweep.settings import CommonSettings
 
 EXAMPLES = {"params": "{lr: 'interval(1e-4,1e-2)'}", "factors": "[0.8,1.2]"}
 
 
 @dataclass
-class PopulationSettings:
+class PopulationSettings(CommonSettings):
     """hydra/sweeper=pbt: `hydra.sweeper.KEY` (Jaderberg et al. 2017, arXiv 1711.09846); docs/pbt.md says when to use it."""
 
-    params: dict[str, Any] = field(default_factory=dict)  # key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
     population: Annotated[int, "[2, inf)"] = 8  # members
     interval: PositiveInt = 100  # steps of a generation, fewer than those of the run
     exploit: Literal["truncation", "tournament"] = "truncation"  # who copies whose state
@@ -20,9 +20,4 @@ class PopulationSettings:
     explore: Literal["perturb", "resample"] = "perturb"  # what a copy does to the parameters
     factors: list[PositiveFloat] = field(default_factory=lambda: [0.8, 1.2])  # perturb: one of them
     resample_probability: Annotated[float, "[0, 1]"] = 0.25  # resample: how often a parameter is drawn anew
-    direction: Any = None  # minimize | maximize; null: as `monitor` is better
     seed: int = 0  # every draw is a function of (seed, generation, member)
-    n_jobs: PositiveInt | None = None  # members that the launcher gets at once; null: 1 with the basic launcher, or else all
-    study_name: str | None = None  # its folder in home; null: a new one, unless the same command has left one unfinished
-    home: str | None = None  # the folder of the sweeps; null: out/name
-    dry_run: bool = False  # print what would be run

@@ -74,15 +74,11 @@ class Composer:
 
     def _is_plain(self, override: Override) -> bool:
         """Return True if only a single value may change."""
-        is_set = override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD) and not override.is_sweep_override()
-        if (
-            not is_set
-            or override.package is not None
-            or is_group(self.loader, override.key_or_group)
-            or isinstance(override.value(), dict | list)
-        ):
+        key, is_set = override.key_or_group, override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+        if not is_set or override.package is not None or override.is_sweep_override() or is_group(self.loader, key):
             return False
-        return override.key_or_group.startswith(PER_TRIAL_SETTINGS) or not override.key_or_group.startswith("hydra")
+        is_fixed = key.startswith("hydra") and not key.startswith(PER_TRIAL_SETTINGS)
+        return not is_fixed and not isinstance(override.value(), dict | list)
 
     def _has_overlap(self, overrides: list[Override]) -> bool:
         """Return True if two of them set the same key, or a node and a part of it: then their order counts."""

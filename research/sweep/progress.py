@@ -30,7 +30,8 @@ class ProgressDisplay:
     ) -> None:
         self.study, self.space, self.folder, self.total, self.workers = study, space, folder, total, workers
         self.terminal = terminal or Console(highlight=False)
-        self.live: Live | None = None
+        has_live = workers > 1 and self.terminal.is_terminal
+        self.live = Live("", console=self.terminal, auto_refresh=False, transient=True) if has_live else None
         self.reported = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
 
     def print_row(self, name: str, value: str) -> None:
@@ -53,10 +54,8 @@ class ProgressDisplay:
                     is_complete = trial.state == TrialState.COMPLETE
                     value = ", ".join(f"{value:.4g}" for value in trial.values) if is_complete else trial.state.name.lower()
                     self.print_row("trial", f"#{trial.number} {value}, {self.describe_standing(trials)}")
-        if self.workers > 1 and self.terminal.is_terminal:
-            if self.live is None:
-                self.live = Live("", console=self.terminal, auto_refresh=False, transient=True)
-                self.live.start()
+        if self.live:
+            self.live.start()  # once
             lines = [self.render_running(trial) for trial in trials if trial.state == TrialState.RUNNING]
             self.live.update(Text("\n").join([*lines, Text(self.describe_standing(trials))]), refresh=True)
 

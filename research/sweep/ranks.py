@@ -13,11 +13,6 @@ END_MESSAGE = "end"
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others
 
 
-def get_world_size() -> int:
-    """Return the number of processes that this process's launcher started."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 class Ranks:
     """The processes of one torchrun. With one process its methods do nothing."""
 
@@ -25,7 +20,7 @@ class Ranks:
     message_index = 0
 
     def __init__(self) -> None:
-        self.world_size = get_world_size()
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ["RANK"]) if self.world_size > 1 else 0
         if self.world_size == 1:
             return

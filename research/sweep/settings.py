@@ -29,24 +29,31 @@ EXAMPLES = {
 
 
 @dataclass
-class SweepSettings:
+class CommonSettings:
+    """Settings that both sweepers have."""
+
+    params: dict[str, Any] = field(default_factory=dict)  # key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
+    direction: Any = None  # minimize | maximize, or a list of them; null: as `monitor` is better, or else minimize
+    n_jobs: PositiveInt | None = None  # jobs that the launcher gets at once; null: 1 with the basic one, else 2 or all members
+    study_name: str | None = None  # its folder in home; null: a new one, unless the same command has left one unfinished
+    home: str | None = None  # the folder of the sweeps; null: out/name where the configuration has these
+    dry_run: bool = False  # print what would be run
+
+
+@dataclass
+class SweepSettings(CommonSettings):
     """hydra/sweeper=grokbit, each as `hydra.sweeper.KEY`. What a sampler or a pruner leaves null has Optuna's default."""
 
     sampler: Any = None  # group hydra/sweeper/sampler; null: a grid where all is choices and ranges, or else TPE
     pruner: Any = None  # group hydra/sweeper/pruner; null: every trial runs to its end
-    direction: Any = None  # minimize | maximize, or a list of them; null: as `monitor` is better, or else minimize
     metrics: list[str] = field(default_factory=list)  # names in summary.json or in what a job returns; none: its number
     storage: Any = None  # a URL (journal:// sqlite:// postgresql:// redis:// grpc://) or a _target_; null: a journal file
-    study_name: str | None = None  # null: a new one, unless the same command has left one that is not finished
-    home: str | None = None  # the folder of the sweeps; null: out/name where the configuration has these
     n_trials: PositiveInt | None = None  # of the study in all; null: the complete grid, or else 20
-    n_jobs: PositiveInt | None = None  # jobs that the launcher gets at once; null: 1 with the basic launcher, or else 2
     workers: PositiveInt = 1  # processes of this machine that run trials, none waiting for another
     devices: list[NonNegativeInt] = field(default_factory=list)  # a GPU for each worker, in turn; none: as the machine is set
     max_failure_rate: Annotated[float, "[0, 1]"] = 0.5  # of n_trials; more failed trials end the sweep
     max_retries: NonNegativeInt = 2  # times that a trial whose process died is resumed
     lease: PositiveFloat = 60.0  # seconds without a sign of life after which a trial on another machine counts as dead
-    params: dict[str, Any] = field(default_factory=dict)  # key: choice(..) | range(..) | interval(..) | {type, low, high, ..}
     search_space: dict[str, Any] = field(default_factory=dict)  # the old name of params
     custom_search_space: str | None = None  # module.function(cfg, trial) that suggests more
     when: dict[str, Any] = field(default_factory=dict)  # key: condition on other keys, without which it has no value
@@ -58,7 +65,6 @@ class SweepSettings:
     patience: PositiveInt | None = None  # trials in a row that are no better than the best
     target_value: float | None = None  # end once a trial has reached it
     terminator: Any = None  # an optuna.terminator.Terminator as _target_
-    dry_run: bool = False  # print what would be run
     plots: bool = True  # pictures in the report
 
     @property

@@ -229,7 +229,5 @@ class Worker:
         failed, is_study = self.list_failed(), self.plan.grid is None
         if len(failed) > self.plan.study_spec.max_failures:
             setting = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: " if is_study else ""
-            message = (
-                f"{len(failed)} of {self.plan.total} trials failed, the last with: {failed[-1].user_attrs.get('error', '')}"
-            )
-            raise ValueError(setting + message) from self.last_error
+            count, error = f"{len(failed)} of {self.plan.total}", failed[-1].user_attrs.get("error", "")
+            raise ValueError(f"{setting}{count} trials failed, the last with: {error}") from self.last_error
