@@ -4,7 +4,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -57,8 +57,8 @@ def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictCon
     total = min(settings.n_trials or len(grid), len(grid)) if grid is not None else settings.n_trials or 20
     monitor = OmegaConf.select(config, "monitor", throw_on_missing=False) if "monitor" in config else None
     directions = parse_directions(settings.direction, settings.metrics or (str(monitor),))
-    check_enqueued(settings, space, grid)
-    check_repeats(settings, space, config)
+    for mistake in find_mistakes(settings, space, grid, config):
+        raise ValueError(f"hydra.sweeper.{mistake}")
     compared = [line for key, line in space.fixed.items() if re.split(r"[./]", key.lstrip("+~"))[0] not in NOT_COMPARED]
     spec = {
         "space": space.describe(),
@@ -75,10 +75,10 @@ def make_grid(settings: SweepSettings, space: Space) -> list[dict[str, Any]] | N
     """Return the combinations in their order; None for a study, whose sampler chooses. Raises ValueError for too many."""
     sampler = settings.sampler
     is_grid = sampler is not None and str(sampler["_target_"]).endswith("GridSampler")
-    if is_grid and not space.is_discrete:
-        continuous = ", ".join(key for key, parameter in space.parameters.items() if not parameter.texts)
+    continuous = ", ".join(key for key, parameter in space.parameters.items() if not parameter.texts)
+    if is_grid and continuous:
         raise ValueError(f"hydra/sweeper/sampler=grid: {continuous} has no list of values; give choices or ranges")
-    if not space.is_discrete or not (sampler is None or is_grid) or settings.custom_search_space:
+    if continuous or not (sampler is None or is_grid) or settings.custom_search_space:
         return None
     count = math.prod(len(parameter.values) for parameter in space.parameters.values())
     if count > MAX_GRID_SIZE:
@@ -86,32 +86,26 @@ def make_grid(settings: SweepSettings, space: Space) -> list[dict[str, Any]] | N
     return list(space.iter_grid())
 
 
-def check_enqueued(settings: SweepSettings, space: Space, grid: Sequence[Any] | None) -> None:
-    """Raise ValueError for a configuration in `enqueue` that the space does not have."""
+def find_mistakes(settings: SweepSettings, space: Space, grid: Sequence[Any] | None, config: DictConfig) -> Iterator[str]:
+    """Yield where settings and space do not fit, each with its fix. The caller stops at the first one."""
     if settings.enqueue and grid is not None:
-        fix = "name a sampler for a study, as hydra/sweeper/sampler=tpe"
-        raise ValueError(f"hydra.sweeper.enqueue: a grid has its order; {fix}")
-    for params in settings.enqueue:
-        if unknown := ", ".join(sorted(set(params) - set(space.parameters))):
-            raise ValueError(f"hydra.sweeper.enqueue: the sweep has no parameter {unknown}")
-        for key, value in params.items():
-            parameter = space.parameters[key]
-            if not contains(parameter.distribution, value):
-                raise ValueError(f"hydra.sweeper.enqueue: {key}={value} is not in the space: {parameter.describe()}")
-
-
-def check_repeats(settings: SweepSettings, space: Space, config: DictConfig) -> None:
-    """Raise ValueError if the key that repeats count up is swept or is no whole number."""
+        yield "enqueue: a grid has its order; name a sampler for a study, as hydra/sweeper/sampler=tpe"
+    if unknown := ", ".join(sorted({key for params in settings.enqueue for key in params} - set(space.parameters))):
+        yield f"enqueue: the sweep has no parameter {unknown}"
+    for key, value in [item for params in settings.enqueue for item in params.items()]:
+        parameter = space.parameters[key]
+        if not contains(parameter.distribution, value):
+            yield f"enqueue: {key}={value} is not in the space: {parameter.describe()}"
     key, has_repeats = settings.repeats["over"], settings.repeats["n"] > 1
     if has_repeats and key in space.parameters:
-        raise ValueError(f"hydra.sweeper.repeats.over={key}: the sweep varies it already; give it one value to count from")
+        yield f"repeats.over={key}: the sweep varies it already; give it one value to count from"
     if has_repeats and type(get_first_value(space, config, key)) is not int:
-        raise ValueError(f"hydra.sweeper.repeats.over={key}: give a key that holds a whole number, as seed")
+        yield f"repeats.over={key}: give a key that holds a whole number, as seed"
 
 
 def get_first_value(space: Space, config: DictConfig, key: str) -> Any:
     """Return the value of a key that repeats count up from."""
-    return space.get_condition_values({}).get(key, OmegaConf.select(config, key))
+    return space.values.get(key, OmegaConf.select(config, key))
 
 
 def resolve_home(home: str | None, config: DictConfig) -> Path | None:
@@ -176,15 +170,18 @@ def format_row(name: str, value: str) -> str:
 
 def describe_plan(plan: Plan) -> list[str]:
     """Return the lines of a dry run."""
-    s, rows = plan.settings, describe_space(plan.space)
+    s, kind = plan.settings, "runs" if plan.grid is not None else "trials"
     names = s.metrics or ["returned"] * len(plan.directions)
-    rows.append(("objective", ", ".join(f"{name} {way}" for name, way in zip(names, plan.directions, strict=True))))
-    rows.append(("runs" if plan.grid is not None else "trials", str(plan.total * s.repeats["n"])))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = InOrderSampler(plan.grid) if plan.grid else make_sampler(s.sampler)
-    study = optuna.create_study(sampler=sampler, directions=plan.directions)
-    rows.append(("for example", " ".join(plan.space.to_overrides(plan.space.suggest(study.ask())))))
-    rows.append(("time", estimate_time(plan)))
+    trial = optuna.create_study(sampler=sampler, directions=plan.directions).ask()
+    rows = [
+        *describe_space(plan.space),
+        ("objective", ", ".join(f"{name} {way}" for name, way in zip(names, plan.directions, strict=True))),
+        (kind, str(plan.total * s.repeats["n"])),
+        ("for example", " ".join(plan.space.to_overrides(plan.space.suggest(trial)))),
+        ("time", estimate_time(plan)),
+    ]
     return [format_row(name, value) for name, value in rows]
 
 

@@ -61,7 +61,7 @@ class Space:
     """The parameters of a sweep, and the overrides that all of its jobs have, in the order of the command line."""
 
     entries: dict[str, Parameter | str] = field(default_factory=dict)  # key -> a parameter, or the complete override
-    config_values: dict[str, Any] = field(default_factory=dict)  # values of the configuration that conditions need
+    values: dict[str, Any] = field(default_factory=dict)  # of the overrides, and of the configuration as conditions need it
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -72,10 +72,6 @@ class Space:
     def fixed(self) -> dict[str, str]:
         """The complete overrides of what does not vary."""
         return {key: entry for key, entry in self.entries.items() if isinstance(entry, str)}
-
-    @property
-    def is_discrete(self) -> bool:
-        return all(parameter.texts for parameter in self.parameters.values())
 
     def describe(self) -> dict[str, str]:
         """Return a line for each parameter."""
@@ -106,10 +102,8 @@ class Space:
         return params
 
     def get_condition_values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a condition can refer to: the fixed values, and those of `params`."""
-        parsed = OverridesParser.create().parse_overrides(list(self.fixed.values()))
-        fixed = {override.key_or_group: override.value() for override in parsed if not override.is_delete()}
-        return self.config_values | fixed | {key.lstrip("+"): value for key, value in params.items()}
+        """Return what a condition can refer to: the values that are fixed, and those of `params`."""
+        return self.values | {key.lstrip("+"): value for key, value in params.items()}
 
     def sort_parameters(self) -> list[Parameter]:
         """Return the parameters, each after those that its condition needs. Raises ValueError for a circle."""
@@ -156,6 +150,8 @@ def parse_space(
             add_line(f"{key}={value if isinstance(value, str) else to_override(value)}")
     for argument in arguments:
         add_line(argument)
+    fixed = parser.parse_overrides(list(space.fixed.values()))
+    space.values = {override.key_or_group: override.value() for override in fixed if not override.is_delete()}
     for key, source in when.items():
         add_condition(space, key, source, config)
     space.sort_parameters()
@@ -170,10 +166,9 @@ def add_condition(space: Space, key: str, source: str, config: DictConfig | None
     condition = Condition(source, f"hydra.sweeper.when.{key}")
     config = config or OmegaConf.create()
     choices = OmegaConf.select(config, "hydra.runtime.choices") or {}  # of groups
-    values = {name: choices.get(name) or OmegaConf.select(config, name) for name in condition.names}
-    space.config_values |= {name: value for name, value in values.items() if value is not None}
-    known = {*space.get_condition_values({}), *(name.lstrip("+") for name in space.parameters)}
-    if unknown := ", ".join(sorted(condition.names - known)):
+    configured = {name: choices.get(name) or OmegaConf.select(config, name) for name in condition.names}
+    space.values = {name: value for name, value in configured.items() if value is not None} | space.values
+    if unknown := ", ".join(sorted(condition.names - space.get_condition_values(space.parameters).keys())):
         raise ValueError(f"{condition.setting}={source}: {unknown} is neither swept nor in the configuration")
     space.entries[key] = replace(parameter, when=condition)
 
