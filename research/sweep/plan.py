@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from research.cli import format_duration
 from research.run_dir import read_json
 from research.sweep.optuna_private import contains
-from research.sweep.settings import SweepSettings
+from research.sweep.settings import CommonSettings, SweepSettings
 from research.sweep.space import Space, parse_space
 from research.sweep.study import Direction, InOrderSampler, make_sampler, parse_directions
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
@@ -114,7 +114,7 @@ def resolve_home(home: str | None, config: DictConfig) -> Path | None:
     return Path(folder).absolute() if folder else None
 
 
-def resolve_folder(settings: Any, config: DictConfig, file: str, can_resume: Callable[[Path], bool]) -> Path:
+def resolve_folder(settings: CommonSettings, config: DictConfig, file: str, can_resume: Callable[[Path], bool]) -> Path:
     """Return the folder of a sweep: the one that the command or its study_name names, or else an unfinished or a new one.
 
     Of the sweeps in the home, whose folders hold `file`, the newest that `can_resume` is continued.

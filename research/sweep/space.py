@@ -204,14 +204,14 @@ def make_range(key: str, line: str, override: Override, value: RangeSweep) -> Pa
     """Return the values of Hydra's range, without its stop; in a grid a shuffled or sorted one has Hydra's order."""
     if value.step == 0:
         raise ValueError(f"{line}: the step must not be 0")
-    values = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
+    values: tuple[Any, ...] = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
     if not 0 < len(values) <= MAX_VALUES:
         raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
-    parameter, step = make_steps(key, values, abs(value.step)), abs(value.step)
+    parameter = make_steps(key, values, abs(value.step))
     if "log" not in value.tags:
         return parameter
     low, high = min(values), max(values)
-    if low <= 0 or step != 1 or not isinstance(parameter.distribution, IntDistribution):
+    if low <= 0 or abs(value.step) != 1 or not isinstance(parameter.distribution, IntDistribution):
         raise ValueError(f"{line}: log needs whole numbers above 0 in steps of 1; tag(log,interval({low},{high})) takes any")
     return replace(parameter, distribution=IntDistribution(low, high, log=True))
 
@@ -262,6 +262,6 @@ def parse_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     if log:
         raise ValueError(f"{setting}: log and step exclude each other")
     if kind == "int":
-        return make_steps(key, tuple(range(low, high + 1, int(step))), step)
+        return make_steps(key, tuple(range(int(low), int(high) + 1, int(step))), step)
     count = min(int((high - low) / step + 1e-9) + 1, MAX_VALUES)
     return make_steps(key, tuple(low + index * float(step) for index in range(count)), step)
