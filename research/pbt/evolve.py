@@ -1,4 +1,4 @@
-"""From one generation to the next: who copies whose state, and what becomes of its parameters.
+"""Evolve a population: choose who copies whose state, and change the parameters of the copies.
 
 Every draw is a function of (seed, generation, member), so a population that was killed evolves as one that was not.
 """

@@ -1,4 +1,4 @@
-"""Who descends from whom: tags in MLflow, a table, a picture, and the schedule of the best member's parameters."""
+"""Report who descends from whom: a table, a picture, the schedule of the best member's parameters, tags in MLflow."""
 
 import csv
 import logging

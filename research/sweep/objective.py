@@ -1,4 +1,4 @@
-"""What a job has come to: the number or the numbers that the study is about, or why there is none."""
+"""Read what a job has reached: the number or the numbers that the study is about, or why there is none."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What a sweep prints: a line as each trial begins and ends; for several workers, a live line for each trial under way."""
+"""Print how a sweep goes: a line as each trial begins and ends; for several workers, a live line for each trial under way."""
 
 import json
 import os

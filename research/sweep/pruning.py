@@ -1,4 +1,4 @@
-"""Ends a run that its study's pruner stops."""
+"""End a run that its study's pruner stops."""
 
 import logging
 

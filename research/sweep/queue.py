@@ -1,4 +1,4 @@
-"""Which trial comes next, and whose it is: leases tell trials that run from those whose process has died.
+"""Choose the next trial and hold it: leases tell trials that run from those whose process has died.
 
 A lease is written right after `ask` and renewed by a thread. A dead trial keeps its number, so its folder, its checkpoint
 and its MLflow run: another process takes it over and resumes it.

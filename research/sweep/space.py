@@ -1,4 +1,4 @@
-"""What a sweep varies: overrides become parameters, and a parameter's value becomes an override again, word for word."""
+"""Parse what a sweep varies: overrides become parameters, and their values become overrides again, word for word."""
 
 import json
 import math

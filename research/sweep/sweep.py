@@ -85,28 +85,23 @@ def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
 
 def prepare_study(plan: Plan) -> Study:
     """Return the plan's study, created where it is not there. Raises ValueError if it is for something else."""
-    s = plan.settings
+    s, name, directions = plan.settings, plan.name, plan.directions
     sampler = InOrderSampler(plan.grid) if plan.grid is not None else make_sampler(s.sampler)
     pruner = instantiate_setting(s.pruner, "hydra.sweeper.pruner") if s.has_pruner else optuna.pruners.NopPruner()
     try:
         storage = get_storage(plan.storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=storage,
-            sampler=sampler,
-            pruner=pruner,
-            study_name=plan.name,
-            directions=plan.directions,
-            load_if_exists=True,
+            study_name=name, storage=storage, sampler=sampler, pruner=pruner, directions=directions, load_if_exists=True
         )
     except Exception as error:  # each kind of storage raises its own
         raise ValueError(f"hydra.sweeper.storage={redact_url(plan.storage)} cannot be used: {first_line(error)}") from error
     known = [direction.name.lower() for direction in study.directions]
-    if known != plan.directions:
-        differences = f"the study {plan.name} has {', '.join(known)}, not {', '.join(plan.directions)}"
-        raise ValueError(f"hydra.sweeper.direction: {differences}\n{MISMATCH_HINT}")
+    if known != directions:
+        difference = f"the study {name} has {', '.join(known)}, not {', '.join(directions)}"
+        raise ValueError(f"hydra.sweeper.direction: {difference}\n{MISMATCH_HINT}")
     if SPEC_ATTR in study.user_attrs:
-        check_same_spec(plan.name, study.user_attrs[SPEC_ATTR], plan.spec)
+        check_same_spec(name, study.user_attrs[SPEC_ATTR], plan.spec)
     else:
         study.set_user_attr(SPEC_ATTR, plan.spec)
     if s.metrics:
