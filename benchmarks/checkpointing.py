@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,43 +27,38 @@ from research.training.manifest import Manifest
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
-BOUNDS = {"commit/plain": 0.5, "background/none": 1.03}
+AT_MOST, AT_LEAST = {"background/none": 1.03}, {"commit/plain": 0.5}
 WINDOW, BATCH = 100, 16  # steps, samples
 OUTPUTS = harness.ROOT / "outputs"  # the disk that runs are written to
 
 
-def write_plain(path: Path, num_bytes: int) -> float:
-    """Return the seconds to write so many bytes and sync them."""
+def write_plain(path: Path, num_bytes: int) -> Path:
+    """Write so many bytes and sync them; return the path."""
     block = memoryview(bytes(1 << 24))
-
-    def write() -> None:
-        with path.open("wb", buffering=0) as file:
-            for start in range(0, num_bytes, len(block)):
-                file.write(block[: num_bytes - start])
-            os.fsync(file.fileno())
-
-    seconds = harness.make_arm(write)()
-    path.unlink()
-    return seconds
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, num_bytes, len(block)):
+            file.write(block[: num_bytes - start])
+        os.fsync(file.fileno())
+    return path
 
 
-def commit(root: Path, snapshot: Snapshot) -> float:
-    """Return the seconds to commit a checkpoint."""
+def time_write(write: Callable[[], Path]) -> float:
+    """Return the seconds that a write takes; delete what it wrote."""
     start = time.perf_counter()
-    folder = checkpoint.commit(root, snapshot)
+    path = write()
     seconds = time.perf_counter() - start
-    shutil.rmtree(folder)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     return seconds
 
 
 def measure_speed(millions: int, rounds: int, root: Path) -> float:
     """Print both speeds; return the speed of a commit over that of a plain write."""
-    layers = [torch.randn(1_000_000) for _ in range(millions)]
+    layers = {str(number): torch.randn(1_000_000) for number in range(millions)}
     memory = [torch.randn(1_000_000) for _ in range(2 * millions)]
-    snapshot = Snapshot(Manifest(1, {}), {"model": {str(i): layer for i, layer in enumerate(layers)}}, {"optimizer": memory})
+    snapshot = Snapshot(Manifest(1, {}), {"model": layers}, {"optimizer": memory})
     num_bytes = 12_000_000 * millions
-    arms = {"plain": partial(write_plain, root / "plain", num_bytes), "commit": partial(commit, root, snapshot)}
-    times = harness.run_interleaved(arms, rounds)
+    writes = {"plain": partial(write_plain, root / "plain", num_bytes), "commit": partial(checkpoint.commit, root, snapshot)}
+    times = harness.run_interleaved({name: partial(time_write, write) for name, write in writes.items()}, rounds)
     for name, seconds in times.items():
         print(f"{name}: {', '.join(f'{num_bytes / value / 1e9:.2f}' for value in seconds)} GB/s")
     return harness.compare(times["plain"], times["commit"]).median
@@ -95,29 +91,26 @@ class Windows(Callback):
             self.window_start = now
 
 
-def time_windows(rounds: int, root: Path) -> dict[str, list[float]]:
-    """Return the seconds of each window, by its mode."""
-    data, windows = modular(p=47), Windows()
-    trainer = Trainer(WINDOW * len(windows.modes) * (rounds + 1), BATCH, eval_every=10**9, device="cpu")
-    models.fit(trainer, models.build_parts(data, 512, 2, 8), data, windows, root)
-    return windows.times
-
-
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--millions", 100, "parameters of the checkpoint, in millions")
-    parser.add_count("--commits", 7, "commits and plain writes of it")
-    parser.add_count("--rounds", 20, "windows of each mode")
-    parser.add_count("--threads", max(1, (os.cpu_count() or 2) - 1), "for the training; by default one core is left")
-    args = parser.parse_args()
+def main(millions: int, commits: int, rounds: int, threads: int) -> harness.Results:
     OUTPUTS.mkdir(exist_ok=True)
+    data, windows = modular(p=47), Windows()
     with tempfile.TemporaryDirectory(dir=OUTPUTS) as folder:
-        ratios = {"commit/plain": measure_speed(args.millions, args.commits, Path(folder))}
-        torch.set_num_threads(args.threads)
-        times = time_windows(args.rounds, Path(folder))
-    ratios |= harness.report("a window of 100 steps", times, {"none": times["none"]}, "seconds")
-    harness.finish(ratios, {"background/none": BOUNDS["background/none"]}, {"commit/plain": BOUNDS["commit/plain"]})
+        speed = measure_speed(millions, commits, Path(folder))
+        torch.set_num_threads(threads)
+        trainer = Trainer(WINDOW * len(windows.modes) * (rounds + 1), BATCH, eval_every=10**9, device="cpu")
+        models.fit(trainer, models.build_parts(data, 512, 2, 8), data, windows, Path(folder))
+    ratios = harness.report("a window of 100 steps", windows.times, {"none": windows.times["none"]}, "seconds")
+    return {"commit/plain": speed, **ratios}
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        AT_MOST,
+        AT_LEAST,
+        millions=harness.take_count(100, "parameters of the checkpoint, in millions"),
+        commits=harness.take_count(7, "commits and plain writes of it"),
+        rounds=harness.take_count(20, "windows of each mode"),
+        threads=harness.take_count(max(1, (os.cpu_count() or 2) - 1), "for the training; by default one core is left"),
+    )

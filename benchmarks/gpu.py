@@ -4,13 +4,12 @@
 
 One row reads every weight once. Its figure is the bytes of the weights over the time, and the share of what a copy of as
 much memory reaches in the same round (the roofline). 512 rows are given as multiplications over the time. A training step is
-bitnet's over its full-precision twin's, both under bf16 autocast (d = 1024, 8 layers, 8 sequences of 512). Arms run in turn;
-a figure is the median of the rounds, a ratio the median of the rounds' ratios. Without a GPU it measures nothing.
+bitnet's over its full-precision twin's, both under bf16 autocast (d = 1024, 8 layers, 8 sequences of 512). Without a GPU it
+measures nothing.
 """
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,25 +23,23 @@ from research.nn.packed import PackedLinear
 SHAPES = [(4096, 4096), (4096, 11008)]  # outputs, inputs
 COPIES = 16  # distinct matrices: more than a cache holds
 Work = Callable[[], object]
-WARM_UP = 2  # rounds that do not count
-
-
-def make_arm(work: Work) -> Callable[[], float]:
-    """Return an arm that measures seconds by the GPU's own clock."""
-
-    def measure_seconds() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
-
-    return measure_seconds
 
 
 def run_interleaved(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    return harness.run_interleaved({name: make_arm(work) for name, work in works.items()}, rounds, WARM_UP)
+    """Run the works in turn, after two rounds that do not count; return their seconds by the GPU's own clock."""
+
+    def make_arm(work: Work) -> Callable[[], float]:
+        def measure() -> float:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            return float(start.elapsed_time(end)) / 1e3
+
+        return measure
+
+    return harness.run_interleaved({name: make_arm(work) for name, work in works.items()}, rounds, warm_up=2)
 
 
 def compare_products(out: int, width: int, rows: int, rounds: int, table: harness.Table) -> dict[str, float]:
@@ -51,13 +48,13 @@ def compare_products(out: int, width: int, rows: int, rounds: int, table: harnes
     plain = [nn.Linear(width, out, bias=False, device="cuda", dtype=torch.bfloat16) for _ in range(COPIES)]
     x = torch.randn(rows, width, device="cuda")
     num_bytes = packed[0].codes.nbytes
-    small, source = x.bfloat16(), torch.empty(COPIES * num_bytes, dtype=torch.uint8, device="cuda")
+    source = torch.empty(COPIES * num_bytes, dtype=torch.uint8, device="cuda")
 
     def make_work(layers: Sequence[nn.Module], inputs: Tensor) -> Work:
         return lambda: [layer(inputs) for layer in layers]
 
     with torch.no_grad():
-        works = {"packed": make_work(packed, x), "bf16": make_work(plain, small), "copy": source.clone}
+        works = {"packed": make_work(packed, x), "bf16": make_work(plain, x.bfloat16()), "copy": source.clone}
         times = run_interleaved(works, rounds)
     seconds = {name: statistics.median(values) / COPIES for name, values in times.items()}
     flops = 2 * rows * out * width / seconds["packed"] / 1e12
@@ -78,31 +75,22 @@ def make_training_step(linear: type[nn.Linear]) -> Work:
     return models.make_step(model, optimizer, tokens, autocast=True, clip_norm=None)
 
 
-def compare_training(rounds: int) -> dict[str, float]:
-    """Print the speed of both twins; return the ratio of their steps."""
-    times = run_interleaved({"ternary": make_training_step(BitLinear), "twin": make_training_step(nn.Linear)}, rounds)
-    memory = torch.cuda.max_memory_allocated() / 1e6
-    ours, twin = (f"{8 * 512 / statistics.median(times[name]):,.0f}" for name in ("ternary", "twin"))
-    print(f"training: {ours} tokens/s ternary, {twin} its twin, peak memory of both {memory:,.0f} MB")
-    return {"training step: ternary/twin": harness.compare(times["ternary"], times["twin"]).median}
-
-
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--rounds", 20, "rounds that count")
-    rounds = parser.parse_args().rounds
+def main(rounds: int) -> harness.Results:
     if not torch.cuda.is_available():
         print("no NVIDIA GPU here: nothing to measure")
-        harness.finish({}, {})
-        return
+        return {}
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    table = harness.Table("product", "packed us", "bf16 us", "GB/s", "copy GB/s", "TFLOP/s")
-    results: dict[str, Any] = {"gpu": torch.cuda.get_device_name()}
+    table, ratios = harness.Table("product", "packed us", "bf16 us", "GB/s", "copy GB/s", "TFLOP/s"), dict[str, float]()
     for out, width in SHAPES:
         for rows in (1, 512):
-            results |= compare_products(out, width, rows, rounds, table)
-    harness.finish(results | compare_training(rounds), {})
+            ratios |= compare_products(out, width, rows, rounds, table)
+    times = run_interleaved({"ternary": make_training_step(BitLinear), "twin": make_training_step(nn.Linear)}, rounds)
+    ours, twin = (f"{8 * 512 / statistics.median(times[name]):,.0f}" for name in ("ternary", "twin"))
+    memory = torch.cuda.max_memory_allocated() / 1e6
+    print(f"training: {ours} tokens/s ternary, {twin} its twin, peak memory of both {memory:,.0f} MB")
+    ratios["training step: ternary/twin"] = harness.compare(times["ternary"], times["twin"]).median
+    return {"gpu": torch.cuda.get_device_name(), **ratios}
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__, rounds=harness.take_count(20, "rounds that count"))

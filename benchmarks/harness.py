@@ -22,41 +22,55 @@ from typing import Any, NamedTuple, TypeVar
 from research.run_dir import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 T = TypeVar("T")
 Clock = Callable[[], float]
-Bounds = Mapping[str, Any]  # name of a ratio -> bound; or the name of a part -> its bounds
+Results = Mapping[str, Any]  # name -> number; or the name of a part -> its results
+Bounds = Mapping[str, Any]  # name of a result -> bound; or the name of a part -> its bounds
 
 
-class Parser(argparse.ArgumentParser):
-    """The options of a program; its help is the docstring of the program."""
+def take_count(default: Any, text: str | None = None, minimum: int = 1, **settings: Any) -> dict[str, Any]:
+    """Return the settings of an option that takes an integer of at least `minimum`; `text` is its help."""
 
-    def __init__(self, doc: str | None) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def count(value: str) -> int:  # argparse names it in its message on what is no number
+        if (number := int(value)) < minimum:
+            raise argparse.ArgumentTypeError(f"{number} is too few: give {minimum} or more")
+        return number
 
-    def add_count(self, name: str, default: Any, text: str | None = None, minimum: int = 1, **settings: Any) -> None:
-        """Add an option that takes an integer of at least `minimum`; `text` is its help."""
+    return {"type": count, "default": default, "help": text, **settings}
 
-        def parse_count(value: str) -> int:
-            if (count := int(value)) < minimum:
-                raise argparse.ArgumentTypeError(f"{count} is too few: give {minimum} or more")
-            return count
 
-        parse_count.__name__ = "count"  # argparse names the type in its message on text that is no number
-        self.add_argument(name, type=parse_count, default=default, help=text, **settings)
+def take_choices(kind: str, names: Collection[str], text: str) -> dict[str, Any]:
+    """Return the settings of an option that takes some of `names`, separated by commas; its help is `text` with the names.
 
-    def add_choices(self, name: str, kind: str, names: Collection[str], text: str) -> None:
-        """Add an option that takes some of `names`, separated by commas, by default all; its help is `text` with the names."""
-        valid = ", ".join(names)
+    The default is all of them.
+    """
+    valid = ", ".join(names)
 
-        def parse_choices(value: str) -> list[str]:
-            for choice in (choices := value.split(",")):
-                if choice not in names:
-                    raise argparse.ArgumentTypeError(
-                        f"there is no {kind} '{choice}'; give some of {valid}, with commas between"
-                    )
-            return choices
+    def parse_choices(value: str) -> list[str]:
+        choices = value.split(",")
+        for choice in choices:
+            if choice not in names:
+                raise argparse.ArgumentTypeError(f"there is no {kind} '{choice}'; give some of {valid}, with commas between")
+        return choices
 
-        self.add_argument(name, type=parse_choices, default=list(names), help=text.format(valid))
+    return {"type": parse_choices, "default": list(names), "help": text.format(valid)}
+
+
+def run(
+    main: Callable[..., Results], doc: str | None, at_most: Bounds = EMPTY, at_least: Bounds = EMPTY, **options: Any
+) -> Results:
+    """Call the `main` of a program with its options, print the last line for what it returns, and return that.
+
+    The help is `doc`. Each of `options` is the default of a count, or has the settings of `ArgumentParser.add_argument`.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, option in options.items():
+        settings = take_count(option) if isinstance(option, int) else option
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    results = main(**vars(parser.parse_args()))
+    finish(results, at_most, at_least)
+    return results
 
 
 def has_peer(peer: str, packages: str, *modules: str) -> bool:
@@ -67,18 +81,48 @@ def has_peer(peer: str, packages: str, *modules: str) -> bool:
     return installed
 
 
-def run_python(
-    *args: str, folder: Path = ROOT, check: bool = True, variables: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments and one compute thread; return its exit code and both outputs, as `stdout`.
+def build_versions(builders: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
+    """Return what the builders return; and for each that cannot run, the reason: a package is missing, or it fails."""
+    versions: dict[str, T] = {}
+    reasons: dict[str, str] = {}
+    for name, build in builders.items():
+        try:
+            versions[name] = build()
+        except ModuleNotFoundError as error:
+            reasons[name] = f"not installed: pip install {str(error.name).partition('.')[0]}"
+        except RuntimeError as error:
+            reasons[name] = f"fails: {str(error).splitlines()[0][:80]}"
+    return versions, reasons
+
+
+def start_python(
+    *args: str, folder: Path = ROOT, variables: Mapping[str, str] = EMPTY, stdout: Any = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start Python with these arguments and one compute thread; both its outputs go to `stdout`."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.Popen([sys.executable, *args], cwd=folder, env=env, stdout=stdout, stderr=subprocess.STDOUT, text=True)
+
+
+def run_python(*args: str, check: bool = True, **settings: Any) -> tuple[int, str]:
+    """Run Python to its end; `settings` are those of `start_python`. Return its exit code and its output.
 
     Raise RuntimeError with the end of its output if it fails and `check` is true.
     """
-    command, env = [sys.executable, *args], {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    process = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start_python(*args, **settings)
+    output, _ = process.communicate()
     if check and process.returncode:
-        raise RuntimeError(f"python {args[0]} ended with {process.returncode}: {process.stdout[-2000:]}")
-    return process
+        raise RuntimeError(f"python {args[0]} ended with {process.returncode}: {output[-2000:]}")
+    return process.returncode, output
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Return the first true value of `condition`. Raise TimeoutError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the condition was not true within {seconds:.0f} s")
+        time.sleep(0.02)
+    return value
 
 
 def select_clock(threads: int) -> Clock:
@@ -101,12 +145,10 @@ def run_interleaved(arms: Mapping[str, Callable[[], T]], rounds: int, warm_up: i
     """Run every arm once a round, in random order. Return what each arm measured, without the `warm_up` rounds."""
     results: dict[str, list[T]] = {name: [] for name in arms}
     order = random.Random(seed)
-    for number in range(warm_up + rounds):
+    for _ in range(warm_up + rounds):
         for name in order.sample(list(arms), len(arms)):
-            result = arms[name]()
-            if number >= warm_up:
-                results[name].append(result)
-    return results
+            results[name].append(arms[name]())
+    return {name: values[warm_up:] for name, values in results.items()}
 
 
 class Quartiles(NamedTuple):
@@ -134,9 +176,9 @@ class Table:
         self.cell_widths = [max(len(head), 11) + 2 for head in heads]
         self.add(title, *heads)
 
-    def add(self, name: str, *cells: str) -> None:
+    def add(self, name: str, *cells: object) -> None:
         """Print one row; more text than cells have room for makes the row longer."""
-        texts = (f"{cell:>{width}}" for cell, width in zip(cells, self.cell_widths, strict=False))
+        texts = (f"{cell!s:>{width}}" for cell, width in zip(cells, self.cell_widths, strict=False))
         print(f"{name:<{self.width}}" + "".join(texts), flush=True)
 
     def skip(self, name: str, reason: str) -> None:
@@ -150,9 +192,9 @@ def report(
     bases: Mapping[str, Sequence[float]],
     unit: str = "ms a step",
     width: int = 28,
-    labels: Mapping[str, str] = MappingProxyType({}),
-    reasons: Mapping[str, str] = MappingProxyType({}),
-    columns: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    labels: Mapping[str, str] = EMPTY,
+    reasons: Mapping[str, str] = EMPTY,
+    columns: Mapping[str, Mapping[str, str]] = EMPTY,
 ) -> dict[str, float]:
     """Print a table of all arms with their ratios over each of `bases`. Return these ratios, as "arm/base".
 
@@ -164,7 +206,7 @@ def report(
         compared = {base: compare(seconds, base_seconds) for base, base_seconds in bases.items()}
         median = statistics.median(seconds) * (1e3 if unit.startswith("ms") else 1)
         medians = [f"{ratio.median:.3f}" for ratio in compared.values()]
-        quartiles = str(list(compared.values())[-1])
+        quartiles = list(compared.values())[-1]
         table.add(labels.get(arm, arm), f"{median:.2f}", *medians, quartiles, *(cells[arm] for cells in columns.values()))
         ratios |= {f"{arm}/{base}": ratio.median for base, ratio in compared.items() if arm != base}
     for arm, reason in reasons.items():
@@ -172,7 +214,7 @@ def report(
     return ratios
 
 
-def list_violations(results: Mapping[str, Any], at_most: Bounds, at_least: Bounds | None = None) -> list[str]:
+def list_violations(results: Results, at_most: Bounds, at_least: Bounds = EMPTY) -> list[str]:
     """Return a line for each result outside its bound. A bound without a result is skipped."""
     lines = []
     for part, bound in at_most.items():
@@ -180,28 +222,21 @@ def list_violations(results: Mapping[str, Any], at_most: Bounds, at_least: Bound
             lines += [f"{part}: {line}" for line in list_violations(results.get(part, {}), bound)]
         elif isinstance(value := results.get(part), int | float) and value > bound:
             lines.append(f"{part} is {value:.4g}, at most {bound:g} was expected")
-    for name, bound in (at_least or {}).items():
+    for name, bound in at_least.items():
         if name in results and results[name] < bound:
             lines.append(f"{name} is {results[name]:.4g}, at least {bound:g} was expected")
     return lines
 
 
-def finish(results: Mapping[str, Any], bounds: Bounds, at_least: Bounds | None = None) -> None:
+def finish(results: Results, at_most: Bounds, at_least: Bounds = EMPTY) -> None:
     """Print which results are outside their bounds, then the last line: one JSON object.
 
-    It holds the results, their upper `bounds`, their lower bounds as "at least", and the processor's name. Numbers are
-    rounded to four digits after the point; NaN and infinity become null, which JSON has.
+    It holds the results, the upper bounds, without those of parts that were not measured, the lower bounds, and the
+    processor's name. Numbers have four digits after the point; NaN and infinity become null, which JSON has.
     """
-    for line in list_violations(results, bounds, at_least):
+    for line in list_violations(results, at_most, at_least):
         print(f"outside its bound: {line}")
-    record = {**results, "bounds": bounds} | ({} if at_least is None else {"at least": at_least})
-    print(json.dumps(round_numbers({**record, "processor": describe_environment()["processor"]})))
-
-
-def round_numbers(record: Mapping[str, Any]) -> Any:
-    """Return a copy in which floats, at any depth, have four digits after the point."""
-
-    def parse_float(text: str) -> float:
-        return round(float(text), 4)
-
-    return json.loads(json.dumps(record), parse_float=parse_float, parse_constant=lambda name: None)
+    bounds = {name: bound for name, bound in at_most.items() if name in results or not isinstance(bound, Mapping)}
+    record = {**results, "bounds": bounds, **({"at least": at_least} if at_least else {})}
+    text = json.dumps({**record, "processor": describe_environment()["processor"]})
+    print(json.dumps(json.loads(text, parse_float=lambda digits: round(float(digits), 4), parse_constant=lambda name: None)))

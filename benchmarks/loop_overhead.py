@@ -6,31 +6,32 @@ Every loop trains its own copy of one transformer with 114 thousand parameters. 
 arithmetic and about 5 ms on one thread. All loops have the same fused AdamW over the same groups, clip gradients to norm 1
 and read the loss every 10 steps. By hand that is 10 lines of PyTorch with index batches.
 
-All loops live in one process and run in turn (lanes.py). The address of a loop's tensors is worth some percent for as long
-as the loop lives. So all loops start anew for each seating.
+All loops live in one process and run in turn, each in its own thread. Steps are measured in CPU time of the thread: with one
+compute thread the whole step happens there, and waiting for a busy core does not count. The address of a loop's tensors is
+worth some percent for as long as the loop lives. So all loops start anew for each seating.
 
 The hand-written loop runs twice, and each loop is compared with the mean of the two. Their distance from 1 is chance.
 Each peer gets what its users write, with the fastest data path it allows: a DataLoader that fetches a batch by one index.
 """
 
 import importlib.util
-import itertools
 import logging
 import os
 import random
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import harness, models
-from benchmarks.lanes import FinishStep, start_lanes
+from benchmarks import harness, models, peers
 from research.data.modular import modular
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
@@ -39,9 +40,13 @@ BATCH, CLIP, LOG_EVERY, ENDLESS = 64, 1.0, 10, 10**9
 WARM_UP = 5  # rounds that do not count: first calls, lazy state, caches
 BOUNDS = {"ours/by hand": 1.03}
 DATA = modular(p=97)
+SAMPLES = peers.Samples(DATA.train.inputs, DATA.train.targets)
+Batches = Iterator[tuple[Tensor, Tensor]]
+FinishStep = Callable[[], bool]  # a loop calls it after each step; true tells the loop to end
+Loop = Callable[[FinishStep], None]
 
 
-def build_parts() -> tuple[nn.Module, Optimizer]:
+def build_parts() -> models.Parts:
     """Return the same model and optimizer for every loop."""
     return models.build_parts(DATA, 64, 2, 4, sub_norm=True, weight_decay=1.0)
 
@@ -51,15 +56,12 @@ def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, -1], targets)
 
 
-def run_by_hand(finish_step: FinishStep) -> None:
-    """Train with the loop that every other one is compared with."""
-    model, optimizer = build_parts()
-    params, split = list(model.parameters()), DATA.train
-    for step, index in enumerate(iterate_batches(len(split)), start=1):
-        x, y = split.inputs[index], split.targets[index]
+def train(parts: models.Parts, batches: Batches, backward: Callable[[Tensor], None], finish_step: FinishStep) -> None:
+    """Train with the loop that people write, by hand or around accelerate; `backward` clips the gradients too."""
+    model, optimizer = parts
+    for step, (x, y) in enumerate(batches, start=1):
         loss = mean_loss(model(x), y)
-        loss.backward()
-        nn.utils.clip_grad_norm_(params, CLIP)
+        backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         if step % LOG_EVERY == 0:
@@ -68,10 +70,24 @@ def run_by_hand(finish_step: FinishStep) -> None:
             return
 
 
-def iterate_batches(n: int) -> Iterator[Tensor]:
-    """Yield full batches of sample indices, in a new order each epoch, without end."""
+def iterate_batches() -> Batches:
+    """Yield full batches, in a new order each epoch, without end."""
+    split = DATA.train
     while True:
-        yield from torch.randperm(n)[: n // BATCH * BATCH].split(BATCH)
+        for index in torch.randperm(len(split))[: len(split) // BATCH * BATCH].split(BATCH):
+            yield split.inputs[index], split.targets[index]
+
+
+def run_by_hand(finish_step: FinishStep) -> None:
+    """Train with the loop that every other one is compared with."""
+    parts = build_parts()
+    params = list(parts[0].parameters())
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, CLIP)
+
+    train(parts, iterate_batches(), backward, finish_step)
 
 
 def run_ours(finish_step: FinishStep) -> None:
@@ -86,131 +102,123 @@ def run_ours(finish_step: FinishStep) -> None:
     models.fit(trainer, build_parts(), DATA, StopWhenDone())
 
 
-class Samples(TensorDataset):
-    """A split for a DataLoader that reads a whole batch by one index."""
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self[torch.tensor(indices)]  # type: ignore[no-any-return]
-
-
-SAMPLES = Samples(DATA.train.inputs, DATA.train.targets)
-
-
-def make_loader() -> Any:
-    # `__getitems__` has collated the batch.
-    return DataLoader(SAMPLES, BATCH, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
-
-
 def run_accelerate(finish_step: FinishStep) -> None:
     """Train as accelerate's quick tour does: it prepares all three, and does backward and clipping."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer, batches = accelerator.prepare(*build_parts(), make_loader())
-    for step, (x, y) in enumerate(itertools.chain.from_iterable(itertools.repeat(batches)), start=1):
-        loss = mean_loss(model(x), y)
+    model, optimizer, loader = accelerator.prepare(*build_parts(), peers.make_loader(SAMPLES, BATCH))
+
+    def backward(loss: Tensor) -> None:
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % LOG_EVERY == 0:
-            loss.item()
-        if finish_step():
-            return
+
+    train((model, optimizer), (batch for _ in range(ENDLESS) for batch in loader), backward, finish_step)
 
 
 def run_lightning(finish_step: FinishStep) -> None:
     """Train with Lightning's Trainer, without logger, bar and checkpoints."""
-    import lightning
 
-    model, optimizer = build_parts()
+    def on_train_batch_end(callback: Any, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
+        if trainer.global_step % LOG_EVERY == 0:
+            outputs["loss"].item()
+        trainer.should_stop = finish_step()
 
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            return mean_loss(self.model(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> Optimizer:
-            return optimizer
-
-    class StopWhenDone(lightning.Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
-            if trainer.global_step % LOG_EVERY == 0:
-                outputs["loss"].item()
-            trainer.should_stop = finish_step()
-
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=-1, gradient_clip_val=CLIP, callbacks=[StopWhenDone()], **off)
-    trainer.fit(Module(), make_loader())
+    settings: dict[str, Any] = {"max_epochs": -1, "gradient_clip_val": CLIP, "enable_checkpointing": False}
+    moments = {"on_train_batch_end": on_train_batch_end}
+    peers.fit_lightning(build_parts(), mean_loss, peers.make_loader(SAMPLES, BATCH), moments, **settings)
 
 
 def run_transformers(finish_step: FinishStep) -> None:
     """Train with the Trainer of transformers, without reports, bar and checkpoints."""
-    import transformers
 
-    class StopWhenDone(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            control.should_training_stop = finish_step()
+    def on_step_end(callback: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        control.should_training_stop = finish_step()
 
-    class Loop(transformers.Trainer):
-        def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
-            return mean_loss(model(inputs["x"]), inputs["y"])
-
-    model, optimizer = build_parts()
+    size: dict[str, Any] = {"max_steps": ENDLESS, "per_device_train_batch_size": BATCH, "logging_steps": LOG_EVERY}
     with tempfile.TemporaryDirectory() as folder:
-        size = {"max_steps": ENDLESS, "per_device_train_batch_size": BATCH, "max_grad_norm": CLIP, "logging_steps": LOG_EVERY}
-        off = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
-        arguments = transformers.TrainingArguments(folder, use_cpu=True, dataloader_drop_last=True, **size, **off)
-        loop = Loop(
-            model,
-            arguments,
-            data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
-            train_dataset=SAMPLES,
-            callbacks=[StopWhenDone()],
-            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
-        )
-        loop.remove_callback(transformers.PrinterCallback)
-        loop.train()
+        settings = {"max_grad_norm": CLIP, "save_strategy": "no", **size}
+        peers.fit_transformers(build_parts(), mean_loss, SAMPLES, {"on_step_end": on_step_end}, Path(folder), **settings)
 
 
 PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers": run_transformers}
 
 
-def report(times: dict[str, list[float]]) -> dict[str, float]:
-    """Print the table; return the ratios."""
-    labels = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
-    by_hand = [(one + other) / 2 for one, other in zip(times["raw"], times["again"], strict=True)]
-    ordered = {name: times[name] for name in (*labels, *PEERS) if name in times}
-    reasons = {name: f"not installed: pip install {name}" for name in PEERS if name not in times}
-    return harness.report("loop", ordered, {"by hand": by_hand}, width=16, labels=labels, reasons=reasons)
+class Lane:
+    """One loop in its own thread, which moves only while `advance` waits for it."""
+
+    def __init__(self, name: str, loop: Loop, steps: int) -> None:
+        self.name, self.loop, self.steps = name, loop, steps
+        self.num_steps, self.start_time, self.stopping = 0, 0.0, False
+        self.orders = SimpleQueue[bool]()  # true: end
+        self.results = SimpleQueue[float | Exception]()
+        self.thread = Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        torch.set_num_threads(1)  # a setting of each thread
+        self.orders.get()
+        try:
+            self.loop(self.finish_step)
+        except Exception as error:
+            self.results.put(error)
+
+    def finish_step(self) -> bool:
+        """Count a step; after `steps` of them wait for the next order. Return true once the loop has to end."""
+        self.num_steps += 1
+        if self.num_steps % self.steps == 0:
+            self.results.put((time.thread_time() - self.start_time) / self.steps)
+            self.stopping = self.orders.get()
+            self.start_time = time.thread_time()
+        return self.stopping
+
+    def advance(self) -> float:
+        """Let the loop do `steps` steps; return CPU seconds a step. Raise RuntimeError with the loop's own error."""
+        self.orders.put(False)
+        result = self.results.get()
+        if isinstance(result, Exception):
+            raise RuntimeError(f"{self.name}: {type(result).__name__}: {result}")
+        return result
+
+    def end(self) -> None:
+        self.orders.put(True)
+        self.thread.join()
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--steps", 10, "steps of a loop in each round")
-    parser.add_count("--rounds", 12, "rounds that count, at least 2", 2)
-    parser.add_count("--seatings", 12, "times that all loops start anew")
-    args = parser.parse_args()
+def main(steps: int, rounds: int, seatings: int) -> harness.Results:
     # Messages of the peers would hide the table.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    peers = {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
-    own = [("raw", run_by_hand), ("again", run_by_hand), ("ours", run_ours)]
+    installed = {name: loop for name, loop in PEERS.items() if importlib.util.find_spec(name)}
+    own: list[tuple[str, Loop]] = [("raw", run_by_hand), ("again", run_by_hand), ("ours", run_ours)]
     times: dict[str, list[float]] = {}
     order = random.Random(0)
-    for seating in range(args.seatings):
+    for seating in range(seatings):
         # Ours before the peers: it resets what accelerate keeps globally.
-        loops = dict(order.sample(own, len(own))) | peers
-        with start_lanes(loops, args.steps) as arms:
-            for name, seconds in harness.run_interleaved(arms, args.rounds, WARM_UP, seed=seating).items():
-                times.setdefault(name, []).extend(seconds)
-    harness.finish(report(times), BOUNDS)
+        loops = dict(order.sample(own, len(own))) | installed
+        lanes = [Lane(name, loop, steps) for name, loop in loops.items()]
+        for lane in lanes:
+            lane.advance()
+        arms = {lane.name: lane.advance for lane in lanes}
+        for name, seconds in harness.run_interleaved(arms, rounds, WARM_UP, seed=seating).items():
+            times.setdefault(name, []).extend(seconds)
+        for lane in lanes:
+            lane.end()
+    labels = {"raw": "by hand", "again": "by hand, again", "ours": "Trainer.fit"}
+    by_hand = [(one + other) / 2 for one, other in zip(times["raw"], times["again"], strict=True)]
+    ordered = {name: times[name] for name in (*labels, *installed)}
+    reasons = {name: f"not installed: pip install {name}" for name in PEERS if name not in installed}
+    return harness.report("loop", ordered, {"by hand": by_hand}, width=16, labels=labels, reasons=reasons)
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        BOUNDS,
+        steps=harness.take_count(10, "steps of a loop in each round"),
+        rounds=harness.take_count(12, "rounds that count, at least 2", 2),
+        seatings=harness.take_count(12, "times that all loops start anew"),
+    )

@@ -25,23 +25,19 @@ def run_study(folder: Path, seed: int, trials: int, pruner: str) -> tuple[int, f
     return sum(run["steps"] for run in runs), max(run["value"] for run in runs if run["status"] == "FINISHED")
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--seeds", 5)
-    parser.add_count("--trials", 24)
-    args = parser.parse_args()
+def main(seeds: int, trials: int) -> harness.Results:
     shares, lost = [], []
     table = harness.Table("seed", "steps, all", "hyperband", "share", "best, all", "hyperband", width=6)
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(args.seeds):
-            steps, best = run_study(Path(folder), seed, args.trials, "none")
-            pruned_steps, pruned_best = run_study(Path(folder), seed, args.trials, "hyperband")
+        for seed in range(seeds):
+            steps, best = run_study(Path(folder), seed, trials, "none")
+            pruned_steps, pruned_best = run_study(Path(folder), seed, trials, "hyperband")
             shares.append(pruned_steps / steps)
             lost.append(100 * (best - pruned_best))
             table.add(f"{seed}", f"{steps:,}", f"{pruned_steps:,}", f"{shares[-1]:.3f}", f"{best:.4f}", f"{pruned_best:.4f}")
     print(f"Means over the seeds are in the last line. Hyperband lost at most {max(lost):.2f} points.")
-    harness.finish({"steps": statistics.mean(shares), "lost points": statistics.mean(lost)}, BOUNDS)
+    return {"steps": statistics.mean(shares), "lost points": statistics.mean(lost)}
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__, BOUNDS, seeds=5, trials=24)

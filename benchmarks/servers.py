@@ -3,15 +3,17 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import EMPTY, wait_for
 
 PROXY_PROGRAM = """
 import sys
@@ -20,16 +22,25 @@ run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.a
 """
 
 
+STORAGES = ("journal", "sqlite", "postgresql", "redis", "grpc")
+
+
 class NotInstalledError(Exception):
     """The server is not on this machine; the text names the package that brings it."""
 
 
 def find_program(name: str, package: str) -> str:
-    """Where it is; Debian keeps PostgreSQL's programs out of the PATH. Raises NotInstalledError."""
-    found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
-    if found is None:
-        raise NotInstalledError(f"there is no {name} on this machine: apt-get install {package}")
-    return found
+    """Return the path of a program; Debian keeps PostgreSQL's out of the PATH. Raise NotInstalledError."""
+    paths = [shutil.which(name), *sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)]
+    if path := next(filter(None, paths), None):
+        return str(path)
+    raise NotInstalledError(f"there is no {name} on this machine: apt-get install {package}")
+
+
+def is_listening(port: int) -> bool:
+    """Return true if a server takes connections at the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def find_free_port() -> int:
@@ -40,22 +51,19 @@ def find_free_port() -> int:
 
 @contextmanager
 def make_folder() -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """A folder, and whom to run as: PostgreSQL refuses to run as root, so there somebody else owns the folder."""
-    folder = Path(tempfile.mkdtemp(prefix="grokbit-"))
-    somebody: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        somebody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    try:
-        yield folder, somebody
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Yield a folder, and whom to run as: PostgreSQL refuses to run as root, so there somebody else owns the folder."""
+    with tempfile.TemporaryDirectory(prefix="grokbit-", ignore_cleanup_errors=True) as name:
+        somebody: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(name, nobody.pw_uid, nobody.pw_gid)
+            somebody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        yield Path(name), somebody
 
 
 @contextmanager
 def start_postgresql() -> Iterator[str]:
-    """An empty database."""
+    """Yield the URL of an empty database."""
     initdb, control = find_program("initdb", "postgresql"), find_program("pg_ctl", "postgresql")
     with make_folder() as (folder, somebody):
 
@@ -75,7 +83,7 @@ def start_postgresql() -> Iterator[str]:
 
 @contextmanager
 def start_redis() -> Iterator[str]:
-    """An empty Redis that keeps nothing on disk."""
+    """Yield the URL of an empty Redis that keeps nothing on disk."""
     server = find_program("redis-server", "redis-server")
     with make_folder() as (folder, somebody):
         port = find_free_port()
@@ -86,26 +94,38 @@ def start_redis() -> Iterator[str]:
 
 @contextmanager
 def start_grpc_proxy(storage: str) -> Iterator[str]:
-    """Optuna's gRPC proxy in front of a database."""
+    """Yield the URL of Optuna's gRPC proxy in front of a database."""
     with tempfile.TemporaryDirectory(prefix="grokbit-") as folder:
         port = find_free_port()
-        with start_server([sys.executable, "-c", PROXY_PROGRAM, storage, str(port)], port, Path(folder), {}):
+        with start_server([sys.executable, "-c", PROXY_PROGRAM, storage, str(port)], port, Path(folder)):
             yield f"grpc://127.0.0.1:{port}"
 
 
 @contextmanager
-def start_server(command: list[str], port: int, folder: Path, user_args: Mapping[str, Any]) -> Iterator[None]:
-    """A server as long as the block lasts, which begins once it takes connections."""
+def start_server(command: list[str], port: int, folder: Path, user_args: Mapping[str, Any] = EMPTY) -> Iterator[None]:
+    """Run a server for as long as the block lasts, which begins once it takes connections; then kill all its processes."""
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, **user_args)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **user_args
+        )
     try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
+        wait_for(lambda: is_listening(port) or process.poll() is not None)
+        assert process.poll() is None, (folder / "log").read_text()
         yield
     finally:
-        process.terminate()
-        process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def start_storage(kind: str, folder: Path) -> AbstractContextManager[str]:
+    """Return the context of an empty storage for studies, one of STORAGES, which gives its URL.
+
+    On entry it raises NotInstalledError where the server is not on this machine.
+    """
+    sqlite = f"sqlite:///{folder}/study.db"
+    if kind in ("postgresql", "redis"):
+        return start_postgresql() if kind == "postgresql" else start_redis()
+    if kind == "grpc":
+        return start_grpc_proxy(sqlite)
+    return nullcontext(sqlite if kind == "sqlite" else f"journal://{folder}/study.journal")

@@ -11,15 +11,12 @@ BOUNDS = {"help/hydra": 2.5, "wrong/hydra": 2.5}
 COMMANDS = {"hydra": ["-c", "import hydra"], "help": ["train.py", "--help"], "wrong": ["train.py", "trainer.step=5"]}
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--rounds", 15)
-    rounds = parser.parse_args().rounds
+def main(rounds: int) -> harness.Results:
     arms = {name: harness.make_arm(partial(harness.run_python, *words, check=False)) for name, words in COMMANDS.items()}
     times = harness.run_interleaved(arms, rounds)
     labels = {name: f"python {' '.join(words)}" for name, words in COMMANDS.items()}
-    harness.finish(harness.report("command", times, {"hydra": times["hydra"]}, "seconds", 36, labels), BOUNDS)
+    return harness.report("command", times, {"hydra": times["hydra"]}, "seconds", 36, labels)
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__, BOUNDS, rounds=15)

@@ -23,19 +23,19 @@ from benchmarks import harness
 from research.run_dir import read_json
 from research.tracking.optuna_storage import get_storage
 
-SIZE = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=120", "eval_every=10", "callbacks.checkpoint.every=20"]
-STUDY = ["-m", "lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1",
-         "hydra/sweeper/pruner=median", "hydra.sweeper.study_name=kills", "hydra.sweeper.plots=false",
-         "hydra.sweeper.max_retries=1000"]  # fmt: skip
+DEFAULTS = {"kills": 30, "trials": 100, "workers": 2, "seed": 0}
+RUN = ["model=bitmlp", "data=digits", "trainer.device=cpu", "steps=120", "eval_every=10", "callbacks.checkpoint.every=20"]
+STUDY = ["-m", "lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=tpe", "hydra/sweeper/pruner=median"]
+SETTINGS = ["sampler.seed=1", "study_name=kills", "plots=false", "max_retries=1000"]
 
 
-def start_sweep(folder: Path, trials: int, workers: int) -> subprocess.Popen[bytes]:
+def start_sweep(folder: Path, trials: int, workers: int) -> subprocess.Popen[str]:
     """Start the study, or continue it: the command is the same."""
-    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
-    size = [f"hydra.sweeper.n_trials={trials}", f"hydra.sweeper.workers={workers}", f"out={folder / 'out'}"]
+    settings = [f"hydra.sweeper.{setting}" for setting in (*SETTINGS, f"n_trials={trials}", f"workers={workers}")]
+    command = [str(harness.ROOT / "train.py"), *RUN, *STUDY, *settings, f"out={folder / 'out'}"]
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     with (folder / "output.log").open("ab") as output:
-        command = [sys.executable, str(harness.ROOT / "train.py"), *SIZE, *STUDY, *size]
-        return subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT)
+        return harness.start_python(*command, folder=folder, variables=variables, stdout=output)
 
 
 def list_processes(pid: int) -> list[int]:
@@ -95,24 +95,20 @@ def check_study(folder: Path, trials: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    for name, default in (("kills", 30), ("trials", 100), ("workers", 2), ("seed", 0)):
-        parser.add_count(f"--{name}", default, minimum=0)
-    args = parser.parse_args()
+def main(kills: int, trials: int, workers: int, seed: int) -> harness.Results:
     with tempfile.TemporaryDirectory() as name:
-        killed = run_campaign(Path(name), args.kills, args.trials, args.workers, random.Random(args.seed))
-        checks = check_study(Path(name), args.trials)
+        killed = run_campaign(Path(name), kills, trials, workers, random.Random(seed))
+        checks = check_study(Path(name), trials)
     print(f"killed: {', '.join(f'{count} times {kind}' for kind, count in killed.items())}")
     table = harness.Table("check", "result", "expected")
     for title, (value, expected) in checks.items():
-        table.add(title, str(value), str(expected))
+        table.add(title, value, expected)
     wrong = [title for title, (value, expected) in checks.items() if value != expected]
-    if killed.total() < args.kills:
+    if killed.total() < kills:
         wrong.append(f"the study ended after {killed.total()} kills: give more --trials")
-    harness.finish({"kills": killed.total(), "wrong": wrong}, {"wrong": []})
-    sys.exit(bool(wrong))
+    return {"kills": killed.total(), "wrong": wrong}
 
 
 if __name__ == "__main__":
-    main()
+    options = {name: harness.take_count(number, minimum=0) for name, number in DEFAULTS.items()}
+    sys.exit(bool(harness.run(main, __doc__, {"wrong": []}, **options)["wrong"]))

@@ -14,19 +14,20 @@ The published plugin needs Optuna 2; it runs beside ours from a folder of its ow
 
 import statistics
 import tempfile
-import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from benchmarks import harness
 
 BOUNDS = {"ours/published": 1.0, "workers/barrier": 0.8}
+OURS = ["hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1"]
+PUBLISHED = ["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1"]
 APP = """
 import os, time, hydra
 
-@hydra.main(version_base="1.3", config_path=None, config_name="config")
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg):
     start = time.time()
     number = hydra.core.hydra_config.HydraConfig.get().job.num
@@ -35,67 +36,67 @@ def main(cfg):
         file.write(f"{start} {time.time()} {os.getpid()}\\n")
     return cfg.x**2 + cfg.y**2
 
-main()
+if __name__ == "__main__":
+    main()
 """
-CONFIG = "x: 0.0\ny: 0.0\npause: 0.0\ntimes: times.txt\n"
-SPACE = ["-m", "x=interval(-5.0,5.0)", "y=interval(-5.0,5.0)", "hydra.sweeper.sampler.seed=1"]
+CONFIG = "x: 0.0\ny: 0.0\npause: 0.0\ntimes: ???\n"
 
 
-class Side(NamedTuple):
-    """One sweeper, the folder that it is imported from, and its settings."""
-
-    name: str
-    path: Path
-    settings: tuple[str, ...]
-
-    def measure_gaps(self, folder: Path, *more: str) -> tuple[list[float], float]:
-        """Run a sweep in one process. Return the seconds between its trials, and from the first start to the last end."""
-        times, script = folder / "times.txt", folder / "app.py"
-        script.write_text(APP.replace("config_path=None", f'config_path="{folder}"'))
-        (folder / "config.yaml").write_text(CONFIG)
-        times.unlink(missing_ok=True)
-        dirs = [f"hydra.sweep.dir={folder}/{self.name}-{time.time_ns()}", f"times={times}"]
-        variables = {"PYTHONPATH": str(self.path), "PYTHONWARNINGS": "ignore"}
-        harness.run_python(str(script), *SPACE, *self.settings, *dirs, *more, folder=folder, variables=variables)
-        rows = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
-        return [after[0] - before[1] for before, after in pairwise(rows)], max(row[1] for row in rows) - rows[0][0]
+def run_sweep(folder: Path, *overrides: str, **settings: Any) -> tuple[int, str]:
+    """Run a sweep of a small application in `folder`; return its exit code and output. `settings` are those of run_python."""
+    (folder / "app.py").write_text(APP)
+    (folder / "config.yaml").write_text(CONFIG)
+    space = ["x=interval(-5.0,5.0)", "y=interval(-5.0,5.0)", f"times={folder}/times.txt"]
+    return harness.run_python("app.py", "-m", *space, *overrides, folder=folder, **settings)
 
 
-def compare_skewed(folder: Path, ours: Side, trials: int) -> float:
+def measure_gaps(root: Path, plugins: Path, *overrides: str) -> tuple[list[float], float]:
+    """Run a sweep in one process. Return the seconds between its trials, and from the first start to the last end."""
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        variables = {"PYTHONPATH": str(plugins), "PYTHONWARNINGS": "ignore"}
+        run_sweep(Path(folder), f"hydra.sweep.dir={folder}/sweep", *overrides, variables=variables)
+        lines = Path(folder, "times.txt").read_text().splitlines()
+    rows = sorted(tuple(map(float, line.split())) for line in lines)
+    return [after[0] - before[1] for before, after in pairwise(rows)], max(row[1] for row in rows) - rows[0][0]
+
+
+def compare_skewed(root: Path, trials: int) -> float:
     """Return the time of two workers without a barrier over that of batches of two in two processes."""
-    size = (f"hydra.sweeper.n_trials={trials}", "pause=1.0")
-    _, free = ours.measure_gaps(folder, *size, "hydra.sweeper.workers=2")
-    _, barrier = ours.measure_gaps(folder, *size, "hydra.sweeper.n_jobs=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    measure = partial(measure_gaps, root, harness.ROOT, *OURS, f"hydra.sweeper.n_trials={trials}", "pause=1.0")
+    _, free = measure("hydra.sweeper.workers=2")
+    _, barrier = measure("hydra.sweeper.n_jobs=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     print(f"skewed     {free:.1f} s with two workers, {barrier:.1f} s in batches of two ({trials} trials, every fourth of 6 s)")
     return free / barrier
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--trials", 30, "at least 4", 4)
-    parser.add_count("--rounds", 5)
-    parser.add_count("--skewed", 12, "trials of the second part; 0 leaves it out", 0)
-    parser.add_argument("--peer", type=Path, help="the folder of the published plugin")
-    args = parser.parse_args()
-    sides = [Side("ours", harness.ROOT, ("hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe"))]
-    if args.peer and (args.peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():
-        sides.append(Side("published", args.peer.absolute(), ("hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1")))
+def main(trials: int, rounds: int, skewed: int, peer: Path | None) -> harness.Results:
+    sides, ratios, medians = {"ours": (harness.ROOT, OURS)}, dict[str, float](), dict[str, float]()
+    if peer and (peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():
+        sides["published"] = peer.absolute(), PUBLISHED
     else:
         print("the published plugin: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0, then --peer DIR")
-    ratios, medians = dict[str, float](), dict[str, float]()
-    with tempfile.TemporaryDirectory() as root:
-        arms = {side.name: partial(side.measure_gaps, Path(root), f"hydra.sweeper.n_trials={args.trials}") for side in sides}
-        for name, sweeps in harness.run_interleaved(arms, args.rounds, warm_up=0).items():
+    with tempfile.TemporaryDirectory() as name:
+        root, size = Path(name), f"hydra.sweeper.n_trials={trials}"
+        arms = {side: partial(measure_gaps, root, plugins, *settings, size) for side, (plugins, settings) in sides.items()}
+        for side, sweeps in harness.run_interleaved(arms, rounds, warm_up=0).items():
             # The first two gaps of a sweep hold imports and the creation of the study.
             gaps = [gap for all_gaps, _ in sweeps for gap in all_gaps[2:]]
-            medians[name] = statistics.median(gaps)
-            print(f"{name:<10} {1e3 * medians[name]:6.1f} ms between two trials (median of {len(gaps)})")
+            medians[side] = statistics.median(gaps)
+            print(f"{side:<10} {1e3 * medians[side]:6.1f} ms between two trials (median of {len(gaps)})")
         if len(sides) == 2:
             ratios["ours/published"] = medians["ours"] / medians["published"]
-        if args.skewed:
-            ratios["workers/barrier"] = compare_skewed(Path(root), sides[0], args.skewed)
-    harness.finish(ratios, BOUNDS)
+        if skewed:
+            ratios["workers/barrier"] = compare_skewed(root, skewed)
+    return ratios
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        BOUNDS,
+        trials=harness.take_count(30, "at least 4", 4),
+        rounds=5,
+        skewed=harness.take_count(12, "trials of the second part; 0 leaves it out", 0),
+        peer={"type": Path, "help": "the folder of the published plugin"},
+    )

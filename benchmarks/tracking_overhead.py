@@ -36,32 +36,28 @@ def train(tracker: Tracker, folder: Path, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--steps", 10_000, minimum=10)
-    parser.add_count("--pairs", 3)
-    args = parser.parse_args()
+def main(steps: int, pairs: int) -> harness.Results:
     with tempfile.TemporaryDirectory() as root:
         uri, stored = f"sqlite:///{root}/mlflow.db", list[int]()
         train(MLflow(uri), Path(root, "first"), 100)
 
         def run_with_mlflow() -> float:
             tracker = MLflow(uri)
-            seconds = train(tracker, Path(root, f"mlflow-{len(stored)}"), args.steps)
+            seconds = train(tracker, Path(root, f"mlflow-{len(stored)}"), steps)
             assert tracker.run_id
             stored.append(len(tracker.client.get_metric_history(tracker.run_id, "train/loss")))
             return seconds
 
         def run_without() -> float:
             with tempfile.TemporaryDirectory(dir=root) as folder:
-                return train(Tracker(), Path(folder, "none"), args.steps)
+                return train(Tracker(), Path(folder, "none"), steps)
 
-        times = harness.run_interleaved({"mlflow": run_with_mlflow, "none": run_without}, args.pairs, warm_up=0)
+        times = harness.run_interleaved({"mlflow": run_with_mlflow, "none": run_without}, pairs, warm_up=0)
     results = harness.report("tracker", times, {"none": times["none"]}, "seconds", width=10)
-    expected = args.pairs * (args.steps // 10)
+    expected = pairs * (steps // 10)
     print(f"{sum(stored)} of {expected} logged losses are in the store")
-    harness.finish(results | {"lost": expected - sum(stored)}, BOUNDS)
+    return results | {"lost": expected - sum(stored)}
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__, BOUNDS, steps=harness.take_count(10_000, minimum=10), pairs=3)

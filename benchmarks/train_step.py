@@ -4,9 +4,8 @@
 
 A step is forward, backward, clipping to norm 1 and AdamW, on one model with RMSNorm, sub-norms and SwiGLU. There are two
 sizes: d = 512, 4 layers, 8 sequences of 256 tokens, vocabulary 4,096; and d = 128, 4 layers, 16 sequences of 128. All
-versions of a part live in one process and do one step each in turn; the ratio is the median of the rounds' ratios. With
-two threads wall time is measured, so the machine has to be quiet. With --threads 1 CPU time is measured, which other load
-disturbs less.
+versions of a part do one step each in turn. With two threads wall time is measured, so the machine has to be quiet. With
+--threads 1 CPU time is measured, which other load disturbs less.
 
 The parts, each with its cost on two cores for 12 rounds:
   eager     d = 512 in float32, transformers' layer and torchao's beside it      75 seconds
@@ -19,7 +18,6 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +32,14 @@ from research.optim.param_groups import from_base
 
 WARM_UP = 3  # steps that do not count
 TWIN, OURS = "full precision", "ours"
-SIZES = {
-    "mid": {"dim": 512, "heads": 8, "seq_len": 256, "batch": 8},
-    "small": {"dim": 128, "heads": 4, "seq_len": 128, "batch": 16},
-}
 BOUNDS = {
     "eager": {f"{OURS}/{TWIN}": 0.80},
     "compiled": {f"{OURS}, compiled/{TWIN}": 0.50},
     "bf16": {f"{OURS}/{TWIN}": 1.15},
     "small": {f"{OURS}/{TWIN}": 1.05},
 }
-FUSED_ADAMW: partial[Any] = partial(AdamW, fused=True)
-Step = Callable[[], None]
+Size = tuple[int, int, int, int]  # width, heads, length of a sequence, sequences
+MID, SMALL = (512, 8, 256, 8), (128, 4, 128, 16)
 
 
 class Naive(nn.Linear):
@@ -59,21 +53,21 @@ class Naive(nn.Linear):
         return F.linear(x + (q - x).detach(), self.weight + (w - self.weight).detach(), self.bias)
 
 
-def build_model(linear: Callable[..., nn.Module], size: str) -> nn.Module:
+def build_model(linear: Callable[..., nn.Module], size: Size) -> nn.Module:
     """Return a model of that size with these layers; its weights are the same at each call."""
+    dim, heads, seq_len, _ = size
     torch.manual_seed(0)
-    shape = SIZES[size]
-    return Transformer(Tokens(4096, shape["seq_len"]), shape["dim"], 4, shape["heads"], linear, sub_norm=True)
+    return Transformer(Tokens(4096, seq_len), dim, 4, heads, linear, sub_norm=True)
 
 
-def build_transformers(size: str) -> nn.Module:
+def build_transformers(size: Size) -> nn.Module:
     """Return the model with transformers' AutoBitLinear in training mode. Its quantizer is always compiled by torch."""
     from transformers.integrations.bitnet import AutoBitLinear
 
     return build_model(partial(AutoBitLinear, online_quant=True), size)
 
 
-def build_torchao(size: str) -> nn.Module:
+def build_torchao(size: Size) -> nn.Module:
     """Return the model with torchao's bitnet_training in every linear layer but the head."""
     from torchao.prototype.quantized_training import bitnet_training
     from torchao.quantization import quantize_
@@ -83,67 +77,62 @@ def build_torchao(size: str) -> nn.Module:
     return model
 
 
-OUR_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
-    TWIN: partial(build_model, nn.Linear),
-    OURS: partial(build_model, BitLinear),
-}
-NAIVE_BUILDERS = {"naive": partial(build_model, Naive)}
-PEERS = {"transformers AutoBitLinear": build_transformers, "torchao bitnet_training": build_torchao}
-PARTS = {  # builders, size, under autocast
-    "eager": (OUR_BUILDERS | NAIVE_BUILDERS | PEERS, "mid", False),
-    "compiled": (OUR_BUILDERS, "mid", False),
-    "bf16": (OUR_BUILDERS | NAIVE_BUILDERS | PEERS, "mid", True),
-    "small": (OUR_BUILDERS | NAIVE_BUILDERS, "small", False),
+Builder = Callable[[Size], nn.Module]
+TWINS: dict[str, Builder] = {TWIN: partial(build_model, nn.Linear), OURS: partial(build_model, BitLinear)}
+NAIVE: dict[str, Builder] = {"naive": partial(build_model, Naive)}
+PEERS: dict[str, Builder] = {"transformers AutoBitLinear": build_transformers, "torchao bitnet_training": build_torchao}
+PARTS: dict[str, tuple[dict[str, Builder], Size, bool, tuple[str, ...]]] = {  # builders, size, under autocast, suffixes
+    "eager": (TWINS | NAIVE | PEERS, MID, False, ("",)),
+    "compiled": (TWINS, MID, False, ("", ", compiled")),
+    "bf16": (TWINS | NAIVE | PEERS, MID, True, ("",)),
+    "small": (TWINS | NAIVE, SMALL, False, ("",)),
 }
 
 
-def build_steps(part: str) -> tuple[dict[str, Step], dict[str, str]]:
-    """Return the steps of a part, warmed up; and for each version that cannot run, the reason."""
-    builders, size, autocast = PARTS[part]
-    steps: dict[str, Step] = {}
-    reasons: dict[str, str] = {}
-    for name, build in builders.items():
-        for suffix in ["", ", compiled"] if part == "compiled" else [""]:
-            try:
-                model = build(size)
-                if suffix:
-                    model.compile()
-                optimizer = from_base(model, FUSED_ADAMW, lr=1e-3, weight_decay=0.1)
-                tokens = torch.randint(4096, (SIZES[size]["batch"], SIZES[size]["seq_len"] + 1))
-                step = models.make_step(model, optimizer, tokens, autocast, clip_norm=1.0)
-                for _ in range(WARM_UP):
-                    step()
-                steps[name + suffix] = step
-            except ModuleNotFoundError as error:
-                reasons[name] = f"not installed: pip install {str(error.name).partition('.')[0]}"
-            except RuntimeError as error:
-                reasons[name] = f"fails: {str(error).splitlines()[0][:80]}"
-    return steps, reasons
+def build_step(build: Builder, size: Size, autocast: bool, compiled: bool) -> Callable[[], None]:
+    """Return the training step of a model, warmed up."""
+    model = build(size)
+    if compiled:
+        model.compile()
+    optimizer = from_base(model, partial(AdamW, fused=True), lr=1e-3, weight_decay=0.1)
+    _, _, seq_len, batch = size
+    tokens = torch.randint(4096, (batch, seq_len + 1))
+    step = models.make_step(model, optimizer, tokens, autocast, clip_norm=1.0)
+    for _ in range(WARM_UP):
+        step()
+    return step
 
 
 def measure(part: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     """Print the table of a part; return the ratios."""
-    steps, reasons = build_steps(part)
+    builders, size, autocast, suffixes = PARTS[part]
+    steps, reasons = harness.build_versions(
+        {
+            name + suffix: partial(build_step, build, size, autocast, bool(suffix))
+            for name, build in builders.items()
+            for suffix in suffixes
+        }
+    )
     times = harness.run_interleaved({name: harness.make_arm(step, clock) for name, step in steps.items()}, rounds, warm_up=0)
-    bases = [name for name in (TWIN, f"{TWIN}, compiled") if name in times]
+    bases = {TWIN + suffix: times[TWIN + suffix] for suffix in suffixes}
     print()
-    return harness.report(part, times, {base: times[base] for base in bases}, reasons=reasons)
+    return harness.report(part, times, bases, reasons=reasons)
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_choices("--parts", "part", PARTS, "some of {}, with commas between")
-    parser.add_count("--rounds", 12, "rounds that count, at least 2", 2)
-    parser.add_count("--threads", 2, "1: CPU time")
-    args = parser.parse_args()
+def main(parts: list[str], rounds: int, threads: int) -> harness.Results:
     warnings.filterwarnings("ignore")  # the peers' own
     # As in research/training/trainer.py.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(harness.ROOT / "outputs" / "compiled"))
-    torch.set_num_threads(args.threads)
-    clock = harness.select_clock(args.threads)
-    results = {part: measure(part, args.rounds, clock) for part in args.parts}
-    harness.finish(results, {part: BOUNDS[part] for part in results})
+    torch.set_num_threads(threads)
+    return {part: measure(part, rounds, harness.select_clock(threads)) for part in parts}
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        BOUNDS,
+        parts=harness.take_choices("part", PARTS, "some of {}, with commas between"),
+        rounds=harness.take_count(12, "rounds that count, at least 2", 2),
+        threads=harness.take_count(2, "1: CPU time"),
+    )

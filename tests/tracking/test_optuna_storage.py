@@ -35,16 +35,9 @@ def opener(tmp_path: Path) -> Iterator[Opener]:
 
         def open_storage(kind: str) -> str:
             try:
-                if kind == "postgresql":
-                    return running.enter_context(servers.start_postgresql())
-                if kind == "redis":
-                    return running.enter_context(servers.start_redis())
+                return running.enter_context(servers.start_storage(kind, tmp_path))
             except servers.NotInstalledError as error:
                 pytest.skip(str(error))
-            sqlite = f"sqlite:///{tmp_path}/study.db"
-            if kind == "grpc":
-                return running.enter_context(servers.start_grpc_proxy(sqlite))
-            return sqlite if kind == "sqlite" else f"journal://{tmp_path}/study.journal"
 
         yield open_storage
         optuna_storage._connect_storage.cache_clear()
