@@ -27,6 +27,11 @@ def make_loader(samples: Samples, batch_size: int) -> Any:
     return DataLoader(samples, batch_size, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
 
 
+def make_callback(base: type, **members: Any) -> Any:
+    """Return a callback with these methods and attributes; `base` is the class of callbacks of a library."""
+    return type("Moments", (base,), members)()
+
+
 def fit_lightning(
     parts: Parts, loss: Loss, loader: Any, moments: Moments, saving: Any = (), resume: bool = False, **settings: Any
 ) -> None:
@@ -46,7 +51,7 @@ def fit_lightning(
         def configure_optimizers(self) -> Optimizer:
             return optimizer
 
-    callbacks = [type("Moments", (lightning.Callback,), dict(moments))(), *saving]
+    callbacks = [make_callback(lightning.Callback, **moments), *saving]
     off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(accelerator="cpu", callbacks=callbacks, **off, **settings)
     trainer.fit(Module(), loader, ckpt_path="last" if resume else None)
@@ -69,7 +74,7 @@ def fit_transformers(
         transformers.TrainingArguments(str(folder), use_cpu=True, dataloader_drop_last=True, **off, **settings),
         data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
         train_dataset=samples,
-        callbacks=[type("Moments", (transformers.TrainerCallback,), dict(moments))()],
+        callbacks=[make_callback(transformers.TrainerCallback, **moments)],
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
     )
     loop.remove_callback(transformers.PrinterCallback)

@@ -11,6 +11,7 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from benchmarks import harness
@@ -18,37 +19,35 @@ from benchmarks.faults import runs, saves
 from benchmarks.faults.saves import Row
 from benchmarks.faults.systems import PEERS, Grokbit, System, prepare_process
 
-Peers = list[type[System]]
+Systems = list[type[System]]
 BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
 
 
-def run_save_faults(kills: int, peers: Peers) -> Iterator[Row]:
+def run_save_faults(kills: int, peers: Systems) -> Iterator[Row]:
     yield saves.kill_in_save(Grokbit, kills)
     for peer in peers:
         yield saves.kill_in_save(peer, max(1, kills // 8))
 
 
-def run_file_faults(kills: int, peers: Peers) -> Iterator[Row]:
-    yield saves.swap_manifest(Grokbit)
-    systems: Peers = [Grokbit, *peers]
-    for system in systems:
+def run_file_faults(kills: int, peers: Systems) -> Iterator[Row]:
+    yield saves.swap_manifest()
+    for system in (Grokbit, *peers):
         yield from saves.damage_files(system, max(5, kills // 8))
 
 
-def run_disk_faults(kills: int, peers: Peers) -> Iterator[Row]:
-    systems: Peers = [Grokbit, *peers]
-    yield from map(saves.save_to_full_disk, systems)
+def run_disk_faults(kills: int, peers: Systems) -> Iterator[Row]:
+    return map(saves.save_to_full_disk, (Grokbit, *peers))
 
 
-def run_process_faults(kills: int, peers: Peers) -> Iterator[Row]:
+def run_process_faults(kills: int, peers: Systems) -> Iterator[Row]:
     times = max(1, kills // 20)
     for phase in runs.KILL_PHASES:
         yield runs.interrupt_run(phase, signal.SIGKILL, times)
     for phase in runs.TERM_PHASES:
         yield runs.interrupt_run(phase, signal.SIGTERM, times)
     yield runs.run_twice()
-    yield from (runs.run_without_space(flag) for flag in (False, True))
-    yield from (runs.run_without_store(flag) for flag in (False, True))
+    yield from map(runs.run_without_space, (False, True))
+    yield from map(runs.run_without_store, (False, True))
 
 
 PARTS = {"saves": run_save_faults, "files": run_file_faults, "room": run_disk_faults, "runs": run_process_faults}
@@ -68,30 +67,32 @@ def write_table(folder: Path, rows: list[Row]) -> None:
         readme.write_text(f"{head}{BEGIN}{format_table(['fault', *systems], lines)}\n{END}{rest.partition(END)[2]}")
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--kills", 200, "processes to kill in a save")
-    parser.add_choices("--only", "part", PARTS, "parts, of {}")
-    parser.add_argument("--no-peers", action="store_true", help="grokbit alone")
-    parser.add_argument("--table", type=Path, help="a folder: write results.csv there, and the table of its README.md")
-    args = parser.parse_args()
+def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> harness.Results:
     random.seed(0)
     prepare_process()
-    peers = (
-        [] if args.no_peers else [peer for peer in PEERS if harness.has_peer(peer.name, peer.package, *peer.package.split())]
-    )
+    packages = {peer: peer.package for peer in PEERS if not no_peers}
+    peers = [peer for peer, package in packages.items() if harness.has_peer(peer.name, package, *package.split())]
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
     rows = []
-    for row in (row for part in args.only for row in PARTS[part](args.kills, peers)):
+    for row in chain.from_iterable(PARTS[part](kills, peers) for part in only):
         rows.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
-    if args.table:
-        write_table(args.table, rows)
+    if table:
+        write_table(table, rows)
     ours = [row for row in rows if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
-    harness.finish({"survived": share, "wrong": sum(row.wrong for row in ours)}, {"wrong": 0}, {"survived": 1.0})
+    return {"survived": share, "wrong": sum(row.wrong for row in ours)}
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        {"wrong": 0},
+        {"survived": 1.0},
+        kills=harness.take_count(200, "processes to kill in a save"),
+        only=harness.take_choices("part", PARTS, "parts, of {}"),
+        no_peers={"action": "store_true", "help": "grokbit alone"},
+        table={"type": Path, "help": "a folder: write results.csv there, and the table of its README.md"},
+    )

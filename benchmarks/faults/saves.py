@@ -1,14 +1,12 @@
 """Faults of one checkpoint, in any system: kill -9 in a save, damaged files, a full disk."""
 
-import contextlib
-import os
 import random
 import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,33 +86,32 @@ def corrupt(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
 
 def damage_files(kind: type[System], flips: int) -> list[Row]:
     """Damage each file of the newest checkpoint by each fault. A resume with right numbers counts as survived."""
-    system = kind(SMALL_NUMBERS)
-    rows = {fault: Row(fault, kind.name) for fault in ("file missing", "file empty", "file cut", "bit flipped")}
-    silent: dict[str, set[str]] = {fault: set() for fault in rows}
+    system, silent = kind(SMALL_NUMBERS), dict[str, set[str]]()
+    rows: dict[str, Row] = {}
     with save_steps(system) as root:
         for path in system.list_files(root):
             content = path.read_bytes()
             for fault, broken in corrupt(content, flips):
                 path.unlink() if broken is None else path.write_bytes(broken)
                 outcome = classify_resume(system, root, STEPS - (kind is Grokbit))
-                # Ours also has to say which file is damaged.
-                silent_success = outcome == "survived" and kind is Grokbit and not is_damage_named(root, path)
-                rows[fault].count("error" if silent_success else outcome)
+                if outcome == "survived" and kind is Grokbit and not is_damage_named(root, path.name):
+                    outcome = "error"  # ours also has to say which file is damaged
                 if outcome == "wrong":
-                    silent[fault].add(path.name)
+                    silent.setdefault(fault, set()).add(path.name)
+                rows.setdefault(fault, Row(fault, kind.name)).count(outcome)
                 path.write_bytes(content)
     for fault, names in silent.items():
-        rows[fault].remark = f"silently wrong: {', '.join(sorted(names))}" if names else ""
+        rows[fault].remark = f"silently wrong: {', '.join(sorted(names))}"
     return list(rows.values())
 
 
-def swap_manifest(kind: type[System]) -> Row:
+def swap_manifest() -> Row:
     """Replace the manifest by that of another run at the same step."""
-    system, row = kind(SMALL_NUMBERS), Row("manifest of another run", kind.name)
-    with save_steps(system) as root, save_steps(kind(SMALL_NUMBERS + 1)) as other:
+    system, row = Grokbit(SMALL_NUMBERS), Row("manifest of another run", Grokbit.name)
+    with save_steps(system) as root, save_steps(Grokbit(SMALL_NUMBERS + 1)) as other:
         own, foreign = (next(path for path in system.list_files(r) if path.name == "manifest.json") for r in (root, other))
         own.write_bytes(foreign.read_bytes())
-        survived = is_damage_named(root, None) and classify_resume(system, root, STEPS - 1) == "survived"
+        survived = is_damage_named(root, "") and classify_resume(system, root, STEPS - 1) == "survived"
         row.count("survived" if survived else "wrong")
     return row
 
@@ -127,21 +124,23 @@ def save_steps(system: System) -> Iterator[Path]:
         yield Path(folder)
 
 
-def is_damage_named(root: Path, path: Path | None) -> bool:
+def is_damage_named(root: Path, name: str) -> bool:
     """Return true if the newest checkpoint is refused with the name of the damaged file."""
     try:
         checkpoint.read(checkpoint.find(root)[0])
     except DamagedError as error:
-        return path is None or path.name in str(error)
+        return name in str(error)
     return False
 
 
 @contextmanager
-def mount_small_disk(megabytes: float) -> Iterator[Path | None]:
-    """Yield a new small file system; None if none can be mounted."""
+def mount_small_disk(row: Row, megabytes: int) -> Iterator[Path | None]:
+    """Yield a new small file system; None if none can be mounted, which the row then says."""
     with tempfile.TemporaryDirectory() as folder:
-        size = f"size={int(megabytes * 1024)}k"
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True
+        ).returncode:
+            row.remark = "not tried: no small file system can be mounted here (it takes root)"
             yield None
             return
         try:
@@ -152,22 +151,16 @@ def mount_small_disk(megabytes: float) -> Iterator[Path | None]:
 
 def fill_disk(disk: Path) -> None:
     """Fill the file system to the last byte."""
-    descriptor = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
-    with contextlib.suppress(OSError):
+    with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
         while True:
-            os.write(descriptor, bytes(4096))
-    os.close(descriptor)
-
-
-NO_DISK = "not tried: no small file system can be mounted here (it takes root)"
+            file.write(bytes(4096))
 
 
 def save_to_full_disk(kind: type[System]) -> Row:
     """Fill the disk during a save, then free it: the training has to resume."""
     system, row = kind(NUMBERS), Row("full disk in a save", kind.name)
-    with mount_small_disk(80) as disk:
+    with mount_small_disk(row, 80) as disk:
         if disk is None:
-            row.remark = NO_DISK
             return row
         root = disk / "run"
         root.mkdir()
@@ -182,10 +175,9 @@ def save_to_full_disk(kind: type[System]) -> Row:
 
         with Child(train) as child:
             messages = child.receive_all()
-        last = max(step for step in messages if isinstance(step, int))
-        errors = [str(error) for error in messages if isinstance(error, OSError)]
+        errors = [str(message) for message in messages if isinstance(message, OSError)]
         (disk / "filler").unlink()
-        row.count(classify_resume(system, root, last))
+        row.count(classify_resume(system, root, max(step for step in messages if isinstance(step, int))))
         row.remark = "no error: the space of an old checkpoint was enough"
         if errors:
             row.remark = f"says: {re.sub(r': .?/.*', '', errors[0].splitlines()[0])}"

@@ -4,11 +4,11 @@ So every number of a good checkpoint, those of the optimizer's state too, equals
 of the samples does not matter.
 """
 
-import contextlib
-import importlib
+import importlib.util
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import peers
+from benchmarks.peers import make_callback
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
 from research.optim.param_groups import run_closure
@@ -27,6 +28,7 @@ from research.training.trainer import Trainer
 
 ReportStep = Callable[[int], None]  # a system calls it with each step once that is saved
 ENDLESS = 1_000_000  # steps
+SAMPLES = peers.Samples(torch.zeros(64, 2), torch.zeros(64))
 
 
 class Counting(nn.Module):
@@ -56,29 +58,30 @@ class Counter(Optimizer):
             p += 1
 
 
-def read_step(model: nn.Module, optimizer: Optimizer) -> tuple[int, bool]:
-    """Return the step that the numbers equal, and whether all of them equal it."""
-    weight = next(model.parameters())
-    step = float(weight[0])
-    memory = optimizer.state.get(weight, {})
-    tensors = [weight.detach(), *(memory.get(name, torch.zeros(1)) for name in ("first", "second"))]
-    if not step.is_integer():  # NaN and infinities are not
-        return 0, False
-    return int(step), all(bool((tensor == step).all()) for tensor in tensors)
+def constant_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return a loss that does not depend on the weights: the logits are always zero."""
+    return F.cross_entropy(logits[:, -1], targets, reduction="none")
 
 
-class Resumed(BaseException):
-    """End a training once it has loaded a checkpoint; `args` are the result of `read_step`."""
+class LoadedError(BaseException):
+    """End a training once it has loaded a checkpoint: a loop that catches Exception does not catch this."""
+
+
+def stop_training(*args: Any, **more: Any) -> None:
+    """End the training: a method of the callbacks of any loop."""
+    raise LoadedError
 
 
 class System(ABC):
-    """A system that saves into `root` at each step."""
+    """A system that saves into `root` at each step. Each method that trains or loads runs in a fork of its own."""
 
     name: ClassVar[str]
     package: ClassVar[str] = ""  # to install, and to import; empty: always there
 
     def __init__(self, numbers: int) -> None:
-        self.numbers = numbers
+        self.model = Counting(numbers)
+        self.optimizer = Counter(self.model.parameters())
+        self.parts = self.model, self.optimizer
 
     @abstractmethod
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
@@ -86,19 +89,19 @@ class System(ABC):
 
     @abstractmethod
     def load(self, root: Path) -> None:
-        """Resume, and raise Resumed once the newest checkpoint is loaded."""
+        """Load the newest checkpoint. Raise the error of the system where it cannot; LoadedError may end its loop."""
 
     def resume(self, root: Path) -> tuple[int, bool]:
-        """Resume and return the result of `read_step`. Raise the error of the system where it cannot resume."""
-        try:
+        """Load the newest checkpoint. Return the step that the numbers equal, and whether all of them equal it."""
+        with suppress(LoadedError):
             self.load(root)
-        except Resumed as resumed:
-            return resumed.args[0], resumed.args[1]
-        raise AssertionError("nothing was resumed")
-
-    def build_parts(self) -> tuple[Counting, Counter]:
-        model = Counting(self.numbers)
-        return model, Counter(model.parameters())
+        weight = self.model.weight
+        memory = self.optimizer.state.get(weight, {})
+        tensors = [weight.detach(), *(memory.get(name, torch.zeros(1)) for name in ("first", "second"))]
+        step = float(weight[0])
+        if not step.is_integer():  # NaN and infinities are not
+            return 0, False
+        return int(step), all(bool((tensor == step).all()) for tensor in tensors)
 
     def list_files(self, root: Path) -> list[Path]:
         """Return the files of the newest checkpoint: those of the newest folder that has files."""
@@ -113,110 +116,80 @@ class Grokbit(System):
     name = "grokbit"
 
     def fit(self, root: Path, callbacks: list[Callback], steps: int, resume: Path | None = None) -> None:
-        model, optimizer = self.build_parts()
         trainer = Trainer(steps, 4, eval_every=ENDLESS, log_every=ENDLESS, clip_norm=None, device="cpu")
-        state = trainer.setup(model, optimizer, constant, constant_loss, modular(p=5), callbacks, folder=root, resume=resume)
-        trainer.fit(state)
+        trainer.fit(trainer.setup(*self.parts, constant, constant_loss, modular(p=5), callbacks, folder=root, resume=resume))
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
-        class Reporter(Callback):
-            saves = True  # so that it runs after the callback that saves
+        def on_step(callback: Callback, state: State) -> None:
+            report_step(state.progress.step)
 
-            def on_step(self, state: State) -> None:
-                report_step(state.progress.step)
-
-        self.fit(root, [Checkpoint(every=1, keep_last=2), Reporter()], steps)
+        # `saves` puts it after the callback that saves.
+        self.fit(root, [Checkpoint(every=1, keep_last=2), make_callback(Callback, saves=True, on_step=on_step)], steps)
 
     def load(self, root: Path) -> None:
-        class Inspector(Callback):
-            def on_start(self, state: State) -> None:
-                step, right = read_step(state.model, state.optimizer)
-                raise Resumed(step, right and step == state.progress.step)
+        def on_start(callback: Callback, state: State) -> None:
+            self.loaded_step = state.progress.step
+            raise LoadedError
 
-        self.fit(root, [Inspector()], ENDLESS, root)
+        self.fit(root, [make_callback(Callback, on_start=on_start)], ENDLESS, root)
+
+    def resume(self, root: Path) -> tuple[int, bool]:
+        step, right = super().resume(root)
+        return step, right and step == self.loaded_step
 
 
 class TorchSave(System):
     name = "torch.save to one file"
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
-        model, optimizer = self.build_parts()
         for step in range(1, steps + 1):
-            optimizer.step()
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, root / "last.pt")
+            self.optimizer.step()
+            torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, root / "last.pt")
             report_step(step)
 
     def load(self, root: Path) -> None:
-        model, optimizer = self.build_parts()
         checkpoint = torch.load(root / "last.pt", weights_only=True)
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        raise Resumed(*read_step(model, optimizer))
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
 
 
 class Accelerate(System):
     name = "accelerate save_state"
 
-    def prepare(self, root: Path) -> tuple[Any, Any, Any]:
+    def prepare(self, root: Path) -> tuple[Any, Any]:
+        """Return an accelerator and the optimizer that it wraps."""
         from accelerate import Accelerator
         from accelerate.utils import ProjectConfiguration
 
         configuration = ProjectConfiguration(str(root), automatic_checkpoint_naming=True, total_limit=2)
         accelerator = Accelerator(cpu=True, project_config=configuration)
-        return accelerator, *accelerator.prepare(*self.build_parts())
+        return accelerator, accelerator.prepare(*self.parts)[1]
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
-        accelerator, _, optimizer = self.prepare(root)
+        accelerator, optimizer = self.prepare(root)
         for step in range(1, steps + 1):
             optimizer.step()
             accelerator.save_state()
             report_step(step)
 
     def load(self, root: Path) -> None:
-        accelerator, model, optimizer = self.prepare(root)
-        accelerator.load_state()
-        raise Resumed(*read_step(model, optimizer.optimizer))
+        self.prepare(root)[0].load_state()
 
 
 class Transformers(System):
     name, package = "transformers Trainer", "transformers"
 
     def fit(self, root: Path, steps: int, resume: bool, **moments: Callable[..., None]) -> None:
-        """Train, and call `moments`, methods of a callback by name."""
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-
-        class Loop(transformers.Trainer):
-            def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Tensor:
-                return model(inputs["x"]).sum()  # type: ignore[no-any-return]
-
-        model, optimizer = self.build_parts()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        args = transformers.TrainingArguments(
-            output_dir=str(root), max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
-            save_total_limit=2, max_grad_norm=0.0, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=ENDLESS,
-            dataloader_pin_memory=False, remove_unused_columns=False,
-        )  # fmt: skip
-        callback = type("Moments", (transformers.TrainerCallback,), moments)()
-        samples: Any = [{"x": torch.zeros(2)}] * 64
-        loop = Loop(model, args, train_dataset=samples, optimizers=(optimizer, schedule), callbacks=[callback])
-        loop.remove_callback(transformers.trainer_callback.PrinterCallback)
-        loop.train(resume_from_checkpoint=resume)
+        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+        size = {"max_steps": steps, "per_device_train_batch_size": 4, "max_grad_norm": 0.0, "logging_steps": ENDLESS}
+        settings: dict[str, Any] = {**saving, **size}
+        peers.fit_transformers(self.parts, lambda logits, targets: logits.sum(), SAMPLES, moments, root, resume, **settings)
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
-        def on_save(callback: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
-            report_step(state.global_step)
-
-        self.fit(root, steps, False, on_save=on_save)
+        self.fit(root, steps, False, on_save=lambda callback, args, state, *rest, **more: report_step(state.global_step))
 
     def load(self, root: Path) -> None:
-        def on_train_begin(callback: Any, args: Any, state: Any, control: Any, **parts: Any) -> None:
-            optimizer = parts["optimizer"]
-            raise Resumed(*read_step(parts["model"], getattr(optimizer, "optimizer", optimizer)))
-
-        self.fit(root, ENDLESS, True, on_train_begin=on_train_begin)
+        self.fit(root, ENDLESS, True, on_train_begin=stop_training)
 
 
 class Lightning(System):
@@ -225,52 +198,30 @@ class Lightning(System):
     def list_files(self, root: Path) -> list[Path]:
         return [root / "last.ckpt"]
 
-    def fit(self, root: Path, inspect: Callable[[int, nn.Module, Optimizer], None], steps: int, resume: bool) -> None:
-        import lightning
+    def fit(self, root: Path, steps: int, resume: bool, on_train_batch_start: Callable[..., None]) -> None:
         from lightning.pytorch.callbacks import ModelCheckpoint
 
-        numbers = self.numbers
-
-        class Module(lightning.LightningModule):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = Counting(numbers)
-
-            def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-                return self.model(batch[0]).sum()  # type: ignore[no-any-return]
-
-            def on_train_batch_start(self, batch: Any, index: int) -> None:
-                inspect(self.global_step, self.model, self.trainer.optimizers[0])
-
-            def configure_optimizers(self) -> Optimizer:
-                return Counter(self.model.parameters())
-
-        saving = ModelCheckpoint(root, every_n_train_steps=1, save_last=True)
-        silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[saving], **silent)
-        trainer.fit(Module(), DataLoader(TensorDataset(torch.zeros(64, 2)), 4), ckpt_path="last" if resume else None)
+        saving = [ModelCheckpoint(root, every_n_train_steps=1, save_last=True)]
+        moments, loader = {"on_train_batch_start": on_train_batch_start}, peers.make_loader(SAMPLES, 4)
+        peers.fit_lightning(self.parts, lambda logits, targets: logits.sum(), loader, moments, saving, resume, max_steps=steps)
 
     def train(self, root: Path, report_step: ReportStep, steps: int = ENDLESS) -> None:
-        self.fit(root, lambda step, model, optimizer: report_step(step) if step else None, steps, False)
+        def report_last_step(callback: Any, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step:
+                report_step(trainer.global_step)
+
+        self.fit(root, steps, False, report_last_step)
 
     def load(self, root: Path) -> None:
-        def inspect(step: int, model: nn.Module, optimizer: Optimizer) -> None:
-            raise Resumed(*read_step(model, optimizer))
-
-        self.fit(root, inspect, ENDLESS, True)
+        self.fit(root, ENDLESS, True, stop_training)
 
 
 PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]
-
-
-def constant_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return a loss that does not depend on the weights: the logits are always zero."""
-    return F.cross_entropy(logits[:, -1], targets, reduction="none")
 
 
 def prepare_process() -> None:
     """Prepare the process before it forks: one compute thread, and the imports that the children need."""
     torch.set_num_threads(1)
     for package in ("lightning", "transformers"):
-        with contextlib.suppress(ImportError):
+        with suppress(ImportError):
             importlib.import_module(package)
