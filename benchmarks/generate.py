@@ -7,19 +7,19 @@ blocks, 24 query heads, 8 key and value heads). Both have 32,000 symbols and tie
 research/export/gguf.py writes, with its embedding in Q8_0 as ours is in int8.
 
 Each arm is a process of its own. The arms run in turn: in each round an arm reads a prompt of 256 tokens and then 32 more,
-one after the other. A figure is the median of the rounds, a ratio the median of the rounds' ratios. Memory is the growth of
-VmRSS of /proc/self/status: by the layers, and by the whole model until it has read 32 tokens. llama.cpp maps its file, whose
-pages count as they are read. bf16 stands for fp16, which has the same size.
+one after the other. Memory is the growth of VmRSS of /proc/self/status: by the layers, and by the whole model until it has
+read 32 tokens. llama.cpp maps its file, whose pages count as they are read. bf16 stands for fp16, which has the same size.
 """
 
-import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,13 +53,15 @@ AT_LEAST = {
     "memory: bf16 over ours, 0.6": 6.0,
 }
 Feed = Callable[[list[int]], object]
+DTYPES = {"ours": None, "bf16": torch.bfloat16, "float32": torch.float32}
 SPAWN = multiprocessing.get_context("spawn")
+ARMS: list[Iterator[dict[str, float]]] = []  # of this process, which is that of one arm
 
 
 def measure_resident() -> float:
     """Return the resident memory in MB, after the allocator has given back its free pages."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     return get_rss_mb()
 
@@ -99,109 +101,92 @@ def write_gguf(size: dict[str, Any], folder: Path) -> None:
     gguf.write(Source(run, model.requires_grad_(False)), folder, Options(embedding="Q8_0"))
 
 
-def build_ours(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Feed, Callable[[], None], float]:
-    model, layers_mb = make_model(size, dtype)
+def build(name: str, size: dict[str, Any], threads: int) -> tuple[Feed, Callable[[], None], float]:
+    """Return what an arm reads tokens with, what makes it forget them, and the MB of its layers."""
+    if name == "llama.cpp":
+        from llama_cpp import Llama
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_gguf(size, Path(folder))
+            llama = Llama(f"{folder}/{gguf.FILE}", n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
+        return llama.eval, llama.reset, float("nan")
+    model, layers_mb = make_model(size, DTYPES[name])
     decoder = Decoder(model)
     return lambda tokens: decoder.feed(torch.tensor(tokens)), decoder.reset, layers_mb
 
 
-def build_llama(size: dict[str, Any], threads: int) -> tuple[Feed, Callable[[], None], float]:
-    from llama_cpp import Llama
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_gguf(size, Path(folder))
-        model = Llama(f"{folder}/{gguf.FILE}", n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
-    return model.eval, model.reset, float("nan")
-
-
-def run_arm(name: str, size: dict[str, Any], threads: int, pipe: Any) -> None:
-    """Run one arm in this process: send its memory, then the times of one round for each message."""
+def run_arm(name: str, size: dict[str, Any], threads: int) -> Iterator[dict[str, float]]:
+    """Yield the memory of an arm in MB, then for each round the seconds a token."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    tiny = {"dim": 256, "depth": 1, "ffn_dim": 256, "heads": 4, "kv_heads": 2}
-    dtype = {"ours": None, "bf16": torch.bfloat16, "float32": torch.float32}.get(name)
-
-    def build_arm(size: dict[str, Any]) -> tuple[Feed, Callable[[], None], float]:
-        return build_llama(size, threads) if name == "llama.cpp" else build_ours(size, dtype)
-
     tokens = torch.randint(VOCAB_SIZE, (PROMPT_LEN + NEW_TOKENS,)).tolist()
     # What a library loads on first use is not part of the model.
     for part in (tokens[:NEW_TOKENS], tokens[:1]):
-        build_arm(tiny)[0](part)
+        build(name, {"dim": 256, "depth": 1, "ffn_dim": 256, "heads": 4, "kv_heads": 2}, threads)[0](part)
     start_mb = measure_resident()
-    feed, reset, layers_mb = build_arm(size)
+    feed, reset, layers_mb = build(name, size, threads)
     for token in tokens[:NEW_TOKENS]:
         feed([token])
-    pipe.send({"layers": layers_mb, "all": measure_resident() - start_mb})
-    while pipe.recv():
+    yield {"layers": layers_mb, "all": measure_resident() - start_mb}
+    while True:
         reset()
         with retain_memory():  # as the program does
             prefill = harness.make_arm(lambda: feed(tokens[:PROMPT_LEN]))()
         decode = [harness.make_arm(partial(feed, [token]))() for token in tokens[PROMPT_LEN:]]
-        pipe.send({"prefill": prefill / PROMPT_LEN, "decode": statistics.median(decode)})
+        yield {"prefill": prefill / PROMPT_LEN, "decode": statistics.median(decode)}
 
 
-class Arm:
-    """One arm in a process of its own; a call runs one round and returns seconds a token, by phase."""
+def start_arm(*args: Any) -> None:
+    ARMS.append(run_arm(*args))
 
-    def __init__(self, name: str, size: str, threads: int) -> None:
-        self.pipe, child_pipe = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=run_arm, args=(name, SIZES[size], threads, child_pipe), daemon=True)
-        self.process.start()
-        child_pipe.close()  # so that `recv` raises EOFError if the child ends
-        self.memory: dict[str, float] = self.pipe.recv()  # MB
 
-    def __call__(self) -> dict[str, float]:
-        self.pipe.send(True)
-        return self.pipe.recv()  # type: ignore[no-any-return]
+def advance_arm(process: ProcessPoolExecutor) -> dict[str, float]:
+    """Return what the arm in that process yields next."""
+    return process.submit(read_arm).result()
 
-    def end(self) -> None:
-        self.pipe.send(False)
-        self.process.join(60)
+
+def read_arm() -> dict[str, float]:
+    return next(ARMS[0])
 
 
 def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str, float]:
     """Print the table of a size; return its ratios."""
-    arms = {name: Arm(name, size, threads) for name in names}
-    times = harness.run_interleaved(arms, rounds)
-    for arm in arms.values():
-        arm.end()
+    with ExitStack() as stack:
+        processes = {name: ProcessPoolExecutor(1, SPAWN, start_arm, (name, SIZES[size], threads)) for name in names}
+        arms = {name: partial(advance_arm, stack.enter_context(process)) for name, process in processes.items()}
+        memory = {name: arm() for name, arm in arms.items()}
+        times = harness.run_interleaved(arms, rounds)
     table = harness.Table(f"{size} billion, {threads} threads", "decode t/s", "prefill t/s", "layers MB", "all MB")
     ratios: dict[str, float] = {}
-    ours, our_memory = times["ours"], arms["ours"].memory
-    for name, rounds_of_arm in times.items():
-        memory = arms[name].memory
-        speeds = [statistics.median(1 / seconds[phase] for seconds in rounds_of_arm) for phase in ("decode", "prefill")]
-        cells = [f"{memory[part]:.0f}" if memory[part] > 0 else "-" for part in ("layers", "all")]
+    for name in names:
+        seconds = {phase: [row[phase] for row in times[name]] for phase in ("decode", "prefill")}
+        speeds = [statistics.median(1 / second for second in seconds[phase]) for phase in seconds]
+        cells = [f"{mb:.0f}" if mb > 0 else "-" for mb in memory[name].values()]
         table.add(name, f"{speeds[0]:.1f}", f"{speeds[1]:.0f}", *cells)
-        if name == "ours":
-            continue
-        for phase in ("decode", "prefill"):
-            seconds, base = ([row[phase] for row in rows] for rows in (rounds_of_arm, ours))
-            ratios[f"{phase}: over {name}, {size}"] = harness.compare(seconds, base).median
-        for part, title in (("layers", "memory of the layers"), ("all", "memory")):
-            if memory[part] > 0:
-                ratios[f"{title}: {name} over ours, {size}"] = memory[part] / our_memory[part]
+        if name != "ours":
+            for phase, values in seconds.items():
+                ours = [row[phase] for row in times["ours"]]
+                ratios[f"{phase}: over {name}, {size}"] = harness.compare(values, ours).median
+            for part, title in (("layers", "memory of the layers"), ("all", "memory")):
+                if memory[name][part] > 0:
+                    ratios[f"{title}: {name} over ours, {size}"] = memory[name][part] / memory["ours"][part]
     return ratios
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="billions of parameters")
-    parser.add_count("--rounds", 5, "rounds that count")
-    parser.add_count("--threads", min(2, os.cpu_count() or 1))
-    args = parser.parse_args()
+def main(sizes: list[str], rounds: int, threads: int) -> harness.Results:
     llama = harness.has_peer("llama.cpp", "llama-cpp-python gguf", "llama_cpp", "gguf")
     names = ["ours", *["llama.cpp"] * llama, "bf16", "float32"]
     ratios: dict[str, float] = {}
-    for size in args.sizes:
-        ratios |= compare(size, names, args.threads, args.rounds)
+    for size in sizes:
+        ratios |= compare(size, names, threads, rounds)
     for title in ("decode: over llama.cpp", "prefill: over llama.cpp", "decode: over bf16"):
         if matches := [ratio for name, ratio in ratios.items() if name.startswith(f"{title},")]:
             ratios[title] = min(matches)
-    harness.finish(ratios, {}, AT_LEAST)
+    return ratios
 
 
 if __name__ == "__main__":
-    main()
+    sizes = {"nargs": "+", "choices": list(SIZES), "default": list(SIZES), "help": "billions of parameters"}
+    rounds, threads = harness.take_count(5, "rounds that count"), min(2, os.cpu_count() or 1)
+    harness.run(main, __doc__, {}, AT_LEAST, sizes=sizes, rounds=rounds, threads=threads)

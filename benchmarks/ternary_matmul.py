@@ -10,15 +10,14 @@ call, as a token does through a model; ggml's graph starts its threads once too.
 compared with nn.Linear. Our weights lie as pack_model lays them, in large pages where the system has them. The reading loop
 reads these very bytes.
 
-All arms run in every round; a figure is the median of the rounds, a ratio the median of the rounds' ratios. For two threads
-both cores must be idle.
+For two threads both cores must be idle.
 """
 
 import ctypes
 import importlib.util
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,9 @@ from research.nn.packed import PackedLinear, move_to_huge_pages
 from research.nn.tiles import unpack
 
 SHAPES = [(2048, 2048), (4096, 4096), (4096, 11008)]  # outputs, inputs
-COLD, ROWS, TQ2_0 = 450_000_000, 512, 35  # bytes; rows of a prefill; ggml's number of the type
+COLD, ROWS = 450_000_000, 512  # bytes of the matrices of a round; rows of a prefill
+F32, TQ2_0 = 0, 35  # ggml's numbers of the types
+Pointer = ctypes.c_void_p
 AT_LEAST = {
     "decode: bandwidth": 0.8,
     "decode: over TQ2_0": 1.7,
@@ -41,7 +42,6 @@ AT_LEAST = {
     "prefill: over bf16": 2.0,
 }
 Arm = Callable[[int], object]  # threads -> one pass over all matrices
-Ratios = dict[str, list[float]]
 
 
 class Ggml:
@@ -54,55 +54,53 @@ class Ggml:
         library, suffix = Path(spec.origin).parent / "lib", "dylib" if sys.platform == "darwin" else "so"
         self.base = ctypes.CDLL(str(library / f"libggml-base.{suffix}"))
         self.cpu = ctypes.CDLL(str(library / f"libggml-cpu.{suffix}"))
-        pointer = ctypes.c_void_p
         for name in ("ggml_init", "ggml_new_tensor_2d", "ggml_mul_mat", "ggml_new_graph_custom", "ggml_get_data"):
-            getattr(self.base, name).restype = pointer
-        self.cpu.ggml_backend_cpu_init.restype = pointer
+            getattr(self.base, name).restype = Pointer
+        self.cpu.ggml_backend_cpu_init.restype = Pointer
         self.free: Callable[[], object] = lambda: None  # of the last graph
-        self.backend = pointer(self.cpu.ggml_backend_cpu_init())
+        self.backend = Pointer(self.cpu.ggml_backend_cpu_init())
 
-    def build_graph(self, codes: Tensor, count: int, x: Tensor) -> tuple[Callable[[int], None], Callable[[], Tensor]]:
-        """Return a function that multiplies x by so many copies of a matrix, and one that reads the first product."""
+    def make_arm(self, layers: list[PackedLinear], x: Tensor) -> Arm:
+        """Return an arm of as many products as there are layers, once the first is checked to equal ours."""
         from gguf import GGMLQuantizationType
         from gguf.quants import quantize
 
-        (out, width), rows, pointer = codes.shape, x.shape[0], ctypes.c_void_p
+        first, rows, count = layers[0], x.shape[0], len(layers)
+        out, width = first.out_features, first.in_features
+        codes = unpack(first.codes, out, width)
         blocks = torch.from_numpy(quantize(codes.float().numpy(), GGMLQuantizationType.TQ2_0))
 
         class Parameters(ctypes.Structure):
-            _fields_ = (("size", ctypes.c_size_t), ("memory", pointer), ("no_alloc", ctypes.c_bool))
+            _fields_ = (("size", ctypes.c_size_t), ("memory", Pointer), ("no_alloc", ctypes.c_bool))
 
         size = count * (out * width // 256 * 66 + 4 * rows * out + 4096) + 4 * rows * width + (1 << 22)
-        context = pointer(self.base.ggml_init(Parameters(size, None, False)))
+        context = Pointer(self.base.ggml_init(Parameters(size, None, False)))
 
-        def make_tensor(kind: int, inner: int, outer: int) -> ctypes.c_void_p:
-            return pointer(self.base.ggml_new_tensor_2d(context, kind, ctypes.c_int64(inner), ctypes.c_int64(outer)))
-
-        def copy_values(to: ctypes.c_void_p, values: Tensor) -> None:
+        def make_tensor(kind: int, outer: int, values: Tensor) -> ctypes.c_void_p:
+            tensor = Pointer(self.base.ggml_new_tensor_2d(context, kind, ctypes.c_int64(width), ctypes.c_int64(outer)))
             flat = values.contiguous()
-            ctypes.memmove(self.base.ggml_get_data(to), flat.data_ptr(), flat.nbytes)
+            ctypes.memmove(self.base.ggml_get_data(tensor), flat.data_ptr(), flat.nbytes)
+            return tensor
 
-        inputs = make_tensor(0, width, rows)
-        copy_values(inputs, x)
-        graph = pointer(self.base.ggml_new_graph_custom(context, ctypes.c_size_t(count + 8), False))
-        products = []
-        for _ in range(count):
-            weights = make_tensor(TQ2_0, width, out)
-            copy_values(weights, blocks)
-            products.append(pointer(self.base.ggml_mul_mat(context, weights, inputs)))
-            self.base.ggml_build_forward_expand(graph, products[-1])
+        inputs = make_tensor(F32, rows, x)
+        graph = Pointer(self.base.ggml_new_graph_custom(context, ctypes.c_size_t(count + 8), False))
+        products = [Pointer(self.base.ggml_mul_mat(context, make_tensor(TQ2_0, out, blocks), inputs)) for _ in layers]
+        for product in products:
+            self.base.ggml_build_forward_expand(graph, product)
 
         def compute(threads: int) -> None:
             self.cpu.ggml_backend_cpu_set_n_threads(self.backend, threads)
             assert self.base.ggml_backend_graph_compute(self.backend, graph) == 0
 
-        def read_first() -> Tensor:
-            y = torch.empty(rows, out)
-            ctypes.memmove(y.data_ptr(), self.base.ggml_get_data(products[0]), y.nbytes)
-            return y
-
         self.free = lambda: self.base.ggml_free(context)
-        return compute, read_first
+        compute(1)
+        y = torch.empty(rows, out)
+        ctypes.memmove(y.data_ptr(), self.base.ggml_get_data(products[0]), y.nbytes)
+        error = (y - first(x)).norm() / y.norm()
+        assert error < 0.02, (
+            f"not the same product: {error}"
+        )  # ggml quantizes activations by 256, with scales in half precision
+        return compute
 
 
 def call_layers(modules: nn.ModuleList, x: Tensor, threads: int) -> None:
@@ -135,18 +133,6 @@ def make_kernel_arms(layers: list[PackedLinear], x: Tensor) -> tuple[Arm, Arm]:
     return run_kernel, read_weights
 
 
-def make_ggml_arm(ggml: Ggml, layers: list[PackedLinear], x: Tensor) -> Arm:
-    """Return an arm of ggml's products, once the first is checked to equal ours."""
-    first = layers[0]
-    codes = unpack(first.codes, first.out_features, first.in_features)
-    compute, read_first = ggml.build_graph(codes, len(layers), x)
-    compute(1)
-    product = read_first()
-    error = (product - first(x)).norm() / product.norm()
-    assert error < 0.02, f"not the same product: {error}"  # ggml quantizes activations by 256, with scales in half precision
-    return compute
-
-
 def make_arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, tuple[Arm, int]]:
     """Return all sides of one comparison, each with the number of its matrices."""
     count = COLD * 4 // (out * width) if rows == 1 else 4
@@ -165,7 +151,7 @@ def make_arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, t
     if rows == 1:
         arms["read"] = read, count
     if ggml:
-        arms["TQ2_0"] = make_ggml_arm(ggml, layers, x), count
+        arms["TQ2_0"] = ggml.make_arm(layers, x), count
     return arms
 
 
@@ -176,34 +162,29 @@ def measure(arm: Arm, count: int, threads: int, warm: bool) -> float:
     return harness.make_arm(partial(arm, threads))() / count
 
 
-def compare(shape: tuple[int, int, int], threads: list[int], rounds: int, ggml: Ggml | None, table: harness.Table) -> Ratios:
-    """Add a row for each number of threads; return the ratios of time over ours, and of bandwidth."""
-    rows, out, width = shape
-    sides, ratios = make_arms(out, width, rows, ggml), Ratios()
+def compare(
+    shape: tuple[int, int], rows: int, threads: list[int], rounds: int, ggml: Ggml | None, table: harness.Table
+) -> Iterator[tuple[str, float]]:
+    """Add a row for each number of threads; yield the ratios of time over ours, and of bandwidth, each with its title."""
+    out, width = shape
+    sides = make_arms(out, width, rows, ggml)
     phase, work = ("decode", out * width / 4e9) if rows == 1 else ("prefill", 2e-9 * rows * out * width)
+    bases = {"TQ2_0": "kernel", "bf16": "ours", "read": "kernel"}
     titles = {"TQ2_0": f"{phase}: over TQ2_0", "bf16": f"{phase}: over bf16", "read": "decode: bandwidth"}
     for number in threads:
-        times = harness.run_interleaved(
-            {name: partial(measure, *side, number, rows > 1) for name, side in sides.items()}, rounds
-        )
+        arms = {name: partial(measure, *side, number, rows > 1) for name, side in sides.items()}
+        times = harness.run_interleaved(arms, rounds)
         kernel, layer = (statistics.median(times[name]) for name in ("kernel", "ours"))
+        ratios = {name: harness.compare(times[name], times[base]).median for name, base in bases.items() if name in times}
         cells = [f"{1e6 * kernel:.0f}", f"{1e6 * layer:.0f}", f"{work / kernel:.1f}"]
-        for name, title in titles.items():
-            base = times["ours" if name == "bf16" else "kernel"]
-            values = [harness.compare(times[name], base).median] if name in times else []
-            ratios.setdefault(title, []).extend(values)
-            cells.append(f"{values[0]:.2f}" if values else "-")
-        table.add(f"{rows:>4} x {out}x{width}", f"{number}", *cells)
+        cells += [f"{ratios[name]:.2f}" if name in ratios else "-" for name in titles]
+        table.add(f"{rows:>4} x {out}x{width}", number, *cells)
+        yield from ((titles[name], ratio) for name, ratio in ratios.items())
     if ggml:
         ggml.free()
-    return ratios
 
 
-def main() -> None:
-    parser = harness.Parser(__doc__)
-    parser.add_count("--rounds", 9, "rounds that count")
-    parser.add_count("--threads", [1, 2], nargs="+")
-    args = parser.parse_args()
+def main(rounds: int, threads: list[int]) -> harness.Results:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     # glibc reuses freed blocks smaller than the largest it has seen. After this one outputs need no new pages.
@@ -212,14 +193,14 @@ def main() -> None:
     library = ternary.get_library()
     print(f"kernels: {next(iter(library.isas)) if library else 'none'}")
     titles = ("threads", "kernel, us", "layer, us", "GB/s, GOP/s", "over TQ2_0", "over bf16", "bandwidth")
-    table = harness.Table("rows x layer", *titles, width=18)
-    ratios = Ratios()
-    for rows, rounds in ((1, args.rounds), (ROWS, min(args.rounds, 5))):
-        for out, width in SHAPES:
-            for name, values in compare((rows, out, width), args.threads, rounds, ggml, table).items():
-                ratios.setdefault(name, []).extend(values)
-    harness.finish({name: min(values) for name, values in ratios.items() if values}, {}, AT_LEAST)
+    table, lowest = harness.Table("rows x layer", *titles, width=18), dict[str, float]()
+    for rows, rounds_of_rows in ((1, rounds), (ROWS, min(rounds, 5))):
+        for shape in SHAPES:
+            for title, ratio in compare(shape, rows, threads, rounds_of_rows, ggml, table):
+                lowest[title] = min(ratio, lowest.get(title, ratio))
+    return lowest
 
 
 if __name__ == "__main__":
-    main()
+    threads = harness.take_count([1, 2], nargs="+")
+    harness.run(main, __doc__, {}, AT_LEAST, rounds=harness.take_count(9, "rounds that count"), threads=threads)

@@ -23,23 +23,22 @@ Systems = list[type[System]]
 BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
 
 
-def run_save_faults(kills: int, peers: Systems) -> Iterator[Row]:
-    yield saves.kill_in_save(Grokbit, kills)
-    for peer in peers:
-        yield saves.kill_in_save(peer, max(1, kills // 8))
+def run_save_faults(kills: int, systems: Systems) -> Iterator[Row]:
+    for system in systems:
+        yield saves.kill_in_save(system, kills if system is Grokbit else max(1, kills // 8))
 
 
-def run_file_faults(kills: int, peers: Systems) -> Iterator[Row]:
+def run_file_faults(kills: int, systems: Systems) -> Iterator[Row]:
     yield saves.swap_manifest()
-    for system in (Grokbit, *peers):
+    for system in systems:
         yield from saves.damage_files(system, max(5, kills // 8))
 
 
-def run_disk_faults(kills: int, peers: Systems) -> Iterator[Row]:
-    return map(saves.save_to_full_disk, (Grokbit, *peers))
+def run_disk_faults(kills: int, systems: Systems) -> Iterator[Row]:
+    yield from map(saves.save_to_full_disk, systems)
 
 
-def run_process_faults(kills: int, peers: Systems) -> Iterator[Row]:
+def run_process_faults(kills: int, systems: Systems) -> Iterator[Row]:
     times = max(1, kills // 20)
     for phase in runs.KILL_PHASES:
         yield runs.interrupt_run(phase, signal.SIGKILL, times)
@@ -70,11 +69,11 @@ def write_table(folder: Path, rows: list[Row]) -> None:
 def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> harness.Results:
     random.seed(0)
     prepare_process()
-    packages = {peer: peer.package for peer in PEERS if not no_peers}
-    peers = [peer for peer, package in packages.items() if harness.has_peer(peer.name, package, *package.split())]
+    peers = [] if no_peers else PEERS
+    systems = [Grokbit, *(peer for peer in peers if harness.has_peer(peer.name, peer.package, *peer.package.split()))]
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
     rows = []
-    for row in chain.from_iterable(PARTS[part](kills, peers) for part in only):
+    for row in chain.from_iterable(PARTS[part](kills, systems) for part in only):
         rows.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
