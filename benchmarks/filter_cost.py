@@ -2,10 +2,10 @@
 
     python -m benchmarks.filter_cost [--sizes 0.4,10,100] [--rounds 7] [--threads 2]
 
-The tensors are a transformer's: 0.4 million numbers in 29 tensors, 10 million in 65, 100 million in 149. Gradients are the
-same at each step; they are restored before the clock starts. With two threads wall time is measured, so the machine has to
-be quiet. With --threads 1 CPU time is measured, which other load disturbs less. In each round the window does one full pass
-over its ring, so its one new sum counts too. About a minute and a half on two cores, and 12 GB.
+The sizes are millions of numbers, in 29, 65 and 149 tensors as a transformer has them. Gradients are the same at each step;
+they are restored before the clock starts. With two threads wall time is measured, so the machine has to be quiet. With one it
+is CPU time, which other load disturbs less. In each round the window does one full pass over its ring, so its one new sum
+counts too. About a minute and a half on two cores, and 12 GB.
 
   ours, one pass    research/optim/fused.py, the step of a Grokfast optimizer over AdamW(fused=True)
   ours, in torch    the same optimizer where it has to be plain: foreach filter, then torch's fused step
@@ -152,11 +152,5 @@ def main(sizes: list[str], rounds: int, threads: int) -> harness.Results:
 
 
 if __name__ == "__main__":
-    harness.run(
-        main,
-        __doc__,
-        BOUNDS,
-        sizes=harness.take_choices("size", SIZES, "some of {}, in millions"),
-        rounds=harness.take_count(7, "rounds that count, at least 2", 2),
-        threads=harness.take_count(2, "1: CPU time"),
-    )
+    sizes, rounds = harness.take_choices("size", SIZES), harness.take_count(7, minimum=2)
+    harness.run(main, __doc__, BOUNDS, sizes=sizes, rounds=rounds, threads=2)

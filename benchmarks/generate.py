@@ -4,11 +4,11 @@
 
 Random weights of two transformers: 0.1 billion parameters (768 wide, 12 blocks, 12 heads) and 0.65 billion (1536 wide, 24
 blocks, 24 query heads, 8 key and value heads). Both have 32,000 symbols and tied embeddings. llama.cpp has the layout that
-research/export/gguf.py writes, with its embedding in Q8_0 as ours is in int8.
+research/export/gguf.py writes, with its embedding in Q8_0 as ours is in int8. bf16 stands for fp16, which has the same size.
 
-Each arm is a process of its own. The arms run in turn: in each round an arm reads a prompt of 256 tokens and then 32 more,
-one after the other. Memory is the growth of VmRSS of /proc/self/status: by the layers, and by the whole model until it has
-read 32 tokens. llama.cpp maps its file, whose pages count as they are read. bf16 stands for fp16, which has the same size.
+Each arm is a process of its own. In each round an arm reads a prompt of 256 tokens and then 32 more, one after the other.
+Memory is the growth of VmRSS of /proc/self/status: by the layers, and by the whole model until it has read 32 tokens.
+llama.cpp maps its file, whose pages count as they are read.
 """
 
 import ctypes
@@ -187,6 +187,5 @@ def main(sizes: list[str], rounds: int, threads: int) -> harness.Results:
 
 
 if __name__ == "__main__":
-    sizes = {"nargs": "+", "choices": list(SIZES), "default": list(SIZES), "help": "billions of parameters"}
-    rounds, threads = harness.take_count(5, "rounds that count"), min(2, os.cpu_count() or 1)
-    harness.run(main, __doc__, {}, AT_LEAST, sizes=sizes, rounds=rounds, threads=threads)
+    sizes = {"nargs": "+", "choices": list(SIZES), "default": list(SIZES)}
+    harness.run(main, __doc__, {}, AT_LEAST, sizes=sizes, rounds=5, threads=min(2, os.cpu_count() or 1))

@@ -29,32 +29,29 @@ Results = Mapping[str, Any]  # name -> number; or the name of a part -> its resu
 Bounds = Mapping[str, Any]  # name of a result -> bound; or the name of a part -> its bounds
 
 
-def take_count(default: Any, text: str | None = None, minimum: int = 1, **settings: Any) -> dict[str, Any]:
-    """Return the settings of an option that takes an integer of at least `minimum`; `text` is its help."""
+def take_count(default: Any, minimum: int = 1, **settings: Any) -> dict[str, Any]:
+    """Return the settings of an option that takes an integer of at least `minimum`."""
 
-    def count(value: str) -> int:  # argparse names it in its message on what is no number
-        if (number := int(value)) < minimum:
+    def count(text: str) -> int:  # argparse names it in its message on what is no number
+        if (number := int(text)) < minimum:
             raise argparse.ArgumentTypeError(f"{number} is too few: give {minimum} or more")
         return number
 
-    return {"type": count, "default": default, "help": text, **settings}
+    return {"type": count, "default": default, "help": f"at least {minimum}; by default {default}", **settings}
 
 
-def take_choices(kind: str, names: Collection[str], text: str) -> dict[str, Any]:
-    """Return the settings of an option that takes some of `names`, separated by commas; its help is `text` with the names.
+def take_choices(kind: str, names: Collection[str]) -> dict[str, Any]:
+    """Return the settings of an option that takes some of `names`, by default all; commas separate them."""
+    valid = f"some of {', '.join(names)}, with commas between"
 
-    The default is all of them.
-    """
-    valid = ", ".join(names)
-
-    def parse_choices(value: str) -> list[str]:
-        choices = value.split(",")
+    def parse_choices(text: str) -> list[str]:
+        choices = text.split(",")
         for choice in choices:
             if choice not in names:
-                raise argparse.ArgumentTypeError(f"there is no {kind} '{choice}'; give some of {valid}, with commas between")
+                raise argparse.ArgumentTypeError(f"there is no {kind} '{choice}'; give {valid}")
         return choices
 
-    return {"type": parse_choices, "default": list(names), "help": text.format(valid)}
+    return {"type": parse_choices, "default": list(names), "help": valid}
 
 
 def run(
@@ -181,10 +178,6 @@ class Table:
         texts = (f"{cell!s:>{width}}" for cell, width in zip(cells, self.cell_widths, strict=False))
         print(f"{name:<{self.width}}" + "".join(texts), flush=True)
 
-    def skip(self, name: str, reason: str) -> None:
-        """Print a row of an arm that was not measured."""
-        print(f"{name:<{self.width}}    {reason}", flush=True)
-
 
 def report(
     title: str,
@@ -210,7 +203,7 @@ def report(
         table.add(labels.get(arm, arm), f"{median:.2f}", *medians, quartiles, *(cells[arm] for cells in columns.values()))
         ratios |= {f"{arm}/{base}": ratio.median for base, ratio in compared.items() if arm != base}
     for arm, reason in reasons.items():
-        table.skip(arm, reason)
+        table.add(arm, f"    {reason}")
     return ratios
 
 

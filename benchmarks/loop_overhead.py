@@ -4,14 +4,12 @@
 
 Every loop trains its own copy of one transformer with 114 thousand parameters. A step takes 64 samples of modular
 arithmetic and about 5 ms on one thread. All loops have the same fused AdamW over the same groups, clip gradients to norm 1
-and read the loss every 10 steps. By hand that is 10 lines of PyTorch with index batches.
+and read the loss every 10 steps. Each peer gets what its users write, with the fastest data path that it allows.
 
-All loops live in one process and run in turn, each in its own thread. Steps are measured in CPU time of the thread: with one
-compute thread the whole step happens there, and waiting for a busy core does not count. The address of a loop's tensors is
-worth some percent for as long as the loop lives. So all loops start anew for each seating.
-
-The hand-written loop runs twice, and each loop is compared with the mean of the two. Their distance from 1 is chance.
-Each peer gets what its users write, with the fastest data path it allows: a DataLoader that fetches a batch by one index.
+In a round each loop, in its own thread, does so many steps. They are measured in CPU time of the thread, where the whole
+step happens, so waiting for a busy core does not count. The address of a loop's tensors is worth some percent for as long as
+the loop lives, so all loops start anew for each seating. The hand-written loop runs twice, and each loop is compared with
+the mean of the two. Their distance from 1 is chance.
 """
 
 import importlib.util
@@ -31,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import harness, models, peers
+from benchmarks import harness, models
 from research.data.modular import modular
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
@@ -40,7 +38,7 @@ BATCH, CLIP, LOG_EVERY, ENDLESS = 64, 1.0, 10, 10**9
 WARM_UP = 5  # rounds that do not count: first calls, lazy state, caches
 BOUNDS = {"ours/by hand": 1.03}
 DATA = modular(p=97)
-SAMPLES = peers.Samples(DATA.train.inputs, DATA.train.targets)
+SAMPLES = models.Samples(DATA.train.inputs, DATA.train.targets)
 Batches = Iterator[tuple[Tensor, Tensor]]
 FinishStep = Callable[[], bool]  # a loop calls it after each step; true tells the loop to end
 Loop = Callable[[FinishStep], None]
@@ -107,7 +105,7 @@ def run_accelerate(finish_step: FinishStep) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer, loader = accelerator.prepare(*build_parts(), peers.make_loader(SAMPLES, BATCH))
+    model, optimizer, loader = accelerator.prepare(*build_parts(), models.make_loader(SAMPLES, BATCH))
 
     def backward(loss: Tensor) -> None:
         accelerator.backward(loss)
@@ -126,7 +124,7 @@ def run_lightning(finish_step: FinishStep) -> None:
 
     settings: dict[str, Any] = {"max_epochs": -1, "gradient_clip_val": CLIP, "enable_checkpointing": False}
     moments = {"on_train_batch_end": on_train_batch_end}
-    peers.fit_lightning(build_parts(), mean_loss, peers.make_loader(SAMPLES, BATCH), moments, **settings)
+    models.fit_lightning(build_parts(), mean_loss, models.make_loader(SAMPLES, BATCH), moments, **settings)
 
 
 def run_transformers(finish_step: FinishStep) -> None:
@@ -138,7 +136,7 @@ def run_transformers(finish_step: FinishStep) -> None:
     size: dict[str, Any] = {"max_steps": ENDLESS, "per_device_train_batch_size": BATCH, "logging_steps": LOG_EVERY}
     with tempfile.TemporaryDirectory() as folder:
         settings = {"max_grad_norm": CLIP, "save_strategy": "no", **size}
-        peers.fit_transformers(build_parts(), mean_loss, SAMPLES, {"on_step_end": on_step_end}, Path(folder), **settings)
+        models.fit_transformers(build_parts(), mean_loss, SAMPLES, {"on_step_end": on_step_end}, Path(folder), **settings)
 
 
 PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers": run_transformers}
@@ -150,8 +148,7 @@ class Lane:
     def __init__(self, name: str, loop: Loop, steps: int) -> None:
         self.name, self.loop, self.steps = name, loop, steps
         self.num_steps, self.start_time, self.stopping = 0, 0.0, False
-        self.orders = SimpleQueue[bool]()  # true: end
-        self.results = SimpleQueue[float | Exception]()
+        self.orders, self.results = SimpleQueue[bool](), SimpleQueue[float | Exception]()
         self.thread = Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -175,8 +172,7 @@ class Lane:
     def advance(self) -> float:
         """Let the loop do `steps` steps; return CPU seconds a step. Raise RuntimeError with the loop's own error."""
         self.orders.put(False)
-        result = self.results.get()
-        if isinstance(result, Exception):
+        if isinstance(result := self.results.get(), Exception):
             raise RuntimeError(f"{self.name}: {type(result).__name__}: {result}")
         return result
 
@@ -196,11 +192,11 @@ def main(steps: int, rounds: int, seatings: int) -> harness.Results:
     times: dict[str, list[float]] = {}
     order = random.Random(0)
     for seating in range(seatings):
+        lanes = []
         # Ours before the peers: it resets what accelerate keeps globally.
-        loops = dict(order.sample(own, len(own))) | installed
-        lanes = [Lane(name, loop, steps) for name, loop in loops.items()]
-        for lane in lanes:
-            lane.advance()
+        for name, loop in [*order.sample(own, len(own)), *installed.items()]:
+            lanes.append(Lane(name, loop, steps))
+            lanes[-1].advance()
         arms = {lane.name: lane.advance for lane in lanes}
         for name, seconds in harness.run_interleaved(arms, rounds, WARM_UP, seed=seating).items():
             times.setdefault(name, []).extend(seconds)
@@ -214,11 +210,4 @@ def main(steps: int, rounds: int, seatings: int) -> harness.Results:
 
 
 if __name__ == "__main__":
-    harness.run(
-        main,
-        __doc__,
-        BOUNDS,
-        steps=harness.take_count(10, "steps of a loop in each round"),
-        rounds=harness.take_count(12, "rounds that count, at least 2", 2),
-        seatings=harness.take_count(12, "times that all loops start anew"),
-    )
+    harness.run(main, __doc__, BOUNDS, steps=10, rounds=harness.take_count(12, minimum=2), seatings=12)

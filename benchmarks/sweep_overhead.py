@@ -3,13 +3,11 @@
     python -m benchmarks.sweep_overhead [--trials 30] [--rounds 5] [--skewed 12] [--peer DIR]
 
 The objective is trivial and records when it begins and ends. The time between two trials is the sweeper's, Hydra's
-composition of the next configuration included. The published plugin has its study in memory, ours has its journal on the
-disk. Both sides run in turn. Of skewed trials every fourth takes six times as long: with two workers, against two at a time
-and a barrier.
+composition of the next configuration included. Our study has its journal on the disk. The published plugin has its study in
+memory; it needs Optuna 2, so it runs from a folder of its own: pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0
 
-The published plugin needs Optuna 2; it runs beside ours from a folder of its own:
-
-    pip install --no-deps --target DIR hydra-optuna-sweeper==1.3.0
+Of the skewed trials every fourth takes six times as long: with two workers, against two at a time and a barrier. With 0 of
+them this part is left out.
 """
 
 import statistics
@@ -91,12 +89,5 @@ def main(trials: int, rounds: int, skewed: int, peer: Path | None) -> harness.Re
 
 
 if __name__ == "__main__":
-    harness.run(
-        main,
-        __doc__,
-        BOUNDS,
-        trials=harness.take_count(30, "at least 4", 4),
-        rounds=5,
-        skewed=harness.take_count(12, "trials of the second part; 0 leaves it out", 0),
-        peer={"type": Path, "help": "the folder of the published plugin"},
-    )
+    trials, skewed = harness.take_count(30, minimum=4), harness.take_count(12, minimum=0)
+    harness.run(main, __doc__, BOUNDS, trials=trials, rounds=5, skewed=skewed, peer={"type": Path})

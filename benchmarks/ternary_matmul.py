@@ -3,14 +3,12 @@
     python -m benchmarks.ternary_matmul [--rounds 9] [--threads 1 2]
 
 Decode reads every weight once, so memory bounds it. Each round goes through distinct matrices of 0.45 GB, more than any
-cache holds. Prefill multiplies 512 rows with up to four of the matrices.
+cache holds. Prefill multiplies 512 rows with up to four of the matrices. For two threads both cores must be idle.
 
 `kernel` is C and is compared with C: ggml's graph and the loop that only reads. One row goes through all matrices in one
 call, as a token does through a model; ggml's graph starts its threads once too. `layer` is PackedLinear called from Python,
 compared with nn.Linear. Our weights lie as pack_model lays them, in large pages where the system has them. The reading loop
 reads these very bytes.
-
-For two threads both cores must be idle.
 """
 
 import ctypes
@@ -202,5 +200,4 @@ def main(rounds: int, threads: list[int]) -> harness.Results:
 
 
 if __name__ == "__main__":
-    threads = harness.take_count([1, 2], nargs="+")
-    harness.run(main, __doc__, {}, AT_LEAST, rounds=harness.take_count(9, "rounds that count"), threads=threads)
+    harness.run(main, __doc__, {}, AT_LEAST, rounds=9, threads=harness.take_count([1, 2], nargs="+"))

@@ -3,9 +3,8 @@
     python -m benchmarks.train_step [--parts eager,compiled,bf16,small] [--rounds 12] [--threads 2]
 
 A step is forward, backward, clipping to norm 1 and AdamW, on one model with RMSNorm, sub-norms and SwiGLU. There are two
-sizes: d = 512, 4 layers, 8 sequences of 256 tokens, vocabulary 4,096; and d = 128, 4 layers, 16 sequences of 128. All
-versions of a part do one step each in turn. With two threads wall time is measured, so the machine has to be quiet. With
---threads 1 CPU time is measured, which other load disturbs less.
+sizes: d = 512, 4 layers, 8 sequences of 256 tokens, vocabulary 4,096; and d = 128, 4 layers, 16 sequences of 128. With two
+threads wall time is measured, so the machine has to be quiet. With one it is CPU time, which other load disturbs less.
 
 The parts, each with its cost on two cores for 12 rounds:
   eager     d = 512 in float32, transformers' layer and torchao's beside it      75 seconds
@@ -128,11 +127,5 @@ def main(parts: list[str], rounds: int, threads: int) -> harness.Results:
 
 
 if __name__ == "__main__":
-    harness.run(
-        main,
-        __doc__,
-        BOUNDS,
-        parts=harness.take_choices("part", PARTS, "some of {}, with commas between"),
-        rounds=harness.take_count(12, "rounds that count, at least 2", 2),
-        threads=harness.take_count(2, "1: CPU time"),
-    )
+    parts, rounds = harness.take_choices("part", PARTS), harness.take_count(12, minimum=2)
+    harness.run(main, __doc__, BOUNDS, parts=parts, rounds=rounds, threads=2)

@@ -54,11 +54,11 @@ def main(storage: list[str], workers: int, trials: int) -> harness.Results:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             try:
-                with servers.start_storage(kind, folder) as url:
+                with servers.STORAGES[kind](folder) as url:
                     seconds, output = sweep(folder, url, workers, trials)
                     counts = count_faults(folder, url, trials, output)
             except servers.NotInstalledError as error:
-                table.skip(kind, str(error))
+                table.add(kind, f"    {error}")
                 continue
         results[kind] = {"seconds": seconds, "trials/s": trials / seconds, **counts}
         table.add(kind, workers, trials, f"{seconds:.1f}", f"{trials / seconds:.1f}", *counts.values())

@@ -7,6 +7,7 @@ Peers save the same numbers at each step in their own way. With `--kills 200` ea
 in 25 positions of each file, and one of our runs is ended 10 times in each of its phases.
 """
 
+import importlib
 import random
 import signal
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+import torch
+
 from benchmarks import harness
 from benchmarks.faults import runs, saves
 from benchmarks.faults.saves import Row
-from benchmarks.faults.systems import PEERS, Grokbit, System, prepare_process
+from benchmarks.faults.systems import PEERS, Grokbit, System
 
 Systems = list[type[System]]
 BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
@@ -68,9 +71,12 @@ def write_table(folder: Path, rows: list[Row]) -> None:
 
 def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> harness.Results:
     random.seed(0)
-    prepare_process()
     peers = [] if no_peers else PEERS
-    systems = [Grokbit, *(peer for peer in peers if harness.has_peer(peer.name, peer.package, *peer.package.split()))]
+    systems: Systems = [Grokbit, *(peer for peer in peers if harness.has_peer(peer.name, peer.package, *peer.package.split()))]
+    # The children are forks of this process: it has one compute thread and has done the slow imports.
+    torch.set_num_threads(1)
+    for package in filter(None, (system.package for system in systems)):
+        importlib.import_module(package)
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
     rows = []
     for row in chain.from_iterable(PARTS[part](kills, systems) for part in only):
@@ -85,13 +91,5 @@ def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> har
 
 
 if __name__ == "__main__":
-    harness.run(
-        main,
-        __doc__,
-        {"wrong": 0},
-        {"survived": 1.0},
-        kills=harness.take_count(200, "processes to kill in a save"),
-        only=harness.take_choices("part", PARTS, "parts, of {}"),
-        no_peers={"action": "store_true", "help": "grokbit alone"},
-        table={"type": Path, "help": "a folder: write results.csv there, and the table of its README.md"},
-    )
+    only, flag, folder = harness.take_choices("part", PARTS), {"action": "store_true"}, {"type": Path}
+    harness.run(main, __doc__, {"wrong": 0}, {"survived": 1.0}, kills=200, only=only, no_peers=flag, table=folder)

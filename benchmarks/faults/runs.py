@@ -124,7 +124,7 @@ def run_twice() -> Row:
         for more in ("resume=auto", f"hydra.run.dir={run}"):
             code, output = workspace.finish(more)
             row.remark = find_line(output, run, "another")
-            refused = code and any(words in output for words in ("being written by another", "another run is writing"))
+            refused = code and any(f"another {writer} is writing" in output for writer in ("process", "run"))
             row.count("survived" if refused and process.poll() is None else "wrong")
         process.communicate()
         row.count("survived" if workspace.read_result() == expected else "wrong")
@@ -167,11 +167,10 @@ def run_without_store(for_good: bool) -> Row:
 
     row, port = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit"), servers.find_free_port()
     with tempfile.TemporaryDirectory() as name:
-        folder, store = Path(name), f"sqlite:///{name}/mlflow.db"
+        store, variables = f"sqlite:///{name}/mlflow.db", {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
         listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
-        serve = partial(servers.start_server, [sys.executable, "-m", "mlflow", "server", *listen], port, folder)
-        overrides, variables = [*PHASES["steps"], "trainer.steps=3000"], {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-        workspace = Workspace(folder, overrides, variables)
+        serve = partial(servers.start_server, port, sys.executable, "-m", "mlflow", "server", *listen)
+        workspace = Workspace(Path(name), [*PHASES["steps"], "trainer.steps=3000"], variables)
         with serve():
             process = workspace.start()
             wait_for(partial(workspace.has_steps, 100))

@@ -1,18 +1,21 @@
 """Faults of one checkpoint, in any system: kill -9 in a save, damaged files, a full disk."""
 
+import multiprocessing
+import os
 import random
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
-from benchmarks.faults.children import Child, run_in_child
-from benchmarks.faults.systems import Grokbit, ReportStep, System
+from benchmarks.faults.systems import Grokbit, OnStep, System
 from research.training import checkpoint
 from research.training.manifest import DamagedError
 
@@ -20,6 +23,53 @@ NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer'
 SMALL_NUMBERS = 1_000  # for the faults of files
 MAX_DELAY = 0.3  # seconds until the kill: some saves
 STEPS = 4  # before files are damaged
+TIMEOUT = 120.0  # seconds without a message from a child
+FORK = multiprocessing.get_context("fork")
+
+
+@contextmanager
+def fork(work: Callable[[Callable[[Any], None]], None]) -> Iterator[tuple[ForkProcess, Iterator[Any]]]:
+    """Run `work(send)` in a fork without output; yield its process and what it sends. At the end it is killed."""
+    pipe, child_pipe = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        try:
+            work(child_pipe.send)
+        except BaseException as error:
+            child_pipe.send(OSError(f"{type(error).__name__}: {error}"))
+        os._exit(0)
+
+    process = FORK.Process(target=run)
+    process.start()
+    child_pipe.close()  # so that `recv` raises EOFError once the child has ended
+    try:
+        yield process, receive(pipe)
+    finally:
+        process.kill()
+        process.join()
+        pipe.close()
+
+
+def receive(pipe: Any) -> Iterator[Any]:
+    """Yield what a child sends until it ends. Raise TimeoutError after TIMEOUT seconds without a message."""
+    while pipe.poll(TIMEOUT):
+        try:
+            yield pipe.recv()
+        except (EOFError, OSError):  # OSError: it was killed while it sent
+            return
+    raise TimeoutError(f"the child sent nothing for {TIMEOUT:.0f} s")
+
+
+def run_in_child(work: Callable[[], Any]) -> Any:
+    """Do the work in a fork and return its result. Raise OSError with the text of whatever error it raised."""
+    with fork(lambda send: send(work())) as (_, messages):
+        result = next(messages, OSError("the child died"))
+    if isinstance(result, OSError):
+        raise result
+    return result
 
 
 @dataclass
@@ -61,11 +111,11 @@ def kill_in_save(kind: type[System], times: int) -> Row:
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            with Child(partial(system.train, root)) as child:
-                first = child.receive()
+            with fork(partial(system.train, root)) as (process, steps):
+                first = next(steps)
                 time.sleep(random.uniform(0.0, MAX_DELAY))
-                child.kill()
-                last = max([first, *child.receive_all()])
+                process.kill()
+                last = max([first, *steps])
             drafts += any(root.rglob(".draft-*"))
             row.count(classify_resume(system, root, last))
     row.remark = f"{drafts} of them left a draft" if kind is Grokbit else ""
@@ -165,7 +215,7 @@ def save_to_full_disk(kind: type[System]) -> Row:
         root = disk / "run"
         root.mkdir()
 
-        def train(report_step: ReportStep) -> None:
+        def train(report_step: OnStep) -> None:
             def report_and_fill(step: int) -> None:
                 if step == STEPS:
                     fill_disk(disk)
@@ -173,8 +223,8 @@ def save_to_full_disk(kind: type[System]) -> Row:
 
             system.train(root, report_and_fill, 2 * STEPS)
 
-        with Child(train) as child:
-            messages = child.receive_all()
+        with fork(train) as (_, sent):
+            messages = list(sent)
         errors = [str(message) for message in messages if isinstance(message, OSError)]
         (disk / "filler").unlink()
         row.count(classify_resume(system, root, max(step for step in messages if isinstance(step, int))))

@@ -35,7 +35,7 @@ def opener(tmp_path: Path) -> Iterator[Opener]:
 
         def open_storage(kind: str) -> str:
             try:
-                return running.enter_context(servers.start_storage(kind, tmp_path))
+                return running.enter_context(servers.STORAGES[kind](tmp_path))
             except servers.NotInstalledError as error:
                 pytest.skip(str(error))
 
