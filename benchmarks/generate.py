@@ -45,12 +45,19 @@ SIZES: dict[str, dict[str, Any]] = {
     "0.6": {"dim": 1536, "depth": 24, "ffn_dim": 4096, "heads": 24, "kv_heads": 8},
 }
 VOCAB_SIZE, SEQ_LEN, PROMPT_LEN, NEW_TOKENS = 32_000, 512, 256, 32
+SHAPE = Tokens(VOCAB_SIZE, SEQ_LEN)
 AT_LEAST = {
     "decode: over llama.cpp": 1.5,
     "prefill: over llama.cpp": 3.0,
     "decode: over bf16": 4.0,
     "memory of the layers: bf16 over ours, 0.6": 7.5,
     "memory: bf16 over ours, 0.6": 6.0,
+}
+TITLES = {  # of the ratios, by figure
+    "decode": "decode: over {}",
+    "prefill": "prefill: over {}",
+    "layers": "memory of the layers: {} over ours",
+    "all": "memory: {} over ours",
 }
 Feed = Callable[[list[int]], object]
 DTYPES = {"ours": None, "bf16": torch.bfloat16, "float32": torch.float32}
@@ -78,7 +85,7 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
 
     start = measure_resident()
     with torch.device("meta"):
-        model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=make_linear, sub_norm=True, **size)
+        model = Transformer(SHAPE, linear=make_linear, sub_norm=True, **size)
     move_to_huge_pages(model.blocks)
     layers_mb = measure_resident() - start
     for module in model.modules():
@@ -94,20 +101,15 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
     return model.eval().requires_grad_(False), layers_mb
 
 
-def write_gguf(size: dict[str, Any], folder: Path) -> None:
-    """Write the file of llama.cpp, with random weights."""
-    model = Transformer(Tokens(VOCAB_SIZE, SEQ_LEN), linear=BitLinear, sub_norm=True, **size)
-    run: Any = SimpleNamespace(config={}, is_text=False)
-    gguf.write(Source(run, model.requires_grad_(False)), folder, Options(embedding="Q8_0"))
-
-
 def build(name: str, size: dict[str, Any], threads: int) -> tuple[Feed, Callable[[], None], float]:
     """Return what an arm reads tokens with, what makes it forget them, and the MB of its layers."""
     if name == "llama.cpp":
         from llama_cpp import Llama
 
+        run: Any = SimpleNamespace(config={}, is_text=False)
+        source = Source(run, Transformer(SHAPE, linear=BitLinear, sub_norm=True, **size).requires_grad_(False))
         with tempfile.TemporaryDirectory() as folder:
-            write_gguf(size, Path(folder))
+            gguf.write(source, Path(folder), Options(embedding="Q8_0"))
             llama = Llama(f"{folder}/{gguf.FILE}", n_ctx=SEQ_LEN, n_threads=threads, n_threads_batch=threads, verbose=False)
         return llama.eval, llama.reset, float("nan")
     model, layers_mb = make_model(size, DTYPES[name])
@@ -116,7 +118,7 @@ def build(name: str, size: dict[str, Any], threads: int) -> tuple[Feed, Callable
 
 
 def run_arm(name: str, size: dict[str, Any], threads: int) -> Iterator[dict[str, float]]:
-    """Yield the memory of an arm in MB, then for each round the seconds a token."""
+    """Yield the figures of each round: seconds a token, and MB."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
@@ -128,56 +130,51 @@ def run_arm(name: str, size: dict[str, Any], threads: int) -> Iterator[dict[str,
     feed, reset, layers_mb = build(name, size, threads)
     for token in tokens[:NEW_TOKENS]:
         feed([token])
-    yield {"layers": layers_mb, "all": measure_resident() - start_mb}
+    memory = {"layers": layers_mb, "all": measure_resident() - start_mb}
     while True:
         reset()
         with retain_memory():  # as the program does
             prefill = harness.make_arm(lambda: feed(tokens[:PROMPT_LEN]))()
         decode = [harness.make_arm(partial(feed, [token]))() for token in tokens[PROMPT_LEN:]]
-        yield {"prefill": prefill / PROMPT_LEN, "decode": statistics.median(decode)}
+        yield {"decode": statistics.median(decode), "prefill": prefill / PROMPT_LEN, **memory}
 
 
 def start_arm(*args: Any) -> None:
     ARMS.append(run_arm(*args))
 
 
-def advance_arm(process: ProcessPoolExecutor) -> dict[str, float]:
-    """Return what the arm in that process yields next."""
-    return process.submit(read_arm).result()
-
-
-def read_arm() -> dict[str, float]:
+def advance_arm() -> dict[str, float]:
     return next(ARMS[0])
+
+
+def read_figures(process: ProcessPoolExecutor) -> dict[str, float]:
+    """Run a round of the arm in that process; return its figures."""
+    return process.submit(advance_arm).result()
 
 
 def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str, float]:
     """Print the table of a size; return its ratios."""
     with ExitStack() as stack:
         processes = {name: ProcessPoolExecutor(1, SPAWN, start_arm, (name, SIZES[size], threads)) for name in names}
-        arms = {name: partial(advance_arm, stack.enter_context(process)) for name, process in processes.items()}
-        memory = {name: arm() for name, arm in arms.items()}
-        times = harness.run_interleaved(arms, rounds)
+        arms = {name: partial(read_figures, stack.enter_context(process)) for name, process in processes.items()}
+        results = harness.run_interleaved(arms, rounds)
     table = harness.Table(f"{size} billion, {threads} threads", "decode t/s", "prefill t/s", "layers MB", "all MB")
     ratios: dict[str, float] = {}
-    for name in names:
-        seconds = {phase: [row[phase] for row in times[name]] for phase in ("decode", "prefill")}
-        speeds = [statistics.median(1 / second for second in seconds[phase]) for phase in seconds]
-        cells = [f"{mb:.0f}" if mb > 0 else "-" for mb in memory[name].values()]
-        table.add(name, f"{speeds[0]:.1f}", f"{speeds[1]:.0f}", *cells)
-        if name != "ours":
-            for phase, values in seconds.items():
-                ours = [row[phase] for row in times["ours"]]
-                ratios[f"{phase}: over {name}, {size}"] = harness.compare(values, ours).median
-            for part, title in (("layers", "memory of the layers"), ("all", "memory")):
-                if memory[name][part] > 0:
-                    ratios[f"{title}: {name} over ours, {size}"] = memory[name][part] / memory["ours"][part]
+    ours = {figure: [row[figure] for row in results["ours"]] for figure in TITLES}
+    for name, rows in results.items():
+        figures = {figure: [row[figure] for row in rows] for figure in TITLES}
+        decode, prefill, *memory = map(statistics.median, figures.values())
+        table.add(name, f"{1 / decode:.1f}", f"{1 / prefill:.0f}", *(f"{mb:.0f}" if mb > 0 else "-" for mb in memory))
+        for figure, title in TITLES.items():
+            if name != "ours" and figures[figure][0] > 0:  # the layers of llama.cpp are not measured
+                ratios[f"{title.format(name)}, {size}"] = harness.compare(figures[figure], ours[figure]).median
     return ratios
 
 
 def main(sizes: list[str], rounds: int, threads: int) -> harness.Results:
     llama = harness.has_peer("llama.cpp", "llama-cpp-python gguf", "llama_cpp", "gguf")
     names = ["ours", *["llama.cpp"] * llama, "bf16", "float32"]
-    ratios: dict[str, float] = {}
+    ratios = dict[str, float]()
     for size in sizes:
         ratios |= compare(size, names, threads, rounds)
     for title in ("decode: over llama.cpp", "prefill: over llama.cpp", "decode: over bf16"):

@@ -19,7 +19,8 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -39,14 +40,9 @@ WARM_UP = 5  # rounds that do not count: first calls, lazy state, caches
 BOUNDS = {"ours/by hand": 1.03}
 DATA = modular(p=97)
 SAMPLES = models.Samples(DATA.train.inputs, DATA.train.targets)
-Batches = Iterator[tuple[Tensor, Tensor]]
+build_parts = partial(models.build_parts, DATA, 64, 2, 4, sub_norm=True, weight_decay=1.0)  # the same for every loop
 FinishStep = Callable[[], bool]  # a loop calls it after each step; true tells the loop to end
 Loop = Callable[[FinishStep], None]
-
-
-def build_parts() -> models.Parts:
-    """Return the same model and optimizer for every loop."""
-    return models.build_parts(DATA, 64, 2, 4, sub_norm=True, weight_decay=1.0)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,7 +50,7 @@ def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, -1], targets)
 
 
-def train(parts: models.Parts, batches: Batches, backward: Callable[[Tensor], None], finish_step: FinishStep) -> None:
+def train(parts: models.Parts, batches: Iterable[Any], backward: Callable[[Tensor], None], finish_step: FinishStep) -> None:
     """Train with the loop that people write, by hand or around accelerate; `backward` clips the gradients too."""
     model, optimizer = parts
     for step, (x, y) in enumerate(batches, start=1):
@@ -68,24 +64,17 @@ def train(parts: models.Parts, batches: Batches, backward: Callable[[Tensor], No
             return
 
 
-def iterate_batches() -> Batches:
-    """Yield full batches, in a new order each epoch, without end."""
-    split = DATA.train
-    while True:
-        for index in torch.randperm(len(split))[: len(split) // BATCH * BATCH].split(BATCH):
-            yield split.inputs[index], split.targets[index]
-
-
 def run_by_hand(finish_step: FinishStep) -> None:
     """Train with the loop that every other one is compared with."""
-    parts = build_parts()
+    parts, x, y, n = build_parts(), DATA.train.inputs, DATA.train.targets, len(DATA.train)
     params = list(parts[0].parameters())
+    indices = (index for _ in range(ENDLESS) for index in torch.randperm(n)[: n // BATCH * BATCH].split(BATCH))
 
     def backward(loss: Tensor) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(params, CLIP)
 
-    train(parts, iterate_batches(), backward, finish_step)
+    train(parts, ((x[index], y[index]) for index in indices), backward, finish_step)
 
 
 def run_ours(finish_step: FinishStep) -> None:

@@ -38,12 +38,6 @@ def start_sweep(folder: Path, trials: int, workers: int) -> subprocess.Popen[str
         return harness.start_python(*command, folder=folder, variables=variables, stdout=output)
 
 
-def list_processes(pid: int) -> list[int]:
-    """Return the ids of a process and its children."""
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [pid, *map(int, children.stdout.split())]
-
-
 def run_campaign(folder: Path, kills: int, trials: int, workers: int, rng: random.Random) -> Counter[str]:
     """Kill so many processes, then let the study end. Return how many of each kind were killed."""
     killed: Counter[str] = Counter()
@@ -52,14 +46,15 @@ def run_campaign(folder: Path, kills: int, trials: int, workers: int, rng: rando
         time.sleep(rng.uniform(0.3, 6.0))
         if process.poll() is not None:
             break  # the study has ended: too few trials for so many kills
-        members = list_processes(process.pid)
-        victim = rng.choice(members)
+        ps = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        children = [int(pid) for pid in ps.stdout.split()]
+        victim = rng.choice([process.pid, *children])
         os.kill(victim, signal.SIGKILL)
         killed["the sweeper" if victim == process.pid else "a worker"] += 1
         if victim == process.pid:
             process.wait()
             # Half of the time the workers die too, as when a machine goes down.
-            for orphan in members[1:] if rng.random() < 0.5 else []:
+            for orphan in children if rng.random() < 0.5 else []:
                 os.kill(orphan, signal.SIGKILL)
                 killed["a worker"] += 1
             process = start_sweep(folder, trials, workers)

@@ -108,13 +108,18 @@ def call_layers(modules: nn.ModuleList, x: Tensor, threads: int) -> None:
         module(x)
 
 
-def make_kernel_arms(layers: list[PackedLinear], x: Tensor) -> tuple[Arm, Arm]:
-    """Return an arm of the kernels alone, and one that reads all weights, which lie side by side."""
-    library, first = ternary.get_library(), layers[0]
+def make_arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, tuple[Arm, int]]:
+    """Return all sides of one comparison, each with the number of its matrices."""
+    library = ternary.get_library()
     assert library is not None, "there is no C compiler"
     c: Any = library.c
-    (rows, width), out, count = x.shape, first.out_features, len(layers)
-    y = torch.empty(rows, out)
+    count = COLD * 4 // (out * width) if rows == 1 else 4
+    layers = [models.make_packed(out, width) for _ in range(count)]
+    modules = nn.ModuleList(layers)
+    move_to_huge_pages(modules)  # as pack_model does: the weights lie side by side
+    num_wide = min(count, COLD // (2 * out * width) + 1)
+    wide = nn.ModuleList(nn.Linear(width, out, bias=False, dtype=torch.bfloat16) for _ in range(num_wide))
+    x, y, codes = torch.randn(rows, width), torch.empty(rows, out), layers[0].codes
     matrix_list = [ternary.Matrix(layer.codes.data_ptr(), layer.scale.data_ptr(), out, width, 2) for layer in layers]
     matrices = (ternary.Matrix * count)(*matrix_list)
 
@@ -125,29 +130,13 @@ def make_kernel_arms(layers: list[PackedLinear], x: Tensor) -> tuple[Arm, Arm]:
             for matrix in matrix_list:
                 c.grokbit_linear(ctypes.byref(matrix), x.data_ptr(), rows, y.data_ptr(), threads)
 
-    def read_weights(threads: int) -> None:
-        c.grokbit_read(first.codes.data_ptr(), count * first.codes.numel() // 8, threads)
-
-    return run_kernel, read_weights
-
-
-def make_arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, tuple[Arm, int]]:
-    """Return all sides of one comparison, each with the number of its matrices."""
-    count = COLD * 4 // (out * width) if rows == 1 else 4
-    layers = [models.make_packed(out, width) for _ in range(count)]
-    modules = nn.ModuleList(layers)
-    move_to_huge_pages(modules)  # as pack_model does
-    num_wide = min(count, COLD // (2 * out * width) + 1)
-    wide = nn.ModuleList(nn.Linear(width, out, bias=False, dtype=torch.bfloat16) for _ in range(num_wide))
-    x = torch.randn(rows, width)
-    kernel, read = make_kernel_arms(layers, x)
     arms: dict[str, tuple[Arm, int]] = {
-        "kernel": (kernel, count),
+        "kernel": (run_kernel, count),
         "ours": (partial(call_layers, modules, x), count),
         "bf16": (partial(call_layers, wide, x.bfloat16()), num_wide),
     }
     if rows == 1:
-        arms["read"] = read, count
+        arms["read"] = partial(c.grokbit_read, codes.data_ptr(), count * codes.numel() // 8), count
     if ggml:
         arms["TQ2_0"] = ggml.make_arm(layers, x), count
     return arms

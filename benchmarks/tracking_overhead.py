@@ -23,36 +23,32 @@ BOUNDS = {"mlflow/none": 1.05, "lost": 0}
 DATA = modular(p=23)
 
 
-def train(tracker: Tracker, folder: Path, steps: int) -> float:
+def train(tracker: Tracker, root: str, steps: int) -> float:
     """Return the seconds of one run."""
-    parts = models.build_parts(DATA, 32, 1, 2)
-    folder.mkdir(parents=True)
+    parts, folder = models.build_parts(DATA, 32, 1, 2), Path(tempfile.mkdtemp(dir=root))
     start = time.perf_counter()
     tracker.start(RunConfig("run", "overhead", folder, {"steps": steps}, [], {}))
     trainer = Trainer(steps, batch_size=64, eval_every=25, log_every=10, device="cpu")
-    state = models.fit(trainer, parts, DATA, tracker)
+    progress = models.fit(trainer, parts, DATA, tracker).progress
     with redirect_stdout(None):  # drop the line that names the run's page
-        tracker.finish(FINISHED, {"steps": state.progress.step, "best": state.progress.best, "metrics": state.progress.metrics})
+        tracker.finish(FINISHED, {"steps": progress.step, "best": progress.best, "metrics": progress.metrics})
     return time.perf_counter() - start
 
 
 def main(steps: int, pairs: int) -> harness.Results:
     with tempfile.TemporaryDirectory() as root:
         uri, stored = f"sqlite:///{root}/mlflow.db", list[int]()
-        train(MLflow(uri), Path(root, "first"), 100)
+        train(MLflow(uri), root, 100)
 
         def run_with_mlflow() -> float:
             tracker = MLflow(uri)
-            seconds = train(tracker, Path(root, f"mlflow-{len(stored)}"), steps)
+            seconds = train(tracker, root, steps)
             assert tracker.run_id
             stored.append(len(tracker.client.get_metric_history(tracker.run_id, "train/loss")))
             return seconds
 
-        def run_without() -> float:
-            with tempfile.TemporaryDirectory(dir=root) as folder:
-                return train(Tracker(), Path(folder, "none"), steps)
-
-        times = harness.run_interleaved({"mlflow": run_with_mlflow, "none": run_without}, pairs, warm_up=0)
+        arms = {"mlflow": run_with_mlflow, "none": lambda: train(Tracker(), root, steps)}
+        times = harness.run_interleaved(arms, pairs, warm_up=0)
     results = harness.report("tracker", times, {"none": times["none"]}, "seconds", width=10)
     expected = pairs * (steps // 10)
     print(f"{sum(stored)} of {expected} logged losses are in the store")

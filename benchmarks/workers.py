@@ -21,47 +21,41 @@ SETTINGS = ["hydra/sweeper=grokbit", "hydra.sweeper.study_name=many", "hydra.swe
 QUIET = ["hydra.output_subdir=null", "hydra.hydra_logging.root.level=WARNING"]
 
 
-def sweep(folder: Path, url: str, workers: int, trials: int) -> tuple[float, str]:
-    """Return the seconds of a sweep, and all its output."""
+def sweep(folder: Path, url: str, workers: int, trials: int) -> dict[str, float]:
+    """Return the speed of a sweep, and how many trials are missing, ran twice, or failed; print the lines with errors."""
+    import optuna
+
     size = [f"hydra.sweeper.storage={url}", f"hydra.sweeper.workers={workers}", f"hydra.sweeper.n_trials={trials}"]
     start = time.perf_counter()
     code, output = run_sweep(folder, *SETTINGS, *QUIET, *size, check=False)
     seconds = time.perf_counter() - start
-    logs = [file.read_text() for file in sorted(folder.glob("sweeps/many/worker-*.log"))]
-    failure = f"\nError: the sweep ended with {code}" if code else ""
-    return seconds, "".join([*logs, output, failure])
-
-
-def count_faults(folder: Path, url: str, trials: int, output: str) -> dict[str, int]:
-    """Count the trials that are missing, those that ran twice, and the errors; print the lines with errors."""
-    import optuna
-
+    lines = [f"Error: the sweep ended with {code}"] * bool(code) + output.splitlines()
+    for file in folder.glob("sweeps/many/worker-*.log"):
+        lines += file.read_text().splitlines()
     study = optuna.load_study(study_name="many", storage=get_storage(url))
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     folders = {int(path.name) for path in folder.glob("sweeps/many/*") if path.name.isdecimal()}
     intact = {trial.number for trial in complete} & folders & set(range(trials))
     settings = {tuple(trial.params.values()) for trial in complete}
-    wrong = [line for line in output.splitlines() if any(word in line for word in ("Error", "Traceback", "failed", "died"))]
+    wrong = [line for line in lines if any(word in line for word in ("Error", "Traceback", "failed", "died"))]
     print("".join(f"    {line}\n" for line in wrong[:20]), end="")
     repeated = len(complete) - len(settings) + sum("tries" in trial.user_attrs for trial in study.trials)
-    return {"lost": trials - len(intact), "twice": repeated, "errors": len(wrong) + len(study.trials) - len(complete)}
+    faults = {"lost": trials - len(intact), "twice": repeated, "errors": len(wrong) + len(study.trials) - len(complete)}
+    return {"seconds": seconds, "trials/s": trials / seconds, **faults}
 
 
 def main(storage: list[str], workers: int, trials: int) -> harness.Results:
     results: dict[str, Any] = {}
     table = harness.Table("storage", "workers", "trials", "seconds", "trials/s", *BOUNDS, width=12)
     for kind in storage:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            try:
-                with servers.STORAGES[kind](folder) as url:
-                    seconds, output = sweep(folder, url, workers, trials)
-                    counts = count_faults(folder, url, trials, output)
-            except servers.NotInstalledError as error:
-                table.add(kind, f"    {error}")
-                continue
-        results[kind] = {"seconds": seconds, "trials/s": trials / seconds, **counts}
-        table.add(kind, workers, trials, f"{seconds:.1f}", f"{trials / seconds:.1f}", *counts.values())
+        try:
+            with tempfile.TemporaryDirectory() as folder, servers.STORAGES[kind](Path(folder)) as url:
+                results[kind] = sweep(Path(folder), url, workers, trials)
+        except servers.NotInstalledError as error:
+            table.add(kind, f"    {error}")
+        else:
+            seconds, speed, *faults = results[kind].values()
+            table.add(kind, workers, trials, f"{seconds:.1f}", f"{speed:.1f}", *faults)
     return results
 
 

@@ -12,7 +12,6 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,36 +22,28 @@ from benchmarks.faults.saves import Row
 from benchmarks.faults.systems import PEERS, Grokbit, System
 
 Systems = list[type[System]]
+PARTS = ("saves", "files", "room", "runs")
 BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
 
 
-def run_save_faults(kills: int, systems: Systems) -> Iterator[Row]:
-    for system in systems:
-        yield saves.kill_in_save(system, kills if system is Grokbit else max(1, kills // 8))
-
-
-def run_file_faults(kills: int, systems: Systems) -> Iterator[Row]:
-    yield saves.swap_manifest()
-    for system in systems:
-        yield from saves.damage_files(system, max(5, kills // 8))
-
-
-def run_disk_faults(kills: int, systems: Systems) -> Iterator[Row]:
-    yield from map(saves.save_to_full_disk, systems)
-
-
-def run_process_faults(kills: int, systems: Systems) -> Iterator[Row]:
-    times = max(1, kills // 20)
-    for phase in runs.KILL_PHASES:
-        yield runs.interrupt_run(phase, signal.SIGKILL, times)
-    for phase in runs.TERM_PHASES:
-        yield runs.interrupt_run(phase, signal.SIGTERM, times)
-    yield runs.run_twice()
-    yield from map(runs.run_without_space, (False, True))
-    yield from map(runs.run_without_store, (False, True))
-
-
-PARTS = {"saves": run_save_faults, "files": run_file_faults, "room": run_disk_faults, "runs": run_process_faults}
+def try_faults(part: str, kills: int, systems: Systems) -> Iterator[Row]:
+    """Yield the rows of a part, each once its fault was tried."""
+    if part == "saves":
+        for system in systems:
+            yield saves.kill_in_save(system, kills if system is Grokbit else max(1, kills // 8))
+    elif part == "files":
+        yield saves.swap_manifest()
+        for system in systems:
+            yield from saves.damage_files(system, max(5, kills // 8))
+    elif part == "room":
+        yield from map(saves.save_to_full_disk, systems)
+    else:
+        for signum, phases in ((signal.SIGKILL, runs.KILL_PHASES), (signal.SIGTERM, runs.TERM_PHASES)):
+            for phase in phases:
+                yield runs.interrupt_run(phase, signum, max(1, kills // 20))
+        yield runs.run_twice()
+        yield from map(runs.run_without_space, (False, True))
+        yield from map(runs.run_without_store, (False, True))
 
 
 def write_table(folder: Path, rows: list[Row]) -> None:
@@ -79,7 +70,7 @@ def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> har
         importlib.import_module(package)
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
     rows = []
-    for row in chain.from_iterable(PARTS[part](kills, systems) for part in only):
+    for row in (row for part in only for row in try_faults(part, kills, systems)):
         rows.append(row)
         counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
         print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
