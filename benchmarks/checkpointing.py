@@ -22,7 +22,6 @@ from benchmarks import harness, models
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
 from research.training import checkpoint
-from research.training.checkpoint import Snapshot
 from research.training.manifest import Manifest
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
@@ -55,7 +54,7 @@ def measure_speed(millions: int, rounds: int, root: Path) -> float:
     """Print both speeds; return the speed of a commit over that of a plain write."""
     layers = {str(number): torch.randn(1_000_000) for number in range(millions)}
     memory = [torch.randn(1_000_000) for _ in range(2 * millions)]
-    snapshot = Snapshot(Manifest(1, {}), {"model": layers}, {"optimizer": memory})
+    snapshot = checkpoint.Snapshot(Manifest(1, {}), {"model": layers}, {"optimizer": memory})
     num_bytes = 12_000_000 * millions
     writes = {"plain": partial(write_plain, root / "plain", num_bytes), "commit": partial(checkpoint.commit, root, snapshot)}
     times = harness.run_interleaved({name: partial(time_write, write) for name, write in writes.items()}, rounds)

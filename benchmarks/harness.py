@@ -16,15 +16,15 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from research.run_dir import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
-EMPTY: Mapping[str, Any] = MappingProxyType({})
+EMPTY: Mapping[str, Any] = {}
 T = TypeVar("T")
 Clock = Callable[[], float]
+Main = Callable[..., Mapping[str, Any]]  # the values of options -> results
 Results = Mapping[str, Any]  # name -> number; or the name of a part -> its results
 Bounds = Mapping[str, Any]  # name of a result -> bound; or the name of a part -> its bounds
 
@@ -54,9 +54,7 @@ def take_choices(kind: str, names: Collection[str]) -> dict[str, Any]:
     return {"type": parse_choices, "default": list(names), "help": valid}
 
 
-def run(
-    main: Callable[..., Results], doc: str | None, at_most: Bounds = EMPTY, at_least: Bounds = EMPTY, **options: Any
-) -> Results:
+def run(main: Main, doc: str | None, at_most: Bounds = EMPTY, at_least: Bounds = EMPTY, **options: Any) -> Results:
     """Call the `main` of a program with its options, print the last line for what it returns, and return that.
 
     The help is `doc`. Each of `options` is the default of a count, or has the settings of `ArgumentParser.add_argument`.

@@ -21,7 +21,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -105,27 +104,30 @@ def run_accelerate(finish_step: FinishStep) -> None:
 
 def run_lightning(finish_step: FinishStep) -> None:
     """Train with Lightning's Trainer, without logger, bar and checkpoints."""
+    import lightning
 
     def on_train_batch_end(callback: Any, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
         if trainer.global_step % LOG_EVERY == 0:
             outputs["loss"].item()
         trainer.should_stop = finish_step()
 
+    callbacks = [models.make_callback(lightning.Callback, on_train_batch_end=on_train_batch_end)]
     settings: dict[str, Any] = {"max_epochs": -1, "gradient_clip_val": CLIP, "enable_checkpointing": False}
-    moments = {"on_train_batch_end": on_train_batch_end}
-    models.fit_lightning(build_parts(), mean_loss, models.make_loader(SAMPLES, BATCH), moments, **settings)
+    models.fit_lightning(build_parts(), mean_loss, models.make_loader(SAMPLES, BATCH), callbacks, **settings)
 
 
 def run_transformers(finish_step: FinishStep) -> None:
     """Train with the Trainer of transformers, without reports, bar and checkpoints."""
+    import transformers
 
     def on_step_end(callback: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
         control.should_training_stop = finish_step()
 
-    size: dict[str, Any] = {"max_steps": ENDLESS, "per_device_train_batch_size": BATCH, "logging_steps": LOG_EVERY}
+    callback = models.make_callback(transformers.TrainerCallback, on_step_end=on_step_end)
+    size = {"max_steps": ENDLESS, "per_device_train_batch_size": BATCH, "logging_steps": LOG_EVERY}
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"max_grad_norm": CLIP, "save_strategy": "no", **size}
-        models.fit_transformers(build_parts(), mean_loss, SAMPLES, {"on_step_end": on_step_end}, Path(folder), **settings)
+        settings: dict[str, Any] = {"output_dir": folder, "save_strategy": "no", "max_grad_norm": CLIP, **size}
+        models.fit_transformers(build_parts(), mean_loss, SAMPLES, callback, **settings)
 
 
 PEERS = {"accelerate": run_accelerate, "lightning": run_lightning, "transformers": run_transformers}

@@ -1,6 +1,6 @@
 """The models, weights, training steps and loops that several benchmarks measure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ from research.optim.schedules import constant
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
+Data = Dataset[Any]
 Parts = tuple[nn.Module, Optimizer]
+Step = Callable[[], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
-Moments = Mapping[str, Callable[..., None]]  # methods of a callback, by name
 
 
-def build_parts(
-    data: Dataset[Any], dim: int, depth: int, heads: int, sub_norm: bool = False, weight_decay: float = 0.0
-) -> Parts:
+def build_parts(data: Data, dim: int, depth: int, heads: int, sub_norm: bool = False, weight_decay: float = 0.0) -> Parts:
     """Return a full-precision transformer, the same at each call, and its fused AdamW."""
     torch.manual_seed(0)
     model = Transformer(data.shape, dim, depth, heads, nn.Linear, sub_norm=sub_norm)
@@ -35,14 +34,12 @@ def build_parts(
     return model, from_base(model, adamw, lr=1e-3, weight_decay=weight_decay)
 
 
-def fit(trainer: Trainer, parts: Parts, data: Dataset[Any], callback: Callback, folder: Path | None = None) -> State:
+def fit(trainer: Trainer, parts: Parts, data: Data, callback: Callback, folder: Path | None = None) -> State:
     """Train `parts` on `data` at a constant rate; return the last state."""
     return trainer.fit(trainer.setup(*parts, constant, last_token, data, [callback], folder=folder))
 
 
-def make_step(
-    model: nn.Module, optimizer: Optimizer, tokens: Tensor, autocast: bool, clip_norm: float | None
-) -> Callable[[], None]:
+def make_step(model: nn.Module, optimizer: Optimizer, tokens: Tensor, autocast: bool, clip_norm: float | None) -> Step:
     """Return a function that does one training step on the same tokens, under bf16 autocast if wished."""
     params, x, y = list(model.parameters()), tokens[:, :-1], tokens[:, 1:].flatten()
 
@@ -83,10 +80,8 @@ def make_callback(base: type, **members: Any) -> Any:
     return type("Moments", (base,), members)()
 
 
-def fit_lightning(
-    parts: Parts, loss: Loss, loader: Any, moments: Moments, saving: Any = (), resume: bool = False, **settings: Any
-) -> None:
-    """Train with Lightning's Trainer; `saving` are callbacks for checkpoints. Resume from the last of them if wished."""
+def fit_lightning(parts: Parts, loss: Loss, loader: Any, callbacks: list[Any], resume: bool = False, **settings: Any) -> None:
+    """Train with Lightning's Trainer, from its last checkpoint if `resume` is true."""
     import lightning
 
     model, optimizer = parts
@@ -102,16 +97,13 @@ def fit_lightning(
         def configure_optimizers(self) -> Optimizer:
             return optimizer
 
-    callbacks = [make_callback(lightning.Callback, **moments), *saving]
     off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(accelerator="cpu", callbacks=callbacks, **off, **settings)
     trainer.fit(Module(), loader, ckpt_path="last" if resume else None)
 
 
-def fit_transformers(
-    parts: Parts, loss: Loss, samples: Samples, moments: Moments, folder: Path, resume: bool = False, **settings: Any
-) -> None:
-    """Train with the Trainer of transformers, which saves into `folder`. Resume from its last checkpoint if wished."""
+def fit_transformers(parts: Parts, loss: Loss, samples: Samples, callback: Any, resume: bool = False, **settings: Any) -> None:
+    """Train with the Trainer of transformers, from its last checkpoint if `resume` is true."""
     import transformers
 
     class Loop(transformers.Trainer):
@@ -122,10 +114,10 @@ def fit_transformers(
     off = {"report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
     loop = Loop(
         model,
-        transformers.TrainingArguments(str(folder), use_cpu=True, dataloader_drop_last=True, **off, **settings),
+        transformers.TrainingArguments(use_cpu=True, dataloader_drop_last=True, **off, **settings),
         data_collator=lambda batch: dict(zip("xy", batch, strict=True)),
         train_dataset=samples,
-        callbacks=[make_callback(transformers.TrainerCallback, **moments)],
+        callbacks=[callback],
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
     )
     loop.remove_callback(transformers.PrinterCallback)

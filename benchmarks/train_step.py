@@ -88,7 +88,7 @@ PARTS: dict[str, tuple[dict[str, Builder], Size, bool, tuple[str, ...]]] = {  # 
 }
 
 
-def build_step(build: Builder, size: Size, autocast: bool, compiled: bool) -> Callable[[], None]:
+def build_step(build: Builder, size: Size, autocast: bool, compiled: bool) -> models.Step:
     """Return the training step of a model, warmed up."""
     model = build(size)
     if compiled:

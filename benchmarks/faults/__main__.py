@@ -38,7 +38,7 @@ def try_faults(part: str, kills: int, systems: Systems) -> Iterator[Row]:
     elif part == "room":
         yield from map(saves.save_to_full_disk, systems)
     else:
-        for signum, phases in ((signal.SIGKILL, runs.KILL_PHASES), (signal.SIGTERM, runs.TERM_PHASES)):
+        for signum, phases in ((signal.SIGKILL, ("steps", "evaluations")), (signal.SIGTERM, runs.PHASES)):
             for phase in phases:
                 yield runs.interrupt_run(phase, signum, max(1, kills // 20))
         yield runs.run_twice()

@@ -29,7 +29,6 @@ PHASES = {  # a phase and the settings that make it most of a run
     "saves": ["trainer.steps=90", "eval_every=100000", "callbacks.checkpoint.every=1"],
 }
 JSONL = "tracker=jsonl"
-KILL_PHASES, TERM_PHASES = ("steps", "evaluations"), tuple(PHASES)
 
 
 @dataclass
@@ -59,9 +58,9 @@ class Workspace:
         path = self.get_run() / "metrics.jsonl"
         return path.read_text().splitlines() if path.exists() else []
 
-    def has_steps(self, count: int) -> bool:
-        """Return true once the only run has logged more than so many steps."""
-        return len(self.read_metrics()) > count
+    def wait_for_steps(self, count: int) -> None:
+        """Return once the only run has logged more than so many steps."""
+        wait_for(lambda: len(self.read_metrics()) > count)
 
     def read_result(self) -> tuple[str, list[dict[str, Any]]]:
         """Return the digest of the final weights of the only run, and its metrics without what depends on the clock."""
@@ -81,7 +80,7 @@ def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
         undisturbed = Workspace(Path(folder), overrides)
         start = time.monotonic()
         process = undisturbed.start()
-        wait_for(undisturbed.read_metrics)
+        undisturbed.wait_for_steps(0)
         first_seconds = time.monotonic() - start
         process.wait()
         expected = undisturbed.read_result()
@@ -92,7 +91,7 @@ def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
             if phase in ("start-up", "compiling"):  # before the first step
                 time.sleep(first_seconds * moment)
             else:
-                wait_for(partial(workspace.has_steps, int(0.9 * len(expected[1]) * moment)))
+                workspace.wait_for_steps(int(0.9 * len(expected[1]) * moment))
                 time.sleep(random.uniform(0, step_seconds))
             process.send_signal(signum)
             output, _ = process.communicate(timeout=120)
@@ -119,7 +118,7 @@ def run_twice() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder), overrides)
         process = workspace.start()
-        wait_for(workspace.read_metrics)
+        workspace.wait_for_steps(0)
         run = workspace.get_run()
         for more in ("resume=auto", f"hydra.run.dir={run}"):
             code, output = workspace.finish(more)
@@ -139,7 +138,7 @@ def run_without_space(read_only: bool) -> Row:
             return row
         expected, workspace = run_undisturbed(overrides), Workspace(disk, overrides)
         process = workspace.start()
-        wait_for(partial(workspace.has_steps, 10))
+        workspace.wait_for_steps(10)
         if read_only:
             process.send_signal(signal.SIGSTOP)
             process.terminate()  # files open for writing would forbid the remount
@@ -173,7 +172,7 @@ def run_without_store(for_good: bool) -> Row:
         workspace = Workspace(Path(name), [*PHASES["steps"], "trainer.steps=3000"], variables)
         with serve():
             process = workspace.start()
-            wait_for(partial(workspace.has_steps, 100))
+            workspace.wait_for_steps(100)
         time.sleep(0 if for_good else 5)
         with nullcontext() if for_good else serve():
             output, _ = process.communicate(timeout=600)

@@ -178,13 +178,15 @@ class Transformers(System):
     name, package = "transformers Trainer", "transformers"
 
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
+        import transformers
+
         def report(callback: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
             on_step(state.global_step)
 
-        moments = {"on_train_begin": report, "on_save": report}
-        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+        reporter = models.make_callback(transformers.TrainerCallback, on_train_begin=report, on_save=report)
+        saving = {"output_dir": str(root), "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
         size = {"max_steps": steps, "per_device_train_batch_size": 4, "max_grad_norm": 0.0, "logging_steps": ENDLESS}
-        models.fit_transformers(self.parts, sum_logits, SAMPLES, moments, root, resume, **saving, **size)
+        models.fit_transformers(self.parts, sum_logits, SAMPLES, reporter, resume, **saving, **size)
 
 
 class Lightning(System):
@@ -194,14 +196,14 @@ class Lightning(System):
         return [root / "last.ckpt"]
 
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
-        from lightning.pytorch.callbacks import ModelCheckpoint
+        from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
         def report(callback: Any, trainer: Any, *rest: Any) -> None:
             on_step(trainer.global_step)
 
-        saving = [ModelCheckpoint(root, every_n_train_steps=1, save_last=True)]
-        loader, moments = models.make_loader(SAMPLES, 4), {"on_train_batch_start": report}
-        models.fit_lightning(self.parts, sum_logits, loader, moments, saving, resume, max_steps=steps)
+        reporter = models.make_callback(Callback, on_train_batch_start=report)
+        callbacks = [reporter, ModelCheckpoint(root, every_n_train_steps=1, save_last=True)]
+        models.fit_lightning(self.parts, sum_logits, models.make_loader(SAMPLES, 4), callbacks, resume, max_steps=steps)
 
 
 PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]
