@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -105,13 +106,9 @@ def build_step(build: Builder, size: Size, autocast: bool, compiled: bool) -> mo
 def measure(part: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     """Print the table of a part; return the ratios."""
     builders, size, autocast, suffixes = PARTS[part]
-    steps, reasons = harness.build_versions(
-        {
-            name + suffix: partial(build_step, build, size, autocast, bool(suffix))
-            for name, build in builders.items()
-            for suffix in suffixes
-        }
-    )
+    pairs = product(builders, suffixes)
+    versions = {name + suffix: partial(build_step, builders[name], size, autocast, bool(suffix)) for name, suffix in pairs}
+    steps, reasons = harness.build_versions(versions)
     times = harness.run_interleaved({name: harness.make_arm(step, clock) for name, step in steps.items()}, rounds, warm_up=0)
     bases = {TWIN + suffix: times[TWIN + suffix] for suffix in suffixes}
     print()
