@@ -76,11 +76,10 @@ def filter_as_published(model: nn.Module, averages: Averages) -> None:
 def list_builders(model: nn.Module) -> dict[str, Callable[[], Version]]:
     """Return a function for each version that builds it."""
     settings: dict[str, Any] = {"lamb": 2.0, "no_decay": (), **SETTINGS}
-    fused_adamw: partial[Any] = partial(AdamW, fused=True)
-    plain_adamw: partial[Any] = partial(AdamWSubclass, fused=True)
+    fused_adamw, plain_adamw = (partial[Any](kind, fused=True) for kind in (AdamW, AdamWSubclass))
 
     def build_adamw(*apply_filter: Callable[[Averages], object]) -> Version:
-        return Version(AdamW(model.parameters(), fused=True, **SETTINGS), *apply_filter)
+        return Version(fused_adamw(model.parameters(), **SETTINGS), *apply_filter)
 
     def build_peer() -> Version:
         from pytorch_optimizer.optimizer.grokfast import gradfilter_ema

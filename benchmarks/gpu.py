@@ -10,6 +10,7 @@ measures nothing.
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +26,19 @@ COPIES = 16  # distinct matrices: more than a cache holds
 Work = Callable[[], object]
 
 
+def measure(work: Work) -> float:
+    """Return the seconds of a work by the GPU's own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
 def run_interleaved(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Run the works in turn, after two rounds that do not count; return their seconds by the GPU's own clock."""
-
-    def make_arm(work: Work) -> Callable[[], float]:
-        def measure() -> float:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            work()
-            end.record()
-            torch.cuda.synchronize()
-            return float(start.elapsed_time(end)) / 1e3
-
-        return measure
-
-    return harness.run_interleaved({name: make_arm(work) for name, work in works.items()}, rounds, warm_up=2)
+    """Run the works in turn, after two rounds that do not count; return their seconds."""
+    return harness.run_interleaved({name: partial(measure, work) for name, work in works.items()}, rounds, warm_up=2)
 
 
 def compare_products(out: int, width: int, rows: int, rounds: int, table: harness.Table) -> dict[str, float]:

@@ -95,9 +95,8 @@ class Ggml:
         y = torch.empty(rows, out)
         ctypes.memmove(y.data_ptr(), self.base.ggml_get_data(products[0]), y.nbytes)
         error = (y - first(x)).norm() / y.norm()
-        assert error < 0.02, (
-            f"not the same product: {error}"
-        )  # ggml quantizes activations by 256, with scales in half precision
+        # ggml quantizes activations by 256, with scales in half precision.
+        assert error < 0.02, f"not the same product: {error}"
         return compute
 
 

@@ -187,9 +187,8 @@ def is_damage_named(root: Path, name: str) -> bool:
 def mount_small_disk(row: Row, megabytes: int) -> Iterator[Path | None]:
     """Yield a new small file system; None if none can be mounted, which the row then says."""
     with tempfile.TemporaryDirectory() as folder:
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True
-        ).returncode:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
+        if subprocess.run(mount, capture_output=True).returncode:
             row.remark = "not tried: no small file system can be mounted here (it takes root)"
             yield None
             return
