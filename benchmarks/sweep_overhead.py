@@ -90,4 +90,5 @@ def main(trials: int, rounds: int, skewed: int, peer: Path | None) -> harness.Re
 
 if __name__ == "__main__":
     trials, skewed = harness.take_count(30, minimum=4), harness.take_count(12, minimum=0)
-    harness.run(main, __doc__, BOUNDS, trials=trials, rounds=5, skewed=skewed, peer={"type": Path})
+    peer = {"type": Path, "help": "the folder of the published plugin"}
+    harness.run(main, __doc__, BOUNDS, trials=trials, rounds=5, skewed=skewed, peer=peer)

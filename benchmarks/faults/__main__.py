@@ -82,5 +82,6 @@ def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> har
 
 
 if __name__ == "__main__":
-    only, flag, folder = harness.take_choices("part", PARTS), {"action": "store_true"}, {"type": Path}
-    harness.run(main, __doc__, {"wrong": 0}, {"survived": 1.0}, kills=200, only=only, no_peers=flag, table=folder)
+    only, no_peers = harness.take_choices("part", PARTS), {"action": "store_true", "help": "grokbit alone"}
+    table = {"type": Path, "help": "a folder: write results.csv there, and the table of its README.md"}
+    harness.run(main, __doc__, {"wrong": 0}, {"survived": 1.0}, kills=200, only=only, no_peers=no_peers, table=table)
