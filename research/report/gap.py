@@ -9,14 +9,14 @@ The report of a sweep has this section where the sweep varies `model` over both 
 """
 
 import statistics
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from research.metrics import confidence_interval
-from research.report.results import Setting, Sweep, parse_value
+from research.report.results import Setting, Sweep, parse_number, parse_value
 from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
@@ -39,8 +39,8 @@ class Arm:
     size: Size
     is_quantized: bool
     monitor: str
-    runs: dict[tuple[Setting, str], dict[str, float]] = field(default_factory=dict)  # tuned setting and seed -> metrics
-    failed_settings: list[Setting] = field(default_factory=list)  # of trials that failed or were pruned
+    failed_settings: list[Setting]  # of trials that failed or were pruned
+    runs: dict[tuple[Setting, str], Mapping[str, float]] = field(default_factory=dict)  # tuned setting and seed -> metrics
 
     @property
     def name(self) -> str:
@@ -59,9 +59,9 @@ class Arm:
     @cached_property
     def best(self) -> Setting:
         """The setting whose mean over seeds is best, of those with the most seeds."""
-        sign, most_seeds = -1 if higher_is_better(self.monitor) else 1, max(self.settings.values())
-        candidates = [setting for setting, seeds in self.settings.items() if seeds == most_seeds]
-        return min(candidates, key=lambda setting: sign * statistics.fmean(self.get_values(self.monitor, setting).values()))
+        candidates = [setting for setting, seeds in self.settings.items() if seeds == max(self.settings.values())]
+        means = {setting: statistics.fmean(self.get_values(self.monitor, setting).values()) for setting in candidates}
+        return (max if higher_is_better(self.monitor) else min)(means, key=means.__getitem__)
 
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
         """Return a metric by seed, at a setting or else at the best one."""
@@ -75,20 +75,9 @@ class Arm:
     def _is_at_edge(self, key: str, value: str) -> bool:
         """Return whether a value is the smallest or the largest of several numbers that were tried."""
         settings = (*self.settings, *self.failed_settings)
-        tried = {parse_number(text) for setting in settings for tuned_key, text in setting if tuned_key == key}
-        numbers = [number for number in tried if number is not None]
+        tried = {text for setting in settings for tuned_key, text in setting if tuned_key == key}
+        numbers = {number for text in tried if (number := parse_number(text)) is not None}
         return len(numbers) > 1 and parse_number(value) in (min(numbers), max(numbers))
-
-
-def parse_number(text: str) -> float | None:
-    """Return an override's value as a number; None for words, null and booleans."""
-    value = parse_value(text)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def is_whole_number(text: str) -> bool:
-    value = parse_number(text)
-    return value is not None and value.is_integer()
 
 
 def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
@@ -96,7 +85,8 @@ def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
     keys = [key for key in sweep.space if key != sweep.repeat_key]
     network = [key for key in keys if key in GROUP_KEYS or (key.startswith(LINEAR_PREFIX) and key != WARMUP_KEY)]
     below = [key for key in keys if key.startswith("model.") and not key.startswith(LINEAR_PREFIX)]
-    size = [key for key in below if all(is_whole_number(row.params[key]) for row in sweep.complete if key in row.params)]
+    values = {key: {parse_number(row.params[key]) for row in sweep.complete if key in row.params} for key in below}
+    size = [key for key in below if all(value is not None and float(value).is_integer() for value in values[key])]
     return network, size, [key for key in keys if key not in (*network, *size)]
 
 
@@ -106,23 +96,19 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
         return []
     network_keys, size_keys, tuned_keys = split_keys(sweep)
     arms: dict[tuple[str, Size, bool], Arm] = {}
-    failed: list[tuple[str, Size, Setting]] = []
+    failed: defaultdict[tuple[str, Size], list[Setting]] = defaultdict(list)
     for row in sweep.rows:
-        parts = [(key, row.params[key]) for key in network_keys if key in row.params]
+        parts = row.select_params(network_keys)
         network = " ".join(value if key == "model" else f"{key.removeprefix(LINEAR_PREFIX)}={value}" for key, value in parts)
-        size = tuple((key, int(parse_value(row.params[key]))) for key in size_keys if key in row.params)
-        setting = tuple((key, row.params[key]) for key in tuned_keys if key in row.params)
+        size = tuple((key, int(parse_value(text))) for key, text in row.select_params(size_keys))
+        setting = row.select_params(tuned_keys)
         if row.state in NO_RESULT_STATES:
-            failed.append((network, size, setting))
-        for position, run in enumerate(row.runs if row.state == "COMPLETE" else ()):
+            failed[network, size].append(setting)
+        for index, run in enumerate(row.runs if row.state == "COMPLETE" else ()):
             if sweep.monitor in run.best:
-                arm_key = network, size, run.is_quantized
-                arm = arms.setdefault(arm_key, Arm(*arm_key, sweep.monitor))
-                arm.runs[setting, f"{row.params.get(sweep.repeat_key, '')} {position}"] = dict(run.best)
-    for arm in arms.values():
-        arm.failed_settings.extend(
-            setting for *network_and_size, setting in failed if network_and_size == [arm.network, arm.size]
-        )
+                arm = Arm(network, size, run.is_quantized, sweep.monitor, failed[network, size])
+                arm = arms.setdefault((network, size, run.is_quantized), arm)
+                arm.runs[setting, f"{row.params.get(sweep.repeat_key, '')} {index}"] = run.best
     return list(arms.values()) if any(iter_pairs([*arms.values()])) else []
 
 
@@ -134,34 +120,20 @@ def iter_pairs(arms: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
         yield from ((comparison[arm.size], full, arm) for arm in arms if arm.is_quantized and arm.size in comparison)
 
 
-@dataclass(frozen=True)
-class Gap:
-    """A metric of two networks over the seeds that both have: the means, and the loss as a share of full precision's."""
+def compute_gap(metric: str, full: Arm, quantized: Arm) -> tuple[float, float, float, float, int] | None:
+    """Return what the quantized network loses, a higher loss or a lower accuracy, over the seeds that both networks have.
 
-    full: float
-    quantized: float
-    lost: float
-    half_width: float  # of the 95 % t interval of `lost`
-    seeds: int
-
-    def format_cells(self) -> tuple[str, ...]:
-        interval = f" ± {self.half_width:.1%}" if self.seeds > 1 else ""
-        return f"{self.full:.4f}", f"{self.quantized:.4f}", f"{self.lost:+.1%}{interval}", str(self.seeds)
-
-
-def compute_gap(metric: str, full: Arm, quantized: Arm) -> Gap | None:
-    """Return what the quantized network loses: a higher loss, or a lower accuracy.
-
-    Return None without a common seed, or where the metric of full precision is 0.
+    Return both means, the mean loss as a share of full precision's mean, half the width of its 95 % t interval, and the
+    number of seeds. Return None without a common seed, or where the metric of full precision is 0.
     """
     full_values, quantized_values = full.get_values(metric), quantized.get_values(metric)
-    seeds = [seed for seed in full_values if seed in quantized_values]
-    if not any(full_values[seed] for seed in seeds):
+    pairs = [(value, quantized_values[seed]) for seed, value in full_values.items() if seed in quantized_values]
+    if not any(value for value, _ in pairs):
         return None
     sign = -1 if higher_is_better(metric) else 1
-    lost, half_width = confidence_interval([sign * (quantized_values[seed] - full_values[seed]) for seed in seeds])
-    full_mean, quantized_mean = (statistics.fmean(arm[seed] for seed in seeds) for arm in (full_values, quantized_values))
-    return Gap(full_mean, quantized_mean, lost / full_mean, half_width / full_mean, len(seeds))
+    lost, half_width = confidence_interval([sign * (quantized_value - value) for value, quantized_value in pairs])
+    full_mean, quantized_mean = map(statistics.fmean, zip(*pairs, strict=True))
+    return full_mean, quantized_mean, lost / full_mean, half_width / full_mean, len(pairs)
 
 
 def list_common_metrics(arms: Sequence[Arm]) -> list[str]:
@@ -176,8 +148,11 @@ def table_rows(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
     yield "full precision", "at", "quantized", "at", "", "metric", "full", "quantized", "lost", "seeds"
     for comparison, full, quantized in iter_pairs(arms):
         for metric in list_common_metrics(arms):
-            gap = compute_gap(metric, full, quantized)
-            cells = gap.format_cells() if gap else ("", "", "", "")
+            cells = ("", "", "", "")
+            if gap := compute_gap(metric, full, quantized):
+                full_mean, quantized_mean, lost, half_width, seeds = gap
+                interval = f" ± {half_width:.1%}" if seeds > 1 else ""
+                cells = f"{full_mean:.4f}", f"{quantized_mean:.4f}", f"{lost:+.1%}{interval}", str(seeds)
             yield full.name, full.format_best(), quantized.name, quantized.format_best(), comparison, metric, *cells
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from research.cli import format_duration
 from research.metrics import confidence_interval
-from research.report.curves import format_number, group_configurations
 from research.report.plots import compute_importances
 from research.report.preset import EXCLUDED_KEYS
-from research.report.results import Sweep
+from research.report.results import Sweep, format_number
 from research.report.study import parse_bounds
 
 MAX_TABLE_ROWS = 10  # trials or configurations
@@ -60,12 +59,13 @@ def render_best_trials(sweep: Sweep) -> Iterable[str]:
         yield "No trial is complete." if not sweep.complete else "No complete trial keeps to the constraints."
         return
     by_mean = f", by the mean over {sweep.repeat_key}" if sweep.repeat_key in sweep.space else ""
-    yield ("## The best trials" if len(sweep.directions) == 1 else "## The Pareto front") + by_mean
-    rows = (sweep.rank_rows() if len(sweep.directions) == 1 else sweep.best)[:MAX_TABLE_ROWS]
-    cells = [
-        (row.number, *map(format_number, row.values), *(format_number(row.params.get(key, "")) for key in sweep.space),
-         row.steps, format_duration(row.seconds or 0.0), row.folder, row.note) for row in rows
-    ]  # fmt: skip
+    title, rows = ("The best trials", sweep.ranking) if len(sweep.directions) == 1 else ("The Pareto front", sweep.best)
+    yield f"## {title}{by_mean}"
+    cells: list[list[Any]] = []
+    for row in rows[:MAX_TABLE_ROWS]:
+        numbers: list[float | str] = [*row.values, *(row.params.get(key, "") for key in sweep.space)]
+        end = [row.steps, format_duration(row.seconds or 0.0), row.folder, row.note]
+        cells.append([row.number, *map(format_number, numbers), *end])
     yield render_table(("trial", *sweep.objectives, *sweep.space, "steps", "time", "folder", ""), cells)
     trial = f"trial {sweep.best[0].number}{', the first of the best configuration' if by_mean else ''}"
     yield f"`best.yaml` repeats {trial}: copy it to `conf/experiment/NAME.yaml`, then `python train.py experiment=NAME`."
@@ -73,14 +73,14 @@ def render_best_trials(sweep: Sweep) -> Iterable[str]:
 
 def render_means(sweep: Sweep) -> Iterable[str]:
     """Yield the table of means over the repeats of each configuration, where there are repeats of one objective."""
-    values_by_row = [
-        (rows[0], [value for row in rows if row.values for value in row.repeats or row.values])
-        for rows in group_configurations(sweep)
-    ]
-    means = [(row, *confidence_interval(values), len(values)) for row, values in values_by_row if len(values) > 1]
+    means = []
+    for rows in sweep.configurations:
+        values = [value for row in rows if row.values for value in row.repeats or row.values]
+        if len(values) > 1:
+            means.append((rows[0], *confidence_interval(values), len(values)))
     if not means or len(sweep.directions) != 1:
         return
-    means.sort(key=lambda entry: -entry[1] if sweep.directions[0] == "maximize" else entry[1])
+    means.sort(key=lambda entry: entry[1], reverse=sweep.directions[0] == "maximize")
     keys = [key for key in sweep.space if key != sweep.repeat_key]
     cells = [
         (*(format_number(row.params.get(key, "")) for key in keys), format_number(mean), f"± {half_width:.2g}", count)

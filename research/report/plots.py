@@ -1,11 +1,12 @@
 """The pictures of a sweep, mostly Optuna's. One that makes no sense here, or fails, has a reason and spoils no other."""
 
+import json
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,24 @@ import optuna
 from optuna.study import Study
 
 from research.cli import first_line
-from research.report.curves import collect_curves, plot_learning_curves
-from research.report.results import Sweep
+from research.metrics import confidence_interval
+from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
 from research.tracking.optuna_storage import silence_optuna
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 MIN_IMPORTANCE_TRIALS = 3  # complete trials
 MAX_PARAMETERS, MAX_CONTOUR_PARAMETERS = 6, 3  # the most important ones: side by side, and against each other
+MAX_CURVES, MAX_NAMED_CURVES = 50, 8  # configurations in the picture; up to so many have their own colour and label
+MAX_LABEL = 80  # characters
 PALE_LIMIT = 0.8  # lines whose darkest channel is above this cannot be told from white paper
 PlotSpec = tuple[str, str, Callable[[], "Figure"]]  # a picture's name, why it makes no sense here, and its function
+Curve = dict[int, float]  # step -> value
+Group = tuple[list[Row], list[Curve]]  # the trials of a configuration, and the curves of their runs
 
 
 def draw(sweep: Sweep, folder: Path) -> dict[str, str]:
@@ -55,7 +61,6 @@ def use_off_screen_backend() -> Iterator[None]:
 
     backend, open_figures = matplotlib.get_backend(auto_select=False), set(pyplot.get_fignums())
     with matplotlib.rc_context(), silence_optuna():
-        warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # of few trials, or equal values
         pyplot.switch_backend("agg")
         try:
             yield
@@ -99,9 +104,9 @@ def iter_objective_plots(sweep: Sweep) -> Iterator[PlotSpec]:
 
 def iter_sweep_plots(sweep: Sweep) -> Iterator[PlotSpec]:
     """Yield the pictures of all objectives, or of none."""
-    study, count, curves = to_study(sweep), len(sweep.directions), collect_curves(sweep)
-    unfit = "" if sweep.complete else "no trial is complete"
-    unfit = unfit if 1 < count < 4 else f"for two or three objectives; this sweep has {count}"
+    study, count, curves = to_study(sweep), len(sweep.directions), list(islice(iter_curves(sweep), MAX_CURVES))
+    incomplete = "" if sweep.complete else "no trial is complete"
+    unfit = incomplete if 1 < count < 4 else f"for two or three objectives; this sweep has {count}"
     not_started = "" if any(row.started for row in sweep.rows) else "no trial has begun"
     yield "timeline", not_started, partial(plot_study, study, "", "timeline")
     yield "pareto", unfit, partial(plot_study, study, "", "pareto_front", sweep.objectives)
@@ -142,6 +147,74 @@ def _make_readable(figure: "Figure") -> None:
         label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 
+# The learning curves. Optuna's plot_intermediate_values draws what a trial reported to its pruner; these are read from
+# metrics.jsonl, so there are curves without a pruner and of each repeat.
+
+
+def iter_curves(sweep: Sweep) -> Iterator[Group]:
+    """Yield the configurations whose runs have logged the monitor, the best one first."""
+    for rows in sweep.configurations:
+        if curves := [curve for row in rows for run in row.runs if (curve := load_curve(run.folder, sweep.monitor))]:
+            yield rows, curves
+
+
+def load_curve(folder: Path, monitor: str) -> Curve:
+    """Return a metric of a run by step; skip a last line of metrics.jsonl that is incomplete."""
+    file = folder / "metrics.jsonl"
+    curve: Curve = {}
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record.get(monitor), int | float):
+                curve[int(record["step"])] = float(record[monitor])
+    return curve
+
+
+def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> "Figure":
+    """Return a figure of the monitor against the step: a line a configuration, over its repeats with their interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    has_names = len(groups) <= MAX_NAMED_CURVES
+    for rank, (rows, curves) in reversed(list(enumerate(groups))):  # the best one is drawn last, above the others
+        color = f"C{rank}" if has_names else "tab:blue" if rank == 0 else "0.75"
+        label = format_label(rows) if rank == 0 or has_names else None
+        plot_curve(axis, curves, color, 2.2 if rank == 0 else 1.0, label)
+    curves = [curve for _, curves in groups for curve in curves]
+    values = [value for curve in curves for value in curve.values()]
+    low, high = min(values), max(values)
+    axis.set(xlabel="step", ylabel=sweep.monitor, xscale="log" if max(map(max, curves)) > 100 else "linear")
+    if low < high:  # limits by the curves alone: the interval of two or three runs may be many times as wide
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, reverse=True)
+    interval = ": mean and 95 % t interval over repeats" if len(curves) > len(groups) else ""
+    figure.suptitle(f"{sweep.monitor} of {len(groups)} configurations{interval}, the best one bold", fontsize=10)
+    return figure
+
+
+def plot_curve(axis: "Axes", curves: Sequence[Curve], color: str, width: float, label: str | None) -> None:
+    """Draw one curve, or the mean of several at the steps that all of them have, with its interval."""
+    steps = sorted(set(curves[0]).intersection(*curves[1:]))
+    intervals = [confidence_interval([curve[step] for curve in curves]) for step in steps]
+    means = [mean for mean, _ in intervals]
+    axis.plot(steps, means, color=color, linewidth=width, label=label, marker="o" if len(steps) == 1 else None)
+    if len(curves) > 1:
+        low, high = [mean - half for mean, half in intervals], [mean + half for mean, half in intervals]
+        axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def format_label(rows: Sequence[Row]) -> str:
+    """Return the parameters that these trials have in common."""
+    common = [(key, text) for key, text in rows[0].params.items() if all(row.params.get(key) == text for row in rows)]
+    label = " ".join(f"{key}={format_number(text)}" for key, text in common) or f"trial {rows[0].number}"
+    return label if len(label) < MAX_LABEL else f"trial {rows[0].number}: {label[: MAX_LABEL - 20]} ..."
+
+
+# What the parameters explain.
+
+
 def list_varied(sweep: Sweep) -> list[str]:
     """Return the parameters that differ between complete trials, without the repeated key, as seed."""
     keys = [key for key in sweep.space if key != sweep.repeat_key]
@@ -158,7 +231,6 @@ def compute_importances(sweep: Sweep, index: int = 0) -> dict[str, float]:
     if len(list_varied(sweep)) < 2 or len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
         return {}
     with silence_optuna():
-        warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # of few trials, or equal values
         try:
             shares = optuna.importance.get_param_importances(to_study(sweep, index), params=list_varied(sweep))
         except (ValueError, RuntimeError) as error:

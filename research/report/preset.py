@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from research.preflight.compose import ComposedConfig, iter_leaves
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse
-from research.report.results import FLOAT, INT, Row, Sweep, parse_value
+from research.report.results import FLOAT, Row, Sweep, parse_value
 
 EXCLUDED_KEYS = ("out", "tracker", "resume", "hydra")  # where a run goes and who watches it: no part of a preset
 
@@ -34,8 +35,7 @@ class NumberLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Reads numbers as OmegaConf does."""
 
 
-for _kind, _number in (("float", FLOAT), ("int", INT)):
-    NumberLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"{_number.pattern}$"), list("-+.0123456789"))
+NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{FLOAT.pattern}$"), list("-+.0123456789"))
 
 
 def build_preset(sweep: Sweep, row: Row) -> str:
@@ -58,7 +58,7 @@ def build_preset(sweep: Sweep, row: Row) -> str:
         elif key in list_groups() and not isinstance(value, dict):
             group_choices[f"{'' if override.is_add() else 'override '}/{key}"] = value
         else:
-            _set_key(config, key.split("."), value)
+            _set_key(config, key, value)
     added = [{key: value} for key, value in group_choices.items() if not key.startswith("override")]
     overridden = [{key: value} for key, value in group_choices.items() if key.startswith("override")]
     content = {"defaults": [*defaults, *added, "_self_", *overridden]} if defaults or group_choices else {}
@@ -71,7 +71,7 @@ def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> 
     values = ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, sweep.compute_mean(row), strict=True))
     lines = ["# @package _global_", f"# python train.py experiment=NAME: trial {row.number} of {sweep.name}, {values}"]
     lines += ["# Copy this file to conf/experiment/NAME.yaml."]
-    key, runs = sweep.repeat_key, len(row.repeats) or len(sweep.repeat_groups[row.number])
+    key, runs = sweep.repeat_key, len(row.repeats) or len(sweep.repeats[row.number])
     if row.repeats or runs > 1:
         lines += [f"# The value is that of {runs} runs over {key}; this is the first of them."]
     if command_line_only:
@@ -94,34 +94,26 @@ def _merge_study_preset(file: Path, defaults: list[Any], group_choices: dict[str
             defaults.append(entry if entry.startswith("/") else f"/sweep/{entry}")
     for key, value in content.items():
         if key != "hydra":
-            _set_key(config, [key], value)
+            _set_key(config, key, value)
 
 
-def _set_key(config: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+def _set_key(config: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key as the command line does: a node is merged into the one that is there."""
-    for part in parts[:-1]:
-        node = config.get(part)
-        config[part] = node if isinstance(node, dict) else {}
-        config = config[part]
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            _set_key(config, [*parts[-1:], str(name)], inner)
-    else:
-        config[parts[-1]] = value
+    for leaf, inner in iter_leaves(key, value):
+        ComposedConfig(config).set(leaf, inner)
 
 
 def build_solution(sweep: Sweep) -> dict[str, Any]:
     """Return optimization_results.yaml: hydra-optuna-sweeper's keys, and the trials' numbers, folders and MLflow runs."""
-    params = [{key: parse_value(text) for key, text in row.params.items()} for row in sweep.best]
-    runs = [{"folder": row.folder, "mlflow_run_id": row.run_ids} for row in sweep.best]
-    first = {"best_trial": sweep.best[0].number} | runs[0]
+    solutions: list[dict[str, Any]] = []
+    for row in sweep.best:
+        params = {key: parse_value(text) for key, text in row.params.items()}
+        run = {"folder": row.folder, "mlflow_run_id": row.run_ids}
+        solutions.append({"params": params, "values": [*sweep.compute_mean(row)], "trial": row.number} | run)
+    best = solutions[0]
+    first = {"best_trial": best["trial"], "folder": best["folder"], "mlflow_run_id": best["mlflow_run_id"]}
     if sweep.repeat_key in sweep.space:
-        first |= {"mean_over": sweep.repeat_key, "runs": len(sweep.repeat_groups[sweep.best[0].number])}
+        first |= {"mean_over": sweep.repeat_key, "runs": len(sweep.repeats[best["trial"]])}
     if len(sweep.directions) == 1:
-        value = sweep.compute_mean(sweep.best[0])[0]
-        return {"name": "optuna", "best_params": params[0], "best_value": value} | first
-    solutions = [
-        {"params": own_params, "values": [*sweep.compute_mean(row)], "trial": row.number} | run
-        for own_params, run, row in zip(params, runs, sweep.best, strict=True)
-    ]
+        return {"name": "optuna", "best_params": best["params"], "best_value": best["values"][0]} | first
     return {"name": "optuna", "solutions": solutions} | first

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
@@ -17,7 +17,6 @@ from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.study_spec import StudySpec
 
 EXCLUDED_STATE = "ASIDE"  # the state of a trial that the study does not count; the other states are Optuna's
-CONSTRAINT_SUFFIX = " (constraint)"
 LAST_COLUMNS = ("started", "seconds", "steps", "repeats", "folder", "mlflow_run_id", "error", "note")  # after the parameters
 INT, FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.\d*|\.?\d+)([eE][-+]?\d+)?")
 Setting = tuple[tuple[str, str], ...]  # parameters and their values
@@ -38,14 +37,9 @@ class RunResult:
 def read_run(folder: Path) -> RunResult:
     """Return what a run folder tells; of a run without summary.json, which is under way or was killed, only its folder."""
     summary, id_file = read_summary(folder) or Summary(""), folder / RUN_ID_FILE
-    return RunResult(
-        folder=folder,
-        steps=summary.steps,
-        monitor=summary.monitor,
-        best={name: value for name, value in summary.best.items() if value is not None},
-        is_quantized=summary.quantized_params > 0,
-        mlflow_run_id=id_file.read_text() if id_file.exists() else "",
-    )
+    best = {name: value for name, value in summary.best.items() if value is not None}
+    run_id = id_file.read_text() if id_file.exists() else ""
+    return RunResult(folder, summary.steps, summary.monitor, best, summary.quantized_params > 0, run_id)
 
 
 @dataclass(frozen=True)
@@ -77,9 +71,9 @@ class Row:
     def breaks_constraint(self) -> bool:
         return any(limit > 0 for limit in self.limits.values())
 
-    def get_setting(self, excluded_key: str) -> Setting:
-        """Return the parameters but one, sorted: equal for trials that are repeats over this key."""
-        return tuple(pair for pair in sorted(self.params.items()) if pair[0] != excluded_key)
+    def select_params(self, keys: Iterable[str]) -> Setting:
+        """Return those of these parameters that the trial has."""
+        return tuple((key, self.params[key]) for key in keys if key in self.params)
 
 
 @dataclass(frozen=True)
@@ -113,57 +107,73 @@ class Sweep:
         return [row for row in self.rows if row.state == "COMPLETE"]
 
     @cached_property
-    def repeat_groups(self) -> dict[int, list[Row]]:
+    def repeats(self) -> dict[int, list[Row]]:
         """By trial number, the complete trials of the same configuration: itself alone, unless `repeat_key` was swept."""
-        groups: dict[Any, list[Row]] = {}
-        for row in self.complete:
-            setting = row.get_setting(self.repeat_key) if self.repeat_key in self.space else row.number
-            groups.setdefault(setting, []).append(row)
-        return {row.number: rows for rows in groups.values() for row in rows}
+        groups = self._group(self.complete) if self.repeat_key in self.space else [[row] for row in self.complete]
+        return {row.number: rows for rows in groups for row in rows}
 
-    def compute_mean(self, row: Row) -> tuple[float, ...]:
-        """Return the values of a complete trial, averaged over its configuration: the luckiest seed is not the best one."""
-        columns = zip(*(repeat.values for repeat in self.repeat_groups[row.number]), strict=True)
-        return tuple(map(statistics.fmean, columns))
-
-    def compute_costs(self, row: Row) -> tuple[float, ...]:
-        """Return the mean values with the sign by which less is better."""
-        return tuple(
-            -value if direction == "maximize" else value
-            for value, direction in zip(self.compute_mean(row), self.directions, strict=True)
-        )
-
-    def rank_rows(self) -> list[Row]:
-        """Return the complete trials, best first by the first objective; those that break a constraint come last."""
+    @cached_property
+    def ranking(self) -> list[Row]:
+        """The complete trials, best first by the first objective; those that break a constraint come last."""
         return sorted(self.complete, key=lambda row: (row.breaks_constraint, self.compute_costs(row)[0], row.number))
+
+    @property
+    def configurations(self) -> list[list[Row]]:
+        """The trials in groups that differ only in the repeated key, as seed: the best first, incomplete trials last."""
+        return self._group([*self.ranking, *(row for row in self.rows if row.state != "COMPLETE")])
 
     @cached_property
     def best(self) -> list[Row]:
         """The best trial, or the Pareto front in the order of the first objective; of repeats the first one."""
-        rows = [row for row in self.rank_rows() if not row.breaks_constraint]
+        rows = [row for row in self.ranking if not row.breaks_constraint]
         if len(self.directions) == 1:
             return rows[:1]
-        costs = {row.number: self.compute_costs(row) for row in rows if row is self.repeat_groups[row.number][0]}
-        dominated = {n for n, cost in costs.items() if any(dominates(other, cost) for other in costs.values())}
-        return [row for row in rows if row.number in costs and row.number not in dominated]
+        costs = {row.number: self.compute_costs(row) for row in rows if row is self.repeats[row.number][0]}
+        return [row for row in rows if row.number in costs and not is_dominated(costs[row.number], costs.values())]
+
+    def compute_mean(self, row: Row) -> tuple[float, ...]:
+        """Return the values of a complete trial, averaged over its configuration: the luckiest seed is not the best one."""
+        columns = zip(*(repeat.values for repeat in self.repeats[row.number]), strict=True)
+        return tuple(map(statistics.fmean, columns))
+
+    def compute_costs(self, row: Row) -> tuple[float, ...]:
+        """Return the mean values with the sign by which less is better."""
+        signs = [-1 if direction == "maximize" else 1 for direction in self.directions]
+        return tuple(sign * value for sign, value in zip(signs, self.compute_mean(row), strict=True))
+
+    def _group(self, rows: Iterable[Row]) -> list[list[Row]]:
+        groups: dict[Setting, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.select_params(sorted(row.params.keys() - {self.repeat_key})), []).append(row)
+        return list(groups.values())
 
 
-def dominates(costs: Sequence[float], others: Sequence[float]) -> bool:
-    """Return whether `costs` are nowhere higher than `others` and somewhere lower."""
-    return all(a <= b for a, b in zip(costs, others, strict=True)) and any(a < b for a, b in zip(costs, others, strict=True))
+def is_dominated(costs: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
+    """Return whether others are nowhere higher than `costs` and somewhere lower."""
+    return any(other != costs and all(a <= b for a, b in zip(other, costs, strict=True)) for other in others)
 
 
+@cache
 def parse_value(text: str) -> Any:
     """Return the value that Hydra reads in an override. Plain numbers are parsed here: Hydra's parser takes milliseconds."""
     if INT.fullmatch(text):
         return int(text)
-    return float(text) if FLOAT.fullmatch(text) else _parse_with_hydra(text)
-
-
-@cache
-def _parse_with_hydra(text: str) -> Any:
+    if FLOAT.fullmatch(text):
+        return float(text)
     overrides, _ = parse([f"x={text}"])
     return text if not overrides or overrides[0].is_sweep_override() else overrides[0].value()
+
+
+def parse_number(text: str) -> float | None:
+    """Return an override's value as a number, a whole one as an int; None for words, null and booleans."""
+    value = parse_value(text)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def format_number(value: float | str) -> str:
+    """Return a float, also one that is still text, in six digits; anything else as it is."""
+    parsed = parse_value(value) if isinstance(value, str) else value
+    return f"{parsed:.6g}" if isinstance(parsed, float) else str(value)
 
 
 def to_csv(sweep: Sweep) -> str:
@@ -171,12 +181,12 @@ def to_csv(sweep: Sweep) -> str:
     limits = list(dict.fromkeys(name for row in sweep.rows for name in row.limits))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    constraints = [f"{name}{CONSTRAINT_SUFFIX}" for name in limits]
+    constraints = [f"{name} (constraint)" for name in limits]
     writer.writerow(["number", "state", *sweep.objectives, *constraints, *sweep.space, *LAST_COLUMNS])
     for row in sweep.rows:
-        values = [*row.values, *[""] * (len(sweep.objectives) - len(row.values))]
+        values = row.values or [""] * len(sweep.objectives)
         params = [*(row.limits.get(name, "") for name in limits), *(row.params.get(key, "") for key in sweep.space)]
-        started = row.started.astimezone().isoformat(timespec="milliseconds") if row.started else ""
-        last = [started, "" if row.seconds is None else row.seconds, row.steps, " ".join(map(repr, row.repeats))]
+        started = row.started and row.started.astimezone().isoformat(timespec="milliseconds")
+        last = [started, row.seconds, row.steps, " ".join(map(repr, row.repeats))]
         writer.writerow([row.number, row.state, *values, *params, *last, row.folder, row.run_ids, row.error, row.note])
     return text.getvalue()

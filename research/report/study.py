@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.cli import first_line
 from research.preflight.overrides import to_override
-from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_value, read_run
+from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value, read_run
 from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
 from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec
@@ -39,15 +39,9 @@ def read_study(folder: Path, study: Study) -> Sweep:
     known: dict[tuple[str, str], str] = {}
     rows = [_build_row(folder, trial, known) for trial in study.get_trials(deepcopy=False)]
     monitor = next((run.monitor for row in rows for run in row.runs if run.monitor), "")
-    objectives = name_objectives(study.metric_names or spec.metrics, monitor, len(directions))
+    unnamed = [monitor or "value"] if len(directions) == 1 else [f"value_{index}" for index in range(len(directions))]
+    objectives = study.metric_names or spec.metrics or unnamed
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
-
-
-def name_objectives(metric_names: Sequence[str] | None, monitor: str, count: int) -> list[str]:
-    """Return the names of a trial's values: those of the study, else the monitor or numbers."""
-    if metric_names:
-        return list(metric_names)
-    return [monitor or "value"] if count == 1 else [f"value_{index}" for index in range(count)]
 
 
 def list_run_folders(trial_folder: Path) -> list[Path]:
@@ -59,20 +53,18 @@ def list_run_folders(trial_folder: Path) -> list[Path]:
 
 
 def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str]) -> Row:
-    attrs, started = trial.user_attrs, trial.datetime_start
-    trial_folder = _find_trial_folder(folder, trial)
+    attrs, trial_folder = trial.user_attrs, _find_trial_folder(folder, trial)
     run_folders = list_run_folders(trial_folder)
-    relative = str(trial_folder.relative_to(folder)) if trial_folder.is_relative_to(folder) else str(trial_folder)
     pruned = f"pruned at step {attrs[PRUNED_ATTR]}" if PRUNED_ATTR in attrs else ""
     return Row(
         number=trial.number,
         state=EXCLUDED_STATE if "aside" in attrs else trial.state.name,
         values=tuple(trial.values) if trial.state.name == "COMPLETE" else (),
         params=_read_params(trial, run_folders, known),
-        started=started and started.replace(microsecond=started.microsecond // 1000 * 1000),  # as trials.csv has it
+        started=trial.datetime_start,
         seconds=round(trial.duration.total_seconds(), 3) if trial.duration is not None else None,
         repeats=tuple(attrs.get("repeats", ())),
-        folder=relative if run_folders else "",
+        folder=str(trial_folder).removeprefix(f"{folder}/") if run_folders else "",
         runs=tuple(map(read_run, run_folders)),
         error=str(attrs.get("error") or attrs.get("aside") or ""),
         note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
@@ -107,33 +99,26 @@ def _read_params(trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tu
 
 def to_study(sweep: Sweep, index: int | None = None) -> Study:
     """Return an in-memory study in which trial n is row n; with an index it has this objective alone."""
-    directions = sweep.directions if index is None else sweep.directions[index : index + 1]
+    objectives = slice(None) if index is None else slice(index, index + 1)
     rows = {row.number: row for row in sweep.rows}
     texts = {key: list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params)) for key in sweep.space}
     distributions = {key: infer_distribution(sweep.space[key], values) for key, values in texts.items() if values}
     with silence_optuna():
-        study = optuna.create_study(study_name=sweep.name, directions=directions)
+        study = optuna.create_study(study_name=sweep.name, directions=sweep.directions[objectives])
         for number in range(max(rows, default=-1) + 1):
-            study.add_trial(to_frozen_trial(rows.get(number), distributions, index))
+            study.add_trial(to_frozen_trial(rows.get(number), distributions, objectives))
     return study
 
 
-def to_frozen_trial(row: Row | None, distributions: Mapping[str, BaseDistribution], index: int | None) -> FrozenTrial:
+def to_frozen_trial(row: Row | None, distributions: Mapping[str, BaseDistribution], objectives: slice) -> FrozenTrial:
     """Return a row as a trial of Optuna; a missing or excluded one as waiting."""
     if row is None or row.state not in TrialState.__members__:
         return create_trial(state=TrialState.WAITING)
     own = {key: distributions[key] for key in row.params}
-    params = {
-        key: text if isinstance(own[key], CategoricalDistribution) else parse_value(text) for key, text in row.params.items()
-    }
-    values = [*row.values] if index is None else [row.values[index]] if row.values else None
-    trial = create_trial(
-        state=TrialState[row.state],
-        values=values or None,
-        params=params,
-        distributions=own,
-        constraints=dict(row.limits) or None,
-    )
+    as_text = {key for key, distribution in own.items() if isinstance(distribution, CategoricalDistribution)}
+    params = {key: text if key in as_text else parse_value(text) for key, text in row.params.items()}
+    values, limits, state = list(row.values[objectives]) or None, dict(row.limits) or None, TrialState[row.state]
+    trial = create_trial(state=state, values=values, params=params, distributions=own, constraints=limits)
     trial.datetime_start = row.started
     trial.datetime_complete = row.started + timedelta(seconds=row.seconds) if row.started and row.seconds is not None else None
     return trial
@@ -144,9 +129,7 @@ def infer_distribution(description: str, texts: Sequence[str]) -> BaseDistributi
 
     The axis is logarithmic where the space says so; without bounds in it, where the values span a decade.
     """
-    numbers = [
-        v for v in map(parse_value, texts) if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-    ]
+    numbers = [number for number in map(parse_number, texts) if number is not None and math.isfinite(number)]
     if len(numbers) < len(texts):
         return CategoricalDistribution(list(texts))
     bounds, _ = parse_bounds(description)
