@@ -155,11 +155,11 @@ def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str |
 
     if (summary := read_summary(run_folder)) is None or not summary.mlflow_run_id:
         return
-    from research.tracking import mlflow_store
+    from research.tracking.mlflow_store import connect_briefly
 
     try:
-        with mlflow_store.shorten_timeouts():
-            mlflow_store.add_artifact(summary.mlflow_run_id, file, artifact_folder, uri)
+        with connect_briefly(uri) as client:
+            client.log_artifact(summary.mlflow_run_id, str(file), artifact_folder)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({describe_error(error)}); it is {file}")
 

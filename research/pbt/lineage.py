@@ -2,8 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def tag_runs(folder: Path, members: Sequence[Member], before: Sequence[Member]) 
     if not logged:
         return
     try:
-        with connect_store(folder) as client:
+        with mlflow_store.connect_briefly(mlflow_store.find_store_uri(folder)) as client:
             for member in logged:
                 tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
                 if member.parent is not None:
@@ -134,14 +133,7 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
     tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
     files = [(plan.folder / name, None) for name in REPORT_FILES]
     try:
-        with connect_store(plan.folder) as client:
+        with mlflow_store.connect_briefly(mlflow_store.find_store_uri(plan.folder)) as client:
             mlflow_store.conclude(client, id_file.read_text().strip(), files, metrics, tags, status)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)
-
-
-@contextmanager
-def connect_store(folder: Path) -> Iterator[Any]:
-    """Yield a client of the store that the runs in a sweep's folder are logged to."""
-    with mlflow_store.shorten_timeouts():
-        yield mlflow_store.connect(mlflow_store.find_store_uri(folder), must_exist=True)

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
 from research.metrics import confidence_interval
 from research.report.results import Setting, Sweep, parse_number, parse_value
 from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
-NO_RESULT_STATES = ("FAIL", "PRUNED")
 GROUP_KEYS = ("model", "linear")  # options that name a network
 WIDTH_KEYS = ("model.dim", "model.fields.hidden_size")
 LINEAR_PREFIX, WARMUP_KEY = "model.linear.", "model.linear.warmup"
@@ -102,7 +103,7 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
         network = " ".join(value if key == "model" else f"{key.removeprefix(LINEAR_PREFIX)}={value}" for key, value in parts)
         size = tuple((key, int(parse_value(text))) for key, text in row.select_params(size_keys))
         setting = row.select_params(tuned_keys)
-        if row.state in NO_RESULT_STATES:
+        if row.state in ("FAIL", "PRUNED"):
             failed[network, size].append(setting)
         for index, run in enumerate(row.runs if row.state == "COMPLETE" else ()):
             if sweep.monitor in run.best:
@@ -172,8 +173,6 @@ def pluralize(number: int, word: str) -> str:
 
 def draw(arms: Sequence[Arm], folder: Path) -> None:
     """Write gap.png: each metric by size, with the 95 % t interval of each network."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
     metrics = list_common_metrics(arms)
     figure = Figure(figsize=(4.5 * len(metrics), 3.2), layout="constrained")
     sizes = sorted({arm.size for arm in arms})

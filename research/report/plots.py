@@ -8,10 +8,15 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import optuna
+from matplotlib import colors, patheffects, pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from optuna.study import Study
+from optuna.visualization import matplotlib as visualization
 
 from research.cli import first_line
 from research.metrics import confidence_interval
@@ -19,17 +24,13 @@ from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
 from research.tracking.optuna_storage import silence_optuna
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 log = logging.getLogger(__name__)
 MIN_IMPORTANCE_TRIALS = 3  # complete trials
 MAX_PARAMETERS, MAX_CONTOUR_PARAMETERS = 6, 3  # the most important ones: side by side, and against each other
 MAX_CURVES, MAX_NAMED_CURVES = 50, 8  # configurations in the picture; up to so many have their own colour and label
 MAX_LABEL = 80  # characters
 PALE_LIMIT = 0.8  # lines whose darkest channel is above this cannot be told from white paper
-PlotSpec = tuple[str, str, Callable[[], "Figure"]]  # a picture's name, why it makes no sense here, and its function
+PlotSpec = tuple[str, str, Callable[[], Figure]]  # a picture's name, why it makes no sense here, and its function
 Curve = dict[int, float]  # step -> value
 Group = tuple[list[Row], list[Curve]]  # the trials of a configuration, and the curves of their runs
 
@@ -56,9 +57,6 @@ def draw(sweep: Sweep, folder: Path) -> dict[str, str]:
 @contextmanager
 def use_off_screen_backend() -> Iterator[None]:
     """Let Optuna draw with pyplot, and restore pyplot's backend, style and open figures after it."""
-    import matplotlib
-    from matplotlib import pyplot
-
     backend, open_figures = matplotlib.get_backend(auto_select=False), set(pyplot.get_fignums())
     with matplotlib.rc_context(), silence_optuna():
         pyplot.switch_backend("agg")
@@ -71,7 +69,7 @@ def use_off_screen_backend() -> Iterator[None]:
         pyplot.switch_backend(backend)
 
 
-def save(figure: "Figure", file: Path) -> None:
+def save(figure: Figure, file: Path) -> None:
     """Write a picture under another name and rename it: a file is complete or not there."""
     draft = file.with_name(f".{file.name}.draft")
     # A tight box draws the figure twice, and one with a layout of its own does not need it.
@@ -116,12 +114,8 @@ def iter_sweep_plots(sweep: Sweep) -> Iterator[PlotSpec]:
 
 def plot_study(
     study: Study, objective: str, kind: str, names: Sequence[str] = (), size: tuple[float, float] = (7, 4.2)
-) -> "Figure":
+) -> Figure:
     """Return optuna.visualization.matplotlib's picture of this kind, in a size (inches) that can be read."""
-    import matplotlib
-    from matplotlib import pyplot
-    from optuna.visualization import matplotlib as visualization
-
     settings: dict[str, Any] = {"target_names" if kind == "pareto_front" else "params": list(names)} if names else {}
     settings |= {"target_name": objective} if objective else {}
     crowded = kind in ("slice", "contour")
@@ -136,10 +130,8 @@ def plot_study(
     return figure
 
 
-def _make_readable(figure: "Figure") -> None:
+def _make_readable(figure: Figure) -> None:
     """Darken the pale lines of a parallel-coordinate plot, and put a white edge around the labels upon its lines."""
-    from matplotlib import colors, patheffects
-
     for lines in figure.axes[0].collections:
         shades = map(lines.get_cmap(), range(256))
         lines.set_cmap(colors.ListedColormap([shade for shade in shades if min(shade[:3]) < PALE_LIMIT]))
@@ -170,10 +162,8 @@ def load_curve(folder: Path, monitor: str) -> Curve:
     return curve
 
 
-def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> "Figure":
+def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:
     """Return a figure of the monitor against the step: a line a configuration, over its repeats with their interval."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     has_names = len(groups) <= MAX_NAMED_CURVES
@@ -194,7 +184,7 @@ def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> "Figure":
     return figure
 
 
-def plot_curve(axis: "Axes", curves: Sequence[Curve], color: str, width: float, label: str | None) -> None:
+def plot_curve(axis: Axes, curves: Sequence[Curve], color: str, width: float, label: str | None) -> None:
     """Draw one curve, or the mean of several at the steps that all of them have, with its interval."""
     steps = sorted(set(curves[0]).intersection(*curves[1:]))
     intervals = [confidence_interval([curve[step] for curve in curves]) for step in steps]

@@ -42,7 +42,8 @@ def build_preset(sweep: Sweep, row: Row) -> str:
     """Return a conf/experiment/NAME.yaml that repeats a trial: the sweep's fixed overrides, and the trial's parameters."""
     lines = [*(sweep.spec.fixed or []), *(f"{key}={text}" for key, text in row.params.items())]
     defaults, group_choices, config, command_line_only = list[Any](), dict[str, Any](), dict[str, Any](), list[str]()
-    for override in sorted(parse(lines)[0], key=_sort_key):
+    # Presets stand before the overrides that change them, and a node before its parts.
+    for override in sorted(parse(lines)[0], key=lambda o: (get_key(o) not in ("sweep", "experiment"), get_key(o).count("."))):
         key, value = get_key(override), None if override.is_delete() else override.value()
         names = [name for name in (value if isinstance(value, list) else [value]) if name]
         if re.split(r"[./]", key)[0] in EXCLUDED_KEYS:
@@ -77,11 +78,6 @@ def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> 
     if command_line_only:
         lines += [f"# Give these on the command line, a preset cannot have them: {' '.join(command_line_only)}"]
     return lines
-
-
-def _sort_key(override: Any) -> tuple[bool, int]:
-    """Sort presets before the overrides that change them, and a node before its parts."""
-    return get_key(override) not in ("sweep", "experiment"), get_key(override).count(".")
 
 
 def _merge_study_preset(file: Path, defaults: list[Any], group_choices: dict[str, Any], config: dict[str, Any]) -> None:

@@ -40,8 +40,8 @@ def report(folder: Path, study: "Study", plots: bool = True) -> None:
         return
     uri = mlflow_store.find_store_uri(folder)
     try:
-        with mlflow_store.shorten_timeouts():
-            publish(sweep, mlflow_store.connect(uri, must_exist=True), (folder / RUN_ID_FILE).read_text(), files)
+        with mlflow_store.connect_briefly(uri) as client:
+            publish(sweep, client, (folder / RUN_ID_FILE).read_text(), files)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         print_message(f"warning: MLflow at {redact_url(uri)} did not take the report ({first_line(error)}); it is in {folder}")
 
@@ -129,11 +129,11 @@ def find_sweep_folder(run_id: str) -> Path:
     """Return the folder of a sweep by the id of its run in MLflow. Raise ValueError where it is no sweep, or has gone."""
     uri = mlflow_store.resolve_uri()
     try:
-        with mlflow_store.shorten_timeouts():
-            tags = mlflow_store.connect(uri, must_exist=True).get_run(run_id).data.tags
+        with mlflow_store.connect_briefly(uri) as client:
+            tags = client.get_run(run_id).data.tags
     except Exception as error:  # stores raise errors of many kinds
         raise ValueError(f"MLflow at {redact_url(uri)} has no such run ({first_line(error)}); {SWEEP_HINT}") from error
-    if not mlflow_store.is_sweep(tags):
+    if "folder" not in tags or mlflow_store.SOURCE_TAG in tags:
         parent = tags.get(mlflow_store.PARENT_TAG, "none")
         raise ValueError(f"this run in MLflow is no sweep but a run of the sweep {parent}; {SWEEP_HINT}")
     folder = Path(tags["folder"])

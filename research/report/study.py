@@ -100,19 +100,18 @@ def _read_params(trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tu
 def to_study(sweep: Sweep, index: int | None = None) -> Study:
     """Return an in-memory study in which trial n is row n; with an index it has this objective alone."""
     objectives = slice(None) if index is None else slice(index, index + 1)
-    rows = {row.number: row for row in sweep.rows}
     texts = {key: list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params)) for key in sweep.space}
     distributions = {key: infer_distribution(sweep.space[key], values) for key, values in texts.items() if values}
     with silence_optuna():
         study = optuna.create_study(study_name=sweep.name, directions=sweep.directions[objectives])
-        for number in range(max(rows, default=-1) + 1):
-            study.add_trial(to_frozen_trial(rows.get(number), distributions, objectives))
+        for row in sweep.rows:
+            study.add_trial(to_frozen_trial(row, distributions, objectives))
     return study
 
 
-def to_frozen_trial(row: Row | None, distributions: Mapping[str, BaseDistribution], objectives: slice) -> FrozenTrial:
-    """Return a row as a trial of Optuna; a missing or excluded one as waiting."""
-    if row is None or row.state not in TrialState.__members__:
+def to_frozen_trial(row: Row, distributions: Mapping[str, BaseDistribution], objectives: slice) -> FrozenTrial:
+    """Return a row as a trial of Optuna; an excluded one as waiting."""
+    if row.state not in TrialState.__members__:
         return create_trial(state=TrialState.WAITING)
     own = {key: distributions[key] for key in row.params}
     as_text = {key for key, distribution in own.items() if isinstance(distribution, CategoricalDistribution)}

@@ -9,25 +9,14 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, replace_text, run_git, write_json
+from research.tracking import mlflow_store
 from research.tracking.delivery import Delivery, Point
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
-from research.tracking.mlflow_store import (
-    DEFAULT_STORE,
-    MAX_TAG_LENGTH,
-    PARENT_TAG,
-    RUN_ID_FILE,
-    SOURCE_TAG,
-    close_parent,
-    connect,
-    end_dead_runs,
-    flatten_config,
-    get_or_create_experiment,
-    resolve_default_uri,
-    resolve_uri,
-)
+from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
 from research.tracking.storage import FileLock, redact_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
@@ -40,18 +29,18 @@ class MLflow(Jsonl):
     """metrics.jsonl, and a run in MLflow: in this project's SQLite store, or at MLFLOW_TRACKING_URI."""
 
     def __init__(self, uri: str | None = None) -> None:
-        self.uri = resolve_uri(uri)
+        self.uri = mlflow_store.resolve_uri(uri)
         self.setting = "tracker.uri" if uri else "MLFLOW_TRACKING_URI"
         self.delivery = Delivery(self._open, self._log_points, self._close)
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step
 
     def start(self, run: RunConfig) -> None:
         """Connect to the store and start the delivery. Raise ValueError where the store cannot be opened."""
-        if self.uri == resolve_default_uri() and not DEFAULT_STORE.exists():
+        if self.uri == DEFAULT_URI and not DEFAULT_STORE.exists():
             print(f"creating {DEFAULT_STORE} (the first time only, takes some seconds)", file=sys.stderr)
         try:
             # In the main thread, not in the delivery's: an import in a thread can deadlock with one here.
-            self.client = connect(self.uri)
+            self.client = mlflow_store.connect(self.uri)
         except Exception as error:
             raise ValueError(f"{self.setting}={redact_url(self.uri)} is not a store that MLflow can open: {error}") from error
         super().start(run)
@@ -74,14 +63,14 @@ class MLflow(Jsonl):
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         super().finish(status, summary)
-        if not self.delivery.started:
+        if not self.file:
             return  # the store could not be opened
         self.outcome = status, summary
         if reason := self.delivery.finish():
-            print(f"warning: MLflow at {redact_url(self.uri)} did not take all of this run ({reason}); "
-                  f"every metric is in {self.run.folder / 'metrics.jsonl'}", file=sys.stderr)  # fmt: skip
+            note = f"did not take all of this run ({reason}); every metric is in {self.path}"
+            print(f"warning: MLflow at {redact_url(self.uri)} {note}", file=sys.stderr)
         elif status == FINISHED:
-            command = "make ui" if self.uri == resolve_default_uri() else redact_url(self.uri)
+            command = "make ui" if self.uri == DEFAULT_URI else redact_url(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
 
     # What follows runs in the delivery's thread. Each call may be repeated.
@@ -89,9 +78,9 @@ class MLflow(Jsonl):
     def _open(self) -> None:
         """Create the run below its sweep's, or reopen it, and log its params and tags."""
         run = self.run
-        end_dead_runs(self.client)
-        experiment_id = get_or_create_experiment(self.client, run.study, self.uri)
-        parent = self._get_or_create_parent(experiment_id) if run.sweep_folder else None
+        mlflow_store.end_dead_runs(self.client)
+        experiment_id = mlflow_store.get_or_create_experiment(self.client, run.study, self.uri)
+        parent = self._get_or_create_parent(experiment_id, run.sweep_folder) if run.sweep_folder else None
         if parent:
             self.client.update_run(parent, status="RUNNING")
         id_file = run.folder / RUN_ID_FILE
@@ -103,11 +92,11 @@ class MLflow(Jsonl):
         self._log_params(self.run_id)
 
     def _make_tags(self, parent: str | None) -> dict[str, str]:
-        run = self.run
+        run, trial = self.run, self.trial_number
         tags = {"folder": str(run.folder), "host": socket.gethostname(), SOURCE_TAG: "train.py", **run.choices}
         tags |= {"git.sha": run_git("rev-parse", "HEAD"), "git.dirty": str(bool(run_git("status", "--porcelain")))}
         tags |= {f"sweep.{key}": value for key, value in run.swept_values.items()}
-        tags |= {"trial.number": str(self.trial_number)} if self.trial_number is not None else {}
+        tags |= {"trial.number": str(trial)} if trial is not None else {}
         return tags | ({PARENT_TAG: parent} if parent else {})
 
     def _log_params(self, run_id: str) -> None:
@@ -115,41 +104,38 @@ class MLflow(Jsonl):
         from mlflow.entities import Param
 
         stored = self.client.get_run(run_id).data.params
-        params = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in flatten_config(self.run.config).items()]
-        new = [param for param in params if param.key not in stored]
+        texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in flatten_config(self.run.config).items()}
+        new = [Param(key, text) for key, text in texts.items() if key not in stored]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
-        for param in params:
-            if stored.get(param.key, param.value) != param.value:
-                self.client.set_tag(run_id, f"changed.{param.key}", param.value)
+        for key, text in texts.items():
+            if stored.get(key, text) != text:
+                self.client.set_tag(run_id, f"changed.{key}", text)
 
     def _reopen(self, run_id: str) -> None:
         """Continue the run that this folder had, if the store still has it. Read which points it holds."""
         from mlflow.exceptions import MlflowException
 
         try:
-            stored_run = self.client.get_run(run_id) if run_id else None
+            stored_run = self.client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return
+            raise
+        if stored_run.info.lifecycle_stage == "deleted":
             return
-        if stored_run is None or stored_run.info.lifecycle_stage == "deleted":
-            return
-        keys = stored_run.data.metrics
         self.client.update_run(run_id, status="RUNNING")
-        for key in keys:
+        for key in stored_run.data.metrics:
             self.stored_points |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}
         self.run_id = run_id
 
-    def _get_or_create_parent(self, experiment_id: str) -> str:
+    def _get_or_create_parent(self, experiment_id: str, folder: Path) -> str:
         """Return the id of the sweep's run. The first trial creates the run and writes its id into the sweep's folder."""
-        folder, swept_values = self.run.sweep_folder, self.run.swept_values
-        assert folder is not None
-        id_file, spec_file = folder / RUN_ID_FILE, folder / SWEEP_SPEC_FILE
+        id_file, spec_file, keys = folder / RUN_ID_FILE, folder / SWEEP_SPEC_FILE, list(self.run.swept_values)
         with FileLock(folder / ".parent"):
             if not id_file.exists():
-                tags = {"folder": str(folder), "host": socket.gethostname(), "sweep": ",".join(swept_values)}
-                created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(swept_values)}", tags=tags)
+                tags = {"folder": str(folder), "host": socket.gethostname(), "sweep": ",".join(keys)}
+                created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(keys)}", tags=tags)
                 id_file.write_text(created.info.run_id)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))
@@ -177,12 +163,13 @@ class MLflow(Jsonl):
         write_json(self.run.folder / "summary.json", summary | {"mlflow_run_id": self.run_id})
         self._log_dataset(self.run_id)
         self._log_summary(self.run_id, summary)
-        self._log_artifacts(self.run_id, int((summary.get("best") or {}).get("step", -1)))
+        self._log_artifacts(self.run_id, int(summary.get("best", {}).get("step", -1)))
+        mlflow_status = MLFLOW_STATUS.get(status, status)
         self.client.set_tag(self.run_id, "status", status)
-        self.client.set_terminated(self.run_id, MLFLOW_STATUS.get(status, status))
+        self.client.set_terminated(self.run_id, mlflow_status)
         if self.run.sweep_folder:
-            parent_status = FINISHED if status == PRUNED else MLFLOW_STATUS.get(status, status)
-            close_parent(self.client, (self.run.sweep_folder / RUN_ID_FILE).read_text(errors="replace"), parent_status)
+            parent = (self.run.sweep_folder / RUN_ID_FILE).read_text(errors="replace")
+            mlflow_store.close_parent(self.client, parent, FINISHED if status == PRUNED else mlflow_status)
 
     def _log_dataset(self, run_id: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -198,9 +185,9 @@ class MLflow(Jsonl):
         """Log the numbers of summary.json as best/ and final/ metrics at the last step, and the error as a tag."""
         from mlflow.entities import Metric
 
-        timestamp, step = int(time.time() * 1000), int(summary.get("steps") or 0)
-        metrics = {f"best/{key}": value for key, value in (summary.get("best") or {}).items()}
-        metrics |= {f"final/{key}": value for key, value in (summary.get("metrics") or {}).items()}
+        timestamp, step = int(time.time() * 1000), int(summary.get("steps", 0))
+        metrics = {f"best/{key}": value for key, value in summary.get("best", {}).items()}
+        metrics |= {f"final/{key}": value for key, value in summary.get("metrics", {}).items()}
         metrics |= {f"final/{key}": summary[key] for key in ("wall_s", "peak_rss_mb") if key in summary}
         self.client.log_batch(run_id, metrics=[Metric(key, float(value), timestamp, step) for key, value in metrics.items()])
         if summary.get("error"):
@@ -215,3 +202,13 @@ class MLflow(Jsonl):
         weights = self.run.folder / "checkpoints" / f"step-{best_step:08d}" / "model.safetensors"
         if weights.exists():
             self.client.log_artifact(run_id, str(weights), "best")
+
+
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted keys, without those that do not affect the training."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in ("out", "name", "callbacks", "tracker", "resume"):
+            continue
+        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -7,28 +7,27 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from research.run_dir import ROOT, is_locked
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import FileLock, redact_url
 
-DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"
+DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
+DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
 RUN_ID_FILE = "mlflow_run_id"  # in a run folder and a sweep's folder: the id of its run
 SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep has not: no process is it
 PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
 MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
-
-
-def resolve_default_uri() -> str:
-    """Return the URI of this project's own store."""
-    return f"sqlite:///{DEFAULT_STORE}"
+T = TypeVar("T")
+Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
+Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
 
 
 def resolve_uri(uri: str | None = None) -> str:
     """Return the store's URI: the setting `tracker.uri`, else MLFLOW_TRACKING_URI, else this project's own store."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or resolve_default_uri()
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def connect(uri: str, must_exist: bool = False) -> Any:
@@ -55,6 +54,21 @@ def connect(uri: str, must_exist: bool = False) -> Any:
         return MlflowClient(uri)
 
 
+@contextmanager
+def connect_briefly(uri: str | None = None) -> Iterator[Any]:
+    """Yield a client of a store that exists; a server that does not answer fails after seconds instead of MLflow's minutes."""
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    settings |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    before = {key: os.environ[key] for key in settings if key in os.environ}
+    os.environ.update(settings)
+    try:
+        yield connect(resolve_uri(uri), must_exist=True)
+    finally:
+        for key in settings:
+            del os.environ[key]
+        os.environ.update(before)
+
+
 def find_store_uri(sweep_folder: Path) -> str:
     """Return the URI of the store that a sweep's runs were logged to: that of its first run's config, else the default."""
     import yaml
@@ -73,16 +87,6 @@ def get_run_folder(run_id: str, uri: str | None = None) -> str:
         return str(connect(store, must_exist=True).get_run(run_id).data.tags["folder"])
     except (MlflowException, KeyError, FileNotFoundError) as error:
         raise ValueError(f"MLflow at {redact_url(store)} has no run {run_id} of ours") from error
-
-
-def add_artifact(run_id: str, file: Path, artifact_path: str, uri: str | None = None) -> None:
-    """Add a file to the artifacts of a run that has ended. Raise whatever MLflow raises where the store is not there."""
-    connect(resolve_uri(uri), must_exist=True).log_artifact(run_id, str(file), artifact_path)
-
-
-def is_sweep(tags: Mapping[str, str]) -> bool:
-    """Return whether these are the tags of a sweep's own run."""
-    return "folder" in tags and SOURCE_TAG not in tags
 
 
 def end_dead_runs(client: Any) -> None:
@@ -111,14 +115,7 @@ def fetch_history(client: Any, run_id: str, key: str) -> list[tuple[int, float]]
     return list({point.step: point.value for point in points}.items())
 
 
-def conclude(
-    client: Any,
-    parent: str,
-    files: Sequence[tuple[Path, str | None]],
-    metrics: Mapping[str, Mapping[int, float]],
-    tags: Mapping[str, str],
-    status: str,
-) -> None:
+def conclude(client: Any, parent: str, files: Artifacts, metrics: Histories, tags: Mapping[str, str], status: str) -> None:
     """Log the result of a sweep on its run. Repeated, it replaces what an earlier call logged.
 
     `files` are pairs of a file and its folder among the artifacts; `metrics` have values by step.
@@ -126,12 +123,12 @@ def conclude(
     end_dead_runs(client)
     for path, artifact_folder in files:
         client.log_artifact(parent, str(path), artifact_folder)
-    for key, points in metrics.items():
-        stored = dict(fetch_history(client, parent, _clean_key(key)))
+    for key, points in _clean_keys(metrics).items():
+        stored = dict(fetch_history(client, parent, key))
         for step, value in points.items():
             if stored.get(step) != value:
-                client.log_metric(parent, _clean_key(key), value, step=step)
-    new_tags = {_clean_key(key): text for key, text in tags.items()}
+                client.log_metric(parent, key, value, step=step)
+    new_tags = _clean_keys(tags)
     for key in client.get_run(parent).data.tags:
         if key == FAILED_TAG or (key.startswith("best.") and key not in new_tags):
             client.delete_tag(parent, key)
@@ -145,24 +142,9 @@ def conclude(
         client.set_terminated(parent, status)
 
 
-def _clean_key(key: str) -> str:
+def _clean_keys(items: Mapping[str, T]) -> dict[str, T]:
     """Replace the characters that MLflow does not allow in a name."""
-    return re.sub(r"[^\w\-./ ]", "_", key)
-
-
-@contextmanager
-def shorten_timeouts() -> Iterator[None]:
-    """Wait seconds instead of minutes, MLflow's default, for a server that does not answer."""
-    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    settings |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key)
-            os.environ.update({key: value} if value is not None else {})
+    return {re.sub(r"[^\w\-./ ]", "_", key): value for key, value in items.items()}
 
 
 def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
@@ -175,13 +157,3 @@ def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
-
-
-def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as dotted keys, without those that do not affect the training."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in ("out", "name", "callbacks", "tracker", "resume"):
-            continue
-        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -36,7 +36,9 @@ def silence_optuna() -> Iterator[None]:
         with warnings.catch_warnings():
             for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
-            warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # importances of few or equal values
+            warnings.filterwarnings(
+                "ignore", "Some regimes|Target and region", UserWarning
+            )  # importances of few or equal values
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -71,14 +73,10 @@ def _connect_storage(spec: str) -> "BaseStorage":
         try:
             return openers.get(kind, open_database)(url)
         except ImportError as error:
-            raise ValueError(explain_missing_driver(kind, error)) from error
-
-
-def explain_missing_driver(kind: str, error: ImportError) -> str:
-    """Return which package a storage needs and how to install it."""
-    if driver := DRIVERS.get(kind):
-        return f"{driver} is not installed; pip install -e '.[{EXTRAS[driver]}]'"
-    return f"its driver is not installed: {error.__cause__ or error}"
+            message = f"its driver is not installed: {error.__cause__ or error}"
+            if driver := DRIVERS.get(kind):
+                message = f"{driver} is not installed; pip install -e '.[{EXTRAS[driver]}]'"
+            raise ValueError(message) from error
 
 
 def open_journal(url: str) -> "BaseStorage":
@@ -124,10 +122,9 @@ def open_database(url: str) -> "BaseStorage":
 
     # Name the driver: the default one depends on SQLAlchemy's release.
     url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", url)
-    scheme = url.partition("://")[0]
-    timeouts = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": SERVER_TIMEOUT}}.get(scheme, {})
+    timeouts = {"sqlite": {"timeout": 60}, "postgresql+psycopg2": {"connect_timeout": SERVER_TIMEOUT}}
     # A connection may have died during a long trial, hence the ping.
-    options = {"pool_pre_ping": True, "connect_args": timeouts}
+    options = {"pool_pre_ping": True, "connect_args": timeouts.get(url.partition("://")[0], {})}
     for wait in (0.1, 0.3, 1.0, 3.0):
         try:
             return RDBStorage(url, engine_kwargs=options)
@@ -160,11 +157,8 @@ def instantiate_spec(spec: Any) -> Any:
         return [instantiate_spec(item) for item in spec]
     if not isinstance(spec, dict):
         return spec
-    args = {
-        key: instantiate_spec(value)
-        for key, value in spec.items()
-        if value is not None and key not in ("_target_", "_partial_")
-    }
+    settings = {key: value for key, value in spec.items() if value is not None and key not in ("_target_", "_partial_")}
+    args = {key: instantiate_spec(value) for key, value in settings.items()}
     if "_target_" not in spec:
         return args
     module, _, name = spec["_target_"].rpartition(".")

@@ -58,12 +58,7 @@ def read_study_spec(folder: Path) -> StudySpec:
     return parse_study_spec(read_json(folder / SWEEP_SPEC_FILE))
 
 
-def to_record(spec: StudySpec) -> dict[str, Any]:
-    """Return the spec as the JSON object that `parse_study_spec` reads."""
-    values = {FINISHED_KEY if key == "finished" else key: value for key, value in asdict(spec).items()}
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def write_study_spec(folder: Path, spec: StudySpec) -> None:
     """Write study.json, complete or not at all."""
-    write_json(folder / SWEEP_SPEC_FILE, to_record(spec))
+    record = {FINISHED_KEY if key == "finished" else key: value for key, value in asdict(spec).items() if value is not None}
+    write_json(folder / SWEEP_SPEC_FILE, record)
