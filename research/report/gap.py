@@ -9,7 +9,7 @@ The report of a sweep has this section where the sweep varies `model` over both 
 """
 
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ from research.report.results import Setting, Sweep, parse_number, parse_value
 from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
-GROUP_KEYS = ("model", "linear")  # options that name a network
+GROUP_KEYS = {"model", "linear"}  # options that name a network
 WIDTH_KEYS = ("model.dim", "model.fields.hidden_size")
 LINEAR_PREFIX, WARMUP_KEY = "model.linear.", "model.linear.warmup"
 METHOD_NOTE = """Each network is compared at the setting whose mean over seeds is best. A star marks the smallest or the \
@@ -41,7 +41,7 @@ class Arm:
     is_quantized: bool
     monitor: str
     failed_settings: list[Setting]  # of trials that failed or were pruned
-    runs: dict[tuple[Setting, str], Mapping[str, float]] = field(default_factory=dict)  # tuned setting and seed -> metrics
+    runs: dict[Setting, dict[str, Mapping[str, float]]] = field(default_factory=dict)  # tuned setting -> seed -> metrics
 
     @property
     def name(self) -> str:
@@ -50,24 +50,20 @@ class Arm:
     @property
     def budget(self) -> tuple[int, int]:
         """The number of settings that were tried, and of runs."""
-        return len({*self.settings, *self.failed_settings}), len(self.runs) + len(self.failed_settings)
-
-    @cached_property
-    def settings(self) -> Counter[Setting]:
-        """The number of complete runs of each tuned setting."""
-        return Counter(setting for setting, _ in self.runs)
+        return len({*self.runs, *self.failed_settings}), sum(map(len, self.runs.values())) + len(self.failed_settings)
 
     @cached_property
     def best(self) -> Setting:
         """The setting whose mean over seeds is best, of those with the most seeds."""
-        candidates = [setting for setting, seeds in self.settings.items() if seeds == max(self.settings.values())]
-        means = {setting: statistics.fmean(self.get_values(self.monitor, setting).values()) for setting in candidates}
+        most = max(map(len, self.runs.values()))
+        values = {setting: self.get_values(self.monitor, setting).values() for setting in self.runs}
+        means = {setting: statistics.fmean(by_seed) for setting, by_seed in values.items() if len(by_seed) == most}
         return (max if higher_is_better(self.monitor) else min)(means, key=means.__getitem__)
 
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
         """Return a metric by seed, at a setting or else at the best one."""
-        wanted = self.best if setting is None else setting
-        return {seed: run[metric] for (tuned, seed), run in self.runs.items() if tuned == wanted and metric in run}
+        runs = self.runs[self.best if setting is None else setting]
+        return {seed: run[metric] for seed, run in runs.items() if metric in run}
 
     def format_best(self) -> str:
         """Return the best setting as text, with its stars."""
@@ -75,7 +71,7 @@ class Arm:
 
     def _is_at_edge(self, key: str, value: str) -> bool:
         """Return whether a value is the smallest or the largest of several numbers that were tried."""
-        settings = (*self.settings, *self.failed_settings)
+        settings = (*self.runs, *self.failed_settings)
         tried = {text for setting in settings for tuned_key, text in setting if tuned_key == key}
         numbers = {number for text in tried if (number := parse_number(text)) is not None}
         return len(numbers) > 1 and parse_number(value) in (min(numbers), max(numbers))
@@ -83,7 +79,7 @@ class Arm:
 
 def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
     """Return the swept keys in three parts: of the network, of the size, and those that were tuned."""
-    keys = [key for key in sweep.space if key != sweep.repeat_key]
+    keys = [key for key in sweep.space if key != sweep.spec.repeat_key]
     network = [key for key in keys if key in GROUP_KEYS or (key.startswith(LINEAR_PREFIX) and key != WARMUP_KEY)]
     below = [key for key in keys if key.startswith("model.") and not key.startswith(LINEAR_PREFIX)]
     values = {key: {parse_number(row.params[key]) for row in sweep.complete if key in row.params} for key in below}
@@ -93,7 +89,7 @@ def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
 
 def collect_arms(sweep: Sweep) -> list[Arm]:
     """Return the networks of a sweep, each at each size; an empty list where there is no pair to compare."""
-    if not sweep.space.keys() & {*GROUP_KEYS} or len(sweep.directions) != 1:
+    if GROUP_KEYS.isdisjoint(sweep.space) or len(sweep.directions) != 1:
         return []
     network_keys, size_keys, tuned_keys = split_keys(sweep)
     arms: dict[tuple[str, Size, bool], Arm] = {}
@@ -109,7 +105,7 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
             if sweep.monitor in run.best:
                 arm = Arm(network, size, run.is_quantized, sweep.monitor, failed[network, size])
                 arm = arms.setdefault((network, size, run.is_quantized), arm)
-                arm.runs[setting, f"{row.params.get(sweep.repeat_key, '')} {index}"] = run.best
+                arm.runs.setdefault(setting, {})[f"{row.params.get(sweep.spec.repeat_key, '')} {index}"] = run.best
     return list(arms.values()) if any(iter_pairs([*arms.values()])) else []
 
 

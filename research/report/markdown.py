@@ -58,7 +58,7 @@ def render_best_trials(sweep: Sweep) -> Iterable[str]:
     if not sweep.best:
         yield "No trial is complete." if not sweep.complete else "No complete trial keeps to the constraints."
         return
-    by_mean = f", by the mean over {sweep.repeat_key}" if sweep.repeat_key in sweep.space else ""
+    by_mean = f", by the mean over {sweep.spec.repeat_key}" if sweep.spec.repeat_key in sweep.space else ""
     title, rows = ("The best trials", sweep.ranking) if len(sweep.directions) == 1 else ("The Pareto front", sweep.best)
     yield f"## {title}{by_mean}"
     cells: list[list[Any]] = []
@@ -81,12 +81,12 @@ def render_means(sweep: Sweep) -> Iterable[str]:
     if not means or len(sweep.directions) != 1:
         return
     means.sort(key=lambda entry: entry[1], reverse=sweep.directions[0] == "maximize")
-    keys = [key for key in sweep.space if key != sweep.repeat_key]
+    keys = [key for key in sweep.space if key != sweep.spec.repeat_key]
     cells = [
         (*(format_number(row.params.get(key, "")) for key in keys), format_number(mean), f"± {half_width:.2g}", count)
         for row, mean, half_width, count in means[:MAX_TABLE_ROWS]
     ]
-    yield f"## Means over {sweep.repeat_key}, with their 95 % t intervals"
+    yield f"## Means over {sweep.spec.repeat_key}, with their 95 % t intervals"
     yield render_table((*keys, sweep.objectives[0], "", "runs"), cells)
 
 

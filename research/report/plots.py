@@ -82,7 +82,7 @@ def iter_objective_plots(sweep: Sweep) -> Iterator[PlotSpec]:
     """Yield the pictures of one objective; those of the second have its number in their names."""
     count = len(sweep.complete)
     incomplete = "" if count else "no trial is complete"
-    exception = f" but for {sweep.repeat_key}" if sweep.repeat_key in sweep.space else ""
+    exception = f" but for {sweep.spec.repeat_key}" if sweep.spec.repeat_key in sweep.space else ""
     equal = incomplete or ("" if list_varied(sweep) else f"all complete trials have the same parameters{exception}")
     single = equal or ("" if count > 1 else "one trial alone is complete")
     for index, objective in enumerate(sweep.objectives):
@@ -207,7 +207,7 @@ def format_label(rows: Sequence[Row]) -> str:
 
 def list_varied(sweep: Sweep) -> list[str]:
     """Return the parameters that differ between complete trials, without the repeated key, as seed."""
-    keys = [key for key in sweep.space if key != sweep.repeat_key]
+    keys = [key for key in sweep.space if key != sweep.spec.repeat_key]
     return [key for key in keys if len({row.params.get(key) for row in sweep.complete}) > 1]
 
 

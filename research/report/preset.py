@@ -72,7 +72,7 @@ def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> 
     values = ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, sweep.compute_mean(row), strict=True))
     lines = ["# @package _global_", f"# python train.py experiment=NAME: trial {row.number} of {sweep.name}, {values}"]
     lines += ["# Copy this file to conf/experiment/NAME.yaml."]
-    key, runs = sweep.repeat_key, len(row.repeats) or len(sweep.repeats[row.number])
+    key, runs = sweep.spec.repeat_key, len(row.repeats) or len(sweep.repeats[row.number])
     if row.repeats or runs > 1:
         lines += [f"# The value is that of {runs} runs over {key}; this is the first of them."]
     if command_line_only:
@@ -108,8 +108,8 @@ def build_solution(sweep: Sweep) -> dict[str, Any]:
         solutions.append({"params": params, "values": [*sweep.compute_mean(row)], "trial": row.number} | run)
     best = solutions[0]
     first = {"best_trial": best["trial"], "folder": best["folder"], "mlflow_run_id": best["mlflow_run_id"]}
-    if sweep.repeat_key in sweep.space:
-        first |= {"mean_over": sweep.repeat_key, "runs": len(sweep.repeats[best["trial"]])}
+    if sweep.spec.repeat_key in sweep.space:
+        first |= {"mean_over": sweep.spec.repeat_key, "runs": len(sweep.repeats[best["trial"]])}
     if len(sweep.directions) == 1:
         return {"name": "optuna", "best_params": best["params"], "best_value": best["values"][0]} | first
     return {"name": "optuna", "solutions": solutions} | first

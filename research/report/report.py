@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
-POPULATION_HINT = "a population has its own report: population.csv, lineage.png and optimization_results.yaml in its folder"
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow"
 Artifact = tuple[Path, str | None]  # a file, and its folder among the artifacts of the sweep's run
 
@@ -88,7 +87,7 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Sequence[Artifact]) -
     states = Counter(row.state for row in sweep.rows)
     names = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     metrics = {f"trials/{name}": {0: float(states[state])} for name, state in names.items()}
-    rows = sorted((row for row in sweep.complete if not row.breaks_constraint), key=lambda row: row.number)
+    rows = [row for row in sweep.complete if not row.breaks_constraint]
     for index, name in enumerate(sweep.objectives if rows else ()):
         better = max if sweep.directions[index] == "maximize" else min
         best_so_far = accumulate((row.values[index] for row in rows), better)
@@ -113,12 +112,7 @@ def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
     try:
         if not folder.is_dir() and re.fullmatch(RUN_ID_PATTERN, source):
             folder = find_sweep_folder(source)
-        if (folder / POPULATION_FILE).exists():
-            raise ValueError(f"it is a population; {POPULATION_HINT}")
-        journal = (folder / JOURNAL_FILE).absolute()
-        if not storage and not journal.exists():
-            raise ValueError(explain_missing_study(folder))
-        study = load_study(folder, storage or f"journal://{journal}")
+        study = load_study(folder, storage or find_journal(folder))
     except ValueError as error:
         raise ValueError(f"SWEEP={source}: {error}") from error
     report(folder.absolute(), study, plots)
@@ -136,17 +130,22 @@ def find_sweep_folder(run_id: str) -> Path:
     if "folder" not in tags or mlflow_store.SOURCE_TAG in tags:
         parent = tags.get(mlflow_store.PARENT_TAG, "none")
         raise ValueError(f"this run in MLflow is no sweep but a run of the sweep {parent}; {SWEEP_HINT}")
-    folder = Path(tags["folder"])
+    folder, host = Path(tags["folder"]), tags.get("host", "an unknown host")
     if not folder.is_dir():
-        host = tags.get("host", "an unknown host")
-        raise ValueError(
-            f"the sweep's folder {folder} on {host} is gone; its last report is among this run's artifacts in MLflow"
-        )
+        report_hint = "its last report is among this run's artifacts in MLflow"
+        raise ValueError(f"the sweep's folder {folder} on {host} is gone; {report_hint}")
     return folder
 
 
-def explain_missing_study(folder: Path) -> str:
-    """Return why there is no study, and what to give instead."""
-    if not (folder / SWEEP_SPEC_FILE).exists():
-        return f"it is no sweep's folder: it has no {JOURNAL_FILE} and no {SWEEP_SPEC_FILE}; {SWEEP_HINT}"
-    return f"its study is not in the folder, which has no {JOURNAL_FILE}; give --storage with the sweep's hydra.sweeper.storage"
+def find_journal(folder: Path) -> str:
+    """Return the URL of a sweep's study in its folder. Raise ValueError where there is none, with what to give instead."""
+    journal = (folder / JOURNAL_FILE).absolute()
+    if (folder / POPULATION_FILE).exists():
+        files = "population.csv, lineage.png and optimization_results.yaml in its folder"
+        raise ValueError(f"it is a population; a population has its own report: {files}")
+    if journal.exists():
+        return f"journal://{journal}"
+    if (folder / SWEEP_SPEC_FILE).exists():
+        setting = "give --storage with the sweep's hydra.sweeper.storage"
+        raise ValueError(f"its study is not in the folder, which has no {JOURNAL_FILE}; {setting}")
+    raise ValueError(f"it is no sweep's folder: it has no {JOURNAL_FILE} and no {SWEEP_SPEC_FILE}; {SWEEP_HINT}")

@@ -98,18 +98,13 @@ class Sweep:
         return space | {key: "" for row in self.rows for key in row.params if key not in space}
 
     @property
-    def repeat_key(self) -> str:
-        """The key whose values are repeats of one configuration, as seed."""
-        return self.spec.repeat_key
-
-    @property
     def complete(self) -> list[Row]:
         return [row for row in self.rows if row.state == "COMPLETE"]
 
     @cached_property
     def repeats(self) -> dict[int, list[Row]]:
         """By trial number, the complete trials of the same configuration: itself alone, unless `repeat_key` was swept."""
-        groups = self._group(self.complete) if self.repeat_key in self.space else [[row] for row in self.complete]
+        groups = self._group(self.complete) if self.spec.repeat_key in self.space else [[row] for row in self.complete]
         return {row.number: rows for rows in groups for row in rows}
 
     @cached_property
@@ -144,7 +139,7 @@ class Sweep:
     def _group(self, rows: Iterable[Row]) -> list[list[Row]]:
         groups: dict[Setting, list[Row]] = {}
         for row in rows:
-            groups.setdefault(row.select_params(sorted(row.params.keys() - {self.repeat_key})), []).append(row)
+            groups.setdefault(row.select_params(sorted(row.params.keys() - {self.spec.repeat_key})), []).append(row)
         return list(groups.values())
 
 

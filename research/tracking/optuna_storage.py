@@ -36,9 +36,7 @@ def silence_optuna() -> Iterator[None]:
         with warnings.catch_warnings():
             for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
-            warnings.filterwarnings(
-                "ignore", "Some regimes|Target and region", UserWarning
-            )  # importances of few or equal values
+            warnings.filterwarnings("ignore", "Some regimes|Target and region", UserWarning)  # PED-ANOVA, of few trials
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)
