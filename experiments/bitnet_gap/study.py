@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, list_runs, read_csv, read_overrides, write_csv
 from research.metrics import confidence_interval
 from research.report import gap
-from research.report.results import Row, RunResult, Sweep
-from research.run_dir import read_json
+from research.report.results import Row, Sweep
+from research.run_dir import Summary, read_json
 from research.tracking.study_spec import StudySpec
 
 KEYS = {"model": "model", "model.dim": "width", "model.depth": "depth", "lr": "lr", "seed": "seed"}  # key -> column
@@ -95,9 +95,9 @@ def build_arms(rows: Rows) -> list[gap.Arm]:
     trials = []
     for number, row in enumerate(rows):
         params = {key: row[column] for key, column in KEYS.items()}
-        best = {metric: float(row[metric]) for metric in METRICS if row[metric]}
-        run = RunResult(best=best, is_quantized=row["model"] in TERNARY_MODELS)
-        trials.append(Row(number, "COMPLETE", (float(row[monitor]),), params, runs=(run,)))
+        best: dict[str, float | None] = {metric: float(row[metric]) for metric in METRICS if row[metric]}
+        run = Summary("FINISHED", best=best, quantized_params=int(row["model"] in TERNARY_MODELS))
+        trials.append(Row(number, "COMPLETE", (float(row[monitor]),), params, runs={Path(): run}))
     return gap.collect_arms(Sweep("gap", spec, [monitor], monitor, "", trials))
 
 

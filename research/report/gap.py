@@ -41,7 +41,7 @@ class Arm:
     is_quantized: bool
     monitor: str
     failed_settings: list[Setting]  # of trials that failed or were pruned
-    runs: dict[Setting, dict[str, Mapping[str, float]]] = field(default_factory=dict)  # tuned setting -> seed -> metrics
+    runs: dict[Setting, dict[str, Mapping[str, float | None]]] = field(default_factory=dict)  # tuned setting -> seed -> metrics
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class Arm:
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
         """Return a metric by seed, at a setting or else at the best one."""
         runs = self.runs[self.best if setting is None else setting]
-        return {seed: run[metric] for seed, run in runs.items() if metric in run}
+        return {seed: value for seed, run in runs.items() if (value := run.get(metric)) is not None}
 
     def format_best(self) -> str:
         """Return the best setting as text, with its stars."""
@@ -101,10 +101,11 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
         setting = row.select_params(tuned_keys)
         if row.state in ("FAIL", "PRUNED"):
             failed[network, size].append(setting)
-        for index, run in enumerate(row.runs if row.state == "COMPLETE" else ()):
-            if sweep.monitor in run.best:
-                arm = Arm(network, size, run.is_quantized, sweep.monitor, failed[network, size])
-                arm = arms.setdefault((network, size, run.is_quantized), arm)
+        for index, run in enumerate(row.runs.values() if row.state == "COMPLETE" else ()):
+            if run.best.get(sweep.monitor) is not None:
+                is_quantized = run.quantized_params > 0
+                arm = Arm(network, size, is_quantized, sweep.monitor, failed[network, size])
+                arm = arms.setdefault((network, size, is_quantized), arm)
                 arm.runs.setdefault(setting, {})[f"{row.params.get(sweep.spec.repeat_key, '')} {index}"] = run.best
     return list(arms.values()) if any(iter_pairs([*arms.values()])) else []
 

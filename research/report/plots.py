@@ -40,7 +40,7 @@ def draw(sweep: Sweep, folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     reasons: dict[str, str] = {}
     with use_off_screen_backend():
-        for name, reason, plot in (*iter_objective_plots(sweep), *iter_sweep_plots(sweep)):
+        for name, reason, plot in iter_plots(sweep):
             file = folder / f"{name}.png"
             try:
                 if not reason:
@@ -78,17 +78,17 @@ def save(figure: Figure, file: Path) -> None:
     draft.replace(file)
 
 
-def iter_objective_plots(sweep: Sweep) -> Iterator[PlotSpec]:
-    """Yield the pictures of one objective; those of the second have its number in their names."""
-    count = len(sweep.complete)
+def iter_plots(sweep: Sweep) -> Iterator[PlotSpec]:
+    """Yield the pictures of each objective, those of the second with its number in their names, then those of all or none."""
+    count, num_objectives = len(sweep.complete), len(sweep.objectives)
     incomplete = "" if count else "no trial is complete"
     exception = f" but for {sweep.spec.repeat_key}" if sweep.spec.repeat_key in sweep.space else ""
     equal = incomplete or ("" if list_varied(sweep) else f"all complete trials have the same parameters{exception}")
     single = equal or ("" if count > 1 else "one trial alone is complete")
     for index, objective in enumerate(sweep.objectives):
         suffix = f"_{index + 1}" if index else ""
-        study, shares = to_study(sweep, index), compute_importances(sweep, index)
-        plot, names = partial(plot_study, study, objective), list(shares or list_varied(sweep))
+        shares = compute_importances(sweep, index)
+        plot, names = partial(plot_study, to_study(sweep, index), objective), list(shares or list_varied(sweep))
         alone = single or ("" if len(names) > 1 else "one parameter alone varies")
         rare = "" if count >= MIN_IMPORTANCE_TRIALS else f"{count} complete trials do not tell it"
         unknown = alone or rare or ("" if shares else "it cannot be told from these values")
@@ -98,16 +98,10 @@ def iter_objective_plots(sweep: Sweep) -> Iterator[PlotSpec]:
         yield f"slice{suffix}", single, partial(plot, "slice", wide)
         yield f"parallel{suffix}", single, partial(plot, "parallel_coordinate", wide, (2 + 1.6 * len(wide), 5))
         yield f"contour{suffix}", alone, partial(plot, "contour", pairs, (2.6 * len(pairs) + 1.5, 2.6 * len(pairs)))
-
-
-def iter_sweep_plots(sweep: Sweep) -> Iterator[PlotSpec]:
-    """Yield the pictures of all objectives, or of none."""
-    study, count, curves = to_study(sweep), len(sweep.directions), list(islice(iter_curves(sweep), MAX_CURVES))
-    incomplete = "" if sweep.complete else "no trial is complete"
-    unfit = incomplete if 1 < count < 4 else f"for two or three objectives; this sweep has {count}"
-    not_started = "" if any(row.started for row in sweep.rows) else "no trial has begun"
-    yield "timeline", not_started, partial(plot_study, study, "", "timeline")
-    yield "pareto", unfit, partial(plot_study, study, "", "pareto_front", sweep.objectives)
+    plot, curves = partial(plot_study, to_study(sweep), ""), list(islice(iter_curves(sweep), MAX_CURVES))
+    unfit = incomplete if 1 < num_objectives < 4 else f"for two or three objectives; this sweep has {num_objectives}"
+    yield "timeline", "" if any(row.started for row in sweep.rows) else "no trial has begun", partial(plot, "timeline")
+    yield "pareto", unfit, partial(plot, "pareto_front", sweep.objectives)
     missing = "" if curves else f"no run has logged its monitor {sweep.monitor}".rstrip()
     yield "curves", missing, partial(plot_learning_curves, sweep, curves)
 
@@ -146,7 +140,7 @@ def _make_readable(figure: Figure) -> None:
 def iter_curves(sweep: Sweep) -> Iterator[Group]:
     """Yield the configurations whose runs have logged the monitor, the best one first."""
     for rows in sweep.configurations:
-        if curves := [curve for row in rows for run in row.runs if (curve := load_curve(run.folder, sweep.monitor))]:
+        if curves := [curve for row in rows for folder in row.runs if (curve := load_curve(folder, sweep.monitor))]:
             yield rows, curves
 
 

@@ -12,34 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.preflight.overrides import parse
-from research.run_dir import Summary, read_summary
-from research.tracking.mlflow_store import RUN_ID_FILE
+from research.run_dir import Summary
 from research.tracking.study_spec import StudySpec
 
 EXCLUDED_STATE = "ASIDE"  # the state of a trial that the study does not count; the other states are Optuna's
 LAST_COLUMNS = ("started", "seconds", "steps", "repeats", "folder", "mlflow_run_id", "error", "note")  # after the parameters
 INT, FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.\d*|\.?\d+)([eE][-+]?\d+)?")
 Setting = tuple[tuple[str, str], ...]  # parameters and their values
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """One run of a trial, as its folder has it."""
-
-    folder: Path = Path()
-    steps: int = 0
-    monitor: str = ""
-    best: Mapping[str, float] = field(default_factory=dict)  # all metrics at the best evaluation
-    is_quantized: bool = False  # some of its layers are BitLinears
-    mlflow_run_id: str = ""
-
-
-def read_run(folder: Path) -> RunResult:
-    """Return what a run folder tells; of a run without summary.json, which is under way or was killed, only its folder."""
-    summary, id_file = read_summary(folder) or Summary(""), folder / RUN_ID_FILE
-    best = {name: value for name, value in summary.best.items() if value is not None}
-    run_id = id_file.read_text() if id_file.exists() else ""
-    return RunResult(folder, summary.steps, summary.monitor, best, summary.quantized_params > 0, run_id)
 
 
 @dataclass(frozen=True)
@@ -54,18 +33,18 @@ class Row:
     seconds: float | None = None
     repeats: tuple[float, ...] = ()  # the first objective of each repeat
     folder: str = ""  # relative to the sweep's folder where it is below
-    runs: tuple[RunResult, ...] = ()  # one, or one a repeat
+    runs: Mapping[Path, Summary] = field(default_factory=dict)  # by folder: one, or one a repeat
     error: str = ""
     note: str = ""
     limits: Mapping[str, float] = field(default_factory=dict)  # by constraint: above 0 breaks it, by so much
 
     @property
     def steps(self) -> int:
-        return sum(run.steps for run in self.runs)
+        return sum(run.steps for run in self.runs.values())
 
     @property
     def run_ids(self) -> str:
-        return " ".join(run.mlflow_run_id for run in self.runs if run.mlflow_run_id)
+        return " ".join(run.mlflow_run_id for run in self.runs.values() if run.mlflow_run_id)
 
     @property
     def breaks_constraint(self) -> bool:

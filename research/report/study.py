@@ -14,7 +14,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.cli import first_line
 from research.preflight.overrides import to_override
-from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value, read_run
+from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
+from research.run_dir import Summary, read_summary
+from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
 from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec
@@ -38,7 +40,7 @@ def read_study(folder: Path, study: Study) -> Sweep:
     spec = replace(read_study_spec(folder), **{"directions": directions} | study.user_attrs.get("grokbit", {}))
     known: dict[tuple[str, str], str] = {}
     rows = [_build_row(folder, trial, known) for trial in study.get_trials(deepcopy=False)]
-    monitor = next((run.monitor for row in rows for run in row.runs if run.monitor), "")
+    monitor = next((run.monitor for row in rows for run in row.runs.values() if run.monitor), "")
     unnamed = [monitor or "value"] if len(directions) == 1 else [f"value_{index}" for index in range(len(directions))]
     objectives = study.metric_names or spec.metrics or unnamed
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
@@ -65,11 +67,17 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
         seconds=round(trial.duration.total_seconds(), 3) if trial.duration is not None else None,
         repeats=tuple(attrs.get("repeats", ())),
         folder=str(trial_folder).removeprefix(f"{folder}/") if run_folders else "",
-        runs=tuple(map(read_run, run_folders)),
+        runs={run_folder: read_run(run_folder) for run_folder in run_folders},
         error=str(attrs.get("error") or attrs.get("aside") or ""),
         note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
         limits=trial.constraints,
     )
+
+
+def read_run(folder: Path) -> Summary:
+    """Return a run's summary, with the id of its run in MLflow; of a run that is under way or was killed, only the id."""
+    summary, id_file = read_summary(folder) or Summary(""), folder / RUN_ID_FILE
+    return replace(summary, mlflow_run_id=id_file.read_text() if id_file.exists() else None)
 
 
 def _find_trial_folder(folder: Path, trial: FrozenTrial) -> Path:

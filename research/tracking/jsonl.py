@@ -55,10 +55,6 @@ class Jsonl(Tracker):
         if self.file:
             self.file.close()
 
-    def read_records(self) -> list[dict[str, Any]]:
-        """Return the records of the file."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
-
     def _truncate_after(self, step: int) -> None:
         """Remove the lines of later steps, and one that a kill has left incomplete. The file is replaced in one rename."""
         self.last_step = step

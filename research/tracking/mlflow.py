@@ -52,7 +52,7 @@ class MLflow(Jsonl):
     def on_start(self, state: State) -> None:
         """Deliver first what an earlier process of this run logged and may not have delivered."""
         super().on_start(state)
-        for record in self.read_records() if self.run.resumed else ():
+        for record in map(json.loads, self.path.read_text().splitlines() if self.run.resumed else ()):
             step, _ = int(record.pop("step")), record.pop("seconds")
             self.delivery.put(step, {key: value for key, value in record.items() if value is not None})
 
@@ -157,11 +157,10 @@ class MLflow(Jsonl):
         return stored_value is None or not (point.key.startswith("perf/") or stored_value == point.value)
 
     def _close(self) -> None:
-        """Log the data set, the best and the final metrics and the artifacts, then set the status."""
+        """Log the summary and the artifacts, then set the status."""
         assert self.run_id is not None
         status, summary = self.outcome
         write_json(self.run.folder / "summary.json", summary | {"mlflow_run_id": self.run_id})
-        self._log_dataset(self.run_id)
         self._log_summary(self.run_id, summary)
         self._log_artifacts(self.run_id, int(summary.get("best", {}).get("step", -1)))
         mlflow_status = MLFLOW_STATUS.get(status, status)
@@ -171,20 +170,15 @@ class MLflow(Jsonl):
             parent = (self.run.sweep_folder / RUN_ID_FILE).read_text(errors="replace")
             mlflow_store.close_parent(self.client, parent, FINISHED if status == PRUNED else mlflow_status)
 
-    def _log_dataset(self, run_id: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        if self.state is None:
-            return  # the run failed before it had data
-        data = self.state.data
-        entity = Dataset(self.run.choices.get("data", "data"), data.digest[:36], "local", json.dumps({"source": data.source}))
-        self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
-        self.client.set_tag(run_id, "data.digest", data.digest)
-
     def _log_summary(self, run_id: str, summary: dict[str, Any]) -> None:
-        """Log the numbers of summary.json as best/ and final/ metrics at the last step, and the error as a tag."""
-        from mlflow.entities import Metric
+        """Log the data set, the numbers of summary.json as best/ and final/ metrics at the last step, the error as a tag."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
+        if self.state:  # else the run failed before it had data
+            data, name = self.state.data, self.run.choices.get("data", "data")
+            entity = Dataset(name, data.digest[:36], "local", json.dumps({"source": data.source}))
+            self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+            self.client.set_tag(run_id, "data.digest", data.digest)
         timestamp, step = int(time.time() * 1000), int(summary.get("steps", 0))
         metrics = {f"best/{key}": value for key, value in summary.get("best", {}).items()}
         metrics |= {f"final/{key}": value for key, value in summary.get("metrics", {}).items()}

@@ -109,12 +109,6 @@ def close_parent(client: Any, parent: str, status: str) -> None:
     client.set_terminated(parent, client.get_run(parent).data.tags.get(FAILED_TAG, status))
 
 
-def fetch_history(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
-    """Return a metric as pairs of step and value; of several values at one step the last one."""
-    points = sorted(client.get_metric_history(run_id, key), key=lambda point: (point.step, point.timestamp))
-    return list({point.step: point.value for point in points}.items())
-
-
 def conclude(client: Any, parent: str, files: Artifacts, metrics: Histories, tags: Mapping[str, str], status: str) -> None:
     """Log the result of a sweep on its run. Repeated, it replaces what an earlier call logged.
 
@@ -124,7 +118,8 @@ def conclude(client: Any, parent: str, files: Artifacts, metrics: Histories, tag
     for path, artifact_folder in files:
         client.log_artifact(parent, str(path), artifact_folder)
     for key, points in _clean_keys(metrics).items():
-        stored = dict(fetch_history(client, parent, key))
+        history = sorted(client.get_metric_history(parent, key), key=lambda point: (point.step, point.timestamp))
+        stored = {point.step: point.value for point in history}
         for step, value in points.items():
             if stored.get(step) != value:
                 client.log_metric(parent, key, value, step=step)

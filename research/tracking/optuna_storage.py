@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from research.tracking.storage import FileLock
@@ -159,5 +159,4 @@ def instantiate_spec(spec: Any) -> Any:
     args = {key: instantiate_spec(value) for key, value in settings.items()}
     if "_target_" not in spec:
         return args
-    module, _, name = spec["_target_"].rpartition(".")
-    return getattr(import_module(module), name)(**args)
+    return resolve_name(spec["_target_"])(**args)

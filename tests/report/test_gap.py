@@ -16,7 +16,8 @@ from research.load import instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.check import find_mistakes
 from research.report import gap, report
-from research.report.results import Row, RunResult, Sweep
+from research.report.results import Row, Sweep
+from research.run_dir import Summary
 from research.tracking.study_spec import parse_study_spec
 
 SPACE = {"model": "2 values: transformer, bitnet", "model.dim": "32, 64", "lr": "1e-3, 1e-2", "seed": "0, 1, 2"}
@@ -32,10 +33,11 @@ def make_sweep(values: Values, space: Mapping[str, str] = SPACE, **changes: Any)
     rows = []
     for number, (key, bits) in enumerate(values.items()):
         params = {name: value for name, value in zip(space, key, strict=True) if value}
-        best = {} if bits is None else {"val/bpb": bits, "val/loss": bits / 2, "val/acc": 1 - bits / 10}
+        best: dict[str, float | None] = {}
+        best |= {} if bits is None else {"val/bpb": bits, "val/loss": bits / 2, "val/acc": 1 - bits / 10}
         is_quantized = params.get("linear", params.get("model")) not in ("full", "transformer")
-        run = RunResult(best=best, is_quantized=is_quantized)
-        rows.append(Row(number, "COMPLETE", (bits or 0.0,), params, folder=str(number), runs=(run,)))
+        run = Summary("FINISHED", best=best, quantized_params=int(is_quantized))
+        rows.append(Row(number, "COMPLETE", (bits or 0.0,), params, folder=str(number), runs={Path(): run}))
     spec = {"directions": ["minimize"], "space": space, "repeats": None} | changes
     return Sweep("study", parse_study_spec(spec), ["val/bpb"], "val/bpb", "", rows)
 

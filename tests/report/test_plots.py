@@ -38,7 +38,7 @@ def test_importances_need_something_to_compare(keys: tuple[str, ...], count: int
         study.add_trial(make_trial(number, {key: params[key] for key in keys}, value=0.1 * number))
     sweep = read_study(Path("nowhere"), study)
     assert not plots.compute_importances(sweep)
-    assert next(why for name, why, _ in plots.iter_objective_plots(sweep) if name == "importance") == reason
+    assert next(why for name, why, _ in plots.iter_plots(sweep) if name == "importance") == reason
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
