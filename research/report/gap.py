@@ -66,15 +66,14 @@ class Arm:
         return {seed: value for seed, run in runs.items() if (value := run.get(metric)) is not None}
 
     def format_best(self) -> str:
-        """Return the best setting as text, with its stars."""
-        return " ".join(f"{key}={value}{'*' * self._is_at_edge(key, value)}" for key, value in self.best)
-
-    def _is_at_edge(self, key: str, value: str) -> bool:
-        """Return whether a value is the smallest or the largest of several numbers that were tried."""
-        settings = (*self.runs, *self.failed_settings)
-        tried = {text for setting in settings for tuned_key, text in setting if tuned_key == key}
-        numbers = {number for text in tried if (number := parse_number(text)) is not None}
-        return len(numbers) > 1 and parse_number(value) in (min(numbers), max(numbers))
+        """Return the best setting as text. A star marks the smallest and the largest of several numbers that were tried."""
+        texts = []
+        for key, value in self.best:
+            tried = {text for setting in (*self.runs, *self.failed_settings) for name, text in setting if name == key}
+            numbers = {number for text in tried if (number := parse_number(text)) is not None}
+            is_at_edge = len(numbers) > 1 and parse_number(value) in (min(numbers), max(numbers))
+            texts.append(f"{key}={value}{'*' * is_at_edge}")
+        return " ".join(texts)
 
 
 def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
@@ -156,16 +155,15 @@ def table_rows(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
 
 def describe_budget(arms: Sequence[Arm]) -> str:
     """Return a sentence on the tuning budgets, equal or not, and on the settings that gave no result."""
-    budgets = {arm.name: f"{pluralize(arm.budget[0], 'setting')} in {pluralize(arm.budget[1], 'run')}" for arm in arms}
+    budgets = {}
+    for arm in arms:
+        settings, runs = arm.budget
+        budgets[arm.name] = f"{settings} setting{'s' * (settings != 1)} in {runs} run{'s' * (runs != 1)}"
     failed = [f"{len(arm.failed_settings)} of {arm.name}" for arm in arms if arm.failed_settings]
     note = f" Of these failed or were pruned: {', '.join(failed)}." if failed else ""
     if len({*budgets.values()}) == 1:
         return f"Each network at each size was tuned over {budgets[arms[0].name]}.{note}"
     return f"Tuning was not equal: {'; '.join(f'{name} had {budget}' for name, budget in budgets.items())}.{note}"
-
-
-def pluralize(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def draw(arms: Sequence[Arm], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from research.cli import format_duration
@@ -63,9 +64,8 @@ def render_best_trials(sweep: Sweep) -> Iterable[str]:
     yield f"## {title}{by_mean}"
     cells: list[list[Any]] = []
     for row in rows[:MAX_TABLE_ROWS]:
-        numbers: list[float | str] = [*row.values, *(row.params.get(key, "") for key in sweep.space)]
-        end = [row.steps, format_duration(row.seconds or 0.0), row.folder, row.note]
-        cells.append([row.number, *map(format_number, numbers), *end])
+        numbers = map(format_number, (*row.values, *row.list_values(sweep.space)))
+        cells.append([row.number, *numbers, row.steps, format_duration(row.seconds or 0.0), row.folder, row.note])
     yield render_table(("trial", *sweep.objectives, *sweep.space, "steps", "time", "folder", ""), cells)
     trial = f"trial {sweep.best[0].number}{', the first of the best configuration' if by_mean else ''}"
     yield f"`best.yaml` repeats {trial}: copy it to `conf/experiment/NAME.yaml`, then `python train.py experiment=NAME`."
@@ -73,21 +73,20 @@ def render_best_trials(sweep: Sweep) -> Iterable[str]:
 
 def render_means(sweep: Sweep) -> Iterable[str]:
     """Yield the table of means over the repeats of each configuration, where there are repeats of one objective."""
-    means = []
+    if len(sweep.directions) != 1:
+        return
+    keys = [key for key in sweep.space if key != sweep.spec.repeat_key]
+    means: list[tuple[float, list[Any]]] = []  # with the cells of their lines
     for rows in sweep.configurations:
         values = [value for row in rows if row.values for value in row.repeats or row.values]
         if len(values) > 1:
-            means.append((rows[0], *confidence_interval(values), len(values)))
-    if not means or len(sweep.directions) != 1:
-        return
-    means.sort(key=lambda entry: entry[1], reverse=sweep.directions[0] == "maximize")
-    keys = [key for key in sweep.space if key != sweep.spec.repeat_key]
-    cells = [
-        (*(format_number(row.params.get(key, "")) for key in keys), format_number(mean), f"± {half_width:.2g}", count)
-        for row, mean, half_width, count in means[:MAX_TABLE_ROWS]
-    ]
-    yield f"## Means over {sweep.spec.repeat_key}, with their 95 % t intervals"
-    yield render_table((*keys, sweep.objectives[0], "", "runs"), cells)
+            mean, half_width = confidence_interval(values)
+            cells = [*map(format_number, (*rows[0].list_values(keys), mean)), f"± {half_width:.2g}", len(values)]
+            means.append((mean, cells))
+    means.sort(key=itemgetter(0), reverse=sweep.directions[0] == "maximize")
+    if means:
+        yield f"## Means over {sweep.spec.repeat_key}, with their 95 % t intervals"
+        yield render_table((*keys, sweep.objectives[0], "", "runs"), [cells for _, cells in means[:MAX_TABLE_ROWS]])
 
 
 def render_failures(sweep: Sweep) -> Iterable[str]:

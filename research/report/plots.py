@@ -88,30 +88,28 @@ def iter_plots(sweep: Sweep) -> Iterator[PlotSpec]:
     for index, objective in enumerate(sweep.objectives):
         suffix = f"_{index + 1}" if index else ""
         shares = compute_importances(sweep, index)
-        plot, names = partial(plot_study, to_study(sweep, index), objective), list(shares or list_varied(sweep))
+        plot = partial(plot_study, to_study(sweep, index), objective, target_name=objective)
+        names = list(shares or list_varied(sweep))
         alone = single or ("" if len(names) > 1 else "one parameter alone varies")
         rare = "" if count >= MIN_IMPORTANCE_TRIALS else f"{count} complete trials do not tell it"
         unknown = alone or rare or ("" if shares else "it cannot be told from these values")
         wide, pairs = names[:MAX_PARAMETERS], names[:MAX_CONTOUR_PARAMETERS]
         yield f"history{suffix}", incomplete, partial(plot, "optimization_history")
-        yield f"importance{suffix}", unknown, partial(plot, "param_importances", names)
-        yield f"slice{suffix}", single, partial(plot, "slice", wide)
-        yield f"parallel{suffix}", single, partial(plot, "parallel_coordinate", wide, (2 + 1.6 * len(wide), 5))
-        yield f"contour{suffix}", alone, partial(plot, "contour", pairs, (2.6 * len(pairs) + 1.5, 2.6 * len(pairs)))
+        yield f"importance{suffix}", unknown, partial(plot, "param_importances", params=names)
+        yield f"slice{suffix}", single, partial(plot, "slice", params=wide)
+        yield f"parallel{suffix}", single, partial(plot, "parallel_coordinate", (2 + 1.6 * len(wide), 5), params=wide)
+        side = 2.6 * len(pairs)
+        yield f"contour{suffix}", alone, partial(plot, "contour", (side + 1.5, side), params=pairs)
     plot, curves = partial(plot_study, to_study(sweep), ""), list(islice(iter_curves(sweep), MAX_CURVES))
     unfit = incomplete if 1 < num_objectives < 4 else f"for two or three objectives; this sweep has {num_objectives}"
     yield "timeline", "" if any(row.started for row in sweep.rows) else "no trial has begun", partial(plot, "timeline")
-    yield "pareto", unfit, partial(plot, "pareto_front", sweep.objectives)
+    yield "pareto", unfit, partial(plot, "pareto_front", target_names=sweep.objectives)
     missing = "" if curves else f"no run has logged its monitor {sweep.monitor}".rstrip()
     yield "curves", missing, partial(plot_learning_curves, sweep, curves)
 
 
-def plot_study(
-    study: Study, objective: str, kind: str, names: Sequence[str] = (), size: tuple[float, float] = (7, 4.2)
-) -> Figure:
+def plot_study(study: Study, objective: str, kind: str, size: tuple[float, float] = (7, 4.2), **settings: Any) -> Figure:
     """Return optuna.visualization.matplotlib's picture of this kind, in a size (inches) that can be read."""
-    settings: dict[str, Any] = {"target_names" if kind == "pareto_front" else "params": list(names)} if names else {}
-    settings |= {"target_name": objective} if objective else {}
     crowded = kind in ("slice", "contour")
     with matplotlib.rc_context({"figure.figsize": size, "figure.constrained_layout.use": crowded}):
         getattr(visualization, f"plot_{kind}")(study, **settings)

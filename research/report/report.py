@@ -5,10 +5,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna.study import Study
 
 from research.cli import first_line, print_message
 from research.report import gap
@@ -19,19 +20,15 @@ from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
 from research.run_dir import RUN_ID_PATTERN, replace_text
 from research.tracking import mlflow_store
-from research.tracking.mlflow_store import RUN_ID_FILE
+from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
 from research.tracking.storage import redact_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 
-if TYPE_CHECKING:
-    from optuna.study import Study
-
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow"
-Artifact = tuple[Path, str | None]  # a file, and its folder among the artifacts of the sweep's run
 
 
-def report(folder: Path, study: "Study", plots: bool = True) -> None:
+def report(folder: Path, study: Study, plots: bool = True) -> None:
     """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one."""
     sweep = read_study(folder, study)
     files = write(sweep, folder, plots)
@@ -45,7 +42,7 @@ def report(folder: Path, study: "Study", plots: bool = True) -> None:
         print_message(f"warning: MLflow at {redact_url(uri)} did not take the report ({first_line(error)}); it is in {folder}")
 
 
-def write(sweep: Sweep, folder: Path, plots: bool) -> list[Artifact]:
+def write(sweep: Sweep, folder: Path, plots: bool) -> Artifacts:
     """Write trials.csv, results.md, best.yaml, optimization_results.yaml and the pictures. Return those that are there."""
     texts = {"trials.csv": to_csv(sweep)}
     if sweep.best:
@@ -82,7 +79,7 @@ def build_gap_section(sweep: Sweep, folder: Path, plots: bool) -> tuple[list[str
         return [], {"gap": f"{type(error).__name__}: {first_line(error)}"}
 
 
-def publish(sweep: Sweep, client: Any, parent: str, files: Sequence[Artifact]) -> None:
+def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
     """Log the report to the sweep's run in MLflow. Raise whatever the store raises."""
     states = Counter(row.state for row in sweep.rows)
     names = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
+from operator import le
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,10 @@ class Row:
     @property
     def breaks_constraint(self) -> bool:
         return any(limit > 0 for limit in self.limits.values())
+
+    def list_values(self, keys: Iterable[str]) -> list[str]:
+        """Return the values of these parameters; an empty text for one that the trial has not."""
+        return [self.params.get(key, "") for key in keys]
 
     def select_params(self, keys: Iterable[str]) -> Setting:
         """Return those of these parameters that the trial has."""
@@ -103,7 +108,9 @@ class Sweep:
         if len(self.directions) == 1:
             return rows[:1]
         costs = {row.number: self.compute_costs(row) for row in rows if row is self.repeats[row.number][0]}
-        return [row for row in rows if row.number in costs and not is_dominated(costs[row.number], costs.values())]
+        # Another one is nowhere worse and somewhere better.
+        dominated = {n for n, cost in costs.items() for other in costs.values() if other != cost and all(map(le, other, cost))}
+        return [row for row in rows if row.number in costs.keys() - dominated]
 
     def compute_mean(self, row: Row) -> tuple[float, ...]:
         """Return the values of a complete trial, averaged over its configuration: the luckiest seed is not the best one."""
@@ -120,11 +127,6 @@ class Sweep:
         for row in rows:
             groups.setdefault(row.select_params(sorted(row.params.keys() - {self.spec.repeat_key})), []).append(row)
         return list(groups.values())
-
-
-def is_dominated(costs: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
-    """Return whether others are nowhere higher than `costs` and somewhere lower."""
-    return any(other != costs and all(a <= b for a, b in zip(other, costs, strict=True)) for other in others)
 
 
 @cache
@@ -144,7 +146,7 @@ def parse_number(text: str) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def format_number(value: float | str) -> str:
+def format_number(value: object) -> str:
     """Return a float, also one that is still text, in six digits; anything else as it is."""
     parsed = parse_value(value) if isinstance(value, str) else value
     return f"{parsed:.6g}" if isinstance(parsed, float) else str(value)
@@ -159,7 +161,7 @@ def to_csv(sweep: Sweep) -> str:
     writer.writerow(["number", "state", *sweep.objectives, *constraints, *sweep.space, *LAST_COLUMNS])
     for row in sweep.rows:
         values = row.values or [""] * len(sweep.objectives)
-        params = [*(row.limits.get(name, "") for name in limits), *(row.params.get(key, "") for key in sweep.space)]
+        params = [*(row.limits.get(name, "") for name in limits), *row.list_values(sweep.space)]
         started = row.started and row.started.astimezone().isoformat(timespec="milliseconds")
         last = [started, row.seconds, row.steps, " ".join(map(repr, row.repeats))]
         writer.writerow([row.number, row.state, *values, *params, *last, row.folder, row.run_ids, row.error, row.note])

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -46,17 +46,8 @@ def read_study(folder: Path, study: Study) -> Sweep:
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
 
 
-def list_run_folders(trial_folder: Path) -> list[Path]:
-    """Return the run folders of a trial: its own, or those of its repeats, which are numbered below it."""
-    if not trial_folder.is_dir():
-        return []
-    repeats = [path for path in trial_folder.iterdir() if path.name.isdecimal() and path.is_dir()]
-    return sorted(repeats, key=lambda path: int(path.name)) or [trial_folder]
-
-
 def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str]) -> Row:
-    attrs, trial_folder = trial.user_attrs, _find_trial_folder(folder, trial)
-    run_folders = list_run_folders(trial_folder)
+    attrs, (trial_folder, run_folders) = trial.user_attrs, find_run_folders(folder, trial)
     pruned = f"pruned at step {attrs[PRUNED_ATTR]}" if PRUNED_ATTR in attrs else ""
     return Row(
         number=trial.number,
@@ -80,13 +71,17 @@ def read_run(folder: Path) -> Summary:
     return replace(summary, mlflow_run_id=id_file.read_text() if id_file.exists() else None)
 
 
-def _find_trial_folder(folder: Path, trial: FrozenTrial) -> Path:
-    """Return a trial's folder: the one that it names, unless that is gone or is the folder of its first repeat.
+def find_run_folders(folder: Path, trial: FrozenTrial) -> tuple[Path, list[Path]]:
+    """Return a trial's folder, and its run folders: itself, or those of its repeats, which are numbered below it.
 
-    The named folder is gone where the sweep's folder was moved; then, and of repeats, it is the one with the trial's number.
+    The trial's folder is the one that it names, unless that is gone, as after the sweep's folder was moved, or is the folder
+    of its first repeat: then it is the one with the trial's number.
     """
     numbered, named = folder / str(trial.number), Path(trial.user_attrs.get("folder", ""))
-    return named if named.is_absolute() and named.is_dir() and named.parent != numbered else numbered
+    trial_folder = named if named.is_absolute() and named.is_dir() and named.parent != numbered else numbered
+    repeats = [path for path in trial_folder.glob("*/") if path.name.isdecimal()]
+    own = [trial_folder] if trial_folder.is_dir() else []
+    return trial_folder, sorted(repeats, key=lambda path: int(path.name)) or own
 
 
 def _read_params(trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tuple[str, str], str]) -> dict[str, str]:
@@ -106,29 +101,26 @@ def _read_params(trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tu
 
 
 def to_study(sweep: Sweep, index: int | None = None) -> Study:
-    """Return an in-memory study in which trial n is row n; with an index it has this objective alone."""
+    """Return an in-memory study in which trial n is row n, waiting if excluded; with an index it has this objective alone."""
     objectives = slice(None) if index is None else slice(index, index + 1)
     texts = {key: list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params)) for key in sweep.space}
     distributions = {key: infer_distribution(sweep.space[key], values) for key, values in texts.items() if values}
+    as_text = {key for key, distribution in distributions.items() if isinstance(distribution, CategoricalDistribution)}
     with silence_optuna():
         study = optuna.create_study(study_name=sweep.name, directions=sweep.directions[objectives])
         for row in sweep.rows:
-            study.add_trial(to_frozen_trial(row, distributions, objectives))
+            if row.state == EXCLUDED_STATE:
+                study.add_trial(create_trial(state=TrialState.WAITING))
+                continue
+            own = {key: distributions[key] for key in row.params}
+            params = {key: text if key in as_text else parse_value(text) for key, text in row.params.items()}
+            values, limits, state = list(row.values[objectives]) or None, dict(row.limits) or None, TrialState[row.state]
+            trial = create_trial(state=state, values=values, params=params, distributions=own, constraints=limits)
+            trial.datetime_start = row.started
+            if row.started and row.seconds is not None:
+                trial.datetime_complete = row.started + timedelta(seconds=row.seconds)
+            study.add_trial(trial)
     return study
-
-
-def to_frozen_trial(row: Row, distributions: Mapping[str, BaseDistribution], objectives: slice) -> FrozenTrial:
-    """Return a row as a trial of Optuna; an excluded one as waiting."""
-    if row.state not in TrialState.__members__:
-        return create_trial(state=TrialState.WAITING)
-    own = {key: distributions[key] for key in row.params}
-    as_text = {key for key, distribution in own.items() if isinstance(distribution, CategoricalDistribution)}
-    params = {key: text if key in as_text else parse_value(text) for key, text in row.params.items()}
-    values, limits, state = list(row.values[objectives]) or None, dict(row.limits) or None, TrialState[row.state]
-    trial = create_trial(state=state, values=values, params=params, distributions=own, constraints=limits)
-    trial.datetime_start = row.started
-    trial.datetime_complete = row.started + timedelta(seconds=row.seconds) if row.started and row.seconds is not None else None
-    return trial
 
 
 def infer_distribution(description: str, texts: Sequence[str]) -> BaseDistribution:

@@ -1,28 +1,45 @@
 """The tracker that logs a run to MLflow as well as to metrics.jsonl.
 
-Metrics are in metrics.jsonl at once. A thread (`Delivery`) opens the run in MLflow, logs the metrics and closes the run.
+Metrics are in metrics.jsonl at once. A thread opens the run in MLflow, logs the metrics in batches and closes the run: a
+training step never waits for a database.
 """
 
 import json
+import logging
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from research.cli import first_line
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, replace_text, run_git, write_json
 from research.tracking import mlflow_store
-from research.tracking.delivery import Delivery, Point
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
 from research.tracking.storage import FileLock, redact_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
 
+log = logging.getLogger(__name__)
+BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), seconds between deliveries
+FINISH_TIMEOUT = 60.0  # seconds that the end of a run waits for a store that does not answer
 MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits: params in one call, characters in one
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    key: str
+    value: float
+    timestamp: int  # ms since 1970
+    step: int
 
 
 class MLflow(Jsonl):
@@ -31,15 +48,17 @@ class MLflow(Jsonl):
     def __init__(self, uri: str | None = None) -> None:
         self.uri = mlflow_store.resolve_uri(uri)
         self.setting = "tracker.uri" if uri else "MLFLOW_TRACKING_URI"
-        self.delivery = Delivery(self._open, self._log_points, self._close)
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step
+        self.points: deque[Point] = deque()  # that are not logged yet
+        self.finishing, self.deadline, self.error = threading.Event(), float("inf"), ""
+        self.thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
 
     def start(self, run: RunConfig) -> None:
-        """Connect to the store and start the delivery. Raise ValueError where the store cannot be opened."""
+        """Connect to the store and start the thread. Raise ValueError where the store cannot be opened."""
         if self.uri == DEFAULT_URI and not DEFAULT_STORE.exists():
             print(f"creating {DEFAULT_STORE} (the first time only, takes some seconds)", file=sys.stderr)
         try:
-            # In the main thread, not in the delivery's: an import in a thread can deadlock with one here.
+            # In the main thread: an import in a thread can deadlock with one here.
             self.client = mlflow_store.connect(self.uri)
         except Exception as error:
             raise ValueError(f"{self.setting}={redact_url(self.uri)} is not a store that MLflow can open: {error}") from error
@@ -47,33 +66,66 @@ class MLflow(Jsonl):
         self.run = run
         # Read now: the environment of this process may be another trial's by the time that the thread opens the run.
         self.trial_number = json.loads(os.environ.get(TRIAL_ENV_VAR) or "{}").get("number")
-        self.delivery.start()
+        self.thread.start()
 
     def on_start(self, state: State) -> None:
         """Deliver first what an earlier process of this run logged and may not have delivered."""
         super().on_start(state)
         for record in map(json.loads, self.path.read_text().splitlines() if self.run.resumed else ()):
             step, _ = int(record.pop("step")), record.pop("seconds")
-            self.delivery.put(step, {key: value for key, value in record.items() if value is not None})
+            self._queue(step, {key: value for key, value in record.items() if value is not None})
 
     def on_step(self, state: State) -> None:
         super().on_step(state)
         if state.logged:
-            self.delivery.put(state.progress.step, state.logged)
+            self._queue(state.progress.step, state.logged)
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         super().finish(status, summary)
         if not self.file:
             return  # the store could not be opened
         self.outcome = status, summary
-        if reason := self.delivery.finish():
+        self.deadline = time.monotonic() + FINISH_TIMEOUT
+        self.finishing.set()
+        self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
+        if reason := self.error or ("no answer" if self.thread.is_alive() else ""):
             note = f"did not take all of this run ({reason}); every metric is in {self.path}"
             print(f"warning: MLflow at {redact_url(self.uri)} {note}", file=sys.stderr)
         elif status == FINISHED:
             command = "make ui" if self.uri == DEFAULT_URI else redact_url(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
 
-    # What follows runs in the delivery's thread. Each call may be repeated.
+    def _queue(self, step: int, metrics: Mapping[str, float]) -> None:
+        timestamp = int(time.time() * 1000)
+        self.points.extend(Point(key, value, timestamp, step) for key, value in metrics.items())
+
+    # What follows runs in the thread. `_open`, `_log_points` and `_close` may be repeated.
+
+    def _deliver(self) -> None:
+        """Log the points every BATCH_INTERVAL, and once more when the run finishes."""
+        try:
+            self._retry_until_done(self._open)
+            is_last = False
+            while not is_last:
+                is_last = self.finishing.wait(BATCH_INTERVAL)
+                while batch := [self.points.popleft() for _ in range(min(BATCH_SIZE, len(self.points)))]:
+                    self._retry_until_done(partial(self._log_points, batch))
+            self._retry_until_done(self._close)
+        except TimeoutError as error:
+            self.error = str(error)
+
+    def _retry_until_done(self, action: Callable[[], None]) -> None:
+        """Repeat a call until it works. Raise TimeoutError when it fails after the deadline, which `finish` sets."""
+        pause = 0.2
+        while True:
+            try:
+                return action()
+            except Exception as error:  # stores raise errors of many kinds, and none of them may end the training
+                log.warning("MLflow: %s", error)
+                if time.monotonic() > self.deadline:
+                    raise TimeoutError(first_line(error)) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
 
     def _open(self) -> None:
         """Create the run below its sweep's, or reopen it, and log its params and tags."""
@@ -142,19 +194,20 @@ class MLflow(Jsonl):
         return id_file.read_text(errors="replace")
 
     def _log_points(self, points: Sequence[Point]) -> None:
-        from mlflow.entities import Metric
-
-        if metrics := [Metric(*point) for point in points if self._is_new(point)]:
-            self.client.log_batch(str(self.run_id), metrics=metrics)
-
-    def _is_new(self, point: Point) -> bool:
-        """Return whether the store lacks this point. A resumed run repeats some steps, mostly with the same numbers.
+        """Log the points that the store lacks. A resumed run repeats some steps, mostly with the same numbers.
 
         Other numbers are logged beside the old ones, as after a rollback: MLflow cannot delete a point, and
         metrics.jsonl has only the last. Speed (perf/) never repeats exactly, so its first number stays.
         """
-        stored_value = self.stored_points.get((point.key, point.step))
-        return stored_value is None or not (point.key.startswith("perf/") or stored_value == point.value)
+        from mlflow.entities import Metric
+
+        metrics = []
+        for point in points:
+            stored_value = self.stored_points.get((point.key, point.step))
+            if stored_value is None or not (point.key.startswith("perf/") or stored_value == point.value):
+                metrics.append(Metric(*point))
+        if metrics:
+            self.client.log_batch(str(self.run_id), metrics=metrics)
 
     def _close(self) -> None:
         """Log the summary and the artifacts, then set the status."""

@@ -48,8 +48,6 @@ def parse_study_spec(record: Mapping[str, Any]) -> StudySpec:
         raise ValueError(f"{SWEEP_SPEC_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")
     known = StudySpec.__dataclass_fields__
     values = {key: value for key, value in record.items() if key in known and value is not None}
-    if "max_failure_rate" in values:
-        values["max_failure_rate"] = float(values["max_failure_rate"])  # JSON may say 0 or 1
     return StudySpec(**values | {"finished": bool(record.get(FINISHED_KEY)), "version": VERSION})
 
 

@@ -48,7 +48,7 @@ def test_no_trial_is_white_on_white(direction: str, tmp_path: Path) -> None:
         study.add_trial(make_trial(number, {"lr": 1e-3 * (number + 1), "model.depth": 1 + number % 3}, value=float(number)))
     sweep = read_study(tmp_path, study)
     with plots.use_off_screen_backend():
-        figure = plots.plot_study(to_study(sweep, 0), "a", "parallel_coordinate", ["lr", "model.depth"])
+        figure = plots.plot_study(to_study(sweep, 0), "a", "parallel_coordinate", params=["lr", "model.depth"])
         (lines,) = figure.axes[0].collections
         lines.update_scalarmappable()
         values, colors = np.asarray(lines.get_array()), np.asarray(lines.get_edgecolor())
