@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import optuna
 from matplotlib import colors, patheffects, pyplot
 from matplotlib.axes import Axes
@@ -86,8 +87,7 @@ def iter_plots(sweep: Sweep) -> Iterator[PlotSpec]:
     equal = incomplete or ("" if list_varied(sweep) else f"all complete trials have the same parameters{exception}")
     single = equal or ("" if count > 1 else "one trial alone is complete")
     for index, objective in enumerate(sweep.objectives):
-        suffix = f"_{index + 1}" if index else ""
-        shares = compute_importances(sweep, index)
+        suffix, shares = f"_{index + 1}" if index else "", compute_importances(sweep, index)
         plot = partial(plot_study, to_study(sweep, index), objective, target_name=objective)
         names = list(shares or list_varied(sweep))
         alone = single or ("" if len(names) > 1 else "one parameter alone varies")
@@ -179,12 +179,10 @@ def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:
 def plot_curve(axis: Axes, curves: Sequence[Curve], color: str, width: float, label: str | None) -> None:
     """Draw one curve, or the mean of several at the steps that all of them have, with its interval."""
     steps = sorted(set(curves[0]).intersection(*curves[1:]))
-    intervals = [confidence_interval([curve[step] for curve in curves]) for step in steps]
-    means = [mean for mean, _ in intervals]
+    means, halves = np.array([confidence_interval([curve[step] for curve in curves]) for step in steps]).reshape(-1, 2).T
     axis.plot(steps, means, color=color, linewidth=width, label=label, marker="o" if len(steps) == 1 else None)
     if len(curves) > 1:
-        low, high = [mean - half for mean, half in intervals], [mean + half for mean, half in intervals]
-        axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        axis.fill_between(steps, means - halves, means + halves, color=color, alpha=0.2, linewidth=0)
 
 
 def format_label(rows: Sequence[Row]) -> str:
@@ -209,12 +207,12 @@ def compute_importances(sweep: Sweep, index: int = 0) -> dict[str, float]:
     By PED-ANOVA, Optuna's default. Return an empty dict for fewer than two varied parameters, for too few complete trials,
     and for equal values.
     """
-    values = [row.values[index] for row in sweep.complete]
-    if len(list_varied(sweep)) < 2 or len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
+    values, varied = [row.values[index] for row in sweep.complete], list_varied(sweep)
+    if len(varied) < 2 or len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
         return {}
     with silence_optuna():
         try:
-            shares = optuna.importance.get_param_importances(to_study(sweep, index), params=list_varied(sweep))
+            shares = optuna.importance.get_param_importances(to_study(sweep, index), params=varied)
         except (ValueError, RuntimeError) as error:
             log.info("no importance: %s", error)
             return {}

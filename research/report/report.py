@@ -1,7 +1,4 @@
-"""The report of a sweep: files in its folder and on its run in MLflow, at its end and after Ctrl-C.
-
-`python -m research.report SWEEP` writes it again.
-"""
+"""The report of a sweep: files in its folder and on its run in MLflow, at its end, after Ctrl-C, and again by command."""
 
 import re
 from collections import Counter
@@ -31,13 +28,13 @@ SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of 
 def report(folder: Path, study: Study, plots: bool = True) -> None:
     """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one."""
     sweep = read_study(folder, study)
-    files = write(sweep, folder, plots)
-    if not (folder / RUN_ID_FILE).exists():
+    files, id_file = write(sweep, folder, plots), folder / RUN_ID_FILE
+    if not id_file.exists():
         return
     uri = mlflow_store.find_store_uri(folder)
     try:
         with mlflow_store.connect_briefly(uri) as client:
-            publish(sweep, client, (folder / RUN_ID_FILE).read_text(), files)
+            publish(sweep, client, id_file.read_text(), files)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         print_message(f"warning: MLflow at {redact_url(uri)} did not take the report ({first_line(error)}); it is in {folder}")
 

@@ -1,8 +1,4 @@
-"""The tracker that logs a run to MLflow as well as to metrics.jsonl.
-
-Metrics are in metrics.jsonl at once. A thread opens the run in MLflow, logs the metrics in batches and closes the run: a
-training step never waits for a database.
-"""
+"""The tracker that logs a run to MLflow as well as to metrics.jsonl."""
 
 import json
 import logging
@@ -15,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from research.cli import first_line
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, replace_text, run_git, write_json
@@ -30,20 +26,15 @@ log = logging.getLogger(__name__)
 BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), seconds between deliveries
 FINISH_TIMEOUT = 60.0  # seconds that the end of a run waits for a store that does not answer
 MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits: params in one call, characters in one
+Point = tuple[str, float, int, int]  # metric, value, ms since 1970, step
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
 
 
-class Point(NamedTuple):
-    """One value of a metric."""
-
-    key: str
-    value: float
-    timestamp: int  # ms since 1970
-    step: int
-
-
 class MLflow(Jsonl):
-    """metrics.jsonl, and a run in MLflow: in this project's SQLite store, or at MLFLOW_TRACKING_URI."""
+    """metrics.jsonl, and a run in MLflow: in this project's SQLite store, or at MLFLOW_TRACKING_URI.
+
+    A thread opens the run in MLflow, logs the metrics in batches and closes the run: no training step waits for a database.
+    """
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = mlflow_store.resolve_uri(uri)
@@ -97,7 +88,7 @@ class MLflow(Jsonl):
 
     def _queue(self, step: int, metrics: Mapping[str, float]) -> None:
         timestamp = int(time.time() * 1000)
-        self.points.extend(Point(key, value, timestamp, step) for key, value in metrics.items())
+        self.points.extend((key, value, timestamp, step) for key, value in metrics.items())
 
     # What follows runs in the thread. `_open`, `_log_points` and `_close` may be repeated.
 
@@ -202,10 +193,10 @@ class MLflow(Jsonl):
         from mlflow.entities import Metric
 
         metrics = []
-        for point in points:
-            stored_value = self.stored_points.get((point.key, point.step))
-            if stored_value is None or not (point.key.startswith("perf/") or stored_value == point.value):
-                metrics.append(Metric(*point))
+        for key, value, timestamp, step in points:
+            stored_value = self.stored_points.get((key, step))
+            if stored_value is None or not (key.startswith("perf/") or stored_value == value):
+                metrics.append(Metric(key, value, timestamp, step))
         if metrics:
             self.client.log_batch(str(self.run_id), metrics=metrics)
 

@@ -110,10 +110,7 @@ def close_parent(client: Any, parent: str, status: str) -> None:
 
 
 def conclude(client: Any, parent: str, files: Artifacts, metrics: Histories, tags: Mapping[str, str], status: str) -> None:
-    """Log the result of a sweep on its run. Repeated, it replaces what an earlier call logged.
-
-    `files` are pairs of a file and its folder among the artifacts; `metrics` have values by step.
-    """
+    """Log the result of a sweep on its run. Repeated, it replaces what an earlier call logged."""
     end_dead_runs(client)
     for path, artifact_folder in files:
         client.log_artifact(parent, str(path), artifact_folder)
