@@ -102,9 +102,8 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
             failed[network, size].append(setting)
         for index, run in enumerate(row.runs.values() if row.state == "COMPLETE" else ()):
             if run.best.get(sweep.monitor) is not None:
-                is_quantized = run.quantized_params > 0
-                arm = Arm(network, size, is_quantized, sweep.monitor, failed[network, size])
-                arm = arms.setdefault((network, size, is_quantized), arm)
+                arm_key = network, size, run.quantized_params > 0
+                arm = arms.setdefault(arm_key, Arm(*arm_key, sweep.monitor, failed[network, size]))
                 arm.runs.setdefault(setting, {})[f"{row.params.get(sweep.spec.repeat_key, '')} {index}"] = run.best
     return list(arms.values()) if any(iter_pairs([*arms.values()])) else []
 
@@ -168,16 +167,14 @@ def describe_budget(arms: Sequence[Arm]) -> str:
 
 def draw(arms: Sequence[Arm], folder: Path) -> None:
     """Write gap.png: each metric by size, with the 95 % t interval of each network."""
-    metrics = list_common_metrics(arms)
+    metrics, sizes = list_common_metrics(arms), sorted({arm.size for arm in arms})
     figure = Figure(figsize=(4.5 * len(metrics), 3.2), layout="constrained")
-    sizes = sorted({arm.size for arm in arms})
     labels = ["\n".join(f"{key.removeprefix('model.')} {value}" for key, value in size) for size in sizes]
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for network in dict.fromkeys(arm.network for arm in arms):
             own = sorted((arm for arm in arms if arm.network == network), key=lambda arm: arm.size)
             means, half_widths = zip(*(confidence_interval([*arm.get_values(metric).values()]) for arm in own), strict=True)
-            positions = [sizes.index(arm.size) for arm in own]
-            axis.errorbar(positions, means, half_widths, marker="o", capsize=3, label=network)
+            axis.errorbar([sizes.index(arm.size) for arm in own], means, half_widths, marker="o", capsize=3, label=network)
         axis.set(ylabel=metric, xlim=(-0.5, len(sizes) - 0.5))
         axis.set_xticks(range(len(sizes)), labels)
         axis.grid(alpha=0.3)

@@ -192,9 +192,6 @@ def format_label(rows: Sequence[Row]) -> str:
     return label if len(label) < MAX_LABEL else f"trial {rows[0].number}: {label[: MAX_LABEL - 20]} ..."
 
 
-# What the parameters explain.
-
-
 def list_varied(sweep: Sweep) -> list[str]:
     """Return the parameters that differ between complete trials, without the repeated key, as seed."""
     keys = [key for key in sweep.space if key != sweep.spec.repeat_key]

@@ -64,8 +64,7 @@ def build_gap_section(sweep: Sweep, folder: Path, plots: bool) -> tuple[list[str
     Both are empty where the sweep does not compare networks. An error becomes a reason, and spoils no other file.
     """
     try:
-        arms = gap.collect_arms(sweep)
-        if not arms:
+        if not (arms := gap.collect_arms(sweep)):
             return [], {}
         if plots:
             gap.draw(arms, folder / "plots")
@@ -92,9 +91,6 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
     tags |= {"best_trial": str(sweep.best[0].number)} if sweep.best else {}
     status = "KILLED" if states["RUNNING"] else "FAILED" if states["FAIL"] > sweep.spec.max_failures else "FINISHED"
     mlflow_store.conclude(client, parent, files, metrics, tags, status)
-
-
-# python -m research.report
 
 
 def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research.cli import first_line
+from research.cli import first_line, print_message
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, replace_text, run_git, write_json
 from research.tracking import mlflow_store
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
@@ -47,7 +46,7 @@ class MLflow(Jsonl):
     def start(self, run: RunConfig) -> None:
         """Connect to the store and start the thread. Raise ValueError where the store cannot be opened."""
         if self.uri == DEFAULT_URI and not DEFAULT_STORE.exists():
-            print(f"creating {DEFAULT_STORE} (the first time only, takes some seconds)", file=sys.stderr)
+            print_message(f"creating {DEFAULT_STORE} (the first time only, takes some seconds)")
         try:
             # In the main thread: an import in a thread can deadlock with one here.
             self.client = mlflow_store.connect(self.uri)
@@ -81,7 +80,7 @@ class MLflow(Jsonl):
         self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
         if reason := self.error or ("no answer" if self.thread.is_alive() else ""):
             note = f"did not take all of this run ({reason}); every metric is in {self.path}"
-            print(f"warning: MLflow at {redact_url(self.uri)} {note}", file=sys.stderr)
+            print_message(f"warning: MLflow at {redact_url(self.uri)} {note}")
         elif status == FINISHED:
             command = "make ui" if self.uri == DEFAULT_URI else redact_url(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
