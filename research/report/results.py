@@ -81,7 +81,7 @@ class Sweep:
         space = {key.lstrip("+"): str(text) for key, text in self.spec.space.items()}
         return space | {key: "" for row in self.rows for key in row.params if key not in space}
 
-    @property
+    @cached_property
     def complete(self) -> list[Row]:
         return [row for row in self.rows if row.state == "COMPLETE"]
 
@@ -108,8 +108,9 @@ class Sweep:
         if len(self.directions) == 1:
             return rows[:1]
         costs = {row.number: self.compute_costs(row) for row in rows if row is self.repeats[row.number][0]}
-        # Another one is nowhere worse and somewhere better.
-        dominated = {n for n, cost in costs.items() for other in costs.values() if other != cost and all(map(le, other, cost))}
+        rivals = set(costs.values())
+        # Dominated: a rival is nowhere worse and somewhere better.
+        dominated = {n for n, cost in costs.items() if any(rival != cost and all(map(le, rival, cost)) for rival in rivals)}
         return [row for row in rows if row.number in costs.keys() - dominated]
 
     def compute_mean(self, row: Row) -> tuple[float, ...]:

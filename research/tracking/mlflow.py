@@ -122,9 +122,7 @@ class MLflow(Jsonl):
         run = self.run
         mlflow_store.end_dead_runs(self.client)
         experiment_id = mlflow_store.get_or_create_experiment(self.client, run.study, self.uri)
-        parent = self._get_or_create_parent(experiment_id, run.sweep_folder) if run.sweep_folder else None
-        if parent:
-            self.client.update_run(parent, status="RUNNING")
+        parent = self._open_parent(experiment_id, run.sweep_folder) if run.sweep_folder else None
         id_file = run.folder / RUN_ID_FILE
         if self.run_id is None and id_file.exists():
             self._reopen(id_file.read_text(errors="replace"))
@@ -171,7 +169,7 @@ class MLflow(Jsonl):
             self.stored_points |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}
         self.run_id = run_id
 
-    def _get_or_create_parent(self, experiment_id: str, folder: Path) -> str:
+    def _open_parent(self, experiment_id: str, folder: Path) -> str:
         """Return the id of the sweep's run. The first trial creates the run and writes its id into the sweep's folder."""
         id_file, spec_file, keys = folder / RUN_ID_FILE, folder / SWEEP_SPEC_FILE, list(self.run.swept_values)
         with FileLock(folder / ".parent"):
@@ -181,7 +179,9 @@ class MLflow(Jsonl):
                 id_file.write_text(created.info.run_id)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))
-        return id_file.read_text(errors="replace")
+        run_id = id_file.read_text(errors="replace")
+        self.client.update_run(run_id, status="RUNNING")
+        return run_id
 
     def _log_points(self, points: Sequence[Point]) -> None:
         """Log the points that the store lacks. A resumed run repeats some steps, mostly with the same numbers.

@@ -2,20 +2,20 @@
 
 import fcntl
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 
+@dataclass
 class FileLock:
     """An exclusive lock on a file. The system releases it when the process ends, however that ends.
 
     `acquire` and `release` are the interface that Optuna's JournalFileBackend calls.
     """
 
+    path: Path
     file: IO[str] | None = None
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     def acquire(self) -> bool:
         """Wait until no other process holds the lock, then hold it. Return True."""
