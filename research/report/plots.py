@@ -74,8 +74,7 @@ def save(figure: Figure, file: Path) -> None:
     """Write a picture under another name and rename it: a file is complete or not there."""
     draft = file.with_name(f".{file.name}.draft")
     # A tight box draws the figure twice, and one with a layout of its own does not need it.
-    box = None if figure.get_layout_engine() else "tight"
-    figure.savefig(draft, dpi=110, format="png", bbox_inches=box)
+    figure.savefig(draft, dpi=110, format="png", bbox_inches=None if figure.get_layout_engine() else "tight")
     draft.replace(file)
 
 
