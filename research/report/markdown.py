@@ -18,17 +18,8 @@ MAX_TABLE_ROWS = 10  # trials or configurations
 def render_results(sweep: Sweep, reasons: Mapping[str, str], gap_section: Sequence[str]) -> str:
     """Return results.md. `reasons` has for each picture why it is not there, or an empty text."""
     aims = ", ".join(f"{direction} {name}" for direction, name in zip(sweep.directions, sweep.objectives, strict=True))
-    parts = [
-        f"# {sweep.name}: {aims}",
-        describe_ending(sweep),
-        *render_best_trials(sweep),
-        *render_means(sweep),
-        *gap_section,
-        "## What was run",
-        describe_space(sweep),
-        *render_failures(sweep),
-        *render_importances(sweep),
-    ]
+    parts = [f"# {sweep.name}: {aims}", describe_ending(sweep), *render_best_trials(sweep), *render_means(sweep), *gap_section]
+    parts += ["## What was run", describe_space(sweep), *render_failures(sweep), *render_importances(sweep)]
     if reasons:
         parts += ["## Pictures", *(f"![{name}](plots/{name}.png)" for name, reason in reasons.items() if not reason)]
         parts += ["\n".join(f"- no {name}: {reason}" for name, reason in reasons.items() if reason)]

@@ -42,16 +42,15 @@ def draw(sweep: Sweep, folder: Path) -> dict[str, str]:
     reasons: dict[str, str] = {}
     with use_off_screen_backend():
         for name, reason, plot in iter_plots(sweep):
-            file = folder / f"{name}.png"
+            file, reasons[name] = folder / f"{name}.png", reason
             try:
                 if not reason:
                     save(plot(), file)
             except Exception as error:  # libraries raise errors of many kinds for unusual trials
                 log.info("%s could not be drawn", name, exc_info=True)
-                reason = f"{type(error).__name__}: {first_line(error)}"
-            if reason:
+                reasons[name] = f"{type(error).__name__}: {first_line(error)}"
+            if reasons[name]:
                 file.unlink(missing_ok=True)  # an earlier report's
-            reasons[name] = reason
     return reasons
 
 

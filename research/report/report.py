@@ -122,8 +122,8 @@ def find_sweep_folder(run_id: str) -> Path:
         raise ValueError(f"this run in MLflow is no sweep but a run of the sweep {parent}; {SWEEP_HINT}")
     folder, host = Path(tags["folder"]), tags.get("host", "an unknown host")
     if not folder.is_dir():
-        report_hint = "its last report is among this run's artifacts in MLflow"
-        raise ValueError(f"the sweep's folder {folder} on {host} is gone; {report_hint}")
+        artifacts = "its last report is among this run's artifacts in MLflow"
+        raise ValueError(f"the sweep's folder {folder} on {host} is gone; {artifacts}")
     return folder
 
 

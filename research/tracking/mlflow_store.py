@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from research.run_dir import ROOT, is_locked
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import FileLock, redact_url
@@ -71,8 +73,6 @@ def connect_briefly(uri: str | None = None) -> Iterator[Any]:
 
 def find_store_uri(sweep_folder: Path) -> str:
     """Return the URI of the store that a sweep's runs were logged to: that of its first run's config, else the default."""
-    import yaml
-
     for file in (*sorted(sweep_folder.glob("*/config.yaml"))[:1], *sorted(sweep_folder.glob("*/0/config.yaml"))[:1]):
         return resolve_uri(((yaml.safe_load(file.read_text()) or {}).get("tracker") or {}).get("uri"))
     return resolve_uri()
@@ -80,12 +80,10 @@ def find_store_uri(sweep_folder: Path) -> str:
 
 def get_run_folder(run_id: str, uri: str | None = None) -> str:
     """Return the run folder that a run in MLflow names. Raise ValueError where the store has no such run of this program."""
-    from mlflow.exceptions import MlflowException
-
     store = resolve_uri(uri)
     try:
         return str(connect(store, must_exist=True).get_run(run_id).data.tags["folder"])
-    except (MlflowException, KeyError, FileNotFoundError) as error:
+    except Exception as error:  # stores raise errors of many kinds
         raise ValueError(f"MLflow at {redact_url(store)} has no run {run_id} of ours") from error
 
 
