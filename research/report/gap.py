@@ -179,5 +179,4 @@ def draw(arms: Sequence[Arm], folder: Path) -> None:
         axis.set_xticks(range(len(sizes)), labels)
         axis.grid(alpha=0.3)
         axis.legend()
-    folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "gap.png", dpi=120)

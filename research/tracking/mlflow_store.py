@@ -118,15 +118,14 @@ def conclude(client: Any, parent: str, files: Artifacts, metrics: Histories, tag
         for step, value in points.items():
             if stored.get(step) != value:
                 client.log_metric(parent, key, value, step=step)
-    new_tags = _clean_keys(tags)
-    for key in client.get_run(parent).data.tags:
+    new_tags, run = _clean_keys(tags), client.get_run(parent)
+    for key in run.data.tags:
         if key == FAILED_TAG or (key.startswith("best.") and key not in new_tags):
             client.delete_tag(parent, key)
     for key, text in new_tags.items():
         client.set_tag(parent, key, text[:MAX_TAG_LENGTH])
-    experiment_id = client.get_run(parent).info.experiment_id
     running = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.status = 'RUNNING'"
-    if client.search_runs([experiment_id], running, max_results=1):
+    if client.search_runs([run.info.experiment_id], running, max_results=1):
         client.update_run(parent, status="RUNNING")  # trials run on other machines: the last of them concludes
     else:
         client.set_terminated(parent, status)

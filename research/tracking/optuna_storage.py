@@ -157,6 +157,4 @@ def instantiate_spec(spec: Any) -> Any:
         return spec
     settings = {key: value for key, value in spec.items() if value is not None and key not in ("_target_", "_partial_")}
     args = {key: instantiate_spec(value) for key, value in settings.items()}
-    if "_target_" not in spec:
-        return args
-    return resolve_name(spec["_target_"])(**args)
+    return resolve_name(spec["_target_"])(**args) if "_target_" in spec else args
