@@ -1,9 +1,8 @@
 """python -m research.report SWEEP: write the report of a sweep again."""
 
 import argparse
-import sys
 
-from research.cli import Parser, print_message
+from research.cli import Parser
 
 
 def main() -> None:
@@ -18,8 +17,7 @@ def main() -> None:
     try:
         folder = rebuild_report(args.sweep, args.plots, args.storage)
     except ValueError as error:
-        print_message(f"error: {error}")
-        sys.exit(2)
+        parser.error(str(error))
     print(f"{'report':<16} {folder / 'results.md'}")
 
 
