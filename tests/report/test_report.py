@@ -251,6 +251,8 @@ def test_mlflow_out_of_reach_is_a_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     (tmp_path / "mlflow_run_id").write_text("0" * 32)
+    import sklearn  # noqa: F401  # an import of it sets variables of its own
+
     before = dict(os.environ)
     report.report(tmp_path, fill_study(tmp_path, 3), plots=False)
     (line,) = capsys.readouterr().err.splitlines()
