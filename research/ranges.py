@@ -1,12 +1,14 @@
-"""The values that a parameter takes, as its annotation says; the preflight reads them from the signature.
+"""The values that a setting takes: annotations say it, constructors and the preflight check it by the same functions.
 
-The notes on numbers are mathematical intervals: a round bracket excludes the end, a square one includes it. A set lists all
-values.
+The notes of numbers are mathematical intervals: a round bracket excludes the end, a square one includes it. A set lists all
+values. The preflight reads the annotations from the source, as it imports nothing heavy; constructors have them as objects.
 """
 
-from dataclasses import dataclass
-from types import NoneType
-from typing import Annotated, cast
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 PositiveInt = Annotated[int, "[1, inf)"]
 NonNegativeInt = Annotated[int, "[0, inf)"]
@@ -35,7 +37,7 @@ class ValueType:
     def accepts(self, value: object) -> bool:
         """Return whether a value is of this type: an int is a float too, a bool is neither."""
         if self.name in ("int", "float"):
-            is_number = type(value) is int or (type(value) is float and self.name == "float")
+            is_number = type(value) is int or (isinstance(value, float) and self.name == "float")
             return is_number and (not self.interval or is_in_interval(self.interval, cast(float, value)))
         if self.name in ("str", "path"):
             return isinstance(value, str) and value != ""
@@ -56,6 +58,39 @@ def is_in_interval(interval: str, value: float) -> bool:
     low, high = ends
     above = value >= low if interval[0] == "[" else value > low
     return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def parse_annotation(annotation: Any) -> list[ValueType]:
+    """Return the alternatives of an annotation; those of classes of ours take any value."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType):
+        return [alternative for argument in arguments for alternative in parse_annotation(argument)]
+    if kind is Literal:
+        return [ValueType("choice", choices=arguments)]
+    if kind is Annotated:
+        base, note = arguments
+        return [ValueType("int" if base is int else "float", note) if note[0] in "[({" else ValueType("path")]
+    return [ValueType("null" if annotation is NoneType else annotation.__name__)]
+
+
+def describe_mistake(key: str, value: object, value_types: Iterable[ValueType]) -> str:
+    """Return the setting, what it takes and the value that it got; an empty text where it takes the value."""
+    if any(alternative.accepts(value) for alternative in value_types):
+        return ""
+    return f"{key} takes {' or '.join(map(str, value_types))}; got {'nothing' if value == '' else repr_value(value)}"
+
+
+def check_fields(prefix: str, settings: Any) -> None:
+    """Raise ValueError for the first field of a dataclass whose value is not of its annotation."""
+    for field in filter(lambda field: field.init, fields(settings)):
+        value, value_types = getattr(settings, field.name), parse_annotation(field.type)
+        if mistake := describe_mistake(f"{prefix}.{field.name}", value, value_types):
+            raise ValueError(mistake)
+
+
+def repr_value(value: object) -> str:
+    """Return a value as one types it."""
+    return json.dumps(value, default=repr, ensure_ascii=False)
 
 
 def is_prime(p: int) -> bool:

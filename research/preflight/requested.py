@@ -1,6 +1,5 @@
 """The composed config of one run, with every key validated against its component's signature."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from research.preflight.overrides import format_mistake, suggest
 from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
+from research.ranges import describe_mistake, repr_value
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
@@ -157,9 +157,8 @@ class RequestedConfig(ComposedConfig):
                 self.add_mistake(source, f"{source} needs a value")
             elif isinstance(value, str) and "${" in value:
                 continue
-            elif not parameter.accepts(value):
-                types = " or ".join(map(str, parameter.value_types))
-                self.add_mistake(source, f"{key} takes {types}; got {'nothing' if value == '' else repr_value(value)}")
+            elif mistake := describe_mistake(key, value, parameter.value_types):
+                self.add_mistake(source, mistake)
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = Path(value).expanduser().resolve()
                 if not path.exists():
@@ -184,8 +183,3 @@ def suggest_keys(line: str, key: str, *names: str) -> str:
     match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=.*)?", line, re.DOTALL)
     sign, value = match.groups("") if match else ("", "")
     return f"did you mean: {' or '.join(f'{sign}{name}{value}' for name in names)} ?" if names else ""
-
-
-def repr_value(value: Any) -> str:
-    """Return a value as one types it."""
-    return json.dumps(value, default=str, ensure_ascii=False)

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
 from research.preflight.overrides import expand_sweep, format_mistake, to_override
 from research.preflight.renames import upgrade_config
-from research.preflight.requested import RequestedConfig, repr_value
+from research.preflight.requested import RequestedConfig
+from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, to_run_folder
 

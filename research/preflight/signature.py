@@ -8,7 +8,6 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import get_args
 
 from research import ranges
 from research.preflight.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
@@ -24,10 +23,6 @@ class Parameter:
     name: str
     annotation: str = ""  # as it stands in the source
     value_types: tuple[ValueType, ...] = (ANY,)
-
-    def accepts(self, value: object) -> bool:
-        """Return whether a value is of one of the annotated types."""
-        return any(alternative.accepts(value) for alternative in self.value_types)
 
 
 @dataclass(frozen=True)
@@ -137,8 +132,7 @@ def _resolve_alias(module: Module, name: str, depth: int) -> list[ValueType]:
     with suppress(UnresolvedError):
         match find_member(module, name) if depth and not is_foreign else None:
             case (Module(name=ranges.__name__), _):
-                base, note = get_args(getattr(ranges, name))
-                return [ValueType("path") if note[0] not in "[({" else ValueType("int" if base is int else "float", note)]
+                return ranges.parse_annotation(getattr(ranges, name))
             case (Module() as home, ast.Assign(value=value)):
                 return _parse_value_types(home, value, depth - 1)
     return [ANY]

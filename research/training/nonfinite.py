@@ -4,19 +4,18 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.optim.schedules import get_lr
-from research.ranges import PositiveInt
+from research.ranges import PositiveInt, check_fields
 from research.run_dir import list_checkpoints
 from research.training import distributed, snapshot
 from research.training.state import State
 
-Policy = Literal["stop", "skip", "rollback"]
 log = logging.getLogger(__name__)
 
 
@@ -30,11 +29,11 @@ class Guard:
     are left to the scaler, until it has nothing left to scale down.
     """
 
-    policy: Policy = "stop"  # skip leaves the update out; rollback goes to the newest checkpoint, with another order
+    # skip leaves the update out; rollback goes to the newest checkpoint, with another order of samples
+    policy: Literal["stop", "skip", "rollback"] = "stop"
     max_skips: PositiveInt = 5  # updates left out in a row
     max_rollbacks: PositiveInt = 2
     on_device: bool = field(default=False, init=False)
-    get_loss_scale: Callable[[], float] = field(default=lambda: 1.0, init=False)  # in fp16 gradients overflow until it is small
     last_nonfinite: bool | Tensor = field(default=False, init=False)  # the last verdict
     first_bad_step: int | Tensor = field(default=-1, init=False)  # since the last check, counted from 0; -1: none
     num_bad_in_row: int | Tensor = field(default=0, init=False)
@@ -42,15 +41,11 @@ class Guard:
     location: str = field(default="", init=False)  # the gradient that was not finite
 
     def __post_init__(self) -> None:
-        if self.policy not in get_args(Policy):
-            raise ValueError(f"trainer.guard.policy={self.policy}: give one of {', '.join(get_args(Policy))}")
-        for name, value in (("max_skips", self.max_skips), ("max_rollbacks", self.max_rollbacks)):
-            if value < 1:
-                raise ValueError(f"trainer.guard.{name}={value}: give a whole number of 1 or more")
+        check_fields("trainer.guard", self)
 
-    def start(self, on_device: bool, get_loss_scale: Callable[[], float]) -> None:
-        """Begin a run."""
-        self.on_device, self.get_loss_scale = on_device, get_loss_scale
+    def reset(self, on_device: bool) -> None:
+        """Forget the verdicts of another run; those of the next one stay on the device, or are read at each step."""
+        self.on_device = on_device
         self.last_nonfinite, self.first_bad_step, self.num_bad_in_row, self.max_bad_in_row = False, -1, 0, 0
 
     def accepts(self, state: State, loss: Tensor) -> bool:
@@ -58,12 +53,12 @@ class Guard:
 
         On a device always true: there the optimizer itself leaves the update out.
         """
-        if self.on_device:
-            self._check_on_device(state, loss, torch.as_tensor(state.progress.grad_norm))
-            return True
         progress = state.progress
-        finite_norm = math.isfinite(float(progress.grad_norm)) or self.get_loss_scale() > 1
-        bad = self.last_nonfinite = not (math.isfinite(loss.item()) and finite_norm)
+        if self.on_device:
+            self._check_on_device(state, loss, torch.as_tensor(progress.grad_norm))
+            return True
+        has_finite_norm = math.isfinite(float(progress.grad_norm)) or state.scaler.get_scale() > 1  # else fp16's overflow
+        bad = self.last_nonfinite = not (math.isfinite(loss.item()) and has_finite_norm)
         if not bad:
             progress.loss_sum += loss
             progress.loss_count += 1
@@ -105,32 +100,27 @@ class Guard:
             state.optimizer.zero_grad()
         for callback in state.callbacks:
             callback.flush()  # a checkpoint may still be on its way
-        saved = list_checkpoints(state.info.folder) if state.info.folder else {}
-        last_good = distributed.broadcast(max((step for step in saved if step <= first), default=-1))
+        steps = list_checkpoints(state.info.folder) if state.info.folder else {}
+        last_good = distributed.broadcast(max((step for step in steps if step <= first), default=-1))
         state.progress.last_finite_checkpoint = last_good
-        message = self._describe(state, first, last_good)
+        rollbacks, saved = state.progress.rollbacks, f"saved is step {last_good}" if last_good >= 0 else "none is saved"
+        where = f"step {first + 1}, with lr={get_lr(state.optimizer):.3g}: {self.location}"
+        message = f"the loss or the gradient is not finite at {where}; the last good step is {first}, {saved}"
         if self.policy == "skip" and longest <= self.max_skips:
             log.warning("%s; its update is left out", message)
             return False
-        if self.policy == "rollback" and state.progress.rollbacks < self.max_rollbacks and last_good >= 0:
+        if self.policy == "rollback" and rollbacks < self.max_rollbacks and last_good >= 0:
             log.warning("%s; going back there, with another order of samples", message)
             self._roll_back(state)
             return True
-        raise FloatingPointError(f"{message}\n{self._suggest_fix(longest, state.progress.rollbacks, last_good)}")
-
-    def _describe(self, state: State, first: int, last_good: int) -> str:
-        saved = f"saved is step {last_good}" if last_good >= 0 else "none is saved"
-        where = f"step {first + 1}, with lr={get_lr(state.optimizer):.3g}: {self.location}"
-        return f"the loss or the gradient is not finite at {where}; the last good step is {first}, {saved}"
-
-    def _suggest_fix(self, longest: int, rollbacks: int, last_good: int) -> str:
-        if self.policy == "stop":
-            return "lower lr, set trainer.clip_norm, or see trainer.guard.policy"
-        if self.policy == "skip":
-            return f"that was {longest} times in a row, over trainer.guard.max_skips={self.max_skips}: lower lr"
-        if last_good < 0:
-            return "there is no checkpoint to go back to: give callbacks.checkpoint.every"
-        return f"went back {rollbacks} times (trainer.guard.max_rollbacks={self.max_rollbacks}): lower lr"
+        fixes = {
+            "stop": "lower lr, set trainer.clip_norm, or see trainer.guard.policy",
+            "skip": f"that was {longest} times in a row, over trainer.guard.max_skips={self.max_skips}: lower lr",
+            "rollback": f"went back {rollbacks} times (trainer.guard.max_rollbacks={self.max_rollbacks}): lower lr",
+        }
+        if self.policy == "rollback" and last_good < 0:
+            fixes["rollback"] = "there is no checkpoint to go back to: give callbacks.checkpoint.every"
+        raise FloatingPointError(f"{message}\n{fixes[self.policy]}")
 
     def _roll_back(self, state: State) -> None:
         """Go back to the last good checkpoint; the time that was lost counts too."""

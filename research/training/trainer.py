@@ -24,7 +24,7 @@ from research.nn.bitlinear import bitlinear_layers
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import get_lr, set_rates
-from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
+from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_fields
 from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
@@ -72,6 +72,7 @@ class Trainer:
     checkpoint_activations: bool = False  # keep a block's input only, and compute the rest again in the backward pass
 
     def __post_init__(self) -> None:
+        check_fields("trainer", self)
         self.accelerator = distributed.make_accelerator(self.device, self.precision)
         self.world_size = self.accelerator.num_processes
         rules.enforce(
@@ -166,7 +167,7 @@ class Trainer:
         """
         optimizer, progress = state.optimizer, state.progress
         on_device = self.accelerator.device.type != "cpu" and supports_found_inf(optimizer) and not state.scaler.is_enabled()
-        self.guard.start(on_device, state.scaler.get_scale)
+        self.guard.reset(on_device)
         with watch() as signals, around_callbacks(state):
             state.stop = distributed.broadcast(state.stop)  # a run that is resumed may have reached its aim before
             while progress.eval_pending or (progress.step < self.steps and not state.stop):

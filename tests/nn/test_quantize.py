@@ -20,6 +20,7 @@ from research.nn.bitlinear import BitLinear, bitlinear_layers, set_warmup_step
 from research.nn.quantize import EPS, LEVELS, TERNARY, Quantizer
 from research.optim.schedules import constant
 from research.preflight.signature import read_signature
+from research.ranges import describe_mistake
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -212,8 +213,8 @@ def test_the_command_line_takes_the_bit_widths_of_the_quantizer() -> None:
     signature = read_signature("research.nn.bitlinear.BitLinear")
     assert signature is not None
     (takes,) = (parameter for parameter in signature.parameters if parameter.name == "weight_bits")
-    assert all(takes.accepts(bits) for bits in LEVELS)
-    assert not any(takes.accepts(bits) for bits in (0, 1.5, 3, 16, "1.58", None, True))
+    assert not any(describe_mistake("bits", bits, takes.value_types) for bits in LEVELS)
+    assert all(describe_mistake("bits", bits, takes.value_types) for bits in (0, 1.5, 3, 16, "1.58", None, True))
 
 
 def test_the_warm_up_goes_from_full_precision_to_quantized_values() -> None:

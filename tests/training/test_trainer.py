@@ -1,5 +1,6 @@
 """The loop without Hydra: what may change its result and what may not."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,10 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim.param_groups import from_base
 from research.optim.schedules import bitnet, cosine, wsd
+from research.preflight.check import find_mistakes
 from research.training.checkpoint import hash_weights
 from research.training.evaluate import evaluate
+from research.training.nonfinite import Guard
 from research.training.state import Callback, State
 from research.training.trainer import Supervised, Trainer
 
@@ -126,6 +129,30 @@ def test_half_precision_trains_as_well() -> None:
 def test_settings_that_do_not_do_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         fit(**settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("clip_norm", value) for value in (-1, 0, math.nan)),
+        *(("steps", value) for value in (-5, 0, 2.5, True)),
+        *((setting, 0) for setting in ("batch_size", "grad_accum", "eval_every", "log_every")),
+        *((setting, -1) for setting in ("seed", "overfit")),
+        *(("ema", value) for value in (0, 1, 1.5)),
+        *((setting, "other") for setting in ("precision", "device", "parallel")),
+        *((setting, 2) for setting in ("eval_train", "compile", "checkpoint_activations")),
+        *((f"guard.{setting}", 0) for setting in ("policy", "max_skips", "max_rollbacks")),
+    ],
+)
+def test_a_value_out_of_range_is_refused_as_by_the_command_line(setting: str, value: Any) -> None:
+    """In the same words: setting, what it takes, the value."""
+    owner, _, name = setting.rpartition(".")
+    settings: Any = Guard() if owner else Trainer(device="cpu")
+    setattr(settings, name, value)  # beartype, which only the tests have, would be the first to complain
+    with pytest.raises(ValueError, match=rf"trainer\.{setting} takes .*; got ") as refused:
+        settings.__post_init__()
+    (mistake,) = find_mistakes([f"trainer.{setting}={value}"], False)
+    assert mistake.splitlines()[1].strip() == str(refused.value)
 
 
 def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
