@@ -82,7 +82,7 @@ def load_run(run: str) -> TrainedRun:
         model: nn.Module = instantiate(config.model, shape)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
         raise ValueError(f"RUN={run}: its config.yaml makes no model: {first_line(error)}") from error
-    if (structure := describe_structure(model)) != (other := snapshot.identity["model"]):
+    if (structure := describe_structure(model)) != (other := snapshot.manifest.identity["model"]):
         message = f"its config.yaml and its checkpoint are not of one model ({structure}, not {other}): has one been changed?"
         raise ValueError(f"RUN={run}: {message}")
     with warnings.catch_warnings():

@@ -3,10 +3,9 @@
 Which samples they are depends on (seed, samples consumed) alone, and dropout on (seed, step, rank).
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from research.data.spec import Split
 from research.losses import IGNORE, num_valid_targets
-from research.nn.bitlinear import BitLinear, bitlinear_layers, cached_quantized_weights, set_warmup_step
+from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
 from research.seeding import ROLLBACK_STREAM, fold_in, sample_indices, seed_step
 from research.training import distributed
 from research.training.progress import Progress
@@ -38,42 +37,26 @@ class Batches:
         targets = self.train.targets
         self.has_ignored_targets = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
 
-    def draw(self, progress: Progress, step: int) -> "StepBatch":
-        """Return the samples of a step, and seed its dropout. A step that was done before is drawn again to the bit."""
+    def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
+        """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout.
+
+        A step that was done before is drawn again to the bit.
+        """
         seed = fold_in(self.seed, ROLLBACK_STREAM, progress.rollbacks) if progress.rollbacks else self.seed
         seed_step(seed, step, self.rank)
         set_warmup_step(self.layers, step)
-        start = progress.samples - (progress.step - step) * self.batch_size
-        indices = sample_indices(seed, start, self.batch_size, len(self.train)).to(self.train.inputs.device)
+        offset = progress.samples - (progress.step - step) * self.batch_size
+        indices = sample_indices(seed, offset, self.batch_size, len(self.train)).to(self.train.inputs.device)
         parts = min(self.grad_accum * 2**progress.oom_halvings, self.batch_size // self.world_size)  # none of them empty
-        cached = self.layers if parts > 1 and self.cache_weights else []
         own = indices.tensor_split(parts * self.world_size)[self.rank :: self.world_size]
-        return StepBatch(self.net, self.train, own, self._count_targets(indices), cached)
-
-    def _count_targets(self, indices: Int[Tensor, "batch"]) -> Tensor | int:
-        """Return how many targets of a step count, over all processes."""
-        targets = self.train.targets
         if self.has_ignored_targets:
-            return num_valid_targets(targets[indices].long()).clamp(min=1)
-        return len(indices) * targets[:1].numel()
+            return self._load(own), num_valid_targets(self.train.targets[indices].long()).clamp(min=1)
+        return self._load(own), len(indices) * self.train.targets[:1].numel()
 
-
-@dataclass
-class StepBatch:
-    """One step's micro-batches of this process."""
-
-    net: nn.Module
-    train: Split
-    indices: tuple[Int[Tensor, "_"], ...]  # a micro-batch each
-    num_targets: Tensor | int  # that count, over all processes
-    cached: list[BitLinear]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets. Processes average gradients at the last one only."""
-        with cached_quantized_weights(self.cached) if self.cached else nullcontext():
-            for position, index in enumerate(self.indices, start=1):
-                with self._defer_sync() if position < len(self.indices) else nullcontext():
-                    yield self.train[index]
-
-    def _defer_sync(self) -> AbstractContextManager[Any]:
-        return self.net.no_sync() if isinstance(self.net, nn.parallel.DistributedDataParallel) else nullcontext()
+    def _load(self, micro_batches: Sequence[Int[Tensor, "_"]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets. Processes average gradients at the last micro-batch only."""
+        with cached_quantized_weights(self.layers if len(micro_batches) > 1 and self.cache_weights else []):
+            with self.net.no_sync() if isinstance(self.net, nn.parallel.DistributedDataParallel) else nullcontext():
+                for indices in micro_batches[:-1]:
+                    yield self.train[indices]
+            yield self.train[micro_batches[-1]]

@@ -26,7 +26,7 @@ from torch.utils.serialization import config as serialization
 
 from research.run_dir import list_checkpoints
 from research.training import distributed, sharding
-from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest, read_manifest
+from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
 STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "state.pt", ".safetensors", "shards"
 DTYPES = {
@@ -49,10 +49,6 @@ class Snapshot:
     @property
     def step(self) -> int:
         return self.manifest.step
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return self.manifest.identity
 
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -79,24 +75,23 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
     processes that write a part raise RuntimeError then.
     """
     final, draft = root / f"step-{snapshot.step:08d}", root / f".draft-{snapshot.step:08d}"
-    alone = snapshot.sharded_state is None
-    first = alone or distributed.rank() == 0
+    synchronize = nullcontext if snapshot.sharded_state is None else distributed.synchronize_errors
+    is_first, files = snapshot.sharded_state is None or distributed.rank() == 0, {}
     try:
-        with nullcontext() if alone else distributed.synchronize_errors():
-            if first:
+        with synchronize():
+            if is_first:
                 clean(root)
                 draft.mkdir(parents=True)
-        files = {}
-        if snapshot.sharded_state is not None:
-            with distributed.synchronize_errors():
+        with synchronize():
+            if snapshot.sharded_state is not None:
                 files = sharding.save_shards(snapshot.sharded_state, draft / SHARDS_FOLDER)
                 sync(draft / SHARDS_FOLDER)
-        with nullcontext() if alone else distributed.synchronize_errors():
-            if first:
+        with synchronize():
+            if is_first:
                 _write(draft, snapshot, files)
                 _replace(final, draft)
     except BaseException:
-        if first:
+        if is_first:
             shutil.rmtree(draft, ignore_errors=True)
         raise
     return final
@@ -144,8 +139,8 @@ class _HashingFile:
 
     def write(self, content: bytes | memoryview) -> int:
         view = memoryview(content)
-        for start in range(0, len(view), CHUNK_BYTES):
-            part = view[start : start + CHUNK_BYTES]
+        for offset in range(0, len(view), CHUNK_BYTES):
+            part = view[offset : offset + CHUNK_BYTES]
             hashing = self.pool.submit(self.digest.update, part)
             try:
                 while part:
@@ -164,17 +159,14 @@ class _HashingFile:
 
 @contextmanager
 def _open_hashed(path: Path, files: dict[str, Any]) -> Iterator[_HashingFile]:
-    """A new file, on the disk once the block is left; its size and digest go into `files`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    with ThreadPoolExecutor(1) as pool:
+    """Open a new file. Once the block is left it is on the disk, and its size and digest are in `files`."""
+    with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as unbuffered:
+        file = _HashingFile(unbuffered.fileno(), pool)
         try:
-            file = _HashingFile(descriptor, pool)
             yield file
-            os.fsync(descriptor)
         except RuntimeError as error:  # torch.save raises its own error instead of that of the full disk
             raise file.error or error from None
-        finally:
-            os.close(descriptor)
+        os.fsync(file.descriptor)
     files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}
 
 
@@ -209,13 +201,12 @@ def sync(path: Path) -> None:
 
 def read(folder: Path) -> Snapshot:
     """Return a checkpoint, every byte of it checked against its manifest. Raise DamagedError."""
-    manifest = read_manifest(folder)
     try:
+        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
         contents = {name: _read_checked(folder / name, expected) for name, expected in manifest.files.items()}
         stems = {name: name.removesuffix(TENSORS_SUFFIX) for name in contents if name.endswith(TENSORS_SUFFIX)}
         tensors = {stem: load_safetensors(contents[name]) for name, stem in stems.items()}
-        state = torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True)
-        return Snapshot(manifest, tensors, state)
+        return Snapshot(manifest, tensors, torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True))
     except DamagedError:
         raise
     except UnpicklingError as error:
@@ -228,16 +219,16 @@ def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     """Return a file's bytes, checked; none of a shard, which is read where it is needed."""
     try:
         if path.parent.name == SHARDS_FOLDER:
-            content, (size, digest) = b"", sharding.hash_file(path)
+            content, actual = b"", sharding.hash_file(path)
         else:
             content = path.read_bytes()
-            size, digest = len(content), sha256(content).hexdigest()
+            actual = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
-    if size != expected["bytes"]:
-        raise DamagedError(f"{path.name} has {size} bytes, expected {expected['bytes']}")
-    if digest != expected["sha256"]:
-        raise DamagedError(f"{path.name} has sha256 {digest[:12]}, expected {expected['sha256'][:12]}")
+    if actual["bytes"] != expected["bytes"]:
+        raise DamagedError(f"{path.name} has {actual['bytes']} bytes, expected {expected['bytes']}")
+    if actual["sha256"] != expected["sha256"]:
+        raise DamagedError(f"{path.name} has sha256 {actual['sha256'][:12]}, expected {expected['sha256'][:12]}")
     return content
 
 
@@ -259,10 +250,10 @@ def load_newest(path: Path, until: int | None = None, setting: str = "resume") -
             snapshot = read(folder)
         except DamagedError as error:
             damage.append(f"{folder.name}: {error}")
-            continue
-        if damage:
-            log.warning("%s: %s; resuming from %s", setting, "; ".join(damage), folder.name)
-        return folder, snapshot
+        else:
+            if damage:
+                log.warning("%s: %s; resuming from %s", setting, "; ".join(damage), folder.name)
+            return folder, snapshot
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
     fix = "start afresh without resume" if setting == "resume" else "give another run"
     raise ValueError(f"{setting}={path}: no usable checkpoint ({reasons}); {fix}")

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 MANIFEST_FILE = "manifest.json"
@@ -32,23 +31,13 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Read a manifest of this version or of version 1, which had none. Raise DamagedError for a wrong digest."""
+        """Return a manifest of this version or of version 1, which named none. Raise DamagedError for a wrong digest."""
         content = json.loads(text)
         if content.pop("sha256") != _hash_json(content):
             raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
         if content.get("version", 1) > cls.version:
             raise DamagedError(f"{MANIFEST_FILE} has version {content['version']}: a later Grokbit wrote it")
         return cls(**{"version": 1} | content)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a checkpoint. Raise DamagedError where it cannot be read."""
-    try:
-        return Manifest.from_json((folder / MANIFEST_FILE).read_text())
-    except DamagedError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST_FILE}: {type(error).__name__}: {error}") from error
 
 
 def _hash_json(content: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """How far a run is and what it has reached."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -28,12 +28,9 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, texts and dicts."""
-        plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        plain |= {"loss_sum": float(self.loss_sum), "loss_count": int(self.loss_count)}
-        plain["extra_metrics"] = {name: float(value) for name, value in self.extra_metrics.items()}
-        return plain | {"grad_norm": float(self.grad_norm)}
+        numbers = {"loss_sum": float(self.loss_sum), "loss_count": int(self.loss_count), "grad_norm": float(self.grad_norm)}
+        return vars(self) | numbers | {"extra_metrics": {name: float(value) for name, value in self.extra_metrics.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over saved progress; a key that it lacks keeps its value."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        vars(self).update(state)

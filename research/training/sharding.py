@@ -4,7 +4,7 @@ Not accelerate's plugin: on a CPU it silently becomes plain data parallelism.
 """
 
 from collections.abc import Mapping
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,9 @@ def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     save(sharded_state, storage_writer=FileSystemWriter(folder))
     names = distributed.broadcast(sorted(path.name for path in folder.iterdir()))
-    files = {}
-    for name in names[distributed.rank() :: distributed.world_size()]:
-        size, sha = hash_file(folder / name)
-        files[f"{folder.name}/{name}"] = {"bytes": size, "sha256": sha}
-    return {name: entry for part in distributed.all_gather(files) for name, entry in part.items()}
+    own = names[distributed.rank() :: distributed.world_size()]
+    parts = distributed.all_gather({f"{folder.name}/{name}": hash_file(folder / name) for name in own})
+    return {name: entry for part in parts for name, entry in part.items()}
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -137,11 +135,7 @@ def empty_like_param(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.zeros(size, dtype=dtype)
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Return size and sha256 of a file that may be larger than the memory."""
-    total, size = sha256(), 0
+def hash_file(path: Path) -> dict[str, Any]:
+    """Return "bytes" and "sha256" of a file that may be larger than the memory."""
     with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            total.update(part)
-            size += len(part)
-    return size, total.hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}

@@ -151,7 +151,7 @@ def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
 
 def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[str, ...]) -> None:
     """Raise ValueError where the checkpoint is of another model, optimizer or data set."""
-    here, saved = get_identity(state), snapshot.identity
+    here, saved = get_identity(state), snapshot.manifest.identity
     differing = [f"{key} is {here[key]} here, was {saved.get(key)} there" for key in keys if here[key] != saved.get(key)]
     if differing:
         fix = "give what it was trained with, or resume.weights_only=true for a fresh run from its weights"

@@ -173,7 +173,7 @@ class Trainer:
             while progress.eval_pending or (progress.step < self.steps and not state.stop):
                 if not progress.eval_pending:  # or else it was resumed between a step and its evaluation
                     set_rates(optimizer, state.schedule(progress.step, self.steps))
-                    self._begin_step(state)
+                    self._notify_filter(state)
                     with signals.raise_immediately(self._will_compile(progress.step == state.first_step)):
                         loss = self.forward_backward(state, progress.step)
                     state.scaler.unscale_(optimizer)
@@ -204,13 +204,14 @@ class Trainer:
         """
 
         def run_micro_batches() -> Tensor:
-            batch = state.batches.draw(state.progress, step)  # samples, their order, dropout: functions of (seed, step)
+            # Samples, their order and dropout: functions of (seed, step).
+            micro_batches, num_targets = state.batches.draw(state.progress, step)
             shares = []
-            for x, y in batch:
+            for x, y in micro_batches:
                 with self.autocast():
                     losses = state.objective(state.net, x, y)  # Supervised, above: loss(model(x), y), one number a target
                 check_losses(losses, y)
-                share = losses.sum() / batch.num_targets
+                share = losses.sum() / num_targets
                 state.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages
                 shares.append(share.detach())
             return distributed.all_reduce_sum(shares[0] if len(shares) == 1 else torch.stack(shares).sum())
@@ -221,7 +222,7 @@ class Trainer:
         """Return the norm of the gradient, which then is no longer than `clip_norm`."""
         return sharding.full_tensor(nn.utils.clip_grad_norm_(state.batches.params, self.clip_norm or math.inf))
 
-    def _begin_step(self, state: State) -> None:
+    def _notify_filter(self, state: State) -> None:
         """Tell a Grokfast filter how far the run is. All processes use the metrics of the first one."""
         optimizer = state.optimizer
         if isinstance(optimizer, Filter):
