@@ -19,16 +19,11 @@ def retry_on_oom(work: Callable[[], Result], state: State, grad_accum: int) -> R
     while True:
         try:
             return work()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except RuntimeError as error:  # torch has a class for GPUs alone
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             message = str(error)
         halve_micro_batch(state, grad_accum, message)  # here, where the tensors of what failed are free
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a GPU's or the host's allocator had no more to give (torch has a class for GPUs alone)."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def halve_micro_batch(state: State, grad_accum: int, message: str) -> None:

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from research.kernels.ternary import get_library
 from research.nn.products import FAST_BF16, FAST_INT8
-from research.optim.param_groups import INITIAL_SETTINGS, remember_settings
+from research.optim.param_groups import INITIAL_SETTINGS
 from research.training import checkpoint, distributed, sharding
 from research.training.checkpoint import Snapshot, get_weights
 from research.training.ema import Average
 from research.training.manifest import Manifest
-from research.training.state import State
+from research.training.state import State, Stateful
 
 PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
     "pending": "eval_pending",
@@ -32,31 +31,38 @@ PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
 
 def capture(state: State) -> Snapshot:
     """Return the run as it is now. Its tensors are the run's own: write or copy them before the next step."""
-    stateful = {name: part.state_dict() for name, part in state.stateful.items()}
-    for name, part in stateful.items():
-        _check_serializable(part, f"{name}.state_dict()")
-    manifest = Manifest(
-        step=state.progress.step,
-        identity=get_identity(state),
-        samples=state.progress.samples,
-        config=dict(state.info.config),
-        numerics=describe_numerics(state.info.device),
-    )
-    rest = {"progress": state.progress.state_dict(), "stateful": stateful}
+    progress, info, optimizer = state.progress, state.info, state.optimizer
+    numerics = describe_numerics(info.device)
+    manifest = Manifest(progress.step, get_identity(state), progress.samples, dict(info.config), numerics)
+    stateful = {name: _get_checked_state(part, name) for name, part in state.stateful.items()}
+    rest: dict[str, Any] = {"progress": progress.state_dict(), "stateful": stateful}
     if state.sharded:
-        sharded_state = sharding.get_sharded_state(state.model, state.optimizer, state.average)
-        return Snapshot(manifest, {}, rest, sharded_state)
-    _check_serializable(optimizer := state.optimizer.state_dict(), f"{type(state.optimizer).__name__}.state_dict()")
+        return Snapshot(manifest, {}, rest, sharding.get_sharded_state(state.model, optimizer, state.average))
+    rest["optimizer"] = _get_checked_state(optimizer, type(optimizer).__name__)
     tensors = {"model": get_weights(state.model)}
     if state.average:
         tensors["average"] = {name: tensor.cpu() for name, tensor in state.average.averages.items()}
-    return Snapshot(manifest, tensors, rest | {"optimizer": optimizer})
+    return Snapshot(manifest, tensors, rest)
+
+
+def _get_checked_state(part: Stateful, name: str) -> dict[str, Any]:
+    """Return a part's state. Raise TypeError for what could be written but not read again: better now than at the resume."""
+    contents = part.state_dict()
+    values: list[Any] = [contents]
+    while values:
+        value = values.pop()
+        if type(value) in (dict, OrderedDict):
+            values += [*value.keys(), *value.values()]
+        elif type(value) in (list, tuple, set):
+            values += value
+        elif type(value) not in (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter):
+            what = f"{name}.state_dict() holds a {type(value).__name__}"
+            raise TypeError(f"{what}: give numbers, texts, lists, dicts and tensors")
+    return contents
 
 
 def load_newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
     """Return the newest good checkpoint that `path` means: the same one in all processes, as the first of them sees it."""
-    if distributed.world_size() == 1:
-        return checkpoint.load_newest(path, until)
     folder, snapshot = checkpoint.load_newest(path, until) if distributed.rank() == 0 else (path, None)
     folder = distributed.broadcast(folder)
     return folder, snapshot or checkpoint.read(folder)
@@ -93,11 +99,11 @@ def describe_numerics(device: str) -> dict[str, Any]:
     }
 
 
-def resume(state: State, path: Path, until: int | None = None) -> Path:
-    """Go on from the newest good checkpoint that `path` means, of no later step than `until`, and return it.
+def resume(state: State, path: Path, until: int | None = None) -> None:
+    """Go on from the newest good checkpoint that `path` means, of no later step than `until`.
 
     Settings of the optimizer that were changed since are those given now: lr=1e-4 beside resume= means that lr. The
-    averages begin at the weights where the checkpoint has none. Raise ValueError where no checkpoint is intact, where
+    averages are the weights where the checkpoint has none. Raise ValueError where no checkpoint is intact, where
     the model, the optimizer or the data is another one, or where more steps are done than are requested.
     """
     folder, snapshot = load_newest(path, until)
@@ -106,35 +112,29 @@ def resume(state: State, path: Path, until: int | None = None) -> Path:
         done = f"step {snapshot.step} of {state.info.steps} is done"
         raise ValueError(f"resume: {done}; give trainer.steps more than {snapshot.step}")
     _load(snapshot, folder, state)
-    progress, stateful = _read_progress(snapshot, state.info.batch_size)
+    stateful = snapshot.state["parts" if snapshot.manifest.version == 1 else "stateful"]
     for name, part in state.stateful.items():
         if saved := stateful.get(name):
             part.load_state_dict(saved)
+    progress = {PROGRESS_V1.get(key, key): value for key, value in snapshot.state["progress"].items()}
+    if snapshot.manifest.samples is None:  # version 1 did not count them
+        progress["samples"] = snapshot.step * state.info.batch_size
     state.progress.load_state_dict(progress)
     if state.progress.task != state.info.task:
         state.progress.best, state.progress.task = {}, state.info.task  # of another monitor or of other samples
     state.first_step, state.seconds_before = state.progress.step, state.progress.seconds
-    return folder
 
 
-def _read_progress(snapshot: Snapshot, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return progress and the stateful parts as they are called now; version 1 did not count samples."""
-    progress = {PROGRESS_V1.get(key, key): value for key, value in snapshot.state["progress"].items()}
-    samples = {"samples": snapshot.step * batch_size} if snapshot.manifest.samples is None else {}
-    return progress | samples, snapshot.state["parts" if snapshot.manifest.version == 1 else "stateful"]
+def initialize_from(state: State, path: Path) -> None:
+    """Give a fresh run the weights alone of the newest good checkpoint that `path` means: the averages where it has them.
 
-
-def begin_from(state: State, path: Path) -> Path:
-    """Begin a fresh run from the weights alone of the newest good checkpoint that `path` means; return it.
-
-    They are the averages where it has them. Raise ValueError where no checkpoint is intact or the model is another one.
+    Raise ValueError where no checkpoint is intact or the model is another one.
     """
     folder, snapshot = load_newest(path)
     _check_identity(snapshot, state, path, ("model",))
     load_weights(state.model, folder, snapshot)
     if state.average:
         state.average.reset()
-    return folder
 
 
 def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
@@ -160,7 +160,6 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
 
 def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
     """Load weights, averages and the optimizer's memory; keep settings that were changed on the command line."""
-    remember_settings(state.optimizer)
     initial = [group[INITIAL_SETTINGS] for group in state.optimizer.param_groups]
     shards = folder / checkpoint.SHARDS_FOLDER
     if shards.exists():
@@ -173,32 +172,15 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
         sharding.load_full(state.model, snapshot.tensors["model"])
         if state.average:
             state.average.load(snapshot.tensors.get("average", snapshot.tensors["model"]))
-        _load_optimizer(snapshot, folder, state.optimizer)
+        try:
+            state.optimizer.load_state_dict(snapshot.state["optimizer"])
+        except ValueError as error:
+            fix = "give the optim.* settings that it was trained with, or resume.weights_only=true"
+            raise ValueError(f"resume={folder}: the optimizer groups other parameters here: {error}\n{fix}") from error
     for group, now in zip(state.optimizer.param_groups, initial, strict=True):
         then = group.get(INITIAL_SETTINGS, {})
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
         group[INITIAL_SETTINGS] = now
-
-
-def _load_optimizer(snapshot: Snapshot, folder: Path, optimizer: Optimizer) -> None:
-    try:
-        optimizer.load_state_dict(snapshot.state["optimizer"])
-    except ValueError as error:
-        fix = "give the optim.* settings that it was trained with, or resume.weights_only=true"
-        raise ValueError(f"resume={folder}: the optimizer groups other parameters here: {error}\n{fix}") from error
-
-
-def _check_serializable(value: Any, name: str) -> None:
-    """Raise TypeError for what could be written but not read again: better at the first save than at the resume."""
-    values = [value]
-    while values:
-        item = values.pop()
-        if type(item) in (dict, OrderedDict):
-            values += [*item.keys(), *item.values()]
-        elif type(item) in (list, tuple, set):
-            values += item
-        elif type(item) not in (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter):
-            raise TypeError(f"{name} holds a {type(item).__name__}: give numbers, texts, lists, dicts and tensors")
 
 
 def has_finite_weights(state: State) -> bool:

@@ -176,20 +176,17 @@ def around_callbacks(state: State) -> Iterator[None]:
     A signal (Stopped) ends the block in peace and is kept in `state.signum`. Every `on_end` is called in order even if
     one raises. What callbacks log last counts after that.
     """
-    try:
-        for callback in state.callbacks:
-            callback.on_start(state)
-        state.start_clock()
-        yield
-    except Stopped as stopped:
-        state.signum = stopped.signum
-    except BaseException as error:
-        state.error = f"{type(error).__name__}: {error}"
-        raise
-    finally:
+    with ExitStack() as endings:  # called in the reverse order
+        endings.callback(lambda: state.progress.metrics.update(state.progress.extra_metrics))
+        for callback in reversed(state.callbacks):
+            endings.callback(callback.on_end, state)
         try:
-            with ExitStack() as endings:
-                for callback in reversed(state.callbacks):
-                    endings.callback(callback.on_end, state)
-        finally:
-            state.progress.metrics |= state.progress.extra_metrics
+            for callback in state.callbacks:
+                callback.on_start(state)
+            state.start_clock()
+            yield
+        except Stopped as stopped:
+            state.signum = stopped.signum
+        except BaseException as error:
+            state.error = f"{type(error).__name__}: {error}"
+            raise

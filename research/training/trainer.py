@@ -112,7 +112,7 @@ class Trainer:
         """Return a run before its first step, or where it is resumed.
 
         `loss` is what evaluations report; `objective` is what is minimised, by default the loss. `resume` is a run
-        folder or a checkpoint: to continue, or with `weights_only` to begin from. Raise ValueError where it holds
+        folder or a checkpoint: to continue, or with `weights_only` to take the weights from. Raise ValueError where it holds
         none of this model, optimizer and data.
         """
         check_optimizer(optimizer, model)
@@ -144,7 +144,7 @@ class Trainer:
             sharded=sharded,
         )
         if resume:
-            (snapshot.begin_from if weights_only else snapshot.resume)(state, resume)
+            (snapshot.initialize_from if weights_only else snapshot.resume)(state, resume)
         return state
 
     def _describe_run(self, data: Dataset[Any], monitor: str, **facts: Any) -> RunInfo:

@@ -37,7 +37,7 @@ averages = [average.clone() for average in with_average.average.averages.values(
 trainer = Trainer(1, 8, device="cpu", parallel="fsdp", eval_every=100)
 model = trainer.to_device(Transformer(data.shape, 16, 1, 2, torch.nn.Linear))
 state = trainer.setup(model, from_base(model, torch.optim.AdamW, lr=1e-2), constant, last_token, data)
-snapshot.begin_from(state, root / "a")
+snapshot.initialize_from(state, root / "a")
 assert same(model.parameters(), averages), "a fresh run begins at the averages"
 fit(6, root / "c")
 later = fit(7, root / "c", ema=0.9, resume=root / "c")
