@@ -43,10 +43,10 @@ class Checkpoint(Callback):
         self.last_saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": dict(self.values), "task": self.task}
+        return {"values": self.values, "task": self.task}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values, self.task = dict(state["values"]), state["task"]
+        self.values, self.task = state["values"], state["task"]
 
     def on_start(self, state: State) -> None:
         if self.task != state.info.task:
@@ -69,23 +69,17 @@ class Checkpoint(Callback):
             self.flush()
 
     def _save(self, state: State) -> None:
-        if (
-            state.info.folder is None
-            or (state.skipped_on_device is not None and bool(state.skipped_on_device))
-            or not snapshot.has_finite_weights(state)
-        ):
+        if state.info.folder is None or bool(state.skipped_on_device) or not snapshot.has_finite_weights(state):
             return  # the loop reports numbers that are not finite, at the next step or log point
         self.flush()
         self.last_saved_step = state.progress.step
-        if math.isfinite(state.logged.get(state.info.monitor, math.nan)):
-            self.values[state.progress.step] = state.logged[state.info.monitor]
+        if math.isfinite(value := state.logged.get(state.info.monitor, math.nan)):
+            self.values[state.progress.step] = value
         captured, root = snapshot.capture(state), state.info.folder / "checkpoints"
         keep = set(self._list_steps_to_keep(root, state))
-        if self.pool and not state.sharded:
-            # The thread writes a copy: the next steps change the tensors in place.
+        if self.pool and not state.sharded:  # the thread writes a copy: the next steps change the tensors in place
             tensors, rest = snapshot.copy_to_host(captured.tensors), snapshot.copy_to_host(captured.state)
-            captured = replace(captured, tensors=tensors, state=rest)
-            self.pending_write = self.pool.submit(self._commit, root, captured, keep)
+            self.pending_write = self.pool.submit(self._commit, root, replace(captured, tensors=tensors, state=rest), keep)
         else:
             self._commit(root, captured, keep)
 
@@ -113,6 +107,6 @@ class Checkpoint(Callback):
 
     def flush(self) -> None:
         """Wait until the last checkpoint is committed; raise here what its writing raised."""
-        if self.pending_write:
-            writing, self.pending_write = self.pending_write, None
-            writing.result()
+        pending, self.pending_write = self.pending_write, None
+        if pending:
+            pending.result()

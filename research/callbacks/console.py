@@ -3,6 +3,7 @@
 import logging
 import shlex
 import time
+from pathlib import Path
 
 import torch
 from rich.console import Console as Terminal
@@ -28,7 +29,7 @@ REFRESH = 0.1  # seconds between redraws of the live line; a shorter time slows 
 def build_header(state: State) -> list[tuple[str, str]]:
     """Return the rows (name, value) that are printed before the first step."""
     model, data, info = state.model, state.data, state.info
-    count = sum(p.numel() for p in model.parameters())
+    kind, count = type(model).__name__.removeprefix("FSDP"), sum(p.numel() for p in model.parameters())
     group = state.optimizer.param_groups[0]
     group = group | group.get(INITIAL_SETTINGS, {})  # not the rate that the schedule has set
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
@@ -36,10 +37,7 @@ def build_header(state: State) -> list[tuple[str, str]]:
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     rows = [
         ("run", info.name),
-        (
-            "model",
-            f"{type(model).__name__.removeprefix('FSDP')}, {count:,} parameters, {describe_precision(model)}",
-        ),
+        ("model", f"{kind}, {count:,} parameters, {describe_precision(model)}"),
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
@@ -81,10 +79,8 @@ def format_progress(state: State) -> str:
 def build_progress_bar(state: State) -> Table:
     """Return the live line: a bar, and the text of `format_progress`."""
     row = Table.grid(padding=(0, 1))
-    row.add_row(
-        ProgressBar(state.info.steps, state.progress.step, width=20),
-        Text(format_progress(state), overflow="ellipsis", no_wrap=True),
-    )
+    text = Text(format_progress(state), overflow="ellipsis", no_wrap=True)
+    row.add_row(ProgressBar(state.info.steps, state.progress.step, width=20), text)
     return row
 
 
@@ -97,29 +93,27 @@ def build_summary(state: State) -> list[tuple[str, str]]:
         reason = f" ({state.stop})" if state.stop else ""
         rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
         better = "higher" if higher_is_better(key) else "lower"
-        rows += [
-            (f"baseline {k}", f"{v:.4f} ({better} is better)") for k, v in state.data.baseline.items() if k.startswith(key)
-        ]
+        baselines = {name: value for name, value in state.data.baseline.items() if name.startswith(key)}
+        rows += [(f"baseline {name}", f"{value:.4f} ({better} is better)") for name, value in baselines.items()]
     rows += state.end_notes.items()
     speed = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
     rows.append(("time", f"{progress.seconds:.1f} s, {speed}, peak memory {get_peak_rss_mb():,.0f} MB"))
     if info.folder is None:
         return rows
-    path = info.folder / "overrides.txt"
-    overrides = path.read_text().split("\n") if path.exists() else []
-    start = ["torchrun", "--nproc-per-node", str(distributed.world_size())] if distributed.world_size() > 1 else ["python"]
-    command = shlex.join([*start, "train.py", *(o for o in overrides if o and not o.startswith("resume."))])
     # To train further, the steps and the setting that ended the run get new values.
     ended_by = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
-    replaced = ("resume.", "steps=", "trainer.steps=", *ended_by)
-    longer = shlex.join([*start, "train.py", *(o for o in overrides if o and not o.startswith(replaced))])
-    further = f"trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
-    return [
-        *rows,
-        ("folder", str(info.folder)),
-        ("resume with", f"{longer} resume={shlex.quote(str(info.folder))} {further}"),
-        ("sweep", f"{command} -m seed=0,1,2"),
-    ]
+    longer = format_command(info.folder, "steps=", "trainer.steps=", *ended_by)
+    further = f"resume={shlex.quote(str(info.folder))} trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
+    rows += [("folder", str(info.folder)), ("resume with", f"{longer} {further}")]
+    return [*rows, ("sweep", f"{format_command(info.folder)} -m seed=0,1,2")]
+
+
+def format_command(folder: Path, *left_out: str) -> str:
+    """Return the command line of a run without resume and the overrides that begin with one of `left_out`."""
+    path, world_size = folder / "overrides.txt", distributed.world_size()
+    overrides = path.read_text().split("\n") if path.exists() else []
+    launcher = ["torchrun", "--nproc-per-node", str(world_size)] if world_size > 1 else ["python"]
+    return shlex.join([*launcher, "train.py", *(o for o in overrides if o and not o.startswith(("resume.", *left_out)))])
 
 
 class Console(Callback):
@@ -132,11 +126,8 @@ class Console(Callback):
         self.last_refresh = 0.0
 
     def on_start(self, state: State) -> None:
-        for name, value in build_header(state):
-            log.info("%s: %s", name, value)
         self.in_sweep = state.info.in_sweep  # a sweep prints one line a trial instead
-        if not self.in_sweep:
-            self._print(build_header(state), "Grokbit")
+        self._print(build_header(state), "Grokbit")
         if self.terminal.is_terminal:
             self.live = Live("", console=self.terminal, auto_refresh=False)
             self.live.start()
@@ -158,15 +149,14 @@ class Console(Callback):
             self.live.update(build_progress_bar(state), refresh=True)
             self.live.stop()
         if not state.error:
-            for name, value in build_summary(state):
-                log.info("%s: %s", name, value)
-            if not self.in_sweep:
-                self._print(build_summary(state), "Done")
+            self._print(build_summary(state), "Done")
 
     def _print(self, rows: list[tuple[str, str]], title: str) -> None:
-        """Print one row a line, never wrapped, so that a command can be copied and a program can read the line."""
-        if self.terminal.is_terminal:
+        """Print one row a line, never wrapped, so that a command can be copied and a program can read the line; log it too."""
+        if self.terminal.is_terminal and not self.in_sweep:
             self.terminal.print(title, style="bold")
         width = max(16, *(len(name) for name, _ in rows))
         for name, value in rows:
-            self.terminal.print(Text.assemble((f"{name:<{width}} ", "cyan"), value), soft_wrap=True)
+            log.info("%s: %s", name, value)
+            if not self.in_sweep:
+                self.terminal.print(Text.assemble((f"{name:<{width}} ", "cyan"), value), soft_wrap=True)

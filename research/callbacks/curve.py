@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
+from research.callbacks.measurement import make_figure, save_figure
 from research.training.state import Callback, State
 
 
@@ -13,10 +14,10 @@ class Curve(Callback):
         self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": {key: list(points) for key, points in self.history.items()}}
+        return {"history": dict(self.history)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = defaultdict(list, {key: [tuple(point) for point in points] for key, points in state["history"].items()})
+        self.history = defaultdict(list, state["history"])
 
     def on_step(self, state: State) -> None:
         for key in ("train/loss", "val/loss", "val/acc", "val/bpb"):
@@ -26,9 +27,7 @@ class Curve(Callback):
     def on_end(self, state: State) -> None:
         if state.info.folder is None or not self.history:
             return
-        from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        figure = make_figure(9, 3.2, state.info.name)
         left, right = figure.subplots(1, 2)
         second = "val/bpb" if "val/bpb" in self.history else "val/acc"
         for axis, keys in ((left, ("train/loss", "val/loss")), (right, (second,))):
@@ -44,6 +43,4 @@ class Curve(Callback):
                 right.axhline(value, color="tab:red", linestyle=":" if right.get_legend() else "--", label=name.split()[-1])
                 right.legend()
         right.set(ylabel=second)
-        figure.suptitle(state.info.name, fontsize=10)
-        (state.info.folder / "plots").mkdir(exist_ok=True)
-        figure.savefig(state.info.folder / "plots" / "curves.png", dpi=120)
+        save_figure(figure, state, "curves")

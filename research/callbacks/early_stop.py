@@ -15,7 +15,7 @@ class EarlyStop(Callback):
         self.target, self.hold, self.hold_count = target, hold, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"held": self.hold_count, "target": self.target}
+        return {"held": self.hold_count, "target": self.target}  # the keys are frozen: saved runs have them
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.hold_count = state["held"] if state["target"] == self.target else 0

@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from research import rules
+from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.nn.blocks import find_blocks
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
-from research.training.state import Callback, State
+from research.training.state import State
 
 log = logging.getLogger(__name__)
 DECADES = torch.arange(-12.0, 3.0)  # bins of the histogram: powers of ten
 
 
-class GradientHealth(Callback):
+class GradientHealth(Measurement):
     """Log every `every` steps the norm of each block's gradient before clipping, and its share of zeros.
 
     Warn once of each block whose norm is below `vanishing` or above `exploding`. Draw a histogram of the gradients' sizes,
     plots/gradients_STEP.png, every `histogram`-th time.
     """
+
+    name = "gradients"
 
     def __init__(
         self,
@@ -34,15 +36,10 @@ class GradientHealth(Callback):
         self.warned_pairs: set[tuple[str, str]] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"told": [list(pair) for pair in sorted(self.warned_pairs)]}
+        return {"told": sorted(self.warned_pairs)}  # the key is frozen: saved runs have it
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.warned_pairs = {(block, problem) for block, problem in state["told"]}
-
-    def on_start(self, state: State) -> None:
-        rules.enforce(rules.check_whole_tensors("gradients", state.sharded))
-        if conflict := rules.check_callback_every("gradients", self.every, state.info.log_every, state.info.eval_every):
-            log.warning("%s", conflict)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
@@ -50,14 +47,14 @@ class GradientHealth(Callback):
         if step % self.every:
             return
         gradients = group_by_block(state)
-        norms = {name: math.hypot(*(g.norm().item() for g in group)) for name, group in gradients.items()}
+        norms = {block: math.hypot(*(g.norm().item() for g in group)) for block, group in gradients.items()}
         # grad_norm is from before clipping: the ratio of both norms undoes it.
         unclipped = float(state.progress.grad_norm) / max(math.hypot(*norms.values()), 1e-30)
-        for name, group in gradients.items():
-            norm = norms[name] * unclipped
+        for block, group in gradients.items():
+            norm = norms[block] * unclipped
             zeros = sum((g == 0).sum().item() for g in group) / sum(g.numel() for g in group)
-            state.progress.extra_metrics |= {f"grad/norm/{name}": norm, f"grad/zero/{name}": zeros}
-            self._warn_once(name, norm, step)
+            state.progress.extra_metrics |= {f"grad/norm/{block}": norm, f"grad/zero/{block}": zeros}
+            self._warn_once(block, norm, step)
         if step // self.every % self.histogram == 0 and state.info.folder:
             draw(gradients, unclipped, state, step)
 
@@ -83,16 +80,12 @@ def group_by_block(state: State) -> dict[str, list[Tensor]]:
 
 def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, state: State, step: int) -> None:
     """Draw the share of gradients of each size, a line a block."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
-    assert state.info.folder
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = make_figure(6, 3.2, f"{state.info.name}, step {step}")
     axis = figure.subplots()
     for name, group in gradients.items():
         sizes = torch.cat([g.flatten() for g in group]).abs().mul(unclip_factor).clamp(min=1e-30).log10()
         counts = torch.histogram(sizes.float().cpu(), DECADES).hist
         axis.step(DECADES[:-1], counts / len(sizes), where="post", label=name)
-    axis.set(xlabel="log10 of the gradient's size", ylabel="share", title=f"{state.info.name}, step {step}")
+    axis.set(xlabel="log10 of the gradient's size", ylabel="share")
     axis.legend(fontsize=7)
-    (state.info.folder / "plots").mkdir(exist_ok=True)
-    figure.savefig(state.info.folder / "plots" / f"gradients_{step:08d}.png", dpi=100)
+    save_figure(figure, state, f"gradients_{step:08d}")

@@ -1,6 +1,5 @@
 """A callback that measures grokking: when a network generalises, how long after memorising (Power et al. 2022, 2201.02177)."""
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from research import rules
+from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.ranges import OpenFraction, PositiveInt
 from research.run_dir import write_json
-from research.training.state import Callback, State
+from research.training.state import State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 LEVELS = (0.95, 0.99)  # accuracies
-# Step, training accuracy (NaN where it is not evaluated), validation accuracy.
-AccuracyPoint = tuple[int, float, float]
+AccuracyPoint = tuple[int, float, float]  # step, training accuracy (NaN where it is not evaluated), validation accuracy
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,12 @@ def find_milestone(curve: list[tuple[int, float]], level: float, hold: int) -> M
     if not any(above):
         return Milestone(None, None, None)
     first = above.index(True)
-    starts = (start for start in range(first, len(above) - hold + 1) if all(above[start : start + hold]))
-    held = next(starts, None)
-    return Milestone(curve[first][0], None if held is None else curve[held][0], min(value for _, value in curve[first:]))
+    rows = (curve[i : i + hold] for i in range(first, len(curve) - hold + 1) if all(above[i : i + hold]))
+    held = next((row[0][0] for row in rows), None)
+    return Milestone(curve[first][0], held, min(value for _, value in curve[first:]))
 
 
-class Grokking(Callback):
+class Grokking(Measurement):
     """Log the steps to 95 and 99 % accuracy on training and validation samples, and the delay between the two.
 
     Training accuracy needs trainer.eval_train=true. Also log whether the accuracy stays there for `hold` evaluations, and
@@ -53,6 +50,8 @@ class Grokking(Callback):
     End the run `after` steps after the validation accuracy was held at `end`. Write grokking.json, and plots/grokking.png
     with the curves and the spectra.
     """
+
+    name = "grokking"
 
     def __init__(
         self,
@@ -68,38 +67,29 @@ class Grokking(Callback):
         self.end_step: int | None = None  # end the run here; None: not known yet
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "looks": [list(x) for x in self.evaluations],
-            "norms": [list(x) for x in self.norms],
-            "spectra": dict(self.spectra),
-        }
+        # The keys are frozen: saved runs have them.
+        return {"looks": self.evaluations, "norms": self.norms, "spectra": self.spectra}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.evaluations = [(int(step), train, val) for step, train, val in state["looks"]]
-        self.norms = [(int(step), norm, rank) for step, norm, rank in state["norms"]]
-        self.spectra = dict(state["spectra"])
+        self.evaluations, self.norms, self.spectra = state["looks"], state["norms"], state["spectra"]
         self.end_step = self._find_end_step()
 
     def on_start(self, state: State) -> None:
-        rules.enforce(rules.check_whole_tensors("grokking", state.sharded))
-        if conflict := rules.check_callback_every("grokking", self.every, state.info.log_every, state.info.eval_every):
-            log.warning("%s", conflict)
+        super().on_start(state)
         if self.evaluations:  # a resumed run may have reached its last step before
             self._report(state)
             self._stop_if_due(state, state.progress.step)
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
-        """Measure before the update: the metrics are logged with this step's loss, which these weights gave."""
         step = state.progress.step + 1
         due = step % self.every == 0
         if due or not self.norms:
             norm, rank = self._measure_weights(state.model, step)
             self.norms.append((step, norm, rank))
+            metrics = {"grok/weight_norm": norm} | ({} if math.isnan(rank) else {"grok/embedding_rank": rank})
             if due:  # the first measurement is for the picture: it would be logged with the loss of a later step
-                state.progress.extra_metrics |= {"grok/weight_norm": norm} | (
-                    {} if math.isnan(rank) else {"grok/embedding_rank": rank}
-                )
+                state.progress.extra_metrics |= metrics
         self._stop_if_due(state, step)
 
     def on_step(self, state: State) -> None:
@@ -112,12 +102,9 @@ class Grokking(Callback):
     def on_end(self, state: State) -> None:
         if not self.evaluations or state.info.folder is None:
             return
-        write_json(
-            state.info.folder / "grokking.json",
-            self.collect_milestones() | {"steps": state.progress.step, "seconds": state.progress.seconds},
-        )
-        (state.info.folder / "plots").mkdir(exist_ok=True)
-        draw(self, state.info.name).savefig(state.info.folder / "plots" / "grokking.png", dpi=120)
+        run = {"steps": state.progress.step, "seconds": state.progress.seconds}
+        write_json(state.info.folder / "grokking.json", self.collect_milestones() | run)
+        save_figure(draw(self, state.info.name), state, "grokking")
 
     def collect_milestones(self) -> dict[str, Any]:
         """Return, for each level, the milestone of each split and the delay (steps) between the two."""
@@ -135,12 +122,14 @@ class Grokking(Callback):
 
     def _report(self, state: State) -> dict[str, float]:
         """Write the notes for the end of the run; return the milestones reached so far as metrics."""
-        facts = self.collect_milestones()
         # NaN is not >= 0: training samples that were never evaluated have no row.
         evaluated = [split for i, split in enumerate(SPLITS, start=1) if any(point[i] >= 0 for point in self.evaluations)]
-        for level in LEVELS:
-            state.end_notes[f"grokking {level:.0%}"] = format_level(facts[f"{level:.2f}"], evaluated, self.evaluations[-1][0])
-        return {f"grok/{name}": float(step) for name, step in to_metrics(facts).items()}
+        metrics: dict[str, float] = {}
+        for level, facts in self.collect_milestones().items():
+            percent = f"{float(level):.0%}"
+            state.end_notes[f"grokking {percent}"] = format_level(facts, evaluated, self.evaluations[-1][0])
+            metrics |= to_metrics(facts, percent.removesuffix("%"))
+        return metrics
 
     def _find_end_step(self) -> int | None:
         """Return the step that is `after` steps after the first `hold` evaluations in a row at `end`."""
@@ -167,24 +156,19 @@ class Grokking(Callback):
         return norm, float(torch.special.entr(shares).sum().exp())
 
 
-def to_metrics(facts: dict[str, Any]) -> dict[str, int]:
-    """Return the milestones reached so far as metrics: train_95, val_95, held_95 (of validation), delay_95."""
-    metrics: dict[str, int] = {}
-    for level, reached in facts.items():
-        percent = f"{float(level):.0%}".removesuffix("%")
-        steps = {f"{split}_{percent}": reached[split]["first"] for split in SPLITS}
-        steps |= {f"held_{percent}": reached["val"]["held"], f"delay_{percent}": reached["delay"]}
-        metrics |= {name: step for name, step in steps.items() if step is not None}
-    return metrics
+def to_metrics(facts: dict[str, Any], percent: str) -> dict[str, float]:
+    """Return one level's milestones as metrics, if reached: train_95, val_95, held_95 (of validation), delay_95."""
+    steps = {split: facts[split]["first"] for split in SPLITS} | {"held": facts["val"]["held"], "delay": facts["delay"]}
+    return {f"grok/{name}_{percent}": float(step) for name, step in steps.items() if step is not None}
 
 
 def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
     """Return one level's milestones as text, for the splits that were evaluated in `steps` steps."""
-    parts = []
-    for split in splits:
-        first = facts[split]["first"]
-        parts.append(f"{split} {f'at step {first:,}' if first is not None else f'not reached in {steps:,}'}")
-    text = ", ".join(parts)
+    firsts = {split: facts[split]["first"] for split in splits}
+    text = ", ".join(
+        f"{split} not reached in {steps:,}" if first is None else f"{split} at step {first:,}"
+        for split, first in firsts.items()
+    )
     if (delay := facts["delay"]) is not None:
         text += f", {abs(delay):,} steps {'later' if delay >= 0 else 'earlier'}"
     if (val := facts["val"])["first"] is not None:
@@ -195,30 +179,27 @@ def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
 
 def draw(callback: Grokking, title: str) -> "Figure":
     """Draw accuracies, norm and rank against the step, and the first and last singular values of the embedding."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure = make_figure(12, 3.4, title)
     left, middle, right = figure.subplots(1, 3)
-    steps = [point[0] for point in callback.evaluations]
-    for column, (split, colour) in enumerate(zip(SPLITS, ("tab:gray", "tab:blue"), strict=True), start=1):
-        left.plot(steps, [point[column] for point in callback.evaluations], color=colour, label=f"{split}/acc")
+    steps, *accuracies = zip(*callback.evaluations, strict=True)
+    for split, values, colour in zip(SPLITS, accuracies, ("tab:gray", "tab:blue"), strict=True):
+        left.plot(steps, values, color=colour, label=f"{split}/acc")
         for level, style in zip(LEVELS, (":", "--"), strict=True):
             if (first := callback.find_milestone(split, level).first) is not None:
                 left.axvline(first, color=colour, linestyle=style, linewidth=1, label=f"{level:.0%} at {first:,}")
     left.set(xlabel="step", xscale="log", ylabel="accuracy")
     left.legend(fontsize=7)
-    steps = [point[0] for point in callback.norms]
-    middle.plot(steps, [point[1] for point in callback.norms], color="tab:blue")
+    measured = [point[0] for point in callback.norms]
+    middle.plot(measured, [point[1] for point in callback.norms], color="tab:blue")
     middle.set(xlabel="step", xscale="log", ylabel="norm of the weights")
     other = middle.twinx()
-    other.plot(steps, [point[2] for point in callback.norms], color="tab:orange")
+    other.plot(measured, [point[2] for point in callback.norms], color="tab:orange")
     other.set_ylabel("effective rank of the embedding", color="tab:orange")
-    for step, values in callback.spectra.items():
-        right.plot(range(1, len(values) + 1), values, label=f"step {step:,}")
+    for step, spectrum in callback.spectra.items():
+        right.plot(range(1, len(spectrum) + 1), spectrum, label=f"step {step:,}")
     right.set(xlabel="singular value of the embedding", yscale="log")
     if callback.spectra:
         right.legend(fontsize=7)
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
     return figure

@@ -1,24 +1,23 @@
 """A callback that logs how quantization changes the weights during training, layer by layer."""
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from research import rules
+from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.ranges import PositiveInt
-from research.training.state import Callback, State
+from research.training.state import State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 MAX_LEGEND_LAYERS = 28  # of more layers only some are named
-Measurement = tuple[int, dict[str, float]]  # step, and the value of each of FACTS
+History = dict[str, list[tuple[int, dict[str, float]]]]  # of each layer: step, and the value of each of FACTS
 FACTS = {
     "error": "quantization error",  # |W - scale * codes| / |W|, Frobenius
     "zero": "share of zeros",
@@ -27,35 +26,33 @@ FACTS = {
 }
 
 
-class Ternary(Callback):
+class Ternary(Measurement):
     """Log FACTS of each BitLinear every `every` steps; draw them at the end, plots/ternary.png with a line a layer.
 
     The share of changed codes is logged from the second measurement on. Also log the size of the packed model (MB) and how
     many times larger it is in float32.
     """
 
+    name = "ternary"
+
     def __init__(self, every: PositiveInt = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
         self.every = every
         self.codes: dict[str, Tensor] = {}
-        self.history: dict[str, list[Measurement]] = {}
+        self.history: History = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"codes": dict(self.codes), "history": {name: list(points) for name, points in self.history.items()}}
+        return {"codes": self.codes, "history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.codes = dict(state["codes"])
-        self.history = {name: [(int(step), dict(facts)) for step, facts in points] for name, points in state["history"].items()}
+        self.codes, self.history = state["codes"], state["history"]
 
     def on_start(self, state: State) -> None:
-        rules.enforce(rules.check_whole_tensors("ternary", state.sharded))
-        if conflict := rules.check_callback_every("ternary", self.every, state.info.log_every, state.info.eval_every):
-            log.warning("%s", conflict)
+        super().on_start(state)
         if not bitlinear_layers(state.model):
             log.warning("callbacks.ternary logs nothing: the model has no BitLinear; leave it out with ~callbacks.ternary")
 
     @torch.no_grad()
     def on_gradients(self, state: State) -> None:
-        """Measure before the update: the metrics are logged with this step's loss, which these weights gave."""
         step = state.progress.step + 1
         if step % self.every:
             return
@@ -80,31 +77,27 @@ class Ternary(Callback):
         return dict(zip(facts, torch.stack(list(facts.values())).tolist(), strict=True))  # one copy from the device, not four
 
     def on_end(self, state: State) -> None:
-        if state.info.folder is None or not self.history:
-            return
-        (state.info.folder / "plots").mkdir(exist_ok=True)
-        draw(self.history, state.info.name).savefig(state.info.folder / "plots" / "ternary.png", dpi=120)
+        if state.info.folder and self.history:
+            save_figure(draw(self.history, state.info.name), state, "ternary")
 
 
-def draw(history: Mapping[str, list[Measurement]], title: str) -> "Figure":
+def draw(history: History, title: str) -> "Figure":
     """Draw FACTS against the step, a line a layer; of more than MAX_LEGEND_LAYERS only some are named."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = make_figure(9, 5.5, title)
     axes = figure.subplots(2, 2, sharex=True).flatten()
     stride = -(-len(history) // MAX_LEGEND_LAYERS)
     for number, (name, measurements) in enumerate(history.items()):
         color = colormaps["viridis"](number / max(1, len(history) - 1))
         for axis, fact in zip(axes, FACTS, strict=True):
-            points = [(step, facts[fact]) for step, facts in measurements if fact in facts]
+            points = {step: facts[fact] for step, facts in measurements if fact in facts}
             label = None if number % stride else name
-            axis.plot([step for step, _ in points], [value for _, value in points], color=color, linewidth=1, label=label)
+            axis.plot(list(points), list(points.values()), color=color, linewidth=1, label=label)
     for axis, fact in zip(axes, FACTS.values(), strict=True):
         axis.set(title=fact)
         axis.grid(alpha=0.3)
     for axis in axes[2:]:
         axis.set(xlabel="step")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
-    figure.suptitle(title, fontsize=10)
     return figure

@@ -1,7 +1,6 @@
 """Modular arithmetic (Power et al. 2022, arXiv 2201.02177): the full table of a op b = c, part of it for validation."""
 
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Literal
 
 import torch
@@ -9,9 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from research import rules
-from research.data.spec import Dataset, Split, Tokens, majority_accuracy
+from research.data.spec import Dataset, Tokens, split_at_random
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
-from research.seeding import SPLIT_STREAM, fold_in
 
 Residues = Int[Tensor, "pairs"]
 Operation = Literal["+", "-", "*", "/", "x2+xy+y2"]
@@ -43,18 +41,4 @@ def modular(
         x, y = x[keep], y[keep]
     c = OPERATIONS[operation](x, y, p)
     tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
-    # The split depends on `split_seed` alone, not on the seed of the run.
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
-    cut = round(train_fraction * len(x))
-    if not 0 < cut < len(x):
-        raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} pairs empty")
-    train, val = order[:cut], order[cut:]
-    return Dataset(
-        shape=Tokens(vocab_size=p + 2, seq_len=4),
-        train=Split(tokens[train], c[train]),
-        val=Split(tokens[val], c[val]),
-        digest=sha256(tokens[order].numpy().tobytes() + c[order].numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest(),
-        source=f"x {operation} y mod {p}",
-        unit="sample",
-        baseline={"val/acc majority": majority_accuracy(c[val], p)},
-    )
+    return split_at_random(Tokens(p + 2, seq_len=4), tokens, c, train_fraction, split_seed, f"x {operation} y mod {p}")

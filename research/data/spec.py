@@ -1,11 +1,14 @@
 """A data set: two splits of tensors, and the shape that a model must fit."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
+
+from research.seeding import SPLIT_STREAM, fold_in
 
 
 class Tokens(NamedTuple):
@@ -60,9 +63,21 @@ class Dataset(Generic[Shape]):
     notes: tuple[str, ...] = ()  # facts for the console, as the leak between the splits
 
 
-def majority_accuracy(targets: Int[Tensor, "n"], num_classes: int) -> float:
-    """Return the accuracy of always answering the most frequent class."""
-    return torch.bincount(targets, minlength=num_classes).max().item() / len(targets)
+def split_at_random(
+    shape: Shape, x: Num[Tensor, "n features"], y: Int[Tensor, "n"], train_fraction: float, split_seed: int, source: str
+) -> Dataset[Shape]:
+    """Return samples with one class each, split by `split_seed` alone: the seed of a run must not move the split.
+
+    Its baseline always answers the most frequent class. Raise ValueError for an empty split.
+    """
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
+    x, y, cut = x[order], y[order], round(train_fraction * len(x))
+    if not 0 < cut < len(x):
+        raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} samples empty")
+    train, val = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:])
+    digest = sha256(x.numpy().tobytes() + y.numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest()
+    majority = torch.bincount(val.targets).max().item() / len(val)
+    return Dataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
 
 
 def unigram_cross_entropy(train: Int[Tensor, "n"], val: Int[Tensor, "m"], num_classes: int) -> Float[Tensor, ""]:

@@ -42,9 +42,8 @@ def read_documents(files: list[Path]) -> list[bytes]:
         try:
             content.decode()
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"data.path: {file} is not UTF-8 (byte {error.start}); convert it or narrow data.pattern"
-            ) from None
+            where = f"{file} is not UTF-8 (byte {error.start})"
+            raise ValueError(f"data.path: {where}; convert it or narrow data.pattern") from None
         if content.strip():
             documents.setdefault(sha256(content).digest(), content)
     if not documents:
@@ -56,7 +55,8 @@ def split_files(documents: list[bytes], val_fraction: float) -> tuple[list[bytes
     """Return training and validation documents, chosen by their digest; a single document is cut at a line's end."""
     if len(documents) == 1:
         text = documents[0]
-        cut = text.rfind(b"\n", 0, int(len(text) * (1 - val_fraction))) + 1 or int(len(text) * (1 - val_fraction))
+        limit = int(len(text) * (1 - val_fraction))
+        cut = text.rfind(b"\n", 0, limit) + 1 or limit
         return [text[:cut]], [text[cut:]]
     # By digest: the split does not depend on the names or the order of the files.
     ranked = sorted(documents, key=lambda text: sha256(b"split" + text).digest())
@@ -78,9 +78,8 @@ def pack_windows(documents: list[bytes], seq_len: int, name: str) -> tuple[UInt8
     """
     stream = torch.frombuffer(bytearray(b"\0".join(documents)), dtype=torch.uint8)
     if len(stream) <= seq_len:
-        raise ValueError(
-            f"data.seq_len={seq_len} is too long: the {name} split has {len(stream)} bytes; give a smaller one or more text"
-        )
+        why = f"the {name} split has {len(stream)} bytes"
+        raise ValueError(f"data.seq_len={seq_len} is too long: {why}; give a smaller one or more text")
     windows = stream.unfold(0, seq_len + 1, seq_len)  # a view: a window is copied when it is drawn
     return stream, Split(windows[:, :-1], windows[:, 1:])
 

@@ -1,0 +1,40 @@
+"""What callbacks that measure share: when they may measure, and how they draw."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from research import rules
+from research.training.state import Callback, State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+
+class Measurement(Callback):
+    """Measures whole tensors every `every` steps, before the update: its numbers are logged with the loss that they gave."""
+
+    name: str  # in conf/callbacks
+    every: int  # steps
+
+    def on_start(self, state: State) -> None:
+        rules.enforce(rules.check_whole_tensors(self.name, state.sharded))
+        if conflict := rules.check_callback_every(self.name, self.every, state.info.log_every, state.info.eval_every):
+            log.warning("%s", conflict)
+
+
+def make_figure(width: float, height: float, title: str) -> "Figure":
+    """Return an empty figure of a size in inches."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def save_figure(figure: "Figure", state: State, name: str) -> None:
+    """Save a figure in the run folder, as plots/NAME.png."""
+    assert state.info.folder
+    (state.info.folder / "plots").mkdir(exist_ok=True)
+    figure.savefig(state.info.folder / "plots" / f"{name}.png", dpi=120)
