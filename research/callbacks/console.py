@@ -35,13 +35,14 @@ def build_header(state: State) -> list[tuple[str, str]]:
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
     sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
+    hardware = f"{info.device}, {distributed.describe(state.sharded)}, {format_threads(torch.get_num_threads())}"
     rows = [
         ("run", info.name),
         ("model", f"{kind}, {count:,} parameters, {describe_precision(model)}"),
         ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
-        ("device", f"{info.device}, {info.processes}, {format_threads(torch.get_num_threads())}, torch {torch.__version__}"),
+        ("device", f"{hardware}, torch {torch.__version__}"),
     ]
     if state.first_step:
         rows.append(("resumed", f"at step {state.first_step}"))

@@ -26,12 +26,11 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return accelerator
 
 
-def describe(parallel: str) -> str:
+def describe(sharded: bool) -> str:
     """Describe the actual process group; some launchers start fewer processes than requested."""
     if world_size() == 1:
         return "1 process"
-    how = "fsdp" if parallel == "fsdp" else "ddp"
-    return f"{world_size()} processes, {how} over {dist.get_backend()}"
+    return f"{world_size()} processes, {'fsdp' if sharded else 'ddp'} over {dist.get_backend()}"
 
 
 def world_size() -> int:

@@ -6,7 +6,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from research.data.spec import Dataset, Split
 from research.losses import Loss, Objective
 from research.optim.schedules import get_lr
 from research.signals import Stopped
+from research.training import distributed
 from research.training.batches import Batches
 from research.training.ema import Average
 from research.training.progress import Progress
@@ -53,7 +54,6 @@ class RunInfo:
     config_digest: str = ""
     in_sweep: bool = False  # the sweep has the screen
     device: str = "cpu"
-    processes: str = "1 process"  # how many, and how they share the run
 
 
 @dataclass
@@ -167,6 +167,19 @@ class Callback:
 
     def on_end(self, state: State) -> None:
         """After the last step, also when the run failed (`state.error`)."""
+
+
+def select_callbacks(callbacks: Sequence[Callback], sharded: bool) -> list[Callback]:
+    """Return the callbacks of this process, those that save last: what they save includes the others' state."""
+    if distributed.rank() > 0:
+        callbacks = [callback for callback in callbacks if callback.saves and sharded]
+    return sorted(callbacks, key=lambda callback: callback.saves)
+
+
+def name_callbacks(callbacks: Sequence[Callback]) -> dict[str, Stateful]:
+    """Return callbacks by the names that checkpoints know them by: the class and a count, as "Checkpoint 0"."""
+    names = [type(callback).__name__ for callback in callbacks]
+    return {f"{name} {names[:i].count(name)}": callbacks[i] for i, name in enumerate(names)}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ cost exactness and, for small models, more time than the step itself.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
-from research.data.spec import Dataset
+from research.data.spec import Dataset, Split
 from research.losses import Loss, Objective, check_losses
 from research.nn.bitlinear import bitlinear_layers
+from research.nn.blocks import recompute
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import get_lr, set_rates
 from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_fields
+from research.run_dir import ROOT
 from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
@@ -33,8 +36,7 @@ from research.training.evaluate import evaluate
 from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
-from research.training.setup import check_optimizer, name_callbacks, select_callbacks, select_splits, wrap
-from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks
+from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, name_callbacks, select_callbacks
 
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
 
@@ -115,16 +117,18 @@ class Trainer:
         folder or a checkpoint: to continue, or with `weights_only` to take the weights from. Raise ValueError where it holds
         none of this model, optimizer and data.
         """
-        check_optimizer(optimizer, model)
+        known = {id(p) for p in model.parameters()}
+        if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("the optimizer has other parameters than the model: build it after trainer.to_device(model)")
         rules.enforce(*(rules.check_warmup(layer.warmup, self.steps) for layer in bitlinear_layers(model).values()))
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
-        facts = {"name": name, "folder": folder, "config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep}
-        info = self._describe_run(data, monitor, **facts)
+        task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
+        facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
+        info = RunInfo(self.steps, self.batch_size, self.log_every, self.eval_every, monitor, task, name, folder, **facts)
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         model, callbacks = self.to_device(model), select_callbacks(callbacks, sharded)
-        net = wrap(model, self.checkpoint_activations, self.compile, ddp=self.world_size > 1 and not sharded)
-        train, val = select_splits(data, self.overfit, device)
+        net, (train, val) = self._wrap(model), self._select_splits(data)
         state = State(
             model=model,
             net=net,
@@ -136,7 +140,7 @@ class Trainer:
             val=val,
             batches=Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded),
             info=info,
-            progress=Progress(task=info.task, loss_sum=torch.zeros((), device=device)),
+            progress=Progress(task=task, loss_sum=torch.zeros((), device=device)),
             callbacks=callbacks,
             average=Average(model, self.ema) if self.ema else None,
             scaler=scaler,
@@ -147,18 +151,21 @@ class Trainer:
             (snapshot.initialize_from if weights_only else snapshot.resume)(state, resume)
         return state
 
-    def _describe_run(self, data: Dataset[Any], monitor: str, **facts: Any) -> RunInfo:
-        return RunInfo(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            log_every=self.log_every,
-            eval_every=self.eval_every,
-            monitor=monitor,
-            task=f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}",
-            device=str(self.accelerator.device),
-            processes=distributed.describe(self.parallel),
-            **facts,
-        )
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        """Return what the loop calls: the model, compiled and wrapped as requested."""
+        model.train()
+        if self.checkpoint_activations:
+            recompute(model)
+        if self.compile:  # a cache of our own: a compile that was killed leaves a broken file in the shared one
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "outputs" / "compiled"))
+            model.compile()
+        ddp = self.world_size > 1 and self.parallel != "fsdp"
+        return nn.parallel.DistributedDataParallel(model) if ddp else model
+
+    def _select_splits(self, data: Dataset[Any]) -> list[Split]:
+        """Return the training and the held-back split on the device; with `overfit` both are the first so many samples."""
+        part, splits = slice(self.overfit or None), (data.train, data.train if self.overfit else data.val)
+        return [Split(split.inputs[part], split.targets[part]).to(self.accelerator.device) for split in splits]
 
     def fit(self, state: State) -> State:
         """Train to `steps`, a stop or a signal; `state.signum` tells whether a signal ended it early.
