@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +34,16 @@ class Guard:
     max_skips: PositiveInt = 5  # updates left out in a row
     max_rollbacks: PositiveInt = 2
     on_device: bool = field(default=False, init=False)
-    last_nonfinite: bool | Tensor = field(default=False, init=False)  # the last verdict
-    first_bad_step: int | Tensor = field(default=-1, init=False)  # since the last check, counted from 0; -1: none
-    num_bad_in_row: int | Tensor = field(default=0, init=False)
-    max_bad_in_row: int | Tensor = field(default=0, init=False)  # since the last check
-    location: str = field(default="", init=False)  # the gradient that was not finite
+    verdicts: list[Any] = field(default_factory=list, init=False)  # a bool or a tensor for each step since the last check
+    num_bad_in_row: int = field(default=0, init=False)  # up to the last check
+    location: str = field(default="", init=False)  # the first gradient that was not finite
 
     def __post_init__(self) -> None:
         check_fields("trainer.guard", self)
 
     def reset(self, on_device: bool) -> None:
         """Forget the verdicts of another run; those of the next one stay on the device, or are read at each step."""
-        self.on_device = on_device
-        self.last_nonfinite, self.first_bad_step, self.num_bad_in_row, self.max_bad_in_row = False, -1, 0, 0
+        self.on_device, self.verdicts, self.num_bad_in_row = on_device, [], 0
 
     def accepts(self, state: State, loss: Tensor) -> bool:
         """Return whether to update the weights, and count the loss if so.
@@ -58,29 +55,24 @@ class Guard:
             self._check_on_device(state, loss, torch.as_tensor(progress.grad_norm))
             return True
         has_finite_norm = math.isfinite(float(progress.grad_norm)) or state.scaler.get_scale() > 1  # else fp16's overflow
-        bad = self.last_nonfinite = not (math.isfinite(loss.item()) and has_finite_norm)
-        if not bad:
+        bad = not (math.isfinite(loss.item()) and has_finite_norm)
+        if bad:
+            self.location = find_nonfinite_gradient(state.model)
+        else:
             progress.loss_sum += loss
             progress.loss_count += 1
-        elif self.first_bad_step < 0:
-            self.first_bad_step, self.location = progress.step, find_nonfinite_gradient(state.model)
-        self.num_bad_in_row = (self.num_bad_in_row + 1) * bad
-        self.max_bad_in_row = max(self.max_bad_in_row, self.num_bad_in_row)
+        self.verdicts.append(bad)
         return not bad
 
     def _check_on_device(self, state: State, loss: Tensor, grad_norm: Tensor) -> None:
         """Do the same without reading any number."""
         progress = state.progress
         bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
-        if self.policy != "skip":
-            bad = bad | self.last_nonfinite
+        if self.policy != "skip" and self.verdicts:
+            bad = bad | self.verdicts[-1]
         progress.loss_sum += torch.where(bad, 0.0, loss)
         progress.loss_count = progress.loss_count + ~bad
-        first = torch.as_tensor(self.first_bad_step, device=loss.device)
-        self.first_bad_step = torch.where(bad & (first < 0), progress.step, first)
-        self.num_bad_in_row = (self.num_bad_in_row + 1) * bad
-        self.max_bad_in_row = torch.maximum(torch.as_tensor(self.max_bad_in_row, device=loss.device), self.num_bad_in_row)
-        self.last_nonfinite = bad
+        self.verdicts.append(bad)
         state.skipped_on_device = bad if self.policy != "skip" else None  # a weight that was left out is as good as before
         state.optimizer.grad_scale, state.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
 
@@ -90,10 +82,14 @@ class Guard:
         `replay` computes the gradient of a step again: nothing was updated since. Raise FloatingPointError where the
         run has to end.
         """
-        first, longest = int(self.first_bad_step), int(self.max_bad_in_row)
-        self.first_bad_step, self.max_bad_in_row = -1, 0
-        if first < 0:
+        verdicts: list[bool] = torch.stack(self.verdicts).tolist() if self.on_device and self.verdicts else self.verdicts
+        self.verdicts, longest = [], 0
+        for bad in verdicts:
+            self.num_bad_in_row = (self.num_bad_in_row + 1) * bad
+            longest = max(longest, self.num_bad_in_row)
+        if not longest:
             return False
+        first = state.progress.step - len(verdicts) + verdicts.index(True)  # counted from 0
         if self.on_device:
             replay(first)
             self.location = find_nonfinite_gradient(state.model)
@@ -132,7 +128,7 @@ class Guard:
         progress.seconds = state.seconds_before = seconds
         state.logged = {}
         state.start_clock()
-        self.last_nonfinite, self.num_bad_in_row = False, 0
+        self.num_bad_in_row = 0
 
 
 def supports_found_inf(optimizer: Optimizer) -> bool:

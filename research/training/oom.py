@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-def retry_on_oom(work: Callable[[], Result], state: State, grad_accum: int) -> Result:
+def retry_on_oom(work: Callable[[], Result], state: State) -> Result:
     """Return what `work` returns; where memory runs out, try again with micro-batches of half as many samples."""
     while True:
         try:
@@ -23,16 +23,16 @@ def retry_on_oom(work: Callable[[], Result], state: State, grad_accum: int) -> R
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             message = str(error)
-        halve_micro_batch(state, grad_accum, message)  # here, where the tensors of what failed are free
+        halve_micro_batch(state, message)  # here, where the tensors of what failed are free
 
 
-def halve_micro_batch(state: State, grad_accum: int, message: str) -> None:
+def halve_micro_batch(state: State, message: str) -> None:
     """Halve the micro-batch and double their number, for the work under way and all that follows.
 
     Raise ValueError where a micro-batch is one sample, and where other processes wait for this one's gradients.
     """
     progress = state.progress
-    parts = grad_accum * 2**progress.oom_halvings
+    parts = state.batches.grad_accum * 2**progress.oom_halvings
     micro_batch = state.info.batch_size // (parts * distributed.world_size())
     step = progress.step + (not progress.eval_pending)
     if distributed.world_size() > 1 or micro_batch <= 1:

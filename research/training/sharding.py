@@ -82,31 +82,24 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def load_average(average: Average, folder: Path) -> bool:
-    """Load the averages from the files; return False where they hold none."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load as read
-
-    files = FileSystemReader(folder)
-    if not any(name.startswith("average.") for name in files.read_metadata().state_dict_metadata):
-        return False
-    read({"average": average.averages}, storage_reader=files, no_dist=distributed.world_size() == 1)
-    return True
-
-
-def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = None) -> None:
-    """Load model and optimizer from the files, however many processes wrote them."""
+def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = None, average: Average | None = None) -> None:
+    """Load the state from the files, however many processes wrote them. Averages that they do not hold are the weights."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
-    from torch.distributed.checkpoint.state_dict_loader import load as read
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    state, files = get_sharded_state(model, optimizer), FileSystemReader(folder)
+    files = FileSystemReader(folder)
+    metadata = files.read_metadata().state_dict_metadata
+    has_average = any(name.startswith("average.") for name in metadata)
+    state = get_sharded_state(model, optimizer, average if has_average else None)
     if optimizer:
-        state["optimizer"]["state"] = allocate_optimizer_state(files.read_metadata().state_dict_metadata, state["model"])
-    read(state, storage_reader=files, no_dist=distributed.world_size() == 1)
+        state["optimizer"]["state"] = allocate_optimizer_state(metadata, state["model"])
+    load(state, storage_reader=files, no_dist=distributed.world_size() == 1)
     set_model_state_dict(model, state["model"])
     if optimizer:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    if average and not has_average:
+        average.reset()
 
 
 def allocate_optimizer_state(metadata: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

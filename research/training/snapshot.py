@@ -141,10 +141,9 @@ def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
     """Load a checkpoint's weights into the model that it is of: the averages where it has them."""
     shards = folder / checkpoint.SHARDS_FOLDER
     if shards.exists():
-        sharding.load_shards(model, shards)
-        average = Average(model, 0.0)
-        if sharding.load_average(average, shards):
-            average.swap()
+        average = Average(model, decay=0.0)
+        sharding.load_shards(model, shards, average=average)
+        average.swap()
     else:
         sharding.load_full(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
 
@@ -163,9 +162,7 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
     initial = [group[INITIAL_SETTINGS] for group in state.optimizer.param_groups]
     shards = folder / checkpoint.SHARDS_FOLDER
     if shards.exists():
-        sharding.load_shards(state.model, shards, state.optimizer)
-        if state.average and not sharding.load_average(state.average, shards):
-            state.average.reset()
+        sharding.load_shards(state.model, shards, state.optimizer, state.average)
     elif state.sharded:
         raise ValueError(f"resume={folder} was not saved by trainer=fsdp\ngo on without it, or give resume.weights_only=true")
     else:

@@ -223,7 +223,7 @@ class Trainer:
                 shares.append(share.detach())
             return distributed.all_reduce_sum(shares[0] if len(shares) == 1 else torch.stack(shares).sum())
 
-        return retry_on_oom(run_micro_batches, state, self.grad_accum)
+        return retry_on_oom(run_micro_batches, state)
 
     def clip(self, state: State) -> Float[Tensor, ""]:
         """Return the norm of the gradient, which then is no longer than `clip_norm`."""
@@ -262,7 +262,7 @@ class Trainer:
         if state.stop or self._is_due(state, self.eval_every):
             averaged = state.average.use_averages() if state.average else nullcontext()
             with averaged, signals.raise_immediately(self._will_compile(not state.has_evaluated)):
-                metrics = retry_on_oom(partial(self._evaluate_splits, state, signals), state, self.grad_accum)
+                metrics = retry_on_oom(partial(self._evaluate_splits, state, signals), state)
             state.has_evaluated = True
         state.progress.eval_pending = False
         if state.stop or self._is_due(state, self.log_every):

@@ -349,4 +349,4 @@ def test_a_micro_batch_of_one_cannot_be_halved() -> None:
     with pytest.raises(
         ValueError, match=r"out of memory at step 1: no more\na micro-batch is one sample; trainer\.checkpoint_act"
     ):
-        oom.halve_micro_batch(state, 1, "no more\nbecause")
+        oom.halve_micro_batch(state, "no more\nbecause")
