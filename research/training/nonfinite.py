@@ -54,8 +54,8 @@ class Guard:
         if self.on_device:
             self._check_on_device(state, loss, torch.as_tensor(progress.grad_norm))
             return True
-        has_finite_norm = math.isfinite(float(progress.grad_norm)) or state.scaler.get_scale() > 1  # else fp16's overflow
-        bad = not (math.isfinite(loss.item()) and has_finite_norm)
+        # A scale above 1 is the scaler's to lower, as fp16 has overflowed.
+        bad = not (math.isfinite(loss.item()) and (math.isfinite(progress.grad_norm) or state.scaler.get_scale() > 1))
         if bad:
             self.location = find_nonfinite_gradient(state.model)
         else:
@@ -82,6 +82,7 @@ class Guard:
         `replay` computes the gradient of a step again: nothing was updated since. Raise FloatingPointError where the
         run has to end.
         """
+        progress = state.progress
         verdicts: list[bool] = torch.stack(self.verdicts).tolist() if self.on_device and self.verdicts else self.verdicts
         self.verdicts, longest = [], 0
         for bad in verdicts:
@@ -89,7 +90,7 @@ class Guard:
             longest = max(longest, self.num_bad_in_row)
         if not longest:
             return False
-        first = state.progress.step - len(verdicts) + verdicts.index(True)  # counted from 0
+        first = progress.step - len(verdicts) + verdicts.index(True)  # counted from 0
         if self.on_device:
             replay(first)
             self.location = find_nonfinite_gradient(state.model)
@@ -98,21 +99,21 @@ class Guard:
             callback.flush()  # a checkpoint may still be on its way
         steps = list_checkpoints(state.info.folder) if state.info.folder else {}
         last_good = distributed.broadcast(max((step for step in steps if step <= first), default=-1))
-        state.progress.last_finite_checkpoint = last_good
-        rollbacks, saved = state.progress.rollbacks, f"saved is step {last_good}" if last_good >= 0 else "none is saved"
+        progress.last_finite_checkpoint = last_good
+        saved = f"saved is step {last_good}" if last_good >= 0 else "none is saved"
         where = f"step {first + 1}, with lr={get_lr(state.optimizer):.3g}: {self.location}"
         message = f"the loss or the gradient is not finite at {where}; the last good step is {first}, {saved}"
         if self.policy == "skip" and longest <= self.max_skips:
             log.warning("%s; its update is left out", message)
             return False
-        if self.policy == "rollback" and rollbacks < self.max_rollbacks and last_good >= 0:
+        if self.policy == "rollback" and progress.rollbacks < self.max_rollbacks and last_good >= 0:
             log.warning("%s; going back there, with another order of samples", message)
             self._roll_back(state)
             return True
         fixes = {
             "stop": "lower lr, set trainer.clip_norm, or see trainer.guard.policy",
             "skip": f"that was {longest} times in a row, over trainer.guard.max_skips={self.max_skips}: lower lr",
-            "rollback": f"went back {rollbacks} times (trainer.guard.max_rollbacks={self.max_rollbacks}): lower lr",
+            "rollback": f"went back {progress.rollbacks} times (trainer.guard.max_rollbacks={self.max_rollbacks}): lower lr",
         }
         if self.policy == "rollback" and last_good < 0:
             fixes["rollback"] = "there is no checkpoint to go back to: give callbacks.checkpoint.every"

@@ -1,8 +1,4 @@
-"""The state of a run, and what watches it: callbacks, which look at four moments.
-
-`Progress` is all that a run has reached: it is in the checkpoint whole. `RunInfo` is what is known before the first step.
-`State` holds both beside the objects that are trained, and what this process alone needs.
-"""
+"""The state of a run, and what watches it: callbacks, which look at four moments."""
 
 import math
 import time
@@ -58,7 +54,7 @@ class RunInfo:
 
 @dataclass
 class State:
-    """One run in flight.
+    """One run in flight: what is trained, what it has reached, and what this process alone needs.
 
     Callbacks read all of it. They may write `stop` and `resume_override`, numbers to be logged into
     `progress.extra_metrics`, and words for the end of the run into `end_notes`.
@@ -78,7 +74,6 @@ class State:
     callbacks: list["Callback"] = field(default_factory=list)
     average: Average | None = None  # of the weights, where one is kept
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))  # of fp16
-    stateful: dict[str, Stateful] = field(default_factory=dict)  # what else a checkpoint must hold, by name
     sharded: bool = False  # the weights are spread over the processes
     # Of this process and this moment alone:
     first_step: int = 0  # at which this process began: above 0 when resumed
@@ -94,6 +89,13 @@ class State:
     resume_override: str = ""  # the override that continues past that reason, as target=null; empty: none
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
+
+    @property
+    def stateful(self) -> dict[str, Stateful]:
+        """What a checkpoint must also hold, by its name there: callbacks have their class and a count, as "Checkpoint 0"."""
+        names = [type(callback).__name__ for callback in self.callbacks]
+        numbered = [f"{name} {names[:i].count(name)}" for i, name in enumerate(names)]
+        return dict(zip(numbered, self.callbacks, strict=True)) | {"scaler": self.scaler}
 
     def start_clock(self) -> None:
         """Start the clock of this process."""
@@ -174,12 +176,6 @@ def select_callbacks(callbacks: Sequence[Callback], sharded: bool) -> list[Callb
     if distributed.rank() > 0:
         callbacks = [callback for callback in callbacks if callback.saves and sharded]
     return sorted(callbacks, key=lambda callback: callback.saves)
-
-
-def name_callbacks(callbacks: Sequence[Callback]) -> dict[str, Stateful]:
-    """Return callbacks by the names that checkpoints know them by: the class and a count, as "Checkpoint 0"."""
-    names = [type(callback).__name__ for callback in callbacks]
-    return {f"{name} {names[:i].count(name)}": callbacks[i] for i, name in enumerate(names)}
 
 
 @contextmanager

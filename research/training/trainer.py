@@ -36,7 +36,7 @@ from research.training.evaluate import evaluate
 from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
-from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, name_callbacks, select_callbacks
+from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, select_callbacks
 
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
 
@@ -126,7 +126,6 @@ class Trainer:
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         info = RunInfo(self.steps, self.batch_size, self.log_every, self.eval_every, monitor, task, name, folder, **facts)
-        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         model, callbacks = self.to_device(model), select_callbacks(callbacks, sharded)
         net, (train, val) = self._wrap(model), self._select_splits(data)
         state = State(
@@ -143,8 +142,7 @@ class Trainer:
             progress=Progress(task=task, loss_sum=torch.zeros((), device=device)),
             callbacks=callbacks,
             average=Average(model, self.ema) if self.ema else None,
-            scaler=scaler,
-            stateful=name_callbacks(callbacks) | {"scaler": scaler},
+            scaler=torch.amp.GradScaler(device.type, enabled=self.precision == "fp16"),
             sharded=sharded,
         )
         if resume:
