@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.faults.systems import Grokbit, OnStep, System
 from research.training import checkpoint
-from research.training.manifest import DamagedError
+from research.training.checkpoint import DamagedError
 
 NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer's state: 12 MB
 SMALL_NUMBERS = 1_000  # for the faults of files

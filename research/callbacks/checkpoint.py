@@ -29,11 +29,7 @@ class Checkpoint(Callback):
     saves = True
 
     def __init__(
-        self,
-        every: PositiveInt | None = None,  # steps
-        keep_last: PositiveInt = 1,
-        keep_best: PositiveInt = 1,
-        background: bool = False,
+        self, every: PositiveInt | None = None, keep_last: PositiveInt = 1, keep_best: PositiveInt = 1, background: bool = False
     ) -> None:
         self.every, self.keep_last, self.keep_best = every, keep_last, keep_best
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
@@ -51,7 +47,7 @@ class Checkpoint(Callback):
     def on_start(self, state: State) -> None:
         if self.task != state.info.task:
             self.values, self.task = {}, state.info.task
-        self.last_saved_step = state.first_step if state.first_step else -1
+        self.last_saved_step = state.first_step or -1
         if self.pool and state.sharded:
             log.warning("callbacks.checkpoint.background=true is ignored: under trainer=fsdp all processes write, in the loop")
         if state.info.folder and state.info.folder.exists() and distributed.rank() == 0:

@@ -1,6 +1,5 @@
 """A callback that draws the learning curves of a run."""
 
-from collections import defaultdict
 from typing import Any
 
 from research.callbacks.measurement import make_figure, save_figure
@@ -11,18 +10,18 @@ class Curve(Callback):
     """Write plots/curves.png: losses on the left, accuracy (or bits per byte) on the right, against the step."""
 
     def __init__(self) -> None:
-        self.history: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self.history: dict[str, list[tuple[int, float]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": dict(self.history)}
+        return {"history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = defaultdict(list, state["history"])
+        self.history = state["history"]
 
     def on_step(self, state: State) -> None:
         for key in ("train/loss", "val/loss", "val/acc", "val/bpb"):
             if key in state.logged:
-                self.history[key].append((state.progress.step, state.logged[key]))
+                self.history.setdefault(key, []).append((state.progress.step, state.logged[key]))
 
     def on_end(self, state: State) -> None:
         if state.info.folder is None or not self.history:
@@ -30,10 +29,11 @@ class Curve(Callback):
         figure = make_figure(9, 3.2, state.info.name)
         left, right = figure.subplots(1, 2)
         second = "val/bpb" if "val/bpb" in self.history else "val/acc"
-        for axis, keys in ((left, ("train/loss", "val/loss")), (right, (second,))):
-            for key in keys:
-                if points := self.history[key]:
-                    axis.plot(*zip(*points, strict=True), label=key, color="tab:gray" if key == "train/loss" else "tab:blue")
+        curves = {"train/loss": (left, "tab:gray"), "val/loss": (left, "tab:blue"), second: (right, "tab:blue")}
+        for key, (axis, color) in curves.items():
+            if points := self.history.get(key):
+                axis.plot(*zip(*points, strict=True), label=key, color=color)
+        for axis in (left, right):
             axis.set(xlabel="step", xscale="log" if state.progress.step > 100 else "linear")
             axis.grid(alpha=0.3)
         left.set(ylabel="loss (nats)", yscale="log")

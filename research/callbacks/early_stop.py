@@ -1,11 +1,10 @@
 """A callback that ends a run when its metric has reached a target."""
 
-import math
 from typing import Any
 
 from research.ranges import PositiveInt
 from research.training.state import Callback, State
-from research.trigger import is_better
+from research.trigger import Trigger
 
 
 class EarlyStop(Callback):
@@ -25,12 +24,10 @@ class EarlyStop(Callback):
         self._stop_if_reached(state)
 
     def on_step(self, state: State) -> None:
-        value = state.logged.get(state.info.monitor)
-        if self.target is None or value is None:
-            return
-        reached = math.isfinite(value) and not is_better(state.info.monitor, self.target, value)
-        self.hold_count = self.hold_count + 1 if reached else 0
-        self._stop_if_reached(state)
+        if self.target is not None and state.info.monitor in state.logged:
+            trigger = Trigger(metric=state.info.monitor, value=self.target)
+            self.hold_count = self.hold_count + 1 if trigger.fires(state.progress.step, state.logged) else 0
+            self._stop_if_reached(state)
 
     def _stop_if_reached(self, state: State) -> None:
         if self.target is not None and self.hold_count >= self.hold:

@@ -41,11 +41,7 @@ class GradientHealth(Measurement):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.warned_pairs = {(block, problem) for block, problem in state["told"]}
 
-    @torch.no_grad()
-    def on_gradients(self, state: State) -> None:
-        step = state.progress.step + 1
-        if step % self.every:
-            return
+    def measure(self, state: State, step: int) -> None:
         gradients = group_by_block(state)
         norms = {block: math.hypot(*(g.norm().item() for g in group)) for block, group in gradients.items()}
         # grad_norm is from before clipping: the ratio of both norms undoes it.

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.ranges import OpenFraction, PositiveInt
 from research.run_dir import write_json
 from research.training.state import State
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SPLITS = ("train", "val")
 LEVELS = (0.95, 0.99)  # accuracies
@@ -104,7 +101,7 @@ class Grokking(Measurement):
             return
         run = {"steps": state.progress.step, "seconds": state.progress.seconds}
         write_json(state.info.folder / "grokking.json", self.collect_milestones() | run)
-        save_figure(draw(self, state.info.name), state, "grokking")
+        draw(self, state)
 
     def collect_milestones(self) -> dict[str, Any]:
         """Return, for each level, the milestone of each split and the delay (steps) between the two."""
@@ -121,14 +118,16 @@ class Grokking(Measurement):
         return find_milestone([(point[0], point[column]) for point in self.evaluations], level, self.hold)
 
     def _report(self, state: State) -> dict[str, float]:
-        """Write the notes for the end of the run; return the milestones reached so far as metrics."""
+        """Write the notes for the end of the run; return the milestones reached so far as metrics, as grok/val_95."""
         # NaN is not >= 0: training samples that were never evaluated have no row.
         evaluated = [split for i, split in enumerate(SPLITS, start=1) if any(point[i] >= 0 for point in self.evaluations)]
         metrics: dict[str, float] = {}
         for level, facts in self.collect_milestones().items():
             percent = f"{float(level):.0%}"
             state.end_notes[f"grokking {percent}"] = format_level(facts, evaluated, self.evaluations[-1][0])
-            metrics |= to_metrics(facts, percent.removesuffix("%"))
+            steps = {split: facts[split]["first"] for split in SPLITS} | {"held": facts["val"]["held"], "delay": facts["delay"]}
+            reached = {name: step for name, step in steps.items() if step is not None}
+            metrics |= {f"grok/{name}_{percent.removesuffix('%')}": float(step) for name, step in reached.items()}
         return metrics
 
     def _find_end_step(self) -> int | None:
@@ -156,12 +155,6 @@ class Grokking(Measurement):
         return norm, float(torch.special.entr(shares).sum().exp())
 
 
-def to_metrics(facts: dict[str, Any], percent: str) -> dict[str, float]:
-    """Return one level's milestones as metrics, if reached: train_95, val_95, held_95 (of validation), delay_95."""
-    steps = {split: facts[split]["first"] for split in SPLITS} | {"held": facts["val"]["held"], "delay": facts["delay"]}
-    return {f"grok/{name}_{percent}": float(step) for name, step in steps.items() if step is not None}
-
-
 def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
     """Return one level's milestones as text, for the splits that were evaluated in `steps` steps."""
     firsts = {split: facts[split]["first"] for split in splits}
@@ -177,9 +170,9 @@ def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
     return text
 
 
-def draw(callback: Grokking, title: str) -> "Figure":
+def draw(callback: Grokking, state: State) -> None:
     """Draw accuracies, norm and rank against the step, and the first and last singular values of the embedding."""
-    figure = make_figure(12, 3.4, title)
+    figure = make_figure(12, 3.4, state.info.name)
     left, middle, right = figure.subplots(1, 3)
     steps, *accuracies = zip(*callback.evaluations, strict=True)
     for split, values, colour in zip(SPLITS, accuracies, ("tab:gray", "tab:blue"), strict=True):
@@ -202,4 +195,4 @@ def draw(callback: Grokking, title: str) -> "Figure":
         right.legend(fontsize=7)
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    return figure
+    save_figure(figure, state, "grokking")

@@ -3,6 +3,8 @@
 import logging
 from typing import TYPE_CHECKING
 
+import torch
+
 from research import rules
 from research.training.state import Callback, State
 
@@ -22,6 +24,15 @@ class Measurement(Callback):
         rules.enforce(rules.check_whole_tensors(self.name, state.sharded))
         if conflict := rules.check_callback_every(self.name, self.every, state.info.log_every, state.info.eval_every):
             log.warning("%s", conflict)
+
+    @torch.no_grad()
+    def on_gradients(self, state: State) -> None:
+        step = state.progress.step + 1
+        if step % self.every == 0:
+            self.measure(state, step)
+
+    def measure(self, state: State, step: int) -> None:
+        """Measure weights or gradients, of which the update under way will be number `step`."""
 
 
 def make_figure(width: float, height: float, title: str) -> "Figure":

@@ -51,14 +51,10 @@ class Ternary(Measurement):
         if not bitlinear_layers(state.model):
             log.warning("callbacks.ternary logs nothing: the model has no BitLinear; leave it out with ~callbacks.ternary")
 
-    @torch.no_grad()
-    def on_gradients(self, state: State) -> None:
-        step = state.progress.step + 1
-        if step % self.every:
-            return
+    def measure(self, state: State, step: int) -> None:
         layers = bitlinear_layers(state.model)
         for name, layer in layers.items():
-            facts = self._measure(name, layer)
+            facts = self._measure_layer(name, layer)
             self.history.setdefault(name, []).append((step, facts))
             state.progress.extra_metrics |= {f"ternary/{fact}/{name}": value for fact, value in facts.items()}
         if layers:
@@ -66,7 +62,7 @@ class Ternary(Measurement):
             float32_bytes = 4 * sum(p.numel() for p in state.model.parameters())
             state.progress.extra_metrics |= {"ternary/packed_mb": packed / 1e6, "ternary/ratio": float32_bytes / packed}
 
-    def _measure(self, name: str, layer: BitLinear) -> dict[str, float]:
+    def _measure_layer(self, name: str, layer: BitLinear) -> dict[str, float]:
         codes, scale = layer.quantizer.quantize_weight(layer.weight)
         error = (layer.weight - codes * scale).norm() / layer.weight.norm().clamp(min=1e-30)
         codes = codes.to(torch.int8)

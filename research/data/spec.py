@@ -44,10 +44,6 @@ class Split:
         x, y = self.inputs[index], self.targets[index]
         return (x if x.is_floating_point() else x.long()), y.long()
 
-    def to(self, device: torch.device) -> "Split":
-        """Return the split on a device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
-
 
 @dataclass(frozen=True)
 class Dataset(Generic[Shape]):

@@ -19,10 +19,7 @@ LONG_LINE = 40  # bytes; shorter lines repeat by chance
 
 
 def find_files(path: str | None, pattern: str) -> list[Path]:
-    """Return the files below `path`, or the standard library's sources, sorted: the order must not depend on the disk.
-
-    Raise ValueError where there are none.
-    """
+    """Return the files below `path`, or the standard library's sources, in an order of our own. Raise ValueError for none."""
     root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser().resolve()
     if not root.exists():
         raise ValueError(f"data.path={path}: there is no file or folder {root}; give one that exists")
@@ -95,8 +92,7 @@ def text(
 
     Raise ValueError for a path without text, a file that is not UTF-8, or less text than `seq_len`.
     """
-    files = find_files(path, pattern)
-    train_files, val_files = split_files(read_documents(files), val_fraction)
+    train_files, val_files = split_files(read_documents(find_files(path, pattern)), val_fraction)
     stream, train = pack_windows(train_files, seq_len, "training")
     val_stream, val = pack_windows(val_files, seq_len, "validation")
     # An evaluation reads windows spread evenly over the validation text.

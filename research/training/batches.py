@@ -1,6 +1,6 @@
 """The samples of a step, cut into micro-batches: the same ones however many micro-batches and processes share them.
 
-Which samples they are depends on (seed, samples consumed) alone, and dropout on (seed, step, rank).
+Which samples they are depends on (seed, samples consumed) alone, and dropout on (seed, step, rank): a step can be drawn again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,10 +38,7 @@ class Batches:
         self.has_ignored_targets = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
 
     def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
-        """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout.
-
-        A step that was done before is drawn again to the bit.
-        """
+        """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout."""
         seed = fold_in(self.seed, ROLLBACK_STREAM, progress.rollbacks) if progress.rollbacks else self.seed
         seed_step(seed, step, self.rank)
         set_warmup_step(self.layers, step)

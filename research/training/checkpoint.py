@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,15 +26,46 @@ from torch.utils.serialization import config as serialization
 
 from research.run_dir import list_checkpoints
 from research.training import distributed, sharding
-from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
-STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "state.pt", ".safetensors", "shards"
+MANIFEST_FILE, STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "manifest.json", "state.pt", ".safetensors", "shards"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 log = logging.getLogger(__name__)
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not what was written; the message says which file, what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says of a checkpoint."""
+
+    step: int
+    identity: dict[str, str]  # what must be the same where the run is resumed
+    samples: int | None = None  # training samples consumed; None: version 1 did not count them
+    config: dict[str, Any] = field(default_factory=dict)  # resolved; empty for a run without one
+    numerics: dict[str, Any] = field(default_factory=dict)  # what bit-exactness rests on: threads, instruction set ...
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> "bytes" and "sha256"
+    version: int = 2
+
+    def to_json(self) -> str:
+        """Return the text of the file, which ends with a digest of all that stands before it."""
+        content = json.loads(json.dumps(asdict(self), default=str))  # as it will be read: keys of a config may be numbers
+        return json.dumps(content | {"sha256": _hash_json(content)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Return a manifest of this version or of version 1, which named none. Raise DamagedError for a wrong digest."""
+        content = json.loads(text)
+        if content.pop("sha256") != _hash_json(content):
+            raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
+        if content.get("version", 1) > cls.version:
+            raise DamagedError(f"{MANIFEST_FILE} has version {content['version']}: a later Grokbit wrote it")
+        return cls(**{"version": 1} | content)
 
 
 @dataclass
@@ -49,6 +80,10 @@ class Snapshot:
     @property
     def step(self) -> int:
         return self.manifest.step
+
+
+def _hash_json(content: dict[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -171,9 +206,7 @@ def _open_hashed(path: Path, files: dict[str, Any]) -> Iterator[_HashingFile]:
 
 
 def _write_safetensors(tensors: dict[str, Tensor], file: _HashingFile) -> None:
-    """The format is the length of a JSON header, the header, and the tensors' memory one after the other; the library
-    first copies all of it twice.
-    """
+    """Write the length of a JSON header, the header, and the tensors' memory: the library first copies all of it twice."""
     header, end = {}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
@@ -204,8 +237,7 @@ def read(folder: Path) -> Snapshot:
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
         contents = {name: _read_checked(folder / name, expected) for name, expected in manifest.files.items()}
-        stems = {name: name.removesuffix(TENSORS_SUFFIX) for name in contents if name.endswith(TENSORS_SUFFIX)}
-        tensors = {stem: load_safetensors(contents[name]) for name, stem in stems.items()}
+        tensors = {Path(name).stem: load_safetensors(data) for name, data in contents.items() if name.endswith(TENSORS_SUFFIX)}
         return Snapshot(manifest, tensors, torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True))
     except DamagedError:
         raise
@@ -217,12 +249,11 @@ def read(folder: Path) -> Snapshot:
 
 def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     """Return a file's bytes, checked; none of a shard, which is read where it is needed."""
+    is_shard = path.parent.name == SHARDS_FOLDER
     try:
-        if path.parent.name == SHARDS_FOLDER:
-            content, actual = b"", sharding.hash_file(path)
-        else:
-            content = path.read_bytes()
-            actual = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        content = b"" if is_shard else path.read_bytes()
+        of_content: dict[str, Any] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        actual = sharding.hash_file(path) if is_shard else of_content
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
     if actual["bytes"] != expected["bytes"]:
@@ -240,10 +271,7 @@ def find(path: Path, until: int | None = None) -> list[Path]:
 
 
 def load_newest(path: Path, until: int | None = None, setting: str = "resume") -> tuple[Path, Snapshot]:
-    """Return the newest intact checkpoint and its folder.
-
-    Raise ValueError where there is none; it names the setting that gave the path, and every damage.
-    """
+    """Return the newest intact checkpoint and its folder. Raise ValueError for none: with the setting, and every damage."""
     damage: list[str] = []
     for folder in find(path, until):
         try:

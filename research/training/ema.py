@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class Average:
     """avg <- decay avg + (1 - decay) w after each step (Polyak and Juditsky 1992, with exponential weights).
 
-    It begins at the weights that the model has. Buffers are not averaged.
+    The first average is the weights that the model has. Buffers are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,15 +23,10 @@ class Average:
         torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), 1 - self.decay)
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Begin anew at the weights."""
-        self.load(self.weights)
-
-    @torch.no_grad()
-    def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Take over saved averages."""
+    def load(self, averages: Mapping[str, Tensor] | None = None) -> None:
+        """Take over saved averages, or the weights as they are now."""
         for name, average in self.averages.items():
-            average.copy_(averages[name])
+            average.copy_((averages or self.weights)[name])
 
     @contextmanager
     def use_averages(self) -> Iterator[None]:

@@ -13,6 +13,8 @@ from research.metrics import nats_to_bits, num_correct
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 from research.training import distributed, sharding
 
+Autocast = Callable[[], AbstractContextManager[Any]]
+
 
 @torch.no_grad()
 def evaluate(
@@ -20,7 +22,7 @@ def evaluate(
     split: Split,
     loss: Loss,
     batch_size: int,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Autocast = nullcontext,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Return val/loss (nats) and val/acc over all targets that count, and val/bpb where every token is a target.

@@ -46,10 +46,7 @@ class Guard:
         self.on_device, self.verdicts, self.num_bad_in_row = on_device, [], 0
 
     def accepts(self, state: State, loss: Tensor) -> bool:
-        """Return whether to update the weights, and count the loss if so.
-
-        On a device always true: there the optimizer itself leaves the update out.
-        """
+        """Return whether to update the weights, and count the loss if so. On a device the optimizer leaves the update out."""
         progress = state.progress
         if self.on_device:
             self._check_on_device(state, loss, torch.as_tensor(progress.grad_norm))

@@ -99,14 +99,11 @@ def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = No
     if optimizer:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
     if average and not has_average:
-        average.reset()
+        average.load()
 
 
 def allocate_optimizer_state(metadata: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Allocate the optimizer state that the files hold, by parameter.
-
-    A fresh optimizer may keep less or more: a filter is not on yet, a gradient came late.
-    """
+    """Allocate the state that the files hold, by parameter: a fresh optimizer may keep less or more, as a filter is not on."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     state: dict[str, dict[str, Any]] = {}

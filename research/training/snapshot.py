@@ -14,9 +14,8 @@ from research.kernels.ternary import get_library
 from research.nn.products import FAST_BF16, FAST_INT8
 from research.optim.param_groups import INITIAL_SETTINGS
 from research.training import checkpoint, distributed, sharding
-from research.training.checkpoint import Snapshot, get_weights
+from research.training.checkpoint import Manifest, Snapshot, get_weights
 from research.training.ema import Average
-from research.training.manifest import Manifest
 from research.training.state import State, Stateful
 
 PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
@@ -134,7 +133,7 @@ def initialize_from(state: State, path: Path) -> None:
     _check_identity(snapshot, state, path, ("model",))
     load_weights(state.model, folder, snapshot)
     if state.average:
-        state.average.reset()
+        state.average.load()
 
 
 def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:

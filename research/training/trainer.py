@@ -6,8 +6,8 @@ cost exactness and, for small models, more time than the step itself.
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
 from research.training.ema import Average
-from research.training.evaluate import evaluate
+from research.training.evaluate import Autocast, evaluate
 from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
@@ -77,13 +77,9 @@ class Trainer:
         check_fields("trainer", self)
         self.accelerator = distributed.make_accelerator(self.device, self.precision)
         self.world_size = self.accelerator.num_processes
-        rules.enforce(
-            rules.check_processes(self.parallel, self.world_size),
-            rules.check_batch_size(self.batch_size, self.grad_accum, self.world_size),
-        )
-        self.autocast: Callable[[], AbstractContextManager[Any]] = (
-            nullcontext if self.precision == "fp32" else self.accelerator.autocast
-        )
+        rules.enforce(rules.check_processes(self.parallel, self.world_size))
+        rules.enforce(rules.check_batch_size(self.batch_size, self.grad_accum, self.world_size))
+        self.autocast: Autocast = nullcontext if self.precision == "fp32" else self.accelerator.autocast
 
     def to_device(self, model: nn.Module) -> nn.Module:
         """Move the model to its device, and shard it under fsdp. Before the optimizer is built over it."""
@@ -162,8 +158,9 @@ class Trainer:
 
     def _select_splits(self, data: Dataset[Any]) -> list[Split]:
         """Return the training and the held-back split on the device; with `overfit` both are the first so many samples."""
-        part, splits = slice(self.overfit or None), (data.train, data.train if self.overfit else data.val)
-        return [Split(split.inputs[part], split.targets[part]).to(self.accelerator.device) for split in splits]
+        part, device = slice(self.overfit or None), self.accelerator.device
+        splits = (data.train, data.train if self.overfit else data.val)
+        return [Split(split.inputs[part].to(device), split.targets[part].to(device)) for split in splits]
 
     def fit(self, state: State) -> State:
         """Train to `steps`, a stop or a signal; `state.signum` tells whether a signal ended it early.

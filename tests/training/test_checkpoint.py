@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from research.training import checkpoint
-from research.training.checkpoint import Snapshot
-from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
+from research.training.checkpoint import MANIFEST_FILE, DamagedError, Manifest, Snapshot
 
 
 def save_checkpoint(root: Path, step: int) -> Path:
