@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, and that notice a flipped bit.
 
-A checkpoint is a folder step-XXXXXXXX: `model.safetensors` (beside it `average.safetensors` where weights are averaged),
-`state.pt`, and `manifest.json` with the size and the sha256 of each. It is written into a temporary folder, hashed while
-written, synced, and renamed once complete; so a kill at any moment leaves the old ones intact.
+A checkpoint is a folder step-XXXXXXXX: `model.safetensors`, `average.safetensors` where weights are averaged, `state.pt`, and
+`manifest.json` with the size and the sha256 of each. It is written into a draft, hashed while written, synced, and renamed once
+complete; so a kill at any moment leaves the old ones intact.
 """
 
 import io

@@ -53,12 +53,12 @@ def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, aver
 
 def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load full tensors into a model, sharded or not. Of tied tensors one name is enough."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
     if distributed.world_size() == 1:
         model.load_state_dict(tensors, strict=False)
-    else:
-        set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:

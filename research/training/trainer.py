@@ -122,25 +122,13 @@ class Trainer:
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         info = RunInfo(self.steps, self.batch_size, self.log_every, self.eval_every, monitor, task, name, folder, **facts)
-        model, callbacks = self.to_device(model), select_callbacks(callbacks, sharded)
-        net, (train, val) = self._wrap(model), self._select_splits(data)
-        state = State(
-            model=model,
-            net=net,
-            optimizer=optimizer,
-            schedule=schedule,
-            loss=loss,
-            objective=objective or Supervised(loss),
-            data=data,
-            val=val,
-            batches=Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded),
-            info=info,
-            progress=Progress(task=task, loss_sum=torch.zeros((), device=device)),
-            callbacks=callbacks,
-            average=Average(model, self.ema) if self.ema else None,
-            scaler=torch.amp.GradScaler(device.type, enabled=self.precision == "fp16"),
-            sharded=sharded,
-        )
+        net, (train, val) = self._wrap(self.to_device(model)), self._select_splits(data)
+        batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
+        state = State(model, net, optimizer, schedule, loss, objective or Supervised(loss), data, val, batches, info)
+        state.progress = Progress(task=task, loss_sum=torch.zeros((), device=device))
+        state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
+        state.average = Average(model, self.ema) if self.ema else None
+        state.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         if resume:
             (snapshot.initialize_from if weights_only else snapshot.resume)(state, resume)
         return state
