@@ -82,7 +82,7 @@ def describe_mistake(key: str, value: object, value_types: Iterable[ValueType]) 
 
 def check_fields(prefix: str, settings: Any) -> None:
     """Raise ValueError for the first field of a dataclass whose value is not of its annotation."""
-    for field in filter(lambda field: field.init, fields(settings)):
+    for field in fields(settings):
         value, value_types = getattr(settings, field.name), parse_annotation(field.type)
         if mistake := describe_mistake(f"{prefix}.{field.name}", value, value_types):
             raise ValueError(mistake)

@@ -20,8 +20,7 @@ class EarlyStop(Callback):
         self.hold_count = state["held"] if state["target"] == self.target else 0
 
     def on_start(self, state: State) -> None:
-        # A resumed run may have reached its target in the last process.
-        self._stop_if_reached(state)
+        self._stop_if_reached(state)  # a resumed run may have reached its target in the last process
 
     def on_step(self, state: State) -> None:
         if self.target is not None and state.info.monitor in state.logged:

@@ -123,11 +123,10 @@ class Grokking(Measurement):
         evaluated = [split for i, split in enumerate(SPLITS, start=1) if any(point[i] >= 0 for point in self.evaluations)]
         metrics: dict[str, float] = {}
         for level, facts in self.collect_milestones().items():
-            percent = f"{float(level):.0%}"
-            state.end_notes[f"grokking {percent}"] = format_level(facts, evaluated, self.evaluations[-1][0])
+            percent = f"{100 * float(level):.0f}"
+            state.end_notes[f"grokking {percent}%"] = format_level(facts, evaluated, self.evaluations[-1][0])
             steps = {split: facts[split]["first"] for split in SPLITS} | {"held": facts["val"]["held"], "delay": facts["delay"]}
-            reached = {name: step for name, step in steps.items() if step is not None}
-            metrics |= {f"grok/{name}_{percent.removesuffix('%')}": float(step) for name, step in reached.items()}
+            metrics |= {f"grok/{name}_{percent}": float(step) for name, step in steps.items() if step is not None}
         return metrics
 
     def _find_end_step(self) -> int | None:

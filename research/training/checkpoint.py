@@ -209,8 +209,8 @@ def _write_safetensors(tensors: dict[str, Tensor], file: _HashingFile) -> None:
     """Write the length of a JSON header, the header, and the tensors' memory: the library first copies all of it twice."""
     header, end = {}, 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        offset, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)

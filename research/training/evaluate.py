@@ -35,9 +35,9 @@ def evaluate(
     layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
     try:
         with cached_quantized_weights(layers):  # they do not change meanwhile
-            for start in range(0, len(split), batch_size):
+            for offset in range(0, len(split), batch_size):
                 poll()
-                indices = torch.arange(start, min(start + batch_size, len(split)))
+                indices = torch.arange(offset, min(offset + batch_size, len(split)))
                 x, y = split[indices[distributed.rank() :: distributed.world_size()]]
                 with autocast():
                     logits = model(x)

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -33,17 +33,15 @@ class Guard:
     policy: Literal["stop", "skip", "rollback"] = "stop"
     max_skips: PositiveInt = 5  # updates left out in a row
     max_rollbacks: PositiveInt = 2
-    on_device: bool = field(default=False, init=False)
-    verdicts: list[Any] = field(default_factory=list, init=False)  # a bool or a tensor for each step since the last check
-    num_bad_in_row: int = field(default=0, init=False)  # up to the last check
-    location: str = field(default="", init=False)  # the first gradient that was not finite
 
     def __post_init__(self) -> None:
         check_fields("trainer.guard", self)
 
     def reset(self, on_device: bool) -> None:
         """Forget the verdicts of another run; those of the next one stay on the device, or are read at each step."""
-        self.on_device, self.verdicts, self.num_bad_in_row = on_device, [], 0
+        self.on_device, self.location = on_device, ""  # where a gradient was not finite
+        self.verdicts: list[Any] = []  # a bool or a tensor for each step since the last check
+        self.num_bad_in_row = 0  # up to the last check
 
     def accepts(self, state: State, loss: Tensor) -> bool:
         """Return whether to update the weights, and count the loss if so. On a device the optimizer leaves the update out."""
@@ -131,8 +129,8 @@ class Guard:
 
 def supports_found_inf(optimizer: Optimizer) -> bool:
     """Return whether the optimizer leaves an update out by itself where its `found_inf` is not 0."""
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark
-    return bool(getattr(optimizer, "supports_found_inf", fused))
+    torch_says = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(getattr(optimizer, "supports_found_inf", torch_says))
 
 
 def find_nonfinite_gradient(model: nn.Module) -> str:
