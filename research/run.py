@@ -22,7 +22,7 @@ from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import get_exit_code, watch
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
-from research.training import checkpoint, distributed
+from research.training import distributed
 from research.training.checkpoint import hash_weights
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
@@ -135,7 +135,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
-    if cfg.resume.path == "auto" and checkpoint.find(folder):
+    if cfg.resume.path == "auto" and run_dir.list_checkpoints(folder):
         resume = folder
     elif cfg.resume.path == "auto" and distributed.get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")

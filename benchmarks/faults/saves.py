@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.systems import Grokbit, OnStep, System
+from research.run_dir import list_checkpoints
 from research.training import checkpoint
 from research.training.checkpoint import DamagedError
 
@@ -177,7 +178,7 @@ def save_steps(system: System) -> Iterator[Path]:
 def is_damage_named(root: Path, name: str) -> bool:
     """Return true if the newest checkpoint is refused with the name of the damaged file."""
     try:
-        checkpoint.read(checkpoint.find(root)[0])
+        checkpoint.read(next(iter(list_checkpoints(root).values())))
     except DamagedError as error:
         return name in str(error)
     return False

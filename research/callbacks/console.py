@@ -71,8 +71,8 @@ def format_progress(state: State) -> str:
     fields = [f"step {progress.step}/{info.steps}"]
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
     fields += [f"{key} {progress.metrics[key]:{style}}" for key, style in styles.items() if key in progress.metrics]
-    steps = progress.step - state.first_step
-    left = (info.steps - progress.step) * (progress.seconds - state.seconds_before) / max(1, steps)
+    seconds_per_step = (progress.seconds - state.seconds_before) / max(1, progress.step - state.first_step)
+    left = (info.steps - progress.step) * seconds_per_step
     fields += [f"{state.compute_throughput():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
     return "  ".join(fields)
 
@@ -123,8 +123,7 @@ class Console(Callback):
     def __init__(self, every: PositiveFloat = 5.0, terminal: Terminal | None = None) -> None:
         self.every, self.terminal = every, terminal or Terminal(highlight=False)
         self.live: Live | None = None
-        self.in_sweep = False
-        self.last_refresh = 0.0
+        self.in_sweep, self.last_refresh = False, 0.0
 
     def on_start(self, state: State) -> None:
         self.in_sweep = state.info.in_sweep  # a sweep prints one line a trial instead

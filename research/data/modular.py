@@ -35,10 +35,8 @@ def modular(
     if p < 3:
         raise ValueError(f"data.p={p}: give a modulus of at least 3")
     rules.enforce(rules.check_prime(operation, p))
-    x, y = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(-1)
-    if operation in "*/":
-        keep = (x > 0) & (y > 0)
-        x, y = x[keep], y[keep]
+    operands = torch.arange(1 if operation in "*/" else 0, p)
+    x, y = torch.cartesian_prod(operands, operands).unbind(-1)
     c = OPERATIONS[operation](x, y, p)
     tokens = torch.stack((x, torch.full_like(x, p), y, torch.full_like(x, p + 1)), dim=1)
     return split_at_random(Tokens(p + 2, seq_len=4), tokens, c, train_fraction, split_seed, f"x {operation} y mod {p}")

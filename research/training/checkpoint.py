@@ -8,6 +8,7 @@ complete; so a kill at any moment leaves the old ones intact.
 import io
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -252,8 +253,8 @@ def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     is_shard = path.parent.name == SHARDS_FOLDER
     try:
         content = b"" if is_shard else path.read_bytes()
-        of_content: dict[str, Any] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-        actual = sharding.hash_file(path) if is_shard else of_content
+        actual: dict[str, Any] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        actual = sharding.hash_file(path) if is_shard else actual
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
     if actual["bytes"] != expected["bytes"]:
@@ -263,17 +264,14 @@ def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     return content
 
 
-def find(path: Path, until: int | None = None) -> list[Path]:
-    """Return the checkpoints that a path means, newest first: itself, or a run folder's, of no later step than `until`."""
-    if path.name.startswith("step-"):
-        return [path]
-    return [folder for step, folder in list_checkpoints(path).items() if until is None or step <= until]
+def load_newest(path: Path, until: float = math.inf, setting: str = "resume") -> tuple[Path, Snapshot]:
+    """Return the newest intact checkpoint of a run up to step `until`, or the one at `path`, and its folder.
 
-
-def load_newest(path: Path, until: int | None = None, setting: str = "resume") -> tuple[Path, Snapshot]:
-    """Return the newest intact checkpoint and its folder. Raise ValueError for none: with the setting, and every damage."""
+    Raise ValueError where there is none; it names the setting that gave the path, and every damage.
+    """
     damage: list[str] = []
-    for folder in find(path, until):
+    steps = list_checkpoints(path)
+    for folder in [path] if path.name.startswith("step-") else [steps[step] for step in steps if step <= until]:
         try:
             snapshot = read(folder)
         except DamagedError as error:

@@ -129,8 +129,8 @@ class Guard:
 
 def supports_found_inf(optimizer: Optimizer) -> bool:
     """Return whether the optimizer leaves an update out by itself where its `found_inf` is not 0."""
-    torch_says = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return bool(getattr(optimizer, "supports_found_inf", torch_says))
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark
+    return bool(getattr(optimizer, "supports_found_inf", fused))
 
 
 def find_nonfinite_gradient(model: nn.Module) -> str:

@@ -60,7 +60,7 @@ def _get_checked_state(part: Stateful, name: str) -> dict[str, Any]:
     return contents
 
 
-def load_newest(path: Path, until: int | None = None) -> tuple[Path, Snapshot]:
+def load_newest(path: Path, until: float = math.inf) -> tuple[Path, Snapshot]:
     """Return the newest good checkpoint that `path` means: the same one in all processes, as the first of them sees it."""
     folder, snapshot = checkpoint.load_newest(path, until) if distributed.rank() == 0 else (path, None)
     folder = distributed.broadcast(folder)
@@ -98,7 +98,7 @@ def describe_numerics(device: str) -> dict[str, Any]:
     }
 
 
-def resume(state: State, path: Path, until: int | None = None) -> None:
+def resume(state: State, path: Path, until: float = math.inf) -> None:
     """Go on from the newest good checkpoint that `path` means, of no later step than `until`.
 
     Settings of the optimizer that were changed since are those given now: lr=1e-4 beside resume= means that lr. The
