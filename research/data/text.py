@@ -19,7 +19,7 @@ LONG_LINE = 40  # bytes; shorter lines repeat by chance
 
 
 def find_files(path: str | None, pattern: str) -> list[Path]:
-    """Return the files below `path`, or the standard library's sources, sorted: disks do not sort. Raise ValueError for none."""
+    """Return the files below `path`, or the standard library's sources, sorted, as disks are not. Raise ValueError for none."""
     root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser().resolve()
     if not root.exists():
         raise ValueError(f"data.path={path}: there is no file or folder {root}; give one that exists")
@@ -95,21 +95,14 @@ def text(
     stream, train = pack_windows(train_files, seq_len, "training")
     val_stream, val = pack_windows(val_files, seq_len, "validation")
     # An evaluation reads windows spread evenly over the validation text.
-    num_windows = min(max(1, val_bytes // seq_len), len(val))
-    indices = torch.linspace(0, len(val) - 1, num_windows).round().long()
+    indices = torch.linspace(0, len(val) - 1, min(max(1, val_bytes // seq_len), len(val))).round().long()
     val = Split(val.inputs[indices], val.targets[indices])
     targets = val.targets.flatten()
+    digest = sha256(sha256(stream.numpy().tobytes()).digest() + targets.numpy().tobytes()).hexdigest()
+    source = f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(val_stream)) / 1e6:.1f} MB"
     loss = unigram_cross_entropy(stream.long(), targets.long(), 256).item()
     zipped = len(gzip.compress(b"\0".join(val_files), 9, mtime=0)) * 8 / len(val_stream)
-    digest = sha256(sha256(stream.numpy().tobytes()).digest() + targets.numpy().tobytes()).hexdigest()
-    leak = measure_leak(train_files, val_files)
-    return Dataset(
-        shape=Tokens(vocab_size=256, seq_len=seq_len),
-        train=train,
-        val=val,
-        digest=digest,
-        source=f"{len(train_files)} + {len(val_files)} files, {(len(stream) + len(val_stream)) / 1e6:.1f} MB",
-        unit="token",
-        baseline={"val/loss unigram": loss, "val/bpb unigram": nats_to_bits(loss), "val/bpb gzip": zipped},
-        notes=(f"{leak:.1%} of the validation lines over {LONG_LINE} bytes are also in the training text",),
-    )
+    baseline = {"val/loss unigram": loss, "val/bpb unigram": nats_to_bits(loss), "val/bpb gzip": zipped}
+    leak = f"{measure_leak(train_files, val_files):.1%} of the validation lines over {LONG_LINE} bytes"
+    notes = (f"{leak} are also in the training text",)
+    return Dataset(Tokens(256, seq_len), train, val, digest, source, unit="token", baseline=baseline, notes=notes)

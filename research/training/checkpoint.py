@@ -250,11 +250,12 @@ def read(folder: Path) -> Snapshot:
 
 def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     """Return a file's bytes, checked; none of a shard, which is read where it is needed."""
-    is_shard = path.parent.name == SHARDS_FOLDER
     try:
-        content = b"" if is_shard else path.read_bytes()
-        actual: dict[str, Any] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-        actual = sharding.hash_file(path) if is_shard else actual
+        if path.parent.name == SHARDS_FOLDER:
+            content, actual = b"", sharding.hash_file(path)
+        else:
+            content = path.read_bytes()
+            actual = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
     if actual["bytes"] != expected["bytes"]:

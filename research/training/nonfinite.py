@@ -40,36 +40,31 @@ class Guard:
     def reset(self, on_device: bool) -> None:
         """Forget the verdicts of another run; those of the next one stay on the device, or are read at each step."""
         self.on_device, self.location = on_device, ""  # where a gradient was not finite
-        self.verdicts: list[Any] = []  # a bool or a tensor for each step since the last check
+        self.verdicts: list[Any] = []  # for each step since the last check a bool, or a tensor: is a number not finite?
         self.num_bad_in_row = 0  # up to the last check
 
     def accepts(self, state: State, loss: Tensor) -> bool:
         """Return whether to update the weights, and count the loss if so. On a device the optimizer leaves the update out."""
-        progress = state.progress
-        if self.on_device:
-            self._check_on_device(state, loss, torch.as_tensor(progress.grad_norm))
-            return True
-        # A scale above 1 is the scaler's to lower, as fp16 has overflowed.
-        bad = not (math.isfinite(loss.item()) and (math.isfinite(progress.grad_norm) or state.scaler.get_scale() > 1))
-        if bad:
-            self.location = find_nonfinite_gradient(state.model)
-        else:
-            progress.loss_sum += loss
-            progress.loss_count += 1
-        self.verdicts.append(bad)
-        return not bad
-
-    def _check_on_device(self, state: State, loss: Tensor, grad_norm: Tensor) -> None:
-        """Do the same without reading any number."""
-        progress = state.progress
-        bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
+        progress, grad_norm = state.progress, state.progress.grad_norm
+        if not self.on_device:
+            # A scale above 1 is the scaler's to lower, as fp16 has overflowed.
+            bad = not (math.isfinite(loss.item()) and (math.isfinite(grad_norm) or state.scaler.get_scale() > 1))
+            if bad:
+                self.location = find_nonfinite_gradient(state.model)
+            else:
+                progress.loss_sum += loss
+                progress.loss_count += 1
+            self.verdicts.append(bad)
+            return not bad
+        verdict = ~(torch.isfinite(loss) & torch.isfinite(torch.as_tensor(grad_norm)))  # from here on no number is read
         if self.policy != "skip" and self.verdicts:
-            bad = bad | self.verdicts[-1]
-        progress.loss_sum += torch.where(bad, 0.0, loss)
-        progress.loss_count = progress.loss_count + ~bad
-        self.verdicts.append(bad)
-        state.skipped_on_device = bad if self.policy != "skip" else None  # a weight that was left out is as good as before
-        state.optimizer.grad_scale, state.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
+            verdict = verdict | self.verdicts[-1]
+        progress.loss_sum += torch.where(verdict, 0.0, loss)
+        progress.loss_count = progress.loss_count + ~verdict
+        self.verdicts.append(verdict)
+        state.skipped_on_device = verdict if self.policy != "skip" else None  # a weight that was left out is as good as before
+        state.optimizer.grad_scale, state.optimizer.found_inf = None, verdict.float()  # type: ignore[attr-defined]
+        return True
 
     def rolls_back(self, state: State, replay: Callable[[int], object]) -> bool:
         """Apply the policy to what happened since the last check. Return true once the run is at an earlier checkpoint.

@@ -122,7 +122,9 @@ class Trainer:
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         info = RunInfo(self.steps, self.batch_size, self.log_every, self.eval_every, monitor, task, name, folder, **facts)
-        net, (train, val) = self._wrap(self.to_device(model)), self._select_splits(data)
+        part, splits = slice(self.overfit or None), (data.train, data.train if self.overfit else data.val)
+        train, val = (Split(split.inputs[part].to(device), split.targets[part].to(device)) for split in splits)
+        net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
         state = State(model, net, optimizer, schedule, loss, objective or Supervised(loss), data, val, batches, info)
         state.progress = Progress(task=task, loss_sum=torch.zeros((), device=device))
@@ -143,12 +145,6 @@ class Trainer:
             model.compile()
         ddp = self.world_size > 1 and self.parallel != "fsdp"
         return nn.parallel.DistributedDataParallel(model) if ddp else model
-
-    def _select_splits(self, data: Dataset[Any]) -> list[Split]:
-        """Return the training and the held-back split on the device; with `overfit` both are the first so many samples."""
-        part, device = slice(self.overfit or None), self.accelerator.device
-        splits = (data.train, data.train if self.overfit else data.val)
-        return [Split(split.inputs[part].to(device), split.targets[part].to(device)) for split in splits]
 
     def fit(self, state: State) -> State:
         """Train to `steps`, a stop or a signal; `state.signum` tells whether a signal ended it early.
@@ -253,8 +249,8 @@ class Trainer:
         if metrics:
             state.log(metrics)
         if not math.isfinite(metrics.get("val/loss", 0.0)) and self.guard.policy == "stop":
-            where = f"step {state.progress.step}, with lr={get_lr(state.optimizer):.3g}"
-            raise FloatingPointError(f"val/loss is {metrics['val/loss']} at {where}")
+            step, lr = state.progress.step, get_lr(state.optimizer)
+            raise FloatingPointError(f"val/loss is {metrics['val/loss']} at step {step}, with lr={lr:.3g}")
 
     def _evaluate_splits(self, state: State, signals: Watch) -> dict[str, float]:
         """Return the metrics of the held-back split, and with `eval_train` train/acc."""
