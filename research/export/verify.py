@@ -192,8 +192,7 @@ def describe_failures(report: dict[str, Any]) -> str:
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the size and sha256 of each file below a folder."""
-    files = {path: hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {str(path.relative_to(folder)): {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()}
+    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Logits, str]:
