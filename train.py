@@ -21,4 +21,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    program.explain_errors()(main)()
+    with program.explain_errors():
+        main()

@@ -1,6 +1,6 @@
 """What a training loop costs over one written by hand: Trainer.fit, accelerate, Lightning, the transformers Trainer.
 
-    python -m benchmarks.loop_overhead [--steps 10] [--rounds 12] [--seatings 12]
+    python -m benchmarks.loop_overhead [--steps 10] [--rounds 12] [--restarts 12]
 
 Every loop trains its own copy of one transformer with 114 thousand parameters. A step takes 64 samples of modular
 arithmetic and about 5 ms on one thread. All loops have the same fused AdamW over the same groups, clip gradients to norm 1
@@ -8,7 +8,7 @@ and read the loss every 10 steps. Each peer gets what its users write, with the 
 
 In a round each loop, in its own thread, does so many steps. They are measured in CPU time of the thread, where the whole
 step happens, so waiting for a busy core does not count. The address of a loop's tensors is worth some percent for as long as
-the loop lives, so all loops start anew for each seating. The hand-written loop runs twice, and each loop is compared with
+the loop lives, so all loops start anew for each restart. The hand-written loop runs twice, and each loop is compared with
 the mean of the two. Their distance from 1 is chance.
 """
 
@@ -172,7 +172,7 @@ class Lane:
         self.thread.join()
 
 
-def main(steps: int, rounds: int, seatings: int) -> harness.Results:
+def main(steps: int, rounds: int, restarts: int) -> harness.Results:
     # Messages of the peers would hide the table.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.filterwarnings("ignore")
@@ -182,14 +182,14 @@ def main(steps: int, rounds: int, seatings: int) -> harness.Results:
     own: list[tuple[str, Loop]] = [("raw", run_by_hand), ("again", run_by_hand), ("ours", run_ours)]
     times: dict[str, list[float]] = {}
     order = random.Random(0)
-    for seating in range(seatings):
+    for restart in range(restarts):
         lanes = []
         # Ours before the peers: it resets what accelerate keeps globally.
         for name, loop in [*order.sample(own, len(own)), *installed.items()]:
             lanes.append(Lane(name, loop, steps))
             lanes[-1].advance()
         arms = {lane.name: lane.advance for lane in lanes}
-        for name, seconds in harness.run_interleaved(arms, rounds, WARM_UP, seed=seating).items():
+        for name, seconds in harness.run_interleaved(arms, rounds, WARM_UP, seed=restart).items():
             times.setdefault(name, []).extend(seconds)
         for lane in lanes:
             lane.end()
@@ -201,4 +201,4 @@ def main(steps: int, rounds: int, seatings: int) -> harness.Results:
 
 
 if __name__ == "__main__":
-    harness.run(main, __doc__, BOUNDS, steps=10, rounds=harness.take_count(12, minimum=2), seatings=12)
+    harness.run(main, __doc__, BOUNDS, steps=10, rounds=harness.take_count(12, minimum=2), restarts=12)

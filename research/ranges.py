@@ -7,8 +7,9 @@ values. The preflight reads the annotations from the source, as it imports nothi
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from numbers import Integral
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 PositiveInt = Annotated[int, "[1, inf)"]
 NonNegativeInt = Annotated[int, "[0, inf)"]
@@ -37,8 +38,9 @@ class ValueType:
     def accepts(self, value: object) -> bool:
         """Return whether a value is of this type: an int is a float too, a bool is neither."""
         if self.name in ("int", "float"):
-            is_number = type(value) is int or (isinstance(value, float) and self.name == "float")
-            return is_number and (not self.interval or is_in_interval(self.interval, cast(float, value)))
+            is_integer = isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
+            is_number = is_integer or (isinstance(value, float) and self.name == "float")
+            return is_number and (not self.interval or is_in_interval(self.interval, float(cast(float, value))))
         if self.name in ("str", "path"):
             return isinstance(value, str) and value != ""
         if self.name == "choice":
@@ -68,9 +70,11 @@ def parse_annotation(annotation: Any) -> list[ValueType]:
     if kind is Literal:
         return [ValueType("choice", choices=arguments)]
     if kind is Annotated:
-        base, note = arguments
+        base, note, *_ = arguments
+        if not isinstance(note, str):  # a note of somebody else's
+            return parse_annotation(base)
         return [ValueType("int" if base is int else "float", note) if note[0] in "[({" else ValueType("path")]
-    return [ValueType("null" if annotation is NoneType else annotation.__name__)]
+    return [ValueType("null" if annotation is NoneType else getattr(annotation, "__name__", "any"))]
 
 
 def describe_mistake(key: str, value: object, value_types: Iterable[ValueType]) -> str:
@@ -82,8 +86,12 @@ def describe_mistake(key: str, value: object, value_types: Iterable[ValueType]) 
 
 def check_fields(prefix: str, settings: Any) -> None:
     """Raise ValueError for the first field of a dataclass whose value is not of its annotation."""
+    try:
+        annotations = get_type_hints(type(settings), include_extras=True)
+    except NameError:  # a class of a user's that imports its types for type checkers only
+        annotations = {field.name: field.type for field in fields(settings)}
     for field in fields(settings):
-        value, value_types = getattr(settings, field.name), parse_annotation(field.type)
+        value, value_types = getattr(settings, field.name), parse_annotation(annotations[field.name])
         if mistake := describe_mistake(f"{prefix}.{field.name}", value, value_types):
             raise ValueError(mistake)
 

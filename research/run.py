@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> float:
         gc.enable()
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
     run_config = build_run_config(cfg)
-    trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of a run are one
+    trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
     if (value := distributed.broadcast(get_finished_value(run_config))) is not None:
         return float(value)
     writes = distributed.get_launched_ranks()[0] == 0

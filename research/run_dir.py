@@ -1,4 +1,4 @@
-"""The run folder: what was requested, on which machine, what came out. Its lock tells the living from the dead.
+"""The run folder: what was requested, on which machine, what came out. A process that is alive holds its lock.
 
 The preflight imports this file before anything heavy: what only a run needs is imported inside functions.
 """

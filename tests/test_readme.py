@@ -211,7 +211,7 @@ def test_the_picture_shows_the_console_of_today() -> None:
 
 SMALL = {
     "filter_cost": "--sizes 0.4 --rounds 2",
-    "loop_overhead": "--steps 2 --rounds 2 --seatings 1",
+    "loop_overhead": "--steps 2 --rounds 2 --restarts 1",
     "sweep_overhead": "--trials 5 --rounds 1 --skewed 0",
     "tracking_overhead": "--steps 50 --pairs 1",
 }

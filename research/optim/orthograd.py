@@ -16,7 +16,7 @@ from research.optim.transform import GradientTransform, wrap_optimizer
 from research.ranges import NonNegativeFloat, PositiveFloat
 
 EPS = 1e-30  # added to w.w: zero weights have no direction, and their gradient stays as it is
-NOISE = 16  # rounding errors: a remainder smaller than this has no direction but chance, and becomes zero
+NOISE = 16  # rounding errors: a smaller remainder is rounding noise, and becomes zero
 
 
 class OrthoGrad(GradientTransform):

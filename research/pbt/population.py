@@ -15,7 +15,7 @@ from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
 from research.preflight.overrides import to_override
-from research.run_dir import TRIAL_ENV_VAR, list_checkpoints, lock, read_json
+from research.run_dir import TRIAL_ENV_VAR, Summary, list_checkpoints, lock, read_summary
 from research.sweep.compose import Composer
 from research.sweep.plan import format_row, hash_record, resolve_folder
 from research.sweep.study import check_same_spec
@@ -157,13 +157,13 @@ class Population:
         """Set the member's results at the end of the generation, or its error, and print them."""
         from research.callbacks.pause import describe_pause  # torch comes with it
 
-        summary = read_json(self.plan.folder / member.name / "summary.json")
-        member.run_id, member.steps = summary.get("mlflow_run_id"), summary.get("steps") or 0
+        summary = read_summary(self.plan.folder / member.name) or Summary("")
+        member.run_id, member.steps = summary.mlflow_run_id, summary.steps
         try:
             _ = result.return_value
-            member.value = summary["metrics"][self.plan.monitor]
-            member.best = summary["best"][self.plan.monitor]
-            stop, paused = summary["stop"], describe_pause(self.plan.get_last_step(member.generation))
+            member.value = summary.metrics[self.plan.monitor]
+            member.best = summary.best[self.plan.monitor]
+            stop, paused = summary.stop, describe_pause(self.plan.get_last_step(member.generation))
             member.stop = stop if stop != paused else ""
             member.error = "" if member.value is not None else f"{self.plan.monitor} is not a number"
         except Exception as error:  # whatever the run raised fails this member alone

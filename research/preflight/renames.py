@@ -1,6 +1,7 @@
-"""Old names of config keys and targets: the one table by which run folders of earlier versions are read.
+"""Old names of config keys and targets, with the new ones: the table by which older config.yaml files are read.
 
-Names changed in 0.2. A run folder that holds old ones is understood; the preflight answers one that is typed with the new.
+Names changed in 0.2. The preflight answers an old name that is typed with the new one. Old names in other files stand with
+their readers: SUMMARY_V1 in run_dir.py, PROGRESS_V1 in training/snapshot.py, StudySpec.
 """
 
 import copy

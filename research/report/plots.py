@@ -1,4 +1,4 @@
-"""The pictures of a sweep, mostly Optuna's. One that makes no sense here, or fails, has a reason and spoils no other."""
+"""The pictures of a sweep, mostly Optuna's. One that fails, or does not suit this sweep, gives its reason."""
 
 import json
 import logging

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
-from research.preflight.compose import ComposedConfig, iter_leaves
+from research.preflight.compose import ComposedConfig
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse
 from research.report.results import FLOAT, Row, Sweep, parse_value
@@ -59,7 +60,7 @@ def build_preset(sweep: Sweep, row: Row) -> str:
         elif key in list_groups() and not isinstance(value, dict):
             group_choices[f"{'' if override.is_add() else 'override '}/{key}"] = value
         else:
-            _set_key(config, key, value)
+            ComposedConfig(config).set(key, _merge(ComposedConfig(config).get(key), value))
     added = [{key: value} for key, value in group_choices.items() if not key.startswith("override")]
     overridden = [{key: value} for key, value in group_choices.items() if key.startswith("override")]
     content = {"defaults": [*defaults, *added, "_self_", *overridden]} if defaults or group_choices else {}
@@ -90,13 +91,14 @@ def _merge_study_preset(file: Path, defaults: list[Any], group_choices: dict[str
             defaults.append(entry if entry.startswith("/") else f"/sweep/{entry}")
     for key, value in content.items():
         if key != "hydra":
-            _set_key(config, key, value)
+            config[key] = _merge(config.get(key), value)
 
 
-def _set_key(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key as the command line does: a node is merged into the one that is there."""
-    for leaf, inner in iter_leaves(key, value):
-        ComposedConfig(config).set(leaf, inner)
+def _merge(old: Any, value: Any) -> Any:
+    """Return a value as the command line sets it: a node is merged into the one that is there."""
+    if not (isinstance(old, dict) and isinstance(value, dict)):
+        return value
+    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(old), OmegaConf.create(value)))
 
 
 def build_solution(sweep: Sweep) -> dict[str, Any]:

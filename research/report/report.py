@@ -22,6 +22,7 @@ from research.tracking.storage import redact_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
+POPULATION_HINT = "a population has its own report: population.csv, lineage.png and optimization_results.yaml in its folder"
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow"
 
 
@@ -102,6 +103,8 @@ def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
     try:
         if not folder.is_dir() and re.fullmatch(RUN_ID_PATTERN, source):
             folder = find_sweep_folder(source)
+        if (folder / POPULATION_FILE).exists():
+            raise ValueError(f"it is a population; {POPULATION_HINT}")
         study = load_study(folder, storage or find_journal(folder))
     except ValueError as error:
         raise ValueError(f"SWEEP={source}: {error}") from error
@@ -130,9 +133,6 @@ def find_sweep_folder(run_id: str) -> Path:
 def find_journal(folder: Path) -> str:
     """Return the URL of a sweep's study in its folder. Raise ValueError where there is none, with what to give instead."""
     journal = (folder / JOURNAL_FILE).absolute()
-    if (folder / POPULATION_FILE).exists():
-        files = "population.csv, lineage.png and optimization_results.yaml in its folder"
-        raise ValueError(f"it is a population; a population has its own report: {files}")
     if journal.exists():
         return f"journal://{journal}"
     if (folder / SWEEP_SPEC_FILE).exists():

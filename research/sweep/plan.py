@@ -15,7 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration
-from research.run_dir import read_json
+from research.run_dir import SUMMARY_FILE, read_summary
 from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
 from research.sweep.space import Space, parse_space
@@ -188,8 +188,8 @@ def describe_plan(plan: Plan) -> list[str]:
 def estimate_time(plan: Plan) -> str:
     """Return how long the sweep will take, by the runs of its home that have finished."""
     home = resolve_home(plan.settings.home, plan.config)
-    summaries = home.glob("**/summary.json") if home else ()
-    seconds = [float(value) for path in summaries if (value := read_json(path).get("wall_s"))]
+    folders = [path.parent for path in home.glob(f"**/{SUMMARY_FILE}")] if home else []
+    seconds = [summary.wall_s for folder in folders if (summary := read_summary(folder)) and summary.wall_s]
     if not seconds:
         return "unknown: no run of this name has finished yet"
     median = statistics.median(seconds)

@@ -145,6 +145,7 @@ def parse_space(
 
     for key, value in params.items():
         if isinstance(value, Mapping | list):
+            parser.parse_override(f"{key}=null")  # the key is one
             space.add(key, parse_mapping(key, value if isinstance(value, Mapping) else {"choices": value}))
         else:
             add_line(f"{key}={value if isinstance(value, str) else to_override(value)}")
@@ -251,7 +252,8 @@ def parse_mapping(key: str, node: Mapping[str, Any]) -> Parameter:
     if kind not in ("int", "float") or low is None or high is None:
         raise ValueError(f"{setting}: give type (float, int or categorical), low and high, or choices")
     number = int if kind == "int" else float
-    if any(isinstance(n, str | bool) or number(n) != n for n in (low, high, step) if n is not None):
+    numbers = [n for n in (low, high, step) if n is not None]
+    if any(isinstance(n, str | bool) or (kind == "int" and int(n) != n) for n in numbers):
         raise ValueError(f"{setting}={dict(node)}: low, high and step take {'whole ' * (kind == 'int')}numbers")
     low, high = number(low), number(high)
     interval = make_interval(key, f"{setting}={dict(node)}", low, high, log)

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -67,20 +67,35 @@ def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
     Raises ValueError where the storage is gone: nothing is lost, but the report needs it too.
     """
     try:
-        try:
+        with explain_lost_storage(worker.plan.storage):
             yield
-        finally:
-            worker.ranks.send(END_MESSAGE)
-            worker.progress.close()
-            worker.queue.close()
-            if is_main_process:
-                finish(worker)
+    except BaseException:
+        with suppress(ValueError):  # what ended the sweep is told, not that the storage is gone too
+            close(worker, is_main_process)
+        raise
+    close(worker, is_main_process)
+
+
+def close(worker: Worker, is_main_process: bool) -> None:
+    """Give up held trials and write the report. Raise ValueError where the storage is gone."""
+    with explain_lost_storage(worker.plan.storage):
+        worker.ranks.send(END_MESSAGE)
+        worker.progress.close()
+        worker.queue.close()
+        if is_main_process:
+            finish(worker)
+
+
+@contextmanager
+def explain_lost_storage(storage: str) -> Iterator[None]:
+    """Raise ValueError, with what to do, where the storage is gone."""
+    try:
+        yield
     except Exception as error:
         if not is_storage_unreachable(error):
             raise
-        reason = first_line(error.__cause__ or error)
-        storage = f"hydra.sweeper.storage={redact_url(worker.plan.storage)}"
-        raise ValueError(f"{storage} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
+        setting, reason = f"hydra.sweeper.storage={redact_url(storage)}", first_line(error.__cause__ or error)
+        raise ValueError(f"{setting} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
 
 
 def prepare_study(plan: Plan) -> Study:

@@ -8,12 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from research.cli import first_line, print_message
-from research.run_dir import TRIAL_ENV_VAR, RunConfig, replace_text, run_git, write_json
+from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text, run_git
 from research.tracking import mlflow_store
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
@@ -203,7 +204,8 @@ class MLflow(Jsonl):
         """Log the summary and the artifacts, then set the status."""
         assert self.run_id is not None
         status, summary = self.outcome
-        write_json(self.run.folder / "summary.json", summary | {"mlflow_run_id": self.run_id})
+        written = read_summary(self.run.folder) or Summary(**{"status": status} | summary)
+        replace(written, mlflow_run_id=self.run_id).write(self.run.folder)
         self._log_summary(self.run_id, summary)
         self._log_artifacts(self.run_id, int(summary.get("best", {}).get("step", -1)))
         mlflow_status = MLFLOW_STATUS.get(status, status)

@@ -18,7 +18,7 @@ from research.tracking.storage import FileLock, redact_url
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
 RUN_ID_FILE = "mlflow_run_id"  # in a run folder and a sweep's folder: the id of its run
-SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep has not: no process is it
+SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep, which is no process, has not
 PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
 MAX_TAG_LENGTH = 8000  # characters, MLflow's limit

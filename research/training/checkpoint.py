@@ -190,7 +190,7 @@ class _HashingFile:
         return len(view)
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Do nothing: `write` keeps nothing back."""
 
 
 @contextmanager
@@ -220,7 +220,7 @@ def _write_safetensors(tensors: dict[str, Tensor], file: _HashingFile) -> None:
 
 
 def _view_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the host, where they are."""
+    """Return the memory of a contiguous tensor on the host, without a copy."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 

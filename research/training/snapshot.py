@@ -188,9 +188,9 @@ def has_finite_weights(state: State) -> bool:
 
 
 def copy_to_host(value: Any) -> Any:
-    """Copy tensors at any depth of dicts and lists to the host, so that training can continue meanwhile."""
+    """Copy tensors at any depth of containers to the host, so that training can continue meanwhile."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: copy_to_host(inner) for key, inner in value.items()}
-    return [copy_to_host(inner) for inner in value] if isinstance(value, list) else value
+    return type(value)(map(copy_to_host, value)) if isinstance(value, list | tuple | set) else value

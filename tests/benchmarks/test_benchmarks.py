@@ -84,7 +84,7 @@ def test_a_program_runs_by_its_path_too(tmp_path: Path) -> None:
     "command",
     [
         "filter_cost --sizes 0.4 --rounds 2 --threads 1",
-        "loop_overhead --steps 2 --rounds 2 --seatings 1",
+        "loop_overhead --steps 2 --rounds 2 --restarts 1",
         "sweep_overhead --trials 5 --rounds 1 --skewed 0",
         "tracking_overhead --steps 50 --pairs 1",
     ],

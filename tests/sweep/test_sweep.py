@@ -7,6 +7,7 @@ from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import optuna
 import pytest
@@ -16,10 +17,12 @@ from optuna.trial import TrialState
 from sweeping import CONFIG, list_params, load_study, run_sweep, run_sweeps
 
 import hydra_plugins.grokbit_sweeper.config  # noqa: F401  (it registers options)
+from research.sweep import sweep
 from research.sweep.options import PRUNERS, SAMPLERS, make_option
 from research.sweep.settings import SweepSettings
 from research.sweep.space import parse_space
 from research.sweep.study import instantiate_setting, make_sampler, parse_directions
+from research.sweep.worker import Worker
 from research.tracking.optuna_storage import silence_optuna
 
 TPE = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1"]
@@ -378,3 +381,23 @@ def test_a_sweep_of_a_later_version_beside_it_is_no_obstacle(tmp_path: Path) -> 
     (later / "study.json").write_text('{"version": 99}')
     run_sweep(tmp_path, "x=1,2", "hydra.sweeper.home=home")
     assert sorted(path.name for path in later.iterdir()) == ["study.json"], "it is left alone"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ValueError("2 of them failed"), None])
+def test_the_end_of_a_sweep_is_told_without_its_storage(error: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = MagicMock(spec=Worker, plan=MagicMock(storage="sqlite:///gone.db"), queue=MagicMock(), ranks=MagicMock())
+    worker.queue.close.side_effect, worker.progress = LostError, MagicMock()
+    monkeypatch.setattr(sweep, "is_storage_unreachable", lambda error: isinstance(error, LostError))
+
+    def run() -> None:
+        with sweep.finalize(worker, is_main_process=True):
+            if error:
+                raise error
+
+    with pytest.raises(type(error) if error else ValueError) as raised:
+        run()
+    assert raised.value is error or (error is None and "is gone" in str(raised.value))
+
+
+class LostError(Exception):
+    """A storage that cannot be reached."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from research.training import checkpoint
+from research.training import checkpoint, snapshot
 from research.training.checkpoint import MANIFEST_FILE, DamagedError, Manifest, Snapshot
 
 
@@ -138,3 +138,14 @@ def test_an_interrupted_save_raises_what_interrupted_it(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         checkpoint.commit(tmp_path / "checkpoints", snapshot)
     assert list((tmp_path / "checkpoints").iterdir()) == [], "nothing half-written stays"
+
+
+def test_a_copy_shares_no_memory_with_what_it_is_of() -> None:
+    tensor = torch.zeros(2)
+    value = {"list": [tensor], "tuple": (tensor, 1), "set": {1, 2}, "dict": {"inner": tensor}}
+    copy = snapshot.copy_to_host(value)
+    tensor.fill_(1)
+    value["set"].add(3)  # type: ignore[attr-defined]
+    assert copy["set"] == {1, 2}
+    assert copy["tuple"][1] == 1
+    assert all(not part.any() for part in (copy["list"][0], copy["tuple"][0], copy["dict"]["inner"]))

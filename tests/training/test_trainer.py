@@ -1,9 +1,11 @@
 """The loop without Hydra: what may change its result and what may not."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -182,3 +184,19 @@ def test_two_runs_of_one_trainer_do_not_mix() -> None:
     first, second = (trainer.fit(state) for state in states)
     assert first.scaler.state_dict() == second.scaler.state_dict()
     assert first.scaler.state_dict()["_growth_tracker"] > 0
+
+
+def test_numpy_numbers_and_classes_of_users_are_taken() -> None:
+    @dataclass
+    class Own(Trainer):
+        extra: "Annotated[int, 3] | None" = None
+
+    assert Own(steps=cast(Any, np.int64(4)), clip_norm=np.float64(0.5)).steps == 4
+    with pytest.raises(ValueError, match="steps"):
+        Own(steps=cast(Any, np.int64(0)))
+
+    @dataclass
+    class Unresolved(Trainer):
+        extra: "NotImportedHere | None" = None  # type: ignore[name-defined]
+
+    assert Unresolved(steps=3).steps == 3
