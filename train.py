@@ -21,5 +21,4 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with program.explain_errors():
-        main()
+    program.explain_errors()(main)()

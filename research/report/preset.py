@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from research.preflight.compose import ComposedConfig
 from research.preflight.help import CONF, list_groups
@@ -98,7 +98,15 @@ def _merge(old: Any, value: Any) -> Any:
     """Return a value as the command line sets it: a node is merged into the one that is there."""
     if not (isinstance(old, dict) and isinstance(value, dict)):
         return value
-    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(old), OmegaConf.create(value)))
+    pairs = [(merged := deepcopy(old), value)]
+    while pairs:
+        target, source = pairs.pop()
+        for key, inner in source.items():
+            if isinstance(inner, dict) and isinstance(target.get(key), dict):
+                pairs.append((target[key], inner))
+            else:
+                target[key] = inner
+    return merged
 
 
 def build_solution(sweep: Sweep) -> dict[str, Any]:
