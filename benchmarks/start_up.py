@@ -7,7 +7,7 @@ from functools import partial
 
 from benchmarks import harness
 
-BOUNDS = {"help/hydra": 2.5, "wrong/hydra": 2.5}
+BOUNDS = {"help/hydra": 0.5, "wrong/hydra": 2.5}
 COMMANDS = {"hydra": ["-c", "import hydra"], "help": ["train.py", "--help"], "wrong": ["train.py", "trainer.step=5"]}
 
 

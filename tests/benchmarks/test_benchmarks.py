@@ -74,7 +74,7 @@ def test_a_program_runs_by_its_path_too(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     record = json.loads(last)
-    assert record["bounds"] == {"help/hydra": 2.5, "wrong/hydra": 2.5}
+    assert record["bounds"] == {"help/hydra": 0.5, "wrong/hydra": 2.5}
     assert record["help/hydra"] > 0
     assert record["processor"]
     assert any("python train.py --help" in line for line in table)
