@@ -121,12 +121,25 @@ class Trainer:
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
-        info = RunInfo(self.steps, self.batch_size, self.log_every, self.eval_every, monitor, task, name, folder, **facts)
-        part, splits = slice(self.overfit or None), (data.train, data.train if self.overfit else data.val)
+        facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
+        info = RunInfo(steps=self.steps, monitor=monitor, task=task, name=name, folder=folder, **facts)
+        part = slice(self.overfit or None)
+        splits = (data.train, data.train if self.overfit else data.val)
         train, val = (Split(split.inputs[part].to(device), split.targets[part].to(device)) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
-        state = State(model, net, optimizer, schedule, loss, objective or Supervised(loss), data, val, batches, info)
+        state = State(
+            model=model,
+            net=net,
+            optimizer=optimizer,
+            schedule=schedule,
+            loss=loss,
+            objective=objective or Supervised(loss),
+            data=data,
+            val=val,
+            batches=batches,
+            info=info,
+        )
         state.progress = Progress(task=task, loss_sum=torch.zeros((), device=device))
         state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
         state.average = Average(model, self.ema) if self.ema else None
