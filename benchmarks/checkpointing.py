@@ -22,7 +22,7 @@ from benchmarks import harness, models
 from research.callbacks.checkpoint import Checkpoint
 from research.data.modular import modular
 from research.training import checkpoint
-from research.training.checkpoint import Manifest
+from research.training.manifest import Manifest
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 

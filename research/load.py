@@ -1,5 +1,6 @@
 """A trained run, read back from its folder: the model with its weights, and its data."""
 
+import logging
 import re
 import warnings
 from contextlib import suppress
@@ -15,12 +16,13 @@ from torch import nn
 
 from research.cli import first_line
 from research.data.spec import Dataset, Tokens, Vectors
-from research.preflight.renames import upgrade_config
+from research.preflight.resume import load_config
 from research.run_dir import RUN_ID_PATTERN, read_summary, to_run_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
 TEXT_TARGET = "research.data.text.text"
+log = logging.getLogger(__name__)
 RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
 
@@ -66,14 +68,14 @@ def load_run(run: str) -> TrainedRun:
     """
     path = resolve_run(run)
     folder = to_run_folder(path)
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"RUN={run}: {folder} has no config.yaml; {RUN_HINT}, or an id")
+    settings, damage = load_config(path)
+    if not settings:
+        raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {RUN_HINT}, or an id")
+    if damage:
+        log.warning("RUN=%s: %s", run, damage)
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        if not isinstance(settings, dict):
-            raise ValueError("it holds no settings")
-        config = OmegaConf.create(upgrade_config(settings))  # type: ignore[arg-type]
+        config = OmegaConf.create(settings)
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")

@@ -15,9 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from research import run_dir
+from research import rules, run_dir
 from research.load import instantiate
 from research.nn.bitlinear import bitlinear_layers
+from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import get_exit_code, watch
@@ -134,19 +135,22 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     is_multirun = hydra.mode == RunMode.MULTIRUN
     linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
+    if cfg.resume.path == "auto":
+        rules.enforce(check_same_run(folder, config))  # the trials of a sweep have not been through the preflight
     if cfg.resume.path == "auto" and run_dir.list_checkpoints(folder):
         resume = folder
     elif cfg.resume.path == "auto" and distributed.get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
     elif cfg.resume.path and cfg.resume.path != "auto":
         resume = Path(cfg.resume.path).expanduser().resolve()
-    resumed = resume is not None and folder in (resume, *resume.parents) and not cfg.resume.weights_only
+    resumed = resume is not None and folder == run_dir.to_run_folder(resume) and not cfg.resume.weights_only
     return RunConfig(
         name=name,
         study=cfg.name,
         folder=folder,
-        config=cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)),
+        config=config,
         overrides=overrides,
         choices=choices,
         sweep_folder=Path(hydra.sweep.dir).resolve() if is_multirun else None,

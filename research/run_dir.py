@@ -166,10 +166,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. Once this returns it outlives a power cut."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     draft.write_text(text)
+    sync(draft)
     draft.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Let a file's content, or the names in a folder, outlive a power cut from here on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, whose names outlive a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -202,8 +221,9 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
 
 
 def to_run_folder(path: Path) -> Path:
-    """Return the run folder of a checkpoint; a run folder itself."""
-    return path.parents[1] if path.name.startswith("step-") else path
+    """Return the run of RUN/checkpoints/step-* or of RUN/checkpoints. Any other path, as a copied checkpoint, is its own."""
+    folder = path.parent if re.fullmatch(r"step-\d+", path.name) else path
+    return folder.parent if folder.name == "checkpoints" else path
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
@@ -245,9 +265,19 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
     folder = run_config.folder
     if holds_run(folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
         raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    for parent in (folder, *folder.parents[:3]):  # Hydra has made them
+        sync(parent)
     replace_text(folder / "config.yaml", config_yaml)
     replace_text(folder / "overrides.txt", "".join(f"{line}\n" for line in run_config.overrides))
+    keep_environment(folder)
     write_json(folder / "env.json", describe_environment())
     if difference := run_git("diff", "HEAD"):
         (folder / "git.diff").write_text(difference + "\n")
+
+
+def keep_environment(folder: Path) -> None:
+    """Keep the env.json of an earlier part of the run as env.1.json, env.2.json, ..."""
+    if (file := folder / "env.json").exists():
+        number = 1 + len(list(folder.glob("env.*.json")))
+        file.rename(folder / f"env.{number}.json")

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.faults.systems import Grokbit, OnStep, System
 from research.run_dir import list_checkpoints
 from research.training import checkpoint
-from research.training.checkpoint import DamagedError
+from research.training.manifest import DamagedError
 
 NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer's state: 12 MB
 SMALL_NUMBERS = 1_000  # for the faults of files

@@ -3,14 +3,13 @@
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from research.ranges import PositiveInt
-from research.run_dir import list_checkpoints
+from research.run_dir import list_checkpoints, sync
 from research.training import checkpoint, distributed, snapshot
 from research.training.state import Callback, State
 from research.trigger import higher_is_better
@@ -22,8 +21,8 @@ class Checkpoint(Callback):
     """Save at each best evaluation, every `every` steps and at the end, also when a signal ends the run.
 
     Retain the last `keep_last`, the best `keep_best` by the monitored metric, and the newest from before a loss or gradient
-    was not finite. Delete an old checkpoint only after the new one is committed. With `background`, a thread writes a copy
-    while the training continues.
+    was not finite; always two, once there are two. Delete an old checkpoint only after the new one is committed. With
+    `background`, a thread writes a copy while the training continues.
     """
 
     saves = True
@@ -72,28 +71,28 @@ class Checkpoint(Callback):
         if math.isfinite(value := state.logged.get(state.info.monitor, math.nan)):
             self.values[state.progress.step] = value
         captured, root = snapshot.capture(state), state.info.folder / "checkpoints"
-        keep = set(self._list_steps_to_keep(root, state))
+        keep = self._list_steps_to_keep(root, state)
         if self.pool and not state.sharded:  # the thread writes a copy: the next steps change the tensors in place
             tensors, rest = snapshot.copy_to_host(captured.tensors), snapshot.copy_to_host(captured.state)
             self.pending_write = self.pool.submit(self._commit, root, replace(captured, tensors=tensors, state=rest), keep)
         else:
             self._commit(root, captured, keep)
 
-    def _list_steps_to_keep(self, root: Path, state: State) -> Iterator[int]:
-        """Yield the steps whose checkpoints are retained, this one among them."""
+    def _list_steps_to_keep(self, root: Path, state: State) -> set[int]:
+        """Return the steps whose checkpoints are retained, this one among them."""
         steps = sorted({*list_checkpoints(root.parent), state.progress.step}, reverse=True)
         # A run that was rolled back has later checkpoints. Each is replaced when the run reaches its step again.
-        yield from (step for step in steps if step > state.progress.step)
-        yield from [step for step in steps if step <= state.progress.step][: self.keep_last]
+        later, past = ([step for step in steps if (step > state.progress.step) == is_later] for is_later in (True, False))
         sign = -1 if higher_is_better(state.info.monitor) else 1
-        evaluated = [step for step in self.values if step in steps]
-        yield from sorted(evaluated, key=lambda step: (sign * self.values[step], step))[: self.keep_best]
-        yield state.progress.last_finite_checkpoint
+        best = sorted((step for step in self.values if step in steps), key=lambda step: (sign * self.values[step], step))
+        retained = {*past[: self.keep_last], *best[: self.keep_best], state.progress.last_finite_checkpoint}
+        spare = past[:2] if len(retained.intersection(past)) < 2 else []  # one damaged file must not end a run
+        return {*later, *retained, *spare}
 
     @staticmethod
     def _commit(root: Path, contents: checkpoint.Snapshot, keep: set[int]) -> None:
         if (metrics := root.parent / "metrics.jsonl").exists():
-            checkpoint.sync(metrics)  # a run that resumes from this checkpoint needs the metrics before it
+            sync(metrics)  # a run that resumes from this checkpoint needs the metrics before it
         checkpoint.commit(root, contents)
         if distributed.rank() == 0:
             for step, path in list_checkpoints(root.parent).items():

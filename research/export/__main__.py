@@ -89,8 +89,7 @@ def stage_output(output: Path) -> Iterator[Path]:
     Delete first what a killed export has left there. Raise ValueError where `output` has files, cannot be made or replaced, or
     another export is writing to it.
     """
-    from research.run_dir import lock
-    from research.training.checkpoint import sync
+    from research.run_dir import lock, sync
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")

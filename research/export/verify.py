@@ -25,7 +25,7 @@ from torch import Tensor
 from research.cli import first_line
 from research.export.layout import Codes, Options, Source
 from research.losses import IGNORE
-from research.training.sharding import hash_file
+from research.training.manifest import hash_file
 
 Logits = Float[Tensor, "n seq vocab"]
 MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity

@@ -57,6 +57,32 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
 
 
+def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Each trial of a sweep has a folder of its own: its subdir holds the trial's number, or every key that is swept."""
+    repeats = requested.get("hydra.sweeper.repeats")
+    swept = [*requested.sweep_lines, *([str(repeats.get("over", "seed"))] if get_repeat_count(repeats) > 1 else [])]
+    names, texts = set[str](), [str(requested.get("hydra.sweep.subdir"))]
+    while texts:  # interpolations of interpolations
+        new = set(re.findall(r"\$\{([\w.:/]+)\}", texts.pop())) - names
+        names |= new
+        texts += [value for name in new if isinstance(value := requested.get(name), str)]
+    names = {name.replace("hydra:", "hydra.").removeprefix("hydra.runtime.choices.") for name in names}
+    if "hydra.job.override_dirname" in names:
+        excluded = requested.get("hydra.job.config.override_dirname.exclude_keys")
+        names |= set(swept) - set(excluded if isinstance(excluded, list) else ())
+    missing = [key for key in swept if key not in names]
+    if missing and not names & {"hydra.job.num", "hydra.job.id"}:
+        message = f"the trials of this sweep would share folders: hydra.sweep.subdir lacks {', '.join(missing)}"
+        fix = f"give hydra.sweep.subdir=\\${{hydra.job.num}}, or add ${{{missing[0]}}} to it"
+        yield Conflict(("hydra.sweep",), message, fix)
+
+
+def get_repeat_count(repeats: object) -> int:
+    """Return how often each configuration of a sweep is run."""
+    count = repeats.get("n", 1) if isinstance(repeats, dict) else 1
+    return count if isinstance(count, int) else 1
+
+
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
     """The target that a data set brings is a value of the data set's own monitor."""
     own = dict(re.findall(r"^(monitor|target): (\S+)", read_yaml("data", requested.get_choice("data")), re.MULTILINE))
@@ -153,6 +179,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_trigger_conflicts,
     find_folder_conflicts,
     find_out_conflicts,
+    find_shared_folder_conflicts,
     find_resume_conflicts,
 )
 

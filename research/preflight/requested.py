@@ -7,13 +7,14 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
+from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose
 from research.preflight.help import find_target, list_groups, read_defaults
 from research.preflight.overrides import format_mistake, suggest
 from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
+from research.rules import iter_leaves
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node

@@ -2,23 +2,24 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
+from research.cli import print_message
 from research.preflight.overrides import expand_sweep, format_mistake, to_override
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
-from research.ranges import repr_value
-from research.rules import Conflict
+from research.rules import Conflict, describe_differences, iter_leaves
 from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, to_run_folder
+from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints, read_manifest
 
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
 FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_")  # a resumed run has them as they were
-IGNORED_KEYS = ("out", "name", "resume", "tracker", "hydra")  # with other values it is still the same run
 
 
 @dataclass
@@ -46,12 +47,14 @@ def get_resume_overrides(requested: RequestedConfig, multirun: bool = False) -> 
     """Return the overrides that replace an MLflow run id by its path, and send a resumed run to its own folder."""
     value, has_folder = requested.get_resolved("resume.path")[0], multirun or "hydra.run.dir" in requested.typed_overrides
     if value == "auto":
-        path, overrides = None if has_folder else find_latest_run(requested), []
+        path, overrides = None if has_folder else find_furthest_run(requested), []
     else:
         path = find_resume_path(requested) if isinstance(value, str) else None
         overrides = [f"resume.path={to_override(str(path))}"] if path and re.fullmatch(RUN_ID_PATTERN, value) else []
-        # From an older checkpoint, or from weights alone, a new run branches off in a folder of its own.
-        has_folder = has_folder or starts_from_weights(requested) or (path is not None and has_later_checkpoints(path))
+        # From an older or a copied checkpoint, or from weights alone, a new run branches off in a folder of its own.
+        has_folder = has_folder or starts_from_weights(requested) or (path is not None and is_elsewhere(path))
+    if path and not has_folder and (note := load_config(path)[1]):
+        print_message(f"warning: {to_run_folder(path)}: {note}")
     return overrides if path is None or has_folder else [*overrides, f"hydra.run.dir={to_override(str(to_run_folder(path)))}"]
 
 
@@ -60,25 +63,45 @@ def starts_from_weights(requested: RequestedConfig) -> bool:
     return requested.get_resolved("resume.weights_only")[0] is True
 
 
-def has_later_checkpoints(path: Path) -> bool:
-    """Return whether a path is a checkpoint, and its run has later ones."""
-    return path != to_run_folder(path) and path != next(iter(list_checkpoints(to_run_folder(path)).values()), path)
+def is_elsewhere(path: Path) -> bool:
+    """Return whether a path is a checkpoint that is not the last one of a run: a copy, or an older one."""
+    run = to_run_folder(path)
+    return is_checkpoint(path) and path != next(iter(list_checkpoints(run).values()), None)
 
 
-def find_latest_run(requested: RequestedConfig) -> Path | None:
-    """Return the newest run folder of this very configuration, one with a checkpoint if there is any; else None."""
+def find_furthest_run(requested: RequestedConfig) -> Path | None:
+    """Return the run of this very configuration that is furthest by an intact checkpoint, of no more steps than requested.
+
+    Return None where there is none, a run without a checkpoint where no other is there.
+    """
     root = Path(str(requested.get_resolved("out")[0])).expanduser() / str(requested.get_resolved("name")[0])
-    files = list(root.glob("*/config.yaml"))
-    files.sort(key=lambda file: (bool(list_checkpoints(file.parent)), file.stat().st_mtime), reverse=True)
-    configs = ((file, load_config(file)) for file in files)
-    return next((file.parent.resolve() for file, old in configs if old and not describe_differences(requested, old)), None)
+    here, steps = resolve_settings(requested), requested.get_resolved("trainer.steps")[0]
+    ranked: dict[Path, list[tuple[int, Path]]] = {}
+    for folder in sorted(root.glob("*/"), key=lambda folder: folder.stat().st_mtime, reverse=True):
+        there = load_config(folder)[0]
+        if there and not describe_differences(here, there):
+            ranked[folder] = rank_checkpoints(folder)
+    ranked = {run: pairs for run, pairs in ranked.items() if not pairs or pairs[0][0] <= steps}
+    furthest = sorted(((step, path) for pairs in ranked.values() for step, path in pairs), key=lambda pair: -pair[0])
+    is_only = sum(map(bool, ranked.values())) == 1  # then its checkpoints are checked when they are loaded
+    intact = (to_run_folder(path) for _, path in furthest if is_only or is_intact(path))
+    runs = sorted(ranked, key=lambda run: not ranked[run])  # those with damaged checkpoints first: their damage is told
+    run = next(intact, runs[0] if runs else None)
+    return run and run.resolve()
+
+
+def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
+    """Return the run's settings by their dotted keys, without Hydra's own."""
+    leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
+    return {key: requested.get_resolved(key)[0] for key, _ in leaves}
 
 
 def find_resume_path(requested: RequestedConfig) -> Path | None:
     """Return the run folder or checkpoint that resume= names, by a path or an MLflow run id; None where there is none."""
     value = str(requested.get_resolved("resume.path")[0])
     if (path := Path(value).expanduser()).exists():
-        return path.resolve()
+        path = path.resolve()
+        return path if is_checkpoint(path) else to_run_folder(path)
     if not re.fullmatch(RUN_ID_PATTERN, value):
         return None
     out = Path(str(requested.get_resolved("out")[0])).expanduser()
@@ -96,22 +119,34 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
     return path if path.exists() else None
 
 
-def load_config(file: Path) -> ComposedConfig | None:
-    """Return a run's config.yaml with the current names; None where it is missing or damaged."""
+def load_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the configuration of a run or a checkpoint, with the current names, and what is wrong with its config.yaml.
+
+    A checkpoint's manifest has a digest, so the furthest one counts; where none has a configuration, config.yaml does. The
+    configuration is empty where neither can be read.
+    """
+    recorded, source = read_recorded_config(path)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception:  # the parser has no common class of errors
-        return None
-    return ComposedConfig(upgrade_config(content)) if isinstance(content, dict) and content else None  # type: ignore[arg-type]
+        content = OmegaConf.to_container(OmegaConf.load(to_run_folder(path) / "config.yaml"))
+    except Exception as error:  # the parser has no common class of errors
+        content, damage = None, "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
+    else:
+        damage = "" if isinstance(content, dict) and content else "is empty"
+    written = upgrade_config(content) if isinstance(content, dict) else {}  # type: ignore[arg-type]
+    if not recorded:
+        return written, damage
+    if not damage and (differences := describe_differences(written, recorded)):
+        damage = f"has other settings: {'; '.join(differences[:3])}".replace(" here, was ", ", not ").replace(" there", "")
+    return recorded, damage and f"config.yaml {damage}; that of {source} counts"
 
 
-def describe_differences(requested: RequestedConfig, old: ComposedConfig, *nodes: str) -> list[str]:
-    """Return a line for each key whose value differs from an old run's; of some nodes, or of all that matter."""
-    nodes = nodes or tuple(dict.fromkeys(key for side in (requested, old) for key in side.cfg if key not in IGNORED_KEYS))
-    keys = dict.fromkeys(key for node in nodes for side in (requested, old) for key, _ in iter_leaves(node, side.get(node)))
-    values = {key: (requested.get_resolved(key)[0], old.get_resolved(key)[0]) for key in keys}
-    texts = {key: ["nothing" if value is MISSING else repr_value(value) for value in pair] for key, pair in values.items()}
-    return [f"{key} is {texts[key][0]} here, was {texts[key][1]} there" for key, (now, then) in values.items() if now != then]
+def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the configuration in the manifest of a checkpoint, or of a run's furthest one, and that checkpoint's name."""
+    for folder in [path] if is_checkpoint(path) else [folder for _, folder in rank_checkpoints(path)]:
+        with suppress(DamagedError):
+            if config := read_manifest(folder).config:
+                return upgrade_config(config), folder.name
+    return {}, ""
 
 
 def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
@@ -125,10 +160,22 @@ def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
     elif is_new:
         fix = "give resume=, a run folder or a checkpoint"
         yield Conflict(("resume.weights_only",), "resume.weights_only=true needs weights to start from", fix)
-    elif value == "auto" and "hydra.run.dir" not in requested.typed_overrides:
-        own = find_latest_run(requested)
+    elif value == "auto":
+        folder = requested.get_resolved("hydra.run.dir")[0] if "hydra.run.dir" in requested.typed_overrides else None
+        own = Path(str(folder)).resolve() if folder else find_furthest_run(requested)
         if own and is_locked(own):
             yield Conflict(("resume.path",), f"another process is writing this very run: {own}", "wait for its end")
+        elif own:
+            yield from filter(None, [check_same_run(own, resolve_settings(requested))])
+
+
+def check_same_run(folder: Path, settings: dict[str, Any]) -> Conflict | None:
+    """resume=auto goes on only with a run of the very same settings, but for where it goes, how far, and who watches."""
+    there = load_config(folder)[0]
+    if not there or not (differences := describe_differences(settings, there)):
+        return None
+    message = f"{folder} holds a run of other settings: {'; '.join(differences[:3])}"
+    return Conflict(("resume.path", "hydra.run.dir"), message, "give a folder of its own, by out, name or hydra.run.dir")
 
 
 def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conflict]:
@@ -140,16 +187,18 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         yield Conflict(("resume.path",), message, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
         return
     folder = to_run_folder(path)
-    if path == folder and not list_checkpoints(path):
+    if path == folder and not is_checkpoint(path) and not list_checkpoints(path):
         yield Conflict(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
     target = Path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()
     writes_there = "hydra.run.dir" in requested.typed_overrides and target == folder
-    if writes_there and has_later_checkpoints(path) and not is_new:
+    if writes_there and is_elsewhere(path) and not is_new:
         message = f"{folder} has later checkpoints than {path.name}"
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
-    if old := load_config(folder / "config.yaml"):
+    if old := load_config(path)[0]:
+        differences = describe_differences(resolve_settings(requested), old)
         for node in FIXED_NODES[:1] if is_new else FIXED_NODES:
-            lines = [line for line in describe_differences(requested, old, node) if line.split()[0] not in CHANGEABLE_KEYS]
+            lines = [line for line in differences if f"{line.split()[0]}.".startswith(f"{node}.")]
+            lines = [line for line in lines if line.split()[0] not in CHANGEABLE_KEYS]
             if lines:
                 fix = "give what it was trained with" + ("" if node == "model" else ", or resume.weights_only=true")
                 yield Conflict(("resume.path", *(line.split()[0] for line in lines)), "; ".join(lines[:3]), fix)

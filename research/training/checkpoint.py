@@ -10,11 +10,12 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,48 +26,27 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
-from research.run_dir import list_checkpoints
+from research.run_dir import make_folder, sync, to_run_folder
 from research.training import distributed, sharding
+from research.training.manifest import (
+    MANIFEST_FILE,
+    DamagedError,
+    Manifest,
+    check_digest,
+    check_file,
+    explain_unreadable,
+    is_checkpoint,
+    rank_checkpoints,
+    read_manifest,
+)
 
-MANIFEST_FILE, STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "manifest.json", "state.pt", ".safetensors", "shards"
+STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "state.pt", ".safetensors", "shards"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 log = logging.getLogger(__name__)
-
-
-class DamagedError(ValueError):
-    """A checkpoint is not what was written; the message says which file, what was expected and what was found."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What manifest.json says of a checkpoint."""
-
-    step: int
-    identity: dict[str, str]  # what must be the same where the run is resumed
-    samples: int | None = None  # training samples consumed; None: version 1 did not count them
-    config: dict[str, Any] = field(default_factory=dict)  # resolved; empty for a run without one
-    numerics: dict[str, Any] = field(default_factory=dict)  # what bit-exactness rests on: threads, instruction set ...
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> "bytes" and "sha256"
-    version: int = 2
-
-    def to_json(self) -> str:
-        """Return the text of the file, which ends with a digest of all that stands before it."""
-        content = json.loads(json.dumps(asdict(self), default=str))  # as it will be read: keys of a config may be numbers
-        return json.dumps(content | {"sha256": _hash_json(content)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Return a manifest of this version or of version 1, which named none. Raise DamagedError for a wrong digest."""
-        content = json.loads(text)
-        if content.pop("sha256") != _hash_json(content):
-            raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
-        if content.get("version", 1) > cls.version:
-            raise DamagedError(f"{MANIFEST_FILE} has version {content['version']}: a later Grokbit wrote it")
-        return cls(**{"version": 1} | content)
 
 
 @dataclass
@@ -81,10 +61,6 @@ class Snapshot:
     @property
     def step(self) -> int:
         return self.manifest.step
-
-
-def _hash_json(content: dict[str, Any]) -> str:
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -117,7 +93,7 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
         with synchronize():
             if is_first:
                 clean(root)
-                draft.mkdir(parents=True)
+                make_folder(draft)
         with synchronize():
             if snapshot.sharded_state is not None:
                 files = sharding.save_shards(snapshot.sharded_state, draft / SHARDS_FOLDER)
@@ -224,19 +200,10 @@ def _view_bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def sync(path: Path) -> None:
-    """A file's content, or the names that were made or changed in a folder, outlive a power cut from here on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read(folder: Path) -> Snapshot:
     """Return a checkpoint, every byte of it checked against its manifest. Raise DamagedError."""
+    manifest = read_manifest(folder)
     try:
-        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
         contents = {name: _read_checked(folder / name, expected) for name, expected in manifest.files.items()}
         tensors = {Path(name).stem: load_safetensors(data) for name, data in contents.items() if name.endswith(TENSORS_SUFFIX)}
         return Snapshot(manifest, tensors, torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True))
@@ -250,29 +217,23 @@ def read(folder: Path) -> Snapshot:
 
 def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     """Return a file's bytes, checked; none of a shard, which is read where it is needed."""
-    try:
-        if path.parent.name == SHARDS_FOLDER:
-            content, actual = b"", sharding.hash_file(path)
-        else:
-            content = path.read_bytes()
-            actual = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-    except OSError as error:
-        raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
-    if actual["bytes"] != expected["bytes"]:
-        raise DamagedError(f"{path.name} has {actual['bytes']} bytes, expected {expected['bytes']}")
-    if actual["sha256"] != expected["sha256"]:
-        raise DamagedError(f"{path.name} has sha256 {actual['sha256'][:12]}, expected {expected['sha256'][:12]}")
+    if path.parent.name == SHARDS_FOLDER:
+        check_file(path, expected)
+        return b""
+    with explain_unreadable(path):
+        content = path.read_bytes()
+    check_digest(path.name, {"bytes": len(content), "sha256": sha256(content).hexdigest()}, expected)
     return content
 
 
 def load_newest(path: Path, until: float = math.inf, setting: str = "resume") -> tuple[Path, Snapshot]:
-    """Return the newest intact checkpoint of a run up to step `until`, or the one at `path`, and its folder.
+    """Return the furthest intact checkpoint of a run up to step `until`, or the one at `path`, and its folder.
 
     Raise ValueError where there is none; it names the setting that gave the path, and every damage.
     """
     damage: list[str] = []
-    steps = list_checkpoints(path)
-    for folder in [path] if path.name.startswith("step-") else [steps[step] for step in steps if step <= until]:
+    run = to_run_folder(path)
+    for folder in [path] if is_checkpoint(path) else [folder for step, folder in rank_checkpoints(run) if step <= until]:
         try:
             snapshot = read(folder)
         except DamagedError as error:
@@ -280,6 +241,8 @@ def load_newest(path: Path, until: float = math.inf, setting: str = "resume") ->
         else:
             if damage:
                 log.warning("%s: %s; resuming from %s", setting, "; ".join(damage), folder.name)
+            if re.fullmatch(r"step-\d+", folder.name) and int(folder.name.removeprefix("step-")) != snapshot.step:
+                log.warning("%s: %s holds step %d, as its %s says", setting, folder.name, snapshot.step, MANIFEST_FILE)
             return folder, snapshot
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
     fix = "start afresh without resume" if setting == "resume" else "give another run"

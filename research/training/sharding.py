@@ -4,7 +4,6 @@ Not accelerate's plugin: on a CPU it silently becomes plain data parallelism.
 """
 
 from collections.abc import Mapping
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from research.nn.blocks import find_blocks
 from research.training import distributed
 from research.training.ema import Average
+from research.training.manifest import hash_file
 
 OPTIMIZER_STATE_PREFIX = "optimizer.state."  # before a parameter's name, and what is kept of it
 
@@ -123,9 +123,3 @@ def empty_like_param(p: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     if size[1:] == p.shape:
         return torch.stack([torch.zeros_like(p, dtype=dtype)] * size[0])
     return torch.zeros(size, dtype=dtype)
-
-
-def hash_file(path: Path) -> dict[str, Any]:
-    """Return "bytes" and "sha256" of a file that may be larger than the memory."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}

@@ -1,23 +1,32 @@
 """A run's state as a checkpoint holds it, and back: all that the next step depends on, and what tells the run's story."""
 
+import logging
 import math
+import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from research.kernels.ternary import get_library
+from research.kernels import ternary
 from research.nn.products import FAST_BF16, FAST_INT8
+from research.optim import fused
 from research.optim.param_groups import INITIAL_SETTINGS
+from research.run_dir import ISA_ENV_VAR
 from research.training import checkpoint, distributed, sharding
-from research.training.checkpoint import Manifest, Snapshot, get_weights
+from research.training.checkpoint import Snapshot, get_weights
 from research.training.ema import Average
+from research.training.manifest import Manifest
 from research.training.state import State, Stateful
 
+NOT_LOADED = "not loaded"
+log = logging.getLogger(__name__)
 PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
     "pending": "eval_pending",
     "told": "extra_metrics",
@@ -83,19 +92,36 @@ def describe_structure(model: nn.Module) -> str:
     return f"{type(model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}"
 
 
-def describe_numerics(device: str) -> dict[str, Any]:
-    """Return what the bits of a step rest on besides its inputs."""
-    library = get_library() if get_library.cache_info().currsize else None  # do not build it for this
+def describe_numerics(device: str, needs: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return what the bits of a step rest on besides its inputs.
+
+    A C kernel that has not been loaded is not built for this, but where `needs`, an earlier description, names it.
+    """
+    kernels: dict[str, str] = {}
+    for name, get_kernel in (("ternary_kernel", ternary.get_library), ("adamw_kernel", fused.get_library)):
+        is_used = get_kernel.cache_info().currsize or needs.get(name, NOT_LOADED) != NOT_LOADED
+        kernels[name] = NOT_LOADED if not is_used else "built" if get_kernel() else "not built"
+    if kernels["ternary_kernel"] == "built":
+        kernels["ternary_kernel"] = os.environ.get(ISA_ENV_VAR) or next(iter(cast(Any, ternary.get_library()).isas))
     return {
         "device": device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "ternary_kernel": next(iter(library.isas)) if library else "not loaded",
         "fast_bf16": bool(FAST_BF16),
         "fast_int8": bool(FAST_INT8),
         "torch": torch.__version__,
         "numpy": np.__version__,
-    }
+    } | kernels
+
+
+def warn_of_other_numerics(there: Mapping[str, Any], device: str) -> None:
+    """Say in one line what the bits of the steps rest on that is not as it was. Version 1 did not record it."""
+    here = describe_numerics(device, there)
+    differing = [
+        f"{name} is {here.get(name)}, was {value}" for name, value in there.items() if here.get(name) != value != NOT_LOADED
+    ]
+    if differing:
+        log.warning("resume: the run continues, but not bit for bit: %s", "; ".join(differing))
 
 
 def resume(state: State, path: Path, until: float = math.inf) -> None:
@@ -107,6 +133,7 @@ def resume(state: State, path: Path, until: float = math.inf) -> None:
     """
     folder, snapshot = load_newest(path, until)
     _check_identity(snapshot, state, path, ("model", "optimizer", "data"))
+    warn_of_other_numerics(snapshot.manifest.numerics, state.info.device)
     if snapshot.step > state.info.steps:
         done = f"step {snapshot.step} of {state.info.steps} is done"
         raise ValueError(f"resume: {done}; give trainer.steps more than {snapshot.step}")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from research.training import checkpoint, snapshot
-from research.training.checkpoint import MANIFEST_FILE, DamagedError, Manifest, Snapshot
+from research.training.checkpoint import Snapshot
+from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
 
 def save_checkpoint(root: Path, step: int) -> Path:

@@ -1,0 +1,73 @@
+"""Kind: what a later start relies on is on the disk before it is relied upon (row 10, power cut).
+
+The image of a mounted file system is copied while a run goes on: the copy holds what a power cut would have left.
+"""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from program import TINY, Fork, make_environment, read_summaries, run
+
+from research.run_dir import list_checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = [*TINY, "trainer.steps=4000", "callbacks.checkpoint.every=5", "trainer.eval_every=1000", "tracker=jsonl"]
+
+
+@contextmanager
+def mount_image(image: Path, folder: Path) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-o", "loop", str(image), str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no image can be mounted here (it takes root and loop devices): {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """An ext4 image whose journal writes nothing by itself for longer than the test, and where it is mounted."""
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("mkfs.ext4 is not installed")
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    with mount_image(image, tmp_path / "disk") as folder:
+        subprocess.run(["mount", "-o", "remount,commit=300", str(folder)], check=True)
+        yield image, folder
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_power_cut(tmp_path: Path, disk: tuple[Path, Path]) -> None:
+    image, folder = disk
+    environment = make_environment(tmp_path)
+    argv = [str(ROOT / "train.py"), *LONG, f"out={folder / 'out'}"]
+    fork = Fork(argv, tmp_path, environment)
+    for _ in range(600):
+        runs = [path for path in (folder / "out").glob("*/*/") if len(list_checkpoints(path)) > 1]
+        if runs:
+            break
+        time.sleep(0.1)
+    shutil.copy(image, tmp_path / "copy.img")
+    fork.send_signal(9)
+    fork.communicate()
+    with mount_image(tmp_path / "copy.img", tmp_path / "after") as after:
+        (own,) = (after / "out").glob("*/*/")
+        files = {name: (own / name).stat().st_size for name in ("config.yaml", "overrides.txt", "env.json")}
+        assert all(files.values()), files
+        step = max(list_checkpoints(own))
+        (tmp_path / "out").symlink_to(after / "out")
+        more = [*LONG, f"trainer.steps={step + 5}", "resume=auto", f"out={after / 'out'}"]
+        done = run([str(ROOT / "train.py"), *more], tmp_path, environment)
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in (after / "out").glob("*/*/")] == [own.name]
+        (summary,) = read_summaries(tmp_path)
+        assert (summary["status"], summary["steps"]) == ("FINISHED", step + 5)

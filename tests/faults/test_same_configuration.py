@@ -1,0 +1,168 @@
+"""Kind: a run goes on only from its own past (row 1: another configuration's; row 2: which run; row 16: a copy elsewhere)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import TINY, read_summaries, train
+
+from research import rules
+from research.preflight.check import check_overrides, find_mistakes
+from research.preflight.overrides import to_override
+from research.preflight.resume import check_same_run, load_config
+from research.rules import FREE_SETTINGS, describe_differences
+from research.run_dir import list_checkpoints, to_run_folder
+
+BASE = [*TINY, "trainer.steps=4", "tracker=none"]
+
+
+def list_runs(tmp_path: Path) -> list[Path]:
+    return sorted(path.parent for path in (tmp_path / "out").rglob("config.yaml"))
+
+
+def rename_checkpoint(run: Path, old: int, new: int) -> None:
+    (run / "checkpoints" / f"step-{old:08d}").rename(run / "checkpoints" / f"step-{new:08d}")
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps."""
+    tmp_path = tmp_path_factory.mktemp("own")
+    train(tmp_path, *BASE)
+    (run,) = list_runs(tmp_path)
+    return run
+
+
+@pytest.mark.parametrize(
+    "change", ["lr=1e-4", "seed=1", "batch_size=8", "trainer.eval_every=2", "data.p=13", "model.dropout=0.1"]
+)
+def test_auto_refuses_a_folder_of_other_settings(own_run: Path, change: str) -> None:
+    (mistake,) = find_mistakes([*BASE, "resume=auto", f"hydra.run.dir={own_run}", change], False)
+    assert change.partition("=")[0].rpartition(".")[2] in mistake
+    assert "out" in mistake
+    assert check_overrides([*BASE, "resume.path=auto", f"out={own_run.parents[1]}", change], False) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["trainer.steps=6", "tracker=jsonl", "callbacks.console.every=1", "callbacks.checkpoint.every=2",
+     "callbacks.checkpoint.keep_last=3", "callbacks.time_limit.seconds=100"],
+)  # fmt: skip
+def test_what_may_differ(own_run: Path, change: str) -> None:
+    folder = f"hydra.run.dir={to_override(str(own_run))}"
+    assert check_overrides([*BASE, "resume.path=auto", f"out={own_run.parents[1]}", change], False) == ([], [folder])
+
+
+def test_a_trial_refuses_a_folder_of_other_settings(own_run: Path) -> None:
+    before = (own_run / "summary.json").read_bytes()
+    rules.enforce(check_same_run(own_run, read_config(own_run)))
+    with pytest.raises(ValueError, match=r"lr is 0\.5 here"):
+        rules.enforce(check_same_run(own_run, read_config(own_run) | {"lr": 0.5}))
+    assert (own_run / "summary.json").read_bytes() == before
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = load_config(run)[0]
+    return config
+
+
+def test_differences_are_those_of_all_settings_but_the_free_ones() -> None:
+    here = {
+        "lr": 1e-3,
+        "out": "a",
+        "trainer": {"steps": 1, "seed": 0},
+        "callbacks": {"console": {"every": 1}, "curve": {}},
+        "extra": [1, 2],
+    }
+    there = {"lr": 1e-3, "out": "b", "trainer": {"steps": 2, "seed": 0}, "callbacks": {"curve": {}}, "extra": (1, 2)}
+    assert describe_differences(here, there) == []
+    assert describe_differences(here, there | {"trainer": {"steps": 2, "seed": 1}}) == ["trainer.seed is 0 here, was 1 there"]
+    assert describe_differences(here, {k: v for k, v in there.items() if k != "extra"}) == [
+        "extra is [1, 2] here, was nothing there"
+    ]
+    assert {"out", "name", "tracker", "trainer.steps"} <= set(FREE_SETTINGS)
+
+
+def test_auto_takes_the_run_that_is_furthest(tmp_path: Path) -> None:
+    train(tmp_path, *BASE, "trainer.steps=6")
+    (far,) = list_runs(tmp_path)
+    train(tmp_path, *BASE, "trainer.steps=2")  # newer, and not as far
+    done = train(tmp_path, *BASE, "trainer.steps=8", "resume=auto")
+    assert len(list_runs(tmp_path)) == 2, done.stdout
+    assert max(list_checkpoints(far)) == 8
+
+
+def test_a_folder_is_as_far_as_its_manifest_says(tmp_path: Path) -> None:
+    train(tmp_path, *BASE, "trainer.steps=6", "callbacks.checkpoint.every=2")
+    (far,) = list_runs(tmp_path)
+    train(tmp_path, *BASE, "trainer.steps=4", "callbacks.checkpoint.every=2")
+    (near,) = set(list_runs(tmp_path)) - {far}
+    rename_checkpoint(near, 4, 900)
+    done = train(tmp_path, *BASE, "trainer.steps=8", "resume=auto")
+    assert max(list_checkpoints(far)) == 8
+    assert 8 not in list_checkpoints(near)
+    done = train(tmp_path, *BASE, "trainer.steps=8", f"resume={near}")
+    assert "step-00000900 holds step 4" in done.stdout
+    assert read_summary_of(near)["steps"] == 8
+
+
+def test_a_damaged_checkpoint_does_not_make_a_run_the_furthest(tmp_path: Path) -> None:
+    train(tmp_path, *BASE, "trainer.steps=6")
+    (far,) = list_runs(tmp_path)
+    for checkpoint in list_checkpoints(far).values():
+        (checkpoint / "state.pt").write_bytes(b"damaged")
+    train(tmp_path, *BASE, "trainer.steps=4")
+    (near,) = set(list_runs(tmp_path)) - {far}
+    train(tmp_path, *BASE, "trainer.steps=8", "resume=auto")
+    assert max(list_checkpoints(near)) == 8
+
+
+def read_summary_of(run: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((run / "summary.json").read_text())
+    return content
+
+
+def test_a_copied_checkpoint_writes_to_a_folder_of_its_own(tmp_path: Path) -> None:
+    train(tmp_path, *BASE)
+    (run,) = list_runs(tmp_path)
+    (newest, *_) = list_checkpoints(run).values()
+    copy = tmp_path / "archive" / "best" / newest.name
+    shutil.copytree(newest, copy)
+    (tmp_path / "archive" / "summary.json").write_text("mine")
+    train(tmp_path, *BASE, "trainer.steps=6", f"resume={copy}")
+    assert sorted(path.name for path in (tmp_path / "archive").rglob("*") if path.is_dir()) == ["best", newest.name]
+    assert (tmp_path / "archive" / "summary.json").read_text() == "mine"
+    assert sorted(summary["steps"] for summary in read_summaries(tmp_path)) == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [
+        ("r/checkpoints/step-00000008", "r"),
+        ("r/checkpoints", "r"),
+        ("r", "r"),
+        ("a/b/step-00000008", "a/b/step-00000008"),
+        ("r/checkpoints/step-00000008-good", "r/checkpoints/step-00000008-good"),
+    ],
+)
+def test_only_a_checkpoint_among_a_runs_checkpoints_has_a_run(path: str, run: str) -> None:
+    assert to_run_folder(Path(path)) == Path(run)
+
+
+@pytest.mark.parametrize(
+    ("subdir", "missing"),
+    [("same", "lr, seed"), ("${seed}", "lr"), ("${now:%H}-${lr}", "seed"), ("${name}_${optim.lr}", "seed")],
+)
+def test_a_sweep_whose_trials_would_share_a_folder_is_refused(subdir: str, missing: str) -> None:
+    (mistake,) = find_mistakes([*BASE, "lr=1e-3,1e-4", "seed=0,1", f"hydra.sweep.subdir='{subdir}'"], True)
+    assert "hydra.sweep.subdir" in mistake
+    assert missing in mistake
+
+
+@pytest.mark.parametrize(
+    "subdir", ["${hydra.job.num}", "${lr}_${trainer.seed}", "${hydra.job.override_dirname}", "t${hydra:job.num}"]
+)
+def test_a_sweep_whose_trials_have_folders_of_their_own_is_not(subdir: str) -> None:
+    assert find_mistakes([*BASE, "lr=1e-3,1e-4", "seed=0,1", f"hydra.sweep.subdir='{subdir}'"], True) == []
