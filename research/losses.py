@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 IGNORE = -100  # cross_entropy's own ignore_index
@@ -28,17 +28,17 @@ def check_losses(losses: Tensor, targets: Tensor) -> None:
 
 def next_token(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
     """Return the cross entropy of the next symbol at every position."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    return _cross_entropy(logits.flatten(0, 1), targets.flatten()).view_as(targets)
 
 
 def last_token(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     """Return the cross entropy of the answer that follows the last position."""
-    return F.cross_entropy(logits[:, -1], targets, reduction="none")
+    return _cross_entropy(logits[:, -1], targets)
 
 
 def classification(logits: Float[Tensor, "batch classes"], targets: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     """Return the cross entropy of the class."""
-    return F.cross_entropy(logits, targets, reduction="none")
+    return _cross_entropy(logits, targets)
 
 
 def stablemax(
@@ -54,9 +54,18 @@ def stablemax(
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # log s(x): one of the two terms is 0. At x = 0 the slope is 1: clamp passes the gradient there, relu does not.
     log_s = torch.log1p(x.clamp(min=0)) - torch.log1p(F.relu(-x))
-    return F.cross_entropy(log_s.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
+    return _cross_entropy(log_s.flatten(0, -2), targets.flatten()).view_as(targets)
 
 
-def num_valid_targets(targets: Int[Tensor, "..."]) -> Int[Tensor, ""]:
-    """Return the number of targets that are not IGNORE."""
-    return (targets != IGNORE).sum()
+def _cross_entropy(logits: Float[Tensor, "n classes"], targets: Shaped[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Return the cross entropy of each target. Raise ValueError for targets that are no classes."""
+    if targets.is_floating_point():
+        message = f"the targets are {str(targets.dtype).removeprefix('torch.')}, this loss takes classes"
+        raise ValueError(f"{message}\ngive targets.long(), or a loss of your own, as mse_loss(reduction='none')")
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def num_valid_targets(targets: Shaped[Tensor, "..."]) -> Int[Tensor, ""]:
+    """Return the number of targets that are not IGNORE. Bytes and floating-point numbers all count."""
+    all_count = targets.dtype == torch.uint8 or targets.is_floating_point()
+    return targets.new_tensor(targets.numel(), dtype=torch.int64) if all_count else (targets != IGNORE).sum()

@@ -1,12 +1,15 @@
 """The values that a setting takes: annotations say it, constructors and the preflight check it by the same functions.
 
 The notes of numbers are mathematical intervals: a round bracket excludes the end, a square one includes it. A set lists all
-values. The preflight reads the annotations from the source, as it imports nothing heavy; constructors have them as objects.
+values. The preflight reads the annotations from the source, as it imports nothing heavy; constructors have them as objects,
+and give them with their arguments to `check_settings`.
 """
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Integral
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -15,10 +18,14 @@ PositiveInt = Annotated[int, "[1, inf)"]
 NonNegativeInt = Annotated[int, "[0, inf)"]
 PositiveFloat = Annotated[float, "(0, inf)"]
 NonNegativeFloat = Annotated[float, "[0, inf)"]
+FiniteFloat = Annotated[float, "(-inf, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
+Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
 OpenFraction = Annotated[float, "(0, 1)"]
+Modulus = Annotated[int, "[3, inf)"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 ExistingPath = Annotated[str, "a file or folder that exists"]
+Monitor = Literal["val/loss", "val/acc", "val/bpb"]
 
 TYPE_LABELS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list as [a,b]"}
 
@@ -32,6 +39,8 @@ class ValueType:
     choices: tuple[object, ...] = ()
 
     def __str__(self) -> str:
+        if self.name == "list" and self.interval:
+            return f"a list of numbers in {self.interval}"
         words = ", ".join(map(str, self.choices)) or TYPE_LABELS.get(self.name, self.name)
         return f"{words} in {self.interval}" if self.interval else words
 
@@ -42,14 +51,19 @@ class ValueType:
             is_number = is_integer or (isinstance(value, float) and self.name == "float")
             return is_number and (not self.interval or is_in_interval(self.interval, float(cast(float, value))))
         if self.name in ("str", "path"):
-            return isinstance(value, str) and value != ""
+            return isinstance(value, str if self.name == "str" else str | os.PathLike) and value != ""
+        if self.name == "list":
+            number = ValueType("float", self.interval)
+            is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+            return is_list and not (self.interval and not all(map(number.accepts, cast(Sequence[object], value))))
         if self.name == "choice":
             return any(type(value) is type(choice) and value == choice for choice in self.choices)
-        types: dict[str, type] = {"bool": bool, "list": list, "null": NoneType}
+        types: dict[str, type] = {"bool": bool, "null": NoneType}
         return isinstance(value, types.get(self.name, object))
 
 
 ANY = ValueType("any")
+PLAIN_TYPES = (int, float, bool, str, NoneType)
 
 
 def is_in_interval(interval: str, value: float) -> bool:
@@ -62,19 +76,22 @@ def is_in_interval(interval: str, value: float) -> bool:
     return above and (value <= high if interval[-1] == "]" else value < high)
 
 
-def parse_annotation(annotation: Any) -> list[ValueType]:
-    """Return the alternatives of an annotation; those of classes of ours take any value."""
+def parse_annotation(annotation: Any) -> tuple[ValueType, ...]:
+    """Return the alternatives of an annotation; what is none of the types here takes any value."""
     kind, arguments = get_origin(annotation), get_args(annotation)
     if kind in (Union, UnionType):
-        return [alternative for argument in arguments for alternative in parse_annotation(argument)]
+        return tuple(alternative for argument in arguments for alternative in parse_annotation(argument))
     if kind is Literal:
-        return [ValueType("choice", choices=arguments)]
+        return (ValueType("choice", choices=arguments),)
     if kind is Annotated:
         base, note, *_ = arguments
         if not isinstance(note, str):  # a note of somebody else's
             return parse_annotation(base)
-        return [ValueType("int" if base is int else "float", note) if note[0] in "[({" else ValueType("path")]
-    return [ValueType("null" if annotation is NoneType else getattr(annotation, "__name__", "any"))]
+        name = "list" if get_origin(base) is Sequence else "int" if base is int else "float"
+        return (ValueType(name, note) if note[0] in "[({" else ValueType("path"),)
+    if kind in (list, tuple, Sequence):
+        return (ValueType("list"),)
+    return (ValueType("null" if annotation is NoneType else annotation.__name__) if annotation in PLAIN_TYPES else ANY,)
 
 
 def describe_mistake(key: str, value: object, value_types: Iterable[ValueType]) -> str:
@@ -90,10 +107,20 @@ def check_fields(prefix: str, settings: Any) -> None:
         annotations = get_type_hints(type(settings), include_extras=True)
     except NameError:  # a class of a user's that imports its types for type checkers only
         annotations = {field.name: field.type for field in fields(settings)}
-    for field in fields(settings):
-        value, value_types = getattr(settings, field.name), parse_annotation(annotations[field.name])
-        if mistake := describe_mistake(f"{prefix}.{field.name}", value, value_types):
+    check_settings(prefix, {field.name: annotations[field.name] for field in fields(settings)}, vars(settings))
+
+
+def check_settings(prefix: str, annotations: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first value that is not of its annotation: those of a function, with its `locals()`."""
+    for name in filter(values.__contains__, annotations):
+        if mistake := describe_mistake(f"{prefix}.{name}", values[name], parse_annotation(annotations[name])):
             raise ValueError(mistake)
+
+
+def check_partial(prefix: str, function: Callable[..., Any]) -> None:
+    """Raise ValueError for a setting of a partial that is not of its annotation: what it is of is called too often to check."""
+    if isinstance(function, partial):
+        check_settings(prefix, function.func.__annotations__, function.keywords)
 
 
 def repr_value(value: object) -> str:

@@ -5,14 +5,15 @@ Ranges of single settings are in `ranges.py`, how a trigger is written in `trigg
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from research.ranges import is_prime
+from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
 from research.trigger import Trigger, never_active
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 OTHER_BASES = "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another"
+BASE_TYPES: dict[str, Any] = {"betas": Fractions, "momentum": Fraction, "eps": NonNegativeFloat}  # of any optimizer class
 BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "params": "set optim.no_decay="}
 
 # Settings that may differ where resume=auto goes on with a run: where it goes, who watches, when it saves, how far it goes.
@@ -30,7 +31,7 @@ class Conflict(NamedTuple):
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.message}\n{self.fix}"
+        return f"{self.message}\n{self.fix}".rstrip()
 
 
 def enforce(*conflicts: Conflict | None) -> None:
@@ -85,6 +86,16 @@ def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Confl
     return Conflict(("trainer.grad_accum", "trainer.batch_size"), message, fix)
 
 
+def check_monitor(monitor: str, metrics: Sequence[str]) -> Conflict | None:
+    """The metric by which runs are compared is one that evaluations report."""
+    if monitor in metrics:
+        return None
+    if mistake := describe_mistake("monitor", monitor, parse_annotation(Monitor)):
+        return Conflict(("monitor",), mistake, "")
+    message = f"monitor={monitor} is not what evaluations of these data report"
+    return Conflict(("monitor",), message, f"give {' or '.join(f'monitor={metric}' for metric in metrics)}")
+
+
 def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
     """A callback that measures whole tensors cannot work on their shards."""
     if not sharded:
@@ -103,12 +114,28 @@ def check_callback_every(callback: str, every: int, log_every: int, eval_every: 
     return Conflict((key, "trainer.log_every"), message, f"give {key}={find_multiple(log_every, every)}")
 
 
-def check_base_setting(key: str) -> Conflict | None:
-    """Learning rate, weight decay and parameters belong to the parameter groups: torch ignores the base's own."""
+def check_base_setting(key: str, value: object) -> Conflict | None:
+    """Learning rate, weight decay and parameters belong to the parameter groups: torch ignores the base's own.
+
+    What many optimizer classes have has one range.
+    """
+    if key in BASE_TYPES and (message := describe_mistake(f"optim.base.{key}", value, parse_annotation(BASE_TYPES[key]))):
+        return Conflict((f"optim.base.{key}",), message, "")
     if key not in BASE_FIXES:
         return None
     message = f"optim.base.{key} is ignored: the parameter groups have their own {key}"
     return Conflict((f"optim.base.{key}",), message, f"leave it out; {BASE_FIXES[key]}")
+
+
+def check_betas(target: str, betas: Sequence[float]) -> Conflict | None:
+    """Optimizer classes of torch and of ours have two betas; AdEMAMix has a third one, of its slow average."""
+    name, is_known = target.rpartition(".")[2], target.startswith(("torch.optim.", "research.optim."))
+    if name == "AdEMAMix" and (len(betas) != 3 or betas[2] < max(betas[0], 1e-9)):
+        message = f"optim.base.betas={[*betas]}: {name} has three, and the third, of its slow average, is the largest"
+        return Conflict(("optim.base.betas",), message, "give optim.base.betas=[0.9,0.999,0.9999]")
+    if name == "AdEMAMix" or len(betas) == 2 or not is_known:
+        return None
+    return Conflict(("optim.base.betas",), f"optim.base.betas={[*betas]}: {name} has two", "give optim.base.betas=[0.9,0.98]")
 
 
 def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:

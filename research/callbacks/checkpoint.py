@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from research.ranges import PositiveInt
+from research.ranges import PositiveInt, check_settings
 from research.run_dir import list_checkpoints, sync
 from research.training import checkpoint, distributed, snapshot
 from research.training.state import Callback, State
@@ -30,6 +30,7 @@ class Checkpoint(Callback):
     def __init__(
         self, every: PositiveInt | None = None, keep_last: PositiveInt = 1, keep_best: PositiveInt = 1, background: bool = False
     ) -> None:
+        check_settings("callbacks.checkpoint", Checkpoint.__init__.__annotations__, locals())
         self.every, self.keep_last, self.keep_best = every, keep_last, keep_best
         self.pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.pending_write: Future[None] | None = None

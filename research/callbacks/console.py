@@ -16,7 +16,7 @@ from torch import nn
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
-from research.ranges import PositiveFloat
+from research.ranges import PositiveFloat, check_settings
 from research.run_dir import get_peak_rss_mb
 from research.training import distributed
 from research.training.state import Callback, State
@@ -121,6 +121,7 @@ class Console(Callback):
     """Print a live line on a terminal, elsewhere a line every `every` seconds; log each evaluation to train.log."""
 
     def __init__(self, every: PositiveFloat = 5.0, terminal: Terminal | None = None) -> None:
+        check_settings("callbacks.console", Console.__init__.__annotations__, locals())
         self.every, self.terminal = every, terminal or Terminal(highlight=False)
         self.live: Live | None = None
         self.in_sweep, self.last_refresh = False, 0.0

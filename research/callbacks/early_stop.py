@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from research.ranges import PositiveInt
+from research.ranges import FiniteFloat, PositiveInt, check_settings
 from research.training.state import Callback, State
 from research.trigger import Trigger
 
@@ -10,7 +10,8 @@ from research.trigger import Trigger
 class EarlyStop(Callback):
     """Stop when the monitored metric was at `target` or better in `hold` evaluations in a row."""
 
-    def __init__(self, target: float | None = None, hold: PositiveInt = 1) -> None:
+    def __init__(self, target: FiniteFloat | None = None, hold: PositiveInt = 1) -> None:
+        check_settings("callbacks.early_stop", EarlyStop.__init__.__annotations__, locals())
         self.target, self.hold, self.hold_count = target, hold, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.nn.blocks import find_blocks
-from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
+from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
 from research.training.state import State
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class GradientHealth(Measurement):
         exploding: PositiveFloat = 1e2,
         histogram: PositiveInt = 5,  # times that the gradients are measured
     ) -> None:
+        check_settings("callbacks.gradients", GradientHealth.__init__.__annotations__, locals())
         self.every, self.vanishing, self.exploding, self.histogram = every, vanishing, exploding, histogram
         self.warned_pairs: set[tuple[str, str]] = set()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
-from research.ranges import OpenFraction, PositiveInt
+from research.ranges import OpenFraction, PositiveInt, check_settings
 from research.run_dir import write_json
 from research.training.state import State
 
@@ -57,6 +57,7 @@ class Grokking(Measurement):
         end: OpenFraction | None = None,  # accuracy; None: the run goes to its last step
         after: PositiveInt = 1,  # steps
     ) -> None:
+        check_settings("callbacks.grokking", Grokking.__init__.__annotations__, locals())
         self.every, self.hold, self.end, self.after = every, hold, end, after
         self.evaluations: list[AccuracyPoint] = []
         self.norms: list[tuple[int, float, float]] = []  # step, norm of the weights, effective rank

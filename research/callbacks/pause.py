@@ -1,6 +1,6 @@
 """A callback that ends a run for now: population-based training compares its members at such steps."""
 
-from research.ranges import PositiveInt
+from research.ranges import PositiveInt, check_settings
 from research.training.state import Callback, State
 
 
@@ -8,6 +8,7 @@ class Pause(Callback):
     """End the run after step `step`, evaluated and saved. Schedules still see all steps, so resuming changes nothing."""
 
     def __init__(self, step: PositiveInt) -> None:
+        check_settings("callbacks.pause", Pause.__init__.__annotations__, locals())
         self.step = step
 
     def on_start(self, state: State) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
-from research.ranges import PositiveInt
+from research.ranges import PositiveInt, check_settings
 from research.training.state import State
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Ternary(Measurement):
     name = "ternary"
 
     def __init__(self, every: PositiveInt = 50) -> None:  # steps: a multiple of the trainer's log_every or eval_every
+        check_settings("callbacks.ternary", Ternary.__init__.__annotations__, locals())
         self.every = every
         self.codes: dict[str, Tensor] = {}
         self.history: History = {}

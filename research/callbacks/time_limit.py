@@ -1,6 +1,6 @@
 """A callback that ends a run after some seconds."""
 
-from research.ranges import PositiveFloat
+from research.ranges import PositiveFloat, check_settings
 from research.training.state import Callback, State
 
 
@@ -8,6 +8,7 @@ class TimeLimit(Callback):
     """End the run after `seconds` of training in this process; the step under way is completed and evaluated."""
 
     def __init__(self, seconds: PositiveFloat | None = None) -> None:
+        check_settings("callbacks.time_limit", TimeLimit.__init__.__annotations__, locals())
         self.seconds = seconds
 
     def on_start(self, state: State) -> None:

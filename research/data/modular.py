@@ -9,7 +9,7 @@ from torch import Tensor
 
 from research import rules
 from research.data.spec import Dataset, Tokens, split_at_random
-from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
+from research.ranges import Modulus, NonNegativeInt, OpenFraction, check_settings
 
 Residues = Int[Tensor, "pairs"]
 Operation = Literal["+", "-", "*", "/", "x2+xy+y2"]
@@ -24,16 +24,13 @@ OPERATIONS: dict[str, Callable[[Residues, Residues, int], Residues]] = {
 
 
 def modular(
-    operation: Operation = "*", p: PositiveInt = 47, train_fraction: OpenFraction = 0.5, split_seed: NonNegativeInt = 0
+    operation: Operation = "*", p: Modulus = 47, train_fraction: OpenFraction = 0.5, split_seed: NonNegativeInt = 0
 ) -> Dataset[Tokens]:
     """Return sequences [x, op, y, =] over p + 2 tokens with the target c; for * and / without zeros, as in the papers.
 
     Raise ValueError for an unknown operation, a p that is not prime for division, or an empty split.
     """
-    if operation not in OPERATIONS:
-        raise ValueError(f"data.operation={operation}: give one of {', '.join(OPERATIONS)}")
-    if p < 3:
-        raise ValueError(f"data.p={p}: give a modulus of at least 3")
+    check_settings("data", modular.__annotations__, locals())
     rules.enforce(rules.check_prime(operation, p))
     operands = torch.arange(1 if operation in "*/" else 0, p)
     x, y = torch.cartesian_prod(operands, operands).unbind(-1)

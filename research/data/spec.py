@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
+from research.losses import IGNORE, num_valid_targets
 from research.seeding import SPLIT_STREAM, fold_in
 
 
@@ -30,10 +31,22 @@ Shape = TypeVar("Shape", Tokens, Vectors)
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs and targets with one sample a row, in memory: a batch costs two gathers."""
+    """Inputs and targets with one sample a row, in memory: a batch costs two gathers.
+
+    Targets are classes or tokens, or floating-point numbers for a loss of one's own. Raise ValueError for a split
+    without samples, with another number of targets, or with none that counts.
+    """
 
     inputs: Num[Tensor, "n ..."]
     targets: Shaped[Tensor, "n ..."]
+
+    def __post_init__(self) -> None:
+        if not len(self.inputs) or len(self.inputs) != len(self.targets):
+            sizes = f"{len(self.inputs)} inputs and {len(self.targets)} targets"
+            raise ValueError(f"a split has {sizes}: give at least one sample, and a target for each")
+        if not num_valid_targets(self.targets):
+            message = f"no target of the {len(self.inputs)} samples of a split counts: all are {IGNORE}"
+            raise ValueError(f"{message}, which losses ignore; give targets that count")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -42,7 +55,7 @@ class Split:
     def __getitem__(self, index: Int[Tensor, "batch"] | slice) -> tuple[Num[Tensor, "batch ..."], Tensor]:
         """Return the inputs and targets at `index`; tokens and classes as int64, whatever smaller type stores them."""
         x, y = self.inputs[index], self.targets[index]
-        return (x if x.is_floating_point() else x.long()), y.long()
+        return (x if x.is_floating_point() else x.long()), (y if y.is_floating_point() else y.long())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from research.data.spec import Dataset, Split, Tokens, unigram_cross_entropy
 from research.metrics import nats_to_bits
-from research.ranges import ExistingPath, OpenFraction, PositiveInt
+from research.ranges import ExistingPath, OpenFraction, PositiveInt, check_settings
 
 # Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
@@ -91,6 +91,7 @@ def text(
 
     Raise ValueError for a path without text, a file that is not UTF-8, or less text than `seq_len`.
     """
+    check_settings("data", text.__annotations__, locals())
     train_files, val_files = split_files(read_documents(find_files(path, pattern)), val_fraction)
     stream, train = pack_windows(train_files, seq_len, "training")
     val_stream, val = pack_windows(val_files, seq_len, "validation")

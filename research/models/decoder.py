@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from research import rules
 from research.data.spec import Tokens
 from research.nn.bitlinear import Linear, shared_input_linears
-from research.ranges import NonNegativeInt, PositiveInt
+from research.ranges import NonNegativeInt, PositiveInt, check_settings
 
 
 class Block(nn.Module):
@@ -56,6 +56,7 @@ class Decoder(nn.Module):
         linear: Linear,
         ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 4 times dim
     ) -> None:
+        check_settings("model", Decoder.__init__.__annotations__, locals())
         super().__init__()
         rules.enforce(rules.check_heads(dim, heads, rotary=False))
         self.embed, self.position = nn.Embedding(shape.vocab_size, dim), nn.Embedding(shape.seq_len, dim)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from research.cli import first_line
 from research.data.spec import Tokens
 from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
-from research.ranges import ExistingPath
+from research.ranges import ExistingPath, check_settings
 
 log = logging.getLogger(__name__)
 PROBE_LENGTH = 8  # symbols of the test whether a model is causal
@@ -39,6 +39,7 @@ class Hub(nn.Module):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = DEFAULT_EXCLUDE,
     ) -> None:
+        check_settings("model", Hub.__init__.__annotations__, locals())
         super().__init__()
         try:
             net = _load_from_folder(folder) if folder else _build_from_config(model_type, fields or {}, shape)

@@ -12,7 +12,7 @@ from research.nn.bitlinear import Linear
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
 from research.nn.rope import build_rope_table
-from research.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from research.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, check_settings
 
 Angles = Float[Tensor, "seq half"]  # cosines or sines of rotary positions
 
@@ -57,6 +57,7 @@ class Transformer(nn.Module):
         dropout: Fraction = 0.0,
         init_std: PositiveFloat = 0.02,
     ) -> None:
+        check_settings("model", Transformer.__init__.__annotations__, locals())
         super().__init__()
         kv_heads = kv_heads or heads
         rules.enforce(rules.check_heads(dim, heads, rotary=True), rules.check_kv_heads(heads, kv_heads))

@@ -8,7 +8,7 @@ in research/nn/packed.py, compute the same output. The gradient is straight-thro
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from research import rules
 from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul
 from research.nn.quantize import QuantizedWeight, Quantizer
-from research.ranges import NonNegativeInt, PositiveInt, WeightBits
+from research.ranges import NonNegativeInt, PositiveInt, WeightBits, check_settings
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
@@ -93,16 +93,13 @@ class BitLinear(nn.Linear):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_settings("model.linear", BitLinear.__init__.__annotations__, locals())
         if not in_features or not out_features:
             raise ValueError(f"a BitLinear of {in_features} inputs and {out_features} outputs has no weight to quantize")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.quantizer = Quantizer(scale_method, weight_bits, granularity, activation_bits, activation_granularity)
         if isinstance(granularity, int):
             rules.enforce(rules.check_group_size(granularity, in_features), rules.check_backend(granularity, backend))
-        if backend not in (known := ("auto", *get_args(Backend))):
-            raise ValueError(f"model.linear.backend={backend}: give one of {', '.join(known)}")
-        if type(warmup) is not int or warmup < 0:
-            raise ValueError(f"model.linear.warmup={warmup}: give a number of steps, or 0")
         self.backend, self.warmup, self.is_warming_up = backend, warmup, warmup > 0
         self.cached_weight: QuantizedWeight | None = None  # set while the weight does not change
         self.register_buffer("mix", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)

@@ -5,14 +5,14 @@ signs (2310.11453), absmedian (b1.58 Reloaded, 2407.09527), 4-bit activations (a
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.ranges import PositiveInt, WeightBits
+from research.ranges import PositiveInt, WeightBits, check_fields
 
 EPS = 1e-5  # floor of a tensor's magnitude, so that the scale of an all-zero tensor is not zero
 QuantizedWeight = tuple[Float[Tensor, "out in"], Float[Tensor, "..."]]  # its codes and their scale
@@ -34,11 +34,7 @@ class Quantizer:
     activation_granularity: Literal["token", "tensor"] = "token"  # tensor: the codes of a token depend on other tokens
 
     def __post_init__(self) -> None:
-        for name, allowed in ALLOWED.items():
-            if (value := getattr(self, name)) not in allowed or isinstance(value, bool):
-                raise ValueError(f"model.linear.{name}={value}: give one of {', '.join(map(str, allowed))}")
-        if self.granularity not in ("tensor", "channel") and not (type(self.granularity) is int and self.granularity > 0):
-            raise ValueError(f"model.linear.granularity={self.granularity}: give tensor, channel, or a number of inputs")
+        check_fields("model.linear", self)
 
     @property
     def is_ternary(self) -> bool:
@@ -91,6 +87,4 @@ class Quantizer:
         return (x * (math.sqrt(7) / size)).round_().clamp_(-8, 7), size / math.sqrt(7)
 
 
-ALLOWED = {field.name: get_args(field.type) for field in fields(Quantizer) if get_origin(field.type) is Literal}
-ALLOWED["weight_bits"] = tuple(LEVELS)
 TERNARY = Quantizer()

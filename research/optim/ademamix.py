@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from research import rules
 from research.optim.param_groups import promote, restore_promoted_state, run_closure
-from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
+from research.ranges import Fractions, NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
 
 MOMENTS = ("exp_avg", "exp_avg_slow", "exp_avg_sq")  # m1, m2 and v of the paper
 
@@ -27,22 +28,15 @@ class AdEMAMix(Optimizer):
         self,
         params: ParamsT,
         lr: PositiveFloat = 1e-3,
-        betas: Sequence[float] = (0.9, 0.999, 0.9999),  # of the fast average, of the squares, of the slow average
+        betas: Fractions = (0.9, 0.999, 0.9999),  # of the fast average, of the squares, of the slow average
         alpha: NonNegativeFloat = 5.0,  # weight of the slow average; 0 is AdamW
         t_alpha: PositiveInt | None = None,  # steps in which alpha rises from 0; None: constant
         t_beta3: PositiveInt | None = None,  # steps in which the third beta rises from the first; None: constant
         eps: PositiveFloat = 1e-8,
         weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
-        setting = f"optim.base.betas={list(betas)}"
-        if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"{setting}: give three numbers in [0, 1), as [0.9, 0.999, 0.9999]")
-        if betas[2] < max(betas[0], 1e-9):
-            fix = "the third belongs to the slow average and must be above the first, as in [0.9, 0.999, 0.9999]"
-            raise ValueError(f"{setting}: {fix}")
-        for name, value, least in (("alpha", alpha, 0), ("t_alpha", t_alpha, 1), ("t_beta3", t_beta3, 1)):
-            if value is not None and not value >= least:
-                raise ValueError(f"optim.base.{name}={value}: give at least {least}")
+        check_settings("optim.base", AdEMAMix.__init__.__annotations__, locals())
+        rules.enforce(rules.check_betas("research.optim.ademamix.AdEMAMix", betas))
         settings = {"betas": tuple(betas), "alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3, "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay} | settings)
 

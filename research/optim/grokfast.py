@@ -4,7 +4,6 @@ The lr is the base's own: it is not divided by 1 + lamb.
 """
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from research.optim.filter import Filter, FilterState, init_trigger_state, parse
 from research.optim.fused import init_window
 from research.optim.param_groups import OptimizerType, ParamGroup, ParamGroups, build_param_groups, split_group
 from research.optim.transform import wrap_optimizer
-from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
 
 log = logging.getLogger(__name__)
 
@@ -81,26 +80,15 @@ class MA(Filter):
         return fresh
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    """Raise ValueError for options that would reverse a gradient, or filter nothing."""
-    if not 0 <= options["lamb"] < math.inf:
-        raise ValueError(f"optim.lamb={options['lamb']}: the gain of the slow part must be 0 or more")
-    if not 0 <= options.get("adapt", 0) < math.inf:
-        raise ValueError(f"optim.adapt={options['adapt']}: how strongly alpha follows the signal must be 0 or more")
-    if options["clip_norm"] is not None and not options["clip_norm"] > 0:
-        raise ValueError(f"optim.clip_norm={options['clip_norm']}: the largest norm must be above 0, or null")
-    start, stop = parse_triggers(options)
-    if start and stop:
-        rules.enforce(rules.check_trigger_order(start, stop))
-
-
 def _build(
     kind: type[Filter], base: partial[OptimizerType], lr: float, groups: ParamGroups, words: Sequence[str], options: ParamGroup
 ) -> Optimizer:
     """Return the filter over the base. Names that contain one of `words` are not filtered. Raise ValueError."""
-    _check_options(options)
+    start, stop = parse_triggers(options)
+    if start and stop:
+        rules.enforce(rules.check_trigger_order(start, stop))
     names = [name for group in groups for name, _ in group["params"]]
-    if isinstance(words, str) or not all(word and any(word in name for name in names) for word in words):
+    if not all(word and any(word in name for name in names) for word in words):
         raise ValueError(f"optim.unfiltered={words}: give a list of words, each in the name of a parameter, as [embed]")
     options |= init_trigger_state(options)
     parts = [part for group in groups for part in split_group(group, words, options, options | {"lamb": 0.0})]
@@ -130,8 +118,7 @@ def ema(
 
     Raise ValueError for an alpha outside [0, 1), a trigger that cannot be parsed, or a base that is no optimizer class.
     """
-    if not 0 <= alpha < 1:
-        raise ValueError(f"optim.alpha={alpha}: the decay of the average must be in [0, 1)")
+    check_settings("optim", ema.__annotations__, locals())
     when = {"start_when": start_when, "stop_when": stop_when}
     options = {"grokfast_alpha": alpha, "alpha_built": alpha, "lamb": lamb, "adapt": adapt, "clip_norm": clip_norm, **when}
     return _build(EMA, base, lr, build_param_groups(model, weight_decay, no_decay), unfiltered, options)
@@ -154,8 +141,7 @@ def ma(
 
     Raise ValueError for an empty window, a trigger that cannot be parsed, or a base that is no optimizer class.
     """
-    if window < 1:
-        raise ValueError(f"optim.window={window}: give at least 1 gradient")
+    check_settings("optim", ma.__annotations__, locals())
     options = {"window": window, "lamb": lamb, "clip_norm": clip_norm, "start_when": start_when, "stop_when": stop_when}
     optimizer = _build(MA, base, lr, build_param_groups(model, weight_decay, no_decay), unfiltered, options)
     filtered = [p for group in optimizer.param_groups if group["lamb"] for p in group["params"]]

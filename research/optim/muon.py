@@ -7,7 +7,9 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 
+from research import rules
 from research.optim.param_groups import run_closure
+from research.ranges import Fraction, Fractions, PositiveFloat, check_settings
 
 
 class Muon(Optimizer):
@@ -20,11 +22,13 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],  # groups of named parameters
-        lr: float,
-        momentum: float = 0.95,
-        betas: Sequence[float] = (0.9, 0.98),
+        lr: PositiveFloat,
+        momentum: Fraction = 0.95,
+        betas: Fractions = (0.9, 0.98),
         adamw_for: Sequence[str] = ("embed", "head"),
     ) -> None:
+        check_settings("optim.base", Muon.__init__.__annotations__, locals())
+        rules.enforce(rules.check_betas("research.optim.muon.Muon", betas))
         muon = TorchMuon([torch.nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         adamw = AdamW([torch.zeros(1)], lr=lr, betas=(betas[0], betas[1]), fused=True)
         self._rules: dict[bool, Optimizer] = {True: muon, False: adamw}

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from research.optim.param_groups import OptimizerType, build_param_groups, promote, run_closure
 from research.optim.transform import GradientTransform, wrap_optimizer
-from research.ranges import NonNegativeFloat, PositiveFloat
+from research.ranges import NonNegativeFloat, PositiveFloat, check_settings
 
 EPS = 1e-30  # added to w.w: zero weights have no direction, and their gradient stays as it is
 NOISE = 16  # rounding errors: a smaller remainder is rounding noise, and becomes zero
@@ -66,4 +66,5 @@ def orthograd(
 
     Raise ValueError for a base that is no optimizer class.
     """
+    check_settings("optim", orthograd.__annotations__, locals())
     return wrap_optimizer(OrthoGrad, base, build_param_groups(model, weight_decay, no_decay), lr)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import starmap
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
-from research.ranges import NonNegativeFloat, PositiveFloat
+from research.ranges import NonNegativeFloat, PositiveFloat, check_settings
 
 OptimizerType = TypeVar("OptimizerType", bound=Optimizer)  # partial is invariant: a partial[SGD] is no partial[Optimizer]
 ParamGroup = dict[str, Any]
@@ -42,9 +43,17 @@ def from_base(
     no_decay: Sequence[str] = ("norm", "bias"),
 ) -> Optimizer:
     """Return the optimizer of `base` over the two groups of `build_param_groups`."""
-    if isinstance(base, partial):  # a class has no settings of its own here
-        rules.enforce(*map(rules.check_base_setting, base.keywords))
+    check_settings("optim", from_base.__annotations__, locals())
+    check_base(base)
     return base(build_param_groups(model, weight_decay, no_decay), lr=lr)
+
+
+def check_base(base: Any) -> None:
+    """Raise ValueError for a setting of the base that it ignores, or that is out of range. A class has no settings here."""
+    if isinstance(base, partial):
+        rules.enforce(*starmap(rules.check_base_setting, base.keywords.items()))
+        if "betas" in base.keywords and isinstance(base.func, type):
+            rules.enforce(rules.check_betas(f"{base.func.__module__}.{base.func.__name__}", base.keywords["betas"]))
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:

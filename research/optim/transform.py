@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from research import rules
-from research.optim.param_groups import OptimizerType, ParamGroups
+from research.optim.param_groups import OptimizerType, ParamGroups, check_base
 
 COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by transform and base: one class for all optimizers of a kind
 
@@ -45,7 +45,7 @@ def wrap_optimizer(
     kind: Any = base.func
     is_optimizer = isinstance(kind, type) and issubclass(kind, Optimizer)
     rules.enforce(rules.check_filter_base(getattr(kind, "__qualname__", str(kind)), is_optimizer))
-    rules.enforce(*map(rules.check_base_setting, base.keywords))
+    check_base(base)
     optimizer = combine_classes(transform, kind)(groups, lr=lr, **base.keywords)  # type: ignore[call-arg]
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused bases switch it on in __init__
     return optimizer

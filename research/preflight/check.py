@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
@@ -16,6 +15,7 @@ from research.preflight.overrides import check_no_sweep, check_values, format_mi
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import check_resume_sweep, expand_resume, get_resume_overrides
 from research.preflight.signature import Signature, read_signature
+from research.ranges import Monitor
 from research.run_dir import SWEPT_ENV_VAR
 
 MAX_RUNS = 50  # of a sweep that are checked
@@ -27,7 +27,7 @@ class Globals:
 
     name: str
     out: str
-    monitor: Literal["val/loss", "val/acc", "val/bpb"]
+    monitor: Monitor
 
 
 def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from research import rules
 from research.preflight.compose import MISSING
 from research.preflight.help import list_groups, read_yaml
-from research.preflight.requested import RequestedConfig, read_option
+from research.preflight.requested import RequestedConfig, is_interpolated, read_option
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
@@ -125,8 +125,11 @@ def find_process_conflicts(requested: RequestedConfig) -> Conflicts:
 def find_base_conflicts(requested: RequestedConfig) -> Conflicts:
     """The base has only settings of its own, and a gradient transform can stand before it."""
     base = requested.get("optim.base")
-    yield from map(rules.check_base_setting, base if isinstance(base, dict) else ())
     target, signature = str(requested.get_resolved("optim.base._target_")[0]), requested.get_signature("optim.base")
+    for key in base if isinstance(base, dict) else ():
+        if not is_interpolated(value := requested.get_resolved(f"optim.base.{key}")[0]):
+            yield rules.check_base_setting(key, value)
+            yield rules.check_betas(target, value) if key == "betas" and isinstance(value, list) else None
     if signature.names and str(requested.get_resolved("optim._target_")[0]).startswith(TRANSFORM_MODULES):
         yield rules.check_filter_base(target, is_optimizer="lr" in signature.names and not signature.returns)
 

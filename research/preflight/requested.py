@@ -156,7 +156,7 @@ class RequestedConfig(ComposedConfig):
                 continue
             if value == "???":
                 self.add_mistake(source, f"{source} needs a value")
-            elif isinstance(value, str) and "${" in value:
+            elif is_interpolated(value):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):
                 self.add_mistake(source, mistake)
@@ -172,6 +172,11 @@ class RequestedConfig(ComposedConfig):
         if not any(source in self.mistakes for source in sources):
             typed = [self.typed_overrides[source] for source in sources if source in self.typed_overrides]
             self.add_mistake(" ".join(sources), *lines, head=" ".join(dict.fromkeys(typed)) or " and ".join(sources))
+
+
+def is_interpolated(value: Any) -> bool:
+    """Return whether a text or a list holds a reference to another key, whose value is not known here."""
+    return isinstance(value, str | list) and "${" in str(value)
 
 
 def read_option(group: str, option: str) -> Signature:

@@ -132,7 +132,7 @@ def _resolve_alias(module: Module, name: str, depth: int) -> list[ValueType]:
     with suppress(UnresolvedError):
         match find_member(module, name) if depth and not is_foreign else None:
             case (Module(name=ranges.__name__), _):
-                return ranges.parse_annotation(getattr(ranges, name))
+                return [*ranges.parse_annotation(getattr(ranges, name))]
             case (Module() as home, ast.Assign(value=value)):
                 return _parse_value_types(home, value, depth - 1)
     return [ANY]

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from research.data.spec import Split
-from research.losses import IGNORE, num_valid_targets
+from research.losses import num_valid_targets
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
 from research.seeding import ROLLBACK_STREAM, fold_in, sample_indices, seed_step
 from research.training import distributed
@@ -35,7 +34,7 @@ class Batches:
         self.layers = list(bitlinear_layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         targets = self.train.targets
-        self.has_ignored_targets = targets.dtype != torch.uint8 and bool((targets == IGNORE).any())
+        self.has_ignored_targets = int(num_valid_targets(targets)) < targets.numel()
 
     def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
         """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout."""
@@ -47,7 +46,7 @@ class Batches:
         parts = min(self.grad_accum * 2**progress.oom_halvings, self.batch_size // self.world_size)  # none of them empty
         own = indices.tensor_split(parts * self.world_size)[self.rank :: self.world_size]
         if self.has_ignored_targets:
-            return self._load(own), num_valid_targets(self.train.targets[indices].long()).clamp(min=1)
+            return self._load(own), num_valid_targets(self.train.targets[indices]).clamp(min=1)
         return self._load(own), len(indices) * self.train.targets[:1].numel()
 
     def _load(self, micro_batches: Sequence[Int[Tensor, "_"]]) -> Iterator[tuple[Tensor, Tensor]]:

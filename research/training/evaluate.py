@@ -25,11 +25,11 @@ def evaluate(
     autocast: Autocast = nullcontext,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Return val/loss (nats) and val/acc over all targets that count, and val/bpb where every token is a target.
+    """Return the metrics of `list_metrics`, over all targets that count; val/loss in nats.
 
     Each process takes its part of every batch. `poll` is called before each batch, and may raise to end it all.
     """
-    was_training = model.training
+    names, was_training = list_metrics(split), model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, correct, targets
     layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
@@ -43,9 +43,16 @@ def evaluate(
                     logits = model(x)
                     losses = loss(logits, y)
                 check_losses(losses, y)
-                sums += torch.stack([losses.sum().double(), num_correct(logits, y).double(), num_valid_targets(y).double()])
+                correct = num_correct(logits, y) if "val/acc" in names else y.new_zeros(())
+                sums += torch.stack([losses.sum().double(), correct.double(), num_valid_targets(y).double()])
     finally:
         model.train(was_training)
-    nats, correct, count = distributed.all_reduce_sum(sums).tolist()
-    metrics = {"val/loss": nats / max(1, count), "val/acc": correct / max(1, count)}
-    return metrics | ({"val/bpb": nats_to_bits(metrics["val/loss"])} if split.targets.ndim == 2 else {})
+    nats, right, count = distributed.all_reduce_sum(sums).tolist()
+    metrics = {"val/loss": nats / count, "val/acc": right / count, "val/bpb": nats_to_bits(nats / count)}
+    return {name: metrics[name] for name in names}
+
+
+def list_metrics(split: Split) -> list[str]:
+    """Return the metrics that a split has: an accuracy where targets are classes, and bits where every token is a target."""
+    classes = not split.targets.is_floating_point()
+    return ["val/loss", *["val/acc"] * classes, *["val/bpb"] * (classes and split.targets.ndim == 2)]

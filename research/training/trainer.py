@@ -26,13 +26,13 @@ from research.nn.blocks import recompute
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import get_lr, set_rates
-from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_fields
+from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_fields, check_partial
 from research.run_dir import ROOT
 from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
 from research.training.ema import Average
-from research.training.evaluate import Autocast, evaluate
+from research.training.evaluate import Autocast, evaluate, list_metrics
 from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
@@ -120,6 +120,8 @@ class Trainer:
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
+        rules.enforce(rules.check_monitor(monitor, list_metrics(data.val)))
+        check_partial("schedule", schedule)
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
         info = RunInfo(steps=self.steps, monitor=monitor, task=task, name=name, folder=folder, **facts)
@@ -272,7 +274,7 @@ class Trainer:
         metrics = evaluate(state.net, state.val, state.loss, size, self.autocast, poll)
         if self.eval_train:
             train = evaluate(state.net, state.batches.train, state.loss, size, self.autocast, poll)
-            metrics["train/acc"] = train["val/acc"]
+            metrics |= {"train/acc": train["val/acc"]} if "val/acc" in train else {}
         return metrics
 
     def _will_compile(self, is_first: bool) -> bool:

@@ -61,8 +61,8 @@ class CustomLinear(nn.Linear):
         (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"include": ["q", "k*"]}, r"the pattern k\* matches no module; layers are q"),
         (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"exclude": "typo"}, "the pattern typo matches no module"),
         (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"scal": "absmean"}, "unexpected keyword argument 'scal'"),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"warmup": -1}, "model.linear.warmup=-1: give a number of steps"),
-        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"granularity": True}, "model.linear.granularity=True: give tensor"),
+        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"warmup": -1}, "model.linear.warmup takes .* got -1"),
+        (nn.ModuleDict({"q": nn.Linear(8, 8)}), {"granularity": True}, "model.linear.granularity takes tensor.* got true"),
         (
             nn.ModuleDict({"q": nn.Linear(8, 8)}),
             {"granularity": 4, "backend": "int8"},

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -194,18 +195,18 @@ def test_activations_err_by_half_a_scale_and_mirror(seed: int, setting: tuple[An
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("scale_method", "mean", "give one of absmean, absmedian, absmax"),
-        ("weight_bits", 3, "give one of 1, 1.58, 2, 4, 8"),
-        ("activation_bits", 2, "give one of 8, 4"),
-        ("activation_granularity", "row", "give one of token, tensor"),
-        ("granularity", 0, "give tensor, channel, or a number of inputs"),
-        ("granularity", "row", "give tensor, channel, or a number of inputs"),
+        ("scale_method", "mean", "absmean, absmedian, absmax; got"),
+        ("weight_bits", 3, "a number in {1, 1.58, 2, 4, 8}; got 3"),
+        ("activation_bits", 2, "8, 4; got 2"),
+        ("activation_granularity", "row", "token, tensor; got"),
+        ("granularity", 0, "tensor, channel or a whole number in [1, inf); got 0"),
+        ("granularity", "row", 'tensor, channel or a whole number in [1, inf); got "row"'),
     ],
 )
 def test_an_unknown_value_is_refused(setting: str, value: Any, words: str) -> None:
     quantizer = Quantizer()
     object.__setattr__(quantizer, setting, value)  # beartype, which only the tests have, would be the first to complain
-    with pytest.raises(ValueError, match=f"model.linear.{setting}={value}: {words}"):
+    with pytest.raises(ValueError, match=re.escape(f"model.linear.{setting} takes {words}")):
         quantizer.__post_init__()
 
 

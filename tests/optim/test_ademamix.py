@@ -94,14 +94,14 @@ def test_ademamix_counts_each_parameters_own_steps() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"betas": (0.9, 0.999)}, r"optim.base.betas=\[0.9, 0.999\]: give three numbers"),
-        ({"betas": (0.9, 1.0, 0.9999)}, r"optim.base.betas=.* in \[0, 1\)"),
+        ({"betas": (0.9, 0.999)}, r"optim.base.betas=\[0.9, 0.999\]: AdEMAMix has three"),
+        ({"betas": (0.9, 1.0, 0.9999)}, r"optim.base.betas takes a list of numbers in \[0, 1\)"),
         ({"betas": (0.9, 0.98, 0.5)}, "optim.base.betas=.* the third"),
         ({"betas": (0.0, 0.98, 0.0)}, "optim.base.betas=.* the third"),
-        ({"alpha": -1.0}, "optim.base.alpha=-1.0: give at least 0"),
-        ({"alpha": math.nan}, "optim.base.alpha=nan"),
-        ({"t_alpha": 0}, "optim.base.t_alpha=0: give at least 1"),
-        ({"t_beta3": -5}, "optim.base.t_beta3=-5"),
+        ({"alpha": -1.0}, "optim.base.alpha takes .* got -1.0"),
+        ({"alpha": math.nan}, "optim.base.alpha takes .* got NaN"),
+        ({"t_alpha": 0}, "optim.base.t_alpha takes .* got 0"),
+        ({"t_beta3": -5}, "optim.base.t_beta3 takes .* got -5"),
     ],
 )
 def test_wrong_settings_of_ademamix(wrong: dict[str, Any], message: str) -> None:

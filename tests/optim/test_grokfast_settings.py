@@ -48,7 +48,7 @@ def test_a_base_that_cannot_be_filtered_is_refused(base: Any) -> None:
 )
 def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
     key = next(iter(wrong))
-    with pytest.raises(ValueError, match=rf"optim\.{key}="):
+    with pytest.raises(ValueError, match=rf"optim\.{key}(=| takes )"):
         grokfast.ema(make_weight(3), partial(SGD), 0.1, **wrong)
 
 
@@ -62,5 +62,5 @@ def test_a_base_with_a_setting_of_the_filters_is_refused() -> None:
 
 
 def test_an_empty_window_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"optim\.window=0"):
+    with pytest.raises(ValueError, match=r"optim\.window takes .* got 0"):
         grokfast.ma(make_weight(3), partial(SGD), 0.1, window=0)
