@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import sha256
@@ -18,7 +19,7 @@ from research.kernels import ternary
 from research.nn.products import FAST_BF16, FAST_INT8
 from research.optim import fused
 from research.optim.param_groups import INITIAL_SETTINGS
-from research.run_dir import ISA_ENV_VAR
+from research.run_dir import ISA_ENV_VAR, to_run_folder
 from research.training import checkpoint, distributed, sharding
 from research.training.checkpoint import Snapshot, get_weights
 from research.training.ema import Average
@@ -144,11 +145,19 @@ def resume(state: State, path: Path, until: float = math.inf) -> None:
             part.load_state_dict(saved)
     progress = {PROGRESS_V1.get(key, key): value for key, value in snapshot.state["progress"].items()}
     if snapshot.manifest.samples is None:  # version 1 did not count them
-        progress["samples"] = snapshot.step * state.info.batch_size
+        progress["samples"] = snapshot.step * (_read_batch_size_v1(folder) or state.info.batch_size)
     state.progress.load_state_dict(progress)
     if state.progress.task != state.info.task:
         state.progress.best, state.progress.task = {}, state.info.task  # of another monitor or of other samples
     state.first_step, state.seconds_before = state.progress.step, state.progress.seconds
+
+
+def _read_batch_size_v1(checkpoint_folder: Path) -> int:
+    """Return the batch size of a run of version 1, which stands in its config.yaml alone; 0 where that is not to be read."""
+    file = to_run_folder(checkpoint_folder) / "config.yaml"
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    match = re.search(r"^trainer:\n(?:  .*\n)*?  batch_size: (\d+)$", text, re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 def initialize_from(state: State, path: Path) -> None:
