@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 
 class Average:
-    """avg <- decay avg + (1 - decay) w after each step (Polyak and Juditsky 1992, with exponential weights).
+    """avg <- d avg + (1 - d) w after each step (Polyak and Juditsky 1992, with exponential weights).
 
-    The first average is the weights that the model has. Buffers are not averaged.
+    The first average is the weights that the model has. Buffers are not averaged. At step t, from 0, d is
+    min(decay, (1 + t) / (10 + t)), as in TensorFlow's tf.train.ExponentialMovingAverage with `num_updates`: the average is of
+    about the last tenth of the steps until `decay` reaches further, so the weights of the first steps are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -19,8 +21,10 @@ class Average:
         self.averages = {name: p.detach().clone() for name, p in self.weights.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), 1 - self.decay)
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), 1 - decay)
 
     @torch.no_grad()
     def load(self, averages: Mapping[str, Tensor] | None = None) -> None:

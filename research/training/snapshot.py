@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -209,10 +210,29 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
         except ValueError as error:
             fix = "give the optim.* settings that it was trained with, or resume.weights_only=true"
             raise ValueError(f"resume={folder}: the optimizer groups other parameters here: {error}\n{fix}") from error
+    if distributed.rank() == 0:
+        _warn_of_jump(snapshot, state)
     for group, now in zip(state.optimizer.param_groups, initial, strict=True):
         then = group.get(INITIAL_SETTINGS, {})
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
         group[INITIAL_SETTINGS] = now
+
+
+def _warn_of_jump(snapshot: Snapshot, state: State) -> None:
+    """Log it where the schedule as it is now would have given the last step another factor on lr than it had."""
+    group, steps = state.optimizer.param_groups[0], state.info.steps
+    if not (initial := group.get(INITIAL_SETTINGS, {}).get("lr")) or not snapshot.step:
+        return
+    factors = [state.schedule(step, steps) for step in (snapshot.step - 1, min(snapshot.step, steps - 1))]
+    last, following = (factor[0] if isinstance(factor, tuple) else factor for factor in factors)
+    if math.isclose(before := group["lr"] / initial, last, rel_tol=1e-6, abs_tol=1e-9):
+        return
+    trainer, schedule = (snapshot.manifest.config.get(key) or {} for key in ("trainer", "schedule"))
+    old = schedule.get("end") or trainer.get("steps", snapshot.step)
+    has_end = "end" in signature(state.schedule).parameters
+    fix = f"; to keep the end that it had, give +schedule.end={old}" if has_end and old != steps else ""
+    message = "resume: the schedule's factor on lr jumps from %.3g to %.3g at step %d of %d%s"
+    log.warning(message, before, following, snapshot.step, steps, fix)
 
 
 def has_finite_weights(state: State) -> bool:

@@ -186,7 +186,7 @@ class Trainer:
                     state.scaler.update()
                     optimizer.zero_grad()
                     if state.average:
-                        state.average.update()
+                        state.average.update(progress.step)
                     state.advance()
                 self._agree_on_stop(state, signals)
                 if self._should_check_guard(state) and self.guard.rolls_back(state, partial(self.forward_backward, state)):
