@@ -1,7 +1,8 @@
-"""What the command lines beside train.py share: one line for an error, exit codes, signals."""
+"""What the command lines beside train.py share: one line for an error, exit codes, signals, ranks."""
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO
@@ -43,6 +44,23 @@ def run_command(work: Callable[[signals.Watch], None]) -> int:
         print_message(str(stopped))
         return signals.get_exit_code(stopped.signum)
     return 0
+
+
+def get_launched_ranks() -> tuple[int, int]:
+    """Return rank and number of processes from the launcher's environment, before they know each other.
+
+    A variable that is set to nothing is removed: it means the default, and torch and accelerate cannot read it.
+    Raise ValueError for a number of processes below 1, or what is no number.
+    """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)
+    texts = {"WORLD_SIZE": os.environ.get("WORLD_SIZE", "1"), "RANK": os.environ.get("RANK", "0")}
+    for name, text in texts.items():
+        if not re.fullmatch("[1-9][0-9]*" if name == "WORLD_SIZE" else "[0-9]+", text):
+            raise ValueError(f"{name}={text} is no number of a launcher's\nunset {name}, or start it by torchrun")
+    world_size = int(texts["WORLD_SIZE"])
+    return int(texts["RANK"]) if world_size > 1 else 0, world_size
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

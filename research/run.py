@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
+from research.cli import get_launched_ranks
 from research.load import instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.resume import check_same_run
@@ -44,7 +45,7 @@ def run(cfg: DictConfig) -> float:
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
     if (value := distributed.broadcast(get_finished_value(run_config))) is not None:
         return float(value)
-    writes = distributed.get_launched_ranks()[0] == 0
+    writes = get_launched_ranks()[0] == 0
     with watch(), run_dir.lock(run_config.folder) if writes else nullcontext():
         state = train(cfg, run_config, trainer, instantiate(cfg.tracker) if writes else Tracker())
     if state.signum:
@@ -143,7 +144,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         rules.enforce(check_same_run(folder, config))  # the trials of a sweep have not been through the preflight
     if cfg.resume.path == "auto" and run_dir.list_checkpoints(folder):
         resume = folder
-    elif cfg.resume.path == "auto" and distributed.get_launched_ranks()[0] == 0 and not is_multirun:
+    elif cfg.resume.path == "auto" and get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
     elif cfg.resume.path and cfg.resume.path != "auto":
         resume = Path(cfg.resume.path).expanduser().resolve()

@@ -1,6 +1,5 @@
 """Plan a population: its space, its generations, its folder; read and write population.json, which holds its members."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from research.cli import get_launched_ranks
 from research.pbt.evolve import Member, create_first_generation
 from research.pbt.settings import EXAMPLES, PopulationSettings
 from research.preflight.resume import CHANGEABLE_KEYS
@@ -77,7 +77,7 @@ def find_conflicts(s: PopulationSettings, space: Space, config: DictConfig, step
     if s.interval >= steps:
         fix = f"give fewer, as {max(1, steps // 10)}"
         yield f"hydra.sweeper.interval={s.interval}: a run has {steps} steps, so no member would be copied; {fix}"
-    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    if (processes := get_launched_ranks()[1]) > 1:
         yield f"hydra/sweeper=pbt: {processes} processes were started, a member runs in one; leave out torchrun"
     if OmegaConf.select(config, "callbacks.checkpoint") is None:
         yield "callbacks.checkpoint: a population needs checkpoints; give callbacks=default"

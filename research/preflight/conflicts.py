@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from research import rules
+from research.cli import get_launched_ranks
 from research.preflight.compose import MISSING
 from research.preflight.help import list_groups, read_yaml
 from research.preflight.requested import RequestedConfig, is_interpolated, read_option
@@ -112,7 +113,7 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
 
 def find_process_conflicts(requested: RequestedConfig) -> Conflicts:
     """What a run needs of its processes; launchers may start fewer than requested."""
-    parallel, world_size = str(requested.get_resolved("trainer.parallel")[0]), int(os.environ.get("WORLD_SIZE", "1"))
+    parallel, world_size = str(requested.get_resolved("trainer.parallel")[0]), get_launched_ranks()[1]
     if parallel in ("ddp", "fsdp"):
         yield rules.check_processes(parallel, world_size)
     for name in MEASURING_CALLBACKS:

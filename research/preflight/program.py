@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
+from research.cli import get_launched_ranks
 from research.run_dir import SWEPT_ENV_VAR
 
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
@@ -30,12 +31,18 @@ def prepare(argv: list[str]) -> list[str]:
         sys.exit(0)
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides
+    from research.preflight.overrides import format_mistake
     from research.preflight.resume import expand_resume
 
     rest = [expand_resume(word) for word in rest]
-    writes = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     ours = not any(word.split("=")[0] in (*INFO_FLAGS, *OTHER_CONFIG_FLAGS) for word in rest)
-    mistakes, more = check_overrides(rest, bool(sweep)) if ours else ([], [])
+    writes, mistakes, more = True, list[str](), list[str]()
+    try:
+        writes = get_launched_ranks()[0] == 0
+    except ValueError as error:
+        mistakes = [format_mistake(*str(error).splitlines())]
+    if ours and not mistakes:
+        mistakes, more = check_overrides(rest, bool(sweep))
     if mistakes:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise ValueError("\n".join(mistakes))

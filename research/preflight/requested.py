@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose
-from research.preflight.help import find_target, list_groups, read_defaults
+from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
 from research.preflight.overrides import format_mistake, suggest
 from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
@@ -17,6 +18,7 @@ from research.ranges import describe_mistake, repr_value
 from research.rules import iter_leaves
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
+WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 
 
@@ -63,8 +65,22 @@ class RequestedConfig(ComposedConfig):
 
     def add_mistake(self, key: str, *lines: str, head: str = "") -> None:
         """Record the mistake of a key, unless it has one already."""
-        head = head or self.typed_overrides.get(key) or f"{key}={repr_value(self.get(key))}"
-        self.mistakes.setdefault(key, format_mistake(head, *lines))
+        head = head or self.typed_overrides.get(key, "")
+        if not head and (preset := self.find_preset(key)):
+            group, choice = key.partition(".")[0], preset.partition("=")[0]
+            typed = [self.typed_overrides.get(choice, preset), self.typed_overrides.get(group, "")]
+            head = " ".join(filter(None, typed))
+            lines = (f"{preset} sets {key}: {lines[0]}", f"leave out {' or '.join(filter(None, typed))}")
+        self.mistakes.setdefault(key, format_mistake(head or f"{key}={repr_value(self.get(key))}", *lines))
+
+    def find_preset(self, key: str) -> str:
+        """Return the preset that sets a key, as experiment=grokking; empty where none does."""
+        for group in ("experiment", "sweep"):
+            option = self.get_choice(group)
+            content = OmegaConf.to_container(OmegaConf.create(read_yaml(group, option)))
+            if isinstance(content, dict) and ComposedConfig(content).get(key) is not MISSING:  # type: ignore[arg-type]
+                return f"{group}={option}"
+        return ""
 
     def add_unknown_key(self, key: str, line: str) -> None:
         """Record that a key does not exist: with its new name, options that have it, the keys near it, or its neighbours."""
@@ -159,7 +175,12 @@ class RequestedConfig(ComposedConfig):
             elif is_interpolated(value):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):
-                self.add_mistake(source, mistake)
+                is_interval = (line := self.sweep_lines.get(source, "")) != (whole := WHOLE_INTERVAL.sub(r"int(\g<0>)", line))
+                if is_interval and isinstance(value, float) and not describe_mistake(key, int(value), parameter.value_types):
+                    types = " or ".join(map(str, parameter.value_types))
+                    self.add_mistake(source, f"{key} takes {types}; this interval has fractions", f"give '{whole}'", head=line)
+                else:
+                    self.add_mistake(source, mistake)
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = Path(value).expanduser().resolve()
                 if not path.exists():

@@ -9,6 +9,8 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+from research.cli import get_launched_ranks
+
 END_MESSAGE = "end"
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others
 
@@ -20,8 +22,7 @@ class Ranks:
     message_index = 0
 
     def __init__(self) -> None:
-        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.rank = int(os.environ["RANK"]) if self.world_size > 1 else 0
+        self.rank, self.world_size = get_launched_ranks()
         if self.world_size == 1:
             return
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

@@ -1,7 +1,6 @@
 """What the processes of one run agree on. With one process every function here is free."""
 
 import atexit
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,14 +13,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from research import rules
+from research.cli import get_launched_ranks
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Return the device, the precision and the processes of a run. Raise ValueError where some processes are missing."""
+    started = get_launched_ranks()[1]
     AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else several processes on a CPU stay apart
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
-    if (count := accelerator.num_processes) != (started := get_launched_ranks()[1]):
+    if (count := accelerator.num_processes) != started:
         raise ValueError(f"{started} processes were started, accelerate made {count} of them\n{rules.LAUNCH_HINT}")
     return accelerator
 
@@ -48,12 +49,6 @@ def destroy_process_group() -> None:
 def rank() -> int:
     """Return this process's number; 0 writes."""
     return dist.get_rank() if world_size() > 1 else 0
-
-
-def get_launched_ranks() -> tuple[int, int]:
-    """Return rank and number of processes from the launcher's environment, before they know each other."""
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ.get("RANK", 0)) if started > 1 else 0, started
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from research.models.transformer import Transformer
 from research.run_dir import list_checkpoints
 from research.seeding import ROLLBACK_STREAM, fold_in, permutation
 from research.signals import Stopped
-from research.training.checkpoint import Manifest, hash_weights
+from research.training.checkpoint import hash_weights
+from research.training.manifest import Manifest
 from research.training.nonfinite import Guard
 from research.training.state import Callback, State
 
@@ -207,6 +208,7 @@ def fit_in_processes(tmp_path: Path, folder: Path, world_size: int, *numbers: in
     return [[(a, b) for a, b in json.loads((folder / f"seen-{rank}.json").read_text())] for rank in range(world_size)]
 
 
+@pytest.mark.slow  # processes that import all anew
 def test_other_processes_share_the_same_samples(tmp_path: Path) -> None:
     """Two, then one with another batch size, then two with micro-batches: each takes its part of the same step."""
     folder, consumed, steps = tmp_path / "run", 0, 0
