@@ -1,5 +1,6 @@
 """A trained run, read back from its folder: the model with its weights, and its data."""
 
+import json
 import logging
 import re
 import warnings
@@ -17,6 +18,7 @@ from torch import nn
 from research.cli import first_line
 from research.data.spec import Dataset, Tokens, Vectors
 from research.preflight.resume import load_config
+from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import RUN_ID_PATTERN, read_summary, to_run_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
@@ -26,12 +28,32 @@ log = logging.getLogger(__name__)
 RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
 
-def instantiate(node: DictConfig, *arguments: Any) -> Any:
-    """Build a node's `_target_`. Raise ValueError with the cause, without Hydra's wrapping."""
+def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bool = False) -> Any:
+    """Build a node's `_target_`, checked at every depth. Raise ValueError with the cause, without Hydra's wrapping.
+
+    `key` is that of the node; `is_foreign`: it was read from a run folder, which may be another's.
+    """
+    check_targets(node, key, is_foreign)
     try:
         return hydra_instantiate(node, *arguments)
     except InstantiationException as error:
         raise ValueError(str(error.__cause__ or error)) from error
+
+
+def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> None:
+    """Raise ValueError for a `_target_` at any depth that may not be named, as `rules.check_target` says."""
+    for name, target in iter_targets(key, OmegaConf.to_container(node, resolve=True)):
+        try:
+            locate_target(name, target, is_foreign)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{name}={target} cannot be imported: {error}") from error
+
+
+def check_interpolations(settings: Any) -> None:
+    """Raise ValueError for a resolver, as `${oc.env:NAME}`: a run writes its config.yaml resolved, so it is not of one."""
+    texts = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(settings, default=str))
+    if resolvers := [text for text in texts if re.search(r"\$\{.*:", text)]:
+        raise ValueError(f"it holds {resolvers[0][:80]}, and what is read from a folder may not look up anything")
 
 
 @dataclass
@@ -52,7 +74,7 @@ class TrainedRun:
     def data(self) -> Dataset[Any]:
         """The data set of the run. Raise ValueError where its files are gone."""
         try:
-            return instantiate(self.config.data)  # type: ignore[no-any-return]
+            return instantiate(self.config.data, key="data", is_foreign=True)  # type: ignore[no-any-return]
         except ValueError as error:
             path = self.config.data.get("path")
             if path is None or Path(path).is_absolute():
@@ -75,15 +97,18 @@ def load_run(run: str) -> TrainedRun:
         log.warning("RUN=%s: %s", run, damage)
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
+        check_interpolations(settings)
         config = OmegaConf.create(settings)
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")
         sizes = summary.shape if (summary := read_summary(folder)) else {}
-        shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else instantiate(config.data).shape
-        model: nn.Module = instantiate(config.model, shape)
+        data_shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else None
+        shape = data_shape or instantiate(config.data, key="data", is_foreign=True).shape
+        model: nn.Module = instantiate(config.model, shape, key="model", is_foreign=True)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
-        raise ValueError(f"RUN={run}: its config.yaml makes no model: {first_line(error)}") from error
+        reason = str(error) if isinstance(error, TargetRefusedError) else first_line(error)
+        raise ValueError(f"RUN={run}: its config.yaml makes no model: {reason}") from error
     if (structure := describe_structure(model)) != (other := snapshot.manifest.identity["model"]):
         message = f"its config.yaml and its checkpoint are not of one model ({structure}, not {other}): has one been changed?"
         raise ValueError(f"RUN={run}: {message}")

@@ -5,16 +5,35 @@ Ranges of single settings are in `ranges.py`, how a trigger is written in `trigg
 """
 
 import json
+import os
+import re
+import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
+from research.run_dir import ROOT, TARGETS_ENV_VAR
 from research.trigger import Trigger, never_active
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 OTHER_BASES = "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another"
 BASE_TYPES: dict[str, Any] = {"betas": Fractions, "momentum": Fraction, "eps": NonNegativeFloat}  # of any optimizer class
 BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "params": "set optim.no_decay="}
+# Whose classes and functions a composed configuration may name besides the components of conf/: below `hydra`, and elsewhere.
+COMPONENT_PACKAGES = (
+    *("research.models", "research.nn", "research.optim", "research.data", "research.losses", "research.callbacks"),
+    *("torch.nn", "torch.optim"),
+)
+HYDRA_PACKAGES = (
+    *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),
+    *("hydra_plugins", "hydra._internal.core_plugins", "hydra.experimental"),
+)
+PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings of components, and no component
+PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
 
 # Settings that may differ where resume=auto goes on with a run: where it goes, who watches, when it saves, how far it goes.
 FREE_SETTINGS = (
@@ -215,3 +234,77 @@ def describe_differences(here: dict[str, Any], there: dict[str, Any]) -> list[st
     keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{free}." for free in FREE_SETTINGS))]
     values = {key: [json.dumps(side[key], ensure_ascii=False) if key in side else "nothing" for side in sides] for key in keys}
     return [f"{key} is {now} here, was {then} there" for key, (now, then) in values.items() if now != then]
+
+
+@cache
+def list_components() -> frozenset[str]:
+    """Return the `_target_`s that the groups of conf/ name."""
+    files = (file for file in (ROOT / "conf").glob("*/*.yaml") if file.parent.name not in PRESET_GROUPS)
+    return frozenset(name for file in files for name in re.findall(r"(?m)^[^#\n]*_target_: ([\w.]+)", file.read_text()))
+
+
+@cache
+def is_own_module(name: str) -> bool:
+    """Return whether a top-level module is the user's own: a file below the project folder that is not an installed one."""
+    try:
+        spec = find_spec(name) if name and name not in PROGRAM_PACKAGES else None
+    except ValueError:  # as for __main__
+        return False
+    if spec is None or not spec.has_location or spec.origin is None:
+        return False  # a folder without __init__.py may be anybody's, as one that runs were copied into
+    file, projects = Path(spec.origin).resolve(), {ROOT, Path.cwd().resolve()}
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()} | {root / "outputs" for root in projects}
+    is_installed = any(file.is_relative_to(folder) and not ROOT.is_relative_to(folder) for folder in installed)
+    return any(file.is_relative_to(root) for root in projects) and not is_installed
+
+
+def check_target(key: str, target: str, is_foreign: bool = False, alias: str = "") -> Conflict | None:
+    """A `_target_` names a component of conf/ or one that GROKBIT_TARGETS adds; one that is composed here also another of ours,
+    of torch or of the user.
+
+    `is_foreign`: it was read from a run folder, which may be another's. `alias`: the name in the configuration, where `target`
+    is what that name stands for.
+    """
+    more = tuple(filter(None, re.split(r"[,\s]+", os.environ.get(TARGETS_ENV_VAR, ""))))
+    packages = more if is_foreign else (*more, *(HYDRA_PACKAGES if key.startswith("hydra.") else COMPONENT_PACKAGES))
+    is_named = target in list_components() or any(f"{target}.".startswith(f"{package}.") for package in packages)
+    if is_named or (not is_foreign and is_own_module(target.partition(".")[0])):
+        return None
+    what = f"{key}={alias} is {target}" if alias else f"{key}={target}"
+    whose = "Optuna and Hydra" if key.startswith("hydra.") else "torch"
+    names = "the components of conf/ alone" if is_foreign else f"components of conf/ and {whose}, and your own modules here"
+    why = f"{'what is read from a folder' if is_foreign else 'a configuration'} may name {names}"
+    module = target.rpartition(".")[0] or target
+    fix = f"if you trust it, set {TARGETS_ENV_VAR}={module}: packages and modules, with commas"
+    return Conflict((key,), f"{what}: {why}", fix)
+
+
+class TargetRefusedError(ValueError):
+    """A `_target_` that a configuration may not name."""
+
+
+def locate_target(key: str, target: str, is_foreign: bool = False) -> Any:
+    """Return the class or function that a `_target_` names, checked before its module is imported, and what it really is after.
+
+    Raise TargetRefusedError for one that `check_target` refuses, ImportError or AttributeError where there is none.
+    """
+    if conflict := check_target(key, target, is_foreign):
+        raise TargetRefusedError(str(conflict))
+    component = resolve_name(target)
+    module, name = (getattr(component, attribute, None) for attribute in ("__module__", "__qualname__"))
+    own_name = f"{module}.{name}" if module and name else type(component).__name__
+    if target not in list_components() and (conflict := check_target(key, own_name, is_foreign, target)):
+        raise TargetRefusedError(str(conflict))
+    return component
+
+
+def iter_targets(key: str, node: Any, names: tuple[str, ...] = ("_target_",)) -> Iterator[tuple[str, str]]:
+    """Yield each `_target_` at any depth of plain dicts and lists, with its key; or the values of other `names`."""
+    left = [(key, node)]
+    while left:
+        key, node = left.pop()
+        if isinstance(node, dict):
+            left += [(f"{key}.{name}".lstrip("."), inner) for name, inner in node.items()]
+            yield from ((f"{key}.{name}".lstrip("."), str(node[name])) for name in names if name in node)
+        elif isinstance(node, list):
+            left += [(f"{key}.{index}", inner) for index, inner in enumerate(node)]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
 from research.cli import get_launched_ranks
-from research.load import instantiate
+from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
@@ -41,6 +41,7 @@ def run(cfg: DictConfig) -> float:
         gc.freeze()
         gc.enable()
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
+    check_targets(cfg)  # before anything is built or written
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
     if (value := distributed.broadcast(get_finished_value(run_config))) is not None:

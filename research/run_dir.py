@@ -27,6 +27,7 @@ TRIAL_ENV_VAR = "GROKBIT_TRIAL"  # JSON: the trial that this run is, for reports
 WORKER_ENV_VAR = "GROKBIT_WORKER"  # JSON: which worker of which sweep this process is
 CACHE_ENV_VAR = "GROKBIT_CACHE"  # the folder of compiled kernels
 ISA_ENV_VAR = "GROKBIT_ISA"  # the instruction set of the C kernels, instead of the best
+TARGETS_ENV_VAR = "GROKBIT_TARGETS"  # packages and modules, with commas, that a `_target_` may name besides ours
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
 
 

@@ -106,11 +106,11 @@ def get_first_step(run: str) -> int:
 
 def evaluate_checkpoint(checkpoint: Path) -> tuple[float, float]:
     """Return loss and accuracy on the held-out half of the digits."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from safetensors.torch import load_file
 
     from experiments.pbt_digits.data import load_held_out
+    from research.load import instantiate
     from research.losses import classification
     from research.training.evaluate import evaluate
 

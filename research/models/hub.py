@@ -92,7 +92,8 @@ def _load_from_folder(folder: str) -> nn.Module:
     if not (path / "config.json").is_file():
         raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
     try:
-        return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)  # type: ignore[no-any-return]
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "dtype": torch.float32}
+        return AutoModelForCausalLM.from_pretrained(path, **options)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model.folder={folder} cannot be read: {first_line(error)}") from error
 

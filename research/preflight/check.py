@@ -90,6 +90,7 @@ def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[st
         requested.check_settings(prefix, read_signature(f"research.preflight.{settings}") or Signature())
     for key, node in list(requested.iter_nodes()):
         requested.check_node(key, node)
+    requested.check_hydra()
     for find_conflicts in FINDERS:
         for conflict in filter(None, find_conflicts(requested)):
             requested.add_conflict(conflict.keys, conflict.message, conflict.fix)

@@ -1,5 +1,6 @@
 """The composed config of one run, with every key validated against its component's signature."""
 
+import ast
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
-from research.rules import iter_leaves
+from research.rules import check_target, iter_leaves, iter_targets, list_components, locate_target
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
+LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 
 
@@ -141,13 +143,7 @@ class RequestedConfig(ComposedConfig):
 
     def check_node(self, key: str, node: dict[str, Any]) -> None:
         """Check that a node's target exists and takes each of its keys; Hydra accepts any key that has a +."""
-        target = str(node["_target_"])
-        try:
-            find_definition(target)
-        except TargetError as error:
-            self.add_mistake(f"{key}._target_", *str(error).splitlines())
-        except UnresolvedError:
-            pass
+        target = self.check_target(f"{key}._target_")
         if (signature := read_signature(target)) is None:
             return
         names = signature.names
@@ -162,6 +158,42 @@ class RequestedConfig(ComposedConfig):
             head = " ".join(dict.fromkeys(filter(None, typed)))
             self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", hint, head=head)
         self.check_settings(f"{key}.", signature)
+
+    def check_target(self, key: str) -> str:
+        """Check that a target exists and may be named, by its text and by what its source says it is; return it."""
+        target = str(self.get_resolved(key)[0])
+        conflict = check_target(key, target)
+        try:
+            module, node = find_definition(target)
+        except TargetError as error:
+            self.add_mistake(key, *str(error).splitlines())
+        except UnresolvedError:
+            if not conflict and key.startswith("hydra."):  # Hydra builds these itself: run.py cannot look at them before
+                try:
+                    locate_target(key, target)
+                except ValueError as error:
+                    self.add_mistake(key, *str(error).splitlines())
+                except (ImportError, AttributeError):
+                    pass  # Hydra says so
+        else:
+            if not conflict and target not in list_components() and isinstance(node, ast.ClassDef | ast.FunctionDef):
+                conflict = check_target(key, f"{module.name}.{node.name}", alias=target)
+        if conflict:
+            self.add_mistake(key, conflict.message.removeprefix(f"{key}={target}").lstrip(": "), conflict.fix)
+        return target
+
+    def check_hydra(self) -> None:
+        """Check what Hydra itself builds or calls: its plugins and callbacks, and the classes of its logging."""
+        for key, _ in iter_targets("hydra", self.cfg["hydra"]):
+            self.check_target(key)
+        for setting in ("job_logging", "hydra_logging"):
+            for key, target in iter_targets(f"hydra.{setting}", self.cfg["hydra"].get(setting), ("()", "class")):
+                if not re.fullmatch(LOGGING_CLASS, target):
+                    self.add_mistake(key, f"{key}={target} is no class of Python's logging", "give one, as logging.FileHandler")
+        if isinstance(space := self.get("hydra.sweeper.custom_search_space"), str) and (
+            conflict := check_target("hydra.sweeper.custom_search_space", space)
+        ):
+            self.add_mistake("hydra.sweeper.custom_search_space", conflict.message, conflict.fix)
 
     def check_settings(self, prefix: str, signature: Signature) -> None:
         """Check the type, range and choices of each value that the signature knows; of a path, that it exists."""

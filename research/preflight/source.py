@@ -142,6 +142,8 @@ def find_definition(target: str) -> Definition:
     member: Member | None = module
     if rest:
         member = find_member(module, rest[0]) if len(rest) == 1 or rest[0] in module.names else None
+        while len(rest) > 1 and isinstance(member, Module):  # one that the file imports
+            member = find_member(member, rest.pop(1))
     if member is None:
         near = get_close_matches(rest[0], sorted(module.list_public_names()), n=2, cutoff=0.5)
         hint = f"\ndid you mean {' or '.join(f'{home}.{name}' for name in near)} ?" if near else ""

@@ -85,7 +85,7 @@ def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
     """Return the object of a `_target_` node. Raises ValueError, naming the setting, for arguments that it does not take."""
     try:
         with silence_optuna():
-            return instantiate_spec(dict(node))
+            return instantiate_spec(dict(node), setting)
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
 

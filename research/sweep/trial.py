@@ -44,5 +44,6 @@ def get_current_trial() -> Trial | None:
 
     storage = get_storage(spec["storage"])
     with silence_optuna():
-        study = optuna.load_study(study_name=spec["study"], storage=storage, pruner=instantiate_spec(spec["pruner"]))
+        pruner = instantiate_spec(spec["pruner"], "hydra.sweeper.pruner")
+        study = optuna.load_study(study_name=spec["study"], storage=storage, pruner=pruner)
     return Trial(study, storage, int(spec["id"]))

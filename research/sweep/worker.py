@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from research.preflight.overrides import to_override
+from research.rules import locate_target
 from research.run_dir import TRIAL_ENV_VAR, WORKER_ENV_VAR
 from research.sweep.compose import Composer
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set_constraints
@@ -57,7 +57,7 @@ class Worker:
         self.launch_size = self.settings.n_jobs or default_size  # jobs that the launcher gets at once
         self.last_error: BaseException | None = None
         custom = self.settings.custom_search_space
-        self.suggest_custom = get_method(custom) if custom else None
+        self.suggest_custom = locate_target("hydra.sweeper.custom_search_space", custom) if custom else None
 
     def run_all(self) -> None:
         """Run trials until there are no more; wait while others run some, for theirs may die."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from research.rules import locate_target
 from research.tracking.storage import FileLock
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _connect_storage(spec: str) -> "BaseStorage":
     url = json.loads(spec)
     with silence_optuna():
         if isinstance(url, dict):
-            return instantiate_spec(url)  # type: ignore[no-any-return]
+            return instantiate_spec(url, "hydra.sweeper.storage")  # type: ignore[no-any-return]
         scheme, _, rest = str(url).partition("://")
         if not scheme or not rest.strip("/"):
             raise ValueError(f"it is none of {STORAGE_EXAMPLES}")
@@ -146,15 +146,16 @@ def truncate_partial_line(journal: Path) -> None:
             os.truncate(journal, content.rfind(b"\n") + 1)
 
 
-def instantiate_spec(spec: Any) -> Any:
+def instantiate_spec(spec: Any, setting: str) -> Any:
     """Return the object that a `_target_` node makes, nested nodes first; return any other value as it is.
 
-    Arguments that are None are left out, so the target's own default holds.
+    Arguments that are None are left out, so the target's own default holds. Raise ValueError, naming the setting, for a
+    target that may not be named.
     """
     if isinstance(spec, list):
-        return [instantiate_spec(item) for item in spec]
+        return [instantiate_spec(item, setting) for item in spec]
     if not isinstance(spec, dict):
         return spec
+    build = locate_target(f"{setting}._target_", str(spec["_target_"])) if "_target_" in spec else dict
     settings = {key: value for key, value in spec.items() if value is not None and key not in ("_target_", "_partial_")}
-    args = {key: instantiate_spec(value) for key, value in settings.items()}
-    return resolve_name(spec["_target_"])(**args) if "_target_" in spec else args
+    return build(**{key: instantiate_spec(value, f"{setting}.{key}") for key, value in settings.items()})

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from research.run_dir import make_folder, sync, to_run_folder
 from research.training import distributed, sharding
 from research.training.manifest import (
     MANIFEST_FILE,
+    SHARDS_FOLDER,
     DamagedError,
     Manifest,
     check_digest,
@@ -40,7 +40,7 @@ from research.training.manifest import (
     read_manifest,
 )
 
-STATE_FILE, TENSORS_SUFFIX, SHARDS_FOLDER = "state.pt", ".safetensors", "shards"
+STATE_FILE, TENSORS_SUFFIX = "state.pt", ".safetensors"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",

@@ -4,6 +4,7 @@ Torch is not imported: the preflight chooses by it the run that resume=auto goes
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from research.run_dir import list_checkpoints
 
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE, SHARDS_FOLDER = "manifest.json", "shards"
 
 
 class DamagedError(ValueError):
@@ -32,6 +33,11 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> "bytes" and "sha256"
     version: int = 2
 
+    @property
+    def is_sharded(self) -> bool:
+        """True where the files of the shards are listed: what merely lies there is not read."""
+        return any(name.startswith(f"{SHARDS_FOLDER}/") for name in self.files)
+
     def to_json(self) -> str:
         """Return the text of the file, which ends with a digest of all that stands before it."""
         content = json.loads(json.dumps(asdict(self), default=str))  # as it will be read: keys of a config may be numbers
@@ -45,7 +51,10 @@ class Manifest:
             raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
         if content.get("version", 1) > cls.version:
             raise DamagedError(f"{MANIFEST_FILE} has version {content['version']}: a later Grokbit wrote it")
-        return cls(**{"version": 1} | content)
+        manifest = cls(**{"version": 1} | content)
+        if foreign := [name for name in manifest.files if not re.fullmatch(rf"({SHARDS_FOLDER}/)?[\w.-]+", name)]:
+            raise DamagedError(f"{MANIFEST_FILE} lists {foreign[0]!r}, which is no file of a checkpoint")
+        return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:

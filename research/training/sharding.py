@@ -3,7 +3,7 @@
 Not accelerate's plugin: on a CPU it silently becomes plain data parallelism.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,11 @@ def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(sharded_state, storage_writer=FileSystemWriter(folder))
+    from research.training.shard_files import write_metadata
+
+    metadata = save(sharded_state, storage_writer=FileSystemWriter(folder))
+    if distributed.rank() == 0:
+        write_metadata(folder, metadata)
     names = distributed.broadcast(sorted(path.name for path in folder.iterdir()))
     own = names[distributed.rank() :: distributed.world_size()]
     parts = distributed.all_gather({f"{folder.name}/{name}": hash_file(folder / name) for name in own})
@@ -82,19 +86,30 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def load_shards(model: nn.Module, folder: Path, optimizer: Optimizer | None = None, average: Average | None = None) -> None:
-    """Load the state from the files, however many processes wrote them. Averages that they do not hold are the weights."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+def load_shards(
+    model: nn.Module,
+    folder: Path,
+    listed: Collection[str],
+    optimizer: Optimizer | None = None,
+    average: Average | None = None,
+) -> None:
+    """Load the state from the files, however many processes wrote them. Averages that they do not hold are the weights.
+
+    `listed` names the files that may be read, as the manifest does. Raise ValueError for any other, and for shards that only
+    a pickle describes.
+    """
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    files = FileSystemReader(folder)
+    from research.training.shard_files import Planner, Reader
+
+    files = Reader(folder, listed)
     metadata = files.read_metadata().state_dict_metadata
     has_average = any(name.startswith("average.") for name in metadata)
     state = get_sharded_state(model, optimizer, average if has_average else None)
     if optimizer:
         state["optimizer"]["state"] = allocate_optimizer_state(metadata, state["model"])
-    load(state, storage_reader=files, no_dist=distributed.world_size() == 1)
+    load(state, storage_reader=files, planner=Planner(), no_dist=distributed.world_size() == 1)
     set_model_state_dict(model, state["model"])
     if optimizer:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])

@@ -24,7 +24,7 @@ from research.run_dir import ISA_ENV_VAR, to_run_folder
 from research.training import checkpoint, distributed, sharding
 from research.training.checkpoint import Snapshot, get_weights
 from research.training.ema import Average
-from research.training.manifest import Manifest
+from research.training.manifest import SHARDS_FOLDER, Manifest
 from research.training.state import State, Stateful
 
 NOT_LOADED = "not loaded"
@@ -175,10 +175,9 @@ def initialize_from(state: State, path: Path) -> None:
 
 def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
     """Load a checkpoint's weights into the model that it is of: the averages where it has them."""
-    shards = folder / checkpoint.SHARDS_FOLDER
-    if shards.exists():
+    if snapshot.manifest.is_sharded:
         average = Average(model, decay=0.0)
-        sharding.load_shards(model, shards, average=average)
+        sharding.load_shards(model, folder / SHARDS_FOLDER, snapshot.manifest.files, average=average)
         average.swap()
     else:
         sharding.load_full(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
@@ -196,9 +195,9 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
 def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
     """Load weights, averages and the optimizer's memory; keep settings that were changed on the command line."""
     initial = [group[INITIAL_SETTINGS] for group in state.optimizer.param_groups]
-    shards = folder / checkpoint.SHARDS_FOLDER
-    if shards.exists():
-        sharding.load_shards(state.model, shards, state.optimizer, state.average)
+    if snapshot.manifest.is_sharded:
+        shards, listed = folder / SHARDS_FOLDER, snapshot.manifest.files
+        sharding.load_shards(state.model, shards, listed, state.optimizer, state.average)
     elif state.sharded:
         raise ValueError(f"resume={folder} was not saved by trainer=fsdp\ngo on without it, or give resume.weights_only=true")
     else:

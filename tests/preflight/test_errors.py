@@ -53,5 +53,5 @@ def test_train_py_collects_garbage_once_it_trains(tmp_path: Path) -> None:
     line = ["trainer=debug", "tracker=none", "loss._target_=mine.loss", f"out={tmp_path / 'out'}", "trainer.device=cpu"]
     code = f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; sys.argv = ['train.py', *{line!r}]\n"
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "collects=True" in done.stderr
