@@ -1,27 +1,88 @@
-"""What the command lines beside train.py share: one line for an error, exit codes, signals, ranks."""
+"""What the command lines share: text without its passwords, one line for an error, exit codes, signals, ranks."""
 
 import argparse
+import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from types import TracebackType
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from research import signals
+
+T = TypeVar("T")
+HIDDEN = "***"
+SECRET = r"(?:pass(?:word|wd)|secret|token|api_?key|access_?key|signature)"
+PATTERNS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*://[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
+        r"(\w[\w+.-]*://[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
+        r"(https?://)[^\s/:@]+(?=@)",  # a token in place of user and password
+        rf"((?i:[?&;][\w.-]*{SECRET}[\w.-]*=))[^\s&\"']+",  # in a URL's query
+        rf"(\b[A-Z0-9_]*{SECRET.upper()}=[\"']?|(?<![?&;])\bpassword=)[^\s\"']+",  # a variable; a key of libpq
+    )
+)
+
+
+def redact(value: T) -> T:
+    """Return a text without the passwords of its URLs and the secrets of the environment; so each text in dicts and lists.
+
+    Whatever leaves the process goes through here: files of a run, logs, messages, MLflow.
+    """
+    if isinstance(value, dict):
+        return {key: redact(inner) for key, inner in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list):
+        return [redact(inner) for inner in value]  # type: ignore[return-value]
+    if not isinstance(value, str):
+        return value
+    text = str(value)
+    if "=" in text or "://" in text:
+        for pattern in PATTERNS:
+            text = pattern.sub(rf"\1{HIDDEN}", text)
+    for name, secret in os.environ.items():
+        if len(secret) >= 8 and re.search(rf"(?i){SECRET}$", name):
+            text = text.replace(secret, HIDDEN)
+    return text  # type: ignore[return-value]
+
+
+class RedactedRecord(logging.LogRecord):
+    """What is logged, its traceback included, without passwords."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.exc_info and self.exc_info[0]:
+            self.exc_text = redact(logging.Formatter().formatException(self.exc_info))
+
+    def getMessage(self) -> str:  # noqa: N802
+        return redact(super().getMessage())
+
+
+def redact_output() -> None:
+    """Keep passwords out of every log and every traceback of this process."""
+    logging.setLogRecordFactory(RedactedRecord)
+    sys.excepthook = print_traceback
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does."""
+    print_message("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {redact(message)}\n")
 
 
 def print_message(text: str, stream: TextIO | None = None) -> None:
-    """Print to `stream`, by default stderr; ignore a closed pipe or a full disk."""
+    """Print to `stream`, by default stderr, without passwords; ignore a closed pipe or a full disk."""
     stream = stream or sys.stderr
     try:
-        print(text, file=stream, flush=True)
+        print(redact(text), file=stream, flush=True)
     except OSError:
         # Python flushes the stream once more as it exits, and would fail there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -65,7 +126,7 @@ def get_launched_ranks() -> tuple[int, int]:
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an error's message, at most `limit` characters; without a message the name of its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+    return redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:limit]
 
 
 def format_duration(seconds: float) -> str:

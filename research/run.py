@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
-from research.cli import get_launched_ranks
+from research.cli import get_launched_ranks, redact, redact_output
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.resume import check_same_run
@@ -41,6 +41,7 @@ def run(cfg: DictConfig) -> float:
         gc.freeze()
         gc.enable()
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
+    redact_output()
     check_targets(cfg)  # before anything is built or written
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
@@ -60,15 +61,15 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
     writes = distributed.rank() == 0
     try:
         if writes and not run_config.resumed:
-            folder = begin(run_config, cfg, tracker)  # before anything can go wrong
+            folder = begin(run_config, tracker)  # before anything can go wrong
         state = setup(cfg, run_config, trainer, tracker)
         if writes and run_config.resumed:
-            folder = begin(run_config, cfg, tracker)  # only now: until its checkpoint fits, the folder is as it was
+            folder = begin(run_config, tracker)  # only now: until its checkpoint fits, the folder is as it was
         tracker.state = trainer.fit(state)
         status = STOPPED if state.signum else PRUNED if state.stop == PRUNED_REASON else FINISHED
         return state
     except BaseException as failure:
-        error = f"{type(failure).__name__}: {failure}"
+        error = redact(f"{type(failure).__name__}: {failure}")
         status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
         log.info("the run failed", exc_info=True)  # to train.log; the terminal gets one line
         if tracker.state:
@@ -85,9 +86,9 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
             tracker.finish(status, asdict(summary))  # also where the disk is full
 
 
-def begin(run_config: RunConfig, cfg: DictConfig, tracker: Tracker) -> Path:
+def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     """Write down what was requested, and start the tracker; return the run folder."""
-    run_dir.begin_run_folder(run_config, OmegaConf.to_yaml(cfg, resolve=True))
+    run_dir.begin_run_folder(run_config, OmegaConf.to_yaml(OmegaConf.create(run_config.config)))
     tracker.start(run_config)
     return run_config.folder
 
@@ -130,16 +131,16 @@ def get_finished_value(run_config: RunConfig) -> float | None:
 
 
 def build_run_config(cfg: DictConfig) -> RunConfig:
-    """Return what was requested, in plain types, with a name that tells this run from its neighbours."""
+    """Return what was requested, in plain types and without passwords, with a name that tells this run from its neighbours."""
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    overrides = redact(list(hydra.overrides.task))
     choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra/" not in k}
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: values[key] for key in os.environ.get(SWEPT_ENV_VAR, "").split(",") if key in values}
     is_multirun = hydra.mode == RunMode.MULTIRUN
     linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
-    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    config = redact(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
     if cfg.resume.path == "auto":
         rules.enforce(check_same_run(folder, config))  # the trials of a sweep have not been through the preflight

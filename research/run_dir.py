@@ -16,6 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from research.cli import redact
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
 SUMMARY_FILE = "summary.json"
@@ -140,7 +142,7 @@ def describe_environment() -> dict[str, Any]:
             "branch": run_git("branch", "--show-current"),
             "dirty": bool(run_git("status", "--porcelain")),
         },
-        "command": sys.argv,
+        "command": redact(sys.argv),
     }
 
 
@@ -274,7 +276,7 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
     keep_environment(folder)
     write_json(folder / "env.json", describe_environment())
     if difference := run_git("diff", "HEAD"):
-        (folder / "git.diff").write_text(difference + "\n")
+        (folder / "git.diff").write_text(redact(difference) + "\n")
 
 
 def keep_environment(folder: Path) -> None:

@@ -154,10 +154,10 @@ def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str |
 
     if (summary := read_summary(run_folder)) is None or not summary.mlflow_run_id:
         return
-    from research.tracking.mlflow_store import connect_briefly
+    from research.tracking.mlflow_store import choose_uri, connect_briefly
 
     try:
-        with connect_briefly(uri) as client:
+        with connect_briefly(choose_uri(uri)) as client:
             client.log_artifact(summary.mlflow_run_id, str(file), artifact_folder)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({describe_error(error)}); it is {file}")

@@ -3,7 +3,6 @@
 import csv
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -100,13 +99,18 @@ def plot_parameter(axis: Any, steps: Sequence[int], values: Sequence[Any]) -> No
         axis.set_yscale("log")
 
 
-def tag_runs(folder: Path, members: Sequence[Member], before: Sequence[Member]) -> None:
+def find_own_uri(plan: Plan) -> str:
+    """Return the URI of the store of the population's runs. Raise ValueError for a server that only their folders name."""
+    return mlflow_store.find_store_uri(plan.folder, OmegaConf.select(plan.config, "tracker.uri"))
+
+
+def tag_runs(plan: Plan, members: Sequence[Member], before: Sequence[Member]) -> None:
     """Tag each run in MLflow with its generation and parent; log a warning if MLflow cannot be reached."""
     parents, logged = {member.number: member for member in before}, [member for member in members if member.run_id]
     if not logged:
         return
     try:
-        with mlflow_store.connect_briefly(mlflow_store.find_store_uri(folder)) as client:
+        with mlflow_store.connect_briefly(find_own_uri(plan)) as client:
             for member in logged:
                 tags: dict[str, Any] = {"pbt.generation": member.generation, "pbt.member": member.number}
                 if member.parent is not None:
@@ -133,7 +137,7 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
     tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
     files = [(plan.folder / name, None) for name in REPORT_FILES]
     try:
-        with mlflow_store.connect_briefly(mlflow_store.find_store_uri(plan.folder)) as client:
+        with mlflow_store.connect_briefly(find_own_uri(plan)) as client:
             mlflow_store.conclude(client, id_file.read_text().strip(), files, metrics, tags, status)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)

@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from research.cli import redact, redact_output
 from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
@@ -28,9 +29,10 @@ def run_population(
     raw_settings: dict[str, Any], arguments: list[str], config: DictConfig, context: HydraContext, task: TaskFunction
 ) -> None:
     """Train the population. Raises ValueError before the first member where something is wrong."""
+    redact_output()
     plan = make_plan(raw_settings, arguments, config, context)
     if plan.settings.dry_run:
-        print("\n".join(describe_plan(plan)))
+        print(redact("\n".join(describe_plan(plan))))
         return
     plan.folder = resolve_folder(plan.settings, config, POPULATION_FILE, lambda folder: can_resume(plan, folder))
     with lock(plan.folder):
@@ -131,7 +133,7 @@ class Population:
         returns: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
         for member, result in zip(members, returns, strict=True):
             self.record_result(member, result)
-        lineage.tag_runs(self.plan.folder, members, self.get_members(members[0].generation - 1))
+        lineage.tag_runs(self.plan, members, self.get_members(members[0].generation - 1))
         self.members += members
         self.save()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
-from research.cli import get_launched_ranks
+from research.cli import get_launched_ranks, print_message, redact_output
 from research.run_dir import SWEPT_ENV_VAR
 
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
@@ -20,11 +20,11 @@ def prepare(argv: list[str]) -> list[str]:
 
     Prints the help and exits with 0, or prints every mistake and exits with 2. HYDRA_FULL_ERROR=1 raises ValueError instead.
     """
+    redact_output()
     sweep = [word for word in argv[1:] if word in SWEEP_FLAGS][:1]
     rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
     os.environ[SWEPT_ENV_VAR] = ""
     if {"-h", "--help"} & set(rest):
-        from research.cli import print_message
         from research.preflight.help import build_help_text
 
         print_message(build_help_text(), sys.stdout)  # which may be a pipe into head
@@ -47,7 +47,7 @@ def prepare(argv: list[str]) -> list[str]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise ValueError("\n".join(mistakes))
         if writes:
-            print("\n".join(mistakes), file=sys.stderr)
+            print_message("\n".join(mistakes))
         sys.exit(2)
     if not writes:  # only the first process of a run writes to its folder, the others have a temporary one
         import atexit
@@ -101,7 +101,8 @@ def explain_errors() -> Iterator[None]:
         from research.preflight.overrides import format_mistake
 
         logs = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
-        print(format_mistake(*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:])), file=stderr)
+        lines = (*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:]))
+        print_message(format_mistake(*lines), stderr)
         sys.exit(1)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from research.cli import print_message
+from research.cli import print_message, redact
 from research.preflight.overrides import expand_sweep, format_mistake, to_override
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
@@ -93,7 +93,7 @@ def find_furthest_run(requested: RequestedConfig) -> Path | None:
 def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
     """Return the run's settings by their dotted keys, without Hydra's own."""
     leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
-    return {key: requested.get_resolved(key)[0] for key, _ in leaves}
+    return {key: redact(requested.get_resolved(key)[0]) for key, _ in leaves}  # a run folder holds no passwords
 
 
 def find_resume_path(requested: RequestedConfig) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.study import Study
 
-from research.cli import first_line, print_message
+from research.cli import first_line, print_message, redact
 from research.report import gap
 from research.report.markdown import render_results, render_table
 from research.report.plots import draw
@@ -18,7 +18,6 @@ from research.report.study import load_study, read_study
 from research.run_dir import RUN_ID_PATTERN, replace_text
 from research.tracking import mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
-from research.tracking.storage import redact_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
@@ -26,18 +25,20 @@ POPULATION_HINT = "a population has its own report: population.csv, lineage.png 
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow"
 
 
-def report(folder: Path, study: Study, plots: bool = True) -> None:
-    """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one."""
+def report(folder: Path, study: Study, plots: bool = True, uri: str | None = None) -> None:
+    """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one.
+
+    `uri` is the store that this command names. To a server that only the folder names nothing is sent.
+    """
     sweep = read_study(folder, study)
     files, id_file = write(sweep, folder, plots), folder / RUN_ID_FILE
     if not id_file.exists():
         return
-    uri = mlflow_store.find_store_uri(folder)
     try:
-        with mlflow_store.connect_briefly(uri) as client:
+        with mlflow_store.connect_briefly(mlflow_store.find_store_uri(folder, uri)) as client:
             publish(sweep, client, id_file.read_text(), files)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
-        print_message(f"warning: MLflow at {redact_url(uri)} did not take the report ({first_line(error)}); it is in {folder}")
+        print_message(f"warning: MLflow did not take the report ({first_line(error)}); it is in {folder}")
 
 
 def write(sweep: Sweep, folder: Path, plots: bool) -> Artifacts:
@@ -119,7 +120,7 @@ def find_sweep_folder(run_id: str) -> Path:
         with mlflow_store.connect_briefly(uri) as client:
             tags = client.get_run(run_id).data.tags
     except Exception as error:  # stores raise errors of many kinds
-        raise ValueError(f"MLflow at {redact_url(uri)} has no such run ({first_line(error)}); {SWEEP_HINT}") from error
+        raise ValueError(f"MLflow at {redact(uri)} has no such run ({first_line(error)}); {SWEEP_HINT}") from error
     if "folder" not in tags or mlflow_store.SOURCE_TAG in tags:
         parent = tags.get(mlflow_store.PARENT_TAG, "none")
         raise ValueError(f"this run in MLflow is no sweep but a run of the sweep {parent}; {SWEEP_HINT}")

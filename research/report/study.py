@@ -12,13 +12,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from research.cli import first_line
+from research.cli import first_line, redact
 from research.preflight.overrides import to_override
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
 from research.run_dir import Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
-from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec
 
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
@@ -31,7 +30,7 @@ def load_study(folder: Path, storage: str) -> Study:
         name = read_study_spec(folder).study or optuna.get_all_study_names(connected)[0]
         return optuna.load_study(study_name=name, storage=connected)
     except Exception as error:  # each kind of storage has its own errors
-        raise ValueError(f"the study cannot be read from {redact_url(storage)}: {first_line(error)}") from error
+        raise ValueError(f"the study cannot be read from {redact(storage)}: {first_line(error)}") from error
 
 
 def read_study(folder: Path, study: Study) -> Sweep:

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from optuna.trial import Trial
 
+from research.cli import redact
 from research.run_dir import read_json
 from research.sweep.settings import parse_bound
 
@@ -42,7 +43,7 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
             raise ValueError("the objective is not a number (NaN)")
         return Outcome(values, folder=folder, limits={name: get_number(known, name, "constraints") for name in limits})
     except ValueError as error:
-        return Outcome(error=str(error), cause=error, folder=folder)
+        return Outcome(error=redact(str(error)), cause=error, folder=folder)
 
 
 def parse_numbers(returned: Any, count: int) -> list[float]:

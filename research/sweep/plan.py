@@ -14,7 +14,7 @@ import optuna
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from research.cli import format_duration
+from research.cli import format_duration, redact
 from research.run_dir import SUMMARY_FILE, read_summary
 from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
@@ -62,7 +62,7 @@ def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictCon
     compared = [line for key, line in space.fixed.items() if re.split(r"[./]", key.lstrip("+~"))[0] not in NOT_COMPARED]
     spec = {
         "space": space.describe(),
-        "fixed": sorted(compared),
+        "fixed": redact(sorted(compared)),
         "directions": directions,
         "metrics": list(settings.metrics),
         "repeats": settings.repeats,

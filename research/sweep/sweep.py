@@ -9,10 +9,10 @@ from typing import Any
 
 import optuna
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
-from research.cli import first_line
+from research.cli import first_line, redact, redact_output
 from research.sweep.compose import Composer
 from research.sweep.plan import Plan, describe_plan, make_plan, set_folder
 from research.sweep.ranks import END_MESSAGE, Ranks
@@ -21,7 +21,6 @@ from research.sweep.study import MISMATCH_HINT, InOrderSampler, check_same_spec,
 from research.sweep.supervisor import supervise
 from research.sweep.worker import Worker, get_worker_spec
 from research.tracking.optuna_storage import get_storage, is_storage_unreachable, silence_optuna
-from research.tracking.storage import redact_url
 from research.tracking.study_spec import read_study_spec, write_study_spec
 
 log = logging.getLogger(__name__)
@@ -32,10 +31,11 @@ def run_sweep(
     raw_settings: dict[str, Any], arguments: list[str], config: DictConfig, context: HydraContext, task: TaskFunction
 ) -> None:
     """Run the study or the grid. Raises ValueError before the first trial where something is wrong."""
+    redact_output()
     settings = parse_settings(raw_settings)
     plan = make_plan(settings, arguments, config, context)
     if settings.dry_run:
-        print("\n".join(describe_plan(plan)))
+        print(redact("\n".join(describe_plan(plan))))
         return
     ranks, worker_spec = Ranks(), get_worker_spec()
     if ranks.world_size > 1 and settings.workers > 1:
@@ -94,7 +94,7 @@ def explain_lost_storage(storage: str) -> Iterator[None]:
     except Exception as error:
         if not is_storage_unreachable(error):
             raise
-        setting, reason = f"hydra.sweeper.storage={redact_url(storage)}", first_line(error.__cause__ or error)
+        setting, reason = f"hydra.sweeper.storage={redact(str(storage))}", first_line(error.__cause__ or error)
         raise ValueError(f"{setting} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
 
 
@@ -110,7 +110,7 @@ def prepare_study(plan: Plan) -> Study:
             study_name=name, storage=storage, sampler=sampler, pruner=pruner, directions=directions, load_if_exists=True
         )
     except Exception as error:  # each kind of storage raises its own
-        raise ValueError(f"hydra.sweeper.storage={redact_url(plan.storage)} cannot be used: {first_line(error)}") from error
+        raise ValueError(f"hydra.sweeper.storage={redact(str(plan.storage))} cannot be used: {first_line(error)}") from error
     known = [direction.name.lower() for direction in study.directions]
     if known != directions:
         difference = f"the study {name} has {', '.join(known)}, not {', '.join(directions)}"
@@ -151,7 +151,7 @@ def finish(worker: Worker) -> None:
     spec = replace(read_study_spec(folder), reason=reason)
     write_study_spec(folder, spec)
     try:
-        report(folder, study, plots=worker.settings.plots)
+        report(folder, study, worker.settings.plots, OmegaConf.select(worker.plan.config, "tracker.uri"))
     except Exception as error:  # the trials are safe: their summary must still be printed
         log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, folder, exc_info=True)
     # Only after the report: a sweep that was killed before this line is resumed, and makes its report then.

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research.cli import first_line, print_message
+from research.cli import first_line, print_message, redact
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text, run_git
 from research.tracking import mlflow_store
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
-from research.tracking.storage import FileLock, redact_url
+from research.tracking.storage import FileLock
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
 
@@ -52,7 +52,7 @@ class MLflow(Jsonl):
             # In the main thread: an import in a thread can deadlock with one here.
             self.client = mlflow_store.connect(self.uri)
         except Exception as error:
-            raise ValueError(f"{self.setting}={redact_url(self.uri)} is not a store that MLflow can open: {error}") from error
+            raise ValueError(redact(f"{self.setting}={self.uri} is not a store that MLflow can open: {error}")) from error
         super().start(run)
         self.run = run
         # Read now: the environment of this process may be another trial's by the time that the thread opens the run.
@@ -81,9 +81,9 @@ class MLflow(Jsonl):
         self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
         if reason := self.error or ("no answer" if self.thread.is_alive() else ""):
             note = f"did not take all of this run ({reason}); every metric is in {self.path}"
-            print_message(f"warning: MLflow at {redact_url(self.uri)} {note}")
+            print_message(f"warning: MLflow at {redact(self.uri)} {note}")
         elif status == FINISHED:
-            command = "make ui" if self.uri == DEFAULT_URI else redact_url(self.uri)
+            command = "make ui" if self.uri == DEFAULT_URI else redact(self.uri)
             print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
 
     def _queue(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from research.cli import redact
 from research.run_dir import ROOT, is_locked
 from research.tracking.jsonl import FINISHED, KILLED
-from research.tracking.storage import FileLock, redact_url
+from research.tracking.storage import FileLock
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
@@ -71,11 +72,29 @@ def connect_briefly(uri: str | None = None) -> Iterator[Any]:
         os.environ.update(before)
 
 
-def find_store_uri(sweep_folder: Path) -> str:
-    """Return the URI of the store that a sweep's runs were logged to: that of its first run's config, else the default."""
+def choose_uri(recorded: str | None, requested: str | None = None) -> str:
+    """Return the URI of the store that a folder's configuration records, if it is the user's own: no password goes elsewhere.
+
+    His own are what this command requests, MLFLOW_TRACKING_URI, the default, and any local file. The passwords, which are not
+    recorded, are those of his own. Raise ValueError for a server that only the configuration names.
+    """
+    own = [resolve_uri(requested), resolve_uri(), DEFAULT_URI]
+    if recorded is None or recorded.startswith("sqlite:///"):
+        return recorded or own[0]
+    if match := next((uri for uri in own if redact(uri) == redact(recorded)), None):
+        return match
+    server = redact(recorded)
+    raise ValueError(f"only the configuration in the folder names the server {server}; if it is yours, set MLFLOW_TRACKING_URI")
+
+
+def find_store_uri(sweep_folder: Path, requested: str | None = None) -> str:
+    """Return the URI of the store that a sweep's runs were logged to: that of its first run's config, else the default.
+
+    Raise ValueError as `choose_uri` does; `requested` is what this command names.
+    """
     for file in (*sorted(sweep_folder.glob("*/config.yaml"))[:1], *sorted(sweep_folder.glob("*/0/config.yaml"))[:1]):
-        return resolve_uri(((yaml.safe_load(file.read_text()) or {}).get("tracker") or {}).get("uri"))
-    return resolve_uri()
+        return choose_uri(((yaml.safe_load(file.read_text()) or {}).get("tracker") or {}).get("uri"), requested)
+    return resolve_uri(requested)
 
 
 def get_run_folder(run_id: str, uri: str | None = None) -> str:
@@ -84,7 +103,7 @@ def get_run_folder(run_id: str, uri: str | None = None) -> str:
     try:
         return str(connect(store, must_exist=True).get_run(run_id).data.tags["folder"])
     except Exception as error:  # stores raise errors of many kinds
-        raise ValueError(f"MLflow at {redact_url(store)} has no run {run_id} of ours") from error
+        raise ValueError(f"MLflow at {redact(store)} has no run {run_id} of ours") from error
 
 
 def end_dead_runs(client: Any) -> None:

@@ -1,7 +1,6 @@
-"""What MLflow's store and Optuna's storage share: a lock on a file, and a URL without its password."""
+"""What MLflow's store and Optuna's storage share: a lock on a file."""
 
 import fcntl
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -34,8 +33,3 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-def redact_url(url: object) -> str:
-    """Return a store's URL, or its `_target_` node, as text without user name, password and query."""
-    return re.sub(r"//.*@", "//", re.sub(r"\?.*", "", str(url)))

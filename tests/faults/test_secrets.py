@@ -1,0 +1,211 @@
+"""C18: passwords leave the process for nobody but the server that the user names."""
+
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from program import ROOT, TINY, make_environment, run
+
+from research.cli import HIDDEN, RedactedRecord, first_line, print_message, print_traceback, redact
+from research.report.report import rebuild_report
+from research.tracking.mlflow_store import DEFAULT_URI, choose_uri
+
+PASSWORD = "s3cr3t-Pa55"
+SCHEMES = ["http", "https", "postgresql", "postgresql+psycopg2", "redis", "mysql", "amqp"]
+visible = st.text(st.characters(exclude_categories=("Cs", "Cc", "Z")), min_size=4, max_size=20)
+
+
+@given(scheme=st.sampled_from(SCHEMES), password=visible, before=st.text(max_size=20), after=st.text(max_size=20))
+def test_no_password_stays_in_a_text(scheme: str, password: str, before: str, after: str) -> None:
+    """Also one that should have been quoted, as with / @ : in it."""
+    assume(not password.isspace() and len(password.split()) == 1 and "@" not in after)
+    text = f"{before} {scheme}://me:{password}@host:5432/name {after}"
+    assume(password not in text.replace(f":{password}@", ":@"))
+    assert redact(text) == redact(before) + f" {scheme}://me:{HIDDEN}@host:5432/name " + redact(after)
+
+
+@given(password=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(str.isprintable))
+def test_no_password_stays_in_a_setting(password: str) -> None:
+    url = f"postgresql://me@corp:{password}@host/name"
+    assert redact({"a": [url, {"b": f"tracker.uri={url}"}]}) == {
+        "a": [f"postgresql://me@corp:{HIDDEN}@host/name", {"b": f"tracker.uri=postgresql://me@corp:{HIDDEN}@host/name"}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://ghp_token@github.com/x", "https://***@github.com/x"),
+        ('see \'http://u:p@h\' and {"a":"redis://:p@h:6379/0"}', 'see \'http://u:***@h\' and {"a":"redis://:***@h:6379/0"}'),
+        ("postgresql://h/x?user=me&password=p&sslmode=no", "postgresql://h/x?user=me&password=***&sslmode=no"),
+        ("https://h/x?api_key=p;X-Amz-Signature=q", "https://h/x?api_key=***"),
+        ("host=h password=p dbname=x", "host=h password=*** dbname=x"),
+        ("hydra.job.env_set.MLFLOW_TRACKING_TOKEN=p", "hydra.job.env_set.MLFLOW_TRACKING_TOKEN=***"),
+        ('export PGPASSWORD="p q', 'export PGPASSWORD="*** q'),
+        (f"it is {PASSWORD}!", "it is ***!"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("http://h:5000/#/experiments", "http://h:5000/#/experiments"),
+        ("postgresql://me@host:5432/name", "postgresql://me@host:5432/name"),
+        ("sqlite:////a/b@c.db", "sqlite:////a/b@c.db"),
+        ("loss=last_token unit: token, mail a@b.c", "loss=last_token unit: token, mail a@b.c"),
+        (3, 3),
+        (None, None),
+    ],
+)
+def test_a_secret_is_hidden_and_nothing_else(text: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "last_token")
+    assert redact(text) == expected
+    assert redact(redact(text)) == expected
+
+
+def test_what_is_logged_or_printed_is_redacted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://me:{PASSWORD}@host"
+    handler = logging.FileHandler(tmp_path / "train.log")
+    logger, before = logging.getLogger("secrets"), logging.getLogRecordFactory()
+    logger.addHandler(handler)
+    logging.setLogRecordFactory(RedactedRecord)
+    try:
+        try:
+            raise ValueError(f"{url} does not answer")
+        except ValueError as error:
+            logger.warning("at %s", url, exc_info=True)
+            print_traceback(type(error), error, error.__traceback__)
+            print_message(first_line(error))
+    finally:
+        logging.setLogRecordFactory(before)
+        logger.removeHandler(handler)
+        handler.close()
+    for text in ((tmp_path / "train.log").read_text(), capsys.readouterr().err):
+        assert text.count(f"http://me:{HIDDEN}@host") >= 2
+        assert "Traceback" in text
+        assert PASSWORD not in text
+
+
+def find_password(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+
+
+def test_a_run_that_fails_at_its_store_keeps_the_password_to_itself(tmp_path: Path) -> None:
+    """In config.yaml, overrides.txt, env.json, train.log with its traceback, and on the screen."""
+    argv = [str(ROOT / "train.py"), *TINY, f"tracker.uri=foo://me:{PASSWORD}@host/x", f"out={tmp_path / 'out'}"]
+    done = run(argv, tmp_path, make_environment(tmp_path))
+    assert done.returncode == 1
+    assert f"tracker.uri=foo://me:{HIDDEN}@host/x is not a store" in done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    assert find_password(tmp_path) == []
+    (folder,) = (tmp_path / "out" / "modular").iterdir()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["tracker"]["uri"] == f"foo://me:{HIDDEN}@host/x"
+    for name in ("overrides.txt", "env.json", "train.log"):
+        assert f"foo://me:{HIDDEN}@host/x" in (folder / name).read_text(), name
+
+
+def test_a_run_that_is_uploaded_holds_no_secret_of_the_environment(tmp_path: Path) -> None:
+    """What the command line looked up there stands in the configuration, in MLflow's params and in each artifact."""
+    own = {"MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    words = ["optim.no_decay=[norm,'${oc.env:MLFLOW_TRACKING_PASSWORD}']", f"+hydra.job.env_set.PGPASSWORD={PASSWORD}"]
+    argv = [str(ROOT / "train.py"), *TINY, *words, f"out={tmp_path / 'out'}"]
+    done = run(argv, tmp_path, make_environment(tmp_path) | own)
+    assert done.returncode == 0, done.stderr
+    assert find_password(tmp_path) == []
+    assert [*tmp_path.glob("mlartifacts/**/config.yaml")], "it was uploaded"
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers nothing, and keeps who has asked."""
+
+    seen: list[str | None]
+
+    def answer(self) -> None:
+        self.seen.append(self.headers.get("Authorization"))
+        self.send_error(403)
+
+    do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:  # type: ignore[override]
+        """Print nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str | None]]]:
+    seen: list[str | None] = []
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Server,), {"seen": seen}))
+    Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}", seen
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_report_goes_to_the_user_s_own_server_alone(
+    tmp_path: Path,
+    server: tuple[str, list[str | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_own: bool,
+) -> None:
+    uri, seen = server
+    sweep = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "v1" / "sweep", tmp_path / "sweep"))
+    (sweep / "mlflow_run_id").write_text("0" * 32)
+    for file in sweep.glob("*/config.yaml"):
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"tracker": {"uri": uri}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", PASSWORD)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if is_own else f"sqlite:///{tmp_path}/none.db")
+    rebuild_report(str(sweep), plots=False)
+    assert seen[:1] == ([f"Bearer {PASSWORD}"] if is_own else [])
+    message = capsys.readouterr().err
+    assert ("names the server" in message) is not is_own
+    assert (sweep / "results.md").exists()
+
+
+OWN = f"http://me:{PASSWORD}@host:5000"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "requested", "expected"),
+    [
+        (None, None, OWN),
+        (None, "http://typed", "http://typed"),
+        (redact(OWN), None, OWN),  # the password is that of the environment
+        (redact(OWN).replace("host", "evil"), None, ""),
+        (f"http://other:{HIDDEN}@host:5000", None, ""),
+        (f"http://me:{HIDDEN}@evil/@host:5000", None, OWN),  # it is hidden, so it is not even looked at
+        ("http://evil", None, ""),
+        ("http://typed", "http://typed", "http://typed"),
+        (f"postgresql://u:{HIDDEN}@h/x", f"postgresql://u:{PASSWORD}@h/x", f"postgresql://u:{PASSWORD}@h/x"),
+        ("postgresql://evil/x", None, ""),
+        ("databricks://profile", None, ""),
+        ("file:///tmp/x", None, ""),
+        ("sqlite:////tmp/x.db", None, "sqlite:////tmp/x.db"),
+        (DEFAULT_URI, "http://typed", DEFAULT_URI),
+    ],
+)
+def test_a_folder_chooses_among_the_user_s_own_servers(
+    recorded: str | None, requested: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", OWN)
+    if expected:
+        assert choose_uri(recorded, requested) == expected
+        return
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
+        choose_uri(recorded, requested)
+
+
+def test_the_program_hides_what_python_itself_would_print(tmp_path: Path) -> None:
+    """A traceback that nobody expects."""
+    code = f"from research.cli import redact_output; redact_output(); raise RuntimeError('http://me:{PASSWORD}@host')"
+    (tmp_path / "fails.py").write_text(code)
+    done = run([str(tmp_path / "fails.py")], tmp_path, make_environment(tmp_path))
+    assert done.returncode == 1
+    assert f"RuntimeError: http://me:{HIDDEN}@host" in done.stderr
+    assert PASSWORD not in done.stderr
+    assert sys.excepthook is not print_traceback
