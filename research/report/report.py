@@ -35,10 +35,12 @@ def report(folder: Path, study: Study, plots: bool = True, uri: str | None = Non
     if not id_file.exists():
         return
     try:
-        with mlflow_store.connect_briefly(mlflow_store.find_store_uri(folder, uri)) as client:
+        uri = mlflow_store.find_store_uri(folder, uri)
+        with mlflow_store.connect_briefly(uri) as client:
             publish(sweep, client, id_file.read_text(), files)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
-        print_message(f"warning: MLflow did not take the report ({first_line(error)}); it is in {folder}")
+        where = f" at {uri}" if uri else ""
+        print_message(f"warning: MLflow{where} did not take the report ({first_line(error)}); it is in {folder}")
 
 
 def write(sweep: Sweep, folder: Path, plots: bool) -> Artifacts:

@@ -70,9 +70,9 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write metadata.json: of each entry its type and size, and where each of its chunks lies in which file."""
     entries: dict[str, dict[str, Any]] = {}
     for name, entry in metadata.state_dict_metadata.items():
-        is_tensor = isinstance(entry, TensorStorageMetadata)
-        entries[name] = {"dtype": str(entry.properties.dtype), "size": [*entry.size]} if is_tensor else {}
-        entries[name]["chunks"] = []
+        entries[name] = {"chunks": []}
+        if isinstance(entry, TensorStorageMetadata):
+            entries[name] |= {"dtype": str(entry.properties.dtype), "size": [*entry.size]}
     for index, stored in metadata.storage_data.items():
         chunk = {"file": stored.relative_path, "offset": stored.offset, "length": stored.length}
         if index.offset is not None:

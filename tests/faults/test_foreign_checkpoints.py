@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
     )
 
 
-def change(folder: Path, *, drop: str = "", **files: bytes) -> None:
+def change(folder: Path, files: dict[str, bytes], drop: str = "") -> None:
     """Change files of the shards as an attacker would: sizes and digests in the manifest are right."""
     manifest = checkpoint.read(folder).manifest
     for name, content in files.items():
@@ -98,13 +98,13 @@ def test_shards_are_read_as_they_were_written(folder: Path) -> None:
 
 
 def test_a_pickle_that_the_manifest_lists_is_not_opened(folder: Path) -> None:
-    change(folder, **{".metadata": pickle.dumps(Attack()), "other.pkl": pickle.dumps(Attack())})
+    change(folder, {".metadata": pickle.dumps(Attack()), "other.pkl": pickle.dumps(Attack())})
     assert_same(load(folder))
 
 
 @pytest.mark.parametrize("content", [pickle.dumps(Attack()), b""], ids=["attack", "empty"])
 def test_shards_that_only_a_pickle_describes_are_refused_with_the_converter(folder: Path, content: bytes) -> None:
-    change(folder, drop=METADATA_FILE, **{".metadata": content})
+    change(folder, {".metadata": content}, drop=METADATA_FILE)
     with pytest.raises(ValueError, match=r"python -m research\.training\.convert_shards .*step-00000001"):
         load(folder)
     with pytest.raises(ValueError, match="cannot be converted"):
@@ -113,7 +113,7 @@ def test_shards_that_only_a_pickle_describes_are_refused_with_the_converter(fold
 
 
 def test_shards_of_an_earlier_version_are_converted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(folder, drop=METADATA_FILE)
+    change(folder, {}, drop=METADATA_FILE)
     monkeypatch.setattr("sys.argv", ["convert_shards", str(folder.parents[1])])
     assert convert_shards.main() == 0
     assert_same(load(folder))
@@ -135,7 +135,7 @@ def test_a_shards_folder_that_no_manifest_lists_is_not_read(tmp_path: Path) -> N
 def rewrite(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads((folder / "shards" / METADATA_FILE).read_text())
     edit(content)
-    change(folder, **{METADATA_FILE: json.dumps(content).encode()})
+    change(folder, {METADATA_FILE: json.dumps(content).encode()})
 
 
 @pytest.mark.parametrize("file", ["../../evil.distcp", "evil.distcp", "/etc/passwd", "../state.pt", 7, None])
@@ -173,7 +173,7 @@ def test_a_number_among_the_shards_is_no_pickle_of_anything(folder: Path) -> Non
         name = next(name for name in description["entries"] if name.endswith("lr"))
         description["entries"][name]["chunks"] = [{"file": "evil.distcp", "offset": 0, "length": len(content)}]
 
-    change(folder, **{"evil.distcp": content})
+    change(folder, {"evil.distcp": content})
     rewrite(folder, edit)
     with pytest.raises(BaseException, match=r"(?s)Weights only load failed"):
         load(folder)

@@ -131,7 +131,7 @@ class Server(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
 
-    def log_message(self, *_: object) -> None:  # type: ignore[override]
+    def log_message(self, *_: object) -> None:
         """Print nothing."""
 
 

@@ -112,7 +112,9 @@ def test_an_incomplete_last_line_is_cut_off(tmp_path: Path) -> None:
     assert count_states(f"journal://{file}") == {"COMPLETE": 4}
 
 
-REFUSED = "sweeper.storage=postgresql://127.0.0.1:1/x cannot be used: (psycopg2.OperationalError) connection to server"
+REFUSED = (
+    "sweeper.storage=postgresql://somebody:***@127.0.0.1:1/x cannot be used: (psycopg2.OperationalError) connection to server"
+)
 
 
 @pytest.mark.parametrize(
