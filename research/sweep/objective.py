@@ -35,7 +35,7 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
     try:
         returned = result.return_value
     except Exception as error:  # whatever the job raised fails this trial alone
-        return Outcome(error=f"{type(error).__name__}: {error}", cause=error, folder=folder)
+        return Outcome(error=redact(f"{type(error).__name__}: {error}"), cause=error, folder=folder)
     try:
         known = dict(returned) if isinstance(returned, Mapping) else load_metrics(folder) if metrics or limits else {}
         values = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
