@@ -107,7 +107,7 @@ def load_run(run: str) -> TrainedRun:
         shape = data_shape or instantiate(config.data, key="data", is_foreign=True).shape
         model: nn.Module = instantiate(config.model, shape, key="model", is_foreign=True)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
-        reason = str(error) if isinstance(error, TargetRefusedError) else first_line(error)
+        reason = "; ".join(str(error).splitlines()) if isinstance(error, TargetRefusedError) else first_line(error)
         raise ValueError(f"RUN={run}: its config.yaml makes no model: {reason}") from error
     if (structure := describe_structure(model)) != (other := snapshot.manifest.identity["model"]):
         message = f"its config.yaml and its checkpoint are not of one model ({structure}, not {other}): has one been changed?"
