@@ -4,7 +4,6 @@ Constructors pass the result to `enforce`; the preflight collects it. So a noteb
 Ranges of single settings are in `ranges.py`, how a trigger is written in `trigger.py`.
 """
 
-import json
 import os
 import re
 import sysconfig
@@ -34,12 +33,6 @@ HYDRA_PACKAGES = (
 )
 PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings of components, and no component
 PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
-
-# Settings that may differ where resume=auto goes on with a run: where it goes, who watches, when it saves, how far it goes.
-FREE_SETTINGS = (
-    "out", "name", "resume", "tracker", "hydra", "steps", "trainer.steps",
-    "callbacks.console", "callbacks.checkpoint", "callbacks.time_limit",
-)  # fmt: skip
 
 
 class Conflict(NamedTuple):
@@ -217,23 +210,6 @@ def find_divisor(of: int, near: int) -> int:
 def find_multiple(of: int, near: int) -> int:
     """Return the multiple of `of`, at least `of` itself, nearest to `near`."""
     return of * max(1, round(near / of))
-
-
-def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys below a key, with their values."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from iter_leaves(f"{key}.{name}" if key else str(name), inner)
-    else:
-        yield key, value
-
-
-def describe_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """Return a line for each setting that two resolved configurations do not share, but for the free ones."""
-    sides = [dict(iter_leaves("", json.loads(json.dumps(side, default=str)))) for side in (here, there)]
-    keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{free}." for free in FREE_SETTINGS))]
-    values = {key: [json.dumps(side[key], ensure_ascii=False) if key in side else "nothing" for side in sides] for key in keys}
-    return [f"{key} is {now} here, was {then} there" for key, (now, then) in values.items() if now != then]
 
 
 @cache

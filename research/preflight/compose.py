@@ -89,6 +89,15 @@ def get_values(condition: Condition, variant: list[Override]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not MISSING} | typed
 
 
+def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys below a key, with their values."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from iter_leaves(f"{key}.{name}" if key else str(name), inner)
+    else:
+        yield key, value
+
+
 @dataclass
 class ComposedConfig:
     """A configuration as plain values. Interpolations stay as text, so a value is known by the key that a user can set."""

@@ -9,14 +9,14 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose
+from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
 from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
 from research.preflight.overrides import format_mistake, suggest
 from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
-from research.rules import check_target, iter_leaves, iter_targets, list_components, locate_target
+from research.rules import check_target, iter_targets, list_components, locate_target
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast

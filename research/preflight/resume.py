@@ -1,5 +1,6 @@
 """What resume= means: the run that is resumed, the folder that it writes to, and the settings that must not change."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,15 +12,21 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from research.cli import print_message, redact
+from research.preflight.compose import iter_leaves
 from research.preflight.overrides import expand_sweep, format_mistake, to_override
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
-from research.rules import Conflict, describe_differences, iter_leaves
+from research.rules import Conflict
 from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, to_run_folder
 from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints, read_manifest
 
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
 FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_")  # a resumed run has them as they were
+# Settings that may differ where resume=auto goes on with a run: where it goes, who watches, when it saves, how far it goes.
+FREE_SETTINGS = (
+    "out", "name", "resume", "tracker", "hydra", "steps", "trainer.steps",
+    "callbacks.console", "callbacks.checkpoint", "callbacks.time_limit",
+)  # fmt: skip
 
 
 @dataclass
@@ -147,6 +154,14 @@ def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
             if config := read_manifest(folder).config:
                 return upgrade_config(config), folder.name
     return {}, ""
+
+
+def describe_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """Return a line for each setting that two resolved configurations do not share, but for the free ones."""
+    sides = [dict(iter_leaves("", json.loads(json.dumps(side, default=str)))) for side in (here, there)]
+    keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{free}." for free in FREE_SETTINGS))]
+    values = {key: [json.dumps(side[key], ensure_ascii=False) if key in side else "nothing" for side in sides] for key in keys}
+    return [f"{key} is {now} here, was {then} there" for key, (now, then) in values.items() if now != then]
 
 
 def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:

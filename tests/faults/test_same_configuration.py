@@ -11,8 +11,7 @@ from program import TINY, read_summaries, train
 from research import rules
 from research.preflight.check import check_overrides, find_mistakes
 from research.preflight.overrides import to_override
-from research.preflight.resume import check_same_run, load_config
-from research.rules import FREE_SETTINGS, describe_differences
+from research.preflight.resume import FREE_SETTINGS, check_same_run, describe_differences, load_config
 from research.run_dir import list_checkpoints, to_run_folder
 
 BASE = [*TINY, "trainer.steps=4", "tracker=none"]
