@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
 from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul
-from research.nn.quantize import QuantizedWeight, Quantizer
+from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point
 from research.ranges import NonNegativeInt, PositiveInt, WeightBits, check_settings
 
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
@@ -144,10 +144,9 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 def _forward_quantized(x: Float[Tensor, "*batch in"], layers: Sequence[BitLinear]) -> list[Float[Tensor, "*batch _"]]:
     """Return the outputs of layers with the same settings, by products of codes."""
+    require_floating_point(x)
     kind, rows, backend = x.device.type, x.reshape(-1, x.shape[-1]), cast(Any, layers[0].backend)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if not x.is_floating_point():  # the output has the input's type, and would lose its fractions
-        raise ValueError(f"a BitLinear takes floating-point input, got {x.dtype}: give x.to({layers[0].weight.dtype})")
     with torch.autocast(kind, enabled=False):
         if backend == "auto":
             learns = torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in layers)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.quantize import Quantizer
-from research.nn.tiles import INS, OUTS, Tiles, int8_linear, pack, ternary_linear
+from research.nn.tiles import INS, OUTS, Tiles, int8_linear, multiply, pack, ternary_linear
 
 CACHE_LINE, HUGE_PAGE = 64, 1 << 21  # bytes
 PACKABLE_SETTINGS: dict[str, tuple[float | str, ...]] = {  # of a Quantizer: what the kernels compute
@@ -30,7 +30,7 @@ INT8 = Quantizer("absmax", 8, "channel")  # of embedding and head: a scale a sym
 
 
 class PackedLinear(nn.Module):
-    """A ternary `BitLinear` at two bits a weight. Only for inference: the kernels compute no gradient."""
+    """A ternary `BitLinear` at two bits a weight, which do not learn. The gradient of the input is straight-through."""
 
     codes: Tiles
     scale: Float[Tensor, "out"]
@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the input has {x.shape[-1]} features, this layer takes {self.in_features}")
         product = torch.ops.grokbit.ternary_linear if self.native else ternary_linear
-        y: Tensor = product(x, self.codes, self.scale)
+        y = multiply(product, x, self.codes, self.scale)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
@@ -100,7 +100,8 @@ class Int8Embedding(nn.Module):
         self.table, self.num_embeddings = table, len(table.scale)
 
     def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-        codes, scale = self.table.codes[tokens], self.table.scale[tokens]
+        # no indexing: there -1 is the last symbol, and numbers of 8 bits are a mask
+        codes, scale = F.embedding(tokens, self.table.codes), self.table.scale[tokens]
         return codes[..., : self.table.dim].to(scale.dtype) * scale.unsqueeze(-1)
 
 
@@ -118,7 +119,7 @@ class Int8Linear(nn.Module):
         if x.shape[-1] != self.table.dim:
             raise ValueError(f"the input has {x.shape[-1]} features, this layer takes {self.table.dim}")
         product = torch.ops.grokbit.int8_linear if self.native else int8_linear
-        y: Tensor = product(x, self.table.codes, self.table.scale)
+        y = multiply(product, x, self.table.codes, self.table.scale)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

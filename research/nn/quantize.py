@@ -75,10 +75,14 @@ class Quantizer:
     def quantize_activation(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "..."]]:
         """Return the codes of activations and their scale, [*batch, 1] (token) or [] (tensor), in float32 at least.
 
-        8 bits: 127 x / absmax (2504.12285, section 2); 4 bits: sqrt(7) x / absmean (2411.04965, section 2).
+        8 bits: 127 x / absmax (2504.12285, section 2); 4 bits: sqrt(7) x / absmean (2411.04965, section 2). Raise ValueError
+        for numbers that are not floating-point.
         """
+        require_floating_point(x)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # a bf16 product has too few bits for 256 levels
         tensor = self.activation_granularity == "tensor"
+        if tensor and not x.numel():  # no number has no largest one
+            return x, x.new_tensor(EPS)
         if self.activation_bits == 8:
             top, bottom = (x.amax(), x.amin()) if tensor else (x.amax(-1, keepdim=True), x.amin(-1, keepdim=True))
             size = torch.maximum(top, -bottom).clamp(min=EPS)  # max |x|, without writing |x| to memory
@@ -88,3 +92,12 @@ class Quantizer:
 
 
 TERNARY = Quantizer()
+
+
+def require_floating_point(x: Tensor) -> None:
+    """Raise ValueError for an input of a quantized layer that is not floating-point.
+
+    The output has the input's type: it would lose its fractions, and wrap around where the type is too small.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"a quantized layer takes floating-point input, got {x.dtype}: give x.to(torch.float32)")
