@@ -6,8 +6,10 @@ in research/nn/packed.py, compute the same output. The gradient is straight-thro
 """
 
 import fnmatch
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +24,7 @@ from research.nn.products import Backend, choose_backend, choose_backward_dtype,
 from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point
 from research.ranges import NonNegativeInt, PositiveInt, WeightBits, check_settings
 
+log = logging.getLogger(__name__)
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
@@ -119,12 +122,15 @@ class BitLinear(nn.Linear):
 
     def forward_reference(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiply quantized values in full precision: for groups of inputs, the warm-up and the meta device."""
+        _warn_about_half_precision([self])
         mix = self.mix if self.is_warming_up and self.training else None
         codes, scale = self.quantizer.quantize_activation(x)
         w_codes, w_scale = self.get_quantized_weight()
         w_codes = w_codes.to(w_scale.dtype)  # cached codes are bf16
-        weight = straight_through(self.weight, w_codes * w_scale, mix)
-        return F.linear(straight_through(x, codes * scale, mix), weight, self.bias)
+        operands = straight_through(x, codes * scale, mix), straight_through(self.weight, w_codes * w_scale, mix), self.bias
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        y = F.linear(*(operand if operand is None else operand.to(wide) for operand in operands))
+        return y.to(x.dtype) if y.dtype == wide else y  # autocast has a type of its own
 
 
 def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> list[Float[Tensor, "*batch _"]]:
@@ -145,6 +151,7 @@ def _has_hooks(layer: nn.Module) -> bool:
 def _forward_quantized(x: Float[Tensor, "*batch in"], layers: Sequence[BitLinear]) -> list[Float[Tensor, "*batch _"]]:
     """Return the outputs of layers with the same settings, by products of codes."""
     require_floating_point(x)
+    _warn_about_half_precision(layers)
     kind, rows, backend = x.device.type, x.reshape(-1, x.shape[-1]), cast(Any, layers[0].backend)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
@@ -157,6 +164,20 @@ def _forward_quantized(x: Float[Tensor, "*batch in"], layers: Sequence[BitLinear
         ys = _Linears.apply(rows, layers[0].quantizer, backend, dtype, *codes, *scales, *weights)  # type: ignore[no-untyped-call]
     ys = [y.view(*x.shape[:-1], y.shape[-1]) for y in cast(tuple[Tensor, ...], ys)]
     return [y if layer.bias is None else y + layer.bias.to(y.dtype) for y, layer in zip(ys, layers, strict=True)]
+
+
+def _warn_about_half_precision(layers: Sequence[BitLinear]) -> None:
+    """Warn once if weights of 16 bits learn: an update of less than a 256th of a weight is lost in them."""
+    for layer in layers:
+        learns = layer.training and layer.weight.requires_grad and torch.is_grad_enabled()
+        if layer.weight.dtype.itemsize < 4 and learns and not torch.compiler.is_compiling():
+            _log_half_precision(layer.weight.dtype)
+
+
+@cache
+def _log_half_precision(dtype: torch.dtype) -> None:
+    advice = "keep the weights in float32 and let autocast compute in half precision"
+    log.warning("a BitLinear learns with weights in %s, which lose small updates, so few codes change: %s", dtype, advice)
 
 
 def straight_through(x: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"], mix: Tensor | None) -> Float[Tensor, "*shape"]:
@@ -201,9 +222,10 @@ def convert_linears(
     """Replace, in place, each nn.Linear whose name matches a pattern of `include` and none of `exclude`; return the model.
 
     The new layers are `linear` with `settings`, a BitLinear by default. They hold the same parameters, so an optimizer built
-    before still works. Subclasses of nn.Linear stay, because their owners may use them in other ways; so do layers that share
-    their weight with an embedding. With `warmup` your loop must call `set_warmup_step`. Raise ValueError, before anything is
-    changed, if no layer matches, a pattern matches nothing, a setting is wrong, or a layer has hooks or a computed weight.
+    before still works. Those of a BitLinear in half precision become float32 in place: it would lose small updates. Subclasses
+    of nn.Linear stay, because their owners may use them in other ways; so do layers that share their weight with an embedding.
+    With `warmup` your loop must call `set_warmup_step`. Raise ValueError, before anything is changed, if no layer matches, a
+    pattern matches nothing, a setting is wrong, or a layer has hooks or a computed weight.
     """
     include, exclude = ([patterns] if isinstance(patterns, str) else list(patterns) for patterns in (include, exclude))
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -223,6 +245,10 @@ def convert_linears(
     converted = {id(old): _convert_layer(name, old, linear, settings) for name, old in fits.items()}
     for name, old in fits.items():
         model.set_submodule(name, converted[id(old)])
+    stay = {id(p) for module in model.modules() if not isinstance(module, BitLinear) for p in module.parameters(recurse=False)}
+    for layer in bitlinear_layers(model).values():
+        if layer.weight.dtype.itemsize < 4 and id(layer.weight) not in stay:
+            layer.float()  # weight, bias and their gradients, in place
     for module in filter(bitlinear_layers, modules.values()):  # switch off fast paths that read the weights without the layers
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
