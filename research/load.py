@@ -19,7 +19,7 @@ from research.cli import first_line
 from research.data.spec import Dataset, Tokens, Vectors
 from research.preflight.resume import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
-from research.run_dir import RUN_ID_PATTERN, read_summary, to_run_folder
+from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
@@ -95,6 +95,9 @@ def load_run(run: str) -> TrainedRun:
         raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {RUN_HINT}, or an id")
     if damage:
         log.warning("RUN=%s: %s", run, damage)
+    if is_locked(folder) and not list_checkpoints(folder):
+        state = "is in training and has saved no checkpoint yet"
+        raise ValueError(f"RUN={run}: it {state}; wait for its first, or give another run")
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         check_interpolations(settings)

@@ -15,6 +15,7 @@ from research.ranges import ExistingPath, OpenFraction, PositiveInt, check_setti
 
 # Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
+END_BYTE = 0  # stands between two documents: generated text ends there
 LONG_LINE = 40  # bytes; shorter lines repeat by chance
 
 
@@ -72,7 +73,7 @@ def pack_windows(documents: list[bytes], seq_len: int, name: str) -> tuple[UInt8
 
     Windows of seq_len + 1 bytes share one byte with the next. Raise ValueError where the stream is too short for one.
     """
-    stream = torch.frombuffer(bytearray(b"\0".join(documents)), dtype=torch.uint8)
+    stream = torch.frombuffer(bytearray(bytes([END_BYTE]).join(documents)), dtype=torch.uint8)
     if len(stream) <= seq_len:
         why = f"the {name} split has {len(stream)} bytes"
         raise ValueError(f"data.seq_len={seq_len} is too long: {why}; give a smaller one or more text")

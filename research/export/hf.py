@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
+from research.data.text import END_BYTE
 from research.export.layout import Codes, Options, Source, build_byte_alphabet, silence_libraries, to_codes
 from research.export.plain import pack_rows
 from research.export.verify import PROBE, ClientResult
@@ -18,7 +19,6 @@ from research.nn.quantize import EPS
 from research.run_dir import write_json
 
 MODULES = ("transformers", "tokenizers", "accelerate")
-END_BYTE = 0  # the byte between two documents: generated text ends there
 
 
 def to_stored_scale(scale: Float[Tensor, "*ones"], packing: str) -> Float[Tensor, "1"]:

@@ -17,13 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--prompt", required=True, metavar="TEXT",
                          help="the start; of a long one the model sees the last data.seq_len tokens")  # fmt: skip
-    command.add_argument("--tokens", type=int, default=200, metavar="N", help="how many tokens to add (200)")
+    command.add_argument("--tokens", type=int, default=200, metavar="N",
+                         help="how many tokens to add at most; text ends where its document does (200)")  # fmt: skip
     command.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")
     command.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: from all)")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draws (0)")
     command.add_argument("--packed", action=argparse.BooleanOptionalAction, default=True,
                          help="ternary weights at two bits; --no-packed: the model as it was trained")  # fmt: skip
-    args = command.parse_args(arguments)
+    args = command.parse_args(attach_prompt(sys.argv[1:] if arguments is None else arguments))
+    prompt = args.prompt or ("--" if args.prompt == [] else "")  # argparse takes --prompt=-- for no text at all
     if args.tokens < 1:
         command.error(f"--tokens {args.tokens}: give at least 1")
 
@@ -32,9 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # torch comes with these: a wrong option is answered before
             from research.generate.stream import Sampler, generate
 
-            generate(args.run, args.prompt, args.tokens, Sampler(args.temperature, args.top_k, args.seed), args.packed)
+            generate(args.run, prompt, args.tokens, Sampler(args.temperature, args.top_k, args.seed), args.packed)
 
     return run_command(work)
+
+
+def attach_prompt(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with --prompt and its text as one word: argparse would take a text like -x for an option."""
+    words = list(arguments)
+    if "--prompt" in words[:-1]:
+        index = words.index("--prompt")
+        words[index : index + 2] = [f"--prompt={words[index + 1]}"]
+    return words
 
 
 if __name__ == "__main__":

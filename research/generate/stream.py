@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from research.cli import print_message
+from research.data.text import END_BYTE
 from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
@@ -26,6 +27,8 @@ from research.run_dir import get_rss_mb
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 # How Python holds bytes of an argument that are not UTF-8: they reach the model unchanged.
 BYTES_ERRORS = "surrogateescape"
+# A terminal obeys control characters: there they are shown, as \x1b.
+VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in b"\n\t"}
 
 
 @dataclass
@@ -46,7 +49,9 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: Float[Tensor, "vocab"]) -> int:
-        """Return the token that is chosen from its logits."""
+        """Return the token that is chosen from its logits. Raise ValueError where they are not numbers."""
+        if logits.isnan().any():
+            raise ValueError("RUN: the model computes NaN; give an earlier checkpoint, RUN/checkpoints/step-*")
         if self.temperature == 0:
             return int(logits.argmax())
         if 0 < self.top_k < len(logits):
@@ -81,8 +86,9 @@ def encode(prompt: str, is_text: bool, vocab_size: int) -> list[int]:
 
 
 def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> None:
-    """Print a prompt and `tokens` tokens, then on stderr their speed and the memory; stop where stdout is a closed pipe.
+    """Print a prompt and `tokens` tokens, then on stderr their speed and the memory.
 
+    Stop at the end of a document, and where stdout is a closed pipe.
     Raise ValueError where the run cannot generate, the prompt is empty, or the weights cannot be packed.
     """
     trained = load_run(run)
@@ -96,13 +102,16 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
         model = pack_model(plain) if packed else plain
     except ValueError as error:  # no packed layer holds these weights
         raise ValueError(f"{error} with --no-packed") from error
-    stream = islice(iter_tokens(Decoder(model), context, plain.max_seq_len, sampler), tokens)
+    stream = iter_tokens(Decoder(model), context, plain.max_seq_len, sampler)
+    if is_text:
+        stream = takewhile(lambda token: token != END_BYTE, stream)
+    stream = islice(stream, tokens)
     chunks = (bytes([token]) if is_text else f" {token}".encode() for token in stream)
     del plain, trained  # frees their float32 weights
     # A terminal may lack characters of UTF-8.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        start, first, *rest = print_stream(prompt, chunks)
+        start, *times = print_stream(prompt, chunks)
     except OSError as error:
         # Python flushes stdout once more as it exits, and would fail there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,8 +119,16 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
             return
         raise
     form = "ternary weights packed" if packed else "in float32"
-    speed = f"{len(rest) / max(rest[-1] - first, 1e-9):,.0f} tokens/s" if rest else "one token"
-    print_message(f"{form}: {speed} after {1e3 * (first - start):.0f} ms for the first, {get_rss_mb():,.0f} MB resident")
+    end = "" if len(times) == tokens else f"; the document ended after {len(times):,} of {tokens:,} tokens"
+    print_message(f"{form}: {describe_speed(start, times)}, {get_rss_mb():,.0f} MB resident{end}")
+
+
+def describe_speed(start: float, times: list[float]) -> str:
+    """Return the tokens a second after the first, and how long that took; `times` (s) are of tokens, `start` of the prompt."""
+    if not times:
+        return "no token"
+    speed = f"{(len(times) - 1) / max(times[-1] - times[0], 1e-9):,.0f} tokens/s" if len(times) > 1 else "one token"
+    return f"{speed} after {1e3 * (times[0] - start):.0f} ms for the first"
 
 
 @contextmanager
@@ -131,11 +148,12 @@ def retain_memory() -> Iterator[None]:
 def print_stream(prompt: str, chunks: Iterator[bytes]) -> list[float]:
     """Print the prompt and chunks of UTF-8 as they come; return the times (s) of the start and of each chunk."""
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    shown = VISIBLE if sys.stdout.isatty() else {}
     try:
-        print(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace"), end="", flush=True)
+        print(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace").translate(shown), end="", flush=True)
         times = [time.perf_counter()]
         for chunk in chunks:
-            print(utf8.decode(chunk), end="", flush=True)
+            print(utf8.decode(chunk).translate(shown), end="", flush=True)
             times.append(time.perf_counter())
     finally:
         print(utf8.decode(b"", final=True), flush=True)  # the text may stop within a character
