@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=("hf", "gguf", "onnx", "torch", "safetensors"))
     command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
-    command.add_argument("--packing", choices=("autobitlinear", "bitlinear", "none"),
-                         help="hf: the layer of transformers that gets the weights; none: unpacked weights")  # fmt: skip
+    command.add_argument("--packing", choices=("bitlinear", "autobitlinear", "none"),
+                         help="hf: transformers' layer for the weights (bitlinear); none: unpacked weights")  # fmt: skip
     command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")
     command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: type of the embedding and the head (F16)")
     command.add_argument("--tokens", type=int, default=4096, metavar="N", help="number of held-out tokens for the check (4096)")

@@ -18,6 +18,7 @@ from research.export.verify import ClientResult, run_client
 
 MODULES = ("gguf", "llama_cpp")
 BLOCK_SIZE = 256  # inputs
+CONTEXT_STEP = 256  # tokens: llama.cpp rounds the length of a context up to a multiple
 FILE = "model.gguf"
 CLIENT = """
 from llama_cpp import Llama
@@ -59,6 +60,10 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     writer.write_tensors_to_file()
     writer.close()
     warnings = [] if source.run.is_text else ["the data is not text: the file has no tokenizer; give the model tokens"]
+    if length := numbers["length"] % CONTEXT_STEP and numbers["length"]:
+        what = f"llama.cpp rounds a context up to a multiple of {CONTEXT_STEP} tokens, and the model was trained on {length}"
+        kept = f"n_ctx=0 gives {length - length % CONTEXT_STEP} of them" if length > CONTEXT_STEP else ""
+        warnings.append(f"{what}; {kept or f'keep prompt and text within {length}'}")
     if f16_layers:
         which = "every layer is F16" if all_f16 else f"{len(f16_layers)} layers are F16, {f16_layers[0]} among them"
         fix = f"train with model.dim and model.ffn_dim multiples of {BLOCK_SIZE}"
@@ -74,7 +79,8 @@ def _add_settings(writer: Any, source: Source, kind: str) -> None:
     writer.add_name(str(source.run.config.get("name", "grokbit")))
     writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_vocab_size(numbers["vocab"])
-    writer.add_context_length(numbers["length"])
+    # Rounded down, n_ctx=0 stays within what was trained; below one step nothing does.
+    writer.add_context_length(numbers["length"] // CONTEXT_STEP * CONTEXT_STEP or numbers["length"])
     writer.add_embedding_length(numbers["dim"])
     writer.add_block_count(numbers["depth"])
     writer.add_feed_forward_length(numbers["hidden"])

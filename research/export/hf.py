@@ -111,8 +111,17 @@ def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len}
-    write_json(folder / "tokenizer_config.json", config | {"clean_up_tokenization_spaces": False})
+    end = build_byte_alphabet()[END_BYTE]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": end,
+        "pad_token": end,
+        "padding_side": "left",  # generated text follows the prompt
+        "split_special_tokens": True,  # U+0100, which spells the zero byte, is a letter in a text
+    }
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
@@ -133,6 +142,10 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             symbols = list(PROBE.encode())
             checks["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
+            if source.model.max_seq_len > 2:
+                batch = tokenizer(["ab", "c"], padding=True, return_tensors="pt")
+                longer = model.generate(**batch, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+                checks["batch"] = longer[:, :2].tolist() == [[*b"ab"], [END_BYTE, *b"c"]]
         return ClientResult("transformers", _read_codes(source, model, options.packing), logits, checks)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int8
-from torch import Tensor
+from torch import Tensor, nn
 
 from research.load import TrainedRun
+from research.models.hub import Hub
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.feedforward import relu2
@@ -39,7 +40,7 @@ MODULE_NAMES = {  # within a block: our name -> transformers', llama.cpp's
 class Options:
     """The options of a format."""
 
-    packing: str = "autobitlinear"  # hf
+    packing: str = "bitlinear"  # hf: the packing that also loads in half precision, and can be saved again
     type: str = "TQ2_0"  # gguf
     embedding: str = "F16"  # gguf
 
@@ -112,17 +113,25 @@ def build_source(run: TrainedRun) -> Source:
     model = run.model
     if not isinstance(model, Transformer):
         kind = type(model).__name__
-        raise ValueError(f"RUN has the model {kind}: exports hold model=bitnet and model=bitnet_2b4t; train one of them")
+        raise ValueError(f"RUN has the model {kind}: exports hold model=bitnet and model=bitnet_2b4t; {way_out(model)}")
     for name, layer in model.blocks.named_modules(prefix="blocks"):
         if not name.endswith("_proj"):
             continue
         if not isinstance(layer, BitLinear):
-            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; train with model=bitnet")
+            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {way_out(model)}, or train with model=bitnet")
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
             raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
         layer.backend = "ste"  # the reference: the other backends round sums
     return Source(run, model)
+
+
+def way_out(model: nn.Module) -> str:
+    """Return what can be done today with a model that no export holds."""
+    loaded = "load it in Python, as research.load.load_run(RUN).model"
+    if isinstance(model, Hub):
+        return f"{loaded}; its .net.save_pretrained(DIR) writes float32 weights that transformers loads, unquantized"
+    return f"{loaded}; safetensors.torch.save_model(model, FILE) writes its float32 weights"
 
 
 def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "rows groups"]]:

@@ -34,8 +34,19 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     # They hold paths and names of the machine that exported.
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
+    name_axes(graph)
     save(model, folder)
     return []
+
+
+def name_axes(graph: Any) -> None:
+    """Name the free axes of tokens and logits batch and seq; the exporter calls them s77 and the like."""
+    axes = graph.input[0].type.tensor_type.shape.dim
+    names = {axis.dim_param: name for axis, name in zip(axes, ("batch", "seq"), strict=True) if axis.dim_param}
+    for part in (*graph.input, *graph.output, *graph.value_info):
+        for axis in part.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = names.get(axis.dim_param, axis.dim_param)
 
 
 def save(model: Any, folder: Path) -> None:

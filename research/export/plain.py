@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
 from research.export.layout import Codes, Source, quantize_layer, silence_libraries
@@ -55,11 +55,23 @@ class PlainLinear(nn.Module):
         return F.linear(codes * scale, weight)
 
 
+class PlainEmbedding(nn.Module):
+    """An embedding that refuses negative tokens in every runtime: in ONNX, -1 would be the last symbol."""
+
+    def __init__(self, embed: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embed.weight
+
+    def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
+        return F.embedding(torch.where(tokens < 0, len(self.weight), tokens), self.weight)
+
+
 def build_plain_model(source: Source) -> Transformer:
     """Return a copy of the model with plain layers; everything else stays float32 as it was trained."""
     model, codes = deepcopy(source.model), build_code_table()
     for name, layer in source.linears.items():
         model.set_submodule(name, PlainLinear(layer, codes))
+    model.set_submodule("embed", PlainEmbedding(model.embed))
     return model.eval()
 
 

@@ -62,7 +62,9 @@ class Reader:
     rounding: dict[str, Any]
 
     def compute_logits(self, tokens: ndarray) -> ndarray:
-        """Return logits [n, seq, vocab] of the next token for tokens [n, seq]."""
+        """Return logits [n, seq, vocab] of the next token for tokens [n, seq]. Raise IndexError for a negative token."""
+        if tokens.min(initial=0) < 0:
+            raise IndexError(f"token {tokens.min()}: the vocabulary is 0 to {self.model['vocab'] - 1}")
         head_dim = self.model["dim"] // self.model["heads"]
         frequency = self.model["rope_base"] ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
         angle = (np.arange(tokens.shape[1])[:, None] * frequency).astype(np.float32)  # numpy would continue in float64

@@ -88,7 +88,7 @@ def test_a_wrong_scale_is_refused(
 ) -> None:
     to_stored_scale = hf.to_stored_scale
     monkeypatch.setattr(hf, "to_stored_scale", lambda scale, packing: 2 * to_stored_scale(scale, packing))
-    message = get_error(capsys, run, "--format", "hf", "--output", tmp_path / "new" / "hf")
+    message = get_error(capsys, run, "--format", "hf", "--packing", "autobitlinear", "--output", tmp_path / "new" / "hf")
     assert "scale 1, at most 1e-06" in message
     assert not list(tmp_path.iterdir())
 
