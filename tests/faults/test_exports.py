@@ -1,5 +1,6 @@
 """What the programs that exports are for do with the files beyond one forward pass (row D24): real clients."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,12 @@ FIELDS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
 def make_refused(kind: str) -> nn.Module:
     if kind == "hub":
         return Hub(Tokens(11, 8), fields=FIELDS | {"num_key_value_heads": 2}, linear=BitLinear)
-    return {
+    builders: dict[str, Callable[[], nn.Module]] = {
         "mlp": lambda: MLP(Vectors(4, 2), 8, 1, BitLinear),
         "bitdecoder": lambda: Decoder(Tokens(11, 8), 8, 1, 2, BitLinear),
         "full precision": lambda: Transformer(Tokens(11, 8), 8, 1, 2, nn.Linear),
-    }[kind]()
+    }
+    return builders[kind]()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "bitdecoder", "full precision", "hub"])

@@ -69,7 +69,7 @@ def test_masters_are_the_same_parameters(kind: torch.dtype, master: torch.dtype)
     assert y.dtype == kind
     y.sum().backward()
     optimizer.step()
-    assert not torch.equal(model["a"].weight, values["a.weight"].to(master))
+    assert not torch.equal(parameters["a.weight"], values["a.weight"].to(master))
     assert not model["b"].weight.requires_grad
 
 

@@ -147,8 +147,9 @@ def test_a_gradient_is_never_lost_in_silence() -> None:
     """The operators and functions below the layers refuse it; so do derivatives that the layers do not have."""
     layer, table = PackedLinear.from_bitlinear(BitLinear(70, 50)), Int8Table(torch.randn(50, 70))
     x = torch.randn(2, 70, requires_grad=True)
-    functions: list[tuple[Any, Any]] = [(function, layer) for function in (torch.ops.grokbit.ternary_linear, ternary_linear)]
-    functions += ((function, table) for function in (torch.ops.grokbit.int8_linear, int8_linear))
+    operators: Any = torch.ops.grokbit
+    functions: list[tuple[Any, Any]] = [(operators.ternary_linear, layer), (ternary_linear, layer)]
+    functions += [(operators.int8_linear, table), (int8_linear, table)]
     for function, owner in functions:
         with pytest.raises(ValueError, match=r"records no gradient: call research\.nn\.tiles\.multiply"):
             function(x, owner.codes, owner.scale)
