@@ -23,6 +23,7 @@ from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import get_exit_code, watch
+from research.tracking import history
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.training import distributed
 from research.training.checkpoint import hash_weights
@@ -125,6 +126,9 @@ def get_finished_value(run_config: RunConfig) -> float | None:
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
     if summary is None or summary.status != FINISHED or summary.config != run_config.digest:
+        return None
+    if contradiction := history.find_contradiction(run_config.folder, summary):
+        log.warning("%s and its metrics.jsonl differ: %s; the checkpoint decides", run_config.folder, contradiction)
         return None
     print(f"finished already: {run_config.folder}, best {summary.monitor} {summary.value}")
     return math.nan if summary.value is None else float(summary.value)

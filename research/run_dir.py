@@ -5,6 +5,7 @@ The preflight imports this file before anything heavy: what only a run needs is 
 
 import fcntl
 import json
+import logging
 import os
 import re
 import resource
@@ -15,12 +16,14 @@ from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from research.cli import redact
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
 SUMMARY_FILE = "summary.json"
+CHECKSUM_KEY = "crc32"  # in our records: of all that stands beside it
 SUMMARY_V1 = {"rounded": "quantized_params"}  # keys of version 1 and what they are called now
 SHAPE_V1 = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}
 # Environment variables, one table. The first three are ours to set, from process to process; the rest are the user's.
@@ -31,6 +34,7 @@ CACHE_ENV_VAR = "GROKBIT_CACHE"  # the folder of compiled kernels
 ISA_ENV_VAR = "GROKBIT_ISA"  # the instruction set of the C kernels, instead of the best
 TARGETS_ENV_VAR = "GROKBIT_TARGETS"  # packages and modules, with commas, that a `_target_` may name besides ours
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write it into a run folder, whole or not at all."""
-        write_json(folder / SUMMARY_FILE, asdict(self))
+        write_record(folder / SUMMARY_FILE, asdict(self))
 
 
 def read_summary(folder: Path) -> Summary | None:
@@ -168,6 +172,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     replace_text(path, json.dumps(replace_nonfinite(content), indent=2) + "\n")
 
 
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with a checksum, which `read_json` looks at."""
+    write_json(path, add_checksum(replace_nonfinite(content)))
+
+
+def add_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with a checksum as its last key. Other programs read it as any JSON object."""
+    return content | {CHECKSUM_KEY: f"{crc32(json.dumps(content, sort_keys=True).encode()):08x}"}
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Return a JSON object without its checksum, if it has one. Raise ValueError for a wrong one, and for anything else."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    if (expected := content.pop(CHECKSUM_KEY, None)) and add_checksum(content)[CHECKSUM_KEY] != expected:
+        raise ValueError(f"it does not have the {CHECKSUM_KEY} that it names")
+    return content
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Once this returns it outlives a power cut."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
@@ -195,12 +222,14 @@ def make_folder(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what is in the file; nothing where it is not there, or not a JSON object."""
+    """Return the JSON object in the file; nothing where it is not there, or damaged, which a warning names."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return parse_json(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged and left out: %s", path, error)
+        return {}
 
 
 def replace_nonfinite(value: Any) -> Any:

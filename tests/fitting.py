@@ -46,7 +46,8 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
     folder.mkdir(exist_ok=True)
     monitor = options.pop("monitor")
     jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if options.pop("health", False) else []
-    jsonl.start(RunConfig("name", "study", folder, {}, [], {}))
+    resumed = resume is not None and folder in (resume, *resume.parents)
+    jsonl.start(RunConfig("name", "study", folder, {}, [], {}, resumed=resumed))
     own: dict[str, Any] = {"steps": STEPS, "batch_size": 8, "eval_every": 7, "log_every": 3, "device": "cpu"} | options
     trainer = Trainer(**own)
     watchers: list[Callback] = [jsonl, saving, *health, *callbacks]
@@ -66,6 +67,5 @@ def make_state(model: nn.Module, *, data: Dataset[Any] = DATA, steps: int = 5, b
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "perf/samples_per_s", "perf/tokens_per_s")} for line in lines
-    ]
+    of_clock = ("seconds", "perf/samples_per_s", "perf/tokens_per_s", "crc32")
+    return [{k: v for k, v in line.items() if k not in of_clock} for line in lines]

@@ -124,8 +124,7 @@ def tag_runs(plan: Plan, members: Sequence[Member], before: Sequence[Member]) ->
 
 def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -> None:
     """End the sweep's run in MLflow, if there is one, with the files, the best values and its status."""
-    id_file = plan.folder / mlflow_store.RUN_ID_FILE
-    if not id_file.exists():
+    if not (plan.folder / mlflow_store.RUN_ID_FILE).exists():
         return
     history = dict[int, float]()  # generation -> its best value
     for member in reversed(rank_members(members, plan.maximize)):
@@ -138,6 +137,6 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
     files = [(plan.folder / name, None) for name in REPORT_FILES]
     try:
         with mlflow_store.connect_briefly(find_own_uri(plan)) as client:
-            mlflow_store.conclude(client, id_file.read_text().strip(), files, metrics, tags, status)
+            mlflow_store.conclude(client, mlflow_store.read_run_id(client, plan.folder), files, metrics, tags, status)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)

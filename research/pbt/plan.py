@@ -12,7 +12,7 @@ from research.cli import get_launched_ranks
 from research.pbt.evolve import Member, create_first_generation
 from research.pbt.settings import EXAMPLES, PopulationSettings
 from research.preflight.resume import CHANGEABLE_KEYS
-from research.run_dir import is_locked, read_json, write_json
+from research.run_dir import is_locked, read_json, write_record
 from research.sweep.plan import describe_space, format_row, hash_record
 from research.sweep.settings import convert
 from research.sweep.space import Space, parse_space
@@ -108,7 +108,7 @@ class PopulationRecord:
     def write(self, folder: Path) -> None:
         """Write population.json, complete or not at all."""
         content = {"version": self.version, "digest": self.digest, "over": self.finished, "asked": self.requested}
-        write_json(folder / POPULATION_FILE, content | {"members": [asdict(member) for member in self.members]})
+        write_record(folder / POPULATION_FILE, content | {"members": [asdict(member) for member in self.members]})
 
 
 def read_population(folder: Path) -> PopulationRecord:

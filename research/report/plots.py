@@ -1,10 +1,9 @@
 """The pictures of a sweep, mostly Optuna's. One that fails, or does not suit this sweep, gives its reason."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from research.cli import first_line
 from research.metrics import confidence_interval
 from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
+from research.tracking.history import METRICS_FILE, read_records
 from research.tracking.optuna_storage import silence_optuna
 
 log = logging.getLogger(__name__)
@@ -141,15 +141,9 @@ def iter_curves(sweep: Sweep) -> Iterator[Group]:
 
 
 def load_curve(folder: Path, monitor: str) -> Curve:
-    """Return a metric of a run by step; skip a last line of metrics.jsonl that is incomplete."""
-    file = folder / "metrics.jsonl"
-    curve: Curve = {}
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
-        with suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record.get(monitor), int | float):
-                curve[int(record["step"])] = float(record[monitor])
-    return curve
+    """Return a metric of a run by step; skip damaged lines of metrics.jsonl, as a last one that is incomplete."""
+    records = read_records(folder / METRICS_FILE)
+    return {int(record["step"]): float(record[monitor]) for record in records if isinstance(record.get(monitor), int | float)}
 
 
 def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:

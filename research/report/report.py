@@ -31,13 +31,13 @@ def report(folder: Path, study: Study, plots: bool = True, uri: str | None = Non
     `uri` is the store that this command names. To a server that only the folder names nothing is sent.
     """
     sweep = read_study(folder, study)
-    files, id_file = write(sweep, folder, plots), folder / RUN_ID_FILE
-    if not id_file.exists():
+    files = write(sweep, folder, plots)
+    if not (folder / RUN_ID_FILE).exists():
         return
     try:
         uri = mlflow_store.find_store_uri(folder, uri)
         with mlflow_store.connect_briefly(uri) as client:
-            publish(sweep, client, id_file.read_text(), files)
+            publish(sweep, client, mlflow_store.read_run_id(client, folder), files)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         where = f" at {uri}" if uri else ""
         print_message(f"warning: MLflow{where} did not take the report ({first_line(error)}); it is in {folder}")

@@ -1,6 +1,5 @@
 """Print how a sweep goes: a line as each trial begins and ends; for several workers, a live line for each trial under way."""
 
-import json
 import os
 import statistics
 import time
@@ -15,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from research.cli import format_duration
+from research.run_dir import parse_json
 from research.sweep.queue import EXCLUDED_ATTR
 from research.sweep.space import Space
 
@@ -107,5 +107,5 @@ def read_last_metrics(path: Path) -> dict[str, float]:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
         for line in file:
             with suppress(ValueError):  # the first line of the tail is cut off, the last one may be half-written
-                metrics |= {key: value for key, value in json.loads(line).items() if isinstance(value, int | float)}
+                metrics |= {key: value for key, value in parse_json(line.decode()).items() if isinstance(value, int | float)}
     return metrics

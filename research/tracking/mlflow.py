@@ -15,7 +15,7 @@ from typing import Any
 
 from research.cli import first_line, print_message, redact
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text, run_git
-from research.tracking import mlflow_store
+from research.tracking import history, mlflow_store
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
 from research.tracking.storage import FileLock
@@ -37,9 +37,11 @@ class MLflow(Jsonl):
     """
 
     def __init__(self, uri: str | None = None) -> None:
+        super().__init__()
         self.uri = mlflow_store.resolve_uri(uri)
         self.setting = "tracker.uri" if uri else "MLFLOW_TRACKING_URI"
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step
+        self.first_step = 0  # at which this process began
         self.points: deque[Point] = deque()  # that are not logged yet
         self.finishing, self.deadline, self.error = threading.Event(), float("inf"), ""
         self.thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
@@ -62,7 +64,8 @@ class MLflow(Jsonl):
     def on_start(self, state: State) -> None:
         """Deliver first what an earlier process of this run logged and may not have delivered."""
         super().on_start(state)
-        for record in map(json.loads, self.path.read_text().splitlines() if self.run.resumed else ()):
+        self.first_step = state.first_step
+        for record in history.read_records(self.path) if self.run.resumed else ():
             step, _ = int(record.pop("step")), record.pop("seconds")
             self._queue(step, {key: value for key, value in record.items() if value is not None})
 
@@ -165,19 +168,25 @@ class MLflow(Jsonl):
             raise
         if stored_run.info.lifecycle_stage == "deleted":
             return
+        if mlflow_store.is_copy(stored_run, self.run.folder):
+            log.warning("MLflow: %s is a copy of the folder of run %s: it becomes a run of its own", self.run.folder, run_id)
+            return
+        self.client.set_tag(run_id, "folder", str(self.run.folder))  # it may have been moved
         self.client.update_run(run_id, status="RUNNING")
         for key in stored_run.data.metrics:
-            self.stored_points |= {(key, point.step): point.value for point in self.client.get_metric_history(run_id, key)}
+            points = sorted(self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+            self.stored_points |= {(key, point.step): point.value for point in points}
         self.run_id = run_id
 
     def _open_parent(self, experiment_id: str, folder: Path) -> str:
         """Return the id of the sweep's run. The first trial creates the run and writes its id into the sweep's folder."""
         id_file, spec_file, keys = folder / RUN_ID_FILE, folder / SWEEP_SPEC_FILE, list(self.run.swept_values)
         with FileLock(folder / ".parent"):
-            if not id_file.exists():
+            stored_run = self.client.get_run(id_file.read_text().strip()) if id_file.exists() else None
+            if stored_run is None or mlflow_store.is_copy(stored_run, folder):
                 tags = {"folder": str(folder), "host": socket.gethostname(), "sweep": ",".join(keys)}
                 created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(keys)}", tags=tags)
-                id_file.write_text(created.info.run_id)
+                replace_text(id_file, created.info.run_id)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))
         run_id = id_file.read_text(errors="replace")
@@ -192,11 +201,15 @@ class MLflow(Jsonl):
         """
         from mlflow.entities import Metric
 
-        metrics = []
+        metrics, differing = [], []
         for key, value, timestamp, step in points:
             stored_value = self.stored_points.get((key, step))
             if stored_value is None or not (key.startswith("perf/") or stored_value == value):
                 metrics.append(Metric(key, value, timestamp, step))
+                if stored_value is not None and step <= self.first_step:
+                    differing.append(f"{key} at step {step} is {stored_value} there, {value} in {self.path}")
+        if differing:
+            log.warning("MLflow run %s: %s", self.run_id, history.describe(differing, "both are there now, the right one last"))
         if metrics:
             self.client.log_batch(str(self.run_id), metrics=metrics)
 

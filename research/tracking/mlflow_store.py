@@ -106,6 +106,27 @@ def get_run_folder(run_id: str, uri: str | None = None) -> str:
         raise ValueError(f"MLflow at {redact(store)} has no run {run_id} of ours") from error
 
 
+def is_copy(run: Any, folder: Path) -> bool:
+    """Return whether a folder that names a run in MLflow is a copy of the folder that the run was made in.
+
+    A moved one is no copy: the first place is empty then. What is on another machine cannot be seen from here: a copy.
+    """
+    original, host = Path(run.data.tags.get("folder", folder)), run.data.tags.get("host", socket.gethostname())
+    if original == folder or (original.exists() and folder.exists() and original.samefile(folder)):
+        return False
+    id_file = original / RUN_ID_FILE
+    still_there = id_file.is_file() and id_file.read_text(errors="replace").strip() == run.info.run_id
+    return still_there or host != socket.gethostname()
+
+
+def read_run_id(client: Any, folder: Path) -> str:
+    """Return the id of the run in MLflow that a folder names. Raise ValueError where the folder is a copy of that run's."""
+    run_id = (folder / RUN_ID_FILE).read_text(errors="replace").strip()
+    if is_copy(client.get_run(run_id), folder):
+        raise ValueError(f"{folder} is a copy of the folder of run {run_id}, which stays as it is")
+    return run_id
+
+
 def end_dead_runs(client: Any) -> None:
     """Set to KILLED the runs of this machine whose process has died; MLflow would leave them RUNNING for ever."""
     for experiment in client.search_experiments():

@@ -1,0 +1,219 @@
+"""Records agree: what a damaged metrics.jsonl or summary.json has lost is named and comes back (A8)."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fitting import fit, read_metrics
+from mlflow.tracking import MlflowClient
+from program import create_empty_store
+
+from research.run import get_finished_value
+from research.run_dir import RunConfig, Summary, parse_json, read_json, read_summary, write_record
+from research.tracking import history
+from research.tracking.jsonl import FINISHED
+from research.tracking.mlflow import MLflow
+from research.training.state import Callback, State
+
+LAST, SAVED, KILLED = 12, 8, 10
+SETTINGS: dict[str, Any] = {"steps": LAST, "log_every": 1, "eval_every": 4, "every": 4, "keep_last": 3}
+
+
+class Kill(Callback):
+    """End the run as kill -9 would: nothing is saved."""
+
+    def on_step(self, state: State) -> None:
+        if state.progress.step == KILLED:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, and one that was killed."""
+    root = tmp_path_factory.mktemp("runs")
+    fit(root / "whole", **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        fit(root / "killed", Kill(), **SETTINGS)
+    assert [line["step"] for line in read_metrics(root / "killed")] == list(range(1, KILLED + 1))
+    return root
+
+
+def edit_line(number: int, edit: Callable[[str], str]) -> Callable[[Path], object]:
+    """A damage of one line, counted from 1."""
+
+    def damage(path: Path) -> None:
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([*lines[: number - 1], edit(lines[number - 1]), *lines[number:]]))
+
+    return damage
+
+
+def flip_digit(key: str) -> Callable[[str], str]:
+    """The number of a key with another first digit."""
+
+    def edit(line: str) -> str:
+        start = line.index(f'"{key}": ') + len(key) + 4
+        return line[:start] + str((int(line[start]) + 1) % 10) + line[start + 1 :]
+
+    return edit
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {  # and what names it
+    "deleted": (Path.unlink, "the line of step 1 is missing"),
+    "empty": (lambda path: path.write_text(""), "the line of step 1 is missing"),
+    "cut": (lambda path: path.write_text(path.read_text()[:700]), "it is incomplete"),
+    "digit": (edit_line(3, flip_digit("train/loss")), "line 3 is damaged: it does not have the crc32 that it names"),
+    "step": (edit_line(5, flip_digit("step")), "line 5 is damaged: it does not have the crc32 that it names"),
+    "checksum": (edit_line(2, lambda line: line.replace('"crc32": "', '"crc32": "x')), "line 2 is damaged"),
+    "line gone": (edit_line(6, lambda line: ""), "the line of step 6 is missing"),
+    "line of another run": (
+        edit_line(4, lambda line: history.format_line({"step": 4, "val/acc": 1.0})),
+        "the line of step 4 is not what was written",
+    ),
+    "no JSON": (edit_line(7, lambda line: line.replace("{", "\0")), "line 7 is damaged"),
+    "deep JSON": (edit_line(7, lambda line: "[" * 100_000 + "\n"), "line 7 is damaged: it is nested too deep"),
+    "a number": (edit_line(1, lambda line: "3\n"), "line 1 is damaged: it is not a JSON object"),
+    "lines in another order": (lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1])), ""),
+    "none": (lambda path: None, ""),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_that_is_resumed_has_its_whole_history(
+    runs: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, (damage, words) = tmp_path / "run", DAMAGE[kind]
+    shutil.copytree(runs / "killed", folder)
+    damage(folder / history.METRICS_FILE)
+    fit(folder, resume=folder, **SETTINGS)
+    assert read_metrics(folder) == read_metrics(runs / "whole")
+    assert read_seconds(folder)[:SAVED] == read_seconds(runs / "killed")[:SAVED], "the very lines, and not the steps again"
+    warnings = [record.getMessage() for record in caplog.records if history.METRICS_FILE in record.getMessage()]
+    assert bool(warnings) == bool(words)
+    if words:
+        assert f"{folder / history.METRICS_FILE}: " in warnings[0]
+        assert words in warnings[0]
+
+
+def read_seconds(folder: Path) -> list[float]:
+    return [json.loads(line)["seconds"] for line in (folder / history.METRICS_FILE).read_text().splitlines()]
+
+
+def test_what_no_checkpoint_holds_is_counted(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long run: its checkpoints hold the newest lines alone."""
+    monkeypatch.setattr(history, "MAX_BACKUP", 600)
+    folder, path = tmp_path / "run", tmp_path / "run" / history.METRICS_FILE
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder, Kill(), **SETTINGS)
+    path.unlink()
+    fit(folder, resume=folder, **SETTINGS)
+    steps = [line["step"] for line in read_metrics(folder)]
+    assert 1 < steps[0] < SAVED
+    assert steps == list(range(steps[0], LAST + 1))
+    assert f"{steps[0] - 1} lines before step {steps[0]} are lost" in caplog.text
+
+
+def test_a_run_that_branches_off_begins_its_own_history(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path / "branch", resume=runs / "killed" / "checkpoints" / "step-00000004", **SETTINGS)
+    assert [line["step"] for line in read_metrics(tmp_path / "branch")] == list(range(5, LAST + 1))
+    assert history.METRICS_FILE not in caplog.text
+
+
+def test_lines_without_a_checksum_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of 0.2 and before. Only what no JSON is, or has no step, is damaged in them."""
+    path = tmp_path / history.METRICS_FILE
+    path.write_text(
+        '{"step": 1, "val/loss": 2.5}\n{"step": 2, "val\n{"val/loss": 1}\n{"step": 3, "val/loss": null}\n{"step": 4'
+    )
+    assert list(history.read_records(path)) == [{"step": 1, "val/loss": 2.5}, {"step": 3, "val/loss": None}]
+    assert "line 2 is damaged" in caplog.text
+    assert "line 3 is damaged: it has no step; line 5 is damaged: it is incomplete" in caplog.text
+
+
+def test_other_programs_read_each_line(runs: Path) -> None:
+    for line in (runs / "whole" / history.METRICS_FILE).read_text().splitlines():
+        record = json.loads(line)
+        assert record["train/loss"] > 0
+        assert [key for key, value in record.items() if isinstance(value, str)] == ["crc32"]
+
+
+def test_every_flipped_bit_of_a_record_is_noticed() -> None:
+    """Either the text is no JSON, or its checksum is wrong, or the content is the same still."""
+    content = {"step": 12, "val/loss": 0.1234567890123, "val/acc": None}
+    text = history.format_line(content).encode()
+    for place in range(len(text)):
+        for bit in range(8):
+            broken = bytearray(text)
+            broken[place] ^= 1 << bit
+            try:
+                record = parse_json(broken.decode())
+            except ValueError:
+                continue
+            assert {key: record[key] for key in content} == content, broken
+
+
+def summarize(folder: Path) -> tuple[RunConfig, Summary]:
+    """The summary of a finished run, and its configuration."""
+    run = RunConfig("name", "study", folder, {}, [], {}, resumed=True)
+    line = read_metrics(folder)[-1]
+    best = {"val/loss": line["val/loss"], "step": line["step"]}
+    summary = Summary(FINISHED, config=run.digest, monitor="val/loss", value=best["val/loss"], best=best, steps=LAST)
+    summary.write(folder)
+    return run, summary
+
+
+def test_a_finished_run_is_believed_where_its_records_agree(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "whole", folder)
+    run, summary = summarize(folder)
+    assert get_finished_value(run) == summary.value
+    path = folder / "summary.json"
+    text = path.read_text()
+    path.write_text(text.replace(f'"value": {summary.value}', '"value": 0.001'))
+    assert get_finished_value(run) is None, "the checkpoint decides"
+    assert f"{path} is damaged" in caplog.text
+    content = json.loads(text)
+    del content["crc32"]
+    path.write_text(json.dumps(content))
+    assert get_finished_value(run) == summary.value, "an older version wrote it"
+    path.write_text(json.dumps(content | {"value": 0.001}))
+    assert get_finished_value(run) is None
+    assert f"val/loss at step {LAST} is" in caplog.text
+    path.write_text("[" * 100_000)
+    assert read_summary(folder) is None
+    assert read_json(folder / "none.json") == {}
+
+
+def test_mlflow_that_has_another_number_is_named(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both numbers are there then, and the one of metrics.jsonl is the newest."""
+    shutil.copy(create_empty_store(), tmp_path / "mlflow.db")
+    uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "run"
+    shutil.copytree(runs / "killed", folder)
+    client = MlflowClient(uri)
+    run_id = client.create_run(client.create_experiment("study"), tags={"folder": str(folder)}).info.run_id
+    client.log_metric(run_id, "train/loss", 77.0, step=3)
+    (folder / "mlflow_run_id").write_text(run_id)
+    tracker, lines = MLflow(uri), read_metrics(folder)
+    tracker.start(RunConfig("name", "study", folder, {}, [], {}, resumed=True))
+    for line in lines[:SAVED]:
+        tracker._queue(line["step"], {"train/loss": line["train/loss"]})
+    tracker.first_step = SAVED
+    with caplog.at_level(logging.WARNING):
+        tracker.finish(FINISHED, {})
+    history_there = sorted(client.get_metric_history(run_id, "train/loss"), key=lambda point: (point.step, point.timestamp))
+    assert [point.value for point in history_there if point.step == 3] == [77.0, lines[2]["train/loss"]]
+    assert len(history_there) == SAVED + 1
+    assert "train/loss at step 3 is 77.0 there" in caplog.text
+
+
+def test_a_record_with_numbers_that_json_lacks_is_written_and_read(tmp_path: Path) -> None:
+    write_record(tmp_path / "x.json", {"a": float("nan"), "b": {"c": float("inf"), "d": 1e-300}})
+    assert read_json(tmp_path / "x.json") == {"a": None, "b": {"c": None, "d": 1e-300}}
