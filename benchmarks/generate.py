@@ -38,7 +38,7 @@ from research.nn.bitlinear import BitLinear
 from research.nn.decode import Decoder
 from research.nn.packed import Int8Embedding, Int8Linear, Int8Table, move_to_huge_pages
 from research.nn.rope import build_rope_table
-from research.run_dir import get_rss_mb
+from research.training.oom import get_rss_mb
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.1": {"dim": 768, "depth": 12, "ffn_dim": 2048, "heads": 12, "kv_heads": 4},

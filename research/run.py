@@ -27,6 +27,7 @@ from research.tracking import history
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.training import distributed
 from research.training.checkpoint import hash_weights
+from research.training.oom import get_peak_rss_mb
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
 
@@ -81,7 +82,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         wall_s = time.perf_counter() - started
         summary = Summary(status=status, error=error, wall_s=wall_s, config=run_config.digest, **outcome)
         try:
-            if folder:
+            if folder and not (tracker.state and tracker.state.info.folder is None):  # it may have been moved away
                 summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full
@@ -188,7 +189,7 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "train_s": progress.seconds,
         "samples_per_s": throughput / (data.shape.seq_len if data.unit == "token" else 1),
         "tokens_per_s": throughput if data.unit == "token" else None,
-        "peak_rss_mb": run_dir.get_peak_rss_mb(),
+        "peak_rss_mb": get_peak_rss_mb(),
         "shape": data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
         "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),

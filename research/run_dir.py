@@ -8,14 +8,13 @@ import json
 import logging
 import os
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 from research.cli import redact
@@ -150,23 +149,6 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def get_peak_rss_mb() -> float:
-    """Return the most memory that this process has held, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def get_rss_mb() -> float:
-    """Return the memory that this process holds now, in MB."""
-    import subprocess
-
-    pages = Path("/proc/self/statm")
-    if pages.exists():
-        return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e6
-    process = subprocess.run(("ps", "-o", "rss=", "-p", str(os.getpid())), capture_output=True, text=True, check=True)
-    return int(process.stdout) / 1e3
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON; numbers that it does not have become null."""
     replace_text(path, json.dumps(replace_nonfinite(content), indent=2) + "\n")
@@ -244,12 +226,24 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
     """Hold the folder while this process lives, however it ends. Raise ValueError while another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(file, fcntl.LOCK_EX):
             error_message = error_message or f"out: another run is writing to {folder}; give another out or name"
-            raise ValueError(error_message) from None
+            raise ValueError(error_message)
         yield
+
+
+def try_lock(file: IO[str], kind: int) -> bool:
+    """Lock a file, exclusively or shared, and return True; False while another process holds it.
+
+    On a file system without locks log a warning and return True: a run there is better than none.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): two runs in one folder would not notice each other", file.name, error.strerror)
+    return True
 
 
 def to_run_folder(path: Path) -> Path:
@@ -261,11 +255,12 @@ def to_run_folder(path: Path) -> Path:
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints of a run by their step, the newest first.
 
-    One that was about to be replaced when a kill came counts; copies by hand, as step-00000008-good, do not.
+    One that was about to be replaced when a kill came counts, and a link to a folder. Copies by hand, as
+    step-00000008-good, do not, nor what is no folder.
     """
     root = folder / "checkpoints"
-    paths = {path.name.removeprefix(".old-step-"): path for path in root.glob(".old-step-*")}
-    paths |= {path.name.removeprefix("step-"): path for path in root.glob("step-*")}
+    folders = [path for pattern in (".old-step-*", "step-*") for path in root.glob(pattern) if path.is_dir()]
+    paths = {path.name.removeprefix(".old-").removeprefix("step-"): path for path in folders}
     return {int(step): paths[step] for step in sorted(filter(str.isdecimal, paths), key=int, reverse=True)}
 
 
@@ -284,12 +279,11 @@ def is_file_locked(path: Path) -> bool:
     """Return True while a process on this machine holds an exclusive lock on the file."""
     try:
         with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not try_lock(file, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
-    except OSError:
+    except OSError:  # it is another user's
         return True
-    return False
 
 
 def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-import shutil
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from research.ranges import PositiveInt, check_settings
 from research.run_dir import list_checkpoints, sync
 from research.training import checkpoint, distributed, snapshot
+from research.training.files import remove
 from research.training.state import Callback, State
 from research.trigger import higher_is_better
 
@@ -51,7 +52,17 @@ class Checkpoint(Callback):
         if self.pool and state.sharded:
             log.warning("callbacks.checkpoint.background=true is ignored: under trainer=fsdp all processes write, in the loop")
         if state.info.folder and state.info.folder.exists() and distributed.rank() == 0:
-            checkpoint.clean(state.info.folder / "checkpoints")
+            self._clean(state.info.folder / "checkpoints")
+
+    @staticmethod
+    def _clean(root: Path) -> None:
+        """Remove what a kill has left. Raise ValueError where no checkpoint could be saved: now, not at the first one."""
+        if os.path.lexists(root) and not root.is_dir():
+            raise ValueError(f"out: {root} is no folder, and checkpoints could not be saved there\nmove it away")
+        checkpoint.clean(root)
+        for path in root.glob("step-*"):
+            if not path.is_dir():
+                log.warning("%s is no folder, or a link that leads nowhere: it is not counted as a checkpoint", path)
 
     def on_step(self, state: State) -> None:
         if state.improved or (self.every and state.progress.step % self.every == 0):
@@ -68,6 +79,7 @@ class Checkpoint(Callback):
         if state.info.folder is None or bool(state.skipped_on_device) or not snapshot.has_finite_weights(state):
             return  # the loop reports numbers that are not finite, at the next step or log point
         self.flush()
+        state.require_folder()
         self.last_saved_step = state.progress.step
         if math.isfinite(value := state.logged.get(state.info.monitor, math.nan)):
             self.values[state.progress.step] = value
@@ -99,7 +111,7 @@ class Checkpoint(Callback):
             for step, path in list_checkpoints(root.parent).items():
                 if step not in keep:
                     # Renamed first: a kill in the middle leaves a draft, not half a checkpoint.
-                    shutil.rmtree(path.rename(path.with_name(f".draft-{path.name}")))
+                    remove(path.rename(path.with_name(f".draft-{path.name}")))
 
     def flush(self) -> None:
         """Wait until the last checkpoint is committed; raise here what its writing raised."""

@@ -17,8 +17,8 @@ from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
 from research.ranges import PositiveFloat, check_settings
-from research.run_dir import get_peak_rss_mb
 from research.training import distributed
+from research.training.oom import get_peak_rss_mb
 from research.training.state import Callback, State
 from research.trigger import higher_is_better
 

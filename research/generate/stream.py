@@ -22,7 +22,7 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
-from research.run_dir import get_rss_mb
+from research.training.oom import get_rss_mb
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 # How Python holds bytes of an argument that are not UTF-8: they reach the model unchanged.

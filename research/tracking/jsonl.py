@@ -36,6 +36,7 @@ class Jsonl(Tracker):
     file: TextIO | None = None
     last_step = 0  # the newest step in the file
     count = 0  # lines in the file
+    resumed = False  # from a checkpoint of its own
 
     def __init__(self) -> None:
         self.backup: Lines = {}  # the newest lines
@@ -61,6 +62,7 @@ class Jsonl(Tracker):
     def on_step(self, state: State) -> None:
         if not (state.logged and self.file):
             return
+        state.require_folder()
         if state.progress.step <= self.last_step:
             self._truncate_after(state.progress.step - 1)
         record = {"step": state.progress.step, "seconds": round(state.progress.seconds, 3), **state.logged}
@@ -81,7 +83,8 @@ class Jsonl(Tracker):
         backup = {saved: line for saved, line in self.backup.items() if saved <= step}
         lines = history.repair(self.path, backup, count, step)
         text = "".join(lines.values())
-        if self.path.read_text(errors="replace") != text:
+        is_shared = self.path.is_symlink() or self.path.stat().st_nlink > 1  # with a copy of this folder, made by links
+        if is_shared or self.path.read_text(errors="replace") != text:
             self.file.close()
             replace_text(self.path, text)
             self.file = self.path.open("a", buffering=1)

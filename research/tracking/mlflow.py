@@ -217,10 +217,11 @@ class MLflow(Jsonl):
         """Log the summary and the artifacts, then set the status."""
         assert self.run_id is not None
         status, summary = self.outcome
-        written = read_summary(self.run.folder) or Summary(**{"status": status} | summary)
-        replace(written, mlflow_run_id=self.run_id).write(self.run.folder)
         self._log_summary(self.run_id, summary)
-        self._log_artifacts(self.run_id, int(summary.get("best", {}).get("step", -1)))
+        if self.state is None or self.state.info.folder:  # else it was moved away
+            written = read_summary(self.run.folder) or Summary(**{"status": status} | summary)
+            replace(written, mlflow_run_id=self.run_id).write(self.run.folder)
+            self._log_artifacts(self.run_id, int(summary.get("best", {}).get("step", -1)))
         mlflow_status = MLFLOW_STATUS.get(status, status)
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, mlflow_status)

@@ -20,7 +20,12 @@ class FileLock:
         """Wait until no other process holds the lock, then hold it. Return True."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            file.close()
+            reason = f"{self.path} cannot be locked ({error.strerror}): this file system has no locks"
+            raise OSError(error.errno, f"{reason}, without which processes would lose what others write") from error
         self.file = file
         return True
 

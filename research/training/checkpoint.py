@@ -12,13 +12,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,8 +23,10 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
+from research.cli import first_line
 from research.run_dir import make_folder, sync, to_run_folder
 from research.training import distributed, sharding
+from research.training.files import HashingFile, open_hashed, remove
 from research.training.manifest import (
     MANIFEST_FILE,
     SHARDS_FOLDER,
@@ -46,7 +45,6 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 log = logging.getLogger(__name__)
 
 
@@ -113,12 +111,12 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
 def _write(draft: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
     """Write all files but the shards, the manifest last."""
     for name, tensors in snapshot.tensors.items():
-        with _open_hashed(draft / f"{name}{TENSORS_SUFFIX}", files) as file:
+        with open_hashed(draft / f"{name}{TENSORS_SUFFIX}", files) as file:
             _write_safetensors(tensors, file)
     without_crc = serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined]
-    with _open_hashed(draft / STATE_FILE, files) as file, without_crc:  # sha256 is the better check
+    with open_hashed(draft / STATE_FILE, files) as file, without_crc:  # sha256 is the better check
         torch.save(snapshot.state, file)  # type: ignore[arg-type]
-    with _open_hashed(draft / MANIFEST_FILE, {}) as file:
+    with open_hashed(draft / MANIFEST_FILE, {}) as file:
         file.write(replace(snapshot.manifest, files=files).to_json().encode())
 
 
@@ -126,64 +124,28 @@ def clean(root: Path) -> None:
     """Remove what a kill in the middle of a save has left. A checkpoint that was about to be replaced comes back."""
     for old in root.glob(".old-step-*"):
         final = root / old.name.removeprefix(".old-")
-        shutil.rmtree(old) if final.exists() else old.rename(final)
+        if final.is_dir():
+            remove(old)
+        else:
+            remove(final)  # a file, or a link that leads nowhere
+            old.rename(final)
     for draft in root.glob(".draft-*"):
-        shutil.rmtree(draft)
+        remove(draft)
 
 
 def _replace(final: Path, draft: Path) -> None:
     """Rename the complete draft to its final name. An older checkpoint of that step makes way only then."""
     sync(draft)
     old = final.with_name(f".old-{final.name}")
-    if final.exists():
+    if os.path.lexists(final):  # also a link that leads nowhere
         final.rename(old)
     draft.rename(final)
     sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        remove(old)
 
 
-class _HashingFile:
-    """A file that is hashed while it is written."""
-
-    def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
-        self.descriptor, self.pool = descriptor, pool
-        self.digest, self.bytes = sha256(), 0
-        self.error: BaseException | None = None
-
-    def write(self, content: bytes | memoryview) -> int:
-        view = memoryview(content)
-        for offset in range(0, len(view), CHUNK_BYTES):
-            part = view[offset : offset + CHUNK_BYTES]
-            hashing = self.pool.submit(self.digest.update, part)
-            try:
-                while part:
-                    part = part[os.write(self.descriptor, part) :]
-            except BaseException as error:  # a full disk, or a second Ctrl-C
-                self.error = error
-                raise
-            finally:
-                hashing.result()
-        self.bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """Do nothing: `write` keeps nothing back."""
-
-
-@contextmanager
-def _open_hashed(path: Path, files: dict[str, Any]) -> Iterator[_HashingFile]:
-    """Open a new file. Once the block is left it is on the disk, and its size and digest are in `files`."""
-    with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as unbuffered:
-        file = _HashingFile(unbuffered.fileno(), pool)
-        try:
-            yield file
-        except RuntimeError as error:  # torch.save raises its own error instead of that of the full disk
-            raise file.error or error from None
-        os.fsync(file.descriptor)
-    files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}
-
-
-def _write_safetensors(tensors: dict[str, Tensor], file: _HashingFile) -> None:
+def _write_safetensors(tensors: dict[str, Tensor], file: HashingFile) -> None:
     """Write the length of a JSON header, the header, and the tensors' memory: the library first copies all of it twice."""
     header, end = {}, 0
     for name, tensor in tensors.items():
@@ -203,17 +165,24 @@ def _view_bytes(tensor: Tensor) -> memoryview:
 
 def read(folder: Path) -> Snapshot:
     """Return a checkpoint, every byte of it checked against its manifest. Raise DamagedError."""
-    manifest = read_manifest(folder)
+    manifest, name = read_manifest(folder), MANIFEST_FILE
+    tensors, state = dict[str, dict[str, Tensor]](), None
     try:
-        contents = {name: _read_checked(folder / name, expected) for name, expected in manifest.files.items()}
-        tensors = {Path(name).stem: load_safetensors(data) for name, data in contents.items() if name.endswith(TENSORS_SUFFIX)}
-        return Snapshot(manifest, tensors, torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True))
-    except DamagedError:
+        for name, expected in manifest.files.items():
+            content = _read_checked(folder / name, expected)
+            if name.endswith(TENSORS_SUFFIX):
+                tensors[Path(name).stem] = load_safetensors(content)
+            elif name == STATE_FILE:
+                state = torch.load(io.BytesIO(content), weights_only=True)
+    except (DamagedError, MemoryError):
         raise
-    except UnpicklingError as error:
-        raise DamagedError(f"{STATE_FILE} holds what cannot be loaded: {str(error).splitlines()[0]}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST_FILE}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # with right digests: safetensors, pickle, zip and JSON have no common class of errors
+        raise DamagedError(f"{name} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+    if not (tensors or (folder / SHARDS_FOLDER).is_dir()):
+        raise DamagedError(f"{MANIFEST_FILE} lists no weights")
+    if not isinstance(state, dict):
+        raise DamagedError(f"{STATE_FILE} holds no state")
+    return Snapshot(manifest, tensors, state)
 
 
 def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:

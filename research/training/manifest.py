@@ -51,6 +51,9 @@ class Manifest:
             raise DamagedError(f"{MANIFEST_FILE} does not have the sha256 that it names")
         if content.get("version", 1) > cls.version:
             raise DamagedError(f"{MANIFEST_FILE} has version {content['version']}: a later Grokbit wrote it")
+        kinds = {"step": int, "identity": dict, "files": dict}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
+            raise DamagedError(f"{MANIFEST_FILE} holds no {wrong[0]}")
         manifest = cls(**{"version": 1} | content)
         if foreign := [name for name in manifest.files if not re.fullmatch(rf"({SHARDS_FOLDER}/)?[\w.-]+", name)]:
             raise DamagedError(f"{MANIFEST_FILE} lists {foreign[0]!r}, which is no file of a checkpoint")

@@ -1,8 +1,13 @@
-"""Running out of memory: smaller micro-batches of the same work."""
+"""Memory: how much a process holds, and smaller micro-batches of the same work where it runs out."""
 
 import gc
 import logging
+import os
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -45,3 +50,18 @@ def halve_micro_batch(state: State, message: str) -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def get_peak_rss_mb() -> float:
+    """Return the most memory that this process has held, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def get_rss_mb() -> float:
+    """Return the memory that this process holds now, in MB."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e6
+    process = subprocess.run(("ps", "-o", "rss=", "-p", str(os.getpid())), capture_output=True, text=True, check=True)
+    return int(process.stdout) / 1e3

@@ -52,8 +52,17 @@ def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, aver
 
 
 def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load full tensors into a model, sharded or not. Of tied tensors one name is enough."""
+    """Load full tensors into a model, sharded or not. Of tied tensors one name is enough.
+
+    Raise RuntimeError where the model has others, or one of another shape.
+    """
     if distributed.world_size() == 1:
+        own = model.state_dict()
+        loaded = {own[name].data_ptr() for name in tensors if name in own}
+        missing = [name for name, tensor in own.items() if name not in tensors and tensor.numel()]
+        missing = [name for name in missing if own[name].data_ptr() not in loaded]
+        if wrong := [*missing, *(name for name in tensors if name not in own)]:
+            raise RuntimeError(f"the model and the weights do not both have {wrong[0]}")
         model.load_state_dict(tensors, strict=False)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict

@@ -5,7 +5,8 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from inspect import signature
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from research.cli import first_line
 from research.kernels import ternary
 from research.nn.products import FAST_BF16, FAST_INT8
 from research.optim import fused
@@ -139,6 +141,24 @@ def resume(state: State, path: Path, until: float = math.inf) -> None:
     if snapshot.step > state.info.steps:
         done = f"step {snapshot.step} of {state.info.steps} is done"
         raise ValueError(f"resume: {done}; give trainer.steps more than {snapshot.step}")
+    with explain_misfit(folder):
+        _take_over(snapshot, folder, state)
+
+
+@contextmanager
+def explain_misfit(folder: Path) -> Iterator[None]:
+    """Raise ValueError where a checkpoint holds other things than it names: its files are whole, but of another run."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        message = f"resume={folder}: its files do not belong together: {type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{message}\ngive another checkpoint") from error
+
+
+def _take_over(snapshot: Snapshot, folder: Path, state: State) -> None:
+    """Load all of a checkpoint into the run."""
     _load(snapshot, folder, state)
     stateful = snapshot.state["parts" if snapshot.manifest.version == 1 else "stateful"]
     for name, part in state.stateful.items():
@@ -168,7 +188,8 @@ def initialize_from(state: State, path: Path) -> None:
     """
     folder, snapshot = load_newest(path)
     _check_identity(snapshot, state, path, ("model",))
-    load_weights(state.model, folder, snapshot)
+    with explain_misfit(folder):
+        load_weights(state.model, folder, snapshot)
     if state.average:
         state.average.load()
 

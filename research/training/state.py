@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -89,6 +89,7 @@ class State:
     resume_override: str = ""  # the override that continues past that reason, as target=null; empty: none
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
+    folder_identity: tuple[int, int] | None = None  # of the run folder, once it is there
 
     @property
     def stateful(self) -> dict[str, Stateful]:
@@ -96,6 +97,21 @@ class State:
         names = [callback.kept_as or type(callback).__name__ for callback in self.callbacks]
         numbered = [f"{name} {names[:i].count(name)}" for i, name in enumerate(names)]
         return dict(zip(numbered, self.callbacks, strict=True)) | {"scaler": self.scaler}
+
+    def require_folder(self) -> None:
+        """Raise FileNotFoundError where the run folder was moved, replaced or deleted meanwhile; from then on there is none.
+
+        What the run would write there now would be half a run, or a part of another one.
+        """
+        if (folder := self.info.folder) is None:
+            return
+        status = folder.stat() if folder.is_dir() else None
+        identity = (status.st_dev, status.st_ino) if status else None
+        if self.folder_identity not in (None, identity):
+            self.info = replace(self.info, folder=None)
+            fix = "its checkpoints are where it is now: give resume=FOLDER"
+            raise FileNotFoundError(f"out: {folder} was moved, replaced or deleted while the run wrote to it\n{fix}")
+        self.folder_identity = identity
 
     def start_clock(self) -> None:
         """Start the clock of this process."""
@@ -195,6 +211,7 @@ def around_callbacks(state: State) -> Iterator[None]:
                 callback.on_start(state)
             state.start_clock()
             yield
+            state.require_folder()
         except Stopped as stopped:
             state.signum = stopped.signum
         except BaseException as error:

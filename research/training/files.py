@@ -1,0 +1,61 @@
+"""Files of a checkpoint: hashed while they are written, on the disk once they are closed; and how to remove what is in the way."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
+
+
+class HashingFile:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, descriptor: int, pool: ThreadPoolExecutor) -> None:
+        self.descriptor, self.pool = descriptor, pool
+        self.digest, self.bytes = sha256(), 0
+        self.error: BaseException | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        view = memoryview(content)
+        for offset in range(0, len(view), CHUNK_BYTES):
+            part = view[offset : offset + CHUNK_BYTES]
+            hashing = self.pool.submit(self.digest.update, part)
+            try:
+                while part:
+                    part = part[os.write(self.descriptor, part) :]
+            except BaseException as error:  # a full disk, or a second Ctrl-C
+                self.error = error
+                raise
+            finally:
+                hashing.result()
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: `write` keeps nothing back."""
+
+
+@contextmanager
+def open_hashed(path: Path, files: dict[str, Any]) -> Iterator[HashingFile]:
+    """Open a new file. Once the block is left it is on the disk, and its size and digest are in `files`."""
+    with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as unbuffered:
+        file = HashingFile(unbuffered.fileno(), pool)
+        try:
+            yield file
+        except RuntimeError as error:  # torch.save raises its own error instead of that of the full disk
+            raise file.error or error from None
+        os.fsync(file.descriptor)
+    files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that it holds, or a file. Of a link remove the link, and nothing behind it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
