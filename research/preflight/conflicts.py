@@ -18,6 +18,7 @@ from research.preflight.requested import RequestedConfig, is_interpolated, read_
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
+from research.run_dir import ROOT
 from research.trigger import Trigger, parse_trigger
 
 Conflicts = Iterator[Conflict | None]
@@ -173,6 +174,24 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
             yield Conflict(("out",), message, "give out=FOLDER elsewhere")
 
 
+def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
+    """MLflow's SQLite store can be written to, or created: by default it is below the project folder."""
+    if requested.get_resolved("tracker._target_")[0] != "research.tracking.mlflow.MLflow":
+        return
+    uri, setting = requested.get_resolved("tracker.uri")[0], "tracker.uri"
+    if not isinstance(uri, str):
+        uri, setting = os.environ.get("MLFLOW_TRACKING_URI", ""), "MLFLOW_TRACKING_URI"
+    match = re.fullmatch(r"sqlite:///([^?:]+)", uri or f"sqlite:///{ROOT / 'outputs' / 'mlflow.db'}")
+    path = Path(match[1]).absolute() if match else ROOT
+    existing = [folder for folder in (path, *path.parents) if folder.exists()]  # a store and its folder, or where they would be
+    locked = next((str(item) for item in existing[: 1 + path.is_file()] if not os.access(item, os.W_OK)), None)
+    if match and locked:
+        message = f"{setting}={uri}" if uri else "tracker=mlflow"
+        message += f": {locked} cannot be written to (read-only, or another user's)"
+        fix = "give tracker.uri=sqlite:////FOLDER/mlflow.db elsewhere, or tracker=jsonl"
+        yield Conflict(("tracker.uri" if setting == "tracker.uri" else "tracker",), message, fix)
+
+
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_task_conflicts,
     find_loss_conflicts,
@@ -184,6 +203,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_folder_conflicts,
     find_out_conflicts,
     find_shared_folder_conflicts,
+    find_store_conflicts,
     find_resume_conflicts,
 )
 

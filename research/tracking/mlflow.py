@@ -39,7 +39,8 @@ class MLflow(Jsonl):
     def __init__(self, uri: str | None = None) -> None:
         super().__init__()
         self.uri = mlflow_store.resolve_uri(uri)
-        self.setting = "tracker.uri" if uri else "MLFLOW_TRACKING_URI"
+        variable = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "tracker=mlflow, whose store"
+        self.setting = "tracker.uri" if uri else variable
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step
         self.first_step = 0  # at which this process began
         self.points: deque[Point] = deque()  # that are not logged yet

@@ -116,7 +116,7 @@ def is_copy(run: Any, folder: Path) -> bool:
         return False
     id_file = original / RUN_ID_FILE
     still_there = id_file.is_file() and id_file.read_text(errors="replace").strip() == run.info.run_id
-    return still_there or host != socket.gethostname()
+    return still_there or str(host) != socket.gethostname()
 
 
 def read_run_id(client: Any, folder: Path) -> str:

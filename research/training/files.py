@@ -1,4 +1,4 @@
-"""Files of a checkpoint: hashed while they are written, on the disk once they are closed; and how to remove what is in the way."""
+"""Files of a checkpoint: hashed while they are written; and how to remove what is in the way."""
 
 import os
 import shutil

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import logging
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,8 @@ from fitting import fit
 from safetensors.torch import save
 
 from research import run_dir
+from research.preflight import conflicts
+from research.preflight.check import check_overrides
 from research.tracking.storage import FileLock
 from research.training import checkpoint
 from research.training.checkpoint import MANIFEST_FILE, STATE_FILE, DamagedError
@@ -139,6 +142,33 @@ def test_a_file_system_without_locks_holds_nobody_up(
         assert not run_dir.is_locked(tmp_path)
     with pytest.raises(OSError, match=r"store.lock cannot be locked \(no locks\): this file system has no locks"):
         FileLock(tmp_path / "store.lock").acquire()
+
+
+URI = "sqlite:///{root}/x/mlflow.db"
+READ_ONLY = {  # what names the store -> what the message begins with
+    "nothing": ([], {}, "tracker=mlflow: {root} cannot be written to"),
+    "the variable": ([], {"MLFLOW_TRACKING_URI": URI}, f"MLFLOW_TRACKING_URI={URI}: {{root}} cannot be written to"),
+    "the setting": ([f"tracker.uri={URI}"], {}, f"tracker.uri={URI}: {{root}} cannot be written to"),
+    "another place": (["tracker.uri=sqlite:///{out}/mlflow.db"], {}, ""),
+    "a server": ([], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ""),
+    "no store": (["tracker=jsonl"], {}, ""),
+}
+
+
+@pytest.mark.parametrize("case", READ_ONLY)
+def test_a_read_only_checkout_blames_what_names_its_store(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch is imported, and nothing is blamed that nobody has set."""
+    root, out, (words, variables, expected) = tmp_path / "checkout", tmp_path / "out", READ_ONLY[case]
+    root.mkdir()
+    out.mkdir()
+    monkeypatch.setattr(conflicts, "ROOT", root)
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(root=root))
+    mistakes, _ = check_overrides([*(word.format(root=root, out=out) for word in words), f"out={out}"], False)
+    assert len(mistakes) == bool(expected)
+    assert all(expected.format(root=root) in mistake and "tracker=jsonl" in mistake for mistake in mistakes)
 
 
 def test_a_folder_that_is_held_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -212,7 +212,7 @@ def test_a_population_of_version_1_is_read_and_written_under_the_same_keys(tmp_p
     assert (record.digest, record.finished, record.requested) == ("abc", True, {"steps": 8})
     assert record.members[0].name == "g0m1"
     record.write(tmp_path)
-    assert json.loads((tmp_path / "population.json").read_text()) == old | {"version": 2}
+    assert read_json(tmp_path / "population.json") == old | {"version": 2}
     assert read_population(tmp_path / "nowhere") == PopulationRecord(members=[])
     (tmp_path / "population.json").write_text('{"version": 3}')
     with pytest.raises(ValueError, match=r"population\.json has version 3.*update"):
