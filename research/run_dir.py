@@ -207,10 +207,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file; nothing where it is not there, or damaged, which a warning names."""
     try:
         return parse_json(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     except (OSError, ValueError) as error:
-        log.warning("%s is damaged and left out: %s", path, error)
+        if path.exists():
+            log.warning("%s is damaged and left out: %s", path, error)
         return {}
 
 
@@ -227,16 +226,12 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         if not try_lock(file, fcntl.LOCK_EX):
-            error_message = error_message or f"out: another run is writing to {folder}; give another out or name"
-            raise ValueError(error_message)
+            raise ValueError(error_message or f"out: another run is writing to {folder}; give another out or name")
         yield
 
 
 def try_lock(file: IO[str], kind: int) -> bool:
-    """Lock a file, exclusively or shared, and return True; False while another process holds it.
-
-    On a file system without locks log a warning and return True: a run there is better than none.
-    """
+    """Lock a file and return True; False while another process holds it. Without locks warn: a run is better than none."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -255,8 +250,7 @@ def to_run_folder(path: Path) -> Path:
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints of a run by their step, the newest first.
 
-    One that was about to be replaced when a kill came counts, and a link to a folder. Copies by hand, as
-    step-00000008-good, do not, nor what is no folder.
+    One that was about to be replaced when a kill came counts; copies by hand, as step-00000008-good, and files do not.
     """
     root = folder / "checkpoints"
     folders = [path for pattern in (".old-step-*", "step-*") for path in root.glob(pattern) if path.is_dir()]
@@ -280,10 +274,8 @@ def is_file_locked(path: Path) -> bool:
     try:
         with path.open() as file:
             return not try_lock(file, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
-    except OSError:  # it is another user's
-        return True
+    except OSError as error:  # another user's counts as locked
+        return not isinstance(error, FileNotFoundError)
 
 
 def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:

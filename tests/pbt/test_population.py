@@ -37,6 +37,7 @@ from research.pbt.evolve import (
 from research.pbt.lineage import REPORT_FILES, draw_lineage, select_trained
 from research.pbt.plan import PopulationRecord, make_plan, read_population
 from research.pbt.settings import PopulationSettings
+from research.run_dir import read_json
 from research.sweep.space import Parameter, parse_space
 from research.training.progress import Progress
 from research.training.state import State
