@@ -82,7 +82,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         wall_s = time.perf_counter() - started
         summary = Summary(status=status, error=error, wall_s=wall_s, config=run_config.digest, **outcome)
         try:
-            if folder and not (tracker.state and tracker.state.info.folder is None):  # it may have been moved away
+            if folder and not (tracker.state and tracker.state.has_lost_folder):
                 summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full

@@ -219,7 +219,7 @@ class MLflow(Jsonl):
         assert self.run_id is not None
         status, summary = self.outcome
         self._log_summary(self.run_id, summary)
-        if self.state is None or self.state.info.folder:  # else it was moved away
+        if not (self.state and self.state.has_lost_folder):
             written = read_summary(self.run.folder) or Summary(**{"status": status} | summary)
             replace(written, mlflow_run_id=self.run_id).write(self.run.folder)
             self._log_artifacts(self.run_id, int(summary.get("best", {}).get("step", -1)))

@@ -90,6 +90,7 @@ class State:
     signum: int = 0  # the signal that asked the run to end
     error: str = ""  # why the run failed
     folder_identity: tuple[int, int] | None = None  # of the run folder, once it is there
+    has_lost_folder: bool = False  # it was moved away
 
     @property
     def stateful(self) -> dict[str, Stateful]:
@@ -108,7 +109,7 @@ class State:
         status = folder.stat() if folder.is_dir() else None
         identity = (status.st_dev, status.st_ino) if status else None
         if self.folder_identity not in (None, identity):
-            self.info = replace(self.info, folder=None)
+            self.info, self.has_lost_folder = replace(self.info, folder=None), True
             fix = "its checkpoints are where it is now: give resume=FOLDER"
             raise FileNotFoundError(f"out: {folder} was moved, replaced or deleted while the run wrote to it\n{fix}")
         self.folder_identity = identity

@@ -21,7 +21,8 @@ from research.preflight import conflicts
 from research.preflight.check import check_overrides
 from research.tracking.storage import FileLock
 from research.training import checkpoint
-from research.training.checkpoint import MANIFEST_FILE, STATE_FILE, DamagedError
+from research.training.checkpoint import STATE_FILE
+from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
 WEIGHTS = "model.safetensors"
 SETTINGS: dict[str, Any] = {"steps": 4, "every": 2, "log_every": 2, "eval_every": 2, "keep_last": 2}
@@ -98,7 +99,7 @@ def test_what_cannot_be_read_is_damage_though_its_digests_are_right(tmp_path: Pa
     """In place of the older checkpoint, the newest of which is broken: each reason is named, and nothing else is raised."""
     for step in (2, 4):
         state, weights = {"memory": torch.ones(3)}, {"model": {"w": torch.ones(3)}}
-        manifest = checkpoint.Manifest(step, {"model": "m"})
+        manifest = Manifest(step, {"model": "m"})
         checkpoint.commit(tmp_path / "run" / "checkpoints", checkpoint.Snapshot(manifest, weights, state))
     run, (damage, name) = tmp_path / "run", BAD[kind]
     newest, older = run_dir.list_checkpoints(run).values()
