@@ -123,7 +123,8 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
 
 def get_finished_value(run_config: RunConfig) -> float | None:
     """Return the value that this very run has reached already; None where there is something left to do."""
-    summary = run_dir.read_summary(run_config.folder) if run_config.resumed else None
+    continues = run_config.resumed or run_config.config["resume"]["path"] == "auto"  # also a run that saves no checkpoints
+    summary = run_dir.read_summary(run_config.folder) if continues else None
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
     if summary is None or summary.status != FINISHED or summary.config != run_config.digest:

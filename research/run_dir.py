@@ -220,13 +220,17 @@ def replace_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
 
 
+class HeldError(ValueError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def lock(folder: Path, error_message: str = "") -> Iterator[None]:
-    """Hold the folder while this process lives, however it ends. Raise ValueError while another process does."""
+    """Hold the folder while this process lives, however it ends. Raise HeldError while another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         if not try_lock(file, fcntl.LOCK_EX):
-            raise ValueError(error_message or f"out: another run is writing to {folder}; give another out or name")
+            raise HeldError(error_message or f"out: another run is writing to {folder}; give another out or name")
         yield
 
 

@@ -18,6 +18,7 @@ from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resum
 from research.preflight.overrides import to_override
 from research.run_dir import TRIAL_ENV_VAR, Summary, list_checkpoints, lock, read_summary
 from research.sweep.compose import Composer
+from research.sweep.objective import find_lack
 from research.sweep.plan import format_row, hash_record, resolve_folder
 from research.sweep.study import check_same_spec
 from research.tracking.jsonl import FAILED, FINISHED, KILLED
@@ -131,11 +132,17 @@ class Population:
         first = members[0].generation * self.settings.population + members[0].number
         lines = [self.build_overrides(member) for member in members]
         returns: Sequence[JobReturn] = self.launcher.launch(lines, initial_job_idx=first)
+        lacking = dict[str, str]()  # they are not saved either, and so go on with the next start
         for member, result in zip(members, returns, strict=True):
             self.record_result(member, result)
-        lineage.tag_runs(self.plan, members, self.get_members(members[0].generation - 1))
-        self.members += members
+            if member.error and (lack := find_lack(self.last_error)) in ("room", "a store"):
+                lacking[member.name] = f"{member.name} lacks {lack}: {member.error}"
+        ended = [member for member in members if member.name not in lacking]
+        lineage.tag_runs(self.plan, ended, self.get_members(members[0].generation - 1))
+        self.members += ended
         self.save()
+        for message in lacking.values():
+            raise ValueError(f"hydra/sweeper=pbt: {message}\nthe same command goes on with it") from self.last_error
 
     def build_overrides(self, member: Member) -> list[str]:
         """Return a member's overrides: it resumes where it was killed, or at the last checkpoint of its ancestors."""

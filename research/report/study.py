@@ -58,7 +58,7 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
         repeats=tuple(attrs.get("repeats", ())),
         folder=str(trial_folder).removeprefix(f"{folder}/") if run_folders else "",
         runs={run_folder: read_run(run_folder) for run_folder in run_folders},
-        error=str(attrs.get("error") or attrs.get("aside") or ""),
+        error=str(attrs.get("error") or attrs.get("aside") or attrs.get("postponed") or ""),
         note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
         limits=trial.constraints,
     )

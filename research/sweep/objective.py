@@ -1,8 +1,9 @@
 """Read what a job has reached: the number or the numbers that the study is about, or why there is none."""
 
 import math
+import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,19 @@ from hydra.core.utils import JobReturn
 from optuna.trial import Trial
 
 from research.cli import redact
-from research.run_dir import read_json
+from research.run_dir import HeldError, read_json
 from research.sweep.settings import parse_bound
+from research.tracking.optuna_storage import is_storage_unreachable
 
+MAX_CAUSES = 10  # of one error
 Reducer = Callable[[list[float]], float]
 REDUCERS: dict[str, Reducer] = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
+# What a machine lacks for a while, by the words of torch, numpy, SQLite, MLflow and the system; jobs may be other processes.
+LACKS = {
+    "room": r"No space left on device|disk is full|quota exceeded|PytorchStreamWriter failed writing|File too large",
+    "memory": r"out of memory|MemoryError|[Cc]annot allocate memory|can't allocate memory|not enough memory|Unable to allocate",
+    "a store": r"is not a store that MLflow can open|[Cc]onnection refused|[Cc]ould not connect|Max retries exceeded",
+}
 
 
 @dataclass
@@ -27,6 +36,25 @@ class Outcome:
     cause: BaseException | None = None
     folder: Path | None = None
     limits: dict[str, float] = field(default_factory=dict)  # metrics that constraints are about
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return {"values": self.values, "folder": str(self.folder or ""), "limits": self.limits}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Outcome":
+        """Return the result that `to_record` gave."""
+        return cls(record["values"], folder=Path(record["folder"]), limits=record["limits"])
+
+    @property
+    def is_held(self) -> bool:
+        """True where another process writes to the folder of the job."""
+        return any(isinstance(error, HeldError) for error in iter_causes(self.cause))
+
+    @property
+    def lack(self) -> str:
+        """What the job failed for want of: room, memory or a store. Empty where it failed by itself, or not at all."""
+        return find_lack(self.cause) if self.error else ""
 
 
 def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Sequence[str]) -> Outcome:
@@ -44,6 +72,23 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
         return Outcome(values, folder=folder, limits={name: get_number(known, name, "constraints") for name in limits})
     except ValueError as error:
         return Outcome(error=redact(str(error)), cause=error, folder=folder)
+
+
+def find_lack(error: BaseException | None) -> str:
+    """Return which of LACKS an error or one of its causes is about; empty for any other error."""
+    causes = list(iter_causes(error))
+    text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    lack = next((name for name, words in LACKS.items() if re.search(words, text)), "")
+    return lack or ("a store" if any(map(is_storage_unreachable, causes)) else "")
+
+
+def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
+    for _ in range(MAX_CAUSES):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def parse_numbers(returned: Any, count: int) -> list[float]:
@@ -84,5 +129,5 @@ def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
 def set_constraints(trial: Trial, outcome: Outcome, constraints: Mapping[str, str]) -> None:
     """Tell the study how far the trial is beyond each bound; 0 and less is within it."""
     for name, value in outcome.limits.items():
-        sign, limit = parse_bound(constraints[name]) or ("<=", math.inf)
+        sign, limit = parse_bound(constraints.get(name, "")) or ("<=", math.inf)
         trial.set_constraint(name, value - limit if sign in ("<=", "<") else limit - value)

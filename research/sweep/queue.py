@@ -14,11 +14,13 @@ from pathlib import Path
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from research.run_dir import is_file_locked
+from research.run_dir import is_file_locked, is_locked
 from research.sweep.optuna_private import get_storage, get_trial_id
 from research.tracking.storage import FileLock
 
 LEASE, TRIES, EXCLUDED_ATTR = "lease", "tries", "aside"  # a trial's attributes
+POSTPONED_ATTR = "postponed"  # why the trial waits for the next start of the command; empty once that has begun
+LATE_ATTR = "late"  # the result that a process has reached after another one had taken the trial over
 TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same trial notice each other
 LEASE_GRACE = 10.0  # seconds that a trial may be without a lease: its process writes one at once, or has died
 
@@ -43,7 +45,8 @@ class Queue:
         with self.folder_lock:
             for trial in filter(self.is_dead, self.list_trials(TrialState.RUNNING)):
                 if trial.user_attrs.get(TRIES, 1) > self.max_retries:
-                    self.storage.set_trial_user_attr(get_trial_id(trial), "error", "its process died, again and again")
+                    reason = "its process died, or had too little memory, again and again"
+                    self.storage.set_trial_user_attr(get_trial_id(trial), "error", reason)
                     self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 elif self._take_over(trial):
                     return Trial(self.study, get_trial_id(trial)), True
@@ -54,11 +57,38 @@ class Queue:
                 if self.count_used([trial for trial in self.list_trials() if trial.number < fresh.number]) < self.total:
                     return fresh, True
                 self.exclude(fresh, "one more than the total")
-            return None, bool(self.list_trials(TrialState.RUNNING))
+            return None, bool(self.list_under_way())
 
     def list_trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials of the study in some states; without any, all trials. They must not be changed."""
         return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def list_under_way(self) -> list[FrozenTrial]:
+        """Return the trials that run, or may be taken over: not those that wait for the next start of the command."""
+        return [trial for trial in self.list_trials(TrialState.RUNNING) if not trial.user_attrs.get(POSTPONED_ATTR)]
+
+    def list_postponed(self) -> list[FrozenTrial]:
+        """Return the trials that wait for the next start of the command."""
+        return [trial for trial in self.list_trials(TrialState.RUNNING) if trial.user_attrs.get(POSTPONED_ATTR)]
+
+    def postpone(self, trial: Trial, reason: str, is_own_fault: bool) -> None:
+        """Leave the trial to the next start of the command, with its number and its folder; its own faults are counted."""
+        trial_id = get_trial_id(trial)
+        if is_own_fault:
+            tries = self.storage.get_trial_user_attrs(trial_id).get(TRIES, 1)
+            self.storage.set_trial_user_attr(trial_id, TRIES, tries + 1)
+        self.storage.set_trial_user_attr(trial_id, POSTPONED_ATTR, reason)
+        self.give_up(trial)
+
+    def give_up(self, trial: Trial) -> None:
+        """Let the trial be taken over, by this process or another one, once nobody holds its folder."""
+        self.release(trial)
+        self._give_up(get_trial_id(trial))
+
+    def recall_postponed(self) -> None:
+        """Let the trials that an earlier start of the command has postponed be taken."""
+        for trial in self.list_postponed():
+            self.storage.set_trial_user_attr(get_trial_id(trial), POSTPONED_ATTR, "")
 
     def count_used(self, trials: list[FrozenTrial]) -> int:
         """Return how many of the study's total these trials use: all but those waiting and those excluded."""
@@ -71,8 +101,11 @@ class Queue:
         self.study.tell(trial, state=TrialState.FAIL)
 
     def is_dead(self, trial: FrozenTrial) -> bool:
-        """Return True if the trial's process is gone: known at once on this machine, after `lease` seconds on others."""
-        if get_trial_id(trial) in self.held_trials:
+        """Return True if the trial's process is gone: known at once on this machine, after `lease` seconds on others.
+
+        While a process holds the trial's run folder it is not: one that slept wakes up, and a job may outlive its sweeper.
+        """
+        if get_trial_id(trial) in self.held_trials or trial.user_attrs.get(POSTPONED_ATTR) or self.is_folder_held(trial):
             return False
         lease = trial.user_attrs.get(LEASE)
         if lease is None:
@@ -81,6 +114,11 @@ class Queue:
         if lease["host"] == self.host and (path := self._get_lock_path(lease["token"])).exists():
             return not is_file_locked(path)
         return time.time() - float(lease["beat"]) > self.lease
+
+    def is_folder_held(self, trial: FrozenTrial) -> bool:
+        """Return True while a process writes to the run folder of a trial, or of one of its repeats."""
+        folder = Path(trial.user_attrs.get("folder") or self.folder / str(trial.number))
+        return any(map(is_locked, (folder, *(lock.parent for lock in folder.glob("*/.lock")))))
 
     def owns(self, trial: Trial) -> bool:
         """Return False if another process has taken the trial over, as after a pause longer than the lease."""
@@ -95,7 +133,7 @@ class Queue:
         self.stop_event.set()
         self.thread.join()
         for trial_id in self.held_trials:
-            self.storage.set_trial_user_attr(trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
+            self._give_up(trial_id)
         self.own_lock.release()
         self._get_lock_path(self.token).unlink(missing_ok=True)
 
@@ -111,6 +149,9 @@ class Queue:
                 self.held_trials.discard(trial_id)
                 return False
         return True
+
+    def _give_up(self, trial_id: int) -> None:
+        self.storage.set_trial_user_attr(trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
 
     def _hold(self, trial_id: int, tries: int) -> None:
         self._write_lease(trial_id)

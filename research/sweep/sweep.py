@@ -14,6 +14,7 @@ from optuna.study import Study
 
 from research.cli import first_line, redact, redact_output
 from research.sweep.compose import Composer
+from research.sweep.objective import find_lack
 from research.sweep.plan import Plan, describe_plan, make_plan, set_folder
 from research.sweep.ranks import END_MESSAGE, Ranks
 from research.sweep.settings import parse_settings
@@ -88,14 +89,15 @@ def close(worker: Worker, is_main_process: bool) -> None:
 
 @contextmanager
 def explain_lost_storage(storage: str) -> Iterator[None]:
-    """Raise ValueError, with what to do, where the storage is gone."""
+    """Raise ValueError, with what to do, where the storage is gone or has no room."""
     try:
         yield
     except Exception as error:
-        if not is_storage_unreachable(error):
+        if not is_storage_unreachable(error) and find_lack(error) != "room":
             raise
         setting, reason = f"hydra.sweeper.storage={redact(str(storage))}", first_line(error.__cause__ or error)
-        raise ValueError(f"{setting} is gone: {reason}\nonce it is back, the same command resumes the sweep") from error
+        problem, fix = ("has no room", "there is room") if find_lack(error) == "room" else ("is gone", "it is back")
+        raise ValueError(f"{setting} {problem}: {reason}\nonce {fix}, the same command resumes the sweep") from error
 
 
 def prepare_study(plan: Plan) -> Study:
@@ -130,6 +132,7 @@ def begin(worker: Worker) -> None:
     plan, study = worker.plan, worker.study
     write_study_spec(plan.folder, plan.study_spec)
     with worker.queue.folder_lock:
+        worker.queue.recall_postponed()
         trials = worker.queue.list_trials()
         if study.user_attrs.get("over"):
             study.set_user_attr("over", "")  # an earlier command's reason to end: this command's settings decide anew

@@ -21,13 +21,14 @@ from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set
 from research.sweep.optuna_private import enable_stop, get_trial_id, has_stopped
 from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
-from research.sweep.queue import EXCLUDED_ATTR, Queue
+from research.sweep.queue import EXCLUDED_ATTR, LATE_ATTR, POSTPONED_ATTR, Queue
 from research.sweep.ranks import Ranks
 from research.sweep.study import Stopping
 from research.sweep.trial import Trial as RunningTrial
 from research.tracking.optuna_storage import PRUNED_ATTR, is_storage_unreachable
 
 log = logging.getLogger(__name__)
+WAIT, WAITS_BEFORE_MESSAGE = 0.5, 5  # seconds between two looks at what others run, and looks before one is told of it
 MAX_RESAMPLES = 10  # excluded trials for each one of the total; beyond, the space has no new configuration to give
 
 
@@ -61,6 +62,7 @@ class Worker:
 
     def run_all(self) -> None:
         """Run trials until there are no more; wait while others run some, for theirs may die."""
+        waits = 0
         while not self.is_finished():
             trials, may_come_later = self.take_trials()
             if trials:
@@ -68,7 +70,11 @@ class Worker:
             elif not may_come_later:
                 return
             else:
-                time.sleep(0.5)
+                waits += 1
+                if waits == WAITS_BEFORE_MESSAGE:
+                    numbers = " ".join(f"#{trial.number}" for trial in self.queue.list_under_way())
+                    self.progress.print_row("waits", f"for {numbers}, which other processes hold, in {self.plan.folder}")
+                time.sleep(WAIT)
 
     def is_finished(self) -> bool:
         """Return True if no other trial begins; the first process to find a reason leaves it in the study."""
@@ -80,7 +86,8 @@ class Worker:
                 self.study.set_user_attr("over", reason)
             self.progress.print_row("stopped", reason)
             return True
-        has_failed = self.plan.grid is None and len(self.list_failed()) > self.plan.study_spec.max_failures
+        failures = len(self.list_failed()) + len(self.queue.list_postponed())
+        has_failed = self.plan.grid is None and failures > self.plan.study_spec.max_failures
         return has_failed or is_orphaned()
 
     def take_trials(self) -> tuple[list[Trial], bool]:
@@ -98,6 +105,9 @@ class Worker:
     def prepare_trial(self, trial: Trial) -> bool:
         """Give the trial its values. Return True if it has to be run: a configuration may have been run before."""
         self.plan.space.suggest(trial)
+        if late := trial.user_attrs.get(LATE_ATTR):
+            self.tell_study(trial, Outcome.from_record(late))  # nothing is run again
+            return False
         if self.suggest_custom is not None:
             for key, override in self.plan.space.fixed.items():
                 trial.set_user_attr(key, override.partition("=")[2])
@@ -149,7 +159,7 @@ class Worker:
             outcomes += [self.collect_outcome(result) for result in self.launch_jobs(batch)]
             failed = next((outcome for outcome in outcomes if outcome.error), None)
             if failed or not self.queue.owns(trial):
-                return failed or outcomes[-1]
+                return failed or Outcome(error="another process has taken the trial over")
             so_far = reduce_outcomes(outcomes, repeats["reduce"])
             trial.set_user_attr("repeats", [outcome.values[0] for outcome in outcomes])
             if self.settings.has_pruner:
@@ -189,24 +199,42 @@ class Worker:
         return outcome
 
     def tell_study(self, trial: Trial, outcome: Outcome) -> None:
-        """Tell the study a trial's outcome, unless another process has taken the trial over."""
+        """Tell the study a trial's outcome. If another process has taken the trial over, leave a result for that one."""
         self.queue.release(trial)
+        attrs = self.queue.storage.get_trial_user_attrs(get_trial_id(trial))
         try:
             if not self.queue.owns(trial):
+                if not outcome.error and PRUNED_ATTR not in attrs:
+                    trial.set_user_attr(LATE_ATTR, outcome.to_record())
                 raise UpdateFinishedTrialError
+            if outcome.error and LATE_ATTR in attrs:
+                outcome = Outcome.from_record(attrs[LATE_ATTR])
             trial.set_user_attr("folder", str(outcome.folder or ""))
+            if outcome.is_held or outcome.lack:
+                self.put_off(trial, outcome)
+                return
             set_constraints(trial, outcome, self.settings.constraints)
             if outcome.error:
                 trial.set_user_attr("error", outcome.error[:500])
                 self.study.tell(trial, state=TrialState.FAIL)
                 log.warning("#%d failed: %s", trial.number, outcome.error)
-            elif PRUNED_ATTR in self.queue.storage.get_trial_user_attrs(get_trial_id(trial)):
+            elif PRUNED_ATTR in attrs:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, outcome.values)
         except UpdateFinishedTrialError:
-            log.warning("#%d was taken over by another process, after a pause longer than hydra.sweeper.lease", trial.number)
+            reason = "was taken over by another process, after a pause longer than hydra.sweeper.lease"
+            log.warning("#%d %s; here it has reached %s, in %s", trial.number, reason, outcome.values, outcome.folder)
         self.progress.update()
+
+    def put_off(self, trial: Trial, outcome: Outcome) -> None:
+        """Let a trial go on once its folder is free, or when the command is given again if the machine lacks something."""
+        if outcome.is_held:
+            log.warning("#%d waits for its folder, which another process holds: %s", trial.number, outcome.folder)
+            self.queue.give_up(trial)
+            return
+        self.queue.postpone(trial, f"{outcome.lack}: {outcome.error[:500]}", is_own_fault=outcome.lack == "memory")
+        log.warning("#%d lacks %s, and goes on when the command is given again: %s", trial.number, outcome.lack, outcome.error)
 
     def has_trials_left(self) -> bool:
         """Return True if the study has trials to begin or to resume."""
@@ -225,9 +253,14 @@ class Worker:
         return [trial for trial in self.queue.list_trials(TrialState.FAIL) if EXCLUDED_ATTR not in trial.user_attrs]
 
     def check_failures(self) -> None:
-        """Raise ValueError if more trials failed than may; of a grid, none may."""
-        failed, is_study = self.list_failed(), self.plan.grid is None
-        if len(failed) > self.plan.study_spec.max_failures:
+        """Raise ValueError if more trials failed than may (of a grid, none may), or if some lack room or a store."""
+        failed, lacking, is_study = self.list_failed(), self.queue.list_postponed(), self.plan.grid is None
+        reasons = [str(trial.user_attrs[POSTPONED_ATTR]) for trial in lacking]
+        count, more = f"{len(failed) + len(lacking)} of {self.plan.total}", ""
+        if reasons:
+            lack = reasons[-1].partition(":")[0]
+            more = f"\n{len(lacking)} of them lack {lack}, and go on when the same command is given again"
+        if len(failed) + len(lacking) > self.plan.study_spec.max_failures or not all(r.startswith("memory") for r in reasons):
             setting = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: " if is_study else ""
-            count, error = f"{len(failed)} of {self.plan.total}", failed[-1].user_attrs.get("error", "")
-            raise ValueError(f"{setting}{count} trials failed, the last with: {error}") from self.last_error
+            error = reasons[-1] if reasons else failed[-1].user_attrs.get("error", "")
+            raise ValueError(f"{setting}{count} trials failed, the last with: {error}{more}") from self.last_error
