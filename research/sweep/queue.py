@@ -73,12 +73,9 @@ class Queue:
 
     def postpone(self, trial: Trial, reason: str, is_own_fault: bool) -> None:
         """Leave the trial to the next start of the command, with its number and its folder; its own faults are counted."""
-        trial_id = get_trial_id(trial)
-        if is_own_fault:
-            tries = self.storage.get_trial_user_attrs(trial_id).get(TRIES, 1)
-            self.storage.set_trial_user_attr(trial_id, TRIES, tries + 1)
-        self.storage.set_trial_user_attr(trial_id, POSTPONED_ATTR, reason)
-        self.give_up(trial)
+        self.release(trial)
+        self.storage.set_trial_user_attr(get_trial_id(trial), POSTPONED_ATTR, reason)
+        self._give_up(get_trial_id(trial), "failed" if is_own_fault else "")
 
     def give_up(self, trial: Trial) -> None:
         """Let the trial be taken over, by this process or another one, once nobody holds its folder."""
@@ -150,8 +147,9 @@ class Queue:
                 return False
         return True
 
-    def _give_up(self, trial_id: int) -> None:
-        self.storage.set_trial_user_attr(trial_id, LEASE, {"host": "", "token": "", "beat": 0.0})
+    def _give_up(self, trial_id: int, token: str = "") -> None:
+        """Leave a lease that is over. Whoever takes the trial over counts a failed try unless the token is empty."""
+        self.storage.set_trial_user_attr(trial_id, LEASE, {"host": "", "token": token, "beat": 0.0})
 
     def _hold(self, trial_id: int, tries: int) -> None:
         self._write_lease(trial_id)

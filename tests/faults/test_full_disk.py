@@ -1,0 +1,144 @@
+"""B14: a full disk in a sweep: trials that lack room, memory or a store go on with the next start of the command."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+from sweep_worker import make_worker
+from sweeping import load_folder_study, load_study, run_program, run_sweep, write_program
+
+from research.run_dir import read_json
+from research.sweep.objective import find_lack
+from research.sweep.queue import POSTPONED_ATTR, TRIES
+from research.sweep.sweep import begin
+
+
+def wrap(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "lack"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "room"),
+        (OSError(errno.EFBIG, "File too large"), "room"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "room"),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"), "room"),
+        (OperationalError("INSERT", {}, Exception("database or disk is full")), "room"),
+        (wrap(ValueError("the run failed"), OSError(errno.ENOSPC, "No space left on device")), "room"),
+        (MemoryError(), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), "memory"),
+        (ValueError("out of memory at step 1: no more\na micro-batch is one sample"), "memory"),
+        (OperationalError("SELECT 1", {}, Exception("server closed the connection")), "a store"),
+        (ValueError("tracker.uri=http://h is not a store that MLflow can open: it is away"), "a store"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "a store"),
+        (ValueError("the loss is not finite"), ""),
+        (FloatingPointError("NaN"), ""),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), ""),
+        (PermissionError(errno.EACCES, "Permission denied"), ""),
+        (KeyError("memory"), ""),
+        (None, ""),
+    ],
+)
+def test_what_a_machine_lacks_is_no_fault_of_the_trial(error: BaseException | None, lack: str) -> None:
+    assert find_lack(error) == lack
+
+
+class Machine:
+    """Jobs that fail with an error until it is mended; the third fails by itself."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.calls = error, list[int]()
+
+    def run(self, number: int, folder: Path) -> float:
+        self.calls.append(number)
+        if self.error and number == 1:
+            raise self.error
+        if number == 2:
+            raise ValueError("its own fault")
+        return float(number)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def start(folder: Path, machine: Machine, **settings: Any) -> Any:
+    """Run the command once, to its end; return its worker."""
+    own = make_worker(folder, machine.run, **settings)
+    begin(own)
+    own.run_all()
+    own.queue.close()
+    return own
+
+
+def test_a_trial_without_room_goes_on_with_the_next_start(tmp_path: Path) -> None:
+    """With its number, and as often as it takes; what failed by itself stays failed."""
+    machine = Machine(FULL)
+    for _ in range(4):
+        own = start(tmp_path, machine)
+        assert own.has_trials_left()
+        with pytest.raises(ValueError, match=r"2 of 3 trials failed, the last with: room: .*No space left") as refusal:
+            own.check_failures()
+        assert "1 of them lack room, and go on when the same command is given again" in str(refusal.value)
+    machine.error = None
+    own = start(tmp_path, machine)
+    assert machine.calls == [0, 1, 2, 1, 1, 1, 1]
+    trials = load_folder_study(tmp_path, "s").trials
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert (trials[1].value, trials[1].user_attrs.get(TRIES), trials[1].user_attrs[POSTPONED_ATTR]) == (1.0, None, "")
+    assert not own.has_trials_left()
+
+
+def test_a_trial_without_memory_goes_on_as_often_as_one_that_died(tmp_path: Path) -> None:
+    """It may well be its own fault: a batch that fits into no machine must not keep a sweep from its end."""
+    machine = Machine(MemoryError("Unable to allocate 1 TiB"))
+    for _ in range(5):
+        own = start(tmp_path, machine, max_retries=2)
+    assert machine.calls.count(1) == 3
+    trial = load_folder_study(tmp_path, "s").trials[1]
+    assert trial.state == TrialState.FAIL
+    assert "too little memory, again and again" in trial.user_attrs["error"]
+    assert not own.has_trials_left()
+
+
+def test_other_workers_of_the_same_start_leave_it_alone(tmp_path: Path) -> None:
+    first, second = Machine(FULL), Machine(FULL)
+    one = make_worker(tmp_path, first.run)
+    two = make_worker(tmp_path, second.run)
+    begin(one)
+    one.run_all()
+    two.run_all()
+    assert (first.calls, second.calls) == ([0, 1, 2], [])
+    for own in (one, two):
+        own.queue.close()
+
+
+def test_a_failure_within_the_rate_is_no_success_without_room(tmp_path: Path) -> None:
+    """A study may lose half of its trials, but one that has only to be continued has not ended."""
+    own = start(tmp_path, Machine(FULL))
+    own.plan.grid = None
+    own.plan.spec["kind"] = "study"
+    with pytest.raises(ValueError, match=r"lack room"):
+        own.check_failures()
+
+
+def test_the_same_command_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    """The program: a sweep that a full disk has ended runs what it lacks, in the same folder, and only that."""
+    output = run_sweep(tmp_path, "x=1,2,3,4", fails=True, fail_at="1-3", error="No space left on device")
+    assert "2 of them lack room, and go on when the same command is given again" in output
+    assert not read_json(tmp_path / "sweep" / "study.json")["over"]
+    assert "room: OSError: No space left" in (tmp_path / "sweep" / "trials.csv").read_text()
+    write_program(tmp_path)
+    done = run_program(tmp_path, "app.py", "-m", "x=1,2,3,4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(t.number, t.value) for t in load_study(tmp_path).trials] == [(0, 1.0), (1, 4.0), (2, 9.0), (3, 16.0)]
+    began = [line.split()[0] for line in (tmp_path / "times.txt").read_text().splitlines()]
+    assert sorted(began) == sorted("0012231133")  # a line as each begins, and one as it ends
+    assert read_json(tmp_path / "sweep" / "study.json")["over"]
