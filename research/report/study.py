@@ -1,5 +1,6 @@
 """From Optuna's study and the run folders to a report's rows, and back to a study that Optuna can draw."""
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from research.cli import first_line, redact
 from research.preflight.overrides import to_override
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
-from research.run_dir import Summary, read_summary
+from research.run_dir import SUMMARY_FILE, Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
-from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, silence_optuna
+from research.tracking.optuna_storage import PRUNED_ATTR, TEXTS_ATTR, get_storage, silence_optuna
 from research.tracking.study_spec import read_study_spec
 
+log = logging.getLogger(__name__)
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
 
 
@@ -38,21 +40,22 @@ def read_study(folder: Path, study: Study) -> Sweep:
     directions = [direction.name.lower() for direction in study.directions]
     spec = replace(read_study_spec(folder), **{"directions": directions} | study.user_attrs.get("grokbit", {}))
     known: dict[tuple[str, str], str] = {}
-    rows = [_build_row(folder, trial, known) for trial in study.get_trials(deepcopy=False)]
+    texts = study.user_attrs.get(TEXTS_ATTR, ())
+    rows = [compare(_build_row(folder, trial, known, texts), spec.metrics) for trial in study.get_trials(deepcopy=False)]
     monitor = next((run.monitor for row in rows for run in row.runs.values() if run.monitor), "")
     unnamed = [monitor or "value"] if len(directions) == 1 else [f"value_{index}" for index in range(len(directions))]
     objectives = study.metric_names or spec.metrics or unnamed
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
 
 
-def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str]) -> Row:
+def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str], texts: Sequence[str]) -> Row:
     attrs, (trial_folder, run_folders) = trial.user_attrs, find_run_folders(folder, trial)
     pruned = f"pruned at step {attrs[PRUNED_ATTR]}" if PRUNED_ATTR in attrs else ""
     return Row(
         number=trial.number,
         state=EXCLUDED_STATE if "aside" in attrs else trial.state.name,
         values=tuple(trial.values) if trial.state.name == "COMPLETE" else (),
-        params=_read_params(trial, run_folders, known),
+        params=_read_params(trial, run_folders, known, texts),
         started=trial.datetime_start,
         seconds=round(trial.duration.total_seconds(), 3) if trial.duration is not None else None,
         repeats=tuple(attrs.get("repeats", ())),
@@ -62,6 +65,25 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
         note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
         limits=trial.constraints,
     )
+
+
+def compare(row: Row, metrics: Sequence[str]) -> Row:
+    """Return the row with what its run has reached where the study has something else, and a note and a warning of that.
+
+    The run writes its summary, the study has a copy. Of a trial that failed in the study the result is only noted.
+    """
+    summaries = [run for run in row.runs.values() if run.status == "FINISHED"]
+    if len(row.runs) != 1 or not summaries or row.state not in ("COMPLETE", "FAIL"):
+        return row
+    numbers = vars(summaries[0]) | summaries[0].metrics | summaries[0].best
+    known = [numbers.get(name) for name in metrics] or [summaries[0].value]
+    values = tuple(float(value) for value in known if isinstance(value, int | float))
+    if row.values == values or len(values) < len(known):
+        return row
+    state = ", ".join(map(repr, row.values)) or row.state
+    note = f"the study has {state}, {SUMMARY_FILE} has {', '.join(map(repr, values))}"
+    log.warning("trial %d: %s: %s", row.number, row.folder, note)
+    return replace(row, note=f"{row.note} {note}".strip(), values=values if row.values else ())
 
 
 def read_run(folder: Path) -> Summary:
@@ -83,17 +105,21 @@ def find_run_folders(folder: Path, trial: FrozenTrial) -> tuple[Path, list[Path]
     return trial_folder, sorted(repeats, key=lambda path: int(path.name)) or own
 
 
-def _read_params(trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tuple[str, str], str]) -> dict[str, str]:
+def _read_params(
+    trial: FrozenTrial, run_folders: Sequence[Path], known: dict[tuple[str, str], str], texts: Sequence[str]
+) -> dict[str, str]:
     """Return the parameters as the overrides of the trial's first run.
 
-    `known` collects how overrides spell each value, for trials that have no run of their own.
+    `known` collects how overrides spell each value, for trials that have no run of their own. The values of `texts` are
+    stored as overrides spell them.
     """
     files = [run / "overrides.txt" for run in run_folders[:1] if (run / "overrides.txt").exists()]
     pairs = (line.partition("=") for file in files for line in file.read_text().splitlines())
     overrides = {key.lstrip("+"): text for key, _, text in pairs}
     params = {key.lstrip("+"): value for key, value in trial.params.items()}
     known |= {(key, repr(value)): overrides[key] for key, value in params.items() if key in overrides}
-    return {key: known.get((key, repr(value))) or to_override(value) for key, value in params.items()}
+    spelled = {key: str(value) if key in texts else to_override(value) for key, value in params.items()}
+    return {key: known.get((key, repr(value))) or spelled[key] for key, value in params.items()}
 
 
 # Back to a study, for Optuna's plots and importances. Its categories are the values' texts, and numbers get an axis.

@@ -1,7 +1,6 @@
 """Where a study is stored: the URLs and `_target_`s of `hydra.sweeper.storage`. Optuna is imported on first use."""
 
 import json
-import os
 import random
 import re
 import time
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.rules import locate_target
-from research.tracking.storage import FileLock
+from research.tracking.journal import Journal, truncate_partial_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 PRUNED_ATTR = "pruned"  # the attribute of a trial with the step at which it was pruned
+TEXTS_ATTR = "texts"  # the attribute of a study with the parameters whose values it stores as overrides
 STORAGE_EXAMPLES = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
 DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}
 EXTRAS = {"psycopg2": "postgres", "redis": "redis", "grpcio": "grpc"}  # driver -> the extra of this package that installs it
@@ -79,12 +79,12 @@ def _connect_storage(spec: str) -> "BaseStorage":
 
 def open_journal(url: str) -> "BaseStorage":
     """Open a journal file. Several processes append to it, also on a file system that several machines share."""
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
+    from optuna.storages.journal import JournalStorage
 
     path = Path(url.partition("://")[2]).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     truncate_partial_line(path)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=get_journal_lock(path)))  # type: ignore[arg-type]
+    return JournalStorage(Journal(path))  # type: ignore[arg-type]  # it has the methods, and does not need the class
 
 
 def open_redis(url: str) -> "BaseStorage":
@@ -133,17 +133,6 @@ def open_database(url: str) -> "BaseStorage":
                 raise
             time.sleep(wait * (1 + random.random()))
     return RDBStorage(url, engine_kwargs=options)
-
-
-def get_journal_lock(journal: Path) -> FileLock:
-    return FileLock(journal.with_name(f".{journal.name}.lock"))
-
-
-def truncate_partial_line(journal: Path) -> None:
-    """Cut off a last line that a full disk has left incomplete: records after it could not be read."""
-    with get_journal_lock(journal):
-        if journal.exists() and (content := journal.read_bytes()) and not content.endswith(b"\n"):
-            os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def instantiate_spec(spec: Any, setting: str) -> Any:

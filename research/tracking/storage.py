@@ -1,16 +1,18 @@
-"""What MLflow's store and Optuna's storage share: a lock on a file."""
+"""What MLflow's store and Optuna's storage share: a lock on a file, and SQLite addresses."""
 
 import fcntl
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 
 @dataclass
 class FileLock:
     """An exclusive lock on a file. The system releases it when the process ends, however that ends.
 
-    `acquire` and `release` are the interface that Optuna's JournalFileBackend calls.
+    `with` holds it.
     """
 
     path: Path
@@ -38,3 +40,23 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+SQLITE_URL = re.compile(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?")
+
+
+def find_sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite address as SQLAlchemy reads it: without its query, %20 as a space. None for any other."""
+    match = SQLITE_URL.fullmatch(url)
+    if match is None or "mode=memory" in (match[3] or ""):
+        return None
+    path = unquote(match[2])
+    return Path(path.removeprefix("file:") if "uri=true" in (match[3] or "") else path)
+
+
+def format_sqlite_url(file: Path, like: str = "sqlite:///") -> str:
+    """Return the address of an SQLite file, with the driver and the query of the address `like`."""
+    scheme, _, rest = like.partition("://")
+    _, mark, query = rest.partition("?")
+    prefix = "file:" if "uri=true" in query else ""
+    return f"{scheme}:///{prefix}{str(file).replace('%', '%25').replace('?', '%3F')}{mark}{query}"

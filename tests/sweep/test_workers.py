@@ -22,7 +22,7 @@ from research.run_dir import WORKER_ENV_VAR
 from research.sweep import queue, worker
 from research.sweep.optuna_private import get_trial_id
 from research.sweep.queue import LEASE, Queue
-from research.tracking.optuna_storage import truncate_partial_line
+from research.tracking.journal import truncate_partial_line
 from research.tracking.storage import FileLock
 
 STUDY = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=random"]

@@ -1,0 +1,200 @@
+"""The journal of a study: Optuna's records, one a line, each with a checksum.
+
+Damage is named by its line. A line in which one character has changed is put right. Of any other the record is lost, and
+what others depend on takes its place: their trials and their study.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+from zlib import crc32
+
+from research.tracking.storage import FileLock
+from research.tracking.study_spec import read_study_spec
+
+log = logging.getLogger(__name__)
+CHECKSUM_KEY = "crc32"
+CREATE_STUDY, SET_STUDY_ATTR, CREATE_TRIAL = 0, 2, 4  # Optuna's operations
+KEYS = {  # operation -> what its record holds at least, as Optuna reads it
+    CREATE_STUDY: {"study_name", "directions"},
+    1: {"study_id"},
+    SET_STUDY_ATTR: {"study_id", "user_attr"},
+    3: {"study_id", "system_attr"},
+    CREATE_TRIAL: {"study_id", "datetime_start"},
+    5: {"trial_id", "param_name", "param_value_internal", "distribution"},
+    6: {"trial_id", "state", "values"},
+    7: {"trial_id", "step", "intermediate_value"},
+    8: {"trial_id", "user_attr"},
+    9: {"trial_id", "system_attr"},
+    10: set[str](),
+}
+NO_RECORD = {"op_code": SET_STUDY_ATTR, "worker_id": "", "study_id": -1, "user_attr": {"": None}}  # of no study: no effect
+DIRECTIONS = {"minimize": 1, "maximize": 2}
+MAX_MENDED_BYTES = 4000  # of one line: each of its characters is tried
+
+
+class Journal:
+    """A journal file, as Optuna's JournalStorage calls it. Processes append to it one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, get_journal_lock(path)
+        self.offset, self.num_lines = 0, 0  # what has been read of the file
+        self.records, self.num_dropped = list[dict[str, Any]](), 0  # that Optuna may ask for again, and those before
+        self.num_trials, self.study_id = 0, 0  # that have been created, and the study of the last one
+        path.touch()
+
+    def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
+        """Append records, all or none: a part that a full disk has taken is cut off again. Raise OSError where it is full."""
+        content = b"".join(map(encode, logs))
+        with self.lock, self.path.open("ab+", buffering=0) as file:
+            end = find_end(file)
+            file.truncate(end)  # what a process has left that was killed here
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(end)
+                raise
+            os.fsync(file.fileno())
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yield the records from a number on. Raise ValueError where the study itself is lost, naming the line."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            *lines, incomplete = file.read().split(b"\n")  # the last one may still be being written
+            self.offset = file.tell() - len(incomplete)
+        while lines:
+            for record in self.read_line(lines):
+                self.records.append(record)
+                if record["op_code"] == CREATE_TRIAL:
+                    self.num_trials, self.study_id = self.num_trials + 1, record["study_id"]
+        del self.records[: log_number_from - self.num_dropped]
+        self.num_dropped = log_number_from
+        yield from list(self.records)
+
+    def read_line(self, lines: list[bytes]) -> list[dict[str, Any]]:
+        """Remove the first line, and return its record. Several lines and records where an end of line is damaged."""
+        line = lines.pop(0)
+        self.num_lines += 1
+        if record := parse(line, self.num_trials):
+            return [record]
+        name = f"{self.path}, line {self.num_lines}"
+        for other in list_flips(b"\n"[0]) if lines else ():
+            if has_checksum(joined := line + bytes([other]) + lines[0]) and (record := parse(joined, self.num_trials)):
+                log.warning("%s is damaged: one character has become an end of line, and is put right", name)
+                del lines[0]
+                self.num_lines += 1
+                return [record]
+        for match in re.finditer(rb"\}.\{", line, re.DOTALL):
+            parts = line[: match.start() + 1], line[match.end() - 1 :]
+            records = [record for part in parts if has_checksum(part) and (record := parse(part, self.num_trials + 1))]
+            if len(records) == len(parts):
+                log.warning("%s is damaged: its end has changed, and is put right", name)
+                return records
+        return [self.replace(name, line, lines)]
+
+    def replace(self, name: str, line: bytes, later: Sequence[bytes]) -> dict[str, Any]:
+        """Return what stands for a damaged line, and tell of it."""
+        if record := mend(line, self.num_trials):
+            log.warning("%s is damaged: one character has changed, and is put right", name)
+            return record
+        operation = re.search(rb'"op_code": ?(\d+)\D', line)
+        if self.num_lines == 1 or (operation and int(operation[1]) == CREATE_STUDY):
+            spec = read_study_spec(self.path.parent)
+            if self.num_lines > 1 or not spec.study or not spec.directions:
+                raise ValueError(f"{name} is damaged, and with it the study; give another hydra.sweeper.study_name")
+            log.warning("%s is damaged: the study's name and directions are taken from study.json", name)
+            directions = [DIRECTIONS[direction] for direction in spec.directions]
+            return {"op_code": CREATE_STUDY, "worker_id": "", "study_name": spec.study, "directions": directions}
+        log.warning("%s is damaged and left out; give the sweep's command again: trials without a result go on", name)
+        if creates_trial(operation and int(operation[1]), later, self.num_trials):
+            return {"op_code": CREATE_TRIAL, "worker_id": "", "study_id": self.study_id, "datetime_start": None}
+        return NO_RECORD
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """Return a record as a line, with its checksum."""
+    plain = json.loads(json.dumps(record))  # keys are texts from here on, as they will be read
+    return json.dumps(plain | {CHECKSUM_KEY: compute_checksum(plain)}, separators=(",", ":")).encode() + b"\n"
+
+
+def compute_checksum(record: dict[str, Any]) -> str:
+    return f"{crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def parse(line: bytes, num_trials: int) -> dict[str, Any] | None:
+    """Return the record of a line; None for a damaged one. Optuna's own lines have no checksum, but must make sense."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    operation = record.get("op_code") if isinstance(record, dict) else None
+    if type(operation) is not int or not KEYS.get(operation, {""}) | {"worker_id"} <= record.keys():
+        return None
+    checksum, trial = record.pop(CHECKSUM_KEY, None), record.get("trial_id", 0)
+    is_whole = checksum is None or checksum == compute_checksum(record)
+    return record if is_whole and (trial == 0 or (isinstance(trial, int) and 0 <= trial < num_trials)) else None
+
+
+def mend(line: bytes, num_trials: int) -> dict[str, Any] | None:
+    """Return the record of a line with one wrong byte (a flipped bit, another digit); None for any other damage.
+
+    A checksum finds the one byte that fits: another one would have to have the same 32 bits by chance.
+    """
+    if len(line) > MAX_MENDED_BYTES:
+        return None
+    for index, byte in enumerate(line):
+        for other in list_flips(byte) + [*b"0123456789"] * (byte in b"0123456789"):
+            candidate = line[:index] + bytes([other]) + line[index + 1 :]
+            if has_checksum(candidate) and (record := parse(candidate, num_trials)):
+                return record
+    return None
+
+
+def list_flips(byte: int) -> list[int]:
+    """Return the bytes that differ from this one in one bit."""
+    return [byte ^ (1 << bit) for bit in range(8)]
+
+
+def has_checksum(line: bytes) -> bool:
+    return f'"{CHECKSUM_KEY}":"'.encode() in line
+
+
+def creates_trial(operation: int | None, later: Sequence[bytes], num_trials: int) -> bool:
+    """Return True if a damaged line has created a trial: by its operation, else where a later line is about one more."""
+    if operation in KEYS:
+        return operation == CREATE_TRIAL
+    for line in later:
+        record = parse(line, num_trials + 1)
+        if record and record["op_code"] == CREATE_TRIAL:
+            return False
+        if record and record.get("trial_id") == num_trials:
+            return True
+    return False
+
+
+def get_journal_lock(journal: Path) -> FileLock:
+    """Return the lock of those who write to a journal."""
+    return FileLock(journal.with_name(f".{journal.name}.lock"))
+
+
+def find_end(file: IO[bytes]) -> int:
+    """Return where the last complete line of a file ends."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0 or (file.seek(end - 1) and file.read(1) == b"\n"):
+        return end
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
+
+
+def truncate_partial_line(journal: Path) -> None:
+    """Cut off a last line that a full disk has left incomplete: records after it could not be read."""
+    with get_journal_lock(journal):
+        if journal.exists():
+            with journal.open("rb+") as file:
+                file.truncate(find_end(file))
