@@ -24,7 +24,9 @@ def nats_to_bits(nats: float) -> float:
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % t interval, which is 0 for one value."""
+    """Return the mean and half the width of its 95 % t interval: 0 for one value, NaN where a value is not finite."""
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values), math.nan  # statistics raises errors for what has both infinities
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, 0.0

@@ -32,6 +32,8 @@ def main(cfg):
         os.kill(os.getpid(), signal.SIGKILL)
     if str(number) in str(cfg.fail_at).split("-"):
         raise cfg.error and OSError(cfg.error) or ValueError("no such number")
+    if number == cfg.exit_at:
+        raise SystemExit(7)
     if cfg.get("lose"):
         os.remove(cfg.lose)
         open(cfg.lose, "w").write("no database")
@@ -56,8 +58,8 @@ if __name__ == "__main__":
 """
 CONFIG: dict[str, Any] = {
     "defaults": [{"override hydra/sweeper": "grokbit"}],
-    "x": 1.0, "y": 0.0, "seed": 0, "steps": 0, "pause": 0.0, "two": False, "die_at": -1, "nan_at": -1, "fail_at": "",
-    "error": "",
+    "x": 1.0, "y": 0.0, "seed": 0, "steps": 0, "pause": 0.0, "two": False, "die_at": -1, "nan_at": -1, "exit_at": -1,
+    "fail_at": "", "error": "",
     "hydra": {"sweep": {"dir": "sweep", "subdir": "${hydra.job.num}"}, "output_subdir": None, "sweeper": {"plots": False},
               "hydra_logging": {"root": {"level": "WARNING"}}},
 }  # fmt: skip

@@ -3,21 +3,32 @@
 import os
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from research.preflight.compose import chooses_option, drop_inactive, read_study
+from research.preflight.compose import MISSING, chooses_option, compose, drop_inactive, read_study
 from research.preflight.conflicts import FINDERS
 from research.preflight.help import CONF
-from research.preflight.overrides import check_no_sweep, check_values, format_mistake, get_key, iter_variants, parse
+from research.preflight.overrides import (
+    check_no_sweep,
+    check_values,
+    expand_sweep,
+    format_mistake,
+    get_key,
+    iter_variants,
+    parse,
+)
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import check_resume_sweep, expand_resume, get_resume_overrides
 from research.preflight.signature import Signature, read_signature
 from research.ranges import Monitor
+from research.rules import iter_leaves
 from research.run_dir import SWEPT_ENV_VAR
 
+STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with
 MAX_RUNS = 50  # of a sweep that are checked
 
 
@@ -61,6 +72,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         for run in runs:
             mistakes += check_run(run, sweep_lines)
         mistakes += [] if mistakes else check_study_name(runs)
+        mistakes += check_study_settings(overrides) if multirun else []
         if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
             mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume"))
         more = [] if mistakes else get_resume_overrides(RequestedConfig.from_overrides(runs[0], sweep_lines), multirun)
@@ -72,6 +84,30 @@ def check_study_name(runs: list[list[Override]]) -> list[str]:
     names = dict.fromkeys(str(RequestedConfig.from_overrides(run, {}).get("name")) for run in runs)
     message = f"the runs of this sweep belong to several studies: {', '.join(names)}"
     return [format_mistake("-m", message, "give them one name, as name=comparison")] if len(names) > 1 else []
+
+
+def check_study_settings(overrides: list[Override]) -> list[str]:
+    """Return the mistake of each swept option with settings of the sweep itself: a sweep is planned before its first run."""
+    swept = [override for override in overrides if override.is_sweep_override() and chooses_option(override)]
+    if not swept:
+        return []
+    try:
+        planned = compose([override for override in overrides if not override.is_sweep_override()])["hydra"]
+        lost = [(o, find_study_settings(planned, [*overrides, *parse([line])[0]])) for o in swept for line in expand_sweep(o)]
+    except HydraException:
+        return []  # the first run reports it
+    message = "has settings of the sweep, which is planned before any of its runs is composed"
+    fix = "name it alone, or give these settings on the command line"
+    lines = {str(override.input_line): key for override, key in lost if key}
+    return [format_mistake(line, f"an option {message}: {key}", fix) for line, key in lines.items()]
+
+
+def find_study_settings(planned: dict[str, Any], overrides: list[Override]) -> str:
+    """Return the first key by which what these overrides compose differs from what a sweep is planned with; empty for none."""
+    composed = compose([override for override in overrides if not override.is_sweep_override()])["hydra"]
+    before = dict(leaf for node in STUDY_NODES for leaf in iter_leaves(f"hydra.{node}", planned[node]))
+    after = dict(leaf for node in STUDY_NODES for leaf in iter_leaves(f"hydra.{node}", composed[node]))
+    return next((key for key, value in after.items() if before.get(key, MISSING) != value), "")
 
 
 def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[str]:

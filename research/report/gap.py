@@ -8,7 +8,6 @@ The report of a sweep has this section where the sweep varies `model` over both 
 - tuned: all other keys. Each network at each size is compared at its own best setting, by the mean over seeds.
 """
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
 from research.metrics import confidence_interval
-from research.report.results import Setting, Sweep, parse_number, parse_value
+from research.report.results import Setting, Sweep, compute_mean, parse_number, parse_value
 from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
@@ -57,7 +56,7 @@ class Arm:
         """The setting whose mean over seeds is best, of those with the most seeds."""
         most = max(map(len, self.runs.values()))
         values = {setting: self.get_values(self.monitor, setting).values() for setting in self.runs}
-        means = {setting: statistics.fmean(by_seed) for setting, by_seed in values.items() if len(by_seed) == most}
+        means = {setting: compute_mean(by_seed) for setting, by_seed in values.items() if len(by_seed) == most}
         return (max if higher_is_better(self.monitor) else min)(means, key=means.__getitem__)
 
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
@@ -128,7 +127,7 @@ def compute_gap(metric: str, full: Arm, quantized: Arm) -> tuple[float, float, f
         return None
     sign = -1 if higher_is_better(metric) else 1
     lost, half_width = confidence_interval([sign * (quantized_value - value) for value, quantized_value in pairs])
-    full_mean, quantized_mean = map(statistics.fmean, zip(*pairs, strict=True))
+    full_mean, quantized_mean = map(compute_mean, zip(*pairs, strict=True))
     return full_mean, quantized_mean, lost / full_mean, half_width / full_mean, len(pairs)
 
 

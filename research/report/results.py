@@ -2,9 +2,10 @@
 
 import csv
 import io
+import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
@@ -116,7 +117,7 @@ class Sweep:
     def compute_mean(self, row: Row) -> tuple[float, ...]:
         """Return the values of a complete trial, averaged over its configuration: the luckiest seed is not the best one."""
         columns = zip(*(repeat.values for repeat in self.repeats[row.number]), strict=True)
-        return tuple(map(statistics.fmean, columns))
+        return tuple(map(compute_mean, columns))
 
     def compute_costs(self, row: Row) -> tuple[float, ...]:
         """Return the mean values with the sign by which less is better."""
@@ -128,6 +129,11 @@ class Sweep:
         for row in rows:
             groups.setdefault(row.select_params(sorted(row.params.keys() - {self.spec.repeat_key})), []).append(row)
         return list(groups.values())
+
+
+def compute_mean(values: Collection[float]) -> float:
+    """Return the mean; of infinite values what IEEE 754 makes it, as NaN for both infinities."""
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
 
 
 @cache

@@ -8,6 +8,7 @@ Private names of Hydra are used in this file only; tests/sweep/test_private.py p
 """
 
 import copy
+from functools import partial, update_wrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from research.preflight.overrides import to_override
 
 PER_TRIAL_SETTINGS = ("hydra.job.env_set.", "hydra.sweep.subdir")  # settings of Hydra that change from trial to trial
+SIGNAL_CODES = 128  # exit codes above are those of processes that a signal has ended
 CACHE_SIZE = 8  # configurations, each of other choices
 
 
@@ -55,7 +57,8 @@ class Composer:
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={to_override(str(folder))}")
                 config.hydra.sweep.dir = str(folder)
         own = HydraContext(config_loader=cast(ConfigLoader, self), callbacks=context.callbacks)
-        return Plugins.instance().instantiate_launcher(config=config, hydra_context=own, task_function=task)
+        run = update_wrapper(partial(run_task, task), task)
+        return Plugins.instance().instantiate_launcher(config=config, hydra_context=own, task_function=run)
 
     def _compose(self, master_config: DictConfig, lines: list[str]) -> DictConfig:
         overrides = self.parser.parse_overrides(lines)
@@ -84,6 +87,19 @@ class Composer:
         """Return True if two of them set the same key, or a node and a part of it: then their order counts."""
         keys = sorted(f"{override.key_or_group}." for override in overrides if not is_group(self.loader, override.key_or_group))
         return any(after.startswith(before) for before, after in pairwise(keys))
+
+
+def run_task(task: TaskFunction, config: DictConfig) -> Any:
+    """Return what a job returns. Raise RuntimeError where it calls sys.exit, which fails this job alone.
+
+    Raise SystemExit where a signal ended the job: it ends the sweep too.
+    """
+    try:
+        return task(config)
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > SIGNAL_CODES:
+            raise
+        raise RuntimeError(f"the job called sys.exit({'' if error.code is None else repr(error.code)})") from error
 
 
 def apply_values(composed: DictConfig, lines: list[str], overrides: list[Override], master_config: DictConfig) -> DictConfig:

@@ -12,13 +12,14 @@ from hydra.core.utils import JobReturn
 from optuna.trial import Trial
 
 from research.cli import redact
+from research.report.results import compute_mean
 from research.run_dir import HeldError, read_json
 from research.sweep.settings import parse_bound
 from research.tracking.optuna_storage import is_storage_unreachable
 
 MAX_CAUSES = 10  # of one error
 Reducer = Callable[[list[float]], float]
-REDUCERS: dict[str, Reducer] = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
+REDUCERS: dict[str, Reducer] = {"mean": compute_mean, "median": statistics.median, "min": min, "max": max}
 # What a machine lacks for a while, by the words of torch, numpy, SQLite, MLflow and the system; jobs may be other processes.
 LACKS = {
     "room": r"No space left on device|disk is full|quota exceeded|PytorchStreamWriter failed writing|File too large",
@@ -69,7 +70,10 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
         values = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
         if any(math.isnan(value) for value in values):
             raise ValueError("the objective is not a number (NaN)")
-        return Outcome(values, folder=folder, limits={name: get_number(known, name, "constraints") for name in limits})
+        bounded = {name: get_number(known, name, "constraints") for name in limits}
+        for name in (name for name, value in bounded.items() if math.isnan(value)):
+            raise ValueError(f"hydra.sweeper.constraints: {name} is not a number (NaN)")
+        return Outcome(values, folder=folder, limits=bounded)
     except ValueError as error:
         return Outcome(error=redact(str(error)), cause=error, folder=folder)
 
@@ -122,8 +126,11 @@ def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") ->
 def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
     """Return the outcome of several runs of one configuration."""
     value = REDUCERS[method]([outcome.values[0] for outcome in outcomes])
-    limits = {name: statistics.fmean(outcome.limits[name] for outcome in outcomes) for name in outcomes[0].limits}
-    return Outcome([value], folder=outcomes[0].folder.parent if outcomes[0].folder else None, limits=limits)
+    limits = {name: compute_mean([outcome.limits[name] for outcome in outcomes]) for name in outcomes[0].limits}
+    folder = outcomes[0].folder.parent if outcomes[0].folder else None
+    if any(map(math.isnan, (value, *limits.values()))):
+        return Outcome(error=f"the {method} of the repeats is not a number (NaN)", folder=folder)
+    return Outcome([value], folder=folder, limits=limits)
 
 
 def set_constraints(trial: Trial, outcome: Outcome, constraints: Mapping[str, str]) -> None:

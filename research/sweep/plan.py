@@ -20,6 +20,7 @@ from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
 from research.sweep.space import Space, parse_space
 from research.sweep.study import Direction, InOrderSampler, make_sampler, parse_directions
+from research.tracking.storage import find_sqlite_file, format_sqlite_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
 
 MAX_GRID_SIZE = 100_000
@@ -138,8 +139,11 @@ def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
         saved = read_study_spec(plan.folder).study
         plan.name = s.study_name or saved or plan.folder.name
     plan.storage = s.storage or f"journal://{plan.folder / 'study.journal'}"
-    if match := re.fullmatch(r"(journal://|sqlite:///)(?!:memory:)(.+)", str(s.storage)):  # jobs may run in another folder
-        plan.storage = f"{match[1]}{Path(match[2]).expanduser().absolute()}"
+    # Jobs may run in another folder.
+    if match := re.fullmatch(r"journal://(.+)", str(s.storage)):
+        plan.storage = f"journal://{Path(match[1]).expanduser().absolute()}"
+    elif file := find_sqlite_file(str(s.storage)):
+        plan.storage = format_sqlite_url(file.expanduser().absolute(), str(s.storage))
     plan.folder.mkdir(parents=True, exist_ok=True)
 
 

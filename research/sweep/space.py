@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
@@ -45,6 +46,11 @@ class Parameter:
             return self.texts[next(i for i, v in enumerate(self.values) if type(v) is type(value) and v == value)]
         # Optuna may return a grid value with a rounding error.
         return self.texts[min(range(len(self.values)), key=lambda i: abs(self.values[i] - value))]
+
+    @property
+    def stores_texts(self) -> bool:
+        """True if Optuna's values are overrides already: written as overrides once more they would be other values."""
+        return self.values == self.texts and any(to_override(value) != value for value in self.values)
 
     def describe(self) -> str:
         """Return one line for people, and for the comparison with another study."""
@@ -139,7 +145,7 @@ def parse_space(
     parser, space = OverridesParser.create(config_loader=loader), Space()
 
     def add_line(line: str) -> None:
-        override = parser.parse_override(line)
+        (override,) = parser.parse_overrides([line])  # parse_override would not know the options that a glob matches
         key = str(override.get_key_element())
         space.add(key, parse_parameter(key, override) if override.is_sweep_override() else line)
 
@@ -184,16 +190,27 @@ def parse_parameter(key: str, override: Override) -> Parameter:
         return make_interval(key, line, value.start, value.end, "log" in value.tags)
     if isinstance(value, RangeSweep):
         return make_range(key, line, override, value)
-    choices = list(override.sweep_iterator(transformer=Transformer.identity))
+    choices = list_values(override)
     if not choices:
         raise ValueError(f"{line}: nothing to choose from; give values, as {key}=1,2")
     return make_choice(key, [choice.text if isinstance(choice, QuotedString) else choice for choice in choices])
 
 
+def list_values(override: Override) -> list[Any]:
+    """Return the values of a sweep, at most MAX_VALUES + 1. A shuffled one has an order that depends on its text alone."""
+    state = random.getstate()
+    random.seed(crc32(str(override.input_line).encode()))  # Hydra shuffles by Python's own generator, in each process anew
+    try:
+        return list(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
+    finally:
+        random.setstate(state)
+
+
 def make_choice(key: str, choices: Sequence[Any]) -> Parameter:
     """Return a choice; Optuna gets texts where it cannot store the values, or would mix them up as 1 and True."""
     texts = [to_override(value) for value in choices]
-    has_plain_values = all(isinstance(value, str | int | float | bool | None) for value in choices)
+    # NaN is no choice of Optuna's: it differs from itself, and so from the study's own when that is resumed.
+    has_plain_values = all(isinstance(value, str | int | float | bool | None) and value == value for value in choices)
     has_plain_values = has_plain_values and len({(type(value), value) for value in choices}) == len(set(choices))
     pairs = zip(choices if has_plain_values else texts, texts, strict=True)
     text_of = {(type(value), value): text for value, text in pairs}  # each value once
@@ -205,7 +222,7 @@ def make_range(key: str, line: str, override: Override, value: RangeSweep) -> Pa
     """Return the values of Hydra's range, without its stop; in a grid a shuffled or sorted one has Hydra's order."""
     if value.step == 0:
         raise ValueError(f"{line}: the step must not be 0")
-    values: tuple[Any, ...] = tuple(islice(override.sweep_iterator(transformer=Transformer.identity), MAX_VALUES + 1))
+    values = tuple(list_values(override))
     if not 0 < len(values) <= MAX_VALUES:
         raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
     parameter = make_steps(key, values, abs(value.step))

@@ -21,7 +21,7 @@ from research.sweep.settings import parse_settings
 from research.sweep.study import MISMATCH_HINT, InOrderSampler, check_same_spec, instantiate_setting, make_sampler
 from research.sweep.supervisor import supervise
 from research.sweep.worker import Worker, get_worker_spec
-from research.tracking.optuna_storage import get_storage, is_storage_unreachable, silence_optuna
+from research.tracking.optuna_storage import TEXTS_ATTR, get_storage, is_storage_unreachable, silence_optuna
 from research.tracking.study_spec import read_study_spec, write_study_spec
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,8 @@ def prepare_study(plan: Plan) -> Study:
         check_same_spec(name, study.user_attrs[SPEC_ATTR], plan.spec)
     else:
         study.set_user_attr(SPEC_ATTR, plan.spec)
+    if texts := [key.lstrip("+") for key, parameter in plan.space.parameters.items() if parameter.stores_texts]:
+        study.set_user_attr(TEXTS_ATTR, texts)
     if s.metrics:
         with silence_optuna():
             study.set_metric_names([*s.metrics])

@@ -161,6 +161,8 @@ class Worker:
             if failed or not self.queue.owns(trial):
                 return failed or Outcome(error="another process has taken the trial over")
             so_far = reduce_outcomes(outcomes, repeats["reduce"])
+            if so_far.error:
+                return so_far
             trial.set_user_attr("repeats", [outcome.values[0] for outcome in outcomes])
             if self.settings.has_pruner:
                 running.report(so_far.values[0], len(outcomes) - 1)  # a repeat stands for a step

@@ -14,7 +14,7 @@ import yaml
 from research.cli import redact
 from research.run_dir import ROOT, is_locked
 from research.tracking.jsonl import FINISHED, KILLED
-from research.tracking.storage import FileLock
+from research.tracking.storage import FileLock, find_sqlite_file, format_sqlite_url
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
@@ -38,21 +38,20 @@ def connect(uri: str, must_exist: bool = False) -> Any:
 
     Raise whatever MLflow raises where the store cannot be opened.
     """
-    file = uri.removeprefix("sqlite:///")
-    has_file = file not in (uri, ":memory:")
-    if must_exist and has_file and not Path(file).exists():
+    file = find_sqlite_file(uri)
+    if must_exist and file and not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # at INFO it logs each table that it creates
     # Two processes that create one SQLite store at once would break it.
-    with FileLock(Path(file).with_suffix(".lock")) if has_file else nullcontext():
-        if has_file and not Path(file).exists():
+    with FileLock(file.with_suffix(".lock")) if file else nullcontext():
+        if file and not file.exists():
             # Created under another name and renamed: a store that a kill left half-created could never be opened.
-            draft = Path(file).with_name(f".{Path(file).name}.draft")
+            draft = file.with_name(f".{file.name}.draft")
             draft.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{draft}")
+            MlflowClient(format_sqlite_url(draft))
             draft.replace(file)
         return MlflowClient(uri)
 
@@ -180,8 +179,9 @@ def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     """Return the id of an experiment. Create it where it is missing, restore it where it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        folder = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name
-        location = folder.as_uri() if uri.startswith("sqlite:///") else None  # a server has its own folder for artifacts
+        file = find_sqlite_file(uri)
+        # A server has its own folder for artifacts.
+        location = (file.resolve().parent / "mlartifacts" / name).as_uri() if file else None
         return str(client.create_experiment(name, artifact_location=location))
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)

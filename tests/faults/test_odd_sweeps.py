@@ -1,0 +1,243 @@
+"""D22: odd sweeps: values, presets, exits and addresses that are unusual, and are what they say."""
+
+import csv
+import math
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, check_distribution_compatibility
+from optuna.trial import TrialState
+from program import ROOT
+from sqlalchemy.engine import make_url
+from sweeping import load_study, run_sweep, run_sweeps
+
+from research.metrics import confidence_interval
+from research.preflight import check
+from research.preflight import help as screens
+from research.preflight.compose import _compose_lines
+from research.sweep.compose import run_task
+from research.sweep.objective import Outcome, reduce_outcomes
+from research.sweep.space import Parameter, parse_space
+from research.tracking import mlflow_store
+from research.tracking.storage import find_sqlite_file, format_sqlite_url
+
+
+@pytest.mark.parametrize(
+    ("line", "texts"),
+    [
+        ("optim=glob(adam*)", ("adam", "adamw")),
+        ("optim=glob([adam*,muon],exclude=adam)", ("adamw", "muon")),
+        ("optim=glob(adam?)", ("adamw",)),
+    ],
+)
+def test_a_glob_is_the_options_that_match(line: str, texts: tuple[str, ...]) -> None:
+    """On the command line and in a yaml, which are parsed alike."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoader)
+        key, _, value = line.partition("=")
+        for space in (parse_space({}, [line], {}, loader), parse_space({key: value}, [], {}, loader)):
+            assert space.parameters[key].texts == texts
+        with pytest.raises(ValueError, match="nothing to choose from"):
+            parse_space({}, ["optim=glob(nothing*)"], {}, loader)
+
+
+SHUFFLED = ["seed=shuffle(range(0,8))", "lr=shuffle(1e-3,2e-3,3e-3,4e-3)", "x=shuffle(choice(a,b,c,d))", "y=shuffle(range(8))"]
+
+
+def test_a_shuffled_sweep_has_one_order_in_all_processes() -> None:
+    script = f"from research.sweep.space import parse_space; print(parse_space({{}}, {SHUFFLED}, {{}}, None).describe())"
+    said = {
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    parameters = parse_space({}, SHUFFLED, {}, None).parameters
+    assert said == {f"{parse_space({}, SHUFFLED, {}, None).describe()}\n"}
+    assert sorted(parameters["seed"].values) == list(range(8))
+    assert parameters["seed"].values != tuple(range(8))
+    assert parameters["seed"].values != parameters["y"].values  # each key has an order of its own
+
+
+@given(
+    st.lists(st.one_of(st.floats(), st.integers(-3, 3), st.booleans(), st.none(), st.text(max_size=3)), min_size=1, max_size=5)
+)
+def test_every_choice_can_be_asked_for_again(values: list[Any]) -> None:
+    """By a resumed study, whose own distribution has gone through JSON and come back."""
+    parameter = make_parameter(values)
+    assert isinstance(parameter.distribution, CategoricalDistribution)
+    other = make_parameter(values)
+    check_distribution_compatibility(pickle.loads(pickle.dumps(parameter.distribution)), other.distribution)
+    for value, text in zip(parameter.values, parameter.texts, strict=True):
+        assert parameter.format_value(value) == text
+
+
+def make_parameter(values: list[Any]) -> Parameter:
+    return parse_space({"x": values}, [], {}, None).parameters["x"]
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [((1.0, 2.0), True), ((1.0, math.inf), False), ((-math.inf, math.inf), False), ((math.nan, 1.0), False)],
+)
+def test_an_interval_of_values_that_are_not_finite_is_unknown(values: tuple[float, ...], finite: bool) -> None:
+    assert math.isfinite(confidence_interval(values)[1]) == finite
+    assert math.isnan(confidence_interval(values)[1]) != finite
+
+
+@pytest.mark.parametrize("method", ["mean", "median", "min", "max"])
+def test_repeats_whose_mean_is_not_a_number_fail_their_trial_alone(method: str) -> None:
+    outcomes = [Outcome([value], limits={"params": 1.0}) for value in (math.inf, -math.inf)]
+    assert bool(reduce_outcomes(outcomes, method).error) == (method in ("mean", "median"))
+
+
+def test_a_task_that_exits_fails_and_one_that_a_signal_ends_does_not() -> None:
+    def leave(config: Any) -> None:
+        sys.exit(config.code)
+
+    for code in (130, 143, 129):
+        with pytest.raises(SystemExit):
+            run_task(leave, OmegaConf.create({"code": code}))
+    texts: dict[Any, str] = {0: "0", 1: "1", "no data": "'no data'", None: ""}
+    for reason, text in texts.items():
+        with pytest.raises(RuntimeError, match=rf"the job called sys\.exit\({text}\)"):
+            run_task(leave, OmegaConf.create({"code": reason}))
+
+
+def test_odd_values_and_addresses_in_whole_sweeps(tmp_path: Path) -> None:
+    """The program: infinite results, NaN in a resumed study, values whose kinds matter, addresses of SQLite."""
+    random_study = ["hydra/sweeper/sampler=random", "hydra.sweeper.study_name=n", "hydra.sweeper.home=../home"]
+    nan = ["x=1,2,3", "+z=nan,1.5", *random_study, "hydra.sweeper.dedup=allow"]
+    cases = {
+        "infinite": ["x=inf,2", "y=1,2", "seed=0,1"],
+        "nan": [*nan, "hydra.sweeper.n_trials=2"],
+        "nan_again": [*nan, "hydra.sweeper.n_trials=6"],
+        "kinds": ["+z=choice(1,true,'1',[1,2])", "x=1"],
+        "space": ["x=1", "hydra.sweeper.storage='sqlite:///my%20study.db'"],
+        "query": ["x=1", "hydra.sweeper.storage='sqlite:///q.db?timeout=5'"],
+        "uri": ["x=1", "hydra.sweeper.storage='sqlite:///file:u.db?mode=rwc&uri=true'"],
+        "driver": ["x=1", "hydra.sweeper.storage=sqlite+pysqlite:///d.db"],
+    }
+    said = run_sweeps(tmp_path, cases)
+    assert [name for name, (_, failed) in said.items() if failed] == []
+    assert all("Traceback" not in output for output, _ in said.values()), said
+    report = (tmp_path / "infinite" / "sweep" / "results.md").read_text()
+    assert "± nan" in report
+    assert "8 trials" in report
+    assert "resumed after 2" in said["nan_again"][0]
+    for name, file in {"space": "my study.db", "query": "q.db", "uri": "u.db", "driver": "d.db"}.items():
+        databases = [path.name for path in (tmp_path / name).iterdir() if ".db" in path.name]
+        assert databases == [file]
+    best = yaml.safe_load((tmp_path / "kinds" / "sweep" / "best.yaml").read_text())
+    assert (best["z"], type(best["z"])) == (1, int)
+    with (tmp_path / "kinds" / "sweep" / "trials.csv").open() as trials:
+        assert [row["z"] for row in csv.DictReader(trials)] == ["1", "true", "'1'", "[1,2]"]
+    solution = yaml.safe_load((tmp_path / "kinds" / "sweep" / "optimization_results.yaml").read_text())
+    assert (solution["best_params"]["z"], type(solution["best_params"]["z"])) == (1, int)
+
+
+def test_a_job_that_exits_is_a_failed_trial(tmp_path: Path) -> None:
+    output = run_sweep(tmp_path, "x=1,2,3", fails=True, exit_at=1)
+    assert "#1 failed: RuntimeError: the job called sys.exit(7)" in output
+    assert [t.state for t in load_study(tmp_path).trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///a.db", "a.db"),
+        ("sqlite:////abs/a.db", "/abs/a.db"),
+        ("sqlite:///a%20b.db", "a b.db"),
+        ("sqlite:///a%3Fb.db?timeout=5", "a?b.db"),
+        ("sqlite+pysqlite:///a.db?x=1", "a.db"),
+        ("sqlite:///file:a.db?mode=ro&uri=true", "a.db"),
+        ("sqlite:///:memory:", None),
+        ("sqlite:///file::memory:?mode=memory&uri=true", None),
+        ("sqlite://", None),
+        ("postgresql://u@h/n", None),
+        ("http://h/sqlite:///a", None),
+    ],
+)
+def test_the_file_of_an_sqlite_address(url: str, file: str | None) -> None:
+    found = find_sqlite_file(url)
+    assert found == (Path(file) if file else None)
+    if found:
+        assert find_sqlite_file(format_sqlite_url(Path("/x") / found, url)) == Path("/x") / found
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=12))
+def test_any_file_name_has_an_sqlite_address(name: str) -> None:
+    """The one that SQLAlchemy opens."""
+    path = Path("/folder") / name.replace("/", "_").replace("\n", "_")
+    assert find_sqlite_file(format_sqlite_url(path)) == path
+    assert make_url(format_sqlite_url(path)).database == str(path)
+
+
+def test_mlflow_stores_have_the_same_addresses(tmp_path: Path) -> None:
+    """A query is no part of the file's name, and the store's artifacts lie beside the file."""
+    client = mlflow_store.connect(f"sqlite:///{tmp_path}/my%20store.db?timeout=30")
+    mlflow_store.get_or_create_experiment(client, "name", f"sqlite:///{tmp_path}/my%20store.db?timeout=30")
+    assert sorted(path.name for path in tmp_path.glob("*.db*")) == ["my store.db"]
+    assert client.get_experiment_by_name("name").artifact_location == (tmp_path / "mlartifacts" / "name").as_uri()
+    client = mlflow_store.connect(f"sqlite:///{tmp_path}/my%20store.db?timeout=30", must_exist=True)
+    assert client.get_experiment_by_name("name") is not None
+
+
+CARRIES = "# @package _global_\nhydra:\n  sweeper:\n    n_trials: 5\n    params:\n      lr: 1e-3,1e-2\n"
+PLAIN = "# @package _global_\nseed: 1\n"
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of conf/ with presets of its own."""
+    folder = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", folder)
+    for name, text in {"one": CARRIES, "two": CARRIES.replace("5", "6"), "plain": PLAIN, "other": PLAIN}.items():
+        (folder / "experiment" / f"{name}.yaml").write_text(text)
+    for module in (screens, check):
+        monkeypatch.setattr(module, "CONF", folder)
+    for cached in (screens.list_groups, _compose_lines):
+        cached.cache_clear()
+    yield folder
+    for cached in (screens.list_groups, _compose_lines):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lost"),
+    [
+        (["experiment=one,two"], True),
+        (["experiment=plain,one"], True),
+        (["experiment=one,plain"], True),
+        (["experiment=glob(on*)"], True),
+        (["experiment=plain,other"], False),
+        (["experiment=one", "seed=0,1"], False),
+        (["experiment=[plain,one]"], False),  # both are composed before the sweep begins
+        (["model=bitnet,transformer"], False),
+    ],
+)
+def test_settings_of_a_sweep_are_not_lost_in_a_swept_preset(conf: Path, arguments: list[str], lost: bool) -> None:
+    mistakes = check.find_mistakes([*arguments, "name=n", "monitor=val/acc"], True)
+    assert bool(mistakes) == lost, mistakes
+    if lost:
+        assert "has settings of the sweep" in mistakes[0]
+        assert "hydra.sweeper." in mistakes[0]
+
+
+def test_several_presets_that_are_composed_together_keep_all_settings(conf: Path) -> None:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("config", ["experiment=[one,plain]"], return_hydra_config=True)
+    assert config.hydra.sweeper.n_trials == 5
+    assert config.hydra.sweeper.params.lr == "1e-3,1e-2"
