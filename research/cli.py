@@ -1,6 +1,8 @@
-"""What the command lines share: text without its passwords, one line for an error, exit codes, signals, ranks."""
+"""What the command lines share: streams that never end a run, text without passwords, errors, exit codes, ranks."""
 
 import argparse
+import codecs
+import io
 import logging
 import os
 import re
@@ -78,18 +80,74 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {redact(message)}\n")
 
 
-def print_message(text: str, stream: TextIO | None = None) -> None:
-    """Print to `stream`, by default stderr, without passwords; ignore a closed pipe or a full disk."""
-    stream = stream or sys.stderr
+class WordStream(io.TextIOWrapper):
+    """A standard stream for words to people: after the first failure it drops them, and raises nothing."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            return self._drop(error, len(text))
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError, length: int = 0) -> int:
+        """Return `length`. From now on write to /dev/null, unless only a pipe was full for a moment."""
+        if not isinstance(error, BlockingIOError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+        return length
+
+
+def escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what an encoding lacks: bytes of a path that are no text as themselves, other characters as \\xe9 or \\u2026."""
     try:
-        print(redact(text), file=stream, flush=True)
-    except OSError:
-        # Python flushes the stream once more as it exits, and would fail there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def protect_streams(prints_result: bool = False) -> None:
+    """Replace stdout and stderr, so that nothing printed can end what this process does: call it before anything else.
+
+    A stream that is closed becomes /dev/null: else the next file that is opened would receive the words. With `prints_result`
+    stdout is what the program is for: there a full disk or a closed pipe remains an OSError. A width or height of the terminal
+    that cannot be (COLUMNS=0) is unset.
+    """
+    codecs.register_error("grokbit.escape", escape)
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest descriptor that is free: this one
+    sys.stdin = sys.stdin or os.fdopen(0)
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or os.fdopen(fd, "w", encoding="utf-8", closefd=False)
+        if type(stream) is not io.TextIOWrapper:
+            continue  # a notebook's or a test's
+        kind = io.TextIOWrapper if prints_result and fd == 1 else WordStream
+        encoding, buffered = stream.encoding, (stream.line_buffering, stream.write_through)
+        stream = kind(stream.detach(), encoding, "grokbit.escape", None, *buffered)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    for name in ("COLUMNS", "LINES"):
+        value = os.environ.get(name, "80")
+        if not (value.isascii() and value.isdecimal() and 8 <= int(value[:5]) <= 1000):
+            del os.environ[name]
+
+
+def print_message(text: str, stream: TextIO | None = None) -> None:
+    """Print to `stream`, by default stderr, at once and without passwords."""
+    print(redact(text), file=stream or sys.stderr, flush=True)
 
 
 def run_command(work: Callable[[signals.Watch], None]) -> int:
-    """Run `work` and return the exit code: 0, 2 after a ValueError or OSError, 130 or 143 after a signal.
+    """Run `work` and return the exit code: 0, 2 after a ValueError, 1 after an OSError, 129, 130 or 143 after a signal.
 
     An error is printed as one message; HYDRA_FULL_ERROR=1 raises it instead.
     """
@@ -100,7 +158,7 @@ def run_command(work: Callable[[signals.Watch], None]) -> int:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print_message(f"error: {error}")
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
     except signals.Stopped as stopped:
         print_message(str(stopped))
         return signals.get_exit_code(stopped.signum)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> float:
     """Train as `cfg` says; return the best value of cfg.monitor. The run folder and the tracker tell how it went.
 
-    Raise SystemExit with 143 (130 after Ctrl-C) where a signal ended the run early, its state saved.
+    Raise SystemExit where a signal ended the run early, its state saved: 130 after Ctrl-C, 129 after SIGHUP, else 143.
     """
     if not gc.isenabled():  # since the preflight: nothing that is imported is garbage, looking for some took a second a run
         gc.freeze()

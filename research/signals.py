@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end a run at the next safe point, with its state saved."""
+"""SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP end a run at the next safe point, with its state saved."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -18,8 +18,8 @@ class Stopped(BaseException):
 
 
 def get_exit_code(signum: int) -> int:
-    """Return 130 for Ctrl-C, 143 for the others: schedulers send SIGUSR1 as an early SIGTERM."""
-    return 130 if signum == signal.SIGINT else 143
+    """Return 130 for Ctrl-C, 129 for a closed terminal, 143 for the others: schedulers send SIGUSR1 as an early SIGTERM."""
+    return 128 + signum if signum in (signal.SIGINT, signal.SIGHUP) else 143
 
 
 class Watch:
@@ -61,14 +61,16 @@ _watches: list[Watch] = []
 def watch() -> Iterator[Watch]:
     """Handle the stop signals inside the block. A nested block gets the outer one's Watch.
 
-    Outside the main thread, where Python delivers no signals, the Watch never sees any.
+    Outside the main thread, where Python delivers no signals, the Watch never sees any. Nor does it see a SIGHUP that
+    nohup has told this process to ignore.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if _watches or not in_main_thread:
         yield _watches[0] if _watches and in_main_thread else Watch()
         return
     new = Watch()
-    handlers = {signum: signal.signal(signum, new.receive) for signum in STOP_SIGNALS}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    handlers = {signum: signal.signal(signum, new.receive) for signum in STOP_SIGNALS if signum not in ignored}
     _watches.append(new)
     try:
         yield new

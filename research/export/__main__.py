@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from research import signals
-from research.cli import Parser, print_message, run_command
+from research.cli import Parser, print_message, protect_streams, run_command
 
 REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, or 2 with one message on stderr and the output folder unchanged."""
+    """Return the exit code: 0, or 1 or 2 with one message on stderr and the output folder unchanged."""
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=("hf", "gguf", "onnx", "torch", "safetensors"))
@@ -130,7 +130,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def print_report(report: dict[str, Any], output: Path) -> None:
-    """Print the report on stdout; a closed stdout is no error, as the export is complete."""
+    """Print the report on stdout."""
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
     size = sum(file["bytes"] for file in report["files"].values())
     rows: dict[str, object] = {
@@ -164,4 +164,5 @@ def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str |
 
 
 if __name__ == "__main__":
+    protect_streams()
     sys.exit(main())

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from research import signals
-from research.cli import Parser, run_command
+from research.cli import Parser, protect_streams, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, or 2 with one message on stderr."""
+    """Return the exit code: 0, or 1 or 2 with one message on stderr."""
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--prompt", required=True, metavar="TEXT",
@@ -49,4 +49,5 @@ def attach_prompt(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    protect_streams(prints_result=True)
     sys.exit(main())

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
-from research.cli import get_launched_ranks, print_message, redact_output
+from research.cli import get_launched_ranks, print_message, protect_streams, redact_output
 from research.run_dir import SWEPT_ENV_VAR
 
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
 OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
+CONFIG_FLAGS = ("--cfg", "-c")  # which print what other programs read
 SWEEP_FLAGS = ("-m", "--multirun")
 
 
@@ -20,6 +21,7 @@ def prepare(argv: list[str]) -> list[str]:
 
     Prints the help and exits with 0, or prints every mistake and exits with 2. HYDRA_FULL_ERROR=1 raises ValueError instead.
     """
+    protect_streams(prints_result=any(word.partition("=")[0] in CONFIG_FLAGS for word in argv[1:]))
     redact_output()
     sweep = [word for word in argv[1:] if word in SWEEP_FLAGS][:1]
     rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
@@ -27,7 +29,7 @@ def prepare(argv: list[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         from research.preflight.help import build_help_text
 
-        print_message(build_help_text(), sys.stdout)  # which may be a pipe into head
+        print_message(build_help_text(), sys.stdout)
         sys.exit(0)
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides

@@ -2,7 +2,7 @@
 
 import argparse
 
-from research.cli import Parser
+from research.cli import Parser, protect_streams
 
 
 def main() -> None:
@@ -22,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_streams()
     main()

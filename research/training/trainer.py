@@ -38,7 +38,7 @@ from research.training.oom import retry_on_oom
 from research.training.progress import Progress
 from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, select_callbacks
 
-STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals
+STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals, STOP above their own
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,8 @@ class Trainer:
         """
         signum = signals.signum  # once: another one that comes meanwhile is agreed on next time
         if self.world_size > 1:
-            agreed = distributed.all_reduce_max(signum or (STOP if state.stop else 0))
-            signum = agreed if agreed > STOP else 0
+            agreed = distributed.all_reduce_max(signum + STOP if signum else STOP if state.stop else 0)
+            signum = max(0, agreed - STOP)
             state.stop = state.stop or ("stopped by another process" if agreed == STOP else "")
         if signum and not (evaluated and (state.stop or state.progress.step == self.steps)):
             raise Stopped(signum)

@@ -127,7 +127,7 @@ def test_a_terminal_without_the_characters_or_without_space(run: Path) -> None:
     assert done.stdout.startswith("?")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(args, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
 def test_an_unknown_run_id_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, get_refusal: GetRefusal) -> None:
