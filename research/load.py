@@ -19,7 +19,7 @@ from research.cli import first_line
 from research.data.spec import Dataset, Tokens, Vectors
 from research.preflight.resume import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
-from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, read_summary, to_run_folder
+from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
@@ -123,8 +123,8 @@ def load_run(run: str) -> TrainedRun:
 
 def resolve_run(run: str) -> Path:
     """Return the folder of a path or an MLflow run id."""
-    with suppress(OSError, RuntimeError):  # no path at all, as ~nobody or one that is too long
-        path = Path(run).expanduser()
+    with suppress(OSError):  # no path at all, as one that is too long
+        path = expand_path(run)
         if path.is_dir():
             return path.resolve()
     if not re.fullmatch(RUN_ID_PATTERN, run):

@@ -35,6 +35,11 @@ PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings
 PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
 
 
+# Control characters but the tab, and bytes that are no text.
+UNPRINTABLE = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+MAX_NAME_BYTES = 100  # file systems take 255, with what others append
+
+
 class Conflict(NamedTuple):
     """Settings that do not go together, with the values that would."""
 
@@ -51,6 +56,28 @@ def enforce(*conflicts: Conflict | None) -> None:
     for conflict in conflicts:
         if conflict:
             raise ValueError(str(conflict))
+
+
+def check_name(name: str) -> Conflict | None:
+    """A name becomes a folder, an experiment in MLflow and a cell of tables."""
+    is_plain = re.fullmatch(r"[^./\\~\s-][^/\\\t]*", name) and not UNPRINTABLE.search(name) and name == name.strip()
+    if is_plain and len(name.encode()) <= MAX_NAME_BYTES:
+        return None
+    message = f"name={name!a} cannot name a folder: it has a / or \\, a control character, or a . - ~ or space at its start"
+    if is_plain:
+        message = f"name={name[:20]}... has {len(name.encode())} bytes, and a folder's name at most {MAX_NAME_BYTES}"
+    return Conflict(("name",), message, "give a plain word, as name=comparison; out= says where its folder is")
+
+
+def check_folder(out: str) -> Conflict | None:
+    """A folder's path is text on one line, and a leading ~ is a home folder."""
+    if UNPRINTABLE.search(out):
+        return Conflict(("out",), f"out={out!a} has a control character, or bytes that are not UTF-8", "give out=FOLDER")
+    if "\\${" in out:
+        return Conflict(("out",), f"out={out}: Hydra reads ${{ as a reference, also behind a \\", "give out=FOLDER without ${")
+    if os.path.expanduser(out).startswith("~"):
+        return Conflict(("out",), f"out={out}: there is no such user", f"give out=./{out} for a folder of this name")
+    return None
 
 
 def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:

@@ -138,6 +138,7 @@ def get_finished_value(run_config: RunConfig) -> float | None:
 
 def build_run_config(cfg: DictConfig) -> RunConfig:
     """Return what was requested, in plain types and without passwords, with a name that tells this run from its neighbours."""
+    rules.enforce(rules.check_name(str(cfg.name)))
     hydra = HydraConfig.get()
     overrides = redact(list(hydra.overrides.task))
     choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra/" not in k}
@@ -155,7 +156,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     elif cfg.resume.path == "auto" and get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
     elif cfg.resume.path and cfg.resume.path != "auto":
-        resume = Path(cfg.resume.path).expanduser().resolve()
+        resume = run_dir.expand_path(cfg.resume.path).resolve()
     resumed = resume is not None and folder == run_dir.to_run_folder(resume) and not cfg.resume.weights_only
     return RunConfig(
         name=name,

@@ -245,6 +245,11 @@ def try_lock(file: IO[str], kind: int) -> bool:
     return True
 
 
+def expand_path(path: str | Path) -> Path:
+    """Return a path with a leading ~ replaced by the home folder. The ~ of a user who does not exist stays."""
+    return Path(os.path.expanduser(path))
+
+
 def to_run_folder(path: Path) -> Path:
     """Return the run of RUN/checkpoints/step-* or of RUN/checkpoints. Any other path, as a copied checkpoint, is its own."""
     folder = path.parent if re.fullmatch(r"step-\d+", path.name) else path

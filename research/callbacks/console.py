@@ -16,6 +16,7 @@ from torch import nn
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
+from research.preflight.overrides import to_argument
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb
@@ -104,7 +105,7 @@ def build_summary(state: State) -> list[tuple[str, str]]:
     # To train further, the steps and the setting that ended the run get new values.
     ended_by = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
     longer = format_command(info.folder, "steps=", "trainer.steps=", *ended_by)
-    further = f"resume={shlex.quote(str(info.folder))} trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
+    further = f"{to_argument('resume', str(info.folder))} trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
     rows += [("folder", str(info.folder)), ("resume with", f"{longer} {further}")]
     return [*rows, ("sweep", f"{format_command(info.folder)} -m seed=0,1,2")]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from research.data.spec import Dataset, Split, Tokens, unigram_cross_entropy
 from research.metrics import nats_to_bits
 from research.ranges import ExistingPath, OpenFraction, PositiveInt, check_settings
+from research.run_dir import expand_path
 
 # Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
@@ -21,7 +22,7 @@ LONG_LINE = 40  # bytes; shorter lines repeat by chance
 
 def find_files(path: str | None, pattern: str) -> list[Path]:
     """Return the files below `path`, or the standard library's sources, sorted, as disks are not. Raise ValueError for none."""
-    root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser().resolve()
+    root = expand_path(path or sysconfig.get_paths()["stdlib"]).resolve()
     if not root.exists():
         raise ValueError(f"data.path={path}: there is no file or folder {root}; give one that exists")
     files = [root] if root.is_file() else sorted(f for f in root.rglob(pattern) if f.is_file())

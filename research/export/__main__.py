@@ -19,6 +19,7 @@ from typing import Any
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
+from research.run_dir import expand_path
 
 REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=("hf", "gguf", "onnx", "torch", "safetensors"))
-    command.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
+    command.add_argument("--output", required=True, type=expand_path, metavar="DIR", help="a new or empty folder")
     command.add_argument("--packing", choices=("bitlinear", "autobitlinear", "none"),
                          help="hf: transformers' layer for the weights (bitlinear); none: unpacked weights")  # fmt: skip
     command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from research.run_dir import CACHE_ENV_VAR
+from research.run_dir import CACHE_ENV_VAR, expand_path
 
 # No contraction: every instruction set gives the same bits. No errno: a square root is one instruction.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
@@ -30,7 +30,7 @@ STALE_SECONDS = 3600  # no compiler takes an hour
 def get_cache_folder() -> Path:
     """Return GROKBIT_CACHE, or else the user's cache folder. Raise RuntimeError if there is no home folder."""
     if folder := os.environ.get(CACHE_ENV_VAR):
-        return Path(folder).expanduser()
+        return expand_path(folder)
     if sys.platform == "darwin":
         return Path.home() / "Library/Caches/grokbit"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grokbit"

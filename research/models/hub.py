@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from research.cli import first_line
 from research.data.spec import Tokens
 from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath, check_settings
+from research.run_dir import expand_path
 
 log = logging.getLogger(__name__)
 PROBE_LENGTH = 8  # symbols of the test whether a model is causal
@@ -88,7 +88,7 @@ def _load_from_folder(folder: str) -> nn.Module:
     """Return the model of a local folder; nothing is downloaded."""
     from transformers import AutoModelForCausalLM
 
-    path = Path(folder).expanduser()
+    path = expand_path(folder)
     if not (path / "config.json").is_file():
         raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
     try:

@@ -15,6 +15,7 @@ from research.preflight.help import CONF
 from research.preflight.overrides import (
     check_no_sweep,
     check_values,
+    expand_argument,
     expand_sweep,
     format_mistake,
     get_key,
@@ -22,7 +23,7 @@ from research.preflight.overrides import (
     parse,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import check_resume_sweep, expand_resume, get_resume_overrides
+from research.preflight.resume import check_resume_sweep, get_folder_overrides, get_resume_overrides
 from research.preflight.signature import Signature, read_signature
 from research.ranges import Monitor
 from research.rules import iter_leaves
@@ -43,11 +44,11 @@ class Globals:
 
 def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:
     """Return every mistake of a command line, as text for the terminal."""
-    return check_overrides([expand_resume(word) for word in arguments], multirun)[0]
+    return check_overrides([expand_argument(word) for word in arguments], multirun)[0]
 
 
 def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
-    """Return every mistake, and the overrides that send a resumed run to its own folder.
+    """Return every mistake, and the overrides that send a resumed run to its own folder, and each to one without a ~.
 
     Of a sweep this sets SWEPT_ENV_VAR to the keys that it sweeps.
     """
@@ -75,7 +76,8 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         mistakes += check_study_settings(overrides) if multirun else []
         if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
             mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume"))
-        more = [] if mistakes else get_resume_overrides(RequestedConfig.from_overrides(runs[0], sweep_lines), multirun)
+        requested = None if mistakes else RequestedConfig.from_overrides(runs[0], sweep_lines)
+        more = [*get_folder_overrides(requested), *get_resume_overrides(requested, multirun)] if requested else []
     return [mistake.replace("error: resume.path=", "error: resume=") for mistake in dict.fromkeys(mistakes)], more
 
 

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from research import rules
 from research.cli import get_launched_ranks
@@ -18,7 +17,7 @@ from research.preflight.requested import RequestedConfig, is_interpolated, read_
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
-from research.run_dir import ROOT
+from research.run_dir import ROOT, expand_path
 from research.trigger import Trigger, parse_trigger
 
 Conflicts = Iterator[Conflict | None]
@@ -163,9 +162,12 @@ def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The folder of all runs can be written to, or created."""
+    """The folder of all runs can be written to, or created; a run's name is the name of a folder in it."""
+    if isinstance(name := requested.get_resolved("name")[0], str):
+        yield rules.check_name(name)
     if isinstance(out := requested.get_resolved("out")[0], str):
-        path = Path(out).expanduser().absolute()
+        path = expand_path(out).absolute()
+        yield rules.check_folder(out)
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         if not existing.is_dir():
             yield Conflict(("out",), f"out={out}: {existing} is a file", "give out=FOLDER")

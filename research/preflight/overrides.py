@@ -1,6 +1,7 @@
 """The overrides of a command line: parse them, check each by itself, expand sweeps into runs; values as overrides."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
@@ -12,6 +13,8 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quot
 from hydra.errors import HydraException
 
 from research.preflight.help import list_groups
+from research.rules import UNPRINTABLE
+from research.run_dir import expand_path
 
 MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
 MAX_LINES = 6  # of one mistake
@@ -55,19 +58,33 @@ def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     parser, overrides, mistakes = OverridesParser.create(), [], []
     for argument in arguments:
         with suppress(HydraException):
+            if UNPRINTABLE.search(argument):
+                raise HydraException
             override = parser.parse_override(argument)
             if override.key_or_group:
                 overrides.append(override)
                 continue
         name, equal, value = argument.partition("=")
-        if not equal or not re.fullmatch(r"[+~]{0,2}[\w./@:$-]+", name) or value != value.lstrip():
+        if UNPRINTABLE.search(argument):
+            lines = ["an override is one line of text, without control characters or bytes that are not UTF-8"]
+        elif not equal or not re.fullmatch(r"[+~]{0,2}[\w./@:$-]+", name) or value != value.lstrip():
             lines = ["an override is key=value, without spaces around '=', as trainer.eval_every=5"]
         else:
-            quoted = value.replace('"', "'")
-            lines = [f"{value} cannot be read: brackets must close; text with brackets, commas or = needs quotes"]
-            lines += [f"a list: '{name}=[a,b]'   text: '{name}=\"{quoted}\"'"]
+            what = "brackets must close; text with brackets, commas, = or letters beyond ASCII needs quotes"
+            lines = [
+                f"{value} cannot be read: {what}",
+                f"a list: '{name}=[a,b]'   text: {shlex.quote(f'{name}={to_override(value)}')}",
+            ]
         mistakes.append(format_mistake(argument, *lines))
     return overrides, mistakes
+
+
+def expand_argument(argument: str) -> str:
+    """Return an argument as Hydra reads it: resume=X as resume.path=X, since `resume` holds keys, and KEY=~/X without its ~."""
+    argument = re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
+    key, _, value = argument.partition("=")
+    is_path = re.fullmatch(r"~[^,'\"(){}\[\]]*", value)  # one path that Hydra's grammar has no word for
+    return f"{key}={to_literal(str(expand_path(value)))}" if is_path else argument
 
 
 def check_no_sweep(override: Override) -> str:
@@ -77,7 +94,7 @@ def check_no_sweep(override: Override) -> str:
     line = str(override.input_line)
     key, _, values = line.partition("=")
     # A function, as range(0,3), can be nothing else; bare commas may stand for a list or belong to a text.
-    others = [] if "(" in values else [f"one list: '{key}=[{values}]'   one text: '{key}=\"{values}\"'"]
+    others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}   one text: {quote(key, values)}"]
     return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
 
 
@@ -141,3 +158,18 @@ def to_override(value: Any) -> str:
     if re.fullmatch(r"[\w./-]+", text, re.ASCII) and OverridesParser.create().parse_override(f"x={text}").value() == text:
         return text
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def to_literal(text: str) -> str:
+    """Return a text, as a path, for an override: Hydra and OmegaConf read this very text, also where it has a ${."""
+    return to_override(re.sub(r"(\\*)\$\{", lambda match: rf"{match[1]}{match[1]}\${{", text))
+
+
+def to_argument(key: str, text: str) -> str:
+    """Return an override as one word of a command line that people copy: quoted for Hydra, then for the shell."""
+    return shlex.quote(f"{key}={to_literal(text)}")
+
+
+def quote(key: str, text: str) -> str:
+    """Return an override as `to_argument` does; a ${KEY} in the text remains a reference."""
+    return shlex.quote(f"{key}={to_override(text)}")

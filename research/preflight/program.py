@@ -33,10 +33,9 @@ def prepare(argv: list[str]) -> list[str]:
         sys.exit(0)
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides
-    from research.preflight.overrides import format_mistake
-    from research.preflight.resume import expand_resume
+    from research.preflight.overrides import expand_argument, format_mistake
 
-    rest = [expand_resume(word) for word in rest]
+    rest = [expand_argument(word) for word in rest]
     ours = not any(word.split("=")[0] in (*INFO_FLAGS, *OTHER_CONFIG_FLAGS) for word in rest)
     writes, mistakes, more = True, list[str](), list[str]()
     try:
@@ -59,7 +58,8 @@ def prepare(argv: list[str]) -> list[str]:
         folder = tempfile.mkdtemp(prefix="grokbit-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         more = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
-    return [argv[0], *sweep, *rest, *more]
+    replaced = {word.partition("=")[0] for word in more}
+    return [argv[0], *sweep, *(word for word in rest if word.lstrip("+").partition("=")[0] not in replaced), *more]
 
 
 class FilteredStream:

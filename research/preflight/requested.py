@@ -17,6 +17,7 @@ from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
 from research.rules import check_target, iter_targets, list_components, locate_target
+from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
@@ -214,7 +215,7 @@ class RequestedConfig(ComposedConfig):
                 else:
                     self.add_mistake(source, mistake)
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
-                path = Path(value).expanduser().resolve()
+                path = expand_path(value).resolve()
                 if not path.exists():
                     near = next(parent for parent in path.parents if parent.exists())
                     self.add_mistake(source, f"there is no file or folder {path}", f"looked from {Path.cwd()}; there is {near}")

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 from research.cli import print_message, redact
 from research.preflight.compose import iter_leaves
-from research.preflight.overrides import expand_sweep, format_mistake, to_override
+from research.preflight.overrides import expand_sweep, format_mistake, to_literal
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
-from research.run_dir import RUN_ID_PATTERN, is_locked, list_checkpoints, to_run_folder
+from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, to_run_folder
 from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints, read_manifest
 
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
@@ -37,11 +37,6 @@ class Resume:
     weights_only: bool
 
 
-def expand_resume(argument: str) -> str:
-    """Return resume=X as resume.path=X, since `resume` itself holds keys."""
-    return re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
-
-
 def check_resume_sweep(override: Override) -> str:
     """Return the mistake of a sweep over several MLflow runs: only one id can be resolved before Hydra starts."""
     is_sweep = override.key_or_group == "resume.path" and override.is_sweep_override()
@@ -57,12 +52,18 @@ def get_resume_overrides(requested: RequestedConfig, multirun: bool = False) -> 
         path, overrides = None if has_folder else find_furthest_run(requested), []
     else:
         path = find_resume_path(requested) if isinstance(value, str) else None
-        overrides = [f"resume.path={to_override(str(path))}"] if path and re.fullmatch(RUN_ID_PATTERN, value) else []
+        overrides = [f"resume.path={to_literal(str(path))}"] if path and re.fullmatch(RUN_ID_PATTERN, value) else []
         # From an older or a copied checkpoint, or from weights alone, a new run branches off in a folder of its own.
         has_folder = has_folder or starts_from_weights(requested) or (path is not None and is_elsewhere(path))
     if path and not has_folder and (note := load_config(path)[1]):
         print_message(f"warning: {to_run_folder(path)}: {note}")
-    return overrides if path is None or has_folder else [*overrides, f"hydra.run.dir={to_override(str(to_run_folder(path)))}"]
+    return overrides if path is None or has_folder else [*overrides, f"hydra.run.dir={to_literal(str(to_run_folder(path)))}"]
+
+
+def get_folder_overrides(requested: RequestedConfig) -> list[str]:
+    """Return the overrides that replace the ~ of folders which Hydra makes: it would make one called ~."""
+    folders = {key: requested.get_resolved(key)[0] for key in ("out", "hydra.run.dir", "hydra.sweep.dir")}
+    return [f"{key}={to_literal(str(expand_path(path)))}" for key, path in folders.items() if str(path).startswith("~")]
 
 
 def starts_from_weights(requested: RequestedConfig) -> bool:
@@ -81,7 +82,7 @@ def find_furthest_run(requested: RequestedConfig) -> Path | None:
 
     Return None where there is none, a run without a checkpoint where no other is there.
     """
-    root = Path(str(requested.get_resolved("out")[0])).expanduser() / str(requested.get_resolved("name")[0])
+    root = expand_path(str(requested.get_resolved("out")[0])) / str(requested.get_resolved("name")[0])
     here, steps = resolve_settings(requested), requested.get_resolved("trainer.steps")[0]
     ranked: dict[Path, list[tuple[int, Path]]] = {}
     for folder in sorted(root.glob("*/"), key=lambda folder: folder.stat().st_mtime, reverse=True):
@@ -106,12 +107,12 @@ def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
 def find_resume_path(requested: RequestedConfig) -> Path | None:
     """Return the run folder or checkpoint that resume= names, by a path or an MLflow run id; None where there is none."""
     value = str(requested.get_resolved("resume.path")[0])
-    if (path := Path(value).expanduser()).exists():
+    if (path := expand_path(value)).exists():
         path = path.resolve()
         return path if is_checkpoint(path) else to_run_folder(path)
     if not re.fullmatch(RUN_ID_PATTERN, value):
         return None
-    out = Path(str(requested.get_resolved("out")[0])).expanduser()
+    out = expand_path(str(requested.get_resolved("out")[0]))
     for file in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
         if file.read_text(errors="replace").strip() == value:
             return file.parent.resolve()
@@ -198,13 +199,13 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     path, is_new = find_resume_path(requested), starts_from_weights(requested)
     if path is None:
         is_id = re.fullmatch(RUN_ID_PATTERN, value)
-        message = "no such folder, nor a run in MLflow" if is_id else f"there is no {Path(value).absolute()}"
+        message = "no such folder, nor a run in MLflow" if is_id else f"there is no {expand_path(value).absolute()}"
         yield Conflict(("resume.path",), message, "give auto, a run folder, one of its checkpoints/step-*, or an MLflow run id")
         return
     folder = to_run_folder(path)
     if path == folder and not is_checkpoint(path) and not list_checkpoints(path):
         yield Conflict(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
-    target = Path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()
+    target = expand_path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()
     writes_there = "hydra.run.dir" in requested.typed_overrides and target == folder
     if writes_there and is_elsewhere(path) and not is_new:
         message = f"{folder} has later checkpoints than {path.name}"

@@ -15,7 +15,7 @@ from research.report.plots import draw
 from research.report.preset import build_preset, build_solution, dump_yaml
 from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
-from research.run_dir import RUN_ID_PATTERN, replace_text
+from research.run_dir import RUN_ID_PATTERN, expand_path, replace_text
 from research.tracking import mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
 from research.tracking.study_spec import SWEEP_SPEC_FILE
@@ -102,7 +102,7 @@ def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
 
     `source` is the folder, or the id of the sweep's run in MLflow. `storage` has the study where the folder has no journal.
     """
-    folder = Path(source)
+    folder = expand_path(source)
     try:
         if not folder.is_dir() and re.fullmatch(RUN_ID_PATTERN, source):
             folder = find_sweep_folder(source)

@@ -15,7 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration, redact
-from research.run_dir import SUMMARY_FILE, read_summary
+from research.run_dir import SUMMARY_FILE, expand_path, read_summary
 from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
 from research.sweep.space import Space, parse_space
@@ -141,9 +141,9 @@ def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
     plan.storage = s.storage or f"journal://{plan.folder / 'study.journal'}"
     # Jobs may run in another folder.
     if match := re.fullmatch(r"journal://(.+)", str(s.storage)):
-        plan.storage = f"journal://{Path(match[1]).expanduser().absolute()}"
+        plan.storage = f"journal://{expand_path(match[1]).absolute()}"
     elif file := find_sqlite_file(str(s.storage)):
-        plan.storage = format_sqlite_url(file.expanduser().absolute(), str(s.storage))
+        plan.storage = format_sqlite_url(expand_path(file).absolute(), str(s.storage))
     plan.folder.mkdir(parents=True, exist_ok=True)
 
 

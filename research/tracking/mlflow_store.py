@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from research.cli import redact
-from research.run_dir import ROOT, is_locked
+from research.run_dir import ROOT, expand_path, is_locked
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import FileLock, find_sqlite_file, format_sqlite_url
 
@@ -30,7 +30,8 @@ Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
 
 def resolve_uri(uri: str | None = None) -> str:
     """Return the store's URI: the setting `tracker.uri`, else MLFLOW_TRACKING_URI, else this project's own store."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return re.sub(r"(?<=^sqlite:///)~.*", lambda match: str(expand_path(match[0])), uri)
 
 
 def connect(uri: str, must_exist: bool = False) -> Any:

@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.rules import locate_target
+from research.run_dir import expand_path
 from research.tracking.journal import Journal, truncate_partial_line
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def open_journal(url: str) -> "BaseStorage":
     """Open a journal file. Several processes append to it, also on a file system that several machines share."""
     from optuna.storages.journal import JournalStorage
 
-    path = Path(url.partition("://")[2]).expanduser().absolute()
+    path = expand_path(url.partition("://")[2]).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     truncate_partial_line(path)
     return JournalStorage(Journal(path))  # type: ignore[arg-type]  # it has the methods, and does not need the class
