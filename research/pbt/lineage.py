@@ -1,6 +1,5 @@
 """Report who descends from whom: a table, a picture, the schedule of the best member's parameters, tags in MLflow."""
 
-import csv
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from omegaconf import OmegaConf
 
 from research.pbt.evolve import Member, rank_members
 from research.pbt.plan import Plan
+from research.report.results import render_csv
 from research.run_dir import replace_text
 from research.tracking import mlflow_store
 
@@ -26,12 +26,10 @@ def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
     winner = rank_members([m for m in members if m.generation == last], plan.maximize)[0]
     line = select_trained(trace_ancestry(members, winner))
     best = line[-1]
-    with (folder / "population.csv").open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*COLUMNS, *keys])
-        for m in members:
-            params = [m.params[key] for key in keys]
-            table.writerow([m.generation, m.number, m.parent, m.value, m.best, m.steps, m.name, m.error, *params])
+    rows = [[m.generation, m.number, m.parent, m.value, m.best, m.steps, m.name, m.error] for m in members]
+    params = [[m.params[key] for key in keys] for m in members]
+    lines = [[*COLUMNS, *keys], *(row + values for row, values in zip(rows, params, strict=True))]
+    replace_text(folder / "population.csv", render_csv(lines))
     solution = {"name": "pbt", "best_params": best.params, "best_value": best.value, "folder": str(folder / best.name)}
     starts = [0, *(member.steps for member in line)]
     schedule = [{"from": a, "until": m.steps, "run": m.name, "params": m.params} for a, m in zip(starts, line, strict=False)]

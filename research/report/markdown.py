@@ -1,5 +1,7 @@
 """results.md: the report of a sweep for people."""
 
+import html
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -11,6 +13,7 @@ from research.report.plots import compute_importances
 from research.report.preset import EXCLUDED_KEYS
 from research.report.results import Sweep, format_number
 from research.report.study import parse_bounds
+from research.rules import UNPRINTABLE
 
 MAX_TABLE_ROWS = 10  # trials or configurations
 
@@ -18,11 +21,12 @@ MAX_TABLE_ROWS = 10  # trials or configurations
 def render_results(sweep: Sweep, reasons: Mapping[str, str], gap_section: Sequence[str]) -> str:
     """Return results.md. `reasons` has for each picture why it is not there, or an empty text."""
     aims = ", ".join(f"{direction} {name}" for direction, name in zip(sweep.directions, sweep.objectives, strict=True))
-    parts = [f"# {sweep.name}: {aims}", describe_ending(sweep), *render_best_trials(sweep), *render_means(sweep), *gap_section]
+    title = f"# {escape(sweep.name)}: {escape(aims)}"
+    parts = [title, describe_ending(sweep), *render_best_trials(sweep), *render_means(sweep), *gap_section]
     parts += ["## What was run", describe_space(sweep), *render_failures(sweep), *render_importances(sweep)]
     if reasons:
         parts += ["## Pictures", *(f"![{name}](plots/{name}.png)" for name, reason in reasons.items() if not reason)]
-        parts += ["\n".join(f"- no {name}: {reason}" for name, reason in reasons.items() if reason)]
+        parts += ["\n".join(f"- no {name}: {escape(reason)}" for name, reason in reasons.items() if reason)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -35,7 +39,7 @@ def describe_ending(sweep: Sweep) -> str:
     ended, total = sum(states[state] for state in ("COMPLETE", "PRUNED", "FAIL")), sweep.spec.total
     running = f", {states['RUNNING']} are running or were interrupted" if states["RUNNING"] else ""
     if sweep.stop_reason:
-        ending = f"It ended early: {sweep.stop_reason}."
+        ending = f"It ended early: {escape(sweep.stop_reason)}."
     elif not total:
         ending = f"How many there were to be is not known{running}."
     elif ended >= total:
@@ -81,7 +85,9 @@ def render_means(sweep: Sweep) -> Iterable[str]:
 
 
 def render_failures(sweep: Sweep) -> Iterable[str]:
-    failed = [f"- trial {row.number}: {row.error.splitlines()[0]}" for row in sweep.rows if row.state == "FAIL" and row.error]
+    failed = [
+        f"- trial {row.number}: {escape(row.error.splitlines()[0])}" for row in sweep.rows if row.state == "FAIL" and row.error
+    ]
     if failed:
         yield "## Failed"
         more = [f"- and {len(failed) - MAX_TABLE_ROWS} more"] if len(failed) > MAX_TABLE_ROWS else []
@@ -91,7 +97,7 @@ def render_failures(sweep: Sweep) -> Iterable[str]:
 def render_importances(sweep: Sweep) -> Iterable[str]:
     for index, name in enumerate(sweep.objectives):
         if shares := compute_importances(sweep, index):
-            yield f"## What {name} depends on"
+            yield f"## What {escape(name)} depends on"
             yield "Shares of its variation, by PED-ANOVA; rough for few trials, or a parameter that few of them have."
             yield render_table(("parameter", "share"), [(key, f"{share:.2f}") for key, share in shares.items()])
 
@@ -100,7 +106,7 @@ def describe_space(sweep: Sweep) -> str:
     """Return the table of what was swept, and a line with what was fixed."""
     fixed = [line for line in sweep.spec.fixed or [] if line.partition("=")[0] not in EXCLUDED_KEYS]
     ranges = [(key, format_range(text)) for key, text in sweep.space.items()]
-    return render_table(("parameter", "values"), ranges) + (f"\n\nFixed: `{' '.join(fixed)}`" if fixed else "")
+    return render_table(("parameter", "values"), ranges) + (f"\n\nFixed: {format_code(' '.join(fixed))}" if fixed else "")
 
 
 def format_range(text: str) -> str:
@@ -115,4 +121,17 @@ def format_range(text: str) -> str:
 def render_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines)
+
+
+def escape(value: object) -> str:
+    """Return a value as Markdown that shows it: on one line, without HTML, links or the end of a cell."""
+    text = html.escape(UNPRINTABLE.sub(" ", str(value)), quote=False)
+    return text.replace("|", "\\|").replace("](", "]\\(")
+
+
+def format_code(text: str) -> str:
+    """Return a code span, whose fence is longer than any run of backticks in it."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    padding = " " * (len(fence) > 1)
+    return f"{fence}{padding}{UNPRINTABLE.sub(' ', text)}{padding}{fence}"

@@ -12,6 +12,7 @@ from research.preflight.compose import ComposedConfig
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse
 from research.report.results import FLOAT, Row, Sweep, parse_value
+from research.rules import UNPRINTABLE
 
 EXCLUDED_KEYS = ("out", "tracker", "resume", "hydra")  # where a run goes and who watches it: no part of a preset
 
@@ -78,7 +79,7 @@ def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> 
         lines += [f"# The value is that of {runs} runs over {key}; this is the first of them."]
     if command_line_only:
         lines += [f"# Give these on the command line, a preset cannot have them: {' '.join(command_line_only)}"]
-    return lines
+    return [UNPRINTABLE.sub(" ", line) for line in lines]  # or else the rest of a comment would be settings
 
 
 def _merge_study_preset(file: Path, defaults: list[Any], group_choices: dict[str, Any], config: dict[str, Any]) -> None:

@@ -162,14 +162,33 @@ def format_number(value: object) -> str:
 def to_csv(sweep: Sweep) -> str:
     """Return trials.csv: a header and one line a trial."""
     limits = list(dict.fromkeys(name for row in sweep.rows for name in row.limits))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     constraints = [f"{name} (constraint)" for name in limits]
-    writer.writerow(["number", "state", *sweep.objectives, *constraints, *sweep.space, *LAST_COLUMNS])
+    lines: list[list[object]] = [["number", "state", *sweep.objectives, *constraints, *sweep.space, *LAST_COLUMNS]]
     for row in sweep.rows:
         values = row.values or [""] * len(sweep.objectives)
         params = [*(row.limits.get(name, "") for name in limits), *row.list_values(sweep.space)]
         started = row.started and row.started.astimezone().isoformat(timespec="milliseconds")
         last = [started, row.seconds, row.steps, " ".join(map(repr, row.repeats))]
-        writer.writerow([row.number, row.state, *values, *params, *last, row.folder, row.run_ids, row.error, row.note])
+        lines.append([row.number, row.state, *values, *params, *last, row.folder, row.run_ids, row.error, row.note])
+    return render_csv(lines)
+
+
+def render_csv(lines: Iterable[Iterable[object]]) -> str:
+    """Return lines as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(protect_cell, line) for line in lines)
     return text.getvalue()
+
+
+def protect_cell(cell: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula, and that does not end its line."""
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # Python's writer quotes the latter alone
+    if not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
