@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -144,6 +146,18 @@ def protect_streams(prints_result: bool = False) -> None:
 def print_message(text: str, stream: TextIO | None = None) -> None:
     """Print to `stream`, by default stderr, at once and without passwords."""
     print(redact(text), file=stream or sys.stderr, flush=True)
+
+
+@contextmanager
+def announce_wait(reason: str, seconds: float = 2.0) -> Iterator[None]:
+    """Say what is waited for, once the block has taken `seconds`."""
+    timer = threading.Timer(seconds, print_message, [f"waiting for {reason}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def run_command(work: Callable[[signals.Watch], None]) -> int:

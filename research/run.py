@@ -22,7 +22,7 @@ from research.nn.bitlinear import bitlinear_layers
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
-from research.signals import get_exit_code, watch
+from research.signals import Stopped, get_exit_code, watch
 from research.tracking import history
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.training import distributed
@@ -72,7 +72,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         return state
     except BaseException as failure:
         error = redact(f"{type(failure).__name__}: {failure}")
-        status = KILLED if isinstance(failure, KeyboardInterrupt) else FAILED
+        status = KILLED if isinstance(failure, KeyboardInterrupt | Stopped) else FAILED
         log.info("the run failed", exc_info=True)  # to train.log; the terminal gets one line
         if tracker.state:
             tracker.state.error = error

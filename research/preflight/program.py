@@ -9,6 +9,7 @@ from typing import Any, TextIO, cast
 
 from research.cli import get_launched_ranks, print_message, protect_streams, redact_output
 from research.run_dir import SWEPT_ENV_VAR
+from research.signals import Stopped, get_exit_code
 
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
 OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
@@ -96,6 +97,9 @@ def explain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=stderr)
         sys.exit(130)
+    except Stopped as stopped:
+        print(stopped, file=stderr)
+        sys.exit(get_exit_code(stopped.signum))
     except user_errors as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if not isinstance(cause, user_errors):

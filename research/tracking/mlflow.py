@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research.cli import first_line, print_message, redact
+from research.cli import announce_wait, first_line, print_message, redact
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text, run_git
+from research.signals import watch
 from research.tracking import history, mlflow_store
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
@@ -53,7 +54,8 @@ class MLflow(Jsonl):
             print_message(f"creating {DEFAULT_STORE} (the first time only, takes some seconds)")
         try:
             # In the main thread: an import in a thread can deadlock with one here.
-            self.client = mlflow_store.connect(self.uri)
+            with watch() as signals, signals.raise_immediately():  # nothing has begun yet that could be lost
+                self.client = mlflow_store.connect(self.uri)
         except Exception as error:
             raise ValueError(redact(f"{self.setting}={self.uri} is not a store that MLflow can open: {error}")) from error
         super().start(run)
@@ -82,7 +84,8 @@ class MLflow(Jsonl):
         self.outcome = status, summary
         self.deadline = time.monotonic() + FINISH_TIMEOUT
         self.finishing.set()
-        self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
+        with announce_wait(f"MLflow at {redact_url(self.uri)}"):
+            self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
         if reason := self.error or ("no answer" if self.thread.is_alive() else ""):
             note = f"did not take all of this run ({reason}); every metric is in {self.path}"
             print_message(f"warning: MLflow at {redact(self.uri)} {note}")

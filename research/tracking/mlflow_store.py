@@ -43,6 +43,8 @@ def connect(uri: str, must_exist: bool = False) -> Any:
     if must_exist and file and not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; MLflow's own limits let a hung server hold a run
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the tracker itself tries again
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # at INFO it logs each table that it creates

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
 
+from research.cli import announce_wait
+
 
 @dataclass
 class FileLock:
@@ -23,11 +25,18 @@ class FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with announce_wait(f"another process, which holds {self.path}"):
+                    fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             file.close()
             reason = f"{self.path} cannot be locked ({error.strerror}): this file system has no locks"
             raise OSError(error.errno, f"{reason}, without which processes would lose what others write") from error
+        except BaseException:
+            file.close()
+            raise
         self.file = file
         return True
 
