@@ -32,7 +32,9 @@ STALE_SECONDS = 3600  # no compiler takes an hour
 def get_cache_folder() -> Path:
     """Return GROKBIT_CACHE, or else the user's cache folder. Raise RuntimeError if there is no home folder."""
     if folder := os.environ.get(CACHE_ENV_VAR):
-        return expand_path(folder)
+        if (path := expand_path(folder)).parts[0].startswith("~"):
+            raise RuntimeError(f"Could not determine home directory of {CACHE_ENV_VAR}={folder}")
+        return path
     if sys.platform == "darwin":
         return Path.home() / "Library/Caches/grokbit"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grokbit"
