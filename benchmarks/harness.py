@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from research.run_dir import describe_environment
+from research.tracking.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 EMPTY: Mapping[str, Any] = {}

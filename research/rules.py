@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
 from research.run_dir import ROOT, TARGETS_ENV_VAR
-from research.trigger import Trigger, never_active
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 OTHER_BASES = "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another"
@@ -184,24 +183,6 @@ def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
     if name == "LBFGS":  # it calls the closure again within its step
         return Conflict(keys, f"optim.base._target_={name} computes gradients within its step", OTHER_BASES)
     return None if is_optimizer else Conflict(keys, f"optim.base._target_={name} is no optimizer class", OTHER_BASES)
-
-
-def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
-    """A filter starts before it stops."""
-    if not never_active(start, stop):
-        return None
-    message = f"optim.stop_when={stop} fires no later than optim.start_when={start}: nothing is filtered"
-    return Conflict(("optim.stop_when", "optim.start_when"), message, "give a later trigger, or leave one out")
-
-
-def check_trigger(key: str, trigger: Trigger, eval_train: bool, steps: int) -> Conflict | None:
-    """A trigger's metric is measured; one that counts steps fires within the run."""
-    if trigger.metric == "train/acc" and not eval_train:
-        return Conflict((key,), f"{key}={trigger} waits for train/acc, which is not measured", "give trainer.eval_train=true")
-    if trigger.step < steps:
-        return None
-    message = f"{key}={trigger} does not fire within trainer.steps={steps}"
-    return Conflict((key, "trainer.steps"), message, f"give fewer than {steps}, or leave it out")
 
 
 def check_group_size(group_size: int, in_features: int) -> Conflict | None:

@@ -24,6 +24,7 @@ from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, watch
 from research.tracking import history
+from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.training import distributed
 from research.training.checkpoint import hash_weights
@@ -90,7 +91,8 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
 
 def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     """Write down what was requested, and start the tracker; return the run folder."""
-    run_dir.begin_run_folder(run_config, OmegaConf.to_yaml(OmegaConf.create(run_config.config)))
+    config_yaml = OmegaConf.to_yaml(OmegaConf.create(run_config.config))
+    run_dir.begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
     tracker.start(run_config)
     return run_config.folder
 

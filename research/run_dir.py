@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -32,7 +31,6 @@ WORKER_ENV_VAR = "GROKBIT_WORKER"  # JSON: which worker of which sweep this proc
 CACHE_ENV_VAR = "GROKBIT_CACHE"  # the folder of compiled kernels
 ISA_ENV_VAR = "GROKBIT_ISA"  # the instruction set of the C kernels, instead of the best
 TARGETS_ENV_VAR = "GROKBIT_TARGETS"  # packages and modules, with commas, that a `_target_` may name besides ours
-PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
 log = logging.getLogger(__name__)
 
 
@@ -104,49 +102,6 @@ def read_summary(folder: Path) -> Summary | None:
         return None
     shape = {SHAPE_V1.get(name, name): size for name, size in content.get("shape", {}).items()}
     return Summary(**{"status": ""} | content | {"shape": shape})
-
-
-def run_git(*arguments: str) -> str:
-    """Return what git prints in this repository; nothing without git or outside a repository.
-
-    It takes no lock, so a run never disturbs a commit.
-    """
-    import subprocess
-
-    command = ("git", "--no-optional-locks", *arguments)
-    try:
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return process.stdout.strip() if process.returncode == 0 else ""
-
-
-def describe_environment() -> dict[str, Any]:
-    """Describe hardware, package versions and git state, for reproducing the run."""
-    import platform
-    import socket
-    from importlib.metadata import version
-
-    import torch
-
-    cpuinfo = Path("/proc/cpuinfo")
-    cpu = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "processor": cpu[1].strip() if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: version(name) for name in PACKAGES},
-        "git": {
-            "sha": run_git("rev-parse", "HEAD"),
-            "branch": run_git("branch", "--show-current"),
-            "dirty": bool(run_git("status", "--porcelain")),
-        },
-        "command": redact(sys.argv),
-    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -287,8 +242,11 @@ def is_file_locked(path: Path) -> bool:
         return not isinstance(error, FileNotFoundError)
 
 
-def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
-    """Write down what was requested, before anything can go wrong. Raise ValueError where another run would be lost."""
+def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[str, Any], difference: str) -> None:
+    """Write down what was requested and where, with git's difference, before anything can go wrong.
+
+    Raise ValueError where another run would be lost.
+    """
     folder = run_config.folder
     if holds_run(folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
         raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
@@ -298,8 +256,8 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str) -> None:
     replace_text(folder / "config.yaml", config_yaml)
     replace_text(folder / "overrides.txt", "".join(f"{line}\n" for line in run_config.overrides))
     keep_environment(folder)
-    write_json(folder / "env.json", describe_environment())
-    if difference := run_git("diff", "HEAD"):
+    write_json(folder / "env.json", environment)
+    if difference:
         (folder / "git.diff").write_text(redact(difference) + "\n")
 
 

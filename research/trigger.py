@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from research.rules import Conflict
+
 METRIC_PATTERN = re.compile(r"([a-z]\w*(?:/[\w.]+)+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
@@ -58,3 +60,21 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
     if higher_is_better(trigger.metric) and trigger.value > 1:
         raise ValueError(f"{setting}={raw} cannot fire\naccuracies are fractions: give a value of at most 1")
     return trigger
+
+
+def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
+    """A filter starts before it stops."""
+    if not never_active(start, stop):
+        return None
+    message = f"optim.stop_when={stop} fires no later than optim.start_when={start}: nothing is filtered"
+    return Conflict(("optim.stop_when", "optim.start_when"), message, "give a later trigger, or leave one out")
+
+
+def check_trigger(key: str, trigger: Trigger, eval_train: bool, steps: int) -> Conflict | None:
+    """A trigger's metric is measured; one that counts steps fires within the run."""
+    if trigger.metric == "train/acc" and not eval_train:
+        return Conflict((key,), f"{key}={trigger} waits for train/acc, which is not measured", "give trainer.eval_train=true")
+    if trigger.step < steps:
+        return None
+    message = f"{key}={trigger} does not fire within trainer.steps={steps}"
+    return Conflict((key, "trainer.steps"), message, f"give fewer than {steps}, or leave it out")

@@ -20,6 +20,7 @@ from research.optim.fused import init_window
 from research.optim.param_groups import OptimizerType, ParamGroup, ParamGroups, build_param_groups, split_group
 from research.optim.transform import wrap_optimizer
 from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
+from research.trigger import check_trigger_order
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def _build(
     """Return the filter over the base. Names that contain one of `words` are not filtered. Raise ValueError."""
     start, stop = parse_triggers(options)
     if start and stop:
-        rules.enforce(rules.check_trigger_order(start, stop))
+        rules.enforce(check_trigger_order(start, stop))
     names = [name for group in groups for name, _ in group["params"]]
     if not all(word and any(word in name for name in names) for word in words):
         raise ValueError(f"optim.unfiltered={words}: give a list of words, each in the name of a parameter, as [embed]")

@@ -9,7 +9,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from research.preflight.compose import MISSING, chooses_option, compose, drop_inactive, read_study
+from research.preflight.compose import MISSING, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS
 from research.preflight.help import CONF
 from research.preflight.overrides import (
@@ -26,7 +26,6 @@ from research.preflight.requested import RequestedConfig
 from research.preflight.resume import check_resume_sweep, get_folder_overrides, get_resume_overrides
 from research.preflight.signature import Signature, read_signature
 from research.ranges import Monitor
-from research.rules import iter_leaves
 from research.run_dir import SWEPT_ENV_VAR
 
 STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with

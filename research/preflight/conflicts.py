@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from research import rules
 from research.cli import get_launched_ranks
@@ -18,7 +19,7 @@ from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
 from research.run_dir import ROOT, expand_path
-from research.trigger import Trigger, parse_trigger
+from research.trigger import Trigger, check_trigger, check_trigger_order, parse_trigger
 
 Conflicts = Iterator[Conflict | None]
 DECODER = "research.models.decoder.Decoder"  # learnt positions, and an output at the last one only
@@ -147,9 +148,9 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
             message, _, fix = str(error).partition("\n")
             yield Conflict((key,), message, fix)
             continue
-        yield check_numbers(requested, partial(rules.check_trigger, key, triggers[key], eval_train), "trainer.steps")
+        yield check_numbers(requested, partial(check_trigger, key, triggers[key], eval_train), "trainer.steps")
     if len(triggers) == 2:
-        yield rules.check_trigger_order(*triggers.values())
+        yield check_trigger_order(*triggers.values())
 
 
 def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:

@@ -12,13 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
-from zlib import crc32
 
+from research.run_dir import CHECKSUM_KEY, add_checksum
 from research.tracking.storage import FileLock
 from research.tracking.study_spec import read_study_spec
 
 log = logging.getLogger(__name__)
-CHECKSUM_KEY = "crc32"
 CREATE_STUDY, SET_STUDY_ATTR, CREATE_TRIAL = 0, 2, 4  # Optuna's operations
 KEYS = {  # operation -> what its record holds at least, as Optuna reads it
     CREATE_STUDY: {"study_name", "directions"},
@@ -120,11 +119,7 @@ class Journal:
 def encode(record: dict[str, Any]) -> bytes:
     """Return a record as a line, with its checksum."""
     plain = json.loads(json.dumps(record))  # keys are texts from here on, as they will be read
-    return json.dumps(plain | {CHECKSUM_KEY: compute_checksum(plain)}, separators=(",", ":")).encode() + b"\n"
-
-
-def compute_checksum(record: dict[str, Any]) -> str:
-    return f"{crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+    return json.dumps(add_checksum(plain), separators=(",", ":")).encode() + b"\n"
 
 
 def parse(line: bytes, num_trials: int) -> dict[str, Any] | None:
@@ -137,7 +132,7 @@ def parse(line: bytes, num_trials: int) -> dict[str, Any] | None:
     if type(operation) is not int or not KEYS.get(operation, {""}) | {"worker_id"} <= record.keys():
         return None
     checksum, trial = record.pop(CHECKSUM_KEY, None), record.get("trial_id", 0)
-    is_whole = checksum is None or checksum == compute_checksum(record)
+    is_whole = checksum is None or checksum == add_checksum(record)[CHECKSUM_KEY]
     return record if is_whole and (trial == 0 or (isinstance(trial, int) and 0 <= trial < num_trials)) else None
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import announce_wait, first_line, print_message, redact
-from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text, run_git
+from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text
 from research.signals import watch
 from research.tracking import history, mlflow_store
+from research.tracking.environment import run_git
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
 from research.tracking.storage import FileLock
@@ -84,7 +85,7 @@ class MLflow(Jsonl):
         self.outcome = status, summary
         self.deadline = time.monotonic() + FINISH_TIMEOUT
         self.finishing.set()
-        with announce_wait(f"MLflow at {redact_url(self.uri)}"):
+        with announce_wait(f"MLflow at {redact(str(self.uri))}"):
             self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
         if reason := self.error or ("no answer" if self.thread.is_alive() else ""):
             note = f"did not take all of this run ({reason}); every metric is in {self.path}"

@@ -39,7 +39,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "what a class knows": {"_target_": "torch.nn.Linear.__init__.__globals__.clear"},
     "the type of a class": {"_target_": "torch.nn.Linear.__class__", "_args_": ["x", [], {}]},
     "a function of ours": {"_target_": "research.run_dir.replace_text", "path": "MARK", "text": "x"},
-    "git of ours": {"_target_": "research.run_dir.run_git", "_args_": GIT},
+    "git of ours": {"_target_": "research.tracking.environment.run_git", "_args_": GIT},
     "a tool of ours": {"_target_": "benchmarks.harness.run_command"},
     "Hydra's own": {"_target_": "hydra.utils.get_method", "path": "os.system"},
     "a module beside the run": {"_target_": "beside.build"},

@@ -1,0 +1,53 @@
+"""The machine, the packages and the commit that a run rests on: env.json."""
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from research.cli import redact
+from research.run_dir import ROOT
+
+PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
+
+
+def run_git(*arguments: str) -> str:
+    """Return what git prints in this repository; nothing without git or outside a repository.
+
+    It takes no lock, so a run never disturbs a commit.
+    """
+    command = ("git", "--no-optional-locks", *arguments)
+    try:
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return process.stdout.strip() if process.returncode == 0 else ""
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe hardware, package versions and git state, for reproducing the run."""
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "processor": cpu[1].strip() if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: version(name) for name in PACKAGES},
+        "git": {
+            "sha": run_git("rev-parse", "HEAD"),
+            "branch": run_git("branch", "--show-current"),
+            "dirty": bool(run_git("status", "--porcelain")),
+        },
+        "command": redact(sys.argv),
+    }
