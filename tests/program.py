@@ -10,10 +10,13 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from select import select
 from typing import Any
+
+from research.training.manifest import MANIFEST_FILE, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
@@ -133,6 +136,13 @@ def train(tmp_path: Path, *arguments: str, fails: bool = False) -> subprocess.Co
 
 def read_summaries(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted((tmp_path / "out").rglob("summary.json"))]
+
+
+def forget_configurations(run: Path) -> None:
+    """Let config.yaml count, as in a run of version 1, whose checkpoints do not know their configuration."""
+    for checkpoint in (run / "checkpoints").iterdir():
+        manifest = replace(read_manifest(checkpoint), config={})
+        (checkpoint / MANIFEST_FILE).write_text(manifest.to_json())
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -93,5 +93,6 @@ def find_contradiction(folder: Path, summary: Summary) -> str:
     step = summary.best.get("step")
     line = lines.get(int(step)) if step is not None else None
     logged: Mapping[str, Any] = parse_line(line)[1] if line else {}
-    values = {logged.get(summary.monitor, summary.value), summary.best.get(summary.monitor), summary.value}
+    known = (logged.get(summary.monitor), summary.best.get(summary.monitor), summary.value)
+    values = dict.fromkeys(value for value in known if value is not None)
     return f"{summary.monitor} at step {step} is {' or '.join(map(repr, values))}" if len(values) > 1 else ""

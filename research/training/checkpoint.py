@@ -16,6 +16,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -176,6 +177,8 @@ def read(folder: Path) -> Snapshot:
                 state = torch.load(io.BytesIO(content), weights_only=True)
     except (DamagedError, MemoryError):
         raise
+    except UnpicklingError as error:
+        raise DamagedError(f"{name} holds what cannot be loaded") from error
     except Exception as error:  # with right digests: safetensors, pickle, zip and JSON have no common class of errors
         raise DamagedError(f"{name} cannot be read: {type(error).__name__}: {first_line(error)}") from error
     if not (tensors or (folder / SHARDS_FOLDER).is_dir()):

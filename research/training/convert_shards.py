@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import Parser
-from research.run_dir import list_checkpoints, replace_text
+from research.run_dir import expand_path, list_checkpoints, replace_text
 
 MODULE = "torch.distributed.checkpoint"
 KNOWN = {
@@ -66,8 +66,10 @@ def convert(folder: Path) -> bool:
 def main() -> int:
     """Run the command line. Exit with 2 where there is no such checkpoint, or it cannot be converted."""
     parser = Parser(prog="python -m research.training.convert_shards", description="Convert sharded checkpoints.")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run folder, or one of its checkpoints/step-*")
-    path: Path = parser.parse_args().checkpoint.expanduser()
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=expand_path, help="a run folder, or one of its checkpoints/step-*"
+    )
+    path: Path = parser.parse_args().checkpoint
     folders = [path] if path.name.startswith("step-") else [*list_checkpoints(path).values()]
     if not folders or not path.is_dir():
         parser.error(f"{path} is no checkpoint, and holds none: give a run folder, or one of its checkpoints/step-*")

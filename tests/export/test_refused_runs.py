@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from exporting import get_error, make_source
 from omegaconf import OmegaConf
+from program import forget_configurations
 from torch import nn
 
 from research.data.spec import Tokens, Vectors
@@ -38,6 +39,7 @@ def replace_config(before: str, after: str) -> Callable[[Path, Path], Path]:
         text = (folder / "config.yaml").read_text()
         assert before in text
         (folder / "config.yaml").write_text(text.replace(before, after))
+        forget_configurations(folder)
         return folder
 
     return copy_run
@@ -46,6 +48,7 @@ def replace_config(before: str, after: str) -> Callable[[Path, Path], Path]:
 def copy_with_bad_config(run: Path, folder: Path) -> Path:
     shutil.copytree(run, folder)
     (folder / "config.yaml").write_text("model: [")
+    forget_configurations(folder)
     return folder
 
 
@@ -61,7 +64,7 @@ def copy_with_bad_config(run: Path, folder: Path) -> Path:
         (replace_config("  heads: 4", "  heads: 3"), "model.heads=3 does not fit"),
         (replace_config("research.models.transformer.Transformer", "research.models.none.None"), "makes no model"),
         (replace_config("  _target_: research.data.text.text\n", ""), "has no data._target_"),
-        (copy_with_bad_config, "makes no model"),
+        (copy_with_bad_config, "no config.yaml that can be read"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_refused(

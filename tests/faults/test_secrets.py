@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -208,4 +207,3 @@ def test_the_program_hides_what_python_itself_would_print(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert f"RuntimeError: http://me:{HIDDEN}@host" in done.stderr
     assert PASSWORD not in done.stderr
-    assert sys.excepthook is not print_traceback

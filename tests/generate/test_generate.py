@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from jaxtyping import Float, Int
-from program import ROOT, TINY, train
+from program import ROOT, TINY, forget_configurations, train
 from torch import Tensor
 
 from research.export.verify import compare_distributions
@@ -152,6 +152,7 @@ def test_a_closed_pipe_ends_without_a_message(run: Path) -> None:
 def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate: Generate, get_refusal: GetRefusal) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("weight_bits: 1.58", "weight_bits: 4"))
+    forget_configurations(copy)
     message = get_refusal(str(copy), "--prompt", "x")
     assert "linear.weight_bits=4" in message
     assert "--no-packed" in message
@@ -167,7 +168,7 @@ def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate
         (["{run}", "--prompt", "x", "--temperature", "nan"], "--temperature nan: give 0"),
         (["{run}", "--prompt", "x", "--top-k", "-3"], "--top-k -3: give 0"),
         (["no/such", "--prompt", "x"], "RUN=no/such: there is no such folder"),
-        (["{run}/plots", "--prompt", "x"], "has no config.yaml; give a run folder"),
+        (["{run}/plots", "--prompt", "x"], "has no config.yaml that can be read; give a run folder"),
         (["~nobody-of-that-name", "--prompt", "x"], "there is no such folder"),
         (["a" * 300, "--prompt", "x"], "there is no such folder"),
         (["{run}", "--prompt", "x", "--tokens", "many"], "argument --tokens: invalid int value: 'many'"),
