@@ -6,17 +6,21 @@ import io
 import logging
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from research import signals
 
 T = TypeVar("T")
+Completed = subprocess.CompletedProcess[str]
 HIDDEN = "***"
 SECRET = r"(?:pass(?:word|wd)|secret|token|api_?key|access_?key|signature)"
 PATTERNS = tuple(
@@ -158,6 +162,29 @@ def announce_wait(reason: str, seconds: float = 2.0) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def wait_for(reason: str) -> Iterator[None]:
+    """Wait in the block: after two seconds say for what. A signal ends it at once, by Stopped."""
+    with announce_wait(reason), signals.watch() as watch, watch.raise_immediately():
+        yield
+
+
+def run_process(reason: str, words: Sequence[str], cwd: Path | None = None, timeout: float | None = None) -> Completed:
+    """Run another program as `wait_for` waits; return its output. Where the wait ends early, so does all that it has started.
+
+    Raise OSError where it cannot be started, subprocess.TimeoutExpired where it takes longer than `timeout` seconds.
+    """
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with wait_for(reason), subprocess.Popen(words, cwd=cwd, text=True, process_group=0, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return Completed(words, process.returncode, output, errors)
 
 
 def run_command(work: Callable[[signals.Watch], None]) -> int:

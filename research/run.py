@@ -48,14 +48,19 @@ def run(cfg: DictConfig) -> float:
     check_targets(cfg)  # before anything is built or written
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
-    if (value := distributed.broadcast(get_finished_value(run_config))) is not None:
-        return float(value)
-    writes = get_launched_ranks()[0] == 0
-    with watch(), run_dir.lock(run_config.folder) if writes else nullcontext():
-        state = train(cfg, run_config, trainer, instantiate(cfg.tracker) if writes else Tracker())
-    if state.signum:
-        raise SystemExit(get_exit_code(state.signum))
-    return float(state.progress.best.get(cfg.monitor, math.nan))
+    value, writes = distributed.broadcast(get_finished_value(run_config)), get_launched_ranks()[0] == 0
+    tracker = instantiate(cfg.tracker) if writes else Tracker()
+    with watch() as signals:
+        if value is not None:
+            tracker.send_rest(run_config)
+        else:
+            with run_dir.lock(run_config.folder) if writes else nullcontext():
+                state = train(cfg, run_config, trainer, tracker)
+            signals.signum = signals.signum or state.signum  # another process's
+            value = state.progress.best.get(cfg.monitor, math.nan)
+    if signals.signum:
+        raise SystemExit(get_exit_code(signals.signum))
+    return float(value)
 
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:

@@ -27,11 +27,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.count = 0  # of the signals that came
         self.deferred = True  # False: raise in the handler
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal. Python calls this in the main thread."""
         again, self.signum = self.signum, self.signum or signum
+        self.count += 1
         if again and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.deferred and not again:

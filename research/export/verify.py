@@ -6,7 +6,6 @@ that has learnt little hides mistakes. docs/exports.md says what the bounds mean
 
 import json
 import math
-import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from research.cli import first_line
+from research.cli import first_line, run_process
 from research.export.layout import Codes, Options, Source
 from research.losses import IGNORE
 from research.training.manifest import hash_file
@@ -207,7 +206,7 @@ def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[L
         paths = [str(path) for path in (file.absolute(), tokens_path, logits_path)]
         args = [*paths, str(torch.get_num_threads()), json.dumps(PROBE)]
         command = [sys.executable, "-Wignore", "-c", CLIENT_PREAMBLE + script, *args]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = run_process(f"the client that loads {file}", command, Path(folder))
         if done.returncode:
             reason = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
             raise RuntimeError(f"{reason}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

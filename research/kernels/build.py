@@ -17,9 +17,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from research.cli import announce_wait
+from research.cli import run_process
 from research.run_dir import CACHE_ENV_VAR, expand_path
-from research.signals import watch
+from research.signals import Stopped
 
 # No contraction: every instruction set gives the same bits. No errno: a square root is one instruction.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
@@ -123,9 +123,12 @@ def refuse_foreign(*paths: Path) -> None:
 def compile_library(source: Path, command: list[str], output: Path) -> str:
     """Compile the source and write the library's digest beside it. Return the reason of a failure, or an empty string."""
     words = [*command, str(source), "-o", str(output), "-lm"]
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else other processes would wait for this one
-    with announce_wait(f"{command[0]}, which compiles {source.name}"), watch() as signals, signals.raise_immediately(is_alone):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    try:
+        done = run_process(f"{command[0]}, which compiles {source.name}", words, timeout=600)
+    except Stopped as stopped:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        return str(stopped)  # the other processes would wait for this one: all end at the next safe point
     if done.returncode or not output.is_file():
         return f"{shlex.join(words)}: {done.stderr.strip()[-500:] or f'exit code {done.returncode}, and no library'}"
     output.chmod(0o700)

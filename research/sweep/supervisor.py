@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from subprocess import DEVNULL, STDOUT, Popen
 
 from research import signals
+from research.cli import announce_wait
 from research.run_dir import WORKER_ENV_VAR
 from research.sweep.plan import Plan, format_row
 from research.sweep.worker import Worker
@@ -42,7 +44,7 @@ def supervise(worker: Worker) -> None:
         finally:
             stop_workers(list(running.values()), watch.signum or signal.SIGTERM)  # none is left at the end
     if watch.signum:
-        raise KeyboardInterrupt if watch.signum == signal.SIGINT else SystemExit(128 + watch.signum)
+        raise KeyboardInterrupt if watch.signum == signal.SIGINT else SystemExit(signals.get_exit_code(watch.signum))
     if not worker.is_finished() and failed and worker.has_trials_left():
         output = plan.folder / f"worker-{failed[0]}.log"
         lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()] or ["it printed nothing"]
@@ -62,16 +64,16 @@ def start_worker(index: int, plan: Plan, start_time: float) -> Popen[bytes]:
 
 
 def stop_workers(processes: list[Popen[bytes]], signum: int) -> None:
-    """Signal the workers to save and end, again at each further Ctrl-C; kill them after a minute."""
-    deadline = time.monotonic() + 60
-    for process in processes:
-        process.send_signal(signum)
-    while any(process.poll() is None for process in processes):
-        try:
-            time.sleep(0.1)
-        except KeyboardInterrupt:
-            for process in processes:
-                process.send_signal(signum)
-        if time.monotonic() > deadline:
-            for process in processes:
-                process.kill()
+    """Signal the workers to save and end, again at each further signal; kill them after a minute."""
+    deadline, count = time.monotonic() + 60, -1
+    with signals.watch() as watch, announce_wait(f"{len(processes)} workers, which save and end"):
+        while any(process.poll() is None for process in processes):
+            if watch.count != count:
+                count = watch.count
+                for process in processes:
+                    process.send_signal(signum)
+            with suppress(KeyboardInterrupt):
+                time.sleep(0.1)
+            if time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()

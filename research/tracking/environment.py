@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from research.cli import redact
+from research.cli import redact, run_process
 from research.run_dir import ROOT
 
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
@@ -25,7 +25,7 @@ def run_git(*arguments: str) -> str:
     """
     command = ("git", "--no-optional-locks", *arguments)
     try:
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+        process = run_process(f"git {arguments[0]} in {ROOT}", command, ROOT, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return process.stdout.strip() if process.returncode == 0 else ""

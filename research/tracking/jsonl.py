@@ -26,6 +26,9 @@ class Tracker(Callback):
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         """End the record. `status` is FINISHED, PRUNED, STOPPED, FAILED or KILLED."""
 
+    def send_rest(self, run: RunConfig) -> None:
+        """Send what a store lacks of a run that is finished."""
+
 
 class Jsonl(Tracker):
     """Write metrics.jsonl, which has each step once: a resume or a rollback first removes the steps that will be repeated.

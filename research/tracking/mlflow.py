@@ -8,13 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from research.cli import announce_wait, first_line, print_message, redact
-from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text
+from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, lock, read_summary, replace_text
 from research.signals import watch
 from research.tracking import history, mlflow_store
 from research.tracking.environment import run_git
@@ -26,8 +27,10 @@ from research.training.state import State
 
 log = logging.getLogger(__name__)
 BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), seconds between deliveries
-FINISH_TIMEOUT = 60.0  # seconds that the end of a run waits for a store that does not answer
+SIGNAL_TIMEOUT = 3.0  # seconds without an answer of the store, after which a run that a signal has ended ends without it
+UNSENT_FILE = ".mlflow_unsent"  # in a run folder: the store lacks a part of the run
 MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits: params in one call, characters in one
+silent_stores = set[str]()  # those that the run before has waited for in vain: the next one gives them less time
 Point = tuple[str, float, int, int]  # metric, value, ms since 1970, step
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
 
@@ -46,7 +49,7 @@ class MLflow(Jsonl):
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step
         self.first_step = 0  # at which this process began
         self.points: deque[Point] = deque()  # that are not logged yet
-        self.finishing, self.deadline, self.error = threading.Event(), float("inf"), ""
+        self.finishing, self.over, self.error = threading.Event(), threading.Event(), ""
         self.thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
 
     def start(self, run: RunConfig) -> None:
@@ -56,7 +59,8 @@ class MLflow(Jsonl):
         try:
             # In the main thread: an import in a thread can deadlock with one here.
             with watch() as signals, signals.raise_immediately():  # nothing has begun yet that could be lost
-                self.client = mlflow_store.connect(self.uri)
+                self.client = mlflow_store.Client(mlflow_store.connect(self.uri))
+            self.patience = float(os.environ[mlflow_store.TIMEOUT_VARIABLE])  # seconds without an answer, at the end
         except Exception as error:
             raise ValueError(redact(f"{self.setting}={self.uri} is not a store that MLflow can open: {error}")) from error
         super().start(run)
@@ -69,9 +73,8 @@ class MLflow(Jsonl):
         """Deliver first what an earlier process of this run logged and may not have delivered."""
         super().on_start(state)
         self.first_step = state.first_step
-        for record in history.read_records(self.path) if self.run.resumed else ():
-            step, _ = int(record.pop("step")), record.pop("seconds")
-            self._queue(step, {key: value for key, value in record.items() if value is not None})
+        if self.run.resumed:
+            self._queue_history()
 
     def on_step(self, state: State) -> None:
         super().on_step(state)
@@ -83,16 +86,49 @@ class MLflow(Jsonl):
         if not self.file:
             return  # the store could not be opened
         self.outcome = status, summary
-        self.deadline = time.monotonic() + FINISH_TIMEOUT
-        self.finishing.set()
-        with announce_wait(f"MLflow at {redact(str(self.uri))}"):
-            self.thread.join(FINISH_TIMEOUT + 5)  # a call that is under way at the deadline has some seconds to return
-        if reason := self.error or ("no answer" if self.thread.is_alive() else ""):
-            note = f"did not take all of this run ({reason}); every metric is in {self.path}"
-            print_message(f"warning: MLflow at {redact(self.uri)} {note}")
-        elif status == FINISHED:
-            command = "make ui" if self.uri == DEFAULT_URI else redact(self.uri)
-            print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
+        with suppress(OSError):  # the disk is full
+            if not (self.state and self.state.has_lost_folder):
+                (self.run.folder / UNSENT_FILE).touch()
+        if self._wait_until_sent():
+            silent_stores.discard(self.uri)
+            if status == FINISHED:
+                command = "make ui" if self.uri == DEFAULT_URI else redact(self.uri)
+                print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
+            return
+        silent_stores.add(self.uri)
+        note = f"did not take all of this run ({self.error or 'no answer'}); every metric is in {self.path}"
+        print_message(f"warning: MLflow at {redact(self.uri)} {note}\nthe same settings with resume=RUN send the rest")
+
+    def send_rest(self, run: RunConfig) -> None:
+        if not (summary := read_summary(run.folder)) or not (run.folder / UNSENT_FILE).exists():
+            return
+        try:
+            with lock(run.folder):
+                self.start(run)
+                self._queue_history()
+                self.finish(summary.status, asdict(summary))
+        except (ValueError, OSError) as error:  # the run itself is whole
+            print_message(f"warning: {error}")
+
+    def _wait_until_sent(self) -> bool:
+        """Return True once the store has the run, False where it does not answer, or a signal comes meanwhile."""
+        begun = time.monotonic()
+        with announce_wait(f"MLflow at {redact(self.uri)}"), watch() as signals, suppress(KeyboardInterrupt):
+            count, is_brief = signals.count, bool(signals.signum) or self.uri in silent_stores
+            patience = SIGNAL_TIMEOUT if is_brief else self.patience
+            self.finishing.set()
+            while self.thread.is_alive() and signals.count == count:
+                if time.monotonic() > max(begun, self.client.answered) + patience:
+                    break
+                self.thread.join(0.1)
+        is_sent = not self.thread.is_alive()
+        self.over.set()
+        return is_sent
+
+    def _queue_history(self) -> None:
+        for record in history.read_records(self.path):
+            step, _ = int(record.pop("step")), record.pop("seconds")
+            self._queue(step, {key: value for key, value in record.items() if value is not None})
 
     def _queue(self, step: int, metrics: Mapping[str, float]) -> None:
         timestamp = int(time.time() * 1000)
@@ -102,7 +138,7 @@ class MLflow(Jsonl):
 
     def _deliver(self) -> None:
         """Log the points every BATCH_INTERVAL, and once more when the run finishes."""
-        try:
+        with suppress(TimeoutError):
             self._retry_until_done(self._open)
             is_last = False
             while not is_last:
@@ -110,21 +146,20 @@ class MLflow(Jsonl):
                 while batch := [self.points.popleft() for _ in range(min(BATCH_SIZE, len(self.points)))]:
                     self._retry_until_done(partial(self._log_points, batch))
             self._retry_until_done(self._close)
-        except TimeoutError as error:
-            self.error = str(error)
 
     def _retry_until_done(self, action: Callable[[], None]) -> None:
-        """Repeat a call until it works. Raise TimeoutError when it fails after the deadline, which `finish` sets."""
-        pause = 0.2
-        while True:
+        """Repeat a call until it works. Raise TimeoutError once the run no longer waits for it."""
+        pause = 0.0
+        while not self.over.wait(pause):
             try:
-                return action()
+                action()
+                self.error = ""
+                return
             except Exception as error:  # stores raise errors of many kinds, and none of them may end the training
                 log.warning("MLflow: %s", error)
-                if time.monotonic() > self.deadline:
-                    raise TimeoutError(first_line(error)) from error
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+                self.error = first_line(error)
+            pause = min(2 * pause + 0.2, 5.0)
+        raise TimeoutError
 
     def _open(self) -> None:
         """Create the run below its sweep's, or reopen it, and log its params and tags."""
@@ -153,7 +188,7 @@ class MLflow(Jsonl):
         from mlflow.entities import Param
 
         stored = self.client.get_run(run_id).data.params
-        texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in flatten_config(self.run.config).items()}
+        texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in mlflow_store.flatten_config(self.run.config).items()}
         new = [Param(key, text) for key, text in texts.items() if key not in stored]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
@@ -233,6 +268,7 @@ class MLflow(Jsonl):
         if self.run.sweep_folder:
             parent = (self.run.sweep_folder / RUN_ID_FILE).read_text(errors="replace")
             mlflow_store.close_parent(self.client, parent, FINISHED if status == PRUNED else mlflow_status)
+        (self.run.folder / UNSENT_FILE).unlink(missing_ok=True)
 
     def _log_summary(self, run_id: str, summary: dict[str, Any]) -> None:
         """Log the data set, the numbers of summary.json as best/ and final/ metrics at the last step, the error as a tag."""
@@ -260,13 +296,3 @@ class MLflow(Jsonl):
         weights = self.run.folder / "checkpoints" / f"step-{best_step:08d}" / "model.safetensors"
         if weights.exists():
             self.client.log_artifact(run_id, str(weights), "best")
-
-
-def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as dotted keys, without those that do not affect the training."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in ("out", "name", "callbacks", "tracker", "resume"):
-            continue
-        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

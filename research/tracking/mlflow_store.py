@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from research.cli import redact
+from research.cli import redact, wait_for
 from research.run_dir import ROOT, expand_path, is_locked
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import FileLock, find_sqlite_file, format_sqlite_url
@@ -23,6 +24,8 @@ SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the 
 PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
 MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
+MIN_RATE = 1e6  # bytes a second of an upload
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 T = TypeVar("T")
 Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
 Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
@@ -43,8 +46,9 @@ def connect(uri: str, must_exist: bool = False) -> Any:
     if must_exist and file and not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; MLflow's own limits let a hung server hold a run
+    os.environ.setdefault(TIMEOUT_VARIABLE, "15")  # seconds; MLflow's own limits let a hung server hold a run
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the tracker itself tries again
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a server's address may hold a password
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # at INFO it logs each table that it creates
@@ -59,19 +63,41 @@ def connect(uri: str, must_exist: bool = False) -> Any:
         return MlflowClient(uri)
 
 
+class Client:
+    """An MlflowClient that knows when the store last answered. What it is set to takes the place of a method."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.answered = client, time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.client, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            self.answered = time.monotonic()
+            return result
+
+        return call
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
+        """Log a file. A large one has time to arrive before the store counts as silent."""
+        self.answered = time.monotonic() + Path(path).stat().st_size / MIN_RATE
+        self.__getattr__("log_artifact")(run_id, path, folder)
+
+
 @contextmanager
 def connect_briefly(uri: str | None = None) -> Iterator[Any]:
-    """Yield a client of a store that exists; a server that does not answer fails after seconds instead of MLflow's minutes."""
-    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    settings |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    before = {key: os.environ[key] for key in settings if key in os.environ}
-    os.environ.update(settings)
+    """Yield a client of a store that exists, for calls that can be repeated: a signal ends them at once."""
+    store, progress_bar = resolve_uri(uri), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    before = os.environ.get(progress_bar)
+    os.environ[progress_bar] = "false"
     try:
-        yield connect(resolve_uri(uri), must_exist=True)
+        client = connect(store, must_exist=True)
+        with wait_for(f"MLflow at {redact(store)}"):
+            yield client
     finally:
-        for key in settings:
-            del os.environ[key]
-        os.environ.update(before)
+        del os.environ[progress_bar]
+        os.environ.update({progress_bar: before} if before is not None else {})
 
 
 def choose_uri(recorded: str | None, requested: str | None = None) -> str:
@@ -103,7 +129,8 @@ def get_run_folder(run_id: str, uri: str | None = None) -> str:
     """Return the run folder that a run in MLflow names. Raise ValueError where the store has no such run of this program."""
     store = resolve_uri(uri)
     try:
-        return str(connect(store, must_exist=True).get_run(run_id).data.tags["folder"])
+        with connect_briefly(store) as client:
+            return str(client.get_run(run_id).data.tags["folder"])
     except Exception as error:  # stores raise errors of many kinds
         raise ValueError(f"MLflow at {redact(store)} has no run {run_id} of ours") from error
 
@@ -189,3 +216,13 @@ def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
+
+
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted keys, without those that do not affect the training."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in ("out", "name", "callbacks", "tracker", "resume"):
+            continue
+        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

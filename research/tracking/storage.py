@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
 
-from research.cli import announce_wait
+from research.cli import wait_for
 
 
 @dataclass
@@ -21,14 +21,14 @@ class FileLock:
     file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Wait until no other process holds the lock, then hold it. Return True."""
+        """Wait until no other process holds the lock, then hold it. Return True. A signal ends the wait, by Stopped."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("w")
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                with announce_wait(f"another process, which holds {self.path}"):
+                with wait_for(f"another process, which holds {self.path}"):
                     fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             file.close()

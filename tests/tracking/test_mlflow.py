@@ -23,7 +23,6 @@ from torch import nn
 from research import run_dir
 from research.data.modular import modular
 from research.run_dir import RunConfig
-from research.tracking import mlflow
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, Jsonl
 from research.tracking.mlflow import MLflow
 from research.tracking.mlflow_store import connect, end_dead_runs
@@ -147,7 +146,7 @@ def test_a_damaged_line_is_reported_and_removed(tmp_path: Path, caplog: pytest.L
 def test_a_store_that_never_answers_ends_with_a_warning(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mlflow, "FINISH_TIMEOUT", 1.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
     tracker.client.log_batch = tracker.client.create_run = _raise_unreachable
