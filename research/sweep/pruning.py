@@ -1,10 +1,15 @@
 """End a run that its study's pruner stops."""
 
 import logging
+import threading
+from contextlib import suppress
 
+from research.cli import wait_for
+from research.signals import Stopped
 from research.sweep.trial import Trial, get_current_trial
 from research.training.state import PRUNED_REASON, Callback, State
 
+UNSAID = 1.0  # seconds of waiting that are not worth a word
 log = logging.getLogger(__name__)
 
 
@@ -23,9 +28,22 @@ class Pruning(Callback):
         is_due = state.info.monitor in state.logged and state.progress.step < state.info.steps
         if self.trial is None or state.stop or not is_due:
             return
-        try:
-            self.trial.report(state.logged[state.info.monitor], state.progress.step)
-            if self.trial.should_prune():
-                state.stop = PRUNED_REASON
-        except Exception as error:  # each storage raises its own: an unreachable one must not end the run
-            log.warning("step %d was not reported to the study: %s", state.progress.step, error)
+        answers: list[bool] = []
+        arguments = (self.trial, state.logged[state.info.monitor], state.progress.step, answers)
+        thread = threading.Thread(target=report, args=arguments, name="report", daemon=True)
+        thread.start()
+        thread.join(UNSAID)
+        if thread.is_alive():  # a signal ends the wait, and the run at its next safe point
+            with suppress(Stopped), wait_for("the study's storage"):
+                thread.join()
+        if any(answers):
+            state.stop = PRUNED_REASON
+
+
+def report(trial: Trial, value: float, step: int, answers: list[bool]) -> None:
+    """Report a step and append whether the trial is pruned. In a thread: a signal cannot end the wait for a database."""
+    try:
+        trial.report(value, step)
+        answers.append(trial.should_prune())
+    except Exception as error:  # each storage raises its own: an unreachable one must not end the run
+        log.warning("step %d was not reported to the study: %s", step, error)

@@ -14,6 +14,7 @@ from pathlib import Path
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from research.cli import announce_wait
 from research.run_dir import is_file_locked, is_locked
 from research.sweep.optuna_private import get_storage, get_trial_id
 from research.tracking.storage import FileLock
@@ -42,7 +43,7 @@ class Queue:
 
     def take_next(self) -> tuple[Trial | None, bool]:
         """Return a trial to run, or None, and True if there may be one later: a trial that runs elsewhere may die."""
-        with self.folder_lock:
+        with self.folder_lock, announce_wait("the study's storage"):
             for trial in filter(self.is_dead, self.list_trials(TrialState.RUNNING)):
                 if trial.user_attrs.get(TRIES, 1) > self.max_retries:
                     reason = "its process died, or had too little memory, again and again"

@@ -30,7 +30,6 @@ BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), s
 SIGNAL_TIMEOUT = 3.0  # seconds without an answer of the store, after which a run that a signal has ended ends without it
 UNSENT_FILE = ".mlflow_unsent"  # in a run folder: the store lacks a part of the run
 MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits: params in one call, characters in one
-silent_stores = set[str]()  # those that the run before has waited for in vain: the next one gives them less time
 Point = tuple[str, float, int, int]  # metric, value, ms since 1970, step
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
 
@@ -90,12 +89,12 @@ class MLflow(Jsonl):
             if not (self.state and self.state.has_lost_folder):
                 (self.run.folder / UNSENT_FILE).touch()
         if self._wait_until_sent():
-            silent_stores.discard(self.uri)
+            mlflow_store.silent_stores.discard(self.uri)
             if status == FINISHED:
                 command = "make ui" if self.uri == DEFAULT_URI else redact(self.uri)
                 print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
             return
-        silent_stores.add(self.uri)
+        mlflow_store.silent_stores.add(self.uri)
         note = f"did not take all of this run ({self.error or 'no answer'}); every metric is in {self.path}"
         print_message(f"warning: MLflow at {redact(self.uri)} {note}\nthe same settings with resume=RUN send the rest")
 
@@ -114,7 +113,7 @@ class MLflow(Jsonl):
         """Return True once the store has the run, False where it does not answer, or a signal comes meanwhile."""
         begun = time.monotonic()
         with announce_wait(f"MLflow at {redact(self.uri)}"), watch() as signals, suppress(KeyboardInterrupt):
-            count, is_brief = signals.count, bool(signals.signum) or self.uri in silent_stores
+            count, is_brief = signals.count, bool(signals.signum) or self.uri in mlflow_store.silent_stores
             patience = SIGNAL_TIMEOUT if is_brief else self.patience
             self.finishing.set()
             while self.thread.is_alive() and signals.count == count:

@@ -24,6 +24,7 @@ SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the 
 PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
 MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
+silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
 MIN_RATE = 1e6  # bytes a second of an upload
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 T = TypeVar("T")
@@ -87,8 +88,13 @@ class Client:
 
 @contextmanager
 def connect_briefly(uri: str | None = None) -> Iterator[Any]:
-    """Yield a client of a store that exists, for calls that can be repeated: a signal ends them at once."""
+    """Yield a client of a store that exists, for calls that can be repeated: a signal ends them at once.
+
+    Raise ConnectionError where the last run of this process has waited for the store in vain.
+    """
     store, progress_bar = resolve_uri(uri), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    if store in silent_stores:
+        raise ConnectionError("it did not answer the last run")
     before = os.environ.get(progress_bar)
     os.environ[progress_bar] = "false"
     try:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from research.cli import announce_wait, redact
 from research.rules import locate_target
 from research.run_dir import expand_path
 from research.tracking.journal import Journal, truncate_partial_line
@@ -46,7 +47,16 @@ def is_storage_unreachable(error: BaseException) -> bool:
     """Return whether a storage raised this error because it cannot be reached. Each kind of storage has its own error."""
     # By name: the libraries of the other kinds need not be installed.
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    return bool(kinds & {"optuna.StorageInternalError", "sqlalchemy.DBAPIError", "redis.ConnectionError", "grpc.RpcError"})
+    return bool(
+        kinds
+        & {
+            "optuna.StorageInternalError",
+            "sqlalchemy.DBAPIError",
+            "redis.ConnectionError",
+            "redis.TimeoutError",
+            "grpc.RpcError",
+        }
+    )
 
 
 def get_storage(spec: Any) -> "BaseStorage":
@@ -60,7 +70,7 @@ def get_storage(spec: Any) -> "BaseStorage":
 @cache
 def _connect_storage(spec: str) -> "BaseStorage":
     url = json.loads(spec)
-    with silence_optuna():
+    with silence_optuna(), announce_wait(f"the study's storage, {redact(str(url))}"):
         if isinstance(url, dict):
             return instantiate_spec(url, "hydra.sweeper.storage")  # type: ignore[no-any-return]
         scheme, _, rest = str(url).partition("://")
@@ -91,8 +101,9 @@ def open_redis(url: str) -> "BaseStorage":
     """Open a journal in Redis."""
     from optuna.storages.journal import JournalRedisBackend, JournalStorage
 
-    limit = "" if "socket_connect_timeout" in url else f"{'&' if '?' in url else '?'}socket_connect_timeout={SERVER_TIMEOUT}"
-    return JournalStorage(JournalRedisBackend(url + limit))
+    for name in ("socket_connect_timeout", "socket_timeout"):  # else a server that hangs would hold a sweep for ever
+        url += "" if f"{name}=" in url else f"{'&' if '?' in url else '?'}{name}={SERVER_TIMEOUT}"
+    return JournalStorage(JournalRedisBackend(url))
 
 
 def open_proxy(url: str) -> "BaseStorage":

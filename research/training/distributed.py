@@ -2,7 +2,7 @@
 
 import atexit
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from research import rules
-from research.cli import get_launched_ranks
+from research.cli import announce_wait, get_launched_ranks
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -21,7 +21,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     started = get_launched_ranks()[1]
     AcceleratorState._reset_state(reset_partial_state=True)  # it is global: a sweep makes one after the other
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else several processes on a CPU stay apart
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    with announce_wait(f"all {started} processes of this run to start") if started > 1 else nullcontext():
+        accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
     if (count := accelerator.num_processes) != started:
         raise ValueError(f"{started} processes were started, accelerate made {count} of them\n{rules.LAUNCH_HINT}")
     return accelerator
