@@ -37,17 +37,18 @@ class Server(ThreadingHTTPServer):
             self.tags[sent["key"]] = sent["value"]
         for point in sent.get("metrics", ()):
             self.points.setdefault(point["key"], {})[int(point.get("step", 0))] = point["value"]
-        info = {"run_id": "r", "experiment_id": "1", "status": self.status, "lifecycle_stage": "active"}
+        info: dict[str, Any] = {"run_id": "r", "experiment_id": "1", "status": self.status, "lifecycle_stage": "active"}
         info |= {"start_time": 1, "artifact_uri": str(self.artifacts)}
         tags = [{"key": key, "value": value} for key, value in self.tags.items()]
         metrics = [{"key": key, "value": 0.0, "timestamp": 1, "step": 0} for key in self.points]
-        return {
+        answers: dict[str, dict[str, Any]] = {
             "experiments/get-by-name": {"experiment": experiment},
             "experiments/search": {"experiments": [experiment]},
             "runs/create": {"run": {"info": info, "data": {"tags": tags}}},
             "runs/get": {"run": {"info": info, "data": {"tags": tags, "metrics": metrics}}},
             "runs/update": {"run_info": info},
-        }.get(path, {})
+        }
+        return answers.get(path, {})
 
 
 class Handler(BaseHTTPRequestHandler):

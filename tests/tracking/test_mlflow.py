@@ -297,7 +297,8 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
         processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for process in processes:
         _, errors = process.communicate(timeout=120)
-        assert (process.returncode, errors) == (0, "")
+        others = [line for line in errors.splitlines() if not line.startswith("waiting for ")]  # a busy machine
+        assert (process.returncode, others) == (0, [])
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("study")
     assert experiment is not None
