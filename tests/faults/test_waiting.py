@@ -311,14 +311,8 @@ def wait_for_summary(folder: Path) -> Path:
     raise AssertionError("the run did not end")
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_while_a_run_waits_for_its_server(server: Server, tmp_path: Path, signum: int, code: int) -> None:
     """The run is whole."""
     server.fault = "hangs"

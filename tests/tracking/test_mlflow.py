@@ -149,7 +149,8 @@ def test_a_store_that_never_answers_ends_with_a_warning(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
-    tracker.client.log_batch = tracker.client.create_run = _raise_unreachable
+    for name in ("log_batch", "create_run"):
+        monkeypatch.setattr(tracker.client, name, _raise_unreachable)
     tracker.state = state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
     state.start_clock()
     state.advance()
