@@ -14,9 +14,9 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import mlflow.tracking
 import pytest
 from fitting import make_state
+from mlflow import tracking as _tracking  # noqa: F401  (a signal during its import would leave half of it to later tests)
 from program import TINY, Fork, start_run
 from servers import FAULTS, Server, serve
 from torch import nn
