@@ -24,9 +24,15 @@ SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the 
 PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
 MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+SETTINGS = {  # MLflow's, where the user has none
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
+    TIMEOUT_VARIABLE: "15",  # seconds; MLflow's own limits let a hung server hold a run
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker itself tries again
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a server's address may hold a password
+}
 silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
 MIN_RATE = 1e6  # bytes a second of an upload
-TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 T = TypeVar("T")
 Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
 Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
@@ -46,10 +52,8 @@ def connect(uri: str, must_exist: bool = False) -> Any:
     file = find_sqlite_file(uri)
     if must_exist and file and not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
-    os.environ.setdefault(TIMEOUT_VARIABLE, "15")  # seconds; MLflow's own limits let a hung server hold a run
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the tracker itself tries again
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a server's address may hold a password
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # at INFO it logs each table that it creates
@@ -92,18 +96,20 @@ def connect_briefly(uri: str | None = None) -> Iterator[Any]:
 
     Raise ConnectionError where the last run of this process has waited for the store in vain.
     """
-    store, progress_bar = resolve_uri(uri), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    store = resolve_uri(uri)
     if store in silent_stores:
         raise ConnectionError("it did not answer the last run")
-    before = os.environ.get(progress_bar)
-    os.environ[progress_bar] = "false"
+    names = {*SETTINGS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"}
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     try:
         client = connect(store, must_exist=True)
         with wait_for(f"MLflow at {redact(store)}"):
             yield client
     finally:
-        del os.environ[progress_bar]
-        os.environ.update({progress_bar: before} if before is not None else {})
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def choose_uri(recorded: str | None, requested: str | None = None) -> str:

@@ -106,7 +106,7 @@ def test_a_server_that_fails_ends_no_run_late_and_gets_the_rest_later(
     assert not (run.folder / UNSENT_FILE).exists()
 
 
-def test_a_server_that_answers_slowly_loses_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_answers_slowly_loses_nothing(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The end of the run takes longer than any answer may."""
     tracker = MLflow(server.uri)
     log_steps(server, tracker, tmp_path, 0.3, 0)
@@ -114,6 +114,7 @@ def test_a_server_that_answers_slowly_loses_nothing(server: Server, tmp_path: Pa
     tracker.finish(FINISHED, {"steps": 3})
     assert time.monotonic() - started > tracker.patience
     assert (server.points["train/loss"], server.status) == (LOSSES, FINISHED)
+    assert "View run" not in capsys.readouterr().out  # MLflow's own line has the address with its password
 
 
 def test_a_signal_ends_the_wait_for_a_server_at_once(
