@@ -229,3 +229,12 @@ def test_a_benchmark_runs(tmp_path: Path, name: str) -> None:
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     assert small == "--help" or "bounds" in json.loads(process.stdout.splitlines()[-1])
+
+
+def test_the_table_of_faults_is_complete() -> None:
+    """Every row of the list has a module, and every module a row."""
+    table = re.findall(r"^\| ([\d, ]+) \| .+ \| (.+) \|$", (ROOT / "tests" / "README.md").read_text(), re.MULTILINE)
+    rows = [int(number) for numbers, _ in table for number in numbers.split(",")]
+    named = {name for _, modules in table for name in re.findall(r"`faults/(\w+\.py)`", modules)}
+    assert sorted(rows) == list(range(1, 27))
+    assert named == {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")}
