@@ -1,15 +1,25 @@
 """Every private name of Optuna that this project uses, each behind a function; tests/sweep/test_private.py pins them.
 
 Optuna's public objects do not tell a trial's id in its storage. A lease needs it: it is written by whoever holds the trial,
-also where that is no longer the process that asked for it.
+also where that is no longer the process that asked for it. CMA-ES keeps its state as a pickle in the trials, which may be
+another's.
 """
 
+import io
+import pickle
+from types import SimpleNamespace
 from typing import Any
 
 from optuna.distributions import BaseDistribution
+from optuna.samplers import _cmaes
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
+
+CMA_TYPES = {  # all that a pickle of CMA-ES names; numpy 1 has its own two functions at another place
+    *(("cmaes._cma", "CMA"), ("cmaes._sepcma", "SepCMA"), ("cmaes._cmawm", "CMAwM"), ("numpy", "ndarray"), ("numpy", "dtype")),
+    *((f"numpy.{core}.multiarray", name) for core in ("_core", "core") for name in ("_reconstruct", "scalar")),
+}
 
 
 def get_storage(study: Study) -> BaseStorage:
@@ -43,3 +53,20 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (TypeError, ValueError):
         return False
+
+
+class OptimizerUnpickler(pickle.Unpickler):
+    """Reads the state of CMA-ES, and nothing that could run code."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return a type of CMA_TYPES. Raise ValueError for any other."""
+        if (module_name, global_name) not in CMA_TYPES:
+            what = f"the study holds a pickle that names {module_name}.{global_name}, which is no part of CMA-ES"
+            raise ValueError(f"hydra/sweeper/sampler=cmaes: {what}: it could run code\ngive another hydra.sweeper.study_name")
+        return super().find_class(module_name, global_name)
+
+
+def restrict_unpickling() -> None:
+    """Let CMA-ES read from a storage its own state alone: no other sampler of Optuna unpickles anything."""
+    reader = SimpleNamespace(dumps=pickle.dumps, loads=lambda content: OptimizerUnpickler(io.BytesIO(content)).load())
+    vars(_cmaes)["pickle"] = reader

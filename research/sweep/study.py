@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from research.sweep.optuna_private import restrict_unpickling
 from research.sweep.settings import SweepSettings
 from research.tracking.optuna_storage import instantiate_spec, silence_optuna
 from research.trigger import higher_is_better
@@ -83,6 +84,7 @@ def make_sampler(node: Any) -> BaseSampler | None:
 
 def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
     """Return the object of a `_target_` node. Raises ValueError, naming the setting, for arguments that it does not take."""
+    restrict_unpickling()
     try:
         with silence_optuna():
             return instantiate_spec(dict(node), setting)

@@ -103,7 +103,19 @@ def open_redis(url: str) -> "BaseStorage":
 
     for name in ("socket_connect_timeout", "socket_timeout"):  # else a server that hangs would hold a sweep for ever
         url += "" if f"{name}=" in url else f"{'&' if '?' in url else '?'}{name}={SERVER_TIMEOUT}"
-    return JournalStorage(JournalRedisBackend(url))
+    return JournalStorage(forget_snapshots(JournalRedisBackend(url)))
+
+
+def forget_snapshots(part: Any) -> Any:
+    """Return a part of a storage. Of a journal in Redis it keeps no snapshots: these are pickles, which could run code.
+
+    Its records are JSON, and are all that a process needs.
+    """
+    from optuna.storages.journal import JournalRedisBackend
+
+    if isinstance(part, JournalRedisBackend):
+        vars(part).update(load_snapshot=lambda: None, save_snapshot=lambda _: None)
+    return part
 
 
 def open_proxy(url: str) -> "BaseStorage":
@@ -158,4 +170,4 @@ def instantiate_spec(spec: Any, setting: str) -> Any:
         return spec
     build = locate_target(f"{setting}._target_", str(spec["_target_"])) if "_target_" in spec else dict
     settings = {key: value for key, value in spec.items() if value is not None and key not in ("_target_", "_partial_")}
-    return build(**{key: instantiate_spec(value, f"{setting}.{key}") for key, value in settings.items()})
+    return forget_snapshots(build(**{key: instantiate_spec(value, f"{setting}.{key}") for key, value in settings.items()}))
