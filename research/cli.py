@@ -87,11 +87,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class WordStream(io.TextIOWrapper):
-    """A standard stream for words to people: after the first failure it drops them, and raises nothing."""
+    """A standard stream for words to people, without passwords: after the first failure it drops them, and raises nothing."""
 
     def write(self, text: str) -> int:
         try:
-            return super().write(text)
+            super().write(redact(text))
+            return len(text)
         except OSError as error:
             return self._drop(error, len(text))
 

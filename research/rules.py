@@ -28,7 +28,7 @@ COMPONENT_PACKAGES = (
 )
 HYDRA_PACKAGES = (
     *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),
-    *("hydra_plugins", "hydra._internal.core_plugins", "hydra.experimental"),
+    *("hydra_plugins", "hydra._internal.core_plugins", "hydra.experimental.callbacks.LogJobReturnCallback"),
 )
 PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings of components, and no component
 PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's

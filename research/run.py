@@ -19,6 +19,7 @@ from research import rules, run_dir
 from research.cli import get_launched_ranks, redact, redact_output
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
+from research.preflight.program import redact_config
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
@@ -45,6 +46,7 @@ def run(cfg: DictConfig) -> float:
         gc.enable()
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
     redact_output()
+    redact_hydra_files()
     check_targets(cfg)  # before anything is built or written
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
@@ -61,6 +63,13 @@ def run(cfg: DictConfig) -> float:
     if signals.signum:
         raise SystemExit(get_exit_code(signals.signum))
     return float(value)
+
+
+def redact_hydra_files() -> None:
+    """Take the passwords out of what Hydra has written before this job: a launcher's process does not begin in train.py."""
+    hydra = HydraConfig.get()
+    for file in Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml") if hydra.output_subdir else ():
+        run_dir.replace_text(file, OmegaConf.to_yaml(redact_config(OmegaConf.load(file))))
 
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:

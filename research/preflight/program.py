@@ -5,13 +5,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import cache
 from typing import Any, TextIO, cast
 
-from research.cli import get_launched_ranks, print_message, protect_streams, redact_output
+from research.cli import get_launched_ranks, print_message, protect_streams, redact, redact_output
 from research.run_dir import SWEPT_ENV_VAR
 from research.signals import Stopped, get_exit_code
 
-INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc")
+RERUN_FLAG = "--experimental-rerun"  # argparse takes the first letters of a flag too
 OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
 CONFIG_FLAGS = ("--cfg", "-c")  # which print what other programs read
 SWEEP_FLAGS = ("-m", "--multirun")
@@ -32,17 +34,21 @@ def prepare(argv: list[str]) -> list[str]:
 
         print_message(build_help_text(), sys.stdout)
         sys.exit(0)
+    redact_configurations()
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides
     from research.preflight.overrides import expand_argument, format_mistake
 
     rest = [expand_argument(word) for word in rest]
+    reruns = [word for word in rest if len(flag := word.split("=")[0]) > 2 and RERUN_FLAG.startswith(flag)]
     ours = not any(word.split("=")[0] in (*INFO_FLAGS, *OTHER_CONFIG_FLAGS) for word in rest)
     writes, mistakes, more = True, list[str](), list[str]()
     try:
         writes = get_launched_ranks()[0] == 0
     except ValueError as error:
         mistakes = [format_mistake(*str(error).splitlines())]
+    for word in reruns:
+        mistakes.append(format_mistake(word, "it unpickles a file, which could run code", "give resume=RUN to continue a run"))
     if ours and not mistakes:
         mistakes, more = check_overrides(rest, bool(sweep))
     if mistakes:
@@ -61,6 +67,28 @@ def prepare(argv: list[str]) -> list[str]:
         more = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
     replaced = {word.partition("=")[0] for word in more}
     return [argv[0], *sweep, *(word for word in rest if word.lstrip("+").partition("=")[0] not in replaced), *more]
+
+
+def redact_config(cfg: Any, resolve: bool = False) -> Any:
+    """Return a copy of a configuration without passwords; references are not looked up, unless with `resolve`."""
+    from omegaconf import OmegaConf
+
+    config = cfg if OmegaConf.is_config(cfg) else OmegaConf.create(cfg)
+    return OmegaConf.create(redact(OmegaConf.to_container(config, resolve=resolve, enum_to_str=True)))
+
+
+@cache
+def redact_configurations() -> None:
+    """Keep passwords out of each configuration that Hydra prints or writes in this process: --cfg, multirun.yaml, .hydra/."""
+    from omegaconf import OmegaConf
+
+    config_class: Any = OmegaConf
+    to_yaml = config_class.to_yaml
+
+    def to_redacted_yaml(cfg: Any, *, resolve: bool = False, sort_keys: bool = False) -> str:
+        return str(to_yaml(redact_config(cfg, resolve), sort_keys=sort_keys))
+
+    config_class.to_yaml = staticmethod(to_redacted_yaml)
 
 
 class FilteredStream:

@@ -15,7 +15,7 @@ from sweeping import run_sweeps
 
 from research import rules
 from research.load import instantiate, load_run
-from research.preflight import check, compose
+from research.preflight import check, compose, program
 from research.preflight import help as preflight_help
 from research.sweep.study import instantiate_setting
 from research.tracking.optuna_storage import get_storage
@@ -188,6 +188,9 @@ HYDRA_ATTACKS: dict[str, Any] = {
     "hydra.sweeper.custom_search_space": {"sweeper": {"custom_search_space": "os.remove"}},
     "hydra.launcher._target_": {"launcher": {"_target_": "builtins.open"}},
     "hydra.callbacks.x._target_": {"callbacks": {"x": OPEN}},
+    "hydra.callbacks.pickle._target_": {
+        "callbacks": {"pickle": {"_target_": "hydra.experimental.callbacks.PickleJobInfoCallback"}}
+    },
     "hydra.job_logging.handlers.x.()": {"job_logging": {"handlers": {"x": {"()": "os.system", "command": "touch MARK"}}}},
     "hydra.job_logging.handlers.x.class": {"job_logging": {"handlers": {"x": {"class": "logging.os.system"}}}},
     "hydra.hydra_logging.formatters.x.()": {"hydra_logging": {"formatters": {"x": {"()": "builtins.open"}}}},
@@ -218,3 +221,10 @@ def test_the_program_ends_with_2_and_writes_nothing(tmp_path: Path) -> None:
         assert "GROKBIT_TARGETS" in done.stderr
     assert not (tmp_path / "out").exists()
     assert not [*tmp_path.rglob("MARK")]
+
+
+@pytest.mark.parametrize("flag", ["--experimental-rerun", "--experimental-rerun=MARK.pickle", "--exp=MARK.pickle"])
+def test_a_run_that_somebody_pickled_is_not_run_again(folder: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        program.prepare(["train.py", flag, "MARK.pickle"])
+    assert "unpickles a file, which could run code" in capsys.readouterr().err

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from program import ROOT, TINY, make_environment, run
 
 from research.cli import HIDDEN, RedactedRecord, first_line, print_message, print_traceback, redact
 from research.report.report import rebuild_report
+from research.run import redact_hydra_files
 from research.tracking.mlflow_store import DEFAULT_URI, choose_uri
 
 PASSWORD = "s3cr3t-Pa55"
@@ -117,6 +120,47 @@ def test_a_run_that_is_uploaded_holds_no_secret_of_the_environment(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert find_password(tmp_path) == []
     assert [*tmp_path.glob("mlartifacts/**/config.yaml")], "it was uploaded"
+
+
+def test_what_hydra_itself_writes_holds_no_password(tmp_path: Path) -> None:
+    """multirun.yaml of its basic sweeper, and .hydra/, which a run of ours does not need."""
+    uri = f"foo://me:{PASSWORD}@host/x"
+    words = ["hydra/sweeper=basic", "hydra.output_subdir=.hydra", f"tracker.uri={uri}", f"+hydra.job.env_set.STORE={uri}"]
+    argv = [str(ROOT / "train.py"), "-m", *TINY, *words, "lr=1e-3,2e-3", f"out={tmp_path / 'out'}"]
+    done = run(argv, tmp_path, make_environment(tmp_path))
+    assert done.returncode == 1
+    assert f"tracker.uri=foo://me:{HIDDEN}@host/x is not a store" in done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    assert find_password(tmp_path) == []
+    (sweep,) = (tmp_path / "out" / "modular").iterdir()
+    assert yaml.safe_load((sweep / "multirun.yaml").read_text())["tracker"]["uri"] == f"foo://me:{HIDDEN}@host/x"
+    assert yaml.safe_load((sweep / "0" / ".hydra" / "config.yaml").read_text())["tracker"]["uri"] == f"foo://me:{HIDDEN}@host/x"
+    for name in ("hydra", "overrides"):
+        assert f"foo://me:{HIDDEN}@host/x" in (sweep / "0" / ".hydra" / f"{name}.yaml").read_text(), name
+
+
+def test_what_a_launcher_s_process_has_written_is_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not begin in train.py: the run itself is the first of ours that it calls."""
+    config = {"uri": f"http://me:{PASSWORD} with a space@host", "here": "${uri}", "steps": 3, "none": None}
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config, width=20))
+    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)), output_subdir=".hydra")
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    redact_hydra_files()
+    expected = config | {"uri": f"http://me:{HIDDEN}@host"}
+    assert yaml.safe_load((tmp_path / ".hydra" / "config.yaml").read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    "words", [["--cfg", "all"], ["--cfg", "hydra", "--resolve"], ["--info", "all"], ["--cfg", "job", "seed=1"]]
+)
+def test_what_hydra_itself_prints_holds_no_password(tmp_path: Path, words: list[str]) -> None:
+    """Its last case is an error of the parser, which repeats what it does not know."""
+    word = f"+hydra.job.env_set.STORE=foo://me:{PASSWORD}@host/x"
+    words = [*words, word] if words[-1] == "seed=1" else [word, *words]
+    done = run([str(ROOT / "train.py"), *TINY, *words], tmp_path, make_environment(tmp_path))
+    assert PASSWORD not in done.stdout + done.stderr
+    assert HIDDEN in done.stdout + done.stderr or words[1] == "--info"
 
 
 class Server(BaseHTTPRequestHandler):
