@@ -23,14 +23,14 @@ T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
 HIDDEN = "***"
 SECRET = r"(?:pass(?:word|wd)|secret|token|api_?key|access_?key|signature)"
-PATTERNS = tuple(
+PATTERNS = tuple(  # Hydra writes \ before : and = of a value, and prints \\
     re.compile(pattern)
     for pattern in (
-        r"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*://[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
-        r"(\w[\w+.-]*://[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
-        r"(https?://)[^\s/:@]+(?=@)",  # a token in place of user and password
-        rf"((?i:[?&;][\w.-]*{SECRET}[\w.-]*=))[^\s&\"']+",  # in a URL's query
-        rf"(\b[A-Z0-9_]*{SECRET.upper()}=[\"']?|(?<![?&;])\bpassword=)[^\s\"']+",  # a variable; a key of libpq
+        r"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*\\*://[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
+        r"(\w[\w+.-]*\\*://[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
+        r"(https?\\*://)[^\s/:@]+(?=@)",  # a token in place of user and password
+        rf"((?i:[?&;][\w.-]*{SECRET}[\w.-]*\\*=))[^\s&\"']+",  # in a URL's query
+        rf"(\b[A-Z0-9_]*{SECRET.upper()}\\*=[\"']?|(?<![?&;])\bpassword\\*=)[^\s\"']+",  # a variable; a key of libpq
     )
 )
 
@@ -52,7 +52,7 @@ def redact(value: T) -> T:
             text = pattern.sub(rf"\1{HIDDEN}", text)
     for name, secret in os.environ.items():
         if len(secret) >= 8 and re.search(rf"(?i){SECRET}$", name):
-            text = text.replace(secret, HIDDEN)
+            text = re.sub(r"\\*".join(["", *map(re.escape, secret)]), HIDDEN, text)
     return text  # type: ignore[return-value]
 
 
