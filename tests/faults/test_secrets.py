@@ -140,8 +140,8 @@ def test_what_hydra_itself_writes_holds_no_password(tmp_path: Path) -> None:
     (sweep,) = (tmp_path / "out" / "modular").iterdir()
     assert yaml.safe_load((sweep / "multirun.yaml").read_text())["tracker"]["uri"] == f"foo://me:{HIDDEN}@host/x"
     assert yaml.safe_load((sweep / "0" / ".hydra" / "config.yaml").read_text())["tracker"]["uri"] == f"foo://me:{HIDDEN}@host/x"
-    for name in ("hydra", "overrides"):
-        assert f"foo://me:{HIDDEN}@host/x" in (sweep / "0" / ".hydra" / f"{name}.yaml").read_text(), name
+    for name in (".hydra/hydra.yaml", ".hydra/overrides.yaml", "overrides.txt"):
+        assert rf"foo\://me\:{HIDDEN}@host/x" in (sweep / "0" / name).read_text(), name
 
 
 def test_what_a_launcher_s_process_has_written_is_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import ROOT, run, run_ranks
+from program import ROOT, Fork, run, run_ranks, wait_for_run
 
 SMALL = ["model=transformer", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "tracker=jsonl", "target=null",
          "trainer.log_every=1", "trainer.eval_every=5", "trainer.device=cpu"]  # fmt: skip
@@ -96,6 +97,25 @@ def test_a_signal_to_one_process_ends_both_and_saves(tmp_path: Path) -> None:
     assert read_summary(tmp_path, "long")["status"] == "STOPPED", told
     steps = read_summary(tmp_path, "long")["steps"]
     assert (find_folder(tmp_path, "long") / "checkpoints" / f"step-{steps:08d}").exists()
+
+
+@pytest.mark.parametrize(("signum", "code", "receivers"), [(signal.SIGTERM, 143, [1]), (signal.SIGHUP, 129, [0, 1])])
+def test_both_save_and_end_with_the_code_of_the_signal(tmp_path: Path, signum: int, code: int, receivers: list[int]) -> None:
+    """A closed terminal tells both processes, a scheduler perhaps one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    command = make_command(tmp_path, "name=long", "steps=100000")
+    forks = [Fork(command, tmp_path, {**os.environ, **variables, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    folder = wait_for_run(tmp_path, "long", 2)
+    for receiver in receivers:
+        forks[receiver].send_signal(signum)
+    messages = ["".join(fork.communicate(timeout=60)) for fork in forks]
+    assert [fork.returncode for fork in forks] == [code, code], messages
+    summary = read_summary(tmp_path, "long")
+    assert summary["status"] == "STOPPED"
+    assert (folder / "checkpoints" / f"step-{summary['steps']:08d}" / "manifest.json").exists()
 
 
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
