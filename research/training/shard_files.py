@@ -6,6 +6,7 @@ Either would let a foreign checkpoint run code.
 
 import io
 import json
+import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -100,6 +101,23 @@ def parse_metadata(content: dict[str, Any]) -> Metadata:
             described[name] = BytesStorageMetadata()
             continue
         chunks = [ChunkStorageMetadata(torch.Size(c["begin"]), torch.Size(c["size"])) for c in entry["chunks"]]
+        if not covers(chunks, entry["size"]):
+            raise TypeError(f"the parts of {name} do not make up its {len(entry['size'])} dimensions {entry['size']}")
         properties = TensorProperties(DTYPE_NAMES[entry["dtype"]])
         described[name] = TensorStorageMetadata(properties, torch.Size(entry["size"]), chunks)
     return Metadata(described, storage_data=storage)
+
+
+def covers(chunks: list[ChunkStorageMetadata], size: list[int]) -> bool:
+    """Return whether chunks lie within a tensor, each at a place of its own, and are as large as all of it."""
+    chunks = [chunk for chunk in chunks if math.prod(chunk.sizes)]
+    for chunk in chunks:
+        ends = [begin + length for begin, length in zip(chunk.offsets, chunk.sizes, strict=True)]
+        if (
+            len(ends) != len(size)
+            or min((*chunk.offsets, 0)) < 0
+            or any(end > limit for end, limit in zip(ends, size, strict=True))
+        ):
+            return False
+    is_whole = sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size)
+    return is_whole and len({tuple(chunk.offsets) for chunk in chunks}) == len(chunks)

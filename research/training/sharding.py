@@ -3,7 +3,8 @@
 Not accelerate's plugin: on a CPU it silently becomes plain data parallelism.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,50 @@ def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, aver
     return state
 
 
+def check_tensors(own: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], what: str = "tensor") -> None:
+    """Raise RuntimeError, naming the first, where these are not the same tensors with the same shapes."""
+    for name in sorted(own.keys() ^ sizes.keys()):
+        raise RuntimeError(f"the {what} {name} is in the {'model' if name in own else 'checkpoint'} alone")
+    for name, tensor in own.items():
+        if tensor.shape != sizes[name]:
+            raise RuntimeError(
+                f"the {what} {name} is {tuple(tensor.shape)} in the model, {tuple(sizes[name])} in the checkpoint"
+            )
+
+
 def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load full tensors into a model, sharded or not. Of tied tensors one name is enough.
 
-    Raise RuntimeError where the model has others, or one of another shape.
+    Raise RuntimeError where the model has others, or one of another shape. Then nothing is loaded.
     """
+    own = model.state_dict(keep_vars=True)
+    memory = {name: local_shard(tensor).data_ptr() or id(tensor) for name, tensor in own.items()}
+    loaded = {memory[name] for name in tensors if name in own}
+    needed = {name: own[name] for name in own if name in tensors or (own[name].numel() and memory[name] not in loaded)}
+    check_tensors(needed, {name: tensor.shape for name, tensor in tensors.items()})
     if distributed.world_size() == 1:
-        own = model.state_dict()
-        loaded = {own[name].data_ptr() for name in tensors if name in own}
-        missing = [name for name, tensor in own.items() if name not in tensors and tensor.numel()]
-        missing = [name for name in missing if own[name].data_ptr() not in loaded]
-        if wrong := [*missing, *(name for name in tensors if name not in own)]:
-            raise RuntimeError(f"the model and the weights do not both have {wrong[0]}")
         model.load_state_dict(tensors, strict=False)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+@contextmanager
+def unwrap_failures() -> Iterator[None]:
+    """Raise what has failed in a process: torch's distributed checkpoint wraps it into what is no Exception.
+
+    An OSError and a signal remain what they are; all else is a RuntimeError.
+    """
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        failure = next(failure for failure, _ in error.failures.values())
+        if isinstance(failure, Exception) and not isinstance(failure, OSError):
+            raise RuntimeError(f"{type(failure).__name__}: {failure}") from failure
+        raise failure from None
 
 
 def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -77,7 +105,8 @@ def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from research.training.shard_files import write_metadata
 
-    metadata = save(sharded_state, storage_writer=FileSystemWriter(folder))
+    with unwrap_failures():
+        metadata = save(sharded_state, storage_writer=FileSystemWriter(folder))
     if distributed.rank() == 0:
         write_metadata(folder, metadata)
     names = distributed.broadcast(sorted(path.name for path in folder.iterdir()))
@@ -105,7 +134,7 @@ def load_shards(
     """Load the state from the files, however many processes wrote them. Averages that they do not hold are the weights.
 
     `listed` names the files that may be read, as the manifest does. Raise ValueError for any other, and for shards that only
-    a pickle describes.
+    a pickle describes; RuntimeError where they hold other weights or averages, or cannot be read. Then nothing is loaded.
     """
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -116,14 +145,26 @@ def load_shards(
     metadata = files.read_metadata().state_dict_metadata
     has_average = any(name.startswith("average.") for name in metadata)
     state = get_sharded_state(model, optimizer, average if has_average else None)
+    for part, what in (("model", "tensor"), ("average", "average of")):
+        if part in state:
+            prefix = f"{part}."
+            entries = {name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)}
+            check_tensors(state[part], {name: get_size(entry) for name, entry in entries.items()}, what)
+            state[part] = {name: torch.zeros_like(tensor) for name, tensor in state[part].items()}
     if optimizer:
         state["optimizer"]["state"] = allocate_optimizer_state(metadata, state["model"])
-    load(state, storage_reader=files, planner=Planner(), no_dist=distributed.world_size() == 1)
+    with unwrap_failures():
+        load(state, storage_reader=files, planner=Planner(), no_dist=distributed.world_size() == 1)
     set_model_state_dict(model, state["model"])
     if optimizer:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    if average and not has_average:
-        average.load()
+    if average:
+        average.load(state.get("average"))
+
+
+def get_size(entry: Any) -> torch.Size:
+    """Return the size of a tensor by its description; raise AttributeError for what is none."""
+    return torch.Size(entry.size)
 
 
 def allocate_optimizer_state(metadata: Mapping[str, Any], params: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

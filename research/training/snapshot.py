@@ -222,6 +222,9 @@ def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
     elif state.sharded:
         raise ValueError(f"resume={folder} was not saved by trainer=fsdp\ngo on without it, or give resume.weights_only=true")
     else:
+        if state.average and "average" in snapshot.tensors:
+            saved = {name: tensor.shape for name, tensor in snapshot.tensors["average"].items()}
+            sharding.check_tensors(state.average.averages, saved, "average of")
         sharding.load_full(state.model, snapshot.tensors["model"])
         if state.average:
             state.average.load(snapshot.tensors.get("average", snapshot.tensors["model"]))
