@@ -5,14 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from sweep_worker import make_worker
 from sweeping import load_folder_study, load_study, run_program, run_sweep, write_program
 
-from research.run_dir import read_json
+from research.callbacks.pause import describe_pause
+from research.pbt.evolve import Member
+from research.pbt.plan import Plan as PopulationPlan
+from research.pbt.plan import read_population
+from research.pbt.population import Population
+from research.pbt.settings import PopulationSettings
+from research.run_dir import Summary, read_json
 from research.sweep.objective import find_lack
 from research.sweep.queue import POSTPONED_ATTR, TRIES
+from research.sweep.space import parse_space
 from research.sweep.sweep import begin
 
 
@@ -142,3 +151,70 @@ def test_the_same_command_goes_on_once_there_is_room(tmp_path: Path) -> None:
     began = [line.split()[0] for line in (tmp_path / "times.txt").read_text().splitlines()]
     assert sorted(began) == sorted("0012231133")  # a line as each begins, and one as it ends
     assert read_json(tmp_path / "sweep" / "study.json")["over"]
+
+
+class Members:
+    """A launcher of a population's members, one of which fails with an error until it is mended."""
+
+    def __init__(self, folder: Path, error: Exception | None, failing: str = "g1m1") -> None:
+        self.folder, self.error, self.failing, self.names = folder, error, failing, list[str]()
+
+    def launch(self, lines: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        return [self.run(dict(line.split("=", 1) for line in overrides)) for overrides in lines]
+
+    def run(self, overrides: dict[str, str]) -> JobReturn:
+        name, value = overrides["hydra.sweep.subdir"], float(overrides["lr"])
+        self.names.append(name)
+        if self.error and name == self.failing:
+            result = JobReturn(status=JobStatus.FAILED)
+            result.return_value = self.error
+            return result
+        folder, stop = self.folder / name, describe_pause(2 * int(name[1]) + 2)
+        (folder / "checkpoints" / "step-00000002").mkdir(parents=True)
+        values: dict[str, float | None] = {"val/acc": value}
+        Summary("FINISHED", metrics=values, best=values, steps=2, stop=stop).write(folder)
+        result = JobReturn(status=JobStatus.COMPLETED)
+        result.return_value = value
+        return result
+
+
+def train_population(folder: Path, launcher: Members, n_jobs: int) -> list[Member]:
+    """Run the command once, to its end or its error; return the members that population.json holds."""
+    folder.mkdir(exist_ok=True)
+    settings = PopulationSettings(population=3, interval=2, n_jobs=n_jobs)
+    space = parse_space({}, ["lr=interval(0.1,1.0)"], {}, None)
+    plan = PopulationPlan(settings, space, OmegaConf.create(), 6, "val/acc", maximize=True, folder=folder)
+    try:
+        Population(plan, launcher).run_all()
+    finally:
+        members = list(read_population(folder).members)
+    return members
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+@pytest.mark.parametrize(
+    "error", [FULL, ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")], ids=["room", "store"]
+)
+def test_a_population_goes_on_with_the_member_that_lacked_something(tmp_path: Path, error: Exception, n_jobs: int) -> None:
+    """It is neither a failed one, which a copy would replace, nor run twice; and the end is that of a run without a fault."""
+    whole = train_population(tmp_path / "whole", Members(tmp_path / "whole", None), n_jobs)
+    names = [f"g{generation}m{member}" for generation in range(3) for member in range(3)]
+    launcher = Members(tmp_path / "part", error)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"hydra/sweeper=pbt: g1m1 lacks .*\nthe same command goes on with it"):
+            train_population(tmp_path / "part", launcher, n_jobs)
+        saved = [member.name for member in read_population(tmp_path / "part").members]
+        assert saved == [name for name in names[: 3 + (1 if n_jobs == 1 else 3)] if name != "g1m1"]
+    launcher.error = None
+    launcher.names.clear()
+    ended = train_population(tmp_path / "part", launcher, n_jobs)
+    assert sorted(ended, key=lambda member: member.name) == whole
+    assert launcher.names == [name for name in names if name not in saved]
+
+
+def test_a_member_that_fails_by_itself_is_replaced_and_not_run_again(tmp_path: Path) -> None:
+    launcher = Members(tmp_path, FloatingPointError("NaN"))
+    members = train_population(tmp_path, launcher, 3)
+    assert [member.error for member in members if member.error] == ["FloatingPointError: NaN"]
+    assert len(launcher.names) == 9
+    assert next(member for member in members if member.name == "g2m1").parent != 1
