@@ -87,7 +87,7 @@ def unwrap_failures() -> Iterator[None]:
 
     An OSError and a signal remain what they are; all else is a RuntimeError.
     """
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         yield

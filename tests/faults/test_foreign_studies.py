@@ -89,10 +89,11 @@ def test_what_optuna_keeps_is_read_as_it_was(kind: str) -> None:
         ]
         optimizer.tell([(point, float(np.sum(point**2))) for point in points])
     content = pickle.dumps(optimizer)
-    both = pickle.loads(content), optuna_private.OptimizerUnpickler(io.BytesIO(content)).load()
-    for restored in both:
+    points = []
+    for restored in (pickle.loads(content), optuna_private.OptimizerUnpickler(io.BytesIO(content)).load()):
         restored._rng.seed(3)
-    assert np.array_equal(*(np.array(restored.ask()) for restored in both))
+        points.append(np.array(restored.ask()))
+    assert np.array_equal(points[0], points[1])
 
 
 def test_a_study_of_one_s_own_goes_on_with_the_same_points(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from fitting import fit
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from research.training import checkpoint, sharding
 from research.training.checkpoint import Snapshot
