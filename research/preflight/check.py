@@ -1,15 +1,17 @@
 """Find every mistake of a command line, each with its fix, before anything heavy is imported."""
 
+import json
 import os
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from research.preflight.compose import MISSING, chooses_option, compose, drop_inactive, iter_leaves, read_study
+from research.preflight.advice import Adviser, CommandLine
+from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS
 from research.preflight.help import CONF
 from research.preflight.overrides import (
@@ -21,6 +23,7 @@ from research.preflight.overrides import (
     get_key,
     iter_variants,
     parse,
+    quote_word,
 )
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import check_resume_sweep, get_folder_overrides, get_resume_overrides
@@ -41,6 +44,14 @@ class Globals:
     monitor: Monitor
 
 
+class Judgement(NamedTuple):
+    """What the preflight says about a command line."""
+
+    mistakes: list[str]
+    runs: list[list[Override]]
+    sweep_lines: dict[str, str]  # key -> the whole sweep over it, as it was typed
+
+
 def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:
     """Return every mistake of a command line, as text for the terminal."""
     return check_overrides([expand_argument(word) for word in arguments], multirun)[0]
@@ -53,38 +64,91 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
     """
     has_flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
     words = [w for w in arguments if not w.startswith("-") and (not has_flags or "=" in w or w.startswith("~"))]
-    overrides, mistakes = parse(words)
+    line, more = CommandLine(tuple(words), multirun), list[str]()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        judged = judge(line)
+        if multirun:
+            os.environ[SWEPT_ENV_VAR] = ",".join(judged.sweep_lines)
+        mistakes = Adviser(line, judged.mistakes, lambda line: judge(line).mistakes).check() if judged.mistakes else []
+        if not mistakes:
+            requested = RequestedConfig.from_overrides(judged.runs[0], judged.sweep_lines)
+            more = [*get_folder_overrides(requested), *get_resume_overrides(requested, multirun)]
+    return [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes], more
+
+
+def judge(line: CommandLine) -> Judgement:
+    """Return every mistake of a command line, its advice untried, and the runs that were looked at."""
+    multirun, (overrides, mistakes) = line.multirun, parse(list(line.words))
     for override in list(overrides):
         about_sweep = check_resume_sweep(override) if multirun else check_no_sweep(override)
         if mistake := check_values(override) or about_sweep:
             mistakes.append(mistake)
             overrides.remove(override)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        params, conditions = read_study(overrides) if multirun else ([], {})
-        overrides += params
-        sweep_lines = {get_key(o): str(o.input_line) for o in overrides if o.is_sweep_override()}
-        if multirun:
-            os.environ[SWEPT_ENV_VAR] = ",".join(sweep_lines)
-        try:
-            runs = [drop_inactive(variant, conditions) for variant in islice(iter_variants(overrides), MAX_RUNS)]
-        except ValueError as error:
-            return [*mistakes, format_mistake(str(error))], []
+    params, conditions = read_study(overrides) if multirun else ([], {})
+    overrides += [param for param in params if get_key(param) not in line.dropped]
+    sweep_lines = {get_key(o): str(o.input_line) for o in overrides if o.is_sweep_override()}
+    try:
+        runs = [drop_inactive(variant, conditions) for variant in islice(iter_variants(overrides), MAX_RUNS)]
+    except ValueError as error:
+        return Judgement([*mistakes, format_mistake(str(error))], [], sweep_lines)
+    for run in runs:
+        mistakes += check_run(run, sweep_lines)
+    mistakes = replace_partial_keys(mistakes, overrides, runs)
+    mistakes += [] if mistakes else check_study_name(runs)
+    mistakes += check_study_settings(overrides) if multirun else []
+    if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
+        mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume=auto"))
+    return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
+
+
+def replace_partial_keys(mistakes: list[str], overrides: list[Override], runs: list[list[Override]]) -> list[str]:
+    """Return the mistakes, with one in place of all those about a key that a sweep's options have only in part.
+
+    With a + such a key is there already in some runs, without one it is unknown in others: neither advice would do.
+    """
+    heads = {mistake.removeprefix("error: ").split("\n  ")[0] for mistake in mistakes}
+    for override in overrides if any(o.is_sweep_override() and chooses_option(o) for o in overrides) else []:
+        own = {str(override.input_line), *expand_sweep(override)}
+        if not chooses_option(override) and own & heads and (mistake := describe_partial_key(override, overrides, runs)):
+            mistakes = [text for text in mistakes if text.removeprefix("error: ").split("\n  ")[0] not in own] + [mistake]
+    return mistakes
+
+
+def describe_partial_key(override: Override, overrides: list[Override], runs: list[list[Override]]) -> str:
+    """Return the mistake of a key that only some options of a swept group have, and how a sweep may go on with it."""
+    key, line = override.key_or_group, str(override.input_line)
+    swept = [o for o in overrides if o.is_sweep_override() and chooses_option(o)]
+    has_key: dict[tuple[str, str], set[bool]] = {}
+    try:
         for run in runs:
-            mistakes += check_run(run, sweep_lines)
-        mistakes += [] if mistakes else check_study_name(runs)
-        mistakes += check_study_settings(overrides) if multirun else []
-        if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
-            mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume"))
-        requested = None if mistakes else RequestedConfig.from_overrides(runs[0], sweep_lines)
-        more = [*get_folder_overrides(requested), *get_resume_overrides(requested, multirun)] if requested else []
-    return [mistake.replace("error: resume.path=", "error: resume=") for mistake in dict.fromkeys(mistakes)], more
+            is_there = ComposedConfig(compose(run)).get(key) is not MISSING
+            for choice in run if override.key_or_group in {o.key_or_group for o in run} else []:
+                has_key.setdefault((choice.key_or_group, str(choice.input_line)), set()).add(is_there)
+    except HydraException:
+        return ""  # the run reports it
+    if len(set[bool]().union(*has_key.values())) < 2:
+        return ""
+    for group in (o.key_or_group for o in swept):
+        sides = {side: [text for (name, text), found in has_key.items() if name == group and found == {side}] for side in (True, False)}
+        if sides[True] and sides[False] and all(len(found) == 1 for (name, _), found in has_key.items() if name == group):
+            message = f"there is no key '{key}' with {', '.join(sides[False])}, unlike with {', '.join(sides[True])}"
+            options = [text.partition("=")[2] for text in sides[True]]
+            apart = quote_word(f"{group}={','.join(options)}")
+            if override.is_delete():
+                return format_mistake(line, message, f"did you mean: {apart} {line} ?")
+            values = line.partition("=")[2]
+            plain = quote_word(f"{key}={values if override.is_sweep_override() else f'choice({values})'}")
+            test = f'{group} == "{options[0]}"' if len(options) == 1 else f"{group} in {json.dumps(options)}"
+            when = quote_word(f"hydra.sweeper.when={{{key}: '{test}'}}")
+            return format_mistake(line, message, f"did you mean: {plain} {when} or {apart} {quote_word(f'{key}={values}')} ?")
+    return format_mistake(line, f"'{key}' is no key in some runs of this sweep", "sweep the options that have it by themselves")
 
 
 def check_study_name(runs: list[list[Override]]) -> list[str]:
     """Return the mistake of a sweep over several names: it has one folder and one parent run, so its runs need one."""
     names = dict.fromkeys(str(RequestedConfig.from_overrides(run, {}).get("name")) for run in runs)
     message = f"the runs of this sweep belong to several studies: {', '.join(names)}"
-    return [format_mistake("-m", message, "give them one name, as name=comparison")] if len(names) > 1 else []
+    return [format_mistake("-m", message, "give name=comparison, or another one name")] if len(names) > 1 else []
 
 
 def check_study_settings(overrides: list[Override]) -> list[str]:

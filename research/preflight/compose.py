@@ -34,6 +34,11 @@ def _compose_lines(lines: tuple[str, ...]) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(hydra.compose("config", list(lines), return_hydra_config=True)))
 
 
+def count_composed() -> int:
+    """Return how many choices of options were composed up to now."""
+    return _compose_lines.cache_info().misses
+
+
 def chooses_option(override: Override) -> bool:
     """Return whether an override chooses an option of a group; any other sets a single key."""
     return override.key_or_group in list_groups() or override.key_or_group.startswith(("hydra/", "hydra.searchpath"))

@@ -35,8 +35,10 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
         tasks = [f"data={o}" for o in list_groups()["data"] if parse_shape(read_option("data", o)) == takes]
         models = [f"model={o}" for o in list_groups()["model"] if read_option("model", o).get_annotation(0) == gives]
         message = f"data={data} gives {gives}, model={model} takes {takes}"
+        typed_data = "data" in requested.typed_overrides  # then data that fit the model are the second choice
+        fix = " or ".join([*models, *tasks] if typed_data else [*tasks, *models])
         if tasks:  # else the model is the user's own, and may well take both
-            yield Conflict(("data", "model"), message, f"give {' or '.join(models)}, or {' or '.join(tasks)}")
+            yield Conflict(("data", "model"), message, f"give {fix}")
     every_position = "override /loss: next_token" in read_yaml("data", data)
     if every_position and requested.get_resolved("model._target_")[0] == DECODER:
         message = f"data={data} needs a prediction at every position, model={model} gives the last one only"
@@ -53,7 +55,7 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
     logits, targets = axes = [requested.get_signature("loss").get_annotation(index) for index in (0, 1)]
     fits = not own or loss == own[1] or "*" in logits
     if own and not fits and axes != [read_option("loss", own[1]).get_annotation(index) for index in (0, 1)]:
-        yield Conflict(("loss", "data"), f"loss={loss} does not fit data={data}", f"give loss={own[1]}, or leave loss out")
+        yield Conflict(("loss", "data"), f"loss={loss} does not fit data={data}", f"give loss={own[1]}")
     elif requested.get_resolved("monitor")[0] == "val/bpb" and targets and " " not in targets.partition(", ")[2]:
         message = f"monitor=val/bpb needs a loss at every position, loss={loss} has one a sequence"
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
@@ -91,7 +93,7 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
     monitor, (target, source) = requested.get_resolved("monitor")[0], requested.get_resolved("callbacks.early_stop.target")
     if monitor != own.get("monitor", monitor) and str(target) == own.get("target") and source not in requested.typed_overrides:
         message = f"target={target} is meant for {own['monitor']}, not for monitor={monitor}"
-        yield Conflict(("monitor", "target"), message, f"give target=VALUE, the {monitor} to stop at, or target=null")
+        yield Conflict(("monitor", "target"), message, f"give target=null or target=VALUE, the {monitor} to stop at")
 
 
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:

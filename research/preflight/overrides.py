@@ -71,10 +71,8 @@ def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
             lines = ["an override is key=value, without spaces around '=', as trainer.eval_every=5"]
         else:
             what = "brackets must close; text with brackets, commas, = or letters beyond ASCII needs quotes"
-            lines = [
-                f"{value} cannot be read: {what}",
-                f"a list: '{name}=[a,b]'   text: {shlex.quote(f'{name}={to_override(value)}')}",
-            ]
+            closed = [f"one list: {shlex.quote(f'{name}={value}]')}"] if value.startswith("[") else []
+            lines = [f"{value} cannot be read: {what}", *closed, f"one text: {shlex.quote(f'{name}={to_override(value)}')}"]
         mistakes.append(format_mistake(argument, *lines))
     return overrides, mistakes
 
@@ -94,7 +92,7 @@ def check_no_sweep(override: Override) -> str:
     line = str(override.input_line)
     key, _, values = line.partition("=")
     # A function, as range(0,3), can be nothing else; bare commas may stand for a list or belong to a text.
-    others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}   one text: {quote(key, values)}"]
+    others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
     return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
 
 
@@ -125,7 +123,10 @@ def check_values(override: Override) -> str:
         return ""
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
         if name is None:
-            return format_mistake(line, f"a group takes one of its options: {', '.join(options)}", f"none of them: ~{group}")
+            near = [*(["none"] if "none" in options else []), f"~{group}"]
+            words = [word if word.startswith("~") else f"{group}={word}" for word in near]
+            message = f"a group takes one of its options: {', '.join(options)}"
+            return format_mistake(line, message, f"did you mean: {' or '.join(words)} ?")
         if name not in options:
             near = [f"{group}={option}" for option in suggest(str(name), options)]
             known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
@@ -168,6 +169,14 @@ def to_literal(text: str) -> str:
 def to_argument(key: str, text: str) -> str:
     """Return an override as one word of a command line that people copy: quoted for Hydra, then for the shell."""
     return shlex.quote(f"{key}={to_literal(text)}")
+
+
+def quote_word(word: str) -> str:
+    """Return an override as one word for the shell, its value in quotes where that is needed."""
+    key, equal, value = word.partition("=")
+    if "'" in value and not re.search(r"[$`\\!]", value):  # as a shell's single quotes would need four more each
+        return f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"'
+    return f"{key}{equal}{shlex.quote(value) if value else ''}"
 
 
 def quote(key: str, text: str) -> str:

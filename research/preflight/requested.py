@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
 from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
-from research.preflight.overrides import format_mistake, suggest
-from research.preflight.renames import describe_rename, find_new_key
+from research.preflight.overrides import format_mistake, quote_word, suggest
+from research.preflight.renames import EPOCHS, HABITS, describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
@@ -60,9 +60,12 @@ class RequestedConfig(ComposedConfig):
             if is_unknown or leaf.split(".")[0] not in self.cfg:
                 self.add_unknown_key(leaf, self.sweep_lines.get(key, line))
             elif old is not MISSING and override.is_add():
-                self.add_mistake(leaf, f"'{leaf}' is there already: leave out the +")
+                typed = self.sweep_lines.get(key, line)
+                fix = f"leave out the +: {quote_word(typed.lstrip('+'))}"
+                self.add_mistake(leaf, f"'{leaf}' is there already", fix, head=typed)
             elif isinstance(old, dict) and not isinstance(value, dict) and not deletes:
-                self.add_mistake(leaf, f"'{leaf}' holds keys of its own: set one of them, or leave all out with ~{leaf}")
+                fix = f"give ~{leaf} to leave all out"
+                self.add_mistake(leaf, f"'{leaf}' holds keys of its own: set one of them, or leave all out", fix)
             else:
                 self.set(leaf, MISSING if deletes else value)
 
@@ -93,13 +96,29 @@ class RequestedConfig(ComposedConfig):
             return
         parent, is_hydra = key.rpartition(".")[0], key.startswith("hydra.")
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
-        values = set(line.partition("=")[2].split(","))
+        habit, values = HABITS.get(key.rpartition(".")[2], ""), set(line.partition("=")[2].split(","))
+        if habit == EPOCHS:
+            self.add_mistake(key, f"there is no key '{key}': a run is counted in optimizer steps", "give steps=N", head=line)
+            return
         groups = [group for group, options in list_groups().items() if values <= set(options)]
         names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
-        hint = self.describe_absence(key) or suggest_keys(line, key, *names)
+        hint = self.describe_absence(key)
+        if habit:
+            names = [name for name in (*own, *groups, "resume") if name == habit]
+            hint = hint or ("" if names else self.describe_absence(habit))
+        elif not names and self.may_add(key):
+            names = [f"+{key}"]
+        hint = hint or suggest_keys(line, key, *names)
         if not hint and parent and isinstance(around := self.get(parent), dict):
             hint = f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"
         self.add_mistake(key, f"there is no key '{key}'", hint, head=line)
+
+    def may_add(self, key: str) -> bool:
+        """Return whether a + would add a key: a setting of its node's target, or a part of one that holds any keys."""
+        node, _, name = key.rpartition(".")
+        target, is_node = self.get(f"{node}._target_"), isinstance(self.get(node), dict)
+        is_free = target is MISSING and self.get(f"{node.rpartition('.')[0]}._target_") is not MISSING
+        return is_node and (name in self.get_signature(node).names or is_free)
 
     def find_new_key(self, key: str) -> str | None:
         """Return the current name of a key that was renamed; None for any other, as one that its node's target takes."""
@@ -112,6 +131,10 @@ class RequestedConfig(ComposedConfig):
         group = parent.rpartition(".")[2]  # as linear for model.linear
         choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
         others = [f"{group}={option}" for option in options if name in read_option(group, option).names]
+        if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
+            group, _, rest = key.partition(".")
+            choice = f"{group}={self.get_choice(group)}"
+            others = [f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)]
         return f"{choice} has no such setting, unlike {', '.join(others)}" if others and choice not in others else ""
 
     def check_groups(self) -> None:
@@ -132,10 +155,10 @@ class RequestedConfig(ComposedConfig):
         for key in self.typed_overrides:
             is_read = key in read_keys
             if key in TRAINER_KEYS and key in self.cfg and not is_read and f"trainer.{key}" not in self.typed_overrides:
-                fix = f"give trainer.{key}, which trainer={self.get_choice('trainer')} sets itself"
-                self.add_mistake(key, f"nothing reads '{key}' here", fix)
+                message = f"nothing reads '{key}' here: trainer={self.get_choice('trainer')} sets trainer.{key} itself"
+                self.add_mistake(key, message, suggest_keys(self.typed_overrides[key], key, f"trainer.{key}"))
             elif "." not in key and key not in self.cfg and is_read:
-                self.add_mistake(key, f"the run reads '{key}'", f"give it a value, as {key}=null where that is one")
+                self.add_mistake(key, f"the run reads '{key}'", f"give {key}=null or {key}=VALUE")
         for setting in ("hydra.sweeper.when", "hydra.sweeper.enqueue"):
             references[setting] = re.findall(r"[a-z]\w*(?:\.\w+)+", repr_value(self.get(setting)))
         for key, names in references.items():
@@ -153,8 +176,10 @@ class RequestedConfig(ComposedConfig):
             self.add_unknown_key(old, self.typed_overrides.get(old, ""))
         if unknown := [name for name in unknown if f"{key}.{name}" not in self.mistakes]:
             typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*unknown, "_target_")]
-            near = [f"{key}.{name}" for word in unknown for name in suggest(word, names)]
-            hint = suggest_keys(typed[0] if len(unknown) == 1 else "", f"{key}.{unknown[0]}", *near)
+            near = [f"{key}.{name}" for name in suggest(unknown[0], names) if len(unknown) == 1]
+            hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
+            if f"{key}._target_" in self.typed_overrides and len(unknown) < 4:  # left over from the target before
+                hint = hint or f"give {' '.join(f'~{key}.{name}' for name in unknown)}"
             hint = hint or self.describe_absence(f"{key}.{unknown[0]}") or f"it has: {', '.join(names) or 'none'}"
             head = " ".join(dict.fromkeys(filter(None, typed)))
             self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", hint, head=head)
@@ -167,7 +192,9 @@ class RequestedConfig(ComposedConfig):
         try:
             module, node = find_definition(target)
         except TargetError as error:
-            self.add_mistake(key, *str(error).splitlines())
+            near = error.near or [name for name in list_components() if name.endswith(f".{target}")]
+            near = near or [f"torch.{package}.{target}" for package in ("optim", "nn") if "." not in target]
+            self.add_mistake(key, *error.message.splitlines(), suggest_keys("", key, *(f"{key}={name}" for name in near)))
         except UnresolvedError:
             if not conflict and key.startswith("hydra."):  # Hydra builds these itself: run.py cannot look at them before
                 try:
@@ -242,4 +269,4 @@ def suggest_keys(line: str, key: str, *names: str) -> str:
     """Return what an override may mean, with its ~ and its value where it sets this very key; empty without a name."""
     match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=.*)?", line, re.DOTALL)
     sign, value = match.groups("") if match else ("", "")
-    return f"did you mean: {' or '.join(f'{sign}{name}{value}' for name in names)} ?" if names else ""
+    return f"did you mean: {' or '.join(quote_word(f'{sign}{name}{value}') for name in names)} ?" if names else ""

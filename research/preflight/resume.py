@@ -174,7 +174,7 @@ def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
         message = "resume=auto resumes the newest run of this configuration, resume.weights_only=true starts a new one"
         yield Conflict(("resume.path", "resume.weights_only"), message, "give resume=FOLDER, the run to start from")
     elif is_new:
-        fix = "give resume=, a run folder or a checkpoint"
+        fix = "give resume=FOLDER, a run folder or a checkpoint"
         yield Conflict(("resume.weights_only",), "resume.weights_only=true needs weights to start from", fix)
     elif value == "auto":
         folder = requested.get_resolved("hydra.run.dir")[0] if "hydra.run.dir" in requested.typed_overrides else None

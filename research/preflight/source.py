@@ -14,7 +14,11 @@ MAX_DEPTH = 12  # imports, aliases, bases that are followed
 
 
 class TargetError(LookupError):
-    """A target that certainly does not exist; the message names the missing part, and names near it."""
+    """A target that certainly does not exist; the message names the missing part, and `near` targets that may be meant."""
+
+    def __init__(self, message: str, *near: str) -> None:
+        super().__init__("\n".join([message, *([f"did you mean {' or '.join(near)} ?"] if near else [])]))
+        self.message, self.near = message, near
 
 
 class UnresolvedError(LookupError):
@@ -128,12 +132,12 @@ def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | N
 def find_definition(target: str) -> Definition:
     """Return the class or function that a dotted path names. Raises TargetError or UnresolvedError."""
     if target in TARGETS:
-        raise TargetError(f"{describe_rename(target, TARGETS[target])}\ndid you mean {TARGETS[target]} ?")
+        raise TargetError(describe_rename(target, TARGETS[target]), TARGETS[target])
     top, *rest = target.split(".")
     if find_source(top) is None:
         near = get_close_matches(top, ("research", "torch"), n=1, cutoff=0.7)
-        hint = f"did you mean {'.'.join([*near, *rest])} ?" if near else f"pip install {top}, if that is the package's name"
-        raise TargetError(f"there is no package '{top}' in this environment\n{hint}")
+        hint = "" if near or not rest else f"\npip install {top}, if that is the package's name"
+        raise TargetError(f"there is no package '{top}' in this environment{hint}", *(".".join([top, *rest]) for top in near))
     # A package may hold a function with the name of one of its modules: files come first.
     home = top
     while len(rest) > 1 and find_source(f"{home}.{rest[0]}"):
@@ -146,8 +150,7 @@ def find_definition(target: str) -> Definition:
             member = find_member(member, rest.pop(1))
     if member is None:
         near = get_close_matches(rest[0], sorted(module.list_public_names()), n=2, cutoff=0.5)
-        hint = f"\ndid you mean {' or '.join(f'{home}.{name}' for name in near)} ?" if near else ""
-        raise TargetError(f"'{target}' does not exist: {home} has no '{rest[0]}'{hint}")
+        raise TargetError(f"'{target}' does not exist: {home} has no '{rest[0]}'", *(f"{home}.{name}" for name in near))
     if len(rest) > 1:
         raise UnresolvedError(target)  # an attribute of a class
     if isinstance(member, Module):

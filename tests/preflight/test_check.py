@@ -22,7 +22,7 @@ MISTAKES = [
     ("~trainer.stepz", ["'trainer.stepz'", "~trainer.steps"]),
     ("model=bitnt", ["'bitnt'", "bitmlp, bitnet, bitnet_2b4t", "did you mean: model=bitnet"]),
     ("experiment=txt", ["'txt'", "experiment=text"]),
-    ("tracker=null", ["one of its options", "jsonl, mlflow, none", "~tracker"]),
+    ("tracker=null", ["one of its options", "jsonl, mlflow, none", "did you mean: tracker=none ?"]),
     ("model=transformer model.linear.scale_method=1", ["'model.linear.scale_method'", "linear=full has no such setting"]),
     # + does not get past the checks, and is not needed for a key that is there
     ("+trainer.foo=1", ["research.training.trainer.Trainer", "foo", "it has: steps, batch_size"]),
@@ -53,10 +53,11 @@ MISTAKES = [
     ("model._target_=research.models.mlp.MPL", ["no 'MPL'", "research.models.mlp.MLP"]),
     ("optim.base._target_=lion_pytorch.Lion", ["no package 'lion_pytorch'", "pip install lion_pytorch"]),
     # a sweep without -m, spaces and brackets
-    ("lr=1e-3,3e-4", ["lr=1e-3,3e-4", "-m (or --multirun)", "'lr=[1e-3,3e-4]'"]),
+    ("lr=1e-3,3e-4", ["lr=1e-3,3e-4", "-m (or --multirun)"]),
+    ("optim.no_decay=norm,bias", ["-m (or --multirun)", "'optim.no_decay=[norm,bias]'"]),
     ("seed=range(0,3)", ["seed=range(0,3)", "-m (or --multirun)"]),
     ("trainer.steps = 5", ["without spaces around '='"]),
-    ("optim.base.betas=[0.9,0.98", ["brackets must close", "'optim.base.betas=[a,b]'"]),
+    ("optim.base.betas=[0.9,0.98", ["brackets must close", "'optim.base.betas=[0.9,0.98]'"]),
     # a key that nothing reads
     ("trainer=debug steps=10", ["nothing reads 'steps'", "trainer.steps", "trainer=debug"]),
     # choices that do not fit each other; rules that constructors share are in test_rules.py

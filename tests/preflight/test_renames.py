@@ -89,7 +89,7 @@ def test_every_new_name_exists() -> None:
         ("trainer.on_nonfinite=skip", "trainer.guard.policy=skip"),
         ("trainer.max_skips=3", "trainer.guard.max_skips=3"),
         ("data=text data.length=8", "data.seq_len=8"),
-        ("data=text data.glob=*.md", "data.pattern=*.md"),
+        ("data=text data.glob=*.md", "data.pattern='*.md'"),
         ("optim._target_=research.optim.plain.plain", "research.optim.param_groups.from_base"),
         ("tracker._target_=research.jsonl.Jsonl", "research.tracking.jsonl.Jsonl"),
         ("trainer._target_=research.trainer.Trainer", "research.training.trainer.Trainer"),

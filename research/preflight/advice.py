@@ -1,0 +1,156 @@
+"""The advice of a mistake is tried by the preflight before it is printed, so that none of it leads into another mistake.
+
+A line of advice begins with one of LEADS. Then come words of a command line that would be right, quoted for the shell, with
+`or` between alternatives. Those that are refused are left out; what is no such word, as FOLDER, stays as it is.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from research.preflight.compose import count_composed
+from research.preflight.overrides import count_changed_letters, expand_argument, quote_word
+
+# How a line of advice begins, and whether it is to stand in place of what was typed.
+LEADS = {
+    **dict.fromkeys(("did you mean: ", "leave out the +: ", "one list: ", "one text: "), True),
+    **dict.fromkeys(("give ", "leave out ", "a sweep: add "), False),
+}
+MERGED_KEYS = ("hydra.sweeper.when",)  # mappings that may be typed several times
+PLACEHOLDER = r"[^=]+=(FOLDER|NAME|VALUE|N)"  # as out=FOLDER
+NEXT = r"(?=['\"]?(?:[+~]*[a-z][\w./@]*=(?!=)|~\w))"  # an override begins here
+MAX_TRIES, MAX_COMPOSED = 40, 3  # of a command line, and how many of them may choose other options: these take longer
+MAX_KEPT = 3  # alternatives of a mistake
+
+
+class CommandLine(NamedTuple):
+    """What is judged: the overrides as they are typed, whether it is a sweep, keys in a sweeper's `params` that do not count."""
+
+    words: tuple[str, ...]
+    multirun: bool
+    dropped: frozenset[str] = frozenset()
+
+
+def get_typed_key(word: str) -> str:
+    """Return the key of a word as it is typed, without + and ~."""
+    return word.partition("=")[0].strip().lstrip("+~")
+
+
+def read_words(text: str) -> list[str]:
+    """Return the words of a command line that an alternative begins with; none where it is for people alone."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return []
+    known = [re.fullmatch(r"[+~]*[a-z][\w./@:]*=.*|~[a-z][\w.]*|-m", word.rstrip(",;:"), re.DOTALL) for word in words]
+    count = known.index(None) if None in known else len(known)
+    found = words[:count]
+    if count < len(words) and found:
+        found[-1] = found[-1].rstrip(",;:")
+    return [] if any(re.fullmatch(PLACEHOLDER, word) for word in found) else found
+
+
+def iter_alternatives(line: str) -> Iterator[tuple[str, str]]:
+    """Yield what a line of advice begins with, and each of its alternatives; nothing for another line."""
+    if lead := next((lead for lead in LEADS if line.startswith(lead)), ""):
+        rest = line.removeprefix(lead).removesuffix(" ?")
+        yield from ((lead, text) for text in re.split(r",? or " if lead == "leave out " else rf",? or {NEXT}", rest))
+
+
+def take(line: CommandLine, head: str, lead: str, words: list[str]) -> CommandLine:
+    """Return the command line of somebody who takes an advice about `head`."""
+    words = [expand_argument(word) for word in words]
+    keys = {get_typed_key(word) for word in words} | ({get_typed_key(head)} if LEADS[lead] else set())
+    rest = [word for word in line.words if get_typed_key(word) not in keys.difference(MERGED_KEYS)]
+    if lead == "leave out ":
+        return CommandLine(tuple(rest), line.multirun and "-m" not in words, line.dropped)
+    typed = [word for word in words if word != "-m" and word not in rest]
+    return CommandLine((*rest, *typed), line.multirun or "-m" in words, line.dropped | {get_typed_key(head)})
+
+
+@dataclass
+class Adviser:
+    """Tries advice on one command line. `judge` returns the mistakes of a command line, their advice untried."""
+
+    line: CommandLine
+    mistakes: list[str]
+    judge: Callable[[CommandLine], list[str]]
+    tries: dict[CommandLine, list[str] | None] = field(default_factory=dict)
+    composed: int = field(default_factory=lambda: count_composed())
+
+    def check(self) -> list[str]:
+        """Return the mistakes with the advice that is accepted. Of one mistake in several runs the nearest advice counts."""
+        checked: dict[tuple[str, ...], list[str]] = {identify(mistake): [] for mistake in self.mistakes}
+        for mistake in sorted(self.mistakes, key=lambda text: "\n  give " in text):  # which may choose other options, so last
+            checked[identify(mistake)].append(self.check_mistake(mistake))
+        return [min(texts, key=rank_advice) for texts in checked.values()]
+
+    def check_mistake(self, mistake: str) -> str:
+        """Return a mistake without the alternatives that are refused; where nothing is left, with the reason for the first."""
+        first, *lines = mistake.split("\n  ")
+        head, kept_lines = first.removeprefix("error: "), [first]
+        for line in lines:
+            lead, kept, reasons = "", list[str](), list[str]()
+            alternatives = list(iter_alternatives(line))
+            for lead, text in alternatives:
+                accepted, reason = self.check_alternative(head, lead, text) if len(kept) < MAX_KEPT else ("", "")
+                kept += [accepted] if accepted else []
+                reasons += [reason] if reason else []
+            if [text for _, text in alternatives] == kept:
+                kept_lines.append(line)
+            elif kept:
+                kept_lines.append(f"{lead}{' or '.join(kept)}{' ?' * line.endswith(' ?')}")
+            else:
+                kept_lines += reasons[:1]
+        return "\n  ".join(dict.fromkeys(kept_lines))
+
+    def check_alternative(self, head: str, lead: str, text: str) -> tuple[str, str]:
+        """Return an alternative that is accepted, with what else it needs, and why one is not; nothing where it is untried."""
+        words = [text.split()[0].rstrip(",;:")] if lead == "leave out " else read_words(text)
+        keys = {get_typed_key(word) for word in self.line.words}
+        if lead == "leave out " and words and words != ["-m"] and get_typed_key(expand_argument(words[0])) not in keys:
+            return text, ""  # it is about something else than these words
+        if not words or (new := self.list_new_mistakes(taken := take(self.line, head, lead, words))) == []:
+            return text, ""
+        if new is None:
+            return "", ""
+        if lead != "leave out ":
+            for more in self.iter_companions(taken, words, new[0]):
+                return " ".join(map(quote_word, [*words, *more])), ""
+        new_head, message, *_ = [*new[0].split("\n  "), ""]
+        return "", f"{text} is refused too: {message or new_head}" if lead not in ("leave out ", "one list: ", "one text: ") else ""
+
+    def iter_companions(self, taken: CommandLine, words: list[str], mistake: str) -> Iterator[list[str]]:
+        """Yield what an advice needs beside itself: an advice of its own new mistake that does not take it back."""
+        head, *lines = mistake.removeprefix("error: ").split("\n  ")
+        keys = {get_typed_key(word) for word in words}
+        for lead, text in (pair for line in lines for pair in iter_alternatives(line) if pair[0] in ("give ", "did you mean: ")):
+            found = read_words(text)
+            more = [word for word in found if word not in words]
+            if more and not keys & {get_typed_key(word) for word in more}:
+                taken_on = take(taken, head, lead, found)
+                if set(map(expand_argument, words)) <= set(taken_on.words) and self.list_new_mistakes(taken_on) == []:
+                    yield more
+
+    def list_new_mistakes(self, line: CommandLine) -> list[str] | None:
+        """Return the mistakes of another command line that this one lacks; None where too much was tried already."""
+        if line not in self.tries:
+            if len(self.tries) >= MAX_TRIES or count_composed() - self.composed > MAX_COMPOSED:
+                return None
+            known = set(map(identify, self.mistakes))
+            self.tries[line] = [mistake for mistake in self.judge(line) if identify(mistake) not in known]
+        return self.tries[line]
+
+
+def identify(mistake: str) -> tuple[str, ...]:
+    """Return what a mistake is about and what it says, without its advice."""
+    return tuple(mistake.split("\n  ")[:2])
+
+
+def rank_advice(mistake: str) -> int:
+    """Return how far the first advice of a mistake is from what was typed, in letters."""
+    head, *lines = mistake.removeprefix("error: ").split("\n  ")
+    first = next((text for line in lines for lead, text in iter_alternatives(line) if LEADS[lead]), "")
+    return count_changed_letters(get_typed_key(head), get_typed_key(first)) if first else len(mistake)
