@@ -6,6 +6,7 @@ Ranges of single settings are in `ranges.py`, how a trigger is written in `trigg
 
 import os
 import re
+import shlex
 import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -75,7 +76,8 @@ def check_folder(out: str) -> Conflict | None:
     if "\\${" in out:
         return Conflict(("out",), f"out={out}: Hydra reads ${{ as a reference, also behind a \\", "give out=FOLDER without ${")
     if os.path.expanduser(out).startswith("~"):
-        return Conflict(("out",), f"out={out}: there is no such user", f"give out=./{out} for a folder of this name")
+        word = shlex.quote(f"out='./{out}'")  # for the shell and for Hydra
+        return Conflict(("out",), f"out={out}: there is no such user", f"give {word} for a folder of this name")
     return None
 
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
+from functools import cache
 from itertools import islice, takewhile
 from typing import Any
 
@@ -53,9 +54,15 @@ def get_key(override: Override) -> str:
     return str(override.get_key_element()).lstrip("+~")
 
 
+@cache
+def create_parser() -> OverridesParser:
+    """Return Hydra's parser of overrides."""
+    return OverridesParser.create()
+
+
 def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     """Parse arguments; return the overrides, and a mistake for each argument that is none."""
-    parser, overrides, mistakes = OverridesParser.create(), [], []
+    parser, overrides, mistakes = create_parser(), [], []
     for argument in arguments:
         with suppress(HydraException):
             if UNPRINTABLE.search(argument):
@@ -156,7 +163,7 @@ def to_override(value: Any) -> str:
         return "[" + ",".join(map(to_override, value)) + "]"
     text = str(value)
     # Text that Hydra parses as a text stays as it is.
-    if re.fullmatch(r"[\w./-]+", text, re.ASCII) and OverridesParser.create().parse_override(f"x={text}").value() == text:
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII) and create_parser().parse_override(f"x={text}").value() == text:
         return text
     return QuotedString(text, Quote.single).with_quotes()
 

@@ -128,6 +128,8 @@ def _resolve_alias(module: Module, name: str, depth: int) -> list[ValueType]:
     Other packages are not followed, as their files are long to parse.
     """
     statement = module.names.get(name)
+    if isinstance(statement, ast.ImportFrom) and statement.module == ranges.__name__ and name in vars(ranges):
+        return [*ranges.parse_annotation(getattr(ranges, name))]
     is_foreign = isinstance(statement, ast.ImportFrom) and not (statement.module or "").startswith("research")
     with suppress(UnresolvedError):
         match find_member(module, name) if depth and not is_foreign else None:
