@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
@@ -13,7 +14,7 @@ from hydra.errors import HydraException
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS
-from research.preflight.help import CONF
+from research.preflight.help import CONF, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
     check_values,
@@ -44,6 +45,22 @@ class Globals:
     monitor: Monitor
 
 
+def split_folders(arguments: list[str]) -> tuple[list[str], list[Path]]:
+    """Return the arguments without --config-dir, and the folders of options that it and hydra.searchpath add."""
+    rest, folders = list[str](), list[Path]()
+    words = iter(arguments)
+    for word in words:
+        flag, equal, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value if equal else next(words, "")))
+            continue
+        rest.append(word)
+        for override in parse([word])[0] if flag.lstrip("+") == "hydra.searchpath" else ():
+            paths = value if isinstance(value := override.value(), list) else []
+            folders += [Path(str(path).removeprefix("file://")) for path in paths if not str(path).startswith("pkg://")]
+    return rest, [folder.absolute() for folder in folders]
+
+
 class Judgement(NamedTuple):
     """What the preflight says about a command line."""
 
@@ -62,6 +79,10 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
 
     Of a sweep this sets SWEPT_ENV_VAR to the keys that it sweeps.
     """
+    arguments, folders = split_folders(arguments)
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        return [format_mistake(f"--config-dir {folder}", f"there is no folder {folder.absolute()}") for folder in missing], []
+    set_folders(folders)
     has_flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
     words = [w for w in arguments if not w.startswith("-") and (not has_flags or "=" in w or w.startswith("~"))]
     line, more = CommandLine(tuple(words), multirun), list[str]()

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from research.preflight.condition import Condition
-from research.preflight.help import list_groups
+from research.preflight.help import FOLDERS, list_groups
 from research.preflight.overrides import get_key, iter_variants, parse, to_override
 
 MISSING = object()
@@ -26,7 +26,11 @@ def compose(overrides: list[Override]) -> dict[str, Any]:
 
     Raises HydraException where the options do not compose.
     """
-    return copy.deepcopy(_compose_lines(tuple(str(override.input_line) for override in overrides if chooses_option(override))))
+    lines = [str(override.input_line) for override in overrides if chooses_option(override)]
+    if len(FOLDERS) > 1:  # one list of all of them, the typed ones included
+        lines = [line for line in lines if not line.startswith("hydra.searchpath")]
+        lines.append(f"hydra.searchpath={to_override([f'file://{folder}' for folder in FOLDERS[1:]])}")
+    return copy.deepcopy(_compose_lines(tuple(lines)))
 
 
 @cache  # composing takes most of the preflight's time

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+FOLDERS = [CONF]  # whose options there are: our own, then those of the folders that a command line adds
 HELP_WIDTH = 100  # columns
 HELP = """Grokbit trains, tracks and compares ternary networks: choose components, change keys, add -m to sweep.
 
@@ -31,8 +32,17 @@ Hydra's own flags work too: --cfg job, --info, --hydra-help. HYDRA_FULL_ERROR=1 
 @cache
 def list_groups() -> dict[str, list[str]]:
     """Return the options of each group, the groups in the order of the defaults list."""
-    names = [*read_defaults(), *sorted(folder.name for folder in CONF.iterdir())]
-    return {name: sorted(file.stem for file in (CONF / name).glob("*.yaml")) for name in names if (CONF / name).is_dir()}
+    groups = sorted((group for folder in FOLDERS for group in folder.iterdir() if group.is_dir()), key=lambda group: group.name)
+    options: dict[str, set[str]] = {name: set() for name in (*read_defaults(), *(group.name for group in groups))}
+    for group in groups:
+        options[group.name] |= {file.stem for file in group.glob("*.yaml")}
+    return {name: sorted(found) for name, found in options.items() if (CONF / name).is_dir() or found}
+
+
+def set_folders(folders: list[Path]) -> None:
+    """Let the options of these folders count too, as those of --config-dir; ours come first, as for Hydra."""
+    FOLDERS[1:] = folders
+    list_groups.cache_clear()
 
 
 def read_defaults() -> dict[str, str]:
@@ -42,8 +52,8 @@ def read_defaults() -> dict[str, str]:
 
 def read_yaml(group: str, option: str) -> str:
     """Return the text of an option's yaml; empty for an option without one."""
-    file = CONF / group / f"{option}.yaml"
-    return file.read_text() if file.exists() else ""
+    files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
+    return next((file.read_text() for file in files if file.exists()), "")
 
 
 def describe(group: str, option: str) -> str:

@@ -14,7 +14,7 @@ from research.signals import Stopped, get_exit_code
 
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc")
 RERUN_FLAG = "--experimental-rerun"  # argparse takes the first letters of a flag too
-OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")  # not our conf/
+OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp")  # not our conf/
 CONFIG_FLAGS = ("--cfg", "-c")  # which print what other programs read
 SWEEP_FLAGS = ("-m", "--multirun")
 
