@@ -26,7 +26,7 @@ MAX_KEPT = 3  # alternatives of a mistake
 
 
 class CommandLine(NamedTuple):
-    """What is judged: the overrides as they are typed, whether it is a sweep, keys in a sweeper's `params` that do not count."""
+    """What is judged: the typed overrides, whether it is a sweep, and keys in a sweeper's `params` that do not count."""
 
     words: tuple[str, ...]
     multirun: bool
@@ -62,8 +62,8 @@ def iter_alternatives(line: str) -> Iterator[tuple[str, str]]:
 def take(line: CommandLine, head: str, lead: str, words: list[str]) -> CommandLine:
     """Return the command line of somebody who takes an advice about `head`."""
     words = [expand_argument(word) for word in words]
-    keys = {get_typed_key(word) for word in words} | ({get_typed_key(head)} if LEADS[lead] else set())
-    rest = [word for word in line.words if get_typed_key(word) not in keys.difference(MERGED_KEYS)]
+    keys = {get_typed_key(word) for word in words}.difference(MERGED_KEYS) | ({get_typed_key(head)} if LEADS[lead] else set())
+    rest = [word for word in line.words if get_typed_key(word) not in keys]
     if lead == "leave out ":
         return CommandLine(tuple(rest), line.multirun and "-m" not in words, line.dropped)
     typed = [word for word in words if word != "-m" and word not in rest]
@@ -120,13 +120,19 @@ class Adviser:
             for more in self.iter_companions(taken, words, new[0]):
                 return " ".join(map(quote_word, [*words, *more])), ""
         new_head, message, *_ = [*new[0].split("\n  "), ""]
-        return "", f"{text} is refused too: {message or new_head}" if lead not in ("leave out ", "one list: ", "one text: ") else ""
+        return "", f"{text} is refused too: {message or new_head}" if lead not in (
+            "leave out ",
+            "one list: ",
+            "one text: ",
+        ) else ""
 
     def iter_companions(self, taken: CommandLine, words: list[str], mistake: str) -> Iterator[list[str]]:
         """Yield what an advice needs beside itself: an advice of its own new mistake that does not take it back."""
         head, *lines = mistake.removeprefix("error: ").split("\n  ")
         keys = {get_typed_key(word) for word in words}
-        for lead, text in (pair for line in lines for pair in iter_alternatives(line) if pair[0] in ("give ", "did you mean: ")):
+        for lead, text in (
+            pair for line in lines for pair in iter_alternatives(line) if pair[0] in ("give ", "did you mean: ")
+        ):
             found = read_words(text)
             more = [word for word in found if word not in words]
             if more and not keys & {get_typed_key(word) for word in more}:

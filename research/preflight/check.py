@@ -150,7 +150,10 @@ def describe_partial_key(override: Override, overrides: list[Override], runs: li
     if len(set[bool]().union(*has_key.values())) < 2:
         return ""
     for group in (o.key_or_group for o in swept):
-        sides = {side: [text for (name, text), found in has_key.items() if name == group and found == {side}] for side in (True, False)}
+        sides = {
+            side: [text for (name, text), found in has_key.items() if name == group and found == {side}]
+            for side in (True, False)
+        }
         if sides[True] and sides[False] and all(len(found) == 1 for (name, _), found in has_key.items() if name == group):
             message = f"there is no key '{key}' with {', '.join(sides[False])}, unlike with {', '.join(sides[True])}"
             options = [text.partition("=")[2] for text in sides[True]]

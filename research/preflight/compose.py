@@ -60,7 +60,8 @@ def read_study(overrides: list[Override]) -> tuple[list[Override], dict[str, Con
     for override in overrides:
         node, _, setting = override.key_or_group.rpartition(".")
         if node == "hydra.sweeper" and isinstance(value := override.value(), dict):
-            sweeper[setting] = (sweeper.get(setting) or {}) | value  # Hydra merges mappings
+            before = sweeper.get(setting)
+            sweeper[setting] = (before if isinstance(before, dict) else {}) | value  # Hydra merges mappings
     params = (sweeper.get("search_space") or {}) | (sweeper.get("params") or {})  # the first is its old name
     lines, typed = [], {get_key(override) for override in overrides}
     for key, value in params.items():

@@ -48,9 +48,13 @@ HABITS = {  # what other programs call a setting -> its key here
     **dict.fromkeys(("max_steps", "num_steps", "n_steps", "total_steps", "train_steps", "num_train_steps"), "steps"),
     **dict.fromkeys(("iters", "max_iters", "num_iters", "iterations", "num_iterations", "max_iterations"), "steps"),
     **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
-    **dict.fromkeys(("eval_steps", "eval_interval", "eval_freq", "val_every", "val_interval", "val_check_interval"), "eval_every"),
+    **dict.fromkeys(
+        ("eval_steps", "eval_interval", "eval_freq", "val_every", "val_interval", "val_check_interval"), "eval_every"
+    ),
     **dict.fromkeys(("logging_steps", "log_interval", "log_freq", "log_steps", "log_every_n_steps"), "trainer.log_every"),
-    **dict.fromkeys(("save_steps", "save_interval", "save_every", "checkpoint_every", "ckpt_every"), "callbacks.checkpoint.every"),
+    **dict.fromkeys(
+        ("save_steps", "save_interval", "save_every", "checkpoint_every", "ckpt_every"), "callbacks.checkpoint.every"
+    ),
     **dict.fromkeys(("grad_clip", "max_grad_norm", "gradient_clip_val", "clip_grad", "clip_grad_norm"), "trainer.clip_norm"),
     **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps"), "trainer.grad_accum"),
     **dict.fromkeys(("warmup_steps", "num_warmup_steps", "warmup_iters"), "schedule.warmup"),

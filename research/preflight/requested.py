@@ -104,7 +104,7 @@ class RequestedConfig(ComposedConfig):
         names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
         hint = self.describe_absence(key)
         if habit:
-            names = [name for name in (*own, *groups, "resume") if name == habit]
+            names = [habit] if habit in groups or self.get(habit) is not MISSING else []
             hint = hint or ("" if names else self.describe_absence(habit))
         elif not names and self.may_add(key):
             names = [f"+{key}"]
@@ -134,7 +134,9 @@ class RequestedConfig(ComposedConfig):
         if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
             group, _, rest = key.partition(".")
             choice = f"{group}={self.get_choice(group)}"
-            others = [f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)]
+            others = [
+                f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)
+            ]
         return f"{choice} has no such setting, unlike {', '.join(others)}" if others and choice not in others else ""
 
     def check_groups(self) -> None:
