@@ -56,7 +56,7 @@ def split_folders(arguments: list[str]) -> tuple[list[str], list[Path]]:
             continue
         rest.append(word)
         for override in parse([word])[0] if flag.lstrip("+") == "hydra.searchpath" else ():
-            paths = value if isinstance(value := override.value(), list) else []
+            paths = listed if isinstance(listed := override.value(), list) else []
             folders += [Path(str(path).removeprefix("file://")) for path in paths if not str(path).startswith("pkg://")]
     return rest, [folder.absolute() for folder in folders]
 
