@@ -46,10 +46,10 @@ def read_words(text: str) -> list[str]:
         return []
     known = [re.fullmatch(r"[+~]*[a-z][\w./@:]*=.*|~[a-z][\w.]*|-m", word.rstrip(",;:"), re.DOTALL) for word in words]
     count = known.index(None) if None in known else len(known)
-    found = words[:count]
-    if count < len(words) and found:
-        found[-1] = found[-1].rstrip(",;:")
-    return [] if any(re.fullmatch(PLACEHOLDER, word) for word in found) else found
+    leading = words[:count]
+    if count < len(words) and leading:
+        leading[-1] = leading[-1].rstrip(",;:")
+    return [] if any(re.fullmatch(PLACEHOLDER, word) for word in leading) else leading
 
 
 def iter_alternatives(line: str) -> Iterator[tuple[str, str]]:
@@ -133,10 +133,10 @@ class Adviser:
         for lead, text in (
             pair for line in lines for pair in iter_alternatives(line) if pair[0] in ("give ", "did you mean: ")
         ):
-            found = read_words(text)
-            more = [word for word in found if word not in words]
+            leading = read_words(text)
+            more = [word for word in leading if word not in words]
             if more and not keys & {get_typed_key(word) for word in more}:
-                taken_on = take(taken, head, lead, found)
+                taken_on = take(taken, head, lead, leading)
                 if set(map(expand_argument, words)) <= set(taken_on.words) and self.list_new_mistakes(taken_on) == []:
                     yield more
 

@@ -87,12 +87,12 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
     words = [w for w in arguments if not w.startswith("-") and (not has_flags or "=" in w or w.startswith("~"))]
     line, more = CommandLine(tuple(words), multirun), list[str]()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        judged = judge(line)
+        judgement = judge(line)
         if multirun:
-            os.environ[SWEPT_ENV_VAR] = ",".join(judged.sweep_lines)
-        mistakes = Adviser(line, judged.mistakes, lambda line: judge(line).mistakes).check() if judged.mistakes else []
+            os.environ[SWEPT_ENV_VAR] = ",".join(judgement.sweep_lines)
+        mistakes = Adviser(line, judgement.mistakes, lambda line: judge(line).mistakes).check() if judgement.mistakes else []
         if not mistakes:
-            requested = RequestedConfig.from_overrides(judged.runs[0], judged.sweep_lines)
+            requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *get_resume_overrides(requested, multirun)]
     return [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes], more
 
@@ -150,13 +150,11 @@ def describe_partial_key(override: Override, overrides: list[Override], runs: li
     if len(set[bool]().union(*has_key.values())) < 2:
         return ""
     for group in (o.key_or_group for o in swept):
-        sides = {
-            side: [text for (name, text), found in has_key.items() if name == group and found == {side}]
-            for side in (True, False)
-        }
-        if sides[True] and sides[False] and all(len(found) == 1 for (name, _), found in has_key.items() if name == group):
-            message = f"there is no key '{key}' with {', '.join(sides[False])}, unlike with {', '.join(sides[True])}"
-            options = [text.partition("=")[2] for text in sides[True]]
+        choices = {text: sides for (name, text), sides in has_key.items() if name == group}
+        having, lacking = ([text for text, sides in choices.items() if sides == {side}] for side in (True, False))
+        if having and lacking and len(having) + len(lacking) == len(choices):
+            message = f"there is no key '{key}' with {', '.join(lacking)}, unlike with {', '.join(having)}"
+            options = [text.partition("=")[2] for text in having]
             apart = quote_word(f"{group}={','.join(options)}")
             if override.is_delete():
                 return format_mistake(line, message, f"did you mean: {apart} {line} ?")

@@ -36,7 +36,7 @@ def list_groups() -> dict[str, list[str]]:
     options: dict[str, set[str]] = {name: set() for name in (*read_defaults(), *(group.name for group in groups))}
     for group in groups:
         options[group.name] |= {file.stem for file in group.glob("*.yaml")}
-    return {name: sorted(found) for name, found in options.items() if (CONF / name).is_dir() or found}
+    return {name: sorted(names) for name, names in options.items() if (CONF / name).is_dir() or names}
 
 
 def set_folders(folders: list[Path]) -> None:
