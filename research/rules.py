@@ -6,7 +6,6 @@ Ranges of single settings are in `ranges.py`, how a trigger is written in `trigg
 
 import os
 import re
-import shlex
 import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -76,8 +75,8 @@ def check_folder(out: str) -> Conflict | None:
     if "\\${" in out:
         return Conflict(("out",), f"out={out}: Hydra reads ${{ as a reference, also behind a \\", "give out=FOLDER without ${")
     if os.path.expanduser(out).startswith("~"):
-        word = shlex.quote(f"out='./{out}'")  # for the shell and for Hydra
-        return Conflict(("out",), f"out={out}: there is no such user", f"give {word} for a folder of this name")
+        fix = f"""give "out='./{out}'" for a folder of this name"""  # in quotes for the shell and for Hydra
+        return Conflict(("out",), f"out={out}: there is no such user", fix)
     return None
 
 

@@ -102,7 +102,7 @@ def test_a_home_folder_of_nobody_is_refused(home: Path) -> None:
     (mistake,) = find_mistakes(["out='~nobody_of_this_name/x'"], multirun=False)
     assert mistake.splitlines()[1:] == [
         "  out=~nobody_of_this_name/x: there is no such user",
-        """  give 'out='"'"'./~nobody_of_this_name/x'"'"'' for a folder of this name""",
+        """  give "out='./~nobody_of_this_name/x'" for a folder of this name""",
     ]
     assert "there is no file or folder" in find_mistakes(["data=text", "data.path='~nobody_of_this_name/x'"], multirun=False)[0]
     assert expand_path("~nobody_of_this_name") == Path("~nobody_of_this_name")
