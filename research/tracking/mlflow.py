@@ -166,12 +166,11 @@ class MLflow(Jsonl):
         mlflow_store.end_dead_runs(self.client)
         experiment_id = mlflow_store.get_or_create_experiment(self.client, run.study, self.uri)
         parent = self._open_parent(experiment_id, run.sweep_folder) if run.sweep_folder else None
-        id_file = run.folder / RUN_ID_FILE
-        if self.run_id is None and id_file.exists():
-            self._reopen(id_file.read_text(errors="replace"))
+        if self.run_id is None and (stored_run := mlflow_store.find_run(self.client, run.folder)):
+            self._reopen(stored_run)
         if self.run_id is None:
             self.run_id = self.client.create_run(experiment_id, run_name=run.name, tags=self._make_tags(parent)).info.run_id
-        replace_text(id_file, self.run_id)
+        replace_text(run.folder / RUN_ID_FILE, self.run_id)
         self._log_params(self.run_id)
 
     def _make_tags(self, parent: str | None) -> dict[str, str]:
@@ -195,21 +194,9 @@ class MLflow(Jsonl):
             if stored.get(key, text) != text:
                 self.client.set_tag(run_id, f"changed.{key}", text)
 
-    def _reopen(self, run_id: str) -> None:
-        """Continue the run that this folder had, if the store still has it. Read which points it holds."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            stored_run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return
-            raise
-        if stored_run.info.lifecycle_stage == "deleted":
-            return
-        if mlflow_store.is_copy(stored_run, self.run.folder):
-            log.warning("MLflow: %s is a copy of the folder of run %s: it becomes a run of its own", self.run.folder, run_id)
-            return
+    def _reopen(self, stored_run: Any) -> None:
+        """Continue a run. Read which points it holds."""
+        run_id = stored_run.info.run_id
         self.client.set_tag(run_id, "folder", str(self.run.folder))  # it may have been moved
         self.client.update_run(run_id, status="RUNNING")
         for key in stored_run.data.metrics:
@@ -221,8 +208,7 @@ class MLflow(Jsonl):
         """Return the id of the sweep's run. The first trial creates the run and writes its id into the sweep's folder."""
         id_file, spec_file, keys = folder / RUN_ID_FILE, folder / SWEEP_SPEC_FILE, list(self.run.swept_values)
         with FileLock(folder / ".parent"):
-            stored_run = self.client.get_run(id_file.read_text().strip()) if id_file.exists() else None
-            if stored_run is None or mlflow_store.is_copy(stored_run, folder):
+            if mlflow_store.find_run(self.client, folder) is None:
                 tags = {"folder": str(folder), "host": socket.gethostname(), "sweep": ",".join(keys)}
                 created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(keys)}", tags=tags)
                 replace_text(id_file, created.info.run_id)

@@ -7,13 +7,14 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from research.cli import redact, wait_for
-from research.run_dir import ROOT, expand_path, is_locked
+from research.run_dir import ROOT, RUN_ID_PATTERN, expand_path, is_locked, read_summary
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import FileLock, find_sqlite_file, format_sqlite_url
 
@@ -33,6 +34,7 @@ SETTINGS = {  # MLflow's, where the user has none
 }
 silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
 MIN_RATE = 1e6  # bytes a second of an upload
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
 Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
@@ -158,6 +160,35 @@ def is_copy(run: Any, folder: Path) -> bool:
     id_file = original / RUN_ID_FILE
     still_there = id_file.is_file() and id_file.read_text(errors="replace").strip() == run.info.run_id
     return still_there or str(host) != socket.gethostname()
+
+
+def find_run(client: Any, folder: Path) -> Any:
+    """Return the run that a folder names, by its summary where that file is damaged; None for a new or a copied folder.
+
+    Log a warning where a folder that has a run does not name one of this store.
+    """
+    from mlflow.exceptions import MlflowException
+
+    id_file, summary = folder / RUN_ID_FILE, read_summary(folder)
+    text = id_file.read_text(errors="replace").strip() if id_file.exists() else ""
+    for run_id in filter(partial(re.fullmatch, RUN_ID_PATTERN), (text, str(summary and summary.mlflow_run_id))):
+        try:
+            stored_run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                continue
+            raise
+        if stored_run.info.lifecycle_stage == "deleted":
+            continue
+        if is_copy(stored_run, folder):
+            log.warning("MLflow: %s is a copy of the folder of run %s: it becomes a run of its own", folder, run_id)
+            return None
+        if run_id != text:
+            log.warning("MLflow: %s is damaged or gone: summary.json names the run, %s", id_file, run_id)
+        return stored_run
+    if id_file.exists():
+        log.warning("MLflow: %s names no run of this store: it becomes a new one", id_file)
+    return None
 
 
 def read_run_id(client: Any, folder: Path) -> str:
