@@ -6,7 +6,7 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from research.cli import get_launched_ranks, redact, redact_output
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.program import redact_config
-from research.preflight.resume import check_same_run
+from research.preflight.resume import OUTER_SETTINGS, check_same_run, list_differences, load_config
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, watch
@@ -143,13 +143,22 @@ def get_finished_value(run_config: RunConfig) -> float | None:
     summary = run_dir.read_summary(run_config.folder) if continues else None
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
-    if summary is None or summary.status != FINISHED or summary.config != run_config.digest:
+    if summary is None or summary.status != FINISHED or not is_of(summary, run_config):
         return None
     if contradiction := history.find_contradiction(run_config.folder, summary):
         log.warning("%s and its metrics.jsonl differ: %s; the checkpoint decides", run_config.folder, contradiction)
         return None
     print(f"finished already: {run_config.folder}, best {summary.monitor} {summary.value}")
     return math.nan if summary.value is None else float(summary.value)
+
+
+def is_of(summary: Summary, run_config: RunConfig) -> bool:
+    """Return whether a summary in the run's folder is of this very configuration, but for who watches."""
+    if summary.config == run_config.digest:
+        return True
+    there = load_config(run_config.folder)[0]
+    is_theirs = replace(run_config, config=there).digest == summary.config
+    return is_theirs and not list_differences(run_config.config, there, OUTER_SETTINGS)
 
 
 def build_run_config(cfg: DictConfig) -> RunConfig:
@@ -166,7 +175,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     config = redact(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
     if cfg.resume.path == "auto":
-        rules.enforce(check_same_run(folder, config))  # the trials of a sweep have not been through the preflight
+        rules.enforce(check_same_run(folder, config, is_multirun))  # the trials of a sweep have not been through the preflight
     if cfg.resume.path == "auto" and run_dir.list_checkpoints(folder):
         resume = folder
     elif cfg.resume.path == "auto" and get_launched_ranks()[0] == 0 and not is_multirun:

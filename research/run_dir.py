@@ -21,6 +21,7 @@ from research.cli import redact
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
 SUMMARY_FILE = "summary.json"
+OUTER_KEYS = ("out", "resume", "tracker")  # settings of where a run goes, where it begins, who watches: no part of the result
 CHECKSUM_KEY = "crc32"  # in our records: of all that stands beside it
 SUMMARY_V1 = {"rounded": "quantized_params"}  # keys of version 1 and what they are called now
 SHAPE_V1 = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}
@@ -53,7 +54,7 @@ class RunConfig:
     @property
     def digest(self) -> str:
         """Return a digest of what the result depends on: not where it goes, nor who watches."""
-        settings = {key: value for key, value in self.config.items() if key not in ("out", "name", "resume", "tracker")}
+        settings = {key: value for key, value in self.config.items() if key not in (*OUTER_KEYS, "name")}
         return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -205,9 +206,15 @@ def expand_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def parse_step(name: str) -> int | None:
+    """Return the step of a checkpoint by the name of its folder; None for any other name, as of a copy by hand."""
+    match = re.fullmatch(r"(?:\.old-)?step-(\d+)", name)
+    return int(match[1]) if match else None
+
+
 def to_run_folder(path: Path) -> Path:
     """Return the run of RUN/checkpoints/step-* or of RUN/checkpoints. Any other path, as a copied checkpoint, is its own."""
-    folder = path.parent if re.fullmatch(r"step-\d+", path.name) else path
+    folder = path if parse_step(path.name) is None else path.parent
     return folder.parent if folder.name == "checkpoints" else path
 
 
@@ -216,10 +223,9 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 
     One that was about to be replaced when a kill came counts; copies by hand, as step-00000008-good, and files do not.
     """
-    root = folder / "checkpoints"
-    folders = [path for pattern in (".old-step-*", "step-*") for path in root.glob(pattern) if path.is_dir()]
-    paths = {path.name.removeprefix(".old-").removeprefix("step-"): path for path in folders}
-    return {int(step): paths[step] for step in sorted(filter(str.isdecimal, paths), key=int, reverse=True)}
+    folders = [path for pattern in (".old-step-*", "step-*") for path in (folder / "checkpoints").glob(pattern)]
+    paths = {step: path for path in folders if (step := parse_step(path.name)) is not None and path.is_dir()}
+    return {step: paths[step] for step in sorted(paths, reverse=True)}
 
 
 def holds_run(folder: Path) -> bool:
@@ -254,11 +260,29 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[
     for parent in (folder, *folder.parents[:3]):  # Hydra has made them
         sync(parent)
     replace_text(folder / "config.yaml", config_yaml)
-    replace_text(folder / "overrides.txt", "".join(f"{line}\n" for line in run_config.overrides))
     keep_environment(folder)
-    write_json(folder / "env.json", environment)
+    overrides = "".join(f"{line}\n" for line in run_config.overrides)
+    replace_text(folder / "overrides.txt", overrides)
+    write_record(folder / "env.json", environment | {"overrides": overrides})
     if difference:
-        (folder / "git.diff").write_text(redact(difference) + "\n")
+        replace_text(folder / "git.diff", redact(difference) + "\n")
+
+
+def find_damage(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a run's overrides.txt and env.json, which holds the overrides too since version 0.3."""
+    texts = {}
+    for name in ("overrides.txt", "env.json"):
+        try:
+            texts[name] = (folder / name).read_text(errors="replace")
+        except OSError as error:
+            yield f"{name} {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
+    try:
+        recorded = parse_json(texts["env.json"]).get("overrides") if "env.json" in texts else None
+    except ValueError as error:
+        yield f"env.json is damaged: {error}"
+    else:
+        if recorded is not None and texts.get("overrides.txt", recorded) != recorded:
+            yield "overrides.txt is damaged: env.json has other overrides"
 
 
 def keep_environment(folder: Path) -> None:

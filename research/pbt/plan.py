@@ -12,7 +12,7 @@ from research.cli import get_launched_ranks
 from research.pbt.evolve import Member, create_first_generation
 from research.pbt.settings import EXAMPLES, PopulationSettings
 from research.preflight.resume import CHANGEABLE_KEYS
-from research.run_dir import is_locked, read_json, write_record
+from research.run_dir import OUTER_KEYS, is_locked, read_json, write_record
 from research.sweep.plan import describe_space, format_row, hash_record
 from research.sweep.settings import convert
 from research.sweep.space import Space, parse_space
@@ -21,7 +21,7 @@ from research.sweep.study import parse_directions
 NOT_COMPARED = ("params", "n_jobs", "study_name", "home", "dry_run")  # they do not change the result
 POPULATION_FILE = "population.json"  # in the folder of the sweep
 VERSION = 2  # of that file
-FIXED_BY_CHECKPOINT = ("model", "data", "steps", "monitor", "name", "out", "resume", "tracker")
+FIXED_BY_CHECKPOINT = ("model", "data", "steps", "monitor", "name", *OUTER_KEYS)
 
 
 @dataclass

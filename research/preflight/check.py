@@ -27,7 +27,7 @@ from research.preflight.overrides import (
     quote_word,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import check_resume_sweep, get_folder_overrides, get_resume_overrides
+from research.preflight.resume import check_resume_sweep, choose_run, get_folder_overrides, prepare_resume
 from research.preflight.signature import Signature, read_signature
 from research.ranges import Monitor
 from research.run_dir import SWEPT_ENV_VAR
@@ -83,6 +83,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
     if missing := [folder for folder in folders if not folder.is_dir()]:
         return [format_mistake(f"--config-dir {folder}", f"there is no folder {folder.absolute()}") for folder in missing], []
     set_folders(folders)
+    choose_run.cache_clear()
     has_flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
     words = [w for w in arguments if not w.startswith("-") and (not has_flags or "=" in w or w.startswith("~"))]
     line, more = CommandLine(tuple(words), multirun), list[str]()
@@ -93,7 +94,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         mistakes = Adviser(line, judgement.mistakes, lambda line: judge(line).mistakes).check() if judgement.mistakes else []
         if not mistakes:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
-            more = [*get_folder_overrides(requested), *get_resume_overrides(requested, multirun)]
+            more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
     return [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes], more
 
 

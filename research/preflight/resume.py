@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
@@ -17,16 +18,14 @@ from research.preflight.overrides import expand_sweep, format_mistake, to_litera
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
-from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, to_run_folder
+from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, expand_path, find_damage, is_locked, list_checkpoints, to_run_folder
 from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints, read_manifest
 
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
 FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_")  # a resumed run has them as they were
-# Settings that may differ where resume=auto goes on with a run: where it goes, who watches, when it saves, how far it goes.
-FREE_SETTINGS = (
-    "out", "name", "resume", "tracker", "hydra", "steps", "trainer.steps",
-    "callbacks.console", "callbacks.checkpoint", "callbacks.time_limit",
-)  # fmt: skip
+OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console")  # where a run goes, and who watches
+# Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
+FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "callbacks.checkpoint", "callbacks.time_limit")
 
 
 @dataclass
@@ -37,6 +36,17 @@ class Resume:
     weights_only: bool
 
 
+class Difference(NamedTuple):
+    """A setting that two configurations do not share, and its values as JSON."""
+
+    key: str
+    now: str
+    then: str
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.now} here, was {self.then} there"
+
+
 def check_resume_sweep(override: Override) -> str:
     """Return the mistake of a sweep over several MLflow runs: only one id can be resolved before Hydra starts."""
     is_sweep = override.key_or_group == "resume.path" and override.is_sweep_override()
@@ -45,19 +55,24 @@ def check_resume_sweep(override: Override) -> str:
     return format_mistake(str(override.input_line), "a sweep can start from one run in MLflow", "give the folders of several")
 
 
-def get_resume_overrides(requested: RequestedConfig, multirun: bool = False) -> list[str]:
-    """Return the overrides that replace an MLflow run id by its path, and send a resumed run to its own folder."""
+def prepare_resume(requested: RequestedConfig, multirun: bool = False) -> list[str]:
+    """Return the overrides that replace an MLflow run id by its path, and send a resumed run to its own folder.
+
+    Print a warning for each of that run's files that is damaged.
+    """
     value, has_folder = requested.get_resolved("resume.path")[0], multirun or "hydra.run.dir" in requested.typed_overrides
     if value == "auto":
-        path, overrides = None if has_folder else find_furthest_run(requested), []
+        path = None if has_folder else find_furthest_run(requested)
     else:
         path = find_resume_path(requested) if isinstance(value, str) else None
-        overrides = [f"resume.path={to_literal(str(path))}"] if path and re.fullmatch(RUN_ID_PATTERN, value) else []
-        # From an older or a copied checkpoint, or from weights alone, a new run branches off in a folder of its own.
-        has_folder = has_folder or starts_from_weights(requested) or (path is not None and is_elsewhere(path))
-    if path and not has_folder and (note := load_config(path)[1]):
-        print_message(f"warning: {to_run_folder(path)}: {note}")
-    return overrides if path is None or has_folder else [*overrides, f"hydra.run.dir={to_literal(str(to_run_folder(path)))}"]
+    overrides = [f"resume.path={to_literal(str(path))}"] if path and re.fullmatch(RUN_ID_PATTERN, value) else []
+    # From an older or a copied checkpoint, or from weights alone, a new run branches off in a folder of its own.
+    if path is None or has_folder or starts_from_weights(requested) or is_elsewhere(path):
+        return overrides
+    run = to_run_folder(path)
+    for note in filter(None, (load_config(path)[1], *find_damage(run))):
+        print_message(f"warning: {run}: {note}")
+    return [*overrides, f"hydra.run.dir={to_literal(str(run))}"]
 
 
 def get_folder_overrides(requested: RequestedConfig) -> list[str]:
@@ -78,24 +93,38 @@ def is_elsewhere(path: Path) -> bool:
 
 
 def find_furthest_run(requested: RequestedConfig) -> Path | None:
-    """Return the run of this very configuration that is furthest by an intact checkpoint, of no more steps than requested.
-
-    Return None where there is none, a run without a checkpoint where no other is there.
-    """
+    """Return the run of this very configuration that is furthest, of no more steps than requested; None for none."""
     root = expand_path(str(requested.get_resolved("out")[0])) / str(requested.get_resolved("name")[0])
-    here, steps = resolve_settings(requested), requested.get_resolved("trainer.steps")[0]
-    ranked: dict[Path, list[tuple[int, Path]]] = {}
-    for folder in sorted(root.glob("*/"), key=lambda folder: folder.stat().st_mtime, reverse=True):
-        there = load_config(folder)[0]
-        if there and not describe_differences(here, there):
-            ranked[folder] = rank_checkpoints(folder)
-    ranked = {run: pairs for run, pairs in ranked.items() if not pairs or pairs[0][0] <= steps}
-    furthest = sorted(((step, path) for pairs in ranked.values() for step, path in pairs), key=lambda pair: -pair[0])
-    is_only = sum(map(bool, ranked.values())) == 1  # then its checkpoints are checked when they are loaded
-    intact = (to_run_folder(path) for _, path in furthest if is_only or is_intact(path))
-    runs = sorted(ranked, key=lambda run: not ranked[run])  # those with damaged checkpoints first: their damage is told
-    run = next(intact, runs[0] if runs else None)
+    settings, steps = json.dumps(resolve_settings(requested), default=str), requested.get_resolved("trainer.steps")[0]
+    run = choose_run(root, settings, steps)
     return run and run.resolve()
+
+
+@cache  # for one command, which `check_overrides` begins: checkpoints of several runs are hashed whole
+def choose_run(root: Path, settings: str, steps: int) -> Path | None:
+    """Return the run below a folder that is furthest by an intact checkpoint.
+
+    Where none is intact return a run whose damage is told when it is loaded, then one without a checkpoint, then None.
+    """
+    runs = rank_runs(root, json.loads(settings), steps)
+    saved = [run for run, checkpoints in runs.items() if checkpoints]
+    if len(saved) == 1:  # its checkpoints are checked when they are loaded
+        return saved[0]
+    furthest = sorted((pair for pairs in runs.values() for pair in pairs), key=lambda pair: pair[0], reverse=True)
+    intact = (to_run_folder(folder) for _, folder in furthest if is_intact(folder))
+    return next(intact, None) or next(iter((*saved, *runs)), None)
+
+
+def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, list[tuple[int, Path]]]:
+    """Return the runs of these settings and no more steps, the newest first, with their checkpoints, the furthest first."""
+    ranked = {}
+    for run in sorted(root.glob("*/"), key=lambda run: run.stat().st_mtime, reverse=True):
+        there = load_config(run)[0]
+        if there and not list_differences(settings, there):
+            checkpoints = rank_checkpoints(run)
+            if not checkpoints or checkpoints[0][0] <= steps:
+                ranked[run] = checkpoints
+    return ranked
 
 
 def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
@@ -137,15 +166,16 @@ def load_config(path: Path) -> tuple[dict[str, Any], str]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(to_run_folder(path) / "config.yaml"))
     except Exception as error:  # the parser has no common class of errors
-        content, damage = None, "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
+        content, damage = None, f"config.yaml {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
     else:
-        damage = "" if isinstance(content, dict) and content else "is empty"
+        damage = "" if isinstance(content, dict) and content else "config.yaml is empty"
     written = upgrade_config(content) if isinstance(content, dict) else {}  # type: ignore[arg-type]
     if not recorded:
         return written, damage
-    if not damage and (differences := describe_differences(written, recorded)):
-        damage = f"has other settings: {'; '.join(differences[:3])}".replace(" here, was ", ", not ").replace(" there", "")
-    return recorded, damage and f"config.yaml {damage}; that of {source} counts"
+    if not damage and (differences := list_differences(written, recorded)):
+        texts = [f"{key} is {now}, not {then}" for key, now, then in differences[:3]]
+        damage = f"config.yaml has other settings: {'; '.join(texts)}"
+    return recorded, damage and f"{damage}; that of {source} counts"
 
 
 def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
@@ -157,12 +187,12 @@ def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
     return {}, ""
 
 
-def describe_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """Return a line for each setting that two resolved configurations do not share, but for the free ones."""
+def list_differences(here: dict[str, Any], there: dict[str, Any], free: tuple[str, ...] = FREE_SETTINGS) -> list[Difference]:
+    """Return the settings that two resolved configurations do not share, but for the free ones."""
     sides = [dict(iter_leaves("", json.loads(json.dumps(side, default=str)))) for side in (here, there)]
-    keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{free}." for free in FREE_SETTINGS))]
+    keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{name}." for name in free))]
     values = {key: [json.dumps(side[key], ensure_ascii=False) if key in side else "nothing" for side in sides] for key in keys}
-    return [f"{key} is {now} here, was {then} there" for key, (now, then) in values.items() if now != then]
+    return [Difference(key, now, then) for key, (now, then) in values.items() if now != then]
 
 
 def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
@@ -185,12 +215,14 @@ def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
             yield from filter(None, [check_same_run(own, resolve_settings(requested))])
 
 
-def check_same_run(folder: Path, settings: dict[str, Any]) -> Conflict | None:
+def check_same_run(folder: Path, settings: dict[str, Any], is_trial: bool = False) -> Conflict | None:
     """resume=auto goes on only with a run of the very same settings, but for where it goes, how far, and who watches."""
     there = load_config(folder)[0]
-    if not there or not (differences := describe_differences(settings, there)):
+    if not there or not (differences := list_differences(settings, there)):
         return None
-    message = f"{folder} holds a run of other settings: {'; '.join(differences[:3])}"
+    message = f"{folder} holds a run of other settings: {'; '.join(map(str, differences[:3]))}"
+    if is_trial:
+        return Conflict(("hydra.sweep.subdir",), message, "give each trial a folder of its own, by hydra.sweep.subdir")
     return Conflict(("resume.path", "hydra.run.dir"), message, "give a folder of its own, by out, name or hydra.run.dir")
 
 
@@ -211,10 +243,8 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         message = f"{folder} has later checkpoints than {path.name}"
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
-        differences = describe_differences(resolve_settings(requested), old)
+        differences = [item for item in list_differences(resolve_settings(requested), old) if item.key not in CHANGEABLE_KEYS]
         for node in FIXED_NODES[:1] if is_new else FIXED_NODES:
-            lines = [line for line in differences if f"{line.split()[0]}.".startswith(f"{node}.")]
-            lines = [line for line in lines if line.split()[0] not in CHANGEABLE_KEYS]
-            if lines:
+            if fixed := [item for item in differences if f"{item.key}.".startswith(f"{node}.")]:
                 fix = "give what it was trained with" + ("" if node == "model" else ", or resume.weights_only=true")
-                yield Conflict(("resume.path", *(line.split()[0] for line in lines)), "; ".join(lines[:3]), fix)
+                yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(map(str, fixed[:3])), fix)

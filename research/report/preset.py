@@ -13,8 +13,9 @@ from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse
 from research.report.results import FLOAT, Row, Sweep, parse_value
 from research.rules import UNPRINTABLE
+from research.run_dir import OUTER_KEYS
 
-EXCLUDED_KEYS = ("out", "tracker", "resume", "hydra")  # where a run goes and who watches it: no part of a preset
+EXCLUDED_KEYS = (*OUTER_KEYS, "hydra")  # no part of a preset
 
 
 class QuotingDumper(yaml.SafeDumper):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration, redact
-from research.run_dir import SUMMARY_FILE, expand_path, read_summary
+from research.run_dir import OUTER_KEYS, SUMMARY_FILE, expand_path, make_folder, read_summary
 from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
 from research.sweep.space import Space, parse_space
@@ -24,7 +24,6 @@ from research.tracking.storage import find_sqlite_file, format_sqlite_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
 
 MAX_GRID_SIZE = 100_000
-NOT_COMPARED = ("out", "tracker", "resume")  # where a run goes and who watches: it is the same study
 
 
 @dataclass
@@ -60,7 +59,7 @@ def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictCon
     directions = parse_directions(settings.direction, settings.metrics or (str(monitor),))
     for mistake in find_mistakes(settings, space, grid, config):
         raise ValueError(f"hydra.sweeper.{mistake}")
-    compared = [line for key, line in space.fixed.items() if re.split(r"[./]", key.lstrip("+~"))[0] not in NOT_COMPARED]
+    compared = [line for key, line in space.fixed.items() if re.split(r"[./]", key.lstrip("+~"))[0] not in OUTER_KEYS]
     spec = {
         "space": space.describe(),
         "fixed": redact(sorted(compared)),
@@ -144,7 +143,7 @@ def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
         plan.storage = f"journal://{expand_path(match[1]).absolute()}"
     elif file := find_sqlite_file(str(s.storage)):
         plan.storage = format_sqlite_url(expand_path(file).absolute(), str(s.storage))
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder)
 
 
 def can_resume(plan: Plan, folder: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from research.cli import redact, wait_for
-from research.run_dir import ROOT, RUN_ID_PATTERN, expand_path, is_locked, read_summary
+from research.run_dir import OUTER_KEYS, ROOT, RUN_ID_PATTERN, expand_path, is_locked, read_summary
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import FileLock, find_sqlite_file, format_sqlite_url
 
@@ -265,7 +265,7 @@ def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as dotted keys, without those that do not affect the training."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if not prefix and key in ("out", "name", "callbacks", "tracker", "resume"):
+        if not prefix and key in (*OUTER_KEYS, "name", "callbacks"):
             continue
         flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
 from research.cli import first_line
-from research.run_dir import make_folder, sync, to_run_folder
+from research.run_dir import make_folder, parse_step, sync, to_run_folder
 from research.training import distributed, sharding
 from research.training.files import HashingFile, open_hashed, remove
 from research.training.manifest import (
@@ -214,7 +213,7 @@ def load_newest(path: Path, until: float = math.inf, setting: str = "resume") ->
         else:
             if damage:
                 log.warning("%s: %s; resuming from %s", setting, "; ".join(damage), folder.name)
-            if re.fullmatch(r"step-\d+", folder.name) and int(folder.name.removeprefix("step-")) != snapshot.step:
+            if parse_step(folder.name) not in (None, snapshot.step):
                 log.warning("%s: %s holds step %d, as its %s says", setting, folder.name, snapshot.step, MANIFEST_FILE)
             return folder, snapshot
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"

@@ -69,8 +69,10 @@ def main() -> int:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", type=expand_path, help="a run folder, or one of its checkpoints/step-*"
     )
+    from research.training.manifest import is_checkpoint
+
     path: Path = parser.parse_args().checkpoint
-    folders = [path] if path.name.startswith("step-") else [*list_checkpoints(path).values()]
+    folders = [path] if is_checkpoint(path) else [*list_checkpoints(path).values()]
     if not folders or not path.is_dir():
         parser.error(f"{path} is no checkpoint, and holds none: give a run folder, or one of its checkpoints/step-*")
     for folder in folders:

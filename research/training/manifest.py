@@ -12,7 +12,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from research.run_dir import list_checkpoints
+from research.run_dir import list_checkpoints, parse_step
 
 MANIFEST_FILE, SHARDS_FOLDER = "manifest.json", "shards"
 
@@ -75,8 +75,8 @@ def _hash_json(content: dict[str, Any]) -> str:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is a checkpoint, wherever it lies and whatever it is called."""
-    return path.name.startswith("step-") or (path / MANIFEST_FILE).is_file()
+    """Return whether a path is a checkpoint, wherever it lies and whatever it is called; RUN/checkpoints/step-* is always."""
+    return (path / MANIFEST_FILE).is_file() or (parse_step(path.name) is not None and path.parent.name == "checkpoints")
 
 
 def rank_checkpoints(run: Path) -> list[tuple[int, Path]]:

@@ -9,10 +9,13 @@ import pytest
 from program import TINY, read_summaries, train
 
 from research import rules
+from research.preflight import resume
 from research.preflight.check import check_overrides, find_mistakes
 from research.preflight.overrides import to_override
-from research.preflight.resume import FREE_SETTINGS, check_same_run, describe_differences, load_config
-from research.run_dir import list_checkpoints, to_run_folder
+from research.preflight.resume import FREE_SETTINGS, check_same_run, list_differences, load_config
+from research.run import get_finished_value
+from research.run_dir import RunConfig, list_checkpoints, to_run_folder
+from research.training.manifest import is_checkpoint
 
 BASE = [*TINY, "trainer.steps=4", "tracker=none"]
 
@@ -59,7 +62,26 @@ def test_a_trial_refuses_a_folder_of_other_settings(own_run: Path) -> None:
     rules.enforce(check_same_run(own_run, read_config(own_run)))
     with pytest.raises(ValueError, match=r"lr is 0\.5 here"):
         rules.enforce(check_same_run(own_run, read_config(own_run) | {"lr": 0.5}))
+    with pytest.raises(ValueError, match=r"give each trial a folder of its own, by hydra\.sweep\.subdir"):
+        rules.enforce(check_same_run(own_run, read_config(own_run) | {"lr": 0.5}, is_trial=True))
     assert (own_run / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_finished"),
+    [({"out": "x", "tracker": {}}, True), ({"name": "x"}, True), ({"callbacks.console": {"every": 1.0}}, True),
+     ({"callbacks.console": None}, True), ({"steps": 6}, False), ({"callbacks.time_limit": {"seconds": 9}}, False),
+     ({"lr": 0.5}, False)],
+)  # fmt: skip
+def test_who_watches_makes_a_finished_run_no_other_one(own_run: Path, changes: dict[str, Any], is_finished: bool) -> None:
+    """As resume=auto takes it for its own, it is not trained again; a longer or a slower one would be."""
+    config = read_config(own_run)
+    config["callbacks"] = dict(config["callbacks"])
+    for key, value in changes.items():
+        node, _, name = key.rpartition(".")
+        (config[node] if node else config)[name] = value
+    run_config = RunConfig("", "", own_run, config, [], {}, resumed=True)
+    assert (get_finished_value(run_config) is not None) == is_finished
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -76,11 +98,10 @@ def test_differences_are_those_of_all_settings_but_the_free_ones() -> None:
         "extra": [1, 2],
     }
     there = {"lr": 1e-3, "out": "b", "trainer": {"steps": 2, "seed": 0}, "callbacks": {"curve": {}}, "extra": (1, 2)}
-    assert describe_differences(here, there) == []
-    assert describe_differences(here, there | {"trainer": {"steps": 2, "seed": 1}}) == ["trainer.seed is 0 here, was 1 there"]
-    assert describe_differences(here, {k: v for k, v in there.items() if k != "extra"}) == [
-        "extra is [1, 2] here, was nothing there"
-    ]
+    assert list_differences(here, there) == []
+    (difference,) = list_differences(here, there | {"trainer": {"steps": 2, "seed": 1}})
+    assert (difference, str(difference)) == (("trainer.seed", "0", "1"), "trainer.seed is 0 here, was 1 there")
+    assert list_differences(here, {k: v for k, v in there.items() if k != "extra"}) == [("extra", "[1, 2]", "nothing")]
     assert {"out", "name", "tracker", "trainer.steps"} <= set(FREE_SETTINGS)
 
 
@@ -144,10 +165,33 @@ def test_a_copied_checkpoint_writes_to_a_folder_of_its_own(tmp_path: Path) -> No
         ("r", "r"),
         ("a/b/step-00000008", "a/b/step-00000008"),
         ("r/checkpoints/step-00000008-good", "r/checkpoints/step-00000008-good"),
+        ("r/checkpoints/.old-step-00000008", "r"),
+        ("step-ladder", "step-ladder"),
+        ("step-8", "step-8"),
     ],
 )
 def test_only_a_checkpoint_among_a_runs_checkpoints_has_a_run(path: str, run: str) -> None:
     assert to_run_folder(Path(path)) == Path(run)
+    assert is_checkpoint(Path(path)) == (path.startswith("r/checkpoints/") and run == "r"), "by its name alone"
+
+
+@pytest.mark.parametrize("name", ["step-ladder", "step-8"])
+def test_a_run_may_be_called_like_a_checkpoint(own_run: Path, tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(own_run, tmp_path / name))
+    by_path, folder = f"resume.path={to_override(str(run))}", f"hydra.run.dir={to_override(str(run))}"
+    assert check_overrides([*BASE, by_path, "trainer.steps=6"], False) == ([], [folder])
+
+
+def test_whole_checkpoints_are_read_once_a_command(own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs the furthest intact one is chosen twice: to be judged, and to be gone on with."""
+    checked: list[Path] = []
+    monkeypatch.setattr(resume, "is_intact", lambda folder: not checked.append(folder))
+    for name in ("one", "two"):
+        shutil.copytree(own_run, tmp_path / "modular" / name)
+    command = [*BASE, "resume.path=auto", f"out={tmp_path}", "trainer.steps=6"]
+    for count in (1, 2):
+        assert check_overrides(command, False)[1]
+        assert len(checked) == count, "and again by the next command: a folder may have changed"
 
 
 @pytest.mark.parametrize(
