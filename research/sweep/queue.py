@@ -21,6 +21,7 @@ from research.tracking.storage import FileLock
 
 LEASE, TRIES, EXCLUDED_ATTR = "lease", "tries", "aside"  # a trial's attributes
 POSTPONED_ATTR = "postponed"  # why the trial waits for the next start of the command; empty once that has begun
+LACK_ATTR = "lack"  # what such a trial lacks: room, memory or a store
 LATE_ATTR = "late"  # the result that a process has reached after another one had taken the trial over
 TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same trial notice each other
 LEASE_GRACE = 10.0  # seconds that a trial may be without a lease: its process writes one at once, or has died
@@ -72,11 +73,12 @@ class Queue:
         """Return the trials that wait for the next start of the command."""
         return [trial for trial in self.list_trials(TrialState.RUNNING) if trial.user_attrs.get(POSTPONED_ATTR)]
 
-    def postpone(self, trial: Trial, reason: str, is_own_fault: bool) -> None:
-        """Leave the trial to the next start of the command, with its number and its folder; its own faults are counted."""
+    def postpone(self, trial: Trial, lack: str, error: str) -> None:
+        """Leave the trial to the next start of the command, with its number and its folder; one without memory has failed."""
         self.release(trial)
-        self.storage.set_trial_user_attr(get_trial_id(trial), POSTPONED_ATTR, reason)
-        self._give_up(get_trial_id(trial), "failed" if is_own_fault else "")
+        self.storage.set_trial_user_attr(get_trial_id(trial), LACK_ATTR, lack)
+        self.storage.set_trial_user_attr(get_trial_id(trial), POSTPONED_ATTR, f"{lack}: {error}")
+        self._give_up(get_trial_id(trial), "failed" if lack == "memory" else "")
 
     def give_up(self, trial: Trial) -> None:
         """Let the trial be taken over, by this process or another one, once nobody holds its folder."""

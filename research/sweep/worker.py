@@ -21,7 +21,7 @@ from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set
 from research.sweep.optuna_private import enable_stop, get_trial_id, has_stopped
 from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
-from research.sweep.queue import EXCLUDED_ATTR, LATE_ATTR, POSTPONED_ATTR, Queue
+from research.sweep.queue import EXCLUDED_ATTR, LACK_ATTR, LATE_ATTR, POSTPONED_ATTR, Queue
 from research.sweep.ranks import Ranks
 from research.sweep.study import Stopping
 from research.sweep.trial import Trial as RunningTrial
@@ -235,7 +235,7 @@ class Worker:
             log.warning("#%d waits for its folder, which another process holds: %s", trial.number, outcome.folder)
             self.queue.give_up(trial)
             return
-        self.queue.postpone(trial, f"{outcome.lack}: {outcome.error[:500]}", is_own_fault=outcome.lack == "memory")
+        self.queue.postpone(trial, outcome.lack, outcome.error[:500])
         log.warning("#%d lacks %s, and goes on when the command is given again: %s", trial.number, outcome.lack, outcome.error)
 
     def has_trials_left(self) -> bool:
@@ -257,12 +257,11 @@ class Worker:
     def check_failures(self) -> None:
         """Raise ValueError if more trials failed than may (of a grid, none may), or if some lack room or a store."""
         failed, lacking, is_study = self.list_failed(), self.queue.list_postponed(), self.plan.grid is None
-        reasons = [str(trial.user_attrs[POSTPONED_ATTR]) for trial in lacking]
+        lacks = dict.fromkeys(str(trial.user_attrs.get(LACK_ATTR)) for trial in lacking)
         count, more = f"{len(failed) + len(lacking)} of {self.plan.total}", ""
-        if reasons:
-            lack = reasons[-1].partition(":")[0]
-            more = f"\n{len(lacking)} of them lack {lack}, and go on when the same command is given again"
-        if len(failed) + len(lacking) > self.plan.study_spec.max_failures or not all(r.startswith("memory") for r in reasons):
+        if lacking:
+            more = f"\n{len(lacking)} of them lack {' or '.join(lacks)}, and go on when the same command is given again"
+        if len(failed) + len(lacking) > self.plan.study_spec.max_failures or not {*lacks} <= {"memory"}:
             setting = f"hydra.sweeper.max_failure_rate={self.settings.max_failure_rate:g}: " if is_study else ""
-            error = reasons[-1] if reasons else failed[-1].user_attrs.get("error", "")
+            error = lacking[-1].user_attrs[POSTPONED_ATTR] if lacking else failed[-1].user_attrs.get("error", "")
             raise ValueError(f"{setting}{count} trials failed, the last with: {error}{more}") from self.last_error

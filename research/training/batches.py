@@ -37,12 +37,15 @@ class Batches:
         self.has_ignored_targets = int(num_valid_targets(targets)) < targets.numel()
 
     def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
-        """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout."""
+        """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout.
+
+        `step` is the next one, or for the guard an earlier one that is drawn again: of as many samples as each step since.
+        """
         seed = fold_in(self.seed, ROLLBACK_STREAM, progress.rollbacks) if progress.rollbacks else self.seed
         seed_step(seed, step, self.rank)
         set_warmup_step(self.layers, step)
-        offset = progress.samples - (progress.step - step) * self.batch_size
-        indices = sample_indices(seed, offset, self.batch_size, len(self.train)).to(self.train.inputs.device)
+        consumed = progress.samples - (progress.step - step) * self.batch_size  # before `step`
+        indices = sample_indices(seed, consumed, self.batch_size, len(self.train)).to(self.train.inputs.device)
         parts = min(self.grad_accum * 2**progress.oom_halvings, self.batch_size // self.world_size)  # none of them empty
         own = indices.tensor_split(parts * self.world_size)[self.rank :: self.world_size]
         if self.has_ignored_targets:

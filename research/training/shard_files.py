@@ -7,7 +7,6 @@ Either would let a foreign checkpoint run code.
 import io
 import json
 import math
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import ReadItem
 
+from research.run_dir import replace_text
 from research.training.checkpoint import DTYPES
 
 METADATA_FILE, VERSION = "metadata.json", 1
@@ -81,10 +81,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
             sizes = next(item.sizes for item in chunks if item.offsets == index.offset)
             chunk |= {"begin": [*index.offset], "size": [*sizes]}
         entries[index.fqn]["chunks"].append(chunk)
-    with (folder / METADATA_FILE).open("w") as file:
-        json.dump({"version": VERSION, "entries": entries}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    replace_text(folder / METADATA_FILE, json.dumps({"version": VERSION, "entries": entries}))
 
 
 def parse_metadata(content: dict[str, Any]) -> Metadata:

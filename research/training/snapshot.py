@@ -30,6 +30,14 @@ from research.training.manifest import SHARDS_FOLDER, Manifest
 from research.training.state import State, Stateful
 
 NOT_LOADED = "not loaded"
+NUMERICS = {  # what the bits rest on, in words
+    "threads": "the number of threads",
+    "cpu_capability": "torch's instruction set",
+    "fast_bf16": "hardware for bfloat16",
+    "fast_int8": "hardware for int8",
+    "ternary_kernel": "the C kernel of packed layers",
+    "adamw_kernel": "the C kernel of AdamW",
+}
 log = logging.getLogger(__name__)
 PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
     "pending": "eval_pending",
@@ -121,11 +129,11 @@ def describe_numerics(device: str, needs: Mapping[str, Any] = MappingProxyType({
 def warn_of_other_numerics(there: Mapping[str, Any], device: str) -> None:
     """Say in one line what the bits of the steps rest on that is not as it was. Version 1 did not record it."""
     here = describe_numerics(device, there)
-    differing = [
-        f"{name} is {here.get(name)}, was {value}" for name, value in there.items() if here.get(name) != value != NOT_LOADED
-    ]
-    if differing:
-        log.warning("resume: the run continues, but not bit for bit: %s", "; ".join(differing))
+    changed = {name: value for name, value in there.items() if value not in (NOT_LOADED, here.get(name))}
+    if changed:
+        parts = [f"{NUMERICS.get(name, name)} is {here.get(name)}, was {value}" for name, value in changed.items()]
+        fix = f"; set OMP_NUM_THREADS={changed['threads']} for as many threads" if "threads" in changed else ""
+        log.warning("resume: the run continues, but not bit for bit: %s%s", "; ".join(parts), fix)
 
 
 def resume(state: State, path: Path, until: float = math.inf) -> None:
@@ -177,6 +185,7 @@ def _read_batch_size_v1(checkpoint_folder: Path) -> int:
     """Return the batch size of a run of version 1, which stands in its config.yaml alone; 0 where that is not to be read."""
     file = to_run_folder(checkpoint_folder) / "config.yaml"
     text = file.read_text(errors="replace") if file.is_file() else ""
+    # The reader of configurations, and the rooms that know yaml, stand above this one.
     match = re.search(r"^trainer:\n(?:  .*\n)*?  batch_size: (\d+)$", text, re.MULTILINE)
     return int(match[1]) if match else 0
 

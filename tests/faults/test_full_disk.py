@@ -129,6 +129,21 @@ def test_other_workers_of_the_same_start_leave_it_alone(tmp_path: Path) -> None:
         own.queue.close()
 
 
+def test_each_lack_is_named_once(tmp_path: Path) -> None:
+    """The words of an error do not decide: one that begins with memory is about a store here."""
+    errors: list[Exception] = [MemoryError(), FULL, ConnectionRefusedError("memory of the store: Connection refused"), FULL]
+
+    def run(number: int, folder: Path) -> float:
+        raise errors[number]
+
+    own = make_worker(tmp_path, run, "x=1,2,3,4")
+    begin(own)
+    own.run_all()
+    own.queue.close()
+    with pytest.raises(ValueError, match="4 of them lack memory or room or a store, and go on"):
+        own.check_failures()
+
+
 def test_a_failure_within_the_rate_is_no_success_without_room(tmp_path: Path) -> None:
     """A study may lose half of its trials, but one that has only to be continued has not ended."""
     own = start(tmp_path, Machine(FULL))

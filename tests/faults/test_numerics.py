@@ -32,12 +32,14 @@ def test_each_difference_is_told_in_a_line(
     monkeypatch.undo()
     (line,) = resume(tmp_path, caplog)
     assert "\n" not in line
-    assert f"{name} is " in line
+    assert f"{snapshot.NUMERICS.get(name, name)} is " in line
     assert f"was {value}" in line
+    assert line.endswith("; set OMP_NUM_THREADS=64 for as many threads") == (name == "threads")
 
 
 def test_the_manifest_names_all_that_bits_rest_on(tmp_path: Path) -> None:
     fit(tmp_path, steps=8)
     (file, *_) = tmp_path.glob("checkpoints/step-*/manifest.json")
     numerics = json.loads(file.read_text())["numerics"]
+    assert snapshot.NUMERICS.keys() < numerics.keys()
     assert {"device", "threads", "cpu_capability", "ternary_kernel", "adamw_kernel", "torch", "numpy"} <= numerics.keys()
