@@ -12,11 +12,35 @@ from pathlib import Path
 
 import pytest
 from program import TINY, Fork, make_environment, read_summaries, run
+from sweep_worker import make_worker
+from torch.distributed.checkpoint.metadata import Metadata
 
-from research.run_dir import list_checkpoints
+from research import run_dir
+from research.run_dir import RunConfig, begin_run_folder, list_checkpoints
+from research.sweep.plan import set_folder
+from research.training.shard_files import METADATA_FILE, write_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = [*TINY, "trainer.steps=4000", "callbacks.checkpoint.every=5", "trainer.eval_every=1000", "tracker=jsonl"]
+
+
+def test_all_that_a_start_writes_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contents of each file, and the folder that holds its name; a sweep's folder too."""
+    synced: list[Path] = []
+    monkeypatch.setattr(run_dir, "sync", synced.append)
+    own, sweep, shards = (tmp_path / name for name in ("out/run", "out/sweep", "shards"))
+    begin_run_folder(RunConfig("", "", own, {"resume": {"path": None}}, ["lr=1"], {}), "lr: 1\n", {"host": "here"}, "a change")
+    shards.mkdir()
+    write_metadata(shards, Metadata({}, storage_data={}))
+    worker = make_worker(tmp_path, lambda number, folder: 0.0)
+    set_folder(worker.plan, {"folder": str(sweep), "study": "s"})
+    worker.queue.close()
+    files = [own / name for name in ("config.yaml", "overrides.txt", "env.json", "git.diff")]
+    for file in (*files, shards / METADATA_FILE):
+        assert file.exists()
+        assert any(path.parent == file.parent and path.name.startswith(f".{file.name}.") for path in synced), file
+    assert {own, shards, own.parent, tmp_path} <= {*synced}
+    assert synced[-1] == sweep.parent
 
 
 @contextmanager
