@@ -185,7 +185,12 @@ def test_a_run_may_be_called_like_a_checkpoint(own_run: Path, tmp_path: Path, na
 def test_whole_checkpoints_are_read_once_a_command(own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two runs the furthest intact one is chosen twice: to be judged, and to be gone on with."""
     checked: list[Path] = []
-    monkeypatch.setattr(resume, "is_intact", lambda folder: not checked.append(folder))
+
+    def is_intact(folder: Path) -> bool:
+        checked.append(folder)
+        return True
+
+    monkeypatch.setattr(resume, "is_intact", is_intact)
     for name in ("one", "two"):
         shutil.copytree(own_run, tmp_path / "modular" / name)
     command = [*BASE, "resume.path=auto", f"out={tmp_path}", "trainer.steps=6"]
