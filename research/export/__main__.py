@@ -149,17 +149,15 @@ def print_report(report: dict[str, Any], output: Path) -> None:
 
 
 def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str | None) -> None:
-    """Add the report to the artifacts of the MLflow run, where the run has one; print a warning where MLflow fails."""
+    """Add the report to the artifacts of the folder's own run in MLflow; print a warning where MLflow fails."""
     from research.export.verify import describe_error
-    from research.run_dir import read_summary
+    from research.tracking.mlflow_store import RUN_ID_FILE, choose_uri, connect_briefly, read_run_id
 
-    if (summary := read_summary(run_folder)) is None or not summary.mlflow_run_id:
+    if not (run_folder / RUN_ID_FILE).exists():
         return
-    from research.tracking.mlflow_store import choose_uri, connect_briefly
-
     try:
         with connect_briefly(choose_uri(uri)) as client:
-            client.log_artifact(summary.mlflow_run_id, str(file), artifact_folder)
+            client.log_artifact(read_run_id(client, run_folder), str(file), artifact_folder)
     except Exception as error:  # stores raise many types, and the export is complete
         print_message(f"warning: MLflow did not accept the report ({describe_error(error)}); it is {file}")
 

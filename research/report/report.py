@@ -25,15 +25,15 @@ POPULATION_HINT = "a population has its own report: population.csv, lineage.png 
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow"
 
 
-def report(folder: Path, study: Study, plots: bool = True, uri: str | None = None) -> None:
-    """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one.
+def report(folder: Path, study: Study, plots: bool = True, uri: str | None = None) -> Sweep:
+    """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one. Return its rows.
 
     `uri` is the store that this command names. To a server that only the folder names nothing is sent.
     """
     sweep = read_study(folder, study)
     files = write(sweep, folder, plots)
     if not (folder / RUN_ID_FILE).exists():
-        return
+        return sweep
     try:
         uri = mlflow_store.find_store_uri(folder, uri)
         with mlflow_store.connect_briefly(uri) as client:
@@ -41,6 +41,7 @@ def report(folder: Path, study: Study, plots: bool = True, uri: str | None = Non
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         where = f" at {uri}" if uri else ""
         print_message(f"warning: MLflow{where} did not take the report ({first_line(error)}); it is in {folder}")
+    return sweep
 
 
 def write(sweep: Sweep, folder: Path, plots: bool) -> Artifacts:

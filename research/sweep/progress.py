@@ -3,6 +3,7 @@
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from research.cli import format_duration
+from research.report.results import Sweep
 from research.run_dir import parse_json
 from research.sweep.queue import EXCLUDED_ATTR
 from research.sweep.space import Space
@@ -59,24 +61,25 @@ class ProgressDisplay:
             lines = [self.render_running(trial) for trial in trials if trial.state == TrialState.RUNNING]
             self.live.update(Text("\n").join([*lines, Text(self.describe_standing(trials))]), refresh=True)
 
-    def print_sweep_end(self, report: Path) -> None:
-        """Print the best trial and where the report is."""
-        trials = self.study.get_trials(deepcopy=False)
-        if len(self.study.directions) == 1 and self.describe_best():
-            best = self.study.best_trial
-            self.print_row("best", f"#{best.number} {best.value:.4g}  {join_params(self.space.format_params(best.params))}")
-        self.print_row("report", f"{report}, {self.describe_standing(trials)}")
+    def print_sweep_end(self, report: Path, sweep: Sweep | None) -> None:
+        """Print the best trial of the report's rows, and where the report is. Without rows (it failed), say what there is."""
+        best = sweep.best if sweep else []
+        if sweep and best and len(self.study.directions) == 1:
+            self.print_row("best", f"#{best[0].number} {sweep.compute_mean(best[0])[0]:.4g}  {join_params(best[0].params)}")
+        front = [f"{len(best)} on the Pareto front"] if len(self.study.directions) > 1 else []
+        standing = self.describe_standing(self.study.get_trials(deepcopy=False), front if sweep else None)
+        self.print_row("report", f"{report}, {standing}")
 
     def close(self) -> None:
         if self.live:
             self.live.stop()
 
-    def describe_standing(self, trials: list[FrozenTrial]) -> str:
-        """Return the best so far, how many trials are done and the time left."""
+    def describe_standing(self, trials: list[FrozenTrial], best: list[str] | None = None) -> str:
+        """Return the best so far (or `best`), how many trials are done and the time left."""
         done = [t for t in trials if t.state.is_finished() and EXCLUDED_ATTR not in t.user_attrs]
         seconds = [t.duration.total_seconds() for t in done if t.duration and "reused" not in t.user_attrs]
         left = max(0, self.total - len(done)) * (statistics.mean(seconds) if seconds else 0.0) / self.workers
-        parts = [*self.describe_best(), f"{len(done)} of {self.total} done"]
+        parts = [*(self.describe_best() if best is None else best), f"{len(done)} of {self.total} done"]
         return ", ".join([*parts, f"about {format_duration(left)} left"] if left else parts)
 
     def describe_best(self) -> list[str]:
@@ -96,7 +99,7 @@ class ProgressDisplay:
         return Text(f"  #{trial.number} {format_duration(seconds)}  {text or 'begins'}", style="dim")
 
 
-def join_params(texts: dict[str, str]) -> str:
+def join_params(texts: Mapping[str, str]) -> str:
     return " ".join(f"{key}={text}" for key, text in texts.items())
 
 

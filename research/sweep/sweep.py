@@ -155,10 +155,11 @@ def finish(worker: Worker) -> None:
     reason = str(study.user_attrs.get("over", ""))
     spec = replace(read_study_spec(folder), reason=reason)
     write_study_spec(folder, spec)
+    sweep = None
     try:
-        report(folder, study, worker.settings.plots, OmegaConf.select(worker.plan.config, "tracker.uri"))
+        sweep = report(folder, study, worker.settings.plots, OmegaConf.select(worker.plan.config, "tracker.uri"))
     except Exception as error:  # the trials are safe: their summary must still be printed
         log.warning("no report: %s: %s; python -m research.report %s", type(error).__name__, error, folder, exc_info=True)
     # Only after the report: a sweep that was killed before this line is resumed, and makes its report then.
     write_study_spec(folder, replace(spec, finished=bool(reason) or not worker.has_trials_left()))
-    worker.progress.print_sweep_end(folder / "results.md")
+    worker.progress.print_sweep_end(folder / "results.md", sweep)

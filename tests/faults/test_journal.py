@@ -1,6 +1,7 @@
 """A8, the journal's part: a line of a study's journal that has changed is named and put right, and runs are believed."""
 
 import errno
+import io
 import json
 import resource
 from collections.abc import Callable
@@ -13,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
+from rich.console import Console
 from sweep_worker import make_worker
 from sweeping import connect_journal, load_folder_study
 
-from research.report.report import rebuild_report
+from research.report.report import rebuild_report, report
 from research.report.study import read_study
 from research.run_dir import Summary
+from research.sweep.progress import ProgressDisplay
+from research.sweep.space import Space
 from research.tracking import journal
 from research.tracking.journal import Journal
 from research.tracking.study_spec import StudySpec, write_study_spec
@@ -199,6 +203,11 @@ def test_the_summary_of_a_run_counts_where_an_old_journal_says_something_else(
     assert "trial 2: 2: the study has 0.05, summary.json has 0.75" in caplog.text
     rebuild_report(str(tmp_path), plots=False)
     assert "best_trial: 0" in (tmp_path / "optimization_results.yaml").read_text()
+    output = io.StringIO()
+    progress = ProgressDisplay(study, Space(), tmp_path, 3, 1, Console(file=output, width=200))
+    progress.print_sweep_end(tmp_path / "results.md", report(tmp_path, study, plots=False))
+    assert output.getvalue().split()[:3] == ["best", "#0", "0.25"]
+    assert "#2" not in output.getvalue(), "nor anywhere else"
 
 
 def test_a_finished_run_of_a_failed_trial_is_noted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fitting import fit, read_metrics
 from mlflow.tracking import MlflowClient
 from program import TINY, create_empty_store, start_run, train, wait_for_run
 
+from research.export.__main__ import upload_report
 from research.run_dir import RunConfig, list_checkpoints
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow
@@ -187,6 +188,21 @@ def test_a_copied_run_folder_has_a_record_of_its_own(uri: str, tmp_path: Path) -
     assert client.get_run(first).data.tags["folder"] == str(tmp_path / "moved")
     (tmp_path / "run").symlink_to(tmp_path / "moved")
     assert track(uri, tmp_path / "run", resumed=True) == first, "nor is the same folder under another name"
+
+
+def test_the_export_of_a_copy_leaves_the_record_of_the_first_alone(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    first, client = track(uri, tmp_path / "run"), MlflowClient(uri)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "export.json").write_text("{}")
+    for name in ("copy", "run"):
+        upload_report(tmp_path / name, tmp_path / "export.json", f"export/{name}", None)
+    assert f"{tmp_path / 'copy'} is a copy of the folder of run {first}" in capsys.readouterr().err
+    assert [item.path for item in client.list_artifacts(first, "export")] == ["export/run"]
 
 
 def test_what_lies_on_another_machine_is_taken_for_a_copy(uri: str, tmp_path: Path) -> None:
