@@ -105,10 +105,15 @@ class WordStream(io.TextIOWrapper):
     def _drop(self, error: OSError, length: int = 0) -> int:
         """Return `length`. From now on write to /dev/null, unless only a pipe was full for a moment."""
         if not isinstance(error, BlockingIOError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
+            redirect_to_null(self.fileno())
         return length
+
+
+def redirect_to_null(fd: int) -> None:
+    """Let a descriptor write to /dev/null from now on."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 def escape(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -3,7 +3,6 @@
 import codecs
 import ctypes
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,20 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.cli import print_message
+from research.cli import print_message, redirect_to_null
 from research.data.text import END_BYTE
 from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
+from research.rules import UNPRINTABLE
 from research.training.oom import get_rss_mb
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 # How Python holds bytes of an argument that are not UTF-8: they reach the model unchanged.
 BYTES_ERRORS = "surrogateescape"
-# A terminal obeys control characters: there they are shown, as \x1b.
-VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in b"\n\t"}
 
 
 @dataclass
@@ -108,13 +106,11 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     stream = islice(stream, tokens)
     chunks = (bytes([token]) if is_text else f" {token}".encode() for token in stream)
     del plain, trained  # frees their float32 weights
-    # A terminal may lack characters of UTF-8.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         start, *times = print_stream(prompt, chunks)
     except OSError as error:
         # Python flushes stdout once more as it exits, and would fail there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        redirect_to_null(sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return
         raise
@@ -145,15 +141,20 @@ def retain_memory() -> Iterator[None]:
     trim(0)
 
 
+def escape_controls(text: str) -> str:
+    """Return a text whose control characters are shown, as \\x1b or \\u2028: a terminal would obey them."""
+    return UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else ascii(match[0])[1:-1].replace("\\r", "\\x0d"), text)
+
+
 def print_stream(prompt: str, chunks: Iterator[bytes]) -> list[float]:
     """Print the prompt and chunks of UTF-8 as they come; return the times (s) of the start and of each chunk."""
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-    shown = VISIBLE if sys.stdout.isatty() else {}
+    escape = escape_controls if sys.stdout.isatty() else str
     try:
-        print(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace").translate(shown), end="", flush=True)
+        print(escape(prompt.encode(errors=BYTES_ERRORS).decode(errors="replace")), end="", flush=True)
         times = [time.perf_counter()]
         for chunk in chunks:
-            print(utf8.decode(chunk).translate(shown), end="", flush=True)
+            print(escape(utf8.decode(chunk)), end="", flush=True)
             times.append(time.perf_counter())
     finally:
         print(utf8.decode(b"", final=True), flush=True)  # the text may stop within a character

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from research.cli import run_process
+from research.cli import get_launched_ranks, run_process
 from research.run_dir import CACHE_ENV_VAR, expand_path
 from research.signals import Stopped
 
@@ -126,7 +126,7 @@ def compile_library(source: Path, command: list[str], output: Path) -> str:
     try:
         done = run_process(f"{command[0]}, which compiles {source.name}", words, timeout=600)
     except Stopped as stopped:
-        if os.environ.get("WORLD_SIZE", "1") == "1":
+        if get_launched_ranks()[1] == 1:
             raise
         return str(stopped)  # the other processes would wait for this one: all end at the next safe point
     if done.returncode or not output.is_file():

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from research import rules
 from research.cli import get_launched_ranks
@@ -18,7 +17,8 @@ from research.preflight.requested import RequestedConfig, is_interpolated, read_
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
-from research.run_dir import ROOT, expand_path
+from research.run_dir import expand_path
+from research.tracking.storage import find_sqlite_file, resolve_uri
 from research.trigger import Trigger, check_trigger, check_trigger_order, parse_trigger
 
 Conflicts = Iterator[Conflict | None]
@@ -183,14 +183,15 @@ def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
     """MLflow's SQLite store can be written to, or created: by default it is below the project folder."""
     if requested.get_resolved("tracker._target_")[0] != "research.tracking.mlflow.MLflow":
         return
-    uri, setting = requested.get_resolved("tracker.uri")[0], "tracker.uri"
-    if not isinstance(uri, str):
-        uri, setting = os.environ.get("MLFLOW_TRACKING_URI", ""), "MLFLOW_TRACKING_URI"
-    match = re.fullmatch(r"sqlite:///([^?:]+)", uri or f"sqlite:///{ROOT / 'outputs' / 'mlflow.db'}")
-    path = Path(match[1]).absolute() if match else ROOT
+    uri = requested.get_resolved("tracker.uri")[0]
+    setting = "tracker.uri" if isinstance(uri, str) and uri else "MLFLOW_TRACKING_URI"
+    uri = uri if setting == "tracker.uri" else os.environ.get(setting)
+    if (file := find_sqlite_file(resolve_uri(uri))) is None:
+        return
+    path = file.absolute()
     existing = [folder for folder in (path, *path.parents) if folder.exists()]  # a store and its folder, or where they would be
     locked = next((str(item) for item in existing[: 1 + path.is_file()] if not os.access(item, os.W_OK)), None)
-    if match and locked:
+    if locked:
         message = f"{setting}={uri}" if uri else "tracker=mlflow"
         message += f": {locked} cannot be written to (read-only, or another user's)"
         fix = "give tracker.uri=sqlite:////FOLDER/mlflow.db elsewhere, or tracker=jsonl"

@@ -18,6 +18,7 @@ from research.report.study import load_study, read_study
 from research.run_dir import RUN_ID_PATTERN, expand_path, replace_text
 from research.tracking import mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
+from research.tracking.storage import resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
@@ -118,7 +119,7 @@ def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
 
 def find_sweep_folder(run_id: str) -> Path:
     """Return the folder of a sweep by the id of its run in MLflow. Raise ValueError where it is no sweep, or has gone."""
-    uri = mlflow_store.resolve_uri()
+    uri = resolve_uri()
     try:
         with mlflow_store.connect_briefly(uri) as client:
             tags = client.get_run(run_id).data.tags

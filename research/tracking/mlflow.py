@@ -20,8 +20,8 @@ from research.signals import watch
 from research.tracking import history, mlflow_store
 from research.tracking.environment import run_git
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
-from research.tracking.mlflow_store import DEFAULT_STORE, DEFAULT_URI, MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
-from research.tracking.storage import FileLock
+from research.tracking.mlflow_store import MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
+from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
 
@@ -42,7 +42,7 @@ class MLflow(Jsonl):
 
     def __init__(self, uri: str | None = None) -> None:
         super().__init__()
-        self.uri = mlflow_store.resolve_uri(uri)
+        self.uri = resolve_uri(uri)
         variable = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "tracker=mlflow, whose store"
         self.setting = "tracker.uri" if uri else variable
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step

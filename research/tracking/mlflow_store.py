@@ -14,12 +14,10 @@ from typing import Any, TypeVar
 import yaml
 
 from research.cli import redact, wait_for
-from research.run_dir import OUTER_KEYS, ROOT, RUN_ID_PATTERN, expand_path, is_locked, read_summary
+from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, is_locked, read_summary
 from research.tracking.jsonl import FINISHED, KILLED
-from research.tracking.storage import FileLock, find_sqlite_file, format_sqlite_url
+from research.tracking.storage import DEFAULT_URI, FileLock, find_sqlite_file, format_sqlite_url, resolve_uri
 
-DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
-DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
 RUN_ID_FILE = "mlflow_run_id"  # in a run folder and a sweep's folder: the id of its run
 SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep, which is no process, has not
 PARENT_TAG = "mlflow.parentRunId"
@@ -38,12 +36,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
 Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
-
-
-def resolve_uri(uri: str | None = None) -> str:
-    """Return the store's URI: the setting `tracker.uri`, else MLFLOW_TRACKING_URI, else this project's own store."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    return re.sub(r"(?<=^sqlite:///)~.*", lambda match: str(expand_path(match[0])), uri)
 
 
 def connect(uri: str, must_exist: bool = False) -> Any:

@@ -1,6 +1,7 @@
-"""What MLflow's store and Optuna's storage share: a lock on a file, and SQLite addresses."""
+"""What MLflow's store and Optuna's storage share: a lock on a file, MLflow's URI, and SQLite addresses."""
 
 import fcntl
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,11 @@ from typing import IO
 from urllib.parse import unquote
 
 from research.cli import wait_for
+from research.run_dir import ROOT, expand_path
+
+DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
+DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
+SQLITE_URL = re.compile(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?")
 
 
 @dataclass
@@ -51,7 +57,10 @@ class FileLock:
         self.release()
 
 
-SQLITE_URL = re.compile(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?")
+def resolve_uri(uri: str | None = None) -> str:
+    """Return MLflow's URI: the setting `tracker.uri`, else MLFLOW_TRACKING_URI, else this project's own store."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return re.sub(r"(?<=^sqlite:///)~.*", lambda match: str(expand_path(match[0])), uri)
 
 
 def find_sqlite_file(url: str) -> Path | None:

@@ -17,8 +17,8 @@ from fitting import fit
 from safetensors.torch import save
 
 from research import run_dir
-from research.preflight import conflicts
 from research.preflight.check import check_overrides
+from research.tracking import storage
 from research.tracking.storage import FileLock
 from research.training import checkpoint
 from research.training.checkpoint import STATE_FILE
@@ -150,6 +150,8 @@ READ_ONLY = {  # what names the store -> what the message begins with
     "nothing": ([], {}, "tracker=mlflow: {root} cannot be written to"),
     "the variable": ([], {"MLFLOW_TRACKING_URI": URI}, f"MLFLOW_TRACKING_URI={URI}: {{root}} cannot be written to"),
     "the setting": ([f"tracker.uri={URI}"], {}, f"tracker.uri={URI}: {{root}} cannot be written to"),
+    "a query and a driver": (["tracker.uri='sqlite+pysqlite:///{root}/x%20y.db?timeout=9'"], {}, "{root} cannot be written to"),
+    "a home folder": (["tracker.uri='sqlite:///~/x/mlflow.db'"], {"HOME": "{root}"}, "{root} cannot be written to"),
     "another place": (["tracker.uri=sqlite:///{out}/mlflow.db"], {}, ""),
     "a server": ([], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ""),
     "no store": (["tracker=jsonl"], {}, ""),
@@ -162,7 +164,7 @@ def test_a_read_only_checkout_blames_what_names_its_store(tmp_path: Path, case: 
     root, out, (words, variables, expected) = tmp_path / "checkout", tmp_path / "out", READ_ONLY[case]
     root.mkdir()
     out.mkdir()
-    monkeypatch.setattr(conflicts, "ROOT", root)
+    monkeypatch.setattr(storage, "DEFAULT_URI", f"sqlite:///{root / 'outputs' / 'mlflow.db'}")
     monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(root))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name, value in variables.items():

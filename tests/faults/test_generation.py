@@ -22,9 +22,10 @@ Generate = Callable[..., tuple[int, str, str]]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a model of bytes that has learnt where a document ends: after two digits."""
     root = tmp_path_factory.mktemp("documents")
+    (root / "documents").mkdir()  # not beside the run, whose overrides.txt is a text as well
     for number in range(10, 100):
-        (root / f"{number}.txt").write_text(str(number))
-    data = ["data=text", f"data.path={root}", "data.pattern=*.txt", "data.seq_len=12", "data.val_bytes=12"]
+        (root / "documents" / f"{number}.txt").write_text(str(number))
+    data = ["data=text", f"data.path={root / 'documents'}", "data.pattern=*.txt", "data.seq_len=12", "data.val_bytes=12"]
     model = ["model.dim=32", "model.depth=1", "model.heads=2", "batch_size=8", "lr=0.02", "precision=fp32"]
     train(root, *data, *model, "steps=80", "eval_every=80", "trainer.device=cpu", "tracker=jsonl")
     (folder,) = (root / "out" / "text").iterdir()
@@ -70,7 +71,7 @@ def test_nothing_after_the_end_is_printed(
     assert ("the document ended" in err) == (0 in content)
 
 
-CONTROLS = [*range(1, 0x20), 0x7F, *range(0x80, 0xA0)]
+CONTROLS = [*range(1, 0x20), 0x7F, *range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
 
 
 def test_a_terminal_is_sent_no_control_character(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +86,9 @@ def test_a_terminal_is_sent_no_control_character(run: Path, monkeypatch: pytest.
         while not sent.endswith("漢\r\n".encode()):
             sent += os.read(reader, 1 << 16)
     os.close(reader)
-    codes = "".join(chr(code) if chr(code) in "\n\t" else f"\\x{code:02x}" for code in CONTROLS)
+    codes = "".join(
+        chr(code) if chr(code) in "\n\t" else f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in CONTROLS
+    )
     expected = rf"\x1b[2J>{codes}\x1b]0;title\x07é漢" + "\n"
     assert sent.decode() == expected.replace("\n", "\r\n")  # the terminal's own line ends
 

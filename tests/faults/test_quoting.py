@@ -18,7 +18,7 @@ from research.preflight.overrides import expand_argument, to_argument
 from research.preflight.program import prepare
 from research.rules import check_folder
 from research.run_dir import expand_path
-from research.tracking.mlflow_store import resolve_uri
+from research.tracking.storage import resolve_uri
 
 # Every character of Unicode, and runs of those that Hydra, OmegaConf and shells give a meaning.
 TEXTS = st.one_of(

@@ -19,7 +19,8 @@ from program import ROOT, TINY, make_environment, run
 from research.cli import HIDDEN, RedactedRecord, first_line, print_message, print_traceback, redact
 from research.report.report import rebuild_report
 from research.run import redact_hydra_files
-from research.tracking.mlflow_store import DEFAULT_URI, choose_uri
+from research.tracking.mlflow_store import choose_uri
+from research.tracking.storage import DEFAULT_URI
 
 PASSWORD = "s3cr3t-Pa55"
 SCHEMES = ["http", "https", "postgresql", "postgresql+psycopg2", "redis", "mysql", "amqp"]
