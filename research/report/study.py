@@ -18,7 +18,16 @@ from research.preflight.overrides import to_override
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
 from research.run_dir import SUMMARY_FILE, Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
-from research.tracking.optuna_storage import PRUNED_ATTR, TEXTS_ATTR, get_storage, silence_optuna
+from research.tracking.optuna_storage import (
+    EXCLUDED_ATTR,
+    POSTPONED_ATTR,
+    PRUNED_ATTR,
+    REUSED_ATTR,
+    STOP_REASON_ATTR,
+    TEXTS_ATTR,
+    get_storage,
+    silence_optuna,
+)
 from research.tracking.study_spec import read_study_spec
 
 log = logging.getLogger(__name__)
@@ -45,7 +54,7 @@ def read_study(folder: Path, study: Study) -> Sweep:
     monitor = next((run.monitor for row in rows for run in row.runs.values() if run.monitor), "")
     unnamed = [monitor or "value"] if len(directions) == 1 else [f"value_{index}" for index in range(len(directions))]
     objectives = study.metric_names or spec.metrics or unnamed
-    return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get("over", "")), rows)
+    return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get(STOP_REASON_ATTR, "")), rows)
 
 
 def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str], texts: Sequence[str]) -> Row:
@@ -53,7 +62,7 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
     pruned = f"pruned at step {attrs[PRUNED_ATTR]}" if PRUNED_ATTR in attrs else ""
     return Row(
         number=trial.number,
-        state=EXCLUDED_STATE if "aside" in attrs else trial.state.name,
+        state=EXCLUDED_STATE if EXCLUDED_ATTR in attrs else trial.state.name,
         values=tuple(trial.values) if trial.state.name == "COMPLETE" else (),
         params=_read_params(trial, run_folders, known, texts),
         started=trial.datetime_start,
@@ -61,8 +70,8 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
         repeats=tuple(attrs.get("repeats", ())),
         folder=str(trial_folder).removeprefix(f"{folder}/") if run_folders else "",
         runs={run_folder: read_run(run_folder) for run_folder in run_folders},
-        error=str(attrs.get("error") or attrs.get("aside") or attrs.get("postponed") or ""),
-        note=f"the result of {attrs['reused']}" if "reused" in attrs else pruned,
+        error=str(attrs.get("error") or attrs.get(EXCLUDED_ATTR) or attrs.get(POSTPONED_ATTR) or ""),
+        note=f"the result of {attrs[REUSED_ATTR]}" if REUSED_ATTR in attrs else pruned,
         limits=trial.constraints,
     )
 

@@ -111,7 +111,7 @@ def get_first_value(space: Space, config: DictConfig, key: str) -> Any:
 def resolve_home(home: str | None, config: DictConfig) -> Path | None:
     """Return the folder of the sweeps: `home`, or out/name where the configuration has both; None where it has not."""
     folder = home or (f"{config['out']}/{config['name']}" if {"out", "name"} <= set(config) else None)
-    return Path(folder).absolute() if folder else None
+    return expand_path(folder).absolute() if folder else None
 
 
 def resolve_folder(settings: CommonSettings, config: DictConfig, file: str, can_resume: Callable[[Path], bool]) -> Path:

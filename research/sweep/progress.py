@@ -17,8 +17,8 @@ from rich.text import Text
 from research.cli import format_duration
 from research.report.results import Sweep
 from research.run_dir import parse_json
-from research.sweep.queue import EXCLUDED_ATTR
 from research.sweep.space import Space
+from research.tracking.optuna_storage import EXCLUDED_ATTR, REUSED_ATTR
 
 LIVE_METRICS = ("step", "train/loss", "val/loss", "val/acc", "val/bpb")
 TAIL_BYTES = 4096  # bytes of metrics.jsonl that hold its last line
@@ -77,7 +77,7 @@ class ProgressDisplay:
     def describe_standing(self, trials: list[FrozenTrial], best: list[str] | None = None) -> str:
         """Return the best so far (or `best`), how many trials are done and the time left."""
         done = [t for t in trials if t.state.is_finished() and EXCLUDED_ATTR not in t.user_attrs]
-        seconds = [t.duration.total_seconds() for t in done if t.duration and "reused" not in t.user_attrs]
+        seconds = [t.duration.total_seconds() for t in done if t.duration and REUSED_ATTR not in t.user_attrs]
         left = max(0, self.total - len(done)) * (statistics.mean(seconds) if seconds else 0.0) / self.workers
         parts = [*(self.describe_best() if best is None else best), f"{len(done)} of {self.total} done"]
         return ", ".join([*parts, f"about {format_duration(left)} left"] if left else parts)

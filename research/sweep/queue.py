@@ -17,11 +17,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from research.cli import announce_wait
 from research.run_dir import is_file_locked, is_locked
 from research.sweep.optuna_private import get_storage, get_trial_id
+from research.tracking.optuna_storage import EXCLUDED_ATTR, POSTPONED_ATTR
 from research.tracking.storage import FileLock
 
-LEASE, TRIES, EXCLUDED_ATTR = "lease", "tries", "aside"  # a trial's attributes
-POSTPONED_ATTR = "postponed"  # why the trial waits for the next start of the command; empty once that has begun
-LACK_ATTR = "lack"  # what such a trial lacks: room, memory or a store
+LEASE, TRIES = "lease", "tries"  # a trial's attributes
+LACK_ATTR = "lack"  # what a trial lacks that goes on with the next start: room, memory or a store
 LATE_ATTR = "late"  # the result that a process has reached after another one had taken the trial over
 TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same trial notice each other
 LEASE_GRACE = 10.0  # seconds that a trial may be without a lease: its process writes one at once, or has died

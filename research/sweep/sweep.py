@@ -21,7 +21,7 @@ from research.sweep.settings import parse_settings
 from research.sweep.study import MISMATCH_HINT, InOrderSampler, check_same_spec, instantiate_setting, make_sampler
 from research.sweep.supervisor import supervise
 from research.sweep.worker import Worker, get_worker_spec
-from research.tracking.optuna_storage import TEXTS_ATTR, get_storage, is_storage_unreachable, silence_optuna
+from research.tracking.optuna_storage import STOP_REASON_ATTR, TEXTS_ATTR, get_storage, is_storage_unreachable, silence_optuna
 from research.tracking.study_spec import read_study_spec, write_study_spec
 
 log = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ def begin(worker: Worker) -> None:
     with worker.queue.folder_lock:
         worker.queue.recall_postponed()
         trials = worker.queue.list_trials()
-        if study.user_attrs.get("over"):
-            study.set_user_attr("over", "")  # an earlier command's reason to end: this command's settings decide anew
+        if study.user_attrs.get(STOP_REASON_ATTR):
+            study.set_user_attr(STOP_REASON_ATTR, "")  # an earlier command's reason to end: this command's settings decide anew
         for params in plan.settings.enqueue if not trials else ():
             study.enqueue_trial(params, skip_if_exists=True)
     done = worker.queue.count_used([t for t in trials if t.state.is_finished()])
@@ -152,7 +152,7 @@ def finish(worker: Worker) -> None:
     from research.report.report import report
 
     study, folder = worker.study, worker.plan.folder
-    reason = str(study.user_attrs.get("over", ""))
+    reason = str(study.user_attrs.get(STOP_REASON_ATTR, ""))
     spec = replace(read_study_spec(folder), reason=reason)
     write_study_spec(folder, spec)
     sweep = None

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -21,11 +22,18 @@ from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set
 from research.sweep.optuna_private import enable_stop, get_trial_id, has_stopped
 from research.sweep.plan import Plan, get_first_value
 from research.sweep.progress import ProgressDisplay
-from research.sweep.queue import EXCLUDED_ATTR, LACK_ATTR, LATE_ATTR, POSTPONED_ATTR, Queue
+from research.sweep.queue import LACK_ATTR, LATE_ATTR, Queue
 from research.sweep.ranks import Ranks
 from research.sweep.study import Stopping
 from research.sweep.trial import Trial as RunningTrial
-from research.tracking.optuna_storage import PRUNED_ATTR, is_storage_unreachable
+from research.tracking.optuna_storage import (
+    EXCLUDED_ATTR,
+    POSTPONED_ATTR,
+    PRUNED_ATTR,
+    REUSED_ATTR,
+    STOP_REASON_ATTR,
+    is_storage_unreachable,
+)
 
 log = logging.getLogger(__name__)
 WAIT, WAITS_BEFORE_MESSAGE = 0.5, 5  # seconds between two looks at what others run, and looks before one is told of it
@@ -83,7 +91,7 @@ class Worker:
             reason = "sampler: every configuration has been tried"
         if reason:
             if not reason.startswith("timeout"):  # a timeout is this command's own
-                self.study.set_user_attr("over", reason)
+                self.study.set_user_attr(STOP_REASON_ATTR, reason)
             self.progress.print_row("stopped", reason)
             return True
         failures = len(self.list_failed()) + len(self.queue.list_postponed())
@@ -129,7 +137,7 @@ class Worker:
 
     def reuse(self, trial: Trial, same: FrozenTrial) -> None:
         """Tell the study the result of an earlier trial with the same values."""
-        trial.set_user_attr("reused", same.number)
+        trial.set_user_attr(REUSED_ATTR, same.number)
         trial.set_user_attr("folder", same.user_attrs.get("folder", ""))
         for name, excess in same.constraints.items():
             trial.set_constraint(name, excess)
@@ -201,14 +209,13 @@ class Worker:
         return outcome
 
     def tell_study(self, trial: Trial, outcome: Outcome) -> None:
-        """Tell the study a trial's outcome. If another process has taken the trial over, leave a result for that one."""
+        """Tell the study a trial's outcome, unless another process has taken the trial over."""
         self.queue.release(trial)
+        if not self.queue.owns(trial):
+            self.report_late(trial, outcome)
+            return
         attrs = self.queue.storage.get_trial_user_attrs(get_trial_id(trial))
         try:
-            if not self.queue.owns(trial):
-                if not outcome.error and PRUNED_ATTR not in attrs:
-                    trial.set_user_attr(LATE_ATTR, outcome.to_record())
-                raise UpdateFinishedTrialError
             if outcome.error and LATE_ATTR in attrs:
                 outcome = Outcome.from_record(attrs[LATE_ATTR])
             trial.set_user_attr("folder", str(outcome.folder or ""))
@@ -224,10 +231,18 @@ class Worker:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, outcome.values)
-        except UpdateFinishedTrialError:
-            reason = "was taken over by another process, after a pause longer than hydra.sweeper.lease"
-            log.warning("#%d %s; here it has reached %s, in %s", trial.number, reason, outcome.values, outcome.folder)
+        except UpdateFinishedTrialError:  # it was taken over, and has ended, since
+            self.report_late(trial, outcome)
         self.progress.update()
+
+    def report_late(self, trial: Trial, outcome: Outcome) -> None:
+        """Leave a result for the process that has taken the trial over, if it has not ended there. Log the outcome."""
+        if not outcome.error and PRUNED_ATTR not in self.queue.storage.get_trial_user_attrs(get_trial_id(trial)):
+            with suppress(UpdateFinishedTrialError):
+                trial.set_user_attr(LATE_ATTR, outcome.to_record())
+        reason = "was taken over by another process, after a pause longer than hydra.sweeper.lease"
+        end = f"failed: {outcome.error}" if outcome.error else f"reached {outcome.values}, in {outcome.folder}"
+        log.warning("#%d %s; here it has %s", trial.number, reason, end)
 
     def put_off(self, trial: Trial, outcome: Outcome) -> None:
         """Let a trial go on once its folder is free, or when the command is given again if the machine lacks something."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from research.run_dir import CHECKSUM_KEY, add_checksum
+from research.run_dir import CHECKSUM_KEY, add_checksum, parse_json
 from research.tracking.storage import FileLock
 from research.tracking.study_spec import read_study_spec
 
@@ -34,6 +34,7 @@ KEYS = {  # operation -> what its record holds at least, as Optuna reads it
 }
 NO_RECORD = {"op_code": SET_STUDY_ATTR, "worker_id": "", "study_id": -1, "user_attr": {"": None}}  # of no study: no effect
 DIRECTIONS = {"minimize": 1, "maximize": 2}
+JOINT = re.compile(rb'(?<="\}).(?=\{"op_code)', re.DOTALL)  # between two records: an end of line that has changed
 MAX_MENDED_BYTES = 4000  # of one line: each of its characters is tried
 
 
@@ -68,37 +69,25 @@ class Journal:
             *lines, incomplete = file.read().split(b"\n")  # the last one may still be being written
             self.offset = file.tell() - len(incomplete)
         while lines:
-            for record in self.read_line(lines):
-                self.records.append(record)
-                if record["op_code"] == CREATE_TRIAL:
-                    self.num_trials, self.study_id = self.num_trials + 1, record["study_id"]
+            self.num_lines += 1
+            line = lines.pop(0)
+            record = parse(line, self.num_trials)
+            if not record and (joint := JOINT.search(line)):
+                log.warning("%s, line %d is damaged: its end has changed, and is put right", self.path, self.num_lines)
+                lines.insert(0, line[joint.end() :])
+                self.num_lines -= 1
+                line = line[: joint.start()]
+            record = record or parse(line, self.num_trials) or self.recover(line, lines)
+            self.records.append(record)
+            if record["op_code"] == CREATE_TRIAL:
+                self.num_trials, self.study_id = self.num_trials + 1, record["study_id"]
         del self.records[: log_number_from - self.num_dropped]
         self.num_dropped = log_number_from
         yield from list(self.records)
 
-    def read_line(self, lines: list[bytes]) -> list[dict[str, Any]]:
-        """Remove the first line, and return its record. Several lines and records where an end of line is damaged."""
-        line = lines.pop(0)
-        self.num_lines += 1
-        if record := parse(line, self.num_trials):
-            return [record]
+    def recover(self, line: bytes, later: Sequence[bytes]) -> dict[str, Any]:
+        """Return the record of a damaged line, or what stands for it, and warn. Raise ValueError where the study is lost."""
         name = f"{self.path}, line {self.num_lines}"
-        for other in list_flips(b"\n"[0]) if lines else ():
-            if has_checksum(joined := line + bytes([other]) + lines[0]) and (record := parse(joined, self.num_trials)):
-                log.warning("%s is damaged: one character has become an end of line, and is put right", name)
-                del lines[0]
-                self.num_lines += 1
-                return [record]
-        for match in re.finditer(rb"\}.\{", line, re.DOTALL):
-            parts = line[: match.start() + 1], line[match.end() - 1 :]
-            records = [record for part in parts if has_checksum(part) and (record := parse(part, self.num_trials + 1))]
-            if len(records) == len(parts):
-                log.warning("%s is damaged: its end has changed, and is put right", name)
-                return records
-        return [self.replace(name, line, lines)]
-
-    def replace(self, name: str, line: bytes, later: Sequence[bytes]) -> dict[str, Any]:
-        """Return what stands for a damaged line, and tell of it."""
         if record := mend(line, self.num_trials):
             log.warning("%s is damaged: one character has changed, and is put right", name)
             return record
@@ -125,15 +114,13 @@ def encode(record: dict[str, Any]) -> bytes:
 def parse(line: bytes, num_trials: int) -> dict[str, Any] | None:
     """Return the record of a line; None for a damaged one. Optuna's own lines have no checksum, but must make sense."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line.decode())
+    except ValueError:
         return None
-    operation = record.get("op_code") if isinstance(record, dict) else None
+    operation, trial = record.get("op_code"), record.get("trial_id", 0)
     if type(operation) is not int or not KEYS.get(operation, {""}) | {"worker_id"} <= record.keys():
         return None
-    checksum, trial = record.pop(CHECKSUM_KEY, None), record.get("trial_id", 0)
-    is_whole = checksum is None or checksum == add_checksum(record)[CHECKSUM_KEY]
-    return record if is_whole and (trial == 0 or (isinstance(trial, int) and 0 <= trial < num_trials)) else None
+    return record if trial == 0 or (isinstance(trial, int) and 0 <= trial < num_trials) else None
 
 
 def mend(line: bytes, num_trials: int) -> dict[str, Any] | None:
@@ -144,16 +131,11 @@ def mend(line: bytes, num_trials: int) -> dict[str, Any] | None:
     if len(line) > MAX_MENDED_BYTES:
         return None
     for index, byte in enumerate(line):
-        for other in list_flips(byte) + [*b"0123456789"] * (byte in b"0123456789"):
+        for other in [byte ^ (1 << bit) for bit in range(8)] + [*b"0123456789"] * (byte in b"0123456789"):
             candidate = line[:index] + bytes([other]) + line[index + 1 :]
             if has_checksum(candidate) and (record := parse(candidate, num_trials)):
                 return record
     return None
-
-
-def list_flips(byte: int) -> list[int]:
-    """Return the bytes that differ from this one in one bit."""
-    return [byte ^ (1 << bit) for bit in range(8)]
 
 
 def has_checksum(line: bytes) -> bool:
@@ -185,11 +167,3 @@ def find_end(file: IO[bytes]) -> int:
         return end
     file.seek(0)
     return file.read().rfind(b"\n") + 1
-
-
-def truncate_partial_line(journal: Path) -> None:
-    """Cut off a last line that a full disk has left incomplete: records after it could not be read."""
-    with get_journal_lock(journal):
-        if journal.exists():
-            with journal.open("rb+") as file:
-                file.truncate(find_end(file))

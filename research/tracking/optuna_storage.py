@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from research.cli import announce_wait, redact
 from research.rules import locate_target
 from research.run_dir import expand_path
-from research.tracking.journal import Journal, truncate_partial_line
+from research.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 PRUNED_ATTR = "pruned"  # the attribute of a trial with the step at which it was pruned
+EXCLUDED_ATTR = "aside"  # the attribute of a trial that the study does not count, with the reason
+POSTPONED_ATTR = "postponed"  # why a trial waits for the next start of the command; empty once that has begun
+REUSED_ATTR = "reused"  # the number of the earlier trial of the same values, whose result it has
+STOP_REASON_ATTR = "over"  # the attribute of a study with the reason why it ended before its last trial
 TEXTS_ATTR = "texts"  # the attribute of a study with the parameters whose values it stores as overrides
 STORAGE_EXAMPLES = "journal://FILE sqlite:///FILE postgresql://USER@HOST/NAME redis://HOST:6379/0 grpc://HOST:13000"
 DRIVERS = {"postgres": "psycopg2", "postgresql": "psycopg2", "redis": "redis", "rediss": "redis", "grpc": "grpcio"}
@@ -93,7 +97,6 @@ def open_journal(url: str) -> "BaseStorage":
 
     path = expand_path(url.partition("://")[2]).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    truncate_partial_line(path)
     return JournalStorage(Journal(path))  # type: ignore[arg-type]  # it has the methods, and does not need the class
 
 

@@ -20,9 +20,10 @@ from research.pbt.population import Population
 from research.pbt.settings import PopulationSettings
 from research.run_dir import Summary, read_json
 from research.sweep.objective import find_lack
-from research.sweep.queue import POSTPONED_ATTR, TRIES
+from research.sweep.queue import TRIES
 from research.sweep.space import parse_space
 from research.sweep.sweep import begin
+from research.tracking.optuna_storage import POSTPONED_ATTR
 
 
 def wrap(error: BaseException, cause: BaseException) -> BaseException:

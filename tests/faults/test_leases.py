@@ -68,8 +68,8 @@ def test_the_sleeper_that_nobody_has_replaced_reports_as_ever(tmp_path: Path) ->
         first.tell_study(trial, Outcome([0.5], folder=tmp_path / "0"))
     assert second.take_trials() == ([], False)
     assert [(t.state, t.values) for t in load_folder_study(tmp_path, "s").trials] == [(TrialState.COMPLETE, [0.5])]
-    for own in (first, second):
-        own.queue.close()
+    for process in (first, second):
+        process.queue.close()
 
 
 LATE = Outcome([0.5], folder=Path("/late"), limits={"params": 3.0})
@@ -85,7 +85,7 @@ LATE = Outcome([0.5], folder=Path("/late"), limits={"params": 3.0})
     ],
 )
 def test_the_late_result_is_refused_and_kept(
-    tmp_path: Path, late: Outcome, own: Outcome, state: TrialState, values: Any
+    tmp_path: Path, late: Outcome, own: Outcome, state: TrialState, values: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first process wakes up while the second, which has taken its trial over, is still at it."""
     first, second = [make_worker(tmp_path, reach, "x=1", **BOUND) for _ in range(2)]
@@ -93,12 +93,13 @@ def test_the_late_result_is_refused_and_kept(
     fall_asleep(first, trial)
     again = take(second)
     first.tell_study(trial, late)
+    assert ("here it has failed: ValueError: late" if late.error else "here it has reached [0.5], in /late") in caplog.text
     assert load_folder_study(tmp_path, "s").trials[0].state == TrialState.RUNNING
     second.tell_study(again, own)
-    (told,) = load_folder_study(tmp_path, "s").trials
-    assert (told.state, told.values, told.user_attrs.get(TRIES)) == (state, values, 2)
-    for each in (first, second):
-        each.queue.close()
+    (stored,) = load_folder_study(tmp_path, "s").trials
+    assert (stored.state, stored.values, stored.user_attrs.get(TRIES)) == (state, values, 2)
+    for process in (first, second):
+        process.queue.close()
 
 
 def test_a_late_result_is_taken_before_anything_is_run_again(tmp_path: Path) -> None:
@@ -115,11 +116,11 @@ def test_a_late_result_is_taken_before_anything_is_run_again(tmp_path: Path) -> 
 
     third = make_worker(tmp_path, fail, "x=1", **BOUND)
     third.run_all()
-    (told,) = load_folder_study(tmp_path, "s").trials
-    assert (told.state, told.values, told.user_attrs["folder"]) == (TrialState.COMPLETE, [0.5], "/late")
-    assert told.constraints == {"params": 1.0}  # beyond its bound
-    for each in (first, second, third):
-        each.queue.close()
+    (stored,) = load_folder_study(tmp_path, "s").trials
+    assert (stored.state, stored.values, stored.user_attrs["folder"]) == (TrialState.COMPLETE, [0.5], "/late")
+    assert stored.constraints == {"params": 1.0}  # beyond its bound
+    for process in (first, second, third):
+        process.queue.close()
 
 
 def test_a_late_result_of_a_pruned_trial_stays_pruned(tmp_path: Path) -> None:
@@ -132,8 +133,8 @@ def test_a_late_result_of_a_pruned_trial_stays_pruned(tmp_path: Path) -> None:
     assert LATE_ATTR not in second.queue.list_trials()[0].user_attrs
     second.tell_study(again, Outcome([0.7]))
     assert load_folder_study(tmp_path, "s").trials[0].state == TrialState.PRUNED
-    for each in (first, second):
-        each.queue.close()
+    for process in (first, second):
+        process.queue.close()
 
 
 def test_a_late_result_of_a_trial_that_has_ended_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,8 +146,8 @@ def test_a_late_result_of_a_trial_that_has_ended_is_told(tmp_path: Path, caplog:
     assert "#0 was taken over by another process" in caplog.text
     assert "it has reached [0.5], in /late" in caplog.text
     assert load_folder_study(tmp_path, "s").trials[0].values == [0.25]
-    for each in (first, second):
-        each.queue.close()
+    for process in (first, second):
+        process.queue.close()
 
 
 def test_a_job_that_finds_its_folder_held_waits(tmp_path: Path) -> None:

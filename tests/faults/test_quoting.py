@@ -18,6 +18,7 @@ from research.preflight.overrides import expand_argument, to_argument
 from research.preflight.program import prepare
 from research.rules import check_folder
 from research.run_dir import expand_path
+from research.sweep.plan import resolve_home
 from research.tracking.storage import resolve_uri
 
 # Every character of Unicode, and runs of those that Hydra, OmegaConf and shells give a meaning.
@@ -121,6 +122,7 @@ def test_only_a_leading_tilde_alone_is_a_home_folder(home: Path) -> None:
     assert expand_argument("+resume=~/a") == f"+resume.path='{home}/a'"
     assert resolve_uri("sqlite:///~/a.db") == f"sqlite:///{home}/a.db"
     assert resolve_uri("sqlite:////tmp/~/a.db") == "sqlite:////tmp/~/a.db"
+    assert resolve_home("~/sweeps", OmegaConf.create()) == home / "sweeps"
 
 
 @pytest.mark.parametrize("control", ["\n", "\r", "\x1b", "\x85", "\u2028", "\udcff"])

@@ -147,10 +147,10 @@ def test_every_flipped_bit_of_a_record_is_noticed() -> None:
     """Either the text is no JSON, or its checksum is wrong, or the content is the same still."""
     content = {"step": 12, "val/loss": 0.1234567890123, "val/acc": None}
     text = history.format_line(content).encode()
-    for place in range(len(text)):
+    for index in range(len(text)):
         for bit in range(8):
             broken = bytearray(text)
-            broken[place] ^= 1 << bit
+            broken[index] ^= 1 << bit
             try:
                 record = parse_json(broken.decode())
             except ValueError:

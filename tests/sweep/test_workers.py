@@ -22,7 +22,6 @@ from research.run_dir import WORKER_ENV_VAR
 from research.sweep import queue, worker
 from research.sweep.optuna_private import get_trial_id
 from research.sweep.queue import LEASE, Queue
-from research.tracking.journal import truncate_partial_line
 from research.tracking.storage import FileLock
 
 STUDY = ["x=interval(-5.0,5.0)", "hydra/sweeper/sampler=random"]
@@ -162,18 +161,6 @@ def test_a_workers_death_is_no_reason_to_stop(tmp_path: Path) -> None:
     trials = load_study(tmp_path).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
     assert trials[2].user_attrs["tries"] == 2
-
-
-def test_a_journal_that_a_full_disk_has_cut_off_can_be_read_again(tmp_path: Path) -> None:
-    own = open_queue(tmp_path)
-    path = tmp_path / "study.journal"
-    intact = path.read_bytes()
-    path.write_bytes(intact + b'{"op_code": 4, "wor')
-    truncate_partial_line(path)
-    assert path.read_bytes() == intact
-    truncate_partial_line(path)
-    assert path.read_bytes() == intact
-    own.close()
 
 
 def test_the_lock_of_a_journal_ends_with_its_process(tmp_path: Path) -> None:
