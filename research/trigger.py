@@ -49,7 +49,7 @@ def never_active(start: Trigger, stop: Trigger) -> bool:
 def parse_trigger(raw: object, setting: str) -> Trigger:
     """Parse a number of steps as 500, or a metric with its value as val/acc:0.5.
 
-    Raises ValueError with the setting and value in its first line, the fix in its second.
+    Raise ValueError with the setting and value in its first line, the fix in its second.
     """
     if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0:
         return Trigger(step=raw)

@@ -53,7 +53,7 @@ class Plan:
 
 
 def make_plan(raw_settings: dict[str, Any], arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
-    """Return the plan of a command. Raises ValueError with the setting that is wrong and the fix."""
+    """Return the plan of a command. Raise ValueError with the setting that is wrong and the fix."""
     settings = convert(PopulationSettings, raw_settings, EXAMPLES)
     space = parse_space(settings.params, arguments, {}, context.config_loader)
     steps = OmegaConf.select(config, "trainer.steps")
@@ -112,7 +112,7 @@ class PopulationRecord:
 
 
 def read_population(folder: Path) -> PopulationRecord:
-    """Return the record in a sweep's folder; an empty one where there is none. Raises ValueError for a newer version."""
+    """Return the record in a sweep's folder; an empty one where there is none. Raise ValueError for a newer version."""
     record = read_json(folder / POPULATION_FILE)
     if not isinstance(version := record.get("version", 1), int) or version > VERSION:
         raise ValueError(f"{folder / POPULATION_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def run_population(
     raw_settings: dict[str, Any], arguments: list[str], config: DictConfig, context: HydraContext, task: TaskFunction
 ) -> None:
-    """Train the population. Raises ValueError before the first member where something is wrong."""
+    """Train the population. Raise ValueError before the first member where something is wrong."""
     redact_output()
     plan = make_plan(raw_settings, arguments, config, context)
     if plan.settings.dry_run:
@@ -96,7 +96,7 @@ class Population:
         PopulationRecord(hash_record(self.plan.spec), finished, self.plan.spec, self.members).write(self.plan.folder)
 
     def run_all(self) -> None:
-        """Run the generations that are left. Raises ValueError if all members of one failed; it is run again then."""
+        """Run the generations that are left. Raise ValueError if all members of one failed; it is run again then."""
         started, first = time.monotonic(), len(self.members)
         for generation in range(self.plan.generations):
             members = self.run_generation(generation)

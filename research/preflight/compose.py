@@ -24,7 +24,7 @@ MAX_INTERPOLATIONS = 8  # that are followed from one key
 def compose(overrides: list[Override]) -> dict[str, Any]:
     """Return what the chosen options compose, as a copy that the caller may change; single keys are not set.
 
-    Raises HydraException where the options do not compose.
+    Raise HydraException where the options do not compose.
     """
     lines = [str(override.input_line) for override in overrides if chooses_option(override)]
     if len(FOLDERS) > 1:  # one list of all of them, the typed ones included
@@ -79,7 +79,7 @@ def read_study(overrides: list[Override]) -> tuple[list[Override], dict[str, Con
 def drop_inactive(variant: list[Override], conditions: dict[str, Condition]) -> list[Override]:
     """Return a run of a sweep without the parameters whose condition does not hold.
 
-    Raises ValueError for a condition whose values cannot be compared.
+    Raise ValueError for a condition whose values cannot be compared.
     """
     for _ in conditions:  # a condition may depend on a parameter that another one drops
         active = {name: condition.holds(get_values(condition, variant)) for name, condition in conditions.items()}

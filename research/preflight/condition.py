@@ -24,7 +24,7 @@ FUNCTIONS: dict[type[ast.AST], Callable[..., Any]] = {
 class Condition:
     """A parsed condition: `holds` evaluates it, `names` are the keys that it depends on.
 
-    Raises ValueError that names the setting for text that is no condition.
+    Raise ValueError that names the setting for text that is no condition.
     """
 
     def __init__(self, source: str, setting: str) -> None:
@@ -36,7 +36,7 @@ class Condition:
             raise ValueError(f"{setting}={source} {message}") from error
 
     def _compile(self, node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
-        """Return a function of the values; collect the names. Raises SyntaxError or KeyError for other syntax, as calls."""
+        """Return a function of the values; collect the names. Raise SyntaxError or KeyError for other syntax, as calls."""
         if name := to_dotted_key(node):
             self.names.add(name)
             return operator.itemgetter(name)
@@ -61,7 +61,7 @@ class Condition:
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Evaluate for these values; False where a key that it depends on is missing.
 
-        Raises ValueError for values that cannot be compared.
+        Raise ValueError for values that cannot be compared.
         """
         try:
             return self.names <= values.keys() and bool(self._evaluate(values))

@@ -35,7 +35,7 @@ class RequestedConfig(ComposedConfig):
 
     @classmethod
     def from_overrides(cls, overrides: list[Override], sweep_lines: dict[str, str]) -> "RequestedConfig":
-        """Compose the options and set every key. Raises HydraException where the options do not compose."""
+        """Compose the options and set every key. Raise HydraException where the options do not compose."""
         requested = cls(compose(overrides), sweep_lines=sweep_lines)
         for override in overrides:
             requested.typed_overrides[override.key_or_group] = str(override.input_line)

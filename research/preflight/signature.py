@@ -76,7 +76,7 @@ def _read_parameters(module: Module, node: ast.stmt, depth: int = MAX_DEPTH) -> 
 
 
 def _find_base(module: Module, name: str) -> Definition:
-    """Return the definition of a base class, which may be named as `nn.Module` is. Raises UnresolvedError for none."""
+    """Return the definition of a base class, which may be named as `nn.Module` is. Raise UnresolvedError for none."""
     member: Module | Definition | None = module
     for part in name.split("."):
         member = find_member(member, part) if isinstance(member, Module) else None
@@ -86,7 +86,7 @@ def _find_base(module: Module, name: str) -> Definition:
 
 
 def _read_arguments(module: Module, arguments: ast.arguments) -> list[Parameter]:
-    """Return the parameters of a function. Raises UnresolvedError for one with **kwargs, which takes any name."""
+    """Return the parameters of a function. Raise UnresolvedError for one with **kwargs, which takes any name."""
     if arguments.kwarg:
         raise UnresolvedError(module.name)
     nodes = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)

@@ -88,7 +88,7 @@ def find_source(name: str) -> Path | None:
 
 @cache
 def load(name: str) -> Module:
-    """Return the parsed module. Raises UnresolvedError where it has no source."""
+    """Return the parsed module. Raise UnresolvedError where it has no source."""
     path = find_source(name)
     if path is None or path.suffix != ".py":
         raise UnresolvedError(name)
@@ -102,7 +102,7 @@ def load(name: str) -> Module:
 
 
 def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | None:
-    """Return what `name` means in `module`, or None. Raises UnresolvedError where only running the module could tell."""
+    """Return what `name` means in `module`, or None. Raise UnresolvedError where only running the module could tell."""
     statement, submodule = module.names.get(name), f"{module.name}.{name}"
     if not depth:
         raise UnresolvedError(submodule)
@@ -130,7 +130,7 @@ def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | N
 
 @cache
 def find_definition(target: str) -> Definition:
-    """Return the class or function that a dotted path names. Raises TargetError or UnresolvedError."""
+    """Return the class or function that a dotted path names. Raise TargetError or UnresolvedError."""
     if target in TARGETS:
         raise TargetError(describe_rename(target, TARGETS[target]), TARGETS[target])
     top, *rest = target.split(".")

@@ -96,7 +96,7 @@ def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def parse_numbers(returned: Any, count: int) -> list[float]:
-    """Return what a job returned as `count` numbers. Raises ValueError for anything else."""
+    """Return what a job returned as `count` numbers. Raise ValueError for anything else."""
     is_sequence = isinstance(returned, Sequence) and not isinstance(returned, str)
     try:
         values = [float(value) for value in (returned if is_sequence else [returned])]
@@ -115,7 +115,7 @@ def load_metrics(folder: Path | None) -> dict[str, Any]:
 
 
 def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") -> float:
-    """Return one of a run's numbers. Raises ValueError where it has none of that name."""
+    """Return one of a run's numbers. Raise ValueError where it has none of that name."""
     value = known.get(name)
     if isinstance(value, int | float):
         return float(value)

@@ -51,7 +51,7 @@ class Plan:
 
 
 def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
-    """Return the plan of a command. Raises ValueError for a space that cannot be, naming the key."""
+    """Return the plan of a command. Raise ValueError for a space that cannot be, naming the key."""
     space = parse_space(settings.params, arguments, settings.when, context.config_loader, config)
     grid = make_grid(settings, space)
     total = min(settings.n_trials or len(grid), len(grid)) if grid is not None else settings.n_trials or 20
@@ -72,7 +72,7 @@ def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictCon
 
 
 def make_grid(settings: SweepSettings, space: Space) -> list[dict[str, Any]] | None:
-    """Return the combinations in their order; None for a study, whose sampler chooses. Raises ValueError for too many."""
+    """Return the combinations in their order; None for a study, whose sampler chooses. Raise ValueError for too many."""
     sampler = settings.sampler
     is_grid = sampler is not None and str(sampler["_target_"]).endswith("GridSampler")
     continuous = ", ".join(key for key, parameter in space.parameters.items() if not parameter.texts)

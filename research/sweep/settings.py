@@ -79,7 +79,7 @@ class SweepSettings(CommonSettings):
 
 
 def parse_settings(raw_settings: Mapping[str, Any]) -> SweepSettings:
-    """Return the settings, checked. Raises ValueError with the setting, its value and the fix."""
+    """Return the settings, checked. Raise ValueError with the setting, its value and the fix."""
     metrics = raw_settings.get("metrics")
     one_metric = {"metrics": [metrics]} if isinstance(metrics, str) else {}
     settings = convert(SweepSettings, {**raw_settings, **one_metric}, EXAMPLES)
@@ -128,7 +128,7 @@ def parse_bound(text: str) -> tuple[str, float] | None:
 
 
 def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], examples: Mapping[str, str]) -> Settings:
-    """Return the settings as plain values of the annotated types. Raises ValueError with the setting, its value and the fix.
+    """Return the settings as plain values of the annotated types. Raise ValueError with the setting, its value and the fix.
 
     `examples` are values of those settings that take mappings or lists of them.
     """
@@ -151,7 +151,7 @@ def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], exa
 
 
 def convert_value(annotation: Any, value: Any) -> Any:
-    """Return the value as a type has it. Raises TypeError for one that it does not take."""
+    """Return the value as a type has it. Raise TypeError for one that it does not take."""
     kind, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any or (kind is dict and isinstance(value, dict)):
         return value

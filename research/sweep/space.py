@@ -112,7 +112,7 @@ class Space:
         return self.values | {key.lstrip("+"): value for key, value in params.items()}
 
     def sort_parameters(self) -> list[Parameter]:
-        """Return the parameters, each after those that its condition needs. Raises ValueError for a circle."""
+        """Return the parameters, each after those that its condition needs. Raise ValueError for a circle."""
         waiting, done = list(self.parameters.values()), list[Parameter]()
         while waiting:
             left = {parameter.key.lstrip("+") for parameter in waiting}
@@ -141,7 +141,7 @@ class Space:
 def parse_space(
     params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str, str], loader: Any, config: DictConfig | None = None
 ) -> Space:
-    """Return the space of a config and a command line; the command line wins. Raises ValueError, naming the key."""
+    """Return the space of a config and a command line; the command line wins. Raise ValueError, naming the key."""
     parser, space = OverridesParser.create(config_loader=loader), Space()
 
     def add_line(line: str) -> None:
@@ -166,7 +166,7 @@ def parse_space(
 
 
 def add_condition(space: Space, key: str, source: str, config: DictConfig | None) -> None:
-    """Give a parameter its condition. Raises ValueError where the condition refers to a key that is nowhere."""
+    """Give a parameter its condition. Raise ValueError where the condition refers to a key that is nowhere."""
     parameter = space.entries.get(key)
     if not isinstance(parameter, Parameter):
         raise ValueError(f"hydra.sweeper.when.{key}: the sweep has no parameter {key}, only: {', '.join(space.parameters)}")
@@ -181,7 +181,7 @@ def add_condition(space: Space, key: str, source: str, config: DictConfig | None
 
 
 def parse_parameter(key: str, override: Override) -> Parameter:
-    """Return the parameter of a swept override. Raises ValueError for one without a value."""
+    """Return the parameter of a swept override. Raise ValueError for one without a value."""
     value: Any = override.value()
     line = str(override.input_line)
     if isinstance(value, IntervalSweep):

@@ -83,7 +83,7 @@ def make_sampler(node: Any) -> BaseSampler | None:
 
 
 def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
-    """Return the object of a `_target_` node. Raises ValueError, naming the setting, for arguments that it does not take."""
+    """Return the object of a `_target_` node. Raise ValueError, naming the setting, for arguments that it does not take."""
     restrict_unpickling()
     try:
         with silence_optuna():
@@ -93,7 +93,7 @@ def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
 
 
 def parse_directions(requested: Any, metrics: Sequence[str]) -> list[Direction]:
-    """Return a direction for each objective; a null one is that of its metric. Raises ValueError for what is no direction."""
+    """Return a direction for each objective; a null one is that of its metric. Raise ValueError for what is no direction."""
     if requested is None:
         # A metric of another program is minimized, as the published plugin does.
         return ["maximize" if name.startswith("val/") and higher_is_better(name) else "minimize" for name in metrics]

@@ -20,7 +20,7 @@ MAX_DEATHS = 100  # of workers, after which something is wrong with more than th
 def supervise(worker: Worker) -> None:
     """Run `workers` processes until each has nothing left to do; replace one that is killed. `worker` sees the same study.
 
-    Signals to end are passed on: workers save what they are at. Raises ValueError if a worker failed.
+    Signals to end are passed on: workers save what they are at. Raise ValueError if a worker failed.
     """
     plan, start_time, deaths, failed = worker.plan, time.time(), 0, list[int]()
     running: dict[int, Popen[bytes]] = {}

@@ -31,7 +31,7 @@ SPEC_ATTR = "grokbit"  # the study's attribute with what it is for
 def run_sweep(
     raw_settings: dict[str, Any], arguments: list[str], config: DictConfig, context: HydraContext, task: TaskFunction
 ) -> None:
-    """Run the study or the grid. Raises ValueError before the first trial where something is wrong."""
+    """Run the study or the grid. Raise ValueError before the first trial where something is wrong."""
     redact_output()
     settings = parse_settings(raw_settings)
     plan = make_plan(settings, arguments, config, context)
@@ -65,7 +65,7 @@ def run_sweep(
 def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
     """Give up held trials and write the report, however the sweep ends.
 
-    Raises ValueError where the storage is gone: nothing is lost, but the report needs it too.
+    Raise ValueError where the storage is gone: nothing is lost, but the report needs it too.
     """
     try:
         with explain_lost_storage(worker.plan.storage):
@@ -101,7 +101,7 @@ def explain_lost_storage(storage: str) -> Iterator[None]:
 
 
 def prepare_study(plan: Plan) -> Study:
-    """Return the plan's study, created where it is not there. Raises ValueError if it is for something else."""
+    """Return the plan's study, created where it is not there. Raise ValueError if it is for something else."""
     s, name, directions = plan.settings, plan.name, plan.directions
     sampler = InOrderSampler(plan.grid) if plan.grid is not None else make_sampler(s.sampler)
     pruner = instantiate_setting(s.pruner, "hydra.sweeper.pruner") if s.has_pruner else optuna.pruners.NopPruner()

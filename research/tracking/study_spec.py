@@ -42,7 +42,7 @@ class StudySpec:
 
 
 def parse_study_spec(record: Mapping[str, Any]) -> StudySpec:
-    """Return the spec of a JSON object; keys that it lacks have their defaults. Raises ValueError for a newer version."""
+    """Return the spec of a JSON object; keys that it lacks have their defaults. Raise ValueError for a newer version."""
     version = record.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{SWEEP_SPEC_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")
@@ -52,7 +52,7 @@ def parse_study_spec(record: Mapping[str, Any]) -> StudySpec:
 
 
 def read_study_spec(folder: Path) -> StudySpec:
-    """Return the spec in a sweep's folder; one of defaults where there is none. Raises ValueError for a newer version."""
+    """Return the spec in a sweep's folder; one of defaults where there is none. Raise ValueError for a newer version."""
     return parse_study_spec(read_json(folder / SWEEP_SPEC_FILE))
 
 
