@@ -58,7 +58,7 @@ def enforce(*conflicts: Conflict | None) -> None:
 
 
 def check_name(name: str) -> Conflict | None:
-    """A name becomes a folder, an experiment in MLflow and a cell of tables."""
+    """Return the conflict of a name that cannot be a folder, an experiment in MLflow and a cell of tables."""
     is_plain = re.fullmatch(r"[^./\\~\s-][^/\\\t]*", name) and not UNPRINTABLE.search(name) and name == name.strip()
     if is_plain and len(name.encode()) <= MAX_NAME_BYTES:
         return None
@@ -69,7 +69,7 @@ def check_name(name: str) -> Conflict | None:
 
 
 def check_folder(out: str) -> Conflict | None:
-    """A folder's path is text on one line, and a leading ~ is a home folder."""
+    """Return the conflict of a path that is not text on one line, or whose leading ~ is no home folder."""
     if UNPRINTABLE.search(out):
         return Conflict(("out",), f"out={out!a} has a control character, or bytes that are not UTF-8", "give out=FOLDER")
     if "\\${" in out:
@@ -81,7 +81,7 @@ def check_folder(out: str) -> Conflict | None:
 
 
 def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
-    """Each head has dim / heads numbers; rotary positions rotate them in pairs."""
+    """Return the conflict where heads cannot have dim / heads numbers each; rotary positions rotate them in pairs."""
     pairs = 2 if rotary else 1
     if dim % (pairs * heads) == 0:
         return None
@@ -92,7 +92,7 @@ def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
 
 
 def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
-    """Query heads share key and value heads evenly."""
+    """Return the conflict where query heads cannot share key and value heads evenly."""
     if heads % kv_heads == 0:
         return None
     message = f"model.kv_heads={kv_heads} does not divide model.heads={heads}"
@@ -100,7 +100,7 @@ def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
 
 
 def check_prime(operation: str, p: int) -> Conflict | None:
-    """Modulo a prime, and only then, every residue but zero has an inverse."""
+    """Return the conflict where residues lack an inverse: modulo a prime, and only then, each but zero has one."""
     if operation != "/" or is_prime(p):
         return None
     nearest = min(filter(is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
@@ -109,14 +109,14 @@ def check_prime(operation: str, p: int) -> Conflict | None:
 
 
 def check_processes(parallel: str, world_size: int) -> Conflict | None:
-    """Several processes must exist where the run is to be spread over them."""
+    """Return the conflict where a run is to be spread over several processes and is one."""
     if parallel == "auto" or world_size > 1:
         return None
     return Conflict(("trainer.parallel",), f"trainer.parallel={parallel}, but this is one process", LAUNCH_HINT)
 
 
 def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Conflict | None:
-    """Each micro-batch of each process has a sample."""
+    """Return the conflict where a micro-batch of a process would have no sample."""
     if batch_size >= grad_accum * world_size:
         return None
     parts = f"trainer.grad_accum={grad_accum} micro-batches in each of {world_size} processes"
@@ -126,7 +126,7 @@ def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Confl
 
 
 def check_monitor(monitor: str, metrics: Sequence[str]) -> Conflict | None:
-    """The metric by which runs are compared is one that evaluations report."""
+    """Return the conflict where evaluations do not report the metric by which runs are compared."""
     if monitor in metrics:
         return None
     if mistake := describe_mistake("monitor", monitor, parse_annotation(Monitor)):
@@ -136,7 +136,7 @@ def check_monitor(monitor: str, metrics: Sequence[str]) -> Conflict | None:
 
 
 def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
-    """A callback that measures whole tensors cannot work on their shards."""
+    """Return the conflict where a callback that measures whole tensors would get their shards."""
     if not sharded:
         return None
     message = f"callbacks.{callback} measures whole tensors, trainer.parallel=fsdp shards them"
@@ -145,7 +145,7 @@ def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
 
 
 def check_callback_every(callback: str, every: int, log_every: int, eval_every: int) -> Conflict | None:
-    """A callback's metrics wait for the next log point: of several measurements before it only the last is logged."""
+    """Return the conflict where a callback measures several times before a log point: only the last one is logged."""
     if every % log_every == 0 or every % eval_every == 0:
         return None
     key = f"callbacks.{callback}.every"
@@ -154,9 +154,9 @@ def check_callback_every(callback: str, every: int, log_every: int, eval_every: 
 
 
 def check_base_setting(key: str, value: object) -> Conflict | None:
-    """Learning rate, weight decay and parameters belong to the parameter groups: torch ignores the base's own.
+    """Return the conflict of a base's setting: torch ignores its own learning rate, weight decay and parameters.
 
-    What many optimizer classes have has one range.
+    They belong to the parameter groups. What many optimizer classes have has one range.
     """
     if key in BASE_TYPES and (message := describe_mistake(f"optim.base.{key}", value, parse_annotation(BASE_TYPES[key]))):
         return Conflict((f"optim.base.{key}",), message, "")
@@ -167,7 +167,7 @@ def check_base_setting(key: str, value: object) -> Conflict | None:
 
 
 def check_betas(target: str, betas: Sequence[float]) -> Conflict | None:
-    """Optimizer classes of torch and of ours have two betas; AdEMAMix has a third one, of its slow average."""
+    """Return the conflict of a wrong number of betas: optimizer classes have two, AdEMAMix a third of its slow average."""
     name, is_known = target.rpartition(".")[2], target.startswith(("torch.optim.", "research.optim."))
     if name == "AdEMAMix" and (len(betas) != 3 or betas[2] < max(betas[0], 1e-9)):
         message = f"optim.base.betas={[*betas]}: {name} has three, and the third, of its slow average, is the largest"
@@ -178,7 +178,7 @@ def check_betas(target: str, betas: Sequence[float]) -> Conflict | None:
 
 
 def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
-    """A gradient transform stands before an optimizer class that takes the gradients as they are."""
+    """Return the conflict where a gradient transform stands before what does not take the gradients as they are."""
     name = name.rpartition(".")[2]
     keys = ("optim.base._target_", "optim")
     if name == "LBFGS":  # it calls the closure again within its step
@@ -187,7 +187,7 @@ def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
 
 
 def check_group_size(group_size: int, in_features: int) -> Conflict | None:
-    """The inputs of a layer divide evenly into groups."""
+    """Return the conflict where the inputs of a layer do not divide evenly into groups."""
     if in_features % group_size == 0:
         return None
     message = f"model.linear.granularity={group_size} does not divide the {in_features} inputs of a layer"
@@ -196,7 +196,7 @@ def check_group_size(group_size: int, in_features: int) -> Conflict | None:
 
 
 def check_backend(group_size: int, backend: str) -> Conflict | None:
-    """Groups of inputs have a scale each, so a product of codes alone cannot give the output."""
+    """Return the conflict where codes alone are multiplied, though groups of inputs have a scale each."""
     if backend not in ("bf16_exact", "int8"):
         return None
     message = f"model.linear.backend={backend} multiplies codes: with model.linear.granularity={group_size} there is ste only"
@@ -204,7 +204,7 @@ def check_backend(group_size: int, backend: str) -> Conflict | None:
 
 
 def check_warmup(warmup: int, steps: int) -> Conflict | None:
-    """Before the quantization warm-up ends, the loop trains another network than it evaluates."""
+    """Return the conflict where no step comes after the quantization warm-up: it trains another network than it evaluates."""
     if not warmup or warmup < steps:
         return None
     message = f"model.linear.warmup={warmup} does not end within trainer.steps={steps}: no step would see quantized weights"
@@ -244,8 +244,9 @@ def is_own_module(name: str) -> bool:
 
 
 def check_target(key: str, target: str, is_foreign: bool = False, alias: str = "") -> Conflict | None:
-    """A `_target_` names a component of conf/ or one that GROKBIT_TARGETS adds; one that is composed here also another of ours,
-    of torch or of the user.
+    """Return the conflict of a `_target_` that names no component of conf/ and none that GROKBIT_TARGETS adds.
+
+    One that is composed here may also name another of ours, of torch or of the user.
 
     `is_foreign`: it was read from a run folder, which may be another's. `alias`: the name in the configuration, where `target`
     is what that name stands for.
@@ -269,7 +270,7 @@ class TargetRefusedError(ValueError):
 
 
 def locate_target(key: str, target: str, is_foreign: bool = False) -> Any:
-    """Return the class or function that a `_target_` names, checked before its module is imported, and what it really is after.
+    """Return the class or function that a `_target_` names. Check the name, import its module, then check what it stands for.
 
     Raise TargetRefusedError for one that `check_target` refuses, ImportError or AttributeError where there is none.
     """

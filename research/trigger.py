@@ -63,7 +63,7 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
 
 
 def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
-    """A filter starts before it stops."""
+    """Return the conflict of a filter that stops before it starts."""
     if not never_active(start, stop):
         return None
     message = f"optim.stop_when={stop} fires no later than optim.start_when={start}: nothing is filtered"
@@ -71,7 +71,7 @@ def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
 
 
 def check_trigger(key: str, trigger: Trigger, eval_train: bool, steps: int) -> Conflict | None:
-    """A trigger's metric is measured; one that counts steps fires within the run."""
+    """Return the conflict of a trigger whose metric is not measured, or that counts more steps than the run has."""
     if trigger.metric == "train/acc" and not eval_train:
         return Conflict((key,), f"{key}={trigger} waits for train/acc, which is not measured", "give trainer.eval_train=true")
     if trigger.step < steps:

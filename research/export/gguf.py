@@ -60,7 +60,8 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     writer.write_tensors_to_file()
     writer.close()
     warnings = [] if source.run.is_text else ["the data is not text: the file has no tokenizer; give the model tokens"]
-    if length := numbers["length"] % CONTEXT_STEP and numbers["length"]:
+    length = numbers["length"]
+    if length % CONTEXT_STEP:
         what = f"llama.cpp rounds a context up to a multiple of {CONTEXT_STEP} tokens, and the model was trained on {length}"
         kept = f"n_ctx=0 gives {length - length % CONTEXT_STEP} of them" if length > CONTEXT_STEP else ""
         warnings.append(f"{what}; {kept or f'keep prompt and text within {length}'}")

@@ -113,12 +113,12 @@ def build_source(run: TrainedRun) -> Source:
     model = run.model
     if not isinstance(model, Transformer):
         kind = type(model).__name__
-        raise ValueError(f"RUN has the model {kind}: exports hold model=bitnet and model=bitnet_2b4t; {way_out(model)}")
+        raise ValueError(f"RUN has the model {kind}: exports hold model=bitnet and model=bitnet_2b4t; {suggest(model)}")
     for name, layer in model.blocks.named_modules(prefix="blocks"):
         if not name.endswith("_proj"):
             continue
         if not isinstance(layer, BitLinear):
-            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {way_out(model)}, or train with model=bitnet")
+            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {suggest(model)}, or train with model=bitnet")
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
             raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
@@ -126,7 +126,7 @@ def build_source(run: TrainedRun) -> Source:
     return Source(run, model)
 
 
-def way_out(model: nn.Module) -> str:
+def suggest(model: nn.Module) -> str:
     """Return what can be done today with a model that no export holds."""
     loaded = "load it in Python, as research.load.load_run(RUN).model"
     if isinstance(model, Hub):

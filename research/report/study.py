@@ -50,7 +50,7 @@ def read_study(folder: Path, study: Study) -> Sweep:
     spec = replace(read_study_spec(folder), **{"directions": directions} | study.user_attrs.get("grokbit", {}))
     known: dict[tuple[str, str], str] = {}
     texts = study.user_attrs.get(TEXTS_ATTR, ())
-    rows = [compare(_build_row(folder, trial, known, texts), spec.metrics) for trial in study.get_trials(deepcopy=False)]
+    rows = [correct_row(_build_row(folder, trial, known, texts), spec.metrics) for trial in study.get_trials(deepcopy=False)]
     monitor = next((run.monitor for row in rows for run in row.runs.values() if run.monitor), "")
     unnamed = [monitor or "value"] if len(directions) == 1 else [f"value_{index}" for index in range(len(directions))]
     objectives = study.metric_names or spec.metrics or unnamed
@@ -76,7 +76,7 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
     )
 
 
-def compare(row: Row, metrics: Sequence[str]) -> Row:
+def correct_row(row: Row, metrics: Sequence[str]) -> Row:
     """Return the row with what its run has reached where the study has something else, and a note and a warning of that.
 
     The run writes its summary, the study has a copy. Of a trial that failed in the study the result is only noted.

@@ -67,7 +67,7 @@ def select_backup(lines: Lines) -> Lines:
     return dict(sorted(backup.items()))
 
 
-def repair(path: Path, backup: Lines, count: int, last_step: int) -> Lines:
+def recover_lines(path: Path, backup: Lines, count: int, last_step: int) -> Lines:
     """Return the lines up to a step as they were written, in order: `count` of them, the newest ones in `backup`.
 
     From the first step of the backup on, the backup is right. Log a warning that names each damaged or missing line.

@@ -13,7 +13,7 @@ KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STO
 class Tracker(Callback):
     """Record nothing. `start` is called before anything is built, `finish` after everything, also after a failure."""
 
-    kept_as = "Tracker"  # whichever it is: a run that is resumed may have another one
+    checkpoint_name = "Tracker"  # whichever it is: a run that is resumed may have another one
     run_id: str | None = None
     state: State | None = None  # set once the run has been built
 
@@ -84,7 +84,7 @@ class Jsonl(Tracker):
         if self.file is None:
             return
         backup = {saved: line for saved, line in self.backup.items() if saved <= step}
-        lines = history.repair(self.path, backup, count, step)
+        lines = history.recover_lines(self.path, backup, count, step)
         text = "".join(lines.values())
         is_shared = self.path.is_symlink() or self.path.stat().st_nlink > 1  # with a copy of this folder, made by links
         if is_shared or self.path.read_text(errors="replace") != text:

@@ -150,7 +150,7 @@ def resume(state: State, path: Path, until: float = math.inf) -> None:
         done = f"step {snapshot.step} of {state.info.steps} is done"
         raise ValueError(f"resume: {done}; give trainer.steps more than {snapshot.step}")
     with explain_misfit(folder):
-        _take_over(snapshot, folder, state)
+        _load_run(snapshot, folder, state)
 
 
 @contextmanager
@@ -165,9 +165,9 @@ def explain_misfit(folder: Path) -> Iterator[None]:
         raise ValueError(f"{message}\ngive another checkpoint") from error
 
 
-def _take_over(snapshot: Snapshot, folder: Path, state: State) -> None:
+def _load_run(snapshot: Snapshot, folder: Path, state: State) -> None:
     """Load all of a checkpoint into the run."""
-    _load(snapshot, folder, state)
+    _load_tensors(snapshot, folder, state)
     stateful = snapshot.state["parts" if snapshot.manifest.version == 1 else "stateful"]
     for name, part in state.stateful.items():
         if saved := stateful.get(name):
@@ -222,7 +222,7 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
         raise ValueError(f"resume={path} is of another run: {'; '.join(differing)}\n{fix}")
 
 
-def _load(snapshot: Snapshot, folder: Path, state: State) -> None:
+def _load_tensors(snapshot: Snapshot, folder: Path, state: State) -> None:
     """Load weights, averages and the optimizer's memory; keep settings that were changed on the command line."""
     initial = [group[INITIAL_SETTINGS] for group in state.optimizer.param_groups]
     if snapshot.manifest.is_sharded:

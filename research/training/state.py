@@ -95,7 +95,7 @@ class State:
     @property
     def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint must also hold, by its name there: callbacks have their class and a count, as "Checkpoint 0"."""
-        names = [callback.kept_as or type(callback).__name__ for callback in self.callbacks]
+        names = [callback.checkpoint_name or type(callback).__name__ for callback in self.callbacks]
         numbered = [f"{name} {names[:i].count(name)}" for i, name in enumerate(names)]
         return dict(zip(numbered, self.callbacks, strict=True)) | {"scaler": self.scaler}
 
@@ -163,7 +163,7 @@ class Callback:
     that is resumed must find it again.
     """
 
-    kept_as = ""  # its name in a checkpoint; that of its class where this is empty
+    checkpoint_name = ""  # its name in a checkpoint; that of its class where this is empty
     saves = False  # it writes checkpoints: it comes after all others, and where weights are sharded all processes have it
 
     def flush(self) -> None:
