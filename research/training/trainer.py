@@ -109,9 +109,8 @@ class Trainer:
     ) -> State:
         """Return a run before its first step, or where it is resumed.
 
-        `loss` is what evaluations report; `objective` is what is minimised, by default the loss. `resume` is a run
-        folder or a checkpoint: to continue, or with `weights_only` to take the weights from. Raise ValueError where it holds
-        none of this model, optimizer and data.
+        `loss` is what evaluations report; `objective` (else the loss) is minimised. `resume` is a run folder or a checkpoint:
+        to continue, or with `weights_only` to take the weights from. Raise ValueError for another model, optimizer or data.
         """
         known = {id(p) for p in model.parameters()}
         if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):

@@ -1,6 +1,4 @@
-"""Kind, row A9: what a run has behind it counts for too much or too little: averaged weights that keep the first, random
-ones; a schedule that a longer run stretches upwards, unsaid.
-"""
+"""Row 9: averages forget the first, random weights, and a schedule that a longer run stretches upwards says so."""
 
 import logging
 from functools import partial
@@ -40,8 +38,8 @@ def test_an_average_is_the_sum_of_its_definition(values: list[float], decay: flo
     assert average.averages["weight"].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("decay", "most"), [(0.9, 1e-9), (0.999, 1e-9), (0.99999, 1e-9)])
-def test_the_first_weights_are_forgotten(decay: float, most: float) -> None:
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.99999])
+def test_the_first_weights_are_forgotten(decay: float) -> None:
     """After 500 steps a decay of 0.999 kept 0.61 of the random weights."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
@@ -49,7 +47,7 @@ def test_the_first_weights_are_forgotten(decay: float, most: float) -> None:
     nn.init.zeros_(model.weight)
     for step in range(500):
         average.update(step)
-    assert 0 <= average.averages["weight"].item() < most
+    assert 0 <= average.averages["weight"].item() < 1e-9
 
 
 def fit_digits(ema: float | None) -> float:

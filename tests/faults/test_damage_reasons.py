@@ -1,4 +1,4 @@
-"""The right reason: what is damaged behind right digests, and a file system without locks (D26)."""
+"""Row 26: the right reason: what is damaged behind right digests, and a file system without locks."""
 
 import errno
 import fcntl

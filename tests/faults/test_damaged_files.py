@@ -1,4 +1,4 @@
-"""Kind: a damaged file of a run folder is named, and the checkpoint, which knows its configuration, is used (row 10)."""
+"""Row 10: a damaged file of a run folder is named, and the checkpoint, which knows its configuration, is used."""
 
 import logging
 import re

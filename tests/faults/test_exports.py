@@ -1,4 +1,4 @@
-"""What the programs that exports are for do with the files beyond one forward pass (row D24): real clients."""
+"""Row 24: what the programs that exports are for do with the files beyond one forward pass: real clients."""
 
 from collections.abc import Callable
 from importlib.util import find_spec

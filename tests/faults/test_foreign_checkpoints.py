@@ -1,4 +1,4 @@
-"""C17: a checkpoint that somebody else wrote is read without unpickling what could run code: every attack would make MARK."""
+"""Row 17: a checkpoint that somebody else wrote is read without unpickling what could run code: attacks would make MARK."""
 
 import io
 import json

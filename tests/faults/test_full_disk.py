@@ -1,4 +1,4 @@
-"""B14: a full disk in a sweep: trials that lack room, memory or a store go on with the next start of the command."""
+"""Row 14: a full disk in a sweep: trials that lack room, memory or a store go on with the next start of the command."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where generated text ends, what a terminal is sent, and prompts and runs that were misread (row D25)."""
+"""Row 25: where generated text ends, what a terminal is sent, and prompts and runs that were misread."""
 
 import os
 import re

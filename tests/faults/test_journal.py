@@ -1,4 +1,4 @@
-"""A8, the journal's part: a line of a study's journal that has changed is named and put right, and runs are believed."""
+"""Row 8: a line of a study's journal that has changed is named and put right, and runs are believed."""
 
 import errno
 import io

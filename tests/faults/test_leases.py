@@ -1,4 +1,4 @@
-"""B13: a pause longer than a lease: a held folder is waited for, and what a late process has reached is taken, not lost."""
+"""Row 13: a pause longer than a lease: a held folder is waited for, and a late result is taken, not lost."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Latent weights in half precision lose small updates (row A6): convert keeps float32 masters, what else trains so is told."""
+"""Row 6: latent weights in half precision lose small updates: convert keeps float32 masters, other training warns."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Linked, moved and copied things never wedge a run, never split it, never put two runs into one record (B15)."""
+"""Row 15: linked, moved and copied things never wedge a run, never split it, never put two runs into one record."""
 
 import os
 import shutil

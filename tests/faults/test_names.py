@@ -1,4 +1,4 @@
-"""Row C19: a name names one folder below `out`, and what comes into a table is shown there and does nothing."""
+"""Row 19: a name names one folder below `out`, and what comes into a table is shown there and does nothing."""
 
 import csv
 import html

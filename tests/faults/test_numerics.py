@@ -1,4 +1,4 @@
-"""Kind: what a resumed run's bits rest on has changed, and the run says so (row 5)."""
+"""Row 5: what a resumed run's bits rest on has changed, and the run says so."""
 
 import json
 from pathlib import Path

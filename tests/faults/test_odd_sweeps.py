@@ -1,12 +1,10 @@
-"""D22: odd sweeps: values, presets, exits and addresses that are unusual, and are what they say."""
+"""Row 22: odd sweeps: values, presets, exits and addresses that are unusual, and are what they say."""
 
 import csv
 import math
 import pickle
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ from sweeping import load_study, run_sweep, run_sweeps
 
 from research.metrics import confidence_interval
 from research.preflight import check
-from research.preflight import help as screens
-from research.preflight.compose import _compose_lines
 from research.sweep.compose import run_task
 from research.sweep.objective import Outcome, reduce_outcomes
 from research.sweep.space import Parameter, parse_space
@@ -200,19 +196,11 @@ PLAIN = "# @package _global_\nseed: 1\n"
 
 
 @pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of conf/ with presets of its own."""
-    folder = tmp_path / "conf"
-    shutil.copytree(ROOT / "conf", folder)
+def conf(conf: Path) -> Path:
+    """The copy of conf/ with presets of its own."""
     for name, text in {"one": CARRIES, "two": CARRIES.replace("5", "6"), "plain": PLAIN, "other": PLAIN}.items():
-        (folder / "experiment" / f"{name}.yaml").write_text(text)
-    for module in (screens, check):
-        monkeypatch.setattr(module, "CONF", folder)
-    for cached in (screens.list_groups, _compose_lines):
-        cached.cache_clear()
-    yield folder
-    for cached in (screens.list_groups, _compose_lines):
-        cached.cache_clear()
+        (conf / "experiment" / f"{name}.yaml").write_text(text)
+    return conf
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Row B12: what is printed never ends a training, and a closed terminal saves: streams closed, full or of another encoding."""
+"""Row 12: what is printed never ends a training, and a closed terminal saves: streams closed, full or of another encoding."""
 
 import json
 import os

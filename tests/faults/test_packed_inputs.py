@@ -1,4 +1,4 @@
-"""Inputs that quantized and packed layers are not for (rows A3, D26): refused by name, or computed with the right gradient."""
+"""Row 3: inputs that quantized and packed layers are not for: refused by name, or computed with the right gradient."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Kind: what a later start relies on is on the disk before it is relied upon (row 10, power cut).
+"""Row 10: what a later start relies on is on the disk before it is relied upon (power cut).
 
 The image of a mounted file system is copied while a run goes on: the copy holds what a power cut would have left.
 """

@@ -1,4 +1,4 @@
-"""Records agree: what a damaged metrics.jsonl or summary.json has lost is named and comes back (A8)."""
+"""Row 8: records agree: what a damaged metrics.jsonl or summary.json has lost is named and comes back."""
 
 import json
 import logging

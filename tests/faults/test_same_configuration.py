@@ -1,4 +1,4 @@
-"""Kind: a run goes on only from its own past (row 1: another configuration's; row 2: which run; row 16: a copy elsewhere)."""
+"""Row 1: a run goes on only from its own past; row 2: which run; row 16: a copy elsewhere."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Kind, row A4: which samples come next depends on more than (seed, samples consumed), so a resumed run repeats or skips some.
+"""Row 4: which samples come next depends on (seed, samples consumed) alone: a resumed run repeats and skips none.
 
 Whatever changes between two parts of a run (batch size, micro-batches, processes), the samples are those of one stream: epoch
 after epoch, each sample once an epoch.

@@ -1,4 +1,4 @@
-"""C18: passwords leave the process for nobody but the server that the user names."""
+"""Row 18: passwords leave the process for nobody but the server that the user names."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Kind, row A7: a setting out of range is taken where a part is built without Hydra. Each is refused as by the command line.
+"""Row 7: a setting out of range is refused where a part is built without Hydra, as by the command line.
 
 Run as a program, this file builds each component of conf/ with each wrong value, as a notebook does: in the tests' own process
 beartype would be the first to complain of a type.

@@ -1,4 +1,4 @@
-"""Row D23: whatever waits says after two seconds for what, a signal ends it at once, and nothing is left behind."""
+"""Row 23: whatever waits says after two seconds for what, a signal ends it at once, and nothing is left behind."""
 
 import fcntl
 import json
@@ -182,7 +182,7 @@ def test_sigterm_ends_the_wait_for_a_store(tmp_path: Path) -> None:
         started, tracker = time.monotonic(), MLflow(f"sqlite:///{tmp_path / 'mlflow.db'}")
         with send_signal(0.3), pytest.raises(Stopped):
             tracker.start(run)
-    assert time.monotonic() - started < 30  # MLflow's import comes first
+    assert time.monotonic() - started < 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.lock", "run"]
 
 

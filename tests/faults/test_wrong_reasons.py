@@ -1,4 +1,4 @@
-"""Kind, row D26: a refusal names the wrong reason, or is a traceback: an empty variable, a key nobody typed, an interval.
+"""Row 26: a refusal names the right reason: an empty variable, a key nobody typed, an interval.
 
 Each advice is taken here: what it says to give passes.
 """

@@ -1,0 +1,25 @@
+"""What several kinds of faults need."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from program import ROOT
+
+from research.preflight import check, compose
+from research.preflight import help as screens
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of conf/, to which presets are added."""
+    folder = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    for module in (screens, check):
+        monkeypatch.setattr(module, "CONF", folder)
+    caches = (screens.list_groups, compose._compose_lines)
+    for cached in caches:
+        cached.cache_clear()
+    yield folder
+    for cached in caches:
+        cached.cache_clear()
