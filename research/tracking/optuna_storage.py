@@ -164,8 +164,9 @@ def open_database(url: str) -> "BaseStorage":
 def instantiate_spec(spec: Any, setting: str) -> Any:
     """Return the object that a `_target_` node makes, nested nodes first; return any other value as it is.
 
-    Arguments that are None are left out, so the target's own default holds. Raise ValueError, naming the setting, for a
-    target that may not be named.
+    It is not `load.instantiate`: Hydra's takes no optional arguments away, and that room is above this one. Both ask
+    `rules.locate_target`. Arguments that are None are left out, so the target's own default holds. Raise ValueError, naming
+    the setting, for a target that may not be named.
     """
     if isinstance(spec, list):
         return [instantiate_spec(item, setting) for item in spec]
