@@ -15,7 +15,7 @@ from sweeping import run_sweeps
 
 from research import rules
 from research.load import instantiate, load_run
-from research.preflight import check, compose, program
+from research.preflight import check, program
 from research.sweep.study import instantiate_setting
 from research.tracking.optuna_storage import get_storage
 
