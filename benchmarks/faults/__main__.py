@@ -1,81 +1,92 @@
-"""A campaign of faults: what is left of a training after kill -9, damage, a full disk, signals, a store that is gone.
+"""A campaign of faults: what is left of a training after kill -9, a power cut, damage, a full disk, signals, moved things.
 
-    python -m benchmarks.faults [--kills 200] [--only saves,files,room,runs] [--no-peers] [--table experiments/faults]
+    python -m benchmarks.faults [--kills 200] [--only saves,files,disks,runs,folders,sweeps]
+                                [--no-peers] [--table experiments/faults]
 
 A system survives a fault if training resumes by itself from the newest checkpoint that was complete and is not damaged.
 Peers save the same numbers at each step in their own way. With `--kills 200` each peer is killed 25 times, a bit is flipped
 in 25 positions of each file, and one of our runs is ended 10 times in each of its phases.
+
+With --table each cell is stored as soon as it was tried: after a kill the same command goes on with the next one. The rows
+that were not tried keep what results.csv has of them.
 """
 
 import importlib
 import random
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from benchmarks import harness
-from benchmarks.faults import runs, saves
-from benchmarks.faults.saves import Row
+from benchmarks.faults import folders, runs, saves, sweeps
+from benchmarks.faults.results import Cell, merge, read_rows, write_rows, write_table
 from benchmarks.faults.systems import PEERS, Grokbit, System
+from research.tracking.environment import run_git
 
 Systems = list[type[System]]
-PARTS = ("saves", "files", "room", "runs")
-BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
+PARTS = ("saves", "files", "disks", "runs", "folders", "sweeps")
+UNFINISHED = "unfinished.csv"  # the rows of a campaign that has not ended
 
 
-def try_faults(part: str, kills: int, systems: Systems) -> Iterator[Row]:
-    """Yield the rows of a part, each once its fault was tried."""
+def list_cells(part: str, kills: int, systems: Systems) -> Iterator[Cell]:
+    """Yield the cells of a part, in the order of the table."""
+    some, few = max(1, kills // 20), max(5, kills // 8)
     if part == "saves":
-        for system in systems:
-            yield saves.kill_in_save(system, kills if system is Grokbit else max(1, kills // 8))
+        yield from (Cell(saves.kill_in_save, (kind, kills if kind is Grokbit else max(1, kills // 8))) for kind in systems)
+        yield from (Cell(saves.kill_in_save, (kind, some, signal.SIGHUP)) for kind in systems)
+        for factor in (1, 2):
+            yield from (Cell(saves.resume_in_epoch, (kind, factor)) for kind in systems if kind.num_samples)
     elif part == "files":
-        yield saves.swap_manifest()
-        for system in systems:
-            yield from saves.damage_files(system, max(5, kills // 8))
-    elif part == "room":
-        yield from map(saves.save_to_full_disk, systems)
+        yield Cell(saves.swap_manifest)
+        yield from (Cell(saves.damage_files, (kind, few)) for kind in systems)
+        yield from (Cell(saves.damage_files, (kind, max(2, few // 3), 1)) for kind in systems)
+    elif part == "disks":
+        yield from (Cell(saves.cut_power_in_save, (kind, some)) for kind in systems)
+        yield Cell(runs.cut_power_in_run, (max(2, some // 2),))
+        yield from (Cell(saves.save_to_full_disk, (kind,)) for kind in systems)
+        yield from (Cell(runs.run_without_space, (read_only,)) for read_only in (False, True))
+    elif part == "runs":
+        two, three = ("steps", "evaluations"), ("steps", "evaluations", "saves")
+        for signum, phases in ((signal.SIGKILL, two), (signal.SIGTERM, runs.PHASES), (signal.SIGHUP, three)):
+            yield from (Cell(runs.interrupt_run, (phase, signum, some)) for phase in phases)
+        yield from (Cell(runs.run_without_terminal), Cell(runs.run_twice))
+        yield from (Cell(runs.run_without_store, (for_good,)) for for_good in (False, True))
+    elif part == "folders":
+        yield from (Cell(folders.resume_other_settings), Cell(folders.move_things), Cell(folders.copy_checkpoint_out))
+        yield from (Cell(folders.damage_record, record) for record in folders.RECORDS)
     else:
-        for signum, phases in ((signal.SIGKILL, ("steps", "evaluations")), (signal.SIGTERM, runs.PHASES)):
-            for phase in phases:
-                yield runs.interrupt_run(phase, signum, max(1, kills // 20))
-        yield runs.run_twice()
-        yield from map(runs.run_without_space, (False, True))
-        yield from map(runs.run_without_store, (False, True))
-
-
-def write_table(folder: Path, rows: list[Row]) -> None:
-    """Write results.csv, and the table of README.md if that file exists: a line for each fault, a column for each system."""
-    from experiments.base import format_table, write_csv
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "results.csv", list(asdict(rows[0])), map(asdict, rows))
-    systems, faults = (list(dict.fromkeys(names)) for names in ((row.system for row in rows), (row.fault for row in rows)))
-    cells = {(row.fault, row.system): row.format_cell() for row in rows}
-    lines = [[fault, *(cells.get((fault, system), "") for system in systems)] for fault in faults]
-    if (readme := folder / "README.md").exists():
-        head, _, rest = readme.read_text().partition(BEGIN)
-        readme.write_text(f"{head}{BEGIN}{format_table(['fault', *systems], lines)}\n{END}{rest.partition(END)[2]}")
+        yield from map(Cell, sweeps.ALL)
 
 
 def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> harness.Results:
     random.seed(0)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: a handler is not inherited by programs, as ignoring is
+        signal.signal(signal.SIGHUP, lambda *_: None)
     peers = [] if no_peers else PEERS
     systems: Systems = [Grokbit, *(peer for peer in peers if harness.has_peer(peer.name, peer.package, *peer.package.split()))]
     # The children are forks of this process: it has one compute thread and has done the slow imports.
     torch.set_num_threads(1)
-    for package in filter(None, (system.package for system in systems)):
-        importlib.import_module(package)
+    for module in filter(None, (system.module for system in systems)):
+        importlib.import_module(module)
     print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
-    rows = []
-    for row in (row for part in only for row in try_faults(part, kills, systems)):
-        rows.append(row)
-        counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
-        print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
+    rows = read_rows(table / UNFINISHED) if table else []
+    done = {row.cell for row in rows}
+    commit = run_git("rev-parse", "--short", "HEAD")
+    for cell in (cell for part in only for cell in list_cells(part, kills, systems)):
+        found = [row for row in rows if row.cell == cell.name] if cell.name in done else cell.run(commit)
+        for row in found:
+            counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
+            print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
+        if cell.name not in done:
+            rows += found
+            if table:
+                write_rows(table / UNFINISHED, rows)
     if table:
-        write_table(table, rows)
+        complete = merge(read_rows(table / "results.csv"), rows, list(PARTS) == only)
+        write_table(table, complete, [kind.name for kind in (Grokbit, *PEERS)])
+        (table / UNFINISHED).unlink()
     ours = [row for row in rows if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
     return {"survived": share, "wrong": sum(row.wrong for row in ours)}

@@ -1,12 +1,15 @@
-"""Faults of a whole run, started as a user starts it: signals and kill -9 in each of its phases, a store that is gone."""
+"""Faults of a whole run, started as a user starts it: signals, kill -9, a power cut, disks, streams, a store that is gone."""
 
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, servers
-from benchmarks.faults.saves import Row, fill_disk, mount_small_disk
+from benchmarks.faults.disks import cut_power, fill_disk, mount_image, mount_small_disk
+from benchmarks.faults.results import Row
 from benchmarks.harness import wait_for
-from research.run_dir import read_json
+from research.run_dir import list_checkpoints, read_json
 
 SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
          "batch_size=16", "trainer.device=cpu", "trainer.log_every=1", "target=null", "name=faults"]  # fmt: skip
@@ -29,6 +33,8 @@ PHASES = {  # a phase and the settings that make it most of a run
     "saves": ["trainer.steps=90", "eval_every=100000", "callbacks.checkpoint.every=1"],
 }
 JSONL = "tracker=jsonl"
+EXIT_CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGHUP: 129}
+CLOSE = ["-c", "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
 
 
 @dataclass
@@ -39,9 +45,11 @@ class Workspace:
     overrides: list[str]
     variables: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
+    def start(self, *more: str, launcher: Sequence[str] = (), stdout: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+        """Start a run; `launcher` are arguments of Python that come before those of the run."""
         variables = {"TORCHINDUCTOR_CACHE_DIR": f"{self.folder}/compiled", **self.variables}
-        return harness.start_python("train.py", *SMALL, *self.overrides, *more, f"out={self.folder}/out", variables=variables)
+        command = [*launcher, "train.py", *SMALL, *self.overrides, *more, f"out={self.folder}/out"]
+        return harness.start_python(*command, variables=variables, stdout=stdout)
 
     def finish(self, *more: str) -> tuple[int, str]:
         """Run to the end. Return the exit code and the output."""
@@ -74,8 +82,8 @@ def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
 
     The run survived if it ends with the same weights and the same metrics.jsonl as an undisturbed run.
     """
-    row = Row(f"{'kill -9' if signum == signal.SIGKILL else signum.name} in {phase}", "grokbit")
-    codes, overrides = (-signum, 143 if signum == signal.SIGTERM else -signum), [*PHASES[phase], JSONL]
+    row = Row(f"{'kill -9' if signum == signal.SIGKILL else signum.name} in {phase}")
+    codes, overrides = (-signum, EXIT_CODES[signum]), [*PHASES[phase], JSONL]
     with tempfile.TemporaryDirectory() as folder:
         undisturbed = Workspace(Path(folder), overrides)
         start = time.monotonic()
@@ -113,7 +121,7 @@ def run_undisturbed(overrides: list[str]) -> tuple[str, list[dict[str, Any]]]:
 
 def run_twice() -> Row:
     """Start a second run on a folder: it is refused while the first runs, and damages nothing."""
-    row, overrides = Row("two runs on one folder", "grokbit"), [*PHASES["steps"], JSONL]
+    row, overrides = Row("two runs on one folder"), [*PHASES["steps"], JSONL]
     expected = run_undisturbed(overrides)
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder), overrides)
@@ -132,7 +140,7 @@ def run_twice() -> Row:
 
 def run_without_space(read_only: bool) -> Row:
     """Fill the disk of a run, or make it read-only: the run ends with a clear message, and resumes once it can write."""
-    row, overrides = Row("read-only folder" if read_only else "full disk in a run", "grokbit"), [*PHASES["saves"], JSONL]
+    row, overrides = Row("read-only folder" if read_only else "full disk in a run"), [*PHASES["saves"], JSONL]
     with mount_small_disk(row, 20) as disk:
         if disk is None:
             return row
@@ -160,11 +168,63 @@ def run_without_space(read_only: bool) -> Row:
     return row
 
 
+def cut_power_in_run(times: int) -> Row:
+    """Cut the power of a run's disk at random moments; the same command goes on there, in the same folder, to the same end."""
+    row, overrides = Row("power cut in a run"), [*PHASES["saves"], JSONL]
+    expected = run_undisturbed(overrides)
+    with tempfile.TemporaryDirectory() as folder, mount_image(row, image := Path(folder, "image"), 64) as disk:
+        if disk is None:
+            return row
+        workspace = Workspace(disk, overrides)
+        process = workspace.start()
+        for number in range(times):
+            workspace.wait_for_steps(3 + int(0.8 * len(expected[1]) * (number + random.random()) / times))
+            time.sleep(random.uniform(0, 0.1))
+            process.send_signal(signal.SIGSTOP)
+            saved = sorted(list_checkpoints(workspace.get_run()))[-2]  # the newest may be there and not yet said to be saved
+            with cut_power(row, image) as after:
+                row.count(classify_run(Workspace(after, overrides), row, saved, expected, "resume=auto")[0])
+            process.send_signal(signal.SIGCONT)
+        process.communicate()
+    return row
+
+
+def classify_run(workspace: Workspace, row: Row, saved: int, expected: Any, *more: str) -> tuple[str, str]:
+    """Run a command that should go on from step `saved` or later to a known end. Return the outcome and the output."""
+    code, output = workspace.finish(*more)
+    resumed = re.search(r"resumed +at step ([\d,]+)", output)
+    if code:
+        outcome = "error"
+    elif not resumed or int(resumed[1].replace(",", "")) < saved:
+        outcome = "lost"
+    else:
+        outcome = "survived" if workspace.read_result() == expected else "wrong"
+    if outcome != "survived":
+        row.remark = find_line(output, workspace.folder, "rror" if code else "resume") or outcome
+    return outcome, output
+
+
+def run_without_terminal() -> Row:
+    """Let a run print to a stream that is closed, full, or read by nobody: it has to finish, to the same end."""
+    row, overrides, launcher = Row("stdout closed or full"), [*PHASES["steps"], JSONL], dict[str, list[str]](closed=CLOSE)
+    expected = run_undisturbed(overrides)
+    for kind in ("closed", "full", "broken pipe"):
+        with tempfile.TemporaryDirectory() as folder:
+            workspace, stdout = Workspace(Path(folder), overrides), os.open("/dev/full", os.O_WRONLY)
+            if kind == "broken pipe":
+                end, stdout = os.pipe()
+                os.close(end)
+            process = workspace.start(launcher=launcher.get(kind, []), stdout=stdout)
+            os.close(stdout)
+            row.count("error" if process.wait() else "survived" if workspace.read_result() == expected else "wrong")
+    return row
+
+
 def run_without_store(for_good: bool) -> Row:
     """Kill MLflow's server while a run logs. It comes back at the same address some seconds later, or never."""
     from mlflow.tracking import MlflowClient
 
-    row, port = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}", "grokbit"), servers.find_free_port()
+    row, port = Row(f"MLflow's server gone {'for good' if for_good else 'for a while'}"), servers.find_free_port()
     with tempfile.TemporaryDirectory() as name:
         store, variables = f"sqlite:///{name}/mlflow.db", {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
         listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]

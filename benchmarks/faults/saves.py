@@ -1,20 +1,21 @@
-"""Faults of one checkpoint, in any system: kill -9 in a save, damaged files, a full disk."""
+"""Faults of checkpoints, in any system: kill -9, a closed terminal and a power cut in saves, damaged files, a full disk."""
 
 import multiprocessing
 import os
 import random
 import re
-import subprocess
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.disks import cut_power, fill_disk, mount_image, mount_small_disk
+from benchmarks.faults.results import Row
 from benchmarks.faults.systems import Grokbit, OnStep, System
 from research.run_dir import list_checkpoints
 from research.training import checkpoint
@@ -24,6 +25,7 @@ NUMBERS = 1_000_000  # float32 in the model, and twice as many in the optimizer'
 SMALL_NUMBERS = 1_000  # for the faults of files
 MAX_DELAY = 0.3  # seconds until the kill: some saves
 STEPS = 4  # before files are damaged
+FIRST_CUT = 6.0  # seconds until the power is cut: ext4 writes by itself what is older than 5
 TIMEOUT = 120.0  # seconds without a message from a child
 FORK = multiprocessing.get_context("fork")
 
@@ -37,6 +39,7 @@ def fork(work: Callable[[Callable[[Any], None]], None]) -> Iterator[tuple[ForkPr
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the campaign may run under nohup
         try:
             work(child_pipe.send)
         except BaseException as error:
@@ -73,30 +76,6 @@ def run_in_child(work: Callable[[], Any]) -> Any:
     return result
 
 
-@dataclass
-class Row:
-    """How often a fault was tried on a system, and with which outcomes."""
-
-    fault: str
-    system: str
-    times: int = 0
-    survived: int = 0  # resumes by itself from the newest checkpoint that was complete and is not damaged
-    error: int = 0  # ends with an error: it noticed the damage and tried nothing else
-    lost: int = 0  # resumes from an older checkpoint
-    wrong: int = 0  # resumes silently from numbers that were never saved as one checkpoint
-    remark: str = ""
-
-    def count(self, outcome: str) -> None:
-        self.times += 1
-        setattr(self, outcome, getattr(self, outcome) + 1)
-
-    def format_cell(self) -> str:
-        """Return how many faults were survived, for people."""
-        if not self.times:
-            return self.remark
-        return f"{self.survived} of {self.times}" + (f", {self.wrong} silently wrong" if self.wrong else "")
-
-
 def classify_resume(system: System, root: Path, min_step: int) -> str:
     """Resume a system and return the outcome, a field of Row; it should resume from `min_step` or later."""
     try:
@@ -106,20 +85,63 @@ def classify_resume(system: System, root: Path, min_step: int) -> str:
     return "wrong" if not right else "lost" if step < min_step else "survived"
 
 
-def kill_in_save(kind: type[System], times: int) -> Row:
-    """Kill a process at a random moment while it saves again and again."""
-    system, row, drafts = kind(NUMBERS), Row("kill -9 in a save", kind.name), 0
+def kill_in_save(kind: type[System], times: int, signum: signal.Signals = signal.SIGKILL) -> Row:
+    """End a process at a random moment while it saves again and again."""
+    system, row = kind(NUMBERS), Row("kill -9 in a save" if signum == signal.SIGKILL else f"{signum.name} in a save", kind.name)
+    drafts = 0
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             with fork(partial(system.train, root)) as (process, steps):
                 first = next(steps)
                 time.sleep(random.uniform(0.0, MAX_DELAY))
-                process.kill()
-                last = max([first, *steps])
+                os.kill(process.pid or 0, signum)
+                last = max([first, *(step for step in steps if isinstance(step, int))])
             drafts += any(root.rglob(".draft-*"))
             row.count(classify_resume(system, root, last))
     row.remark = f"{drafts} of them left a draft" if kind is Grokbit else ""
+    return row
+
+
+def cut_power_in_save(kind: type[System], times: int) -> Row:
+    """Save again and again to an image, and cut its power at random moments: what was said to be saved has to be there."""
+    system, row = kind(NUMBERS), Row("power cut in saves", kind.name)
+    with tempfile.TemporaryDirectory() as folder, mount_image(row, image := Path(folder, "image"), 256) as disk:
+        if disk is None:
+            return row
+        (disk / "run").mkdir()
+        with fork(partial(system.train, disk / "run")) as (process, steps):
+            pause = FIRST_CUT
+            for _ in range(times):
+                moment = time.monotonic() + pause + random.uniform(0, 3)
+                last = next(step for step in steps if time.monotonic() > moment)
+                time.sleep(random.uniform(0, 0.1))
+                os.kill(process.pid or 0, signal.SIGSTOP)
+                with cut_power(row, image) as after:
+                    row.count(classify_resume(system, after / "run", last))
+                os.kill(process.pid or 0, signal.SIGCONT)
+                pause = 0.0
+    return row
+
+
+def resume_in_epoch(kind: type[System], factor: int) -> Row:
+    """Train two steps of an epoch, and the rest of it with so many times the batch size: each sample has to come once."""
+    fault = "resume with another batch size" if factor > 1 else "resume within an epoch"
+    system, row, rest = kind(SMALL_NUMBERS), Row(fault, kind.name), kind.num_samples - 2 * kind.batch_size
+
+    def train(root: Path, steps: int, resume: bool) -> list[tuple[float, ...]]:
+        os.dup2(os.open(root / "output", os.O_WRONLY | os.O_CREAT), 2)
+        system.batch_size *= factor if resume else 1
+        system.fit(root, steps, resume, lambda step: None)
+        return system.model.samples
+
+    with tempfile.TemporaryDirectory() as folder:
+        samples = run_in_child(lambda: train(Path(folder), 2, False))
+        samples += run_in_child(lambda: train(Path(folder), 2 + rest // (kind.batch_size * factor), True))
+        warned = re.search("not resumable|arguments do not match", Path(folder, "output").read_text())
+    repeated, missing = len(samples) - len(set(samples)), system.num_samples - len(set(samples))
+    row.count("survived" if not repeated and not missing else "lost" if warned else "wrong")
+    row.remark = f"{repeated} samples came again, {missing} did not come{', which a warning says' if warned else ''}"
     return row
 
 
@@ -135,21 +157,24 @@ def corrupt(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
         yield "bit flipped", bytes(broken)
 
 
-def damage_files(kind: type[System], flips: int) -> list[Row]:
-    """Damage each file of the newest checkpoint by each fault. A resume with right numbers counts as survived."""
+def damage_files(kind: type[System], flips: int, keeps: int = 2) -> list[Row]:
+    """Damage each file of the newest checkpoint by each fault; one to be kept: flip bits. Right numbers count as survived."""
     system, silent = kind(SMALL_NUMBERS), dict[str, set[str]]()
     rows: dict[str, Row] = {}
+    system.keeps = keeps
     with save_steps(system) as root:
         for path in system.list_files(root):
             content = path.read_bytes()
             for fault, broken in corrupt(content, flips):
+                if keeps == 1 and fault != "bit flipped":
+                    continue
                 path.unlink() if broken is None else path.write_bytes(broken)
                 outcome = classify_resume(system, root, STEPS - (kind is Grokbit))
                 if outcome == "survived" and kind is Grokbit and not is_damage_named(root, path.name):
                     outcome = "error"  # ours also has to say which file is damaged
                 if outcome == "wrong":
                     silent.setdefault(fault, set()).add(path.name)
-                rows.setdefault(fault, Row(fault, kind.name)).count(outcome)
+                rows.setdefault(fault, Row(f"{fault}, told to keep one" if keeps == 1 else fault, kind.name)).count(outcome)
                 path.write_bytes(content)
     for fault, names in silent.items():
         rows[fault].remark = f"silently wrong: {', '.join(sorted(names))}"
@@ -182,28 +207,6 @@ def is_damage_named(root: Path, name: str) -> bool:
     except DamagedError as error:
         return name in str(error)
     return False
-
-
-@contextmanager
-def mount_small_disk(row: Row, megabytes: int) -> Iterator[Path | None]:
-    """Yield a new small file system; None if none can be mounted, which the row then says."""
-    with tempfile.TemporaryDirectory() as folder:
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
-        if subprocess.run(mount, capture_output=True).returncode:
-            row.remark = "not tried: no small file system can be mounted here (it takes root)"
-            yield None
-            return
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill_disk(disk: Path) -> None:
-    """Fill the file system to the last byte."""
-    with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
 
 
 def save_to_full_disk(kind: type[System]) -> Row:

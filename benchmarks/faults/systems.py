@@ -26,18 +26,22 @@ from research.training.trainer import Trainer
 
 OnStep = Callable[[int], None]
 ENDLESS = 1_000_000  # steps
-SAMPLES = models.Samples(torch.zeros(64, 2), torch.zeros(64))
+DATA = modular(p=13)  # ours: 72 samples
+SAMPLES = models.Samples(torch.arange(64.0)[:, None].repeat(1, 2), torch.zeros(64))
 
 
 class Counting(nn.Module):
-    """Numbers that the optimizer counts up; the output is always zero."""
+    """Numbers that the optimizer counts up; the output is always zero. It keeps the samples that it was trained on."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(numbers))
+        self.samples: list[tuple[float, ...]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros(*x.shape, 5) + 0 * self.weight[0]
+        if self.training:
+            self.samples += map(tuple, x.tolist())
+        return torch.zeros(*x.shape, 13) + 0 * self.weight[0]
 
 
 class Counter(Optimizer):
@@ -74,8 +78,13 @@ class System(ABC):
     """A system that saves into `root` at each step. It trains and resumes in forks, so its numbers here stay zero."""
 
     name: ClassVar[str]
-    package: ClassVar[str] = ""  # to install, and to import; empty: always there
+    package: ClassVar[str] = ""  # to install; empty: always there
+    module: ClassVar[str] = ""  # to import before there are forks; it takes seconds
     loaded_step = 0  # by the system's own count
+
+    keeps = 2  # checkpoints, where the system can be told so
+    batch_size = 4
+    num_samples = len(SAMPLES)  # of an epoch; 0: the system has no order of samples that it would resume
 
     def __init__(self, numbers: int) -> None:
         self.model = Counting(numbers)
@@ -123,17 +132,18 @@ class System(ABC):
 
 class Grokbit(System):
     name = "grokbit"
+    num_samples = len(DATA.train)
 
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         def report(callback: Callback, state: State) -> None:
             on_step(state.progress.step)
 
-        trainer = Trainer(steps, 4, eval_every=ENDLESS, log_every=ENDLESS, clip_norm=None, device="cpu")
+        trainer = Trainer(steps, self.batch_size, eval_every=ENDLESS, log_every=ENDLESS, clip_norm=None, device="cpu")
         # `saves` puts the reporter after the callback that saves.
         reporter = models.make_callback(Callback, saves=True, on_start=report, on_step=report)
-        callbacks = [reporter] if resume else [Checkpoint(every=1, keep_last=2), reporter]
+        callbacks = [reporter] if resume else [Checkpoint(every=1, keep_last=self.keeps), reporter]
         settings: dict[str, Any] = {"folder": root, "resume": root if resume else None}
-        trainer.fit(trainer.setup(*self.parts, constant, constant_loss, modular(p=5), callbacks, **settings))
+        trainer.fit(trainer.setup(*self.parts, constant, constant_loss, DATA, callbacks, **settings))
 
     def resume(self, root: Path) -> tuple[int, bool]:
         step, right = super().resume(root)
@@ -141,7 +151,7 @@ class Grokbit(System):
 
 
 class TorchSave(System):
-    name = "torch.save to one file"
+    name, num_samples = "torch.save to one file", 0
 
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         if resume:
@@ -156,13 +166,13 @@ class TorchSave(System):
 
 
 class Accelerate(System):
-    name = "accelerate save_state"
+    name, num_samples = "accelerate save_state", 0
 
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         from accelerate import Accelerator
         from accelerate.utils import ProjectConfiguration
 
-        configuration = ProjectConfiguration(str(root), automatic_checkpoint_naming=True, total_limit=2)
+        configuration = ProjectConfiguration(str(root), automatic_checkpoint_naming=True, total_limit=self.keeps)
         accelerator = Accelerator(cpu=True, project_config=configuration)
         _, optimizer = accelerator.prepare(*self.parts)
         if resume:
@@ -175,7 +185,7 @@ class Accelerate(System):
 
 
 class Transformers(System):
-    name, package = "transformers Trainer", "transformers"
+    name, package, module = "transformers Trainer", "transformers", "transformers.trainer"
 
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         import transformers
@@ -184,13 +194,18 @@ class Transformers(System):
             on_step(state.global_step)
 
         reporter = models.make_callback(transformers.TrainerCallback, on_train_begin=report, on_save=report)
-        saving = {"output_dir": str(root), "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-        size = {"max_steps": steps, "per_device_train_batch_size": 4, "max_grad_norm": 0.0, "logging_steps": ENDLESS}
+        saving = {"output_dir": str(root), "save_strategy": "steps", "save_steps": 1, "save_total_limit": self.keeps}
+        size = {
+            "max_steps": steps,
+            "per_device_train_batch_size": self.batch_size,
+            "max_grad_norm": 0.0,
+            "logging_steps": ENDLESS,
+        }
         models.fit_transformers(self.parts, sum_logits, SAMPLES, reporter, resume, **saving, **size)
 
 
 class Lightning(System):
-    name, package = "Lightning", "lightning"
+    name, package, module = "Lightning", "lightning", "lightning.pytorch"
 
     def list_files(self, root: Path) -> list[Path]:
         return [root / "last.ckpt"]
@@ -203,7 +218,8 @@ class Lightning(System):
 
         reporter = models.make_callback(Callback, on_train_batch_start=report)
         callbacks = [reporter, ModelCheckpoint(root, every_n_train_steps=1, save_last=True)]
-        models.fit_lightning(self.parts, sum_logits, models.make_loader(SAMPLES, 4), callbacks, resume, max_steps=steps)
+        loader = models.make_loader(SAMPLES, self.batch_size)
+        models.fit_lightning(self.parts, sum_logits, loader, callbacks, resume, max_steps=steps)
 
 
 PEERS: list[type[System]] = [TorchSave, Accelerate, Transformers, Lightning]
