@@ -18,7 +18,8 @@ from research.tracking.optuna_storage import get_storage
 
 OVERRIDES = ["trainer.steps=300", "eval_every=50", "callbacks.checkpoint.every=20", "callbacks.checkpoint.keep_last=4", JSONL]
 SWEEP = ["-m", "lr=1e-3,2e-3,3e-3", "hydra.sweeper.study_name=sweep", "hydra.sweeper.plots=false"]
-ELSEWHERE = ["-c", "import os, socket, sys; os.unshare(os.CLONE_NEWUTS); socket.sethostname('elsewhere'); "
+NEW_UTS = 0x04000000  # of unshare(2): a host name of its own
+ELSEWHERE = ["-c", f"import ctypes, os, socket, sys; ctypes.CDLL(None).unshare({NEW_UTS}); socket.sethostname('elsewhere'); "
              "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]  # fmt: skip
 Results = dict[int, tuple[str, Any, str]]  # number -> state, values, digest of the weights
 
@@ -112,7 +113,7 @@ def fill_disk_of_sweep() -> Row:
         fill_disk(disk)
         output, _ = process.communicate(timeout=120)
         (disk / "filler").unlink()
-        said = find_line(output, disk, "lack room")
+        said = find_line(output, disk, "once there is room") or find_line(output, disk, "lack room")
         code, output = workspace.finish()
         count_sweep(row, workspace, code, output, "")
         if not process.returncode or not said:
