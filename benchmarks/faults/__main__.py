@@ -1,7 +1,6 @@
 """A campaign of faults: what is left of a training after kill -9, a power cut, damage, a full disk, signals, moved things.
 
-    python -m benchmarks.faults [--kills 200] [--only saves,files,disks,runs,folders,sweeps]
-                                [--no-peers] [--table experiments/faults]
+    python -m benchmarks.faults [--kills 200] [--only saves,files,disks] [--no-peers] [--table experiments/faults]
 
 A system survives a fault if training resumes by itself from the newest checkpoint that was complete and is not damaged.
 Peers save the same numbers at each step in their own way. With `--kills 200` each peer is killed 25 times, a bit is flipped
@@ -21,13 +20,11 @@ import torch
 
 from benchmarks import harness
 from benchmarks.faults import folders, runs, saves, sweeps
-from benchmarks.faults.results import Cell, merge, read_rows, write_rows, write_table
+from benchmarks.faults.results import RESULTS, Cell, merge, read_rows, try_cells, write_table
 from benchmarks.faults.systems import PEERS, Grokbit, System
-from research.tracking.environment import run_git
 
 Systems = list[type[System]]
 PARTS = ("saves", "files", "disks", "runs", "folders", "sweeps")
-UNFINISHED = "unfinished.csv"  # the rows of a campaign that has not ended
 
 
 def list_cells(part: str, kills: int, systems: Systems) -> Iterator[Cell]:
@@ -44,14 +41,13 @@ def list_cells(part: str, kills: int, systems: Systems) -> Iterator[Cell]:
         yield from (Cell(saves.damage_files, (kind, max(2, few // 3), 1)) for kind in systems)
     elif part == "disks":
         yield from (Cell(saves.cut_power_in_save, (kind, some)) for kind in systems)
-        yield Cell(runs.cut_power_in_run, (max(2, some // 2),))
         yield from (Cell(saves.save_to_full_disk, (kind,)) for kind in systems)
-        yield from (Cell(runs.run_without_space, (read_only,)) for read_only in (False, True))
     elif part == "runs":
         two, three = ("steps", "evaluations"), ("steps", "evaluations", "saves")
         for signum, phases in ((signal.SIGKILL, two), (signal.SIGTERM, runs.PHASES), (signal.SIGHUP, three)):
             yield from (Cell(runs.interrupt_run, (phase, signum, some)) for phase in phases)
-        yield from (Cell(runs.run_without_terminal), Cell(runs.run_twice))
+        yield from (Cell(runs.cut_power_in_run, (max(2, some // 2),)), Cell(runs.run_without_terminal), Cell(runs.run_twice))
+        yield from (Cell(runs.run_without_space, (read_only,)) for read_only in (False, True))
         yield from (Cell(runs.run_without_store, (for_good,)) for for_good in (False, True))
     elif part == "folders":
         yield from (Cell(folders.resume_other_settings), Cell(folders.move_things), Cell(folders.copy_checkpoint_out))
@@ -70,23 +66,11 @@ def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> har
     torch.set_num_threads(1)
     for module in filter(None, (system.module for system in systems)):
         importlib.import_module(module)
-    print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
-    rows = read_rows(table / UNFINISHED) if table else []
-    done = {row.cell for row in rows}
-    commit = run_git("rev-parse", "--short", "HEAD")
-    for cell in (cell for part in only for cell in list_cells(part, kills, systems)):
-        found = [row for row in rows if row.cell == cell.name] if cell.name in done else cell.run(commit)
-        for row in found:
-            counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
-            print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
-        if cell.name not in done:
-            rows += found
-            if table:
-                write_rows(table / UNFINISHED, rows)
+    rows = try_cells((cell for part in only for cell in list_cells(part, kills, systems)), table)
     if table:
-        complete = merge(read_rows(table / "results.csv"), rows, list(PARTS) == only)
-        write_table(table, complete, [kind.name for kind in (Grokbit, *PEERS)])
-        (table / UNFINISHED).unlink()
+        write_table(
+            table, merge(read_rows(table / RESULTS), rows, only == list(PARTS)), [kind.name for kind in (Grokbit, *PEERS)]
+        )
     ours = [row for row in rows if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
     return {"survived": share, "wrong": sum(row.wrong for row in ours)}

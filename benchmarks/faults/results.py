@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from research.run_dir import sync
+from research.tracking.environment import run_git
 
+RESULTS, UNFINISHED = "results.csv", "unfinished.csv"  # of the last campaign, and of one that has not ended
 BEGIN, END = "<!-- table: make faults writes it -->\n", "<!-- end of table -->"
 
 
@@ -89,11 +91,30 @@ def merge(old: list[Row], new: list[Row], complete: bool) -> list[Row]:
     return sorted(rows.values(), key=lambda row: faults.index(row.fault))
 
 
+def try_cells(cells: Iterable[Cell], folder: Path | None) -> list[Row]:
+    """Try each cell, and print its rows. With a folder they are stored there, and those that are stored are not tried again."""
+    rows, commit = read_rows(folder / UNFINISHED) if folder else [], run_git("rev-parse", "--short", "HEAD")
+    print(f"{'fault':<34}{'system':<24}{'times':>6}{'survived':>9}{'error':>6}{'lost':>5}{'wrong':>6}  remark")
+    for cell in cells:
+        if not (found := [row for row in rows if row.cell == cell.name]):
+            rows += (found := cell.run(commit))
+            if folder:
+                write_rows(folder / UNFINISHED, rows)
+        for row in found:
+            counts = f"{row.times:>6}{row.survived:>9}{row.error:>6}{row.lost:>5}{row.wrong:>6}"
+            print(f"{row.fault:<34}{row.system:<24}{counts}  {row.remark}".rstrip(), flush=True)
+    return rows
+
+
 def write_table(folder: Path, rows: list[Row], systems: list[str]) -> None:
-    """Write results.csv, and the table of README.md if that file exists: a line for each fault, a column for each system."""
+    """Write results.csv, and the table of README.md if that file exists: a line for each fault, a column for each system.
+
+    With that the campaign has ended: the next one starts anew.
+    """
     from experiments.base import format_table
 
-    write_rows(folder / "results.csv", rows)
+    write_rows(folder / RESULTS, rows)
+    (folder / UNFINISHED).unlink(missing_ok=True)
     cells = {(row.fault, row.system): row.format_cell() for row in rows}
     lines = [[fault, *(cells.get((fault, system), "") for system in systems)] for fault in dict.fromkeys(r.fault for r in rows)]
     if (readme := folder / "README.md").exists():

@@ -95,7 +95,7 @@ def sleep_through_lease() -> Row:
             row.remark = "not tried: no other name of the host can be given here (it takes root)"
             return row
         again = [trial.number for trial in load_study(sweep).trials if trial.user_attrs.get("tries", 1) > 1]
-        count_sweep(row, workspace, sleeper.returncode or other.returncode, "".join(outputs), "#0 waits for its folder")
+        count_sweep(row, workspace, sleeper.returncode or other.returncode, "".join(outputs), "for #0, which other processes hold")
         if again:
             row.survived, row.wrong, row.remark = 0, 1, f"run again: {again}"
     return row

@@ -56,7 +56,7 @@ def test_make_runs_every_benchmark_but_the_long_ones() -> None:
         ("train_step", ["--threads", "0"], "0 is too few: give 1 or more"),
         ("filter_cost", ["--sizes", "0.5"], "there is no size '0.5'; give some of 0.4, 10, 100"),
         ("filter_cost", ["--rounds", "1"], "1 is too few: give 2 or more"),
-        ("faults", ["--only", "saves,x"], "there is no part 'x'; give some of saves, files, room, runs"),
+        ("faults", ["--only", "saves,x"], "there is no part 'x'; give some of saves, files, disks, runs, folders, sweeps"),
         ("start_up", ["--rounds", "x"], "invalid count value: 'x'"),
     ],
 )

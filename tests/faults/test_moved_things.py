@@ -157,6 +157,17 @@ def test_a_copy_made_by_links_shares_no_file(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path / "run")[1].step == 6
 
 
+def test_the_program_writes_to_no_file_that_a_copy_by_links_shares(tmp_path: Path) -> None:
+    """Nor to its train.log and its pictures, which are written in place."""
+    train(tmp_path, *TINY, "tracker=jsonl")
+    (run,) = (tmp_path / "out" / "modular").iterdir()
+    copy = shutil.copytree(run, tmp_path / "copy", copy_function=os.link)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train(tmp_path, *TINY, "tracker=jsonl", "trainer.steps=6", f"resume={copy}")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "step 6/6" in (copy / "train.log").read_text()
+
+
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
