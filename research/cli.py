@@ -132,6 +132,7 @@ def protect_streams(prints_result: bool = False) -> None:
     that cannot be (COLUMNS=0) is unset.
     """
     codecs.register_error("grokbit.escape", escape)
+    logging.raiseExceptions = False  # no tracebacks of a train.log that a full disk does not take: the run's own error says so
     for fd in range(3):
         try:
             os.fstat(fd)

@@ -250,6 +250,6 @@ def run_without_store(for_good: bool) -> Row:
 
 
 def find_line(output: str, folder: Path, text: str) -> str:
-    """Return the first line of the output with that text; empty if there is none."""
-    lines = [line.strip() for line in output.splitlines() if text in line]
+    """Return the first line of the output with that text, without its time and logger; empty if there is none."""
+    lines = [" ".join(re.sub(r"^(\[[^]]*\])+( - )?", "", line).split()) for line in output.splitlines() if text in line]
     return f"says: {lines[0]}".replace(str(folder), "FOLDER")[:100] if lines else ""

@@ -95,7 +95,8 @@ def sleep_through_lease() -> Row:
             row.remark = "not tried: no other name of the host can be given here (it takes root)"
             return row
         again = [trial.number for trial in load_study(sweep).trials if trial.user_attrs.get("tries", 1) > 1]
-        count_sweep(row, workspace, sleeper.returncode or other.returncode, "".join(outputs), "for #0, which other processes hold")
+        code = sleeper.returncode or other.returncode
+        count_sweep(row, workspace, code, "".join(outputs), "for #0, which other processes hold")
         if again:
             row.survived, row.wrong, row.remark = 0, 1, f"run again: {again}"
     return row
@@ -114,9 +115,10 @@ def fill_disk_of_sweep() -> Row:
         output, _ = process.communicate(timeout=120)
         (disk / "filler").unlink()
         said = find_line(output, disk, "once there is room") or find_line(output, disk, "lack room")
+        clear = process.returncode == 1 and said and "Traceback" not in output
         code, output = workspace.finish()
         count_sweep(row, workspace, code, output, "")
-        if not process.returncode or not said:
+        if not clear:
             row.survived, row.wrong = 0, 1
         row.remark = said or find_line(output, disk, "rror")
     return row

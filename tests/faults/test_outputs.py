@@ -107,6 +107,12 @@ def test_one_stream_that_fails_silences_no_other() -> None:
     assert (done.returncode, done.stderr) == (3, b"b\n")
 
 
+def test_a_log_on_a_full_disk_prints_no_traceback() -> None:
+    log = "import logging; logging.getLogger().addHandler(logging.FileHandler('/dev/full')); logging.error('a')"
+    done = run_protected(f"{log}; print('b')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"b\n", b"")
+
+
 def test_a_result_on_a_full_disk_is_a_failure() -> None:
     """--cfg prints what other programs read: unlike words for people it must not be cut off in silence."""
     with Path("/dev/full").open("w") as full:
