@@ -29,6 +29,7 @@ from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.training import distributed
 from research.training.checkpoint import hash_weights
+from research.training.files import separate_files
 from research.training.oom import get_peak_rss_mb
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
@@ -106,6 +107,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
 def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     """Write down what was requested, and start the tracker; return the run folder."""
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(run_config.config))
+    separate_files(run_config.folder)
     run_dir.begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
     tracker.start(run_config)
     return run_config.folder

@@ -259,7 +259,6 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[
     make_folder(folder)
     for parent in (folder, *folder.parents[:3]):  # Hydra has made them
         sync(parent)
-    separate_files(folder)
     replace_text(folder / "config.yaml", config_yaml)
     keep_environment(folder)
     overrides = "".join(f"{line}\n" for line in run_config.overrides)
@@ -284,18 +283,6 @@ def find_damage(folder: Path) -> Iterator[str]:
     else:
         if recorded is not None and texts.get("overrides.txt", recorded) != recorded:
             yield "overrides.txt is damaged: env.json has other overrides"
-
-
-def separate_files(folder: Path) -> None:
-    """Give a copy that was made by links (cp -al) files of its own: what is written to train.log would be in both."""
-    linked = [path for path in (*folder.glob("[!.]*"), *folder.glob("plots/*")) if path.is_file() and path.stat().st_nlink > 1]
-    for path in linked:
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-        draft.write_bytes(path.read_bytes())
-        draft.replace(path)
-    for handler in logging.getLogger().handlers if linked else ():
-        if isinstance(handler, logging.FileHandler):
-            handler.close()  # it opens its file again, which is another one now
 
 
 def keep_environment(folder: Path) -> None:

@@ -68,9 +68,8 @@ def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> har
         importlib.import_module(module)
     rows = try_cells((cell for part in only for cell in list_cells(part, kills, systems)), table)
     if table:
-        write_table(
-            table, merge(read_rows(table / RESULTS), rows, only == list(PARTS)), [kind.name for kind in (Grokbit, *PEERS)]
-        )
+        complete = merge(read_rows(table / RESULTS), rows, only == list(PARTS))
+        write_table(table, complete, [Grokbit.name, *(peer.name for peer in PEERS)])
     ours = [row for row in rows if row.system == Grokbit.name]
     share = sum(row.survived for row in ours) / max(1, sum(row.times for row in ours))
     return {"survived": share, "wrong": sum(row.wrong for row in ours)}

@@ -65,7 +65,8 @@ DAMAGE: dict[str, Change] = {"cut": cut, "empty": empty, "deleted": Path.unlink,
 RECORDS = (  # a file, what ends the run before it is damaged, and which damage need not be named
     ("metrics.jsonl", signal.SIGKILL, ()),
     ("config.yaml", signal.SIGKILL, ()),
-    ("env.json", signal.SIGKILL, tuple(DAMAGE)),  # no later start relies on it
+    ("env.json", signal.SIGKILL, ()),
+    ("overrides.txt", signal.SIGKILL, ()),
     ("summary.json", signal.SIGTERM, ("deleted",)),  # a run that was killed has none
 )
 

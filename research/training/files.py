@@ -1,5 +1,6 @@
-"""Files of a checkpoint: hashed while they are written; and how to remove what is in the way."""
+"""Files of a checkpoint, hashed while they are written. How to remove what is in the way, and to separate what links share."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,3 +60,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def separate_files(folder: Path) -> None:
+    """Give a copy that was made by links (cp -al) files of its own: what is written to train.log would be in both."""
+    linked = [path for path in (*folder.glob("[!.]*"), *folder.glob("plots/*")) if path.is_file() and path.stat().st_nlink > 1]
+    for path in linked:
+        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+        draft.write_bytes(path.read_bytes())
+        draft.replace(path)
+    for handler in logging.getLogger().handlers if linked else ():
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # it opens its file again, which is another one now
