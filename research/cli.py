@@ -232,7 +232,20 @@ def get_launched_ranks() -> tuple[int, int]:
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an error's message, at most `limit` characters; without a message the name of its type."""
-    return redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:limit]
+    return redact((get_message(error).strip().splitlines() or [type(error).__name__])[0])[:limit]
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the type of an error and its message, without passwords."""
+    return redact(f"{type(error).__name__}: {get_message(error)}")
+
+
+def get_message(error: BaseException) -> str:
+    """Return an error's message; an empty text where its own code raises one in place of it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def format_duration(seconds: float) -> str:

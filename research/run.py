@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
-from research.cli import get_launched_ranks, redact, redact_output
+from research.cli import describe_error, get_launched_ranks, redact, redact_output
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.program import redact_config
@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> float:
             signals.signum = signals.signum or state.signum  # another process's
             value = state.progress.best.get(cfg.monitor, math.nan)
     if signals.signum:
-        raise SystemExit(get_exit_code(signals.signum))
+        raise SystemExit(get_exit_code(signals.signum)) from Stopped(signals.signum)
     return float(value)
 
 
@@ -87,7 +87,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         status = STOPPED if state.signum else PRUNED if state.stop == PRUNED_REASON else FINISHED
         return state
     except BaseException as failure:
-        error = redact(f"{type(failure).__name__}: {failure}")
+        error = describe_error(failure)
         status = KILLED if isinstance(failure, KeyboardInterrupt | Stopped) else FAILED
         log.info("the run failed", exc_info=True)  # to train.log; the terminal gets one line
         if tracker.state:

@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from research.cli import redact, redact_output
+from research.cli import describe_error, redact, redact_output
 from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
@@ -176,7 +176,7 @@ class Population:
             member.stop = stop if stop != paused else ""
             member.error = "" if member.value is not None else f"{self.plan.monitor} is not a number"
         except Exception as error:  # whatever the run raised fails this member alone
-            self.last_error, member.error = error, f"{type(error).__name__}: {error}"[:500]
+            self.last_error, member.error = error, describe_error(error)[:500]
         params = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in member.params.items())
         outcome = member.error.partition("\n")[0] if member.error else f"{self.plan.monitor} {member.value:.4g}"
         copied = f" (from m{member.parent})" if member.parent not in (None, member.number) else ""

@@ -8,6 +8,8 @@ Private names of Hydra are used in this file only; tests/sweep/test_private.py p
 """
 
 import copy
+import reprlib
+import signal
 from functools import partial, update_wrapper
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +23,12 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from research.cli import describe_error
 from research.preflight.overrides import to_override
+from research.signals import Stopped
 
 PER_TRIAL_SETTINGS = ("hydra.job.env_set.", "hydra.sweep.subdir")  # settings of Hydra that change from trial to trial
-SIGNAL_CODES = 128  # exit codes above are those of processes that a signal has ended
+SIGNAL_CODES = (129, 130, 143)  # of processes that SIGHUP, SIGINT or SIGTERM has ended
 CACHE_SIZE = 8  # configurations, each of other choices
 
 
@@ -90,16 +94,27 @@ class Composer:
 
 
 def run_task(task: TaskFunction, config: DictConfig) -> Any:
-    """Return what a job returns. Raise RuntimeError where it calls sys.exit, which fails this job alone.
+    """Return what a job returns. Raise RuntimeError where it calls sys.exit or ends oddly, which fails this job alone.
 
-    Raise SystemExit where a signal ended the job: it ends the sweep too.
+    Raise as they are what it raises after a signal: that ends the sweep too.
     """
     try:
         return task(config)
+    except (Exception, KeyboardInterrupt, Stopped):
+        raise
     except SystemExit as error:
-        if isinstance(error.code, int) and error.code > SIGNAL_CODES:
+        if error.code in SIGNAL_CODES and has_seen_signal(error):
             raise
-        raise RuntimeError(f"the job called sys.exit({'' if error.code is None else repr(error.code)})") from error
+        raise RuntimeError(f"the job called sys.exit({'' if error.code is None else reprlib.repr(error.code)})") from error
+    except BaseException as error:  # as asyncio.CancelledError
+        raise RuntimeError(f"the job ended by {describe_error(error)}") from error
+
+
+def has_seen_signal(error: SystemExit) -> bool:
+    """Return whether a signal made a job call sys.exit: one that we or the job caught, or that the job has a handler for."""
+    handler = signal.getsignal(int(str(error.code)) - 128)
+    is_own = callable(handler) and handler is not signal.default_int_handler
+    return is_own or isinstance(error.__context__ or error.__cause__, KeyboardInterrupt | Stopped)
 
 
 def apply_values(composed: DictConfig, lines: list[str], overrides: list[Override], master_config: DictConfig) -> DictConfig:

@@ -2,8 +2,10 @@
 
 import math
 import re
+import reprlib
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from optuna.trial import Trial
 
-from research.cli import redact
+from research.cli import describe_error, redact
 from research.report.results import compute_mean
 from research.run_dir import HeldError, read_json
 from research.sweep.settings import parse_bound
@@ -64,7 +66,7 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
     try:
         returned = result.return_value
     except Exception as error:  # whatever the job raised fails this trial alone
-        return Outcome(error=redact(f"{type(error).__name__}: {error}"), cause=error, folder=folder)
+        return Outcome(error=describe_error(error), cause=error, folder=folder)
     try:
         known = dict(returned) if isinstance(returned, Mapping) else load_metrics(folder) if metrics or limits else {}
         values = [get_number(known, name) for name in metrics] if metrics else parse_numbers(returned, count)
@@ -74,14 +76,15 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
         for name in (name for name, value in bounded.items() if math.isnan(value)):
             raise ValueError(f"hydra.sweeper.constraints: {name} is not a number (NaN)")
         return Outcome(values, folder=folder, limits=bounded)
-    except ValueError as error:
-        return Outcome(error=redact(str(error)), cause=error, folder=folder)
+    except Exception as error:  # whatever it returned too
+        text = redact(str(error)) if isinstance(error, ValueError) else describe_error(error)
+        return Outcome(error=text, cause=error, folder=folder)
 
 
 def find_lack(error: BaseException | None) -> str:
     """Return which of LACKS an error or one of its causes is about; empty for any other error."""
     causes = list(iter_causes(error))
-    text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    text = "\n".join(describe_error(cause) for cause in causes)
     lack = next((name for name, words in LACKS.items() if re.search(words, text)), "")
     return lack or ("a store" if any(map(is_storage_unreachable, causes)) else "")
 
@@ -100,11 +103,13 @@ def parse_numbers(returned: Any, count: int) -> list[float]:
     is_sequence = isinstance(returned, Sequence) and not isinstance(returned, str)
     try:
         values = [float(value) for value in (returned if is_sequence else [returned])]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = []
     if len(values) != count:
         expected = "a number" if count == 1 else f"{count} numbers"
-        raise ValueError(f"the job returned {returned!r}: return {expected}, or name its metrics: hydra.sweeper.metrics")
+        raise ValueError(
+            f"the job returned {reprlib.repr(returned)}: return {expected}, or name its metrics: hydra.sweeper.metrics"
+        )
     return values
 
 
@@ -118,7 +123,8 @@ def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") ->
     """Return one of a run's numbers. Raise ValueError where it has none of that name."""
     value = known.get(name)
     if isinstance(value, int | float):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     names = ", ".join(sorted(key for key, number in known.items() if isinstance(number, int | float)))
     raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {names or 'none'}")
 

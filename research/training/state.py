@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research.cli import describe_error
 from research.data.spec import Dataset, Split
 from research.losses import Loss, Objective
 from research.optim.schedules import get_lr
@@ -216,5 +217,5 @@ def around_callbacks(state: State) -> Iterator[None]:
         except Stopped as stopped:
             state.signum = stopped.signum
         except BaseException as error:
-            state.error = f"{type(error).__name__}: {error}"
+            state.error = describe_error(error)
             raise

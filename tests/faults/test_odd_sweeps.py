@@ -1,8 +1,12 @@
 """Row 22: odd sweeps: values, presets, exits and addresses that are unusual, and are what they say."""
 
+import asyncio
 import csv
 import math
+import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -24,8 +29,9 @@ from sweeping import load_study, run_sweep, run_sweeps
 
 from research.metrics import confidence_interval
 from research.preflight import check
+from research.signals import Stopped
 from research.sweep.compose import run_task
-from research.sweep.objective import Outcome, reduce_outcomes
+from research.sweep.objective import Outcome, read_outcome, reduce_outcomes
 from research.sweep.space import Parameter, parse_space
 from research.tracking import mlflow_store
 from research.tracking.storage import find_sqlite_file, format_sqlite_url
@@ -99,17 +105,86 @@ def test_repeats_whose_mean_is_not_a_number_fail_their_trial_alone(method: str) 
     assert bool(reduce_outcomes(outcomes, method).error) == (method in ("mean", "median"))
 
 
-def test_a_task_that_exits_fails_and_one_that_a_signal_ends_does_not() -> None:
-    def leave(config: Any) -> None:
+def leave(config: Any) -> None:
+    """A job that a signal may end: a handler of its own, or one who waits for Ctrl-C, calls sys.exit."""
+    try:
+        if config.get("cause"):
+            raise {"Stopped": Stopped(15), "KeyboardInterrupt": KeyboardInterrupt(), "ValueError": ValueError()}[config.cause]
+    except BaseException:
         sys.exit(config.code)
+    sys.exit(config.code)
 
-    for code in (130, 143, 129):
+
+@pytest.mark.parametrize("code", [129, 130, 143])
+def test_a_task_that_a_signal_ends_ends_the_sweep(code: int) -> None:
+    for cause in ("Stopped", "KeyboardInterrupt"):
         with pytest.raises(SystemExit):
-            run_task(leave, OmegaConf.create({"code": code}))
-    texts: dict[Any, str] = {0: "0", 1: "1", "no data": "'no data'", None: ""}
-    for reason, text in texts.items():
+            run_task(leave, OmegaConf.create({"code": code, "cause": cause}))
+    before = signal.signal(code - 128, lambda *_: sys.exit(code))
+    try:
+        with pytest.raises(SystemExit):
+            run_task(lambda _: os.kill(os.getpid(), code - 128), OmegaConf.create())
+    finally:
+        signal.signal(code - 128, before)
+
+
+@pytest.mark.parametrize("code", [0, 1, "no data", None, 127, 128, 129, 130, 143, 137, 200, 255, True])
+def test_a_task_that_exits_by_itself_fails_alone(code: Any) -> None:
+    text = re.escape("" if code is None else repr(code))
+    for cause in ("", "ValueError"):
         with pytest.raises(RuntimeError, match=rf"the job called sys\.exit\({text}\)"):
-            run_task(leave, OmegaConf.create({"code": reason}))
+            run_task(leave, OmegaConf.create({"code": code, "cause": cause}))
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Unreadable(dict[str, float]):
+    def __iter__(self) -> Any:
+        raise KeyError("unreadable")
+
+    keys = __iter__
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (10**400, r"the job returned 1000+\.\.\.0+: return a number"),
+        (10**5000, "Exceeds the limit|the job returned 1000"),
+        ([1e3, 10**400], "the job returned .*: return a number"),
+        (1j, "the job returned 1j: return a number"),
+        (Unreadable(a=1.0), "KeyError: 'unreadable'"),
+        (SilentError(), "SilentError: $"),
+        (ValueError("\ud800\x1b\n"), "ValueError: \ud800\x1b\n"),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+def test_whatever_a_job_returns_or_raises_fails_its_trial_alone(result: Any, error: str) -> None:
+    returned = JobReturn()
+    returned.return_value = result
+    returned.status = JobStatus.FAILED if isinstance(result, Exception) else JobStatus.COMPLETED
+    metrics = ["a"] if isinstance(result, dict) else []
+    outcome = read_outcome(returned, metrics, 1, ())
+    assert re.search(error, outcome.error)
+    assert len(outcome.error) < 500
+    assert outcome.lack == ""
+
+
+def test_a_metric_beyond_floats_fails_its_trial_alone() -> None:
+    returned = JobReturn()
+    returned.return_value, returned.status = {"a": 10**400, "b": 1}, JobStatus.COMPLETED
+    assert "the run has no number a" in read_outcome(returned, ["a"], 1, ()).error
+    assert read_outcome(returned, ["b"], 1, ()).values == [1.0]
+
+
+def test_a_task_that_ends_by_no_exception_fails_alone() -> None:
+    def cancel(config: Any) -> None:
+        raise asyncio.CancelledError("late")
+
+    with pytest.raises(RuntimeError, match=r"the job ended by CancelledError: late"):
+        run_task(cancel, OmegaConf.create())
 
 
 def test_odd_values_and_addresses_in_whole_sweeps(tmp_path: Path) -> None:
