@@ -6,7 +6,9 @@ and give them with their arguments to `check_settings`.
 """
 
 import json
+import logging
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,6 +29,7 @@ WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 ExistingPath = Annotated[str, "a file or folder that exists"]
 Monitor = Literal["val/loss", "val/acc", "val/bpb"]
 
+log = logging.getLogger(__name__)
 TYPE_LABELS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list as [a,b]"}
 
 
@@ -121,6 +124,33 @@ def check_partial(prefix: str, function: Callable[..., Any]) -> None:
     """Raise ValueError for a setting of a partial that is not of its annotation: what it is of is called too often to check."""
     if isinstance(function, partial):
         check_settings(prefix, function.func.__annotations__, function.keywords)
+
+
+def take_fields(settings: type, record: Any, source: object) -> dict[str, Any]:
+    """Return what the fields of a dataclass take of a JSON object that `source` holds; a warning names any other value."""
+    annotations = get_type_hints(settings)
+    if not isinstance(record, dict):
+        log.warning("%s is damaged and left out: it is not a JSON object", source)
+        return {}
+    known = {key: value for key, value in record.items() if key in annotations and value is not None}
+    for key in [key for key, value in known.items() if not is_json_of(annotations[key], value)]:
+        log.warning("%s: %s=%s is damaged and left out", source, key, reprlib.repr(known.pop(key)))
+    return known
+
+
+def is_json_of(annotation: Any, value: object) -> bool:
+    """Return whether a value that JSON has is of an annotation: numbers are those that 64 bits have."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType):
+        return any(is_json_of(argument, value) for argument in arguments)
+    if kind is dict:
+        return isinstance(value, dict) and all(is_json_of(arguments[1], item) for item in value.values())
+    if kind is list:
+        return isinstance(value, list) and all(is_json_of(arguments[0], item) for item in value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return False
+    types = (int, float) if annotation is float else (annotation,)
+    return annotation is Any or type(value) in types
 
 
 def repr_value(value: object) -> str:

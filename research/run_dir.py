@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
 
 from research.cli import redact
+from research.ranges import take_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
@@ -97,9 +98,8 @@ def read_summary(folder: Path) -> Summary | None:
     """
     content = read_json(folder / SUMMARY_FILE)
     content = {SUMMARY_V1.get(key, key): value for key, value in content.items()}
-    known = {item.name for item in fields(Summary)}
-    content = {key: value for key, value in content.items() if key in known and value is not None}
-    if not content or not isinstance(content.get("shape", {}), dict) or content.get("version", 1) not in (1, 2):
+    content = take_fields(Summary, content, folder / SUMMARY_FILE)
+    if not content or content.get("version", 1) not in (1, 2):
         return None
     shape = {SHAPE_V1.get(name, name): size for name, size in content.get("shape", {}).items()}
     return Summary(**{"status": ""} | content | {"shape": shape})

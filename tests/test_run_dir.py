@@ -38,9 +38,7 @@ def test_version_1_had_other_names_in_its_shape(tmp_path: Path, old: dict[str, i
     assert (summary.shape, summary.value) == (new, 0.5)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"status": "FINISHED", "shape": [1]}', '{"version": 3, "status": "FINISHED"}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"shape": [1]}', '{"version": 3, "status": "FINISHED"}'])
 def test_what_is_no_summary_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / SUMMARY_FILE).write_text(text)
     assert read_summary(tmp_path) is None

@@ -116,7 +116,10 @@ def read_population(folder: Path) -> PopulationRecord:
     record = read_json(folder / POPULATION_FILE)
     if not isinstance(version := record.get("version", 1), int) or version > VERSION:
         raise ValueError(f"{folder / POPULATION_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")
-    members = [Member(**member) for member in record.get("members", ())]
+    try:
+        members = [Member(**member) for member in record.get("members", ())]
+    except TypeError as error:
+        raise ValueError(f"{folder / POPULATION_FILE} is damaged: {error}") from error
     return PopulationRecord(record.get("digest", ""), bool(record.get("over")), record.get("asked") or {}, members)
 
 

@@ -13,8 +13,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from research.cli import first_line, redact
+from research.cli import describe_error, first_line, redact
 from research.preflight.overrides import to_override
+from research.ranges import take_fields
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
 from research.run_dir import SUMMARY_FILE, Summary, read_summary
 from research.tracking.mlflow_store import RUN_ID_FILE
@@ -28,7 +29,7 @@ from research.tracking.optuna_storage import (
     get_storage,
     silence_optuna,
 )
-from research.tracking.study_spec import read_study_spec
+from research.tracking.study_spec import StudySpec, read_study_spec
 
 log = logging.getLogger(__name__)
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
@@ -38,7 +39,10 @@ def load_study(folder: Path, storage: str) -> Study:
     """Return the study of a sweep's folder from a storage. Raise ValueError where it cannot be read."""
     try:
         connected = get_storage(storage)
-        name = read_study_spec(folder).study or optuna.get_all_study_names(connected)[0]
+        names = optuna.get_all_study_names(connected)
+        name = read_study_spec(folder).study or next(iter(names), "")
+        if name not in names:
+            raise ValueError(f"it has no study {name}".rstrip() + f", only: {', '.join(names)}" * bool(names))
         return optuna.load_study(study_name=name, storage=connected)
     except Exception as error:  # each kind of storage has its own errors
         raise ValueError(f"the study cannot be read from {redact(storage)}: {first_line(error)}") from error
@@ -47,14 +51,30 @@ def load_study(folder: Path, storage: str) -> Study:
 def read_study(folder: Path, study: Study) -> Sweep:
     """Return the trials of a study, with what their run folders hold."""
     directions = [direction.name.lower() for direction in study.directions]
-    spec = replace(read_study_spec(folder), **{"directions": directions} | study.user_attrs.get("grokbit", {}))
+    saved = take_fields(
+        StudySpec, study.user_attrs.get("grokbit", {}), f"the attribute grokbit of the study {study.study_name}"
+    )
+    spec = replace(read_study_spec(folder), **{"directions": directions} | saved)
     known: dict[tuple[str, str], str] = {}
-    texts = study.user_attrs.get(TEXTS_ATTR, ())
-    rows = [correct_row(_build_row(folder, trial, known, texts), spec.metrics) for trial in study.get_trials(deepcopy=False)]
+    stored = study.user_attrs.get(TEXTS_ATTR)
+    texts = list(map(str, stored)) if isinstance(stored, list) else []
+    rows = [read_row(folder, trial, known, texts, spec.metrics) for trial in study.get_trials(deepcopy=False)]
     monitor = next((run.monitor for row in rows for run in row.runs.values() if run.monitor), "")
     unnamed = [monitor or "value"] if len(directions) == 1 else [f"value_{index}" for index in range(len(directions))]
     objectives = study.metric_names or spec.metrics or unnamed
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get(STOP_REASON_ATTR, "")), rows)
+
+
+def read_row(
+    folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str], texts: Sequence[str], metrics: Sequence[str]
+) -> Row:
+    """Return the row of a trial. A warning names a trial that cannot be read: only its state and values count."""
+    try:
+        return correct_row(_build_row(folder, trial, known, texts), metrics)
+    except Exception as error:  # attributes and files may hold anything
+        log.warning("trial %d in %s is damaged: %s", trial.number, folder, describe_error(error))
+        values = tuple(trial.values) if trial.state.name == "COMPLETE" else ()
+        return Row(trial.number, trial.state.name, values, _read_params(trial, (), known, texts), note="damaged")
 
 
 def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str], texts: Sequence[str]) -> Row:
@@ -67,7 +87,7 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
         params=_read_params(trial, run_folders, known, texts),
         started=trial.datetime_start,
         seconds=round(trial.duration.total_seconds(), 3) if trial.duration is not None else None,
-        repeats=tuple(attrs.get("repeats", ())),
+        repeats=tuple(map(float, attrs.get("repeats", ()))),
         folder=str(trial_folder).removeprefix(f"{folder}/") if run_folders else "",
         runs={run_folder: read_run(run_folder) for run_folder in run_folders},
         error=str(attrs.get("error") or attrs.get(EXCLUDED_ATTR) or attrs.get(POSTPONED_ATTR) or ""),
@@ -97,8 +117,17 @@ def correct_row(row: Row, metrics: Sequence[str]) -> Row:
 
 def read_run(folder: Path) -> Summary:
     """Return a run's summary, with the id of its run in MLflow; of a run that is under way or was killed, only the id."""
-    summary, id_file = read_summary(folder) or Summary(""), folder / RUN_ID_FILE
-    return replace(summary, mlflow_run_id=id_file.read_text() if id_file.exists() else None)
+    return replace(read_summary(folder) or Summary(""), mlflow_run_id=read_text(folder / RUN_ID_FILE) or None)
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file of a run; none where there is no file, or one that cannot be read, which a warning names."""
+    try:
+        return file.read_text()
+    except (OSError, ValueError) as error:
+        if file.exists():
+            log.warning("%s is damaged and left out: %s", file, error)
+        return ""
 
 
 def find_run_folders(folder: Path, trial: FrozenTrial) -> tuple[Path, list[Path]]:
@@ -107,7 +136,7 @@ def find_run_folders(folder: Path, trial: FrozenTrial) -> tuple[Path, list[Path]
     The trial's folder is the one that it names, unless that is gone, as after the sweep's folder was moved, or is the folder
     of its first repeat: then it is the one with the trial's number.
     """
-    numbered, named = folder / str(trial.number), Path(trial.user_attrs.get("folder", ""))
+    numbered, named = folder / str(trial.number), Path(str(trial.user_attrs.get("folder", "")))
     trial_folder = named if named.is_absolute() and named.is_dir() and named.parent != numbered else numbered
     repeats = [path for path in trial_folder.glob("*/") if path.name.isdecimal()]
     own = [trial_folder] if trial_folder.is_dir() else []
@@ -122,8 +151,7 @@ def _read_params(
     `known` collects how overrides spell each value, for trials that have no run of their own. The values of `texts` are
     stored as overrides spell them.
     """
-    files = [run / "overrides.txt" for run in run_folders[:1] if (run / "overrides.txt").exists()]
-    pairs = (line.partition("=") for file in files for line in file.read_text().splitlines())
+    pairs = (line.partition("=") for run in run_folders[:1] for line in read_text(run / "overrides.txt").splitlines())
     overrides = {key.lstrip("+"): text for key, _, text in pairs}
     params = {key.lstrip("+"): value for key, value in trial.params.items()}
     known |= {(key, repr(value)): overrides[key] for key, value in params.items() if key in overrides}

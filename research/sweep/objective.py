@@ -106,10 +106,8 @@ def parse_numbers(returned: Any, count: int) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         values = []
     if len(values) != count:
-        expected = "a number" if count == 1 else f"{count} numbers"
-        raise ValueError(
-            f"the job returned {reprlib.repr(returned)}: return {expected}, or name its metrics: hydra.sweeper.metrics"
-        )
+        expected = f"return {'a number' if count == 1 else f'{count} numbers'}, or name its metrics: hydra.sweeper.metrics"
+        raise ValueError(f"the job returned {reprlib.repr(returned)}: {expected}")
     return values
 
 
@@ -125,7 +123,7 @@ def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") ->
     if isinstance(value, int | float):
         with suppress(OverflowError):
             return float(value)
-    names = ", ".join(sorted(key for key, number in known.items() if isinstance(number, int | float)))
+    names = ", ".join(sorted(key for key, number in known.items() if key != name and isinstance(number, int | float)))
     raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {names or 'none'}")
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from research.ranges import take_fields
 from research.run_dir import read_json, write_json
 
 SWEEP_SPEC_FILE = "study.json"  # in the folder of a sweep
@@ -41,19 +42,22 @@ class StudySpec:
         return 0 if self.kind == "grid" else int(self.max_failure_rate * self.total + 1e-9)  # the product is rounded
 
 
-def parse_study_spec(record: Mapping[str, Any]) -> StudySpec:
-    """Return the spec of a JSON object; keys that it lacks have their defaults. Raise ValueError for a newer version."""
+def parse_study_spec(record: Mapping[str, Any], source: object = SWEEP_SPEC_FILE) -> StudySpec:
+    """Return the spec of a JSON object that `source` holds; keys that it lacks have their defaults.
+
+    Raise ValueError for a newer version.
+    """
     version = record.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{SWEEP_SPEC_FILE} has version {version}, this code reads up to {VERSION}: update grokbit")
-    known = StudySpec.__dataclass_fields__
-    values = {key: value for key, value in record.items() if key in known and value is not None}
-    return StudySpec(**values | {"finished": bool(record.get(FINISHED_KEY)), "version": VERSION})
+    return StudySpec(
+        **take_fields(StudySpec, record, source) | {"finished": bool(record.get(FINISHED_KEY)), "version": VERSION}
+    )
 
 
 def read_study_spec(folder: Path) -> StudySpec:
     """Return the spec in a sweep's folder; one of defaults where there is none. Raise ValueError for a newer version."""
-    return parse_study_spec(read_json(folder / SWEEP_SPEC_FILE))
+    return parse_study_spec(read_json(folder / SWEEP_SPEC_FILE), folder / SWEEP_SPEC_FILE)
 
 
 def write_study_spec(folder: Path, spec: StudySpec) -> None:

@@ -7,16 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from fitting import fit, read_metrics
 from mlflow.tracking import MlflowClient
+from optuna.study import Study
 from program import create_empty_store
+from reporting import make_study, make_trial
 
+from research.pbt.plan import read_population
+from research.report.report import write
+from research.report.study import load_study, read_study
 from research.run import get_finished_value
 from research.run_dir import RunConfig, Summary, parse_json, read_json, read_summary, write_record
 from research.tracking import history
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow
+from research.tracking.optuna_storage import get_storage
+from research.tracking.study_spec import StudySpec, write_study_spec
 from research.training.state import Callback, State
 
 LAST, SAVED, KILLED = 12, 8, 10
@@ -217,3 +225,84 @@ def test_mlflow_that_has_another_number_is_named(runs: Path, tmp_path: Path, cap
 def test_a_record_with_numbers_that_json_lacks_is_written_and_read(tmp_path: Path) -> None:
     write_record(tmp_path / "x.json", {"a": float("nan"), "b": {"c": float("inf"), "d": 1e-300}})
     assert read_json(tmp_path / "x.json") == {"a": None, "b": {"c": None, "d": 1e-300}}
+
+
+def write_sweep(folder: Path) -> Study:
+    """Leave the folder of a sweep of two finished runs, and return its study."""
+    study = make_study(keys=["model.depth"])
+    for number in (0, 1):
+        (folder / str(number)).mkdir(parents=True)
+        Summary("FINISHED", monitor="val/acc", value=0.5, metrics={"val/acc": 0.5}, steps=3).write(folder / str(number))
+        (folder / str(number) / "overrides.txt").write_text("model.depth=2\n")
+        (folder / str(number) / "mlflow_run_id").write_text("0" * 32)
+        study.add_trial(make_trial(number, {"model.depth": 2}, value=0.5))
+    write_study_spec(folder, StudySpec("sweep_x", total=2))
+    return study
+
+
+BIG, CUT = 10**400, b"\xff\x00"
+DAMAGED_TRIALS: dict[str, list[Any]] = {  # by file or attribute: what stands there in place of what should
+    "0/summary.json": [
+        *({"value": value} for value in ("x", [1], BIG, True)),
+        *({"metrics": value} for value in ([1], "x", {"a": "x"}, {"val/acc": BIG})),
+        *({"best": value} for value in ("x", {"step": "x"})),
+        *({"steps": value} for value in ("x", 1e308, BIG, True)),
+        *({"shape": [1]}, {"monitor": 5}, {"status": 7}, {"wall_s": "x"}, {"mlflow_run_id": 5}, {"baseline": [1]}),
+    ],
+    "study.json": [
+        *({"total": value} for value in ("x", BIG, 1.5)),
+        *({"fixed": "abc"}, {"fixed": [5]}, {"space": [1]}, {"space": {"seed": 5}}, {"study": 5}, {"directions": "x"}),
+        *({"metrics": "a"}, {"metrics": [5]}, {"repeats": [1]}, {"max_failure_rate": "x"}, {"reason": 5}, {"kind": 5}),
+    ],
+    "grokbit": [5, [1], "x", {"total": "x"}, {"fixed": [5]}, {"space": 5}],
+    "0/overrides.txt": [CUT, None],
+    "0/mlflow_run_id": [CUT, None],
+    "folder": [5, "\0", ["x"]],
+    "repeats": [5, "x", {"a": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "damage"), [(key, item) for key, items in DAMAGED_TRIALS.items() for item in items], ids=str
+)
+def test_a_report_names_what_is_damaged_of_one_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: str, damage: Any
+) -> None:
+    """It ended without a report, by an error that named no file. The other trial is as it was."""
+    study, file = write_sweep(tmp_path), tmp_path / source
+    if source == "grokbit":
+        study.set_user_attr(source, damage)
+    elif not file.exists():
+        trial = make_trial(2, {"model.depth": 2}, value=0.5)
+        trial.set_user_attr(source, damage)
+        study.add_trial(trial)
+    elif damage is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        content = parse_json(file.read_text()) if isinstance(damage, dict) else {}
+        file.write_bytes(damage if isinstance(damage, bytes) else json.dumps(content | damage).encode())
+    sweep = read_study(tmp_path, study)
+    write(sweep, tmp_path, plots=False)
+    assert sweep.rows[1].values == (0.5,)
+    assert sweep.rows[1].steps == 3
+    assert [row.params for row in sweep.rows] == [{"model.depth": "2"}] * len(sweep.rows)
+    name = source if file.exists() or source == "grokbit" else "trial 2"
+    assert source == "folder" or [message for message in caplog.messages if name in message and "damaged" in message]
+
+
+@pytest.mark.parametrize("names", [(), ("other",)])
+def test_a_study_that_the_storage_has_not_is_named(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """It said: 'Record does not exist.'"""
+    write_sweep(tmp_path)
+    storage = f"journal://{tmp_path / 'study.journal'}"
+    for name in names:
+        optuna.create_study(study_name=name, storage=get_storage(storage))
+    with pytest.raises(ValueError, match="it has no study sweep_x" + ", only: other" * bool(names)):
+        load_study(tmp_path, storage)
+
+
+def test_a_damaged_member_of_a_population_is_named(tmp_path: Path) -> None:
+    write_record(tmp_path / "population.json", {"version": 2, "members": [{"odd": 1}]})
+    with pytest.raises(ValueError, match=r"population\.json is damaged: "):
+        read_population(tmp_path)
