@@ -57,15 +57,17 @@ def enforce(*conflicts: Conflict | None) -> None:
             raise ValueError(str(conflict))
 
 
-def check_name(name: str) -> Conflict | None:
+def check_name(name: str, setting: str = "name") -> Conflict | None:
     """Return the conflict of a name that cannot be a folder, an experiment in MLflow and a cell of tables."""
     is_plain = re.fullmatch(r"[^./\\~\s-][^/\\\t]*", name) and not UNPRINTABLE.search(name) and name == name.strip()
     if is_plain and len(name.encode()) <= MAX_NAME_BYTES:
         return None
-    message = f"name={name!a} cannot name a folder: it has a / or \\, a control character, or a . - ~ or space at its start"
+    message = (
+        f"{setting}={name!a} cannot name a folder: it has a / or \\, a control character, or a . - ~ or space at its start"
+    )
     if is_plain:
-        message = f"name={name[:20]}... has {len(name.encode())} bytes, and a folder's name at most {MAX_NAME_BYTES}"
-    return Conflict(("name",), message, "give a plain word, as name=comparison; out= says where its folder is")
+        message = f"{setting}={name[:20]}... has {len(name.encode())} bytes, and a folder's name at most {MAX_NAME_BYTES}"
+    return Conflict((setting,), message, f"give a plain word, as {setting}=comparison; out= says where its folder is")
 
 
 def check_folder(out: str) -> Conflict | None:

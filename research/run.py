@@ -19,6 +19,7 @@ from research import rules, run_dir
 from research.cli import describe_error, get_launched_ranks, redact, redact_output
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
+from research.preflight.conflicts import check_subdir
 from research.preflight.program import redact_config
 from research.preflight.resume import OUTER_SETTINGS, check_same_run, list_differences, load_config
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
@@ -184,6 +185,9 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
     elif cfg.resume.path and cfg.resume.path != "auto":
         resume = run_dir.expand_path(cfg.resume.path).resolve()
+    sweep_folder = Path(hydra.sweep.dir).resolve() if is_multirun else None
+    if sweep_folder:
+        rules.enforce(check_subdir(os.path.relpath(folder, sweep_folder)))
     resumed = resume is not None and folder == run_dir.to_run_folder(resume) and not cfg.resume.weights_only
     return RunConfig(
         name=name,
@@ -192,7 +196,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         config=config,
         overrides=overrides,
         choices=choices,
-        sweep_folder=Path(hydra.sweep.dir).resolve() if is_multirun else None,
+        sweep_folder=sweep_folder,
         swept_values=swept,
         in_sweep=TRIAL_ENV_VAR in os.environ,
         resume=resume,

@@ -164,10 +164,22 @@ def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("model.folder", *fields), message, f"leave out model.folder, or {fields[-1]}")
 
 
+def check_subdir(subdir: str) -> Conflict | None:
+    """Return the conflict of a trial's folder that is not below its sweep's."""
+    if not subdir.startswith(("/", "~")) and ".." not in subdir.split("/"):
+        return None
+    message = f"hydra.sweep.subdir={subdir} is not below the sweep's folder"
+    return Conflict(("hydra.sweep.subdir",), message, "give a folder below it, as hydra.sweep.subdir=\\${hydra.job.num}")
+
+
 def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
     """The folder of all runs can be written to, or created; a run's name is the name of a folder in it."""
     if isinstance(name := requested.get_resolved("name")[0], str):
         yield rules.check_name(name)
+    if (study := requested.get("hydra.sweeper.study_name")) not in (MISSING, None):
+        yield rules.check_name(str(study).replace("/", "_"), "hydra.sweeper.study_name")
+    if isinstance(subdir := requested.get("hydra.sweep.subdir"), str):
+        yield check_subdir(subdir)
     if isinstance(out := requested.get_resolved("out")[0], str):
         path = expand_path(out).absolute()
         yield rules.check_folder(out)

@@ -1,5 +1,6 @@
 """The overrides of a command line: parse them, check each by itself, expand sweeps into runs; values as overrides."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,16 +8,26 @@ from contextlib import suppress
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import islice, takewhile
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString, Transformer
+from hydra.core.override_parser.types import (
+    Glob,
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+    Transformer,
+)
 from hydra.errors import HydraException
 
 from research.preflight.help import list_groups
 from research.rules import UNPRINTABLE
 from research.run_dir import expand_path
 
+MAX_VALUES = 100_000  # of one range or choice
 MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
 MAX_LINES = 6  # of one mistake
 
@@ -103,10 +114,38 @@ def check_no_sweep(override: Override) -> str:
     return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
 
 
+def check_numbers(override: Override) -> None:
+    """Raise ValueError for a sweep whose values are too many, whose numbers a cast has cut, or whose tag has no effect."""
+    sweep, line = override.value(), str(override.input_line)
+    if isinstance(sweep, Sweep) and (odd := sweep.tags - ({"log"} if isinstance(sweep, IntervalSweep | RangeSweep) else set())):
+        raise ValueError(f"{line}: a tag {', '.join(sorted(odd))} has no effect; there is log, of intervals and ranges")
+    if isinstance(sweep, IntervalSweep | RangeSweep) and "int(" in line:
+        typed: Any = create_parser().parse_override(re.sub(r"\bint\(", "float(", line)).value()
+        numbers = [number for name in ("start", "stop", "end", "step") if (number := getattr(typed, name, None)) is not None]
+        if any(number % 1 for number in numbers):
+            fix = (isinstance(typed, IntervalSweep) and cast_interval(typed)) or "whole numbers"
+            raise ValueError(f"{line}: int cuts {', '.join(f'{number:g}' for number in numbers if number % 1)}; give {fix}")
+    if isinstance(sweep, RangeSweep):
+        if sweep.step == 0:
+            raise ValueError(f"{line}: the step must not be 0")
+        count = (cast(float, sweep.stop) - cast(float, sweep.start)) / sweep.step
+        if not 0 < count <= MAX_VALUES:
+            raise ValueError(f"{line}: {'nothing is' if count <= 0 else 'too many values are'} between start and stop")
+
+
+def cast_interval(interval: IntervalSweep) -> str:
+    """Return the interval of the whole numbers in an interval as one types it; empty where there is none."""
+    ends = [cast(float, interval.start), cast(float, interval.end)]
+    if not all(map(math.isfinite, ends)) or (low := math.ceil(ends[0])) > (high := math.floor(ends[1])):
+        return ""
+    return f"int(interval({low},{high}))"
+
+
 def expand_sweep(override: Override) -> list[str]:
-    """Return each value of a sweep as an override of its own; the two ends of an interval."""
+    """Return each value of a sweep as an override of its own; the two ends of an interval. Raise as `check_numbers` does."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
+    check_numbers(override)
     sweep: Any = override.value()
     if isinstance(sweep, IntervalSweep):
         texts = [str(sweep.start), str(sweep.end)]
@@ -121,7 +160,10 @@ def expand_sweep(override: Override) -> list[str]:
 def check_values(override: Override) -> str:
     """Return the mistake of a sweep over no value, or of an option that its group does not have; empty for any other."""
     group, line = override.key_or_group, str(override.input_line)
-    values = [choice.value() for choice in parse(expand_sweep(override))[0]]
+    try:
+        values = [choice.value() for choice in parse(expand_sweep(override))[0]]
+    except ValueError as error:
+        return format_mistake(line, str(error).removeprefix(f"{line}: "))
     options = list_groups().get(group)
     if not values:
         known = f"no option of group '{group}' matches; options: {', '.join(options)}" if options else ""
@@ -142,23 +184,38 @@ def check_values(override: Override) -> str:
 
 
 def iter_variants(overrides: list[Override]) -> Iterator[list[Override]]:
-    """Yield the first run of a sweep, then one run for each other value of each key: not the whole product."""
+    """Yield the first run of a sweep, then one run for each other value of each key: not the whole product.
+
+    Raise ValueError for a sweep that has no value, or as `check_numbers` does.
+    """
     sweeps = [parse(expand_sweep(override))[0] for override in overrides]
+    for override in [override for override, sweep in zip(overrides, sweeps, strict=True) if not sweep]:
+        raise ValueError(f"{override.input_line}: nothing to choose from")
     first = [sweep[0] for sweep in sweeps]
     yield first
     for index, sweep in enumerate(sweeps):
         yield from ([*first[:index], other, *first[index + 1 :]] for other in sweep[1:])
 
 
+def format_key(key: Any) -> str:
+    """Return a key of a mapping as Hydra reads it. Raise ValueError for a text that is no key in its grammar, as '1' or 'ü'."""
+    for text in (str(key), re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)), to_override(key)):
+        with suppress(HydraException):
+            read = create_parser().parse_override(f"x={{{text}:0}}").value()
+            if isinstance(read, dict) and [(type(item), item) for item in read] == [(type(key), key)]:
+                return text
+    raise ValueError(f"{{{key!r}: ...}} cannot be an override: Hydra has no such key; give a word of letters")
+
+
 def to_override(value: Any) -> str:
-    """Return a value as text from which Hydra parses the same value."""
+    """Return a value as text from which Hydra parses the same value. Raise ValueError for a key that Hydra cannot have."""
     value = value.text if isinstance(value, QuotedString) else value
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{to_override(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{format_key(key)}:{to_override(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(map(to_override, value)) + "]"
     text = str(value)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
 from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
-from research.preflight.overrides import format_mistake, quote_word, suggest
+from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest
 from research.preflight.renames import EPOCHS, HABITS, describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
@@ -23,6 +23,12 @@ TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
+
+
+def to_whole_interval(match: re.Match[str]) -> str:
+    """Return an interval as one of whole numbers; as it is where it has none."""
+    interval: Any = create_parser().parse_override(f"x={match[0]}").value()
+    return cast_interval(interval) or match[0]
 
 
 @dataclass
@@ -237,8 +243,8 @@ class RequestedConfig(ComposedConfig):
             elif is_interpolated(value):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):
-                is_interval = (line := self.sweep_lines.get(source, "")) != (whole := WHOLE_INTERVAL.sub(r"int(\g<0>)", line))
-                if is_interval and isinstance(value, float) and not describe_mistake(key, int(value), parameter.value_types):
+                whole = WHOLE_INTERVAL.sub(to_whole_interval, line := self.sweep_lines.get(source, ""))
+                if whole != line and isinstance(value, float) and not describe_mistake(key, int(value), parameter.value_types):
                     types = " or ".join(map(str, parameter.value_types))
                     self.add_mistake(source, f"{key} takes {types}; this interval has fractions", f"give '{whole}'", head=line)
                 else:

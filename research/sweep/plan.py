@@ -15,6 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration, redact
+from research.rules import check_name, enforce
 from research.run_dir import OUTER_KEYS, SUMMARY_FILE, expand_path, make_folder, read_summary
 from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
@@ -117,15 +118,17 @@ def resolve_home(home: str | None, config: DictConfig) -> Path | None:
 def resolve_folder(settings: CommonSettings, config: DictConfig, file: str, can_resume: Callable[[Path], bool]) -> Path:
     """Return the folder of a sweep: the one that the command or its study_name names, or else an unfinished or a new one.
 
-    Of the sweeps in the home, whose folders hold `file`, the newest that `can_resume` is continued.
+    Of the sweeps in the home, whose folders hold `file`, the newest that `can_resume` is continued. Raise ValueError for a
+    study_name that cannot name a folder.
     """
     home, fresh = resolve_home(settings.home, config), Path(config.hydra.sweep.dir).absolute()
     if home is None or any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in config.hydra.overrides.hydra):
         return fresh
     if settings.study_name:
+        enforce(check_name(settings.study_name.replace("/", "_"), "hydra.sweeper.study_name"))
         return home / settings.study_name.replace("/", "_")
     files = sorted(home.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path.parent for path in files if can_resume(path.parent)), fresh)
+    return next((path.parent for path in files if can_resume(path.parent)), home / fresh.name if settings.home else fresh)
 
 
 def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:

@@ -16,10 +16,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from research.preflight.condition import Condition
-from research.preflight.overrides import to_override
+from research.preflight.overrides import MAX_VALUES, check_numbers, to_override
 from research.sweep.optuna_private import list_settings
-
-MAX_VALUES = 100_000  # elements of one choice or range
 
 
 @dataclass(frozen=True)
@@ -182,6 +180,7 @@ def add_condition(space: Space, key: str, source: str, config: DictConfig | None
 
 def parse_parameter(key: str, override: Override) -> Parameter:
     """Return the parameter of a swept override. Raise ValueError for one without a value."""
+    check_numbers(override)
     value: Any = override.value()
     line = str(override.input_line)
     if isinstance(value, IntervalSweep):
@@ -220,11 +219,7 @@ def make_choice(key: str, choices: Sequence[Any]) -> Parameter:
 
 def make_range(key: str, line: str, override: Override, value: RangeSweep) -> Parameter:
     """Return the values of Hydra's range, without its stop; in a grid a shuffled or sorted one has Hydra's order."""
-    if value.step == 0:
-        raise ValueError(f"{line}: the step must not be 0")
     values = tuple(list_values(override))
-    if not 0 < len(values) <= MAX_VALUES:
-        raise ValueError(f"{line}: {'too many values are' if values else 'nothing is'} between start and stop")
     parameter = make_steps(key, values, abs(value.step))
     if "log" not in value.tags:
         return parameter

@@ -29,12 +29,17 @@ from sweeping import load_study, run_sweep, run_sweeps
 
 from research.metrics import confidence_interval
 from research.preflight import check
+from research.preflight.conflicts import check_subdir
+from research.preflight.overrides import to_override
 from research.signals import Stopped
 from research.sweep.compose import run_task
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes
+from research.sweep.plan import resolve_folder
+from research.sweep.settings import CommonSettings
 from research.sweep.space import Parameter, parse_space
 from research.tracking import mlflow_store
 from research.tracking.storage import find_sqlite_file, format_sqlite_url
+from research.tracking.study_spec import SWEEP_SPEC_FILE
 
 
 @pytest.mark.parametrize(
@@ -304,3 +309,72 @@ def test_several_presets_that_are_composed_together_keep_all_settings(conf: Path
         config = compose("config", ["experiment=[one,plain]"], return_hydra_config=True)
     assert config.hydra.sweeper.n_trials == 5
     assert config.hydra.sweeper.params.lr == "1e-3,1e-2"
+
+
+NUMBERS = {  # a sweep that is refused by the preflight and by the sweep itself, and the reason
+    "seed=range(0,5,0)": "the step must not be 0",
+    "seed=range(0.0,5.0,0.0)": "the step must not be 0",
+    "seed=int(range(0,3,0.5))": "int cuts 0.5; give whole numbers",
+    "seed=range(0,1e12)": "too many values are between start and stop",
+    "seed=range(0,1000000000000)": "too many values are between start and stop",
+    "seed=shuffle(range(0,1000000000000))": "too many values are between start and stop",
+    "lr=range(0,inf)": "too many values are between start and stop",
+    "lr=range(0,nan)": "too many values are between start and stop",
+    "seed=range(5,0)": "nothing is between start and stop",
+    "seed=int(interval(0.5,3.5))": "int cuts 0.5, 3.5; give int(interval(1,3))",
+    "seed=tag(log,int(interval(0.5,3)))": "int cuts 0.5; give int(interval(1,3))",
+    "seed=int(interval(0.2,0.8))": "int cuts 0.2, 0.8; give whole numbers",
+    "lr=tag(foo,interval(0,1))": "a tag foo has no effect",
+    "lr=tag(log,b,a,interval(1,2))": "a tag a, b has no effect",
+    "seed=tag(log,choice(1,2))": "a tag log has no effect",
+}
+
+
+@pytest.mark.parametrize("line", NUMBERS)
+@pytest.mark.parametrize("form", ["typed", "params"])
+def test_numbers_that_cannot_be_swept_are_refused_with_the_reason(line: str, form: str) -> None:
+    """On the command line and in a yaml; before the sweep, and by a sweep that had no preflight."""
+    key, _, values = line.partition("=")
+    typed = [line] if form == "typed" else [f"hydra.sweeper.params={{{key}:'{values}'}}"]
+    (mistake,) = check.find_mistakes(typed, True)
+    assert NUMBERS[line] in mistake
+    with pytest.raises(ValueError, match=re.escape(f"{line}: {NUMBERS[line]}")):
+        parse_space({} if form == "typed" else {key: values}, [line] if form == "typed" else [], {}, None)
+
+
+def test_a_yaml_whose_glob_matches_nothing_is_refused() -> None:
+    (mistake,) = check.find_mistakes(["hydra.sweeper.params={optim:'glob(nothing*)'}"], True)
+    assert "nothing to choose from" in mistake
+
+
+@pytest.mark.parametrize("line", ["seed=int(interval(0,3))", "seed=int(range(0,3.0))", "lr=tag(log,interval(1e-3,1))"])
+def test_numbers_that_can_be_swept_are(line: str) -> None:
+    assert check.find_mistakes([line], True) == []
+    assert len(parse_space({}, [line], {}, None).parameters) == 1
+
+
+@pytest.mark.parametrize("subdir", ["../../esc${seed}", "/tmp/esc${seed}", "~/esc${seed}", "a/../../${seed}", "${seed}/.."])
+def test_a_trial_stays_below_its_sweep(subdir: str) -> None:
+    (mistake,) = check.find_mistakes(["seed=0,1", f"hydra.sweep.subdir='{subdir}'"], True)
+    assert "is not below the sweep's folder" in mistake
+    assert check_subdir("a..b/${hydra.job.num}") is None
+
+
+@pytest.mark.parametrize("name", [".", "..", "../x", "-x", "~x", "a\tb"])
+def test_a_study_name_is_the_name_of_a_folder(name: str, tmp_path: Path) -> None:
+    settings = CommonSettings(study_name=name, home=str(tmp_path))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "x"}, "overrides": {"hydra": []}}})
+    with pytest.raises(ValueError, match=r"hydra\.sweeper\.study_name=.* cannot name a folder"):
+        resolve_folder(settings, config, SWEEP_SPEC_FILE, lambda folder: False)
+    mistakes = check.find_mistakes(["seed=0,1", f"hydra.sweeper.study_name={to_override(name)}"], True)
+    assert "hydra.sweeper.study_name=" in "".join(mistakes)
+
+
+def test_a_sweep_with_a_home_is_made_and_found_there(tmp_path: Path) -> None:
+    """It was made elsewhere, and so never found again."""
+    failed = run_sweep(tmp_path, "x=1,2", "hydra.sweeper.home=home", fails=True, fail_at="1", error="No space left on device")
+    assert "lacks room" in failed
+    (folder,) = (tmp_path / "home").iterdir()
+    assert (folder / SWEEP_SPEC_FILE).exists()
+    assert "resumed after 1" in run_sweep(tmp_path, "x=1,2", "hydra.sweeper.home=home")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == [folder.name]

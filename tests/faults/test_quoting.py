@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from program import ROOT, TINY, make_environment, run
 
 from research.preflight.check import find_mistakes
-from research.preflight.overrides import expand_argument, to_argument
+from research.preflight.overrides import expand_argument, to_argument, to_override
 from research.preflight.program import prepare
 from research.rules import check_folder
 from research.run_dir import expand_path
@@ -156,3 +157,39 @@ def test_the_printed_line_goes_on(tmp_path: Path) -> None:
     assert os.listdir(out / "run") == [folder.name]
     done = start(*argv, out_word, "trainer.steps=6", "resume=auto")
     assert "finished already" in done
+
+
+KEYS = st.one_of(
+    TEXTS.filter(lambda text: "\0" not in text),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.sampled_from(["a:b", "1", "a b", "a,b"]),
+)
+
+
+@given(st.dictionaries(KEYS, st.integers(), max_size=3))
+def test_a_mapping_is_read_as_it_was_or_refused(mapping: dict[object, int]) -> None:
+    """`{'a:b': 1}` was read as `{'a': 'b:1'}`."""
+    text = ""
+    with suppress(ValueError):
+        text = to_override(mapping)
+    if text:
+        read = OverridesParser.create().parse_override(f"x={text}").value()
+        assert isinstance(read, dict)
+        assert [(type(key), key, read[key]) for key in read] == [(type(key), key, mapping[key]) for key in mapping]
+    else:
+        assert any(isinstance(key, str) for key in mapping)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("a:b", r"{a\:b:1}"), ("a b", "{a b:1}"), (1, "{1:1}"), (None, "{null:1}"), (True, "{True:1}")]
+)
+def test_a_key_is_written_with_no_more_than_it_needs(key: object, text: str) -> None:
+    assert to_override({key: 1}) == text
+
+
+@pytest.mark.parametrize("key", ["1", "true", "null", "", "ü", "'", "1e3"])
+def test_a_key_that_hydra_cannot_have_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="Hydra has no such key; give a word of letters"):
+        to_override({key: 1})

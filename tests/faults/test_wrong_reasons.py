@@ -92,7 +92,7 @@ def test_what_a_preset_sets_is_not_blamed_on_a_key_that_nobody_typed(line: str, 
     [
         ("seed=interval(0,5)", "seed=int(interval(0,5))"),
         ("model.dim=tag(log,interval(16,64))", "model.dim=tag(log,int(interval(16,64)))"),
-        ("seed=interval(0.5,5.5)", "seed=int(interval(0.5,5.5))"),
+        ("seed=interval(0.5,5.5)", "seed=int(interval(1,5))"),
         ("trainer.grad_accum=interval(1,4)", "trainer.grad_accum=int(interval(1,4))"),
         ("hydra.sweeper.params={seed:'interval(0,5)'}", "seed=int(interval(0,5))"),
     ],
