@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                          help="ternary weights at two bits; --no-packed: the model as it was trained")  # fmt: skip
     args = command.parse_args(attach_prompt(sys.argv[1:] if arguments is None else arguments))
     prompt = args.prompt or ("--" if args.prompt == [] else "")  # argparse takes --prompt=-- for no text at all
-    if args.tokens < 1:
-        command.error(f"--tokens {args.tokens}: give at least 1")
+    if not 1 <= args.tokens <= sys.maxsize:
+        command.error(f"--tokens {args.tokens}: give at {'least 1' if args.tokens < 1 else f'most {sys.maxsize}'}")
 
     def work(watch: signals.Watch) -> None:
         with watch.raise_immediately():
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def attach_prompt(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with --prompt and its text as one word: argparse would take a text like -x for an option."""
-    words = list(arguments)
-    if "--prompt" in words[:-1]:
-        index = words.index("--prompt")
-        words[index : index + 2] = [f"--prompt={words[index + 1]}"]
+    """Return the arguments with each --prompt, also as --pro, and its text as one word: argparse takes -x for an option."""
+    words, rest = list[str](), iter(arguments)
+    for word in rest:
+        text = next(rest, None) if word.startswith("--pr") and "--prompt".startswith(word) else None
+        words.append(word if text is None else f"--prompt={text}")
     return words
 
 

@@ -101,9 +101,14 @@ def test_a_file_gets_the_text_as_it_is(generate: Generate, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("prompt", ["-x", "--", "--tokens", "-1", "--prompt", "- ", "-"])
 def test_a_prompt_may_begin_with_a_dash(generate: Generate, monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
-    for words in (["--prompt", prompt], [f"--prompt={prompt}"]):
+    for words in (["--prompt", prompt], [f"--prompt={prompt}"], ["--pro", prompt], ["--prompt", "first", "--prompt", prompt]):
         choose(monkeypatch, b"!")
         assert generate(*words, "--tokens", "1")[:2] == (0, f"{prompt}!\n")
+
+
+@pytest.mark.parametrize(("tokens", "reason"), [("0", "at least 1"), ("99999999999999999999", f"at most {sys.maxsize}")])
+def test_a_number_of_tokens_that_cannot_be_is_refused(generate: Generate, tokens: str, reason: str) -> None:
+    assert generate("--prompt", "x", "--tokens", tokens) == (2, "", f"error: --tokens {tokens}: give {reason}\n")
 
 
 def test_a_prompt_that_was_forgotten_is_asked_for(generate: Generate) -> None:
