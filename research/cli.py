@@ -217,17 +217,30 @@ def get_launched_ranks() -> tuple[int, int]:
     """Return rank and number of processes from the launcher's environment, before they know each other.
 
     A variable that is set to nothing is removed: it means the default, and torch and accelerate cannot read it.
-    Raise ValueError for a number of processes below 1, or what is no number.
+    Raise ValueError for a number of processes below 1, or for what is no number.
     """
     for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
         if not os.environ.get(name, "").strip():
             os.environ.pop(name, None)
-    texts = {"WORLD_SIZE": os.environ.get("WORLD_SIZE", "1"), "RANK": os.environ.get("RANK", "0")}
-    for name, text in texts.items():
-        if not re.fullmatch("[1-9][0-9]*" if name == "WORLD_SIZE" else "[0-9]+", text):
+        elif not re.fullmatch("[1-9][0-9]*" if "WORLD" in name else "[0-9]+", text := os.environ[name]):
             raise ValueError(f"{name}={text} is no number of a launcher's\nunset {name}, or start it by torchrun")
-    world_size = int(texts["WORLD_SIZE"])
-    return int(texts["RANK"]) if world_size > 1 else 0, world_size
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", 0)) if world_size > 1 else 0, world_size
+
+
+def check_environment() -> None:
+    """Raise ValueError for variables of a launcher that are not complete, and for threads that OpenMP cannot have.
+
+    An empty OMP_NUM_THREADS is removed.
+    """
+    launcher = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    if (local := os.environ.get("LOCAL_RANK")) and (missing := [name for name in launcher if not os.environ.get(name)]):
+        raise ValueError(f"LOCAL_RANK={local} without {', '.join(missing)}\nunset LOCAL_RANK, or start it by torchrun")
+    threads = os.environ.get("OMP_NUM_THREADS", "1").strip()
+    if not threads:
+        del os.environ["OMP_NUM_THREADS"]
+    elif not re.fullmatch(r"[1-9][0-9]{0,4}(\s*,\s*[1-9][0-9]{0,4})*", threads):
+        raise ValueError(f"OMP_NUM_THREADS={threads} is no number of threads\nunset it, or give a whole number above 0")
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
 from typing import Any, TextIO, cast
 
-from research.cli import get_launched_ranks, print_message, protect_streams, redact, redact_output
+from research.cli import check_environment, get_launched_ranks, print_message, protect_streams, redact, redact_output
 from research.run_dir import SWEPT_ENV_VAR
 from research.signals import Stopped, get_exit_code
 
@@ -45,6 +45,7 @@ def prepare(argv: list[str]) -> list[str]:
     writes, mistakes, more = True, list[str](), list[str]()
     try:
         writes = get_launched_ranks()[0] == 0
+        check_environment()
     except ValueError as error:
         mistakes = [format_mistake(*str(error).splitlines())]
     for word in reruns:

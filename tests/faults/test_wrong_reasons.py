@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from program import ROOT, TINY
 
-from research.cli import get_launched_ranks
+from research.cli import check_environment, get_launched_ranks
 from research.preflight.check import find_mistakes
 from research.preflight.program import prepare
 
@@ -43,7 +43,10 @@ def test_an_empty_variable_of_a_launcher_is_one_that_is_not_set(
     assert not [name for name in VARIABLES if os.environ.get(name, "set").strip() == ""], "torch and accelerate read them too"
 
 
-@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("WORLD_SIZE", "-1"), ("RANK", "1.5")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in VARIABLES for value in ("two", "-1", "1.5")] + [("WORLD_SIZE", "0"), ("LOCAL_WORLD_SIZE", "0")],
+)
 def test_a_variable_that_is_no_number_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
@@ -57,8 +60,44 @@ def test_a_variable_that_is_no_number_is_named(
     )
 
 
+WHOLE = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 without WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT"),
+        ({**WHOLE, "MASTER_ADDR": ""}, "LOCAL_RANK=0 without MASTER_ADDR"),
+        *(
+            ({"OMP_NUM_THREADS": text}, f"OMP_NUM_THREADS={text} is no number of threads")
+            for text in ("0", "x", "-1", "1.5", "2,")
+        ),
+        ({"OMP_NUM_THREADS": "9" * 30}, "OMP_NUM_THREADS=9999"),
+        (WHOLE, ""),
+        *(({"OMP_NUM_THREADS": text}, "") for text in ("", " ", "4", " 4 ", "4,2")),
+    ],
+    ids=str,
+)
+def test_variables_of_a_process_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], values: dict[str, str], reason: str
+) -> None:
+    """It said: MASTER_ADDR expected; or nothing, but for words of libgomp."""
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    if reason:
+        with pytest.raises(SystemExit) as ended:
+            prepare(["train.py"])
+        assert ended.value.code == 2
+        assert f"error: {reason}" in capsys.readouterr().err
+    else:
+        check_environment()
+        assert os.environ.get("OMP_NUM_THREADS", "set").strip()
+
+
 def test_a_run_with_empty_variables_trains(tmp_path: Path) -> None:
-    environment = {**os.environ, **dict.fromkeys(VARIABLES, ""), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **dict.fromkeys(VARIABLES, ""), "OMP_NUM_THREADS": ""}
     command = [sys.executable, str(ROOT / "train.py"), *TINY, "tracker=none", f"out={tmp_path}"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
