@@ -138,13 +138,14 @@ def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> 
 
     If a layer has hooks, is of another class or differs in its settings, call every layer by itself.
     """
-    layers = [layer for layer in linears if type(layer) is BitLinear and layer.can_multiply_codes and not _has_hooks(layer)]
+    layers = [layer for layer in linears if type(layer) is BitLinear and layer.can_multiply_codes and not has_hooks(layer)]
     if len(layers) < len(linears) or len({(layer.quantizer, layer.backend) for layer in layers}) > 1:
         return [layer(x) for layer in linears]
     return _forward_quantized(x, layers)
 
 
-def _has_hooks(layer: nn.Module) -> bool:
+def has_hooks(layer: nn.Module) -> bool:
+    """Return whether anybody has registered hooks on the layer: what calls its weights without it would lose them."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
@@ -265,7 +266,7 @@ def _describe_other_modules(model: nn.Module) -> str:
 
 def _convert_layer(name: str, old: nn.Linear, linear: Linear, settings: dict[str, Any]) -> nn.Module:
     """Return a new layer that holds the parameters of an old one. Raise ValueError if that cannot work."""
-    if _has_hooks(old) or not isinstance(old.weight, nn.Parameter):
+    if has_hooks(old) or not isinstance(old.weight, nn.Parameter):
         raise ValueError(f"convert: {name} has hooks or a computed weight: remove them first, or exclude the layer")
     try:
         layer = linear(old.in_features, old.out_features, old.bias is not None, device=torch.device("meta"), **settings)

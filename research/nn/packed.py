@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.nn.bitlinear import BitLinear, bitlinear_layers, has_hooks
 from research.nn.quantize import Quantizer
 from research.nn.tiles import INS, OUTS, Tiles, int8_linear, multiply, pack, ternary_linear
 
@@ -48,6 +49,7 @@ class PackedLinear(nn.Module):
     @torch.no_grad()
     def from_bitlinear(cls, layer: BitLinear, name: str = "a layer") -> "PackedLinear":
         """Return the layer, packed. Raise ValueError, with the name of the layer, if a packed layer cannot compute it."""
+        require_plain(layer, name)
         if reason := explain_unpackable(layer.quantizer):
             raise ValueError(f"pack: {name} has {reason}: train with that, or run the model unpacked")
         packed = cls(layer.in_features, layer.out_features)
@@ -66,6 +68,19 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def require_plain(layer: nn.Module, name: str) -> None:
+    """Raise ValueError, with the name of a layer, if it computes more than its class does: a packed one would not."""
+    if type_before_parametrizations(layer) not in (BitLinear, nn.Linear, nn.Embedding):
+        reason = f"is a {type(layer).__name__}, which may compute something else"
+    elif has_hooks(layer) or "forward" in vars(layer):
+        reason = "has hooks, or a forward of its own"
+    elif isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        reason = f"has max_norm={layer.max_norm}, which changes its weights"
+    else:
+        return
+    raise ValueError(f"pack: {name} {reason}: a packed layer would lose that; put it into the weights, or run the model unpacked")
 
 
 def explain_unpackable(quantizer: Quantizer) -> str:
@@ -134,7 +149,9 @@ def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
     replacements: dict[int, nn.Module] = {id(old): PackedLinear.from_bitlinear(old, name) for name, old in layers.items()}
     if int8_embeddings:
         tables = {weight: Int8Table(weight) for weight in {layer.weight for layer in find_symbol_layers(model)}}
+        names = {module: name for name, module in model.named_modules()}
         for layer in find_symbol_layers(model):
+            require_plain(layer, names[layer])
             table = tables[layer.weight]
             new = Int8Embedding(table) if isinstance(layer, nn.Embedding) else Int8Linear(table, layer.bias)
             replacements[id(layer)] = new

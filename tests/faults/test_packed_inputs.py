@@ -1,8 +1,10 @@
 """Row 3: inputs that quantized and packed layers are not for: refused by name, or computed with the right gradient."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -176,6 +178,53 @@ def test_exporters_and_compilers_see_a_packed_layer_behind_one_that_learns(nativ
     assert not any("wrap" in name for name in nodes)
     with torch.no_grad():
         assert torch.equal(exported.module()(x), model(x))
+
+
+class Adapter(BitLinear):
+    """A low-rank adapter beside the weight: its forward is another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def add_hook(layer: nn.Module) -> None:
+    layer.register_forward_hook(lambda module, args, y: y + 1)
+
+
+MORE: dict[str, tuple[str, Callable[[Any], Any]]] = {  # what is done to a model, and the layer that the message names
+    "a class": ("0.b", lambda model: model[0].update({"b": Adapter(8, 8)})),
+    "a hook": ("0.b", lambda model: add_hook(model[0]["b"])),
+    "a hook before": ("0.b", lambda model: model[0]["b"].register_forward_pre_hook(lambda module, args: (2 * args[0],))),
+    "a hook on the head": ("0.head", lambda model: add_hook(model[0]["head"])),
+    "a hook on the embedding": ("0.embed", lambda model: add_hook(model[0]["embed"])),
+    "a forward of its own": ("0.b", lambda model: setattr(model[0]["b"], "forward", lambda x: x)),
+    "a largest norm": ("0.embed", lambda model: setattr(model[0]["embed"], "max_norm", 0.1)),
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_layer_that_computes_more_than_a_packed_one_is_refused_by_name(kind: str) -> None:
+    """It was packed without that, and gave other numbers."""
+    layers: dict[str, nn.Module] = {"embed": nn.Embedding(5, 8), "b": BitLinear(8, 8), "head": nn.Linear(8, 5)}
+    model = nn.Sequential(nn.ModuleDict(layers))
+    pack_model(model)
+    name, change = MORE[kind]
+    change(model)
+    with pytest.raises(ValueError, match=rf"^pack: {re.escape(name)} (is an? Adapter|has hooks|has max_norm=0\.1)"):
+        pack_model(model)
+    if name != "0.b":
+        assert pack_model(model, int8_embeddings=False) is not model, "the layer stays as it is"
+
+
+def test_a_computed_weight_and_hooks_of_what_stays_are_kept() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(BitLinear(8, 8), nn.ReLU()).eval()
+    nn.utils.parametrizations.weight_norm(model[0])
+    add_hook(model[1])
+    add_hook(model)
+    x = torch.randn(2, 8)
+    with torch.no_grad():
+        assert torch.equal(pack_model(model)(x), model(x))
 
 
 SHAPES = [(0, 16), (3, 0, 16), (0, 3, 16)]
