@@ -80,7 +80,9 @@ def require_plain(layer: nn.Module, name: str) -> None:
         reason = f"has max_norm={layer.max_norm}, which changes its weights"
     else:
         return
-    raise ValueError(f"pack: {name} {reason}: a packed layer would lose that; put it into the weights, or run the model unpacked")
+    raise ValueError(
+        f"pack: {name} {reason}: a packed layer would lose that; put it into the weights, or run the model unpacked"
+    )
 
 
 def explain_unpackable(quantizer: Quantizer) -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
 from research.kernels import ternary
@@ -54,7 +55,7 @@ def _exact_matmul(q: Float[Tensor, "*rows in"], codes: Shaped[Tensor, "out in"])
 
 
 def check_operands(x: Tensor, codes: Tensor, scale: Tensor) -> None:
-    """Raise ValueError if types and shapes are not those of one layer, or a gradient is wanted, which no kernel records.
+    """Raise ValueError if types and shapes are not those of one layer, or a derivative is wanted, which no kernel records.
 
     C would read past the end of memory; torch would record the gradient of the scale of x alone.
     """
@@ -62,12 +63,19 @@ def check_operands(x: Tensor, codes: Tensor, scale: Tensor) -> None:
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         fix = "call research.nn.tiles.multiply, or run it under torch.no_grad()"
         raise ValueError(f"an operator with packed weights records no gradient: {fix}")
+    refuse_forward_mode(x)
     width, out = x.shape[-1], scale.shape[0]
     tiles_in = -(-width // INS)
     expected = [-(-out // OUTS), tiles_in, OUTS * INS // 4] if codes.dtype == torch.uint8 else [out, tiles_in * INS]
     if codes.dtype not in (torch.uint8, torch.int8) or list(codes.shape) != expected:
         layer = f"a layer of {width} inputs and {out} outputs"
         raise ValueError(f"packed weights {codes.dtype} {list(codes.shape)} do not fit {layer}: give {expected}")
+
+
+def refuse_forward_mode(x: Tensor) -> None:
+    """Raise ValueError if x carries a tangent, which a kernel would lose."""
+    if unpack_dual(x).tangent is not None:
+        raise ValueError("a packed layer has no forward-mode derivative: use backward()")
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -101,6 +109,7 @@ def multiply(product: Product, x: Float[Tensor, "*batch in"], codes: Tensor, sca
 
     There is no second derivative and no `torch.func`, as in `BitLinear`. Raise ValueError for an x that is not floating-point.
     """
+    refuse_forward_mode(x)
     learns = x.requires_grad or scale.requires_grad or torch._C._are_functorch_transforms_active()  # which torch refuses
     if learns and torch.is_grad_enabled():  # else plain operators, for exporters; and a quarter of a product's time less
         return _StraightThrough.apply(product, x, codes, scale)  # type: ignore[no-any-return, no-untyped-call]
@@ -110,7 +119,7 @@ def multiply(product: Product, x: Float[Tensor, "*batch in"], codes: Tensor, sca
 def ternary_linear(x: Float[Tensor, "*batch in"], codes: Tiles, scale: Float[Tensor, "out"]) -> Float[Tensor, "*batch out"]:
     """Return the product of quantized x and packed weights, computed in torch."""
     check_operands(x, codes, scale)
-    q, x_scale = TERNARY.quantize_activation(x.reshape(-1, x.shape[-1]))
+    q, x_scale = TERNARY.quantize_activation(x.detach().reshape(-1, x.shape[-1]))  # once traced, x may want a gradient
     blocks = (unpack(tiles, OUTS * tiles.shape[0], x.shape[-1]) for tiles in codes.split(BLOCK // OUTS))
     sums = torch.cat([_exact_matmul(q, block) for block in blocks], -1)
     y = sums[:, : scale.shape[0]] * (x_scale * scale)
@@ -121,7 +130,7 @@ def int8_linear(x: Float[Tensor, "*batch in"], codes: Int8Rows, scale: Float[Ten
     """Return the product of quantized x and int8 weights, computed in torch."""
     check_operands(x, codes, scale)
     width = x.shape[-1]
-    q, x_scale = TERNARY.quantize_activation(x.reshape(-1, width))
+    q, x_scale = TERNARY.quantize_activation(x.detach().reshape(-1, width))
     parts = []
     for block in codes.split(16 * BLOCK):
         sums = [

@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import ROOT
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from research.data.spec import Tokens, Vectors
 from research.models.mlp import MLP
@@ -162,6 +165,38 @@ def test_a_gradient_is_never_lost_in_silence() -> None:
         first = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)[0].sum()
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.backward()
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # by torch itself, at its first dual_level
+def test_a_forward_mode_derivative_is_refused(native: bool, grad_mode: bool) -> None:
+    """The packed layers lost it, or gave another one. BitLinear has none either."""
+    layer, table = PackedLinear.from_bitlinear(BitLinear(64, 32)), Int8Linear(Int8Table(torch.randn(32, 64)))
+    modules: list[Any] = [BitLinear(64, 32), layer, table]
+    x, operators = torch.randn(2, 64), cast(Any, torch.ops.grokbit)
+    functions = [lambda x: operators.ternary_linear(x, layer.codes, layer.scale)]
+    for module in modules:
+        module.native = native
+        functions += [module, partial(torch.func.jvp, module, tangents=(x,))]
+    for function in functions:
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+            own = (x,) if isinstance(function, partial) else forward_ad.make_dual(x, x)
+            with pytest.raises((ValueError, NotImplementedError, RuntimeError), match=r"forward.mode|functorch"):
+                function(own)
+
+
+@pytest.mark.parametrize(
+    "trace", [lambda model, x: torch.export.export(model, (x,)).module(), lambda model, x: make_fx(model)(x)]
+)
+def test_a_graph_that_was_traced_without_a_gradient_gives_no_wrong_one(trace: Callable[..., Any]) -> None:
+    """It has plain operators, whose own gradient is that of the scale alone: 100 % off. None is what it can say."""
+    model = nn.Sequential(PackedLinear.from_bitlinear(BitLinear(8, 16)), Int8Linear(Int8Table(torch.randn(5, 16))))
+    model[0].native = model[1].native = False  # type: ignore[assignment]
+    graph, x = trace(model, torch.randn(2, 8)), torch.randn(2, 8, requires_grad=True)
+    y = graph(x)
+    assert torch.equal(y, model(x))
+    assert not y.requires_grad
 
 
 @pytest.mark.parametrize("native", [True, False])
