@@ -26,6 +26,7 @@ from research.ranges import NonNegativeInt, PositiveInt, WeightBits, check_setti
 
 log = logging.getLogger(__name__)
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
+WIDE = "keep the weights in float32 and let autocast compute in half precision"
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
 
@@ -177,8 +178,7 @@ def _warn_about_half_precision(layers: Sequence[BitLinear]) -> None:
 
 @cache
 def _log_half_precision(dtype: torch.dtype) -> None:
-    advice = "keep the weights in float32 and let autocast compute in half precision"
-    log.warning("a BitLinear learns with weights in %s, which lose small updates, so few codes change: %s", dtype, advice)
+    log.warning("a BitLinear learns with weights in %s, which lose small updates, so few codes change: %s", dtype, WIDE)
 
 
 def straight_through(x: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"], mix: Tensor | None) -> Float[Tensor, "*shape"]:
@@ -223,8 +223,9 @@ def convert_linears(
     """Replace, in place, each nn.Linear whose name matches a pattern of `include` and none of `exclude`; return the model.
 
     The new layers are `linear` with `settings`, a BitLinear by default. They hold the same parameters, so an optimizer built
-    before still works. Those of a BitLinear in half precision become float32 in place: it would lose small updates. Subclasses
-    of nn.Linear stay, because their owners may use them in other ways; so do layers that share their weight with an embedding.
+    before still works. Those of a BitLinear in half precision become float32 in place: it would lose small updates. There an
+    optimizer must not have stepped before; a warning names what stays in half precision and learns. Subclasses of
+    nn.Linear stay, because their owners may use them in other ways; so do layers that share their weight with an embedding.
     With `warmup` your loop must call `set_warmup_step`. Raise ValueError, before anything is changed, if no layer matches, a
     pattern matches nothing, a setting is wrong, or a layer has hooks or a computed weight.
     """
@@ -246,16 +247,26 @@ def convert_linears(
     converted = {id(old): _convert_layer(name, old, linear, settings) for name, old in fits.items()}
     for name, old in fits.items():
         model.set_submodule(name, converted[id(old)])
-    stay = {id(p) for module in model.modules() if not isinstance(module, BitLinear) for p in module.parameters(recurse=False)}
-    for layer in bitlinear_layers(model).values():
-        if layer.weight.dtype.itemsize < 4 and id(layer.weight) not in stay:
-            layer.float()  # weight, bias and their gradients, in place
+    _widen_masters(model)
     for module in filter(bitlinear_layers, modules.values()):  # switch off fast paths that read the weights without the layers
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
     return model
+
+
+def _widen_masters(model: nn.Module) -> None:
+    """Give the BitLinears of a model in half precision float32 weights; warn of others that learn."""
+    stay = {id(p) for module in model.modules() if not isinstance(module, BitLinear) for p in module.parameters(recurse=False)}
+    for layer in bitlinear_layers(model).values():
+        if layer.weight.dtype.itemsize < 4 and id(layer.weight) not in stay:
+            layer.float()  # weight, bias and their gradients, in place
+    if halves := [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]:
+        names = f"{', '.join(halves[:3])}{', ...' if len(halves) > 3 else ''}"
+        log.warning(
+            "convert: %d parameters learn in half precision, which loses small updates (%s): %s", len(halves), names, WIDE
+        )
 
 
 def _describe_other_modules(model: nn.Module) -> str:

@@ -208,7 +208,7 @@ def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
     if snapshot.manifest.is_sharded:
         average = Average(model, decay=0.0)
         sharding.load_shards(model, folder / SHARDS_FOLDER, snapshot.manifest.files, average=average)
-        average.swap()
+        average.copy_to_model(average.averages)
     else:
         sharding.load_full(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
 

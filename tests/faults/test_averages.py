@@ -21,6 +21,7 @@ from research.optim.param_groups import from_base
 from research.optim.schedules import bitnet, constant, cosine, wsd
 from research.preflight.check import find_mistakes
 from research.training.ema import Average
+from research.training.snapshot import load_newest, load_weights
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -48,6 +49,50 @@ def test_the_first_weights_are_forgotten(decay: float) -> None:
     for step in range(500):
         average.update(step)
     assert 0 <= average.averages["weight"].item() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_of_weights_in_16_bits_have_32(dtype: torch.dtype) -> None:
+    """They stood still: a step moves them by a thousandth of the way."""
+    model = nn.Linear(1, 1, bias=False).to(dtype)
+    nn.init.ones_(model.weight)
+    average = Average(model, 0.999)
+    nn.init.zeros_(model.weight)
+    for step in range(9000, 12_000):
+        average.update(step)
+    kept = average.averages["weight"]
+    assert kept.item() == pytest.approx(0.999**3000, rel=1e-3)
+    average.averages["weight"].fill_(1 / 3)
+    with average.use_averages():
+        assert model.weight.item() == torch.tensor(1 / 3, dtype=dtype).item()
+    assert model.weight.item() == 0
+    assert kept.item() == torch.tensor(1 / 3).item(), "an evaluation does not round it"
+    average.load({"weight": torch.ones(1, 1, dtype=dtype)})  # of a checkpoint before
+    assert (kept.dtype, kept.item()) == (torch.float32, 1.0)
+
+
+def test_a_run_in_16_bits_is_resumed_with_its_averages(tmp_path: Path) -> None:
+    def run(folder: Path, *callbacks: Callback, resume: Path | None = None) -> State:
+        torch.manual_seed(0)
+        model = Transformer(DATA.shape, 8, 1, 2, nn.Linear).bfloat16()
+        optimizer = from_base(model, partial(torch.optim.SGD), lr=0.5)
+        trainer = Trainer(8, 4, eval_every=3, ema=0.999, device="cpu")
+        more = [*callbacks, Checkpoint()]
+        return trainer.fit(trainer.setup(model, optimizer, constant, last_token, DATA, more, folder=folder, resume=resume))
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "part", Stop(5))
+    again = run(tmp_path / "part", resume=tmp_path / "part")
+    assert again.average
+    assert whole.average
+    for name, average in whole.average.averages.items():
+        assert average.dtype == torch.float32
+        assert torch.equal(average, again.average.averages[name])
+        assert torch.equal(whole.average.weights[name], again.average.weights[name])
+    other = Transformer(DATA.shape, 8, 1, 2, nn.Linear).bfloat16()
+    folder, content = load_newest(tmp_path / "part")
+    load_weights(other, folder, content)
+    assert torch.equal(other.embed.weight, whole.average.averages["embed.weight"].bfloat16())
 
 
 def fit_digits(ema: float | None) -> float:

@@ -98,10 +98,16 @@ def test_masters_change_no_output(settings: dict[str, Any], kind: torch.dtype) -
             assert model(x).dtype == torch.bfloat16
 
 
-def test_a_transformer_in_half_precision_is_converted_and_trains() -> None:
+def test_a_transformer_in_half_precision_is_converted_and_trains(caplog: pytest.LogCaptureFixture) -> None:
+    """What is no BitLinear stays in half precision, and is named where it learns."""
     torch.manual_seed(0)
-    model = Transformer(Tokens(11, 8), 32, 2, 2, nn.Linear).bfloat16()
+    frozen, model = (Transformer(Tokens(11, 8), 32, 2, 2, nn.Linear).bfloat16() for _ in range(2))
+    convert_linears(frozen.requires_grad_(False), exclude=["head"])
+    convert_linears(Transformer(Tokens(11, 8), 32, 2, 2, nn.Linear), exclude=["head"])
+    assert not caplog.records
     convert_linears(model, exclude=["head"])
+    halves = sum(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert f"convert: {halves} parameters learn in half precision, which loses small updates (embed.weight, " in caplog.text
     assert {layer.weight.dtype for layer in bitlinear_layers(model).values()} == {torch.float32}
     assert model.embed.weight.dtype == torch.bfloat16
     y = model(torch.randint(11, (2, 8)))
