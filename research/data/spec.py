@@ -34,7 +34,7 @@ class Split:
     """Inputs and targets with one sample a row, in memory: a batch costs two gathers.
 
     Targets are classes or tokens, or floating-point numbers for a loss of one's own. Raise ValueError for a split
-    without samples, with another number of targets, or with none that counts.
+    without samples, with another number of targets, or with none that counts, and for numbers that a batch could not hold.
     """
 
     inputs: Num[Tensor, "n ..."]
@@ -44,6 +44,10 @@ class Split:
         if not len(self.inputs) or len(self.inputs) != len(self.targets):
             sizes = f"{len(self.inputs)} inputs and {len(self.targets)} targets"
             raise ValueError(f"a split has {sizes}: give at least one sample, and a target for each")
+        for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
+            if tensor.is_complex() or (tensor.dtype == torch.uint64 and (tensor.long() < 0).any()):
+                fix = "give real numbers" if tensor.is_complex() else "give numbers below 2^63"
+                raise ValueError(f"the {name} of a split are {tensor.dtype}, which a batch would cut to int64: {fix}")
         if not num_valid_targets(self.targets):
             message = f"no target of the {len(self.inputs)} samples of a split counts: all are {IGNORE}"
             raise ValueError(f"{message}, which losses ignore; give targets that count")

@@ -265,6 +265,29 @@ def test_an_empty_split_is_refused(inputs: int, targets: int, words: str) -> Non
         split.__post_init__()
 
 
+@pytest.mark.parametrize("name", ["inputs", "targets"])
+@pytest.mark.parametrize(
+    ("wrong", "fix"),
+    [
+        (torch.ones(4).to(torch.complex64) * 1j, "real numbers"),
+        (torch.tensor([1, -1, 2, 3]).view(torch.uint64), "numbers below"),
+    ],
+)
+def test_numbers_that_a_batch_would_cut_are_refused(name: str, wrong: Tensor, fix: str) -> None:
+    """Imaginary parts were dropped; 2^64 - 1 became -1."""
+    parts = {"inputs": torch.ones(4), "targets": torch.ones(4)} | {name: wrong}
+    with pytest.raises(ValueError, match=f"the {name} of a split are {wrong.dtype}, .* give {fix}"):
+        Split(**parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint64, torch.uint8, torch.int16, torch.float16, torch.float64])
+def test_all_other_numbers_come_through(dtype: torch.dtype) -> None:
+    values = torch.tensor([1, 0, 1]).to(dtype)
+    x, y = Split(values, values)[:]
+    assert x.tolist() == y.tolist() == [1, 0, 1]
+    assert x.dtype == (dtype if dtype.is_floating_point else torch.int64)
+
+
 def test_a_split_whose_targets_are_all_to_be_ignored_is_refused() -> None:
     with pytest.raises(ValueError, match="no target of the 5 samples of a split counts: all are -100"):
         Split(torch.zeros(5, 2), torch.full((5,), -100))
