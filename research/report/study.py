@@ -18,6 +18,7 @@ from research.preflight.overrides import to_override
 from research.ranges import take_fields
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
 from research.run_dir import SUMMARY_FILE, Summary, read_summary
+from research.tracking.history import find_contradiction
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.optuna_storage import (
     EXCLUDED_ATTR,
@@ -99,7 +100,8 @@ def _build_row(folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], st
 def correct_row(row: Row, metrics: Sequence[str]) -> Row:
     """Return the row with what its run has reached where the study has something else, and a note and a warning of that.
 
-    The run writes its summary, the study has a copy. Of a trial that failed in the study the result is only noted.
+    The run writes its summary, the study has a copy, which counts where the run's own records differ. Of a trial that failed
+    in the study the result is only noted.
     """
     summaries = [run for run in row.runs.values() if run.status == "FINISHED"]
     if len(row.runs) != 1 or not summaries or row.state not in ("COMPLETE", "FAIL"):
@@ -111,6 +113,8 @@ def correct_row(row: Row, metrics: Sequence[str]) -> Row:
         return row
     state = ", ".join(map(repr, row.values)) or row.state
     note = f"the study has {state}, {SUMMARY_FILE} has {', '.join(map(repr, values))}"
+    if doubt := find_contradiction(next(iter(row.runs)), summaries[0]):
+        note, values = f"{note}, but {doubt}", row.values
     log.warning("trial %d: %s: %s", row.number, row.folder, note)
     return replace(row, note=f"{row.note} {note}".strip(), values=values if row.values else ())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.run_dir import Summary, add_checksum, parse_json, replace_nonfinite
+from research.run_dir import CHECKSUM_KEY, SUMMARY_FILE, Summary, add_checksum, parse_json, replace_nonfinite
 
 METRICS_FILE = "metrics.jsonl"
 MAX_BACKUP = 1 << 21  # characters of the newest lines that a checkpoint holds
@@ -32,11 +32,14 @@ def parse_line(line: str) -> tuple[int, dict[str, Any]]:
 
 def read_lines(path: Path) -> tuple[Lines, list[str]]:
     """Return the intact lines of a file, and a description of each damaged one; nothing of a file that is not there."""
-    lines, damage = Lines(), []
+    lines, damage, is_checked = Lines(), [], False
     content = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(content, start=1):
         try:
-            lines[parse_line(line)[0]] = line
+            step = parse_line(line)[0]
+            if is_checked > (is_checked := CHECKSUM_KEY in line):  # only an older version, thus an earlier part, wrote none
+                raise ValueError(f"it has no {CHECKSUM_KEY}, as those before it have")
+            lines[step] = line
         except ValueError as error:
             damage.append(f"line {number} is damaged: {error}")
     return lines, damage
@@ -88,11 +91,21 @@ def recover_lines(path: Path, backup: Lines, count: int, last_step: int) -> Line
 
 
 def find_contradiction(folder: Path, summary: Summary) -> str:
-    """Return how a run's summary.json and its metrics.jsonl differ about the best value; empty where they do not."""
+    """Return how a run's summary.json and its metrics.jsonl differ about the best value; empty where they do not.
+
+    A summary without a checksum is of an older version, which wrote such lines too: without its line it is not believed.
+    """
     lines, _ = read_lines(folder / METRICS_FILE)
     step = summary.best.get("step")
     line = lines.get(int(step)) if step is not None else None
     logged: Mapping[str, Any] = parse_line(line)[1] if line else {}
     known = (logged.get(summary.monitor), summary.best.get(summary.monitor), summary.value)
     values = dict.fromkeys(value for value in known if value is not None)
-    return f"{summary.monitor} at step {step} is {' or '.join(map(repr, values))}" if len(values) > 1 else ""
+    if len(values) > 1:
+        return f"{summary.monitor} at step {step} is {' or '.join(map(repr, values))}"
+    is_checked = CHECKSUM_KEY in (folder / SUMMARY_FILE).read_text(errors="replace")
+    if values and not is_checked and (not line or CHECKSUM_KEY in line):
+        return (
+            f"{SUMMARY_FILE} has no {CHECKSUM_KEY}, and {f'the line of step {step} has one' if line else 'no line confirms it'}"
+        )
+    return ""

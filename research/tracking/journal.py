@@ -46,6 +46,8 @@ class Journal:
         self.offset, self.num_lines = 0, 0  # what has been read of the file
         self.records, self.num_dropped = list[dict[str, Any]](), 0  # that Optuna may ask for again, and those before
         self.num_trials, self.study_id = 0, 0  # that have been created, and the study of the last one
+        self.workers = set[bytes]()  # whose records have checksums: one without is damaged
+        self.created = set[bytes]()  # lines that have created trials
         path.touch()
 
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
@@ -68,22 +70,32 @@ class Journal:
             file.seek(self.offset)
             *lines, incomplete = file.read().split(b"\n")  # the last one may still be being written
             self.offset = file.tell() - len(incomplete)
+        self.workers |= {find_worker(line) for line in lines if CHECKSUM_KEY.encode() in line} - {b""}
         while lines:
             self.num_lines += 1
             line = lines.pop(0)
-            record = parse(line, self.num_trials)
+            record = self.parse(line)
             if not record and (joint := JOINT.search(line)):
                 log.warning("%s, line %d is damaged: its end has changed, and is put right", self.path, self.num_lines)
                 lines.insert(0, line[joint.end() :])
                 self.num_lines -= 1
                 line = line[: joint.start()]
-            record = record or parse(line, self.num_trials) or self.recover(line, lines)
+            record = record or self.parse(line) or self.recover(line, lines)
+            if record["op_code"] == CREATE_TRIAL and record["datetime_start"] and line in self.created:
+                log.warning("%s, line %d is a copy of an earlier one, and left out", self.path, self.num_lines)
+                record = NO_RECORD
             self.records.append(record)
             if record["op_code"] == CREATE_TRIAL:
+                self.created.add(line)
                 self.num_trials, self.study_id = self.num_trials + 1, record["study_id"]
         del self.records[: log_number_from - self.num_dropped]
         self.num_dropped = log_number_from
         yield from list(self.records)
+
+    def parse(self, line: bytes) -> dict[str, Any] | None:
+        """Return the record of a line; None for a damaged one, as one without the checksum that its worker writes."""
+        is_stripped = CHECKSUM_KEY.encode() not in line and find_worker(line) in self.workers
+        return None if is_stripped else parse(line, self.num_trials)
 
     def recover(self, line: bytes, later: Sequence[bytes]) -> dict[str, Any]:
         """Return the record of a damaged line, or what stands for it, and warn. Raise ValueError where the study is lost."""
@@ -140,6 +152,12 @@ def mend(line: bytes, num_trials: int) -> dict[str, Any] | None:
 
 def has_checksum(line: bytes) -> bool:
     return f'"{CHECKSUM_KEY}":"'.encode() in line
+
+
+def find_worker(line: bytes) -> bytes:
+    """Return who has written a line; nothing where it does not say."""
+    match = re.search(rb'"worker_id": ?"([^"]*)"', line)
+    return match[1] if match else b""
 
 
 def creates_trial(operation: int | None, later: Sequence[bytes], num_trials: int) -> bool:

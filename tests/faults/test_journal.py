@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from research.run_dir import Summary
 from research.sweep.progress import ProgressDisplay
 from research.sweep.space import Space
 from research.tracking import journal
+from research.tracking.history import format_line
 from research.tracking.journal import Journal
 from research.tracking.study_spec import StudySpec, write_study_spec
 
@@ -89,6 +91,25 @@ def test_a_digit_in_a_value_does_not_make_another_best_trial(sweep: Path, caplog
     lines[number] = lines[number].replace(b"[0.75]", b"[0.05]")  # 0.25 is the best
     assert read(sweep.parent / "digit", b"".join(lines)) == read(sweep.parent / "whole", sweep.read_bytes())
     assert f"study.journal, line {number + 1} is damaged" in caplog.text
+
+
+def test_a_changed_line_without_its_checksum_does_not_make_another_best_trial(
+    sweep: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others write lines without one, but not the worker whose other lines have one."""
+    lines = sweep.read_bytes().splitlines(keepends=True)
+    number = next(index for index, line in enumerate(lines) if b'"values":[0.75]' in line)
+    lines[number] = re.sub(rb',"crc32":"\w+"', b"", lines[number]).replace(b"[0.75]", b"[0.05]")
+    _, _, trials = read(sweep.parent / "bare", b"".join(lines))
+    assert [values for _, values, *_ in trials] == [[0.25], [0.5], None]
+    assert f"study.journal, line {number + 1} is damaged and left out; give the sweep's command again" in caplog.text
+
+
+def test_a_journal_joined_with_its_copy_is_read_once(sweep: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It had each trial twice: the same command ran what was missing of the second ones."""
+    content = sweep.read_bytes()
+    assert read(sweep.parent / "joined", content * 2) == read(sweep.parent / "whole", content)
+    assert caplog.text.count("is a copy of an earlier one, and left out") == 3
 
 
 KINDS: dict[str, bytes | None] = {
@@ -206,6 +227,16 @@ def test_the_summary_of_a_run_counts_where_an_old_journal_says_something_else(
     progress.print_sweep_end(tmp_path / "results.md", report(tmp_path, study, plots=False))
     assert output.getvalue().split()[:3] == ["best", "#0", "0.25"]
     assert "#2" not in output.getvalue(), "nor anywhere else"
+
+
+def test_a_summary_that_its_own_lines_contradict_does_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_sweep(tmp_path)
+    (tmp_path / "2").mkdir()
+    Summary("FINISHED", monitor="val/loss", value=0.05, best={"val/loss": 0.05, "step": 3}).write(tmp_path / "2")
+    (tmp_path / "2" / "metrics.jsonl").write_text(format_line({"step": 3, "val/loss": 0.75}))
+    rows = read_study(tmp_path, load_folder_study(tmp_path, "s")).rows
+    assert [row.values for row in rows] == [(value,) for value in VALUES]
+    assert "summary.json has 0.05, but val/loss at step 3 is 0.75 or 0.05" in caplog.text
 
 
 def test_a_finished_run_of_a_failed_trial_is_noted(tmp_path: Path) -> None:

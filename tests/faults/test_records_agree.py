@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,25 @@ def summarize(folder: Path) -> tuple[RunConfig, Summary]:
     return run, summary
 
 
+def strip_checksums(path: Path) -> None:
+    path.write_text(re.sub(r', "crc32": "\w+"', "", path.read_text()))
+
+
+def test_a_line_that_has_lost_its_checksum_is_damaged(runs: Path, tmp_path: Path) -> None:
+    """Lines of an older version, which has none, stand before ours."""
+    path = Path(shutil.copy(runs / "whole" / history.METRICS_FILE, tmp_path))
+    whole = path.read_text().splitlines(keepends=True)
+    strip_checksums(path)
+    bare = path.read_text().splitlines(keepends=True)
+    assert history.read_lines(path) == (dict(enumerate(bare, start=1)), [])
+    path.write_text("".join([*bare[:2], *whole[2:]]))
+    assert history.read_lines(path)[1] == []
+    path.write_text("".join([*whole[:2], bare[2].replace("0.", "9.", 1), *whole[3:]]))
+    lines, damage = history.read_lines(path)
+    assert [*lines] == [1, 2, *range(4, LAST + 1)]
+    assert damage == ["line 3 is damaged: it has no crc32, as those before it have"]
+
+
 def test_a_finished_run_is_believed_where_its_records_agree(
     runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,10 +211,20 @@ def test_a_finished_run_is_believed_where_its_records_agree(
     content = json.loads(text)
     del content["crc32"]
     path.write_text(json.dumps(content))
-    assert get_finished_value(run) == summary.value, "an older version wrote it"
+    assert get_finished_value(run) is None, "the same version writes both"
+    assert f"summary.json has no crc32, and the line of step {LAST} has one" in caplog.text
+    strip_checksums(metrics := folder / history.METRICS_FILE)
+    assert get_finished_value(run) == summary.value, "an older version wrote them"
     path.write_text(json.dumps(content | {"value": 0.001}))
     assert get_finished_value(run) is None
     assert f"val/loss at step {LAST} is" in caplog.text
+    best = {"val/loss": 0.001, "step": LAST + 5}
+    for text in (metrics.read_text(), ""):
+        metrics.write_text(text)
+        caplog.clear()
+        path.write_text(json.dumps(content | {"value": 0.001, "best": best}))
+        assert get_finished_value(run) is None, "a step that no line has"
+        assert "summary.json has no crc32, and no line confirms it" in caplog.text
     path.write_text("[" * 100_000)
     assert read_summary(folder) is None
     assert read_json(folder / "none.json") == {}
