@@ -1,6 +1,8 @@
 """Read what a job has reached: the number or the numbers that the study is about, or why there is none."""
 
+import errno
 import math
+import os
 import re
 import reprlib
 import statistics
@@ -22,11 +24,19 @@ from research.tracking.optuna_storage import is_storage_unreachable
 MAX_CAUSES = 10  # of one error
 Reducer = Callable[[list[float]], float]
 REDUCERS: dict[str, Reducer] = {"mean": compute_mean, "median": statistics.median, "min": min, "max": max}
-# What a machine lacks for a while, by the words of torch, numpy, SQLite, MLflow and the system; jobs may be other processes.
-LACKS = {
-    "room": r"No space left on device|disk is full|quota exceeded|PytorchStreamWriter failed writing|File too large",
-    "memory": r"out of memory|MemoryError|[Cc]annot allocate memory|can't allocate memory|not enough memory|Unable to allocate",
-    "a store": r"is not a store that MLflow can open|[Cc]onnection refused|[Cc]ould not connect|Max retries exceeded",
+# What a machine lacks for a while: by the system's numbers, whose words count too, as jobs may be other processes; and by the
+# words of torch, numpy, SQLite and MLflow.
+LACK_NUMBERS = {
+    "room": ("ENOSPC", "EDQUOT", "EFBIG", "EROFS"),
+    "memory": ("ENOMEM", "EMFILE", "ENFILE"),  # as a limit of the process may well be its own fault
+    "a store": ("EIO", "ESTALE", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH"),
+}
+LACK_WORDS = {
+    "room": r"disk is full|quota exceeded|PytorchStreamWriter failed writing",
+    "memory": r"out of memory|MemoryError|[Cc]annot allocate memory|can't allocate memory|not enough memory|Unable to allocate"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|can't start new thread",
+    "a store": r"is not a store that MLflow can open|[Cc]onnection refused|[Cc]ould not connect|Max retries exceeded"
+    r"|database is locked|failure in name resolution|Name or service not known|[Rr]ead timed out",
 }
 
 
@@ -82,11 +92,15 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
 
 
 def find_lack(error: BaseException | None) -> str:
-    """Return which of LACKS an error or one of its causes is about; empty for any other error."""
+    """Return what of LACK_NUMBERS an error or one of its causes is about; empty for any other error."""
     causes = list(iter_causes(error))
+    numbers_there = {cause.errno for cause in causes if isinstance(cause, OSError)}
     text = "\n".join(describe_error(cause) for cause in causes)
-    lack = next((name for name, words in LACKS.items() if re.search(words, text)), "")
-    return lack or ("a store" if any(map(is_storage_unreachable, causes)) else "")
+    for lack, names in LACK_NUMBERS.items():
+        numbers = {getattr(errno, name) for name in names}
+        if numbers_there & numbers or re.search("|".join((LACK_WORDS[lack], *map(re.escape, map(os.strerror, numbers)))), text):
+            return lack
+    return "a store" if any(map(is_storage_unreachable, causes)) else ""
 
 
 def iter_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 """Row 14: a full disk in a sweep: trials that lack room, memory or a store go on with the next start of the command."""
 
 import errno
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def wrap(error: BaseException, cause: BaseException) -> BaseException:
         (OperationalError("SELECT 1", {}, Exception("server closed the connection")), "a store"),
         (ValueError("tracker.uri=http://h is not a store that MLflow can open: it is away"), "a store"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "a store"),
+        (OSError(errno.EROFS, "Read-only file system"), "room"),
+        (OSError(errno.EIO, "another word"), "a store"),
+        (OSError(errno.ESTALE, "Stale file handle"), "a store"),
+        (OSError(errno.EMFILE, "Too many open files"), "memory"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "memory"),
+        (RuntimeError("I/O error: Read-only file system (os error 30)"), "room"),
+        (RuntimeError("the run failed: [Errno 5] Input/output error"), "a store"),
+        (RuntimeError("the run failed: OSError: [Errno 24] Too many open files"), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+        (RuntimeError("can't start new thread"), "memory"),
+        (sqlite3.OperationalError("database is locked"), "a store"),
+        (ValueError("<urlopen error [Errno -3] Temporary failure in name resolution>"), "a store"),
+        (ValueError("HTTPSConnectionPool(host='h', port=443): Read timed out. (read timeout=120)"), "a store"),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "a store"),
         (ValueError("the loss is not finite"), ""),
         (FloatingPointError("NaN"), ""),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), ""),
