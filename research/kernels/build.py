@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from research.cli import get_launched_ranks, run_process
@@ -27,6 +27,14 @@ OPENMP = ("-fopenmp",)  # tried first: not every compiler has it
 BUILD_ERRORS = (OSError, subprocess.SubprocessError, RuntimeError, ValueError, AttributeError)  # of building and loading
 make_temporary_folder = partial(tempfile.TemporaryDirectory, prefix=".building-", ignore_cleanup_errors=True)
 STALE_SECONDS = 3600  # no compiler takes an hour
+
+
+@cache
+def read_processor() -> str:
+    """Return the name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return name[1].strip() if name else platform.processor()
 
 
 def get_cache_folder() -> Path:

@@ -2,17 +2,16 @@
 
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from research.cli import redact, run_process
+from research.kernels.build import read_processor
 from research.run_dir import ROOT
 
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
@@ -33,13 +32,11 @@ def run_git(*arguments: str) -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Describe hardware, package versions and git state, for reproducing the run."""
-    cpuinfo = Path("/proc/cpuinfo")
-    cpu = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "processor": cpu[1].strip() if cpu else platform.processor(),
+        "processor": read_processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

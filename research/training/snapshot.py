@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from research.cli import first_line
 from research.kernels import ternary
+from research.kernels.build import read_processor
 from research.nn.products import FAST_BF16, FAST_INT8
 from research.optim import fused
 from research.optim.param_groups import INITIAL_SETTINGS
@@ -37,6 +38,10 @@ NUMERICS = {  # what the bits rest on, in words
     "fast_int8": "hardware for int8",
     "ternary_kernel": "the C kernel of packed layers",
     "adamw_kernel": "the C kernel of AdamW",
+    "processor": "the processor",
+    "variables": "what the environment says to MKL and oneDNN",
+    "processes": "the number of processes",
+    "grad_accum": "the number of micro-batches",
 }
 log = logging.getLogger(__name__)
 PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
@@ -52,8 +57,7 @@ PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
 def capture(state: State) -> Snapshot:
     """Return the run as it is now. Its tensors are the run's own: write or copy them before the next step."""
     progress, info, optimizer = state.progress, state.info, state.optimizer
-    numerics = describe_numerics(info.device)
-    manifest = Manifest(progress.step, get_identity(state), progress.samples, dict(info.config), numerics)
+    manifest = Manifest(progress.step, get_identity(state), progress.samples, dict(info.config), describe_numerics(state))
     stateful = {name: _get_checked_state(part, name) for name, part in state.stateful.items()}
     rest: dict[str, Any] = {"progress": progress.state_dict(), "stateful": stateful}
     if state.sharded:
@@ -104,7 +108,7 @@ def describe_structure(model: nn.Module) -> str:
     return f"{type(model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}"
 
 
-def describe_numerics(device: str, needs: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def describe_numerics(state: State, needs: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Return what the bits of a step rest on besides its inputs.
 
     A C kernel that has not been loaded is not built for this, but where `needs`, an earlier description, names it.
@@ -115,8 +119,15 @@ def describe_numerics(device: str, needs: Mapping[str, Any] = MappingProxyType({
         kernels[name] = NOT_LOADED if not is_used else "built" if get_kernel() else "not built"
     if kernels["ternary_kernel"] == "built":
         kernels["ternary_kernel"] = os.environ.get(ISA_ENV_VAR) or next(iter(cast(Any, ternary.get_library()).isas))
+    variables = (
+        f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(("MKL_", "DNNL_", "ONEDNN_"))
+    )
     return {
-        "device": device,
+        "device": state.info.device,
+        "processes": distributed.world_size(),
+        "grad_accum": state.batches.grad_accum,
+        "processor": read_processor(),
+        "variables": " ".join(variables) or "nothing",
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "fast_bf16": bool(FAST_BF16),
@@ -126,9 +137,9 @@ def describe_numerics(device: str, needs: Mapping[str, Any] = MappingProxyType({
     } | kernels
 
 
-def warn_of_other_numerics(there: Mapping[str, Any], device: str) -> None:
+def warn_of_other_numerics(there: Mapping[str, Any], state: State) -> None:
     """Say in one line what the bits of the steps rest on that is not as it was. Version 1 did not record it."""
-    here = describe_numerics(device, there)
+    here = describe_numerics(state, there)
     changed = {name: value for name, value in there.items() if value not in (NOT_LOADED, here.get(name))}
     if changed:
         parts = [f"{NUMERICS.get(name, name)} is {here.get(name)}, was {value}" for name, value in changed.items()]
@@ -145,7 +156,7 @@ def resume(state: State, path: Path, until: float = math.inf) -> None:
     """
     folder, snapshot = load_newest(path, until)
     _check_identity(snapshot, state, path, ("model", "optimizer", "data"))
-    warn_of_other_numerics(snapshot.manifest.numerics, state.info.device)
+    warn_of_other_numerics(snapshot.manifest.numerics, state)
     if snapshot.step > state.info.steps:
         done = f"step {snapshot.step} of {state.info.steps} is done"
         raise ValueError(f"resume: {done}; give trainer.steps more than {snapshot.step}")
@@ -257,7 +268,8 @@ def _warn_of_jump(snapshot: Snapshot, state: State) -> None:
         return
     factors = [state.schedule(step, steps) for step in (snapshot.step - 1, min(snapshot.step, steps - 1))]
     last, following = (factor[0] if isinstance(factor, tuple) else factor for factor in factors)
-    if math.isclose(before := group["lr"] / initial, last, rel_tol=1e-6, abs_tol=1e-9):
+    before = group["lr"] / initial
+    if math.isclose(before, last, rel_tol=1e-6, abs_tol=1e-9) or math.isclose(before, following, rel_tol=5e-3):
         return
     trainer, schedule = (snapshot.manifest.config.get(key) or {} for key in ("trainer", "schedule"))
     old = schedule.get("end") or trainer.get("steps", snapshot.step)
