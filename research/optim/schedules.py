@@ -64,8 +64,13 @@ def bitnet(
 
 
 def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> None:
-    """Set each group's lr, and its weight decay if the schedule has a factor for it: initial settings times the factors."""
+    """Set each group's lr, and its weight decay if the schedule has a factor for it: initial settings times the factors.
+
+    Raise ValueError for a factor below 0, with which an optimizer climbs, and for NaN.
+    """
     lr_factor, decay_factor = factors if isinstance(factors, tuple) else (factors, None)
+    if not (lr_factor >= 0 and (decay_factor is None or decay_factor >= 0)):
+        raise ValueError(f"the schedule's factors are {factors}: give one that returns 0 or more")
     for group in optimizer.param_groups:
         initial = group[INITIAL_SETTINGS]
         group["lr"] = initial["lr"] * lr_factor

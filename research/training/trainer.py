@@ -77,9 +77,17 @@ class Trainer:
         check_fields("trainer", self)
         self.accelerator = distributed.make_accelerator(self.device, self.precision)
         self.world_size = self.accelerator.num_processes
+        self.check()
+        self.autocast: Autocast = nullcontext if self.precision == "fp32" else self.accelerator.autocast
+
+    def check(self) -> None:
+        """Raise ValueError for a wrong setting. They may be assigned until a run is set up."""
+        check_fields("trainer", self)
+        if not isinstance(self.guard, Guard):
+            raise ValueError(f"trainer.guard takes a Guard, as Guard(policy='skip'); got {self.guard!r}")
+        check_fields("trainer.guard", self.guard)
         rules.enforce(rules.check_processes(self.parallel, self.world_size))
         rules.enforce(rules.check_batch_size(self.batch_size, self.grad_accum, self.world_size))
-        self.autocast: Autocast = nullcontext if self.precision == "fp32" else self.accelerator.autocast
 
     def to_device(self, model: nn.Module) -> nn.Module:
         """Move the model to its device, and shard it under fsdp. Before the optimizer is built over it."""
@@ -112,6 +120,7 @@ class Trainer:
         `loss` is what evaluations report; `objective` (else the loss) is minimised. `resume` is a run folder or a checkpoint:
         to continue, or with `weights_only` to take the weights from. Raise ValueError for another model, optimizer or data.
         """
+        self.check()
         known = {id(p) for p in model.parameters()}
         if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has other parameters than the model: build it after trainer.to_device(model)")
@@ -129,18 +138,7 @@ class Trainer:
         train, val = (Split(split.inputs[part].to(device), split.targets[part].to(device)) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
-        state = State(
-            model=model,
-            net=net,
-            optimizer=optimizer,
-            schedule=schedule,
-            loss=loss,
-            objective=objective or Supervised(loss),
-            data=data,
-            val=val,
-            batches=batches,
-            info=info,
-        )
+        state = State(model, net, optimizer, schedule, loss, objective or Supervised(loss), data, val, batches, info)
         state.progress = Progress(task=task, loss_sum=torch.zeros((), device=device))
         state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
         state.average = Average(model, self.ema) if self.ema else None

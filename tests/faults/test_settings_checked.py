@@ -194,6 +194,32 @@ def set_up(data: Dataset[Any] = DATA, monitor: str = "val/loss", schedule: Any =
     return trainer, trainer.setup(model, optimizer, schedule, loss, data, monitor=monitor)
 
 
+WRONG_LATER = [{"clip_norm": -1.0}, {"ema": 1.5}, {"eval_every": 0}, {"guard": "skip"}, {"guard": None}, {"grad_accum": 65}]
+
+
+@pytest.mark.parametrize("settings", WRONG_LATER)
+def test_a_setting_that_is_assigned_later_is_checked_where_a_run_is_set_up(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    trainer, model = Trainer(device="cpu"), Transformer(DATA.shape, 16, 1, 2, nn.Linear)
+    setattr(trainer, name, value)
+    with pytest.raises(ValueError, match=rf"^trainer\.({name}|batch_size)"):
+        trainer.setup(model, torch.optim.SGD(model.parameters(), lr=0.1), constant, last_token, DATA)
+
+
+def test_a_guards_own_settings_are_checked_again() -> None:
+    trainer = Trainer(device="cpu")
+    trainer.guard.policy = "ignore"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^trainer\.guard\.policy takes stop, skip, rollback"):
+        trainer.check()
+
+
+@pytest.mark.parametrize("factor", [-0.5, math.nan, (0.5, -1.0), (-1e-9, 0.0)])
+def test_a_schedule_that_climbs_is_refused(factor: Any) -> None:
+    trainer, state = set_up(schedule=lambda step, steps: factor)
+    with pytest.raises(ValueError, match=r"the schedule's factors are .*: give one that returns 0 or more"):
+        trainer.fit(state)
+
+
 @pytest.mark.parametrize("monitor", ["val/f1", "train/acc", "", "val"])
 def test_a_monitor_that_no_evaluation_reports_is_refused(monitor: str) -> None:
     with pytest.raises(ValueError, match="monitor takes val/loss, val/acc, val/bpb; got ") as refused:
