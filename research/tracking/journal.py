@@ -32,7 +32,8 @@ KEYS = {  # operation -> what its record holds at least, as Optuna reads it
     9: {"trial_id", "system_attr"},
     10: set[str](),
 }
-NO_RECORD = {"op_code": SET_STUDY_ATTR, "worker_id": "", "study_id": -1, "user_attr": {"": None}}  # of no study: no effect
+# Of no study: no effect.
+NO_RECORD: dict[str, Any] = {"op_code": SET_STUDY_ATTR, "worker_id": "", "study_id": -1, "user_attr": {"": None}}
 DIRECTIONS = {"minimize": 1, "maximize": 2}
 JOINT = re.compile(rb'(?<="\}).(?=\{"op_code)', re.DOTALL)  # between two records: an end of line that has changed
 MAX_MENDED_BYTES = 4000  # of one line: each of its characters is tried
