@@ -274,10 +274,9 @@ class MLflow(Jsonl):
 
     def _log_artifacts(self, run_id: str, best_step: int) -> None:
         """Log the files of the run folder, the plots, and the weights of the best checkpoint where it still exists."""
-        for path in sorted(p for p in self.run.folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-            self.client.log_artifact(run_id, str(path))
-        for plot in sorted((self.run.folder / "plots").glob("*")):
-            self.client.log_artifact(run_id, str(plot), "plots")
+        for path in sorted((*self.run.folder.glob("[!.]*"), *(self.run.folder / "plots").glob("*"))):
+            if path.is_file() and not path.is_symlink():  # a link may lead to what is no part of the run
+                self.client.log_artifact(run_id, str(path), None if path.parent == self.run.folder else "plots")
         weights = self.run.folder / "checkpoints" / f"step-{best_step:08d}" / "model.safetensors"
         if weights.exists():
             self.client.log_artifact(run_id, str(weights), "best")

@@ -34,6 +34,7 @@ silent_stores = set[str]()  # those that the last run has waited for in vain: th
 MIN_RATE = 1e6  # bytes a second of an upload
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
 Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
 
@@ -109,16 +110,17 @@ def connect_briefly(uri: str | None = None) -> Iterator[Any]:
 def choose_uri(recorded: str | None, requested: str | None = None) -> str:
     """Return the URI of the store that a folder's configuration records, if it is the user's own: no password goes elsewhere.
 
-    His own are what this command requests, MLFLOW_TRACKING_URI, the default, and any local file. The passwords, which are not
-    recorded, are those of his own. Raise ValueError for a server that only the configuration names.
+    His own are what this command requests, MLFLOW_TRACKING_URI and the default. A local file is not trusted either: what it
+    records says where artifacts go. The passwords, which are not recorded, are those of his own. Raise ValueError for a store
+    that only the configuration names.
     """
     own = [resolve_uri(requested), resolve_uri(), DEFAULT_URI]
-    if recorded is None or recorded.startswith("sqlite:///"):
-        return recorded or own[0]
+    if recorded is None:
+        return own[0]
     if match := next((uri for uri in own if redact(uri) == redact(recorded)), None):
         return match
-    server = redact(recorded)
-    raise ValueError(f"only the configuration in the folder names the server {server}; if it is yours, set MLFLOW_TRACKING_URI")
+    store = redact(recorded)
+    raise ValueError(f"only the configuration in the folder names the store {store}; if it is yours, set MLFLOW_TRACKING_URI")
 
 
 def find_store_uri(sweep_folder: Path, requested: str | None = None) -> str:
