@@ -105,11 +105,39 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
             tracker.finish(status, asdict(summary))  # also where the disk is full
 
 
+def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[str, Any], difference: str) -> None:
+    """Write down what was requested and where, with git's difference, before anything can go wrong.
+
+    Raise ValueError where another run would be lost.
+    """
+    folder = run_config.folder
+    if run_dir.holds_run(folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
+        raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
+    run_dir.check_links(folder)
+    run_dir.make_folder(folder)
+    for parent in (folder, *folder.parents[:3]):  # Hydra has made them
+        run_dir.sync(parent)
+    run_dir.replace_text(folder / "config.yaml", config_yaml)
+    keep_environment(folder)
+    overrides = "".join(f"{line}\n" for line in run_config.overrides)
+    run_dir.replace_text(folder / "overrides.txt", overrides)
+    run_dir.write_record(folder / "env.json", environment | {"overrides": overrides})
+    if difference:
+        run_dir.replace_text(folder / "git.diff", redact(difference) + "\n")
+
+
+def keep_environment(folder: Path) -> None:
+    """Keep the env.json of an earlier part of the run as env.1.json, env.2.json, ..."""
+    if (file := folder / "env.json").exists():
+        number = 1 + len(list(folder.glob("env.*.json")))
+        file.rename(folder / f"env.{number}.json")
+
+
 def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     """Write down what was requested, and start the tracker; return the run folder."""
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(run_config.config))
     separate_files(run_config.folder)
-    run_dir.begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
+    begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
     tracker.start(run_config)
     return run_config.folder
 

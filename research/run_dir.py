@@ -3,26 +3,29 @@
 The preflight imports this file before anything heavy: what only a run needs is imported inside functions.
 """
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
 
-from research.cli import redact
 from research.ranges import take_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
 SUMMARY_FILE = "summary.json"
 OUTER_KEYS = ("out", "resume", "tracker")  # settings of where a run goes, where it begins, who watches: no part of the result
+MAX_TEXT_BYTES = 1 << 26  # of a file that describes a run
 CHECKSUM_KEY = "crc32"  # in our records: of all that stands beside it
 SUMMARY_V1 = {"rounded": "quantized_params"}  # keys of version 1 and what they are called now
 SHAPE_V1 = {"vocab": "vocab_size", "length": "seq_len", "features": "num_features", "classes": "num_classes"}
@@ -135,11 +138,19 @@ def parse_json(text: str) -> dict[str, Any]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Once this returns it outlives a power cut."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    draft.write_text(text)
-    sync(draft)
-    draft.replace(path)
+    with replace_file(path) as draft:
+        draft.write_text(text)
+        sync(draft)
     sync(path.parent)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file at; then it takes the place of `path`, also of a link there, which is not followed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.unlink(missing_ok=True)  # somebody's link
+    yield draft
+    draft.replace(path)
 
 
 def sync(path: Path) -> None:
@@ -162,11 +173,44 @@ def make_folder(path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file; nothing where it is not there, or damaged, which a warning names."""
     try:
-        return parse_json(path.read_text())
+        return parse_json(read_text(path))
     except (OSError, ValueError) as error:
         if path.exists():
             log.warning("%s is damaged and left out: %s", path, error)
         return {}
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to read. Raise OSError for a pipe or a device, which would be waited for, or have no end."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Return the text of a file that describes a run. Raise OSError for one too large for that, or no regular file."""
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_TEXT_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {MAX_TEXT_BYTES} bytes", str(path))
+        return file.read().decode(errors=errors)
+
+
+def find_link(folder: Path) -> Path | None:
+    """Return a link through which what is written to a run or a sweep would go elsewhere; None where there is none.
+
+    Folders may be links, as checkpoints or trials on another disk, but not `plots`, whose pictures are replaced.
+    """
+    plots = folder / "plots"
+    paths = [plots, *folder.glob("*"), *(plots.glob("*") if not plots.is_symlink() else ())]
+    return next((path for path in paths if path.is_symlink() and (path == plots or not path.is_dir())), None)
+
+
+def check_links(folder: Path) -> None:
+    """Raise ValueError for a folder that has such a link."""
+    if link := find_link(folder):
+        raise ValueError(f"{link} is a link: what is written there would go elsewhere\nremove it, or give another folder")
 
 
 def replace_nonfinite(value: Any) -> Any:
@@ -184,13 +228,19 @@ class HeldError(ValueError):
 def lock(folder: Path, error_message: str = "") -> Iterator[None]:
     """Hold the folder while this process lives, however it ends. Raise HeldError while another process does."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with open_lock(folder / ".lock") as file:
         if not try_lock(file, fcntl.LOCK_EX):
             raise HeldError(error_message or f"out: another run is writing to {folder}; give another out or name")
         yield
 
 
-def try_lock(file: IO[str], kind: int) -> bool:
+def open_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> IO[bytes]:
+    """Open a file to lock it. It keeps what it holds. Raise OSError for a link, which might lead to any file."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), "rb")
+
+
+def try_lock(file: IO[bytes], kind: int) -> bool:
     """Lock a file and return True; False while another process holds it. Without locks warn: a run is better than none."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -242,51 +292,7 @@ def is_locked(folder: Path) -> bool:
 def is_file_locked(path: Path) -> bool:
     """Return True while a process on this machine holds an exclusive lock on the file."""
     try:
-        with path.open() as file:
+        with open_lock(path, os.O_RDONLY) as file:
             return not try_lock(file, fcntl.LOCK_SH)
     except OSError as error:  # another user's counts as locked
         return not isinstance(error, FileNotFoundError)
-
-
-def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[str, Any], difference: str) -> None:
-    """Write down what was requested and where, with git's difference, before anything can go wrong.
-
-    Raise ValueError where another run would be lost.
-    """
-    folder = run_config.folder
-    if holds_run(folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
-        raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
-    make_folder(folder)
-    for parent in (folder, *folder.parents[:3]):  # Hydra has made them
-        sync(parent)
-    replace_text(folder / "config.yaml", config_yaml)
-    keep_environment(folder)
-    overrides = "".join(f"{line}\n" for line in run_config.overrides)
-    replace_text(folder / "overrides.txt", overrides)
-    write_record(folder / "env.json", environment | {"overrides": overrides})
-    if difference:
-        replace_text(folder / "git.diff", redact(difference) + "\n")
-
-
-def find_damage(folder: Path) -> Iterator[str]:
-    """Yield what is wrong with a run's overrides.txt and env.json, which holds the overrides too since version 0.3."""
-    texts = {}
-    for name in ("overrides.txt", "env.json"):
-        try:
-            texts[name] = (folder / name).read_text(errors="replace")
-        except OSError as error:
-            yield f"{name} {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
-    try:
-        recorded = parse_json(texts["env.json"]).get("overrides") if "env.json" in texts else None
-    except ValueError as error:
-        yield f"env.json is damaged: {error}"
-    else:
-        if recorded is not None and texts.get("overrides.txt", recorded) != recorded:
-            yield "overrides.txt is damaged: env.json has other overrides"
-
-
-def keep_environment(folder: Path) -> None:
-    """Keep the env.json of an earlier part of the run as env.1.json, env.2.json, ..."""
-    if (file := folder / "env.json").exists():
-        number = 1 + len(list(folder.glob("env.*.json")))
-        file.rename(folder / f"env.{number}.json")

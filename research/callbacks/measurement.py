@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from research import rules
+from research.run_dir import replace_file
 from research.training.state import Callback, State
 
 if TYPE_CHECKING:
@@ -48,4 +49,5 @@ def save_figure(figure: "Figure", state: State, name: str) -> None:
     """Save a figure in the run folder, as plots/NAME.png."""
     assert state.info.folder
     (state.info.folder / "plots").mkdir(exist_ok=True)
-    figure.savefig(state.info.folder / "plots" / f"{name}.png", dpi=120)
+    with replace_file(state.info.folder / "plots" / f"{name}.png") as draft:
+        figure.savefig(draft, dpi=120, format="png")

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from research.pbt.evolve import Member, rank_members
 from research.pbt.plan import Plan
 from research.report.results import render_csv
-from research.run_dir import replace_text
+from research.run_dir import replace_file, replace_text
 from research.tracking import mlflow_store
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
     starts = [0, *(member.steps for member in line)]
     schedule = [{"from": a, "until": m.steps, "run": m.name, "params": m.params} for a, m in zip(starts, line, strict=False)]
     replace_text(folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(solution | {"schedule": schedule})))
-    draw_lineage(members, line, keys, plan.monitor, plan.maximize).savefig(folder / "lineage.png", dpi=120)
+    with replace_file(folder / "lineage.png") as draft:
+        draw_lineage(members, line, keys, plan.monitor, plan.maximize).savefig(draft, dpi=120, format="png")
     return best
 
 

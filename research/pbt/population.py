@@ -16,7 +16,7 @@ from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
 from research.preflight.overrides import to_override
-from research.run_dir import TRIAL_ENV_VAR, Summary, list_checkpoints, lock, read_summary
+from research.run_dir import TRIAL_ENV_VAR, Summary, check_links, list_checkpoints, lock, read_summary
 from research.sweep.compose import Composer
 from research.sweep.objective import find_lack
 from research.sweep.plan import format_row, hash_record, resolve_folder
@@ -36,6 +36,7 @@ def run_population(
         print(redact("\n".join(describe_plan(plan))))
         return
     plan.folder = resolve_folder(plan.settings, config, POPULATION_FILE, lambda folder: can_resume(plan, folder))
+    check_links(plan.folder)
     with lock(plan.folder):
         population = Population(plan, Composer(context.config_loader).make_launcher(config, context, plan.folder, task))
         status = KILLED

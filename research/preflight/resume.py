@@ -18,7 +18,17 @@ from research.preflight.overrides import expand_sweep, format_mistake, to_litera
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
-from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, expand_path, find_damage, is_locked, list_checkpoints, to_run_folder
+from research.run_dir import (
+    OUTER_KEYS,
+    RUN_ID_PATTERN,
+    expand_path,
+    find_link,
+    is_locked,
+    list_checkpoints,
+    parse_json,
+    read_text,
+    to_run_folder,
+)
 from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints, read_manifest
 
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
@@ -79,6 +89,23 @@ def get_folder_overrides(requested: RequestedConfig) -> list[str]:
     """Return the overrides that replace the ~ of folders which Hydra makes: it would make one called ~."""
     folders = {key: requested.get_resolved(key)[0] for key in ("out", "hydra.run.dir", "hydra.sweep.dir")}
     return [f"{key}={to_literal(str(expand_path(path)))}" for key, path in folders.items() if str(path).startswith("~")]
+
+
+def find_damage(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a run's overrides.txt and env.json, which holds the overrides too since version 0.3."""
+    texts = {}
+    for name in ("overrides.txt", "env.json"):
+        try:
+            texts[name] = read_text(folder / name, "replace")
+        except OSError as error:
+            yield f"{name} {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
+    try:
+        recorded = parse_json(texts["env.json"]).get("overrides") if "env.json" in texts else None
+    except ValueError as error:
+        yield f"env.json is damaged: {error}"
+    else:
+        if recorded is not None and texts.get("overrides.txt", recorded) != recorded:
+            yield "overrides.txt is damaged: env.json has other overrides"
 
 
 def starts_from_weights(requested: RequestedConfig) -> bool:
@@ -143,7 +170,7 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
         return None
     out = expand_path(str(requested.get_resolved("out")[0]))
     for file in (*out.glob("*/*/mlflow_run_id"), *out.glob("*/*/*/mlflow_run_id")):
-        if file.read_text(errors="replace").strip() == value:
+        if read_text(file, "replace").strip() == value:
             return file.parent.resolve()
     # MLflow takes seconds to import, so it is asked only about a run that is not below `out`.
     from research.tracking.mlflow_store import get_run_folder
@@ -212,7 +239,15 @@ def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
         if own and is_locked(own):
             yield Conflict(("resume.path",), f"another process is writing this very run: {own}", "wait for its end")
         elif own:
-            yield from filter(None, [check_same_run(own, resolve_settings(requested))])
+            yield from filter(None, [check_same_run(own, resolve_settings(requested)), find_link_conflict(own)])
+
+
+def find_link_conflict(folder: Path) -> Conflict | None:
+    """What a run writes stays in its folder, whoever has made that."""
+    if not (link := find_link(folder)):
+        return None
+    message = f"{link} is a link: what is written there would go elsewhere"
+    return Conflict(("resume.path", "hydra.run.dir"), message, "remove it, or copy its file")
 
 
 def check_same_run(folder: Path, settings: dict[str, Any], is_trial: bool = False) -> Conflict | None:
@@ -239,6 +274,8 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         yield Conflict(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
     target = expand_path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()
     writes_there = "hydra.run.dir" in requested.typed_overrides and target == folder
+    if writes_there or not (is_new or is_elsewhere(path)):
+        yield from filter(None, [find_link_conflict(folder)])
     if writes_there and is_elsewhere(path) and not is_new:
         message = f"{folder} has later checkpoints than {path.name}"
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
 from research.metrics import confidence_interval
 from research.report.results import Setting, Sweep, compute_mean, parse_number, parse_value
+from research.run_dir import replace_file
 from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
@@ -178,4 +179,5 @@ def draw(arms: Sequence[Arm], folder: Path) -> None:
         axis.set_xticks(range(len(sizes)), labels)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(folder / "gap.png", dpi=120)
+    with replace_file(folder / "gap.png") as draft:
+        figure.savefig(draft, dpi=120, format="png")

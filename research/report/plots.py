@@ -22,6 +22,7 @@ from research.cli import first_line
 from research.metrics import confidence_interval
 from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
+from research.run_dir import replace_file
 from research.tracking.history import METRICS_FILE, read_records
 from research.tracking.optuna_storage import silence_optuna
 
@@ -70,11 +71,9 @@ def use_off_screen_backend() -> Iterator[None]:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a picture under another name and rename it: a file is complete or not there."""
-    draft = file.with_name(f".{file.name}.draft")
-    # A tight box draws the figure twice, and one with a layout of its own does not need it.
-    figure.savefig(draft, dpi=110, format="png", bbox_inches=None if figure.get_layout_engine() else "tight")
-    draft.replace(file)
+    """Write a picture, complete or not at all."""
+    with replace_file(file) as draft:  # a tight box draws the figure twice, and one with a layout of its own does not need it
+        figure.savefig(draft, dpi=110, format="png", bbox_inches=None if figure.get_layout_engine() else "tight")
 
 
 def iter_plots(sweep: Sweep) -> Iterator[PlotSpec]:

@@ -15,7 +15,7 @@ from research.report.plots import draw
 from research.report.preset import build_preset, build_solution, dump_yaml
 from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
-from research.run_dir import RUN_ID_PATTERN, expand_path, replace_text
+from research.run_dir import RUN_ID_PATTERN, check_links, expand_path, replace_text
 from research.tracking import mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
 from research.tracking.storage import resolve_uri
@@ -110,6 +110,7 @@ def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
             folder = find_sweep_folder(source)
         if (folder / POPULATION_FILE).exists():
             raise ValueError(f"it is a population; {POPULATION_HINT}")
+        check_links(folder)
         study = load_study(folder, storage or find_journal(folder))
     except ValueError as error:
         raise ValueError(f"SWEEP={source}: {error}") from error

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration, redact
 from research.rules import check_name, enforce
-from research.run_dir import OUTER_KEYS, SUMMARY_FILE, expand_path, make_folder, read_summary
+from research.run_dir import OUTER_KEYS, SUMMARY_FILE, check_links, expand_path, make_folder, read_summary
 from research.sweep.optuna_private import contains
 from research.sweep.settings import CommonSettings, SweepSettings
 from research.sweep.space import Space, parse_space
@@ -146,6 +146,7 @@ def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
         plan.storage = f"journal://{expand_path(match[1]).absolute()}"
     elif file := find_sqlite_file(str(s.storage)):
         plan.storage = format_sqlite_url(expand_path(file).absolute(), str(s.storage))
+    check_links(plan.folder)
     make_folder(plan.folder)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from research.cli import redact, wait_for
-from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, is_locked, read_summary
+from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, is_locked, read_summary, read_text
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import DEFAULT_URI, FileLock, find_sqlite_file, format_sqlite_url, resolve_uri
 
@@ -129,7 +129,7 @@ def find_store_uri(sweep_folder: Path, requested: str | None = None) -> str:
     Raise ValueError as `choose_uri` does; `requested` is what this command names.
     """
     for file in (*sorted(sweep_folder.glob("*/config.yaml"))[:1], *sorted(sweep_folder.glob("*/0/config.yaml"))[:1]):
-        return choose_uri(((yaml.safe_load(file.read_text()) or {}).get("tracker") or {}).get("uri"), requested)
+        return choose_uri(((yaml.safe_load(read_text(file)) or {}).get("tracker") or {}).get("uri"), requested)
     return resolve_uri(requested)
 
 
@@ -152,7 +152,7 @@ def is_copy(run: Any, folder: Path) -> bool:
     if original == folder or (original.exists() and folder.exists() and original.samefile(folder)):
         return False
     id_file = original / RUN_ID_FILE
-    still_there = id_file.is_file() and id_file.read_text(errors="replace").strip() == run.info.run_id
+    still_there = id_file.is_file() and read_text(id_file, "replace").strip() == run.info.run_id
     return still_there or str(host) != socket.gethostname()
 
 
@@ -164,7 +164,7 @@ def find_run(client: Any, folder: Path) -> Any:
     from mlflow.exceptions import MlflowException
 
     id_file, summary = folder / RUN_ID_FILE, read_summary(folder)
-    text = id_file.read_text(errors="replace").strip() if id_file.exists() else ""
+    text = read_text(id_file, "replace").strip() if id_file.exists() else ""
     for run_id in filter(partial(re.fullmatch, RUN_ID_PATTERN), (text, str(summary and summary.mlflow_run_id))):
         try:
             stored_run = client.get_run(run_id)
@@ -187,7 +187,7 @@ def find_run(client: Any, folder: Path) -> Any:
 
 def read_run_id(client: Any, folder: Path) -> str:
     """Return the id of the run in MLflow that a folder names. Raise ValueError where the folder is a copy of that run's."""
-    run_id = (folder / RUN_ID_FILE).read_text(errors="replace").strip()
+    run_id = read_text(folder / RUN_ID_FILE, "replace").strip()
     if is_copy(client.get_run(run_id), folder):
         raise ValueError(f"{folder} is a copy of the folder of run {run_id}, which stays as it is")
     return run_id

@@ -9,7 +9,7 @@ from typing import IO
 from urllib.parse import unquote
 
 from research.cli import wait_for
-from research.run_dir import ROOT, expand_path
+from research.run_dir import ROOT, expand_path, open_lock
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
@@ -24,12 +24,12 @@ class FileLock:
     """
 
     path: Path
-    file: IO[str] | None = None
+    file: IO[bytes] | None = None
 
     def acquire(self) -> bool:
         """Wait until no other process holds the lock, then hold it. Return True. A signal ends the wait, by Stopped."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("w")
+        file = open_lock(self.path)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from research.run_dir import list_checkpoints, parse_step
+from research.run_dir import list_checkpoints, open_file, parse_step, read_text
 
 MANIFEST_FILE, SHARDS_FOLDER = "manifest.json", "shards"
 
@@ -63,7 +63,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a checkpoint. Raise DamagedError where it cannot be read."""
     try:
-        return Manifest.from_json((folder / MANIFEST_FILE).read_text())
+        return Manifest.from_json(read_text(folder / MANIFEST_FILE))
     except DamagedError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -105,7 +105,7 @@ def is_intact(folder: Path) -> bool:
 
 def hash_file(path: Path) -> dict[str, Any]:
     """Return "bytes" and "sha256" of a file that may be larger than the memory."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
 
 

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from fitting import fit, read_metrics
 from mlflow.tracking import MlflowClient
-from program import TINY, create_empty_store, start_run, train, wait_for_run
+from program import ROOT, TINY, create_empty_store, start_run, train, wait_for_run
 
 from research.export.__main__ import upload_report
-from research.run_dir import RunConfig, list_checkpoints
+from research.preflight.check import find_mistakes
+from research.preflight.overrides import to_literal
+from research.run_dir import RunConfig, check_links, list_checkpoints, lock, replace_file
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow
 from research.tracking.mlflow_store import read_run_id
+from research.tracking.storage import FileLock
 from research.training import checkpoint
 from research.training.checkpoint import hash_weights
 from research.training.state import Callback, State
@@ -107,6 +110,58 @@ def test_where_no_checkpoint_can_be_saved_the_run_does_not_begin(tmp_path: Path,
     with pytest.raises(ValueError, match="checkpoints is no folder"):
         fit(tmp_path / "run", steps=LAST, **SETTINGS)
     assert read_metrics(tmp_path / "run") == []
+
+
+OLD = ROOT / "tests" / "fixtures" / "v1"
+COMMAND = ["model=bitmlp", "data=digits", "optim=adamw", "batch_size=16", "model.dim=16", "model.depth=1", "steps=40"]
+LINKS = [
+    ".lock",
+    "train.log",
+    "metrics.jsonl",
+    "git.diff",
+    "summary.json",
+    "env.json",
+    "plots/curves.png",
+    "plots",
+    "gone",
+    "leak.txt",
+]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_run_writes_through_no_link_of_its_folder(tmp_path: Path, name: str) -> None:
+    """A folder that somebody else has made may lead to any file of the user's."""
+    run, precious = Path(shutil.copytree(OLD / "digits", tmp_path / "run")), tmp_path / "precious"
+    shutil.rmtree(run / "plots", ignore_errors=True)
+    link = run / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    precious.mkdir() if name == "plots" else precious.write_text("precious")
+    link.symlink_to(tmp_path / "nowhere" if name == "gone" else precious)
+    (mistake,) = find_mistakes([f"resume.path={to_literal(str(run))}", *COMMAND], multirun=False)
+    assert f"{link} is a link: what is written there would go elsewhere" in mistake
+    with pytest.raises(ValueError, match=f"{link} is a link"):
+        check_links(run)
+    assert name == "plots" or precious.read_text() == "precious"
+
+
+def test_folders_on_another_disk_are_no_such_links(tmp_path: Path) -> None:
+    for name in ("checkpoints", "0"):
+        (tmp_path / "away" / name).mkdir(parents=True)
+        (tmp_path / name).symlink_to(tmp_path / "away" / name)
+    check_links(tmp_path)
+
+
+def test_a_lock_and_a_picture_keep_what_a_link_leads_to(tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / ".lock"
+    precious.write_text("precious")
+    link.symlink_to(precious)
+    for holder in (lock(tmp_path), FileLock(link)):
+        with pytest.raises(OSError, match=r"\.lock"), holder:
+            pass
+    with replace_file(link) as draft:
+        draft.write_text("new")
+    assert (precious.read_text(), link.read_text(), link.is_symlink()) == ("precious", "new", False)
 
 
 class Move(Callback):

@@ -16,7 +16,8 @@ from sweep_worker import make_worker
 from torch.distributed.checkpoint.metadata import Metadata
 
 from research import run_dir
-from research.run_dir import RunConfig, begin_run_folder, list_checkpoints
+from research.run import begin_run_folder
+from research.run_dir import RunConfig, list_checkpoints
 from research.sweep.plan import set_folder
 from research.training.shard_files import METADATA_FILE, write_metadata
 
