@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import io
+import json
 import logging
 import os
 import re
@@ -13,24 +14,45 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
+from urllib.parse import quote
 
 from research import signals
 
 T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
 HIDDEN = "***"
-SECRET = r"(?:pass(?:word|wd)|secret|token|api_?key|access_?key|signature)"
-PATTERNS = tuple(  # Hydra writes \ before : and = of a value, and prints \\
+# A key that ends so has a secret as its value; of a model's tokens none is one, nor is a count of them.
+NO_TOKEN = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "last", "first", "next"))
+SECRET = (
+    rf"(?:pass(?:word|wd|phrase)|secret|{NO_TOKEN}token(?!: *[-+.\d]+\b)|(?:api|access|account|secret|private)[-_]?key"
+    r"|credentials?|connection[-_]?string|authorization)"
+)
+BRIEF = "pass|pwd|auth|key|sig|signature|sas|jwt|code|pat"  # so in the query of a URL, and at the end of a variable's name
+SECRET_KEY = re.compile(rf"(?i)(?:{SECRET}|(?:^|[_.-])(?:pass|pwd|jwt))$")
+SECRET_VARIABLE = re.compile(rf"(?i)(?:{SECRET}|_pass|_pwd|(?P<brief>tokens|_(?:{BRIEF})))(?:_\d+)?$")
+COLON = r"\\*(?::|%3A)\\*(?:/|%2F)\\*(?:/|%2F)"  # Hydra writes \ before : and = of a value, and prints \\; JSON may write \/
+SCHEME = rf"(?<![\w+.-])\w[\w+.-]*{COLON}"
+USERS = r"(?:postgres|mysql|mariadb|mssql|oracle|ssh|sftp|git:)"  # before @ they have a user's name, others a token
+IN_QUERY = r"(?:[?&;#]|%3[BF]|%26)(?:[\w.-]*[-_.])?"
+VALUE = r"(?:(?<=\")(?:\\.|[^\"\\])+(?=\")|(?<=')(?:\\.|[^'\\])+(?=')|(?:\\.|[^\s\"'%s])+)"
+PATTERNS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*\\*://[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
-        r"(\w[\w+.-]*\\*://[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
-        r"(https?\\*://)[^\s/:@]+(?=@)",  # a token in place of user and password
-        rf"((?i:[?&;][\w.-]*{SECRET}[\w.-]*\\*=))[^\s&\"']+",  # in a URL's query
-        rf"(\b[A-Z0-9_]*{SECRET.upper()}\\*=[\"']?|(?<![?&;])\bpassword\\*=)[^\s\"']+",  # a variable; a key of libpq
+        rf"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*{COLON}[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
+        rf"({SCHEME}[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
+        rf"({SCHEME}[^\s/:@]*:)(?!\d{{1,5}}\b)[^\s@]+ (?:(?!://)[^@\n])*(?=@\S)",  # a space in its password
+        rf"({SCHEME}[^\s/:@%]*%3A)[^\s&]+?(?=%40|@)",
+        r"((?:^|(?<=[\s\"'=(\[{,]))//[^\s/:@]*:)\S+(?=@)",
+        rf"((?<![\w+.-])(?!{USERS}){SCHEME})[^\s/:@]+(?=@)",
+        rf"(?i)({IN_QUERY}(?:{BRIEF}|{SECRET})(?:\\*=|%3D))(?:(?!%3B|%26)[^\s&\"'])+",
+        rf"(?i)({SECRET}\\*[\"']?(?:\\*=|%3D)\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
+        rf"(?i)({SECRET}\\*[\"']?\s?(?:\\*:|%3A)\s*+\\*+[\"']?+(?:(?:bearer|basic|digest)\s++)?+)(?!\*\*\*){VALUE % ',}'}",
+        rf"(\b[A-Z0-9_]+_(?:{BRIEF.upper()})\\*=\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
+        rf"(?i)(--[\w-]*{SECRET}\s+)[^\s\"'-]\S*",
     )
 )
 
@@ -41,19 +63,55 @@ def redact(value: T) -> T:
     Whatever leaves the process goes through here: files of a run, logs, messages, MLflow.
     """
     if isinstance(value, dict):
-        return {key: redact(inner) for key, inner in value.items()}  # type: ignore[return-value]
-    if isinstance(value, list):
-        return [redact(inner) for inner in value]  # type: ignore[return-value]
+        return {redact_key(key): hide(inner) if is_secret(key) else redact(inner) for key, inner in value.items()}  # type: ignore[return-value]
+    if type(value) in (list, tuple):
+        return type(value)(map(redact, value))  # type: ignore[call-arg, call-overload]
+    if isinstance(value, bytes):
+        return redact(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")  # type: ignore[return-value]
     if not isinstance(value, str):
         return value
     text = str(value)
-    if "=" in text or "://" in text:
+    if re.search("[=:%@]|--", text):
         for pattern in PATTERNS:
             text = pattern.sub(rf"\1{HIDDEN}", text)
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and re.search(rf"(?i){SECRET}$", name):
-            text = re.sub(r"\\*".join(["", *map(re.escape, secret)]), HIDDEN, text)
+    for secret in find_secrets():
+        text = compile_secret(secret).sub(HIDDEN, text)
     return text  # type: ignore[return-value]
+
+
+def redact_key(key: T) -> T:
+    """Return a key of a dict without secrets. A name has none."""
+    return key if isinstance(key, str) and re.fullmatch(r"[\w./-]*", key) else redact(key)
+
+
+def is_secret(key: object) -> bool:
+    """Return whether the value of a key is a secret."""
+    return isinstance(key, str) and bool(SECRET_KEY.search(key))
+
+
+def hide(value: Any) -> Any:
+    """Return what stands for a secret; what can be none is redacted as elsewhere."""
+    is_value = isinstance(value, str | bytes | int | float) and not isinstance(value, bool)
+    return HIDDEN if is_value and value else redact(value)
+
+
+def find_secrets() -> Iterator[str]:
+    """Yield the secrets of the environment, which have a length by which a text can be told to hold them."""
+    for name, value in os.environ.items():
+        match, is_word = match_variable(name), value.lower() in ("true", "false", "none", "null")
+        if match and not is_word and len(value) >= (8 if match["brief"] or value.isdecimal() else 4):
+            yield value
+
+
+match_variable = lru_cache(SECRET_VARIABLE.search)
+
+
+@lru_cache
+def compile_secret(secret: str) -> re.Pattern[str]:
+    """Return the pattern of a secret as it is, quoted by Hydra, Python, JSON or a URL. A short one is no part of a word."""
+    forms = dict.fromkeys((secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1]))
+    texts = "|".join(r"\\*".join(["", *map(re.escape, form)]) for form in forms)
+    return re.compile(texts if len(secret) >= 8 else rf"(?<!\w)(?:{texts})(?!\w)")
 
 
 class RedactedRecord(logging.LogRecord):

@@ -237,7 +237,7 @@ def lock(folder: Path, error_message: str = "") -> Iterator[None]:
 def open_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> IO[bytes]:
     """Open a file to lock it. It keeps what it holds. Raise OSError for a link, which might lead to any file."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return open(os.open(path, flags, 0o666), "rb")
+    return open(path, "rb", opener=lambda name, _: os.open(name, flags, 0o666))
 
 
 def try_lock(file: IO[bytes], kind: int) -> bool:

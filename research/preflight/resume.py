@@ -157,7 +157,7 @@ def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, li
 def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
     """Return the run's settings by their dotted keys, without Hydra's own."""
     leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
-    return {key: redact(requested.get_resolved(key)[0]) for key, _ in leaves}  # a run folder holds no passwords
+    return redact({key: requested.get_resolved(key)[0] for key, _ in leaves})  # a run folder holds no passwords
 
 
 def find_resume_path(requested: RequestedConfig) -> Path | None:

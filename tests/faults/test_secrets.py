@@ -1,6 +1,8 @@
 """Row 18: passwords leave the process for nobody but the server that the user names."""
 
+import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -74,6 +77,100 @@ def test_a_secret_is_hidden_and_nothing_else(text: Any, expected: Any, monkeypat
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "last_token")
     assert redact(text) == expected
     assert redact(redact(text)) == expected
+
+
+P = "hunter22X"
+SECRETS = f"""
+postgresql://u:{P}@h/db  redis://:{P}@h:6379  ftp://{P}@h  grpc://{P}@h:1  databricks://{P}@h  s3://KEY:{P}@b  a.b://u:{P}@h
+cannot reach http://u:pa {P}@h/x now  cannot reach http://u:pa/{P}@h:80/x now  //u:{P}@h/x  http:\\/\\/u:{P}@h  http://u%3A{P}@h
+http%3A%2F%2Fu%3A{P}%40h  http://h/?sig={P}  http://h/?pwd={P}  http://h/?pass={P}  http://h/?auth={P}  http://h/?key={P}
+http://h/?api-key={P}  http://h/?jwt={P}  https://s3/x?X-Amz-Credential={P}  https://s3/x?a=1&X-Amz-Signature={P}
+http://h/#access_token={P}  DRIVER=x;UID=u;PWD={P}  mssql:///?odbc_connect=UID%3Du%3BPWD%3D{P}  Server=h;Password={P};
+AccountKey={P};  passphrase={P}  host=h password='{P} x{P}'  jdbc:postgresql://h/db?user=u&password={P}  Authorization: Bearer {P}
+Authorization: Basic {P}  {{'password': '{P}'}}  {{password:{P}}}  password: {P}  "token": "{P}"  --password {P}  --token={P}  +tracker.password={P}
+tracker.token={P}  hydra.job.env_set.HF_TOKEN={P}  +hydra.job.env_set.DB_PASS={P}  client_secret={P}  hf_token={P}
+{{url:x,engine_kwargs:{{connect_args:{{password:{P}}}}}}}  (psycopg2) connection to 'dbname=x password={P} host=h'
+{{\\"password\\": \\"{P}\\"}}  PASSWORD={P}  secret_key={P}  connection_string={P}
+""".replace("\n", "  ").strip()
+
+
+@pytest.mark.parametrize("text", re.split(r"\s{2,}", SECRETS))
+def test_each_form_of_a_secret_is_hidden(text: str) -> None:
+    for around in (text, f"it is {text}", f"['{text}']", f"{text} there", f"a\n{text}\nb"):
+        assert P not in redact(around)
+        assert HIDDEN in redact(around)
+        assert redact(redact(around)) == redact(around)
+
+
+PLAIN = """
+tokens=200  --tokens 200  token_bytes=3  data.tokenizer=bpe  key=value  val/loss=0.5  max_tokens: 5  bits per token: 1.23
+eos_token: </s>  pad_token=x  token, then 3  {'tokens': 3}  token_id=5  http://127.0.0.1:5000  see http://h:5000 and mail a@b.c
+postgresql://me@host:5432/name  ssh://git@github.com/x  git@github.com:a/b.git  run 0123456789abcdef0123456789abcdef
+PWD=/home/u  passes=3  signature: (Tensor input)  author=me  keys=[a,b]  https://h/x?page=2&monkey=3  s3://bucket/key@v1  secretary=x
+journal:///a/b  optim.lr=${lr}  a.py:12: error  12:30:01 INFO
+""".replace("\n", "  ").strip()
+
+
+@pytest.mark.parametrize("text", re.split(r"\s{2,}", PLAIN))
+def test_what_is_no_secret_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISABLE_AUTH", "true")
+    monkeypatch.setenv("MAX_TOKENS", "200")
+    monkeypatch.setenv("PASSWORD", "en")  # too short to be told from a part of a word
+    monkeypatch.setenv("DB_PASS", "erro")
+    assert redact(text) == text
+
+
+VARIABLES = [
+    "DB_PASS",
+    "LDAP_PWD",
+    "GITHUB_PAT",
+    "REDIS_AUTH",
+    "WANDB_KEY",
+    "SSH_PASSPHRASE",
+    "MY_CREDENTIALS",
+    "TOKENS",
+    "X_TOKEN_2",
+]
+
+
+@pytest.mark.parametrize("name", [*VARIABLES, "AZURE_CONNECTION_STRING", "PGPASSWORD"])
+def test_each_secret_of_the_environment_is_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = 'Sup3r Secret"x'
+    monkeypatch.setenv(name, secret)
+    for form in (secret, repr(secret), json.dumps(secret), quote(secret), quote(secret, safe="")):
+        assert "Sup3r" not in redact(f"x {form} y")
+    monkeypatch.setenv("PGPASSWORD", "ab1!")
+    assert redact("it is ab1! or cab1!x") == "it is *** or cab1!x"
+
+
+def test_each_part_of_a_record_is_redacted() -> None:
+    url = f"http://u:{P}@h"
+    record = {url: 1, "t": (url, [url]), "b": url.encode(), "a": {"password": P, "hf_token": 7, "secret": ""}, "db.passwd": P}
+    record |= {"key": "value", "tokens": 200, "eos_token": "x", "token": None, "password": True}
+    hidden = f"http://u:{HIDDEN}@h"
+    assert redact(record) == {
+        **{hidden: 1, "t": (hidden, [hidden]), "b": hidden.encode()},
+        **{"a": {"password": HIDDEN, "hf_token": HIDDEN, "secret": ""}, "db.passwd": HIDDEN},
+        **{"key": "value", "tokens": 200, "eos_token": "x", "token": None, "password": True},
+    }
+
+
+STORAGE = f"{{_target_:optuna.storages.RDBStorage,url:foo://h/x,engine_kwargs:{{connect_args:{{password:{PASSWORD}}}}}}}"
+FULL_ERRORS = {
+    "a sweep": ["-m", "seed=0,1", f"hydra.sweeper.storage={STORAGE}", "tracker=none"],
+    "a job": [f"tracker.uri=foo://me:{PASSWORD}@host/x"],
+}
+
+
+@pytest.mark.parametrize("name", ["a sweep", pytest.param("a job", marks=pytest.mark.slow)])
+def test_a_full_error_hides_the_password(tmp_path: Path, name: str) -> None:
+    """Also of a storage's settings, and where Hydra repeats the command."""
+    argv = [str(ROOT / "train.py"), *TINY, *FULL_ERRORS[name], f"out={tmp_path / 'out'}"]
+    done = run(argv, tmp_path, make_environment(tmp_path) | {"HYDRA_FULL_ERROR": "1"})
+    assert done.returncode == 1
+    assert PASSWORD not in done.stdout + done.stderr
+    assert HIDDEN in done.stderr
+    assert find_password(tmp_path) == []
 
 
 def test_what_is_logged_or_printed_is_redacted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
