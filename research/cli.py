@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 from urllib.parse import quote
 
 from research import signals
+from research.ranges import escape_controls
 
 T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
@@ -63,7 +64,7 @@ def redact(value: T) -> T:
     Whatever leaves the process goes through here: files of a run, logs, messages, MLflow.
     """
     if isinstance(value, dict):
-        return {redact_key(key): hide(inner) if is_secret(key) else redact(inner) for key, inner in value.items()}  # type: ignore[return-value]
+        return {redact(key) if ":" in str(key) else key: hide(key, inner) for key, inner in value.items()}  # type: ignore[return-value]
     if type(value) in (list, tuple):
         return type(value)(map(redact, value))  # type: ignore[call-arg, call-overload]
     if isinstance(value, bytes):
@@ -79,20 +80,10 @@ def redact(value: T) -> T:
     return text  # type: ignore[return-value]
 
 
-def redact_key(key: T) -> T:
-    """Return a key of a dict without secrets. A name has none."""
-    return key if isinstance(key, str) and re.fullmatch(r"[\w./-]*", key) else redact(key)
-
-
-def is_secret(key: object) -> bool:
-    """Return whether the value of a key is a secret."""
-    return isinstance(key, str) and bool(SECRET_KEY.search(key))
-
-
-def hide(value: Any) -> Any:
-    """Return what stands for a secret; what can be none is redacted as elsewhere."""
-    is_value = isinstance(value, str | bytes | int | float) and not isinstance(value, bool)
-    return HIDDEN if is_value and value else redact(value)
+def hide(key: object, value: Any) -> Any:
+    """Return the value of a key, or what stands for it where the key names a secret."""
+    is_secret = isinstance(value, str | bytes | int | float) and not isinstance(value, bool) and SECRET_KEY.search(str(key))
+    return HIDDEN if is_secret and value else redact(value)
 
 
 def find_secrets() -> Iterator[str]:
@@ -120,10 +111,10 @@ class RedactedRecord(logging.LogRecord):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.exc_info and self.exc_info[0]:
-            self.exc_text = redact(logging.Formatter().formatException(self.exc_info))
+            self.exc_text = escape_controls(redact(logging.Formatter().formatException(self.exc_info)))
 
     def getMessage(self) -> str:  # noqa: N802
-        return redact(super().getMessage())
+        return escape_controls(redact(super().getMessage()))
 
 
 def redact_output() -> None:
@@ -141,7 +132,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {redact(message)}\n")
+        self.exit(2, escape_controls(f"error: {redact(message)}\n"))
 
 
 class WordStream(io.TextIOWrapper):
@@ -213,8 +204,8 @@ def protect_streams(prints_result: bool = False) -> None:
 
 
 def print_message(text: str, stream: TextIO | None = None) -> None:
-    """Print to `stream`, by default stderr, at once and without passwords."""
-    print(redact(text), file=stream or sys.stderr, flush=True)
+    """Print to `stream`, by default stderr, at once, without passwords and control characters."""
+    print(escape_controls(redact(text)), file=stream or sys.stderr, flush=True)
 
 
 @contextmanager

@@ -50,10 +50,12 @@ def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> 
 
 
 def check_interpolations(settings: Any) -> None:
-    """Raise ValueError for a resolver, as `${oc.env:NAME}`: a run writes its config.yaml resolved, so it is not of one."""
-    texts = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(settings, default=str))
-    if resolvers := [text for text in texts if re.search(r"\$\{.*:", text)]:
-        raise ValueError(f"it holds {resolvers[0][:80]}, and what is read from a folder may not look up anything")
+    """Raise ValueError for a reference, as `${oc.env:NAME}`: a run writes its config.yaml resolved, so it is not of one.
+
+    References to references could also grow without a bound.
+    """
+    if match := re.search(r"\$\{[^\"]{0,80}", json.dumps(settings, default=str)):
+        raise ValueError(f"it holds {match[0]}, and what is read from a folder may not look up anything")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+from research import ranges
 from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
 from research.run_dir import ROOT, TARGETS_ENV_VAR
 
@@ -34,8 +35,7 @@ PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings
 PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
 
 
-# Control characters but the tab, and bytes that are no text.
-UNPRINTABLE = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNPORTABLE = re.compile(r'[<>:"|?*]|^(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$)')  # what Windows and its disks do not take
 MAX_NAME_BYTES = 100  # file systems take 255, with what others append
 
 
@@ -58,13 +58,12 @@ def enforce(*conflicts: Conflict | None) -> None:
 
 
 def check_name(name: str, setting: str = "name") -> Conflict | None:
-    """Return the conflict of a name that cannot be a folder, an experiment in MLflow and a cell of tables."""
-    is_plain = re.fullmatch(r"[^./\\~\s-][^/\\\t]*", name) and not UNPRINTABLE.search(name) and name == name.strip()
+    """Return the conflict of a name that cannot be a folder on every system, an experiment in MLflow and a cell of tables."""
+    is_plain = re.fullmatch(r"[^./\\~\s-]([^/\\]*[^.\s/\\])?", name) and name.isprintable() and not UNPORTABLE.search(name)
     if is_plain and len(name.encode()) <= MAX_NAME_BYTES:
         return None
-    message = (
-        f"{setting}={name!a} cannot name a folder: it has a / or \\, a control character, or a . - ~ or space at its start"
-    )
+    why = "it is or has what not every system takes, or a . - ~ or space at its start or end"
+    message = f"{setting}={name!a} cannot name a folder: {why}"
     if is_plain:
         message = f"{setting}={name[:20]}... has {len(name.encode())} bytes, and a folder's name at most {MAX_NAME_BYTES}"
     return Conflict((setting,), message, f"give a plain word, as {setting}=comparison; out= says where its folder is")
@@ -72,7 +71,7 @@ def check_name(name: str, setting: str = "name") -> Conflict | None:
 
 def check_folder(out: str) -> Conflict | None:
     """Return the conflict of a path that is not text on one line, or whose leading ~ is no home folder."""
-    if UNPRINTABLE.search(out):
+    if ranges.UNPRINTABLE.search(out):
         return Conflict(("out",), f"out={out!a} has a control character, or bytes that are not UTF-8", "give out=FOLDER")
     if "\\${" in out:
         return Conflict(("out",), f"out={out}: Hydra reads ${{ as a reference, also behind a \\", "give out=FOLDER without ${")
@@ -264,6 +263,8 @@ def check_target(key: str, target: str, is_foreign: bool = False, alias: str = "
     why = f"{'what is read from a folder' if is_foreign else 'a configuration'} may name {names}"
     module = target.rpartition(".")[0] or target
     fix = f"if you trust it, set {TARGETS_ENV_VAR}={module}: packages and modules, with commas"
+    if not all(map(str.isidentifier, target.split("."))):
+        fix = "a _target_ is a name, as package.module.Class"
     return Conflict((key,), f"{what}: {why}", fix)
 
 

@@ -21,7 +21,7 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
-from research.rules import UNPRINTABLE
+from research.ranges import escape_controls
 from research.training.oom import get_rss_mb
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
@@ -139,11 +139,6 @@ def retain_memory() -> Iterator[None]:
     mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     yield
     trim(0)
-
-
-def escape_controls(text: str) -> str:
-    """Return a text whose control characters are shown, as \\x1b or \\u2028: a terminal would obey them."""
-    return UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else ascii(match[0])[1:-1].replace("\\r", "\\x0d"), text)
 
 
 def print_stream(prompt: str, chunks: Iterator[bytes]) -> list[float]:

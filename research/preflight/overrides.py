@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.preflight.help import list_groups
-from research.rules import UNPRINTABLE
+from research.ranges import UNPRINTABLE
 from research.run_dir import expand_path
 
 MAX_VALUES = 100_000  # of one range or choice

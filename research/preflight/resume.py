@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
@@ -191,7 +192,7 @@ def load_config(path: Path) -> tuple[dict[str, Any], str]:
     """
     recorded, source = read_recorded_config(path)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(to_run_folder(path) / "config.yaml"))
+        content = parse_yaml(read_text(to_run_folder(path) / "config.yaml"))
     except Exception as error:  # the parser has no common class of errors
         content, damage = None, f"config.yaml {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
     else:
@@ -203,6 +204,13 @@ def load_config(path: Path) -> tuple[dict[str, Any], str]:
         texts = [f"{key} is {now}, not {then}" for key, now, then in differences[:3]]
         damage = f"config.yaml has other settings: {'; '.join(texts)}"
     return recorded, damage and f"{damage}; that of {source} counts"
+
+
+def parse_yaml(text: str) -> Any:
+    """Return YAML as OmegaConf reads it. Raise ValueError for aliases: a run writes none, and they can grow without a bound."""
+    if "&" in text and "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it has aliases")
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:

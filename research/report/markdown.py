@@ -9,11 +9,11 @@ from typing import Any
 
 from research.cli import format_duration
 from research.metrics import confidence_interval
+from research.ranges import UNPRINTABLE
 from research.report.plots import compute_importances
 from research.report.preset import EXCLUDED_KEYS
 from research.report.results import Sweep, format_number
 from research.report.study import parse_bounds
-from research.rules import UNPRINTABLE
 
 MAX_TABLE_ROWS = 10  # trials or configurations
 

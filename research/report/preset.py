@@ -11,8 +11,8 @@ import yaml
 from research.preflight.compose import ComposedConfig
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse
+from research.ranges import UNPRINTABLE
 from research.report.results import FLOAT, Row, Sweep, parse_value
-from research.rules import UNPRINTABLE
 from research.run_dir import OUTER_KEYS
 
 EXCLUDED_KEYS = (*OUTER_KEYS, "hydra")  # no part of a preset

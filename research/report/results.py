@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.preflight.overrides import parse
+from research.ranges import escape_controls
 from research.run_dir import Summary
 from research.tracking.study_spec import StudySpec
 
@@ -184,8 +185,8 @@ def protect_cell(cell: object) -> object:
     """Return a cell that no spreadsheet takes for a formula, and that does not end its line."""
     if not isinstance(cell, str):
         return cell
-    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # Python's writer quotes the latter alone
-    if not cell.lstrip().startswith(("=", "+", "-", "@")):
+    cell = escape_controls(cell.replace("\r\n", "\n").replace("\r", "\n"))  # Python's writer quotes the latter alone
+    if not re.sub(r"^[^!-\U0010ffff]+|[\u200b-\u200d\u2060\xa0\xad]", "", cell).lstrip().startswith(tuple("=+-@＝＋－＠")):
         return cell
     try:
         float(cell)

@@ -16,15 +16,17 @@ from reporting import make_study, make_trial
 
 from research.preflight.check import find_mistakes
 from research.preflight.overrides import to_literal
+from research.ranges import escape_controls
 from research.report.markdown import escape, format_code, render_table
 from research.report.report import write
-from research.report.results import render_csv
+from research.report.results import protect_cell, render_csv
 from research.report.study import read_study
 from research.rules import MAX_NAME_BYTES, check_name
 
 REFUSED = ["../x", "../../x", "/x", "a/b", "a/", "a\\b", ".", "..", ".hidden", "-m", "--x", "~", "~/x", " a", "a ", "a\tb", ""]
+REFUSED += ["CON", "nul", "com1.txt", "a:b", "a*", "a?", "<b>", "a|b", 'a"b', "x.", "x\u200b", "\u061cx", "\ufeffx", "x\u2066"]
 REFUSED += ["a\nb", "a\rb", "a\x00b", "a\x1bb", "a\x7f", "a\x85", "a\u2028b", "a\u202eb", "a\udcff", "é" * 51, "a" * 101]
-TAKEN = ["a", "modular", "grokking-2", "a.b", "a b", "a=1", "Läufe", "实验", "<b>", "=1+1", "@x"]
+TAKEN = ["a", "modular", "grokking-2", "a.b", "a b", "a=1", "Läufe", "实验", "=1+1", "@x", "console", "a.con"]
 TAKEN += ["a" * MAX_NAME_BYTES, "é" * 50]
 
 
@@ -84,13 +86,20 @@ def test_a_code_span_ends_where_it_ends(text: str) -> None:
 
 @given(st.lists(CELLS, min_size=1, max_size=4))
 def test_a_cell_of_csv_is_no_formula(texts: list[str]) -> None:
-    texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]  # as Python's own readers of text do
-    assume(not any("\0" in text for text in texts))
+    texts = [escape_controls(text.replace("\r\n", "\n").replace("\r", "\n")) for text in texts]  # as Python reads lines
     ((*cells,),) = csv.reader(io.StringIO(render_csv([texts]), newline="")) if texts != [""] else [[""]]
     for cell, text in zip(cells, texts, strict=True):
         assert cell in (text, f"'{text}")
         if cell.strip()[:1] in ("=", "+", "-", "@"):
             float(cell)
+
+
+@pytest.mark.parametrize("start", ["", " ", "\ufeff", "\0", "\t", "\u200b", "\xa0", "\x1b", "\n", "\u3000"])
+@pytest.mark.parametrize("formula", ["=1+1", "+cmd", "-1+cmd", "@x", "＝1"])
+def test_no_spreadsheet_sees_a_formula(start: str, formula: str) -> None:
+    cell = str(protect_cell(start + formula))
+    assert cell.startswith(("'", "\\")), ascii(cell)
+    assert escape_controls(cell) == cell
 
 
 @pytest.mark.parametrize("number", [-1.5, "-1e-3", "+2", "-inf", -3, None, ""])

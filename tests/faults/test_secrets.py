@@ -86,8 +86,9 @@ cannot reach http://u:pa {P}@h/x now  cannot reach http://u:pa/{P}@h:80/x now  /
 http%3A%2F%2Fu%3A{P}%40h  http://h/?sig={P}  http://h/?pwd={P}  http://h/?pass={P}  http://h/?auth={P}  http://h/?key={P}
 http://h/?api-key={P}  http://h/?jwt={P}  https://s3/x?X-Amz-Credential={P}  https://s3/x?a=1&X-Amz-Signature={P}
 http://h/#access_token={P}  DRIVER=x;UID=u;PWD={P}  mssql:///?odbc_connect=UID%3Du%3BPWD%3D{P}  Server=h;Password={P};
-AccountKey={P};  passphrase={P}  host=h password='{P} x{P}'  jdbc:postgresql://h/db?user=u&password={P}  Authorization: Bearer {P}
-Authorization: Basic {P}  {{'password': '{P}'}}  {{password:{P}}}  password: {P}  "token": "{P}"  --password {P}  --token={P}  +tracker.password={P}
+AccountKey={P};  passphrase={P}  host=h password='{P} x{P}'  jdbc:postgresql://h/db?user=u&password={P}
+Authorization: Bearer {P}  Authorization: Basic {P}  {{'password': '{P}'}}  {{password:{P}}}  password: {P}  "token": "{P}"
+--password {P}  --token={P}  +tracker.password={P}
 tracker.token={P}  hydra.job.env_set.HF_TOKEN={P}  +hydra.job.env_set.DB_PASS={P}  client_secret={P}  hf_token={P}
 {{url:x,engine_kwargs:{{connect_args:{{password:{P}}}}}}}  (psycopg2) connection to 'dbname=x password={P} host=h'
 {{\\"password\\": \\"{P}\\"}}  PASSWORD={P}  secret_key={P}  connection_string={P}
@@ -106,8 +107,8 @@ PLAIN = """
 tokens=200  --tokens 200  token_bytes=3  data.tokenizer=bpe  key=value  val/loss=0.5  max_tokens: 5  bits per token: 1.23
 eos_token: </s>  pad_token=x  token, then 3  {'tokens': 3}  token_id=5  http://127.0.0.1:5000  see http://h:5000 and mail a@b.c
 postgresql://me@host:5432/name  ssh://git@github.com/x  git@github.com:a/b.git  run 0123456789abcdef0123456789abcdef
-PWD=/home/u  passes=3  signature: (Tensor input)  author=me  keys=[a,b]  https://h/x?page=2&monkey=3  s3://bucket/key@v1  secretary=x
-journal:///a/b  optim.lr=${lr}  a.py:12: error  12:30:01 INFO
+PWD=/home/u  passes=3  signature: (Tensor input)  author=me  keys=[a,b]  https://h/x?page=2&monkey=3  s3://bucket/key@v1
+secretary=x  journal:///a/b  optim.lr=${lr}  a.py:12: error  12:30:01 INFO
 """.replace("\n", "  ").strip()
 
 
@@ -194,6 +195,14 @@ def test_what_is_logged_or_printed_is_redacted(tmp_path: Path, capsys: pytest.Ca
         assert text.count(f"http://me:{HIDDEN}@host") >= 2
         assert "Traceback" in text
         assert PASSWORD not in text
+
+
+def test_what_is_logged_or_printed_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of another's names what a message repeats: colours, titles of windows, text from right to left."""
+    text, shown = "a\x1b[31m\x1b]0;T\x07\u202e\tb\nc\r", "a\\x1b[31m\\x1b]0;T\\x07\\u202e\tb\nc\\x0d"
+    print_message(text)
+    assert capsys.readouterr().err == f"{shown}\n"
+    assert RedactedRecord("x", logging.INFO, "x", 1, "%s", (text,), None).getMessage() == shown
 
 
 def find_password(folder: Path) -> list[Path]:
