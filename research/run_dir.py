@@ -200,11 +200,10 @@ def read_text(path: Path, errors: str = "strict") -> str:
 def find_link(folder: Path) -> Path | None:
     """Return a link through which what is written to a run or a sweep would go elsewhere; None where there is none.
 
-    Folders may be links, as checkpoints or trials on another disk, but not `plots`, whose pictures are replaced.
+    Folders may be links, as checkpoints on another disk, but not `plots`, whose pictures are replaced.
     """
-    plots = folder / "plots"
-    paths = [plots, *folder.glob("*"), *(plots.glob("*") if not plots.is_symlink() else ())]
-    return next((path for path in paths if path.is_symlink() and (path == plots or not path.is_dir())), None)
+    links = filter(Path.is_symlink, (*folder.glob("*"), *folder.glob("plots/*")))
+    return next((link for link in links if link == folder / "plots" or not link.is_dir()), None)
 
 
 def check_links(folder: Path) -> None:

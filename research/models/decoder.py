@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from research import rules
 from research.data.spec import Tokens
 from research.nn.bitlinear import Linear, shared_input_linears
-from research.ranges import NonNegativeInt, PositiveInt, check_settings
+from research.ranges import Depth, NonNegativeInt, PositiveInt, check_settings
 
 
 class Block(nn.Module):
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         self,
         shape: Tokens,
         dim: PositiveInt,
-        depth: PositiveInt,
+        depth: Depth,
         heads: PositiveInt,
         linear: Linear,
         ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 4 times dim

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from research.data.spec import Vectors
 from research.nn.bitlinear import Linear
 from research.nn.norm import RMSNorm
-from research.ranges import Fraction, PositiveInt, check_settings
+from research.ranges import Depth, Fraction, PositiveInt, check_settings
 
 
 class Residual(nn.Module):
@@ -26,7 +26,7 @@ class Residual(nn.Module):
 class MLP(nn.Module):
     """A linear layer, residual blocks, norm, head. First layer and head stay in full precision, as the ends of BitNet do."""
 
-    def __init__(self, shape: Vectors, dim: PositiveInt, depth: PositiveInt, linear: Linear, dropout: Fraction = 0.0) -> None:
+    def __init__(self, shape: Vectors, dim: PositiveInt, depth: Depth, linear: Linear, dropout: Fraction = 0.0) -> None:
         check_settings("model", MLP.__init__.__annotations__, locals())
         super().__init__()
         self.embed = nn.Linear(shape.num_features, dim)

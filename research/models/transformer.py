@@ -12,7 +12,7 @@ from research.nn.bitlinear import Linear
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
 from research.nn.rope import build_rope_table
-from research.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, check_settings
+from research.ranges import Depth, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, check_settings
 
 Angles = Float[Tensor, "seq half"]  # cosines or sines of rotary positions
 
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         self,
         shape: Tokens,
         dim: PositiveInt,
-        depth: PositiveInt,
+        depth: Depth,
         heads: PositiveInt,
         linear: Linear,
         kv_heads: PositiveInt | None = None,  # None: one key and value head a query head

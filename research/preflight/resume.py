@@ -197,7 +197,7 @@ def load_config(path: Path) -> tuple[dict[str, Any], str]:
         content, damage = None, f"config.yaml {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
     else:
         damage = "" if isinstance(content, dict) and content else "config.yaml is empty"
-    written = upgrade_config(content) if isinstance(content, dict) else {}  # type: ignore[arg-type]
+    written = upgrade_config(content) if isinstance(content, dict) else {}
     if not recorded:
         return written, damage
     if not damage and (differences := list_differences(written, recorded)):

@@ -139,7 +139,7 @@ def find_sweep_folder(run_id: str) -> Path:
 def find_journal(folder: Path) -> str:
     """Return the URL of a sweep's study in its folder. Raise ValueError where there is none, with what to give instead."""
     journal = (folder / JOURNAL_FILE).absolute()
-    if journal.exists():
+    if journal.is_file():
         return f"journal://{journal}"
     if (folder / SWEEP_SPEC_FILE).exists():
         setting = "give --storage with the sweep's hydra.sweeper.storage"

@@ -17,7 +17,7 @@ from research.cli import describe_error, first_line, redact
 from research.preflight.overrides import to_override
 from research.ranges import take_fields
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
-from research.run_dir import SUMMARY_FILE, Summary, read_summary
+from research.run_dir import SUMMARY_FILE, Summary, read_summary, read_text
 from research.tracking.history import find_contradiction
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.optuna_storage import (
@@ -121,16 +121,17 @@ def correct_row(row: Row, metrics: Sequence[str]) -> Row:
 
 def read_run(folder: Path) -> Summary:
     """Return a run's summary, with the id of its run in MLflow; of a run that is under way or was killed, only the id."""
-    return replace(read_summary(folder) or Summary(""), mlflow_run_id=read_text(folder / RUN_ID_FILE) or None)
+    return replace(read_summary(folder) or Summary(""), mlflow_run_id=read_note(folder / RUN_ID_FILE) or None)
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file of a run; none where there is no file, or one that cannot be read, which a warning names."""
+def read_note(file: Path) -> str:
+    """Return the text of a run's file; nothing where there is none, or one that cannot be read, which a warning names."""
     try:
-        return file.read_text()
+        return read_text(file)
+    except FileNotFoundError:
+        return ""
     except (OSError, ValueError) as error:
-        if file.exists():
-            log.warning("%s is damaged and left out: %s", file, error)
+        log.warning("%s is damaged and left out: %s", file, error)
         return ""
 
 
@@ -155,7 +156,7 @@ def _read_params(
     `known` collects how overrides spell each value, for trials that have no run of their own. The values of `texts` are
     stored as overrides spell them.
     """
-    pairs = (line.partition("=") for run in run_folders[:1] for line in read_text(run / "overrides.txt").splitlines())
+    pairs = (line.partition("=") for run in run_folders[:1] for line in read_note(run / "overrides.txt").splitlines())
     overrides = {key.lstrip("+"): text for key, _, text in pairs}
     params = {key.lstrip("+"): value for key, value in trial.params.items()}
     known |= {(key, repr(value)): overrides[key] for key, value in params.items() if key in overrides}

@@ -1,8 +1,9 @@
 """Row 17: a configuration that somebody else wrote names code, and the code does not run: attacks would make MARK."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sweeping import run_sweeps
 from research import rules
 from research.load import instantiate, load_run
 from research.preflight import check, program
+from research.preflight.resume import load_config
 from research.sweep.study import instantiate_setting
 from research.tracking.optuna_storage import get_storage
 
@@ -78,7 +80,8 @@ def test_these_attacks_would_work(folder: Path) -> None:
 def test_a_run_folder_is_refused_by_the_key(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))  # as python -m does
     run = copy_run(folder, model=ATTACKS[name])
-    with pytest.raises(ValueError, match=r"(?s)RUN=.*config\.yaml makes no model: model\..*_target_=.*GROKBIT_TARGETS="):
+    reasons = {"a reference": "may not look up", "nonsense": "is a name, as", "no name": "is a name, as"}
+    with pytest.raises(ValueError, match=rf"(?s)RUN=.*config\.yaml makes no model: .*{reasons.get(name, 'GROKBIT_TARGETS=')}"):
         load_run(str(run))
 
 
@@ -89,11 +92,64 @@ def test_the_data_of_a_run_folder_is_refused_too(folder: Path) -> None:
         load_run(str(run))
 
 
-@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${oc.decode:${oc.env:HOME}}", "x${ oc.env : HOME}", "${${a}:b}"])
+@pytest.mark.parametrize(
+    "text", ["${oc.env:HOME}", "${oc.decode:${oc.env:HOME}}", "x${ oc.env : HOME}", "${${a}:b}", "${seed}", "${..lr}"]
+)
 def test_a_run_folder_looks_up_nothing(folder: Path, text: str) -> None:
     run = copy_run(folder, model={"_target_": "research.models.mlp.MLP", "dim": text})
     with pytest.raises(ValueError, match="may not look up anything"):
         load_run(str(run))
+
+
+WEDGES: dict[str, Callable[[Path], object]] = {
+    "config.yaml": lambda run: append(run, "y: &a [*a]\n"),
+    "config.yaml: bomb": lambda run: append(run, "".join(f"b{n}: &b{n} [{f'*b{n - 1}, ' * 9}]\n" for n in range(1, 12))),
+    "config.yaml: deep": lambda run: append(run, f"z: {'[' * 3000}{']' * 3000}\n"),
+    "config.yaml: pipe": lambda run: replace_by_pipe(run / "config.yaml"),
+    "config.yaml: device": lambda run: replace_by_device(run / "config.yaml"),
+}
+
+
+def append(run: Path, text: str) -> None:
+    with (run / "config.yaml").open("a") as file:
+        file.write("b0: &b0 x\n" + text)
+
+
+def replace_by_device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def replace_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("kind", WEDGES)
+def test_no_configuration_of_a_folder_is_read_for_ever(folder: Path, kind: str) -> None:
+    """The checkpoint of this version has one too, that of an old run has none."""
+    WEDGES[kind](run := copy_run(folder))
+    assert load_config(run) == ({}, "config.yaml cannot be read")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "checkpoints/step-00000020/manifest.json"])
+def test_no_pipe_is_waited_for(folder: Path, name: str) -> None:
+    replace_by_pipe(copy_run(folder) / name)
+    if name == "summary.json":
+        assert load_run(str(folder / "run")).model
+    else:
+        with pytest.raises(ValueError, match=r"it is no regular file"):
+            load_run(str(folder / "run"))
+
+
+def test_references_to_references_and_endless_layers_are_refused(folder: Path) -> None:
+    config = yaml.safe_load((OLD / "digits" / "config.yaml").read_text())
+    run = copy_run(folder, b0="x", **{f"b{n}": f"${{b{n - 1}}}${{b{n - 1}}}" for n in range(1, 40)})
+    with pytest.raises(ValueError, match="may not look up anything"):
+        load_run(str(run))
+    shutil.rmtree(run)
+    with pytest.raises(ValueError, match=r"depth takes a whole number in \[1, 10000\]; got 1000000000"):
+        load_run(str(copy_run(folder, model=config["model"] | {"depth": 10**9})))
 
 
 def test_a_run_folder_loads_where_its_module_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
