@@ -111,7 +111,8 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[
     Raise ValueError where another run would be lost.
     """
     folder = run_config.folder
-    if run_dir.holds_run(folder) and not run_config.resumed and run_config.config["resume"]["path"] != "auto":
+    begins_again = run_config.in_sweep or run_config.config["resume"]["path"] == "auto"  # without a checkpoint
+    if run_dir.holds_run(folder) and not run_config.resumed and not begins_again:
         raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
     run_dir.check_links(folder)
     run_dir.make_folder(folder)
@@ -164,14 +165,14 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         config_digest=run_config.digest,
         in_sweep=run_config.in_sweep,
         resume=resume,
-        weights_only=cfg.resume.weights_only,
+        weights_only=cfg.resume.weights_only and not run_config.resumed,
     )
 
 
 def get_finished_value(run_config: RunConfig) -> float | None:
     """Return the value that this very run has reached already; None where there is something left to do."""
-    continues = run_config.resumed or run_config.config["resume"]["path"] == "auto"  # also a run that saves no checkpoints
-    summary = run_dir.read_summary(run_config.folder) if continues else None
+    is_own = run_config.resumed or run_config.in_sweep or run_config.config["resume"]["path"] == "auto"  # even without checkpoints
+    summary = run_dir.read_summary(run_config.folder) if is_own else None
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
     if summary is None or summary.status != FINISHED or not is_of(summary, run_config):
@@ -205,9 +206,11 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
     config = redact(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
-    if cfg.resume.path == "auto":
+    in_sweep, has_checkpoints = TRIAL_ENV_VAR in os.environ, bool(run_dir.list_checkpoints(folder))
+    continues = has_checkpoints and (cfg.resume.path == "auto" or in_sweep)  # a trial that was killed, wherever it began
+    if continues or cfg.resume.path == "auto":
         rules.enforce(check_same_run(folder, config, is_multirun))  # the trials of a sweep have not been through the preflight
-    if cfg.resume.path == "auto" and run_dir.list_checkpoints(folder):
+    if continues:
         resume = folder
     elif cfg.resume.path == "auto" and get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
@@ -216,7 +219,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     sweep_folder = Path(hydra.sweep.dir).resolve() if is_multirun else None
     if sweep_folder:
         rules.enforce(check_subdir(os.path.relpath(folder, sweep_folder)))
-    resumed = resume is not None and folder == run_dir.to_run_folder(resume) and not cfg.resume.weights_only
+    is_own = resume is not None and folder == run_dir.to_run_folder(resume)
     return RunConfig(
         name=name,
         study=cfg.name,
@@ -226,9 +229,9 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         choices=choices,
         sweep_folder=sweep_folder,
         swept_values=swept,
-        in_sweep=TRIAL_ENV_VAR in os.environ,
+        in_sweep=in_sweep,
         resume=resume,
-        resumed=resumed,
+        resumed=continues or (is_own and not cfg.resume.weights_only),
     )
 
 

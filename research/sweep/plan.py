@@ -60,7 +60,9 @@ def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictCon
     directions = parse_directions(settings.direction, settings.metrics or (str(monitor),))
     for mistake in find_mistakes(settings, space, grid, config):
         raise ValueError(f"hydra.sweeper.{mistake}")
-    compared = [line for key, line in space.fixed.items() if re.split(r"[./]", key.lstrip("+~"))[0] not in OUTER_KEYS]
+    roots = {key: re.split(r"[./]", key.lstrip("+~"))[0] for key in space.fixed}
+    compared = [line for key, line in space.fixed.items() if roots[key] not in OUTER_KEYS]
+    compared += [line for key, line in space.fixed.items() if roots[key] == "resume" and not line.endswith("=auto")]
     spec = {
         "space": space.describe(),
         "fixed": redact(sorted(compared)),

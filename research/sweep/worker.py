@@ -190,9 +190,13 @@ class Worker:
         return returns
 
     def build_overrides(self, trial: Trial) -> list[str]:
-        """Return the overrides of a trial's job. A run of ours resumes where an earlier process of it has stopped."""
+        """Return the overrides of a trial's job. A run of ours resumes where an earlier process of it has stopped.
+
+        Before its first checkpoint it begins where the user says.
+        """
         lines = self.plan.space.to_overrides(trial.params)
-        if OmegaConf.is_dict(OmegaConf.select(self.plan.config, "resume")):
+        begins_elsewhere = OmegaConf.select(self.plan.config, "resume.path") or "resume.path" in trial.params
+        if OmegaConf.is_dict(OmegaConf.select(self.plan.config, "resume")) and not begins_elsewhere:
             lines.append("resume.path=auto")
         spec: dict[str, Any] = {"number": trial.number}
         short = json.dumps(spec)  # what launchers print
