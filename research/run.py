@@ -4,6 +4,7 @@ import gc
 import logging
 import math
 import os
+import re
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -21,7 +22,13 @@ from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.conflicts import check_subdir
 from research.preflight.program import redact_config
-from research.preflight.resume import OUTER_SETTINGS, check_same_run, list_differences, load_config
+from research.preflight.resume import (
+    OUTER_SETTINGS,
+    Difference,
+    check_same_run,
+    list_differences,
+    load_config,
+)
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, watch
@@ -30,7 +37,7 @@ from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.training import distributed
 from research.training.checkpoint import hash_weights
-from research.training.files import separate_files
+from research.training.files import check_kinds, separate_files
 from research.training.oom import get_peak_rss_mb
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
@@ -130,12 +137,13 @@ def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[
 def keep_environment(folder: Path) -> None:
     """Keep the env.json of an earlier part of the run as env.1.json, env.2.json, ..."""
     if (file := folder / "env.json").exists():
-        number = 1 + len(list(folder.glob("env.*.json")))
-        file.rename(folder / f"env.{number}.json")
+        numbers = [int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"env\.(\d+)\.json", path.name))]
+        file.rename(folder / f"env.{1 + max(numbers, default=0)}.json")
 
 
 def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     """Write down what was requested, and start the tracker; return the run folder."""
+    check_kinds(run_config.folder)
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(run_config.config))
     separate_files(run_config.folder)
     begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
@@ -145,13 +153,13 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
 
 def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
     """Build every part, and load the checkpoint that the run is resumed from."""
-    folder, resume = distributed.broadcast((run_config.folder, run_config.resume))
+    folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
     data = instantiate(cfg.data)
     model = trainer.to_device(instantiate(cfg.model, data.shape))
     optimizer = instantiate(cfg.optim, model)
     callbacks = [instantiate(node) for node in cfg.callbacks.values()]
-    return trainer.setup(
+    state = trainer.setup(
         model,
         optimizer,
         instantiate(cfg.schedule),
@@ -165,14 +173,30 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         config_digest=run_config.digest,
         in_sweep=run_config.in_sweep,
         resume=resume,
-        weights_only=cfg.resume.weights_only and not run_config.resumed,
+        weights_only=cfg.resume.weights_only and not resumed,
     )
+    if resume and (differences := list_differences(run_config.config, load_config(resume)[0])):
+        forget_other_result(state, differences, resumed)
+    return state
+
+
+def forget_other_result(state: State, differences: list[Difference], resumed: bool) -> None:
+    """Let a new run report no number of the run that it branches off, which had other settings.
+
+    Raise ValueError where no step is left: whatever it reported would be of those settings.
+    """
+    if (step := state.progress.step) >= state.info.steps:
+        texts = "; ".join(map(str, differences[:3]))
+        fix = f"give the settings that it was trained with, or trainer.steps more than {step}"
+        raise ValueError(f"resume: step {step} of {state.info.steps} is done with other settings: {texts}\n{fix}")
+    if not resumed:
+        state.progress.best = {}
 
 
 def get_finished_value(run_config: RunConfig) -> float | None:
     """Return the value that this very run has reached already; None where there is something left to do."""
-    is_own = run_config.resumed or run_config.in_sweep or run_config.config["resume"]["path"] == "auto"  # even without checkpoints
-    summary = run_dir.read_summary(run_config.folder) if is_own else None
+    begins_again = run_config.in_sweep or run_config.config["resume"]["path"] == "auto"  # where it saves no checkpoints
+    summary = run_dir.read_summary(run_config.folder) if run_config.resumed or begins_again else None
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
     if summary is None or summary.status != FINISHED or not is_of(summary, run_config):
@@ -214,6 +238,8 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         resume = folder
     elif cfg.resume.path == "auto" and get_launched_ranks()[0] == 0 and not is_multirun:
         print(f"resume=auto: no checkpoint of a run with this very configuration below {folder.parent}: a fresh start")
+        if text := describe_newest_run(folder, config):
+            print(f"resume=auto: {text}; give resume=FOLDER to go on with it")
     elif cfg.resume.path and cfg.resume.path != "auto":
         resume = run_dir.expand_path(cfg.resume.path).resolve()
     sweep_folder = Path(hydra.sweep.dir).resolve() if is_multirun else None
@@ -233,6 +259,14 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         resume=resume,
         resumed=continues or (is_own and not cfg.resume.weights_only),
     )
+
+
+def describe_newest_run(folder: Path, settings: dict[str, Any]) -> str:
+    """Return the newest run with checkpoints beside a folder, and its other settings; empty where there are none."""
+    runs = [run for run in folder.parent.glob("*/") if run != folder and run_dir.list_checkpoints(run)]
+    newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
+    differences = list_differences(settings, load_config(newest)[0]) if newest else []
+    return f"{newest} has other settings: {'; '.join(map(str, differences[:3]))}" if differences else ""
 
 
 def describe_outcome(state: State | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from research.ranges import PositiveInt, check_settings
 from research.run_dir import list_checkpoints, sync
 from research.training import checkpoint, distributed, snapshot
-from research.training.files import remove
+from research.training.files import check_kinds, remove
 from research.training.state import Callback, State
 from research.trigger import higher_is_better
 
@@ -46,7 +45,7 @@ class Checkpoint(Callback):
         self.values, self.task = state["values"], state["task"]
 
     def on_start(self, state: State) -> None:
-        if self.task != state.info.task:
+        if self.task != state.info.task or not state.progress.best:  # those of another run
             self.values, self.task = {}, state.info.task
         self.last_saved_step = state.first_step or -1
         if self.pool and state.sharded:
@@ -56,9 +55,8 @@ class Checkpoint(Callback):
 
     @staticmethod
     def _clean(root: Path) -> None:
-        """Remove what a kill has left. Raise ValueError where no checkpoint could be saved: now, not at the first one."""
-        if os.path.lexists(root) and not root.is_dir():
-            raise ValueError(f"out: {root} is no folder, and checkpoints could not be saved there\nmove it away")
+        """Remove what a kill has left. Raise ValueError where no checkpoint could be saved."""
+        check_kinds(root.parent, [root.name])
         checkpoint.clean(root)
         for path in root.glob("step-*"):
             if not path.is_dir():

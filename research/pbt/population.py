@@ -172,7 +172,7 @@ class Population:
         try:
             _ = result.return_value
             member.value = summary.metrics[self.plan.monitor]
-            member.best = summary.best[self.plan.monitor]
+            member.best = self.choose_best(member, summary.best.get(self.plan.monitor))
             stop, paused = summary.stop, describe_pause(self.plan.get_last_step(member.generation))
             member.stop = stop if stop != paused else ""
             member.error = "" if member.value is not None else f"{self.plan.monitor} is not a number"
@@ -182,6 +182,12 @@ class Population:
         outcome = member.error.partition("\n")[0] if member.error else f"{self.plan.monitor} {member.value:.4g}"
         copied = f" (from m{member.parent})" if member.parent not in (None, member.number) else ""
         print(format_row("member", f"{member.name}{copied} {params}: {outcome}"), flush=True)
+
+    def choose_best(self, member: Member, own: float | None) -> float | None:
+        """Return the best value of a member, whose run knows its own, and of its ancestors."""
+        ancestors = [m.best for m in self.get_members(member.generation - 1) if m.number == member.parent]
+        values = [value for value in (own, *ancestors) if value is not None]
+        return (max if self.plan.maximize else min)(values, default=None)
 
     def describe(self, members: list[Member]) -> str:
         """Return how good the members of a generation are."""

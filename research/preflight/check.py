@@ -27,7 +27,7 @@ from research.preflight.overrides import (
     quote_word,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import check_resume_sweep, choose_run, get_folder_overrides, prepare_resume
+from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
 from research.preflight.signature import Signature, read_signature
 from research.ranges import Monitor
 from research.run_dir import SWEPT_ENV_VAR

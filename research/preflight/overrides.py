@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 
 from research.preflight.help import list_groups
 from research.ranges import UNPRINTABLE
-from research.run_dir import expand_path
+from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice
 MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
@@ -246,3 +246,11 @@ def quote_word(word: str) -> str:
 def quote(key: str, text: str) -> str:
     """Return an override as `to_argument` does; a ${KEY} in the text remains a reference."""
     return shlex.quote(f"{key}={to_override(text)}")
+
+
+def check_resume_sweep(override: Override) -> str:
+    """Return the mistake of a sweep over several MLflow runs: only one id can be resolved before Hydra starts."""
+    is_sweep = override.key_or_group == "resume.path" and override.is_sweep_override()
+    if not (is_sweep and any(re.search(RUN_ID_PATTERN, value) for value in expand_sweep(override))):
+        return ""
+    return format_mistake(str(override.input_line), "a sweep can start from one run in MLflow", "give the folders of several")

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from research.cli import print_message, redact
 from research.preflight.compose import iter_leaves
-from research.preflight.overrides import expand_sweep, format_mistake, to_literal
+from research.preflight.overrides import to_literal
 from research.preflight.renames import upgrade_config
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
@@ -27,6 +26,7 @@ from research.run_dir import (
     is_locked,
     list_checkpoints,
     parse_json,
+    read_summary,
     read_text,
     to_run_folder,
 )
@@ -56,14 +56,6 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key} is {self.now} here, was {self.then} there"
-
-
-def check_resume_sweep(override: Override) -> str:
-    """Return the mistake of a sweep over several MLflow runs: only one id can be resolved before Hydra starts."""
-    is_sweep = override.key_or_group == "resume.path" and override.is_sweep_override()
-    if not (is_sweep and any(re.search(RUN_ID_PATTERN, value) for value in expand_sweep(override))):
-        return ""
-    return format_mistake(str(override.input_line), "a sweep can start from one run in MLflow", "give the folders of several")
 
 
 def prepare_resume(requested: RequestedConfig, multirun: bool = False) -> list[str]:
@@ -115,9 +107,15 @@ def starts_from_weights(requested: RequestedConfig) -> bool:
 
 
 def is_elsewhere(path: Path) -> bool:
-    """Return whether a path is a checkpoint that is not the last one of a run: a copy, or an older one."""
+    """Return whether a path is a checkpoint that is not the last one of a run: a copy, or an older one.
+
+    A run has metrics.jsonl, or else a config.yaml that is the checkpoint's: other things would be overwritten.
+    """
+    if not is_checkpoint(path):
+        return False
     run = to_run_folder(path)
-    return is_checkpoint(path) and path != next(iter(list_checkpoints(run).values()), None)
+    is_newest = path == next(iter(list_checkpoints(run).values()), None)
+    return not (is_newest and ((run / "metrics.jsonl").exists() or not load_config(path)[1]))
 
 
 def find_furthest_run(requested: RequestedConfig) -> Path | None:
@@ -148,7 +146,7 @@ def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, li
     ranked = {}
     for run in sorted(root.glob("*/"), key=lambda run: run.stat().st_mtime, reverse=True):
         there = load_config(run)[0]
-        if there and not list_differences(settings, there):
+        if there and not list_other_settings(run, settings, there):
             checkpoints = rank_checkpoints(run)
             if not checkpoints or checkpoints[0][0] <= steps:
                 ranked[run] = checkpoints
@@ -261,12 +259,18 @@ def find_link_conflict(folder: Path) -> Conflict | None:
 def check_same_run(folder: Path, settings: dict[str, Any], is_trial: bool = False) -> Conflict | None:
     """resume=auto goes on only with a run of the very same settings, but for where it goes, how far, and who watches."""
     there = load_config(folder)[0]
-    if not there or not (differences := list_differences(settings, there)):
+    if not there or not (differences := list_other_settings(folder, settings, there)):
         return None
     message = f"{folder} holds a run of other settings: {'; '.join(map(str, differences[:3]))}"
     if is_trial:
         return Conflict(("hydra.sweep.subdir",), message, "give each trial a folder of its own, by hydra.sweep.subdir")
     return Conflict(("resume.path", "hydra.run.dir"), message, "give a folder of its own, by out, name or hydra.run.dir")
+
+
+def list_other_settings(run: Path, settings: dict[str, Any], there: dict[str, Any]) -> list[Difference]:
+    """Return what keeps a run from going on. A finished one without checkpoints would begin again, its result lost."""
+    is_finished = (summary := read_summary(run)) is not None and summary.status == "FINISHED"
+    return list_differences(settings, there, OUTER_SETTINGS if is_finished and not list_checkpoints(run) else FREE_SETTINGS)
 
 
 def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conflict]:
@@ -285,7 +289,7 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     if writes_there or not (is_new or is_elsewhere(path)):
         yield from filter(None, [find_link_conflict(folder)])
     if writes_there and is_elsewhere(path) and not is_new:
-        message = f"{folder} has later checkpoints than {path.name}"
+        message = f"{folder} has later checkpoints than {path.name}, or other things than that run"
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
         differences = [item for item in list_differences(resolve_settings(requested), old) if item.key not in CHANGEABLE_KEYS]

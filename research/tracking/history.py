@@ -33,7 +33,7 @@ def parse_line(line: str) -> tuple[int, dict[str, Any]]:
 def read_lines(path: Path) -> tuple[Lines, list[str]]:
     """Return the intact lines of a file, and a description of each damaged one; nothing of a file that is not there."""
     lines, damage, is_checked = Lines(), [], False
-    content = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    content = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(content, start=1):
         try:
             step = parse_line(line)[0]

@@ -192,6 +192,8 @@ def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     if path.parent.name == SHARDS_FOLDER:
         check_file(path, expected)
         return b""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DamagedError(f"{path.name} is no regular file")
     with explain_unreadable(path):
         content = path.read_bytes()
     check_digest(path.name, {"bytes": len(content), "sha256": sha256(content).hexdigest()}, expected)

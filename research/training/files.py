@@ -3,13 +3,15 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+RUN_FOLDERS = ("checkpoints", "plots")
+RUN_FILES = ("config.yaml", "overrides.txt", "env.json", "metrics.jsonl", "summary.json")
 CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 
 
@@ -72,3 +74,14 @@ def separate_files(folder: Path) -> None:
     for handler in logging.getLogger().handlers if linked else ():
         if isinstance(handler, logging.FileHandler):
             handler.close()  # it opens its file again, which is another one now
+
+
+def check_kinds(run: Path, names: Iterable[str] = (*RUN_FOLDERS, *RUN_FILES)) -> None:
+    """Raise ValueError where a file stands in place of a run's folder, or a folder in place of its file.
+
+    Before anything is written: not at the first checkpoint.
+    """
+    for path in (run / name for name in names if os.path.lexists(run / name)):
+        if path.is_dir() != (path.name in RUN_FOLDERS):
+            kind = "no folder" if path.name in RUN_FOLDERS else "a folder"
+            raise ValueError(f"out: {path} is {kind}, and the run could not write there\nmove it away")

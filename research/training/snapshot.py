@@ -189,6 +189,7 @@ def _load_run(snapshot: Snapshot, folder: Path, state: State) -> None:
     state.progress.load_state_dict(progress)
     if state.progress.task != state.info.task:
         state.progress.best, state.progress.task = {}, state.info.task  # of another monitor or of other samples
+        state.progress.eval_pending |= state.progress.step == state.info.steps  # or else there would be no result
     state.first_step, state.seconds_before = state.progress.step, state.progress.seconds
 
 
@@ -274,7 +275,8 @@ def _warn_of_jump(snapshot: Snapshot, state: State) -> None:
     trainer, schedule = (snapshot.manifest.config.get(key) or {} for key in ("trainer", "schedule"))
     old = schedule.get("end") or trainer.get("steps", snapshot.step)
     has_end = "end" in signature(state.schedule).parameters
-    fix = f"; to keep the end that it had, give +schedule.end={old}" if has_end and old != steps else ""
+    keep = f"; to keep the end that it had, give +schedule.end={old} with resume=RUN, its folder, not with auto"
+    fix = keep if has_end and old != steps else ""
     message = "resume: the schedule's factor on lr jumps from %.3g to %.3g at step %d of %d%s"
     log.warning(message, before, following, snapshot.step, steps, fix)
 

@@ -109,7 +109,8 @@ class State:
             return
         status = folder.stat() if folder.is_dir() else None
         identity = (status.st_dev, status.st_ino) if status else None
-        if self.folder_identity not in (None, identity):
+        is_lost = identity is None and bool(self.info.config)  # a program's run has made its folder before
+        if is_lost or self.folder_identity not in (None, identity):
             self.info, self.has_lost_folder = replace(self.info, folder=None), True
             fix = "its checkpoints are where it is now: give resume=FOLDER"
             raise FileNotFoundError(f"out: {folder} was moved, replaced or deleted while the run wrote to it\n{fix}")
@@ -209,6 +210,7 @@ def around_callbacks(state: State) -> Iterator[None]:
         for callback in reversed(state.callbacks):
             endings.callback(callback.on_end, state)
         try:
+            state.require_folder()
             for callback in state.callbacks:
                 callback.on_start(state)
             state.start_clock()

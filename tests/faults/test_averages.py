@@ -152,12 +152,13 @@ def fit_scheduled(folder: Path, schedule: Any, steps: int, stop: int = 0, config
     return rates.seen
 
 
+KEEP = "; to keep the end that it had, give +schedule.end=8 with resume=RUN, its folder, not with auto"
 LENGTHENED: dict[str, tuple[Any, int, str]] = {  # schedule; the steps, of 8, after which it is resumed; the advice
-    "cosine at its end": (cosine, 8, "; to keep the end that it had, give +schedule.end=8"),
-    "wsd at its end": (wsd, 8, "; to keep the end that it had, give +schedule.end=8"),
+    "cosine at its end": (cosine, 8, KEEP),
+    "wsd at its end": (wsd, 8, KEEP),
     "bitnet at its end": (lambda *of: bitnet(*of)[0], 8, ""),
     "own function": (lambda step, steps: 1 - step / steps, 8, ""),
-    "cosine on its way": (cosine, 4, "; to keep the end that it had, give +schedule.end=8"),
+    "cosine on its way": (cosine, 4, KEEP),
 }
 
 

@@ -139,8 +139,8 @@ def test_a_damaged_checkpoint_does_not_make_a_run_the_furthest(tmp_path: Path) -
     assert max(list_checkpoints(near)) == 8
 
 
-def read_summary_of(run: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads((run / "summary.json").read_text())
+def read_summary_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return content
 
 
@@ -173,6 +173,45 @@ def test_a_copied_checkpoint_writes_to_a_folder_of_its_own(tmp_path: Path) -> No
 def test_only_a_checkpoint_among_a_runs_checkpoints_has_a_run(path: str, run: str) -> None:
     assert to_run_folder(Path(path)) == Path(run)
     assert is_checkpoint(Path(path)) == (path.startswith("r/checkpoints/") and run == "r"), "by its name alone"
+
+
+def find_folder(command: list[str]) -> list[str]:
+    """Return the run folder that the preflight gives a command; none where it gets a new one."""
+    mistakes, overrides = check_overrides(command, False)
+    assert not mistakes
+    return [line.removeprefix("hydra.run.dir=") for line in overrides if line.startswith("hydra.run.dir=")]
+
+
+@pytest.mark.parametrize(
+    ("files", "is_run"),
+    [({}, False), ({"config.yaml": "mine: 1", "summary.json": "{}"}, False), ({"config.yaml": None}, True),
+     ({"config.yaml": "damaged: [", "metrics.jsonl": ""}, True), ({"metrics.jsonl": ""}, True)],
+)  # fmt: skip
+def test_what_holds_other_things_is_no_run(own_run: Path, tmp_path: Path, files: dict[str, str | None], is_run: bool) -> None:
+    """A checkpoint that was copied to X/checkpoints/step-* begins a new run, which leaves what X holds alone."""
+    (newest, *_) = list_checkpoints(own_run).values()
+    copy = shutil.copytree(newest, tmp_path / "X" / "checkpoints" / newest.name)
+    for name, content in files.items():
+        (tmp_path / "X" / name).write_text((own_run / name).read_text() if content is None else content)
+    command = [*BASE, "trainer.steps=6", f"resume.path={to_override(str(copy))}"]
+    assert find_folder(command) == ([to_override(str(tmp_path / "X"))] if is_run else [])
+    if not is_run:
+        assert find_mistakes([*command, f"hydra.run.dir={to_override(str(tmp_path / 'X'))}"], False)
+
+
+def test_a_finished_run_that_lost_its_checkpoints_is_not_begun_again(own_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(own_run, tmp_path / own_run.parent.name / "run"))
+    shutil.rmtree(run / "checkpoints")
+    command, there = [*BASE, "resume.path=auto", f"out={to_override(str(tmp_path))}"], [to_override(str(run))]
+    assert find_folder(command) == there, "it is told to be finished already"
+    for change in ("trainer.steps=6", "callbacks.checkpoint.keep_last=2"):
+        assert find_folder([*command, change]) == [], "a new folder"
+        (mistake,) = find_mistakes([*command, change, f"hydra.run.dir={there[0]}"], False)
+        assert change.partition("=")[0] in mistake, "and nothing is overwritten where that folder is given"
+    (run / "checkpoints").write_text("a note")
+    assert find_folder([*command, "trainer.steps=6"]) == []
+    (run / "summary.json").unlink()
+    assert find_folder([*command, "trainer.steps=6"]) == there, "one that was killed begins again"
 
 
 @pytest.mark.parametrize("name", ["step-ladder", "step-8"])
