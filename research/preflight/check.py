@@ -17,6 +17,7 @@ from research.preflight.conflicts import FINDERS
 from research.preflight.help import CONF, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
+    check_resume_sweep,
     check_values,
     expand_argument,
     expand_sweep,
