@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fitting import fit, read_metrics
+from fitting import fit, make_state, read_metrics
 from mlflow.tracking import MlflowClient
 from program import ROOT, TINY, create_empty_store, start_run, train, wait_for_run
+from torch import nn
 
 from research.export.__main__ import upload_report
 from research.preflight.check import find_mistakes
@@ -165,13 +166,13 @@ def test_a_lock_and_a_picture_keep_what_a_link_leads_to(tmp_path: Path) -> None:
 
 
 class Move(Callback):
-    """Do something to the run folder at step 5."""
+    """Do something to the run folder at a step."""
 
-    def __init__(self, action: Callable[[Path], object]) -> None:
-        self.action = action
+    def __init__(self, action: Callable[[Path], object], step: int = 5) -> None:
+        self.action, self.step = action, step
 
     def on_step(self, state: State) -> None:
-        if state.progress.step == 5 and state.info.folder:
+        if state.progress.step == self.step and state.info.folder:
             self.action(state.info.folder)
 
 
@@ -200,6 +201,22 @@ def test_a_folder_that_is_moved_ends_the_run_and_is_not_made_again(tmp_path: Pat
         assert list(list_checkpoints(moved)) == [4, 2], "what was saved is whole, where it is now"
         fit(moved, resume=moved, steps=LAST, **SETTINGS)
         assert [line["step"] for line in read_metrics(moved)] == list(range(2, LAST + 1, 2))
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_a_folder_that_is_moved_before_anything_is_written_there(tmp_path: Path, kind: str) -> None:
+    """Before the first log point, evaluation and checkpoint."""
+    run, late = tmp_path / "run", {"log_every": 100, "eval_every": 100}
+    with pytest.raises(FileNotFoundError, match=f"{run} was moved, replaced or deleted"):
+        fit(run, Move(MOVES[kind], step=1), steps=LAST, **late)
+    assert [path for path in run.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_that_is_gone_before_the_first_step(tmp_path: Path) -> None:
+    """The program's run has made its own; that of a run without a configuration comes with its first checkpoint."""
+    make_state(nn.Linear(2, 2), folder=tmp_path / "gone").require_folder()
+    with pytest.raises(FileNotFoundError, match="gone was moved, replaced or deleted"):
+        make_state(nn.Linear(2, 2), folder=tmp_path / "gone", config={"name": "x"}).require_folder()
 
 
 def test_a_copy_made_by_links_shares_no_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from research.preflight import resume
 from research.preflight.check import check_overrides, find_mistakes
 from research.preflight.overrides import to_override
 from research.preflight.resume import FREE_SETTINGS, check_same_run, list_differences, load_config
-from research.run import get_finished_value
+from research.run import describe_newest_run, get_finished_value
 from research.run_dir import RunConfig, list_checkpoints, to_run_folder
 from research.training.manifest import is_checkpoint
 
@@ -197,6 +197,15 @@ def test_what_holds_other_things_is_no_run(own_run: Path, tmp_path: Path, files:
     assert find_folder(command) == ([to_override(str(tmp_path / "X"))] if is_run else [])
     if not is_run:
         assert find_mistakes([*command, f"hydra.run.dir={to_override(str(tmp_path / 'X'))}"], False)
+
+
+def test_a_fresh_start_names_the_settings_that_differ(own_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(own_run, tmp_path / "run"))
+    there = read_config(run)
+    assert describe_newest_run(tmp_path / "new", there) == ""
+    text = describe_newest_run(tmp_path / "new", there | {"schedule": {**there["schedule"], "end": 4}})
+    assert text == f"{run} has other settings: schedule.end is 4 here, was nothing there"
+    assert describe_newest_run(run, there | {"lr": 9}) == "", "itself"
 
 
 def test_a_finished_run_that_lost_its_checkpoints_is_not_begun_again(own_run: Path, tmp_path: Path) -> None:
