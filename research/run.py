@@ -195,8 +195,9 @@ def forget_other_result(state: State, differences: list[Difference], resumed: bo
 
 def get_finished_value(run_config: RunConfig) -> float | None:
     """Return the value that this very run has reached already; None where there is something left to do."""
-    begins_again = run_config.in_sweep or run_config.config["resume"]["path"] == "auto"  # where it saves no checkpoints
-    summary = run_dir.read_summary(run_config.folder) if run_config.resumed or begins_again else None
+    # A trial, or resume=auto, has a run of its own there also where that saves no checkpoints.
+    continues = run_config.resumed or run_config.in_sweep or run_config.config["resume"]["path"] == "auto"
+    summary = run_dir.read_summary(run_config.folder) if continues else None
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
     if summary is None or summary.status != FINISHED or not is_of(summary, run_config):

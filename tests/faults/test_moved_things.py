@@ -206,9 +206,9 @@ def test_a_folder_that_is_moved_ends_the_run_and_is_not_made_again(tmp_path: Pat
 @pytest.mark.parametrize("kind", MOVES)
 def test_a_folder_that_is_moved_before_anything_is_written_there(tmp_path: Path, kind: str) -> None:
     """Before the first log point, evaluation and checkpoint."""
-    run, late = tmp_path / "run", {"log_every": 100, "eval_every": 100}
+    run = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match=f"{run} was moved, replaced or deleted"):
-        fit(run, Move(MOVES[kind], step=1), steps=LAST, **late)
+        fit(run, Move(MOVES[kind], step=1), steps=LAST, log_every=100, eval_every=100)
     assert [path for path in run.rglob("*") if path.is_file()] == []
 
 
