@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fitting import fit
 
-from research.run import begin
-from research.run_dir import RunConfig, keep_environment, list_checkpoints
+from research.run import begin, keep_environment
+from research.run_dir import RunConfig, list_checkpoints
 from research.tracking.jsonl import Jsonl
 from research.training import checkpoint
 from research.training.files import RUN_FILES, RUN_FOLDERS, check_kinds
