@@ -1,4 +1,4 @@
-"""What the command lines share: streams that never end a run, text without passwords, errors, exit codes, ranks."""
+"""What the command lines share: streams that never end a run, text without passwords, waits with a name, errors, exit codes."""
 
 import argparse
 import codecs
@@ -260,36 +260,6 @@ def run_command(work: Callable[[signals.Watch], None]) -> int:
         print_message(str(stopped))
         return signals.get_exit_code(stopped.signum)
     return 0
-
-
-def get_launched_ranks() -> tuple[int, int]:
-    """Return rank and number of processes from the launcher's environment, before they know each other.
-
-    A variable that is set to nothing is removed: it means the default, and torch and accelerate cannot read it.
-    Raise ValueError for a number of processes below 1, or for what is no number.
-    """
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
-        if not os.environ.get(name, "").strip():
-            os.environ.pop(name, None)
-        elif not re.fullmatch("[1-9][0-9]*" if "WORLD" in name else "[0-9]+", text := os.environ[name]):
-            raise ValueError(f"{name}={text} is no number of a launcher's\nunset {name}, or start it by torchrun")
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ.get("RANK", 0)) if world_size > 1 else 0, world_size
-
-
-def check_environment() -> None:
-    """Raise ValueError for variables of a launcher that are not complete, and for threads that OpenMP cannot have.
-
-    An empty OMP_NUM_THREADS is removed.
-    """
-    launcher = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
-    if (local := os.environ.get("LOCAL_RANK")) and (missing := [name for name in launcher if not os.environ.get(name)]):
-        raise ValueError(f"LOCAL_RANK={local} without {', '.join(missing)}\nunset LOCAL_RANK, or start it by torchrun")
-    threads = os.environ.get("OMP_NUM_THREADS", "1").strip()
-    if not threads:
-        del os.environ["OMP_NUM_THREADS"]
-    elif not re.fullmatch(r"[1-9][0-9]{0,4}(\s*,\s*[1-9][0-9]{0,4})*", threads):
-        raise ValueError(f"OMP_NUM_THREADS={threads} is no number of threads\nunset it, or give a whole number above 0")
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

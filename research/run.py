@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
-from research.cli import describe_error, get_launched_ranks, redact, redact_output
+from research.cli import describe_error, redact, redact_output
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.conflicts import check_subdir
@@ -31,7 +31,7 @@ from research.preflight.resume import (
 )
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
-from research.signals import Stopped, get_exit_code, watch
+from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
 from research.tracking import history
 from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker

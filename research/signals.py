@@ -1,5 +1,10 @@
-"""SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP end a run at the next safe point, with its state saved."""
+"""How this process was started and how it is ended: the launcher's variables, and signals.
 
+SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP end a run at the next safe point, with its state saved.
+"""
+
+import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -80,3 +85,33 @@ def watch() -> Iterator[Watch]:
         _watches.clear()
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def get_launched_ranks() -> tuple[int, int]:
+    """Return rank and number of processes from the launcher's environment, before they know each other.
+
+    A variable that is set to nothing is removed: it means the default, and torch and accelerate cannot read it.
+    Raise ValueError for a number of processes below 1, or for what is no number.
+    """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)
+        elif not re.fullmatch("[1-9][0-9]*" if "WORLD" in name else "[0-9]+", text := os.environ[name]):
+            raise ValueError(f"{name}={text} is no number of a launcher's\nunset {name}, or start it by torchrun")
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", 0)) if world_size > 1 else 0, world_size
+
+
+def check_environment() -> None:
+    """Raise ValueError for variables of a launcher that are not complete, and for threads that OpenMP cannot have.
+
+    An empty OMP_NUM_THREADS is removed.
+    """
+    launcher = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    if (local := os.environ.get("LOCAL_RANK")) and (missing := [name for name in launcher if not os.environ.get(name)]):
+        raise ValueError(f"LOCAL_RANK={local} without {', '.join(missing)}\nunset LOCAL_RANK, or start it by torchrun")
+    threads = os.environ.get("OMP_NUM_THREADS", "1").strip()
+    if not threads:
+        del os.environ["OMP_NUM_THREADS"]
+    elif not re.fullmatch(r"[1-9][0-9]{0,4}(\s*,\s*[1-9][0-9]{0,4})*", threads):
+        raise ValueError(f"OMP_NUM_THREADS={threads} is no number of threads\nunset it, or give a whole number above 0")

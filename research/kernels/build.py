@@ -17,9 +17,9 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from research.cli import get_launched_ranks, run_process
+from research.cli import run_process
 from research.run_dir import CACHE_ENV_VAR, expand_path
-from research.signals import Stopped
+from research.signals import Stopped, get_launched_ranks
 
 # No contraction: every instruction set gives the same bits. No errno: a square root is one instruction.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-w")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
-from research.cli import get_launched_ranks
 from research.preflight.compose import MISSING
 from research.preflight.help import list_groups, read_yaml
 from research.preflight.requested import RequestedConfig, is_interpolated, read_option
@@ -18,6 +17,7 @@ from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
 from research.run_dir import expand_path
+from research.signals import get_launched_ranks
 from research.tracking.storage import find_sqlite_file, resolve_uri
 from research.trigger import Trigger, check_trigger, check_trigger_order, parse_trigger
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
 from typing import Any, TextIO, cast
 
-from research.cli import check_environment, get_launched_ranks, print_message, protect_streams, redact, redact_output
+from research.cli import print_message, protect_streams, redact, redact_output
 from research.run_dir import SWEPT_ENV_VAR
-from research.signals import Stopped, get_exit_code
+from research.signals import Stopped, check_environment, get_exit_code, get_launched_ranks
 
 INFO_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc")
 RERUN_FLAG = "--experimental-rerun"  # argparse takes the first letters of a flag too

@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
-from research.cli import get_launched_ranks
+from research.signals import get_launched_ranks
 
 END_MESSAGE = "end"
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others

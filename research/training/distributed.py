@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from research import rules
-from research.cli import announce_wait, get_launched_ranks
+from research.cli import announce_wait
+from research.signals import get_launched_ranks
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:

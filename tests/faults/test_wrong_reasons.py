@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from program import ROOT, TINY
 
-from research.cli import check_environment, get_launched_ranks
 from research.preflight.check import find_mistakes
 from research.preflight.program import prepare
+from research.signals import check_environment, get_launched_ranks
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
 

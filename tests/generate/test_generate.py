@@ -124,7 +124,7 @@ def test_a_terminal_without_the_characters_or_without_space(run: Path) -> None:
     args = [*COMMAND, str(run), "--prompt", "é", "--tokens", "1"]
     own = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(args, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    assert done.stdout.startswith("?")
+    assert done.stdout.startswith("\\xe9")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(args, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")

@@ -178,7 +178,13 @@ def test_sizes_are_the_same_however_they_are_written(dim_key: str, tmp_path: Pat
         ("equal width", 64, 64),
     ]
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: drawn.append(figure))
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *args: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     gap.draw(arms, tmp_path)
     labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
     assert labels == [f"{dim_key.removeprefix('model.')} {size}\ndepth 2" for size in (64, 128, 256)]
