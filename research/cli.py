@@ -8,24 +8,22 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
-from urllib.parse import quote
 
 from research import signals
-from research.ranges import escape_controls
 
 T = TypeVar("T")
-Completed = subprocess.CompletedProcess[str]
 HIDDEN = "***"
+# Control characters but the tab, marks that turn the direction of text, and bytes that are no text.
+UNPRINTABLE = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 # A key that ends so has a secret as its value; of a model's tokens none is one, nor is a count of them.
 NO_TOKEN = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "last", "first", "next"))
 SECRET = (
@@ -33,28 +31,25 @@ SECRET = (
     r"|credentials?|connection[-_]?string|authorization)"
 )
 BRIEF = "pass|pwd|auth|key|sig|signature|sas|jwt|code|pat"  # so in the query of a URL, and at the end of a variable's name
-SECRET_KEY = re.compile(rf"(?i)(?:{SECRET}|(?:^|[_.-])(?:pass|pwd|jwt))$")
-SECRET_VARIABLE = re.compile(rf"(?i)(?:{SECRET}|_pass|_pwd|(?P<brief>tokens|_(?:{BRIEF})))(?:_\d+)?$")
+SECRET_KEY = rf"(?i)(?:{SECRET}|(?:^|[_.-])(?:pass|pwd|jwt))$"
+SECRET_VARIABLE = rf"(?i)(?:{SECRET}|_pass|_pwd|(?P<brief>tokens|_(?:{BRIEF})))(?:_\d+)?$"
 COLON = r"\\*(?::|%3A)\\*(?:/|%2F)\\*(?:/|%2F)"  # Hydra writes \ before : and = of a value, and prints \\; JSON may write \/
 SCHEME = rf"(?<![\w+.-])\w[\w+.-]*{COLON}"
 USERS = r"(?:postgres|mysql|mariadb|mssql|oracle|ssh|sftp|git:)"  # before @ they have a user's name, others a token
 IN_QUERY = r"(?:[?&;#]|%3[BF]|%26)(?:[\w.-]*[-_.])?"
 VALUE = r"(?:(?<=\")(?:\\.|[^\"\\])+(?=\")|(?<=')(?:\\.|[^'\\])+(?=')|(?:\\.|[^\s\"'%s])+)"
-PATTERNS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*{COLON}[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
-        rf"({SCHEME}[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
-        rf"({SCHEME}[^\s/:@]*:)(?!\d{{1,5}}\b)[^\s@]+ (?:(?!://)[^@\n])*(?=@\S)",  # a space in its password
-        rf"({SCHEME}[^\s/:@%]*%3A)[^\s&]+?(?=%40|@)",
-        r"((?:^|(?<=[\s\"'=(\[{,]))//[^\s/:@]*:)\S+(?=@)",
-        rf"((?<![\w+.-])(?!{USERS}){SCHEME})[^\s/:@]+(?=@)",
-        rf"(?i)({IN_QUERY}(?:{BRIEF}|{SECRET})(?:\\*=|%3D))(?:(?!%3B|%26)[^\s&\"'])+",
-        rf"(?i)({SECRET}\\*[\"']?(?:\\*=|%3D)\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
-        rf"(?i)({SECRET}\\*[\"']?\s?(?:\\*:|%3A)\s*+\\*+[\"']?+(?:(?:bearer|basic|digest)\s++)?+)(?!\*\*\*){VALUE % ',}'}",
-        rf"(\b[A-Z0-9_]+_(?:{BRIEF.upper()})\\*=\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
-        rf"(?i)(--[\w-]*{SECRET}\s+)[^\s\"'-]\S*",
-    )
+PATTERNS = (  # compiled when the first text is looked at: --help needs none
+    rf"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*{COLON}[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
+    rf"({SCHEME}[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
+    rf"({SCHEME}[^\s/:@]*:)(?!\d{{1,5}}\b)[^\s@]+ (?:(?!://)[^@\n])*(?=@\S)",  # a space in its password
+    rf"({SCHEME}[^\s/:@%]*%3A)[^\s&]+?(?=%40|@)",
+    r"((?:^|(?<=[\s\"'=(\[{,]))//[^\s/:@]*:)\S+(?=@)",
+    rf"((?<![\w+.-])(?!{USERS}){SCHEME})[^\s/:@]+(?=@)",
+    rf"(?i)({IN_QUERY}(?:{BRIEF}|{SECRET})(?:\\*=|%3D))(?:(?!%3B|%26)[^\s&\"'])+",
+    rf"(?i)({SECRET}\\*[\"']?(?:\\*=|%3D)\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
+    rf"(?i)({SECRET}\\*[\"']?\s?(?:\\*:|%3A)\s*+\\*+[\"']?+(?:(?:bearer|basic|digest)\s++)?+)(?!\*\*\*){VALUE % ',}'}",
+    rf"(\b[A-Z0-9_]+_(?:{BRIEF.upper()})\\*=\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
+    rf"(?i)(--[\w-]*{SECRET}\s+)[^\s\"'-]\S*",
 )
 
 
@@ -74,7 +69,7 @@ def redact(value: T) -> T:
     text = str(value)
     if re.search("[=:%@]|--", text):
         for pattern in PATTERNS:
-            text = pattern.sub(rf"\1{HIDDEN}", text)
+            text = re.sub(pattern, rf"\1{HIDDEN}", text)
     for secret in find_secrets():
         text = compile_secret(secret).sub(HIDDEN, text)
     return text  # type: ignore[return-value]
@@ -82,7 +77,7 @@ def redact(value: T) -> T:
 
 def hide(key: object, value: Any) -> Any:
     """Return the value of a key, or what stands for it where the key names a secret."""
-    is_secret = isinstance(value, str | bytes | int | float) and not isinstance(value, bool) and SECRET_KEY.search(str(key))
+    is_secret = isinstance(value, str | bytes | int | float) and not isinstance(value, bool) and re.search(SECRET_KEY, str(key))
     return HIDDEN if is_secret and value else redact(value)
 
 
@@ -94,15 +89,22 @@ def find_secrets() -> Iterator[str]:
             yield value
 
 
-match_variable = lru_cache(SECRET_VARIABLE.search)
+match_variable = lru_cache(partial(re.search, SECRET_VARIABLE))
 
 
 @lru_cache
 def compile_secret(secret: str) -> re.Pattern[str]:
     """Return the pattern of a secret as it is, quoted by Hydra, Python, JSON or a URL. A short one is no part of a word."""
+    from urllib.parse import quote
+
     forms = dict.fromkeys((secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1]))
     texts = "|".join(r"\\*".join(["", *map(re.escape, form)]) for form in forms)
     return re.compile(texts if len(secret) >= 8 else rf"(?<!\w)(?:{texts})(?!\w)")
+
+
+def escape_controls(text: str) -> str:
+    """Return a text whose control characters are shown, as \\x1b or \\u2028: a terminal would obey them. Lines stay."""
+    return UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else ascii(match[0])[1:-1].replace("\\r", "\\x0d"), text)
 
 
 class RedactedRecord(logging.LogRecord):
@@ -227,11 +229,13 @@ def wait_for(reason: str) -> Iterator[None]:
         yield
 
 
-def run_process(reason: str, words: Sequence[str], cwd: Path | None = None, timeout: float | None = None) -> Completed:
-    """Run another program as `wait_for` waits; return its output. Where the wait ends early, so does all that it has started.
+def run_process(reason: str, words: Sequence[str], cwd: Path | None = None, timeout: float | None = None) -> Any:
+    """Run another program as `wait_for` waits; return its CompletedProcess. An early end ends all that it has started.
 
     Raise OSError where it cannot be started, subprocess.TimeoutExpired where it takes longer than `timeout` seconds.
     """
+    import subprocess
+
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with wait_for(reason), subprocess.Popen(words, cwd=cwd, text=True, process_group=0, **pipes) as process:
         try:
@@ -240,7 +244,7 @@ def run_process(reason: str, words: Sequence[str], cwd: Path | None = None, time
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
-    return Completed(words, process.returncode, output, errors)
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
 def run_command(work: Callable[[signals.Watch], None]) -> int:

@@ -8,7 +8,6 @@ and give them with their arguments to `check_settings`.
 import json
 import logging
 import os
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,8 +31,6 @@ ExistingPath = Annotated[str, "a file or folder that exists"]
 Monitor = Literal["val/loss", "val/acc", "val/bpb"]
 
 log = logging.getLogger(__name__)
-# Control characters but the tab, marks that turn the direction of text, and bytes that are no text.
-UNPRINTABLE = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 TYPE_LABELS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list as [a,b]"}
 
 
@@ -155,11 +152,6 @@ def is_json_of(annotation: Any, value: object) -> bool:
         return False
     types = (int, float) if annotation is float else (annotation,)
     return annotation is Any or type(value) in types
-
-
-def escape_controls(text: str) -> str:
-    """Return a text whose control characters are shown, as \\x1b or \\u2028: a terminal would obey them. Lines stay."""
-    return UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else ascii(match[0])[1:-1].replace("\\r", "\\x0d"), text)
 
 
 def repr_value(value: object) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from research import ranges
+from research.cli import UNPRINTABLE
 from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
 from research.run_dir import ROOT, TARGETS_ENV_VAR
 
@@ -71,7 +71,7 @@ def check_name(name: str, setting: str = "name") -> Conflict | None:
 
 def check_folder(out: str) -> Conflict | None:
     """Return the conflict of a path that is not text on one line, or whose leading ~ is no home folder."""
-    if ranges.UNPRINTABLE.search(out):
+    if UNPRINTABLE.search(out):
         return Conflict(("out",), f"out={out!a} has a control character, or bytes that are not UTF-8", "give out=FOLDER")
     if "\\${" in out:
         return Conflict(("out",), f"out={out}: Hydra reads ${{ as a reference, also behind a \\", "give out=FOLDER without ${")

@@ -13,13 +13,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
-
-from research.ranges import take_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
@@ -59,6 +56,8 @@ class RunConfig:
     def digest(self) -> str:
         """Return a digest of what the result depends on: not where it goes, nor who watches."""
         settings = {key: value for key, value in self.config.items() if key not in (*OUTER_KEYS, "name")}
+        from hashlib import sha256
+
         return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -101,6 +100,8 @@ def read_summary(folder: Path) -> Summary | None:
     """
     content = read_json(folder / SUMMARY_FILE)
     content = {SUMMARY_V1.get(key, key): value for key, value in content.items()}
+    from research.ranges import take_fields
+
     content = take_fields(Summary, content, folder / SUMMARY_FILE)
     if not content or content.get("version", 1) not in (1, 2):
         return None

@@ -14,14 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from research.cli import print_message, redirect_to_null
+from research.cli import escape_controls, print_message, redirect_to_null
 from research.data.text import END_BYTE
 from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
-from research.ranges import escape_controls
 from research.training.oom import get_rss_mb
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h

@@ -23,8 +23,8 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
+from research.cli import UNPRINTABLE
 from research.preflight.help import list_groups
-from research.ranges import UNPRINTABLE
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice

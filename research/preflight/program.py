@@ -32,7 +32,7 @@ def prepare(argv: list[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         from research.preflight.help import build_help_text
 
-        print_message(build_help_text(), sys.stdout)
+        print(build_help_text(), flush=True)
         sys.exit(0)
     redact_configurations()
     # Only now, so that --help waits for none of it.

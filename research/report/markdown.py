@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from research.cli import format_duration
+from research.cli import UNPRINTABLE, format_duration
 from research.metrics import confidence_interval
-from research.ranges import UNPRINTABLE
 from research.report.plots import compute_importances
 from research.report.preset import EXCLUDED_KEYS
 from research.report.results import Sweep, format_number

@@ -13,8 +13,8 @@ from operator import le
 from pathlib import Path
 from typing import Any, Literal
 
+from research.cli import escape_controls
 from research.preflight.overrides import parse
-from research.ranges import escape_controls
 from research.run_dir import Summary
 from research.tracking.study_spec import StudySpec
 

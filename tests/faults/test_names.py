@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from program import ROOT
 from reporting import make_study, make_trial
 
+from research.cli import escape_controls
 from research.preflight.check import find_mistakes
 from research.preflight.overrides import to_literal
-from research.ranges import escape_controls
 from research.report.markdown import escape, format_code, render_table
 from research.report.report import write
 from research.report.results import protect_cell, render_csv
