@@ -9,9 +9,11 @@ from functools import cache
 from typing import Any, cast
 
 import hydra
+import yaml
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf import _utils as omegaconf_utils
 
 from research.preflight.condition import Condition
 from research.preflight.help import FOLDERS, list_groups
@@ -35,7 +37,27 @@ def compose(overrides: list[Override]) -> dict[str, Any]:
 
 @cache  # composing takes most of the preflight's time
 def _compose_lines(lines: tuple[str, ...]) -> dict[str, Any]:
+    use_fast_yaml()
     return cast(dict[str, Any], OmegaConf.to_container(hydra.compose("config", list(lines), return_hydra_config=True)))
+
+
+@cache
+def use_fast_yaml() -> None:
+    """Let OmegaConf, and so Hydra, parse YAML with libyaml where it is there: a tenth of a mistake's answer.
+
+    What reads the parsed nodes stays OmegaConf's own, whose private name this is; tests/preflight/test_compose.py pins it.
+    """
+    if not yaml.__with_libyaml__:
+        return
+    parser, reader = yaml.cyaml.CParser, omegaconf_utils.get_yaml_loader()
+
+    class Loader(parser, reader):  # type: ignore[misc, valid-type]
+        def __init__(self, stream: Any) -> None:
+            parser.__init__(self, stream)
+            yaml.constructor.SafeConstructor.__init__(self)
+            yaml.resolver.Resolver.__init__(self)
+
+    omegaconf_utils.get_yaml_loader = lambda: Loader
 
 
 def count_composed() -> int:

@@ -1,0 +1,65 @@
+"""What the preflight takes from other libraries to compose quickly gives the same."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf, _utils
+from program import ROOT
+
+from research.preflight.compose import use_fast_yaml
+from research.preflight.source import drop_bodies
+
+TEXTS = [
+    *sorted((ROOT / "conf").rglob("*.yaml")),
+    "a: 1e-3\nb: 1_000\nc: 2020-01-01\nd: !!str 5\n"
+    "e: [1, .5, .inf, -.nan, 0x10, yes, null, ~, '1']\nf: é\ng: |\n  two\n  lines\n",
+    "a: &x {b: 1}\nc: *x\nd:\n  <<: *x\n  e: 12:30:45\n",
+]
+
+
+def parse(text: str) -> object:
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name if isinstance(text, Path) else "odd values")
+def test_yaml_is_read_as_omegaconf_reads_it(text: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = text.read_text() if isinstance(text, Path) else text
+    use_fast_yaml.cache_clear()
+    monkeypatch.setattr(_utils, "get_yaml_loader", get_plain_loader)
+    expected = parse(content)
+    use_fast_yaml()
+    assert _utils.get_yaml_loader is not get_plain_loader, "libyaml is in the wheels of PyYAML"
+    assert repr(parse(content)) == repr(expected)
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: [1\n", "a: !!python/object/apply:os.system [x]\n", "\ta: 1\n", "a: *x\n"])
+def test_what_omegaconf_refuses_is_refused(text: str) -> None:
+    use_fast_yaml()
+    with pytest.raises(yaml.YAMLError):
+        parse(text)
+
+
+get_plain_loader = _utils.get_yaml_loader
+
+
+def list_definitions(source: bytes) -> list[str]:
+    """Return each class and function with its arguments and decorators, each assignment and import."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = []
+    return [ast.dump(node) for node in tree.body]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "research").glob("*/*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_source_without_bodies_defines_the_same(file: Path) -> None:
+    source = file.read_bytes()
+    try:
+        shorter = drop_bodies(source)
+        definitions = list_definitions(shorter)
+    except SyntaxError:
+        return  # then the whole source is parsed
+    assert definitions == list_definitions(source)
+    assert len(shorter) < len(source) or b"def " not in source
