@@ -87,6 +87,8 @@ def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
             lines = ["an override is one line of text, without control characters or bytes that are not UTF-8"]
         elif not equal or not re.fullmatch(r"[+~]{0,2}[\w./@:$-]+", name) or value != value.lstrip():
             lines = ["an override is key=value, without spaces around '=', as trainer.eval_every=5"]
+        elif not all(name.lstrip("+~").split(".")):
+            lines = ["the names of a key stand between single dots, as trainer.eval_every"]
         else:
             what = "brackets must close; text with brackets, commas, = or letters beyond ASCII needs quotes"
             closed = [f"one list: {shlex.quote(f'{name}={value}]')}"] if value.startswith("[") else []

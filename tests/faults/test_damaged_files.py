@@ -27,7 +27,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 CONFIG_WORDS = {
     "flipped": "has other settings: seed is 8, not 0",
-    "cut": "has other settings: .* is nothing, not",
+    "cut": "(has other settings: .* is nothing, not|cannot be read)",  # by where the cut is
     "binary": "cannot be read",
     "empty": "is empty",
     "gone": "is not there",

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,22 @@ def test_both_save_and_end_with_the_code_of_the_signal(tmp_path: Path, signum: i
 
 
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
-    """The folder of the checkpoints cannot be made; the process that does not make it waits for no one."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "checkpoints").write_text("in the way")
-    arguments = [*make_torchrun_command(tmp_path, "trainer=fsdp", "steps=6"), f"hydra.run.dir={run}"]
+    """The folder of the checkpoints is gone; the process that does not write to it waits for no one."""
+    command = make_torchrun_command(tmp_path, "trainer=fsdp", "name=long", "steps=100000", "callbacks.checkpoint.every=20")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode != 0
-    assert "checkpoints" in done.stderr
-    assert json.loads((run / "summary.json").read_text())["status"] == "FAILED"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    folder = wait_for_run(tmp_path, "long", 2) / "checkpoints"
+    while not folder.is_file():  # a save may make it anew meanwhile
+        with suppress(FileNotFoundError):
+            folder.rename(tmp_path / f"aside {time.monotonic()}")
+        with suppress(IsADirectoryError):
+            folder.write_text("in the way")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "checkpoints" in output
+    assert read_summary(tmp_path, "long")["status"] == "FAILED"
 
 
 SRUN = """#!/bin/sh
