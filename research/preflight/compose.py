@@ -47,7 +47,7 @@ def use_fast_yaml() -> None:
 
     What reads the parsed nodes stays OmegaConf's own, whose private name this is; tests/preflight/test_compose.py pins it.
     """
-    if not yaml.__with_libyaml__:
+    if not yaml.__with_libyaml__ or issubclass(omegaconf_utils.get_yaml_loader(), yaml.cyaml.CParser):
         return
     parser, reader = yaml.cyaml.CParser, omegaconf_utils.get_yaml_loader()
 
