@@ -173,6 +173,7 @@ for net in (torch.nn.parallel.DistributedDataParallel(build()), sharded):
     result = gradient(net, x[4 * rank : 4 * rank + 4])
     worst = (result - alone).abs().max() / alone.abs().max()
     assert worst < 2e-2, (type(net).__name__, worst)
+dist.barrier()  # a process that leaves while the other still talks to it ends that one by abort()
 dist.destroy_process_group()
 """
 
@@ -185,6 +186,5 @@ def test_two_processes_average_the_same_gradient(tmp_path: Path) -> None:
         subprocess.Popen([*start, str(rank), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for process in both:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    errors = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
