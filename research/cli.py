@@ -38,13 +38,16 @@ SCHEME = rf"(?<![\w+.-])\w[\w+.-]*{COLON}"
 USERS = r"(?:postgres|mysql|mariadb|mssql|oracle|ssh|sftp|git:)"  # before @ they have a user's name, others a token
 IN_QUERY = r"(?:[?&;#]|%3[BF]|%26)(?:[\w.-]*[-_.])?"
 VALUE = r"(?:(?<=\")(?:\\.|[^\"\\])+(?=\")|(?<=')(?:\\.|[^'\\])+(?=')|(?:\\.|[^\s\"'%s])+)"
-PATTERNS = (  # compiled when the first text is looked at: --help needs none
+# Compiled when the first text is looked at: --help needs none.
+USER_PATTERNS = (  # of a text with an @: each looks for one from every URL on
     rf"^((?:[\w.+~/-]*=)?[\"']*\w[\w+.-]*{COLON}[^\s/:]*:)(?!.*://).*(?=@)",  # one URL: a password may hold anything
     rf"({SCHEME}[^\s/:]*:)\S*(?=@)",  # a URL within a text: up to the last @ of a word
     rf"({SCHEME}[^\s/:@]*:)(?!\d{{1,5}}\b)[^\s@]+ (?:(?!://)[^@\n])*(?=@\S)",  # a space in its password
     rf"({SCHEME}[^\s/:@%]*%3A)[^\s&]+?(?=%40|@)",
     r"((?:^|(?<=[\s\"'=(\[{,]))//[^\s/:@]*:)\S+(?=@)",
     rf"((?<![\w+.-])(?!{USERS}){SCHEME})[^\s/:@]+(?=@)",
+)
+KEY_PATTERNS = (
     rf"(?i)({IN_QUERY}(?:{BRIEF}|{SECRET})(?:\\*=|%3D))(?:(?!%3B|%26)[^\s&\"'])+",
     rf"(?i)({SECRET}\\*[\"']?(?:\\*=|%3D)\\*+[\"']?+)(?!\*\*\*){VALUE % ''}",
     rf"(?i)({SECRET}\\*[\"']?\s?(?:\\*:|%3A)\s*+\\*+[\"']?+(?:(?:bearer|basic|digest)\s++)?+)(?!\*\*\*){VALUE % ',}'}",
@@ -68,7 +71,7 @@ def redact(value: T) -> T:
         return value
     text = str(value)
     if re.search("[=:%@]|--", text):
-        for pattern in PATTERNS:
+        for pattern in (*(USER_PATTERNS if "@" in text or "%40" in text else ()), *KEY_PATTERNS):
             text = re.sub(pattern, rf"\1{HIDDEN}", text)
     for secret in find_secrets():
         text = compile_secret(secret).sub(HIDDEN, text)

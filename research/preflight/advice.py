@@ -78,7 +78,7 @@ class Adviser:
     mistakes: list[str]
     judge: Callable[[CommandLine], list[str]]
     tries: dict[CommandLine, list[str] | None] = field(default_factory=dict)
-    composed: int = field(default_factory=lambda: count_composed())
+    composed: int = field(default_factory=count_composed)
 
     def check(self) -> list[str]:
         """Return the mistakes with the advice that is accepted. Of one mistake in several runs the nearest advice counts."""
@@ -119,20 +119,17 @@ class Adviser:
         if lead != "leave out ":
             for more in self.iter_companions(taken, words, new[0]):
                 return " ".join(map(quote_word, [*words, *more])), ""
+        if lead in ("leave out ", "one list: ", "one text: "):
+            return "", ""
         new_head, message, *_ = [*new[0].split("\n  "), ""]
-        return "", f"{text} is refused too: {message or new_head}" if lead not in (
-            "leave out ",
-            "one list: ",
-            "one text: ",
-        ) else ""
+        return "", f"{text} is refused too: {message or new_head}"
 
     def iter_companions(self, taken: CommandLine, words: list[str], mistake: str) -> Iterator[list[str]]:
         """Yield what an advice needs beside itself: an advice of its own new mistake that does not take it back."""
         head, *lines = mistake.removeprefix("error: ").split("\n  ")
         keys = {get_typed_key(word) for word in words}
-        for lead, text in (
-            pair for line in lines for pair in iter_alternatives(line) if pair[0] in ("give ", "did you mean: ")
-        ):
+        alternatives = [pair for line in lines for pair in iter_alternatives(line)]
+        for lead, text in (pair for pair in alternatives if pair[0] in ("give ", "did you mean: ")):
             leading = read_words(text)
             more = [word for word in leading if word not in words]
             if more and not keys & {get_typed_key(word) for word in more}:
