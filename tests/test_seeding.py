@@ -1,10 +1,14 @@
 """The order of samples and the seeds are pure functions."""
 
+from collections import Counter
+from resource import RUSAGE_SELF, getrusage
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.seeding import fold_in, permutation, sample_indices, seed_step
+from research.seeding import fold_in, permutation, permute, sample_indices, seed_step
 
 small = st.integers(0, 200)
 
@@ -35,3 +39,32 @@ def test_a_step_draws_the_same_whatever_came_before() -> None:
     assert torch.equal(first, torch.rand(5))
     seed_step(3, 8)
     assert not torch.equal(first, torch.rand(5))
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
+def test_a_permutation_without_a_table_holds_each_number_once(n: int, key: int) -> None:
+    assert torch.equal(permute(torch.arange(n), n, key).sort().values, torch.arange(n))
+
+
+def test_a_permutation_without_a_table_is_as_random_as_one_with_a_table() -> None:
+    """Over 200 keys a permutation has one fixed point on average; half of its neighbours ascend; all orders of 4 occur."""
+    n = 5000
+    orders = [permute(torch.arange(n), n, key) for key in range(200)]
+    assert sum(int((order == torch.arange(n)).sum()) for order in orders) / 200 == pytest.approx(1, abs=4 / 200**0.5)
+    assert sum(float((order.diff() > 0).double().mean()) for order in orders) / 200 == pytest.approx(0.5, abs=0.002)
+    counts = Counter(tuple(permute(torch.arange(4), 4, key).tolist()) for key in range(1200))
+    assert len(counts) == 24
+    assert min(counts.values()) > 25
+
+
+def test_the_order_of_a_billion_samples_needs_no_table() -> None:
+    n, before = 10**9, getrusage(RUSAGE_SELF).ru_maxrss
+    stream = sample_indices(7, n - 300, 600, n)  # the end of an epoch and the start of the next
+    assert torch.equal(stream, torch.cat([sample_indices(7, n - 300 + start, 100, n) for start in range(0, 600, 100)]))
+    assert len(stream.unique()) == 600
+    assert 0 <= stream.min() < stream.max() < n
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 10_000  # kB
+
+
+def test_up_to_a_million_samples_the_order_is_the_table() -> None:
+    assert torch.equal(sample_indices(3, 0, 50, 10**6), permutation(3, 0, 10**6)[:50])

@@ -1,8 +1,9 @@
-"""A data set: two splits of tensors, and the shape that a model must fit."""
+"""A data set: its splits, whose samples are had by number, and the shape that a model must fit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num, Shaped
@@ -29,6 +30,42 @@ class Vectors(NamedTuple):
 Shape = TypeVar("Shape", Tokens, Vectors)
 
 
+@runtime_checkable
+class Samples(Protocol):
+    """Samples by number. `Split` holds them in memory, `Bins` reads them from the disk."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether targets are classes or tokens, and no floating-point numbers."""
+
+    @property
+    def target_shape(self) -> torch.Size:
+        """Return the shape of the targets of a sample: empty for one, (seq_len) where every token is a target."""
+
+    @property
+    def token_bytes(self) -> Int[Tensor, "vocab"] | None:
+        """Return how many bytes of text each token stands for; None for one each, or where there is no text."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where batches are."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: Int[Tensor, "batch"]) -> tuple[Num[Tensor, "batch ..."], Shaped[Tensor, "batch ..."]]:
+        """Return the inputs and targets at `index`; tokens and classes as int64, whatever smaller type stores them."""
+
+    def count_targets(self, index: Int[Tensor, "batch"]) -> Tensor | int:
+        """Return how many targets of these samples count: those that are not IGNORE, at least 1."""
+
+    def take(self, count: int | None) -> "Samples":
+        """Return the first so many samples; None: all."""
+
+    def to(self, device: torch.device) -> "Samples":
+        """Return the samples with batches on this device."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Inputs and targets with one sample a row, in memory: a batch costs two gathers.
@@ -39,6 +76,7 @@ class Split:
 
     inputs: Num[Tensor, "n ..."]
     targets: Shaped[Tensor, "n ..."]
+    token_bytes: Int[Tensor, "vocab"] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.inputs) or len(self.inputs) != len(self.targets):
@@ -52,14 +90,41 @@ class Split:
             message = f"no target of the {len(self.inputs)} samples of a split counts: all are {IGNORE}"
             raise ValueError(f"{message}, which losses ignore; give targets that count")
 
+    @property
+    def has_classes(self) -> bool:
+        return not self.targets.is_floating_point()
+
+    @property
+    def target_shape(self) -> torch.Size:
+        return self.targets.shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.device
+
+    @cached_property
+    def has_ignored_targets(self) -> bool:
+        """Return whether some targets are IGNORE."""
+        return int(num_valid_targets(self.targets)) < self.targets.numel()
+
     def __len__(self) -> int:
-        """Return the number of samples."""
         return self.inputs.shape[0]
 
-    def __getitem__(self, index: Int[Tensor, "batch"] | slice) -> tuple[Num[Tensor, "batch ..."], Tensor]:
-        """Return the inputs and targets at `index`; tokens and classes as int64, whatever smaller type stores them."""
+    def __getitem__(self, index: Int[Tensor, "batch"] | slice) -> tuple[Num[Tensor, "batch ..."], Shaped[Tensor, "batch ..."]]:
         x, y = self.inputs[index], self.targets[index]
         return (x if x.is_floating_point() else x.long()), (y if y.is_floating_point() else y.long())
+
+    def count_targets(self, index: Int[Tensor, "batch"]) -> Tensor | int:
+        if self.has_ignored_targets:
+            return num_valid_targets(self.targets[index]).clamp(min=1)
+        return len(index) * self.target_shape.numel()
+
+    def take(self, count: int | None) -> "Split":
+        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
+
+    def to(self, device: torch.device) -> "Split":
+        token_bytes = None if self.token_bytes is None else self.token_bytes.to(device)
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device), token_bytes=token_bytes)
 
 
 @dataclass(frozen=True)
@@ -67,8 +132,8 @@ class Dataset(Generic[Shape]):
     """A task: training and validation samples, and the metrics of trivial predictors."""
 
     shape: Shape
-    train: Split
-    val: Split
+    train: Samples
+    val: Samples
     digest: str  # sha256 of the samples and of the split
     source: str  # where the samples come from, for people
     unit: str  # what throughput counts: "token" or "sample"

@@ -100,7 +100,7 @@ def describe_error(error: Exception) -> str:
 def select_held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
     """Return sequences of the validation split with about `tokens` tokens, at least one, and their targets."""
     split = source.run.data.val
-    seq_len = split.inputs.shape[1]
+    seq_len = source.run.data.shape.seq_len
     max_sequences = MAX_LOGITS // (seq_len * source.model.embed.num_embeddings)
     count = min(len(split), max(1, min(-(-tokens // seq_len), max_sequences)))
     return split[torch.linspace(0, len(split) - 1, count).round().long()]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from research.data.spec import Split
-from research.losses import num_valid_targets
+from research.data.spec import Samples
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
 from research.seeding import ROLLBACK_STREAM, fold_in, sample_indices, seed_step
 from research.training import distributed
@@ -23,7 +22,7 @@ class Batches:
     """Gives the micro-batches of any step of one run."""
 
     net: nn.Module  # what will be called on them: the model, or what wraps it
-    train: Split
+    train: Samples
     batch_size: int  # samples a step, over all processes
     grad_accum: int  # micro-batches a step and process
     seed: int
@@ -33,8 +32,6 @@ class Batches:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.layers = list(bitlinear_layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
-        targets = self.train.targets
-        self.has_ignored_targets = int(num_valid_targets(targets)) < targets.numel()
 
     def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
         """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout.
@@ -45,12 +42,10 @@ class Batches:
         seed_step(seed, step, self.rank)
         set_warmup_step(self.layers, step)
         consumed = progress.samples - (progress.step - step) * self.batch_size  # before `step`
-        indices = sample_indices(seed, consumed, self.batch_size, len(self.train)).to(self.train.inputs.device)
+        indices = sample_indices(seed, consumed, self.batch_size, len(self.train)).to(self.train.device)
         parts = min(self.grad_accum * 2**progress.oom_halvings, self.batch_size // self.world_size)  # none of them empty
         own = indices.tensor_split(parts * self.world_size)[self.rank :: self.world_size]
-        if self.has_ignored_targets:
-            return self._load(own), num_valid_targets(self.train.targets[indices]).clamp(min=1)
-        return self._load(own), len(indices) * self.train.targets[:1].numel()
+        return self._load(own), self.train.count_targets(indices)
 
     def _load(self, micro_batches: Sequence[Int[Tensor, "_"]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and targets. Processes average gradients at the last micro-batch only."""

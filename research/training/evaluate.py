@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from research.data.spec import Split
-from research.losses import Loss, check_losses, num_valid_targets
+from research.data.spec import Samples
+from research.losses import IGNORE, Loss, check_losses, num_valid_targets
 from research.metrics import nats_to_bits, num_correct
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 from research.training import distributed, sharding
@@ -19,7 +19,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    split: Split,
+    split: Samples,
     loss: Loss,
     batch_size: int,
     autocast: Autocast = nullcontext,
@@ -31,7 +31,7 @@ def evaluate(
     """
     names, was_training = list_metrics(split), model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=split.inputs.device)  # loss, correct, targets
+    sums = torch.zeros(4, dtype=torch.float64, device=split.device)  # loss, correct, targets, their bytes
     layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
     try:
         with cached_quantized_weights(layers):  # they do not change meanwhile
@@ -44,15 +44,16 @@ def evaluate(
                     losses = loss(logits, y)
                 check_losses(losses, y)
                 correct = num_correct(logits, y) if "val/acc" in names else y.new_zeros(())
-                sums += torch.stack([losses.sum().double(), correct.double(), num_valid_targets(y).double()])
+                count = num_valid_targets(y)
+                num_bytes = count if split.token_bytes is None else split.token_bytes[y[y != IGNORE]].sum()
+                sums += torch.stack([value.double() for value in (losses.sum(), correct, count, num_bytes)])
     finally:
         model.train(was_training)
-    nats, right, count = distributed.all_reduce_sum(sums).tolist()
-    metrics = {"val/loss": nats / count, "val/acc": right / count, "val/bpb": nats_to_bits(nats / count)}
+    nats, right, targets, text = distributed.all_reduce_sum(sums).tolist()
+    metrics = {"val/loss": nats / targets, "val/acc": right / targets, "val/bpb": nats_to_bits(nats / max(1, text))}
     return {name: metrics[name] for name in names}
 
 
-def list_metrics(split: Split) -> list[str]:
+def list_metrics(split: Samples) -> list[str]:
     """Return the metrics that a split has: an accuracy where targets are classes, and bits where every token is a target."""
-    classes = not split.targets.is_floating_point()
-    return ["val/loss", *["val/acc"] * classes, *["val/bpb"] * (classes and split.targets.ndim == 2)]
+    return ["val/loss", *["val/acc"] * split.has_classes, *["val/bpb"] * (split.has_classes and len(split.target_shape) == 1)]

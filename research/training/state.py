@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.cli import describe_error
-from research.data.spec import Dataset, Split
+from research.data.spec import Dataset, Samples
 from research.losses import Loss, Objective
 from research.optim.schedules import get_lr
 from research.signals import Stopped
@@ -68,7 +68,7 @@ class State:
     loss: Loss  # what evaluations report
     objective: Objective  # what is minimised
     data: Dataset[Any]
-    val: Split  # what is held back, on the device
+    val: Samples  # what is held back, on the device
     batches: Batches  # the training samples, step by step
     info: RunInfo
     progress: Progress = field(default_factory=Progress)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
-from research.data.spec import Dataset, Split
+from research.data.spec import Dataset
 from research.losses import Loss, Objective, check_losses
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.blocks import recompute
@@ -133,9 +133,8 @@ class Trainer:
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
         info = RunInfo(steps=self.steps, monitor=monitor, task=task, name=name, folder=folder, **facts)
-        part = slice(self.overfit or None)
         splits = (data.train, data.train if self.overfit else data.val)
-        train, val = (Split(split.inputs[part].to(device), split.targets[part].to(device)) for split in splits)
+        train, val = (split.take(self.overfit or None).to(device) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
         state = State(model, net, optimizer, schedule, loss, objective or Supervised(loss), data, val, batches, info)
