@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
+from research.data.tokenizers import Tokenizer
 from research.losses import IGNORE, num_valid_targets
 from research.seeding import SPLIT_STREAM, fold_in
 
@@ -139,6 +140,8 @@ class Dataset(Generic[Shape]):
     unit: str  # what throughput counts: "token" or "sample"
     baseline: dict[str, float] = field(default_factory=dict)  # "metric predictor" -> what a trivial predictor reaches
     notes: tuple[str, ...] = ()  # facts for the console, as the leak between the splits
+    test: Samples | None = None  # what nothing is chosen by
+    tokenizer: Tokenizer | None = None  # of text
 
 
 def split_at_random(
@@ -158,8 +161,7 @@ def split_at_random(
     return Dataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
 
 
-def unigram_cross_entropy(train: Int[Tensor, "n"], val: Int[Tensor, "m"], num_classes: int) -> Float[Tensor, ""]:
-    """Return the cross entropy (nats) on `val` of the token frequencies of `train`, with one added to each count."""
-    counts = torch.bincount(train, minlength=num_classes).double() + 1
-    log_p = (counts / counts.sum()).log()
-    return -log_p[val].mean()
+def unigram_cross_entropy(counts: Int[Tensor, "classes"], val: Int[Tensor, "m"]) -> Float[Tensor, ""]:
+    """Return the cross entropy (nats) on `val` of the frequencies of tokens in training, with one added to each count."""
+    smoothed = counts.double() + 1
+    return -(smoothed / smoothed.sum()).log()[val].mean()

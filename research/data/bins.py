@@ -1,0 +1,149 @@
+"""Token streams on the disk, made once for a corpus and a tokenizer, and read by number.
+
+They are read and not mapped: a map counts as memory, fails under a limit of address space, and ends the process where the file
+shrinks.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from research.cli import announce_wait
+from research.data.corpus import Corpus, SplitName
+from research.data.spec import Samples, Split
+from research.data.streams import META, VERSION, write_streams
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.run_dir import HeldError, lock, read_json, sync
+
+CPU = torch.device("cpu")
+BLOCK = 1 << 22  # bytes
+IN_MEMORY = 1 << 28  # bytes: smaller streams are held in memory
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Windows of a stream in a file: window i has the tokens from i * seq_len to (i + 1) * seq_len, and one more as target."""
+
+    file: Path
+    dtype: np.dtype[Any]
+    num_tokens: int
+    seq_len: int
+    token_bytes: Int[Tensor, "vocab"] | None = None
+    device: torch.device = CPU
+    has_classes = True
+
+    @property
+    def target_shape(self) -> torch.Size:
+        return torch.Size([self.seq_len])
+
+    def __len__(self) -> int:
+        return (self.num_tokens - 1) // self.seq_len
+
+    def __getitem__(self, index: Int[Tensor, "batch"]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+        rows = np.empty((len(index), self.seq_len + 1), dtype=self.dtype)
+        with self.file.open("rb", buffering=0) as stream:
+            for row, number in zip(rows, index.tolist(), strict=True):
+                if os.preadv(stream.fileno(), [row], number * self.seq_len * self.dtype.itemsize) != row.nbytes:
+                    raise ValueError(f"{self.file} is shorter than it was\ndelete {self.file.parent}, and start again")
+        tokens = torch.from_numpy(rows.astype(np.int64)).to(self.device)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def count_targets(self, index: Int[Tensor, "batch"]) -> Tensor | int:
+        return len(index) * self.seq_len
+
+    def take(self, count: int | None) -> "Bins":
+        return self if count is None else replace(self, num_tokens=min(self.num_tokens, count * self.seq_len + 1))
+
+    def to(self, device: torch.device) -> "Bins":
+        return replace(self, device=device, token_bytes=None if self.token_bytes is None else self.token_bytes.to(device))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What is in a folder of the cache."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    num_tokens: dict[SplitName, int] = field(default_factory=dict)
+    num_bytes: dict[SplitName, int] = field(default_factory=dict)  # of text, an end of a document between two as one
+    num_documents: dict[SplitName, int] = field(default_factory=dict)
+    digests: dict[SplitName, str] = field(default_factory=dict)  # sha256 of the stream
+    left_out: str = ""
+    gzip_bits: float = 0.0  # bits per byte of the validation text
+    notes: tuple[str, ...] = ()
+    tokenizer_name: str = ""
+
+    def open(self, name: SplitName, seq_len: int) -> Samples:
+        """Return the windows of a split. Raise ValueError where there is not one."""
+        if (count := self.num_tokens[name]) <= seq_len:
+            long = {"train": "training", "val": "validation", "test": "test"}[name]
+            why = f"the {long} split has {count:,} {'bytes' if self.tokenizer.name == 'bytes' else 'tokens'}"
+            raise ValueError(f"data.seq_len={seq_len} is too long: {why}; give a smaller one or more text")
+        token_bytes = None if self.tokenizer.name == "bytes" else torch.from_numpy(self.tokenizer.count_bytes())
+        file, dtype = self.folder / f"{name}.bin", self.tokenizer.dtype
+        if count * dtype.itemsize > IN_MEMORY:
+            return Bins(file, dtype, count, seq_len, token_bytes)
+        tokens = np.fromfile(file, dtype=dtype)
+        stream = torch.from_numpy(tokens if dtype == np.uint8 else tokens.astype(np.int32))
+        windows = stream.unfold(0, seq_len + 1, seq_len)  # a view: a window is copied when it is drawn
+        return Split(windows[:, :-1], windows[:, 1:], token_bytes)
+
+    def count_tokens(self, name: SplitName) -> Int[Tensor, "vocab"]:
+        """Return how often each token is in the stream of a split."""
+        counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
+        with (self.folder / f"{name}.bin").open("rb") as stream:
+            while block := stream.read(BLOCK):
+                counts += np.bincount(np.frombuffer(block, dtype=self.tokenizer.dtype), minlength=len(counts))
+        return torch.from_numpy(counts)
+
+
+def prepare_streams(root: Path, key: str, read: Callable[[], Corpus], tokenizer: Tokenizer) -> Streams:
+    """Return the streams of a key, from the cache below `root` or made now; another process that makes them is waited for."""
+    folder = root / key
+    if streams := read_streams(folder):
+        return streams
+    with wait_for_lock(root / f".{key}"):
+        if streams := read_streams(folder):
+            return streams
+        draft = root / f".{key}" / "draft"
+        corpus = read()
+        write_streams(draft, corpus, tokenizer)
+        draft.rename(folder)
+        sync(root)
+    streams = read_streams(folder)
+    assert streams
+    return streams
+
+
+def read_streams(folder: Path) -> Streams | None:
+    """Return what is in a folder of the cache; None where that is not whole."""
+    meta = read_json(folder / META) if (folder / META).exists() else {}
+    if meta.pop("version", None) != VERSION:
+        return None
+    streams = Streams(folder, load_tokenizer(folder), **meta | {"notes": tuple(meta["notes"])})
+    itemsize = streams.tokenizer.dtype.itemsize
+    files = {folder / f"{name}.bin": count * itemsize for name, count in streams.num_tokens.items()}
+    return streams if all(file.is_file() and file.stat().st_size == size for file, size in files.items()) else None
+
+
+@contextmanager
+def wait_for_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder, once no other process does."""
+    with ExitStack() as held:
+        with announce_wait(f"another process that makes the tokens in {folder}"):
+            while True:
+                try:
+                    held.enter_context(lock(folder))
+                    break
+                except HeldError:
+                    time.sleep(0.1)
+        yield

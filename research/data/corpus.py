@@ -1,0 +1,178 @@
+"""A corpus: the documents of files, without repeats, each as a whole in one split; read twice and never held in memory.
+
+The first reading takes digests, which say what is a repeat and which split a document is in: neither names nor the order of
+files nor line ends matter. The second gives the pieces of a split, in an order that the digests alone decide.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int8, UInt64
+
+from research.data.documents import Defect, DefectError, Format, iter_documents
+from research.data.sources import Counts
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+LEFT_OUT = -1  # in place of a split: an empty or repeated document, or none at all
+
+
+class Reader(NamedTuple):
+    """How documents are read from files."""
+
+    format: Format
+    field: tuple[str, ...]  # of a row: its columns or keys
+    encoding: str
+
+
+@dataclass
+class Corpus:
+    """Which documents are in which split."""
+
+    files: list[Path]  # in the order in which they are read
+    reader: Reader
+    splits: list[Int8[np.ndarray, "items"]]  # of each file: the number in SPLITS of each of its items, or LEFT_OUT
+    num_bytes: int  # of all documents
+    counts: Counts  # of what is left out
+    cuts: tuple[int, int] | None = None  # of a single document: where its training text and its test text end
+
+    def count_documents(self, name: SplitName) -> int:
+        """Return the number of documents in a split; parts of a single one count."""
+        number = SPLITS.index(name)
+        return 1 if self.cuts else sum(int((split == number).sum()) for split in self.splits)
+
+    def iter_documents(self, name: SplitName) -> Iterator[Iterable[bytes]]:
+        """Yield the documents of a split, each as its pieces. Raise ValueError where a file has changed since it was read."""
+        number = SPLITS.index(name)
+        for file, split in zip(self.files, self.splits, strict=True):
+            chosen = split >= 0 if self.cuts else split == number
+            for index, item in enumerate(iter_documents(file, *self.reader) if chosen.any() else ()):
+                if index >= len(chosen) or isinstance(item, Defect):
+                    raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
+                if chosen[index]:
+                    yield cut_pieces(item, *self._get_range(name)) if self.cuts else item
+
+    def _get_range(self, name: SplitName) -> tuple[int, int]:
+        """Return where a split of a single document begins and ends, in bytes."""
+        assert self.cuts
+        return {"train": (0, self.cuts[0]), "test": self.cuts, "val": (self.cuts[1], self.num_bytes)}[name]
+
+
+class Digest(NamedTuple):
+    """What the first reading learns of an item."""
+
+    text: int = 0  # 8 bytes, of the text with "\\n" as line ends
+    key: int = 0  # 8 bytes: documents are ranked by it
+    size: int = 0  # bytes; 0 for what is blank, or no document
+
+
+def digest_document(pieces: Iterable[bytes]) -> Digest:
+    """Return the digest of a document. Raise DefectError where it turns out to be none."""
+    text, key, size, is_blank = sha256(), sha256(b"split"), 0, True
+    for piece in pieces:
+        plain = piece.replace(b"\r\n", b"\n")
+        text.update(plain)
+        key.update(plain)
+        size += len(piece)
+        is_blank = is_blank and not piece.strip()
+    short, ranked = (int.from_bytes(hashed.digest()[:8], "big") for hashed in (text, key))
+    return Digest() if is_blank else Digest(short, ranked, size)
+
+
+def digest_file(file: Path, reader: Reader, counts: Counts, defects: Counts) -> UInt64[np.ndarray, "items 3"]:
+    """Return the digests of all items of a file, and count those that are no documents."""
+    digests = []
+    for item in iter_documents(file, *reader):
+        digest = Digest()
+        try:
+            if isinstance(item, Defect):
+                raise DefectError(item)
+            digest = digest_document(item)
+            if not digest.size:
+                counts.add("empty", str(file))
+        except DefectError as error:
+            defects.add(error.defect.kind, error.defect.where)
+        digests.append(digest)
+    return np.array(digests, dtype=np.uint64).reshape(-1, 3)
+
+
+def read_corpus(
+    files: Sequence[Path], reader: Reader, fractions: tuple[float, float], skip_defects: bool, counts: Counts
+) -> Corpus:
+    """Read all documents once and decide on their splits; `fractions` are those of val and test.
+
+    Raise ValueError where no text is left, and unless `skip_defects` for files and rows that cannot be read, all in one list.
+    """
+    defects = Counts()
+    digests = [digest_file(file, reader, counts, defects) for file in files]
+    if defects.numbers and not skip_defects:
+        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
+        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
+    for kind, number in defects.numbers.items():
+        counts.add(kind, defects.examples[kind][0], number)
+    texts, keys, sizes = np.concatenate(digests).T
+    kept = np.zeros(len(texts), dtype=bool)
+    kept[np.unique(texts, return_index=True)[1]] = True  # the first of equal ones
+    kept &= sizes > 0
+    if repeats := int((sizes > 0).sum() - kept.sum()):
+        counts.add("repeated", str(files[0].parent), repeats)
+    if not kept.any():
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise ValueError(f"data.path: {where} holds no text: {counts.describe() or 'it is empty'}")
+    splits = assign_splits(keys, kept, fractions)
+    ends = np.cumsum([len(part) for part in digests])
+    order = sorted(range(len(files)), key=lambda index: rank_file(digests[index][:, 1]))
+    parts = np.split(splits, ends[:-1])
+    corpus = Corpus([files[i] for i in order], reader, [parts[i] for i in order], int(sizes[kept].sum()), counts)
+    if kept.sum() == 1:
+        corpus.cuts = find_cuts(corpus, fractions)
+    return corpus
+
+
+def assign_splits(
+    keys: UInt64[np.ndarray, "items"], kept: np.ndarray, fractions: tuple[float, float]
+) -> Int8[np.ndarray, "items"]:
+    """Return the split of each item: the first by their keys are for validation, the next for the test, one each at least."""
+    ranked = np.flatnonzero(kept)[np.argsort(keys[kept], kind="stable")]
+    counts = [max(fraction > 0, round(len(ranked) * fraction)) for fraction in fractions]
+    num_val = min(counts[0], len(ranked) - 1)
+    num_test = min(counts[1], max(0, len(ranked) - 1 - num_val))
+    splits = np.full(len(keys), LEFT_OUT, dtype=np.int8)
+    splits[ranked] = SPLITS.index("train")
+    splits[ranked[:num_val]] = SPLITS.index("val")
+    splits[ranked[num_val : num_val + num_test]] = SPLITS.index("test")
+    return splits
+
+
+def rank_file(keys: UInt64[np.ndarray, "items"]) -> bytes:
+    """Return what a file is ranked by: its document's key; of several documents, a digest of all keys."""
+    keys = keys.astype(">u8")
+    return keys.tobytes() if len(keys) == 1 else sha256(keys.tobytes()).digest()
+
+
+def find_cuts(corpus: Corpus, fractions: tuple[float, float]) -> tuple[int, int]:
+    """Return where the training and the test text of a single document end: behind a line's end where there is one."""
+    limits = [int(corpus.num_bytes * (1 - sum(fractions))), int(corpus.num_bytes * (1 - fractions[0]))]
+    corpus.cuts = (0, 0)  # all of it is val
+    cuts, position = [0, 0], 0
+    for piece in next(corpus.iter_documents("val")):
+        for index, limit in enumerate(limits):
+            if end := piece.rfind(b"\n", 0, max(0, limit - position)) + 1:
+                cuts[index] = position + end
+        position += len(piece)
+    return cuts[0] or limits[0], cuts[1] or limits[1]
+
+
+def cut_pieces(pieces: Iterable[bytes], start: int, end: int) -> Iterator[bytes]:
+    """Yield the bytes from start to end of the pieces together."""
+    position = 0
+    for piece in pieces:
+        if part := piece[max(0, start - position) : max(0, end - position)]:
+            yield part
+        position += len(piece)
+        if position >= end:
+            return

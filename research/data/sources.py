@@ -1,0 +1,95 @@
+"""Which files are read: paths and patterns, links and loops, and the count by kind of what was read and what was left out."""
+
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from research.run_dir import expand_path
+
+# Of the standard library: tests repeat its code, and packages of others differ between machines.
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
+NUM_EXAMPLES = 5  # of each kind of defect that a message names
+
+
+@dataclass
+class Counts:
+    """What was left out and why: how often each kind was seen, and where first."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str, number: int = 1) -> None:
+        """Count what is at `where`."""
+        self.numbers[kind] = self.numbers.get(kind, 0) + number
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < NUM_EXAMPLES:
+            examples.append(where)
+
+    def describe(self) -> str:
+        """Return "3 empty, 2 not UTF-8", the most frequent kind first; empty for none."""
+        ranked = sorted(self.numbers.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{number:,} {kind}" for kind, number in ranked)
+
+    def list_examples(self) -> str:
+        """Return a line for each kind with the first places."""
+        lines = []
+        for kind, places in self.examples.items():
+            more = self.numbers[kind] - len(places)
+            lines.append(f"  {kind}: {', '.join(places)}{f' and {more:,} more' if more else ''}")
+        return "\n".join(lines)
+
+
+def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str], counts: Counts) -> list[Path]:
+    """Return the files at and below `paths` that match one of the patterns, sorted, each once.
+
+    None for paths: the standard library's sources. Symbolic links are followed, once each. What cannot be read is counted.
+    Raise ValueError for a path that is not there, and where no file matches.
+    """
+    roots = [sysconfig.get_paths()["stdlib"]] if paths is None else [paths] if isinstance(paths, str) else list(paths)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    files: dict[Path, None] = {}
+    for text in roots:
+        root = expand_path(text).resolve()
+        if not root.exists():
+            raise ValueError(f"data.path={text}: there is no file or folder {root}; give one that exists")
+        found = [root] if root.is_file() else [f for f in iter_files(root, counts) if any(map(f.match, patterns))]
+        files |= dict.fromkeys(sorted(file.resolve() for file in found))
+    if paths is None:
+        root = Path(roots[0]).resolve()
+        files = {file: None for file in files if not SKIPPED_FOLDERS & set(file.relative_to(root).parts)}
+    if not files:
+        raise ValueError(f"data.pattern={','.join(patterns)}: no file below {', '.join(roots)} matches{list_suffixes(roots)}")
+    return list(files)
+
+
+def iter_files(root: Path, counts: Counts) -> Iterator[Path]:
+    """Yield the regular files below a folder; folders behind links once, so that a circle ends."""
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        counts.add("unreadable folders", str(error.filename))
+
+    for folder, names, files in os.walk(root, followlinks=True, onerror=refuse):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in files:
+            path = Path(folder, name)
+            if path.is_file():
+                yield path
+            else:
+                counts.add("broken links or devices", str(path))
+
+
+def list_suffixes(roots: Sequence[str]) -> str:
+    """Return which kinds of files are there, for a message: "; it has 12 .txt, 3 .md"."""
+    numbers: dict[str, int] = {}
+    for root in roots:
+        for path in iter_files(expand_path(root).resolve(), Counts()):
+            numbers[path.suffix or "no suffix"] = numbers.get(path.suffix or "no suffix", 0) + 1
+    ranked = sorted(numbers.items(), key=lambda item: -item[1])[:5]
+    return f"; it has {', '.join(f'{number:,} {suffix}' for suffix, number in ranked)}" if ranked else "; it is empty"

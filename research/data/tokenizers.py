@@ -1,0 +1,231 @@
+"""Text as tokens: bytes, byte-pair encoding trained on the corpus, or the tokenizer of a Hugging Face folder.
+
+A tokenizer knows how many bytes of text each token stands for, so that bits per byte can be compared whatever the tokenizer.
+"""
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import numpy as np
+from jaxtyping import Int, UInt
+
+from research.ranges import check_settings
+from research.run_dir import expand_path
+
+if TYPE_CHECKING:
+    import tokenizers as hf
+
+VocabSize = Annotated[int, "[257, 65536]"]
+END = "<|endoftext|>"
+FILE = "tokenizer.json"
+TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
+Array = UInt[np.ndarray, "n"]
+
+
+class Tokenizer(ABC):
+    """Text to tokens and back."""
+
+    vocab_size: int
+    end: int  # the token between two documents
+    name: str  # for people
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Return the smallest type that holds all tokens."""
+        return np.min_scalar_type(self.vocab_size - 1)
+
+    def train(self, pieces: Iterable[bytes]) -> None:  # noqa: B027
+        """Learn the vocabulary from text; one that is fixed learns nothing."""
+
+    @abstractmethod
+    def encode(self, pieces: Sequence[bytes]) -> list[Array]:
+        """Return the tokens of each piece of UTF-8."""
+
+    @abstractmethod
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """Return the text of tokens, without ends."""
+
+    @abstractmethod
+    def count_bytes(self) -> Int[np.ndarray, "vocab"]:
+        """Return how many bytes of text each token stands for; the end of a document counts as one."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return what decides its tokens, as a key of a cache: before it is trained, the settings of the training."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write it into a folder, from which `load_tokenizer` reads it."""
+
+
+class Bytes(Tokenizer):
+    """The 256 bytes themselves. The byte 0, which no text holds, ends a document."""
+
+    vocab_size, end, name = 256, 0, "bytes"
+
+    def encode(self, pieces: Sequence[bytes]) -> list[Array]:
+        return [np.frombuffer(piece, dtype=np.uint8) for piece in pieces]
+
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        return bytes(token for token in tokens if token != self.end)
+
+    def count_bytes(self) -> Int[np.ndarray, "vocab"]:
+        return np.ones(256, dtype=np.int64)
+
+    def describe(self) -> str:
+        return "bytes"
+
+    def save(self, folder: Path) -> None:
+        pass  # a folder without a tokenizer is one of bytes
+
+
+class Library(Tokenizer):
+    """A tokenizer of the `tokenizers` library. What its training or its folder gave stands in `tokenizer`."""
+
+    tokenizer: "hf.Tokenizer | None" = None
+
+    def _get(self) -> "hf.Tokenizer":
+        if self.tokenizer is None:
+            raise ValueError("data.tokenizer is not trained yet: call train(pieces) first")
+        return self.tokenizer
+
+    def _take(self, tokenizer: "hf.Tokenizer", end: str, name: str) -> Self:
+        """Take over a tokenizer; `end` is the token between two documents."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        index = tokenizer.token_to_id(end)
+        assert index is not None
+        self.tokenizer, self.end, self.name = tokenizer, index, name
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        return self
+
+    def encode(self, pieces: Sequence[bytes]) -> list[Array]:
+        texts = [piece.decode() for piece in pieces]
+        encodings = self._get().encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=self.dtype) for encoding in encodings]
+
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        text: str = self._get().decode([token for token in tokens if token != self.end], skip_special_tokens=False)
+        return text.encode()
+
+    def count_bytes(self) -> Int[np.ndarray, "vocab"]:
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        byte_level = is_byte_level(self._get())
+        for token, index in self._get().get_vocab(with_added_tokens=False).items():
+            counts[index] = count_token_bytes(token, byte_level)
+        for index, added in self._get().get_added_tokens_decoder().items():
+            counts[index] = 0 if added.special else len(added.content.encode())
+        counts[self.end] = 1
+        return counts
+
+    def describe(self) -> str:
+        return f"{sha256(self._get().to_str().encode()).hexdigest()} {self.end}"
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._get().save(str(folder / FILE))
+        end = self._get().id_to_token(self.end)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end, "bos_token": None}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+class BPE(Library):
+    """Byte-level byte-pair encoding (Sennrich et al. 2016, 1508.07909; bytes as Radford et al. 2019), trained on the corpus.
+
+    The same text gives the same merges. Raise ValueError for a vocabulary below 257: the bytes and the end.
+    """
+
+    def __init__(self, vocab_size: VocabSize = 4096) -> None:
+        check_settings("tokenizer", BPE.__init__.__annotations__, locals())
+        self.vocab_size, self.name = vocab_size, f"BPE of {vocab_size:,}"
+
+    def train(self, pieces: Iterable[bytes]) -> None:
+        import tokenizers as hf
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        tokenizer = hf.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator((piece.decode() for piece in take_bytes(pieces, TRAINING_BYTES)), trainer)
+        self._take(tokenizer, END, f"BPE of {tokenizer.get_vocab_size():,}")
+
+    def describe(self) -> str:
+        return f"bpe {self.vocab_size} of {TRAINING_BYTES}"
+
+
+class Folder(Library):
+    """The tokenizer of a Hugging Face folder: its tokenizer.json, and the end of its tokenizer_config.json.
+
+    Raise ValueError for a folder without one, or without a token that ends a document.
+    """
+
+    def __init__(self, path: str, end: str | None = None) -> None:
+        import tokenizers as hf
+
+        folder = expand_path(path)
+        file = folder / FILE if folder.is_dir() else folder
+        if not file.is_file():
+            raise ValueError(f"tokenizer.path={path}: there is no {FILE}\ngive the folder of a fast Hugging Face tokenizer")
+        try:
+            tokenizer = hf.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises Exception itself
+            raise ValueError(f"tokenizer.path={path}: {file} cannot be read: {error}") from None
+        names = [end] if end else [*read_end(file.parent), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
+        known = [name for name in names if tokenizer.token_to_id(name) is not None]
+        if not known:
+            raise ValueError(
+                f"tokenizer.end={end}: {file} has no such token\ngive tokenizer.end=TOKEN, one that ends a document"
+            )
+        self._take(tokenizer, known[0], f"the tokenizer of {path}")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer that `save` wrote into a folder; bytes where there is none."""
+    return Folder(str(folder)) if (folder / FILE).is_file() else Bytes()
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a saved tokenizer, where there is one."""
+    if (source / FILE).is_file():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
+    """Yield pieces until `limit` bytes are reached."""
+    for piece in pieces:
+        yield piece
+        if (limit := limit - len(piece)) <= 0:
+            return
+
+
+def read_end(folder: Path) -> list[str]:
+    """Return the token that a tokenizer_config.json names as the end, in a list; an empty one where it names none."""
+    try:
+        token = json.loads((folder / "tokenizer_config.json").read_text()).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return []
+    token = token.get("content") if isinstance(token, dict) else token
+    return [token] if isinstance(token, str) else []
+
+
+def is_byte_level(tokenizer: "hf.Tokenizer") -> bool:
+    """Return whether its tokens are written in the alphabet of bytes of GPT-2."""
+    return "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+
+
+def count_token_bytes(token: str, byte_level: bool) -> int:
+    """Return how many bytes of text a token stands for: "Ġthe" is 4, "▁the" is 4, "##ing" is 3, "<0x0A>" is 1."""
+    if byte_level:
+        return len(token)  # a character a byte
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.removeprefix("##").replace("▁", " ").encode())
