@@ -2,14 +2,17 @@
 
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from research.run_dir import expand_path
 
 # Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
+SUFFIXES = "txt md markdown rst tex html xml py jsonl ndjson csv tsv parquet"
+KINDS = tuple(f"*.{suffix}" for suffix in SUFFIXES.split())
 NUM_EXAMPLES = 5  # of each kind of defect that a message names
 
 
@@ -41,31 +44,34 @@ class Counts:
         return "\n".join(lines)
 
 
-def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str], counts: Counts) -> list[Path]:
+def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
     """Return the files at and below `paths` that match one of the patterns, sorted, each once.
 
-    None for paths: the standard library's sources. Symbolic links are followed, once each. What cannot be read is counted.
+    None for paths: the standard library's sources. None for patterns: KINDS, and what is of another kind is counted.
+    Symbolic links are followed, once each.
     Raise ValueError for a path that is not there, and where no file matches.
     """
     roots = [sysconfig.get_paths()["stdlib"]] if paths is None else [paths] if isinstance(paths, str) else list(paths)
+    is_open = patterns is None and paths is not None
+    patterns = ["*.py"] if patterns is None and paths is None else KINDS if patterns is None else patterns
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     files: dict[Path, None] = {}
     for text in roots:
         root = expand_path(text).resolve()
         if not root.exists():
             raise ValueError(f"data.path={text}: there is no file or folder {root}; give one that exists")
-        found = [root] if root.is_file() else [f for f in iter_files(root, counts) if any(map(f.match, patterns))]
+        skipped = SKIPPED_FOLDERS if paths is None else set[str]()
+        found = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
+        if is_open and root.is_dir():
+            count_others(root, found, counts)
         files |= dict.fromkeys(sorted(file.resolve() for file in found))
-    if paths is None:
-        root = Path(roots[0]).resolve()
-        files = {file: None for file in files if not SKIPPED_FOLDERS & set(file.relative_to(root).parts)}
     if not files:
         raise ValueError(f"data.pattern={','.join(patterns)}: no file below {', '.join(roots)} matches{list_suffixes(roots)}")
     return list(files)
 
 
-def iter_files(root: Path, counts: Counts) -> Iterator[Path]:
-    """Yield the regular files below a folder; folders behind links once, so that a circle ends."""
+def iter_files(root: Path, counts: Counts, patterns: Sequence[str] = ("*",), skipped: Collection[str] = ()) -> Iterator[Path]:
+    """Yield the regular files below a folder that match a pattern; folders behind links once, so that a circle ends."""
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -77,12 +83,25 @@ def iter_files(root: Path, counts: Counts) -> Iterator[Path]:
             names.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        names[:] = [name for name in names if name not in skipped]
         for name in files:
+            if not any(
+                fnmatch(name, pattern) if "/" not in pattern else Path(folder, name).match(pattern) for pattern in patterns
+            ):
+                continue
             path = Path(folder, name)
             if path.is_file():
                 yield path
             else:
                 counts.add("broken links or devices", str(path))
+
+
+def count_others(root: Path, found: Sequence[Path], counts: Counts) -> None:
+    """Count the files of a folder that are of no kind that is read."""
+    known = set(found)
+    for path in iter_files(root, Counts()):
+        if path not in known:
+            counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
 
 
 def list_suffixes(roots: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ CACHE = ROOT / "outputs" / "cache" / "tokens"
 
 def text(
     path: ExistingPath | list[str] | None = None,  # None: the sources of this Python's standard library
-    pattern: str | list[str] = "*.py",
+    pattern: str | list[str] | None = None,
     format: Format = "auto",  # noqa: A002
     field: str | list[str] = "text",
     encoding: str = "utf-8",
