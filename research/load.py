@@ -17,6 +17,7 @@ from torch import nn
 
 from research.cli import first_line
 from research.data.spec import Dataset, Tokens, Vectors
+from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
 from research.preflight.resume import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
@@ -69,8 +70,13 @@ class TrainedRun:
 
     @property
     def is_text(self) -> bool:
-        """True if the data set is text, whose tokens are bytes."""
+        """True if the data set is text."""
         return bool(self.config.data["_target_"] == TEXT_TARGET)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a run on text."""
+        return load_tokenizer(self.folder / TOKENIZER_FOLDER) if self.is_text else None
 
     @cached_property
     def data(self) -> Dataset[Any]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
 from research.cli import describe_error, redact, redact_output
+from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.conflicts import check_subdir
@@ -155,7 +156,9 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
-    data = instantiate(cfg.data)
+    data = instantiate(cfg.data, key="data")
+    if data.tokenizer and folder and distributed.rank() == 0:
+        data.tokenizer.save(folder / TOKENIZER_FOLDER)
     model = trainer.to_device(instantiate(cfg.model, data.shape))
     optimizer = instantiate(cfg.optim, model)
     callbacks = [instantiate(node) for node in cfg.callbacks.values()]

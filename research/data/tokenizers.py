@@ -4,10 +4,11 @@ A tokenizer knows how many bytes of text each token stands for, so that bits per
 """
 
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -22,9 +23,19 @@ if TYPE_CHECKING:
 
 VocabSize = Annotated[int, "[257, 65536]"]
 END = "<|endoftext|>"
-FILE = "tokenizer.json"
+FILE, TOKENIZER_FOLDER = "tokenizer.json", "tokenizer"  # the second is in a run folder
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
 Array = UInt[np.ndarray, "n"]
+
+
+def build_byte_alphabet() -> list[str]:
+    """Return each byte's character in GPT-2's vocabulary (Radford et al. 2019): itself if visible, else one from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = count(0x100)
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+BYTE_OF = {character: byte for byte, character in enumerate(build_byte_alphabet())}
 
 
 class Tokenizer(ABC):
@@ -46,13 +57,20 @@ class Tokenizer(ABC):
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         """Return the tokens of each piece of UTF-8."""
 
+    @property
     @abstractmethod
+    def spellings(self) -> Sequence[bytes]:
+        """Return the text that each token stands for."""
+
     def decode(self, tokens: Iterable[int]) -> bytes:
         """Return the text of tokens, without ends."""
+        return b"".join(self.spellings[token] for token in tokens if token != self.end)
 
-    @abstractmethod
     def count_bytes(self) -> Int[np.ndarray, "vocab"]:
         """Return how many bytes of text each token stands for; the end of a document counts as one."""
+        counts = np.array([len(spelling) for spelling in self.spellings])
+        counts[self.end] = 1
+        return counts
 
     @abstractmethod
     def describe(self) -> str:
@@ -71,11 +89,7 @@ class Bytes(Tokenizer):
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         return [np.frombuffer(piece, dtype=np.uint8) for piece in pieces]
 
-    def decode(self, tokens: Iterable[int]) -> bytes:
-        return bytes(token for token in tokens if token != self.end)
-
-    def count_bytes(self) -> Int[np.ndarray, "vocab"]:
-        return np.ones(256, dtype=np.int64)
+    spellings = tuple(bytes([byte]) for byte in range(256))
 
     def describe(self) -> str:
         return "bytes"
@@ -105,23 +119,20 @@ class Library(Tokenizer):
         return self
 
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
-        texts = [piece.decode() for piece in pieces]
+        texts = [piece.decode(errors="replace") for piece in pieces]  # only a prompt holds what is no UTF-8
         encodings = self._get().encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
-    def decode(self, tokens: Iterable[int]) -> bytes:
-        text: str = self._get().decode([token for token in tokens if token != self.end], skip_special_tokens=False)
-        return text.encode()
-
-    def count_bytes(self) -> Int[np.ndarray, "vocab"]:
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        byte_level = is_byte_level(self._get())
+    @cached_property
+    def spellings(self) -> list[bytes]:
+        """The text that each token stands for; none for special tokens."""
+        spellings = [b""] * self.vocab_size
+        byte_level = "ByteLevel" in json.dumps(json.loads(self._get().to_str()).get("decoder"))
         for token, index in self._get().get_vocab(with_added_tokens=False).items():
-            counts[index] = count_token_bytes(token, byte_level)
+            spellings[index] = spell_token(token, byte_level)
         for index, added in self._get().get_added_tokens_decoder().items():
-            counts[index] = 0 if added.special else len(added.content.encode())
-        counts[self.end] = 1
-        return counts
+            spellings[index] = b"" if added.special else added.content.encode()
+        return spellings
 
     def describe(self) -> str:
         return f"{sha256(self._get().to_str().encode()).hexdigest()} {self.end}"
@@ -193,12 +204,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Folder(str(folder)) if (folder / FILE).is_file() else Bytes()
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a saved tokenizer, where there is one."""
-    if (source / FILE).is_file():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-
-
 def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
     """Yield pieces until `limit` bytes are reached."""
     for piece in pieces:
@@ -217,15 +222,11 @@ def read_end(folder: Path) -> list[str]:
     return [token] if isinstance(token, str) else []
 
 
-def is_byte_level(tokenizer: "hf.Tokenizer") -> bool:
-    """Return whether its tokens are written in the alphabet of bytes of GPT-2."""
-    return "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
-
-
-def count_token_bytes(token: str, byte_level: bool) -> int:
-    """Return how many bytes of text a token stands for: "Ġthe" is 4, "▁the" is 4, "##ing" is 3, "<0x0A>" is 1."""
+def spell_token(token: str, byte_level: bool) -> bytes:
+    """Return the text of a token: "Ġthe" and "▁the" are " the", "##ing" is "ing", "<0x0A>" is a line's end."""
     if byte_level:
-        return len(token)  # a character a byte
+        known = all(character in BYTE_OF for character in token)
+        return bytes(BYTE_OF[character] for character in token) if known else token.encode()
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return 1
-    return len(token.removeprefix("##").replace("▁", " ").encode())
+        return bytes([int(token[3:5], 16)])
+    return token.removeprefix("##").replace("▁", " ").encode()

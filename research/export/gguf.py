@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.data.text import END_BYTE
-from research.export.layout import Codes, Options, Source, build_byte_alphabet, to_codes
+from research.data.tokenizers import Bytes, build_byte_alphabet
+from research.export.layout import Codes, Options, Source, to_codes
 from research.export.verify import ClientResult, run_client
 
 MODULES = ("gguf", "llama_cpp")
@@ -101,7 +101,7 @@ def _add_settings(writer: Any, source: Source, kind: str) -> None:
     # One merge is required. These characters stand for no byte, so it never applies.
     writer.add_token_merges(["\u2581 \u2581"])
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id, writer.add_unk_token_id):
-        add(END_BYTE)
+        add(Bytes.end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)

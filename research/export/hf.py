@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.data.text import END_BYTE
-from research.export.layout import Codes, Options, Source, build_byte_alphabet, silence_libraries, to_codes
+from research.data.tokenizers import Bytes, build_byte_alphabet
+from research.export.layout import Codes, Options, Source, silence_libraries, to_codes
 from research.export.plain import pack_rows
 from research.export.verify import PROBE, ClientResult
 from research.nn.quantize import EPS
@@ -46,7 +46,7 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
     write_json(folder / "config.json", _build_config(source, options.packing))
     max_seq_len = source.model.max_seq_len
-    special = {"eos_token_id": END_BYTE, "pad_token_id": END_BYTE} if source.run.is_text else {}
+    special = {"eos_token_id": Bytes.end, "pad_token_id": Bytes.end} if source.run.is_text else {}
     write_json(folder / "generation_config.json", {"max_length": max_seq_len, **special})
     if not source.run.is_text:
         return ["the data is not text: no tokenizer is written; give the model input_ids"]
@@ -72,7 +72,7 @@ def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
 
 def _build_config(source: Source, packing: str) -> dict[str, Any]:
     """Return config.json."""
-    numbers, end = source.architecture, END_BYTE if source.run.is_text else None
+    numbers, end = source.architecture, Bytes.end if source.run.is_text else None
     return {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
@@ -111,7 +111,7 @@ def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    end = build_byte_alphabet()[END_BYTE]
+    end = build_byte_alphabet()[Bytes.end]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
@@ -145,7 +145,7 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
             if source.model.max_seq_len > 2:
                 batch = tokenizer(["ab", "c"], padding=True, return_tensors="pt")
                 longer = model.generate(**batch, max_new_tokens=1, min_new_tokens=1, do_sample=False)
-                checks["batch"] = longer[:, :2].tolist() == [[*b"ab"], [END_BYTE, *b"c"]]
+                checks["batch"] = longer[:, :2].tolist() == [[*b"ab"], [Bytes.end, *b"c"]]
         return ClientResult("transformers", _read_codes(source, model, options.packing), logits, checks)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 import torch
@@ -157,10 +156,3 @@ def silence_libraries() -> Iterator[None]:
 def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:
     """Return numbers read from a file as codes; a number that is no integer becomes 127, which no ternary layer has."""
     return torch.where(values == values.round(), values, 127).to(torch.int8)
-
-
-def build_byte_alphabet() -> list[str]:
-    """Return each byte's character in GPT-2's vocabulary (Radford et al. 2019): itself if visible, else one from U+0100 on."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = count(0x100)
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from research.cli import escape_controls, print_message, redirect_to_null
-from research.data.text import END_BYTE
+from research.data.tokenizers import Tokenizer
 from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
@@ -72,10 +72,10 @@ def iter_tokens(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: 
         logits = decoder.feed(torch.tensor(unread))
 
 
-def encode(prompt: str, is_text: bool, vocab_size: int) -> list[int]:
-    """Return the bytes of a text in UTF-8; for other data the numbers in it, or raise ValueError for anything else."""
-    if is_text:
-        return list(prompt.encode(errors=BYTES_ERRORS))
+def encode(prompt: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
+    """Return the tokens of a text; without a tokenizer the numbers in it, or raise ValueError for anything else."""
+    if tokenizer:
+        return [int(token) for token in tokenizer.encode([prompt.encode(errors=BYTES_ERRORS)])[0]]
     words = prompt.split()
     if not all(word.isdecimal() and int(word) < vocab_size for word in words):
         raise ValueError(f'--prompt "{prompt}": give token ids of this run, numbers from 0 to {vocab_size - 1}')
@@ -92,18 +92,18 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     if not isinstance(plain := trained.model, Transformer):
         fix = "give a run of model=transformer or model=bitnet"
         raise ValueError(f"RUN={trained.folder} has the model {type(plain).__name__}, which cannot generate; {fix}")
-    if not (context := encode(prompt, trained.is_text, plain.embed.num_embeddings)):
+    if not (context := encode(prompt, trained.tokenizer, plain.embed.num_embeddings)):
         raise ValueError('--prompt "": give at least one token to start with')
-    is_text, packed = trained.is_text, packed and bool(bitlinear_layers(plain))
+    tokenizer, packed = trained.tokenizer, packed and bool(bitlinear_layers(plain))
     try:
         model = pack_model(plain) if packed else plain
     except ValueError as error:  # no packed layer holds these weights
         raise ValueError(f"{error} with --no-packed") from error
     stream = iter_tokens(Decoder(model), context, plain.max_seq_len, sampler)
-    if is_text:
-        stream = takewhile(lambda token: token != END_BYTE, stream)
+    if tokenizer:
+        stream = takewhile(lambda token: token != tokenizer.end, stream)
     stream = islice(stream, tokens)
-    chunks = (bytes([token]) if is_text else f" {token}".encode() for token in stream)
+    chunks = (tokenizer.spellings[token] if tokenizer else f" {token}".encode() for token in stream)
     del plain, trained  # frees their float32 weights
     try:
         start, *times = print_stream(prompt, chunks)
