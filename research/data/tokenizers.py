@@ -16,14 +16,15 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from research.ranges import check_settings
-from research.run_dir import expand_path
+from research.run_dir import expand_path, write_json
 
 if TYPE_CHECKING:
     import tokenizers as hf
 
 VocabSize = Annotated[int, "[257, 65536]"]
 END = "<|endoftext|>"
-FILE, TOKENIZER_FOLDER = "tokenizer.json", "tokenizer"  # the second is in a run folder
+FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_FOLDER = "tokenizer"  # in a run folder
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
 Array = UInt[np.ndarray, "n"]
 
@@ -44,6 +45,7 @@ class Tokenizer(ABC):
     vocab_size: int
     end: int  # the token between two documents
     name: str  # for people
+    is_byte_level = True  # its tokens are written in GPT-2's alphabet of bytes
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -77,8 +79,13 @@ class Tokenizer(ABC):
         """Return what decides its tokens, as a key of a cache: before it is trained, the settings of the training."""
 
     @abstractmethod
+    def to_library(self) -> "hf.Tokenizer":
+        """Return it as a tokenizer of the `tokenizers` library."""
+
     def save(self, folder: Path) -> None:
-        """Write it into a folder, from which `load_tokenizer` reads it."""
+        """Write it into a folder, from which `load_tokenizer` reads it. A folder without one is one of bytes."""
+        if type(self) is not Bytes:
+            write_tokenizer(self, folder)
 
 
 class Bytes(Tokenizer):
@@ -94,8 +101,14 @@ class Bytes(Tokenizer):
     def describe(self) -> str:
         return "bytes"
 
-    def save(self, folder: Path) -> None:
-        pass  # a folder without a tokenizer is one of bytes
+    def to_library(self) -> "hf.Tokenizer":
+        import tokenizers as hf
+        from tokenizers import decoders, models, pre_tokenizers
+
+        tokenizer = hf.Tokenizer(models.BPE(BYTE_OF, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
 
 
 class Library(Tokenizer):
@@ -103,7 +116,7 @@ class Library(Tokenizer):
 
     tokenizer: "hf.Tokenizer | None" = None
 
-    def _get(self) -> "hf.Tokenizer":
+    def to_library(self) -> "hf.Tokenizer":
         if self.tokenizer is None:
             raise ValueError("data.tokenizer is not trained yet: call train(pieces) first")
         return self.tokenizer
@@ -112,37 +125,31 @@ class Library(Tokenizer):
         """Take over a tokenizer; `end` is the token between two documents."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # the name of one in a text is text
         index = tokenizer.token_to_id(end)
         assert index is not None
         self.tokenizer, self.end, self.name = tokenizer, index, name
+        self.is_byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         return self
 
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         texts = [piece.decode(errors="replace") for piece in pieces]  # only a prompt holds what is no UTF-8
-        encodings = self._get().encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self.to_library().encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     @cached_property
     def spellings(self) -> list[bytes]:
         """The text that each token stands for; none for special tokens."""
         spellings = [b""] * self.vocab_size
-        byte_level = "ByteLevel" in json.dumps(json.loads(self._get().to_str()).get("decoder"))
-        for token, index in self._get().get_vocab(with_added_tokens=False).items():
-            spellings[index] = spell_token(token, byte_level)
-        for index, added in self._get().get_added_tokens_decoder().items():
+        for token, index in self.to_library().get_vocab(with_added_tokens=False).items():
+            spellings[index] = spell_token(token, self.is_byte_level)
+        for index, added in self.to_library().get_added_tokens_decoder().items():
             spellings[index] = b"" if added.special else added.content.encode()
         return spellings
 
     def describe(self) -> str:
-        return f"{sha256(self._get().to_str().encode()).hexdigest()} {self.end}"
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._get().save(str(folder / FILE))
-        end = self._get().id_to_token(self.end)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end, "bos_token": None}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return f"{sha256(self.to_library().to_str().encode()).hexdigest()} {self.end}"
 
 
 class BPE(Library):
@@ -204,6 +211,25 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Folder(str(folder)) if (folder / FILE).is_file() else Bytes()
 
 
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int | None = None) -> None:
+    """Write tokenizer.json and tokenizer_config.json, from which transformers makes batches that are padded on the left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library = tokenizer.to_library()
+    library.save(str(folder / FILE))
+    end = library.id_to_token(tokenizer.end)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": end,
+        "pad_token": end,
+        "padding_side": "left",  # generated text follows the prompt
+        "split_special_tokens": True,  # the end's name (for bytes the letter U+0100) in a text is text
+    }
+    config = {key: value for key, value in config.items() if value is not None}
+    write_json(folder / CONFIG_FILE, config)
+
+
 def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
     """Yield pieces until `limit` bytes are reached."""
     for piece in pieces:
@@ -215,7 +241,7 @@ def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
 def read_end(folder: Path) -> list[str]:
     """Return the token that a tokenizer_config.json names as the end, in a list; an empty one where it names none."""
     try:
-        token = json.loads((folder / "tokenizer_config.json").read_text()).get("eos_token")
+        token = json.loads((folder / CONFIG_FILE).read_text()).get("eos_token")
     except (OSError, ValueError, AttributeError):
         return []
     token = token.get("content") if isinstance(token, dict) else token

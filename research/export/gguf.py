@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.data.tokenizers import Bytes, build_byte_alphabet
 from research.export.layout import Codes, Options, Source, to_codes
-from research.export.verify import ClientResult, run_client
+from research.export.verify import PROBE, ClientResult, run_client
 
 MODULES = ("gguf", "llama_cpp")
 BLOCK_SIZE = 256  # inputs
@@ -31,7 +30,8 @@ for row, output in zip(tokens, logits):
     output[:] = model.scores[: len(row)]
 np.save(logits_path, logits)
 if model.metadata["tokenizer.ggml.model"] != "none":
-    print(json.dumps(model.tokenize(probe, add_bos=True) == list(probe) and model.detokenize(list(probe)) == probe))
+    probed = model.tokenize(probe, add_bos=True)
+    print(json.dumps([probed, model.detokenize(probed) == probe]))
 """
 
 
@@ -46,6 +46,8 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
         raise ValueError(f"model.tie_embeddings=false: llama.cpp's bitnet always uses the embedding as the head; {fix}")
     if options.embedding == "Q8_0" and numbers["dim"] % 32:
         raise ValueError(f"--embedding Q8_0: model.dim={numbers['dim']} is not a multiple of 32; give F16")
+    if (tokenizer := source.run.tokenizer) and not tokenizer.is_byte_level:
+        raise ValueError(f"llama.cpp's tokenizer has an alphabet of bytes, {tokenizer.name} has none; use --format hf")
     from gguf import GGUFWriter
 
     # The types with blocks need full ones: layers of another width are stored as F16.
@@ -90,18 +92,23 @@ def _add_settings(writer: Any, source: Source, kind: str) -> None:
     writer.add_layer_norm_rms_eps(numbers["eps"])
     writer.add_rope_dimension_count(numbers["dim"] // numbers["heads"])
     writer.add_rope_freq_base(numbers["rope_base"])
-    if not source.run.is_text:
+    if not (tokenizer := source.run.tokenizer):
         writer.add_tokenizer_model("none")
         return
+    library = json.loads(tokenizer.to_library().to_str())
+    special = {token["id"] for token in library["added_tokens"] if token["special"]}
+    names = {index: token for token, index in tokenizer.to_library().get_vocab(with_added_tokens=True).items()}
     # The other tokenizer of bytes, "llama", does not do: there a space and the character U+2581 are the same.
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(build_byte_alphabet())
-    writer.add_token_types([TokenType.NORMAL] * 256)
+    writer.add_token_list([names.get(index, f"<unused {index}>") for index in range(tokenizer.vocab_size)])
+    kinds = (TokenType.CONTROL if index in special else TokenType.NORMAL for index in range(tokenizer.vocab_size))
+    writer.add_token_types(list(kinds))
     # One merge is required. These characters stand for no byte, so it never applies.
-    writer.add_token_merges(["\u2581 \u2581"])
+    merges = [" ".join(pair) for pair in library["model"]["merges"]]
+    writer.add_token_merges(merges or ["\u2581 \u2581"])
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id, writer.add_unk_token_id):
-        add(Bytes.end)
+        add(tokenizer.end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
@@ -141,5 +148,6 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         weight, scale = (tensors[f"{targets[name]}.{part}"] for part in ("weight", "scale"))
         values = torch.from_numpy(dequantize(weight.data, weight.tensor_type).copy())
         codes[name] = to_codes(values), torch.from_numpy(scale.data.copy())
-    checks = {"tokenizer": json.loads(output)} if source.run.is_text else {}
+    expected = [tokenizer.encode([PROBE.encode()])[0].tolist(), True] if (tokenizer := source.run.tokenizer) else None
+    checks = {"tokenizer": json.loads(output) == expected} if expected else {}
     return ClientResult("llama-cpp-python gguf", codes, logits, checks)

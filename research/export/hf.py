@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.data.tokenizers import Bytes, build_byte_alphabet
+from research.data.tokenizers import write_tokenizer
 from research.export.layout import Codes, Options, Source, silence_libraries, to_codes
 from research.export.plain import pack_rows
 from research.export.verify import PROBE, ClientResult
@@ -46,11 +46,12 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
     write_json(folder / "config.json", _build_config(source, options.packing))
     max_seq_len = source.model.max_seq_len
-    special = {"eos_token_id": Bytes.end, "pad_token_id": Bytes.end} if source.run.is_text else {}
+    tokenizer = source.run.tokenizer
+    special = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end} if tokenizer else {}
     write_json(folder / "generation_config.json", {"max_length": max_seq_len, **special})
-    if not source.run.is_text:
+    if not tokenizer:
         return ["the data is not text: no tokenizer is written; give the model input_ids"]
-    _write_tokenizer(folder, max_seq_len)
+    write_tokenizer(tokenizer, folder, max_seq_len)
     return []
 
 
@@ -72,7 +73,8 @@ def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
 
 def _build_config(source: Source, packing: str) -> dict[str, Any]:
     """Return config.json."""
-    numbers, end = source.architecture, Bytes.end if source.run.is_text else None
+    numbers, tokenizer = source.architecture, source.run.tokenizer
+    end = tokenizer.end if tokenizer else None
     return {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
@@ -103,27 +105,6 @@ def _build_config(source: Source, packing: str) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, max_seq_len: int) -> None:
-    """Write a tokenizer whose token ids are the bytes of UTF-8."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(build_byte_alphabet())}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    end = build_byte_alphabet()[Bytes.end]
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_seq_len,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": end,
-        "pad_token": end,
-        "padding_side": "left",  # generated text follows the prompt
-        "split_special_tokens": True,  # U+0100, which spells the zero byte, is a letter in a text
-    }
-    write_json(folder / "tokenizer_config.json", config)
-
-
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the folder with transformers as a user does, but not compiled: compiling its layers takes half a minute."""
     with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
@@ -138,14 +119,16 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
         generated = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
         checks = {"generate": torch.equal(generated[:, :-1], start)}
-        if source.run.is_text:
+        if ours := source.run.tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            symbols = list(PROBE.encode())
-            checks["tokenizer"] = tokenizer.encode(PROBE) == symbols and tokenizer.decode(symbols) == PROBE
-            if source.model.max_seq_len > 2:
-                batch = tokenizer(["ab", "c"], padding=True, return_tensors="pt")
+            expected = ours.encode([PROBE.encode()])[0].tolist()
+            checks["tokenizer"] = tokenizer.encode(PROBE) == expected and tokenizer.decode(expected) == PROBE
+            first, second = (ours.encode([text])[0].tolist() for text in (b"x1 y", b"x"))
+            if len(second) < len(first) < source.model.max_seq_len:
+                batch = tokenizer(["x1 y", "x"], padding=True, return_tensors="pt")
                 longer = model.generate(**batch, max_new_tokens=1, min_new_tokens=1, do_sample=False)
-                checks["batch"] = longer[:, :2].tolist() == [[*b"ab"], [Bytes.end, *b"c"]]
+                padded = [ours.end] * (len(first) - len(second)) + second
+                checks["batch"] = longer[:, : len(first)].tolist() == [first, padded]
         return ClientResult("transformers", _read_codes(source, model, options.packing), logits, checks)
 
 
