@@ -35,7 +35,8 @@ class Corpus:
 
     files: list[Path]  # in the order in which they are read
     reader: Reader
-    splits: list[Int8[np.ndarray, "items"]]  # of each file: the number in SPLITS of each of its items, or LEFT_OUT
+    splits: list[Int8[np.ndarray, "_"]]  # of each file: the number in SPLITS of each of its items, or LEFT_OUT
+    stamps: list[tuple[int, int]]  # size and time of each file, by which a change is noticed
     num_bytes: int  # of all documents
     counts: Counts  # of what is left out
     cuts: tuple[int, int] | None = None  # of a single document: where its training text and its test text end
@@ -48,18 +49,27 @@ class Corpus:
     def iter_documents(self, name: SplitName) -> Iterator[Iterable[bytes]]:
         """Yield the documents of a split, each as its pieces. Raise ValueError where a file has changed since it was read."""
         number = SPLITS.index(name)
-        for file, split in zip(self.files, self.splits, strict=True):
+        for file, split, stamp in zip(self.files, self.splits, self.stamps, strict=True):
             chosen = split >= 0 if self.cuts else split == number
-            for index, item in enumerate(iter_documents(file, *self.reader) if chosen.any() else ()):
-                if index >= len(chosen) or isinstance(item, Defect):
-                    raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
-                if chosen[index]:
+            if not chosen.any():
+                continue
+            if read_stamp(file) != stamp:
+                raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
+            for is_chosen, item in zip(chosen.tolist(), iter_documents(file, *self.reader), strict=True):
+                if is_chosen:
+                    assert not isinstance(item, Defect)
                     yield cut_pieces(item, *self._get_range(name)) if self.cuts else item
 
     def _get_range(self, name: SplitName) -> tuple[int, int]:
         """Return where a split of a single document begins and ends, in bytes."""
         assert self.cuts
         return {"train": (0, self.cuts[0]), "test": self.cuts, "val": (self.cuts[1], self.num_bytes)}[name]
+
+
+def read_stamp(file: Path) -> tuple[int, int]:
+    """Return size and time of the last change; zeros where the file is gone."""
+    status = file.stat() if file.exists() else None
+    return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
 class Digest(NamedTuple):
@@ -107,7 +117,7 @@ def read_corpus(
 
     Raise ValueError where no text is left, and unless `skip_defects` for files and rows that cannot be read, all in one list.
     """
-    defects = Counts()
+    defects, stamps = Counts(), [read_stamp(file) for file in files]
     digests = [digest_file(file, reader, counts, defects) for file in files]
     if defects.numbers and not skip_defects:
         fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
@@ -127,7 +137,8 @@ def read_corpus(
     ends = np.cumsum([len(part) for part in digests])
     order = sorted(range(len(files)), key=lambda index: rank_file(digests[index][:, 1]))
     parts = np.split(splits, ends[:-1])
-    corpus = Corpus([files[i] for i in order], reader, [parts[i] for i in order], int(sizes[kept].sum()), counts)
+    ordered = [files[i] for i in order], reader, [parts[i] for i in order], [stamps[i] for i in order]
+    corpus = Corpus(*ordered, int(sizes[kept].sum()), counts)
     if kept.sum() == 1:
         corpus.cuts = find_cuts(corpus, fractions)
     return corpus

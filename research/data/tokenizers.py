@@ -10,16 +10,13 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int, UInt
 
 from research.ranges import check_settings
 from research.run_dir import expand_path, write_json
-
-if TYPE_CHECKING:
-    import tokenizers as hf
 
 VocabSize = Annotated[int, "[257, 65536]"]
 END = "<|endoftext|>"
@@ -79,7 +76,7 @@ class Tokenizer(ABC):
         """Return what decides its tokens, as a key of a cache: before it is trained, the settings of the training."""
 
     @abstractmethod
-    def to_library(self) -> "hf.Tokenizer":
+    def to_library(self) -> Any:
         """Return it as a tokenizer of the `tokenizers` library."""
 
     def save(self, folder: Path) -> None:
@@ -101,7 +98,7 @@ class Bytes(Tokenizer):
     def describe(self) -> str:
         return "bytes"
 
-    def to_library(self) -> "hf.Tokenizer":
+    def to_library(self) -> Any:
         import tokenizers as hf
         from tokenizers import decoders, models, pre_tokenizers
 
@@ -114,14 +111,14 @@ class Bytes(Tokenizer):
 class Library(Tokenizer):
     """A tokenizer of the `tokenizers` library. What its training or its folder gave stands in `tokenizer`."""
 
-    tokenizer: "hf.Tokenizer | None" = None
+    tokenizer: Any = None
 
-    def to_library(self) -> "hf.Tokenizer":
+    def to_library(self) -> Any:
         if self.tokenizer is None:
             raise ValueError("data.tokenizer is not trained yet: call train(pieces) first")
         return self.tokenizer
 
-    def _take(self, tokenizer: "hf.Tokenizer", end: str, name: str) -> Self:
+    def _take(self, tokenizer: Any, end: str, name: str) -> None:
         """Take over a tokenizer; `end` is the token between two documents."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -131,7 +128,6 @@ class Library(Tokenizer):
         self.tokenizer, self.end, self.name = tokenizer, index, name
         self.is_byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        return self
 
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         texts = [piece.decode(errors="replace") for piece in pieces]  # only a prompt holds what is no UTF-8

@@ -82,6 +82,8 @@ def write_and_run(
     writer = import_module(f"research.export.{kind}")
     try:
         warnings = writer.write(source, folder, options)
+        if source.run.tokenizer and kind not in ("hf", "gguf"):  # these have it in their own form
+            source.run.tokenizer.save(folder)
     except ValueError:
         raise
     except Exception as error:  # libraries raise different types for a full disk
