@@ -5,6 +5,7 @@ shrinks.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -117,6 +118,8 @@ def prepare_streams(root: Path, key: str, read: Callable[[], Corpus], tokenizer:
         draft = root / f".{key}" / "draft"
         corpus = read()
         write_streams(draft, corpus, tokenizer)
+        if folder.exists():  # another size than it had
+            shutil.rmtree(folder)
         draft.rename(folder)
         sync(root)
     streams = read_streams(folder)

@@ -54,7 +54,8 @@ def text(
     train, val = streams.open("train", seq_len), select_evenly(streams, seq_len, val_bytes)
     test = streams.open("test", seq_len) if "test" in streams.num_tokens else None
     targets = val.targets.flatten()
-    digest = sha256(bytes.fromhex(streams.digests["train"]) + targets.numpy().tobytes()).hexdigest()
+    judged = targets.numpy().astype(streams.tokenizer.dtype).tobytes()
+    digest = sha256(bytes.fromhex(streams.digests["train"]) + judged).hexdigest()
     nats = unigram_cross_entropy(streams.count_tokens("train"), targets.long()).item()
     num_bytes = len(targets) if val.token_bytes is None else int(val.token_bytes[targets.long()].sum())
     baseline = {"val/loss unigram": nats, "val/bpb unigram": nats_to_bits(nats * len(targets) / max(1, num_bytes))}
@@ -94,7 +95,7 @@ def make_key(files: Sequence[Path], settings: Sequence[object]) -> str:
             while block := stream.read(1 << 20):
                 hashed.update(block)
         contents.append(hashed.hexdigest())
-    return sha256(json.dumps([contents, settings], default=str).encode()).hexdigest()[:32]
+    return sha256(json.dumps([sorted(contents), settings], default=str).encode()).hexdigest()[:32]
 
 
 def select_evenly(streams: Streams, seq_len: int, val_bytes: int) -> Split:
