@@ -32,6 +32,16 @@ PARAMETERS: dict[str, dict[str, str]] = {  # new target -> old parameter -> new 
     "research.models.decoder.Decoder": {"hidden": "ffn_dim"},
     "research.data.text.text": {"glob": "pattern", "length": "seq_len"},
 }
+ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions had not, with what they did
+    "research.data.text.text": {
+        "tokenizer": {"_target_": "research.data.tokenizers.Bytes"},
+        "format": "auto",
+        "field": "text",
+        "encoding": "utf-8",
+        "defects": "refuse",
+        "test_fraction": 0.0,
+    },
+}
 NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type
     "trainer": "research.training.trainer.Trainer",
     "model": "research.models.transformer.Transformer",
@@ -111,7 +121,11 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
                     parent, _, last = new.rpartition(".")
                     holder = node.setdefault(parent, {}) if parent else node
                     holder[last] = node.pop(old)
+            for name, value in ADDED.get(node["_target_"], {}).items():
+                node.setdefault(name, copy.deepcopy(value))
         if node.get("_target_") == "research.models.hub.Hub" and node.get("linear", ...) is None:  # hub_full before conf/linear
             node["linear"] = {"_target_": "torch.nn.Linear", "_partial_": True}
+        if node.get("_target_") == "research.data.text.text" and (node.get("path"), node.get("pattern")) == (None, "*.py"):
+            node["pattern"] = None  # the standard library's files are Python's
         nodes += [value for value in node.values() if isinstance(value, dict)]
     return upgraded
