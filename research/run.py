@@ -4,7 +4,6 @@ import gc
 import logging
 import math
 import os
-import re
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research import rules, run_dir
 from research.cli import describe_error, redact, redact_output
+from research.data.spec import Dataset
 from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
@@ -36,6 +36,7 @@ from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
 from research.tracking import history
 from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
+from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
 from research.training.checkpoint import hash_weights
 from research.training.files import check_kinds, separate_files
@@ -84,12 +85,13 @@ def redact_hydra_files() -> None:
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
-    started, status, error, folder = time.perf_counter(), FAILED, "", None
+    started, status, error, folder, data = time.perf_counter(), FAILED, "", None, None
     writes = distributed.rank() == 0
     try:
+        data = instantiate(cfg.data, key="data")  # a wrong input leaves nothing behind
         if writes and not run_config.resumed:
-            folder = begin(run_config, tracker)  # before anything can go wrong
-        state = setup(cfg, run_config, trainer, tracker)
+            folder = begin(run_config, tracker)  # before anything else can go wrong
+        state = setup(cfg, run_config, trainer, tracker, data)
         if writes and run_config.resumed:
             folder = begin(run_config, tracker)  # only now: until its checkpoint fits, the folder is as it was
         tracker.state = trainer.fit(state)
@@ -111,35 +113,8 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
                 summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full
-
-
-def begin_run_folder(run_config: RunConfig, config_yaml: str, environment: dict[str, Any], difference: str) -> None:
-    """Write down what was requested and where, with git's difference, before anything can go wrong.
-
-    Raise ValueError where another run would be lost.
-    """
-    folder = run_config.folder
-    begins_again = run_config.in_sweep or run_config.config["resume"]["path"] == "auto"  # without a checkpoint
-    if run_dir.holds_run(folder) and not run_config.resumed and not begins_again:
-        raise ValueError(f"out: {folder} holds a run already\ngive resume=auto to continue it, or another out or name")
-    run_dir.check_links(folder)
-    run_dir.make_folder(folder)
-    for parent in (folder, *folder.parents[:3]):  # Hydra has made them
-        run_dir.sync(parent)
-    run_dir.replace_text(folder / "config.yaml", config_yaml)
-    keep_environment(folder)
-    overrides = "".join(f"{line}\n" for line in run_config.overrides)
-    run_dir.replace_text(folder / "overrides.txt", overrides)
-    run_dir.write_record(folder / "env.json", environment | {"overrides": overrides})
-    if difference:
-        run_dir.replace_text(folder / "git.diff", redact(difference) + "\n")
-
-
-def keep_environment(folder: Path) -> None:
-    """Keep the env.json of an earlier part of the run as env.1.json, env.2.json, ..."""
-    if (file := folder / "env.json").exists():
-        numbers = [int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"env\.(\d+)\.json", path.name))]
-        file.rename(folder / f"env.{1 + max(numbers, default=0)}.json")
+        if data is None and writes and not run_config.resumed:
+            discard_run_folder(run_config.folder)
 
 
 def begin(run_config: RunConfig, tracker: Tracker) -> Path:
@@ -152,11 +127,10 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     return run_config.folder
 
 
-def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
+def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, data: Dataset[Any]) -> State:
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
-    data = instantiate(cfg.data, key="data")
     if data.tokenizer and folder and distributed.rank() == 0:
         data.tokenizer.save(folder / TOKENIZER_FOLDER)
     model = trainer.to_device(instantiate(cfg.model, data.shape))

@@ -136,7 +136,8 @@ def explain_errors() -> Iterator[None]:
         from research.preflight.overrides import format_mistake
 
         logs = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
-        lines = (*str(cause).splitlines()[:3], *(f"the traceback is in {log}" for log in logs[-1:]))
+        logs = [log for log in logs[-1:] if os.path.exists(log)]  # a run that never began leaves none
+        lines = (*str(cause).splitlines()[: 3 if logs else 8], *(f"the traceback is in {log}" for log in logs))
         print_message(format_mistake(*lines), stderr)
         sys.exit(1)
     finally:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from fitting import fit
 
-from research.run import begin, keep_environment
+from research.run import begin
 from research.run_dir import RunConfig, list_checkpoints
 from research.tracking.jsonl import Jsonl
+from research.tracking.run_folder import keep_environment
 from research.training import checkpoint
 from research.training.files import RUN_FILES, RUN_FOLDERS, check_kinds
 from research.training.manifest import DamagedError

@@ -16,9 +16,9 @@ from sweep_worker import make_worker
 from torch.distributed.checkpoint.metadata import Metadata
 
 from research import run_dir
-from research.run import begin_run_folder
 from research.run_dir import RunConfig, list_checkpoints
 from research.sweep.plan import set_folder
+from research.tracking.run_folder import begin_run_folder
 from research.training.shard_files import METADATA_FILE, write_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
