@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from research.data.digits import digits
-from research.data.spec import Dataset, Split, Vectors
+from research.data.spec import MemoryDataset, Split, Vectors
 from research.ranges import NonNegativeInt, OpenFraction
 
 
-def search_digits(train_fraction: OpenFraction = 0.2, split_seed: NonNegativeInt = 0) -> Dataset[Vectors]:
+def search_digits(train_fraction: OpenFraction = 0.2, split_seed: NonNegativeInt = 0) -> MemoryDataset[Vectors]:
     """Return the first half: `train_fraction` of it to train on, the rest of it to choose by."""
     half = digits(0.5, split_seed)
     x, y, cut = half.train.inputs, half.train.targets, round(train_fraction * len(half.train))

@@ -3,11 +3,11 @@
 import torch
 from sklearn.datasets import load_digits
 
-from research.data.spec import Dataset, Vectors, split_at_random
+from research.data.spec import MemoryDataset, Vectors, split_at_random
 from research.ranges import NonNegativeInt, OpenFraction, check_settings
 
 
-def digits(train_fraction: OpenFraction = 0.8, split_seed: NonNegativeInt = 0) -> Dataset[Vectors]:
+def digits(train_fraction: OpenFraction = 0.8, split_seed: NonNegativeInt = 0) -> MemoryDataset[Vectors]:
     """Return vectors of 64 pixels in [0, 1] with one of ten classes, split at random by `split_seed`."""
     check_settings("data", digits.__annotations__, locals())
     images, labels = load_digits(return_X_y=True)

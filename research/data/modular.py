@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from research import rules
-from research.data.spec import Dataset, Tokens, split_at_random
+from research.data.spec import MemoryDataset, Tokens, split_at_random
 from research.ranges import Modulus, NonNegativeInt, OpenFraction, check_settings
 
 Residues = Int[Tensor, "pairs"]
@@ -25,7 +25,7 @@ OPERATIONS: dict[str, Callable[[Residues, Residues, int], Residues]] = {
 
 def modular(
     operation: Operation = "*", p: Modulus = 47, train_fraction: OpenFraction = 0.5, split_seed: NonNegativeInt = 0
-) -> Dataset[Tokens]:
+) -> MemoryDataset[Tokens]:
     """Return sequences [x, op, y, =] over p + 2 tokens with the target c; for * and / without zeros, as in the papers.
 
     Raise ValueError for an unknown operation, a p that is not prime for division, or an empty split.

@@ -144,9 +144,17 @@ class Dataset(Generic[Shape]):
     tokenizer: Tokenizer | None = None  # of text
 
 
+@dataclass(frozen=True)
+class MemoryDataset(Dataset[Shape]):
+    """A task whose samples are held in memory, as tensors."""
+
+    train: Split
+    val: Split
+
+
 def split_at_random(
     shape: Shape, x: Num[Tensor, "n features"], y: Int[Tensor, "n"], train_fraction: float, split_seed: int, source: str
-) -> Dataset[Shape]:
+) -> MemoryDataset[Shape]:
     """Return samples with one class each, split by `split_seed` alone: the seed of a run must not move the split.
 
     Its baseline always answers the most frequent class. Raise ValueError for an empty split.
@@ -158,7 +166,7 @@ def split_at_random(
     train, val = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:])
     digest = sha256(x.numpy().tobytes() + y.numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest()
     majority = torch.bincount(val.targets).max().item() / len(val)
-    return Dataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
+    return MemoryDataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
 
 
 def unigram_cross_entropy(counts: Int[Tensor, "classes"], val: Int[Tensor, "m"]) -> Float[Tensor, ""]:

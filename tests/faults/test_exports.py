@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from research.data.spec import Tokens, Vectors
-from research.data.text import END_BYTE
+from research.data.tokenizers import Bytes
 from research.export import gguf, hf, layout, onnx, safetensors, verify
 from research.load import TEXT_TARGET, TrainedRun
 from research.models.decoder import Decoder
@@ -66,7 +66,7 @@ def test_transformers_makes_a_batch_of_prompts(exported: Path, tokenizer: Any) -
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     lengths = [len(prompt.encode()) for prompt in prompts]
     assert batch["attention_mask"].tolist() == [[0] * (4 - n) + [1] * n for n in lengths]
-    assert batch["input_ids"].tolist() == [[END_BYTE] * (4 - len(p.encode())) + list(p.encode()) for p in prompts]
+    assert batch["input_ids"].tolist() == [[Bytes.end] * (4 - len(p.encode())) + list(p.encode()) for p in prompts]
     model = load_pretrained(exported)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         together = model.generate(**batch, max_new_tokens=4, do_sample=False)
@@ -74,7 +74,7 @@ def test_transformers_makes_a_batch_of_prompts(exported: Path, tokenizer: Any) -
             alone = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=4, do_sample=False)[0]
             count = len(prompt.encode())
             assert row[4:].tolist()[: len(alone) - count] == alone[count:].tolist()
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.eos_token_id) == (END_BYTE,) * 3
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.eos_token_id) == (Bytes.end,) * 3
 
 
 def test_no_text_is_taken_for_a_mark_of_padding(tokenizer: Any) -> None:

@@ -26,7 +26,7 @@ from program import ROOT
 from torch import Tensor, nn
 
 from research.data.modular import modular
-from research.data.spec import Dataset, Split, Tokens, Vectors
+from research.data.spec import Dataset, MemoryDataset, Split, Tokens, Vectors
 from research.losses import classification, last_token, stablemax
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -248,13 +248,13 @@ def squared_error(prediction: Tensor, targets: Tensor) -> Tensor:
     return (prediction - targets).square()
 
 
-def make_regression() -> Dataset[Any]:
+def make_regression() -> MemoryDataset[Any]:
     """Targets between -1 and 1, that whole numbers would all round to 0; one of them is the number that classes ignore."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 3, generator=generator)
     y = x @ torch.tensor([0.3, -0.2, 0.1])
     y[0] = -100.0
-    return Dataset(Vectors(3, 1), Split(x[1:], y[1:]), Split(x, y), "digest", "a line", "sample")
+    return MemoryDataset(Vectors(3, 1), Split(x[1:], y[1:]), Split(x, y), "digest", "a line", "sample")
 
 
 def test_floating_point_targets_are_trained_on_as_they_are() -> None:
