@@ -61,10 +61,10 @@ def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] 
         if not root.exists():
             raise ValueError(f"data.path={text}: there is no file or folder {root}; give one that exists")
         skipped = SKIPPED_FOLDERS if paths is None else set[str]()
-        found = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
+        matching = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
         if is_open and root.is_dir():
-            count_others(root, found, counts)
-        files |= dict.fromkeys(sorted(file.resolve() for file in found))
+            count_others(root, matching, counts)
+        files |= dict.fromkeys(sorted(file.resolve() for file in matching))
     if not files:
         raise ValueError(f"data.pattern={','.join(patterns)}: no file below {', '.join(roots)} matches{list_suffixes(roots)}")
     return list(files)
@@ -96,9 +96,9 @@ def iter_files(root: Path, counts: Counts, patterns: Sequence[str] = ("*",), ski
                 counts.add("broken links or devices", str(path))
 
 
-def count_others(root: Path, found: Sequence[Path], counts: Counts) -> None:
+def count_others(root: Path, matching: Sequence[Path], counts: Counts) -> None:
     """Count the files of a folder that are of no kind that is read."""
-    known = set(found)
+    known = set(matching)
     for path in iter_files(root, Counts()):
         if path not in known:
             counts.add(f"{path.suffix or 'without a suffix'} files", str(path))

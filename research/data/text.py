@@ -54,8 +54,8 @@ def text(
     train, val = streams.open("train", seq_len), select_evenly(streams, seq_len, val_bytes)
     test = streams.open("test", seq_len) if "test" in streams.num_tokens else None
     targets = val.targets.flatten()
-    judged = targets.numpy().astype(streams.tokenizer.dtype).tobytes()
-    digest = sha256(bytes.fromhex(streams.digests["train"]) + judged).hexdigest()
+    read_targets = targets.numpy().astype(streams.tokenizer.dtype).tobytes()
+    digest = sha256(bytes.fromhex(streams.digests["train"]) + read_targets).hexdigest()
     nats = unigram_cross_entropy(streams.count_tokens("train"), targets.long()).item()
     num_bytes = len(targets) if val.token_bytes is None else int(val.token_bytes[targets.long()].sum())
     baseline = {"val/loss unigram": nats, "val/bpb unigram": nats_to_bits(nats * len(targets) / max(1, num_bytes))}

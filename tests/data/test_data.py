@@ -38,7 +38,7 @@ def test_text_is_split_by_file_and_targets_are_the_next_bytes(tmp_path: Path) ->
         (tmp_path / f"{i}.txt").write_text(f"file {i} " * 50)
     (tmp_path / "again.txt").write_text("file 3 " * 50)
     data = text(str(tmp_path), "*.txt", seq_len=16)
-    assert data.source.startswith("9 + 1 files"), "again.txt repeats 3.txt"
+    assert data.source.startswith("9 + 1 documents"), "again.txt repeats 3.txt"
     x, y = data.train[torch.tensor([0, 2])]
     assert torch.equal(x[:, 1:], y[:, :-1])
     corpus = b"\0".join(f"file {i} ".encode() * 50 for i in range(10))
