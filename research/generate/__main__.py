@@ -21,20 +21,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
                          help="how many tokens to add at most; text ends where its document does (200)")  # fmt: skip
     command.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")
     command.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: from all)")
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                         help="draw from the fewest tokens that have a share P of the probability (1: from all)")  # fmt: skip
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draws (0)")
     command.add_argument("--packed", action=argparse.BooleanOptionalAction, default=True,
                          help="ternary weights at two bits; --no-packed: the model as it was trained")  # fmt: skip
     args = command.parse_args(attach_prompt(sys.argv[1:] if arguments is None else arguments))
     prompt = args.prompt or ("--" if args.prompt == [] else "")  # argparse takes --prompt=-- for no text at all
+    if "" in args.stop:
+        command.error('--stop "": give a text that is not empty')
     if not 1 <= args.tokens <= sys.maxsize:
         command.error(f"--tokens {args.tokens}: give at {'least 1' if args.tokens < 1 else f'most {sys.maxsize}'}")
 
     def work(watch: signals.Watch) -> None:
         with watch.raise_immediately():
             # torch comes with these: a wrong option is answered before
-            from research.generate.stream import Sampler, generate
+            from research.generate.sampling import Sampler
+            from research.generate.stream import generate
 
-            generate(args.run, prompt, args.tokens, Sampler(args.temperature, args.top_k, args.seed), args.packed)
+            sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
+            generate(args.run, prompt, args.tokens, sampler, args.packed, args.stop)
 
     return run_command(work)
 

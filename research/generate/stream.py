@@ -2,20 +2,17 @@
 
 import codecs
 import ctypes
-import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice, takewhile
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from research.cli import escape_controls, print_message, redirect_to_null
 from research.data.tokenizers import Tokenizer
+from research.generate.sampling import Sampler, cut_at_stop
 from research.load import load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
@@ -26,34 +23,6 @@ from research.training.oom import get_rss_mb
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 # How Python holds bytes of an argument that are not UTF-8: they reach the model unchanged.
 BYTES_ERRORS = "surrogateescape"
-
-
-@dataclass
-class Sampler:
-    """Choose the next token: the likeliest at temperature 0, else a draw from the `top_k` likeliest (0: from all)."""
-
-    temperature: float = 0.8
-    top_k: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.temperature == 0 or 1e-3 <= self.temperature < math.inf):
-            raise ValueError(f"--temperature {self.temperature:g}: give 0 for the likeliest token, or 0.001 and more")
-        if self.top_k < 0:
-            raise ValueError(f"--top-k {self.top_k}: give 0 for all tokens, or how many to draw from")
-        if not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"--seed {self.seed}: give a number from 0 to 2^63 - 1")
-        self.generator = torch.Generator().manual_seed(self.seed)
-
-    def __call__(self, logits: Float[Tensor, "vocab"]) -> int:
-        """Return the token that is chosen from its logits. Raise ValueError where they are not numbers."""
-        if logits.isnan().any():
-            raise ValueError("RUN: the model computes NaN; give an earlier checkpoint, RUN/checkpoints/step-*")
-        if self.temperature == 0:
-            return int(logits.argmax())
-        if 0 < self.top_k < len(logits):
-            logits = logits.where(logits >= logits.topk(self.top_k).values[-1], -torch.inf)
-        return int(torch.multinomial((logits / self.temperature).softmax(-1), 1, generator=self.generator))
 
 
 def iter_tokens(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: Sampler) -> Iterator[int]:
@@ -82,10 +51,10 @@ def encode(prompt: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[in
     return [int(word) for word in words]
 
 
-def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool) -> None:
+def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool, stops: Sequence[str] = ()) -> None:
     """Print a prompt and `tokens` tokens, then on stderr their speed and the memory.
 
-    Stop at the end of a document, and where stdout is a closed pipe.
+    Stop at the end of a document, before one of the texts `stops`, and where stdout is a closed pipe.
     Raise ValueError where the run cannot generate, the prompt is empty, or the weights cannot be packed.
     """
     trained = load_run(run)
@@ -103,7 +72,11 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
     if tokenizer:
         stream = takewhile(lambda token: token != tokenizer.end, stream)
     stream = islice(stream, tokens)
-    chunks = (tokenizer.spellings[token] if tokenizer else f" {token}".encode() for token in stream)
+    if stops and not tokenizer:
+        raise ValueError(f"--stop {stops[0]}: the data of {trained.folder} is not text")
+    chunks: Iterator[bytes] = (tokenizer.spellings[token] if tokenizer else f" {token}".encode() for token in stream)
+    if stops:
+        chunks = cut_at_stop(chunks, [stop.encode(errors=BYTES_ERRORS) for stop in stops])
     del plain, trained  # frees their float32 weights
     try:
         start, *times = print_stream(prompt, chunks)
@@ -114,7 +87,7 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool)
             return
         raise
     form = "ternary weights packed" if packed else "in float32"
-    end = "" if len(times) == tokens else f"; the document ended after {len(times):,} of {tokens:,} tokens"
+    end = "" if len(times) >= tokens else f"; the text ended after {len(times):,} of {tokens:,} tokens"
     print_message(f"{form}: {describe_speed(start, times)}, {get_rss_mb():,.0f} MB resident{end}")
 
 

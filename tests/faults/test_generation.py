@@ -12,7 +12,7 @@ import torch
 from program import train
 
 from research.generate.__main__ import main
-from research.generate.stream import Sampler
+from research.generate.sampling import Sampler
 from research.run_dir import lock
 
 Generate = Callable[..., tuple[int, str, str]]

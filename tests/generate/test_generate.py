@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from program import ROOT, TINY, forget_configurations, train
 from torch import Tensor
 
 from research.export.verify import compare_distributions
 from research.generate.__main__ import main
-from research.generate.stream import Sampler, iter_tokens
+from research.generate.sampling import Sampler, cut_at_stop
+from research.generate.stream import iter_tokens
 from research.load import load_run
 from research.nn.decode import Decoder
 from research.nn.packed import pack_model
@@ -236,3 +239,29 @@ def test_the_sampler_follows_the_distribution() -> None:
     drawn = {Sampler(temperature=5.0, top_k=2, seed=seed)(logits) for seed in range(50)}
     assert drawn == {0, 1}
     assert Sampler(temperature=0.0)(logits) == 0
+
+
+def test_top_p_draws_from_the_fewest_tokens_that_have_the_share() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[[2, 0, 3, 1]]  # 0.15, 0.5, 0.05, 0.3
+    for top_p, expected in ((0.4, {1}), (0.5, {1}), (0.51, {1, 3}), (0.8, {1, 3}), (0.9, {0, 1, 3}), (1.0, {0, 1, 2, 3})):
+        drawn = {Sampler(temperature=1.0, top_p=top_p, seed=seed)(logits) for seed in range(300)}
+        assert drawn == expected, top_p
+    assert {Sampler(temperature=1.0, top_k=3, top_p=0.82, seed=seed)(logits) for seed in range(300)} == {1, 3}, "of the three"
+
+
+@given(st.lists(st.binary(max_size=3), max_size=12), st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_text_is_cut_before_the_first_stop_however_it_comes(chunks: list[bytes], stops: list[bytes]) -> None:
+    text = b"".join(chunks)
+    printed = b"".join(cut_at_stop(iter(chunks), stops))
+    first = next((n for n in range(len(chunks) + 1) if any(stop in b"".join(chunks[:n]) for stop in stops)), len(chunks))
+    seen = b"".join(chunks[:first])  # a stop is met once it is whole
+    end = min((index for stop in stops if (index := seen.find(stop)) >= 0), default=len(text))
+    assert printed == text[:end]
+
+
+def test_the_command_ends_before_a_stop(run: Path, generate: Generate) -> None:
+    _, whole, _ = generate(str(run), "--prompt", "a", "--tokens", "60", "--seed", "3")
+    stop = whole[20:23]
+    _, cut, words = generate(str(run), "--prompt", "a", "--tokens", "60", "--seed", "3", "--stop", stop)
+    assert "the text ended after" in words
+    assert cut.rstrip("\n") == whole[: whole.index(stop, 1)]
