@@ -87,7 +87,8 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool,
             return
         raise
     form = "ternary weights packed" if packed else "in float32"
-    end = "" if len(times) >= tokens else f"; the {'text' if stops else 'document'} ended after {len(times):,} of {tokens:,} tokens"
+    what = "text" if stops else "document"
+    end = "" if len(times) >= tokens else f"; the {what} ended after {len(times):,} of {tokens:,} tokens"
     print_message(f"{form}: {describe_speed(start, times)}, {get_rss_mb():,.0f} MB resident{end}")
 
 

@@ -233,6 +233,6 @@ def check_numbers(requested: RequestedConfig, rule: Callable[..., Conflict | Non
 
 
 def parse_shape(data: Signature) -> str:
-    """Return the S of a data set that returns Dataset[S]; empty for any other."""
-    match = re.fullmatch(r"Dataset\[(\w+)\]", data.returns)
+    """Return the S of a data set that returns Dataset[S] or MemoryDataset[S]; empty for any other."""
+    match = re.fullmatch(r"(?:[\w.]+\.)?(?:Memory)?Dataset\[(\w+)\]", data.returns)
     return match[1] if match else ""
