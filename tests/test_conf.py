@@ -46,6 +46,7 @@ def find_targets(value: Any) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_fits_its_target(option: str) -> None:
     fits = {"model=mlp": ["data=digits"], "model=bitmlp": ["data=digits"]}.get(option, [])
+    fits += ["data=text"] if option.startswith("tokenizer=") else []
     cfg = OmegaConf.to_container(compose_config(*fits, option), resolve=True)
     nodes = list(find_targets(cfg))
     assert len(nodes) >= 8
