@@ -155,7 +155,7 @@ class BPE(Library):
     """
 
     def __init__(self, vocab_size: VocabSize = 4096) -> None:
-        check_settings("tokenizer", BPE.__init__.__annotations__, locals())
+        check_settings("data.tokenizer", BPE.__init__.__annotations__, locals())
         self.vocab_size, self.name = vocab_size, f"BPE of {vocab_size:,}"
 
     def train(self, pieces: Iterable[bytes]) -> None:
@@ -188,16 +188,16 @@ class Folder(Library):
         folder = expand_path(path)
         file = folder / FILE if folder.is_dir() else folder
         if not file.is_file():
-            raise ValueError(f"tokenizer.path={path}: there is no {FILE}\ngive the folder of a fast Hugging Face tokenizer")
+            raise ValueError(f"data.tokenizer.path={path}: there is no {FILE}\ngive the folder of a fast Hugging Face tokenizer")
         try:
             tokenizer = hf.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(f"tokenizer.path={path}: {file} cannot be read: {error}") from None
+            raise ValueError(f"data.tokenizer.path={path}: {file} cannot be read: {error}") from None
         names = [end] if end else [*read_end(file.parent), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
         known = [name for name in names if tokenizer.token_to_id(name) is not None]
         if not known:
             raise ValueError(
-                f"tokenizer.end={end}: {file} has no such token\ngive tokenizer.end=TOKEN, one that ends a document"
+                f"data.tokenizer.end={end}: {file} has no such token\ngive data.tokenizer.end=TOKEN, one that ends a document"
             )
         self._take(tokenizer, known[0], f"the tokenizer of {path}")
 

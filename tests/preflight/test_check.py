@@ -169,7 +169,7 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits = ["data=digits"] if option in ("mlp", "bitmlp", "classification") else []
             fits += ["model=mlp"] if option in ("digits", "classification") else []
             fits += ["data=text"] if option == "next_token" or group == "tokenizer" else []
-            fits += ["tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
+            fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             assert find_mistakes([*fits, f"{group}={option}"], False) == [], f"{group}={option}"
 
 
