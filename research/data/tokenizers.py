@@ -188,7 +188,8 @@ class Folder(Library):
         folder = expand_path(path)
         file = folder / FILE if folder.is_dir() else folder
         if not file.is_file():
-            raise ValueError(f"data.tokenizer.path={path}: there is no {FILE}\ngive the folder of a fast Hugging Face tokenizer")
+            fix = "give the folder of a fast Hugging Face tokenizer"
+            raise ValueError(f"data.tokenizer.path={path}: there is no {FILE}\n{fix}")
         try:
             tokenizer = hf.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises Exception itself
