@@ -15,20 +15,35 @@ from research.seeding import SPLIT_STREAM, fold_in
 
 
 class Tokens(NamedTuple):
-    """Sequences of tokens: a model returns logits over `vocab_size` tokens at each of `seq_len` positions."""
+    """Sequences of tokens: a model returns logits over `vocab_size` tokens at each of `seq_len` positions.
+
+    With `num_classes` each sequence is of one class: the logits of the last position are over classes.
+    """
 
     vocab_size: int
     seq_len: int
+    end: int = -1  # the token between two documents; -1: none
+    num_classes: int = 0  # 0: tokens are predicted
 
 
 class Vectors(NamedTuple):
     """Vectors of `num_features` numbers, each of one of `num_classes` classes."""
 
     num_features: int
+    num_classes: int  # 1 where the target is a number
+
+
+class Images(NamedTuple):
+    """Images of 0 to 255, each of one of `num_classes` classes; `per_pixel`: each of its pixels."""
+
+    channels: int
+    height: int
+    width: int
     num_classes: int
+    per_pixel: bool = False
 
 
-Shape = TypeVar("Shape", Tokens, Vectors)
+Shape = TypeVar("Shape", Tokens, Vectors, Images)
 
 
 @runtime_checkable
