@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from research.cli import first_line
-from research.data.spec import Dataset, Tokens, Vectors
+from research.data.spec import SHAPES, Dataset
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
-from research.preflight.resume import load_config
+from research.preflight.recorded import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.training import checkpoint
@@ -113,9 +113,9 @@ def load_run(run: str) -> TrainedRun:
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")
-        sizes = summary.shape if (summary := read_summary(folder)) else {}
-        data_shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else None
-        shape = data_shape or instantiate(config.data, key="data", is_foreign=True).shape
+        sizes: dict[str, Any] = dict(summary.shape) if (summary := read_summary(folder)) else {}
+        kind: Any = next((kind for kind in SHAPES if sizes.keys() <= set(kind._fields)), SHAPES[0])
+        shape = kind(**sizes) if sizes else instantiate(config.data, key="data", is_foreign=True).shape
         model: nn.Module = instantiate(config.model, shape, key="model", is_foreign=True)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
         reason = "; ".join(str(error).splitlines()) if isinstance(error, TargetRefusedError) else first_line(error)

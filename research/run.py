@@ -1,5 +1,6 @@
 """The composition root: config becomes objects here and only here."""
 
+import copy
 import gc
 import logging
 import math
@@ -23,13 +24,8 @@ from research.load import check_targets, instantiate
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.conflicts import check_subdir
 from research.preflight.program import redact_config
-from research.preflight.resume import (
-    OUTER_SETTINGS,
-    Difference,
-    check_same_run,
-    list_differences,
-    load_config,
-)
+from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
+from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
@@ -59,6 +55,7 @@ def run(cfg: DictConfig) -> float:
     redact_output()
     redact_hydra_files()
     check_targets(cfg)  # before anything is built or written
+    cfg, data = read_epochs(cfg) if cfg.epochs else (cfg, None)
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
     value, writes = distributed.broadcast(get_finished_value(run_config)), get_launched_ranks()[0] == 0
@@ -68,12 +65,24 @@ def run(cfg: DictConfig) -> float:
             tracker.send_rest(run_config)
         else:
             with run_dir.lock(run_config.folder) if writes else nullcontext():
-                state = train(cfg, run_config, trainer, tracker)
+                state = train(cfg, run_config, trainer, tracker, data)
             signals.signum = signals.signum or state.signum  # another process's
             value = state.progress.best.get(cfg.monitor, math.nan)
     if signals.signum:
         raise SystemExit(get_exit_code(signals.signum)) from Stopped(signals.signum)
     return float(value)
+
+
+def read_epochs(cfg: DictConfig) -> tuple[DictConfig, Dataset[Any]]:
+    """Read the data; return the configuration with the steps that `epochs` passes over it take, and the data."""
+    try:
+        data = instantiate(cfg.data, key="data")
+    except BaseException:
+        discard_run_folder(Path(HydraConfig.get().runtime.output_dir))
+        raise
+    counted, num_samples = copy.deepcopy(cfg), cfg.trainer.overfit or len(data.train)
+    counted.steps = math.ceil(cfg.epochs * num_samples / cfg.trainer.batch_size)
+    return counted, data
 
 
 def redact_hydra_files() -> None:
@@ -83,12 +92,14 @@ def redact_hydra_files() -> None:
         run_dir.replace_text(file, OmegaConf.to_yaml(redact_config(OmegaConf.load(file))))
 
 
-def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
+def train(
+    cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, data: Dataset[Any] | None = None
+) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
-    started, status, error, folder, data = time.perf_counter(), FAILED, "", None, None
+    started, status, error, folder = time.perf_counter(), FAILED, "", None
     writes = distributed.rank() == 0
     try:
-        data = instantiate(cfg.data, key="data")  # a wrong input leaves nothing behind
+        data = data or instantiate(cfg.data, key="data")  # a wrong input leaves nothing behind
         if writes and not run_config.resumed:
             folder = begin(run_config, tracker)  # before anything else can go wrong
         state = setup(cfg, run_config, trainer, tracker, data)

@@ -43,6 +43,7 @@ class Images(NamedTuple):
     per_pixel: bool = False
 
 
+SHAPES = (Tokens, Vectors, Images)
 Shape = TypeVar("Shape", Tokens, Vectors, Images)
 
 

@@ -55,6 +55,8 @@ class Plan:
 def make_plan(raw_settings: dict[str, Any], arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
     """Return the plan of a command. Raise ValueError with the setting that is wrong and the fix."""
     settings = convert(PopulationSettings, raw_settings, EXAMPLES)
+    if config.get("epochs"):
+        raise ValueError(f"epochs={config.epochs}: generations are counted in steps; give epochs=null and steps=N")
     space = parse_space(settings.params, arguments, {}, context.config_loader)
     steps = OmegaConf.select(config, "trainer.steps")
     for conflict in find_conflicts(settings, space, config, steps):

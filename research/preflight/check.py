@@ -30,7 +30,7 @@ from research.preflight.overrides import (
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
 from research.preflight.signature import Signature, read_signature
-from research.ranges import Monitor
+from research.ranges import Monitor, PositiveFloat
 from research.run_dir import SWEPT_ENV_VAR
 
 STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with
@@ -44,6 +44,7 @@ class Globals:
     name: str
     out: str
     monitor: Monitor
+    epochs: PositiveFloat | None
 
 
 def split_folders(arguments: list[str]) -> tuple[list[str], list[Path]]:

@@ -114,6 +114,18 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")
 
 
+def find_length_conflicts(requested: RequestedConfig) -> Conflicts:
+    """A run is as long as its steps or as its epochs say."""
+    epochs = requested.get_resolved("epochs")[0]
+    for key in ("steps", "trainer.steps"):
+        if epochs is not None and key in requested.typed_overrides:
+            message = f"{key}={requested.get(key)} and epochs={epochs} both say how long the run is"
+            yield Conflict((key, "epochs"), message, f"leave out {key}, or give epochs=null")
+    if "epochs" in requested.typed_overrides and epochs is not None and requested.get("trainer.steps") != "${steps}":
+        trainer = f"trainer={requested.get_choice('trainer')}"
+        yield Conflict(("epochs", "trainer"), f"{trainer} has a number of steps of its own", f"leave out epochs, or {trainer}")
+
+
 def find_process_conflicts(requested: RequestedConfig) -> Conflicts:
     """What a run needs of its processes; launchers may start fewer than requested."""
     parallel, world_size = str(requested.get_resolved("trainer.parallel")[0]), get_launched_ranks()[1]
@@ -215,6 +227,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_loss_conflicts,
     find_target_conflicts,
     find_number_conflicts,
+    find_length_conflicts,
     find_process_conflicts,
     find_base_conflicts,
     find_trigger_conflicts,
@@ -227,7 +240,12 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
 
 
 def check_numbers(requested: RequestedConfig, rule: Callable[..., Conflict | None], *keys: str) -> Conflict | None:
-    """Return a rule's conflict; None where a value is not a whole number above 0, which another check reports."""
+    """Return a rule's conflict; None where a value is not a whole number above 0, which another check reports.
+
+    How many steps some epochs take is not known before the data is read.
+    """
+    if "trainer.steps" in keys and requested.get_resolved("epochs")[0]:
+        return None
     values = [requested.get_resolved(key)[0] for key in keys]
     return rule(*values) if all(type(value) is int and value > 0 for value in values) else None
 

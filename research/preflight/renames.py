@@ -41,6 +41,7 @@ ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions h
         "defects": "refuse",
         "test_fraction": 0.0,
     },
+    "research.callbacks.early_stop.EarlyStop": {"patience": None},
 }
 NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type
     "trainer": "research.training.trainer.Trainer",
@@ -50,9 +51,8 @@ NODES = {  # config key -> the target that conf/ has there, whose old parameters
 }
 
 
-EPOCHS = "epochs"  # no number of steps can be told from theirs
 HABITS = {  # what other programs call a setting -> its key here
-    **dict.fromkeys(("epochs", "epoch", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs"), EPOCHS),
+    **dict.fromkeys(("epoch", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs"), "epochs"),
     **dict.fromkeys(("learning_rate", "max_lr", "base_lr", "peak_lr", "eta"), "lr"),
     **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
     **dict.fromkeys(("max_steps", "num_steps", "n_steps", "total_steps", "train_steps", "num_train_steps"), "steps"),

@@ -110,6 +110,33 @@ def test_early_stop_waits_for_enough_evaluations_in_a_row() -> None:
     assert fit(EarlyStop()).stop == ""
 
 
+class Pretend(Callback):
+    """Gives the metric these values instead, an evaluation each."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = iter(values)
+
+    def on_step(self, state: State) -> None:
+        if "val/acc" in state.logged:
+            state.logged["val/acc"] = next(self.values)
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "evaluations"),
+    [
+        ((0.1, 0.2, 0.2, 0.1, 0.3), 2, 4),  # as good is not better
+        ((0.1, 0.0, 0.2, 0.1, 0.3), 2, 5),  # a better one counts anew
+        ((float("nan"), 0.1, float("nan"), 0.0, 0.3), 2, 4),  # NaN is never better, and anything is better than NaN
+        ((0.3, 0.2, 0.4, 0.5, 0.6), 1, 2),
+        ((float("nan"),) * 5, 2, 2),
+    ],
+)
+def test_patience_counts_evaluations_without_a_better_value(values: tuple[float, ...], patience: int, evaluations: int) -> None:
+    state = fit(Pretend(*values), EarlyStop(patience=patience), steps=10)
+    assert state.progress.step == 2 * evaluations
+    assert bool(state.stop) == (evaluations < 5)
+
+
 @pytest.mark.parametrize(
     ("callback", "longer", "remaining"),
     [
