@@ -121,7 +121,8 @@ def find_length_conflicts(requested: RequestedConfig) -> Conflicts:
         if epochs is not None and key in requested.typed_overrides:
             message = f"{key}={requested.get(key)} and epochs={epochs} both say how long the run is"
             yield Conflict((key, "epochs"), message, f"leave out {key}, or give epochs=null")
-    if "epochs" in requested.typed_overrides and epochs is not None and requested.get("trainer.steps") != "${steps}":
+    has_own = requested.get("trainer.steps") != "${steps}" and "trainer.steps" not in requested.typed_overrides
+    if "epochs" in requested.typed_overrides and epochs is not None and has_own:
         trainer = f"trainer={requested.get_choice('trainer')}"
         yield Conflict(("epochs", "trainer"), f"{trainer} has a number of steps of its own", f"leave out epochs, or {trainer}")
 
