@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from research.cli import describe_error, redact, redact_output
 from research.data.spec import Dataset
 from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
+from research.losses import Loss
+from research.metrics import Metric
 from research.nn.bitlinear import bitlinear_layers
 from research.preflight.conflicts import check_subdir
 from research.preflight.program import redact_config
@@ -39,6 +42,7 @@ from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, T
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
 from research.training.checkpoint import hash_weights
+from research.training.evaluate import check_task
 from research.training.files import check_kinds, separate_files
 from research.training.oom import get_peak_rss_mb
 from research.training.state import PRUNED_REASON, State
@@ -85,13 +89,13 @@ def redact_hydra_files() -> None:
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
-    started, status, error, folder, data = time.perf_counter(), FAILED, "", None, None
+    started, status, error, folder, task = time.perf_counter(), FAILED, "", None, None
     writes = distributed.rank() == 0
     try:
-        data = instantiate(cfg.data, key="data")  # a wrong input leaves nothing behind
+        task = build_task(cfg)  # a wrong input leaves nothing behind
         if writes and not run_config.resumed:
             folder = begin(run_config, tracker)  # before anything else can go wrong
-        state = setup(cfg, run_config, trainer, tracker, data)
+        state = setup(cfg, run_config, trainer, tracker, *task)
         if writes and run_config.resumed:
             folder = begin(run_config, tracker)  # only now: until its checkpoint fits, the folder is as it was
         tracker.state = trainer.fit(state)
@@ -113,7 +117,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
                 summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full
-        if data is None and writes and not run_config.resumed:
+        if task is None and writes and not run_config.resumed:
             discard_run_folder(run_config.folder)
 
 
@@ -127,7 +131,24 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     return run_config.folder
 
 
-def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, data: Dataset[Any]) -> State:
+def build_task(cfg: DictConfig) -> tuple[Dataset[Any], Loss, dict[str, Metric]]:
+    """Return the data, the loss and the metrics of evaluations. Raise ValueError where they do not fit each other."""
+    data = instantiate(cfg.data, key="data")
+    metrics = {name: instantiate(node, key=f"metrics.{name}") for name, node in (cfg.get("metrics") or {}).items()}
+    loss = instantiate(cfg.loss, key="loss")
+    check_task(data, loss, metrics, cfg.monitor)
+    return data, loss, metrics
+
+
+def setup(
+    cfg: DictConfig,
+    run_config: RunConfig,
+    trainer: Trainer,
+    tracker: Tracker,
+    data: Dataset[Any],
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+) -> State:
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
@@ -140,9 +161,10 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         model,
         optimizer,
         instantiate(cfg.schedule),
-        instantiate(cfg.loss),
+        loss,
         data,
         [tracker, *callbacks],
+        metrics=metrics,
         monitor=cfg.monitor,
         name=run_config.name,
         folder=folder,

@@ -26,7 +26,9 @@ class EarlyStop(Callback):
     def on_step(self, state: State) -> None:
         if self.target is not None and state.info.monitor in state.logged:
             trigger = Trigger(metric=state.info.monitor, value=self.target)
-            self.hold_count = self.hold_count + 1 if trigger.fires(state.progress.step, state.logged) else 0
+            self.hold_count = (
+                self.hold_count + 1 if trigger.fires(state.progress.step, state.logged, state.info.directions) else 0
+            )
             self._stop_if_reached(state)
 
     def _stop_if_reached(self, state: State) -> None:
