@@ -100,12 +100,12 @@ def per_pixel(
 
 
 def regression(
-    logits: Float[Tensor, "batch outputs"],
-    targets: Shaped[Tensor, "..."],
+    logits: Float[Tensor, "batch *outputs"],
+    targets: Shaped[Tensor, "batch *numbers"],
     *,
     kind: Literal["mse", "mae", "huber"] = "mse",
     delta: PositiveFloat = 1.0,
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, "batch *numbers"]:
     """Return the error of each number, in float32 or better: its square, its size, or Huber's (1964) mix of both.
 
     Huber's is e^2 / 2 up to `delta`, then delta * (|e| - delta / 2). Targets are [batch] for one output, [batch, outputs]

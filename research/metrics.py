@@ -151,13 +151,15 @@ class Torchmetric(Metric):
         for part in parts[1:]:
             merged.merge_state(part.metric.cpu())
         missing = (torch.stack([part.class_counts.cpu() for part in parts]).sum(0) == 0).nonzero().flatten().tolist()
-        if self.needs_all_classes and missing:
-            if not self.has_warned:
-                self.has_warned = True
-                name, classes = type(merged).__name__, ", ".join(map(str, missing[:10]))
-                log.warning("%s is NaN: the validation split has no target of class %s", name, classes)
-            return math.nan
-        return float(merged.compute())
+        reason = f"the split has no target of class {', '.join(map(str, missing[:10]))}" if missing else ""
+        try:
+            value = math.nan if self.needs_all_classes and reason else float(merged.compute())
+        except ValueError as error:  # as of R2 of one sample
+            value, reason = math.nan, str(error)
+        if math.isnan(value) and not self.has_warned:
+            self.has_warned = True
+            log.warning("%s is NaN: %s", type(merged).__name__, reason or "torchmetrics gives no number")
+        return value
 
 
 class Perplexity(Metric):

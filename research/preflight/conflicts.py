@@ -140,7 +140,7 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     yield check(partial(rules.check_backend, backend=backend), granularity)
     yield check(rules.check_warmup, "model.linear.warmup", "trainer.steps")
     yield check(partial(rules.check_prime, str(requested.get_resolved("data.operation")[0])), "data.p")
-    for name in MEASURING_CALLBACKS:
+    for name in (*MEASURING_CALLBACKS, "utilization"):
         rule = partial(rules.check_callback_every, name)
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")
 
