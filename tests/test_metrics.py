@@ -182,7 +182,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
 
 def test_each_metric_of_conf_says_which_way_is_better() -> None:
-    ways = {}
+    ways = dict[str, bool]()
     for option in ("classification", "segmentation", "language", "seq2seq", "regression"):
         cfg = compose_config(f"metrics={option}")
         ways |= read_directions(cfg)

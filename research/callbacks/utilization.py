@@ -76,7 +76,11 @@ def measure_peak(dtype: torch.dtype, device: torch.device) -> float:
     """Return the FLOPs a second of a large matrix product: the best of those that PEAK_SECONDS allow. No generator is used."""
     n = 1024 if device.type == "cpu" else 8192
     a = torch.linspace(-1, 1, n, device=device).outer(torch.linspace(-3, 3, n, device=device)).sin().to(dtype)
-    synchronize = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+
+    def synchronize() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+
     times, started = list[float](), time.perf_counter()
     with torch.no_grad():
         out = a @ a  # the first one also looks for its kernel
