@@ -31,7 +31,8 @@ class SeedStudy(BaseStudy):
         seeds = ",".join(map(str, range(self.seeds)))
         with ThreadPoolExecutor(at_once) as pool:
             futures = [
-                pool.submit(self.sweep, name, [NO_PLOTS, *words, f"seed={seeds}", *more], root) for name, words in self.arms.items()
+                pool.submit(self.sweep, name, [NO_PLOTS, *words, f"seed={seeds}", *more], root)
+                for name, words in self.arms.items()
             ]
             for future in futures:
                 future.result()

@@ -24,11 +24,11 @@ NonNegativeFloat = Annotated[float, "[0, inf)"]
 FiniteFloat = Annotated[float, "(-inf, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
+PositiveFloats = Annotated[Sequence[float], "(0, inf)"]  # each of them
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 ExistingPath = Annotated[str, "a file or folder that exists"]
-Monitor = Literal["val/loss", "val/acc", "val/bpb"]
 
 log = logging.getLogger(__name__)
 TYPE_LABELS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list as [a,b]"}

@@ -15,7 +15,7 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from research.cli import UNPRINTABLE
-from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
+from research.ranges import Fraction, Fractions, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
 from research.run_dir import ROOT, TARGETS_ENV_VAR
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
@@ -25,7 +25,7 @@ BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "param
 # Whose classes and functions a composed configuration may name besides the components of conf/: below `hydra`, and elsewhere.
 COMPONENT_PACKAGES = (
     *("research.models", "research.nn", "research.optim", "research.data", "research.losses", "research.callbacks"),
-    *("torch.nn", "torch.optim"),
+    *("research.metrics", "torch.nn", "torch.optim", "torchmetrics"),
 )
 HYDRA_PACKAGES = (
     *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),
@@ -124,16 +124,6 @@ def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Confl
     fix = f"give trainer.batch_size={grad_accum * world_size}, or trainer.grad_accum={max(1, batch_size // world_size)}"
     message = f"trainer.batch_size={batch_size} has too few samples for {parts}"
     return Conflict(("trainer.grad_accum", "trainer.batch_size"), message, fix)
-
-
-def check_monitor(monitor: str, metrics: Sequence[str]) -> Conflict | None:
-    """Return the conflict where evaluations do not report the metric by which runs are compared."""
-    if monitor in metrics:
-        return None
-    if mistake := describe_mistake("monitor", monitor, parse_annotation(Monitor)):
-        return Conflict(("monitor",), mistake, "")
-    message = f"monitor={monitor} is not what evaluations of these data report"
-    return Conflict(("monitor",), message, f"give {' or '.join(f'monitor={metric}' for metric in metrics)}")
 
 
 def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:

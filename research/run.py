@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from research.cli import describe_error, redact, redact_output
 from research.data.spec import Dataset
 from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
-from research.nn.bitlinear import bitlinear_layers
+from research.losses import Loss
+from research.metrics import Metric
 from research.preflight.conflicts import check_subdir
 from research.preflight.program import redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
@@ -34,12 +36,13 @@ from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
-from research.training.checkpoint import hash_weights
+from research.training.evaluate import check_task
 from research.training.files import check_kinds, separate_files
-from research.training.oom import get_peak_rss_mb
+from research.training.outcome import describe_outcome
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
 
+Task = tuple[Dataset[Any], Loss, dict[str, Metric]]
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +58,7 @@ def run(cfg: DictConfig) -> float:
     redact_output()
     redact_hydra_files()
     check_targets(cfg)  # before anything is built or written
-    cfg, data = read_epochs(cfg) if cfg.epochs else (cfg, None)
+    cfg, task = count_epochs(cfg) if cfg.epochs else (cfg, None)
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
     value, writes = distributed.broadcast(get_finished_value(run_config)), get_launched_ranks()[0] == 0
@@ -65,7 +68,7 @@ def run(cfg: DictConfig) -> float:
             tracker.send_rest(run_config)
         else:
             with run_dir.lock(run_config.folder) if writes else nullcontext():
-                state = train(cfg, run_config, trainer, tracker, data)
+                state = train(cfg, run_config, trainer, tracker, task)
             signals.signum = signals.signum or state.signum  # another process's
             value = state.progress.best.get(cfg.monitor, math.nan)
     if signals.signum:
@@ -73,16 +76,16 @@ def run(cfg: DictConfig) -> float:
     return float(value)
 
 
-def read_epochs(cfg: DictConfig) -> tuple[DictConfig, Dataset[Any]]:
-    """Read the data; return the configuration with the steps that `epochs` passes over it take, and the data."""
+def count_epochs(cfg: DictConfig) -> tuple[DictConfig, Task]:
+    """Build the task; return the configuration with the steps that `epochs` passes over its data take, and the task."""
     try:
-        data = instantiate(cfg.data, key="data")
+        task = build_task(cfg)
     except BaseException:
         discard_run_folder(Path(HydraConfig.get().runtime.output_dir))
         raise
-    counted, num_samples = copy.deepcopy(cfg), cfg.trainer.overfit or len(data.train)
+    counted, num_samples = copy.deepcopy(cfg), cfg.trainer.overfit or len(task[0].train)
     counted.steps = math.ceil(cfg.epochs * num_samples / cfg.trainer.batch_size)
-    return counted, data
+    return counted, task
 
 
 def redact_hydra_files() -> None:
@@ -92,17 +95,15 @@ def redact_hydra_files() -> None:
         run_dir.replace_text(file, OmegaConf.to_yaml(redact_config(OmegaConf.load(file))))
 
 
-def train(
-    cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, data: Dataset[Any] | None = None
-) -> State:
+def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, task: Task | None = None) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
     started, status, error, folder = time.perf_counter(), FAILED, "", None
     writes = distributed.rank() == 0
     try:
-        data = data or instantiate(cfg.data, key="data")  # a wrong input leaves nothing behind
+        task = task or build_task(cfg)  # a wrong input leaves nothing behind
         if writes and not run_config.resumed:
             folder = begin(run_config, tracker)  # before anything else can go wrong
-        state = setup(cfg, run_config, trainer, tracker, data)
+        state = setup(cfg, run_config, trainer, tracker, *task)
         if writes and run_config.resumed:
             folder = begin(run_config, tracker)  # only now: until its checkpoint fits, the folder is as it was
         tracker.state = trainer.fit(state)
@@ -124,7 +125,7 @@ def train(
                 summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full
-        if data is None and writes and not run_config.resumed:
+        if task is None and writes and not run_config.resumed:
             discard_run_folder(run_config.folder)
 
 
@@ -138,7 +139,24 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     return run_config.folder
 
 
-def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, data: Dataset[Any]) -> State:
+def build_task(cfg: DictConfig) -> Task:
+    """Return the data, the loss and the metrics of evaluations. Raise ValueError where they do not fit each other."""
+    data = instantiate(cfg.data, key="data")
+    metrics = {name: instantiate(node, key=f"metrics.{name}") for name, node in (cfg.get("metrics") or {}).items()}
+    loss = instantiate(cfg.loss, key="loss")
+    check_task(data, loss, metrics, cfg.monitor)
+    return data, loss, metrics
+
+
+def setup(
+    cfg: DictConfig,
+    run_config: RunConfig,
+    trainer: Trainer,
+    tracker: Tracker,
+    data: Dataset[Any],
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+) -> State:
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
@@ -151,9 +169,10 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         model,
         optimizer,
         instantiate(cfg.schedule),
-        instantiate(cfg.loss),
+        loss,
         data,
         [tracker, *callbacks],
+        metrics=metrics,
         monitor=cfg.monitor,
         name=run_config.name,
         folder=folder,
@@ -256,29 +275,3 @@ def describe_newest_run(folder: Path, settings: dict[str, Any]) -> str:
     newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
     differences = list_differences(settings, load_config(newest)[0]) if newest else []
     return f"{newest} has other settings: {'; '.join(map(str, differences[:3]))}" if differences else ""
-
-
-def describe_outcome(state: State | None) -> dict[str, Any]:
-    """Return the fields of Summary that tell what a run has reached; none where it could not be built."""
-    if state is None:
-        return {}
-    progress, data = state.progress, state.data
-    throughput = state.compute_throughput()
-    return {
-        "monitor": state.info.monitor,
-        "value": progress.best.get(state.info.monitor),
-        "metrics": progress.metrics,
-        "best": progress.best,
-        "baseline": data.baseline,
-        "steps": progress.step,
-        "stop": state.stop,
-        "rollbacks": progress.rollbacks,
-        "train_s": progress.seconds,
-        "samples_per_s": throughput / (data.shape.seq_len if data.unit == "token" else 1),
-        "tokens_per_s": throughput if data.unit == "token" else None,
-        "peak_rss_mb": get_peak_rss_mb(),
-        "shape": data.shape._asdict(),
-        "params": sum(p.numel() for p in state.model.parameters()),
-        "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
-        "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
-    }

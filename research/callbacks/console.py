@@ -71,6 +71,7 @@ def format_progress(state: State) -> str:
     progress, info = state.progress, state.info
     fields = [f"step {progress.step}/{info.steps}"]
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
+    styles.setdefault(info.monitor, ".4f")
     fields += [f"{key} {progress.metrics[key]:{style}}" for key, style in styles.items() if key in progress.metrics]
     seconds_per_step = (progress.seconds - state.seconds_before) / max(1, progress.step - state.first_step)
     left = (info.steps - progress.step) * seconds_per_step
@@ -94,7 +95,7 @@ def build_summary(state: State) -> list[tuple[str, str]]:
         rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
         rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
-        better = "higher" if higher_is_better(key) else "lower"
+        better = "higher" if higher_is_better(key, info.directions) else "lower"
         baselines = {name: value for name, value in state.data.baseline.items() if name.startswith(key)}
         rows += [(f"baseline {name}", f"{value:.4f} ({better} is better)") for name, value in baselines.items()]
     rows += state.end_notes.items()

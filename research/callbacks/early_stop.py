@@ -35,9 +35,10 @@ class EarlyStop(Callback):
             return
         if self.target is not None:
             trigger = Trigger(metric=state.info.monitor, value=self.target)
-            self.hold_count = self.hold_count + 1 if trigger.fires(state.progress.step, state.logged) else 0
+            fires = trigger.fires(state.progress.step, state.logged, state.info.directions)
+            self.hold_count = self.hold_count + 1 if fires else 0
         is_first = math.isnan(self.best) and not math.isnan(value)
-        if is_first or is_better(state.info.monitor, value, self.best):
+        if is_first or is_better(state.info.monitor, value, self.best, state.info.directions):
             self.best, self.worse_count = value, 0
         else:
             self.worse_count += 1

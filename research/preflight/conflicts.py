@@ -19,7 +19,15 @@ from research.rules import Conflict
 from research.run_dir import expand_path
 from research.signals import get_launched_ranks
 from research.tracking.storage import find_sqlite_file, resolve_uri
-from research.trigger import Trigger, check_trigger, check_trigger_order, parse_trigger
+from research.trigger import (
+    Trigger,
+    check_metric_name,
+    check_monitor,
+    check_trigger,
+    check_trigger_order,
+    parse_trigger,
+    read_directions,
+)
 
 Conflicts = Iterator[Conflict | None]
 DECODER = "research.models.decoder.Decoder"  # learnt positions, and an output at the last one only
@@ -39,7 +47,7 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
         fix = " or ".join([*models, *tasks] if typed_data else [*tasks, *models])
         if tasks:  # else the model is the user's own, and may well take both
             yield Conflict(("data", "model"), message, f"give {fix}")
-    every_position = "override /loss: next_token" in read_yaml("data", data)
+    every_position = re.search("override /loss: (next_token|seq2seq)", read_yaml("data", data))
     if every_position and requested.get_resolved("model._target_")[0] == DECODER:
         message = f"data={data} needs a prediction at every position, model={model} gives the last one only"
         yield Conflict(("model", "data"), message, "give model=transformer or model=bitnet, or data=modular")
@@ -59,6 +67,29 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
     elif requested.get_resolved("monitor")[0] == "val/bpb" and targets and " " not in targets.partition(", ")[2]:
         message = f"monitor=val/bpb needs a loss at every position, loss={loss} has one a sequence"
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
+
+
+def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Evaluations report the monitor; every metric has a name of its own, and says which way is better."""
+    metrics, monitor = requested.get("metrics"), requested.get_resolved("monitor")[0]
+    for name, node in metrics.items() if isinstance(metrics, dict) else ():
+        yield check_metric_name(name)
+        if isinstance(node, dict) and "higher_is_better" not in node:
+            key = f"metrics.{name}.higher_is_better"
+            yield Conflict(
+                (f"metrics.{name}",), f"metrics.{name} does not say which way is better", f"give +{key}=true or +{key}=false"
+            )
+    if monitor is MISSING or is_interpolated(monitor) or monitor == "???":
+        return
+    if not (conflict := check_monitor(monitor, read_directions(requested.cfg))):
+        return
+    having = [
+        o for o in list_groups()["metrics"] if f"\n{str(monitor).removeprefix('val/')}:\n" in f"\n{read_yaml('metrics', o)}"
+    ]
+    choices = " or ".join(
+        f"metrics={option} monitor={monitor}" for option in having if option != requested.get_choice("metrics")
+    )
+    yield conflict._replace(fix=f"give {choices}") if choices else conflict
 
 
 def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -109,7 +140,7 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     yield check(partial(rules.check_backend, backend=backend), granularity)
     yield check(rules.check_warmup, "model.linear.warmup", "trainer.steps")
     yield check(partial(rules.check_prime, str(requested.get_resolved("data.operation")[0])), "data.p")
-    for name in MEASURING_CALLBACKS:
+    for name in (*MEASURING_CALLBACKS, "utilization"):
         rule = partial(rules.check_callback_every, name)
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")
 
@@ -165,7 +196,7 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
             continue
         yield check_numbers(requested, partial(check_trigger, key, triggers[key], eval_train), "trainer.steps")
     if len(triggers) == 2:
-        yield check_trigger_order(*triggers.values())
+        yield check_trigger_order(*triggers.values(), directions=read_directions(requested.cfg))
 
 
 def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -226,6 +257,7 @@ def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_task_conflicts,
     find_loss_conflicts,
+    find_monitor_conflicts,
     find_target_conflicts,
     find_number_conflicts,
     find_length_conflicts,

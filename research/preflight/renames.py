@@ -32,7 +32,9 @@ PARAMETERS: dict[str, dict[str, str]] = {  # new target -> old parameter -> new 
     "research.models.decoder.Decoder": {"hidden": "ffn_dim"},
     "research.data.text.text": {"glob": "pattern", "length": "seq_len"},
 }
+PLAIN_LOSS = {"label_smoothing": 0.0, "z_loss": 0.0, "class_weights": None}
 ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions had not, with what they did
+    **{f"research.losses.{name}": PLAIN_LOSS for name in ("next_token", "last_token", "classification")},
     "research.data.text.text": {
         "tokenizer": {"_target_": "research.data.tokenizers.Bytes"},
         "format": "auto",
