@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 from sklearn.datasets import load_digits
 
-from research.data.pictures import Pictures, decode_pictures, list_pictures, parse_size
+from research.data.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
 from research.data.sources import Counts
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
@@ -95,13 +95,8 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     files = list_pictures(root, pattern, counts)
     if not files:
         raise ValueError(f"data.path: no image below {root}: {counts.describe() or 'it is empty'}\ngive a folder of images")
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
-    is_split = {SPLIT_FOLDERS[name.lower()] for name in splits} > {"train"}
-    if is_split and splits != names:
-        others = ", ".join(name for name in names if name not in splits)
-        raise ValueError(f"data.path: {root} holds the splits {', '.join(splits)} beside {others}\nmove one kind elsewhere")
-    labelled, depth = [], 1 + is_split
+    labelled, is_split = [], has_splits(root)
+    depth = 1 + is_split
     for file in files:
         folders = file.relative_to(root).parts[:-1]
         if len(folders) < depth:
@@ -110,15 +105,34 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
             labelled.append(Labelled(file, folders[depth - 1], SPLIT_FOLDERS[folders[0].lower()] if is_split else ""))
     seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
-        if folder.relative_to(root).parts not in seen and not folder.name.startswith("."):
+        parts = folder.relative_to(root).parts
+        if parts not in seen and not is_hidden(parts):
             faults.add("class folders without images", str(folder))
     return labelled
 
 
-def drop_repeats(files: Sequence[Labelled], pictures: Pictures, counts: Counts, faults: Counts) -> list[int]:
+def has_splits(root: Path) -> bool:
+    """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them."""
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
+    if not {SPLIT_FOLDERS[name.lower()] for name in splits} > {"train"}:
+        return False
+    if others := [name for name in names if name not in splits]:
+        text = f"data.path: {root} holds the splits {', '.join(splits)} beside {', '.join(others)}"
+        raise ValueError(f"{text}\nmove one kind elsewhere")
+    return True
+
+
+def drop_repeats(
+    files: Sequence[Labelled],
+    pictures: Pictures,
+    counts: Counts,
+    faults: Counts,
+    contradiction: str = "images that are in several classes",
+) -> list[int]:
     """Return the numbers of the pictures without repeats: of equal ones that of the test, else of val, else the first by key.
 
-    Equal pictures of several classes are faults, all of them.
+    Equal pictures of several labels are faults, all of them.
     """
     groups: dict[bytes, list[int]] = {}
     for row in sorted(range(len(files)), key=lambda row: pictures.keys[row]):
@@ -126,7 +140,7 @@ def drop_repeats(files: Sequence[Labelled], pictures: Pictures, counts: Counts, 
     kept = []
     for rows in groups.values():
         if len({files[row].label for row in rows}) > 1:
-            faults.add("images that are in several classes", " = ".join(str(files[row].path) for row in rows[:3]), len(rows))
+            faults.add(contradiction, " = ".join(str(files[row].path) for row in rows[:3]), len(rows))
             continue
         best = max(rows, key=lambda row: ("", "train", "val", "test").index(files[row].part))
         kept.append(best)
@@ -139,7 +153,7 @@ def drop_repeats(files: Sequence[Labelled], pictures: Pictures, counts: Counts, 
 
 
 def assign_parts(
-    given_parts: Sequence[str], ranks: np.ndarray, classes: np.ndarray, fractions: tuple[float, float]
+    given_parts: Sequence[str], ranks: np.ndarray, classes: np.ndarray | None, fractions: tuple[float, float]
 ) -> dict[str, Int64[np.ndarray, "_"]]:
     """Return the numbers of the samples in train, val and test, as their folders say; what these leave open, by rank."""
     parts = {name: np.flatnonzero([part == name for part in given_parts]) for name in ("train", "val", "test")}
@@ -148,7 +162,7 @@ def assign_parts(
     parts = {name: part[np.argsort(ranks[part])] for name, part in parts.items()}
     if not len(parts["val"]):  # train/ and test/ alone
         open_rows = parts["train"]
-        cut = split_by_rank(ranks[open_rows], classes[open_rows], (fractions[0], 0.0))
+        cut = split_by_rank(ranks[open_rows], None if classes is None else classes[open_rows], (fractions[0], 0.0))
         parts |= {"train": open_rows[cut["train"]], "val": open_rows[cut["val"]]}
     return parts
 

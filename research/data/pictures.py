@@ -52,19 +52,25 @@ class Pictures:
     digests: list[bytes]
     keys: list[bytes]
     numbers: list[int]  # of the files that could be read
+    sizes: list[Size]  # before they were resized
 
 
 def list_pictures(root: Path, pattern: str | None, counts: Counts) -> list[Path]:
     """Return the pictures below a folder, sorted by name; what is of another kind, and hidden files, are counted."""
     files = []
     for path in iter_files(root, counts):
-        if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
+        if is_hidden(path.relative_to(root).parts) or path.name in ("Thumbs.db", "desktop.ini"):
             counts.add("hidden files", str(path))
         elif fnmatch(path.name, pattern) if pattern else path.suffix.lower() in SUFFIXES:
             files.append(path)
         else:
             counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
     return sorted(files)
+
+
+def is_hidden(parts: Sequence[str]) -> bool:
+    """Return whether a path below a folder is hidden, by its name or a folder's."""
+    return any(part.startswith(".") for part in parts)
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def open_picture(content: Path | BytesIO, where: Path) -> Iterator[Image.Image]:
 class PictureError(Exception):
     """A file holds no picture that can be used."""
 
-    def __init__(self, kind: str, where: Path) -> None:
+    def __init__(self, kind: str, where: Path | str) -> None:
         super().__init__(f"{where}: {kind}")
         self.defect = Defect(kind, str(where))
 
@@ -115,17 +121,20 @@ def read_picture(path: Path, size: Size | None, channels: int) -> Picture:
         return Picture(np.asarray(plain), digest, sha256(content).digest(), tuple(treatments))
 
 
-def read_mask(path: Path, size: Size | None) -> Picture:
-    """Return the class numbers of a mask, palette or grey, resized without mixing them. A colour picture is no mask."""
+def read_mask(path: Path, image_size: Size, size: Size | None) -> Picture:
+    """Return the class numbers of a mask, palette or grey, resized without mixing them.
+
+    Raise PictureError for one in colour, and for one of another size than its image.
+    """
     content = path.read_bytes()
     with open_picture(BytesIO(content), path) as image:
         if image.mode not in ("1", "L", "P"):
             raise PictureError("masks in colour or of 16 bits (give palette or grey images of class numbers)", path)
-        plain = image.convert("L") if image.mode == "1" else image
-        values = np.asarray(plain)
-        if image.mode == "1":
-            values = values // 255
-        digest = sha256(repr(values.shape).encode() + values.tobytes()).digest()
+        values = np.asarray(image, dtype=np.uint8)
+        if values.shape != image_size:
+            sides = f"{values.shape[0]} x {values.shape[1]} for {image_size[0]} x {image_size[1]}"
+            raise PictureError("masks of another size than their images", f"{path} ({sides})")
+        digest = sha256(values.tobytes()).digest()
         if size and values.shape != size:
             values = np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
         return Picture(values, digest, sha256(content).digest(), ())
@@ -187,7 +196,7 @@ def decode_pictures(
     numbers = select_good(headers, defects)
     good = [header for header in headers if isinstance(header, Header)]
     if not good:
-        return Pictures(np.empty((0, channels or 1, *(size or (1, 1))), dtype=np.uint8), [], [], [])
+        return Pictures(np.empty((0, channels or 1, *(size or (1, 1))), dtype=np.uint8), [], [], [], [])
     channels = channels or (1 if all(header.is_grey for header in good) else 3)
     if size is None:
         other = next((i for i, header in enumerate(good) if header.size != good[0].size), None)
@@ -214,8 +223,13 @@ def decode_pictures(
     for row, picture in zip(rows, pictures, strict=True):
         for treatment in picture.treatments:
             treated.add(treatment, str(files[numbers[row]]))
-    pixels = pixels if len(rows) == len(good) else pixels[rows]
-    return Pictures(pixels, [p.digest for p in pictures], [p.key for p in pictures], [numbers[row] for row in rows])
+    return Pictures(
+        pixels if len(rows) == len(good) else pixels[rows],
+        [picture.digest for picture in pictures],
+        [picture.key for picture in pictures],
+        [numbers[row] for row in rows],
+        [good[row].size for row in rows],
+    )
 
 
 def select_good(results: Sequence[object], defects: Counts) -> list[int]:
