@@ -65,7 +65,7 @@ def images(
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
     parts = assign_parts([files[row].part for row in kept], ranks, classes, fractions)
     shape = Images(*pictures.pixels.shape[1:], len(names))
-    x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])
+    x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
     source = f"{root.name}, {shape.height} x {shape.width}, {len(names)} classes"
     notes = describe_classes(names, classes, parts) + describe_counts(counts, treated)
     y = torch.from_numpy(classes)
@@ -149,7 +149,7 @@ def drop_repeats(
                 is_leak = files[row].part != files[best].part
                 where = f"{files[row].path} = {files[best].path}"
                 counts.add(f"of {files[row].part} that are in {files[best].part} too" if is_leak else "repeated", where)
-    return kept
+    return sorted(kept)
 
 
 def assign_parts(

@@ -168,12 +168,12 @@ def draw_canvases(size: Size, fractions: tuple[float, float], split_seed: int) -
         parts[name] = np.arange(start, min(end, NUM_CANVASES))
         start = end
         for number in parts[name].tolist():
-            for cell in rng.permutation(rows * columns)[: rng.integers(2, max(3, rows * columns * 2 // 3))]:
-                glyph = rng.choice(pool)
-                top, left = (CELL * np.array(divmod(cell, columns)) + rng.integers(0, CELL - 7, 2)).tolist()
-                ink = np.where(glyphs[glyph] >= INK, labels[glyph] + 1, 0)
+            cells = rng.permutation(rows * columns)[: rng.integers(2, max(3, rows * columns * 2 // 3))]
+            corners = CELL * np.stack(np.divmod(cells, columns), axis=1) + rng.integers(0, CELL - 7, (len(cells), 2))
+            chosen = pool[rng.integers(0, len(pool), len(cells))]
+            for (top, left), glyph in zip(corners.tolist(), chosen.tolist(), strict=True):
                 pixels[number, 0, top : top + 8, left : left + 8] = glyphs[glyph]
-                targets[number, top : top + 8, left : left + 8] = ink
+                targets[number, top : top + 8, left : left + 8] = (glyphs[glyph] >= INK) * (labels[glyph] + 1)
     shape, x, y = Images(1, *size, 11, per_pixel=True), torch.from_numpy(pixels), torch.from_numpy(targets)
     source = f"scikit-learn digits on canvases of {size[0]} x {size[1]}"
     return select_parts(shape, x, y, parts, source=source, baseline=predict_majority(targets, parts))
