@@ -104,9 +104,9 @@ def read_table(
         except (PermissionError, UnicodeError) as error:
             is_text = isinstance(error, UnicodeError)
             defects.add(f"not {encoding_name(encoding)}" if is_text else "files without permission", str(file))
-    if table is None:
-        defects.refuse("give files that can be read")
-    assert table
+    if table is None or not table.lines:
+        defects.refuse("mend them, state data.encoding, or give other files")
+        raise ValueError(f"data.path: {files[0]} has a line of names and no rows\ngive rows")
     return table
 
 

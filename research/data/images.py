@@ -176,6 +176,8 @@ def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[s
     """Return notes: the number of each class, and which ones a split lacks."""
     more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
     notes = [f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names[:NUM_NAMES]))}{more}"]
+    if alike := [name for name in names if sum(name.casefold() == other.casefold() for other in names) > 1]:
+        notes.append(f"classes that differ in capitals alone: {', '.join(alike[:NUM_NAMES])}")
     for part in ("train", "val"):
         lacking = [name for i, name in enumerate(names) if i not in set(classes[parts[part]].tolist())]
         if lacking:

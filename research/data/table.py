@@ -62,7 +62,7 @@ def table(
     if defects == "refuse":
         faults.refuse("mend them, leave a column out by data.exclude=[NAME], or give data.defects=skip")
     if missing == "refuse":
-        gaps.refuse("give data.missing=mean or data.missing=drop, or leave columns out by data.exclude=[NAME]")
+        gaps.refuse("give data.missing=mean or drop, or leave columns out by data.exclude=[NAME]", "data.missing=refuse")
     for number in (faults, gaps):
         counts.add_all(number)
     values = [hash_cells(column)[usable] for column in (*columns, goal)]
