@@ -119,9 +119,11 @@ def read_corpus(
     """
     defects, stamps = Counts(), [read_stamp(file) for file in files]
     digests = [digest_file(file, reader, counts, defects) for file in files]
-    if not skip_defects:
-        defects.refuse("mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip")
-    counts.add_all(defects)
+    if defects.numbers and not skip_defects:
+        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
+        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
+    for kind, number in defects.numbers.items():
+        counts.add(kind, defects.examples[kind][0], number)
     texts, keys, sizes = np.concatenate(digests).T
     kept = np.zeros(len(texts), dtype=bool)
     kept[np.unique(texts, return_index=True)[1]] = True  # the first of equal ones

@@ -29,10 +29,15 @@ class Tokens(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Vectors of `num_features` numbers, each of one of `num_classes` classes."""
+    """Vectors of `num_features` numbers, each of one of `num_classes` classes, or with a number to predict.
+
+    A model's output times `scale` plus `mean` is in the unit of that number: losses and metrics are in it too.
+    """
 
     num_features: int
     num_classes: int  # 1 where the target is a number
+    mean: float = 0.0
+    scale: float = 1.0
 
 
 class Images(NamedTuple):

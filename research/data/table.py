@@ -13,10 +13,11 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from research.data.columns import EXACT, Column, Decimals, Header, Table, read_table
 from research.data.images import describe_classes, describe_counts, predict_majority
-from research.data.sources import Counts, find_files
+from research.data.sources import Counts, count_others, find_files
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
 from research.data.text import check_encoding
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
+from research.run_dir import expand_path
 
 PATTERNS = [f"*.{suffix}" for kind in ("csv", "tsv", "parquet", "jsonl", "ndjson") for suffix in (kind, kind.upper())]
 MAX_CLASSES = 1000
@@ -55,6 +56,9 @@ def table(
         rows, source = load_example(kind), f"scikit-learn {'breast cancer' if kind == 'class' else 'diabetes'}"
     else:
         files = find_files(path, pattern or PATTERNS, counts)
+        for root in map(expand_path, [path] if isinstance(path, str) else path):
+            if pattern is None and root.is_dir():
+                count_others(root.resolve(), files, counts)
         rows = read_table(files, check_encoding(encoding), header, decimal, counts, faults)
         source = files[0].name if len(files) == 1 else f"{len(files)} tables"
     goal, columns = choose_columns(rows, target, features, exclude or [], counts)
@@ -77,7 +81,9 @@ def table(
     notes = describe_classes(names, y, parts) if names else describe_numbers(y)
     notes += (*describe_columns(columns, goal, rest, cells), *encoded, *describe_counts(counts, filled))
     baseline = predict_majority(y, parts) if names else predict_mean(y, parts)
-    shape, inputs = Vectors(x.shape[1], len(names) or 1), torch.from_numpy(x)
+    inputs, known = torch.from_numpy(x), y[parts["train"]]
+    unit = {} if names else {"mean": float(known.mean()), "scale": float(known.std()) or 1.0}
+    shape = Vectors(x.shape[1], len(names) or 1, **unit)
     targets = torch.from_numpy(y if names else y.astype(np.float32))
     source += f", {len(columns)} columns predict '{goal.name}'"
     return select_parts(shape, inputs, targets, parts, source=source, notes=notes, baseline=baseline)
@@ -204,7 +210,7 @@ def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str
     if num_classes > MAX_CLASSES or num_classes > len(labels) / 2 > 1:
         raise ValueError(f"{where} has {num_classes:,} classes in {len(labels):,} rows\n{regression}")
     order = {label: index for index, label in enumerate([*numbers, *texts])}
-    names = [f"{label:g}" if isinstance(label, float) else label for label in order]
+    names = [label if isinstance(label, str) else format_number(label) for label in order]
     return names, np.array([order[label] for label in labels])
 
 
@@ -257,7 +263,7 @@ def encode_features(
 
 def format_number(number: float) -> str:
     """Return a number among texts as a text; an empty one where there is none."""
-    return "" if np.isnan(number) else f"{number:g}"
+    return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(float(number))
 
 
 def list_names(names: Sequence[str]) -> str:
