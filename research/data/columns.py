@@ -2,24 +2,27 @@
 
 import csv
 import json
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt64
 
 from research.data.documents import LONGEST_ROW, SUFFIXES, Defect, encoding_name
 from research.data.sources import Counts
 
 Header = Literal["auto"] | bool
-Decimals = Literal[".", ","]
+Decimals = Literal["point", "comma"]
 MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in any case: what stands for no value
 EXACT = 2**53  # whole numbers beyond it lose digits as floating-point numbers
+MOSTLY = 0.9  # share of numbers from which on the texts of a column are mistakes
 Row = tuple[int, list[Any]]  # its line, and its cells
 
 
@@ -38,7 +41,7 @@ class Column:
         if isinstance(cell, str):
             text = cell.strip()
             try:
-                number = float("text" if "_" in text else text.replace(",", ".") if decimal == "," else text)
+                number = float("text" if "_" in text else text.replace(",", ".") if decimal == "comma" else text)
                 cell = int(text) if EXACT < abs(number) < float("inf") and text.lstrip("+-").isdecimal() else None
             except ValueError:
                 if text.lower() not in MISSING:
@@ -52,6 +55,19 @@ class Column:
         self.numbers.append(number)
 
     @property
+    def is_of_numbers(self) -> bool:
+        """Return whether the cells are numbers, but for a few mistakes."""
+        num_numbers = int(np.isfinite(self.values).sum())
+        return num_numbers > 0 and num_numbers >= MOSTLY * (num_numbers + len(self.texts))
+
+    def hash_cells(self) -> UInt64[np.ndarray, "rows"]:
+        """Return a number for each cell: the bits of a number, a digest of a text."""
+        bits = (self.values + 0.0).view(np.uint64)
+        for row, text in self.texts.items():
+            bits[row] = int.from_bytes(sha256(text.encode()).digest()[:8], "big")
+        return bits
+
+    @property
     def values(self) -> Float64[np.ndarray, "rows"]:
         """Return the numbers, NaN where a cell is missing or a text."""
         return np.array(self.numbers, dtype=np.float64)
@@ -63,6 +79,19 @@ def to_float(number: Any) -> float:
         return float(number)
     except OverflowError:
         return float("inf")
+
+
+def check_decimals(column: Column) -> None:
+    """Raise ValueError for a column whose texts are numbers with a comma."""
+    texts = list(column.texts.values())
+    if texts and all(re.fullmatch(r"[-+]?[\d.]*\d,\d+", text) for text in texts):
+        fix = "give data.decimal=comma where they are decimals; write numbers without commas between thousands"
+        raise ValueError(f"data.decimal=point: '{column.name}' has numbers with a comma, as '{texts[0]}'\n{fix}")
+
+
+def format_number(number: float) -> str:
+    """Return a number among texts as a text; an empty one where there is none."""
+    return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(float(number))
 
 
 @dataclass
@@ -198,7 +227,7 @@ def check_header(file: Path, names: Sequence[str], header: Header) -> bool:
         return header
     column = Column("")
     for name in names:
-        column.add(name, ".")
+        column.add(name, "point")
     if not np.isnan(column.values).all():
         row = ", ".join(names[:6])
         fix = "give data.header=false where it is a row (columns are c0, c1, ...), data.header=true where it has their names"

@@ -1,9 +1,7 @@
 """Tables of your own: columns of numbers and of texts predict another one, a class or a number."""
 
-import re
 from array import array
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt64
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from research.data.columns import EXACT, Column, Decimals, Header, Table, read_table
+from research.data.columns import EXACT, Column, Decimals, Header, Table, check_decimals, format_number, read_table
 from research.data.images import describe_classes, describe_counts, predict_majority
 from research.data.sources import Counts, count_others, find_files
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
@@ -22,7 +20,6 @@ from research.run_dir import expand_path
 PATTERNS = [f"*.{suffix}" for kind in ("csv", "tsv", "parquet", "jsonl", "ndjson") for suffix in (kind, kind.upper())]
 MAX_CLASSES = 1000
 FEW = 20  # so many different numbers may be classes without a word
-MOSTLY = 0.9  # share of numbers from which on the texts of a column are mistakes
 NUM_NAMES = 5  # of columns that a note names
 Kind = Literal["class", "number"]
 Missing = Literal["refuse", "drop", "mean"]
@@ -36,7 +33,7 @@ def table(
     features: list[str] | None = None,
     exclude: list[str] | None = None,
     header: Header = "auto",
-    decimal: Decimals = ".",
+    decimal: Decimals = "point",
     encoding: str = "utf-8",
     missing: Missing = "refuse",
     defects: Literal["refuse", "skip"] = "refuse",
@@ -69,7 +66,7 @@ def table(
         gaps.refuse("give data.missing=mean or drop, or leave columns out by data.exclude=[NAME]", "data.missing=refuse")
     for number in (faults, gaps):
         counts.add_all(number)
-    values = [hash_cells(column)[usable] for column in (*columns, goal)]
+    values = [column.hash_cells()[usable] for column in (*columns, goal)]
     cells, kept = drop_repeats(np.stack(values, axis=1), counts)
     rest = usable[kept]
     if len(rest) < 2:
@@ -127,12 +124,6 @@ def choose_columns(
     return rows.columns[goal], used
 
 
-def is_of_numbers(column: Column) -> bool:
-    """Return whether the cells of a column are numbers, but for a few mistakes."""
-    num_numbers = int(np.isfinite(column.values).sum())
-    return num_numbers > 0 and num_numbers >= MOSTLY * (num_numbers + len(column.texts))
-
-
 def find_usable_rows(
     rows: Table, goal: Column, columns: Sequence[Column], kind: Kind, missing: Missing, counts: tuple[Counts, Counts, Counts]
 ) -> Int64[np.ndarray, "_"]:
@@ -146,9 +137,9 @@ def find_usable_rows(
         is_goal, values = column is goal, column.values
         lacks = np.isnan(values)
         lacks[list(column.texts)] = False
-        of_numbers = kind == "number" if is_goal else is_of_numbers(column)
+        of_numbers = kind == "number" if is_goal else column.is_of_numbers
         check_decimals(column)
-        if kind == "number" and is_goal and len(column.texts) > (1 - MOSTLY) * len(values):
+        if kind == "number" and is_goal and not column.is_of_numbers:
             raise ValueError(f"data.target={goal.name} holds text, as '{next(iter(column.texts.values()))}'\ngive data=table")
         if of_numbers:
             for row, text in column.texts.items():
@@ -166,22 +157,6 @@ def add_rows(counts: Counts, kind: str, mask: Bool[np.ndarray, "rows"], rows: Ta
     """Count the rows of a mask."""
     for row in np.flatnonzero(mask).tolist():
         counts.add(kind, rows.locate(row))
-
-
-def check_decimals(column: Column) -> None:
-    """Raise ValueError for a column whose texts are numbers with a comma."""
-    texts = list(column.texts.values())
-    if texts and all(re.fullmatch(r"[-+]?[\d.]*\d,\d+", text) for text in texts):
-        fix = "give data.decimal=',' where they are decimals; write numbers without commas between thousands"
-        raise ValueError(f"data.decimal=.: '{column.name}' has numbers with a comma, as '{texts[0]}'\n{fix}")
-
-
-def hash_cells(column: Column) -> UInt64[np.ndarray, "rows"]:
-    """Return a number for each cell: the bits of a number, a digest of a text."""
-    bits = (column.values + 0.0).view(np.uint64)
-    for row, text in column.texts.items():
-        bits[row] = int.from_bytes(sha256(text.encode()).digest()[:8], "big")
-    return bits
 
 
 def drop_repeats(
@@ -235,7 +210,7 @@ def encode_features(
     """
     features, num_texts, constant = list[np.ndarray](), 0, list[str]()
     for column in columns:
-        if is_of_numbers(column):
+        if column.is_of_numbers:
             values = column.values[rows]
             known = values[train][~np.isnan(values[train])]
             scale = float(np.abs(known).max(initial=0)) or 1.0  # squares of large numbers overflow
@@ -259,11 +234,6 @@ def encode_features(
         raise ValueError("data.standardize=false: a feature has numbers beyond 3e38\ngive data.standardize=true")
     notes = [f"{num_texts} columns of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (num_texts > 0)
     return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
-
-
-def format_number(number: float) -> str:
-    """Return a number among texts as a text; an empty one where there is none."""
-    return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(float(number))
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from research.data.spec import MemoryDataset, Vectors
 from research.data.table import table
+from research.preflight.check import find_mistakes
 
 HEADER = "size,colour,kind\n"
 ROWS = [f"{number}.5,{('red', 'blue')[number % 3 == 0]},{('tree', 'bush')[number % 2]}\n" for number in range(20)]
@@ -74,7 +75,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "e.parquet")
     expected = table(path=write(tmp_path)).digest
     for name, content in files.items():
-        settings: dict[str, Any] = {"decimal": ","} if name == "b.csv" else {}
+        settings: dict[str, Any] = {"decimal": "comma"} if name == "b.csv" else {}
         assert table(path=write(tmp_path, content, name), **settings).digest == expected, name
     assert table(path=str(tmp_path / "e.parquet")).digest == expected
     both = table(path=[str(tmp_path / "a.csv"), str(tmp_path / "d.jsonl")])
@@ -125,7 +126,11 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "no line of names": ("".join(ROWS), {}, "data.header=auto: the first line of"),
     "columns of one name": ("size,size,kind\n" + "".join(ROWS), {}, "has several columns 'size'"),
     "another separator": (CSV.replace(",", ":"), {}, "has one column, 'size:colour:kind'"),
-    "decimals with a comma": (CSV.replace(",", ";").replace(".5", ",5"), {}, "data.decimal=.: 'size' has numbers with a comma"),
+    "decimals with a comma": (
+        CSV.replace(",", ";").replace(".5", ",5"),
+        {},
+        "'size' has numbers with a comma, as '0,5'",
+    ),
     "UTF-16": (CSV.encode("utf-16"), {}, "state data.encoding"),
     "an encoding that is none": (CSV, {"encoding": "utf-9"}, "data.encoding=utf-9"),
     "one class": (HEADER + "".join(row for row in ROWS if "tree" in row), {}, "has the one class 'tree'"),
@@ -287,6 +292,12 @@ def test_a_damaged_parquet_file_and_other_columns_are_refused(tmp_path: Path) ->
     paths = [write(tmp_path), write(tmp_path, "size,form,kind\n1,x,tree\n", "c.csv")]
     with pytest.raises(ValueError, match=r"a\.csv and \S+c\.csv have other columns, as 'colour'"):
         table(path=paths)
+
+
+def test_a_kind_has_its_own_data_set() -> None:
+    assert find_mistakes(["data=regression", "model=mlp"], False) == []
+    (mistake,) = find_mistakes(["data=table", "model=mlp", "data.kind=number"], False)
+    assert "give data=regression" in mistake
 
 
 def test_a_nasty_table_leaves_no_run_behind(tmp_path: Path) -> None:
