@@ -143,9 +143,11 @@ def describe_values(values: Sequence[int]) -> tuple[str, ...]:
 
 
 def predict_majority(targets: Int16[np.ndarray, "n h w"], parts: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the accuracy of the class that is most frequent among the pixels of training."""
+    """Return accuracy and mean intersection over union of the class that is most frequent among the pixels of training."""
     train, val = (targets[parts[name]][targets[parts[name]] != IGNORE] for name in ("train", "val"))
-    return {"val/acc majority": float(np.mean(val == np.bincount(train).argmax()))}
+    best = int(np.bincount(train).argmax())
+    share = float(np.mean(val == best))
+    return {"val/acc majority": share, "val/iou majority": share / len({best, *np.unique(val).tolist()})}
 
 
 def draw_canvases(size: Size, fractions: tuple[float, float], split_seed: int) -> MemoryDataset[Images]:
