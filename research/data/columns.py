@@ -33,21 +33,24 @@ class Column:
     name: str
     numbers: MutableSequence[float] = field(default_factory=lambda: array("d"))
     texts: dict[int, str] = field(default_factory=dict)
+    nested: list[int] = field(default_factory=list)  # rows with a list, an object or bytes
     is_inexact: bool = False  # it has whole numbers that lose digits
 
     def add(self, cell: Any, decimal: Decimals) -> None:
         """Add the cell of the next row."""
         number = float("nan")
         if isinstance(cell, str):
-            text = cell.strip()
             try:
-                number = float("text" if "_" in text else text.replace(",", ".") if decimal == "comma" else text)
-                cell = int(text) if EXACT < abs(number) < float("inf") and text.lstrip("+-").isdecimal() else None
+                number = float("text" if "_" in cell else cell.replace(",", ".") if decimal == "comma" else cell)
+                is_long = EXACT < abs(number) < float("inf") and cell.strip().lstrip("+-").isdecimal()
+                cell = int(cell) if is_long else None
             except ValueError:
-                if text.lower() not in MISSING:
+                if (text := cell.strip()).lower() not in MISSING:
                     self.texts[len(self.numbers)] = text
         elif isinstance(cell, int | float | Decimal):
             number = to_float(cell)
+        elif isinstance(cell, list | dict | bytes):
+            self.nested.append(len(self.numbers))
         elif cell is not None:  # dates and times
             self.texts[len(self.numbers)] = str(cell)
         if isinstance(cell, int) and abs(cell) > EXACT and number != cell:
@@ -147,10 +150,6 @@ def add_rows(table: Table, file: Path, rows: Iterator[Any], used: dict[str, int]
             defects.add(row.kind, row.where)
             continue
         line, cells = row
-        nested = next((column.name for column, index in pairs if isinstance(cells[index], list | dict | bytes)), None)
-        if nested is not None:
-            defects.add(f"rows with a list, an object or bytes in '{nested}'", f"{file}:{line}")
-            continue
         table.lines.append(line)
         for column, index in pairs:
             column.add(cells[index], decimal)
@@ -218,7 +217,8 @@ def describe_bad_text(text: str, encoding: str) -> str:
     """Return what is wrong with decoded text: bytes of another encoding, or NUL; empty for nothing."""
     if "\0" in text:
         return "no text (NUL bytes)"
-    return f"not {encoding_name(encoding)}" if any("\udc80" <= letter <= "\udcff" for letter in text) else ""
+    is_escaped = not text.isascii() and re.search("[\udc80-\udcff]", text)
+    return f"not {encoding_name(encoding)}" if is_escaped else ""
 
 
 def check_header(file: Path, names: Sequence[str], header: Header) -> bool:

@@ -67,16 +67,16 @@ def table(
     for number in (faults, gaps):
         counts.add_all(number)
     values = [column.hash_cells()[usable] for column in (*columns, goal)]
-    cells, kept = drop_repeats(np.stack(values, axis=1), counts)
+    keys, kept = drop_repeats(np.stack(values, axis=1), counts)
     rest = usable[kept]
     if len(rest) < 2:
         raise ValueError(f"data.path: {len(rest)} usable rows in {source}: {counts.describe() or 'no more'}\ngive more rows")
     names, y = encode_classes(goal, rest) if kind == "class" else ([], encode_numbers(goal, rest))
-    ranks = rank_keys([row.tobytes() for row in cells], split_seed)
+    ranks = rank_keys(keys, split_seed)
     parts = split_by_rank(ranks, y if names else None, (val_fraction, test_fraction))
     x, encoded = encode_features(columns, rest, parts["train"], max_categories, standardize)
     notes = describe_classes(names, y, parts) if names else describe_numbers(y)
-    notes += (*describe_columns(columns, goal, rest, cells), *encoded, *describe_counts(counts, filled))
+    notes += (*describe_columns(columns, goal, rest, keys), *encoded, *describe_counts(counts, filled))
     baseline = predict_majority(y, parts) if names else predict_mean(y, parts)
     inputs, known = torch.from_numpy(x), y[parts["train"]]
     unit = {} if names else {"mean": float(known.mean()), "scale": float(known.std()) or 1.0}
@@ -112,7 +112,7 @@ def choose_columns(
     if features and goal in features:
         raise ValueError(f"data.features: '{goal}' is the target\nleave it out, or give another data.target")
     chosen = [rows.columns[name] for name in features or names if name != goal and name not in exclude]
-    used = [column for column in chosen if column.texts or not np.isnan(column.values).all()]
+    used = [column for column in chosen if column.texts or column.nested or not np.isnan(column.values).all()]
     for column in chosen:
         if column not in used:
             counts.add("columns without a value", f"'{column.name}'")
@@ -145,7 +145,9 @@ def find_usable_rows(
             for row, text in column.texts.items():
                 faults.add(f"texts among the numbers of '{column.name}'", f"{rows.locate(row)} '{text[:20]}'")
             is_usable[list(column.texts)] = False
-        endless = np.isinf(values)
+        for row in column.nested:
+            faults.add(f"cells with a list, an object or bytes in '{column.name}'", rows.locate(row))
+        endless, lacks[column.nested], is_usable[column.nested] = np.isinf(values), False, False
         add_rows(faults, f"numbers that are not finite in '{column.name}'", endless, rows)
         is_filled = missing == "mean" and not is_goal
         add_rows(filled if is_filled else gaps, f"cells without a value in '{column.name}'", lacks, rows)
@@ -159,14 +161,14 @@ def add_rows(counts: Counts, kind: str, mask: Bool[np.ndarray, "rows"], rows: Ta
         counts.add(kind, rows.locate(row))
 
 
-def drop_repeats(
-    cells: UInt64[np.ndarray, "rows columns"], counts: Counts
-) -> tuple[UInt64[np.ndarray, "kept columns"], Int64[np.ndarray, "kept"]]:
-    """Return the rows without repeats, and their numbers."""
-    kept = np.sort(np.unique(cells, axis=0, return_index=True)[1]) if len(cells) else np.empty(0, dtype=np.int64)
-    if len(kept) < len(cells):
-        counts.add("repeated rows", "rows with equal features and target", len(cells) - len(kept))
-    return cells[kept], kept
+def drop_repeats(cells: UInt64[np.ndarray, "rows columns"], counts: Counts) -> tuple[list[bytes], Int64[np.ndarray, "kept"]]:
+    """Return what tells the rows apart, without repeats, and their numbers."""
+    first: dict[bytes, int] = {}
+    for row, cell in enumerate(cells):
+        first.setdefault(cell.tobytes(), row)
+    if len(first) < len(cells):
+        counts.add("repeated rows", "rows with equal features and target", len(cells) - len(first))
+    return list(first), np.fromiter(first.values(), dtype=np.int64, count=len(first))
 
 
 def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str], Int64[np.ndarray, "n"]]:
@@ -242,20 +244,17 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:NUM_NAMES]) + more
 
 
-def describe_columns(
-    columns: Sequence[Column], goal: Column, rows: Int64[np.ndarray, "n"], cells: UInt64[np.ndarray, "n columns"]
-) -> list[str]:
+def describe_columns(columns: Sequence[Column], goal: Column, rows: Int64[np.ndarray, "n"], keys: Sequence[bytes]) -> list[str]:
     """Return notes: columns that count the rows, or that tell the target, and rows that contradict each other."""
     copies, counting = list[str](), list[str]()
-    target = np.unique(cells[:, -1], return_inverse=True)[1]
-    for index, column in enumerate(columns):
-        own = np.unique(cells[:, index], return_inverse=True)[1]
-        pairs = len(np.unique(np.stack([own, target]), axis=1).T)
-        if pairs == own.max() + 1 == target.max() + 1 > 1:
+    target = np.unique(goal.hash_cells()[rows], return_inverse=True)[1]
+    for column in columns:
+        own = np.unique(column.hash_cells()[rows], return_inverse=True)[1]
+        if own.max() == target.max() > 0 and len(set(zip(own.tolist(), target.tolist(), strict=True))) == own.max() + 1:
             copies.append(column.name)
         elif not column.texts and len(rows) > FEW and (np.abs(np.diff(column.values[rows])) == 1).all():
             counting.append(column.name)
-    contradictions = len(cells) - len(np.unique(cells[:, :-1], axis=0))
+    contradictions = len(keys) - len({key[:-8] for key in keys})
     return [
         *([f"tells '{goal.name}' exactly: {list_names(copies)}; see data.exclude"] if copies else []),
         *([f"counts the rows: {list_names(counting)}; see data.exclude"] if counting else []),

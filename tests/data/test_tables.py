@@ -270,7 +270,7 @@ JSON_ROWS = "".join(json.dumps({"x": n, "y": "ab"[n % 2]}) + "\n" for n in range
         ('{"x": 1, "y"\n', "1 lines that are no JSON object"),
         ("[1, 2]\n", "1 lines that are no JSON object"),
         ('{"x": 1, "y": "a", "z": 3}\n', "1 rows with keys that the first one lacks"),
-        ('{"x": [1], "y": "a"}\n', "1 rows with a list, an object or bytes in 'x'"),
+        ('{"x": [1], "y": "a"}\n', "1 cells with a list, an object or bytes in 'x'"),
         ('{"x": Infinity, "y": "a"}\n', "1 numbers that are not finite in 'x'"),
     ],
     ids=["no JSON", "a list", "another key", "a nested cell", "infinity"],
@@ -282,6 +282,13 @@ def test_a_nasty_line_of_json_is_refused_or_counted(tmp_path: Path, line: str, w
     assert words in str(error.value)
     assert "a.jsonl:9" in str(error.value)
     assert count(table(path=path, defects="skip")) == 8
+
+
+def test_a_nested_column_can_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "".join(json.dumps({"x": n, "tags": [n], "y": "ab"[n % 2]}) + "\n" for n in range(8)), "a.jsonl")
+    with pytest.raises(ValueError, match="8 cells with a list, an object or bytes in 'tags'"):
+        table(path=path)
+    assert count(table(path=path, exclude=["tags"])) == 8
 
 
 def test_a_damaged_parquet_file_and_other_columns_are_refused(tmp_path: Path) -> None:
