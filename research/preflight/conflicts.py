@@ -61,16 +61,6 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
 
 
-def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
-    """What the target of a table is decides its loss and metrics: each kind has a data set."""
-    data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
-    own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
-    others = [option for option in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", option)]
-    if own and own[1] != kind and others:
-        message = f"data.kind={kind} has another loss and other metrics than data={data}"
-        yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={option}' for option in others)}")
-
-
 def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
     """Each trial of a sweep has a folder of its own: its subdir holds the trial's number, or every key that is swept."""
     repeats = requested.get("hydra.sweeper.repeats")
@@ -104,6 +94,16 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
     if monitor != own.get("monitor", monitor) and str(target) == own.get("target") and source not in requested.typed_overrides:
         message = f"target={target} is meant for {own['monitor']}, not for monitor={monitor}"
         yield Conflict(("monitor", "target"), message, f"give target=null or target=VALUE, the {monitor} to stop at")
+
+
+def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
+    """What the target of a table is decides its loss and metrics: each kind has a data set."""
+    data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
+    own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
+    others = [option for option in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", option)]
+    if own and own[1] != kind and others:
+        message = f"data.kind={kind} has another loss and other metrics than data={data}"
+        yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={option}' for option in others)}")
 
 
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -223,7 +223,6 @@ def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_task_conflicts,
     find_loss_conflicts,
-    find_kind_conflicts,
     find_target_conflicts,
     find_number_conflicts,
     find_process_conflicts,
@@ -233,6 +232,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_out_conflicts,
     find_shared_folder_conflicts,
     find_store_conflicts,
+    find_kind_conflicts,
     find_resume_conflicts,
 )
 
