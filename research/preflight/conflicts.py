@@ -127,6 +127,16 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("monitor", "target"), message, f"give target=null or target=VALUE, the {monitor} to stop at")
 
 
+def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
+    """What the target of a table is decides its loss and metrics: each kind has a data set."""
+    data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
+    own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
+    others = [option for option in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", option)]
+    if own and own[1] != kind and others:
+        message = f"data.kind={kind} has another loss and other metrics than data={data}"
+        yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={option}' for option in others)}")
+
+
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     """Whole numbers divide each other where they must, and what begins within a run ends within it."""
     check, granularity = partial(check_numbers, requested), "model.linear.granularity"
@@ -268,6 +278,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_out_conflicts,
     find_shared_folder_conflicts,
     find_store_conflicts,
+    find_kind_conflicts,
     find_resume_conflicts,
 )
 
