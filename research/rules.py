@@ -100,6 +100,14 @@ def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
     return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={find_divisor(heads, kv_heads)}")
 
 
+def check_document_mask(document_mask: bool, end: int) -> Conflict | None:
+    """Return the conflict of a mask by documents where the data have no token that ends one; `end` is -1 there."""
+    if not document_mask or end >= 0:
+        return None
+    message = "model.document_mask=true needs data with a token between documents, as text has; these have none"
+    return Conflict(("model.document_mask", "data"), message, "give model.document_mask=false, or data=text")
+
+
 def check_prime(operation: str, p: int) -> Conflict | None:
     """Return the conflict where residues lack an inverse: modulo a prime, and only then, each but zero has one."""
     if operation != "/" or is_prime(p):

@@ -23,6 +23,7 @@ from research.trigger import Trigger, check_trigger, check_trigger_order, parse_
 
 Conflicts = Iterator[Conflict | None]
 DECODER = "research.models.decoder.Decoder"  # learnt positions, and an output at the last one only
+MODULAR = "research.data.modular.modular"  # tokens without one between documents
 TRANSFORM_MODULES = ("research.optim.grokfast.", "research.optim.orthograd.")  # they stand before a base optimizer
 MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
 
@@ -43,6 +44,8 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
     if every_position and requested.get_resolved("model._target_")[0] == DECODER:
         message = f"data={data} needs a prediction at every position, model={model} gives the last one only"
         yield Conflict(("model", "data"), message, "give model=transformer or model=bitnet, or data=modular")
+    if requested.get_resolved("data._target_")[0] == MODULAR:
+        yield rules.check_document_mask(requested.get_resolved("model.document_mask")[0] is True, end=-1)
 
 
 def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
