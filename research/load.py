@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from research.cli import first_line
-from research.data.spec import Dataset, Tokens, Vectors
+from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
 from research.preflight.resume import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
@@ -114,7 +114,7 @@ def load_run(run: str) -> TrainedRun:
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")
         sizes = summary.shape if (summary := read_summary(folder)) else {}
-        data_shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else None
+        data_shape = restore_shape(sizes) if sizes else None
         shape = data_shape or instantiate(config.data, key="data", is_foreign=True).shape
         model: nn.Module = instantiate(config.model, shape, key="model", is_foreign=True)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration

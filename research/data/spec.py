@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num, Shaped
@@ -44,6 +44,14 @@ class Images(NamedTuple):
 
 
 Shape = TypeVar("Shape", Tokens, Vectors, Images)
+
+
+def restore_shape(sizes: dict[str, Any]) -> Tokens | Vectors | Images:
+    """Return the shape whose `_asdict()` this is. Raise ValueError where it is of none."""
+    for kind in (Tokens, Vectors, Images):
+        if kind._fields[0] in sizes:
+            return kind(**sizes)
+    raise ValueError(f"{sizes} is no shape of data")
 
 
 @runtime_checkable
