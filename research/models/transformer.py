@@ -29,8 +29,8 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        cos: RopeTable,
-        sin: RopeTable,
+        cos: RopeTable | None = None,
+        sin: RopeTable | None = None,
         cache: Cache | None = None,
         mask: Mask | None = None,
     ) -> Float[Tensor, "batch seq dim"]:

@@ -56,14 +56,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        cos: RopeTable,
-        sin: RopeTable,
+        cos: RopeTable | None = None,  # None: no rotary positions
+        sin: RopeTable | None = None,
         cache: Cache | None = None,
         mask: Mask | None = None,  # None: causal, or all
     ) -> Float[Tensor, "batch seq dim"]:
         projected = shared_input_linears(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache:
             k, v = cache.extend(k, v)
             if 1 < q.shape[2] < k.shape[2]:  # several positions after cached ones
