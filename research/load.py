@@ -30,13 +30,14 @@ RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
 
 def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bool = False) -> Any:
-    """Build a node's `_target_`, checked at every depth. Raise ValueError with the cause, without Hydra's wrapping.
+    """Build a node's `_target_`, checked at every depth; lists and mappings in it are Python's own, which checkpoints can hold.
 
+    Raise ValueError with the cause, without Hydra's wrapping.
     `key` is that of the node; `is_foreign`: it was read from a run folder, which may be another's.
     """
     check_targets(node, key, is_foreign)
     try:
-        return hydra_instantiate(node, *arguments)
+        return hydra_instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
         raise ValueError(str(error.__cause__ or error)) from error
 
