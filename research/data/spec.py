@@ -50,8 +50,15 @@ class Images(NamedTuple):
     per_pixel: bool = False
 
 
-SHAPES = (Tokens, Vectors, Images)
 Shape = TypeVar("Shape", Tokens, Vectors, Images)
+
+
+def restore_shape(sizes: dict[str, Any]) -> Tokens | Vectors | Images:
+    """Return the shape whose `_asdict()` this is. Raise ValueError where it is of none."""
+    for kind in (Tokens, Vectors, Images):
+        if kind._fields[0] in sizes:
+            return kind(**sizes)
+    raise ValueError(f"{sizes} is no shape of data")
 
 
 @runtime_checkable

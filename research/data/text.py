@@ -64,7 +64,7 @@ def text(
     source = f"{parts} documents, {sum(streams.num_bytes.values()) / 1e6:.1f} MB, {streams.tokenizer_name}"
     notes = (*streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else []))
     return Dataset(
-        Tokens(streams.tokenizer.vocab_size, seq_len),
+        Tokens(streams.tokenizer.vocab_size, seq_len, streams.tokenizer.end),
         train,
         val,
         digest,

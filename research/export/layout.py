@@ -61,7 +61,7 @@ class Source:
         """Return the sizes and switches of the model, under the keys that stand in the files."""
         block: Any = self.model.blocks[0]  # all blocks are alike
         attention, feedforward = block.attention, block.feedforward
-        return {
+        numbers = {
             "vocab": self.model.embed.num_embeddings,
             "length": self.model.max_seq_len,
             "dim": self.model.embed.embedding_dim,
@@ -75,6 +75,8 @@ class Source:
             "eps": self.model.norm.eps,
             "rope_base": _recover_rope_base(self.model),
         }
+        numbers |= {"classes": self.model.num_classes} if self.model.num_classes else {}
+        return numbers | ({"end": self.model.end} if self.model.end >= 0 else {})  # what ends a document that is masked
 
     def map_modules(self, prefix: str, column: int) -> dict[str, str]:
         """Return the name of each module in the blocks -> its name in that column of MODULE_NAMES, below `prefix`."""
@@ -93,6 +95,9 @@ class Source:
             for setting, known in settings.items():
                 if (value := getattr(layer.quantizer, setting)) != known:
                     raise ValueError(f"model.linear.{setting}={value}: --format {kind} holds {known} only ({name}); {fix}")
+        if self.model.num_classes:
+            fix = "use --format safetensors, torch or onnx"
+            raise ValueError(f"the run tells classes, and --format {kind} is for {client}, which predicts tokens; {fix}")
         if not self.architecture["sub_norm"]:
             fix = "train with model.sub_norm=true"
             raise ValueError(f"model.sub_norm=false: {client} needs norms before the output projections; {fix}")

@@ -33,6 +33,7 @@ MIN_TARGETS = 1000
 # Nats a position. llama.cpp, which rounds differently, stays below 0.004; a wrong activation gives 0.1 and more.
 MAX_STAND_IN_DIVERGENCE = 0.01
 SCALE_TOLERANCE = 1e-6  # relative; scales are stored in float32, by one client as the reciprocal
+LANGUAGE_CLIENTS = ("hf", "gguf")  # formats of programs for language models: they have tokenizers, and no document masks
 MAX_LOGITS = 1 << 25  # two gigabytes with the copies that the comparison makes
 # The start of each script for `run_client`: what it may use.
 CLIENT_PREAMBLE = """
@@ -59,7 +60,12 @@ class ClientResult:
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
     """Write the model, let the client run it and a stand-in, and return the report. Raise ValueError where a check fails."""
     inputs, targets = select_held_out(source, tokens)
+    is_unmasked = source.model.end >= 0 and kind in LANGUAGE_CLIENTS
+    if is_unmasked:  # each sequence becomes one document
+        inputs = inputs.where(inputs != source.model.end, (source.model.end + 1) % source.architecture["vocab"])
     warnings, result = write_and_run(source, kind, options, folder, inputs)
+    if is_unmasked:
+        warnings.append("model.document_mask=true, and this client masks nothing: give it one document at a time")
     if targets.numel() < MIN_TARGETS:
         few = f"fewer than {MIN_TARGETS} are too few to compare perplexities: give more --tokens"
         warnings.append(f"checked on {targets.numel()} held-out targets; {few}")
@@ -68,7 +74,7 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
     with TemporaryDirectory(dir=folder.parent) as temporary:
         _, result = write_and_run(stand_in, kind, options, Path(temporary), inputs)
     # Random weights have no meaningful perplexity.
-    divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, inputs)
+    divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, targets)
     report["checks"]["stand-in's KL"] = _check(divergence, MAX_STAND_IN_DIVERGENCE)
     if reason := describe_failures(report):
         raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
@@ -82,7 +88,7 @@ def write_and_run(
     writer = import_module(f"research.export.{kind}")
     try:
         warnings = writer.write(source, folder, options)
-        if source.run.tokenizer and kind not in ("hf", "gguf"):  # these have it in their own form
+        if source.run.tokenizer and kind not in LANGUAGE_CLIENTS:  # these have it in their own form
             source.run.tokenizer.save(folder)
     except ValueError:
         raise

@@ -30,16 +30,18 @@ from research.trigger import (
 )
 
 Conflicts = Iterator[Conflict | None]
-DECODER = "research.models.decoder.Decoder"  # learnt positions, and an output at the last one only
+DECODER = "research.models.decoder.Decoder"  # an output at the last position only
+LEARNT_POSITIONS = (DECODER, "research.models.vision.Vision")
+MODULAR = "research.data.modular.modular"  # tokens without one between documents
 TRANSFORM_MODULES = ("research.optim.grokfast.", "research.optim.orthograd.")  # they stand before a base optimizer
 MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
 
 
 def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The model takes the shape that the data set gives, and predicts at each position where the data set asks for it."""
+    """The model takes the shape that the data set gives, as far as both say it, and predicts at each position where it must."""
     data, model = requested.get_choice("data"), requested.get_choice("model")
     gives, takes = parse_shape(requested.get_signature("data")), requested.get_signature("model").get_annotation(0)
-    if gives and gives != takes:
+    if gives and takes and gives != takes:
         tasks = [f"data={o}" for o in list_groups()["data"] if parse_shape(read_option("data", o)) == takes]
         models = [f"model={o}" for o in list_groups()["model"] if read_option("model", o).get_annotation(0) == gives]
         message = f"data={data} gives {gives}, model={model} takes {takes}"
@@ -51,20 +53,25 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
     if every_position and requested.get_resolved("model._target_")[0] == DECODER:
         message = f"data={data} needs a prediction at every position, model={model} gives the last one only"
         yield Conflict(("model", "data"), message, "give model=transformer or model=bitnet, or data=modular")
+    if requested.get_resolved("data._target_")[0] == MODULAR:
+        yield rules.check_document_mask(requested.get_resolved("model.document_mask")[0] is True, end=-1)
 
 
 def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
-    """A data set names its loss; another one takes logits and targets of the same axes, or of any axes (*).
+    """A data set names its loss; another one takes logits and targets of as many axes, as far as it says how many.
 
     Bits per byte need the loss of every position.
     """
     data, loss = requested.get_choice("data"), requested.get_choice("loss")
     own = re.search(r"override /loss: (\w+)", read_yaml("data", data))
-    logits, targets = axes = [requested.get_signature("loss").get_annotation(index) for index in (0, 1)]
-    fits = not own or loss == own[1] or "*" in logits
-    if own and not fits and axes != [read_option("loss", own[1]).get_annotation(index) for index in (0, 1)]:
-        yield Conflict(("loss", "data"), f"loss={loss} does not fit data={data}", f"give loss={own[1]}")
-    elif requested.get_resolved("monitor")[0] == "val/bpb" and targets and " " not in targets.partition(", ")[2]:
+    taken, needed = (s.parse_axes() for s in (requested.get_signature("loss"), read_option("loss", own[1] if own else "")))
+    if any(a and b and len(a.split()) != len(b.split()) for a, b in zip(taken, needed, strict=True)):
+        takes, has = (f"logits [{logits or '...'}] and targets [{targets or '...'}]" for logits, targets in (taken, needed))
+        message = f"loss={loss} takes {takes}, data={data} has {has}"
+        is_ours = str(requested.get_resolved("loss._target_")[0]).startswith("research.losses.")
+        fix = "" if is_ours else "annotate your loss so if it computes that, or leave the annotations out; else "
+        yield Conflict(("loss", "data"), message, f"{fix}give loss={own[1] if own else ''}")
+    elif requested.get_resolved("monitor")[0] == "val/bpb" and len(taken[1].split()) == 1:
         message = f"monitor=val/bpb needs a loss at every position, loss={loss} has one a sequence"
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
 
@@ -140,7 +147,7 @@ def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     """Whole numbers divide each other where they must, and what begins within a run ends within it."""
     check, granularity = partial(check_numbers, requested), "model.linear.granularity"
-    rotary = requested.get_resolved("model._target_")[0] != DECODER
+    rotary = requested.get_resolved("model._target_")[0] not in LEARNT_POSITIONS
     yield check(partial(rules.check_heads, rotary=rotary), "model.dim", "model.heads")
     yield check(rules.check_kv_heads, "model.heads", "model.kv_heads")
     for width in ("model.dim", "model.ffn_dim"):

@@ -44,6 +44,7 @@ ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions h
         "test_fraction": 0.0,
     },
     "research.callbacks.early_stop.EarlyStop": {"patience": None},
+    "research.models.transformer.Transformer": {"document_mask": False},
 }
 NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type
     "trainer": "research.training.trainer.Trainer",
