@@ -66,8 +66,12 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("command", TRAIN)
-def test_every_train_command_is_valid(command: str) -> None:
+def test_every_train_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words, sweeps = split_command(command)
+    if paths := re.findall(r"\.(?:path|masks)=\[?([^ \]]+)", " ".join(words)):  # of the reader's own data
+        monkeypatch.chdir(tmp_path)
+        for name in ",".join(paths).split(","):
+            (tmp_path / name).mkdir(parents=True)
     if "model=bigram" not in words and not any(word.startswith("resume=") for word in words) and "--help" not in words:
         assert find_mistakes(words, sweeps) == []
 
