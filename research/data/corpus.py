@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int8, UInt64
 
 from research.data.documents import Defect, DefectError, Format, iter_documents
-from research.data.sources import Counts
+from research.data.sources import Counts, check_defects
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -53,12 +53,13 @@ class Corpus:
             chosen = split >= 0 if self.cuts else split == number
             if not chosen.any():
                 continue
-            if read_stamp(file) != stamp:
-                raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
-            for is_chosen, item in zip(chosen.tolist(), iter_documents(file, *self.reader), strict=True):
+            check_unchanged(file, stamp)
+            for is_chosen, item in zip(chosen.tolist(), iter_documents(file, *self.reader), strict=False):
                 if is_chosen:
-                    assert not isinstance(item, Defect)
+                    if isinstance(item, Defect):
+                        raise DefectError(item)
                     yield cut_pieces(item, *self._get_range(name)) if self.cuts else item
+            check_unchanged(file, stamp)  # meanwhile
 
     def _get_range(self, name: SplitName) -> tuple[int, int]:
         """Return where a split of a single document begins and ends, in bytes."""
@@ -70,6 +71,12 @@ def read_stamp(file: Path) -> tuple[int, int]:
     """Return size and time of the last change; zeros where the file is gone."""
     status = file.stat() if file.exists() else None
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
+
+
+def check_unchanged(file: Path, stamp: tuple[int, int]) -> None:
+    """Raise ValueError where a file is not what it was when it was read first."""
+    if read_stamp(file) != stamp:
+        raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
 
 
 class Digest(NamedTuple):
@@ -119,11 +126,7 @@ def read_corpus(
     """
     defects, stamps = Counts(), [read_stamp(file) for file in files]
     digests = [digest_file(file, reader, counts, defects) for file in files]
-    if defects.numbers and not skip_defects:
-        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
-        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
-    for kind, number in defects.numbers.items():
-        counts.add(kind, defects.examples[kind][0], number)
+    check_defects(defects, skip_defects, counts)
     texts, keys, sizes = np.concatenate(digests).T
     kept = np.zeros(len(texts), dtype=bool)
     kept[np.unique(texts, return_index=True)[1]] = True  # the first of equal ones

@@ -44,6 +44,15 @@ class Counts:
         return "\n".join(lines)
 
 
+def check_defects(defects: Counts, skip: bool, counts: Counts) -> None:
+    """Raise ValueError for what cannot be read, all in one list; with `skip` count it as left out."""
+    if defects.numbers and not skip:
+        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
+        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
+    for kind, number in defects.numbers.items():
+        counts.add(kind, defects.examples[kind][0], number)
+
+
 def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
     """Return the files at and below `paths` that match one of the patterns, sorted, each once.
 
@@ -58,8 +67,9 @@ def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] 
     files: dict[Path, None] = {}
     for text in roots:
         root = expand_path(text).resolve()
-        if not root.exists():
-            raise ValueError(f"data.path={text}: there is no file or folder {root}; give one that exists")
+        if not root.is_file() and not root.is_dir():
+            problem = "is neither a file nor a folder" if root.exists() else "is not there"
+            raise ValueError(f"data.path={text}: {root} {problem}\ngive a file or folder that exists")
         skipped = SKIPPED_FOLDERS if paths is None else set[str]()
         matching = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
         if is_open and root.is_dir():
@@ -85,15 +95,26 @@ def iter_files(root: Path, counts: Counts, patterns: Sequence[str] = ("*",), ski
         seen.add((status.st_dev, status.st_ino))
         names[:] = [name for name in names if name not in skipped]
         for name in files:
-            if not any(
-                fnmatch(name, pattern) if "/" not in pattern else Path(folder, name).match(pattern) for pattern in patterns
-            ):
-                continue
             path = Path(folder, name)
-            if path.is_file():
+            if matches(path, patterns) and path.is_file():
                 yield path
-            else:
+            elif matches(path, patterns):
                 counts.add("broken links or devices", str(path))
+
+
+def matches(path: Path, patterns: Sequence[str]) -> bool:
+    """Return whether a file's name matches one of the patterns; one with a "/" is of the folders above, too."""
+    return any(path.match(pattern) if "/" in pattern else fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def list_own_files(root: Path, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
+    """Return the files of a folder itself that match; without patterns those of other kinds are counted."""
+    wanted = KINDS if patterns is None else [patterns] if isinstance(patterns, str) else patterns
+    files = sorted(path for path in root.iterdir() if path.is_file())
+    for path in files if patterns is None else ():
+        if not matches(path, wanted):
+            counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
+    return [path for path in files if matches(path, wanted)]
 
 
 def count_others(root: Path, matching: Sequence[Path], counts: Counts) -> None:

@@ -1,6 +1,5 @@
 """Language modelling on text of your own: files, tables and JSONL, as windows of tokens whose targets are the next tokens."""
 
-import codecs
 import json
 from collections.abc import Sequence
 from hashlib import sha256
@@ -11,7 +10,7 @@ import torch
 
 from research.data.bins import Streams, prepare_streams
 from research.data.corpus import Corpus, Reader, read_corpus
-from research.data.documents import SUFFIXES, Format
+from research.data.documents import SUFFIXES, Format, check_encoding
 from research.data.sources import Counts, find_files
 from research.data.spec import Dataset, Samples, Split, Tokens, unigram_cross_entropy
 from research.data.streams import VERSION
@@ -75,15 +74,6 @@ def text(
         test=test,
         tokenizer=streams.tokenizer,
     )
-
-
-def check_encoding(encoding: str) -> str:
-    """Return the encoding. Raise ValueError for one that Python does not know."""
-    try:
-        codecs.lookup(encoding)
-    except LookupError:
-        raise ValueError(f"data.encoding={encoding}: Python knows no such encoding\ngive one as utf-8 or latin-1") from None
-    return encoding
 
 
 def make_key(files: Sequence[Path], settings: Sequence[object]) -> str:
