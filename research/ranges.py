@@ -24,6 +24,7 @@ NonNegativeFloat = Annotated[float, "[0, inf)"]
 FiniteFloat = Annotated[float, "(-inf, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
+Weights = Annotated[Sequence[float], "(0, inf)"]  # each of them
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]

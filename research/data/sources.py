@@ -1,8 +1,10 @@
 """Which files are read: paths and patterns, links and loops, and the count by kind of what was read and what was left out."""
 
 import os
+import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +15,7 @@ from research.run_dir import expand_path
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 SUFFIXES = "txt md markdown rst tex html xml py jsonl ndjson csv tsv parquet"
 KINDS = tuple(f"*.{suffix}" for suffix in SUFFIXES.split())
+LONG_WORK = 1 << 26  # bytes: work on as many is shown
 NUM_EXAMPLES = 5  # of each kind of defect that a message names
 
 
@@ -44,6 +47,27 @@ class Counts:
         return "\n".join(lines)
 
 
+@contextmanager
+def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far some work on `total` bytes is; give the function to call with the bytes that are done.
+
+    A terminal has a bar, anything else one line, and what takes a moment nothing.
+    """
+    if total < LONG_WORK:
+        yield lambda size: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(work, total=total)
+            yield lambda size: progress.advance(task, size)
+    else:
+        print(f"{work}: {total / 1e6:,.0f} MB", file=sys.stderr)
+        yield lambda size: None
+
+
 def check_defects(defects: Counts, skip: bool, counts: Counts) -> None:
     """Raise ValueError for what cannot be read, all in one list; with `skip` count it as left out."""
     if defects.numbers and not skip:
@@ -68,8 +92,8 @@ def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] 
     for text in roots:
         root = expand_path(text).resolve()
         if not root.is_file() and not root.is_dir():
-            problem = "is neither a file nor a folder" if root.exists() else "is not there"
-            raise ValueError(f"data.path={text}: {root} {problem}\ngive a file or folder that exists")
+            problem = f"{root} is neither a file nor a folder" if root.exists() else f"there is no file or folder {root}"
+            raise ValueError(f"data.path={text}: {problem}\ngive one that exists")
         skipped = SKIPPED_FOLDERS if paths is None else set[str]()
         matching = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
         if is_open and root.is_dir():

@@ -40,6 +40,7 @@ ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions h
         "encoding": "utf-8",
         "defects": "refuse",
         "test_fraction": 0.0,
+        "weights": None,
     },
 }
 NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type

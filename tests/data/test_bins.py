@@ -5,13 +5,13 @@ import math
 import os
 import signal
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from program import ROOT
+from program import run
 
 from research.data import bins, streams
 from research.data import text as text_module
@@ -94,7 +94,7 @@ from pathlib import Path
 from research.data import streams, text as module
 from research.data.text import text
 from research.data.tokenizers import BPE
-module.CACHE, streams.PROGRESS_EVERY, streams.BATCH = Path(sys.argv[2]), 4000, 2
+module.CACHE, streams.PROGRESS_EVERY, streams.BATCH = Path(sys.argv[2]), 4000, 900
 write, count = streams.write_record, [0]
 def record(path, content):
     write(path, content)
@@ -108,24 +108,27 @@ print(text(sys.argv[1], seq_len=32, tokenizer=BPE(300)).digest)
 
 @pytest.mark.parametrize("moment", [2, 6])
 def test_a_process_that_is_killed_goes_on_where_it_came_to(corpus: Path, cache: Path, tmp_path: Path, moment: int) -> None:
-    def run(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
-        arguments = [str(corpus), str(folder), str(kill_at)]
-        return subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "killed.py").write_text(KILLED)
 
-    killed = run(cache, moment)
+    def make(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
+        return run([str(tmp_path / "killed.py"), str(corpus), str(folder), str(kill_at)], tmp_path, dict(os.environ))
+
+    killed = make(cache, moment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not list(cache.glob("[!.]*")), "nothing that looks whole"
     assert list(cache.glob(".*/draft/*.json"))
-    resumed, alone = run(cache, 0), run(tmp_path / "other", 0)
+    resumed, alone = make(cache, 0), make(tmp_path / "other", 0)
     assert resumed.stdout == alone.stdout != "", resumed.stderr
     (one,), (other,) = ([*folder.glob("[!.]*/train.bin")] for folder in (cache, tmp_path / "other"))
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_two_processes_make_one_cache(corpus: Path, cache: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(corpus), str(cache), "0"]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert len({process.communicate(timeout=120)[0] for process in processes}) == 1
+def test_two_processes_make_one_cache(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    argv = [str(tmp_path / "killed.py"), str(corpus), str(cache), "0"]
+    with ThreadPoolExecutor(2) as pool:
+        digests = {done.stdout for done in pool.map(lambda _: run(argv, tmp_path, dict(os.environ)), range(2))}
+    assert len(digests) == 1
     assert len(list(cache.glob("[!.]*"))) == 1
 
 
