@@ -7,9 +7,11 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers as hf
 import torch
 from program import run
 
@@ -132,7 +134,44 @@ def test_two_processes_make_one_cache(corpus: Path, cache: Path, tmp_path: Path)
     assert len(list(cache.glob("[!.]*"))) == 1
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bpe", "folder"])
+def make_sentencepiece() -> Any:
+    """A Unigram tokenizer as SentencePiece makes them: spaces are marked, what it does not know is spelled in bytes."""
+    letters = [(letter, -3.0) for letter in "\u2581abcdefghijklmnoprstuvwxy"]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256)), *letters]
+    words = [("\u2581the", -1.0), ("\u2581network", -1.0), ("ing", -1.0)]
+    tokenizer = hf.Tokenizer(hf.models.Unigram([*vocab, *words], unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+def make_wordpiece() -> Any:
+    tokenizer = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, "[SEP]": 1, "the": 2, "##s": 3}, unk_token="[UNK]"))
+    tokenizer.normalizer = hf.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def save_library(tokenizer: Any, folder: Path) -> str:
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_tokens_that_do_not_spell_the_text_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"its WordPiece tokens do not spell the text: 'A  b"):
+        Folder(save_library(make_wordpiece(), tmp_path / "folder"))
+
+
+def test_a_sentencepiece_folder_spells_every_text(tmp_path: Path) -> None:
+    tokenizer = Folder(save_library(make_sentencepiece(), tmp_path / "folder"))
+    for content in ("the network is learning", "漢字 \U0001f600\n\tA", "x"):
+        (tokens,) = tokenizer.encode([content.encode()])
+        assert tokenizer.decode(tokens.tolist()) == f" {content}".encode(), "a space before a text is its way"
+        assert tokenizer.count_bytes()[tokens].sum() == len(content.encode()) + 1
+    assert len(tokenizer.encode([b"the network"])[0]) == 2
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "folder", "sentencepiece"])
 def test_bits_per_byte_are_those_of_the_text_whatever_the_tokenizer(corpus: Path, tmp_path: Path, kind: str) -> None:
     """A model that loses c ln 2 nats for each byte of a token has c bits per byte."""
     bits = 1.375
@@ -141,6 +180,8 @@ def test_bits_per_byte_are_those_of_the_text_whatever_the_tokenizer(corpus: Path
         tokenizer.train([b"the text of a folder"] * 9)
         write_tokenizer(tokenizer, tmp_path / "folder")
         tokenizer = Folder(str(tmp_path / "folder"))
+    if kind == "sentencepiece":
+        tokenizer = Folder(save_library(make_sentencepiece(), tmp_path / "folder"))
     data = text(str(corpus), seq_len=32, tokenizer=tokenizer)
     assert data.tokenizer
     sizes = torch.from_numpy(data.tokenizer.count_bytes())

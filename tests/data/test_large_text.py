@@ -73,23 +73,16 @@ class Result:
 
     def __init__(self, process: subprocess.CompletedProcess[str], out: Path) -> None:
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-        self.rows = [
-            json.loads(line[6:].replace("'", '"')) for line in process.stdout.splitlines() if line.startswith("batch ")
-        ]
+        lines = [line for line in process.stdout.splitlines() if line.startswith("batch ")]
+        self.rows = [line.removeprefix("batch ").split() for line in lines]
         (self.folder,) = (path.parent for path in out.rglob("summary.json"))
         self.metrics = read_metrics(self.folder)
         self.seconds = json.loads((self.folder / "summary.json").read_text())["wall_s"]
 
 
 def train(folder: Path, name: str, *settings: str, limit: int = 1 << 30, **variables: str) -> subprocess.CompletedProcess[str]:
-    words = [
-        str(limit),
-        str(folder / "cache"),
-        *SETTINGS,
-        f"data.path={folder / 'lines.txt'}",
-        f"out={folder / name}",
-        *settings,
-    ]
+    paths = [f"data.path={folder / 'lines.txt'}", f"out={folder / name}"]
+    words = [str(limit), str(folder / "cache"), *SETTINGS, *paths, *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
 
