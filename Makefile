@@ -74,7 +74,7 @@ check-native: setup
 	done; [ -n "$$ran" ]
 
 bench: setup
-	@for name in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sync_cost sweep_overhead workers; do \
+	@for name in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sync_cost sweep_overhead workers tokens; do \
 	  echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # The quick size of every study, from nothing: results.csv, the tables of its README, its figure. AT_ONCE studies run side by

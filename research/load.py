@@ -24,7 +24,7 @@ from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkp
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
-TEXT_TARGET = "research.data.text.text"
+TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")
 log = logging.getLogger(__name__)
 RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
@@ -71,8 +71,8 @@ class TrainedRun:
 
     @property
     def is_text(self) -> bool:
-        """True if the data set is text."""
-        return bool(self.config.data["_target_"] == TEXT_TARGET)
+        """True if tokens of a text are predicted."""
+        return self.config.data["_target_"] in TEXT_TARGETS
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -86,7 +86,8 @@ class TrainedRun:
             return instantiate(self.config.data, key="data", is_foreign=True)  # type: ignore[no-any-return]
         except ValueError as error:
             path = self.config.data.get("path")
-            if path is None or Path(path).is_absolute():
+            paths = [path] if path is None or isinstance(path, str) else path
+            if all(path is None or Path(path).is_absolute() for path in paths):
                 raise
             raise ValueError(f"{error} (start from the folder in which it was trained)") from error
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-INIT_STREAM, DROPOUT_STREAM, ORDER_STREAM, ROLLBACK_STREAM = 0, 1, 2, 3  # the first key below a run's seed
+# the first key below a run's seed
+INIT_STREAM, DROPOUT_STREAM, ORDER_STREAM, ROLLBACK_STREAM, MIX_STREAM = 0, 1, 2, 3, 4
 SPLIT_STREAM = 3  # the first key below a data set's split_seed, which is another seed
 TABLE_SIZE = 10**6  # samples: up to here an epoch's order is a table
 _MASK = (1 << 64) - 1

@@ -13,6 +13,7 @@ from program import ROOT
 from torch import nn
 
 from research.data.spec import Dataset, Split, Tokens
+from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer
 from research.export import layout, verify
 from research.export.__main__ import main
 from research.load import TrainedRun
@@ -50,20 +51,31 @@ def run_documented_code(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(code, {})
 
 
-def make_source(settings: dict[str, Any] | None = None, shape: Tokens = SHAPE, **numbers: Any) -> layout.Source:
+def make_source(
+    settings: dict[str, Any] | None = None,
+    shape: Tokens = SHAPE,
+    tokenizer: Tokenizer | None = None,
+    folder: Path = Path("run"),
+    **numbers: Any,
+) -> layout.Source:
     """Return a transformer with random weights, as if trained, and its validation sequences; some hold an end."""
     torch.manual_seed(0)
+    target = "research.data.text.text" if tokenizer else "none"
+    if tokenizer:
+        tokenizer.save(folder / TOKENIZER_FOLDER)
     sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "ffn_dim": 48, "sub_norm": True, "init_std": 0.2} | numbers
 
     def make_linear(width: int, out: int, bias: bool) -> nn.Module:
         return BitLinear(width, out, bias, **settings or {})
 
+    if tokenizer:
+        shape = Tokens(tokenizer.vocab_size, 8)
     model = Transformer(shape, linear=make_linear, **sizes)
     model.eval().requires_grad_(False)  # as load_run returns it
-    tokens = torch.randint(48, (65, 8))
+    tokens = torch.randint(shape.vocab_size, (65, 8))
     tokens[::2, 3] = max(shape.end, 0)
     split = Split(tokens, tokens[:, 0] % shape.num_classes if shape.num_classes else tokens)
-    trained = TrainedRun(Path("run"), Path("run"), OmegaConf.create({"data": {"_target_": "none"}}), model)
+    trained = TrainedRun(folder, folder, OmegaConf.create({"data": {"_target_": target}}), model)
     trained.data = Dataset(shape, split, split, "", "", "token")
     return layout.build_source(trained)
 

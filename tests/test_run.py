@@ -95,14 +95,18 @@ def test_the_users_line_sweeps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "holds no text: every file is empty"),
-        (b"caf\xe9\n" * 999, "is not UTF-8 (byte 3)"),
-        (b"short", "data.seq_len=256 is too"),
+        (b"", "holds no text: 1 empty"),
+        (b"caf\xe9\n" * 999, "1 not UTF-8"),
+        (b"short", "data.seq_len=256 is too long"),
     ],
 )
-def test_a_text_that_cannot_be_used_fails_the_run(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_text_that_cannot_be_used_leaves_no_run_behind(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "text.py").write_bytes(content)
-    check_failure(tmp_path, ["data=text", "data.path=text.py", "trainer=debug", "tracker=none"], words)
+    done = train(tmp_path, "data=text", "data.path=text.py", "trainer=debug", "tracker=none", fails=True)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_a_loss_that_is_not_finite_fails_the_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ shrinks.
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from research.cli import announce_wait
-from research.data.corpus import Corpus, SplitName
+from research.data.corpus import Corpus
 from research.data.spec import Samples, Split
 from research.data.streams import META, VERSION, write_streams
 from research.data.tokenizers import Tokenizer, load_tokenizer
@@ -74,19 +74,24 @@ class Streams:
 
     folder: Path
     tokenizer: Tokenizer
-    num_tokens: dict[SplitName, int] = field(default_factory=dict)
-    num_bytes: dict[SplitName, int] = field(default_factory=dict)  # of text, an end of a document between two as one
-    num_documents: dict[SplitName, int] = field(default_factory=dict)
-    digests: dict[SplitName, str] = field(default_factory=dict)  # sha256 of the stream
+    num_tokens: dict[str, int] = field(default_factory=dict)  # of each stream: train (or train-0, ...), val, test
+    num_bytes: dict[str, int] = field(default_factory=dict)  # of text, an end of a document between two as one
+    num_documents: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # sha256 of the stream
     left_out: str = ""
     gzip_bits: float = 0.0  # bits per byte of the validation text
     notes: tuple[str, ...] = ()
     tokenizer_name: str = ""
 
-    def open(self, name: SplitName, seq_len: int) -> Samples:
-        """Return the windows of a split. Raise ValueError where there is not one."""
+    @property
+    def training(self) -> list[str]:
+        """Return the names of the training streams: one, or one a source."""
+        return [name for name in self.num_tokens if name.startswith("train")]
+
+    def open(self, name: str, seq_len: int) -> Samples:
+        """Return the windows of a stream. Raise ValueError where there is not one."""
         if (count := self.num_tokens[name]) <= seq_len:
-            long = {"train": "training", "val": "validation", "test": "test"}[name]
+            long = {"val": "validation", "test": "test", "train": "training"}.get(name, f"training ({name})")
             why = f"the {long} split has {count:,} {'bytes' if self.tokenizer.name == 'bytes' else 'tokens'}"
             raise ValueError(f"data.seq_len={seq_len} is too long: {why}; give a smaller one or more text")
         token_bytes = None if self.tokenizer.name == "bytes" else torch.from_numpy(self.tokenizer.count_bytes())
@@ -98,16 +103,19 @@ class Streams:
         windows = stream.unfold(0, seq_len + 1, seq_len)  # a view: a window is copied when it is drawn
         return Split(windows[:, :-1], windows[:, 1:], token_bytes)
 
-    def count_tokens(self, name: SplitName) -> Int[Tensor, "vocab"]:
-        """Return how often each token is in the stream of a split."""
+    def count_tokens(self) -> Int[Tensor, "vocab"]:
+        """Return how often each token is in the training streams."""
         counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
-        with (self.folder / f"{name}.bin").open("rb") as stream:
-            while block := stream.read(BLOCK):
-                counts += np.bincount(np.frombuffer(block, dtype=self.tokenizer.dtype), minlength=len(counts))
+        for name in self.training:
+            with (self.folder / f"{name}.bin").open("rb") as stream:
+                while block := stream.read(BLOCK):
+                    counts += np.bincount(np.frombuffer(block, dtype=self.tokenizer.dtype), minlength=len(counts))
         return torch.from_numpy(counts)
 
 
-def prepare_streams(root: Path, key: str, read: Callable[[], Corpus], tokenizer: Tokenizer) -> Streams:
+def prepare_streams(
+    root: Path, key: str, read: Callable[[], Sequence[Corpus]], shares: Sequence[float], tokenizer: Tokenizer
+) -> Streams:
     """Return the streams of a key, from the cache below `root` or made now; another process that makes them is waited for."""
     folder = root / key
     if streams := read_streams(folder):
@@ -116,8 +124,7 @@ def prepare_streams(root: Path, key: str, read: Callable[[], Corpus], tokenizer:
         if streams := read_streams(folder):
             return streams
         draft = root / f".{key}" / "draft"
-        corpus = read()
-        write_streams(draft, corpus, tokenizer)
+        write_streams(draft, read(), shares, tokenizer)
         if folder.exists():  # another size than it had
             shutil.rmtree(folder)
         draft.rename(folder)

@@ -4,7 +4,7 @@ The first reading takes digests, which say what is a repeat and which split a do
 files nor line ends matter. The second gives the pieces of a split, in an order that the digests alone decide.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int8, UInt64
 
 from research.data.documents import Defect, DefectError, Format, iter_documents
-from research.data.sources import Counts
+from research.data.sources import Counts, check_defects, show_progress
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -43,8 +43,10 @@ class Corpus:
 
     def count_documents(self, name: SplitName) -> int:
         """Return the number of documents in a split; parts of a single one count."""
-        number = SPLITS.index(name)
-        return 1 if self.cuts else sum(int((split == number).sum()) for split in self.splits)
+        if self.cuts:
+            start, end = self._get_range(name)
+            return int(start < end)
+        return sum(int((split == SPLITS.index(name)).sum()) for split in self.splits)
 
     def iter_documents(self, name: SplitName) -> Iterator[Iterable[bytes]]:
         """Yield the documents of a split, each as its pieces. Raise ValueError where a file has changed since it was read."""
@@ -53,12 +55,13 @@ class Corpus:
             chosen = split >= 0 if self.cuts else split == number
             if not chosen.any():
                 continue
-            if read_stamp(file) != stamp:
-                raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
-            for is_chosen, item in zip(chosen.tolist(), iter_documents(file, *self.reader), strict=True):
+            check_unchanged(file, stamp)
+            for is_chosen, item in zip(chosen.tolist(), iter_documents(file, *self.reader), strict=False):
                 if is_chosen:
-                    assert not isinstance(item, Defect)
+                    if isinstance(item, Defect):
+                        raise DefectError(item)
                     yield cut_pieces(item, *self._get_range(name)) if self.cuts else item
+            check_unchanged(file, stamp)  # meanwhile
 
     def _get_range(self, name: SplitName) -> tuple[int, int]:
         """Return where a split of a single document begins and ends, in bytes."""
@@ -72,6 +75,12 @@ def read_stamp(file: Path) -> tuple[int, int]:
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
+def check_unchanged(file: Path, stamp: tuple[int, int]) -> None:
+    """Raise ValueError where a file is not what it was when it was read first."""
+    if read_stamp(file) != stamp:
+        raise ValueError(f"data.path: {file} has changed since it was read\nstart again")
+
+
 class Digest(NamedTuple):
     """What the first reading learns of an item."""
 
@@ -80,20 +89,23 @@ class Digest(NamedTuple):
     size: int = 0  # bytes; 0 for what is blank, or no document
 
 
-def digest_document(pieces: Iterable[bytes]) -> Digest:
-    """Return the digest of a document. Raise DefectError where it turns out to be none."""
+def digest_document(pieces: Iterable[bytes], advance: Callable[[int], None] = lambda size: None) -> Digest:
+    """Return the digest of a document, and call `advance` as it is read. Raise DefectError where it turns out to be none."""
     text, key, size, is_blank = sha256(), sha256(b"split"), 0, True
     for piece in pieces:
         plain = piece.replace(b"\r\n", b"\n")
         text.update(plain)
         key.update(plain)
         size += len(piece)
+        advance(len(piece))
         is_blank = is_blank and not piece.strip()
     short, ranked = (int.from_bytes(hashed.digest()[:8], "big") for hashed in (text, key))
     return Digest() if is_blank else Digest(short, ranked, size)
 
 
-def digest_file(file: Path, reader: Reader, counts: Counts, defects: Counts) -> UInt64[np.ndarray, "items 3"]:
+def digest_file(
+    file: Path, reader: Reader, counts: Counts, defects: Counts, advance: Callable[[int], None]
+) -> UInt64[np.ndarray, "items 3"]:
     """Return the digests of all items of a file, and count those that are no documents."""
     digests = []
     for item in iter_documents(file, *reader):
@@ -101,7 +113,7 @@ def digest_file(file: Path, reader: Reader, counts: Counts, defects: Counts) -> 
         try:
             if isinstance(item, Defect):
                 raise DefectError(item)
-            digest = digest_document(item)
+            digest = digest_document(item, advance)
             if not digest.size:
                 counts.add("empty", str(file))
         except DefectError as error:
@@ -111,28 +123,34 @@ def digest_file(file: Path, reader: Reader, counts: Counts, defects: Counts) -> 
 
 
 def read_corpus(
-    files: Sequence[Path], reader: Reader, fractions: tuple[float, float], skip_defects: bool, counts: Counts
+    files: Sequence[Path],
+    reader: Reader,
+    fractions: tuple[float, float],
+    skip_defects: bool,
+    counts: Counts,
+    known: list[UInt64[np.ndarray, "_"]] | None = None,  # digests of documents that count as repeats; this corpus adds its own
 ) -> Corpus:
     """Read all documents once and decide on their splits; `fractions` are those of val and test.
 
     Raise ValueError where no text is left, and unless `skip_defects` for files and rows that cannot be read, all in one list.
     """
     defects, stamps = Counts(), [read_stamp(file) for file in files]
-    digests = [digest_file(file, reader, counts, defects) for file in files]
-    if defects.numbers and not skip_defects:
-        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
-        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
-    for kind, number in defects.numbers.items():
-        counts.add(kind, defects.examples[kind][0], number)
+    with show_progress("reading", sum(size for size, _ in stamps)) as advance:
+        digests = [digest_file(file, reader, counts, defects, advance) for file in files]
+    check_defects(defects, skip_defects, counts)
     texts, keys, sizes = np.concatenate(digests).T
     kept = np.zeros(len(texts), dtype=bool)
     kept[np.unique(texts, return_index=True)[1]] = True  # the first of equal ones
     kept &= sizes > 0
+    for digests_elsewhere in known or ():
+        kept &= ~np.isin(texts, digests_elsewhere)
     if repeats := int((sizes > 0).sum() - kept.sum()):
         counts.add("repeated", str(files[0].parent), repeats)
     if not kept.any():
         where = files[0] if len(files) == 1 else files[0].parent
         raise ValueError(f"data.path: {where} holds no text: {counts.describe() or 'it is empty'}")
+    if known is not None:
+        known.append(texts[kept])
     splits = assign_splits(keys, kept, fractions)
     ends = np.cumsum([len(part) for part in digests])
     order = sorted(range(len(files)), key=lambda index: rank_file(digests[index][:, 1]))

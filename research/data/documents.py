@@ -1,7 +1,8 @@
 """Documents of files of every kind, as UTF-8, in pieces: text files whole, tables and JSONL one a row.
 
-A reader yields each document as an iterable of pieces that end at a line's end, so that a file larger than memory streams;
-or a Defect where there is none. Readers raise nothing for what a single row or file holds.
+A document comes as an iterable of pieces that end at a line's end, so that a file larger than memory streams; or as a Defect
+where there is none. A row of a table comes as the cells of the columns that are read. Readers raise nothing for what a single
+row or file holds.
 """
 
 import codecs
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
 PIECE = 1 << 16  # bytes
@@ -27,11 +28,20 @@ class Defect:
     where: str
 
 
+class Column(NamedTuple):
+    """A column of a table, or a key of JSONL."""
+
+    name: str
+    setting: str = "field"  # of data: what names the column
+    is_label: bool = False  # a whole number or true and false are read as their text
+
+
 Document = Iterable[bytes]
 Item = Document | Defect
+Row = Sequence[str]  # the cells of the columns that are read
 
 
-class DefectError(Exception):
+class DefectError(ValueError):
     """A document turns out to be none while its pieces are read."""
 
     def __init__(self, defect: Defect) -> None:
@@ -39,36 +49,60 @@ class DefectError(Exception):
         self.defect = defect
 
 
-def iter_documents(file: Path, kind: Format, field: Sequence[str], encoding: str) -> Iterator[Item]:
+def find_kind(file: Path, format: Format) -> Format:  # noqa: A002
+    """Return what a file is read as: what `format` says, else what its suffix says, else text."""
+    return SUFFIXES.get(file.suffix.lower(), "text") if format == "auto" else format
+
+
+def iter_documents(file: Path, format: Format, field: Sequence[str], encoding: str) -> Iterator[Item]:  # noqa: A002
     """Yield the documents of one file. `field` names the columns or keys, joined by a line's end."""
-    if kind == "auto":
-        kind = SUFFIXES.get(file.suffix.lower(), "text")  # type: ignore[assignment]
+    if (kind := find_kind(file, format)) == "text":
+        yield iter_text(file, encoding)
+    else:
+        for row in iter_rows(file, kind, [Column(name) for name in field], encoding):
+            yield row if isinstance(row, Defect) else ["\n".join(row).encode()]
+
+
+def iter_rows(file: Path, kind: Format, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
+    """Yield the rows of a table or of JSONL. Raise ValueError where it lacks a column."""
     try:
-        if kind == "text":
-            yield iter_text(file, encoding)
-        else:
-            yield from ROW_READERS[kind](file, field, encoding)
-    except PermissionError:
-        yield Defect("files without permission", str(file))
+        yield from ROW_READERS[kind](file, columns, encoding)
     except OSError as error:
-        yield Defect(f"files with errors ({error.strerror})", str(file))
+        yield describe_error(error, file)
+
+
+def describe_error(error: OSError, file: Path) -> Defect:
+    """Return what the system says about a file as a defect."""
+    is_forbidden = isinstance(error, PermissionError)
+    return Defect("files without permission" if is_forbidden else f"files with errors ({error.strerror})", str(file))
 
 
 def iter_text(file: Path, encoding: str) -> Iterator[bytes]:
-    """Yield a text file in pieces of UTF-8. Raise DefectError where it is not in this encoding, or holds NUL bytes."""
+    """Yield a text file in pieces of UTF-8. Raise DefectError where it cannot be read, or holds NUL bytes."""
     decoder, position, is_first = codecs.getincrementaldecoder(encoding)(), 0, True
-    with file.open("rb") as stream:
-        for piece in chain(iter_lines(stream), [b""]):
-            try:
+    try:
+        with file.open("rb") as stream:
+            for piece in chain(iter_lines(stream), [b""]):
                 text = decoder.decode(piece, final=not piece)
-            except UnicodeDecodeError as error:
-                where = f"{file} (byte {position + error.start})"
-                raise DefectError(Defect(f"not {encoding_name(encoding)}", where)) from None
-            if "\0" in text:
-                raise DefectError(Defect("with NUL bytes, so no text", str(file)))
-            position += len(piece)
-            yield (text.removeprefix("\ufeff") if is_first else text).encode()
-            is_first = False
+                if "\0" in text:
+                    raise DefectError(Defect("with NUL bytes, so no text", str(file)))
+                position += len(piece)
+                yield (text.removeprefix("\ufeff") if is_first else text).encode()
+                is_first = False
+    except UnicodeError as error:  # utf-16 without its mark is no UnicodeDecodeError
+        position += error.start if isinstance(error, UnicodeDecodeError) else 0
+        raise DefectError(Defect(f"not {encoding_name(encoding)}", f"{file} (byte {position})")) from None
+    except OSError as error:
+        raise DefectError(describe_error(error, file)) from None
+
+
+def check_encoding(encoding: str) -> str:
+    """Return the encoding. Raise ValueError for one that Python does not know."""
+    try:
+        "a".encode(encoding)  # "hex" is a codec, but none of text
+    except (LookupError, UnicodeError):
+        raise ValueError(f"data.encoding={encoding}: Python knows no such encoding\ngive one as utf-8 or latin-1") from None
+    return encoding
 
 
 def encoding_name(encoding: str) -> str:
@@ -86,8 +120,8 @@ def iter_lines(stream: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def iter_rows_jsonl(file: Path, field: Sequence[str], encoding: str) -> Iterator[Item]:
-    """Yield a document a line: the text at the keys `field`."""
+def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
+    """Yield a row a line: the text at some keys."""
     with file.open("rb") as stream:
         number = 0
         while line := stream.readline(LONGEST_ROW):
@@ -99,96 +133,115 @@ def iter_rows_jsonl(file: Path, field: Sequence[str], encoding: str) -> Iterator
                     line = stream.readline(LONGEST_ROW)
                 continue
             if line.strip():
-                yield parse_json_row(line, field, encoding, where)
+                yield parse_json_row(line, columns, encoding, where)
 
 
-def parse_json_row(line: bytes, field: Sequence[str], encoding: str, where: str) -> Item:
-    """Return the document of one line."""
+def parse_json_row(line: bytes, columns: Sequence[Column], encoding: str, where: str) -> Row | Defect:
+    """Return the cells of one line."""
     try:
         row = json.loads(line.decode(encoding).lstrip("\ufeff"))
-    except UnicodeDecodeError:
+    except UnicodeError:
         return Defect(f"not {encoding_name(encoding)}", where)
     except (ValueError, RecursionError):
         return Defect("lines that are no JSON", where)
-    return select(row, field, where) if isinstance(row, dict) else Defect("lines that are no JSON object", where)
+    return select(row, columns, where) if isinstance(row, dict) else Defect("lines that are no JSON object", where)
 
 
-def select(row: dict[str, Any], field: Sequence[str], where: str) -> Item:
-    """Return the text at some keys of a row, joined by a line's end."""
-    parts: list[str] = []
-    for name in field:
-        if name not in row:
-            return Defect(f"rows without '{name}'", where)
-        value = row[name]
+def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | Defect:
+    """Return the cells of some columns of a row."""
+    cells: list[str] = []
+    for column in columns:
+        if column.name not in row:
+            return Defect(f"rows without '{column.name}'", where)
+        value = row[column.name]
+        if column.is_label and isinstance(value, int):
+            value = json.dumps(value)
         if value is None:
-            return Defect(f"rows with null in '{name}'", where)
+            return Defect(f"rows with null in '{column.name}'", where)
         if not isinstance(value, str):
-            return Defect(f"rows with a {type(value).__name__} in '{name}'", where)
-        parts.append(value)
+            return Defect(f"rows with a {type(value).__name__} in '{column.name}'", where)
+        if "\0" in value:
+            return Defect("rows with NUL bytes, so no text", where)
+        cells.append(value)
     try:
-        return ["\n".join(parts).encode()]
+        "".join(cells).encode()
     except UnicodeEncodeError:  # JSON can name half of a surrogate pair
         return Defect("rows with half a surrogate pair", where)
+    return cells
 
 
-def iter_rows_csv(file: Path, field: Sequence[str], encoding: str) -> Iterator[Item]:
-    """Yield a document a row: the text in the columns `field`. Raise ValueError where the header lacks one."""
+def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
+    """Yield the rows of CSV or TSV. Raise ValueError where the header lacks a column."""
     csv.field_size_limit(LONGEST_ROW)
-    with file.open(encoding="utf-8-sig" if encoding_name(encoding) == "UTF-8" else encoding, newline="") as stream:
+    name = encoding_name(encoding)
+    # what cannot be decoded becomes half a surrogate pair, so that a row alone is left out
+    codec = {"encoding": "utf-8-sig" if name == "UTF-8" else encoding, "errors": "surrogateescape"}
+    with file.open(**codec, newline="") as stream:
+        first = stream.readline(LONGEST_ROW)
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
+        stream.seek(0)
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
         try:
-            first = stream.readline()
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
-            stream.seek(0)
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
             header = next(reader, [])
-            check_columns(file, header, field)
-            while True:
-                try:
-                    row = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Defect(f"rows that are no CSV ({error})", f"{file}:{reader.line_num}")
-                    continue
-                where = f"{file}:{reader.line_num}"
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    yield Defect("rows with more or fewer cells than the header", where)
-                    continue
-                yield select(dict(zip(header, row, strict=True)), field, where)
-        except UnicodeDecodeError as error:
-            yield Defect(f"not {encoding_name(encoding)}", f"{file} (byte {error.start} of a block)")
+        except csv.Error as error:
+            yield Defect(f"tables that are no CSV ({error})", str(file))
+            return
+        check_columns(file, header, columns)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Defect(f"rows that are no CSV ({error})", f"{file}:{reader.line_num}")
+                continue
+            where = f"{file}:{reader.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header):
+                yield Defect("rows with more or fewer cells than the header", where)
+                continue
+            cells = select(dict(zip(header, row, strict=True)), columns, where)
+            is_undecoded = isinstance(cells, Defect) and "surrogate" in cells.kind
+            yield Defect(f"not {name}", where) if is_undecoded else cells
 
 
-def iter_rows_parquet(file: Path, field: Sequence[str], encoding: str) -> Iterator[Item]:
-    """Yield a document a row: the text in the columns `field`. Raise ValueError for columns that are not there or no text."""
+def iter_rows_parquet(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
+    """Yield the rows of a parquet file. Raise ValueError for columns that are not there or no text."""
     from pyarrow import ArrowException, parquet, types
 
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
-        check_columns(file, schema.names, field)
-        for name in field:
-            if not (types.is_string(kind := schema.field(name).type) or types.is_large_string(kind)):
-                raise ValueError(f"data.field={name}: {file} has {kind} there, no text\ngive a column of text")
+        check_columns(file, schema.names, columns)
+        for column in columns:
+            kind = schema.field(column.name).type
+            kind = kind.value_type if types.is_dictionary(kind) else kind
+            is_text = types.is_string(kind) or types.is_large_string(kind)
+            if not is_text and not (column.is_label and (types.is_integer(kind) or types.is_boolean(kind))):
+                message = f"data.{column.setting}={column.name}: {file} has {kind} there, no text"
+                raise ValueError(f"{message}\ngive a column of {'classes' if column.is_label else 'text'}")
         number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=list(field)):
-            for row in batch.to_pylist():
+        for batch in table.iter_batches(batch_size=1024, columns=[column.name for column in columns]):
+            for row in range(len(batch)):
                 number += 1
-                yield select(row, field, f"{file}:{number}")
+                where = f"{file}:{number}"
+                try:
+                    yield select(batch.slice(row, 1).to_pylist()[0], columns, where)
+                except UnicodeDecodeError:
+                    yield Defect("not UTF-8", where)
     except ArrowException as error:
         yield Defect("damaged parquet files", f"{file} ({str(error).splitlines()[0][:80]})")
 
 
-def check_columns(file: Path, header: Sequence[str], field: Sequence[str]) -> None:
+def check_columns(file: Path, header: Sequence[str], columns: Sequence[Column]) -> None:
     """Raise ValueError where a table lacks a column, or has two of one name."""
-    for name in field:
+    for name, setting, _ in columns:
         if header.count(name) != 1:
             problem = f"has no column '{name}'" if name not in header else f"has several columns '{name}'"
-            columns = ", ".join(dict.fromkeys(header[:12])) or "none"
-            raise ValueError(f"data.field={name}: {file} {problem}\ngive data.field=COLUMN, one of {columns}")
+            known = ", ".join(dict.fromkeys(header[:12])) or "none"
+            raise ValueError(f"data.{setting}={name}: {file} {problem}\ngive data.{setting}=COLUMN, one of {known}")
 
 
-RowReader = Callable[[Path, Sequence[str], str], Iterator[Item]]
+RowReader = Callable[[Path, Sequence[Column], str], Iterator[Row | Defect]]
 ROW_READERS: dict[str, RowReader] = {"jsonl": iter_rows_jsonl, "csv": iter_rows_csv, "parquet": iter_rows_parquet}

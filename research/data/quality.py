@@ -44,11 +44,12 @@ class Quality:
             yield piece
 
     def _watch_lines(self, name: SplitName, piece: bytes) -> None:
-        hashes = (hash(line) for line in piece.splitlines() if len(line) > LONG_LINE)
+        lines = (line for line in piece.splitlines() if len(line) > LONG_LINE)
+        numbers = [number for line in lines if (number := hash(line)) % self.every == 0]
         if name == "val":
-            self.lines.update(number for number in hashes if number % self.every == 0)
+            self.lines.update(numbers)
         else:
-            self.leaked.update(number for number in hashes if number in self.lines)
+            self.leaked |= self.lines.keys() & numbers
 
     def _watch_sketch(self, name: SplitName, piece: bytes) -> None:
         if name == "val" and len(self.val_sketches) < MAX_SKETCHES["val"]:

@@ -1,8 +1,10 @@
 """Which files are read: paths and patterns, links and loops, and the count by kind of what was read and what was left out."""
 
 import os
+import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +15,7 @@ from research.run_dir import expand_path
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 SUFFIXES = "txt md markdown rst tex html xml py jsonl ndjson csv tsv parquet"
 KINDS = tuple(f"*.{suffix}" for suffix in SUFFIXES.split())
+LONG_WORK = 1 << 26  # bytes: work on as many is shown
 NUM_EXAMPLES = 5  # of each kind of defect that a message names
 
 
@@ -56,6 +59,36 @@ class Counts:
             raise ValueError(f"{key}: {self.describe()}\n{self.list_examples()}\n{fix}")
 
 
+@contextmanager
+def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far some work on `total` bytes is; give the function to call with the bytes that are done.
+
+    A terminal has a bar, anything else one line, and what takes a moment nothing.
+    """
+    if total < LONG_WORK:
+        yield lambda size: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(work, total=total)
+            yield lambda size: progress.advance(task, size)
+    else:
+        print(f"{work}: {total / 1e6:,.0f} MB", file=sys.stderr)
+        yield lambda size: None
+
+
+def check_defects(defects: Counts, skip: bool, counts: Counts) -> None:
+    """Raise ValueError for what cannot be read, all in one list; with `skip` count it as left out."""
+    if defects.numbers and not skip:
+        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
+        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
+    for kind, number in defects.numbers.items():
+        counts.add(kind, defects.examples[kind][0], number)
+
+
 def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
     """Return the files at and below `paths` that match one of the patterns, sorted, each once.
 
@@ -70,8 +103,9 @@ def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] 
     files: dict[Path, None] = {}
     for text in roots:
         root = expand_path(text).resolve()
-        if not root.exists():
-            raise ValueError(f"data.path={text}: there is no file or folder {root}; give one that exists")
+        if not root.is_file() and not root.is_dir():
+            problem = f"{root} is neither a file nor a folder" if root.exists() else f"there is no file or folder {root}"
+            raise ValueError(f"data.path={text}: {problem}\ngive one that exists")
         skipped = SKIPPED_FOLDERS if paths is None else set[str]()
         matching = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
         if is_open and root.is_dir():
@@ -97,15 +131,26 @@ def iter_files(root: Path, counts: Counts, patterns: Sequence[str] = ("*",), ski
         seen.add((status.st_dev, status.st_ino))
         names[:] = [name for name in names if name not in skipped]
         for name in files:
-            if not any(
-                fnmatch(name, pattern) if "/" not in pattern else Path(folder, name).match(pattern) for pattern in patterns
-            ):
-                continue
             path = Path(folder, name)
-            if path.is_file():
+            if matches(path, patterns) and path.is_file():
                 yield path
-            else:
+            elif matches(path, patterns):
                 counts.add("broken links or devices", str(path))
+
+
+def matches(path: Path, patterns: Sequence[str]) -> bool:
+    """Return whether a file's name matches one of the patterns; one with a "/" is of the folders above, too."""
+    return any(path.match(pattern) if "/" in pattern else fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def list_own_files(root: Path, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
+    """Return the files of a folder itself that match; without patterns those of other kinds are counted."""
+    wanted = KINDS if patterns is None else [patterns] if isinstance(patterns, str) else patterns
+    files = sorted(path for path in root.iterdir() if path.is_file())
+    for path in files if patterns is None else ():
+        if not matches(path, wanted):
+            counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
+    return [path for path in files if matches(path, wanted)]
 
 
 def count_others(root: Path, matching: Sequence[Path], counts: Counts) -> None:

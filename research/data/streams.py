@@ -1,7 +1,7 @@
 """A corpus written as streams of tokens, in fixed memory; what was killed goes on where it came to."""
 
-from collections.abc import Iterable, Iterator
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import file_digest
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -10,37 +10,55 @@ import numpy as np
 
 from research.data.corpus import Corpus, SplitName
 from research.data.quality import Quality
-from research.data.tokenizers import FILE, Tokenizer, load_tokenizer
+from research.data.sources import show_progress
+from research.data.tokenizers import FILE, TRAINING_BYTES, Tokenizer, load_tokenizer, take_bytes
 from research.run_dir import make_folder, read_json, sync, write_record
 
 VERSION = 1  # of the streams: another one makes them anew
-BATCH = 64  # pieces that are tokenized together, by as many threads as the tokenizer has
+BATCH = 1 << 21  # bytes that are tokenized together, by as many threads as there are processors
 PROGRESS_EVERY = 1 << 26  # bytes of text between two notes of how far it came
 META, PROGRESS = "meta.json", "progress.json"
 Pieces = Iterator[tuple[bool, bytes]]  # whether a new document begins, not the first; its text
 
 
-def write_streams(draft: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Tokenize a corpus into a folder; continue what an earlier process wrote there."""
+def write_streams(draft: Path, corpora: Sequence[Corpus], shares: Sequence[float], tokenizer: Tokenizer) -> None:
+    """Tokenize corpora into a folder; continue what an earlier process wrote there.
+
+    Each has a training stream of its own; `shares` are of the text that the tokenizer learns from.
+    """
     make_folder(draft)
     if (draft / FILE).exists():
         tokenizer = load_tokenizer(draft)
     else:
-        tokenizer.train(chain.from_iterable(corpus.iter_documents("train")))
+        texts = [chain.from_iterable(corpus.iter_documents("train")) for corpus in corpora]
+        limits = [round(TRAINING_BYTES * share / sum(shares)) for share in shares]
+        tokenizer.train(chain.from_iterable(map(take_bytes, texts, limits)))
         tokenizer.save(draft)
-    names: list[SplitName] = [name for name in ("val", "test", "train") if corpus.count_documents(name)]
-    quality = Quality(corpus.num_bytes)
-    meta: dict[str, Any] = {"version": VERSION, "left_out": corpus.counts.describe()}
-    for name in names:
-        documents = (quality.watch(name, document) for document in corpus.iter_documents(name))
-        facts = write_stream(draft / f"{name}.bin", documents, tokenizer, name)
-        for key, value in facts.items():
-            meta.setdefault(key, {})[name] = value
+    quality = Quality(num_bytes := sum(corpus.num_bytes for corpus in corpora))
+    meta: dict[str, Any] = {"version": VERSION, "left_out": corpora[0].counts.describe()}
+    with show_progress("tokens", num_bytes) as advance:
+        for stream, name, parts in plan_streams(corpora):
+            documents = (quality.watch(name, document) for corpus in parts for document in corpus.iter_documents(name))
+            facts = write_stream(draft / f"{stream}.bin", documents, tokenizer, advance)
+            for key, value in facts.items():
+                meta.setdefault(key, {})[stream] = value
     meta |= {"gzip_bits": quality.compute_gzip_bits(), "notes": quality.describe(), "tokenizer_name": tokenizer.name}
     write_record(draft / META, meta)
 
 
-def write_stream(file: Path, documents: Iterable[Iterable[bytes]], tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+def plan_streams(corpora: Sequence[Corpus]) -> Iterator[tuple[str, SplitName, Sequence[Corpus]]]:
+    """Yield each stream with the split that it is of and the corpora that it holds: validation first, for `Quality`."""
+    for name in ("val", "test"):
+        if parts := [corpus for corpus in corpora if corpus.count_documents(name)]:
+            yield name, name, parts
+    for number, corpus in enumerate(corpora):
+        if corpus.count_documents("train"):
+            yield f"train-{number}" if len(corpora) > 1 else "train", "train", [corpus]
+
+
+def write_stream(
+    file: Path, documents: Iterable[Iterable[bytes]], tokenizer: Tokenizer, advance: Callable[[int], None]
+) -> dict[str, Any]:
     """Write the tokens of documents with an end between two; return how many there are, and the digest of the stream."""
     progress_file = file.with_suffix(".json")
     progress = {"pieces": 0, "tokens": 0, "bytes": 0, "documents": 0} | read_json(progress_file)
@@ -50,27 +68,39 @@ def write_stream(file: Path, documents: Iterable[Iterable[bytes]], tokenizer: To
         stream.truncate(progress["tokens"] * size)
         stream.seek(0, 2)
         skip(pieces, progress["pieces"])
-        while batch := list(islice(pieces, BATCH)):
+        advance(progress["bytes"])
+        while batch := take_batch(pieces):
             for (begins, _), tokens in zip(batch, tokenizer.encode([piece for _, piece in batch]), strict=True):
                 ends = np.array([tokenizer.end] * begins, dtype=tokenizer.dtype)
                 stream.write(ends.tobytes() + tokens.tobytes())
                 progress["tokens"] += len(ends) + len(tokens)
                 progress["documents"] += begins
             progress["pieces"] += len(batch)
-            progress["bytes"] += sum(begins + len(piece) for begins, piece in batch)
+            num_bytes = sum(begins + len(piece) for begins, piece in batch)
+            progress["bytes"] += num_bytes
+            advance(num_bytes)
             if progress["bytes"] - noted >= PROGRESS_EVERY:
                 noted = progress["bytes"]
                 stream.flush()
                 write_record(progress_file, progress)
         stream.flush()
         stream.seek(0)
-        digest = sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
+        digest = file_digest(stream, "sha256")
     sync(file)
     write_record(progress_file, progress)
     counts = {"num_tokens": progress["tokens"], "num_bytes": progress["bytes"], "num_documents": progress["documents"] + 1}
     return counts | {"digests": digest.hexdigest()}
+
+
+def take_batch(pieces: Pieces) -> list[tuple[bool, bytes]]:
+    """Return the next pieces, of BATCH bytes or a little more."""
+    batch, size = [], 0
+    for begins, piece in pieces:
+        batch.append((begins, piece))
+        size += len(piece)
+        if size >= BATCH:
+            break
+    return batch
 
 
 def iter_pieces(documents: Iterable[Iterable[bytes]]) -> Pieces:

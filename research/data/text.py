@@ -1,23 +1,24 @@
 """Language modelling on text of your own: files, tables and JSONL, as windows of tokens whose targets are the next tokens."""
 
-import codecs
 import json
 from collections.abc import Sequence
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+import numpy as np
 import torch
 
 from research.data.bins import Streams, prepare_streams
 from research.data.corpus import Corpus, Reader, read_corpus
-from research.data.documents import SUFFIXES, Format
+from research.data.documents import SUFFIXES, Format, check_encoding
+from research.data.mixing import Mixture, share_block
 from research.data.sources import Counts, find_files
 from research.data.spec import Dataset, Samples, Split, Tokens, unigram_cross_entropy
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.metrics import nats_to_bits
-from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveInt, check_settings
+from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveFloats, PositiveInt, check_settings
 from research.run_dir import ROOT
 
 CACHE = ROOT / "outputs" / "cache" / "tokens"
@@ -35,34 +36,44 @@ def text(
     val_fraction: OpenFraction = 0.1,
     test_fraction: Fraction = 0.0,
     val_bytes: PositiveInt = 65_536,  # bytes of the validation text that an evaluation reads
+    weights: PositiveFloats | None = None,  # shares of the training samples of each path
 ) -> Dataset[Tokens]:
     """Return windows of `seq_len` tokens; the targets are the next tokens.
 
     Raise ValueError for a path without text, for files and rows that cannot be read, or less text than `seq_len`.
     """
     check_settings("data", text.__annotations__, locals())
-    tokenizer = tokenizer or Bytes()
+    tokenizer, counts = tokenizer or Bytes(), Counts()
+    weights = None if weights is None else list(map(float, weights))  # of a configuration it is no list
     reader = Reader(format, (field,) if isinstance(field, str) else tuple(field), check_encoding(encoding))
-    counts = Counts()
-    files = find_files(path, pattern, counts)
+    sources = find_sources(path, weights, pattern, counts)
     settings = [VERSION, reader, val_fraction, test_fraction, defects, tokenizer.describe()]
+    key = make_key(sources, settings if weights is None else [*settings, weights])
 
-    def read() -> Corpus:
-        return read_corpus(files, reader, (val_fraction, test_fraction), defects == "skip", counts)
+    def read() -> list[Corpus]:
+        known: list[np.ndarray] = []
+        return [
+            read_corpus(files, reader, (val_fraction, test_fraction), defects == "skip", counts, known) for files in sources
+        ]
 
-    streams = prepare_streams(CACHE, make_key(files, settings), read, tokenizer)
-    train, val = streams.open("train", seq_len), select_evenly(streams, seq_len, val_bytes)
+    streams = prepare_streams(CACHE, key, read, weights or [1.0], tokenizer)
+    trains = [streams.open(name, seq_len) for name in streams.training]
+    train = trains[0] if weights is None else Mixture(trains, share_block(weights))
+    val = select_evenly(streams, seq_len, val_bytes)
     test = streams.open("test", seq_len) if "test" in streams.num_tokens else None
     targets = val.targets.flatten()
     read_targets = targets.numpy().astype(streams.tokenizer.dtype).tobytes()
-    digest = sha256(bytes.fromhex(streams.digests["train"]) + read_targets).hexdigest()
-    nats = unigram_cross_entropy(streams.count_tokens("train"), targets.long()).item()
+    trained = b"".join(bytes.fromhex(streams.digests[name]) for name in streams.training)
+    digest = sha256(trained + read_targets + (b"" if weights is None else repr(weights).encode())).hexdigest()
+    nats = unigram_cross_entropy(streams.count_tokens(), targets.long()).item()
     num_bytes = len(targets) if val.token_bytes is None else int(val.token_bytes[targets.long()].sum())
     baseline = {"val/loss unigram": nats, "val/bpb unigram": nats_to_bits(nats * len(targets) / max(1, num_bytes))}
     baseline["val/bpb gzip"] = streams.gzip_bits
-    parts = " + ".join(f"{streams.num_documents[name]:,}" for name in ("train", "val", "test") if name in streams.num_tokens)
+    order = [*streams.training, *(name for name in ("val", "test") if name in streams.num_tokens)]
+    parts = " + ".join(f"{streams.num_documents[name]:,}" for name in order)
     source = f"{parts} documents, {sum(streams.num_bytes.values()) / 1e6:.1f} MB, {streams.tokenizer_name}"
-    notes = (*streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else []))
+    mixed = [train.describe(cast(list[str], path))] if isinstance(train, Mixture) else []
+    notes = (*mixed, *streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else []))
     return Dataset(
         Tokens(streams.tokenizer.vocab_size, seq_len, streams.tokenizer.end),
         train,
@@ -77,25 +88,41 @@ def text(
     )
 
 
-def check_encoding(encoding: str) -> str:
-    """Return the encoding. Raise ValueError for one that Python does not know."""
-    try:
-        codecs.lookup(encoding)
-    except LookupError:
-        raise ValueError(f"data.encoding={encoding}: Python knows no such encoding\ngive one as utf-8 or latin-1") from None
-    return encoding
+def find_sources(
+    path: str | list[str] | None, weights: Sequence[float] | None, pattern: str | list[str] | None, counts: Counts
+) -> list[list[Path]]:
+    """Return the files of each source: one of all paths, or with weights one a path, a file in the first that has it.
+
+    Raise ValueError where there is not one weight a path, and where a path has no file of its own.
+    """
+    if weights is None:
+        return [find_files(path, pattern, counts)]
+    if path is None or isinstance(path, str) or not 1 < len(path) == len(weights):
+        message = f"data.weights={list(weights)} are {len(weights)} weights, data.path={path} is no list of as many paths"
+        raise ValueError(f"{message}\ngive a list of at least two paths, and a weight for each")
+    share_block(weights)
+    sources: list[list[Path]] = []
+    for source in path:
+        earlier = {file for files in sources for file in files}
+        sources.append([file for file in find_files(source, pattern, counts) if file not in earlier])
+        if not sources[-1]:
+            raise ValueError(f"data.weights: all files of {source} are in a path before it\nleave it out")
+    return sources
 
 
-def make_key(files: Sequence[Path], settings: Sequence[object]) -> str:
+def make_key(sources: Sequence[Sequence[Path]], settings: Sequence[object]) -> str:
     """Return a digest of what decides the streams: the files' contents, whatever their names, and the settings."""
-    contents = []
-    for file in files:
-        with file.open("rb") as stream:
-            hashed = sha256(SUFFIXES.get(file.suffix.lower(), "text").encode())
-            while block := stream.read(1 << 20):
-                hashed.update(block)
-        contents.append(hashed.hexdigest())
-    return sha256(json.dumps([sorted(contents), settings], default=str).encode()).hexdigest()[:32]
+    contents: list[list[str]] = []
+    for files in sources:
+        contents.append([])
+        for file in files:
+            try:
+                with file.open("rb") as stream:
+                    hashed = sha256(SUFFIXES.get(file.suffix.lower(), "text").encode() + file_digest(stream, "sha256").digest())
+            except OSError as error:
+                hashed = sha256(str(error).encode())  # `read_corpus` names it, among all others
+            contents[-1].append(hashed.hexdigest())
+    return sha256(json.dumps([*map(sorted, contents), settings], default=str).encode()).hexdigest()[:32]
 
 
 def select_evenly(streams: Streams, seq_len: int, val_bytes: int) -> Split:

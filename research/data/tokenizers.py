@@ -23,6 +23,8 @@ END = "<|endoftext|>"
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FOLDER = "tokenizer"  # in a run folder
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
+# What some tokenizers drop or change: spaces, capitals, letters of two to four bytes, two spellings of one letter.
+PROBES = [text.encode() for text in ("A  b\n\tC", "naïve é", "漢字 \U0001f600", "\ufb01 ½ x\u0301")]
 Array = UInt[np.ndarray, "n"]
 
 
@@ -179,7 +181,7 @@ class BPE(Library):
 class Folder(Library):
     """The tokenizer of a Hugging Face folder: its tokenizer.json, and the end of its tokenizer_config.json.
 
-    Raise ValueError for a folder without one, or without a token that ends a document.
+    Raise ValueError for a folder without one, without a token that ends a document, or whose tokens do not spell the text.
     """
 
     def __init__(self, path: str, end: str | None = None) -> None:
@@ -201,6 +203,19 @@ class Folder(Library):
                 f"data.tokenizer.end={end}: {file} has no such token\ngive data.tokenizer.end=TOKEN, one that ends a document"
             )
         self._take(tokenizer, known[0], f"the tokenizer of {path}")
+        self._check_spelling(path, type(tokenizer.model).__name__)
+
+    def _check_spelling(self, path: str, kind: str) -> None:
+        """Raise ValueError for tokens that do not spell every text: bits per byte would be of another one.
+
+        A space before a piece of text is let pass: SentencePiece puts it there.
+        """
+        for probe in PROBES:
+            spelled = self.decode(self.encode([probe])[0].tolist())
+            if probe not in (spelled, spelled[1:]):
+                message = f"data.tokenizer.path={path}: its {kind} tokens do not spell the text: {probe.decode()!r} becomes"
+                fix = "give a tokenizer of bytes, or one that falls back to them"
+                raise ValueError(f"{message} {spelled.decode(errors='replace')!r}\n{fix}")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

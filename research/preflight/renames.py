@@ -42,6 +42,7 @@ ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions h
         "encoding": "utf-8",
         "defects": "refuse",
         "test_fraction": 0.0,
+        "weights": None,
     },
     "research.callbacks.early_stop.EarlyStop": {"patience": None},
     "research.models.transformer.Transformer": {"document_mask": False},

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from research.data.mixing import draw_samples
 from research.data.spec import Samples
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
-from research.seeding import ROLLBACK_STREAM, fold_in, sample_indices, seed_step
+from research.seeding import ROLLBACK_STREAM, fold_in, seed_step
 from research.training import distributed
 from research.training.progress import Progress
 
@@ -42,7 +43,7 @@ class Batches:
         seed_step(seed, step, self.rank)
         set_warmup_step(self.layers, step)
         consumed = progress.samples - (progress.step - step) * self.batch_size  # before `step`
-        indices = sample_indices(seed, consumed, self.batch_size, len(self.train)).to(self.train.device)
+        indices = draw_samples(self.train, seed, consumed, self.batch_size).to(self.train.device)
         parts = min(self.grad_accum * 2**progress.oom_halvings, self.batch_size // self.world_size)  # none of them empty
         own = indices.tensor_split(parts * self.world_size)[self.rank :: self.world_size]
         return self._load(own), self.train.count_targets(indices)

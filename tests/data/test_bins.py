@@ -5,13 +5,15 @@ import math
 import os
 import signal
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers as hf
 import torch
-from program import ROOT
+from program import run
 
 from research.data import bins, streams
 from research.data import text as text_module
@@ -94,7 +96,7 @@ from pathlib import Path
 from research.data import streams, text as module
 from research.data.text import text
 from research.data.tokenizers import BPE
-module.CACHE, streams.PROGRESS_EVERY, streams.BATCH = Path(sys.argv[2]), 4000, 2
+module.CACHE, streams.PROGRESS_EVERY, streams.BATCH = Path(sys.argv[2]), 4000, 900
 write, count = streams.write_record, [0]
 def record(path, content):
     write(path, content)
@@ -108,28 +110,68 @@ print(text(sys.argv[1], seq_len=32, tokenizer=BPE(300)).digest)
 
 @pytest.mark.parametrize("moment", [2, 6])
 def test_a_process_that_is_killed_goes_on_where_it_came_to(corpus: Path, cache: Path, tmp_path: Path, moment: int) -> None:
-    def run(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
-        arguments = [str(corpus), str(folder), str(kill_at)]
-        return subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "killed.py").write_text(KILLED)
 
-    killed = run(cache, moment)
+    def make(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
+        return run([str(tmp_path / "killed.py"), str(corpus), str(folder), str(kill_at)], tmp_path, dict(os.environ))
+
+    killed = make(cache, moment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not list(cache.glob("[!.]*")), "nothing that looks whole"
     assert list(cache.glob(".*/draft/*.json"))
-    resumed, alone = run(cache, 0), run(tmp_path / "other", 0)
+    resumed, alone = make(cache, 0), make(tmp_path / "other", 0)
     assert resumed.stdout == alone.stdout != "", resumed.stderr
     (one,), (other,) = ([*folder.glob("[!.]*/train.bin")] for folder in (cache, tmp_path / "other"))
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_two_processes_make_one_cache(corpus: Path, cache: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(corpus), str(cache), "0"]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert len({process.communicate(timeout=120)[0] for process in processes}) == 1
+def test_two_processes_make_one_cache(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    argv = [str(tmp_path / "killed.py"), str(corpus), str(cache), "0"]
+    with ThreadPoolExecutor(2) as pool:
+        digests = {done.stdout for done in pool.map(lambda _: run(argv, tmp_path, dict(os.environ)), range(2))}
+    assert len(digests) == 1
     assert len(list(cache.glob("[!.]*"))) == 1
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bpe", "folder"])
+def make_sentencepiece() -> Any:
+    """A Unigram tokenizer as SentencePiece makes them: spaces are marked, what it does not know is spelled in bytes."""
+    letters = [(letter, -3.0) for letter in "\u2581abcdefghijklmnoprstuvwxy"]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256)), *letters]
+    words = [("\u2581the", -1.0), ("\u2581network", -1.0), ("ing", -1.0)]
+    tokenizer = hf.Tokenizer(hf.models.Unigram([*vocab, *words], unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+def make_wordpiece() -> Any:
+    tokenizer = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, "[SEP]": 1, "the": 2, "##s": 3}, unk_token="[UNK]"))
+    tokenizer.normalizer = hf.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def save_library(tokenizer: Any, folder: Path) -> str:
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_tokens_that_do_not_spell_the_text_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"its WordPiece tokens do not spell the text: 'A  b"):
+        Folder(save_library(make_wordpiece(), tmp_path / "folder"))
+
+
+def test_a_sentencepiece_folder_spells_every_text(tmp_path: Path) -> None:
+    tokenizer = Folder(save_library(make_sentencepiece(), tmp_path / "folder"))
+    for content in ("the network is learning", "漢字 \U0001f600\n\tA", "x"):
+        (tokens,) = tokenizer.encode([content.encode()])
+        assert tokenizer.decode(tokens.tolist()) == f" {content}".encode(), "a space before a text is its way"
+        assert tokenizer.count_bytes()[tokens].sum() == len(content.encode()) + 1
+    assert len(tokenizer.encode([b"the network"])[0]) == 2
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "folder", "sentencepiece"])
 def test_bits_per_byte_are_those_of_the_text_whatever_the_tokenizer(corpus: Path, tmp_path: Path, kind: str) -> None:
     """A model that loses c ln 2 nats for each byte of a token has c bits per byte."""
     bits = 1.375
@@ -138,6 +180,8 @@ def test_bits_per_byte_are_those_of_the_text_whatever_the_tokenizer(corpus: Path
         tokenizer.train([b"the text of a folder"] * 9)
         write_tokenizer(tokenizer, tmp_path / "folder")
         tokenizer = Folder(str(tmp_path / "folder"))
+    if kind == "sentencepiece":
+        tokenizer = Folder(save_library(make_sentencepiece(), tmp_path / "folder"))
     data = text(str(corpus), seq_len=32, tokenizer=tokenizer)
     assert data.tokenizer
     sizes = torch.from_numpy(data.tokenizer.count_bytes())

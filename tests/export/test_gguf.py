@@ -9,6 +9,7 @@ from exporting import evaluate_format, export_and_check, get_error, make_source,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.data.tokenizers import BPE
 from research.export import gguf, layout, verify
 
 
@@ -39,6 +40,33 @@ def test_the_tokenizer_is_utf8(run: Path, tmp_path: Path) -> None:
         assert model.detokenize(list(text.encode())) == text.encode()
 
     check_round_trip()
+
+
+def make_source_of_byte_pairs(folder: Path) -> layout.Source:
+    bpe = BPE(300)
+    bpe.train([b"the packed ternary layers of a network learn to read the text of a network"] * 9)
+    return make_source(tokenizer=bpe, folder=folder, heads=2)
+
+
+def test_byte_pairs_are_in_the_file(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    source = make_source_of_byte_pairs(tmp_path)
+    gguf.write(source, tmp_path, layout.Options())
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert source.run.tokenizer
+    library = source.run.tokenizer.to_library()
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens == [library.id_to_token(index) for index in range(source.run.tokenizer.vocab_size)]
+    assert len(fields["tokenizer.ggml.merges"].contents()) == len(tokens) - 257
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == source.run.tokenizer.end
+
+
+@needs_llama
+def test_llama_cpp_reads_byte_pairs(tmp_path: Path) -> None:
+    report = evaluate_format(make_source_of_byte_pairs(tmp_path), gguf, tmp_path)
+    assert verify.describe_failures(report) == ""
+    assert report["checks"]["tokenizer"]["value"]
 
 
 @needs_llama

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import ROOT
 
+from research.data.tokenizers import BPE
 from research.export import hf, layout, verify
 from research.nn.bitlinear import BitLinear
 from research.nn.quantize import TERNARY
@@ -73,6 +74,21 @@ def test_both_conventions_of_the_scale_give_the_same_layer() -> None:
 def test_squared_relu_and_an_untied_head_are_exported(tmp_path: Path) -> None:
     report = evaluate_format(make_source(activation="relu2", tie_embeddings=False), hf, tmp_path)
     assert verify.describe_failures(report) == ""
+
+
+def test_a_model_of_byte_pairs_brings_its_tokenizer(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    bpe = BPE(300)
+    bpe.train([b"the packed ternary layers of a network learn to read the text of a network"] * 9)
+    report = evaluate_format(make_source(tokenizer=bpe, folder=tmp_path / "run"), hf, tmp_path / "hf")
+    assert verify.describe_failures(report) == ""
+    assert report["checks"]["tokenizer"]["value"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    text = "the network reads 漢字\n"
+    assert tokenizer.encode(text) == bpe.encode([text.encode()])[0].tolist()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.eos_token_id == bpe.end
 
 
 def test_the_median_needs_packed_weights(tmp_path: Path) -> None:
