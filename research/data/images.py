@@ -64,9 +64,10 @@ def images(
     classes = np.array([names.index(files[row].label) for row in kept])
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
     parts = assign_parts([files[row].part for row in kept], ranks, classes, fractions)
-    shape = Images(*pictures.pixels.shape[1:], len(names))
+    num_channels, height, width = pictures.pixels.shape[1:]
+    shape = Images(num_channels, height, width, len(names))
     x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
-    source = f"{root.name}, {shape.height} x {shape.width}, {len(names)} classes"
+    source = f"{root.name}, {height} x {width}, {len(names)} classes"
     notes = describe_classes(names, classes, parts) + describe_counts(counts, treated)
     y = torch.from_numpy(classes)
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(classes, parts))

@@ -24,7 +24,8 @@ MAX_PIXELS = 1 << 26  # of one file
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 Pixels = UInt8[np.ndarray, "height width *channels"]
 Size = tuple[int, int]  # height, width
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Header(NamedTuple):

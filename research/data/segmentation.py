@@ -75,8 +75,9 @@ def segmentation(
     targets, values = number_classes([mask.pixels for row in kept if (mask := decoded[row])], ignore)
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
     parts = assign_parts([files[row].part for row in kept], ranks, None, fractions)
-    shape = Images(*pictures.pixels.shape[1:], len(values), per_pixel=True)
-    source = f"{roots[0].name} and {roots[1].name}, {shape.height} x {shape.width}, {len(values)} classes"
+    num_channels, height, width = pictures.pixels.shape[1:]
+    shape = Images(num_channels, height, width, len(values), per_pixel=True)
+    source = f"{roots[0].name} and {roots[1].name}, {height} x {width}, {len(values)} classes"
     x, y = torch.from_numpy(pictures.pixels[kept]), torch.from_numpy(targets)
     notes = describe_values(values) + describe_counts(counts, treated)
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(targets, parts))
@@ -111,9 +112,9 @@ def pair_files(images: Path, masks: Path, pattern: str | None, counts: Counts, f
 
 def decode_masks(files: Sequence[Path], image_sizes: Sequence[Size], size: Size | None, faults: Counts) -> list[Picture | None]:
     """Return the masks in the order of their files, None in place of a fault."""
-    results = map_files(lambda pair: read_mask(*pair, size), list(zip(files, image_sizes, strict=True)))
-    good = set(select_good(results, faults))
-    return [result if number in good else None for number, result in enumerate(results)]
+    results = map_files(lambda pair: read_mask(pair[0], pair[1], size), list(zip(files, image_sizes, strict=True)))
+    select_good(results, faults)
+    return [result if isinstance(result, Picture) else None for result in results]
 
 
 def number_classes(
@@ -176,6 +177,6 @@ def draw_canvases(size: Size, fractions: tuple[float, float], split_seed: int) -
             for (top, left), glyph in zip(corners.tolist(), chosen.tolist(), strict=True):
                 pixels[number, 0, top : top + 8, left : left + 8] = glyphs[glyph]
                 targets[number, top : top + 8, left : left + 8] = (glyphs[glyph] >= INK) * (labels[glyph] + 1)
-    shape, x, y = Images(1, *size, 11, per_pixel=True), torch.from_numpy(pixels), torch.from_numpy(targets)
+    shape, x, y = Images(1, size[0], size[1], 11, per_pixel=True), torch.from_numpy(pixels), torch.from_numpy(targets)
     source = f"scikit-learn digits on canvases of {size[0]} x {size[1]}"
     return select_parts(shape, x, y, parts, source=source, baseline=predict_majority(targets, parts))

@@ -49,8 +49,8 @@ class Counts:
     def add_all(self, others: "Counts") -> None:
         """Count what another has counted."""
         for kind, places in others.examples.items():
-            for place in places:
-                self.add(kind, place, 0)
+            for where in places:
+                self.add(kind, where, 0)
             self.numbers[kind] += others.numbers[kind]
 
     def refuse(self, fix: str, key: str = "data.path") -> None:

@@ -180,6 +180,7 @@ class MemoryDataset(Dataset[Shape]):
 
     train: Split
     val: Split
+    test: Split | None = None
 
 
 def split_at_random(

@@ -187,13 +187,13 @@ def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str
     if num_classes > MAX_CLASSES or num_classes > len(labels) / 2 > 1:
         raise ValueError(f"{where} has {num_classes:,} classes in {len(labels):,} rows\n{regression}")
     order = {label: index for index, label in enumerate([*numbers, *texts])}
-    names = [label if isinstance(label, str) else format_number(label) for label in order]
+    names = [format_number(number) for number in numbers] + texts
     return names, np.array([order[label] for label in labels])
 
 
 def encode_numbers(goal: Column, rows: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Return the target of each row. Raise ValueError where all are equal."""
-    y = goal.values[rows]
+    y: np.ndarray = goal.values[rows]
     if (y == y[0]).all():
         raise ValueError(f"data.target={goal.name} is {y[0]:g} in each row\ngive another target")
     return y

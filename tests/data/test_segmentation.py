@@ -21,6 +21,15 @@ def draw(number: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
 
 
+def save(root: Path, name: str, image: Image.Image | None, mask: Image.Image | None) -> bool:
+    """Write an image and a mask of one name, or one of them; true, so that a lambda may do it."""
+    if image:
+        image.save(root / "images" / name)
+    if mask:
+        mask.save(root / "masks" / name)
+    return True
+
+
 def make_mask(number: int, values: tuple[int, ...] = (0, 1, 2)) -> Image.Image:
     """Return a mask with one of the values in each pixel, all of them in the first row."""
     rng = np.random.default_rng(number)
@@ -114,38 +123,31 @@ def test_canvases_are_a_function_of_the_seed() -> None:
 
 Make = Callable[[Path], object]
 REFUSED: dict[str, tuple[Make, str]] = {
-    "an image without a mask": (lambda root: draw(77).save(root / "images/bad.png"), "1 images without a mask"),
-    "a mask without an image": (lambda root: make_mask(77).save(root / "masks/bad.png"), "1 masks without an image"),
-    "a mask in colour": (
-        lambda root: [draw(77).save(root / name / "bad.png") for name in ("images", "masks")],
-        "1 masks in colour",
+    "an image without a mask": (lambda root: save(root, "bad.png", draw(77), None), "1 images without a mask"),
+    "a mask without an image": (lambda root: save(root, "bad.png", None, make_mask(77)), "1 masks without an image"),
+    "a mask in colour": (lambda root: save(root, "bad.png", draw(77), draw(77)), "1 masks in colour"),
+    "a mask of 16 bits": (
+        lambda root: save(root, "bad.png", draw(77), Image.fromarray(np.full((SIDE, SIDE), 300, dtype=np.uint16))),
+        "1 masks in colour or of 16 bits",
     ),
     "a mask of another size": (
-        lambda root: [
-            draw(77).save(root / "images/bad.png"),
-            Image.new("L", (9, 9)).save(root / "masks/bad.png"),
-        ],
+        lambda root: save(root, "bad.png", draw(77), Image.new("L", (9, 9))),
         "1 masks of another size than their images",
     ),
     "a damaged mask": (
-        lambda root: [draw(77).save(root / "images/bad.png"), (root / "masks/bad.png").write_bytes(b"\x89PNG")],
+        lambda root: [save(root, "bad.png", draw(77), None), (root / "masks/bad.png").write_bytes(b"\x89PNG")],
         "1 files that are no images",
     ),
     "a damaged image": (
-        lambda root: [(root / "images/bad.png").write_bytes(b"BM"), make_mask(77).save(root / "masks/bad.png")],
+        lambda root: [save(root, "bad.png", None, make_mask(77)), (root / "images/bad.png").write_bytes(b"BM")],
         "1 files that are no images",
     ),
     "one stem twice": (
-        lambda root: (
-            [draw(n).save(root / f"images/bad.{kind}") for n, kind in ((77, "png"), (78, "jpg"))]
-            and make_mask(77).save(root / "masks/bad.png")
-        ),
+        lambda root: [save(root, "bad.png", draw(77), make_mask(77)), save(root, "bad.jpg", draw(78), None)],
         "2 images of one stem",
     ),
     "one image with two masks": (
-        lambda root: [
-            (draw(77).save(root / f"images/bad{n}.png"), make_mask(n).save(root / f"masks/bad{n}.png")) for n in (77, 78)
-        ],
+        lambda root: [save(root, f"bad{number}.png", draw(77), make_mask(number)) for number in (77, 78)],
         "2 images with several masks",
     ),
 }

@@ -27,13 +27,13 @@ def write(root: Path, content: str | bytes = CSV, name: str = "a.csv") -> str:
 
 
 def count(data: MemoryDataset[Any]) -> int:
-    return len(data.train) + len(data.val) + (len(data.test) if data.test is not None else 0)  # type: ignore[arg-type]
+    return len(data.train) + len(data.val) + (len(data.test) if data.test is not None else 0)
 
 
 def collect(data: MemoryDataset[Any]) -> list[list[float]]:
     """Return features and target of every row, sorted."""
     splits = [split for split in (data.train, data.val, data.test) if split is not None]
-    return sorted([*x.tolist(), float(y)] for split in splits for x, y in zip(split.inputs, split.targets, strict=True))  # type: ignore[attr-defined]
+    return sorted([*x.tolist(), float(y)] for split in splits for x, y in zip(split.inputs, split.targets, strict=True))
 
 
 def test_numbers_and_texts_are_features(tmp_path: Path) -> None:
