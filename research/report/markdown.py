@@ -11,17 +11,18 @@ from research.cli import UNPRINTABLE, format_duration
 from research.metrics import confidence_interval
 from research.report.plots import compute_importances
 from research.report.preset import EXCLUDED_KEYS
-from research.report.results import Sweep, format_number
+from research.report.results import Row, Sweep, format_number
 from research.report.study import parse_bounds
+from research.report.target import Target
 
 MAX_TABLE_ROWS = 10  # trials or configurations
 
 
-def render_results(sweep: Sweep, reasons: Mapping[str, str], gap_section: Sequence[str]) -> str:
+def render_results(sweep: Sweep, reasons: Mapping[str, str], gap_section: Sequence[str], target: Target | None = None) -> str:
     """Return results.md. `reasons` has for each picture why it is not there, or an empty text."""
     aims = ", ".join(f"{direction} {name}" for direction, name in zip(sweep.directions, sweep.objectives, strict=True))
     title = f"# {escape(sweep.name)}: {escape(aims)}"
-    parts = [title, describe_ending(sweep), *render_best_trials(sweep), *render_means(sweep), *gap_section]
+    parts = [title, describe_ending(sweep), *render_best_trials(sweep, target), *render_means(sweep), *gap_section]
     parts += ["## What was run", describe_space(sweep), *render_failures(sweep), *render_importances(sweep)]
     if reasons:
         parts += ["## Pictures", *(f"![{name}](plots/{name}.png)" for name, reason in reasons.items() if not reason)]
@@ -48,8 +49,8 @@ def describe_ending(sweep: Sweep) -> str:
     return f"{len(sweep.rows)} trial{'s' * (len(sweep.rows) != 1)}: {counts}; {effort}. {ending}"
 
 
-def render_best_trials(sweep: Sweep) -> Iterable[str]:
-    """Yield the table of the best trials, and how to repeat the best one."""
+def render_best_trials(sweep: Sweep, target: Target | None = None) -> Iterable[str]:
+    """Yield the table of the best trials, with their steps to the target beside their value, and how to repeat the best one."""
     if not sweep.best:
         yield "No trial is complete." if not sweep.complete else "No complete trial keeps to the constraints."
         return
@@ -58,11 +59,19 @@ def render_best_trials(sweep: Sweep) -> Iterable[str]:
     yield f"## {title}{by_mean}"
     cells: list[list[Any]] = []
     for row in rows[:MAX_TABLE_ROWS]:
-        numbers = map(format_number, (*row.values, *row.list_values(sweep.space)))
+        params = map(format_number, row.list_values(sweep.space))
+        numbers = [*map(format_number, row.values), *format_steps(row, target), *params]
         cells.append([row.number, *numbers, row.steps, format_duration(row.seconds or 0.0), row.folder, row.note])
-    yield render_table(("trial", *sweep.objectives, *sweep.space, "steps", "time", "folder", ""), cells)
+    values = *sweep.objectives, *([target.name] if target else [])
+    yield render_table(("trial", *values, *sweep.space, "steps", "time", "folder", ""), cells)
     trial = f"trial {sweep.best[0].number}{', the first of the best configuration' if by_mean else ''}"
     yield f"`best.yaml` repeats {trial}: copy it to `conf/experiment/NAME.yaml`, then `python train.py experiment=NAME`."
+
+
+def format_steps(row: Row, target: Target | None) -> list[str]:
+    """Return the cell of a trial's steps to the target; none where there is no target."""
+    steps = target and target.steps.get(row.number)
+    return [] if target is None else [f"not in {target.longest:,}" if steps is None else f"{steps:,.0f}"]
 
 
 def render_means(sweep: Sweep) -> Iterable[str]:

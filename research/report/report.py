@@ -15,6 +15,7 @@ from research.report.plots import draw
 from research.report.preset import build_preset, build_solution, dump_yaml
 from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
+from research.report.target import find_target
 from research.run_dir import RUN_ID_PATTERN, check_links, expand_path, replace_text
 from research.tracking import mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
@@ -55,10 +56,11 @@ def write(sweep: Sweep, folder: Path, plots: bool) -> Artifacts:
         (folder / "best.yaml").unlink(missing_ok=True)  # an earlier report's
     for name, text in texts.items():
         replace_text(folder / name, text)
-    reasons = draw(sweep, folder / "plots") if plots else {}
+    target = find_target(sweep)
+    reasons = draw(sweep, folder / "plots", target) if plots else {}
     gap_section, gap_reasons = build_gap_section(sweep, folder, plots)
     reasons |= gap_reasons
-    replace_text(folder / "results.md", render_results(sweep, reasons, gap_section))
+    replace_text(folder / "results.md", render_results(sweep, reasons, gap_section, target))
     names = [name for name in (*texts, "results.md", SWEEP_SPEC_FILE) if (folder / name).exists()]
     pictures = [f"plots/{name}.png" for name, reason in reasons.items() if not reason]
     return [(folder / name, None) for name in names] + [(folder / picture, "plots") for picture in pictures]
