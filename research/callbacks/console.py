@@ -1,11 +1,9 @@
 """A callback that prints: a header, a live line (elsewhere than on a terminal plain lines), and results at the end."""
 
 import logging
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from research.cli import format_duration
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
-from research.preflight.overrides import to_argument
+from research.preflight.overrides import format_command, to_argument
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb
@@ -30,7 +28,6 @@ from research.trigger import higher_is_better
 log = logging.getLogger(__name__)
 DROPPED_FIRST = ("grad/norm", "lr")  # columns, where the terminal is too narrow for all; then from right to left
 MIN_BAR, MAX_BAR = 8, 20  # characters of the bar
-CONFIG_DIR = ("--config-dir", "-cd")
 REFRESH = 0.1  # seconds between redraws of the live line; a shorter time slows the steps down
 
 
@@ -128,7 +125,7 @@ def build_summary(state: State) -> list[tuple[str, str]]:
     if info.folder is None:
         return rows
     rows += [("folder", str(info.folder)), ("resume with", format_resume(state, info.folder))]
-    return rows if state.signum else [*rows, ("sweep", f"{format_command(info.folder)} -m seed=0,1,2")]
+    return rows if state.signum else [*rows, ("sweep", f"{repeat_command(info.folder)} -m seed=0,1,2")]
 
 
 def format_resume(state: State, folder: Path) -> str:
@@ -140,22 +137,14 @@ def format_resume(state: State, folder: Path) -> str:
     if state.progress.step >= state.info.steps:
         replaced, further = ["steps=", "trainer.steps=", "epochs="], [f"trainer.steps={2 * state.info.steps}", *further]
     replaced += [f"{word.partition('=')[0]}=" for word in further]
-    return " ".join([format_command(folder, *replaced), to_argument("resume", str(folder)), *further])
+    return " ".join([repeat_command(folder, *replaced), to_argument("resume", str(folder)), *further])
 
 
-def format_command(folder: Path, *left_out: str) -> str:
+def repeat_command(folder: Path, *left_out: str) -> str:
     """Return the command line of a run without resume and the overrides that begin with one of `left_out`."""
-    path, world_size = folder / "overrides.txt", distributed.world_size()
+    path = folder / "overrides.txt"
     overrides = path.read_text().split("\n") if path.exists() else []
-    launcher = ["torchrun", "--nproc-per-node", str(world_size)] if world_size > 1 else ["python"]
-    kept = [o for o in overrides if o and not o.startswith(("resume.", *left_out))]
-    return shlex.join([*launcher, "train.py", *list_config_folders(sys.argv), *kept])
-
-
-def list_config_folders(argv: Sequence[str]) -> list[str]:
-    """Return the words of a command line that name a folder of options: overrides may name what only it has."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    return [f"--config-dir={word.partition('=')[2] or after}" for word, after in pairs if word.partition("=")[0] in CONFIG_DIR]
+    return format_command(overrides, left_out, distributed.world_size(), sys.argv)
 
 
 class Console(Callback):

@@ -150,9 +150,9 @@ def rank_colors(sweep: Sweep, index: int, points: Points) -> list[float]:
 
 
 def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
-    """Return a line a trial over the parameters' axes and the objective's: the better, the darker; the best one orange."""
+    """Return a line a trial over the parameters' axes and the objective's: the better, the stronger; the best one orange."""
     figure, (axis,) = make_figure(
-        2 + 1.6 * (len(keys) + 1), 4.6, f"{shorten(sweep.objectives[index], 60)}: the better, the darker"
+        2 + 1.6 * (len(keys) + 1), 4.6, f"{shorten(sweep.objectives[index], 60)}: the better, the stronger"
     )
     complete, pruned, _ = collect_points(sweep, index)
     values = [value for _, value in complete]
@@ -211,7 +211,7 @@ def label_line(axis: Axes, place: int, labels: Sequence[tuple[float, str]]) -> N
 def draw_pairs(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     """Return the parameters against each other, each trial in the shade of its value, the best one with an orange ring."""
     pairs = list(combinations(keys, 2))
-    title = f"{shorten(sweep.objectives[index], 60)} by pairs of parameters: the better, the darker"
+    title = f"{shorten(sweep.objectives[index], 60)} by pairs of parameters: the better, the stronger"
     figure, axes = make_figure(1 + 3.4 * len(pairs), 3.8, title, 1, len(pairs))
     complete, pruned, failed = collect_points(sweep, index)
     shades = rank_colors(sweep, index, complete)

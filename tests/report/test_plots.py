@@ -16,7 +16,8 @@ from matplotlib.transforms import Bbox
 from reporting import START, fill_study, make_study, make_trial, read_contents
 
 from research.report import plots, report
-from research.report.markdown import render_results
+from research.report.content import build_blocks
+from research.report.markdown import render_markdown
 from research.report.results import Row, Sweep
 from research.report.study import read_study
 from research.report.style import fit_labels, list_labels, make_scale, wrap_name
@@ -197,7 +198,7 @@ def test_steps_to_the_target_are_read_from_the_runs(
     sweep = Sweep("s", parse_study_spec({"directions": ["maximize"], "space": {"lr": ""}}), ["val/acc"], "val/acc", "", [row])
     target = find_target(sweep)
     assert (target.steps[0] if target else "none") == steps
-    text = render_results(sweep, {}, [], target)
+    text = render_markdown(build_blocks(sweep, {}, [], target))
     assert ("steps to val/acc" in text, "not in 30" in text) == (steps != "none", steps is None)
 
 
