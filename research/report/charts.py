@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, combinations
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -33,6 +35,15 @@ from research.report.target import Target
 STATE_COLORS = {"COMPLETE": BLUE, "PRUNED": GRAY, "FAIL": RED, "RUNNING": ORANGE}
 STATE_NAMES = ("complete", "pruned", "failed", "running")
 MANY_TRIALS = 200  # more have smaller dots
+HOLLOW = {"facecolors": "none", "edgecolors": GRAY}
+MARKS: dict[str, dict[str, Any]] = {  # a kind of trial, and how it is drawn
+    "complete": {"color": BLUE},
+    "pruned": HOLLOW,
+    "failed": {"marker": "x", "color": RED, "s": 26, "zorder": 4},
+    "reached": {"color": BLUE},
+    "not reached": HOLLOW | {"marker": "^", "s": 26},
+    "best": {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 2, "s": 110, "zorder": 4},
+}
 FAILED_HEIGHT = 0.03  # of a failed trial, which has no value, above the lower edge of the picture
 Points = list[tuple[Row, float]]
 
@@ -57,27 +68,26 @@ def collect_points(sweep: Sweep, index: int) -> tuple[Points, Points, list[Row]]
 def mark(axes: Axes, sweep: Sweep, index: int, places: Mapping[int, float]) -> None:
     """Draw each trial's value at its place along x: complete ones filled, pruned ones hollow, failed ones as crosses."""
     complete, pruned, failed = collect_points(sweep, index)
-    size = 22 if len(sweep.rows) <= MANY_TRIALS else 8
-    for points, label, style in ((complete, "complete", {"color": BLUE}), (pruned, "pruned, its last value", {})):
-        own = [(places[row.number], value) for row, value in points if row.number in places]
-        if own:
-            hollow = {} if style else {"facecolors": "none", "edgecolors": GRAY}
-            axes.scatter(*zip(*own, strict=True), s=size, label=label, zorder=3, **style, **hollow)
-    if xs := [places[row.number] for row in failed if row.number in places]:
-        along, ys = axes.get_xaxis_transform(), [FAILED_HEIGHT] * len(xs)
-        axes.scatter(xs, ys, s=26, marker="x", color=RED, label="failed", transform=along, clip_on=False, zorder=4)
+    for points, label in ((complete, "complete"), (pruned, "pruned, its last value")):
+        scatter(axes, [(places[row.number], value) for row, value in points if row.number in places], label, len(sweep.rows))
+    xs = [places[row.number] for row in failed if row.number in places]
+    scatter(axes, [(x, FAILED_HEIGHT) for x in xs], "failed", transform=axes.get_xaxis_transform(), clip_on=False)
     set_value_scale(axes, sweep.objectives[index], [value for _, value in (*complete, *pruned)])
+
+
+def scatter(axes: Axes, points: Sequence[tuple[float, float]], label: str, count: int = 0, **more: Any) -> None:
+    """Draw trials of a kind, in its style; smaller where there are many."""
+    style: dict[str, Any] = {"s": 22 if count <= MANY_TRIALS else 8, "zorder": 3} | MARKS[label.partition(",")[0]] | more
+    if points:
+        axes.scatter([x for x, _ in points], [y for _, y in points], label=label, **style)
 
 
 def mark_steps(axes: Axes, target: Target, places: Mapping[int, float]) -> None:
     """Draw each trial's steps to the target at its place along x; hollow at the top where it was not reached."""
     reached = [(places[n], steps) for n, steps in target.steps.items() if n in places and steps is not None]
-    missed = [(places[n], target.longest) for n, steps in target.steps.items() if n in places and steps is None]
-    if reached:
-        axes.scatter(*zip(*reached, strict=True), s=22, color=BLUE, label="reached", zorder=3)
-    if missed:
-        style = {"facecolors": "none", "edgecolors": GRAY}
-        axes.scatter(*zip(*missed, strict=True), s=26, marker="^", label="not reached", zorder=3, **style)
+    missed = [(places[n], float(target.longest)) for n, steps in target.steps.items() if n in places and steps is None]
+    scatter(axes, reached, "reached", len(target.steps))
+    scatter(axes, missed, "not reached")
     axes.set_ylabel(f"steps to\n{shorten(target.metric, 22)} {target.value:g}", fontsize=9)
     axes.set_ylim(bottom=0)
 
@@ -126,7 +136,7 @@ def draw_slices(sweep: Sweep, index: int, keys: Sequence[str], target: Target | 
     for column, key in enumerate(keys):
         scale = make_scale(sweep, key)
         numbers = {row.number: scale.to_number(row.params.get(key)) for row in sweep.rows}
-        places = {number: place for number, place in numbers.items() if place is not None}
+        places = {number: x for number, x in numbers.items() if x is not None}
         mark(axes[column], sweep, index, places)
         if target:
             mark_steps(axes[count + column], target, places)
@@ -166,7 +176,7 @@ def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
         numbers = [scale.to_number(row.params.get(scale.key)) for scale in scales]
         heights = [absent if n is None else locate(scale, n) for scale, n in zip(scales, numbers, strict=True)]
         first = [(0.0, locate(objective, value))] if value is not None else []
-        return [*first, *((place, height) for place, height in enumerate(map(float, heights), start=1))]
+        return [*first, *((column, height) for column, height in enumerate(map(float, heights), start=1))]
 
     shades = rank_colors(sweep, index, complete)
     order = sorted(range(len(complete)), key=shades.__getitem__)
@@ -177,16 +187,17 @@ def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     if pruned:
         axis.add_collection(LineCollection([trace(row, None) for row, _ in pruned], colors="0.6", linestyles=":", linewidths=1))
     axis.plot(*zip(*trace(*complete[order[-1]]), strict=True), color=ORANGE, linewidth=2.2, zorder=3)
-    for place, scale in enumerate([objective, *scales]):
-        axis.axvline(place, color="0.2", linewidth=0.8, zorder=4)
+    for column, scale in enumerate([objective, *scales]):
+        axis.axvline(column, color="0.2", linewidth=0.8, zorder=4)
         is_absent = any(scale.key in keys and scale.key not in row.params for row, _ in complete)
-        label_line(axis, place, [(locate(scale, n), text) for n, text in scale.list_ticks()] + [(absent, MISSING)] * is_absent)
+        label_line(axis, column, [(locate(scale, n), text) for n, text in scale.list_ticks()] + [(absent, MISSING)] * is_absent)
     axis.set_xticks(range(len(keys) + 1), [wrap_name(key) for key in (objective.key, *keys)])
     axis.yaxis.set_major_locator(NullLocator())
     axis.set(xlim=(-0.3, len(keys) + 0.6), ylim=(-0.2, 1.08))
     axis.spines[:].set_visible(False)
     axis.grid(False)
-    styles = [("best", ORANGE, "-"), ("complete", BLUE, "-"), *([("pruned", "0.6", ":")] if pruned else [])]
+    styles: list[tuple[str, str, Any]] = [("best", ORANGE, "-"), ("complete", BLUE, "-"), ("pruned", "0.6", ":")]
+    styles = styles if pruned else styles[:2]
     handles = [Line2D([], [], color=color, linestyle=style, label=label) for label, color, style in styles]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -199,13 +210,13 @@ def locate(scale: Scale, number: float) -> float:
     return scale.to_fraction(number)
 
 
-def label_line(axis: Axes, place: int, labels: Sequence[tuple[float, str]]) -> None:
+def label_line(axis: Axes, x: int, labels: Sequence[tuple[float, str]]) -> None:
     """Write labels beside a line, every second one and so on where they would overlap, with a white edge around them."""
     every = -(-len(labels) // 14)
     edge = [withStroke(linewidth=3, foreground="white")]
     for height, text in labels[::every]:
-        axis.plot([place - 0.02, place + 0.02], [height, height], color="0.2", linewidth=0.8, zorder=4)
-        axis.text(place + 0.05, height, text, fontsize=8, va="center", path_effects=edge, zorder=5, gid="tick")
+        axis.plot([x - 0.02, x + 0.02], [height, height], color="0.2", linewidth=0.8, zorder=4)
+        axis.text(x + 0.05, height, text, fontsize=8, va="center", path_effects=edge, zorder=5, gid="tick")
 
 
 def draw_pairs(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
@@ -219,22 +230,16 @@ def draw_pairs(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     for axis, (first, second) in zip(axes, pairs, strict=True):
         across, up = make_scale(sweep, first), make_scale(sweep, second)
 
-        def place(row: Row, across: Scale = across, up: Scale = up) -> tuple[float, float] | None:
+        def get_point(row: Row, across: Scale = across, up: Scale = up) -> tuple[float, float] | None:
             x, y = across.to_number(row.params.get(across.key)), up.to_number(row.params.get(up.key))
             return None if x is None or y is None else (spread(across, x, row), spread(up, y, row, 0.5))
 
-        for rows, style in (
-            ([row for row, _ in pruned], {"facecolors": "none", "edgecolors": GRAY, "label": "pruned"}),
-            (failed, {"marker": "x", "color": RED, "label": "failed"}),
-        ):
-            if points := [point for row in rows if (point := place(row))]:
-                axis.scatter(*zip(*points, strict=True), s=24, **style)
-        own = [(point, shade) for (row, _), shade in zip(complete, shades, strict=True) if (point := place(row))]
-        if own:
-            points, colors = zip(*own, strict=True)
-            axis.scatter(*zip(*points, strict=True), c=colors, cmap=SHADES, vmin=0, vmax=1, s=36, label="complete", zorder=3)
-        if point := place(best):
-            axis.scatter(*point, s=110, facecolors="none", edgecolors=ORANGE, linewidths=2, label="best", zorder=4)
+        for rows, label in ([row for row, _ in pruned], "pruned"), (failed, "failed"):
+            scatter(axis, [point for row in rows if (point := get_point(row))], label)
+        own = [(point, shade) for (row, _), shade in zip(complete, shades, strict=True) if (point := get_point(row))]
+        colors: dict[str, Any] = {"c": [shade for _, shade in own], "color": None, "cmap": SHADES, "vmin": 0, "vmax": 1}
+        scatter(axis, [point for point, _ in own], "complete", s=36, **colors)
+        scatter(axis, [point] if (point := get_point(best)) else [], "best")
         across.apply(axis, "x")
         up.apply(axis, "y")
     add_legend(figure, 5)
@@ -259,8 +264,7 @@ def draw_timeline(sweep: Sweep) -> Figure:
         own = [(row.number, begin, row.seconds or 0.0) for row, begin in zip(rows, begins, strict=True) if row.state == state]
         if own:
             numbers, lefts, widths = zip(*own, strict=True)
-            widths, lefts = ([seconds / size for seconds in values] for values in (widths, lefts))
-            axis.barh(numbers, widths, left=lefts, color=color, label=label)
+            axis.barh(numbers, np.divide(widths, size), left=np.divide(lefts, size), color=color, label=label)
     number_trials(axis.yaxis)
     axis.set_ylim(max(row.number for row in rows) + 0.6, min(row.number for row in rows) - 0.6)
     axis.set_xlabel(unit, fontsize=9)

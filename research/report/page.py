@@ -64,7 +64,7 @@ tr:last-child td { border-bottom: 0; }
 .wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--paper); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-.pictures { gap: 1rem; align-items: start; }
+.pictures { grid-auto-flow: dense; gap: 1rem; align-items: start; }
 figure { margin: 0; overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; }
 figure.wide { grid-column: 1 / -1; }
 figure svg, figure img { display: block; width: 100%; height: auto; background: #fff; }
@@ -131,7 +131,7 @@ def escape(value: object, keeps_lines: bool = False) -> str:
 def embed_figure(figure: Figure, name: str) -> str:
     """Return a figure as HTML: SVG where it is small enough, else PNG."""
     text, is_wide = io.StringIO(), float(figure.get_figwidth()) > WIDE
-    fonts = {"svg.fonttype": "none", "svg.hashsalt": "grokbit", "font.sans-serif": ["DejaVu Sans"]}
+    fonts: Any = {"svg.fonttype": "none", "svg.hashsalt": "grokbit", "font.sans-serif": ["DejaVu Sans"]}
     with matplotlib.rc_context(fonts), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         fit_labels(figure)

@@ -9,14 +9,14 @@ from textwrap import fill
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from research.cli import UNPRINTABLE
 from research.report.results import Sweep, parse_number
@@ -104,7 +104,7 @@ def make_scale(sweep: Sweep, key: str) -> Scale:
     """Return the scale of a parameter: logarithmic where the space is, whole numbers as such, words as categories."""
     texts = list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params))
     distribution = infer_distribution(sweep.space[key], texts)
-    if isinstance(distribution, CategoricalDistribution):
+    if not isinstance(distribution, IntDistribution | FloatDistribution):
         return Scale(key, categories=tuple(texts))
     has_bounds = bool(parse_bounds(sweep.space[key])[0])
     numbers = sorted({float(number) for text in texts if (number := parse_number(text)) is not None})
@@ -192,7 +192,7 @@ def thin_out(axis: Axis) -> int:
         labels = list_labels(axis)
         if not has_overlap(labels):
             return count
-        if axis.axis_name == "x" and isinstance(axis.get_major_locator(), FixedLocator) and not labels[0].get_rotation():
+        if isinstance(axis, XAxis) and isinstance(axis.get_major_locator(), FixedLocator) and not labels[0].get_rotation():
             axis.set_tick_params(rotation=90)
         else:
             axis.set_major_locator(FixedLocator([float(x) for x in axis.get_majorticklocs()][::2]))
@@ -205,7 +205,7 @@ def list_labels(axis: Axis) -> list[Text]:
     axis.get_ticklabels()  # updates the ticks
     ticks = axis.get_major_ticks(len(axis.get_majorticklocs()))
     pairs = [(tick.label1, tick.get_loc()) for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
-    return [label for label, place in pairs if low <= place <= high]
+    return [label for label, number in pairs if low <= number <= high]
 
 
 def has_overlap(labels: Sequence[Text]) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from reporting import fill_study, store_study
 
 from research.report import __main__ as command
-from research.report.blocks import Code, Heading, Items, Listing, Picture, Table, write
+from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import escape, render_block, render_page, render_table
 from research.report.run_page import MAX_POINTS, build_run_page, group_curves, list_facts, thin_out
 from research.run_dir import Summary, write_json
@@ -183,7 +183,13 @@ def test_curves_of_one_quantity_are_together_the_monitors_first() -> None:
 
 
 def test_each_block_is_escaped() -> None:
-    blocks = [Heading(EVIL), write(EVIL, Code(EVIL)), Table((EVIL, "b"), [(EVIL, 1)]), Items([EVIL]), Listing(EVIL)]
+    blocks: list[Block] = [
+        Heading(EVIL),
+        write(EVIL, Code(EVIL)),
+        Table((EVIL, "b"), [(EVIL, 1)]),
+        Items([EVIL]),
+        Listing(EVIL),
+    ]
     for block in blocks:
         html = render_block(block)
         assert "<script" not in html

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from reporting import START, fill_study, make_study, make_trial, read_contents
 
-from research.report import plots, report
+from research.report import charts, plots, report
 from research.report.content import build_blocks
 from research.report.markdown import render_markdown
 from research.report.results import Row, Sweep
@@ -138,7 +138,7 @@ def test_axes_are_what_the_space_is(crowded: tuple[Sweep, dict[str, Figure]]) ->
 def test_a_parameter_has_its_scale(description: str, texts: list[str], scale: str, labels: list[str]) -> None:
     rows = [Row(number, "COMPLETE", (0.1 * number,), {"key": text}) for number, text in enumerate(texts)]
     sweep = Sweep("s", parse_study_spec({"directions": ["minimize"], "space": {"key": description}}), ["a"], "", "", rows)
-    figure = plots.charts.draw_slices(sweep, 0, ["key"], None)
+    figure = charts.draw_slices(sweep, 0, ["key"], None)
     fit_labels(figure)
     assert figure.axes[0].get_xscale() == scale
     assert get_labels(figure, 0, "x") == labels
@@ -219,14 +219,14 @@ def test_importances_need_something_to_compare(keys: tuple[str, ...], count: int
 def test_no_trial_is_white_on_white(direction: str) -> None:
     """The best line is orange, the better ones are darker."""
     sweep = make_sweep(20, direction, keys=4)
-    axes = plots.charts.draw_parallel(sweep, 0, ["lr", "optim.lamb"]).axes[0]
+    axes = charts.draw_parallel(sweep, 0, ["lr", "optim.lamb"]).axes[0]
     lines = axes.collections[0]
     lines.update_scalarmappable()
     shades = np.asarray(lines.get_edgecolor())[:, :3].min(axis=1).tolist()
     assert shades == sorted(shades, reverse=True)
     assert max(shades) < 0.8
     best = (max if direction == "maximize" else min)(row.values[0] for row in sweep.complete if math.isfinite(row.values[0]))
-    heights = sorted(float(path.vertices[0, 1]) for path in lines.get_paths())
+    heights = sorted(float(np.asarray(path.vertices)[0, 1]) for path in lines.get_paths())
     drawn = next(line for line in axes.lines if line.get_color() == "tab:orange")
     assert float(np.asarray(drawn.get_ydata())[0]) == (heights[-1] if direction == "maximize" else heights[0])
     assert math.isfinite(best)
@@ -236,7 +236,7 @@ def test_a_picture_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     def raise_error(*arguments: Any, **settings: Any) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(plots.charts, "draw_slices", raise_error)
+    monkeypatch.setattr(charts, "draw_slices", raise_error)
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "slice.png").write_text("of an earlier report")
     report.report(tmp_path, fill_study(tmp_path, 9))
