@@ -16,7 +16,7 @@ from research.report.page import embed_figure, embed_file, render_page
 from research.report.results import format_number
 from research.report.style import BLUE, GRAY, ORANGE, make_figure, set_value_scale, shorten
 from research.report.target import Curve
-from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, read_json, read_summary, read_text
+from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
 from research.trigger import higher_is_better
 
@@ -31,7 +31,8 @@ def is_run_folder(folder: Path) -> bool:
 
 def build_run_page(folder: Path) -> str:
     """Return the page of a run."""
-    summary, curves = read_summary(folder) or Summary("RUNNING"), read_curves(folder)
+    curves = read_curves(folder)
+    summary = read_summary(folder) or describe_unfinished(folder, curves)
     environment = read_json(folder / "env.json")
     overrides = [line for line in str(environment.get("overrides") or read_lines(folder)).split("\n") if line]
     figures = {f"curves of {name}": draw_panel(name, group, summary) for name, group in group_curves(curves, summary).items()}
@@ -53,6 +54,14 @@ def build_run_page(folder: Path) -> str:
     ]
     blocks += [Heading("Environment"), Table(("", ""), list_environment(environment))]
     return render_page(f"{folder.name} {summary.monitor} {summary.status}", blocks, pictures)
+
+
+def describe_unfinished(folder: Path, curves: Mapping[str, Curve]) -> Summary:
+    """Return what is known of a run without a summary: it is under way, or was killed, or its summary is damaged."""
+    steps = max((step for curve in curves.values() for step in curve), default=0)
+    status = "RUNNING" if is_locked(folder) else "INTERRUPTED"
+    monitor = load_config(folder)[0].get("monitor")
+    return Summary(status, monitor=monitor if isinstance(monitor, str) else "", steps=steps)
 
 
 def read_lines(folder: Path) -> str:

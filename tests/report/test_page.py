@@ -16,7 +16,7 @@ from research.report import __main__ as command
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import escape, render_block, render_page, render_table
 from research.report.run_page import MAX_POINTS, build_run_page, group_curves, list_facts, thin_out
-from research.run_dir import Summary, write_json
+from research.run_dir import Summary, lock, write_json
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'a' ü 漢字 \x1b[31m \u202e \udcff\nline {braces}"
 VOID = {"meta", "link", "img", "br"}
@@ -135,17 +135,28 @@ def test_nothing_of_a_run_can_change_its_page(tmp_path: Path) -> None:
     assert any("<script>alert(1)</script> & \"quotes\" 'a' ü 漢字" in cell for cell in page.texts["td"])
 
 
-@pytest.mark.parametrize("lost", ["summary.json", "env.json", "overrides.txt", "metrics.jsonl", "config.yaml"])
-@pytest.mark.parametrize("damage", ["gone", "broken"])
-def test_a_run_that_lacks_a_file_has_a_page(lost: str, damage: str, tmp_path: Path) -> None:
+FILES = ("summary.json", "env.json", "overrides.txt", "metrics.jsonl", "config.yaml")
+
+
+@pytest.mark.parametrize("lost", [*FILES, "broken"])
+def test_a_run_that_lacks_a_file_has_a_page(lost: str, tmp_path: Path) -> None:
+    """Or whose files are all damaged."""
     folder = make_run(tmp_path / "run")
-    if damage == "gone":
+    for file in FILES if lost == "broken" else []:
+        (folder / file).write_text('{"version": [')
+    if lost != "broken":
         (folder / lost).unlink()
-    else:
-        (folder / lost).write_text('{"version": [')
     page = check(build_run_page(folder))
     assert page.tags["h1"] == 1
-    assert ("It has logged no metrics." in page.texts["p"]) == (lost == "metrics.jsonl")
+    assert ("It has logged no metrics." in page.texts["p"]) == (lost in ("metrics.jsonl", "broken"))
+
+
+def test_a_run_without_a_summary_is_under_way_or_was_interrupted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "summary.json").unlink()
+    assert check(build_run_page(folder)).texts["p"][0] == "Interrupted after 400 steps."
+    with lock(folder):
+        assert check(build_run_page(folder)).texts["p"][0] == "Running after 400 steps."
 
 
 def test_a_page_stays_below_a_megabyte(tmp_path: Path) -> None:
