@@ -28,7 +28,7 @@ from research.preflight.overrides import (
     quote_word,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
+from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume, resolve_settings
 from research.preflight.signature import Signature, read_signature
 from research.ranges import PositiveFloat
 from research.run_dir import SWEPT_ENV_VAR
@@ -70,6 +70,19 @@ class Judgement(NamedTuple):
     mistakes: list[str]
     runs: list[list[Override]]
     sweep_lines: dict[str, str]  # key -> the whole sweep over it, as it was typed
+
+
+def find_defaults(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the options that overrides choose, presets included, and the settings of a run with these alone, by dotted keys.
+
+    Raise ValueError where they do not compose, as options of one's own in another folder.
+    """
+    chosen = [o for o in parse(overrides)[0] if chooses_option(o) and not get_key(o).startswith("hydra")]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [str(o.input_line) for o in chosen], resolve_settings(RequestedConfig.from_overrides(chosen, {}))
+    except HydraException as error:
+        raise ValueError(str(error)) from error
 
 
 def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:

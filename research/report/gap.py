@@ -167,8 +167,8 @@ def describe_budget(arms: Sequence[Arm]) -> str:
     return f"Tuning was not equal: {'; '.join(f'{name} had {budget}' for name, budget in budgets.items())}.{note}"
 
 
-def draw(arms: Sequence[Arm], folder: Path) -> None:
-    """Write gap.png: each metric by size, with the 95 % t interval of each network."""
+def plot(arms: Sequence[Arm]) -> Figure:
+    """Return each metric by size, with the 95 % t interval of each network."""
     metrics, sizes = list_common_metrics(arms), sorted({arm.size for arm in arms})
     figure = Figure(figsize=(4.5 * len(metrics), 3.2), layout="constrained")
     labels = ["\n".join(f"{key.removeprefix('model.')} {value}" for key, value in size) for size in sizes]
@@ -181,5 +181,11 @@ def draw(arms: Sequence[Arm], folder: Path) -> None:
         axis.set_xticks(range(len(sizes)), labels)
         axis.grid(alpha=0.3)
         axis.legend()
+    return figure
+
+
+def draw(arms: Sequence[Arm], folder: Path) -> None:
+    """Write gap.png."""
+    figure = plot(arms)
     with replace_file(folder / "gap.png") as draft:
         figure.savefig(draft, dpi=120, format="png")

@@ -7,20 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
-from optuna.study import Study
 from optuna.trial import TrialState
 from program import TINY, make_environment, read_summaries, train
-from reporting import fill_study, make_lucky_study, make_study, make_trial, read_contents, read_table
+from reporting import fill_study, make_lucky_study, make_study, make_trial, read_contents, read_table, store_study
 
 from research.report import report
 from research.report.__main__ import main
 from research.report.study import read_study
 from research.tracking import mlflow_store
-from research.tracking.optuna_storage import get_storage
 from research.tracking.study_spec import parse_study_spec
 
 
@@ -65,10 +62,6 @@ def run_report(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def read_run_id(folder: Path) -> str:
     return (folder / "mlflow_run_id").read_text()
-
-
-def store_study(study: Study, url: str) -> None:
-    optuna.copy_study(from_study_name="sweep_x", from_storage=study._storage, to_storage=get_storage(url))
 
 
 def test_a_grid_leaves_its_report(sweep_root: Path) -> None:
