@@ -92,6 +92,6 @@ faults: setup
 picture: setup
 	@$(BIN)/python docs/record_terminal.py $(ARGS)
 
+# MLflow's pages of all runs, until Ctrl-C. ARGS="--port 5001" takes another port.
 ui: setup
-	@mkdir -p outputs
-	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "sqlite:///$(CURDIR)/outputs/mlflow.db"
+	@$(BIN)/python -m research.tracking.ui $(ARGS)

@@ -186,7 +186,7 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
     assert stored.info.status == FAILED
     assert stored.data.params == {"lr": "0.1", "model.dim": "3"}
     assert stored.data.tags["error"] == "ValueError: too bad"
-    assert stored.data.metrics["best/val/acc"] == 0.5
+    assert stored.data.metrics["best.val_acc"] == 0.5
     assert stored.data.tags["data.digest"] == modular(p=5).digest
     assert {a.path for a in client.list_artifacts(str(tracker.run_id))} >= {
         "config.yaml",
