@@ -10,7 +10,8 @@ from research.pbt.evolve import Member, rank_members
 from research.pbt.plan import Plan
 from research.report.results import render_csv
 from research.run_dir import replace_file, replace_text
-from research.tracking import fields, mlflow_store
+from research.sweep.plan import format_row
+from research.tracking import fields, links, mlflow_store
 
 log = logging.getLogger(__name__)
 COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder", "error")
@@ -136,6 +137,9 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
     files = [(plan.folder / name, None) for name in REPORT_FILES]
     try:
         with mlflow_store.connect_briefly(find_own_uri(plan)) as client:
-            mlflow_store.conclude(client, mlflow_store.read_run_id(client, plan.folder), files, metrics, tags, status)
+            parent = mlflow_store.read_run_id(client, plan.folder)
+            mlflow_store.conclude(client, parent, files, metrics, tags, status)
+            link = links.find_sweep_link(client, parent, find_own_uri(plan), plan.monitor)
+            print(format_row("MLflow", link), flush=True)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)

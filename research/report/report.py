@@ -16,7 +16,7 @@ from research.report.preset import build_preset, build_solution, dump_yaml
 from research.report.results import Sweep, to_csv
 from research.report.study import load_study, read_study
 from research.run_dir import RUN_ID_PATTERN, check_links, expand_path, replace_text
-from research.tracking import fields, mlflow_store
+from research.tracking import fields, links, mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
 from research.tracking.storage import resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
@@ -38,7 +38,9 @@ def report(folder: Path, study: Study, plots: bool = True, uri: str | None = Non
     try:
         uri = mlflow_store.find_store_uri(folder, uri)
         with mlflow_store.connect_briefly(uri) as client:
-            publish(sweep, client, mlflow_store.read_run_id(client, folder), files)
+            parent = mlflow_store.read_run_id(client, folder)
+            publish(sweep, client, parent, files)
+            print(f"{'MLflow':<16} {links.find_sweep_link(client, parent, uri, sweep.objectives[0])}", flush=True)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         where = f" at {uri}" if uri else ""
         print_message(f"warning: MLflow{where} did not take the report ({first_line(error)}); it is in {folder}")
@@ -96,6 +98,8 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
     tags = {f"best.{key}": text for row in sweep.best[:1] for key, text in row.params.items()}
     tags |= {"best_trial": str(sweep.best[0].number)} if sweep.best else {}
     status = "KILLED" if states["RUNNING"] else "FAILED" if states["FAIL"] > sweep.spec.max_failures else "FINISHED"
+    for path in (path for path, _ in files if path.name == "results.md"):
+        tags[fields.NOTE_TAG] = path.read_text().partition("## Pictures")[0]  # as the description, which shows no pictures
     mlflow_store.conclude(client, parent, files, metrics, tags, status)
 
 

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,16 @@ PLUMBING = (
     "_convert_",
     "_recursive_",
 )  # how a setting is built
+
+SYSTEM = "system/"  # MLflow has a page of its own for metrics with this prefix
+
+
+def rename_metric(metric: str) -> str:
+    """Return a metric's name in MLflow, whose charts stand in the order of their names: losses and accuracies come first.
+
+    Speed moves to the page of the system, and what has no slash stands below the rest.
+    """
+    return "grad_norm" if metric == "grad/norm" else re.sub("^perf/", SYSTEM, metric)
 
 
 def make_tags(run: RunConfig, trial: int | None, parent: str | None) -> dict[str, str]:
@@ -58,16 +69,17 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def select_params(settings: Mapping[str, Any], requested: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings that say something, those that the command line named first.
+    """Return the settings that say something, first those that the command line named.
 
-    Left out are null, how a setting is built, and what a top-level setting says already: `optim.lr` where it equals `lr`.
+    Of the others these are left out: null, how something is built, and what a top-level setting says already, as `optim.lr`
+    where it equals `lr`.
     """
     top = {key: value for key, value in settings.items() if "." not in key}
     kept = dict[str, Any]()
     for key, value in settings.items():
         last = key.rpartition(".")[2]
         is_copy = "." in key and last in top and top[last] == value
-        if not (value is None or last in PLUMBING or is_copy):
+        if key in requested or not (value is None or last in PLUMBING or is_copy):
             kept[key] = value
     return dict(sorted(kept.items(), key=lambda item: item[0] not in requested))
 
@@ -83,7 +95,7 @@ def collect_results(summary: Mapping[str, Any]) -> dict[str, float]:
     They are logged at step 0, where MLflow draws bars to compare runs by.
     """
     results = {format_best(key): float(value) for key, value in summary.get("best", {}).items() if value is not None}
-    return results | {f"system/{key}": float(summary[key]) for key in ("wall_s", "peak_rss_mb") if key in summary}
+    return results | {f"{SYSTEM}{key}": float(summary[key]) for key in ("wall_s", "peak_rss_mb") if key in summary}
 
 
 def describe_data(name: str, data: Any) -> Any:

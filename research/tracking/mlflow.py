@@ -31,7 +31,6 @@ BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), s
 SIGNAL_TIMEOUT = 3.0  # seconds without an answer of the store, after which a run that a signal has ended ends without it
 UNSENT_FILE = ".mlflow_unsent"  # in a run folder: the store lacks a part of the run
 MAX_PARAMS = 100  # in one call, MLflow's limit
-SPEED, SYSTEM = "perf/", "system/"  # what MLflow has a page of its own for is called system/ there
 Point = tuple[str, float, int, int]  # metric, value, ms since 1970, step
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
 
@@ -133,8 +132,7 @@ class MLflow(Jsonl):
 
     def _queue(self, step: int, metrics: Mapping[str, float]) -> None:
         timestamp = int(time.time() * 1000)
-        names = {key: SYSTEM + key.removeprefix(SPEED) if key.startswith(SPEED) else key for key in metrics}
-        self.points.extend((names[key], value, timestamp, step) for key, value in metrics.items())
+        self.points.extend((fields.rename_metric(key), value, timestamp, step) for key, value in metrics.items())
 
     # What follows runs in the thread. `_open`, `_log_points` and `_close` may be repeated.
 
@@ -185,6 +183,7 @@ class MLflow(Jsonl):
         from mlflow.entities import Param
 
         stored, settings = self.client.get_run(run_id).data.params, fields.flatten_config(self.run.config)
+        settings = {key: text for key, text in self.run.swept_values.items() if key not in settings} | settings
         texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in settings.items()}
         requested = dict(override.lstrip("+").partition("=")[::2] for override in self.run.overrides)
         new = [Param(key, texts[key]) for key in fields.select_params(settings, requested) if key not in stored]
@@ -213,6 +212,8 @@ class MLflow(Jsonl):
                 tags |= {"mlflow.user": fields.get_user()}
                 created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(keys)}", tags=tags)
                 replace_text(id_file, created.info.run_id)
+                view = links.build_view(created.info.run_id, keys, str(self.run.config.get("monitor", "")))
+                self.client.set_experiment_tag(experiment_id, links.VIEW_TAG + created.info.run_id, view)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))
         run_id = id_file.read_text(errors="replace")
@@ -230,7 +231,7 @@ class MLflow(Jsonl):
         metrics, differing = [], []
         for key, value, timestamp, step in points:
             stored_value = self.stored_points.get((key, step))
-            if stored_value is None or not (key.startswith(SYSTEM) or stored_value == value):
+            if stored_value is None or not (key.startswith(fields.SYSTEM) or stored_value == value):
                 metrics.append(Metric(key, value, timestamp, step))
                 if stored_value is not None and step <= self.first_step:
                     differing.append(f"{key} at step {step} is {stored_value} there, {value} in {self.path}")
