@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 import os
+import textwrap
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -43,6 +44,8 @@ from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
 
 Task = tuple[Dataset[Any], Loss, dict[str, Metric]]
+NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
+MAX_NAME_LENGTH = 100
 log = logging.getLogger(__name__)
 
 
@@ -234,8 +237,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: values[key] for key in os.environ.get(SWEPT_ENV_VAR, "").split(",") if key in values}
     is_multirun = hydra.mode == RunMode.MULTIRUN
-    linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
-    name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
+    name = " ".join(f"{k}={v}" for k, v in swept.items()) or build_name(choices, values, cfg.seed)
     config = redact(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
     in_sweep, has_checkpoints = TRIAL_ENV_VAR in os.environ, bool(run_dir.list_checkpoints(folder))
@@ -267,6 +269,15 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
         resume=resume,
         resumed=continues or (is_own and not cfg.resume.weights_only),
     )
+
+
+def build_name(choices: dict[str, str], values: dict[str, str], seed: int) -> str:
+    """Return a run's name: model, optimizer and seed, then what else this command line has set that the result depends on."""
+    words = [choices["model"], choices["optim"], f"seed={seed}"]
+    for key, value in values.items():
+        if key not in NAMED_KEYS and key.split(".")[0] not in run_dir.OUTER_KEYS:
+            words.append(f"{key}={value}")
+    return textwrap.shorten(" ".join(words), MAX_NAME_LENGTH, placeholder=" ...")
 
 
 def describe_newest_run(folder: Path, settings: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from research.report.study import load_study, read_study
 from research.report.sweep_page import build_sweep_page
 from research.report.target import find_target
 from research.run_dir import RUN_ID_PATTERN, check_links, expand_path, replace_text
-from research.tracking import mlflow_store
+from research.tracking import fields, links, mlflow_store
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
 from research.tracking.storage import resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
@@ -45,7 +45,9 @@ def report(folder: Path, study: Study, plots: bool = True, uri: str | None = Non
     try:
         uri = mlflow_store.find_store_uri(folder, uri)
         with mlflow_store.connect_briefly(uri) as client:
-            publish(sweep, client, mlflow_store.read_run_id(client, folder), files)
+            parent = mlflow_store.read_run_id(client, folder)
+            publish(sweep, client, parent, files)
+            print(f"{'MLflow':<16} {links.find_sweep_link(client, parent, uri, sweep.objectives[0])}", flush=True)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         where = f" at {uri}" if uri else ""
         print_message(f"warning: MLflow{where} did not take the report ({first_line(error)}); it is in {folder}")
@@ -100,10 +102,12 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
         best_so_far = accumulate((row.values[index] for row in rows), better)
         history = {row.number: value for row, value in zip(rows, best_so_far, strict=True)}
         metrics["best_value" if len(sweep.directions) == 1 else f"best_value/{name}"] = history
-        metrics[f"best/{name}"] = {0: better(sweep.compute_mean(row)[index] for row in rows)}
+        metrics[fields.format_best(name)] = {0: better(sweep.compute_mean(row)[index] for row in rows)}
     tags = {f"best.{key}": text for row in sweep.best[:1] for key, text in row.params.items()}
     tags |= {"best_trial": str(sweep.best[0].number)} if sweep.best else {}
     status = "KILLED" if states["RUNNING"] else "FAILED" if states["FAIL"] > sweep.spec.max_failures else "FINISHED"
+    for path in (path for path, _ in files if path.name == "results.md"):
+        tags[fields.NOTE_TAG] = path.read_text().partition("## Pictures")[0]  # as the description, which shows no pictures
     mlflow_store.conclude(client, parent, files, metrics, tags, status)
 
 
@@ -163,8 +167,8 @@ def find_sweep_folder(run_id: str) -> Path:
             tags = client.get_run(run_id).data.tags
     except Exception as error:  # stores raise errors of many kinds
         raise ValueError(f"MLflow at {redact(uri)} has no such run ({first_line(error)}); {SWEEP_HINT}") from error
-    if "folder" not in tags or mlflow_store.SOURCE_TAG in tags:
-        parent = tags.get(mlflow_store.PARENT_TAG, "none")
+    if "folder" not in tags or fields.SOURCE_TAG in tags:
+        parent = tags.get(fields.PARENT_TAG, "none")
         raise ValueError(f"this run in MLflow is no sweep but a run of the sweep {parent}; {SWEEP_HINT}")
     folder, host = Path(tags["folder"]), tags.get("host", "an unknown host")
     if not folder.is_dir():

@@ -99,7 +99,7 @@ def test_the_parent_run_has_the_report(sweep_root: Path) -> None:
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "plots")} >= {"plots/history.png"}
     values = [float(row["val/acc"]) for row in read_table(folder)]
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["best/val/acc"] == max(values)
+    assert parent.data.metrics["best.val_acc"] == max(values)
     assert parent.data.metrics["trials/complete"] == 2
     history = client.get_metric_history(parent.info.run_id, "best_value")
     assert [(point.step, point.value) for point in history] == [(0, values[0]), (1, max(values))]
@@ -217,7 +217,7 @@ def test_mlflow_has_the_best_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_store, "conclude", lambda *arguments: logged.extend(arguments))
     report.publish(read_study(Path("nowhere"), make_lucky_study()), None, "", [])
     _, _, _, metrics, tags, status = logged
-    assert metrics["best/value"] == {0: pytest.approx(0.81)}
+    assert metrics["best.value"] == {0: pytest.approx(0.81)}
     assert metrics["best_value"][11] == 0.95, "the history is of single trials"
     assert (tags["best_trial"], tags["best.seed"], status) == ("6", "0", "FINISHED")
 
