@@ -39,7 +39,8 @@ def make_source(shape: Images | Vectors, linear: type[nn.Linear] = BitLinear) ->
     run = TrainedRun(
         Path("run"), Path("run"), OmegaConf.create({"data": {"_target_": "none"}}), model.eval().requires_grad_(False)
     )
-    run.data = MemoryDataset(shape, *[Split(inputs, targets)] * 2, "", "", "sample")
+    split = Split(inputs, targets)
+    run.data = MemoryDataset(shape, split, split, "", "", "sample")
     return layout.build_source(run)
 
 
