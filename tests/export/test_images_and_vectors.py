@@ -16,11 +16,11 @@ from research.models.vision import Vision
 from research.nn.bitlinear import BitLinear
 
 CLASSES, PIXELS = Images(3, 8, 12, 5), Images(1, 8, 8, 3, per_pixel=True)
+ONNX = [pytest.mark.slow, pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no onnxruntime")]
 FORMATS = [
-    pytest.param("torch", marks=pytest.mark.slow),
-    pytest.param(
-        "onnx", marks=[pytest.mark.slow, pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no onnxruntime")]
-    ),
+    pytest.param("torch", PIXELS, marks=pytest.mark.slow),
+    pytest.param("onnx", CLASSES, marks=ONNX),
+    pytest.param("onnx", Vectors(7, 4), marks=ONNX),
 ]
 
 
@@ -44,8 +44,7 @@ def make_source(shape: Images | Vectors, linear: type[nn.Linear] = BitLinear) ->
     return layout.build_source(run)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("shape", [CLASSES, PIXELS, Vectors(7, 4)], ids=["classes", "pixels", "vectors"])
+@pytest.mark.parametrize(("kind", "shape"), FORMATS)
 def test_images_and_vectors_are_exported(kind: str, shape: Images | Vectors, tmp_path: Path) -> None:
     source = make_source(shape)
     (tmp_path / "out").mkdir()
