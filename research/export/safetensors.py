@@ -31,6 +31,7 @@ LAYOUT = (
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.safetensors; its metadata holds the sizes, the settings of the quantizer and the layout."""
+    source.require_tokens("safetensors")
     tensors: dict[str, Tensor] = dict(source.model.named_parameters())  # each once: a tied head is the embedding
     for name, (codes, scale) in source.compute_codes().items():
         del tensors[f"{name}.weight"]

@@ -83,10 +83,10 @@ class Vision(nn.Module):
         """Return the numbers of each patch, row after row."""
         size = self.patch_size
         patches = images.unflatten(2, (self.rows, size)).unflatten(4, (self.columns, size))
-        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # type: ignore[no-any-return]
 
     def join_patches(self, patches: Float[Tensor, "batch patches numbers"]) -> Float[Tensor, "batch classes height width"]:
         """Return the images that `cut_patches` cuts so."""
         size = self.patch_size
         grid = patches.unflatten(2, (-1, size, size)).unflatten(1, (self.rows, self.columns))
-        return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # type: ignore[no-any-return]

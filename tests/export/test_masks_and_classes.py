@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ TRACED = [
     ),
     pytest.param("torch", marks=pytest.mark.slow),
 ]
-SIZES = {"dim": 64, "heads": 2, "kv_heads": 1, "ffn_dim": 64}  # llama.cpp needs heads of 32
+SIZES: dict[str, Any] = {"dim": 64, "heads": 2, "kv_heads": 1, "ffn_dim": 64}  # llama.cpp needs heads of 32
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "hf", pytest.param("gguf", marks=needs_llama)])

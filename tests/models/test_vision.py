@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from research.callbacks.ternary import Ternary
-from research.data.spec import Images, MemoryDataset, Split
+from research.data.spec import Images, MemoryDataset, Split, Tokens, Vectors, restore_shape
 from research.losses import classification
 from research.models.vision import Vision
 from research.nn.bitlinear import BitLinear, bitlinear_layers
@@ -107,6 +107,15 @@ def test_a_ternary_model_learns_and_is_measured() -> None:
     metrics = trainer.fit(state).progress.metrics
     assert metrics["val/loss"] < 0.2
     assert "ternary/zero/blocks.0.attention.q_proj" in metrics
+
+
+@pytest.mark.parametrize("shape", [Images(3, 8, 12, 4, True), Vectors(3, 1), Tokens(5, 4, 0, 2)], ids=str)
+def test_a_shape_is_read_back_from_a_summary(shape: Images | Vectors | Tokens) -> None:
+    restored = restore_shape(shape._asdict())
+    assert type(restored) is type(shape)
+    assert restored == shape
+    with pytest.raises(ValueError, match="is no shape of data"):
+        restore_shape({"sides": 3})
 
 
 def test_what_does_not_fit_is_refused() -> None:
