@@ -213,7 +213,8 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
             continue
         yield check_numbers(requested, partial(check_trigger, key, triggers[key], eval_train), "trainer.steps")
     if len(triggers) == 2:
-        yield check_trigger_order(*triggers.values(), directions=read_directions(requested.cfg))
+        start, stop = triggers.values()
+        yield check_trigger_order(start, stop, read_directions(requested.cfg))
 
 
 def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
