@@ -233,7 +233,7 @@ def select_parts(
     splits = {name: Split(x[part], y[part]) for name, part in parts.items() if len(part)}
     digest = sha256()
     for name, split in splits.items():
-        for part in (name.encode(), memoryview(split.inputs.numpy()).cast("B"), memoryview(split.targets.numpy()).cast("B")):
+        for part in (name.encode(), split.inputs.numpy().data.cast("B"), split.targets.numpy().data.cast("B")):
             digest.update(part)
     test = splits.get("test")
     return MemoryDataset(shape, splits["train"], splits["val"], digest.hexdigest(), unit="sample", test=test, **facts)
