@@ -148,9 +148,14 @@ def describe_treatments(image: Image.Image) -> list[str]:
         "turned as EXIF says": image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1),
         "converted from CMYK": image.mode == "CMYK",
         "reduced from 16 bits": image.mode.startswith("I;16"),
-        "transparent, laid on white": image.has_transparency_data,
+        "transparent, laid on white": image.has_transparency_data and has_transparent_pixels(image),
     }
     return [kind for kind, applies in kinds.items() if applies]
+
+
+def has_transparent_pixels(image: Image.Image) -> bool:
+    """Return whether a picture that may be transparent is so anywhere."""
+    return min(image.convert("RGBA").getchannel("A").tobytes()) < 255
 
 
 def flatten_colours(image: Image.Image, where: Path) -> Image.Image:

@@ -241,7 +241,8 @@ def select_parts(
     splits = {name: Split(x[part], y[part]) for name, part in parts.items() if len(part)}
     digest = sha256()
     for name, split in splits.items():
-        digest.update(name.encode() + split.inputs.numpy().tobytes() + split.targets.numpy().tobytes())
+        for part in (name.encode(), split.inputs.numpy().data.cast("B"), split.targets.numpy().data.cast("B")):
+            digest.update(part)
     test = splits.get("test")
     return MemoryDataset(shape, splits["train"], splits["val"], digest.hexdigest(), unit="sample", test=test, **facts)
 

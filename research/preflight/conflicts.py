@@ -138,10 +138,10 @@ def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
     """What the target of a table is decides its loss and metrics: each kind has a data set."""
     data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
     own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
-    others = [option for option in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", option)]
-    if own and own[1] != kind and others:
+    if own and own[1] != kind:
+        options = [o for o in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", o)]
         message = f"data.kind={kind} has another loss and other metrics than data={data}"
-        yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={option}' for option in others)}")
+        yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={o}' for o in options)}") if options else None
 
 
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:

@@ -213,6 +213,12 @@ TREATED: dict[str, tuple[Make, dict[str, Any], str, int]] = {
         "1 transparent, laid on white",
         11,
     ),
+    "an opaque image that could be transparent": (
+        lambda root: make_image(7, mode="RGBA").save(root / "cat/a.png"),
+        {},
+        "",
+        11,
+    ),
     "a grey image among colours": (lambda root: make_image(7, mode="L").save(root / "cat/a.png"), {}, "", 11),
     "colours where grey is asked": (lambda root: None, {"channels": 1}, "", 10),
     "a class of one image": (
