@@ -124,7 +124,12 @@ def prepare_streams(
         if streams := read_streams(folder):
             return streams
         draft = root / f".{key}" / "draft"
-        write_streams(draft, read(), shares, tokenizer)
+        corpora = read()
+        try:
+            write_streams(draft, corpora, shares, tokenizer)
+        except OSError as error:  # a full disk, as it is for most
+            fix = "make room there and start again: it goes on where it came to"
+            raise ValueError(f"data: the tokens cannot be written to {draft}: {error.strerror}\n{fix}") from error
         if folder.exists():  # another size than it had
             shutil.rmtree(folder)
         draft.rename(folder)

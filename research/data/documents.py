@@ -79,10 +79,11 @@ def describe_error(error: OSError, file: Path) -> Defect:
 
 def iter_text(file: Path, encoding: str) -> Iterator[bytes]:
     """Yield a text file in pieces of UTF-8. Raise DefectError where it cannot be read, or holds NUL bytes."""
-    decoder, position, is_first = codecs.getincrementaldecoder(encoding)(), 0, True
+    decoder, position, kept, is_first = codecs.getincrementaldecoder(encoding)(), 0, 0, True
     try:
         with file.open("rb") as stream:
             for piece in chain(iter_lines(stream), [b""]):
+                kept = len(decoder.getstate()[0])  # of the piece before: the start of a letter
                 text = decoder.decode(piece, final=not piece)
                 if "\0" in text:
                     raise DefectError(Defect("with NUL bytes, so no text", str(file)))
@@ -90,7 +91,7 @@ def iter_text(file: Path, encoding: str) -> Iterator[bytes]:
                 yield (text.removeprefix("\ufeff") if is_first else text).encode()
                 is_first = False
     except UnicodeError as error:  # utf-16 without its mark is no UnicodeDecodeError
-        position += error.start if isinstance(error, UnicodeDecodeError) else 0
+        position += error.start - kept if isinstance(error, UnicodeDecodeError) else 0
         raise DefectError(Defect(f"not {encoding_name(encoding)}", f"{file} (byte {position})")) from None
     except OSError as error:
         raise DefectError(describe_error(error, file)) from None
