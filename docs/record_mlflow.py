@@ -21,9 +21,9 @@ from urllib.request import urlopen
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = ["experiment=fastest", "eval_every=5"]
-SWEEP = ["experiment=fastest", "eval_every=5", "steps=100", "-m", "lr=1e-3,2e-3,5e-3", "optim=orthograd,adamw"]
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,960")
+RUN = ["data=digits", "model=bitmlp"]
+SWEEP = [*RUN, "-m", "lr=1e-3,3e-3,1e-2", "optim=adamw,muon"]
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,1000")
 # MLflow opens a pane of its assistant on the first visit: here it stays shut, as after a click.
 SCRIPT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 CURVES = ".js-plotly-plot .scatterlayer .trace, .js-plotly-plot .barlayer .trace, .js-plotly-plot .parcoords"

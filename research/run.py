@@ -237,7 +237,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: values[key] for key in os.environ.get(SWEPT_ENV_VAR, "").split(",") if key in values}
     is_multirun = hydra.mode == RunMode.MULTIRUN
-    name = " ".join(f"{k}={v}" for k, v in swept.items()) or build_name(choices, values, cfg.seed)
+    name = " ".join(f"{k}={v}" for k, v in swept.items()) or build_name(choices, values, cfg)
     config = redact(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
     in_sweep, has_checkpoints = TRIAL_ENV_VAR in os.environ, bool(run_dir.list_checkpoints(folder))
@@ -271,11 +271,12 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     )
 
 
-def build_name(choices: dict[str, str], values: dict[str, str], seed: int) -> str:
+def build_name(choices: dict[str, str], values: dict[str, str], cfg: DictConfig) -> str:
     """Return a run's name: model, optimizer and seed, then what else this command line has set that the result depends on."""
-    words = [choices["model"], choices["optim"], f"seed={seed}"]
+    words = [choices["model"], choices["optim"], f"seed={cfg.seed}"]
     for key, value in values.items():
-        if key not in NAMED_KEYS and key.split(".")[0] not in run_dir.OUTER_KEYS:
+        is_told = key in NAMED_KEYS or (key, value) == ("data", cfg.name)  # the study has the name of its data
+        if not is_told and key.split(".")[0] not in run_dir.OUTER_KEYS:
             words.append(f"{key}={value}")
     return textwrap.shorten(" ".join(words), MAX_NAME_LENGTH, placeholder=" ...")
 
