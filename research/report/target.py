@@ -40,9 +40,10 @@ def load_curve(folder: Path, metric: str) -> Curve:
 
 
 def find_target(sweep: Sweep) -> Target | None:
-    """Return the target of the first run that has one, and how fast the trials were; None where runs go to their last step."""
-    values = (read_target(folder) for row in sweep.rows[:1] for folder in row.runs)
-    value = next((value for value in values if value is not None), None)
+    """Return the target of the first run, and how fast the trials were; None where runs go to their last step."""
+    folders = (folder for row in sweep.rows for folder in row.runs if (folder / "config.yaml").exists())
+    first = next(folders, None)
+    value = read_target(first) if first else None
     if value is None or not sweep.monitor:
         return None
     steps = {row.number: count_steps(row, sweep.monitor, value) for row in sweep.rows}
