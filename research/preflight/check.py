@@ -30,6 +30,7 @@ from research.preflight.overrides import (
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
 from research.preflight.signature import Signature, read_signature
+from research.preflight.words import Repair, repair, split_flags
 from research.ranges import Monitor
 from research.run_dir import SWEPT_ENV_VAR
 
@@ -85,18 +86,23 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         return [format_mistake(f"--config-dir {folder}", f"there is no folder {folder.absolute()}") for folder in missing], []
     set_folders(folders)
     choose_run.cache_clear()
-    has_flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
-    words = [w for w in arguments if not w.startswith("-") and (not has_flags or "=" in w or w.startswith("~"))]
-    line, more = CommandLine(tuple(words), multirun), list[str]()
+    items = list(repair(split_flags(arguments)[1]))
+    repairs, more = [item for item in items if isinstance(item, Repair)], list[str]()
+    words = [expand_argument(item.word) if isinstance(item, Repair) else item for item in items]
+    line = CommandLine(tuple(filter(None, words)), multirun)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         judgement = judge(line)
         if multirun:
             os.environ[SWEPT_ENV_VAR] = ",".join(judgement.sweep_lines)
-        mistakes = Adviser(line, judgement.mistakes, lambda line: judge(line).mistakes).check() if judgement.mistakes else []
-        if not mistakes:
+        mistakes = [*(item.describe() for item in repairs if not item.word), *judgement.mistakes]
+        mistakes = Adviser(line, mistakes, lambda line: judge(line).mistakes).check() if mistakes else []
+        if not mistakes and not repairs:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
-    return [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes], more
+    mistakes = [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes]
+    for item in (item for item in repairs if item.word):
+        mistakes = item.join(mistakes)
+    return mistakes, more
 
 
 def judge(line: CommandLine) -> Judgement:

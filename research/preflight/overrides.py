@@ -24,7 +24,9 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
-from research.preflight.help import list_groups
+from research.preflight.habits import squash
+from research.preflight.help import list_groups, read_defaults
+from research.preflight.spelling import respell
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice
@@ -53,8 +55,13 @@ def suggest(word: str, names: list[str]) -> list[str]:
     for name in names:
         slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
         similarity = SequenceMatcher(None, word, name).ratio()
-        is_near = slip <= 1 < max(len(word), len(name))
-        ranks = (is_near, tail_slip == 0, slip == 2 or tail_slip == 1 < len(tail), similarity > 0.7)
+        is_near = slip <= 1 < max(len(word), len(name)) or squash(word) == squash(name)
+        ranks = (
+            is_near,
+            squash(tail) == squash(name.rpartition(".")[2]),
+            slip == 2 or tail_slip == 1 < len(tail),
+            similarity > 0.7,
+        )
         if True in ranks:
             ranked.append((ranks.index(True), -similarity, name))
     return [name for rank, _, name in sorted(ranked)[:3] if rank <= max(1, min(ranked)[0])]
@@ -172,6 +179,8 @@ def check_values(override: Override) -> str:
         return format_mistake(line, known or "nothing is between start and stop")
     if options is None or override.is_delete():
         return ""
+    if (override.is_add() or override.is_force_add()) and group in read_defaults():
+        return format_mistake(line, f"'{group}' is chosen already", f"leave out the +: {quote_word(line.lstrip('+'))}")
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
         if name is None:
             near = [*(["none"] if "none" in options else []), f"~{group}"]
@@ -179,7 +188,8 @@ def check_values(override: Override) -> str:
             message = f"a group takes one of its options: {', '.join(options)}"
             return format_mistake(line, message, f"did you mean: {' or '.join(words)} ?")
         if name not in options:
-            near = [f"{group}={option}" for option in suggest(str(name), options)]
+            whole = respell(group, line.partition("=")[2])
+            near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(str(name), options))]
             known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
             return format_mistake(line, known, f"did you mean: {' or '.join(near)} ?" if near else "")
     return ""

@@ -10,11 +10,13 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
+from research.preflight.habits import answer_habit, find_habit, squash
 from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
-from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest
-from research.preflight.renames import EPOCHS, HABITS, describe_rename, find_new_key
+from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest, to_override
+from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
+from research.preflight.spelling import iter_respelt, respell, respell_option
 from research.ranges import describe_mistake, repr_value
 from research.rules import check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
@@ -100,24 +102,29 @@ class RequestedConfig(ComposedConfig):
             hint = self.describe_absence(new) if self.get(new) is MISSING else suggest_keys(line, key, new)
             self.add_mistake(key, describe_rename(key, new), hint, head=line)
             return
-        parent, is_hydra = key.rpartition(".")[0], key.startswith("hydra.")
+        hints = [text] if (text := self.describe_absence(key)) else self.suggest_known(key, line)
+        if not any(hints) and isinstance(around := self.get(parent := key.rpartition(".")[0]), dict) and parent:
+            hints = [f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"]
+        self.add_mistake(key, f"there is no key '{key}'", *hints, head=line)
+
+    def suggest_known(self, key: str, line: str) -> list[str]:
+        """Return what an unknown key may mean: one that ends so, one that others call so, or one that is spelt so."""
+        typed, is_hydra = line.partition("=")[2], key.startswith("hydra.")
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
-        habit, values = HABITS.get(key.rpartition(".")[2], ""), set(line.partition("=")[2].split(","))
-        if habit == EPOCHS:
-            self.add_mistake(key, f"there is no key '{key}': a run is counted in optimizer steps", "give steps=N", head=line)
-            return
-        groups = [group for group, options in list_groups().items() if values <= set(options)]
+        groups = [g for g, options in list_groups().items() if {respell_option(g, v) for v in typed.split(",")} <= set(options)]
         names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
-        hint = self.describe_absence(key)
-        if habit:
-            names = [habit] if habit in groups or self.get(habit) is not MISSING else []
-            hint = hint or ("" if names else self.describe_absence(habit))
-        elif not names and self.may_add(key):
-            names = [f"+{key}"]
-        hint = hint or suggest_keys(line, key, *names)
-        if not hint and parent and isinstance(around := self.get(parent), dict):
-            hint = f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"
-        self.add_mistake(key, f"there is no key '{key}'", hint, head=line)
+        tails = [name for name in names if squash(name.rpartition(".")[2]) == squash(key.rpartition(".")[2])]
+        habits = [] if tails else self.suggest_habit(key, line)
+        return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]
+
+    def suggest_habit(self, key: str, line: str) -> list[str]:
+        """Return what stands for a key of other programs: ours, that of another option, or another way; else nothing."""
+        if not (habit := find_habit(key)):
+            return [answer] if (answer := answer_habit(key, line.partition("=")[2])) else []
+        if habit in list_groups() or habit.startswith("hydra/") or self.get(habit) is not MISSING:
+            return [suggest_keys(line, key, habit)]
+        words = [f"{option} {habit}={quote_word(line).partition('=')[2]}" for option in self.find_options(habit)[1]]
+        return [self.describe_absence(habit), f"did you mean: {' or '.join(words)} ?" if words else ""]
 
     def may_add(self, key: str) -> bool:
         """Return whether a + would add a key: a setting of its node's target, or a part of one that holds any keys."""
@@ -131,8 +138,8 @@ class RequestedConfig(ComposedConfig):
         node, _, name = key.rpartition(".")
         return None if name in self.get_signature(node).names else find_new_key(key, self.get(f"{node}._target_"))
 
-    def describe_absence(self, key: str) -> str:
-        """Return which options of a group have a key that the chosen one lacks; empty where none has it."""
+    def find_options(self, key: str) -> tuple[str, list[str]]:
+        """Return the chosen option of a key's group, and those that have the key where the chosen one lacks it."""
         parent, _, name = key.rpartition(".")
         group = parent.rpartition(".")[2]  # as linear for model.linear
         choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
@@ -143,7 +150,12 @@ class RequestedConfig(ComposedConfig):
             others = [
                 f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)
             ]
-        return f"{choice} has no such setting, unlike {', '.join(others)}" if others and choice not in others else ""
+        return choice, others if choice not in others else []
+
+    def describe_absence(self, key: str) -> str:
+        """Return which options of a group have a key that the chosen one lacks; empty where none has it."""
+        choice, others = self.find_options(key)
+        return f"{choice} has no such setting, unlike {', '.join(others)}" if others else ""
 
     def check_groups(self) -> None:
         """Check that every group with a default is there, and the linear layers of a model."""
@@ -188,9 +200,11 @@ class RequestedConfig(ComposedConfig):
             hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
             if f"{key}._target_" in self.typed_overrides and len(unknown) < 4:  # left over from the target before
                 hint = hint or f"give {' '.join(f'~{key}.{name}' for name in unknown)}"
-            hint = hint or self.describe_absence(f"{key}.{unknown[0]}") or f"it has: {', '.join(names) or 'none'}"
+            hint = hint or self.describe_absence(f"{key}.{unknown[0]}")
+            hints = [hint] if hint else self.suggest_habit(f"{key}.{unknown[0]}", typed[0])
+            hints = hints if any(hints) else [f"it has: {', '.join(names) or 'none'}"]
             head = " ".join(dict.fromkeys(filter(None, typed)))
-            self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", hint, head=head)
+            self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", *hints, head=head)
         self.check_settings(f"{key}.", signature)
 
     def check_target(self, key: str) -> str:
@@ -248,7 +262,10 @@ class RequestedConfig(ComposedConfig):
                     types = " or ".join(map(str, parameter.value_types))
                     self.add_mistake(source, f"{key} takes {types}; this interval has fractions", f"give '{whole}'", head=line)
                 else:
-                    self.add_mistake(source, mistake)
+                    meant = iter_respelt(source, value, parameter.value_types)
+                    fits = [v for v in meant if not describe_mistake(key, v, parameter.value_types)][:1]
+                    words = [quote_word(f"{source}={to_override(v)}") for v in fits]
+                    self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()
                 if not path.exists():
@@ -275,6 +292,7 @@ def read_option(group: str, option: str) -> Signature:
 
 def suggest_keys(line: str, key: str, *names: str) -> str:
     """Return what an override may mean, with its ~ and its value where it sets this very key; empty without a name."""
-    match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=.*)?", line, re.DOTALL)
-    sign, value = match.groups("") if match else ("", "")
-    return f"did you mean: {' or '.join(quote_word(f'{sign}{name}{value}') for name in names)} ?" if names else ""
+    match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=?)(.*)", line, re.DOTALL)
+    sign, equal, value = match.groups() if match else ("", "", "")
+    words = [f"{sign}{name}{equal}{respell(name, value)}" for name in names]
+    return f"did you mean: {' or '.join(map(quote_word, words))} ?" if names else ""
