@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
-from research.preflight.conflicts import FINDERS
+from research.preflight.conflicts import FINDERS, get_repeat_count
 from research.preflight.help import CONF, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
@@ -35,6 +35,7 @@ from research.ranges import Monitor
 from research.run_dir import SWEPT_ENV_VAR
 
 STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with
+PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i")
 MAX_RUNS = 50  # of a sweep that are checked
 
 
@@ -86,10 +87,12 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         return [format_mistake(f"--config-dir {folder}", f"there is no folder {folder.absolute()}") for folder in missing], []
     set_folders(folders)
     choose_run.cache_clear()
-    items = list(repair(split_flags(arguments)[1]))
+    flags, rest = split_flags(arguments)
+    items = list(repair(rest))
     repairs, more = [item for item in items if isinstance(item, Repair)], list[str]()
     words = [expand_argument(item.word) if isinstance(item, Repair) else item for item in items]
-    line = CommandLine(tuple(filter(None, words)), multirun)
+    prints = any(flag.partition("=")[0] in PRINTING_FLAGS for flag in flags)  # also a study without -m
+    line = CommandLine(tuple(filter(None, words)), multirun or (prints and any(word.startswith("sweep=") for word in words)))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         judgement = judge(line)
         if multirun:
@@ -125,6 +128,7 @@ def judge(line: CommandLine) -> Judgement:
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
     mistakes += check_study_settings(overrides) if multirun else []
+    mistakes += check_several_runs(runs[0]) if multirun and not mistakes and not sweep_lines else []
     if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
         mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume=auto"))
     return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
@@ -179,6 +183,19 @@ def check_study_name(runs: list[list[Override]]) -> list[str]:
     names = dict.fromkeys(str(RequestedConfig.from_overrides(run, {}).get("name")) for run in runs)
     message = f"the runs of this sweep belong to several studies: {', '.join(names)}"
     return [format_mistake("-m", message, "give name=comparison, or another one name")] if len(names) > 1 else []
+
+
+def check_several_runs(run: list[Override]) -> list[str]:
+    """Return the mistake of a sweep in which nothing varies; a launcher may start one run elsewhere, a plugin vary it."""
+    requested = RequestedConfig.from_overrides(run, {})
+    settings = ("custom_search_space", "study_name", "dry_run")
+    if requested.get_choice("hydra/launcher") != "basic" or get_repeat_count(requested.get("hydra.sweeper.repeats")) > 1:
+        return []
+    if not str(requested.get("hydra.sweeper._target_")).endswith(".StudySweeper") or any(
+        requested.get(f"hydra.sweeper.{name}") not in (MISSING, None, False) for name in settings
+    ):
+        return []
+    return [format_mistake("-m", "a sweep needs a key with several values", "leave out -m or give several, as lr=1e-3,3e-4")]
 
 
 def check_study_settings(overrides: list[Override]) -> list[str]:

@@ -55,7 +55,7 @@ def suggest(word: str, names: list[str]) -> list[str]:
     for name in names:
         slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
         similarity = SequenceMatcher(None, word, name).ratio()
-        is_near = slip <= 1 < max(len(word), len(name)) or squash(word) == squash(name)
+        is_near = slip <= 1 < min(len(word) + slip, len(name)) or squash(word) == squash(name)
         ranks = (
             is_near,
             squash(tail) == squash(name.rpartition(".")[2]),
@@ -113,14 +113,19 @@ def expand_argument(argument: str) -> str:
 
 
 def check_no_sweep(override: Override) -> str:
-    """Return the mistake of a sweep without -m; empty for a single value."""
-    if not override.is_sweep_override():
-        return ""
+    """Return the mistake of a sweep or a study without -m; empty for a single value."""
     line = str(override.input_line)
     key, _, values = line.partition("=")
-    # A function, as range(0,3), can be nothing else; bare commas may stand for a list or belong to a text.
+    fix = "a sweep: add -m (or --multirun)"
+    if not override.is_sweep_override():
+        is_study = override.key_or_group == "sweep" and not override.is_delete() and override.value() is not None
+        return format_mistake(line, "a study starts several runs, and needs -m", fix) if is_study else ""
+    # A function, as range(0,3), can be nothing else; bare commas may stand for a list, belong to a text, or to one number.
     others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
-    return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
+    if match := re.fullmatch(r"(\d+),(\d+)", values):
+        number = "".join(match.groups()) if re.fullmatch(r"[1-9]\d{0,2},\d{3}", values) else ".".join(match.groups())
+        others.insert(0, f"did you mean: {key}={number} ?")
+    return format_mistake(line, f"{key} has several values, and a sweep needs -m", fix, *others)
 
 
 def check_numbers(override: Override) -> None:

@@ -265,6 +265,7 @@ class RequestedConfig(ComposedConfig):
                     meant = iter_respelt(source, value, parameter.value_types)
                     fits = [v for v in meant if not describe_mistake(key, v, parameter.value_types)][:1]
                     words = [quote_word(f"{source}={to_override(v)}") for v in fits]
+                    words += [f"{source}={','.join(map(to_override, value))}"] if isinstance(value, list) else []
                     self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()

@@ -4,12 +4,13 @@ Each becomes the override that it means, which the preflight then judges like an
 """
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import PurePath
 
-from research.preflight.habits import PRESET, PROGRAM_COMMANDS, find_habit, squash
+from research.preflight.advice import MERGED_KEYS
+from research.preflight.habits import PRESET, PROGRAM_COMMANDS, SWITCHES, find_habit, squash
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import format_mistake, parse, quote_word
 from research.preflight.spelling import respell_option
@@ -44,7 +45,8 @@ class Repair:
         head = f"error: {self.word}\n"
         if not any(mistake.startswith(head) for mistake in mistakes):
             return [*mistakes, self.describe()]
-        return [format_mistake(self.typed, *m.split("\n  ")[1:]) if m.startswith(head) else m for m in mistakes]
+        lines = {mistake: mistake.split("\n  ")[1:] for mistake in mistakes if mistake.startswith(head)}
+        return [format_mistake(self.typed, *self.lines[:1], *lines[m]) if m in lines else m for m in mistakes]
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -106,17 +108,26 @@ def read_flag(rest: Sequence[str], key: str, value: str | None, bare: int) -> tu
     if value is None:
         following = list(rest[1:count])
         value = f"[{','.join(following)}]" if count > 2 else following[0] if following else "true"
-    if key in ("resume", "r") and value == "true":
-        value = "auto"
-    if key in ("config", "cfg", "config_file") and (option := find_option_file(value)):
-        return count, Repair(" ".join(rest[:count]), option, (PRESET,))
-    return count, repair_pair(" ".join(rest[:count]), key, value, PLAIN)
+    typed = " ".join(rest[:count])
+    if (file := read_file(typed, value)) and count > 1:  # --config FILE
+        return count, file
+    if count == 1 and value == "true":
+        flags = [flag for flag in (*PLAIN_FLAGS, *VALUE_FLAGS) if flag.startswith("--")]
+        near = get_close_matches(f"--{key}", flags, n=1, cutoff=0.75)
+        if near or re.sub("^-+", "-", typed.translate(LOOKALIKES)) in PLAIN_FLAGS:
+            return 1, Repair(typed, "", (f"did you mean: {near[0] if near else '-' + key} ?",))
+        if squash(key) in PROGRAM_COMMANDS and squash(key) not in SWITCHES:
+            return 1, Repair(typed, "", (PROGRAM_COMMANDS[squash(key)],))
+        if is_key(key) and key not in ("resume", *list_groups()):
+            return 1, Repair(typed, "", (f"{key} needs a value: {key}=VALUE",))
+    value = "auto" if key == "resume" and value == "true" else value
+    return count, repair_pair(typed, key, value, PLAIN)
 
 
 def read_pair(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Repair]:
     """Read a key and a value with something wrong between or after them: spaces, a colon, a trailing comma, open brackets."""
-    if plain.count("=") > 1 and " " in plain and all(is_override(word) for word in shlex_split(plain)):
-        words = shlex_split(plain)  # several overrides as one argument
+    words = re.split(r"\s*[,; ]\s*(?=[+~]*[a-z][\w./]*=)", plain)  # several overrides as one argument
+    if len(words) > 1 and all(map(is_override, words)):
         return 1, Repair(rest[0], "", (APART, f"did you mean: {' '.join(map(quote_word, words))} ?"))
     key, value = re.split(r"\s*(?:=+>?|:=?)\s*", plain, maxsplit=1) if "=" in plain else (plain[:-1], "")
     count = 1
@@ -124,7 +135,7 @@ def read_pair(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
         value += rest[count].translate(LOOKALIKES)
         count += 1
     if not key:  # an = that stands by itself
-        return count, parse_as_is(rest[0])
+        return 1, rest[0]
     typed = " ".join(rest[:count])
     value = value if count_open(value) else value.rstrip(",")
     if count == 1 and f"{key}={value}" == rest[0]:
@@ -139,25 +150,26 @@ def read_name(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
         count = 2 if rest[1].strip("= ") else min(3, len(rest))
         return count, repair_pair(" ".join(rest[:count]), key, "".join(rest[1:count]).lstrip("= "))
     groups = list_groups()
-    if option := find_option_file(plain):
-        return 1, Repair(word, option, (PRESET,)) if "=" in option else Repair(word, "", (PRESET, option))
+    if file := read_file(word, plain):
+        return 1, file
     group, _, text = re.sub("[/:]", ".", plain).partition(".")  # model.bitnet, model/bitnet
     if (name := respell_option(group, text)) in groups.get(group, ()):
         return 1, repair_pair(word, group, name)
-    is_key = key in groups or find_habit(key) or re.search(rf"^(?:  - )?{re.escape(key)}:", read_config(), re.MULTILINE)
-    if bare and is_key and re.fullmatch(r"[\w./]+", key):
+    if bare and is_key(key):
         return 2, repair_pair(" ".join(rest[:2]), key, rest[1].translate(LOOKALIKES))
     options = [f"{group}={respell_option(group, plain)}" for group in groups if respell_option(group, plain) in groups[group]]
     if options:
         return 1, Repair(word, "", (APART, f"did you mean: {' or '.join(options[:3])} ?"))
     if command := PROGRAM_COMMANDS.get(squash(plain)):
         return 1, Repair(word, "", (command,))
-    return 1, parse_as_is(word, bool(is_key))
+    return 1, Repair(word, "", (f"{word} needs a value: {word}=VALUE",)) if is_key(key) else word
 
 
-def parse_as_is(word: str, is_key: bool = False) -> str | Repair:
-    """Return a word whose mistake the parser tells; of a key alone, that its value is missing."""
-    return Repair(word, "", (f"{word} needs a value: {word}=VALUE",)) if is_key else word
+def is_key(name: str) -> bool:
+    """Return whether a name is a group, a key at the top, or what others call a key."""
+    return (
+        name in list_groups() or bool(find_habit(name)) or bool(re.search(rf"^{re.escape(name)}:", read_config(), re.MULTILINE))
+    )
 
 
 def repair_pair(typed: str, key: str, value: str, reason: str = APART) -> Repair:
@@ -167,19 +179,28 @@ def repair_pair(typed: str, key: str, value: str, reason: str = APART) -> Repair
     return Repair(typed, override, (reason,)) if is_override(override) else Repair(typed, "", (reason,))
 
 
-def find_option_file(text: str) -> str:
-    """Return the override that a file of conf/ stands for, or how to make an option of another yaml; empty for no yaml."""
+def read_file(typed: str, text: str) -> Repair | None:
+    """Return the option that a file of conf/ stands for, or how another yaml becomes one; None for what is no such file."""
     path = PurePath(text)
-    group = path.parent.name
-    if path.suffix not in (".yaml", ".yml") and group not in list_groups():
-        return ""
+    group, is_yaml = path.parent.name, path.suffix in (".yaml", ".yml")
     if path.stem in list_groups().get(group, ()):
-        return f"{group}={path.stem}"
-    if path.suffix not in (".yaml", ".yml"):
-        return ""
+        return Repair(typed, f"{group}={path.stem}", (PRESET,))
+    if not is_yaml:
+        return None
     if path.name == "config.yaml":
-        return "it is always read: change one key with KEY=VALUE"
-    return f"save it as conf/experiment/{path.stem}.yaml, then experiment={path.stem}"
+        return Repair(typed, "", ("conf/config.yaml is always read; change a key of it with KEY=VALUE",))
+    return Repair(typed, "", (PRESET, f"save it as conf/experiment/{path.stem}.yaml; then experiment={path.stem}"))
+
+
+def find_repeats(words: Sequence[str]) -> list[str]:
+    """Return a note for each key that is given twice, with different values: the last one counts."""
+    first, notes = dict[str, str](), list[str]()
+    for word in words:
+        key, equal, _ = word.partition("=")
+        if equal and not word.startswith(("-", "+")) and key not in MERGED_KEYS and first.setdefault(key, word) != word:
+            notes.append(f"note: {first[key]} is given again as {word}: the last one counts, and a sweep is -m {key}=A,B")
+            first[key] = word
+    return notes
 
 
 def read_config() -> str:
@@ -190,11 +211,3 @@ def read_config() -> str:
 def count_open(value: str) -> int:
     """Return how many brackets are open at the end of a text."""
     return sum(value.count(a) - value.count(b) for a, b in ("[]", "{}", "()"))
-
-
-def shlex_split(text: str) -> list[str]:
-    """Return the words of a text; none where its quotes do not close."""
-    try:
-        return shlex.split(text)
-    except ValueError:
-        return []
