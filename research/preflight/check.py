@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,8 @@ from hydra.errors import HydraException
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS, get_repeat_count
-from research.preflight.help import CONF, set_folders
+from research.preflight.help import CONF, list_groups, set_folders
+from research.preflight.option_files import check_option
 from research.preflight.overrides import (
     check_no_sweep,
     check_resume_sweep,
@@ -113,7 +115,7 @@ def judge(line: CommandLine) -> Judgement:
     multirun, (overrides, mistakes) = line.multirun, parse(list(line.words))
     for override in list(overrides):
         about_sweep = check_resume_sweep(override) if multirun else check_no_sweep(override)
-        if mistake := check_values(override) or about_sweep:
+        if mistake := check_values(override) or check_option_files(override) or about_sweep:
             mistakes.append(mistake)
             overrides.remove(override)
     params, conditions = read_study(overrides) if multirun else ([], {})
@@ -132,6 +134,16 @@ def judge(line: CommandLine) -> Judgement:
     if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
         mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume=auto"))
     return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
+
+
+def check_option_files(override: Override) -> str:
+    """Return the mistake of an option whose yaml cannot be composed; empty for any other override."""
+    if override.key_or_group not in list_groups() or override.is_delete():
+        return ""
+    for line in expand_sweep(override):
+        if lines := check_option(override.key_or_group, line.partition("=")[2]):
+            return format_mistake(str(override.input_line), *lines)
+    return ""
 
 
 def replace_partial_keys(mistakes: list[str], overrides: list[Override], runs: list[list[Override]]) -> list[str]:
@@ -228,7 +240,8 @@ def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[st
         requested = RequestedConfig.from_overrides(overrides, sweep_lines)
     except HydraException as error:
         typed = " ".join(str(override.input_line) for override in overrides if chooses_option(override))
-        mistake = format_mistake(typed or "conf/", *str(error.__cause__ or error).splitlines())
+        text = re.split(r"\n(?:Config search path|Available options)", str(error.__cause__ or error))[0]
+        mistake = format_mistake(typed or "conf/", *text.splitlines())
         # Our options are known to exist by now, so an option of Hydra's is at fault: check the rest without it.
         rest = [o for o in overrides if not o.key_or_group.startswith("hydra/")]
         return [mistake, *(check_run(rest, sweep_lines) if len(rest) < len(overrides) else [])]

@@ -35,7 +35,7 @@ def list_groups() -> dict[str, list[str]]:
     groups = sorted((group for folder in FOLDERS for group in folder.iterdir() if group.is_dir()), key=lambda group: group.name)
     options: dict[str, set[str]] = {name: set() for name in (*read_defaults(), *(group.name for group in groups))}
     for group in groups:
-        options[group.name] |= {file.stem for file in group.glob("*.yaml")}
+        options[group.name] |= {file.stem for file in group.glob("*.yaml") if file.is_file()}
     return {name: sorted(names) for name, names in options.items() if (CONF / name).is_dir() or names}
 
 
@@ -53,7 +53,7 @@ def read_defaults() -> dict[str, str]:
 def read_yaml(group: str, option: str) -> str:
     """Return the text of an option's yaml; empty for an option without one."""
     files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
-    return next((file.read_text() for file in files if file.exists()), "")
+    return next((file.read_text(errors="replace") for file in files if file.is_file()), "")
 
 
 def describe(group: str, option: str) -> str:

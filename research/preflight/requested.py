@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
 from research.preflight.habits import answer_habit, find_habit, squash
 from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
+from research.preflight.option_files import COMPONENTS, describe_missing_node
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest, to_override
 from research.preflight.renames import describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
@@ -158,11 +159,15 @@ class RequestedConfig(ComposedConfig):
         return f"{choice} has no such setting, unlike {', '.join(others)}" if others else ""
 
     def check_groups(self) -> None:
-        """Check that every group with a default is there, and the linear layers of a model."""
+        """Check that every group with a default is there and builds something, and the linear layers of a model."""
         for group, option in read_defaults().items():
-            if option != "null" and group != "local" and not isinstance(self.get(group), dict):
-                message = f"a run needs {group}; options: {', '.join(list_groups()[group])}"
-                self.add_mistake(group, message, head=self.typed_overrides.get(group) or f"~{group}")
+            typed, is_there = self.typed_overrides.get(group, f"~{group}"), isinstance(self.get(group), dict)
+            if option == "null" or group == "local" or (is_there and group not in COMPONENTS):
+                continue
+            if not is_there and typed.startswith("~"):
+                self.add_mistake(group, f"a run needs {group}; options: {', '.join(list_groups()[group])}", head=typed)
+            elif not isinstance(self.get(f"{group}._target_"), str) and f"{group}._target_" not in self.typed_overrides:
+                self.add_mistake(group, *describe_missing_node(group, self.get_choice(group)), head=typed)
         if self.typed_overrides.get("linear", "").startswith("~"):
             options = " or ".join(f"linear={option}" for option in list_groups()["linear"])
             self.add_mistake("linear", "a model needs its linear layers", f"give {options}")
