@@ -112,12 +112,13 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
 
 def judge(line: CommandLine) -> Judgement:
     """Return every mistake of a command line, its advice untried, and the runs that were looked at."""
-    multirun, (overrides, mistakes) = line.multirun, parse(list(line.words))
+    multirun, (overrides, mistakes), wrong_groups = line.multirun, parse(list(line.words)), set[str]()
     for override in list(overrides):
         about_sweep = check_resume_sweep(override) if multirun else check_no_sweep(override)
         if mistake := check_values(override) or check_option_files(override) or about_sweep:
             mistakes.append(mistake)
             overrides.remove(override)
+            wrong_groups.add(override.key_or_group)
     params, conditions = read_study(overrides) if multirun else ([], {})
     overrides += [param for param in params if get_key(param) not in line.dropped]
     sweep_lines = {get_key(o): str(o.input_line) for o in overrides if o.is_sweep_override()}
@@ -126,7 +127,7 @@ def judge(line: CommandLine) -> Judgement:
     except ValueError as error:
         return Judgement([*mistakes, format_mistake(str(error))], [], sweep_lines)
     for run in runs:
-        mistakes += check_run(run, sweep_lines)
+        mistakes += check_run(run, sweep_lines, wrong_groups)
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
     mistakes += check_study_settings(overrides) if multirun else []
@@ -234,8 +235,8 @@ def find_study_settings(planned: dict[str, Any], overrides: list[Override]) -> s
     return next((key for key, value in after.items() if before.get(key, MISSING) != value), "")
 
 
-def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[str]:
-    """Return the mistakes of one run."""
+def check_run(overrides: list[Override], sweep_lines: dict[str, str], wrong_groups: set[str]) -> list[str]:
+    """Return the mistakes of one run; for groups whose option is wrong it has the default, which may fit to nothing."""
     try:
         requested = RequestedConfig.from_overrides(overrides, sweep_lines)
     except HydraException as error:
@@ -244,7 +245,7 @@ def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[st
         mistake = format_mistake(typed or "conf/", *text.splitlines())
         # Our options are known to exist by now, so an option of Hydra's is at fault: check the rest without it.
         rest = [o for o in overrides if not o.key_or_group.startswith("hydra/")]
-        return [mistake, *(check_run(rest, sweep_lines) if len(rest) < len(overrides) else [])]
+        return [mistake, *(check_run(rest, sweep_lines, wrong_groups) if len(rest) < len(overrides) else [])]
     requested.check_groups()
     requested.check_references()
     for prefix, settings in (("", "check.Globals"), ("resume.", "resume.Resume")):
@@ -254,5 +255,6 @@ def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[st
     requested.check_hydra()
     for find_conflicts in FINDERS:
         for conflict in filter(None, find_conflicts(requested)):
-            requested.add_conflict(conflict.keys, conflict.message, conflict.fix)
+            if not wrong_groups & set(conflict.keys):
+                requested.add_conflict(conflict.keys, conflict.message, conflict.fix)
     return list(requested.mistakes.values())

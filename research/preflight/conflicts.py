@@ -12,7 +12,8 @@ from functools import partial
 from research import rules
 from research.preflight.compose import MISSING
 from research.preflight.help import list_groups, read_yaml
-from research.preflight.requested import RequestedConfig, is_interpolated, read_option
+from research.preflight.known_keys import read_option
+from research.preflight.requested import RequestedConfig, is_interpolated
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict

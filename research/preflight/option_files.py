@@ -11,6 +11,7 @@ from research.rules import PRESET_GROUPS
 
 HEADER = re.compile(r"#\s*@package\s+(_global_|_group_|[A-Za-z][\w.]*)\s*", re.ASCII)
 COMPONENTS = ("model", "optim", "schedule", "loss", "data", "trainer", "tracker")  # each option builds one object
+GROUP_KEYS = {"data": ("name", "monitor", "steps", "batch_size", "eval_every"), "optim": ("lr",)}  # which its options set
 FIXES = {  # part of a parser's message -> what to do
     "tab": "indent with spaces, not with tabs",
     "cannot start any token": "indent with spaces, not with tabs; quote a value that begins with @, ` or %",
@@ -40,7 +41,7 @@ def describe_yaml_error(error: yaml.YAMLError) -> str:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if mark is None:
         return str(error)
-    problem = str(error.problem)  # type: ignore[attr-defined]
+    problem = str(error.problem)
     fix = next((fix for part, fix in FIXES.items() if part in problem), "")
     return "\n".join(filter(None, (f"{format_file(Path(mark.name))}:{mark.line + 1}: {problem}", fix)))
 
@@ -91,3 +92,25 @@ def describe_missing_node(group: str, option: str) -> list[str]:
     """Return why an option gives nothing that can be built."""
     name = format_file(path) if (path := find_file(group, option)) else f"{group}={option}"
     return [f"{name} names no _target_ below '{group}'", "the class or function, as _target_: mine.Net; and no # @package line"]
+
+
+def describe_missing_keys(group: str, option: str, keys: list[str]) -> list[str]:
+    """Return which keys at the top an option of a group has to set, and how."""
+    name = format_file(path) if (path := find_file(group, option)) else f"{group}={option}"
+    example = {"data": "digits", "optim": "adamw"}[group]
+    return [
+        f"{name} gives no {', '.join(keys)}",
+        f"begin it as conf/{group}/{example}.yaml, with # @package _global_ and these keys",
+    ]
+
+
+def describe_other_file(group: str, name: str) -> str:
+    """Return why a file with an option's name is none; empty where there is no such file."""
+    for path in (folder / group / f"{name}{suffix}" for folder in FOLDERS for suffix in (".yml", ".yaml", "")):
+        if path.is_dir() and path.suffix:
+            return f"{format_file(path)} is a folder"
+        if path.is_symlink() and not path.exists():
+            return f"{format_file(path)} is a link to nothing"
+        if path.suffix == ".yml" and path.is_file():
+            return f"Hydra reads .yaml alone: rename {format_file(path)}"
+    return ""

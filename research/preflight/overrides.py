@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 from research.cli import UNPRINTABLE
 from research.preflight.habits import squash
 from research.preflight.help import list_groups, read_defaults
+from research.preflight.option_files import describe_other_file
 from research.preflight.spelling import respell
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
@@ -196,7 +197,8 @@ def check_values(override: Override) -> str:
             whole = respell(group, line.partition("=")[2])
             near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(str(name), options))]
             known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-            return format_mistake(line, known, f"did you mean: {' or '.join(near)} ?" if near else "")
+            other = describe_other_file(group, str(name))
+            return format_mistake(line, other or known, f"did you mean: {' or '.join(near)} ?" if near and not other else "")
     return ""
 
 

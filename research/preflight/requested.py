@@ -10,14 +10,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
-from research.preflight.habits import answer_habit, find_habit, squash
-from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
-from research.preflight.option_files import COMPONENTS, describe_missing_node
+from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
+from research.preflight.known_keys import KnownKeys, suggest_keys
+from research.preflight.option_files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest, to_override
-from research.preflight.renames import describe_rename, find_new_key
+from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
-from research.preflight.spelling import iter_respelt, respell, respell_option
+from research.preflight.spelling import iter_respelt
 from research.ranges import describe_mistake, repr_value
 from research.rules import check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
@@ -35,7 +35,7 @@ def to_whole_interval(match: re.Match[str]) -> str:
 
 
 @dataclass
-class RequestedConfig(ComposedConfig):
+class RequestedConfig(KnownKeys):
     """The configuration of one run with its overrides applied, and the mistakes in it."""
 
     typed_overrides: dict[str, str] = field(default_factory=dict)  # key -> the override as it was typed
@@ -51,10 +51,6 @@ class RequestedConfig(ComposedConfig):
             if not chooses_option(override):
                 requested.apply_override(override)
         return requested
-
-    def get_signature(self, key: str) -> Signature:
-        """Return the signature of a node's target; an empty one where there is none or it cannot be read."""
-        return read_signature(str(self.get(f"{key}._target_"))) or Signature()
 
     def apply_override(self, override: Override) -> None:
         """Set, add or delete what an override says; record a mistake where that cannot be."""
@@ -108,56 +104,6 @@ class RequestedConfig(ComposedConfig):
             hints = [f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"]
         self.add_mistake(key, f"there is no key '{key}'", *hints, head=line)
 
-    def suggest_known(self, key: str, line: str) -> list[str]:
-        """Return what an unknown key may mean: one that ends so, one that others call so, or one that is spelt so."""
-        typed, is_hydra = line.partition("=")[2], key.startswith("hydra.")
-        own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
-        groups = [g for g, options in list_groups().items() if {respell_option(g, v) for v in typed.split(",")} <= set(options)]
-        names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
-        tails = [name for name in names if squash(name.rpartition(".")[2]) == squash(key.rpartition(".")[2])]
-        habits = [] if tails else self.suggest_habit(key, line)
-        return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]
-
-    def suggest_habit(self, key: str, line: str) -> list[str]:
-        """Return what stands for a key of other programs: ours, that of another option, or another way; else nothing."""
-        if not (habit := find_habit(key)):
-            return [answer] if (answer := answer_habit(key, line.partition("=")[2])) else []
-        if habit in list_groups() or habit.startswith("hydra/") or self.get(habit) is not MISSING:
-            return [suggest_keys(line, key, habit)]
-        words = [f"{option} {habit}={quote_word(line).partition('=')[2]}" for option in self.find_options(habit)[1]]
-        return [self.describe_absence(habit), f"did you mean: {' or '.join(words)} ?" if words else ""]
-
-    def may_add(self, key: str) -> bool:
-        """Return whether a + would add a key: a setting of its node's target, or a part of one that holds any keys."""
-        node, _, name = key.rpartition(".")
-        target, is_node = self.get(f"{node}._target_"), isinstance(self.get(node), dict)
-        is_free = target is MISSING and self.get(f"{node.rpartition('.')[0]}._target_") is not MISSING
-        return is_node and (name in self.get_signature(node).names or is_free)
-
-    def find_new_key(self, key: str) -> str | None:
-        """Return the current name of a key that was renamed; None for any other, as one that its node's target takes."""
-        node, _, name = key.rpartition(".")
-        return None if name in self.get_signature(node).names else find_new_key(key, self.get(f"{node}._target_"))
-
-    def find_options(self, key: str) -> tuple[str, list[str]]:
-        """Return the chosen option of a key's group, and those that have the key where the chosen one lacks it."""
-        parent, _, name = key.rpartition(".")
-        group = parent.rpartition(".")[2]  # as linear for model.linear
-        choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
-        others = [f"{group}={option}" for option in options if name in read_option(group, option).names]
-        if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
-            group, _, rest = key.partition(".")
-            choice = f"{group}={self.get_choice(group)}"
-            others = [
-                f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)
-            ]
-        return choice, others if choice not in others else []
-
-    def describe_absence(self, key: str) -> str:
-        """Return which options of a group have a key that the chosen one lacks; empty where none has it."""
-        choice, others = self.find_options(key)
-        return f"{choice} has no such setting, unlike {', '.join(others)}" if others else ""
-
     def check_groups(self) -> None:
         """Check that every group with a default is there and builds something, and the linear layers of a model."""
         for group, option in read_defaults().items():
@@ -168,6 +114,11 @@ class RequestedConfig(ComposedConfig):
                 self.add_mistake(group, f"a run needs {group}; options: {', '.join(list_groups()[group])}", head=typed)
             elif not isinstance(self.get(f"{group}._target_"), str) and f"{group}._target_" not in self.typed_overrides:
                 self.add_mistake(group, *describe_missing_node(group, self.get_choice(group)), head=typed)
+        for group, keys in GROUP_KEYS.items():  # those that conf/config.yaml leaves to the options of a group
+            if group in self.typed_overrides and (missing := [key for key in keys if self.get(key) == "???"]):
+                lines = describe_missing_keys(group, self.get_choice(group), missing)
+                for key in missing:
+                    self.add_mistake(key, *lines, head=self.typed_overrides[group])
         if self.typed_overrides.get("linear", "").startswith("~"):
             options = " or ".join(f"linear={option}" for option in list_groups()["linear"])
             self.add_mistake("linear", "a model needs its linear layers", f"give {options}")
@@ -186,7 +137,16 @@ class RequestedConfig(ComposedConfig):
                 self.add_mistake(key, f"the run reads '{key}'", f"give {key}=null or {key}=VALUE")
         for setting in ("hydra.sweeper.when", "hydra.sweeper.enqueue"):
             references[setting] = re.findall(r"[a-z]\w*(?:\.\w+)+", repr_value(self.get(setting)))
+        known_keys = {*re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.MULTILINE), *list_groups(), *read_keys}
+        for key in self.cfg.keys() - known_keys - self.typed_overrides.keys():
+            hints = self.suggest_known(key, key)
+            self.add_mistake(key, "no component reads it", *(hint for hint in hints if hint.startswith("did you")))
         for key, names in references.items():
+            unknown = [
+                n for n in names if n.partition(".")[0] not in self.cfg and not n.startswith((".", "hydra", *self.mistakes))
+            ]
+            if unknown and not key.startswith("hydra"):
+                self.add_mistake(key, f"there is no key '{unknown[0]}', which ${{{unknown[0]}}} refers to")
             if renames := {old: new for old in names if self.get(old) is MISSING and (new := self.find_new_key(old))}:
                 self.add_mistake(key, *(describe_rename(old, new) for old, new in renames.items()))
 
@@ -289,16 +249,3 @@ class RequestedConfig(ComposedConfig):
 def is_interpolated(value: Any) -> bool:
     """Return whether a text or a list holds a reference to another key, whose value is not known here."""
     return isinstance(value, str | list) and "${" in str(value)
-
-
-def read_option(group: str, option: str) -> Signature:
-    """Return the signature of an option's target; an empty one where it cannot be read."""
-    return read_signature(find_target(group, option)) or Signature()
-
-
-def suggest_keys(line: str, key: str, *names: str) -> str:
-    """Return what an override may mean, with its ~ and its value where it sets this very key; empty without a name."""
-    match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=?)(.*)", line, re.DOTALL)
-    sign, equal, value = match.groups() if match else ("", "", "")
-    words = [f"{sign}{name}{equal}{respell(name, value)}" for name in names]
-    return f"did you mean: {' or '.join(map(quote_word, words))} ?" if names else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import PurePath
 
-from research.preflight.habits import FALSE, OUR_VALUES, TRUE, squash
+from research.preflight.habits import FALSE, TRUE, find_value, squash
 from research.preflight.help import list_groups
 from research.ranges import ValueType
 
@@ -15,8 +15,7 @@ def respell_option(group: str, text: str) -> str:
     path = PurePath(text)
     name = path.stem if path.suffix in (".yaml", ".yml") else path.name
     options = {squash(option): option for option in list_groups().get(group, ())}
-    habits = OUR_VALUES.get(group, {})
-    theirs = habits.get(squash(text), habits.get(squash(name), ""))
+    theirs = find_value(group, text) or find_value(group, name)
     return options.get(squash(name)) or options.get(squash(theirs)) or text
 
 
@@ -24,13 +23,13 @@ def respell(key: str, text: str) -> str:
     """Return the value of a key as we write it, where others write it otherwise; else the text."""
     if key in list_groups():
         return ",".join(respell_option(key, part) for part in text.split(",")) if re.fullmatch(r"[\w.,/-]+", text) else text
-    return OUR_VALUES.get(key.rpartition(".")[2], {}).get(squash(text), text)
+    return find_value(key, text) or text
 
 
 def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> Iterator[object]:
     """Yield what a value that is refused may mean: a choice in another case, a whole number as 1e3 or 1k, yes as true."""
     text = str(value).strip().lower()
-    if (ours := OUR_VALUES.get(key.rpartition(".")[2], {}).get(squash(text))) is not None:
+    if ours := find_value(key, text):
         yield ours
     choices = {squash(str(choice)): choice for kind in value_types for choice in kind.choices}
     yield from (choices[name] for name in get_close_matches(squash(text), choices, n=1, cutoff=0.6))

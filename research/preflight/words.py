@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from research.preflight.advice import MERGED_KEYS
-from research.preflight.habits import PRESET, PROGRAM_COMMANDS, SWITCHES, find_habit, squash
+from research.preflight.habits import PRESET, find_command, find_habit, is_switch
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import format_mistake, parse, quote_word
 from research.preflight.spelling import respell_option
@@ -116,8 +116,8 @@ def read_flag(rest: Sequence[str], key: str, value: str | None, bare: int) -> tu
         near = get_close_matches(f"--{key}", flags, n=1, cutoff=0.75)
         if near or re.sub("^-+", "-", typed.translate(LOOKALIKES)) in PLAIN_FLAGS:
             return 1, Repair(typed, "", (f"did you mean: {near[0] if near else '-' + key} ?",))
-        if squash(key) in PROGRAM_COMMANDS and squash(key) not in SWITCHES:
-            return 1, Repair(typed, "", (PROGRAM_COMMANDS[squash(key)],))
+        if (command := find_command(key)) and not is_switch(key):
+            return 1, Repair(typed, "", (command,))
         if is_key(key) and key not in ("resume", *list_groups()):
             return 1, Repair(typed, "", (f"{key} needs a value: {key}=VALUE",))
     value = "auto" if key == "resume" and value == "true" else value
@@ -160,7 +160,7 @@ def read_name(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
     options = [f"{group}={respell_option(group, plain)}" for group in groups if respell_option(group, plain) in groups[group]]
     if options:
         return 1, Repair(word, "", (APART, f"did you mean: {' or '.join(options[:3])} ?"))
-    if command := PROGRAM_COMMANDS.get(squash(plain)):
+    if command := find_command(plain):
         return 1, Repair(word, "", (command,))
     return 1, Repair(word, "", (f"{word} needs a value: {word}=VALUE",)) if is_key(key) else word
 

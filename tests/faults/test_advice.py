@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from research.preflight.check import find_mistakes
 from research.preflight.compose import MISSING, ComposedConfig, compose, iter_leaves
-from research.preflight.habits import NAMES
+from research.preflight.habits import read_tables
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import parse, to_override
 from research.preflight.program import prepare
@@ -236,9 +236,9 @@ def test_what_is_refused_too_says_why() -> None:
     assert "did you mean" not in mistake
 
 
-@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize("key", read_tables()["names"])
 def test_what_other_programs_call_a_setting_is_answered_with_ours(key: str) -> None:
-    word = NAMES[key].split()[0]
+    word = read_tables()["names"][key].split()[0]
     known = {
         **{"batch_size": 8, "data": "text", "data.path": "conf", "data.seq_len": 64, "eval_every": 7, "experiment": "text"},
         **{"hydra.sweeper.n_trials": 5, "hydra.sweeper.workers": 2, "hydra/launcher": "basic", "hydra/sweeper": "grokbit"},
