@@ -51,12 +51,14 @@ def count_changed_letters(a: str, b: str) -> int:
 
 def suggest(word: str, names: list[str]) -> list[str]:
     """Return at most three names that `word` may stand for, best first. A key may be typed by its last part alone."""
+    if same := [name for name in names if squash(name) == squash(word)]:
+        return same[:3]
     ranked = []
     tail = word.rpartition(".")[2]
     for name in names:
         slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
         similarity = SequenceMatcher(None, word, name).ratio()
-        is_near = slip <= 1 < min(len(word) + slip, len(name)) or squash(word) == squash(name)
+        is_near = slip <= 1 < min(len(word) + slip, len(name))
         ranks = (
             is_near,
             squash(tail) == squash(name.rpartition(".")[2]),
