@@ -184,6 +184,8 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
     if isinstance(out := requested.get_resolved("out")[0], str):
         path = expand_path(out).absolute()
         yield rules.check_folder(out)
+        if "://" in out:
+            yield Conflict(("out",), f"out={out}: runs are written to a folder of this machine", "give out=FOLDER")
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         if not existing.is_dir():
             yield Conflict(("out",), f"out={out}: {existing} is a file", "give out=FOLDER")

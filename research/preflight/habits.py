@@ -1,10 +1,18 @@
-"""What other programs call settings, switches, values and commands: looked up in habits.toml, and answered with ours."""
+"""What other programs call settings, switches, values and commands, and how people spell them: answered with ours.
+
+The names stand in habits.toml.
+"""
 
 import re
 import tomllib
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+from research.preflight.help import list_groups
+from research.ranges import ValueType
 
 TABLES = Path(__file__).with_name("habits.toml")
 PRESET = "options are chosen by name: GROUP=OPTION; several at once are a preset: experiment=NAME (conf/experiment/NAME.yaml)"
@@ -44,6 +52,11 @@ def find_value(key: str, text: str) -> str:
     return index("values", key.rpartition(".")[2]).get(squash(text), "")
 
 
+def explain_options(group: str) -> str:
+    """Return what to do about an option that a group lacks; empty where nothing is known."""
+    return str(read_tables()["options"].get(group, ""))
+
+
 def is_switch(key: str) -> bool:
     """Return whether others switch something on by this name."""
     return squash(key) in index("switches")
@@ -56,3 +69,57 @@ def answer_habit(key: str, value: str) -> str:
         fix = index("switches")[word].split("|")[squash(value) in FALSE]
         return f"did you mean: {fix} ?" if fix else f"leave out {key}={value}"
     return index("explanations").get(word, "")
+
+
+def respell_option(group: str, text: str) -> str:
+    """Return the option of a group that a text means, as BitNet, bitnet.yaml or conf/model/bitnet.yaml; else the text."""
+    path = PurePath(text)
+    name = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    options = {squash(option): option for option in list_groups().get(group, ())}
+    theirs = find_value(group, text) or find_value(group, name)
+    return options.get(squash(name)) or options.get(squash(theirs)) or text
+
+
+def respell(key: str, text: str) -> str:
+    """Return the value of a key as we write it, where others write it otherwise; else the text."""
+    if key in list_groups():
+        return ",".join(respell_option(key, part) for part in text.split(",")) if re.fullmatch(r"[\w.,/-]+", text) else text
+    return find_value(key, text) or text
+
+
+def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> Iterator[object]:
+    """Yield what a value that is refused may mean: a choice in another case, a whole number as 1e3 or 1k, yes as true."""
+    text = str(value).strip().lower()
+    if ours := find_value(key, text):
+        yield ours
+    choices = {squash(str(choice)): choice for kind in value_types for choice in kind.choices}
+    yield from (choices[name] for name in get_close_matches(squash(text), choices, n=1, cutoff=0.6))
+    if match := re.fullmatch(r"([-+]?\d[\d_,]*\.?\d*(?:e[-+]?\d+)?)([km%f]?)", text):
+        number = round(float(re.sub("[_,]", "", match[1])) * {"k": 1e3, "m": 1e6, "%": 0.01}.get(match[2], 1), 12)
+        yield from [int(number), number] if number == int(number) else [number]
+        yield from [number / 100] if 1 < number <= 100 else []  # in percent
+    if text in FALSE:
+        yield from (False, None, 0)
+    if text in TRUE:
+        yield True
+
+
+def respell_sweep(value: object) -> str:
+    """Return several numbers as a sweep has them: [a,b], a|b, a;b or "a b" as a,b, and 0..4 or 0-4 as a range; else nothing."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    number = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
+    if match := re.fullmatch(r"(\d+)(?:\.\.|-|:)(\d+)", str(value)):
+        return f"range({match[1]},{int(match[2]) + 1})"
+    return ",".join(re.split(r"[|; ]+", str(value))) if re.fullmatch(rf"{number}(?:[|; ]+{number})+", str(value)) else ""
+
+
+def respell_interval(text: str) -> str:
+    """Return an interval as a sweep has it, for what samplers of others are called: loguniform(a,b), np.logspace(-4,-2)."""
+    if not (match := re.fullmatch(r"(?:\w+\.)*(\w+)\(([^,()]+),([^,()]+)(?:,[^()]*)?\)", text)):
+        return ""
+    name, low, high = match.groups()
+    if "log" in name:
+        low, high = (f"1e{low}", f"1e{high}") if "space" in name else (low, high)
+        return f"tag(log,interval({low},{high}))"
+    return f"interval({low},{high})" if re.search("uniform|linspace|float|int", name) else ""

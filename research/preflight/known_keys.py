@@ -4,12 +4,11 @@ import re
 from dataclasses import dataclass
 
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
-from research.preflight.habits import answer_habit, find_habit, squash
+from research.preflight.habits import answer_habit, find_habit, respell, respell_option, squash
 from research.preflight.help import find_target, list_groups, read_yaml
 from research.preflight.overrides import quote_word, suggest
 from research.preflight.renames import find_new_key
 from research.preflight.signature import Signature, read_signature
-from research.preflight.spelling import respell, respell_option
 
 
 @dataclass
@@ -32,12 +31,17 @@ class KnownKeys(ComposedConfig):
 
     def suggest_habit(self, key: str, line: str) -> list[str]:
         """Return what stands for a key of other programs: ours, that of another option, or another way; else nothing."""
-        if not (habit := find_habit(key)):
-            return [answer] if (answer := answer_habit(key, line.partition("=")[2])) else []
-        if habit in list_groups() or habit.startswith("hydra/") or self.get(habit) is not MISSING:
+        habit = find_habit(key)
+        if habit in list_groups() or habit.startswith("hydra/") or (habit and self.get(habit) is not MISSING):
             return [suggest_keys(line, key, habit)]
-        words = [f"{option} {habit}={quote_word(line).partition('=')[2]}" for option in self.find_options(habit)[1]]
-        return [self.describe_absence(habit), f"did you mean: {' or '.join(words)} ?" if words else ""]
+        hints = [hint for hint in self.suggest_options(habit, line) if hint] if habit else []
+        return hints or [answer for answer in [answer_habit(key, line.partition("=")[2])] if answer]
+
+    def suggest_options(self, key: str, line: str) -> list[str]:
+        """Return which options have a key that the chosen one lacks, and the key with each of these; else nothing."""
+        value = quote_word(line).partition("=")[2]
+        words = [f"{option} {key}={value}" for option in self.find_options(key)[1]] if value else []
+        return [self.describe_absence(key), f"did you mean: {' or '.join(words)} ?" if words else ""]
 
     def may_add(self, key: str) -> bool:
         """Return whether a + would add a key: a setting of its node's target, or a part of one that holds any keys."""

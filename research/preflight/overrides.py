@@ -8,6 +8,7 @@ from contextlib import suppress
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,10 +25,9 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
-from research.preflight.habits import squash
+from research.preflight.habits import explain_options, respell, squash
 from research.preflight.help import list_groups, read_defaults
 from research.preflight.option_files import describe_other_file
-from research.preflight.spelling import respell
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice
@@ -62,7 +62,7 @@ def suggest(word: str, names: list[str]) -> list[str]:
         ranks = (
             is_near,
             squash(tail) == squash(name.rpartition(".")[2]),
-            slip == 2 or tail_slip == 1 < len(tail),
+            slip == 2 < min(len(word), len(name)) or tail_slip == 1 < len(tail),
             similarity > 0.7,
         )
         if True in ranks:
@@ -191,7 +191,8 @@ def check_values(override: Override) -> str:
         return format_mistake(line, f"'{group}' is chosen already", f"leave out the +: {quote_word(line.lstrip('+'))}")
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
         if name is None:
-            near = [*(["none"] if "none" in options else []), f"~{group}"]
+            ours = respell(group, "null")
+            near = [*([ours] if ours in options else []), f"~{group}"]
             words = [word if word.startswith("~") else f"{group}={word}" for word in near]
             message = f"a group takes one of its options: {', '.join(options)}"
             return format_mistake(line, message, f"did you mean: {' or '.join(words)} ?")
@@ -199,8 +200,11 @@ def check_values(override: Override) -> str:
             whole = respell(group, line.partition("=")[2])
             near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(str(name), options))]
             known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
+            near = [f"data=text data.path={to_literal(str(name))}"] if group == "data" and Path(str(name)).exists() else near
+            near = [f"{group}=glob(*)"] if name in ("*", "all") else near
+            fix = f"did you mean: {' or '.join(map(quote_words, near))} ?" if near else explain_options(group)
             other = describe_other_file(group, str(name))
-            return format_mistake(line, other or known, f"did you mean: {' or '.join(near)} ?" if near and not other else "")
+            return format_mistake(line, other or known, "" if other else fix)
     return ""
 
 
@@ -262,6 +266,11 @@ def quote_word(word: str) -> str:
     if "'" in value and not re.search(r"[$`\\!]", value):  # as a shell's single quotes would need four more each
         return f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"'
     return f"{key}{equal}{shlex.quote(value) if value else ''}"
+
+
+def quote_words(words: str) -> str:
+    """Return several overrides, which are apart by spaces, as words for the shell."""
+    return " ".join(map(quote_word, words.split(" ")))
 
 
 def quote(key: str, text: str) -> str:

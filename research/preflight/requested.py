@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
+from research.preflight.habits import iter_respelt, respell_sweep
 from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.option_files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
@@ -17,7 +18,6 @@ from research.preflight.overrides import cast_interval, create_parser, format_mi
 from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
-from research.preflight.spelling import iter_respelt
 from research.ranges import describe_mistake, repr_value
 from research.rules import check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
@@ -69,7 +69,9 @@ class RequestedConfig(KnownKeys):
                 fix = f"leave out the +: {quote_word(typed.lstrip('+'))}"
                 self.add_mistake(leaf, f"'{leaf}' is there already", fix, head=typed)
             elif isinstance(old, dict) and not isinstance(value, dict) and not deletes:
-                fix = f"give ~{leaf} to leave all out"
+                group = leaf.rpartition(".")[2]  # as linear for model.linear
+                is_option = str(value) in list_groups().get(group, ())
+                fix = f"did you mean: {group}={value} ?" if is_option else f"give ~{leaf} to leave all out"
                 self.add_mistake(leaf, f"'{leaf}' holds keys of its own: set one of them, or leave all out", fix)
             else:
                 self.set(leaf, MISSING if deletes else value)
@@ -99,7 +101,7 @@ class RequestedConfig(KnownKeys):
             hint = self.describe_absence(new) if self.get(new) is MISSING else suggest_keys(line, key, new)
             self.add_mistake(key, describe_rename(key, new), hint, head=line)
             return
-        hints = [text] if (text := self.describe_absence(key)) else self.suggest_known(key, line)
+        hints = self.suggest_options(key, line) if self.describe_absence(key) else self.suggest_known(key, line)
         if not any(hints) and isinstance(around := self.get(parent := key.rpartition(".")[0]), dict) and parent:
             hints = [f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"]
         self.add_mistake(key, f"there is no key '{key}'", *hints, head=line)
@@ -110,7 +112,7 @@ class RequestedConfig(KnownKeys):
             typed, is_there = self.typed_overrides.get(group, f"~{group}"), isinstance(self.get(group), dict)
             if option == "null" or group == "local" or (is_there and group not in COMPONENTS):
                 continue
-            if not is_there and typed.startswith("~"):
+            if not is_there and (typed.startswith("~") or group not in COMPONENTS):
                 self.add_mistake(group, f"a run needs {group}; options: {', '.join(list_groups()[group])}", head=typed)
             elif not isinstance(self.get(f"{group}._target_"), str) and f"{group}._target_" not in self.typed_overrides:
                 self.add_mistake(group, *describe_missing_node(group, self.get_choice(group)), head=typed)
@@ -180,7 +182,9 @@ class RequestedConfig(KnownKeys):
             module, node = find_definition(target)
         except TargetError as error:
             near = error.near or [name for name in list_components() if name.endswith(f".{target}")]
-            near = near or [f"torch.{package}.{target}" for package in ("optim", "nn") if "." not in target]
+            near = near or [
+                n for n in (f"torch.optim.{target}", f"torch.nn.{target}") if "." not in target and read_signature(n)
+            ]
             self.add_mistake(key, *error.message.splitlines(), suggest_keys("", key, *(f"{key}={name}" for name in near)))
         except UnresolvedError:
             if not conflict and key.startswith("hydra."):  # Hydra builds these itself: run.py cannot look at them before
@@ -230,7 +234,7 @@ class RequestedConfig(KnownKeys):
                     meant = iter_respelt(source, value, parameter.value_types)
                     fits = [v for v in meant if not describe_mistake(key, v, parameter.value_types)][:1]
                     words = [quote_word(f"{source}={to_override(v)}") for v in fits]
-                    words += [f"{source}={','.join(map(to_override, value))}"] if isinstance(value, list) else []
+                    words += [f"{source}={sweep}"] if (sweep := respell_sweep(value)) else []
                     self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()

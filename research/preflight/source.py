@@ -155,11 +155,18 @@ def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | N
             return module, statement
 
 
+def check_path(target: str) -> None:
+    """Raise TargetError for an old name, and for what is no dotted path."""
+    if target in TARGETS:
+        raise TargetError(describe_rename(target, TARGETS[target]), TARGETS[target])
+    if "." not in target or not all(map(str.isidentifier, target.split("."))):
+        raise TargetError(f"{target} is no dotted path to a class or a function, as mine.Net of mine.py")
+
+
 @cache
 def find_definition(target: str) -> Definition:
     """Return the class or function that a dotted path names. Raise TargetError or UnresolvedError."""
-    if target in TARGETS:
-        raise TargetError(describe_rename(target, TARGETS[target]), TARGETS[target])
+    check_path(target)
     top, *rest = target.split(".")
     if find_source(top) is None:
         near = get_close_matches(top, ("research", "torch"), n=1, cutoff=0.7)

@@ -7,19 +7,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from research.preflight.advice import MERGED_KEYS
-from research.preflight.habits import PRESET, find_command, find_habit, is_switch
+from research.preflight.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import format_mistake, parse, quote_word
-from research.preflight.spelling import respell_option
 
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 PLAIN_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m")
 INFO_FLAGS = ("--info", "-i")  # a value may follow
 OTHER_FLAGS = ("--shell-completion", "-sc", "--experimental-rerun")
 INFO_VALUES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+TEXT_KEYS = ("name", "out", "data.path")
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 PLAIN = "settings are KEY=VALUE, without dashes"
 APART = "an override is key=value, without spaces around '=' and after commas"
 LOOKALIKES = str.maketrans(
@@ -88,8 +89,8 @@ def read_next(rest: Sequence[str]) -> tuple[int, str | Repair]:
     word = rest[0]
     bare = next((index for index, other in enumerate(rest[1:]) if not is_bare(other)), len(rest) - 1)  # that follow
     if is_override(word) and not (word.endswith("=") and bare):
-        return 1, word
-    plain = word if is_override(word) else word.translate(LOOKALIKES).strip()
+        return read_more(rest, bare)
+    plain = word if is_override(word) else word.translate(LOOKALIKES).strip().lstrip(",;")
     if match := re.fullmatch(r"-{1,2}([a-zA-Z][\w.-]*)(?:=(.*))?", plain, re.DOTALL):
         return read_flag(rest, match[1].replace("-", "_"), match[2], bare)
     if "=" in plain or plain.endswith(":"):
@@ -97,6 +98,20 @@ def read_next(rest: Sequence[str]) -> tuple[int, str | Repair]:
     if match := re.fullmatch(r"([\w./]+)(?:\s*:\s*|\s+)(.+)", plain):  # one argument, as 'lr: 1e-3'
         return 1, repair_pair(word, match[1], match[2])
     return read_name(rest, plain, bare)
+
+
+def read_more(rest: Sequence[str], bare: int) -> tuple[int, str | Repair]:
+    """Read an override, with the words after it that belong to its value: of a text with spaces, or numbers of a sweep."""
+    key, _, value = rest[0].partition("=")
+    more = list(rest[1 : 1 + bare])
+    if key in TEXT_KEYS and more and not is_key(more[0]):
+        return 1 + bare, repair_pair(
+            " ".join(rest[: 1 + bare]), key, f"'{' '.join([value, *more])}'", "a text with spaces needs quotes"
+        )
+    count = 1 + next((i for i, other in enumerate(more) if not NUMBER.fullmatch(other)), len(more))
+    if count > 1 and NUMBER.fullmatch(value):
+        return count, repair_pair(" ".join(rest[:count]), key, ",".join([value, *rest[1:count]]))
+    return 1, rest[0]
 
 
 def read_flag(rest: Sequence[str], key: str, value: str | None, bare: int) -> tuple[int, Repair]:
@@ -138,6 +153,7 @@ def read_pair(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
         return 1, rest[0]
     typed = " ".join(rest[:count])
     value = value if count_open(value) else value.rstrip(",")
+    value = respell_interval(value) or re.sub(r"^\(([^()]*)\)$", r"[\1]", value.replace(";", ","))
     if count == 1 and f"{key}={value}" == rest[0]:
         return 1, rest[0]  # which the parser explains
     return count, repair_pair(typed, key, value.replace(", ", ","))
@@ -157,6 +173,8 @@ def read_name(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
         return 1, repair_pair(word, group, name)
     if bare and is_key(key):
         return 2, repair_pair(" ".join(rest[:2]), key, rest[1].translate(LOOKALIKES))
+    if "/" in plain or Path(plain).exists():
+        return 1, Repair(word, "", (APART, f"did you mean: resume={plain} or data=text data.path={plain} ?"))
     options = [f"{group}={respell_option(group, plain)}" for group in groups if respell_option(group, plain) in groups[group]]
     if options:
         return 1, Repair(word, "", (APART, f"did you mean: {' or '.join(options[:3])} ?"))
