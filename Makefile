@@ -25,11 +25,11 @@ define SET_UP
 	echo "$$sum" > .venv/complete-$(2) && rm .venv/begun && echo "3 of 3: complete. Next: make train"
 endef
 
-setup: ## what training needs, into .venv (BASE_SIZE)
-	$(call SET_UP,,base,about BASE_SIZE and 3 to 10 minutes)
+setup: ## what training needs, into .venv (1.8 GB)
+	$(call SET_UP,,base,about 1.8 GB and 3 to 10 minutes)
 
-setup-dev: ## that, and what tests and checks need (DEV_SIZE)
-	$(call SET_UP,[dev],dev,about DEV_SIZE and 3 to 10 minutes)
+setup-dev: ## that, and what tests and checks need (2.2 GB)
+	$(call SET_UP,[dev],dev,about 2.2 GB and 3 to 10 minutes)
 
 train: setup ## a first run: 99 % of a multiplication table, in seconds
 	@$(BIN)/python train.py experiment=fastest $(ARGS)

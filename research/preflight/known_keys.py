@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
+from research.options.conf import find_target, list_groups, read_yaml
+from research.options.habits import answer_habit, find_habit, respell, respell_option, squash
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
-from research.preflight.habits import answer_habit, find_habit, respell, respell_option, squash
-from research.preflight.help import find_target, list_groups, read_yaml
 from research.preflight.overrides import quote_word, suggest
 from research.preflight.renames import find_new_key
 from research.preflight.signature import Signature, read_signature

@@ -25,9 +25,9 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
-from research.preflight.habits import explain_options, respell, squash
+from research.options.files import describe_other_file
+from research.options.habits import explain_options, respell, squash
 from research.preflight.help import list_groups, read_defaults
-from research.preflight.option_files import describe_other_file
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice

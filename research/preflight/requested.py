@@ -9,11 +9,11 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
+from research.options.habits import iter_respelt, respell_sweep
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
-from research.preflight.habits import iter_respelt, respell_sweep
 from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
 from research.preflight.known_keys import KnownKeys, suggest_keys
-from research.preflight.option_files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest, to_override
 from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, read_signature
@@ -231,8 +231,8 @@ class RequestedConfig(KnownKeys):
                     types = " or ".join(map(str, parameter.value_types))
                     self.add_mistake(source, f"{key} takes {types}; this interval has fractions", f"give '{whole}'", head=line)
                 else:
-                    meant = iter_respelt(source, value, parameter.value_types)
-                    fits = [v for v in meant if not describe_mistake(key, v, parameter.value_types)][:1]
+                    candidates = iter_respelt(source, value, parameter.value_types)
+                    fits = [v for v in candidates if not describe_mistake(key, v, parameter.value_types)][:1]
                     words = [quote_word(f"{source}={to_override(v)}") for v in fits]
                     words += [f"{source}={sweep}"] if (sweep := respell_sweep(value)) else []
                     self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 
+from research.options.conf import CONF, list_groups
+from research.options.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
 from research.preflight.advice import MERGED_KEYS
-from research.preflight.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
-from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import format_mistake, parse, quote_word
 
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from research.preflight.help import list_groups
+from research.options.conf import list_groups
 from research.ranges import ValueType
 
 TABLES = Path(__file__).with_name("habits.toml")

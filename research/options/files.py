@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from research.preflight.help import FOLDERS, list_groups
+from research.options.conf import FOLDERS, list_groups
 from research.rules import PRESET_GROUPS
 
 HEADER = re.compile(r"#\s*@package\s+(_global_|_group_|[A-Za-z][\w.]*)\s*", re.ASCII)
