@@ -31,9 +31,9 @@ def read_tables() -> dict[str, Any]:
 
 
 @cache
-def index(name: str, key: str = "") -> dict[str, str]:
+def index(name: str, key: str | None = None) -> dict[str, str]:
     """Return a table by each of its words, squashed; of `values` that of a key."""
-    table = read_tables()[name].get(key, {}) if key else read_tables()[name]
+    table = read_tables()[name] if key is None else read_tables()[name].get(key, {})
     return {squash(word): ours for ours, words in table.items() for word in words.split()}
 
 
