@@ -6,8 +6,9 @@ The names stand in habits.toml.
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -94,8 +95,8 @@ def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> I
         yield ours
     choices = {squash(str(choice)): choice for kind in value_types for choice in kind.choices}
     yield from (choices[name] for name in get_close_matches(squash(text), choices, n=1, cutoff=0.6))
-    if match := re.fullmatch(r"([-+]?\d[\d_,]*\.?\d*(?:e[-+]?\d+)?)([km%f]?)", text):
-        number = round(float(re.sub("[_,]", "", match[1])) * {"k": 1e3, "m": 1e6, "%": 0.01}.get(match[2], 1), 12)
+    if match := re.fullmatch(r"([-+]?\d[\d_,' ]*\.?\d*(?:e[-+]?\d+)?)([km%f]?)", text):
+        number = round(float(re.sub("[_,' ]", "", match[1])) * {"k": 1e3, "m": 1e6, "%": 0.01}.get(match[2], 1), 12)
         yield from [int(number), number] if number == int(number) else [number]
         yield from [number / 100] if 1 < number <= 100 else []  # in percent
     if text in FALSE:
@@ -123,3 +124,33 @@ def respell_interval(text: str) -> str:
         low, high = (f"1e{low}", f"1e{high}") if "space" in name else (low, high)
         return f"tag(log,interval({low},{high}))"
     return f"interval({low},{high})" if re.search("uniform|linspace|float|int", name) else ""
+
+
+def count_changed_letters(a: str, b: str) -> int:
+    """Return the letters between the common start and the common end: 1 for a typing slip, 2 for two letters swapped."""
+    length = max(len(a), len(b))
+    for _ in range(2):  # cut the common start off both, and turn them round
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+        a, b, length = a[start:][::-1], b[start:][::-1], length - start
+    return length
+
+
+def suggest(word: str, names: list[str]) -> list[str]:
+    """Return at most three names that `word` may stand for, best first. A key may be typed by its last part alone."""
+    if same := [name for name in names if squash(name) == squash(word)]:
+        return same[:3]
+    ranked = []
+    tail = word.rpartition(".")[2]
+    for name in names:
+        slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
+        similarity = SequenceMatcher(None, word, name).ratio()
+        is_near = slip <= 1 < min(len(word) + slip, len(name))
+        ranks = (
+            is_near,
+            squash(tail) == squash(name.rpartition(".")[2]),
+            slip == 2 < min(len(word), len(name)) or tail_slip == 1 < len(tail),
+            similarity > 0.7,
+        )
+        if True in ranks:
+            ranked.append((ranks.index(True), -similarity, name))
+    return [name for rank, _, name in sorted(ranked)[:3] if rank <= max(1, min(ranked)[0])]

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from research.options.habits import count_changed_letters
 from research.preflight.compose import count_composed
-from research.preflight.overrides import count_changed_letters, expand_argument, quote_word
+from research.preflight.overrides import expand_argument, quote_word
 
 # How a line of advice begins, and whether it is to stand in place of what was typed.
 LEADS = {

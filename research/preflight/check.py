@@ -32,7 +32,7 @@ from research.preflight.overrides import (
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
 from research.preflight.signature import Signature, read_signature
-from research.preflight.words import Repair, repair, split_flags
+from research.preflight.words import Repair, join_mistakes, repair, split_flags
 from research.ranges import Monitor
 from research.run_dir import SWEPT_ENV_VAR
 
@@ -105,9 +105,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
     mistakes = [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes]
-    for item in (item for item in repairs if item.word):
-        mistakes = item.join(mistakes)
-    return mistakes, more
+    return join_mistakes([item for item in repairs if item.word], mistakes), more
 
 
 def judge(line: CommandLine) -> Judgement:

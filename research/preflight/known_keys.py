@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 
 from research.options.conf import find_target, list_groups, read_yaml
-from research.options.habits import answer_habit, find_habit, respell, respell_option, squash
+from research.options.habits import answer_habit, find_habit, respell, respell_option, squash, suggest
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
-from research.preflight.overrides import quote_word, suggest
+from research.preflight.overrides import quote_word
 from research.preflight.renames import find_new_key
 from research.preflight.signature import Signature, read_signature
+
+OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
 
 
 @dataclass
@@ -22,6 +24,9 @@ class KnownKeys(ComposedConfig):
     def suggest_known(self, key: str, line: str) -> list[str]:
         """Return what an unknown key may mean: one that ends so, one that others call so, or one that is spelt so."""
         typed, is_hydra = line.partition("=")[2], key.startswith("hydra.")
+        group, _, name = key.rpartition(".")
+        if name in OPTION_NAMES and respell_option(group, typed) in list_groups().get(group, ()):  # as optim.name=adamw
+            return [suggest_keys(line, key, group)]
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
         groups = [g for g, options in list_groups().items() if {respell_option(g, v) for v in typed.split(",")} <= set(options)]
         names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]

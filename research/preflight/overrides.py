@@ -5,9 +5,8 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from difflib import SequenceMatcher
 from functools import cache
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +25,7 @@ from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
 from research.options.files import describe_other_file
-from research.options.habits import explain_options, respell, squash
+from research.options.habits import answer_habit, explain_options, find_habit, respell, suggest
 from research.preflight.help import list_groups, read_defaults
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
@@ -38,36 +37,6 @@ MAX_LINES = 6  # of one mistake
 def format_mistake(head: str, *lines: str) -> str:
     """Return an error for the terminal: what was typed, then what is wrong and what would be right."""
     return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
-
-
-def count_changed_letters(a: str, b: str) -> int:
-    """Return the letters between the common start and the common end: 1 for a typing slip, 2 for two letters swapped."""
-    length = max(len(a), len(b))
-    for _ in range(2):  # cut the common start off both, and turn them round
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-        a, b, length = a[start:][::-1], b[start:][::-1], length - start
-    return length
-
-
-def suggest(word: str, names: list[str]) -> list[str]:
-    """Return at most three names that `word` may stand for, best first. A key may be typed by its last part alone."""
-    if same := [name for name in names if squash(name) == squash(word)]:
-        return same[:3]
-    ranked = []
-    tail = word.rpartition(".")[2]
-    for name in names:
-        slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
-        similarity = SequenceMatcher(None, word, name).ratio()
-        is_near = slip <= 1 < min(len(word) + slip, len(name))
-        ranks = (
-            is_near,
-            squash(tail) == squash(name.rpartition(".")[2]),
-            slip == 2 < min(len(word), len(name)) or tail_slip == 1 < len(tail),
-            similarity > 0.7,
-        )
-        if True in ranks:
-            ranked.append((ranks.index(True), -similarity, name))
-    return [name for rank, _, name in sorted(ranked)[:3] if rank <= max(1, min(ranked)[0])]
 
 
 def get_key(override: Override) -> str:
@@ -123,6 +92,11 @@ def check_no_sweep(override: Override) -> str:
     if not override.is_sweep_override():
         is_study = override.key_or_group == "sweep" and not override.is_delete() and override.value() is not None
         return format_mistake(line, "a study starts several runs, and needs -m", fix) if is_study else ""
+    if key not in list_groups() and (answer := answer_habit(key, values)):
+        return format_mistake(line, f"there is no key '{key}'", answer)
+    if key not in list_groups() and (habit := find_habit(key)) and habit.rpartition(".")[2] != key:
+        message = f"there is no key '{key}', and a sweep needs -m"
+        return format_mistake(line, message, f"did you mean: {quote_word(f'{habit}={values}')} ?")
     # A function, as range(0,3), can be nothing else; bare commas may stand for a list, belong to a text, or to one number.
     others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
     if match := re.fullmatch(r"(\d+),(\d+)", values):

@@ -10,11 +10,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
-from research.options.habits import iter_respelt, respell_sweep
+from research.options.habits import iter_respelt, respell_sweep, suggest
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
 from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
 from research.preflight.known_keys import KnownKeys, suggest_keys
-from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest, to_override
+from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
 from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
@@ -234,7 +234,7 @@ class RequestedConfig(KnownKeys):
                     candidates = iter_respelt(source, value, parameter.value_types)
                     fits = [v for v in candidates if not describe_mistake(key, v, parameter.value_types)][:1]
                     words = [quote_word(f"{source}={to_override(v)}") for v in fits]
-                    words += [f"{source}={sweep}"] if (sweep := respell_sweep(value)) else []
+                    words += [f"{source}={sweep}"] if not fits and (sweep := respell_sweep(value)) else []
                     self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()

@@ -38,16 +38,26 @@ class Repair:
     lines: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Return the mistake."""
-        return format_mistake(self.typed, *self.lines, f"did you mean: {quote_word(self.word)} ?" if self.word else "")
+        """Return the mistake of words that mean no override."""
+        return format_mistake(self.typed, *self.lines)
 
-    def join(self, mistakes: list[str]) -> list[str]:
-        """Return the mistakes of a command line with this one among them: the override may have a mistake of its own."""
-        head = f"error: {self.word}\n"
-        if not any(mistake.startswith(head) for mistake in mistakes):
-            return [*mistakes, self.describe()]
-        lines = {mistake: mistake.split("\n  ")[1:] for mistake in mistakes if mistake.startswith(head)}
-        return [format_mistake(self.typed, *self.lines[:1], *lines[m]) if m in lines else m for m in mistakes]
+
+def join_mistakes(repairs: Sequence[Repair], mistakes: Sequence[str]) -> list[str]:
+    """Return the mistakes of a command line with its repairs among them: an override may have a mistake of its own.
+
+    Several that have none are told together, as the words that are right.
+    """
+    joined, clean = list(mistakes), list[Repair]()
+    for item in repairs:
+        own = [index for index, mistake in enumerate(joined) if mistake.startswith(f"error: {item.word}\n")]
+        for index in own:
+            joined[index] = format_mistake(item.typed, *item.lines[:1], *joined[index].split("\n  ")[1:])
+        clean += [] if own else [item]
+    if not clean:
+        return joined
+    reasons = dict.fromkeys(line for item in clean for line in item.lines[:1])
+    fix = f"did you mean: {' '.join(quote_word(item.word) for item in clean)} ?"
+    return [*joined, format_mistake(" ".join(item.typed for item in clean), *reasons, fix)]
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -133,7 +143,7 @@ def read_flag(rest: Sequence[str], key: str, value: str | None, bare: int) -> tu
             return 1, Repair(typed, "", (f"did you mean: {near[0] if near else '-' + key} ?",))
         if (command := find_command(key)) and not is_switch(key):
             return 1, Repair(typed, "", (command,))
-        if is_key(key) and key not in ("resume", *list_groups()):
+        if is_key(key) and not find_habit(key) and key not in ("resume", *list_groups()):
             return 1, Repair(typed, "", (f"{key} needs a value: {key}=VALUE",))
     value = "auto" if key == "resume" and value == "true" else value
     return count, repair_pair(typed, key, value, PLAIN)
@@ -152,7 +162,7 @@ def read_pair(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
     if not key:  # an = that stands by itself
         return 1, rest[0]
     typed = " ".join(rest[:count])
-    value = value if count_open(value) else value.rstrip(",")
+    value = value if count_open(value) else value.rstrip(",;")
     value = respell_interval(value) or re.sub(r"^\(([^()]*)\)$", r"[\1]", value.replace(";", ","))
     if count == 1 and f"{key}={value}" == rest[0]:
         return 1, rest[0]  # which the parser explains
@@ -173,6 +183,8 @@ def read_name(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
         return 1, repair_pair(word, group, name)
     if bare and is_key(key):
         return 2, repair_pair(" ".join(rest[:2]), key, rest[1].translate(LOOKALIKES))
+    if "." in plain and (command := find_command(plain)):  # python train.py
+        return 1, Repair(word, "", (command,))
     if "/" in plain or Path(plain).exists():
         return 1, Repair(word, "", (APART, f"did you mean: resume={plain} or data=text data.path={plain} ?"))
     options = [f"{group}={respell_option(group, plain)}" for group in groups if respell_option(group, plain) in groups[group]]
