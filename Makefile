@@ -1,41 +1,54 @@
-# make setup | train | test | test-slow | check | check-native | bench | studies | faults | picture | pictures | ui
-# Each target sets up .venv first, once. make test-matrix has its own .venv-matrix.
+# `make` alone lists the targets. Each one sets up .venv first, once: train and what shows runs need the packages of a user,
+# tests, checks and benchmarks also those of the extra dev. make test-matrix has its own .venv-matrix.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 AT_ONCE ?= 2
 
-.PHONY: setup train test test-slow test-matrix check check-native bench studies faults picture pictures ui
+.PHONY: help setup setup-dev train test test-slow test-matrix check check-native bench studies faults picture pictures ui
 
-# Skipped while pyproject.toml and constraints.txt are unchanged. An interrupted set-up starts again from nothing.
-setup:
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-20s %s\n' "$$name" "$$text"; done
+	@echo 'Options of a target: make train ARGS="seed=1"; another Python: make PYTHON=python3.12 train'
+
+# Skipped while pyproject.toml and constraints.txt are unchanged; dev holds all that base has, and base grows to dev. An
+# interrupted set-up starts again from nothing. $(1): the extra, in brackets, $(2): base or dev, $(3): what it takes.
+define SET_UP
 	@sum="$$(cat pyproject.toml constraints.txt | cksum)"; \
-	if [ "$$(cat .venv/complete 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
+	for part in $(2) dev; do if [ "$$(cat .venv/complete-$$part 2>/dev/null)" = "$$sum" ]; then exit 0; fi; done; \
 	$(PYTHON) -c 'import sys; sys.exit("Grokbit needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0' || exit 1; \
 	if [ -e .venv/begun ]; then echo "The last set-up was interrupted: starting again"; rm -rf .venv; fi; \
-	echo "Setting up .venv: about 1.8 GB, 3 to 10 minutes, once"; \
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || exit 1; \
-	touch .venv/begun && $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]" || exit 1; \
-	echo "$$sum" > .venv/complete && rm .venv/begun && echo "Set-up is complete"
+	echo "Setting up .venv: $(3), once"; \
+	[ -x $(BIN)/python ] || { echo "1 of 3: an environment of $(PYTHON)"; $(PYTHON) -m venv .venv || exit 1; }; \
+	touch .venv/begun; echo "2 of 3: packages, as pip tells"; \
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".$(1)" || exit 1; \
+	echo "$$sum" > .venv/complete-$(2) && rm .venv/begun && echo "3 of 3: complete. Next: make train"
+endef
 
-train: setup
+setup: ## what training needs, into .venv (1.8 GB)
+	$(call SET_UP,,base,about 1.8 GB and 3 to 10 minutes)
+
+setup-dev: ## that, and what tests and checks need (2.2 GB)
+	$(call SET_UP,[dev],dev,about 2.2 GB and 3 to 10 minutes)
+
+train: setup ## a first run: 99 % of a multiplication table, in seconds
 	@$(BIN)/python train.py experiment=fastest $(ARGS)
 
 # One thread for each process: on a machine whose cores are all in use, more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # Needs no server and no browser: 12 minutes on two quiet cores.
-test: setup
+test: setup-dev ## all tests that need no server: 12 minutes
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 # The rest: databases, notebooks, and the longer examples of the docs. At most 30 minutes.
-test-slow: setup
+test-slow: setup-dev ## the rest: databases, notebooks, examples of the docs: 30 minutes
 	@$(PYTEST) -m slow $(ARGS)
 
 # The sweeper under Hydra's next release. All other packages have the versions of constraints.txt. The package is
 # installed with --no-deps, so its `hydra-core<1.4` bound does not apply.
 NEXT := hydra-core==1.4.0rc3
-test-matrix:
+test-matrix: ## the sweeper under Hydra's next release
 	@sum="$(NEXT) $$(cat pyproject.toml constraints.txt | cksum)"; \
 	if [ "$$(cat .venv-matrix/complete 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
 	echo "Setting up .venv-matrix: about 1.8 GB, 3 to 10 minutes, once"; \
@@ -48,7 +61,7 @@ test-matrix:
 	  .venv-matrix/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal \
 	  tests/sweep tests/tracking/test_optuna_storage.py $(ARGS)
 
-check: setup
+check: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -56,7 +69,7 @@ check: setup
 # The C kernels with every installed compiler, under AddressSanitizer and UndefinedBehaviorSanitizer if it has them. A read or
 # write beyond a tensor ends the tests.
 COMPILERS ?= gcc clang
-check-native: setup
+check-native: setup-dev ## the C kernels under sanitizers
 	@ran=; for cc in $(COMPILERS); do \
 	  command -v "$$cc" > /dev/null || { echo "== $$cc is not installed"; continue; }; \
 	  case "$$cc" in *clang*) names="libclang_rt.asan-$$(uname -m).so";; *) names="libasan.so libubsan.so";; esac; \
@@ -73,29 +86,29 @@ check-native: setup
 	  status=$$?; rm -rf "$$cache"; [ $$status = 0 ] || exit $$status; \
 	done; [ -n "$$ran" ]
 
-bench: setup
+bench: setup-dev ## speed against other programs, as ratios
 	@for name in start_up loop_overhead train_step filter_cost ternary_matmul generate gpu tracking_overhead checkpointing sync_cost sweep_overhead workers tokens; do \
 	  echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # The quick size of every study, from nothing: results.csv, the tables of its README, its figure. AT_ONCE studies run side by
 # side, those that take longest first; the runs of a study follow one another.
-studies: setup
+studies: setup ## the quick size of every study, from nothing
 	@rm -rf outputs/studies/quick
 	@printf '%s\n' grokking bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb pbt_digits lr_sensitivity bitnet_gap | \
 	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python -m experiments.STUDY.study --at-once=1 $(ARGS)
 
-faults: setup
+faults: setup-dev ## kill and damage runs, and see that nothing is lost
 	@$(BIN)/python -m benchmarks.faults --table experiments/faults $(ARGS)
 	@$(BIN)/python -m benchmarks.sweep_kills
 
 # The README's picture. It shows seconds and speeds, so record it on a quiet machine.
-picture: setup
+picture: setup ## record the README's terminal
 	@$(BIN)/python docs/record_terminal.py $(ARGS)
 
-# The pictures of MLflow's pages in docs/pictures. Needs Chromium and its driver.
-pictures: setup
+# Needs Chromium and its driver.
+pictures: setup-dev ## record the pictures of MLflow's pages in docs/pictures
 	@$(BIN)/python docs/record_mlflow.py $(ARGS)
 
-# MLflow's pages of all runs, until Ctrl-C. ARGS="--port 5001" takes another port.
-ui: setup
+# Until Ctrl-C. ARGS="--port 5001" takes another port.
+ui: setup ## all runs in the browser, by MLflow
 	@$(BIN)/python -m research.tracking.ui $(ARGS)

@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import sysconfig
+import traceback
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +41,8 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
     try:
         return hydra_instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
-        raise ValueError(str(error.__cause__ or error)) from error
+        cause = error.__cause__ or error
+        raise ValueError(str(cause) if isinstance(cause, ValueError) else locate_error(cause)) from error
 
 
 def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> None:
@@ -47,8 +50,19 @@ def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> 
     for name, target in iter_targets(key, OmegaConf.to_container(node, resolve=True)):
         try:
             locate_target(name, target, is_foreign)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{name}={target} cannot be imported: {error}") from error
+        except TargetRefusedError:
+            raise
+        except Exception as error:  # whatever a module of one's own raises
+            raise ValueError(f"{name}={target} cannot be imported\n{locate_error(error)}") from error
+
+
+def locate_error(error: BaseException) -> str:
+    """Return an error's message, with the last file:line on its way that is neither Python's nor an installed package's."""
+    foreign = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__, locate_target.__code__.co_filename)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
+    own = [f"{f.filename}:{f.lineno}" for f in frames if not f.filename.startswith(foreign)]
+    own += [f"{error.filename}:{error.lineno}"] if isinstance(error, SyntaxError) else []
+    return f"{own[-1]}: {type(error).__name__}: {error}" if own else str(error)
 
 
 def check_interpolations(settings: Any) -> None:

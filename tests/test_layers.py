@@ -14,7 +14,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not import each other
     ["nn", "data"],
     ["models", "optim"],
     ["training"],
-    ["tracking"],
+    ["tracking", "options"],
     ["preflight"],
     ["load"],
     ["run"],

@@ -29,10 +29,10 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_setup(checkout: Path) -> tuple[int, str, list[str]]:
+def run_setup(checkout: Path, target: str = "setup") -> tuple[int, str, list[str]]:
     """Return the exit code, the output, and the calls of Python so far."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}  # of `make test`
-    command = ["make", "setup", f"PYTHON={checkout / 'python'}"]
+    command = ["make", target, f"PYTHON={checkout / 'python'}"]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     calls = checkout / "calls"
     return done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else []
@@ -42,8 +42,34 @@ def test_it_runs_once(checkout: Path) -> None:
     code, output, calls = run_setup(checkout)
     assert (code, len(calls)) == (0, 2)
     assert "minutes, once" in output
+    assert [line[:6] for line in output.splitlines() if " of 3: " in line] == ["1 of 3", "2 of 3", "3 of 3"]
     assert "--constraint constraints.txt" in calls[1]
+    assert calls[1].endswith("--editable .")
+    assert "--quiet" not in calls[1], "pip shows how far it is"
     assert run_setup(checkout) == (0, "", calls)
+
+
+def test_base_grows_to_dev_which_holds_base(checkout: Path) -> None:
+    run_setup(checkout)
+    code, _, calls = run_setup(checkout, "setup-dev")
+    assert (code, len(calls)) == (0, 3), "pip again, in the same environment"
+    assert calls[2].endswith("--editable .[dev]")
+    assert run_setup(checkout, "setup-dev") == (0, "", calls)
+    assert run_setup(checkout) == (0, "", calls)
+
+
+def test_dev_alone_is_enough(checkout: Path) -> None:
+    calls = run_setup(checkout, "setup-dev")[2]
+    assert run_setup(checkout) == (0, "", calls)
+
+
+def test_make_lists_its_targets(checkout: Path) -> None:
+    done = subprocess.run(["make"], cwd=checkout, capture_output=True, text=True, check=True)
+    (names,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = re.findall(r"^  make ([a-z-]+) +\S.*$", done.stdout, re.MULTILINE)
+    assert listed[:3] == ["help", "setup", "setup-dev"]
+    assert sorted(listed) == sorted(names.split())
+    assert not (checkout / "calls").exists()
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
@@ -66,10 +92,29 @@ def test_it_starts_again_after_an_interruption(checkout: Path) -> None:
     assert run_setup(checkout)[1] == ""
 
 
+def read_set_up(target: str) -> str:
+    """Return the set-up that a target of the Makefile begins with: setup or setup-dev."""
+    (name,) = re.findall(rf"^{target}: (\S+) ## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return str(name)
+
+
 def test_every_target_sets_up_first() -> None:
-    rules = (ROOT / "Makefile").read_text()
-    for target in ("train", "test", "test-slow", "check", "bench", "studies", "faults", "picture", "pictures", "ui"):
-        assert f"\n{target}: setup\n" in rules
+    assert {read_set_up(target) for target in ("train", "studies", "picture", "ui")} == {"setup"}
+    assert {
+        read_set_up(target) for target in ("test", "test-slow", "check", "check-native", "bench", "faults", "pictures")
+    } == {"setup-dev"}
+
+
+def test_dev_has_all_that_exports_storages_and_launchers_need() -> None:
+    """Each extra that is installed in a moment is one of dev's, through extras of extras; gguf's llama.cpp is compiled."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names, left = set[str](), ["dev"]
+    while left:
+        names.add(name := left.pop())
+        left += [
+            inner for text in extras[name] for inner in re.findall(r"^grokbit\[(.*)\]$", text) for inner in inner.split(",")
+        ]
+    assert set(extras) - names == {"gguf", "hub"}
 
 
 def test_every_file_of_the_makefile_exists() -> None:
@@ -101,7 +146,7 @@ def test_a_workflow_is_valid_yaml(name: str) -> None:
     (job,) = workflow["jobs"].values()
     assert all("uses" in step or "run" in step for step in job["steps"])
     for target in job["strategy"]["matrix"].get("target", []):
-        assert f"\n{target}: setup\n" in (ROOT / "Makefile").read_text()
+        assert read_set_up(target) == "setup-dev"
 
 
 def test_hooks_run_what_make_check_runs() -> None:

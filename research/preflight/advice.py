@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from research.options.habits import count_changed_letters
 from research.preflight.compose import count_composed
-from research.preflight.overrides import count_changed_letters, expand_argument, quote_word
+from research.preflight.overrides import expand_argument, quote_word
 
 # How a line of advice begins, and whether it is to stand in place of what was typed.
 LEADS = {
@@ -122,14 +123,15 @@ class Adviser:
         if lead in ("leave out ", "one list: ", "one text: "):
             return "", ""
         new_head, message, *_ = [*new[0].split("\n  "), ""]
-        return "", f"{text} is refused too: {message or new_head}"
+        what = "with -m (or --multirun) it is a sweep, which" if lead == "a sweep: add " else text
+        return "", f"{what} is refused too: {message or new_head}"
 
     def iter_companions(self, taken: CommandLine, words: list[str], mistake: str) -> Iterator[list[str]]:
         """Yield what an advice needs beside itself: an advice of its own new mistake that does not take it back."""
         head, *lines = mistake.removeprefix("error: ").split("\n  ")
         keys = {get_typed_key(word) for word in words}
         alternatives = [pair for line in lines for pair in iter_alternatives(line)]
-        for lead, text in (pair for pair in alternatives if pair[0] in ("give ", "did you mean: ")):
+        for lead, text in (pair for pair in alternatives if pair[0] in ("give ", "did you mean: ", "a sweep: add ")):
             leading = read_words(text)
             more = [word for word in leading if word not in words]
             if more and not keys & {get_typed_key(word) for word in more}:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,10 +12,11 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from research.options.files import check_option
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
-from research.preflight.conflicts import FINDERS
-from research.preflight.help import CONF, set_folders
+from research.preflight.conflicts import FINDERS, get_repeat_count
+from research.preflight.help import CONF, list_groups, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
     check_resume_sweep,
@@ -30,11 +32,13 @@ from research.preflight.overrides import (
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume, resolve_settings
 from research.preflight.signature import Signature, read_signature
+from research.preflight.words import Repair, join_mistakes, repair, split_flags
 from research.ranges import PositiveFloat
 from research.run_dir import SWEPT_ENV_VAR
 from research.trigger import higher_is_better, read_directions
 
 STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with
+PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i")
 MAX_RUNS = 50  # of a sweep that are checked
 
 
@@ -100,28 +104,34 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         return [format_mistake(f"--config-dir {folder}", f"there is no folder {folder.absolute()}") for folder in missing], []
     set_folders(folders)
     choose_run.cache_clear()
-    has_flags = any(word.startswith("-") for word in arguments)  # a flag may have a value, which is no override
-    words = [w for w in arguments if not w.startswith("-") and (not has_flags or "=" in w or w.startswith("~"))]
-    line, more = CommandLine(tuple(words), multirun), list[str]()
+    flags, rest = split_flags(arguments)
+    items = list(repair(rest))
+    repairs, more = [item for item in items if isinstance(item, Repair)], list[str]()
+    words = [expand_argument(item.word) if isinstance(item, Repair) else item for item in items]
+    prints = any(flag.partition("=")[0] in PRINTING_FLAGS for flag in flags)  # also a study without -m
+    line = CommandLine(tuple(filter(None, words)), multirun or (prints and any(word.startswith("sweep=") for word in words)))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         judgement = judge(line)
         if multirun:
             os.environ[SWEPT_ENV_VAR] = ",".join(judgement.sweep_lines)
-        mistakes = Adviser(line, judgement.mistakes, lambda line: judge(line).mistakes).check() if judgement.mistakes else []
-        if not mistakes:
+        mistakes = [*(item.describe() for item in repairs if not item.word), *judgement.mistakes]
+        mistakes = Adviser(line, mistakes, lambda line: judge(line).mistakes).check() if mistakes else []
+        if not mistakes and not repairs:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
-    return [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes], more
+    mistakes = [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes]
+    return join_mistakes([item for item in repairs if item.word], mistakes), more
 
 
 def judge(line: CommandLine) -> Judgement:
     """Return every mistake of a command line, its advice untried, and the runs that were looked at."""
-    multirun, (overrides, mistakes) = line.multirun, parse(list(line.words))
+    multirun, (overrides, mistakes), wrong_groups = line.multirun, parse(list(line.words)), set[str]()
     for override in list(overrides):
         about_sweep = check_resume_sweep(override) if multirun else check_no_sweep(override)
-        if mistake := check_values(override) or about_sweep:
+        if mistake := check_values(override) or check_option_files(override) or about_sweep:
             mistakes.append(mistake)
             overrides.remove(override)
+            wrong_groups.add(override.key_or_group)
     params, conditions = read_study(overrides) if multirun else ([], {})
     overrides += [param for param in params if get_key(param) not in line.dropped]
     sweep_lines = {get_key(o): str(o.input_line) for o in overrides if o.is_sweep_override()}
@@ -130,13 +140,24 @@ def judge(line: CommandLine) -> Judgement:
     except ValueError as error:
         return Judgement([*mistakes, format_mistake(str(error))], [], sweep_lines)
     for run in runs:
-        mistakes += check_run(run, sweep_lines)
+        mistakes += check_run(run, sweep_lines, wrong_groups)
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
     mistakes += check_study_settings(overrides) + check_study_direction(overrides, runs) if multirun else []
+    mistakes += check_several_runs(runs[0]) if multirun and not mistakes and not sweep_lines else []
     if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
         mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume=auto"))
     return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
+
+
+def check_option_files(override: Override) -> str:
+    """Return the mistake of an option whose yaml cannot be composed; empty for any other override."""
+    if override.key_or_group not in list_groups() or override.is_delete():
+        return ""
+    for line in expand_sweep(override):
+        if lines := check_option(override.key_or_group, line.partition("=")[2]):
+            return format_mistake(str(override.input_line), *lines)
+    return ""
 
 
 def replace_partial_keys(mistakes: list[str], overrides: list[Override], runs: list[list[Override]]) -> list[str]:
@@ -190,6 +211,19 @@ def check_study_name(runs: list[list[Override]]) -> list[str]:
     return [format_mistake("-m", message, "give name=comparison, or another one name")] if len(names) > 1 else []
 
 
+def check_several_runs(run: list[Override]) -> list[str]:
+    """Return the mistake of a sweep in which nothing varies; a launcher may start one run elsewhere, a plugin vary it."""
+    requested = RequestedConfig.from_overrides(run, {})
+    settings = ("custom_search_space", "study_name", "dry_run")
+    if requested.get_choice("hydra/launcher") != "basic" or get_repeat_count(requested.get("hydra.sweeper.repeats")) > 1:
+        return []
+    if not str(requested.get("hydra.sweeper._target_")).endswith(".StudySweeper") or any(
+        requested.get(f"hydra.sweeper.{name}") not in (MISSING, None, False) for name in settings
+    ):
+        return []
+    return [format_mistake("-m", "a sweep needs a key with several values", "leave out -m or give several, as lr=1e-3,3e-4")]
+
+
 def check_study_settings(overrides: list[Override]) -> list[str]:
     """Return the mistake of each swept option with settings of the sweep itself: a sweep is planned before its first run."""
     swept = [override for override in overrides if override.is_sweep_override() and chooses_option(override)]
@@ -234,16 +268,17 @@ def find_study_settings(planned: dict[str, Any], overrides: list[Override]) -> s
     return next((key for key, value in after.items() if before.get(key, MISSING) != value), "")
 
 
-def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[str]:
-    """Return the mistakes of one run."""
+def check_run(overrides: list[Override], sweep_lines: dict[str, str], wrong_groups: set[str]) -> list[str]:
+    """Return the mistakes of one run; for groups whose option is wrong it has the default, which may fit to nothing."""
     try:
         requested = RequestedConfig.from_overrides(overrides, sweep_lines)
     except HydraException as error:
         typed = " ".join(str(override.input_line) for override in overrides if chooses_option(override))
-        mistake = format_mistake(typed or "conf/", *str(error.__cause__ or error).splitlines())
+        text = re.split(r"\n(?:Config search path|Available options)", str(error.__cause__ or error))[0]
+        mistake = format_mistake(typed or "conf/", *text.splitlines())
         # Our options are known to exist by now, so an option of Hydra's is at fault: check the rest without it.
         rest = [o for o in overrides if not o.key_or_group.startswith("hydra/")]
-        return [mistake, *(check_run(rest, sweep_lines) if len(rest) < len(overrides) else [])]
+        return [mistake, *(check_run(rest, sweep_lines, wrong_groups) if len(rest) < len(overrides) else [])]
     requested.check_groups()
     requested.check_references()
     for prefix, settings in (("", "check.Globals"), ("resume.", "resume.Resume")):
@@ -253,5 +288,6 @@ def check_run(overrides: list[Override], sweep_lines: dict[str, str]) -> list[st
     requested.check_hydra()
     for find_conflicts in FINDERS:
         for conflict in filter(None, find_conflicts(requested)):
-            requested.add_conflict(conflict.keys, conflict.message, conflict.fix)
+            if not wrong_groups & set(conflict.keys):
+                requested.add_conflict(conflict.keys, conflict.message, conflict.fix)
     return list(requested.mistakes.values())

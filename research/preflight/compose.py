@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf import _utils as omegaconf_utils
 
+from research.options.files import describe_yaml_error
 from research.preflight.condition import Condition
 from research.preflight.help import FOLDERS, list_groups
 from research.preflight.overrides import get_key, iter_variants, parse, to_override
@@ -38,7 +39,13 @@ def compose(overrides: list[Override]) -> dict[str, Any]:
 @cache  # composing takes most of the preflight's time
 def _compose_lines(lines: tuple[str, ...]) -> dict[str, Any]:
     use_fast_yaml()
-    return cast(dict[str, Any], OmegaConf.to_container(hydra.compose("config", list(lines), return_hydra_config=True)))
+    try:
+        composed = hydra.compose("config", list(lines), return_hydra_config=True)
+    except yaml.YAMLError as error:
+        raise HydraException(describe_yaml_error(error)) from None
+    except (ValueError, OSError) as error:  # a yaml whose bytes are no text, or whose defaults are no list
+        raise HydraException(str(error)) from None
+    return cast(dict[str, Any], OmegaConf.to_container(composed))
 
 
 @cache

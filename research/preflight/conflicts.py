@@ -12,7 +12,8 @@ from functools import partial
 from research import rules
 from research.preflight.compose import MISSING
 from research.preflight.help import list_groups, read_yaml
-from research.preflight.requested import RequestedConfig, is_interpolated, read_option
+from research.preflight.known_keys import read_option
+from research.preflight.requested import RequestedConfig, is_interpolated
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
@@ -245,6 +246,8 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
     if isinstance(out := requested.get_resolved("out")[0], str):
         path = expand_path(out).absolute()
         yield rules.check_folder(out)
+        if "://" in out:
+            yield Conflict(("out",), f"out={out}: runs are written to a folder of this machine", "give out=FOLDER")
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         if not existing.is_dir():
             yield Conflict(("out",), f"out={out}: {existing} is a file", "give out=FOLDER")

@@ -1,12 +1,11 @@
-"""The contents of conf/, read as text: groups, options, keys; and the screen that --help prints."""
+"""The screen that --help prints: the groups, options and keys of conf/."""
 
 import re
 import textwrap
-from functools import cache
-from pathlib import Path
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-FOLDERS = [CONF]  # whose options there are: our own, then those of the folders that a command line adds
+from research.options.conf import CONF, FOLDERS, find_target, list_groups, read_defaults, read_yaml, set_folders
+
+__all__ = ["CONF", "FOLDERS", "build_help_text", "find_target", "list_groups", "read_defaults", "read_yaml", "set_folders"]
 HELP_WIDTH = 100  # columns
 HELP = """Grokbit trains, tracks and compares ternary networks: choose components, change keys, add -m to sweep.
 
@@ -27,33 +26,6 @@ examples:
   python train.py trainer=debug
 
 Hydra's own flags work too: --cfg job, --info, --hydra-help. HYDRA_FULL_ERROR=1 shows tracebacks."""
-
-
-@cache
-def list_groups() -> dict[str, list[str]]:
-    """Return the options of each group, the groups in the order of the defaults list."""
-    groups = sorted((group for folder in FOLDERS for group in folder.iterdir() if group.is_dir()), key=lambda group: group.name)
-    options: dict[str, set[str]] = {name: set() for name in (*read_defaults(), *(group.name for group in groups))}
-    for group in groups:
-        options[group.name] |= {file.stem for file in group.glob("*.yaml")}
-    return {name: sorted(names) for name, names in options.items() if (CONF / name).is_dir() or names}
-
-
-def set_folders(folders: list[Path]) -> None:
-    """Let the options of these folders count too, as those of --config-dir; ours come first, as for Hydra."""
-    FOLDERS[1:] = folders
-    list_groups.cache_clear()
-
-
-def read_defaults() -> dict[str, str]:
-    """Return the option that each group has unless another is chosen."""
-    return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(), re.MULTILINE))
-
-
-def read_yaml(group: str, option: str) -> str:
-    """Return the text of an option's yaml; empty for an option without one."""
-    files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
-    return next((file.read_text() for file in files if file.exists()), "")
 
 
 def describe(group: str, option: str) -> str:
@@ -90,13 +62,3 @@ def build_help_text() -> str:
     width = 4 + max(len(key) for key, _ in pairs)
     lines = [format_columns((f"  {key}", width), text=f"# {comment}" if comment else "") for key, comment in pairs]
     return HELP.format(groups="\n".join(rows), keys="\n".join(lines))
-
-
-def find_target(group: str, option: str) -> str:
-    """Return the `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
-    for _ in range(8):
-        content = read_yaml(group, option)
-        if target := re.search(rf"^(?:{group}:\n(?:  .*\n)*?  )?_target_: (\S+)", content, re.MULTILINE):
-            return target[1]
-        option = next(iter(re.findall(r"^  - (?!_self_)(\w+)$", content, re.MULTILINE)), "")
-    return ""

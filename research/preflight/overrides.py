@@ -5,9 +5,9 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from difflib import SequenceMatcher
 from functools import cache
-from itertools import islice, takewhile
+from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +24,9 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
-from research.preflight.help import list_groups
+from research.options.files import describe_other_file
+from research.options.habits import answer_habit, explain_options, find_habit, respell, suggest
+from research.preflight.help import list_groups, read_defaults
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice
@@ -36,29 +38,6 @@ MAX_LINES = 6  # of one mistake
 def format_mistake(head: str, *lines: str) -> str:
     """Return an error for the terminal: what was typed, then what is wrong and what would be right."""
     return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
-
-
-def count_changed_letters(a: str, b: str) -> int:
-    """Return the letters between the common start and the common end: 1 for a typing slip, 2 for two letters swapped."""
-    length = max(len(a), len(b))
-    for _ in range(2):  # cut the common start off both, and turn them round
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-        a, b, length = a[start:][::-1], b[start:][::-1], length - start
-    return length
-
-
-def suggest(word: str, names: list[str]) -> list[str]:
-    """Return at most three names that `word` may stand for, best first. A key may be typed by its last part alone."""
-    ranked = []
-    tail = word.rpartition(".")[2]
-    for name in names:
-        slip, tail_slip = count_changed_letters(word, name), count_changed_letters(tail, name.rpartition(".")[2])
-        similarity = SequenceMatcher(None, word, name).ratio()
-        is_near = slip <= 1 < max(len(word), len(name))
-        ranks = (is_near, tail_slip == 0, slip == 2 or tail_slip == 1 < len(tail), similarity > 0.7)
-        if True in ranks:
-            ranked.append((ranks.index(True), -similarity, name))
-    return [name for rank, _, name in sorted(ranked)[:3] if rank <= max(1, min(ranked)[0])]
 
 
 def get_key(override: Override) -> str:
@@ -107,14 +86,24 @@ def expand_argument(argument: str) -> str:
 
 
 def check_no_sweep(override: Override) -> str:
-    """Return the mistake of a sweep without -m; empty for a single value."""
-    if not override.is_sweep_override():
-        return ""
+    """Return the mistake of a sweep or a study without -m; empty for a single value."""
     line = str(override.input_line)
     key, _, values = line.partition("=")
-    # A function, as range(0,3), can be nothing else; bare commas may stand for a list or belong to a text.
+    fix = "a sweep: add -m (or --multirun)"
+    if not override.is_sweep_override():
+        is_study = override.key_or_group == "sweep" and not override.is_delete() and override.value() is not None
+        return format_mistake(line, "a study starts several runs, and needs -m", fix) if is_study else ""
+    if key not in list_groups() and (answer := answer_habit(key, values)):
+        return format_mistake(line, f"there is no key '{key}'", answer)
+    if key not in list_groups() and (habit := find_habit(key)) and habit.rpartition(".")[2] != key:
+        message = f"there is no key '{key}', and a sweep needs -m"
+        return format_mistake(line, message, f"did you mean: {quote_word(f'{habit}={values}')} ?")
+    # A function, as range(0,3), can be nothing else; bare commas may stand for a list, belong to a text, or to one number.
     others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
-    return format_mistake(line, f"{key} has several values, and a sweep needs -m", "a sweep: add -m (or --multirun)", *others)
+    if match := re.fullmatch(r"(\d+),(\d+)", values):
+        number = "".join(match.groups()) if re.fullmatch(r"[1-9]\d{0,2},\d{3}", values) else ".".join(match.groups())
+        others.insert(0, f"did you mean: {key}={number} ?")
+    return format_mistake(line, f"{key} has several values, and a sweep needs -m", fix, *others)
 
 
 def check_numbers(override: Override) -> None:
@@ -173,16 +162,24 @@ def check_values(override: Override) -> str:
         return format_mistake(line, known or "nothing is between start and stop")
     if options is None or override.is_delete():
         return ""
+    if (override.is_add() or override.is_force_add()) and group in read_defaults():
+        return format_mistake(line, f"'{group}' is chosen already", f"leave out the +: {quote_word(line.lstrip('+'))}")
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
         if name is None:
-            near = [*(["none"] if "none" in options else []), f"~{group}"]
+            ours = respell(group, "null")
+            near = [*([ours] if ours in options else []), f"~{group}"]
             words = [word if word.startswith("~") else f"{group}={word}" for word in near]
             message = f"a group takes one of its options: {', '.join(options)}"
             return format_mistake(line, message, f"did you mean: {' or '.join(words)} ?")
         if name not in options:
-            near = [f"{group}={option}" for option in suggest(str(name), options)]
+            whole = respell(group, line.partition("=")[2])
+            near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(str(name), options))]
             known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-            return format_mistake(line, known, f"did you mean: {' or '.join(near)} ?" if near else "")
+            near = [f"data=text data.path={to_literal(str(name))}"] if group == "data" and Path(str(name)).exists() else near
+            near = [f"{group}=glob(*)"] if name in ("*", "all") else near
+            fix = f"did you mean: {' or '.join(map(quote_words, near))} ?" if near else explain_options(group)
+            other = describe_other_file(group, str(name))
+            return format_mistake(line, other or known, "" if other else fix)
     return ""
 
 
@@ -260,6 +257,11 @@ def format_command(
     ]
     kept = [line for line in overrides if line and not line.startswith(("resume.", *left_out))]
     return shlex.join([*launcher, "train.py", *folders, *kept])
+
+
+def quote_words(words: str) -> str:
+    """Return several overrides, which are apart by spaces, as words for the shell."""
+    return " ".join(map(quote_word, words.split(" ")))
 
 
 def quote(key: str, text: str) -> str:

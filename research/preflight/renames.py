@@ -55,45 +55,6 @@ NODES = {  # config key -> the target that conf/ has there, whose old parameters
 }
 
 
-HABITS = {  # what other programs call a setting -> its key here
-    **dict.fromkeys(("epoch", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs"), "epochs"),
-    **dict.fromkeys(("learning_rate", "max_lr", "base_lr", "peak_lr", "eta"), "lr"),
-    **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
-    **dict.fromkeys(("max_steps", "num_steps", "n_steps", "total_steps", "train_steps", "num_train_steps"), "steps"),
-    **dict.fromkeys(("iters", "max_iters", "num_iters", "iterations", "num_iterations", "max_iterations"), "steps"),
-    **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
-    **dict.fromkeys(
-        ("eval_steps", "eval_interval", "eval_freq", "val_every", "val_interval", "val_check_interval"), "eval_every"
-    ),
-    **dict.fromkeys(("logging_steps", "log_interval", "log_freq", "log_steps", "log_every_n_steps"), "trainer.log_every"),
-    **dict.fromkeys(
-        ("save_steps", "save_interval", "save_every", "checkpoint_every", "ckpt_every"), "callbacks.checkpoint.every"
-    ),
-    **dict.fromkeys(("grad_clip", "max_grad_norm", "gradient_clip_val", "clip_grad", "clip_grad_norm"), "trainer.clip_norm"),
-    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps"), "trainer.grad_accum"),
-    **dict.fromkeys(("warmup_steps", "num_warmup_steps", "warmup_iters"), "schedule.warmup"),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "hidden_dim", "width"), "model.dim"),
-    **dict.fromkeys(("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"), "model.depth"),
-    **dict.fromkeys(("n_head", "n_heads", "num_heads", "nhead", "num_attention_heads"), "model.heads"),
-    **dict.fromkeys(("n_kv_heads", "num_kv_heads", "num_key_value_heads"), "model.kv_heads"),
-    **dict.fromkeys(("d_ff", "intermediate_size", "dim_feedforward", "mlp_dim"), "model.ffn_dim"),
-    **dict.fromkeys(("block_size", "context_length", "max_seq_len", "sequence_length", "max_length"), "data.seq_len"),
-    **dict.fromkeys(("output_dir", "out_dir", "save_dir", "log_dir", "default_root_dir"), "out"),
-    **dict.fromkeys(("resume_from", "resume_from_checkpoint", "ckpt_path", "load_from"), "resume"),
-    **dict.fromkeys(("experiment_name", "run_name", "project", "project_name"), "name"),
-    **dict.fromkeys(("random_seed", "manual_seed", "rng_seed"), "seed"),
-    **dict.fromkeys(("dtype", "amp", "mixed_precision"), "precision"),
-    **dict.fromkeys(("optimizer", "optimiser", "opt"), "optim"),
-    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule"), "schedule"),
-    **dict.fromkeys(("dataset", "task"), "data"),
-    **dict.fromkeys(("net", "network", "arch", "architecture"), "model"),
-    **dict.fromkeys(("criterion", "loss_fn", "objective"), "loss"),
-    **dict.fromkeys(("logger", "tracking"), "tracker"),
-    **{"metric": "monitor", "torch_compile": "trainer.compile", "accelerator": "trainer.device", "beta": "optim.base.betas"},
-    **{"n_trials": "hydra.sweeper.n_trials", "trials": "hydra.sweeper.n_trials", "n_jobs": "hydra.sweeper.workers"},
-}
-
-
 def find_new_key(key: str, target: Any) -> str | None:
     """Return the current name of a config key whose node has this target; None where it never had another.
 

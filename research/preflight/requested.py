@@ -9,10 +9,13 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
+from research.options.habits import iter_respelt, respell_sweep, suggest
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
-from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
-from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest
-from research.preflight.renames import HABITS, describe_rename, find_new_key
+from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
+from research.preflight.known_keys import KnownKeys, suggest_keys
+from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
+from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
@@ -32,7 +35,7 @@ def to_whole_interval(match: re.Match[str]) -> str:
 
 
 @dataclass
-class RequestedConfig(ComposedConfig):
+class RequestedConfig(KnownKeys):
     """The configuration of one run with its overrides applied, and the mistakes in it."""
 
     typed_overrides: dict[str, str] = field(default_factory=dict)  # key -> the override as it was typed
@@ -48,10 +51,6 @@ class RequestedConfig(ComposedConfig):
             if not chooses_option(override):
                 requested.apply_override(override)
         return requested
-
-    def get_signature(self, key: str) -> Signature:
-        """Return the signature of a node's target; an empty one where there is none or it cannot be read."""
-        return read_signature(str(self.get(f"{key}._target_"))) or Signature()
 
     def apply_override(self, override: Override) -> None:
         """Set, add or delete what an override says; record a mistake where that cannot be."""
@@ -70,7 +69,9 @@ class RequestedConfig(ComposedConfig):
                 fix = f"leave out the +: {quote_word(typed.lstrip('+'))}"
                 self.add_mistake(leaf, f"'{leaf}' is there already", fix, head=typed)
             elif isinstance(old, dict) and not isinstance(value, dict) and not deletes:
-                fix = f"give ~{leaf} to leave all out"
+                group = leaf.rpartition(".")[2]  # as linear for model.linear
+                is_option = str(value) in list_groups().get(group, ())
+                fix = f"did you mean: {group}={value} ?" if is_option else f"give ~{leaf} to leave all out"
                 self.add_mistake(leaf, f"'{leaf}' holds keys of its own: set one of them, or leave all out", fix)
             else:
                 self.set(leaf, MISSING if deletes else value)
@@ -100,54 +101,26 @@ class RequestedConfig(ComposedConfig):
             hint = self.describe_absence(new) if self.get(new) is MISSING else suggest_keys(line, key, new)
             self.add_mistake(key, describe_rename(key, new), hint, head=line)
             return
-        parent, is_hydra = key.rpartition(".")[0], key.startswith("hydra.")
-        own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
-        habit, values = HABITS.get(key.rpartition(".")[2], ""), set(line.partition("=")[2].split(","))
-        groups = [group for group, options in list_groups().items() if values <= set(options)]
-        names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
-        hint = self.describe_absence(key)
-        if habit:
-            names = [habit] if habit in groups or self.get(habit) is not MISSING else []
-            hint = hint or ("" if names else self.describe_absence(habit))
-        elif not names and self.may_add(key):
-            names = [f"+{key}"]
-        hint = hint or suggest_keys(line, key, *names)
-        if not hint and parent and isinstance(around := self.get(parent), dict):
-            hint = f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"
-        self.add_mistake(key, f"there is no key '{key}'", hint, head=line)
-
-    def may_add(self, key: str) -> bool:
-        """Return whether a + would add a key: a setting of its node's target, or a part of one that holds any keys."""
-        node, _, name = key.rpartition(".")
-        target, is_node = self.get(f"{node}._target_"), isinstance(self.get(node), dict)
-        is_free = target is MISSING and self.get(f"{node.rpartition('.')[0]}._target_") is not MISSING
-        return is_node and (name in self.get_signature(node).names or is_free)
-
-    def find_new_key(self, key: str) -> str | None:
-        """Return the current name of a key that was renamed; None for any other, as one that its node's target takes."""
-        node, _, name = key.rpartition(".")
-        return None if name in self.get_signature(node).names else find_new_key(key, self.get(f"{node}._target_"))
-
-    def describe_absence(self, key: str) -> str:
-        """Return which options of a group have a key that the chosen one lacks; empty where none has it."""
-        parent, _, name = key.rpartition(".")
-        group = parent.rpartition(".")[2]  # as linear for model.linear
-        choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
-        others = [f"{group}={option}" for option in options if name in read_option(group, option).names]
-        if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
-            group, _, rest = key.partition(".")
-            choice = f"{group}={self.get_choice(group)}"
-            others = [
-                f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)
-            ]
-        return f"{choice} has no such setting, unlike {', '.join(others)}" if others and choice not in others else ""
+        hints = self.suggest_options(key, line) if self.describe_absence(key) else self.suggest_known(key, line)
+        if not any(hints) and isinstance(around := self.get(parent := key.rpartition(".")[0]), dict) and parent:
+            hints = [f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"]
+        self.add_mistake(key, f"there is no key '{key}'", *hints, head=line)
 
     def check_groups(self) -> None:
-        """Check that every group with a default is there, and the linear layers of a model."""
+        """Check that every group with a default is there and builds something, and the linear layers of a model."""
         for group, option in read_defaults().items():
-            if option != "null" and group != "local" and not isinstance(self.get(group), dict):
-                message = f"a run needs {group}; options: {', '.join(list_groups()[group])}"
-                self.add_mistake(group, message, head=self.typed_overrides.get(group) or f"~{group}")
+            typed, is_there = self.typed_overrides.get(group, f"~{group}"), isinstance(self.get(group), dict)
+            if option == "null" or group == "local" or (is_there and group not in COMPONENTS):
+                continue
+            if not is_there and (typed.startswith("~") or group not in COMPONENTS):
+                self.add_mistake(group, f"a run needs {group}; options: {', '.join(list_groups()[group])}", head=typed)
+            elif not isinstance(self.get(f"{group}._target_"), str) and f"{group}._target_" not in self.typed_overrides:
+                self.add_mistake(group, *describe_missing_node(group, self.get_choice(group)), head=typed)
+        for group, keys in GROUP_KEYS.items():  # those that conf/config.yaml leaves to the options of a group
+            if group in self.typed_overrides and (missing := [key for key in keys if self.get(key) == "???"]):
+                lines = describe_missing_keys(group, self.get_choice(group), missing)
+                for key in missing:
+                    self.add_mistake(key, *lines, head=self.typed_overrides[group])
         if self.typed_overrides.get("linear", "").startswith("~"):
             options = " or ".join(f"linear={option}" for option in list_groups()["linear"])
             self.add_mistake("linear", "a model needs its linear layers", f"give {options}")
@@ -166,7 +139,16 @@ class RequestedConfig(ComposedConfig):
                 self.add_mistake(key, f"the run reads '{key}'", f"give {key}=null or {key}=VALUE")
         for setting in ("hydra.sweeper.when", "hydra.sweeper.enqueue"):
             references[setting] = re.findall(r"[a-z]\w*(?:\.\w+)+", repr_value(self.get(setting)))
+        known_keys = {*re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.MULTILINE), *list_groups(), *read_keys}
+        for key in [] if self.mistakes else self.cfg.keys() - known_keys - self.typed_overrides.keys():
+            hints = self.suggest_known(key, key)
+            self.add_mistake(key, "no component reads it", *(hint for hint in hints if hint.startswith("did you")))
         for key, names in references.items():
+            unknown = [
+                n for n in names if n.partition(".")[0] not in self.cfg and not n.startswith((".", "hydra", *self.mistakes))
+            ]
+            if unknown and not key.startswith("hydra"):
+                self.add_mistake(key, f"there is no key '{unknown[0]}', which ${{{unknown[0]}}} refers to")
             if renames := {old: new for old in names if self.get(old) is MISSING and (new := self.find_new_key(old))}:
                 self.add_mistake(key, *(describe_rename(old, new) for old, new in renames.items()))
 
@@ -185,9 +167,11 @@ class RequestedConfig(ComposedConfig):
             hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
             if f"{key}._target_" in self.typed_overrides and len(unknown) < 4:  # left over from the target before
                 hint = hint or f"give {' '.join(f'~{key}.{name}' for name in unknown)}"
-            hint = hint or self.describe_absence(f"{key}.{unknown[0]}") or f"it has: {', '.join(names) or 'none'}"
+            hint = hint or self.describe_absence(f"{key}.{unknown[0]}")
+            hints = [hint] if hint else self.suggest_habit(f"{key}.{unknown[0]}", typed[0])
+            hints = hints if any(hints) else [f"it has: {', '.join(names) or 'none'}"]
             head = " ".join(dict.fromkeys(filter(None, typed)))
-            self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", hint, head=head)
+            self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", *hints, head=head)
         self.check_settings(f"{key}.", signature)
 
     def check_target(self, key: str) -> str:
@@ -198,7 +182,9 @@ class RequestedConfig(ComposedConfig):
             module, node = find_definition(target)
         except TargetError as error:
             near = error.near or [name for name in list_components() if name.endswith(f".{target}")]
-            near = near or [f"torch.{package}.{target}" for package in ("optim", "nn") if "." not in target]
+            near = near or [
+                n for n in (f"torch.optim.{target}", f"torch.nn.{target}") if "." not in target and read_signature(n)
+            ]
             self.add_mistake(key, *error.message.splitlines(), suggest_keys("", key, *(f"{key}={name}" for name in near)))
         except UnresolvedError:
             if not conflict and key.startswith("hydra."):  # Hydra builds these itself: run.py cannot look at them before
@@ -245,7 +231,11 @@ class RequestedConfig(ComposedConfig):
                     types = " or ".join(map(str, parameter.value_types))
                     self.add_mistake(source, f"{key} takes {types}; this interval has fractions", f"give '{whole}'", head=line)
                 else:
-                    self.add_mistake(source, mistake)
+                    candidates = iter_respelt(source, value, parameter.value_types)
+                    fits = [v for v in candidates if not describe_mistake(key, v, parameter.value_types)][:1]
+                    words = [quote_word(f"{source}={to_override(v)}") for v in fits]
+                    words += [f"{source}={sweep}"] if not fits and (sweep := respell_sweep(value)) else []
+                    self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()
                 if not path.exists():
@@ -263,15 +253,3 @@ class RequestedConfig(ComposedConfig):
 def is_interpolated(value: Any) -> bool:
     """Return whether a text or a list holds a reference to another key, whose value is not known here."""
     return isinstance(value, str | list) and "${" in str(value)
-
-
-def read_option(group: str, option: str) -> Signature:
-    """Return the signature of an option's target; an empty one where it cannot be read."""
-    return read_signature(find_target(group, option)) or Signature()
-
-
-def suggest_keys(line: str, key: str, *names: str) -> str:
-    """Return what an override may mean, with its ~ and its value where it sets this very key; empty without a name."""
-    match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=.*)?", line, re.DOTALL)
-    sign, value = match.groups("") if match else ("", "")
-    return f"did you mean: {' or '.join(quote_word(f'{sign}{name}{value}') for name in names)} ?" if names else ""

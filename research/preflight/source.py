@@ -108,7 +108,7 @@ def find_source(name: str) -> Path | None:
 
 @cache
 def load(name: str) -> Module:
-    """Return the parsed module. Raise UnresolvedError where it has no source."""
+    """Return the parsed module. Raise UnresolvedError where it has no source, TargetError where that cannot be parsed."""
     path = find_source(name)
     if path is None or path.suffix != ".py":
         raise UnresolvedError(name)
@@ -116,7 +116,10 @@ def load(name: str) -> Module:
     try:
         body = ast.parse(drop_bodies(source)).body
     except SyntaxError:  # a text within it looks like a function
-        body = ast.parse(source).body
+        try:
+            body = ast.parse(source).body
+        except SyntaxError as error:
+            raise TargetError(f"{path}:{error.lineno}: {error.msg}") from error
     names = {bound: statement for statement in _iter_statements(body) for bound in _list_bound_names(statement)}
     froms = [s for s in _iter_statements(body) if isinstance(s, ast.ImportFrom)]
     stars = tuple(_resolve_import(s, name, path) for s in froms if s.names[0].name == "*")
@@ -152,11 +155,18 @@ def find_member(module: Module, name: str, depth: int = MAX_DEPTH) -> Member | N
             return module, statement
 
 
+def check_path(target: str) -> None:
+    """Raise TargetError for an old name, and for what is no dotted path."""
+    if target in TARGETS:
+        raise TargetError(describe_rename(target, TARGETS[target]), TARGETS[target])
+    if "." not in target or not all(map(str.isidentifier, target.split("."))):
+        raise TargetError(f"{target} is no dotted path to a class or a function, as mine.Net of mine.py")
+
+
 @cache
 def find_definition(target: str) -> Definition:
     """Return the class or function that a dotted path names. Raise TargetError or UnresolvedError."""
-    if target in TARGETS:
-        raise TargetError(describe_rename(target, TARGETS[target]), TARGETS[target])
+    check_path(target)
     top, *rest = target.split(".")
     if find_source(top) is None:
         near = get_close_matches(top, ("research", "torch"), n=1, cutoff=0.7)
@@ -179,7 +189,8 @@ def find_definition(target: str) -> Definition:
         raise UnresolvedError(target)  # an attribute of a class
     if isinstance(member, Module):
         raise TargetError(f"'{target}' is a module, not a class or a function")
-    missing = [package for package in member[0].required_packages if top == "research" and find_source(package) is None]
+    is_installed = {"site-packages", "dist-packages"} & set(member[0].path.parts)  # whose requirements pip knows
+    missing = [package for package in member[0].required_packages if not is_installed and find_source(package) is None]
     if missing:
         raise TargetError(f"{target} needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}")
     return member

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from program import ROOT
 
+from research.options import conf as options
 from research.preflight import check, compose
 from research.preflight import help as screens
 
@@ -15,7 +16,7 @@ from research.preflight import help as screens
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of conf/, to which presets are added."""
     folder = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
-    for module in (screens, check):
+    for module in (screens, options, check):
         monkeypatch.setattr(module, "CONF", folder)
     screens.FOLDERS[0] = folder
     caches = (screens.list_groups, compose._compose_lines)

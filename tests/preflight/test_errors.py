@@ -1,5 +1,6 @@
 """How errors end on the terminal; and what the preflight relies on in Hydra."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -55,3 +56,22 @@ def test_train_py_collects_garbage_once_it_trains(tmp_path: Path) -> None:
     code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "collects=True" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["-m", "research.generate"], ["-m", "research.report", "--help"]])
+def test_a_python_without_the_packages_is_told_to_set_up(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first == f"error: this Python ({sys.executable}) lacks hydra and torch"
+    assert "make setup" in second
+    assert ".venv/bin/python" in second
+
+
+def test_a_python_that_is_too_old_is_told_so() -> None:
+    code = "import runpy, sys; sys.version_info, sys.argv = (3, 9, 1), ['train.py']; "
+    code += "runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"error: this Python ({sys.executable}) is 3.9, and 3.11 is needed\n")
+    ast.parse((ROOT / "research" / "__init__.py").read_text(), feature_version=(3, 7))
+    ast.parse((ROOT / "train.py").read_text(), feature_version=(3, 7))

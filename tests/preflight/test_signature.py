@@ -2,7 +2,7 @@
 
 import pytest
 
-from research.preflight.overrides import suggest
+from research.options.habits import suggest
 from research.preflight.signature import read_signature
 from research.preflight.source import TargetError, find_definition
 

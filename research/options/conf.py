@@ -1,0 +1,45 @@
+"""The contents of conf/, read as text: groups and their options, and what these build."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FOLDERS = [CONF]  # whose options there are: our own, then those of the folders that a command line adds
+
+
+@cache
+def list_groups() -> dict[str, list[str]]:
+    """Return the options of each group, the groups in the order of the defaults list."""
+    groups = sorted((group for folder in FOLDERS for group in folder.iterdir() if group.is_dir()), key=lambda group: group.name)
+    options: dict[str, set[str]] = {name: set() for name in (*read_defaults(), *(group.name for group in groups))}
+    for group in groups:
+        options[group.name] |= {file.stem for file in group.glob("*.yaml") if file.is_file()}
+    return {name: sorted(names) for name, names in options.items() if (CONF / name).is_dir() or names}
+
+
+def set_folders(folders: list[Path]) -> None:
+    """Let the options of these folders count too, as those of --config-dir; ours come first, as for Hydra."""
+    FOLDERS[1:] = folders
+    list_groups.cache_clear()
+
+
+def read_defaults() -> dict[str, str]:
+    """Return the option that each group has unless another is chosen."""
+    return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(), re.MULTILINE))
+
+
+def read_yaml(group: str, option: str) -> str:
+    """Return the text of an option's yaml; empty for an option without one."""
+    files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
+    return next((file.read_text(errors="replace") for file in files if file.is_file()), "")
+
+
+def find_target(group: str, option: str) -> str:
+    """Return the `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
+    for _ in range(8):
+        content = read_yaml(group, option)
+        if target := re.search(rf"^(?:{group}:\n(?:  .*\n)*?  )?_target_: (\S+)", content, re.MULTILINE):
+            return target[1]
+        option = next(iter(re.findall(r"^  - (?!_self_)(\w+)$", content, re.MULTILINE)), "")
+    return ""

@@ -1,0 +1,93 @@
+"""The keys that a configuration has, and what one that it lacks may mean."""
+
+import re
+from dataclasses import dataclass
+
+from research.options.conf import find_target, list_groups, read_yaml
+from research.options.habits import answer_habit, find_habit, respell, respell_option, squash, suggest
+from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
+from research.preflight.overrides import quote_word
+from research.preflight.renames import find_new_key
+from research.preflight.signature import Signature, read_signature
+
+OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
+
+
+@dataclass
+class KnownKeys(ComposedConfig):
+    """A composed configuration that knows what an unknown key may mean."""
+
+    def get_signature(self, key: str) -> Signature:
+        """Return the signature of a node's target; an empty one where there is none or it cannot be read."""
+        return read_signature(str(self.get(f"{key}._target_"))) or Signature()
+
+    def suggest_known(self, key: str, line: str) -> list[str]:
+        """Return what an unknown key may mean: one that ends so, one that others call so, or one that is spelt so."""
+        typed, is_hydra = line.partition("=")[2], key.startswith("hydra.")
+        group, _, name = key.rpartition(".")
+        if name in OPTION_NAMES and respell_option(group, typed) in list_groups().get(group, ()):  # as optim.name=adamw
+            return [suggest_keys(line, key, group)]
+        own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
+        groups = [g for g, options in list_groups().items() if {respell_option(g, v) for v in typed.split(",")} <= set(options)]
+        names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
+        tails = [name for name in names if squash(name.rpartition(".")[2]) == squash(key.rpartition(".")[2])]
+        habits = [] if tails else self.suggest_habit(key, line)
+        return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]
+
+    def suggest_habit(self, key: str, line: str) -> list[str]:
+        """Return what stands for a key of other programs: ours, that of another option, or another way; else nothing."""
+        habit = find_habit(key)
+        if habit in list_groups() or habit.startswith("hydra/") or (habit and self.get(habit) is not MISSING):
+            return [suggest_keys(line, key, habit)]
+        hints = [hint for hint in self.suggest_options(habit, line) if hint] if habit else []
+        return hints or [answer for answer in [answer_habit(key, line.partition("=")[2])] if answer]
+
+    def suggest_options(self, key: str, line: str) -> list[str]:
+        """Return which options have a key that the chosen one lacks, and the key with each of these; else nothing."""
+        value = quote_word(line).partition("=")[2]
+        words = [f"{option} {key}={value}" for option in self.find_options(key)[1]] if value else []
+        return [self.describe_absence(key), f"did you mean: {' or '.join(words)} ?" if words else ""]
+
+    def may_add(self, key: str) -> bool:
+        """Return whether a + would add a key: a setting of its node's target, or a part of one that holds any keys."""
+        node, _, name = key.rpartition(".")
+        target, is_node = self.get(f"{node}._target_"), isinstance(self.get(node), dict)
+        is_free = target is MISSING and self.get(f"{node.rpartition('.')[0]}._target_") is not MISSING
+        return is_node and (name in self.get_signature(node).names or is_free)
+
+    def find_new_key(self, key: str) -> str | None:
+        """Return the current name of a key that was renamed; None for any other, as one that its node's target takes."""
+        node, _, name = key.rpartition(".")
+        return None if name in self.get_signature(node).names else find_new_key(key, self.get(f"{node}._target_"))
+
+    def find_options(self, key: str) -> tuple[str, list[str]]:
+        """Return the chosen option of a key's group, and those that have the key where the chosen one lacks it."""
+        parent, _, name = key.rpartition(".")
+        group = parent.rpartition(".")[2]  # as linear for model.linear
+        choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
+        others = [f"{group}={option}" for option in options if name in read_option(group, option).names]
+        if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
+            group, _, rest = key.partition(".")
+            choice = f"{group}={self.get_choice(group)}"
+            others = [
+                f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)
+            ]
+        return choice, others if choice not in others else []
+
+    def describe_absence(self, key: str) -> str:
+        """Return which options of a group have a key that the chosen one lacks; empty where none has it."""
+        choice, others = self.find_options(key)
+        return f"{choice} has no such setting, unlike {', '.join(others)}" if others else ""
+
+
+def read_option(group: str, option: str) -> Signature:
+    """Return the signature of an option's target; an empty one where it cannot be read."""
+    return read_signature(find_target(group, option)) or Signature()
+
+
+def suggest_keys(line: str, key: str, *names: str) -> str:
+    """Return what an override may mean, with its ~ and its value where it sets this very key; empty without a name."""
+    match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=?)(.*)", line, re.DOTALL)
+    sign, equal, value = match.groups() if match else ("", "", "")
+    words = [f"{sign}{name}{equal}{respell(name, value)}" for name in names]
+    return f"did you mean: {' or '.join(map(quote_word, words))} ?" if names else ""
