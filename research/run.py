@@ -25,7 +25,7 @@ from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
 from research.losses import Loss
 from research.metrics import Metric
-from research.preflight.conflicts import check_subdir
+from research.preflight.folders import check_subdir
 from research.preflight.program import redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
 from research.preflight.resume import check_same_run

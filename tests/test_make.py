@@ -100,9 +100,8 @@ def read_set_up(target: str) -> str:
 
 def test_every_target_sets_up_first() -> None:
     assert {read_set_up(target) for target in ("train", "studies", "picture", "ui")} == {"setup"}
-    assert {
-        read_set_up(target) for target in ("test", "test-slow", "check", "check-native", "bench", "faults", "pictures")
-    } == {"setup-dev"}
+    of_developers = ("test", "test-slow", "check", "check-native", "bench", "faults", "pictures")
+    assert {read_set_up(target) for target in of_developers} == {"setup-dev"}
 
 
 def test_dev_has_all_that_exports_storages_and_launchers_need() -> None:

@@ -4,22 +4,20 @@ Rules about plain values live in `research/rules.py`, where constructors find th
 files and processes, which only a command line has. Every check yields a `Conflict`, or None where all is well.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
 from research.preflight.compose import MISSING
+from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
 from research.preflight.help import list_groups, read_yaml
 from research.preflight.known_keys import read_option
 from research.preflight.requested import RequestedConfig, is_interpolated
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.signature import Signature
 from research.rules import Conflict
-from research.run_dir import expand_path
 from research.signals import get_launched_ranks
-from research.tracking.storage import find_sqlite_file, resolve_uri
 from research.trigger import (
     Trigger,
     check_metric_name,
@@ -98,32 +96,6 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
         f"metrics={option} monitor={monitor}" for option in having if option != requested.get_choice("metrics")
     )
     yield conflict._replace(fix=f"give {choices}") if choices else conflict
-
-
-def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Each trial of a sweep has a folder of its own: its subdir holds the trial's number, or every key that is swept."""
-    repeats = requested.get("hydra.sweeper.repeats")
-    swept = [*requested.sweep_lines, *([str(repeats.get("over", "seed"))] if get_repeat_count(repeats) > 1 else [])]
-    names, texts = set[str](), [str(requested.get("hydra.sweep.subdir"))]
-    while texts:  # interpolations of interpolations
-        new = set(re.findall(r"\$\{([\w.:/]+)\}", texts.pop())) - names
-        names |= new
-        texts += [value for name in new if isinstance(value := requested.get(name), str)]
-    names = {name.replace("hydra:", "hydra.").removeprefix("hydra.runtime.choices.") for name in names}
-    if "hydra.job.override_dirname" in names:
-        excluded = requested.get("hydra.job.config.override_dirname.exclude_keys")
-        names |= set(swept) - set(excluded if isinstance(excluded, list) else ())
-    missing = [key for key in swept if key not in names]
-    if missing and not names & {"hydra.job.num", "hydra.job.id"}:
-        message = f"the trials of this sweep would share folders: hydra.sweep.subdir lacks {', '.join(missing)}"
-        fix = f"give hydra.sweep.subdir=\\${{hydra.job.num}}, or add ${{{missing[0]}}} to it"
-        yield Conflict(("hydra.sweep",), message, fix)
-
-
-def get_repeat_count(repeats: object) -> int:
-    """Return how often each configuration of a sweep is run."""
-    count = repeats.get("n", 1) if isinstance(repeats, dict) else 1
-    return count if isinstance(count, int) else 1
 
 
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -225,54 +197,6 @@ def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
     if fields and isinstance(folder := requested.get_resolved("model.folder")[0], str):
         message = f"model.folder={folder} brings its own architecture: {fields[-1]} would be ignored"
         yield Conflict(("model.folder", *fields), message, f"leave out model.folder, or {fields[-1]}")
-
-
-def check_subdir(subdir: str) -> Conflict | None:
-    """Return the conflict of a trial's folder that is not below its sweep's."""
-    if not subdir.startswith(("/", "~")) and ".." not in subdir.split("/"):
-        return None
-    message = f"hydra.sweep.subdir={subdir} is not below the sweep's folder"
-    return Conflict(("hydra.sweep.subdir",), message, "give a folder below it, as hydra.sweep.subdir=\\${hydra.job.num}")
-
-
-def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The folder of all runs can be written to, or created; a run's name is the name of a folder in it."""
-    if isinstance(name := requested.get_resolved("name")[0], str):
-        yield rules.check_name(name)
-    if (study := requested.get("hydra.sweeper.study_name")) not in (MISSING, None):
-        yield rules.check_name(str(study).replace("/", "_"), "hydra.sweeper.study_name")
-    if isinstance(subdir := requested.get("hydra.sweep.subdir"), str):
-        yield check_subdir(subdir)
-    if isinstance(out := requested.get_resolved("out")[0], str):
-        path = expand_path(out).absolute()
-        yield rules.check_folder(out)
-        if "://" in out:
-            yield Conflict(("out",), f"out={out}: runs are written to a folder of this machine", "give out=FOLDER")
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
-        if not existing.is_dir():
-            yield Conflict(("out",), f"out={out}: {existing} is a file", "give out=FOLDER")
-        elif not os.access(existing, os.W_OK | os.X_OK):
-            message = f"out={out}: {existing} cannot be written to (read-only, or another user's)"
-            yield Conflict(("out",), message, "give out=FOLDER elsewhere")
-
-
-def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
-    """MLflow's SQLite store can be written to, or created: by default it is below the project folder."""
-    if requested.get_resolved("tracker._target_")[0] != "research.tracking.mlflow.MLflow":
-        return
-    uri = requested.get_resolved("tracker.uri")[0]
-    setting = "tracker.uri" if isinstance(uri, str) and uri else "MLFLOW_TRACKING_URI"
-    uri = uri if setting == "tracker.uri" else os.environ.get(setting)
-    if (file := find_sqlite_file(resolve_uri(uri))) is None:
-        return
-    path = file.absolute()
-    existing = [folder for folder in (path, *path.parents) if folder.exists()]  # a store and its folder, or where they would be
-    locked = next((str(item) for item in existing[: 1 + path.is_file()] if not os.access(item, os.W_OK)), None)
-    if locked:
-        message = f"{setting}={uri}" if uri else "tracker=mlflow"
-        message += f": {locked} cannot be written to (read-only, or another user's)"
-        fix = "give tracker.uri=sqlite:////FOLDER/mlflow.db elsewhere, or tracker=jsonl"
-        yield Conflict(("tracker.uri" if setting == "tracker.uri" else "tracker",), message, fix)
 
 
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (

@@ -29,7 +29,7 @@ from sweeping import load_study, run_sweep, run_sweeps
 
 from research.metrics import confidence_interval
 from research.preflight import check
-from research.preflight.conflicts import check_subdir
+from research.preflight.folders import check_subdir
 from research.preflight.overrides import to_override
 from research.signals import Stopped
 from research.sweep.compose import run_task
