@@ -15,7 +15,8 @@ from hydra.errors import HydraException
 from research.options.files import check_option
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
-from research.preflight.conflicts import FINDERS, get_repeat_count
+from research.preflight.conflicts import FINDERS
+from research.preflight.folders import get_repeat_count
 from research.preflight.help import CONF, list_groups, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
