@@ -17,7 +17,7 @@ from torch import nn
 from research.data.spec import Tokens, Vectors
 from research.data.tokenizers import Bytes
 from research.export import gguf, hf, layout, onnx, safetensors, verify
-from research.load import TEXT_TARGET, TrainedRun
+from research.load import TEXT_TARGETS, TrainedRun
 from research.models.decoder import Decoder
 from research.models.hub import Hub
 from research.models.mlp import MLP
@@ -33,7 +33,7 @@ def make_text_source(**numbers: Any) -> layout.Source:
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"dim": 32, "depth": 1, "heads": 2, "ffn_dim": 48, "sub_norm": True, "init_std": 0.2} | numbers
     model = Transformer(Tokens(256, 32), linear=BitLinear, **sizes).eval().requires_grad_(False)
-    source.run.config.data._target_ = TEXT_TARGET
+    source.run.config.data._target_ = TEXT_TARGETS[0]
     run = TrainedRun(source.run.folder, source.run.checkpoint, source.run.config, model)
     return layout.build_source(run)
 
