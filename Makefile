@@ -1,11 +1,11 @@
-# make setup | train | test | test-slow | check | check-native | bench | studies | faults | picture | ui
+# make setup | train | test | test-slow | check | check-native | bench | studies | faults | picture | pictures | ui
 # Each target sets up .venv first, once. make test-matrix has its own .venv-matrix.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 AT_ONCE ?= 2
 
-.PHONY: setup train test test-slow test-matrix check check-native bench studies faults picture ui
+.PHONY: setup train test test-slow test-matrix check check-native bench studies faults picture pictures ui
 
 # Skipped while pyproject.toml and constraints.txt are unchanged. An interrupted set-up starts again from nothing.
 setup:
@@ -92,6 +92,10 @@ faults: setup
 picture: setup
 	@$(BIN)/python docs/record_terminal.py $(ARGS)
 
+# The pictures of MLflow's pages in docs/pictures. Needs Chromium and its driver.
+pictures: setup
+	@$(BIN)/python docs/record_mlflow.py $(ARGS)
+
+# MLflow's pages of all runs, until Ctrl-C. ARGS="--port 5001" takes another port.
 ui: setup
-	@mkdir -p outputs
-	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "sqlite:///$(CURDIR)/outputs/mlflow.db"
+	@$(BIN)/python -m research.tracking.ui $(ARGS)

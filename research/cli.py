@@ -288,8 +288,10 @@ def get_message(error: BaseException) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time for people: 3.2 s, 45 s, 12 min or 2.5 h."""
-    rounded = round(seconds)
-    if rounded < 10:
-        return f"{round(seconds, 1):g} s"
-    return f"{rounded} s" if rounded < 120 else f"{rounded // 60} min" if rounded < 7200 else f"{rounded / 3600:.1f} h"
+    """Return a time for people in its two largest units: 3.2 s, 45 s, 3 min 20 s, 2 h 05 min or 1 d 04 h."""
+    if (rounded := round(seconds)) < 60:
+        return f"{round(seconds, 1):g} s" if rounded < 10 else f"{rounded} s"
+    units = {86400: ("d", 3600, "h"), 3600: ("h", 60, "min"), 60: ("min", 1, "s")}
+    size, (large, part, small) = next((size, names) for size, names in units.items() if rounded >= size)
+    rest = rounded % size // part
+    return f"{rounded // size} {large}" + (f" {rest:02} {small}" if rest else "")

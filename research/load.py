@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from research.cli import first_line
-from research.data.spec import Dataset, Tokens, Vectors
+from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
-from research.preflight.resume import load_config
+from research.preflight.recorded import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.training import checkpoint
@@ -30,13 +30,14 @@ RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
 
 def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bool = False) -> Any:
-    """Build a node's `_target_`, checked at every depth. Raise ValueError with the cause, without Hydra's wrapping.
+    """Build a node's `_target_`, checked at every depth; lists and mappings in it are Python's own, which checkpoints can hold.
 
+    Raise ValueError with the cause, without Hydra's wrapping.
     `key` is that of the node; `is_foreign`: it was read from a run folder, which may be another's.
     """
     check_targets(node, key, is_foreign)
     try:
-        return hydra_instantiate(node, *arguments)
+        return hydra_instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
         raise ValueError(str(error.__cause__ or error)) from error
 
@@ -115,7 +116,7 @@ def load_run(run: str) -> TrainedRun:
             if not OmegaConf.select(config, key):
                 raise ValueError(f"it has no {key}")
         sizes = summary.shape if (summary := read_summary(folder)) else {}
-        data_shape = (Tokens if "vocab_size" in sizes else Vectors)(**sizes) if sizes else None
+        data_shape = restore_shape(sizes) if sizes else None
         shape = data_shape or instantiate(config.data, key="data", is_foreign=True).shape
         model: nn.Module = instantiate(config.model, shape, key="model", is_foreign=True)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration

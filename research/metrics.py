@@ -1,21 +1,62 @@
-"""Metrics: pure functions of tensors and numbers."""
+"""Metrics: pure functions of tensors and numbers, and those that conf/metrics adds to an evaluation.
 
+One of these sees the evaluation batch by batch. What it keeps of each batch comes together from all processes before its
+number is computed, so the number is of all targets however many processes share them. torchmetrics is imported only where
+one of its metrics is used.
+"""
+
+import copy
+import logging
 import math
 import statistics
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from jaxtyping import Float, Int
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
+
+from research.losses import IGNORE
+from research.ranges import PositiveInt, check_settings
+
+log = logging.getLogger(__name__)
 
 # The 0.975 quantile of Student's t for 1 to 19 degrees of freedom; above, 1.96 of the normal distribution.
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 
 
-def num_correct(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *seq"]) -> Int[Tensor, ""]:
+NUM_BINS = 15  # of confidences, as Guo et al. 2017 have them
+MAX_DRAWS = 20_000_000  # random numbers of one calibration null
+
+
+def num_correct(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *positions"]) -> Int[Tensor, ""]:
     """Return the number of targets with the largest logit; one target a sequence belongs to the last position."""
+    return (put_classes_last(logits, targets).argmax(-1) == targets).sum()
+
+
+def put_classes_last(
+    logits: Float[Tensor, "batch *rest"], targets: Shaped[Tensor, "batch *positions"]
+) -> Float[Tensor, "batch *positions classes"]:
+    """Return logits with the classes last: at the last position where a sequence has one target, of pixels from axis 1."""
     if logits.ndim == targets.ndim + 2:
-        logits = logits[:, -1]
-    return (logits.argmax(-1) == targets).sum()
+        return logits[:, -1]
+    return logits.movedim(1, -1) if targets.ndim == 3 else logits
+
+
+def select_valid(
+    logits: Float[Tensor, "batch *rest"], targets: Shaped[Tensor, "batch *positions"]
+) -> tuple[Float[Tensor, "n ..."], Num[Tensor, "n ..."]]:
+    """Return the logits [n, classes] and the class of each target that counts; of numbers the outputs and the numbers.
+
+    In float32 or better: a model in bf16 has eight bits.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if targets.is_floating_point():
+        return logits.view_as(targets), targets.to(logits.dtype)
+    is_valid = targets != IGNORE
+    return put_classes_last(logits, targets)[is_valid], targets[is_valid].long()
 
 
 def nats_to_bits(nats: float) -> float:
@@ -31,3 +72,161 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return mean, 0.0
     return mean, statistics.stdev(values) / math.sqrt(len(values)) * (T95[len(values) - 2] if len(values) < 21 else 1.96)
+
+
+class Metric(ABC):
+    """One number of an evaluation, `val/NAME` for the NAME that conf/metrics gives it.
+
+    A subclass gives two functions: `measure`, a row of numbers for each target or sample that counts, and `compute`, the
+    number of all rows. `higher_is_better` decides what best means, also in sweeps; None: it cannot be the monitor.
+    """
+
+    def __init__(self, higher_is_better: bool | None) -> None:
+        self.higher_is_better = higher_is_better
+        self.rows: list[Tensor] = []
+
+    @abstractmethod
+    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n ..."]:
+        """Return what a batch adds, one row a target or sample; `select_valid` takes what counts."""
+
+    @abstractmethod
+    def compute(self, rows: Float[Tensor, "n ..."]) -> float:
+        """Return the metric of all rows."""
+
+    def reset(self) -> None:
+        """Forget the evaluation before."""
+        self.rows = []
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take in a batch."""
+        self.rows.append(self.measure(logits, targets).detach())
+
+    def merge(self, parts: Sequence[Any]) -> float:
+        """Return the metric over what this metric has kept in all processes, its `parts`."""
+        rows = [row.cpu() for part in parts for row in part.rows]
+        return float(self.compute(torch.cat(rows).double()))
+
+
+class Torchmetric(Metric):
+    """A metric of the torchmetrics library, or one with its interface.
+
+    `metric` makes it: of classes it gets their number, and then probabilities [n, classes] with targets [n]; of numbers the
+    outputs and the targets. With `needs_all_classes` it is NaN, and a warning tells why, where a class has no target: a NaN
+    is never best.
+    """
+
+    def __init__(self, higher_is_better: bool | None, metric: Callable[..., Any], needs_all_classes: bool = False) -> None:
+        super().__init__(higher_is_better)
+        self.make, self.needs_all_classes = metric, needs_all_classes
+        self.metric: Any = None
+        self.class_counts = torch.zeros(0)
+        self.has_warned = False
+
+    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n ..."]:
+        raise TypeError("torchmetrics keeps what it needs itself")
+
+    def compute(self, rows: Float[Tensor, "n ..."]) -> float:
+        raise TypeError("torchmetrics keeps what it needs itself")
+
+    def reset(self) -> None:
+        self.metric, self.class_counts = None, torch.zeros(0)
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        outputs, targets = select_valid(logits, targets)
+        if not len(targets):
+            return
+        has_classes = not targets.is_floating_point()
+        if self.metric is None:
+            settings = {"num_classes": outputs.shape[-1]} if has_classes else {}
+            self.metric = self.make(**settings, sync_on_compute=False).to(outputs.device)
+            self.class_counts = outputs.new_zeros(settings.get("num_classes", 0))
+        if has_classes:
+            outputs = outputs.softmax(-1)
+            self.class_counts += torch.bincount(targets, minlength=len(self.class_counts))
+        self.metric.update(outputs, targets)
+
+    def merge(self, parts: Sequence[Any]) -> float:
+        parts = [part for part in parts if part.metric is not None]
+        merged = copy.deepcopy(parts[0].metric).cpu()
+        for part in parts[1:]:
+            merged.merge_state(part.metric.cpu())
+        missing = (torch.stack([part.class_counts.cpu() for part in parts]).sum(0) == 0).nonzero().flatten().tolist()
+        reason = f"the split has no target of class {', '.join(map(str, missing[:10]))}" if missing else ""
+        try:
+            value = math.nan if self.needs_all_classes and reason else float(merged.compute())
+        except ValueError as error:  # as of R2 of one sample
+            value, reason = math.nan, str(error)
+        if math.isnan(value) and not self.has_warned:
+            self.has_warned = True
+            log.warning("%s is NaN: %s", type(merged).__name__, reason or "torchmetrics gives no number")
+        return value
+
+
+class Perplexity(Metric):
+    """e to the mean cross entropy (nats) of the targets."""
+
+    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
+        return F.cross_entropy(*select_valid(logits, targets), reduction="none")
+
+    def compute(self, rows: Float[Tensor, "n"]) -> float:
+        return float(rows.mean().exp())
+
+
+class Confidence(Metric):
+    """The mean probability of the class that is predicted."""
+
+    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
+        return select_valid(logits, targets)[0].softmax(-1).amax(-1)
+
+    def compute(self, rows: Float[Tensor, "n"]) -> float:
+        return float(rows.mean())
+
+
+class ExactMatch(Metric):
+    """The share of samples all of whose targets that count have the largest logit."""
+
+    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
+        is_valid = (targets != IGNORE).flatten(1) if targets.ndim > 1 else (targets != IGNORE)[:, None]
+        is_right = (put_classes_last(logits, targets).argmax(-1) == targets).view_as(is_valid)
+        return (is_right | ~is_valid).all(1)[is_valid.any(1)].float()
+
+    def compute(self, rows: Float[Tensor, "n"]) -> float:
+        return float(rows.mean())
+
+
+class CalibrationNull(Confidence):
+    """The calibration error that a perfectly calibrated model with these confidences would show on as many targets.
+
+    The expected calibration error of a finite sample is above 0 whatever the model: its size is to be held against this
+    one. Each prediction is right with the probability that it claims, drawn `draws` times (fewer for very many targets)
+    from a fixed seed; the mean is returned.
+    """
+
+    def __init__(self, higher_is_better: bool | None, draws: PositiveInt = 200) -> None:
+        check_settings("metrics.calibration_null", CalibrationNull.__init__.__annotations__, locals())
+        super().__init__(higher_is_better)
+        self.draws = draws
+
+    def compute(self, rows: Float[Tensor, "n"]) -> float:
+        confidences = rows.sort().values  # so the order of batches and processes does not matter
+        generator = torch.Generator().manual_seed(0)
+        count = max(10, min(self.draws, MAX_DRAWS // len(rows)))
+        errors = [
+            calibration_error(confidences, torch.rand(len(rows), generator=generator) < confidences) for _ in range(count)
+        ]
+        return statistics.fmean(errors)
+
+
+def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, "n"]) -> float:
+    """Return the expected calibration error: how far accuracy and confidence are apart, over equal bins of confidence.
+
+    Guo et al. 2017, equation 3, as torchmetrics computes it.
+    """
+    bins = torch.bucketize(confidences, torch.linspace(0, 1, NUM_BINS + 1, dtype=confidences.dtype), right=True) - 1
+    gaps = torch.zeros(NUM_BINS + 1, dtype=torch.float64).index_add_(0, bins, is_right.double() - confidences.double())
+    return float(gaps.abs().sum() / len(confidences))
+
+
+def find_directions(metrics: Mapping[str, Metric]) -> dict[str, bool]:
+    """Return of each metric whether more is better, by its name in an evaluation; those that do not say are left out."""
+    return {f"val/{name}": m.higher_is_better for name, m in metrics.items() if m.higher_is_better is not None}

@@ -24,12 +24,11 @@ NonNegativeFloat = Annotated[float, "[0, inf)"]
 FiniteFloat = Annotated[float, "(-inf, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
-Weights = Annotated[Sequence[float], "(0, inf)"]  # each of them
+PositiveFloats = Annotated[Sequence[float], "(0, inf)"]  # each of them
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 ExistingPath = Annotated[str, "a file or folder that exists"]
-Monitor = Literal["val/loss", "val/acc", "val/bpb"]
 
 log = logging.getLogger(__name__)
 TYPE_LABELS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list as [a,b]"}
@@ -163,3 +162,13 @@ def repr_value(value: object) -> str:
 def is_prime(p: int) -> bool:
     """Return whether p is prime. By trial division, as p is small."""
     return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
+
+
+def find_divisor(of: int, near: int) -> int:
+    """Return the divisor of `of` nearest to `near`."""
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - near))
+
+
+def find_multiple(of: int, near: int) -> int:
+    """Return the multiple of `of`, at least `of` itself, nearest to `near`."""
+    return of * max(1, round(near / of))

@@ -14,8 +14,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+from research import ranges
 from research.cli import UNPRINTABLE
-from research.ranges import Fraction, Fractions, Monitor, NonNegativeFloat, describe_mistake, is_prime, parse_annotation
+from research.ranges import Fraction, Fractions, NonNegativeFloat, describe_mistake, parse_annotation
 from research.run_dir import ROOT, TARGETS_ENV_VAR
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
@@ -25,7 +26,7 @@ BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "param
 # Whose classes and functions a composed configuration may name besides the components of conf/: below `hydra`, and elsewhere.
 COMPONENT_PACKAGES = (
     *("research.models", "research.nn", "research.optim", "research.data", "research.losses", "research.callbacks"),
-    *("torch.nn", "torch.optim"),
+    *("research.metrics", "torch.nn", "torch.optim", "torchmetrics"),
 )
 HYDRA_PACKAGES = (
     *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),
@@ -33,8 +34,6 @@ HYDRA_PACKAGES = (
 )
 PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings of components, and no component
 PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
-
-
 UNPORTABLE = re.compile(r'[<>:"|?*]|^(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$)')  # what Windows and its disks do not take
 MAX_NAME_BYTES = 100  # file systems take 255, with what others append
 
@@ -87,8 +86,8 @@ def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
     if dim % (pairs * heads) == 0:
         return None
     why = f"fit model.dim={dim}: rotary heads need an even dim / heads" if rotary else f"divide model.dim={dim}"
-    other = f" or model.heads={find_divisor(dim // pairs, heads)}" if dim % pairs == 0 else ""
-    fix = f"give model.dim={find_multiple(pairs * heads, dim)}{other}"
+    other = f" or model.heads={ranges.find_divisor(dim // pairs, heads)}" if dim % pairs == 0 else ""
+    fix = f"give model.dim={ranges.find_multiple(pairs * heads, dim)}{other}"
     return Conflict(("model.dim", "model.heads"), f"model.heads={heads} does not {why}", fix)
 
 
@@ -97,14 +96,22 @@ def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
     if heads % kv_heads == 0:
         return None
     message = f"model.kv_heads={kv_heads} does not divide model.heads={heads}"
-    return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={find_divisor(heads, kv_heads)}")
+    return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={ranges.find_divisor(heads, kv_heads)}")
+
+
+def check_document_mask(document_mask: bool, end: int) -> Conflict | None:
+    """Return the conflict of a mask by documents where the data have no token that ends one; `end` is -1 there."""
+    if not document_mask or end >= 0:
+        return None
+    message = "model.document_mask=true needs data with a token between documents, as text has; these have none"
+    return Conflict(("model.document_mask", "data"), message, "give model.document_mask=false, or data=text")
 
 
 def check_prime(operation: str, p: int) -> Conflict | None:
     """Return the conflict where residues lack an inverse: modulo a prime, and only then, each but zero has one."""
-    if operation != "/" or is_prime(p):
+    if operation != "/" or ranges.is_prime(p):
         return None
-    nearest = min(filter(is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
+    nearest = min(filter(ranges.is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
     message = f"data.p={p} is not prime: data.operation=/ needs a prime modulus"
     return Conflict(("data.p", "data.operation"), message, f"give data.p={nearest}")
 
@@ -126,16 +133,6 @@ def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Confl
     return Conflict(("trainer.grad_accum", "trainer.batch_size"), message, fix)
 
 
-def check_monitor(monitor: str, metrics: Sequence[str]) -> Conflict | None:
-    """Return the conflict where evaluations do not report the metric by which runs are compared."""
-    if monitor in metrics:
-        return None
-    if mistake := describe_mistake("monitor", monitor, parse_annotation(Monitor)):
-        return Conflict(("monitor",), mistake, "")
-    message = f"monitor={monitor} is not what evaluations of these data report"
-    return Conflict(("monitor",), message, f"give {' or '.join(f'monitor={metric}' for metric in metrics)}")
-
-
 def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
     """Return the conflict where a callback that measures whole tensors would get their shards."""
     if not sharded:
@@ -151,7 +148,7 @@ def check_callback_every(callback: str, every: int, log_every: int, eval_every: 
         return None
     key = f"callbacks.{callback}.every"
     message = f"{key}={every} is a multiple neither of trainer.log_every={log_every} nor of trainer.eval_every={eval_every}"
-    return Conflict((key, "trainer.log_every"), message, f"give {key}={find_multiple(log_every, every)}")
+    return Conflict((key, "trainer.log_every"), message, f"give {key}={ranges.find_multiple(log_every, every)}")
 
 
 def check_base_setting(key: str, value: object) -> Conflict | None:
@@ -192,7 +189,7 @@ def check_group_size(group_size: int, in_features: int) -> Conflict | None:
     if in_features % group_size == 0:
         return None
     message = f"model.linear.granularity={group_size} does not divide the {in_features} inputs of a layer"
-    fix = f"give model.linear.granularity={find_divisor(in_features, group_size)}, tensor or channel"
+    fix = f"give model.linear.granularity={ranges.find_divisor(in_features, group_size)}, tensor or channel"
     return Conflict(("model.linear.granularity",), message, fix)
 
 
@@ -210,16 +207,6 @@ def check_warmup(warmup: int, steps: int) -> Conflict | None:
         return None
     message = f"model.linear.warmup={warmup} does not end within trainer.steps={steps}: no step would see quantized weights"
     return Conflict(("model.linear.warmup", "trainer.steps"), message, f"give model.linear.warmup={steps // 2}, or more steps")
-
-
-def find_divisor(of: int, near: int) -> int:
-    """Return the divisor of `of` nearest to `near`."""
-    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - near))
-
-
-def find_multiple(of: int, near: int) -> int:
-    """Return the multiple of `of`, at least `of` itself, nearest to `near`."""
-    return of * max(1, round(near / of))
 
 
 @cache

@@ -1,10 +1,13 @@
 """The composition root: config becomes objects here and only here."""
 
+import copy
 import gc
 import logging
 import math
 import os
+import textwrap
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,16 +23,12 @@ from research.cli import describe_error, redact, redact_output
 from research.data.spec import Dataset
 from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
-from research.nn.bitlinear import bitlinear_layers
+from research.losses import Loss
+from research.metrics import Metric
 from research.preflight.conflicts import check_subdir
 from research.preflight.program import redact_config
-from research.preflight.resume import (
-    OUTER_SETTINGS,
-    Difference,
-    check_same_run,
-    list_differences,
-    load_config,
-)
+from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
+from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
@@ -38,12 +37,15 @@ from research.tracking.environment import describe_environment, run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
-from research.training.checkpoint import hash_weights
+from research.training.evaluate import check_task
 from research.training.files import check_kinds, separate_files
-from research.training.oom import get_peak_rss_mb
+from research.training.outcome import describe_outcome
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
 
+Task = tuple[Dataset[Any], Loss, dict[str, Metric]]
+NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
+MAX_NAME_LENGTH = 100
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,7 @@ def run(cfg: DictConfig) -> float:
     redact_output()
     redact_hydra_files()
     check_targets(cfg)  # before anything is built or written
+    cfg, task = count_epochs(cfg) if cfg.epochs else (cfg, None)
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
     value, writes = distributed.broadcast(get_finished_value(run_config)), get_launched_ranks()[0] == 0
@@ -68,12 +71,24 @@ def run(cfg: DictConfig) -> float:
             tracker.send_rest(run_config)
         else:
             with run_dir.lock(run_config.folder) if writes else nullcontext():
-                state = train(cfg, run_config, trainer, tracker)
+                state = train(cfg, run_config, trainer, tracker, task)
             signals.signum = signals.signum or state.signum  # another process's
             value = state.progress.best.get(cfg.monitor, math.nan)
     if signals.signum:
         raise SystemExit(get_exit_code(signals.signum)) from Stopped(signals.signum)
     return float(value)
+
+
+def count_epochs(cfg: DictConfig) -> tuple[DictConfig, Task]:
+    """Build the task; return the configuration with the steps that `epochs` passes over its data take, and the task."""
+    try:
+        task = build_task(cfg)
+    except BaseException:
+        discard_run_folder(Path(HydraConfig.get().runtime.output_dir))
+        raise
+    counted, num_samples = copy.deepcopy(cfg), cfg.trainer.overfit or len(task[0].train)
+    counted.steps = math.ceil(cfg.epochs * num_samples / cfg.trainer.batch_size)
+    return counted, task
 
 
 def redact_hydra_files() -> None:
@@ -83,15 +98,15 @@ def redact_hydra_files() -> None:
         run_dir.replace_text(file, OmegaConf.to_yaml(redact_config(OmegaConf.load(file))))
 
 
-def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker) -> State:
+def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, task: Task | None = None) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
-    started, status, error, folder, data = time.perf_counter(), FAILED, "", None, None
+    started, status, error, folder = time.perf_counter(), FAILED, "", None
     writes = distributed.rank() == 0
     try:
-        data = instantiate(cfg.data, key="data")  # a wrong input leaves nothing behind
+        task = task or build_task(cfg)  # a wrong input leaves nothing behind
         if writes and not run_config.resumed:
             folder = begin(run_config, tracker)  # before anything else can go wrong
-        state = setup(cfg, run_config, trainer, tracker, data)
+        state = setup(cfg, run_config, trainer, tracker, *task)
         if writes and run_config.resumed:
             folder = begin(run_config, tracker)  # only now: until its checkpoint fits, the folder is as it was
         tracker.state = trainer.fit(state)
@@ -113,7 +128,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
                 summary.write(folder)
         finally:
             tracker.finish(status, asdict(summary))  # also where the disk is full
-        if data is None and writes and not run_config.resumed:
+        if task is None and writes and not run_config.resumed:
             discard_run_folder(run_config.folder)
 
 
@@ -127,7 +142,24 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     return run_config.folder
 
 
-def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, data: Dataset[Any]) -> State:
+def build_task(cfg: DictConfig) -> Task:
+    """Return the data, the loss and the metrics of evaluations. Raise ValueError where they do not fit each other."""
+    data = instantiate(cfg.data, key="data")
+    metrics = {name: instantiate(node, key=f"metrics.{name}") for name, node in (cfg.get("metrics") or {}).items()}
+    loss = instantiate(cfg.loss, key="loss")
+    check_task(data, loss, metrics, cfg.monitor)
+    return data, loss, metrics
+
+
+def setup(
+    cfg: DictConfig,
+    run_config: RunConfig,
+    trainer: Trainer,
+    tracker: Tracker,
+    data: Dataset[Any],
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+) -> State:
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
@@ -140,9 +172,10 @@ def setup(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
         model,
         optimizer,
         instantiate(cfg.schedule),
-        instantiate(cfg.loss),
+        loss,
         data,
         [tracker, *callbacks],
+        metrics=metrics,
         monitor=cfg.monitor,
         name=run_config.name,
         folder=folder,
@@ -204,8 +237,7 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     values = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     swept = {key: values[key] for key in os.environ.get(SWEPT_ENV_VAR, "").split(",") if key in values}
     is_multirun = hydra.mode == RunMode.MULTIRUN
-    linear = f" linear={choices['linear']}" if "linear" in values else ""  # its model is another network then
-    name = " ".join(f"{k}={v}" for k, v in swept.items()) or f"{choices['model']}{linear} {choices['optim']} seed={cfg.seed}"
+    name = " ".join(f"{k}={v}" for k, v in swept.items()) or build_name(choices, values, cfg)
     config = redact(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     folder, resume = Path(hydra.runtime.output_dir).resolve(), None
     in_sweep, has_checkpoints = TRIAL_ENV_VAR in os.environ, bool(run_dir.list_checkpoints(folder))
@@ -239,35 +271,19 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
     )
 
 
+def build_name(choices: dict[str, str], values: dict[str, str], cfg: DictConfig) -> str:
+    """Return a run's name: model, optimizer and seed, then what else this command line has set that the result depends on."""
+    words = [choices["model"], choices["optim"], f"seed={cfg.seed}"]
+    for key, value in values.items():
+        is_told = key in NAMED_KEYS or (key, value) == ("data", cfg.name)  # the study has the name of its data
+        if not is_told and key.split(".")[0] not in run_dir.OUTER_KEYS:
+            words.append(f"{key}={value}")
+    return textwrap.shorten(" ".join(words), MAX_NAME_LENGTH, placeholder=" ...")
+
+
 def describe_newest_run(folder: Path, settings: dict[str, Any]) -> str:
     """Return the newest run with checkpoints beside a folder, and its other settings; empty where there are none."""
     runs = [run for run in folder.parent.glob("*/") if run != folder and run_dir.list_checkpoints(run)]
     newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
     differences = list_differences(settings, load_config(newest)[0]) if newest else []
     return f"{newest} has other settings: {'; '.join(map(str, differences[:3]))}" if differences else ""
-
-
-def describe_outcome(state: State | None) -> dict[str, Any]:
-    """Return the fields of Summary that tell what a run has reached; none where it could not be built."""
-    if state is None:
-        return {}
-    progress, data = state.progress, state.data
-    throughput = state.compute_throughput()
-    return {
-        "monitor": state.info.monitor,
-        "value": progress.best.get(state.info.monitor),
-        "metrics": progress.metrics,
-        "best": progress.best,
-        "baseline": data.baseline,
-        "steps": progress.step,
-        "stop": state.stop,
-        "rollbacks": progress.rollbacks,
-        "train_s": progress.seconds,
-        "samples_per_s": throughput / (data.shape.seq_len if data.unit == "token" else 1),
-        "tokens_per_s": throughput if data.unit == "token" else None,
-        "peak_rss_mb": get_peak_rss_mb(),
-        "shape": data.shape._asdict(),
-        "params": sum(p.numel() for p in state.model.parameters()),
-        "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
-        "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
-    }

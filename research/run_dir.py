@@ -81,7 +81,7 @@ class Summary:
     samples_per_s: float | None = None
     tokens_per_s: float | None = None
     peak_rss_mb: float = 0.0
-    shape: dict[str, int] = field(default_factory=dict)  # of the data set
+    shape: dict[str, float | bool] = field(default_factory=dict)  # of the data set
     params: int = 0
     quantized_params: int = 0  # how many of them have quantized values
     weights_sha256: str | None = None

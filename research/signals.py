@@ -27,6 +27,17 @@ def get_exit_code(signum: int) -> int:
     return 128 + signum if signum in (signal.SIGINT, signal.SIGHUP) else 143
 
 
+def get_signum(error: BaseException | None) -> int:
+    """Return the signal that a process ends by, from the exception that ends it; 0 for any other."""
+    if isinstance(error, Stopped):
+        return error.signum
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT
+    codes = {get_exit_code(signum): signum for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
+    by_code = codes.get(error.code, 0) if isinstance(error, SystemExit) and isinstance(error.code, int) else 0
+    return get_signum(error.__cause__) or by_code if isinstance(error, SystemExit) else 0
+
+
 class Watch:
     """Remembers the first signal; `check` raises Stopped for it. A second Ctrl-C raises KeyboardInterrupt at once."""
 

@@ -1,24 +1,65 @@
-"""When something starts or stops within a run, and in which direction each metric is better. Without torch."""
+"""When something starts or stops within a run, which metrics there are, and in which direction each is better. Without torch.
+
+A metric of conf/metrics says itself whether more is better, and a resolved configuration holds what it says: `directions`.
+Of other names, those of older runs and of what callbacks log, the name decides.
+"""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
 
+from research.ranges import repr_value
 from research.rules import Conflict
 
 METRIC_PATTERN = re.compile(r"([a-z]\w*(?:/[\w.]+)+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
+CORE_METRICS = ("val/loss", "val/acc", "val/bpb")  # of evaluations, without any of conf/metrics
+NO_DIRECTIONS: Mapping[str, bool] = MappingProxyType({})
 TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
 
-def higher_is_better(name: str) -> bool:
-    """True for accuracies; False for losses and bits per byte."""
-    return name.endswith("acc")
+def read_directions(config: Mapping[str, Any]) -> dict[str, bool]:
+    """Return whether more is better of each metric that says so in a configuration, by its name in evaluations."""
+    nodes = config.get("metrics")
+    says = {name: node.get("higher_is_better") for name, node in nodes.items() if isinstance(node, Mapping)} if nodes else {}
+    return {f"val/{name}": better for name, better in says.items() if isinstance(better, bool)}
 
 
-def is_better(name: str, new: float, old: float) -> bool:
+def higher_is_better(name: str, directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
+    """Return what the metric says; else True for accuracies, False for losses, bits per byte and what is not known."""
+    return directions.get(name, name.endswith("acc"))
+
+
+def is_better(name: str, new: float, old: float, directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
     """True if `new` beats `old` by this metric. NaN beats nothing."""
-    return new > old if higher_is_better(name) else new < old
+    return new > old if higher_is_better(name, directions) else new < old
+
+
+def check_metric_name(name: str) -> Conflict | None:
+    """Return the conflict of a metric that is named as one that every evaluation reports, or with a slash."""
+    if f"val/{name}" not in CORE_METRICS and re.fullmatch(r"\w+", name):
+        return None
+    message = f"metrics.{name}: evaluations would report it as val/{name}, which is no name or is taken"
+    return Conflict((f"metrics.{name}",), message, "give it another name of letters, digits and _")
+
+
+def check_monitor(monitor: object, own: Iterable[str], reported: Sequence[str] = ()) -> Conflict | None:
+    """Return the conflict of a monitor that no evaluation reports, or where `reported` is given, none of these data.
+
+    `own` are the names of the metrics that conf/metrics adds and that can be compared.
+    """
+    names = [*CORE_METRICS, *own]
+    if monitor not in names:
+        near = get_close_matches(str(monitor), names, n=1)
+        fix = f"did you mean: monitor={near[0]} ?" if near else ""
+        return Conflict(("monitor",), f"monitor takes {', '.join(names)}; got {repr_value(monitor)}", fix)
+    if not reported or monitor in reported:
+        return None
+    message = f"monitor={monitor} is not what evaluations of these data report"
+    return Conflict(("monitor",), message, f"give {' or '.join(f'monitor={metric}' for metric in reported)}")
 
 
 @dataclass(frozen=True)
@@ -32,18 +73,20 @@ class Trigger:
     def __str__(self) -> str:
         return f"{self.metric}:{self.value:g}" if self.metric else str(self.step)
 
-    def fires(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def fires(self, step: int, metrics: Mapping[str, float], directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
         """True from the moment on; a metric that is missing or not finite fires nothing."""
         if not self.metric:
             return step >= self.step
         value = metrics.get(self.metric, math.nan)
-        return math.isfinite(value) and not is_better(self.metric, self.value, value)
+        return math.isfinite(value) and not is_better(self.metric, self.value, value, directions)
 
 
-def never_active(start: Trigger, stop: Trigger) -> bool:
-    """True if `stop` fires no later than `start`, as far as both wait for the same thing."""
-    is_later = is_better(start.metric, stop.value, start.value) if start.metric else stop.step > start.step
-    return start.metric == stop.metric and not is_later
+def never_active(start: Trigger, stop: Trigger, directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
+    """True if `stop` fires no later than `start`, as far as both wait for one thing whose direction is known."""
+    if start.metric != stop.metric or (start.metric not in directions and not re.search("(^|acc|loss|bpb)$", start.metric)):
+        return False
+    is_later = is_better(start.metric, stop.value, start.value, directions) if start.metric else stop.step > start.step
+    return not is_later
 
 
 def parse_trigger(raw: object, setting: str) -> Trigger:
@@ -62,9 +105,9 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
     return trigger
 
 
-def check_trigger_order(start: Trigger, stop: Trigger) -> Conflict | None:
+def check_trigger_order(start: Trigger, stop: Trigger, directions: Mapping[str, bool] = NO_DIRECTIONS) -> Conflict | None:
     """Return the conflict of a filter that stops before it starts."""
-    if not never_active(start, stop):
+    if not never_active(start, stop, directions):
         return None
     message = f"optim.stop_when={stop} fires no later than optim.start_when={start}: nothing is filtered"
     return Conflict(("optim.stop_when", "optim.start_when"), message, "give a later trigger, or leave one out")

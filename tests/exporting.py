@@ -24,6 +24,7 @@ needs_llama = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-c
 TINY = ["model=bitnet", "model.dim=256", "model.ffn_dim=768", "model.heads=4", "model.kv_heads=2", "data=text",
         f"data.path={ROOT / 'research'}", "data.seq_len=64", "data.val_bytes=4096", "trainer=debug", "trainer.steps=8",
         "trainer.eval_every=8", "trainer.ema=0.9", "tracker=jsonl", "precision=fp32"]  # fmt: skip
+SHAPE = Tokens(vocab_size=48, seq_len=8)
 
 
 def export_and_check(run: Path, output: Path, *options: str) -> dict[str, Any]:
@@ -51,11 +52,15 @@ def run_documented_code(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_source(
-    settings: dict[str, Any] | None = None, tokenizer: Tokenizer | None = None, folder: Path = Path("run"), **numbers: Any
+    settings: dict[str, Any] | None = None,
+    shape: Tokens = SHAPE,
+    tokenizer: Tokenizer | None = None,
+    folder: Path = Path("run"),
+    **numbers: Any,
 ) -> layout.Source:
-    """Return a transformer with random weights, as if trained, and its validation sequences."""
+    """Return a transformer with random weights, as if trained, and its validation sequences; some hold an end."""
     torch.manual_seed(0)
-    vocab_size, target = (tokenizer.vocab_size, "research.data.text.text") if tokenizer else (48, "none")
+    target = "research.data.text.text" if tokenizer else "none"
     if tokenizer:
         tokenizer.save(folder / TOKENIZER_FOLDER)
     sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "ffn_dim": 48, "sub_norm": True, "init_std": 0.2} | numbers
@@ -63,12 +68,15 @@ def make_source(
     def make_linear(width: int, out: int, bias: bool) -> nn.Module:
         return BitLinear(width, out, bias, **settings or {})
 
-    model = Transformer(Tokens(vocab_size, seq_len=8), linear=make_linear, **sizes)
+    if tokenizer:
+        shape = Tokens(tokenizer.vocab_size, 8)
+    model = Transformer(shape, linear=make_linear, **sizes)
     model.eval().requires_grad_(False)  # as load_run returns it
-    tokens = torch.randint(vocab_size, (65, 8))
-    split = Split(tokens[:, :8], tokens[:, :8])
+    tokens = torch.randint(shape.vocab_size, (65, 8))
+    tokens[::2, 3] = max(shape.end, 0)
+    split = Split(tokens, tokens[:, 0] % shape.num_classes if shape.num_classes else tokens)
     trained = TrainedRun(folder, folder, OmegaConf.create({"data": {"_target_": target}}), model)
-    trained.data = Dataset(Tokens(vocab_size, 8), split, split, "", "", "token")
+    trained.data = Dataset(shape, split, split, "", "", "token")
     return layout.build_source(trained)
 
 

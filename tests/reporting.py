@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.preflight.overrides import to_override
+from research.tracking.optuna_storage import get_storage
 
 KINDS: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -100,6 +101,11 @@ def make_lucky_study() -> Study:
             params = {"lr": lr, "model.depth": depth, "seed": seed}
             study.add_trial(create_trial(value=value, params=params, distributions=kinds))
     return study
+
+
+def store_study(study: Study, url: str) -> None:
+    """Copy a study to where a report finds it."""
+    optuna.copy_study(from_study_name="sweep_x", from_storage=study._storage, to_storage=get_storage(url))
 
 
 def read_table(folder: Path) -> list[dict[str, str]]:

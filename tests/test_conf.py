@@ -81,9 +81,11 @@ def test_the_data_set_names_its_loss() -> None:
         ("model=bitnet_2b4t", TERNARY),
         ("model=bitmlp data=digits", TERNARY),
         ("model=bitdecoder", TERNARY),
+        ("model=bitvision", TERNARY),
         ("model=hub data=text", TERNARY),
         ("model=transformer", FULL),
         ("model=mlp data=digits", FULL),
+        ("model=vision", FULL),
         ("model=decoder", FULL),
         ("model=hub_full data=text", FULL),
         ("model=bitnet linear=full", FULL),
@@ -102,7 +104,13 @@ def test_linear_chooses_the_linear_layer_of_a_model(command: str, linear: dict[s
 
 
 def test_a_model_and_its_twin_differ_in_the_linear_layer_only() -> None:
-    for ternary, full in (("bitnet", "transformer"), ("bitmlp", "mlp"), ("bitdecoder", "decoder"), ("hub", "hub_full")):
+    for ternary, full in (
+        ("bitnet", "transformer"),
+        ("bitmlp", "mlp"),
+        ("bitdecoder", "decoder"),
+        ("bitvision", "vision"),
+        ("hub", "hub_full"),
+    ):
         assert compose_config(f"model={ternary}", "linear=full").model == compose_config(f"model={full}").model
         assert compose_config(f"model={full}", "linear=bitnet").model == compose_config(f"model={ternary}").model
 

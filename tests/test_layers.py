@@ -30,6 +30,7 @@ IMPORTERS = {  # of each heavy library
     "hydra": {"run", "load", "preflight", "sweep", "pbt"},
     "omegaconf": {"run", "load", "preflight", "sweep", "pbt"},
     "optuna": {"tracking", "report", "sweep", "pbt"},
+    "torchmetrics": {"metrics"},
     "transformers": {"data", "models", "export", "generate"},
     "tokenizers": {"data", "models", "export", "generate"},
     "gguf": {"export"},

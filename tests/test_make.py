@@ -68,7 +68,7 @@ def test_it_starts_again_after_an_interruption(checkout: Path) -> None:
 
 def test_every_target_sets_up_first() -> None:
     rules = (ROOT / "Makefile").read_text()
-    for target in ("train", "test", "test-slow", "check", "bench", "studies", "faults", "picture", "ui"):
+    for target in ("train", "test", "test-slow", "check", "bench", "studies", "faults", "picture", "pictures", "ui"):
         assert f"\n{target}: setup\n" in rules
 
 

@@ -8,6 +8,8 @@ import torch
 from mlflow.tracking import MlflowClient
 from program import ROOT, TINY, make_environment, read_summaries, run, train
 
+from research.preflight.check import find_mistakes
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,6 +32,26 @@ def test_a_run_leaves_its_folder(store: Path) -> None:
     assert (folder / "overrides.txt").read_text().splitlines()[: len(TINY)] == TINY
 
 
+def test_epochs_are_passes_over_the_training_data(tmp_path: Path) -> None:
+    """50 samples: three passes are 9.4 steps of 16. What is longer goes on, and what is recorded says so."""
+    words = ["data.p=11", "batch_size=16", "model.dim=32", "model.heads=2", "trainer.device=cpu", "tracker=none", "target=null"]
+    train(tmp_path, *words, "epochs=3")
+    train(tmp_path, *words, "epochs=3", "resume=auto")
+    train(tmp_path, *words, "epochs=5", "resume=auto")
+    train(tmp_path, *words, "epochs=2", "resume=auto")
+    longest, shortest = sorted(read_summaries(tmp_path), key=lambda summary: -summary["steps"])
+    assert (longest["steps"], shortest["steps"]) == (16, 7)
+    config = next((tmp_path / "out" / "modular").glob("*/config.yaml")).read_text()
+    assert "epochs: 5\n" in config
+    assert "steps: 16\n" in config
+
+
+@pytest.mark.parametrize("words", [["steps=9"], ["trainer.steps=9"], ["trainer=debug"]])
+def test_a_run_is_as_long_as_its_steps_or_its_epochs_say(words: list[str]) -> None:
+    (mistake,) = find_mistakes([*words, "epochs=2"], False)
+    assert "leave out" in mistake
+
+
 def test_mlflow_holds_all_of_it(store: Path) -> None:
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("modular")
@@ -41,8 +63,8 @@ def test_mlflow_holds_all_of_it(store: Path) -> None:
     assert run.data.params["trainer.steps"] == "3"
     assert run.data.tags["model"] == "bitnet"
     assert run.inputs is not None
-    assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["data.digest"][:36]
-    assert run.data.metrics["best/val/acc"] == pytest.approx(summary["best"]["val/acc"])
+    assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["data.digest"][:8]
+    assert run.data.metrics["best.val_acc"] == pytest.approx(summary["best"]["val/acc"])
     assert [m.step for m in client.get_metric_history(run.info.run_id, "val/loss")] == [1, 2, 3]
     names = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "summary.json", "plots", "best"} <= names

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from research.data.spec import Images, Tokens, Vectors
 from research.run_dir import SUMMARY_FILE, Summary, read_summary, write_json
 
 FULL = Summary("FINISHED", monitor="val/acc", value=0.5, metrics={"val/acc": 0.4}, shape={"vocab_size": 5, "seq_len": 4})
@@ -15,6 +16,14 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     FULL.write(tmp_path)
     assert read_summary(tmp_path) == FULL
     assert json.loads((tmp_path / SUMMARY_FILE).read_text())["version"] == 2
+
+
+@pytest.mark.parametrize("shape", [Images(3, 8, 8, 2, per_pixel=True), Vectors(4, 1, 151.5, 75.25), Tokens(9, 4)])
+def test_the_shape_of_data_is_read_as_it_was_written(tmp_path: Path, shape: Images | Vectors | Tokens) -> None:
+    Summary(status="FINISHED", shape=shape._asdict()).write(tmp_path)
+    summary = read_summary(tmp_path)
+    assert summary
+    assert summary.shape == shape._asdict()
 
 
 def test_numbers_that_are_not_finite_are_read_as_none(tmp_path: Path) -> None:

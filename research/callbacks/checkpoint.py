@@ -94,7 +94,7 @@ class Checkpoint(Callback):
         steps = sorted({*list_checkpoints(root.parent), state.progress.step}, reverse=True)
         # A run that was rolled back has later checkpoints. Each is replaced when the run reaches its step again.
         later, past = ([step for step in steps if (step > state.progress.step) == is_later] for is_later in (True, False))
-        sign = -1 if higher_is_better(state.info.monitor) else 1
+        sign = -1 if higher_is_better(state.info.monitor, state.info.directions) else 1
         best = sorted((step for step in self.values if step in steps), key=lambda step: (sign * self.values[step], step))
         retained = {*past[: self.keep_last], *best[: self.keep_best], state.progress.last_finite_checkpoint}
         spare = past[:2] if len(retained.intersection(past)) < 2 else []  # one damaged file must not end a run

@@ -1,7 +1,8 @@
 """A callback that prints: a header, a live line (elsewhere than on a terminal plain lines), and results at the end."""
 
 import logging
-import shlex
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from research.cli import format_duration
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
-from research.preflight.overrides import to_argument
+from research.preflight.overrides import format_command, to_argument
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb
@@ -24,6 +26,8 @@ from research.training.state import Callback, State
 from research.trigger import higher_is_better
 
 log = logging.getLogger(__name__)
+DROPPED_FIRST = ("grad/norm", "lr")  # columns, where the terminal is too narrow for all; then from right to left
+MIN_BAR, MAX_BAR = 8, 20  # characters of the bar
 REFRESH = 0.1  # seconds between redraws of the live line; a shorter time slows the steps down
 
 
@@ -66,24 +70,42 @@ def describe_precision(model: nn.Module) -> str:
     return f"{sum(layer.weight.numel() for layer in layers):,} of them {kind}: {sizes}"
 
 
-def format_progress(state: State) -> str:
-    """Return one line with the step, the newest metrics, the speed and the time to the last step."""
+def format_progress(state: State, width: int | None = None) -> str:
+    """Return one line with the step, the newest metrics, the speed and the time to the last step.
+
+    In a `width` of characters the columns that matter least are left out. The step, the monitor and the time left stay.
+    """
     progress, info = state.progress, state.info
-    fields = [f"step {progress.step}/{info.steps}"]
-    styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
-    fields += [f"{key} {progress.metrics[key]:{style}}" for key, style in styles.items() if key in progress.metrics]
-    seconds_per_step = (progress.seconds - state.seconds_before) / max(1, progress.step - state.first_step)
-    left = (info.steps - progress.step) * seconds_per_step
-    fields += [f"{state.compute_throughput():,.0f} {state.data.unit}s/s", f"ETA {left:.0f} s"]
-    return "  ".join(fields)
+    styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f"} | {info.monitor: ".4f"}
+    styles |= {"val/bpb": ".3f", "lr": ".2g", "grad/norm": ".2g"}
+    fields = {key: f"{key} {progress.metrics[key]:{style}}" for key, style in styles.items() if key in progress.metrics}
+    fields = {"step": f"step {progress.step}/{info.steps}"} | fields
+    fields["speed"] = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
+    if steps := progress.step - state.first_step:
+        seconds = (info.steps - progress.step) * (progress.seconds - state.seconds_before) / steps
+        fields["ETA"] = f"ETA {format_duration(seconds)}"
+    for key in [key for key in (*DROPPED_FIRST, *reversed(fields)) if key not in ("step", info.monitor, "ETA")]:
+        if width is not None and len("  ".join(fields.values())) > width:
+            fields.pop(key, None)
+    line = "  ".join(fields.values())
+    return line if width is None or len(line) <= width else line.removeprefix("step ")
 
 
-def build_progress_bar(state: State) -> Table:
-    """Return the live line: a bar, and the text of `format_progress`."""
+def build_progress_bar(state: State, width: int) -> Table:
+    """Return the live line of `width` characters at most: the text of `format_progress`, and a bar where it has room."""
     row = Table.grid(padding=(0, 1))
-    text = Text(format_progress(state), overflow="ellipsis", no_wrap=True)
-    row.add_row(ProgressBar(state.info.steps, state.progress.step, width=20), text)
+    text = format_progress(state, width - MIN_BAR - 1)
+    bar_width = min(MAX_BAR, width - len(text) - 1)
+    bar = [ProgressBar(state.info.steps, state.progress.step, width=bar_width)] if bar_width >= MIN_BAR else []
+    row.add_row(*bar, Text(text if bar else format_progress(state, width), overflow="ellipsis", no_wrap=True))
     return row
+
+
+def describe_end(state: State) -> str:
+    """Return how the run ended: "Done", or at which step it was stopped, and by which signal or for what reason."""
+    reason = signal.Signals(state.signum).name if state.signum else state.stop
+    steps = f"{state.progress.step} of {state.info.steps}"
+    return f"Stopped at step {steps} ({reason})" if reason and state.progress.step < state.info.steps else "Done"
 
 
 def build_summary(state: State) -> list[tuple[str, str]]:
@@ -94,28 +116,35 @@ def build_summary(state: State) -> list[tuple[str, str]]:
         rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
         rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
-        better = "higher" if higher_is_better(key) else "lower"
+        better = "higher" if higher_is_better(key, info.directions) else "lower"
         baselines = {name: value for name, value in state.data.baseline.items() if name.startswith(key)}
         rows += [(f"baseline {name}", f"{value:.4f} ({better} is better)") for name, value in baselines.items()]
     rows += state.end_notes.items()
     speed = f"{state.compute_throughput():,.0f} {state.data.unit}s/s"
-    rows.append(("time", f"{progress.seconds:.1f} s, {speed}, peak memory {get_peak_rss_mb():,.0f} MB"))
+    rows.append(("time", f"{format_duration(progress.seconds)}, {speed}, peak memory {get_peak_rss_mb():,.0f} MB"))
     if info.folder is None:
         return rows
-    # To train further, the steps and the setting that ended the run get new values.
-    ended_by = [state.resume_override.partition("=")[0] + "="] if state.resume_override else []
-    longer = format_command(info.folder, "steps=", "trainer.steps=", *ended_by)
-    further = f"{to_argument('resume', str(info.folder))} trainer.steps={2 * info.steps} {state.resume_override}".rstrip()
-    rows += [("folder", str(info.folder)), ("resume with", f"{longer} {further}")]
-    return [*rows, ("sweep", f"{format_command(info.folder)} -m seed=0,1,2")]
+    rows += [("folder", str(info.folder)), ("resume with", format_resume(state, info.folder))]
+    return rows if state.signum else [*rows, ("sweep", f"{repeat_command(info.folder)} -m seed=0,1,2")]
 
 
-def format_command(folder: Path, *left_out: str) -> str:
+def format_resume(state: State, folder: Path) -> str:
+    """Return the command that goes on to the steps that were asked for, or where they are done to twice as many.
+
+    The setting that ended the run gets a new value.
+    """
+    replaced, further = [], [state.resume_override] if state.resume_override else []
+    if state.progress.step >= state.info.steps:
+        replaced, further = ["steps=", "trainer.steps=", "epochs="], [f"trainer.steps={2 * state.info.steps}", *further]
+    replaced += [f"{word.partition('=')[0]}=" for word in further]
+    return " ".join([repeat_command(folder, *replaced), to_argument("resume", str(folder)), *further])
+
+
+def repeat_command(folder: Path, *left_out: str) -> str:
     """Return the command line of a run without resume and the overrides that begin with one of `left_out`."""
-    path, world_size = folder / "overrides.txt", distributed.world_size()
+    path = folder / "overrides.txt"
     overrides = path.read_text().split("\n") if path.exists() else []
-    launcher = ["torchrun", "--nproc-per-node", str(world_size)] if world_size > 1 else ["python"]
-    return shlex.join([*launcher, "train.py", *(o for o in overrides if o and not o.startswith(("resume.", *left_out)))])
+    return format_command(overrides, left_out, distributed.world_size(), sys.argv)
 
 
 class Console(Callback):
@@ -142,21 +171,22 @@ class Console(Callback):
         if now - self.last_refresh >= interval or (state.progress.step == state.info.steps and not self.in_sweep):
             self.last_refresh = now
             if self.live:
-                self.live.update(build_progress_bar(state), refresh=True)
+                self.live.update(build_progress_bar(state, self.terminal.width), refresh=True)
             else:
                 self.terminal.print(format_progress(state), markup=False, soft_wrap=True)
 
     def on_end(self, state: State) -> None:
         if self.live:
-            self.live.update(build_progress_bar(state), refresh=True)
+            self.live.update(build_progress_bar(state, self.terminal.width), refresh=True)
             self.live.stop()
         if not state.error:
-            self._print(build_summary(state), "Done")
+            self._print(build_summary(state), describe_end(state))
 
     def _print(self, rows: list[tuple[str, str]], title: str) -> None:
         """Print one row a line, never wrapped, so that a command can be copied and a program can read the line; log it too."""
-        if self.terminal.is_terminal and not self.in_sweep:
-            self.terminal.print(title, style="bold")
+        log.info("%s", title)
+        if (self.terminal.is_terminal or title.startswith("Stopped")) and not self.in_sweep:
+            self.terminal.print(title, style="bold", markup=False, soft_wrap=True)
         width = max(16, *(len(name) for name, _ in rows))
         for name, value in rows:
             log.info("%s: %s", name, value)

@@ -46,6 +46,18 @@ class Counts:
             lines.append(f"  {kind}: {', '.join(places)}{f' and {more:,} more' if more else ''}")
         return "\n".join(lines)
 
+    def add_all(self, others: "Counts") -> None:
+        """Count what another has counted."""
+        for kind, places in others.examples.items():
+            for where in places:
+                self.add(kind, where, 0)
+            self.numbers[kind] += others.numbers[kind]
+
+    def refuse(self, fix: str, key: str = "data.path") -> None:
+        """Raise ValueError with all that is counted, and how it is mended; nothing where nothing is counted."""
+        if self.numbers:
+            raise ValueError(f"{key}: {self.describe()}\n{self.list_examples()}\n{fix}")
+
 
 @contextmanager
 def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:

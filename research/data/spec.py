@@ -1,12 +1,14 @@
 """A data set: its splits, whose samples are had by number, and the shape that a model must fit."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Float, Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
 from research.data.tokenizers import Tokenizer
@@ -27,10 +29,15 @@ class Tokens(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Vectors of `num_features` numbers, each of one of `num_classes` classes."""
+    """Vectors of `num_features` numbers, each of one of `num_classes` classes, or with a number to predict.
+
+    A model's output times `scale` plus `mean` is in the unit of that number: losses and metrics are in it too.
+    """
 
     num_features: int
     num_classes: int  # 1 where the target is a number
+    mean: float = 0.0
+    scale: float = 1.0
 
 
 class Images(NamedTuple):
@@ -44,6 +51,14 @@ class Images(NamedTuple):
 
 
 Shape = TypeVar("Shape", Tokens, Vectors, Images)
+
+
+def restore_shape(sizes: dict[str, Any]) -> Tokens | Vectors | Images:
+    """Return the shape whose `_asdict()` this is. Raise ValueError where it is of none."""
+    for kind in (Tokens, Vectors, Images):
+        if kind._fields[0] in sizes:
+            return kind(**sizes)
+    raise ValueError(f"{sizes} is no shape of data")
 
 
 @runtime_checkable
@@ -165,6 +180,7 @@ class MemoryDataset(Dataset[Shape]):
 
     train: Split
     val: Split
+    test: Split | None = None
 
 
 def split_at_random(
@@ -182,6 +198,53 @@ def split_at_random(
     digest = sha256(x.numpy().tobytes() + y.numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest()
     majority = torch.bincount(val.targets).max().item() / len(val)
     return MemoryDataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
+
+
+def rank_keys(keys: Sequence[bytes], split_seed: int) -> UInt64[np.ndarray, "n"]:
+    """Return the numbers by which samples are ranked: another order for each seed, whatever their names and places."""
+    seed = split_seed.to_bytes(8, "big")
+    return np.array([int.from_bytes(sha256(seed + key).digest()[:8], "big") for key in keys], dtype=np.uint64)
+
+
+def split_by_rank(
+    ranks: UInt64[np.ndarray, "n"], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float]
+) -> dict[str, Int64[np.ndarray, "_"]]:
+    """Return the samples of train, val and test: their numbers, by rank. `fractions` are those of val and test.
+
+    With `classes` each split has its share of every class; a class of one sample is in train.
+    Raise ValueError where a split would be empty.
+    """
+    order = np.argsort(ranks, kind="stable")
+    if classes is not None:
+        ordered = classes[order]
+        sizes = np.bincount(ordered)
+        starts = np.cumsum(sizes) - sizes
+        position = np.empty(len(order))  # in its class, 0 to 1
+        grouped = np.argsort(ordered, kind="stable")
+        position[grouped] = (np.arange(len(order)) - starts[ordered[grouped]] + 0.5) / sizes[ordered[grouped]]
+        position[sizes[ordered] == 1] = 1
+        order = order[np.argsort(position, kind="stable")]
+    num_val, num_test = (max(int(fraction > 0), round(fraction * len(order))) for fraction in fractions)
+    if num_val + num_test >= len(order):
+        shares = f"data.val_fraction={fractions[0]:g} and data.test_fraction={fractions[1]:g}"
+        raise ValueError(f"{shares} leave no training sample of {len(order)}\ngive smaller ones, or more samples")
+    parts = order[num_val + num_test :], order[:num_val], order[num_val : num_val + num_test]
+    by_rank = np.empty(len(ranks), dtype=np.int64)
+    by_rank[np.argsort(ranks, kind="stable")] = np.arange(len(ranks))
+    return {name: part[np.argsort(by_rank[part])] for name, part in zip(("train", "val", "test"), parts, strict=True)}
+
+
+def select_parts(
+    shape: Shape, x: Num[Tensor, "n ..."], y: Shaped[Tensor, "n ..."], parts: Mapping[str, Int64[np.ndarray, "_"]], **facts: Any
+) -> MemoryDataset[Shape]:
+    """Return the data set of some samples; parts are their numbers in train, val and test."""
+    splits = {name: Split(x[part], y[part]) for name, part in parts.items() if len(part)}
+    digest = sha256()
+    for name, split in splits.items():
+        for part in (name.encode(), split.inputs.numpy().data.cast("B"), split.targets.numpy().data.cast("B")):
+            digest.update(part)
+    test = splits.get("test")
+    return MemoryDataset(shape, splits["train"], splits["val"], digest.hexdigest(), unit="sample", test=test, **facts)
 
 
 def unigram_cross_entropy(counts: Int[Tensor, "classes"], val: Int[Tensor, "m"]) -> Float[Tensor, ""]:

@@ -18,7 +18,7 @@ from research.data.spec import Dataset, Samples, Split, Tokens, unigram_cross_en
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.metrics import nats_to_bits
-from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveInt, Weights, check_settings
+from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveFloats, PositiveInt, check_settings
 from research.run_dir import ROOT
 
 CACHE = ROOT / "outputs" / "cache" / "tokens"
@@ -36,7 +36,7 @@ def text(
     val_fraction: OpenFraction = 0.1,
     test_fraction: Fraction = 0.0,
     val_bytes: PositiveInt = 65_536,  # bytes of the validation text that an evaluation reads
-    weights: Weights | None = None,  # shares of the training samples of each path
+    weights: PositiveFloats | None = None,  # shares of the training samples of each path
 ) -> Dataset[Tokens]:
     """Return windows of `seq_len` tokens; the targets are the next tokens.
 
@@ -75,7 +75,7 @@ def text(
     mixed = [train.describe(cast(list[str], path))] if isinstance(train, Mixture) else []
     notes = (*mixed, *streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else []))
     return Dataset(
-        Tokens(streams.tokenizer.vocab_size, seq_len),
+        Tokens(streams.tokenizer.vocab_size, seq_len, streams.tokenizer.end),
         train,
         val,
         digest,

@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                          help="hf: transformers' layer for the weights (bitlinear); none: unpacked weights")  # fmt: skip
     command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")
     command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: type of the embedding and the head (F16)")
-    command.add_argument("--tokens", type=int, default=4096, metavar="N", help="number of held-out tokens for the check (4096)")
+    command.add_argument(
+        "--tokens", type=int, default=4096, metavar="N", help="number of held-out tokens, or samples, for the check (4096)"
+    )
     args = command.parse_args(arguments)
     options = {name: value for name in OPTION_FORMATS if (value := getattr(args, name)) is not None}
     for name in options:
@@ -133,10 +135,11 @@ def remove_empty(folders: list[Path]) -> None:
 def print_report(report: dict[str, Any], output: Path) -> None:
     """Print the report on stdout."""
     client = ", ".join(f"{name} {version}" for name, version in report["client"].items())
+    held_out = next(f"{report[unit]:,} held-out {unit}" for unit in ("tokens", "samples") if unit in report)
     size = sum(file["bytes"] for file in report["files"].values())
     rows: dict[str, object] = {
         "export": f"{report['format']} of {report['run']}, {report['checkpoint']}: {size / 1e3:,.0f} kB",
-        "run by": f"{client}, on {report['tokens']:,} held-out tokens",
+        "run by": f"{client}, on {held_out}",
     }
     for name, check in report["checks"].items():
         value = check["value"] if isinstance(check["value"], bool) else f"{check['value']:.3g}"

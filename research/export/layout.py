@@ -1,4 +1,4 @@
-"""A trained ternary transformer as the exports see it: its sizes, its codes and scales, and its names in the formats."""
+"""A trained ternary model as the exports see it: its sizes, its codes and scales, and its names in the formats."""
 
 import logging
 import math
@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Num
 from torch import Tensor, nn
 
 from research.load import TrainedRun
 from research.models.hub import Hub
+from research.models.mlp import MLP
 from research.models.transformer import Transformer
+from research.models.vision import Vision
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.feedforward import relu2
 
@@ -46,10 +48,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A trained ternary transformer, ready to be exported."""
+    """A trained ternary model, ready to be exported."""
 
     run: TrainedRun
-    model: Transformer
+    model: Any  # a Transformer, a Vision or an MLP
 
     @cached_property
     def linears(self) -> dict[str, BitLinear]:
@@ -57,11 +59,32 @@ class Source:
         return bitlinear_layers(self.model)
 
     @property
+    def reads_tokens(self) -> bool:
+        """Return whether the model is a Transformer."""
+        return isinstance(self.model, Transformer)
+
+    @property
+    def end(self) -> int:
+        """Return the token at which a document ends that is masked; -1 where none is."""
+        return self.model.end if isinstance(self.model, Transformer) else -1
+
+    @property
+    def inputs(self) -> tuple[str, Num[Tensor, "2 ..."]]:
+        """Return the name of the model's input in a file, and an example of two."""
+        if isinstance(self.model, Vision):
+            return "images", torch.zeros(2, *self.model.shape[:3], dtype=torch.uint8)
+        if isinstance(self.model, MLP):
+            return "vectors", torch.zeros(2, self.model.embed.in_features)
+        return "tokens", torch.zeros(2, min(2, self.model.max_seq_len), dtype=torch.long)  # torch takes a size of 1 as fixed
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """Return the sizes and switches of the model, under the keys that stand in the files."""
+        if not self.reads_tokens:
+            return {"name": type(self.model).__name__, **self.run.data.shape._asdict()}
         block: Any = self.model.blocks[0]  # all blocks are alike
         attention, feedforward = block.attention, block.feedforward
-        return {
+        numbers = {
             "vocab": self.model.embed.num_embeddings,
             "length": self.model.max_seq_len,
             "dim": self.model.embed.embedding_dim,
@@ -75,11 +98,19 @@ class Source:
             "eps": self.model.norm.eps,
             "rope_base": _recover_rope_base(self.model),
         }
+        numbers |= {"classes": self.model.num_classes} if self.model.num_classes else {}
+        return numbers | ({"end": self.end} if self.end >= 0 else {})
 
     def map_modules(self, prefix: str, column: int) -> dict[str, str]:
         """Return the name of each module in the blocks -> its name in that column of MODULE_NAMES, below `prefix`."""
         blocks, names = range(len(self.model.blocks)), MODULE_NAMES.items()
         return {f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs[column]}" for n in blocks for ours, theirs in names}
+
+    def require_tokens(self, kind: str) -> None:
+        """Raise ValueError for a model of anything but tokens."""
+        if not self.reads_tokens:
+            name = type(self.model).__name__
+            raise ValueError(f"RUN has the model {name}: --format {kind} holds models of tokens; use --format torch or onnx")
 
     def compute_codes(self) -> Codes:
         """Return the codes and scales of each layer."""
@@ -87,12 +118,16 @@ class Source:
 
     def require_bitnet(self, kind: str, client: str, **more: object) -> None:
         """Raise ValueError for a model that the client's BitNet does not compute; the format may need `more` settings."""
+        self.require_tokens(kind)
         settings = {"granularity": "tensor", "activation_bits": 8, "activation_granularity": "token"} | more
         fix = "use --format safetensors, torch or onnx, which hold every ternary layer"
         for name, layer in self.linears.items():
             for setting, known in settings.items():
                 if (value := getattr(layer.quantizer, setting)) != known:
                     raise ValueError(f"model.linear.{setting}={value}: --format {kind} holds {known} only ({name}); {fix}")
+        if self.model.num_classes:
+            fix = "use --format safetensors, torch or onnx"
+            raise ValueError(f"the run tells classes, and --format {kind} is for {client}, which predicts tokens; {fix}")
         if not self.architecture["sub_norm"]:
             fix = "train with model.sub_norm=true"
             raise ValueError(f"model.sub_norm=false: {client} needs norms before the output projections; {fix}")
@@ -108,13 +143,13 @@ def _recover_rope_base(model: Transformer) -> float:
 
 
 def build_source(run: TrainedRun) -> Source:
-    """Return the run as exports need it; raise ValueError for a run that is no ternary transformer."""
+    """Return the run as exports need it; raise ValueError for a run of no ternary Transformer, Vision or MLP."""
     model = run.model
-    if not isinstance(model, Transformer):
-        kind = type(model).__name__
-        raise ValueError(f"RUN has the model {kind}: exports hold model=bitnet and model=bitnet_2b4t; {suggest(model)}")
+    if not isinstance(model, Transformer | Vision | MLP):
+        kind, known = type(model).__name__, "model=bitnet, bitnet_2b4t, bitvision and bitmlp"
+        raise ValueError(f"RUN has the model {kind}: exports hold {known}; {suggest(model)}")
     for name, layer in model.blocks.named_modules(prefix="blocks"):
-        if not name.endswith("_proj"):
+        if not (name.endswith("_proj") or isinstance(layer, nn.Linear)):
             continue
         if not isinstance(layer, BitLinear):
             raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {suggest(model)}, or train with model=bitnet")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Num
 from torch import Tensor
 
 from research.export.layout import Options, Source, silence_libraries
@@ -17,14 +17,17 @@ MAX_PROTO_BYTES = 1_800_000_000  # a protocol buffer ends at 2 GB: tensors of la
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """Write model.onnx: int64 `tokens` [batch, seq] to float32 `logits` [batch, seq, vocab]."""
+    """Write model.onnx: int64 `tokens` [batch, seq] to float32 `logits` [batch, seq, vocab].
+
+    Of images the input is uint8 `images` [batch, channels, height, width], of vectors float32 `vectors` [batch, features].
+    """
     with silence_libraries():
         program = torch.onnx.export(
             trace_model(source),
             dynamo=True,
             optimize=False,  # the optimizer would unpack small weights
             opset_version=OPSET,
-            input_names=["tokens"],
+            input_names=[source.inputs[0]],
             output_names=["logits"],
             verbose=False,
         )
@@ -40,9 +43,9 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
 
 
 def name_axes(graph: Any) -> None:
-    """Name the free axes of tokens and logits batch and seq; the exporter calls them s77 and the like."""
+    """Name the free axes of inputs and logits batch and seq; the exporter calls them s77 and the like."""
     axes = graph.input[0].type.tensor_type.shape.dim
-    names = {axis.dim_param: name for axis, name in zip(axes, ("batch", "seq"), strict=True) if axis.dim_param}
+    names = {axis.dim_param: name for axis, name in zip(axes, ("batch", "seq"), strict=False) if axis.dim_param}
     for part in (*graph.input, *graph.output, *graph.value_info):
         for axis in part.type.tensor_type.shape.dim:
             if axis.dim_param:
@@ -56,7 +59,7 @@ def save(model: Any, folder: Path) -> None:
     onnx.save(model, folder / FILE, save_as_external_data=model.ByteSize() > MAX_PROTO_BYTES, location=f"{FILE}.data")
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
+def read(source: Source, folder: Path, tokens: Num[Tensor, "n ..."], options: Options) -> ClientResult:
     """Run the file with onnxruntime on the CPU, after onnx's own check of it."""
     import onnx
     from onnx import numpy_helper
@@ -68,7 +71,9 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     settings = SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3
     session = InferenceSession(folder / FILE, settings, providers=["CPUExecutionProvider"])
-    logits = torch.from_numpy(session.run(["logits"], {"tokens": tokens.numpy()})[0])
-    single = session.run(["logits"], {"tokens": tokens[:1, :1].numpy()})[0]
-    checks = {"one token alone": single.shape[:2] == (1, 1)}
+    logits = torch.from_numpy(session.run(["logits"], {source.inputs[0]: tokens.numpy()})[0])
+    first = tokens[:1, :1] if source.reads_tokens else tokens[:1]
+    single = session.run(["logits"], {source.inputs[0]: first.numpy()})[0]
+    name, axes = ("one token alone", (1, 1)) if source.reads_tokens else ("one sample alone", (1,))
+    checks = {name: single.shape[: len(axes)] == axes}
     return ClientResult("onnxruntime onnx", read_codes(tensors, source), logits, checks)

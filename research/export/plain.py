@@ -8,7 +8,6 @@ from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
 from research.export.layout import Codes, Source, quantize_layer, silence_libraries
-from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 
 SHIFTS = (0, 2, 4, 6)
@@ -66,28 +65,29 @@ class PlainEmbedding(nn.Module):
         return F.embedding(torch.where(tokens < 0, len(self.weight), tokens), self.weight)
 
 
-def build_plain_model(source: Source) -> Transformer:
+def build_plain_model(source: Source) -> nn.Module:
     """Return a copy of the model with plain layers; everything else stays float32 as it was trained."""
-    model, codes = deepcopy(source.model), build_code_table()
+    model: nn.Module = deepcopy(source.model)
+    codes = build_code_table()
     for name, layer in source.linears.items():
         model.set_submodule(name, PlainLinear(layer, codes))
-    model.set_submodule("embed", PlainEmbedding(model.embed))
+    if isinstance(embed := model.get_submodule("embed"), nn.Embedding):
+        model.set_submodule("embed", PlainEmbedding(embed))
     return model.eval()
 
 
 def trace_model(source: Source) -> torch.export.ExportedProgram:
-    """Return the plain model, traced for any number of sequences of any length up to the model's.
+    """Return the plain model, traced for any number of samples, and sequences of any length up to the model's.
 
     The traces and names of source files are removed, as they show paths of this machine.
     """
-    max_seq_len = source.model.max_seq_len
-    tokens = torch.zeros(2, min(2, max_seq_len), dtype=torch.long)  # torch takes a size of 1 as fixed
+    _, example = source.inputs
     # An axis without a Dim is fixed: a model of one position has no dynamic length.
     shape = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
-    if max_seq_len > 1:
+    if source.reads_tokens and (max_seq_len := source.model.max_seq_len) > 1:
         shape[1] = torch.export.Dim("seq", min=1, max=max_seq_len)
     with silence_libraries(), torch.no_grad():
-        program = torch.export.export(build_plain_model(source), (tokens,), dynamic_shapes={"tokens": shape})
+        program = torch.export.export(build_plain_model(source), (example,), dynamic_shapes=(shape,))
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)

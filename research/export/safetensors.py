@@ -31,6 +31,7 @@ LAYOUT = (
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.safetensors; its metadata holds the sizes, the settings of the quantizer and the layout."""
+    source.require_tokens("safetensors")
     tensors: dict[str, Tensor] = dict(source.model.named_parameters())  # each once: a tied head is the embedding
     for name, (codes, scale) in source.compute_codes().items():
         del tensors[f"{name}.weight"]
@@ -62,16 +63,19 @@ class Reader:
     rounding: dict[str, Any]
 
     def compute_logits(self, tokens: ndarray) -> ndarray:
-        """Return logits [n, seq, vocab] of the next token for tokens [n, seq]. Raise IndexError for a negative token."""
+        """Return logits [n, seq, vocab or classes] for tokens [n, seq]. Raise IndexError for a negative token."""
         if tokens.min(initial=0) < 0:
             raise IndexError(f"token {tokens.min()}: the vocabulary is 0 to {self.model['vocab'] - 1}")
         head_dim = self.model["dim"] // self.model["heads"]
         frequency = self.model["rope_base"] ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-        angle = (np.arange(tokens.shape[1])[:, None] * frequency).astype(np.float32)  # numpy would continue in float64
+        is_end = tokens == self.model.get("end", -1)  # the last token of its document
+        document = is_end.cumsum(1) - is_end
+        sees = (document[:, :, None] == document[:, None]) & np.tri(tokens.shape[1], dtype=bool)  # [n, seq, seq]
+        angle = ((sees.sum(-1) - 1)[..., None] * frequency).astype(np.float32)  # numpy would continue in float64
         x = self.arrays["embed.weight"][tokens]
         for number in range(self.model["depth"]):
             block = f"blocks.{number}"
-            x = x + self.attend(self.normalize(x, f"{block}.input_norm"), f"{block}.attention", angle)
+            x = x + self.attend(self.normalize(x, f"{block}.input_norm"), f"{block}.attention", angle, sees)
             x = x + self.feed_forward(self.normalize(x, f"{block}.post_norm"), f"{block}.feedforward")
         head = self.arrays["embed.weight" if self.model["tied"] else "head.weight"]
         return np.asarray(self.normalize(x, "norm") @ head.T)
@@ -101,9 +105,9 @@ class Reader:
             return np.asarray(x @ codes.T * (x_scale * scale.T))
         return np.asarray((x * x_scale) @ (codes * np.repeat(scale, x.shape[-1] // scale.shape[1], 1)).T)
 
-    def attend(self, x: ndarray, name: str, angle: ndarray) -> ndarray:
-        """Return causal attention of x [n, seq, dim]; q, k, v are [n, heads, seq, head_dim]."""
-        cos, sin = np.cos(angle), np.sin(angle)
+    def attend(self, x: ndarray, name: str, angle: ndarray, sees: ndarray) -> ndarray:
+        """Return attention of x [n, seq, dim] to what `sees` has; q, k, v are [n, heads, seq, head_dim]."""
+        cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
 
         def project_heads(layer: str, heads: int) -> ndarray:
             y = self.multiply(x, f"{name}.{layer}")
@@ -118,7 +122,7 @@ class Reader:
         k = rotate(project_heads("k_proj", kv_heads)).repeat(heads // kv_heads, 1)
         v = project_heads("v_proj", kv_heads).repeat(heads // kv_heads, 1)
         score = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(q.shape[-1]))
-        score = np.where(np.tri(x.shape[1], dtype=bool), score, -np.inf)
+        score = np.where(sees[:, None], score, -np.inf)
         # The largest score is subtracted, or exp would overflow.
         share = np.exp(score - score.max(-1, keepdims=True))
         y = (share / share.sum(-1, keepdims=True)) @ v

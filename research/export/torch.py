@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Num
 from torch import Tensor
 
 from research.export.layout import Options, Source, silence_libraries
@@ -18,23 +18,25 @@ import torch
 
 torch.set_num_threads(threads)
 tokens = torch.from_numpy(tokens)
+is_text = tokens.dtype == torch.int64
 model = torch.export.load(file).module()
 with torch.no_grad():
     np.save(logits_path, model(tokens).numpy())
-    single = model(tokens[:1, :1])
-print(json.dumps({"one token alone": list(single.shape[:2]) == [1, 1], "without this package": "research" not in sys.modules}))
+    single = model(tokens[:1, :1] if is_text else tokens[:1])
+checks = {"one token alone" if is_text else "one sample alone": single.shape[: 1 + is_text].numel() == 1}
+print(json.dumps(checks | {"without this package": "research" not in sys.modules}))
 """
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """Write model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]."""
+    """Write model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]; other inputs as in ONNX."""
     buffer = io.BytesIO()  # on a full disk torch would end the process
     torch.export.save(trace_model(source), buffer)
     (folder / FILE).write_bytes(buffer.getbuffer())
     return []
 
 
-def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
+def read(source: Source, folder: Path, tokens: Num[Tensor, "n ..."], options: Options) -> ClientResult:
     """Run the file with torch alone, in a process of its own."""
     logits, output = run_client(CLIENT, folder / FILE, tokens)
     with silence_libraries():

@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from research.cli import first_line, run_process
-from research.export.layout import Codes, Options, Source
+from research.export.layout import Codes, Options, Source, suggest
 from research.losses import IGNORE
 from research.training.manifest import hash_file
 
-Logits = Float[Tensor, "n seq vocab"]
+Logits = Float[Tensor, "n *positions classes"]  # of images that have a class for each pixel: "n classes height width"
+Inputs = Num[Tensor, "n ..."]  # tokens, images or vectors
 MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity
 # At the bound of the divergence, perplexities of fewer targets differ by more than 0.15 % by chance.
 MIN_TARGETS = 1000
 # Nats a position. llama.cpp, which rounds differently, stays below 0.004; a wrong activation gives 0.1 and more.
 MAX_STAND_IN_DIVERGENCE = 0.01
 SCALE_TOLERANCE = 1e-6  # relative; scales are stored in float32, by one client as the reciprocal
+LANGUAGE_CLIENTS = ("hf", "gguf")  # formats of programs for language models: they have tokenizers, and no document masks
 MAX_LOGITS = 1 << 25  # two gigabytes with the copies that the comparison makes
 # The start of each script for `run_client`: what it may use.
 CLIENT_PREAMBLE = """
@@ -59,7 +61,12 @@ class ClientResult:
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
     """Write the model, let the client run it and a stand-in, and return the report. Raise ValueError where a check fails."""
     inputs, targets = select_held_out(source, tokens)
+    is_unmasked = source.end >= 0 and kind in LANGUAGE_CLIENTS
+    if is_unmasked:  # each sequence becomes one document
+        inputs = inputs.where(inputs != source.end, (source.end + 1) % source.architecture["vocab"])
     warnings, result = write_and_run(source, kind, options, folder, inputs)
+    if is_unmasked:
+        warnings.append("model.document_mask=true, and this client masks nothing: give it one document at a time")
     if targets.numel() < MIN_TARGETS:
         few = f"fewer than {MIN_TARGETS} are too few to compare perplexities: give more --tokens"
         warnings.append(f"checked on {targets.numel()} held-out targets; {few}")
@@ -68,21 +75,19 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
     with TemporaryDirectory(dir=folder.parent) as temporary:
         _, result = write_and_run(stand_in, kind, options, Path(temporary), inputs)
     # Random weights have no meaningful perplexity.
-    divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, inputs)
+    divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, targets)
     report["checks"]["stand-in's KL"] = _check(divergence, MAX_STAND_IN_DIVERGENCE)
     if reason := describe_failures(report):
         raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
     return report
 
 
-def write_and_run(
-    source: Source, kind: str, options: Options, folder: Path, tokens: Int[Tensor, "n seq"]
-) -> tuple[list[str], ClientResult]:
+def write_and_run(source: Source, kind: str, options: Options, folder: Path, tokens: Inputs) -> tuple[list[str], ClientResult]:
     """Write the model and run it with the format's client; return warnings and result. Raise ValueError where one fails."""
     writer = import_module(f"research.export.{kind}")
     try:
         warnings = writer.write(source, folder, options)
-        if source.run.tokenizer and kind not in ("hf", "gguf"):  # these have it in their own form
+        if source.run.tokenizer and kind not in LANGUAGE_CLIENTS:  # these have it in their own form
             source.run.tokenizer.save(folder)
     except ValueError:
         raise
@@ -99,25 +104,33 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def select_held_out(source: Source, tokens: int) -> tuple[Int[Tensor, "n seq"], Int[Tensor, "n *seq"]]:
-    """Return sequences of the validation split with about `tokens` tokens, at least one, and their targets."""
-    split = source.run.data.val
-    seq_len = source.run.data.shape.seq_len
-    max_sequences = MAX_LOGITS // (seq_len * source.model.embed.num_embeddings)
-    count = min(len(split), max(1, min(-(-tokens // seq_len), max_sequences)))
-    return split[torch.linspace(0, len(split) - 1, count).round().long()]
+def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n *seq"]]:
+    """Return samples of the validation split with about `tokens` tokens, or as many samples, at least one, and their targets.
+
+    Raise ValueError where the targets are numbers: what follows compares distributions over classes.
+    """
+    split, shape = source.run.data.val, source.run.data.shape
+    seq_len = shape.seq_len if source.reads_tokens else 1
+    outputs = seq_len * source.model.embed.num_embeddings if source.reads_tokens else source.model.head.out_features
+    count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // outputs)))
+    inputs, targets = split[torch.linspace(0, len(split) - 1, count).round().long()]
+    if targets.is_floating_point():
+        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest(source.model)}")
+    return inputs.to(source.inputs[1].dtype), targets
 
 
 def compare_distributions(trained: Logits, client: Logits, targets: Int[Tensor, "n *seq"]) -> tuple[float, float, float, float]:
-    """Return the mean KL(trained || client) in nats, both perplexities, and the share of equal most likely tokens.
+    """Return the mean KL(trained || client) in nats, both perplexities, and the share of equal most likely classes or tokens.
 
     The perplexities are of the positions with a target: all, or the last one.
     """
+    if trained.ndim == 4:
+        trained, client = trained.movedim(1, -1), client.movedim(1, -1)
     # In float64: the divergence at its bound is a small difference of large logarithms.
     ours, theirs = trained.double().log_softmax(-1), client.double().log_softmax(-1)
     divergence = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
-    if targets.ndim == 1:
+    if ours.ndim == targets.ndim + 2:
         ours, theirs = ours[:, -1], theirs[:, -1]
     both = [F.nll_loss(p.flatten(0, -2), targets.flatten(), ignore_index=IGNORE).exp().item() for p in (ours, theirs)]
     return divergence, both[0], both[1], same
@@ -139,9 +152,7 @@ def compare_codes(expected: Codes, actual: Codes) -> tuple[dict[str, int], float
     return wrong, torch.stack(drifts).max().item()
 
 
-def build_report(
-    source: Source, result: ClientResult, tokens: Int[Tensor, "n seq"], targets: Int[Tensor, "n *seq"]
-) -> dict[str, Any]:
+def build_report(source: Source, result: ClientResult, tokens: Inputs, targets: Int[Tensor, "n *seq"]) -> dict[str, Any]:
     """Return the report: each check with its value, its bound and whether it holds."""
     divergence, reference, theirs, same = compare_distributions(source.model(tokens), result.logits, targets)
     expected = source.compute_codes()
@@ -156,7 +167,8 @@ def build_report(
     }
     checks |= {name: {"value": holds, "bound": True, "holds": holds} for name, holds in result.extra_checks.items()}
     client = {name: version(name) for name in result.client.split()}
-    report = {"client": client, "tokens": tokens.numel(), "sequences": len(tokens), "checks": checks}
+    held_out = {"tokens": tokens.numel(), "sequences": len(tokens)} if source.reads_tokens else {"samples": len(tokens)}
+    report = {"client": client, **held_out, "checks": checks}
     return report | ({"layers that differ": wrong} if wrong else {})
 
 
@@ -196,7 +208,7 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run_client(script: str, file: Path, tokens: Int[Tensor, "n seq"]) -> tuple[Logits, str]:
+def run_client(script: str, file: Path, tokens: Inputs) -> tuple[Logits, str]:
     """Run a script of a client as a user would; return the logits that it saves and what it prints.
 
     It runs after CLIENT_PREAMBLE in a process of its own, without this package, so that a crash does not end the export.

@@ -61,6 +61,9 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool,
     if not isinstance(plain := trained.model, Transformer):
         fix = "give a run of model=transformer or model=bitnet"
         raise ValueError(f"RUN={trained.folder} has the model {type(plain).__name__}, which cannot generate; {fix}")
+    if plain.num_classes:
+        fix = "call it in Python, as research.load.load_run(RUN).model(tokens)"
+        raise ValueError(f"RUN={trained.folder} tells classes and predicts no token; {fix}")
     if not (context := encode(prompt, trained.tokenizer, plain.embed.num_embeddings)):
         raise ValueError('--prompt "": give at least one token to start with')
     tokenizer, packed = trained.tokenizer, packed and bool(bitlinear_layers(plain))

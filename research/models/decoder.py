@@ -62,10 +62,10 @@ class Decoder(nn.Module):
         self.embed, self.position = nn.Embedding(shape.vocab_size, dim), nn.Embedding(shape.seq_len, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, ffn_dim or 4 * dim, linear) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, shape.vocab_size, bias=False)
+        self.head = nn.Linear(dim, shape.num_classes or shape.vocab_size, bias=False)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch 1 vocab"]:
-        """Return the logits of the symbol after the last position."""
+        """Return the logits of the symbol after the last position, or of the class."""
         x = self.embed(tokens) + self.position.weight[: tokens.shape[1]]
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, last=number == len(self.blocks))

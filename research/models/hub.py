@@ -41,6 +41,11 @@ class Hub(nn.Module):
     ) -> None:
         check_settings("model", Hub.__init__.__annotations__, locals())
         super().__init__()
+        if shape.num_classes:
+            fix = "give model=bitnet or model=transformer, which tell classes"
+            raise ValueError(
+                f"model=hub predicts tokens, and each text of these data has one of {shape.num_classes} classes\n{fix}"
+            )
         try:
             net = _load_from_folder(folder) if folder else _build_from_config(model_type, fields or {}, shape)
         except ModuleNotFoundError as error:  # transformers is an extra

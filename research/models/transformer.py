@@ -7,14 +7,12 @@ from torch import Tensor, nn
 
 from research import rules
 from research.data.spec import Tokens
-from research.nn.attention import Attention, Cache
+from research.nn.attention import Attention, Cache, Mask, mask_documents
 from research.nn.bitlinear import Linear
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
-from research.nn.rope import build_rope_table
+from research.nn.rope import RopeTable, build_rope_table
 from research.ranges import Depth, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, check_settings
-
-Angles = Float[Tensor, "seq half"]  # cosines or sines of rotary positions
 
 
 class Block(nn.Module):
@@ -29,9 +27,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos: Angles, sin: Angles, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        cos: RopeTable | None = None,
+        sin: RopeTable | None = None,
+        cache: Cache | None = None,
+        mask: Mask | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        x = x + self.dropout(self.attention(self.input_norm(x), cos, sin, cache))
+        x = x + self.dropout(self.attention(self.input_norm(x), cos, sin, cache, mask))
         return x + self.dropout(self.feedforward(self.post_norm(x)))  # type: ignore[no-any-return]
 
 
@@ -39,7 +42,13 @@ class Transformer(nn.Module):
     """Embedding, blocks, norm, head.
 
     The layout is that of BitNet in transformers and llama.cpp: no biases, head_dim = dim / heads, RMSNorm, rotary positions,
-    optional norms before the two output projections. Raise ValueError if `heads` or `kv_heads` does not divide.
+    optional norms before the two output projections. For data with classes the head has one output a class.
+
+    With `document_mask` a token sees its own document only, and positions count from its first token: a row of several
+    documents computes what each computes alone. A document ends with the token `end` of the data. Activations that share a
+    scale over a row (activation_granularity=tensor) still see the whole row.
+
+    Raise ValueError if `heads` or `kv_heads` does not divide, or the data have no token between documents to mask by.
     """
 
     def __init__(
@@ -53,17 +62,20 @@ class Transformer(nn.Module):
         ffn_dim: NonNegativeInt = 0,  # width of the feed-forward layer; 0: 8/3 of dim, up to a multiple of 64
         activation: Activation = "silu",
         sub_norm: bool = False,  # norms before the output projections; conf/model has true, as BitNet and its exports need them
-        tie_embeddings: bool = True,  # the head is the embedding
+        tie_embeddings: bool = True,  # the head is the embedding; never where it is of classes
         dropout: Fraction = 0.0,
         init_std: PositiveFloat = 0.02,
+        document_mask: bool = False,  # tokens see their own document only
     ) -> None:
         check_settings("model", Transformer.__init__.__annotations__, locals())
         super().__init__()
         kv_heads = kv_heads or heads
         rules.enforce(rules.check_heads(dim, heads, rotary=True), rules.check_kv_heads(heads, kv_heads))
+        rules.enforce(rules.check_document_mask(document_mask, shape.end))
         ffn_dim = ffn_dim or 64 * -(-8 * dim // (3 * 64))
         build_norm: Callable[[int], nn.Module] = RMSNorm if sub_norm else nn.Identity
         self.max_seq_len, self.kv_heads, self.head_dim = shape.seq_len, kv_heads, dim // heads
+        self.num_classes, self.end = shape.num_classes, shape.end if document_mask else -1
         self.embed = nn.Embedding(shape.vocab_size, dim)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
@@ -71,19 +83,20 @@ class Transformer(nn.Module):
             feedforward = FeedForward(dim, ffn_dim, activation, linear, build_norm(ffn_dim))
             self.blocks.append(Block(attention, feedforward, dim, dropout))
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, shape.vocab_size, bias=False)
+        self.head = nn.Linear(dim, shape.num_classes or shape.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if "norm" not in name:
                 nn.init.normal_(parameter, std=init_std)
-        if tie_embeddings:
+        if tie_embeddings and not shape.num_classes:
             self.head.weight = self.embed.weight
         cos, sin = build_rope_table(shape.seq_len, dim // heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Int[Tensor, "batch seq"], caches: list[Cache] | None = None) -> Float[Tensor, "batch seq vocab"]:
-        """Return the logits of the next symbol at every position. With `caches` the tokens follow the cached ones.
+        """Return the logits of the next symbol at every position, or of the class, which the last position is judged by.
 
+        With `caches` the tokens follow the cached ones, all in one document.
         Raise ValueError for more positions than the data has.
         """
         start = caches[0].seq_len if caches else 0
@@ -92,8 +105,12 @@ class Transformer(nn.Module):
             raise ValueError(f"a sequence of {end} tokens: this model was built for at most {self.max_seq_len}")
         x = self.embed(tokens)
         cos, sin = self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
+        mask: Mask | None = None
+        if self.end >= 0 and not caches:
+            mask, positions = mask_documents(tokens, self.end)
+            cos, sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, caches[index] if caches else None)
+            x = block(x, cos, sin, caches[index] if caches else None, mask)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
     def allocate_caches(self, batch: int = 1, max_seq_len: int | None = None) -> list[Cache]:

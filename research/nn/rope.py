@@ -5,10 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 Heads = Float[Tensor, "batch heads seq head_dim"]
-RopeTable = Float[Tensor, "seq half"]  # of cosines or sines
+RopeTable = Float[Tensor, "*rows seq half"]  # of cosines or sines; rows where sequences have positions of their own
 
 
-def build_rope_table(seq_len: int, head_dim: int, base: float = 10_000.0) -> tuple[RopeTable, RopeTable]:
+def build_rope_table(
+    seq_len: int, head_dim: int, base: float = 10_000.0
+) -> tuple[Float[Tensor, "seq half"], Float[Tensor, "seq half"]]:
     """Return cosines and sines of position times frequency, theta_i = base^(-2i/head_dim) (eq. 15)."""
     frequency = base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angle = torch.arange(seq_len).float()[:, None] * frequency

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from research.optim import fused
 from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.optim.transform import GradientTransform
-from research.trigger import Trigger, parse_trigger
+from research.trigger import NO_DIRECTIONS, Trigger, parse_trigger
 
 log = logging.getLogger(__name__)
 FilterState = dict[Tensor, dict[str, Any]]
@@ -29,6 +29,7 @@ class Filter(GradientTransform):
 
     prefix = "Grokfast"
     one_pass: ClassVar[str] = ""  # the filter's own setting, if fused.py has a kernel of filter and step
+    directions: Mapping[str, bool] = NO_DIRECTIONS  # what the metrics of the run say; the trainer sets it
     has_warned = False  # that no evaluation reports a watched metric
 
     @property
@@ -92,9 +93,9 @@ class Filter(GradientTransform):
             if group.get("_heeds") != initial["_heeds"]:  # a resumed run has other triggers: begin anew with these
                 group |= initial
             start, stop = parse_triggers(group)
-            if start and not (group["_on"] or group["_over"]) and start.fires(step, metrics):
+            if start and not (group["_on"] or group["_over"]) and start.fires(step, metrics, self.directions):
                 group["_on"] = True
-            if group["_on"] and stop and stop.fires(step, metrics):
+            if group["_on"] and stop and stop.fires(step, metrics, self.directions):
                 group["_on"], group["_over"] = False, True
             if not is_on(group):
                 self.forget(group["params"])

@@ -10,7 +10,8 @@ from research.pbt.evolve import Member, rank_members
 from research.pbt.plan import Plan
 from research.report.results import render_csv
 from research.run_dir import replace_file, replace_text
-from research.tracking import mlflow_store
+from research.sweep.plan import format_row
+from research.tracking import fields, links, mlflow_store
 
 log = logging.getLogger(__name__)
 COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder", "error")
@@ -131,11 +132,14 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
             history[member.generation] = member.value
     failed = sum(m.value is None for m in members)
     metrics = {"best_value": history, "trials/complete": {0: float(len(members) - failed)}, "trials/failed": {0: float(failed)}}
-    metrics[f"best/{plan.monitor}"] = {0: best.value} if best.value is not None else {}
+    metrics[fields.format_best(plan.monitor)] = {0: best.value} if best.value is not None else {}
     tags = {f"best.{key}": str(value) for key, value in best.params.items()} | {"best_member": best.name}
     files = [(plan.folder / name, None) for name in REPORT_FILES]
     try:
         with mlflow_store.connect_briefly(find_own_uri(plan)) as client:
-            mlflow_store.conclude(client, mlflow_store.read_run_id(client, plan.folder), files, metrics, tags, status)
+            parent = mlflow_store.read_run_id(client, plan.folder)
+            mlflow_store.conclude(client, parent, files, metrics, tags, status)
+            link = links.find_sweep_link(client, parent, find_own_uri(plan), plan.monitor)
+            print(format_row("MLflow", link), flush=True)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)

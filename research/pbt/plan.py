@@ -17,6 +17,7 @@ from research.sweep.plan import describe_space, format_row, hash_record
 from research.sweep.settings import convert
 from research.sweep.space import Space, parse_space
 from research.sweep.study import parse_directions
+from research.trigger import read_directions
 
 NOT_COMPARED = ("params", "n_jobs", "study_name", "home", "dry_run")  # they do not change the result
 POPULATION_FILE = "population.json"  # in the folder of the sweep
@@ -55,11 +56,13 @@ class Plan:
 def make_plan(raw_settings: dict[str, Any], arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
     """Return the plan of a command. Raise ValueError with the setting that is wrong and the fix."""
     settings = convert(PopulationSettings, raw_settings, EXAMPLES)
+    if config.get("epochs"):
+        raise ValueError(f"epochs={config.epochs}: generations are counted in steps; give epochs=null and steps=N")
     space = parse_space(settings.params, arguments, {}, context.config_loader)
     steps = OmegaConf.select(config, "trainer.steps")
     for conflict in find_conflicts(settings, space, config, steps):
         raise ValueError(conflict)
-    (direction,) = parse_directions(settings.direction, (config.monitor,))
+    (direction,) = parse_directions(settings.direction, (config.monitor,), read_directions(config))
     return Plan(settings, space, config, steps, config.monitor, direction == "maximize")
 
 

@@ -28,10 +28,11 @@ from research.preflight.overrides import (
     quote_word,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
+from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume, resolve_settings
 from research.preflight.signature import Signature, read_signature
-from research.ranges import Monitor
+from research.ranges import PositiveFloat
 from research.run_dir import SWEPT_ENV_VAR
+from research.trigger import higher_is_better, read_directions
 
 STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with
 MAX_RUNS = 50  # of a sweep that are checked
@@ -43,7 +44,8 @@ class Globals:
 
     name: str
     out: str
-    monitor: Monitor
+    monitor: object  # find_monitor_conflicts knows the metrics
+    epochs: PositiveFloat | None
 
 
 def split_folders(arguments: list[str]) -> tuple[list[str], list[Path]]:
@@ -68,6 +70,19 @@ class Judgement(NamedTuple):
     mistakes: list[str]
     runs: list[list[Override]]
     sweep_lines: dict[str, str]  # key -> the whole sweep over it, as it was typed
+
+
+def find_defaults(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the options that overrides choose, presets included, and the settings of a run with these alone, by dotted keys.
+
+    Raise ValueError where they do not compose, as options of one's own in another folder.
+    """
+    chosen = [o for o in parse(overrides)[0] if chooses_option(o) and not get_key(o).startswith("hydra")]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [str(o.input_line) for o in chosen], resolve_settings(RequestedConfig.from_overrides(chosen, {}))
+    except HydraException as error:
+        raise ValueError(str(error)) from error
 
 
 def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:
@@ -118,7 +133,7 @@ def judge(line: CommandLine) -> Judgement:
         mistakes += check_run(run, sweep_lines)
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
-    mistakes += check_study_settings(overrides) if multirun else []
+    mistakes += check_study_settings(overrides) + check_study_direction(overrides, runs) if multirun else []
     if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
         mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume=auto"))
     return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
@@ -189,6 +204,26 @@ def check_study_settings(overrides: list[Override]) -> list[str]:
     fix = "name it alone, or give these settings on the command line"
     lines = {str(override.input_line): key for override, key in lost if key}
     return [format_mistake(line, f"an option {message}: {key}", fix) for line, key in lines.items()]
+
+
+def check_study_direction(overrides: list[Override], runs: list[list[Override]]) -> list[str]:
+    """Return the mistake of a swept option whose metrics decide the direction: a sweep is planned without them."""
+    swept = [str(o.input_line) for o in overrides if o.is_sweep_override() and chooses_option(o)]
+    if not swept or any(get_key(o) in ("hydra.sweeper.direction", "hydra.sweeper.metrics") for o in overrides):
+        return []
+    try:
+        planned = read_directions(compose([o for o in overrides if not o.is_sweep_override()]))
+        all_runs = [RequestedConfig.from_overrides(run, {}) for run in runs]
+    except HydraException:
+        return []  # the first run reports it
+    for requested in all_runs:
+        monitor = str(requested.get_resolved("monitor")[0])
+        is_higher = higher_is_better(monitor, read_directions(requested.cfg))
+        if is_higher != higher_is_better(monitor, planned):
+            fix = f"give hydra.sweeper.direction={'maximize' if is_higher else 'minimize'}"
+            message = f"the direction of monitor={monitor} is not known when the sweep is planned: its runs name the metrics"
+            return [format_mistake(" ".join(swept), message, fix)]
+    return []
 
 
 def find_study_settings(planned: dict[str, Any], overrides: list[Override]) -> str:

@@ -19,19 +19,29 @@ from research.rules import Conflict
 from research.run_dir import expand_path
 from research.signals import get_launched_ranks
 from research.tracking.storage import find_sqlite_file, resolve_uri
-from research.trigger import Trigger, check_trigger, check_trigger_order, parse_trigger
+from research.trigger import (
+    Trigger,
+    check_metric_name,
+    check_monitor,
+    check_trigger,
+    check_trigger_order,
+    parse_trigger,
+    read_directions,
+)
 
 Conflicts = Iterator[Conflict | None]
-DECODER = "research.models.decoder.Decoder"  # learnt positions, and an output at the last one only
+DECODER = "research.models.decoder.Decoder"  # an output at the last position only
+LEARNT_POSITIONS = (DECODER, "research.models.vision.Vision")
+MODULAR = "research.data.modular.modular"  # tokens without one between documents
 TRANSFORM_MODULES = ("research.optim.grokfast.", "research.optim.orthograd.")  # they stand before a base optimizer
 MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
 
 
 def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The model takes the shape that the data set gives, and predicts at each position where the data set asks for it."""
+    """The model takes the shape that the data set gives, as far as both say it, and predicts at each position where it must."""
     data, model = requested.get_choice("data"), requested.get_choice("model")
     gives, takes = parse_shape(requested.get_signature("data")), requested.get_signature("model").get_annotation(0)
-    if gives and gives != takes:
+    if gives and takes and gives != takes:
         tasks = [f"data={o}" for o in list_groups()["data"] if parse_shape(read_option("data", o)) == takes]
         models = [f"model={o}" for o in list_groups()["model"] if read_option("model", o).get_annotation(0) == gives]
         message = f"data={data} gives {gives}, model={model} takes {takes}"
@@ -39,26 +49,54 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
         fix = " or ".join([*models, *tasks] if typed_data else [*tasks, *models])
         if tasks:  # else the model is the user's own, and may well take both
             yield Conflict(("data", "model"), message, f"give {fix}")
-    every_position = "override /loss: next_token" in read_yaml("data", data)
+    every_position = re.search("override /loss: (next_token|seq2seq)", read_yaml("data", data))
     if every_position and requested.get_resolved("model._target_")[0] == DECODER:
         message = f"data={data} needs a prediction at every position, model={model} gives the last one only"
         yield Conflict(("model", "data"), message, "give model=transformer or model=bitnet, or data=modular")
+    if requested.get_resolved("data._target_")[0] == MODULAR:
+        yield rules.check_document_mask(requested.get_resolved("model.document_mask")[0] is True, end=-1)
 
 
 def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
-    """A data set names its loss; another one takes logits and targets of the same axes, or of any axes (*).
+    """A data set names its loss; another one takes logits and targets of as many axes, as far as it says how many.
 
     Bits per byte need the loss of every position.
     """
     data, loss = requested.get_choice("data"), requested.get_choice("loss")
     own = re.search(r"override /loss: (\w+)", read_yaml("data", data))
-    logits, targets = axes = [requested.get_signature("loss").get_annotation(index) for index in (0, 1)]
-    fits = not own or loss == own[1] or "*" in logits
-    if own and not fits and axes != [read_option("loss", own[1]).get_annotation(index) for index in (0, 1)]:
-        yield Conflict(("loss", "data"), f"loss={loss} does not fit data={data}", f"give loss={own[1]}")
-    elif requested.get_resolved("monitor")[0] == "val/bpb" and targets and " " not in targets.partition(", ")[2]:
+    taken, needed = (s.parse_axes() for s in (requested.get_signature("loss"), read_option("loss", own[1] if own else "")))
+    if any(a and b and len(a.split()) != len(b.split()) for a, b in zip(taken, needed, strict=True)):
+        takes, has = (f"logits [{logits or '...'}] and targets [{targets or '...'}]" for logits, targets in (taken, needed))
+        message = f"loss={loss} takes {takes}, data={data} has {has}"
+        is_ours = str(requested.get_resolved("loss._target_")[0]).startswith("research.losses.")
+        fix = "" if is_ours else "annotate your loss so if it computes that, or leave the annotations out; else "
+        yield Conflict(("loss", "data"), message, f"{fix}give loss={own[1] if own else ''}")
+    elif requested.get_resolved("monitor")[0] == "val/bpb" and len(taken[1].split()) == 1:
         message = f"monitor=val/bpb needs a loss at every position, loss={loss} has one a sequence"
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
+
+
+def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Evaluations report the monitor; every metric has a name of its own, and says which way is better."""
+    metrics, monitor = requested.get("metrics"), requested.get_resolved("monitor")[0]
+    for name, node in metrics.items() if isinstance(metrics, dict) else ():
+        yield check_metric_name(name)
+        if isinstance(node, dict) and "higher_is_better" not in node:
+            key = f"metrics.{name}.higher_is_better"
+            yield Conflict(
+                (f"metrics.{name}",), f"metrics.{name} does not say which way is better", f"give +{key}=true or +{key}=false"
+            )
+    if monitor is MISSING or is_interpolated(monitor) or monitor == "???":
+        return
+    if not (conflict := check_monitor(monitor, read_directions(requested.cfg))):
+        return
+    having = [
+        o for o in list_groups()["metrics"] if f"\n{str(monitor).removeprefix('val/')}:\n" in f"\n{read_yaml('metrics', o)}"
+    ]
+    choices = " or ".join(
+        f"metrics={option} monitor={monitor}" for option in having if option != requested.get_choice("metrics")
+    )
+    yield conflict._replace(fix=f"give {choices}") if choices else conflict
 
 
 def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -96,10 +134,20 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("monitor", "target"), message, f"give target=null or target=VALUE, the {monitor} to stop at")
 
 
+def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
+    """What the target of a table is decides its loss and metrics: each kind has a data set."""
+    data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
+    own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
+    if own and own[1] != kind:
+        options = [o for o in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", o)]
+        message = f"data.kind={kind} has another loss and other metrics than data={data}"
+        yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={o}' for o in options)}") if options else None
+
+
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     """Whole numbers divide each other where they must, and what begins within a run ends within it."""
     check, granularity = partial(check_numbers, requested), "model.linear.granularity"
-    rotary = requested.get_resolved("model._target_")[0] != DECODER
+    rotary = requested.get_resolved("model._target_")[0] not in LEARNT_POSITIONS
     yield check(partial(rules.check_heads, rotary=rotary), "model.dim", "model.heads")
     yield check(rules.check_kv_heads, "model.heads", "model.kv_heads")
     for width in ("model.dim", "model.ffn_dim"):
@@ -109,9 +157,22 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     yield check(partial(rules.check_backend, backend=backend), granularity)
     yield check(rules.check_warmup, "model.linear.warmup", "trainer.steps")
     yield check(partial(rules.check_prime, str(requested.get_resolved("data.operation")[0])), "data.p")
-    for name in MEASURING_CALLBACKS:
+    for name in (*MEASURING_CALLBACKS, "utilization"):
         rule = partial(rules.check_callback_every, name)
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")
+
+
+def find_length_conflicts(requested: RequestedConfig) -> Conflicts:
+    """A run is as long as its steps or as its epochs say."""
+    epochs = requested.get_resolved("epochs")[0]
+    for key in ("steps", "trainer.steps"):
+        if epochs is not None and key in requested.typed_overrides:
+            message = f"{key}={requested.get(key)} and epochs={epochs} both say how long the run is"
+            yield Conflict((key, "epochs"), message, f"leave out {key}, or give epochs=null")
+    has_own = requested.get("trainer.steps") != "${steps}" and "trainer.steps" not in requested.typed_overrides
+    if "epochs" in requested.typed_overrides and epochs is not None and has_own:
+        trainer = f"trainer={requested.get_choice('trainer')}"
+        yield Conflict(("epochs", "trainer"), f"{trainer} has a number of steps of its own", f"leave out epochs, or {trainer}")
 
 
 def find_process_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -152,7 +213,8 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
             continue
         yield check_numbers(requested, partial(check_trigger, key, triggers[key], eval_train), "trainer.steps")
     if len(triggers) == 2:
-        yield check_trigger_order(*triggers.values())
+        start, stop = triggers.values()
+        yield check_trigger_order(start, stop, read_directions(requested.cfg))
 
 
 def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -213,8 +275,10 @@ def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_task_conflicts,
     find_loss_conflicts,
+    find_monitor_conflicts,
     find_target_conflicts,
     find_number_conflicts,
+    find_length_conflicts,
     find_process_conflicts,
     find_base_conflicts,
     find_trigger_conflicts,
@@ -222,12 +286,18 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_out_conflicts,
     find_shared_folder_conflicts,
     find_store_conflicts,
+    find_kind_conflicts,
     find_resume_conflicts,
 )
 
 
 def check_numbers(requested: RequestedConfig, rule: Callable[..., Conflict | None], *keys: str) -> Conflict | None:
-    """Return a rule's conflict; None where a value is not a whole number above 0, which another check reports."""
+    """Return a rule's conflict; None where a value is not a whole number above 0, which another check reports.
+
+    How many steps some epochs take is not known before the data is read.
+    """
+    if "trainer.steps" in keys and requested.get_resolved("epochs")[0]:
+        return None
     values = [requested.get_resolved(key)[0] for key in keys]
     return rule(*values) if all(type(value) is int and value > 0 for value in values) else None
 

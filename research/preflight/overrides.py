@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
 from functools import cache
@@ -29,6 +29,7 @@ from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice
 MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
+CONFIG_DIR = ("--config-dir", "-cd")  # Hydra's flag
 MAX_LINES = 6  # of one mistake
 
 
@@ -243,6 +244,22 @@ def quote_word(word: str) -> str:
     if "'" in value and not re.search(r"[$`\\!]", value):  # as a shell's single quotes would need four more each
         return f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"'
     return f"{key}{equal}{shlex.quote(value) if value else ''}"
+
+
+def format_command(
+    overrides: Iterable[str], left_out: Iterable[str] = (), world_size: int = 1, argv: Sequence[str] = ()
+) -> str:
+    """Return the command line of a run, each word quoted, without resume and the overrides that begin with one of `left_out`.
+
+    Folders of options that `argv` names stay: overrides may name what only these have.
+    """
+    launcher = ["torchrun", "--nproc-per-node", str(world_size)] if world_size > 1 else ["python"]
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
+    folders = [
+        f"--config-dir={word.partition('=')[2] or after}" for word, after in pairs if word.partition("=")[0] in CONFIG_DIR
+    ]
+    kept = [line for line in overrides if line and not line.startswith(("resume.", *left_out))]
+    return shlex.join([*launcher, "train.py", *folders, *kept])
 
 
 def quote(key: str, text: str) -> str:

@@ -24,6 +24,7 @@ def prepare(argv: list[str]) -> list[str]:
 
     Prints the help and exits with 0, or prints every mistake and exits with 2. HYDRA_FULL_ERROR=1 raises ValueError instead.
     """
+    sys.path.append(os.path.abspath(""))  # of the folder that one starts in: modules of one's own, behind all others
     protect_streams(prints_result=any(word.partition("=")[0] in CONFIG_FLAGS for word in argv[1:]))
     redact_output()
     sweep = [word for word in argv[1:] if word in SWEEP_FLAGS][:1]

@@ -32,7 +32,9 @@ PARAMETERS: dict[str, dict[str, str]] = {  # new target -> old parameter -> new 
     "research.models.decoder.Decoder": {"hidden": "ffn_dim"},
     "research.data.text.text": {"glob": "pattern", "length": "seq_len"},
 }
+PLAIN_LOSS = {"label_smoothing": 0.0, "z_loss": 0.0, "class_weights": None}
 ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions had not, with what they did
+    **{f"research.losses.{name}": PLAIN_LOSS for name in ("next_token", "last_token", "classification")},
     "research.data.text.text": {
         "tokenizer": {"_target_": "research.data.tokenizers.Bytes"},
         "format": "auto",
@@ -42,6 +44,8 @@ ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions h
         "test_fraction": 0.0,
         "weights": None,
     },
+    "research.callbacks.early_stop.EarlyStop": {"patience": None},
+    "research.models.transformer.Transformer": {"document_mask": False},
 }
 NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type
     "trainer": "research.training.trainer.Trainer",
@@ -51,9 +55,8 @@ NODES = {  # config key -> the target that conf/ has there, whose old parameters
 }
 
 
-EPOCHS = "epochs"  # no number of steps can be told from theirs
 HABITS = {  # what other programs call a setting -> its key here
-    **dict.fromkeys(("epochs", "epoch", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs"), EPOCHS),
+    **dict.fromkeys(("epoch", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs"), "epochs"),
     **dict.fromkeys(("learning_rate", "max_lr", "base_lr", "peak_lr", "eta"), "lr"),
     **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
     **dict.fromkeys(("max_steps", "num_steps", "n_steps", "total_steps", "train_steps", "num_train_steps"), "steps"),

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
 from research.preflight.help import find_target, list_groups, read_defaults, read_yaml
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, suggest
-from research.preflight.renames import EPOCHS, HABITS, describe_rename, find_new_key
+from research.preflight.renames import HABITS, describe_rename, find_new_key
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
@@ -103,9 +103,6 @@ class RequestedConfig(ComposedConfig):
         parent, is_hydra = key.rpartition(".")[0], key.startswith("hydra.")
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
         habit, values = HABITS.get(key.rpartition(".")[2], ""), set(line.partition("=")[2].split(","))
-        if habit == EPOCHS:
-            self.add_mistake(key, f"there is no key '{key}': a run is counted in optimizer steps", "give steps=N", head=line)
-            return
         groups = [group for group, options in list_groups().items() if values <= set(options)]
         names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
         hint = self.describe_absence(key)

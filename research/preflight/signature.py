@@ -41,6 +41,12 @@ class Signature:
         """Return a parameter's annotation as its source has it; empty where it is not known."""
         return self.parameters[index].annotation if index < len(self.parameters) else ""
 
+    def parse_axes(self) -> tuple[str, str]:
+        """Return the axes of logits and targets that a loss takes, as "batch classes"; empty for any, or where it says none."""
+        texts = (re.fullmatch(r"[\w.]+\[[\w.]+, ['\"]([^'\"]*)['\"]\]", self.get_annotation(index)) for index in (0, 1))
+        logits, targets = ("" if not text or re.search(r"\*|\.\.\.", text[1]) else text[1] for text in texts)
+        return logits, targets
+
 
 @cache
 def read_signature(target: str) -> Signature | None:

@@ -1,23 +1,32 @@
-"""python -m research.report SWEEP: write the report of a sweep again."""
+"""python -m research.report RUN_OR_SWEEP: write the report of a sweep again, or of a run or a sweep as one page of HTML."""
 
 import argparse
+from pathlib import Path
 
 from research.cli import Parser, protect_streams
 
 
 def main() -> None:
-    """Run the command line. Exit with 2 where there is no such sweep."""
-    parser = Parser(prog="python -m research.report", description="Write the report of a sweep again.")
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's folder, or the id of its parent run in MLflow")
+    """Run the command line. Exit with 2 where there is no such run or sweep, with 1 where the page cannot be written."""
+    parser = Parser(prog="python -m research.report", description="Write the report of a sweep again, or a page of HTML.")
+    source = "the folder of a sweep, or with --html of a run; or its id in MLflow"
+    parser.add_argument("sweep", metavar="RUN_OR_SWEEP", help=source)
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the pictures")
     parser.add_argument("--storage", metavar="URL", default="", help="hydra.sweeper.storage of a sweep that has set it")
+    page = "write one page of HTML that needs no other file, by default report.html in the folder, and change nothing else"
+    parser.add_argument("--html", metavar="FILE", nargs="?", const="", help=page)
     args = parser.parse_args()
-    from research.report.report import rebuild_report  # heavy: --help does not need it
+    from research.report.report import rebuild_report, write_page  # heavy: --help does not need it
 
     try:
+        if args.html is not None:
+            print(f"{'report':<16} {write_page(args.sweep, Path(args.html) if args.html else None, args.plots, args.storage)}")
+            return
         folder = rebuild_report(args.sweep, args.plots, args.storage)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.exit(1, f"error: --html: {error}\n")
     print(f"{'report':<16} {folder / 'results.md'}")
 
 

@@ -42,6 +42,7 @@ class Arm:
     monitor: str
     failed_settings: list[Setting]  # of trials that failed or were pruned
     runs: dict[Setting, dict[str, Mapping[str, float | None]]] = field(default_factory=dict)  # tuned setting -> seed -> metrics
+    directions: Mapping[str, bool] = field(default_factory=dict)  # of the study's objectives: whether more is better
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class Arm:
         most = max(map(len, self.runs.values()))
         values = {setting: self.get_values(self.monitor, setting).values() for setting in self.runs}
         means = {setting: compute_mean(by_seed) for setting, by_seed in values.items() if len(by_seed) == most}
-        return (max if higher_is_better(self.monitor) else min)(means, key=means.__getitem__)
+        return (max if higher_is_better(self.monitor, self.directions) else min)(means, key=means.__getitem__)
 
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
         """Return a metric by seed, at a setting or else at the best one."""
@@ -92,6 +93,7 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
         return []
     network_keys, size_keys, tuned_keys = split_keys(sweep)
     arms: dict[tuple[str, Size, bool], Arm] = {}
+    directions = {name: way == "maximize" for name, way in zip(sweep.objectives, sweep.directions, strict=True)}
     failed: defaultdict[tuple[str, Size], list[Setting]] = defaultdict(list)
     for row in sweep.rows:
         parts = row.select_params(network_keys)
@@ -103,7 +105,7 @@ def collect_arms(sweep: Sweep) -> list[Arm]:
         for index, run in enumerate(row.runs.values() if row.state == "COMPLETE" else ()):
             if run.best.get(sweep.monitor) is not None:
                 arm_key = network, size, run.quantized_params > 0
-                arm = arms.setdefault(arm_key, Arm(*arm_key, sweep.monitor, failed[network, size]))
+                arm = arms.setdefault(arm_key, Arm(*arm_key, sweep.monitor, failed[network, size], directions=directions))
                 arm.runs.setdefault(setting, {})[f"{row.params.get(sweep.spec.repeat_key, '')} {index}"] = run.best
     return list(arms.values()) if any(iter_pairs([*arms.values()])) else []
 
@@ -126,7 +128,7 @@ def compute_gap(metric: str, full: Arm, quantized: Arm) -> tuple[float, float, f
     pairs = [(value, quantized_values[seed]) for seed, value in full_values.items() if seed in quantized_values]
     if not any(value for value, _ in pairs):
         return None
-    sign = -1 if higher_is_better(metric) else 1
+    sign = -1 if higher_is_better(metric, full.directions) else 1
     lost, half_width = confidence_interval([sign * (quantized_value - value) for value, quantized_value in pairs])
     full_mean, quantized_mean = map(compute_mean, zip(*pairs, strict=True))
     return full_mean, quantized_mean, lost / full_mean, half_width / full_mean, len(pairs)
@@ -165,8 +167,8 @@ def describe_budget(arms: Sequence[Arm]) -> str:
     return f"Tuning was not equal: {'; '.join(f'{name} had {budget}' for name, budget in budgets.items())}.{note}"
 
 
-def draw(arms: Sequence[Arm], folder: Path) -> None:
-    """Write gap.png: each metric by size, with the 95 % t interval of each network."""
+def plot(arms: Sequence[Arm]) -> Figure:
+    """Return each metric by size, with the 95 % t interval of each network."""
     metrics, sizes = list_common_metrics(arms), sorted({arm.size for arm in arms})
     figure = Figure(figsize=(4.5 * len(metrics), 3.2), layout="constrained")
     labels = ["\n".join(f"{key.removeprefix('model.')} {value}" for key, value in size) for size in sizes]
@@ -179,5 +181,11 @@ def draw(arms: Sequence[Arm], folder: Path) -> None:
         axis.set_xticks(range(len(sizes)), labels)
         axis.grid(alpha=0.3)
         axis.legend()
+    return figure
+
+
+def draw(arms: Sequence[Arm], folder: Path) -> None:
+    """Write gap.png."""
+    figure = plot(arms)
     with replace_file(folder / "gap.png") as draft:
         figure.savefig(draft, dpi=120, format="png")

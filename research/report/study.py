@@ -33,6 +33,7 @@ from research.tracking.optuna_storage import (
 from research.tracking.study_spec import StudySpec, read_study_spec
 
 log = logging.getLogger(__name__)
+CORRECTION = "the study has"  # begins the note of a trial whose run has reached something else
 BOUNDS = re.compile(r"((?:(?:high|log|low|step)=\S+ ?)+)(.*)")  # in study.json: a numeric parameter, and its condition
 
 
@@ -112,7 +113,7 @@ def correct_row(row: Row, metrics: Sequence[str]) -> Row:
     if row.values == values or len(values) < len(known):
         return row
     state = ", ".join(map(repr, row.values)) or row.state
-    note = f"the study has {state}, {SUMMARY_FILE} has {', '.join(map(repr, values))}"
+    note = f"{CORRECTION} {state}, {SUMMARY_FILE} has {', '.join(map(repr, values))}"
     if doubt := find_contradiction(next(iter(row.runs)), summaries[0]):
         note, values = f"{note}, but {doubt}", row.values
     log.warning("trial %d: %s: %s", row.number, row.folder, note)

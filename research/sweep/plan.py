@@ -23,6 +23,7 @@ from research.sweep.space import Space, parse_space
 from research.sweep.study import Direction, InOrderSampler, make_sampler, parse_directions
 from research.tracking.storage import find_sqlite_file, format_sqlite_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
+from research.trigger import read_directions
 
 MAX_GRID_SIZE = 100_000
 
@@ -57,7 +58,7 @@ def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictCon
     grid = make_grid(settings, space)
     total = min(settings.n_trials or len(grid), len(grid)) if grid is not None else settings.n_trials or 20
     monitor = OmegaConf.select(config, "monitor", throw_on_missing=False) if "monitor" in config else None
-    directions = parse_directions(settings.direction, settings.metrics or (str(monitor),))
+    directions = parse_directions(settings.direction, settings.metrics or (str(monitor),), read_directions(config))
     for mistake in find_mistakes(settings, space, grid, config):
         raise ValueError(f"hydra.sweeper.{mistake}")
     roots = {key: re.split(r"[./]", key.lstrip("+~"))[0] for key in space.fixed}

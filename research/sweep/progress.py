@@ -1,9 +1,11 @@
 """Print how a sweep goes: a line as each trial begins and ends; for several workers, a live line for each trial under way."""
 
 import os
+import shlex
+import signal
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from research.run_dir import parse_json
 from research.sweep.space import Space
 from research.tracking.optuna_storage import EXCLUDED_ATTR, REUSED_ATTR
 
-LIVE_METRICS = ("step", "train/loss", "val/loss", "val/acc", "val/bpb")
+LIVE_METRICS = ("val/acc", "val/bpb", "val/loss", "train/loss")  # after the step and the monitor
+NAME_WIDTH = 17  # characters before the value of a row
 TAIL_BYTES = 4096  # bytes of metrics.jsonl that hold its last line
 
 
@@ -28,9 +31,17 @@ class ProgressDisplay:
     """The sweep as its user sees it."""
 
     def __init__(
-        self, study: Study, space: Space, folder: Path, total: int, workers: int, terminal: Console | None = None
+        self,
+        study: Study,
+        space: Space,
+        folder: Path,
+        total: int,
+        workers: int,
+        terminal: Console | None = None,
+        monitor: str = "",
     ) -> None:
         self.study, self.space, self.folder, self.total, self.workers = study, space, folder, total, workers
+        self.live_metrics = dict.fromkeys(("step", monitor, *LIVE_METRICS))
         self.terminal = terminal or Console(highlight=False)
         has_live = workers > 1 and self.terminal.is_terminal
         self.live = Live("", console=self.terminal, auto_refresh=False, transient=True) if has_live else None
@@ -38,7 +49,7 @@ class ProgressDisplay:
 
     def print_row(self, name: str, value: str) -> None:
         """Print one fact on a line, never wrapped."""
-        self.terminal.print(Text.assemble((f"{name:<16} ", "cyan"), value), soft_wrap=True)
+        self.terminal.print(Text.assemble((f"{name:<{NAME_WIDTH - 1}} ", "cyan"), value), soft_wrap=True)
 
     def print_trial_start(self, job_name: str, params: dict[str, Any]) -> None:
         """Print a trial's name and parameters."""
@@ -55,11 +66,15 @@ class ProgressDisplay:
                 if EXCLUDED_ATTR not in trial.user_attrs:
                     is_complete = trial.state == TrialState.COMPLETE
                     value = ", ".join(f"{value:.4g}" for value in trial.values) if is_complete else trial.state.name.lower()
-                    self.print_row("trial", f"#{trial.number} {value}, {self.describe_standing(trials)}")
+                    line = f"#{trial.number} {value}, {self.describe_standing(trials)}"
+                    if self.terminal.is_terminal and NAME_WIDTH + len(line) > self.terminal.width:  # the time left stays
+                        line = f"#{trial.number} {value}, {self.describe_standing(trials, [])}"
+                    self.print_row("trial", line)
         if self.live:
             self.live.start()  # once
             lines = [self.render_running(trial) for trial in trials if trial.state == TrialState.RUNNING]
-            self.live.update(Text("\n").join([*lines, Text(self.describe_standing(trials))]), refresh=True)
+            text = Text("\n", no_wrap=True, overflow="ellipsis").join([*lines, Text(self.describe_standing(trials))])
+            self.live.update(text, refresh=True)
 
     def print_sweep_end(self, report: Path, sweep: Sweep | None) -> None:
         """Print the best trial of the report's rows, and where the report is. Without rows (it failed), say what there is."""
@@ -69,6 +84,12 @@ class ProgressDisplay:
         front = [f"{len(best)} on the Pareto front"] if len(self.study.directions) > 1 else []
         standing = self.describe_standing(self.study.get_trials(deepcopy=False), front if sweep else None)
         self.print_row("report", f"{report}, {standing}")
+
+    def print_stop(self, signum: int, command: Sequence[str]) -> None:
+        """Print which signal ended the sweep before its last trial, and the command, which goes on with it."""
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and EXCLUDED_ATTR not in t.user_attrs]
+        self.print_row("stopped", f"after {len(done)} of {self.total} trials ({signal.Signals(signum).name})")
+        self.print_row("resume with", shlex.join(command))
 
     def close(self) -> None:
         if self.live:
@@ -95,7 +116,8 @@ class ProgressDisplay:
         began = trial.datetime_start
         seconds = time.time() - began.timestamp() if began else 0.0
         metrics = read_last_metrics(self.folder / str(trial.number) / "metrics.jsonl")
-        text = "  ".join(f"{key} {metrics[key]:.4g}" for key in LIVE_METRICS if key in metrics)
+        numbers = {key: metrics[key] for key in self.live_metrics if key in metrics}
+        text = "  ".join(f"{key} {int(value) if key == 'step' else f'{value:.4g}'}" for key, value in numbers.items())
         return Text(f"  #{trial.number} {format_duration(seconds)}  {text or 'begins'}", style="dim")
 
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from research.sweep.optuna_private import restrict_unpickling
 from research.sweep.settings import SweepSettings
 from research.tracking.optuna_storage import instantiate_spec, silence_optuna
-from research.trigger import higher_is_better
+from research.trigger import NO_DIRECTIONS, higher_is_better
 
 Direction = Literal["minimize", "maximize"]
 SamplerFactory = Callable[[int], BaseSampler]  # seed -> sampler
@@ -92,11 +92,14 @@ def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
         raise ValueError(f"{setting}: {str(node.get('_target_')).rpartition('.')[2]}: {error}") from error
 
 
-def parse_directions(requested: Any, metrics: Sequence[str]) -> list[Direction]:
-    """Return a direction for each objective; a null one is that of its metric. Raise ValueError for what is no direction."""
+def parse_directions(requested: Any, metrics: Sequence[str], own: Mapping[str, bool] = NO_DIRECTIONS) -> list[Direction]:
+    """Return a direction for each objective; a null one is that of its metric, by `own` or else its name.
+
+    Raise ValueError for what is no direction.
+    """
     if requested is None:
         # A metric of another program is minimized, as the published plugin does.
-        return ["maximize" if name.startswith("val/") and higher_is_better(name) else "minimize" for name in metrics]
+        return ["maximize" if name.startswith("val/") and higher_is_better(name, own) else "minimize" for name in metrics]
     values = requested if isinstance(requested, list | tuple) else [requested]
     names = [str(getattr(value, "name", value)) for value in values]
     if wrong := [name for name in names if name not in ("minimize", "maximize")]:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
 from research.cli import first_line, redact, redact_output
+from research.signals import get_signum
 from research.sweep.compose import Composer
 from research.sweep.objective import find_lack
 from research.sweep.plan import Plan, describe_plan, make_plan, set_folder
@@ -70,21 +72,25 @@ def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
     try:
         with explain_lost_storage(worker.plan.storage):
             yield
-    except BaseException:
+    except BaseException as error:
         with suppress(ValueError):  # what ended the sweep is told, not that the storage is gone too
-            close(worker, is_main_process)
+            close(worker, is_main_process, get_signum(error))
         raise
     close(worker, is_main_process)
 
 
-def close(worker: Worker, is_main_process: bool) -> None:
-    """Give up held trials and write the report. Raise ValueError where the storage is gone."""
+def close(worker: Worker, is_main_process: bool, signum: int = 0) -> None:
+    """Give up held trials and write the report; `signum` ended the sweep. Raise ValueError where the storage is gone."""
     with explain_lost_storage(worker.plan.storage):
         worker.ranks.send(END_MESSAGE)
         worker.progress.close()
         worker.queue.close()
         if is_main_process:
             finish(worker)
+            if signum and worker.has_trials_left():
+                size = worker.ranks.world_size
+                launcher = ["torchrun", "--nproc-per-node", str(size)] if size > 1 else ["python"]
+                worker.progress.print_stop(signum, [*launcher, *sys.argv])
 
 
 @contextmanager

@@ -61,7 +61,8 @@ class Worker:
         enable_stop(study)
         self.queue = Queue(study, plan.folder, plan.total, self.settings.lease, self.settings.max_retries)
         self.stopping = Stopping(self.settings, float((get_worker_spec() or {}).get("begun", time.time())))
-        self.progress = ProgressDisplay(study, plan.space, plan.folder, plan.total, self.settings.workers)
+        monitor = str(OmegaConf.select(plan.config, "monitor") or "")
+        self.progress = ProgressDisplay(study, plan.space, plan.folder, plan.total, self.settings.workers, monitor=monitor)
         default_size = 1 if type(launcher).__name__ == "BasicLauncher" else 2 if plan.grid is None else len(plan.grid)
         self.launch_size = self.settings.n_jobs or default_size  # jobs that the launcher gets at once
         self.last_error: BaseException | None = None

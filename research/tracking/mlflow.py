@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import announce_wait, first_line, print_message, redact
+from research.data.spec import Dataset
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, lock, read_summary, replace_text
 from research.signals import watch
-from research.tracking import history, mlflow_store
-from research.tracking.environment import run_git
+from research.tracking import fields, history, links, mlflow_store
+from research.tracking.fields import MAX_PARAM_LENGTH, MAX_TAG_LENGTH
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
-from research.tracking.mlflow_store import MAX_TAG_LENGTH, PARENT_TAG, RUN_ID_FILE, SOURCE_TAG
+from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), seconds between deliveries
 SIGNAL_TIMEOUT = 3.0  # seconds without an answer of the store, after which a run that a signal has ended ends without it
 UNSENT_FILE = ".mlflow_unsent"  # in a run folder: the store lacks a part of the run
-MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits: params in one call, characters in one
+MAX_PARAMS = 100  # in one call, MLflow's limit
 Point = tuple[str, float, int, int]  # metric, value, ms since 1970, step
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
 
@@ -90,9 +91,9 @@ class MLflow(Jsonl):
                 (self.run.folder / UNSENT_FILE).touch()
         if self._wait_until_sent():
             mlflow_store.silent_stores.discard(self.uri)
-            if status == FINISHED:
-                command = "make ui" if self.uri == DEFAULT_URI else redact(self.uri)
-                print(f"{'MLflow':<16} run {self.run_id} in {self.run.study}: {command}")
+            if status == FINISHED and not self.run.in_sweep:  # a sweep has a link of its own
+                link = links.format_run_link(links.get_address(self.uri), self.experiment_id, str(self.run_id))
+                print(f"{'MLflow':<16} {links.describe_place(self.uri, link)}")
             return
         mlflow_store.silent_stores.add(self.uri)
         note = f"did not take all of this run ({self.error or 'no answer'}); every metric is in {self.path}"
@@ -131,7 +132,7 @@ class MLflow(Jsonl):
 
     def _queue(self, step: int, metrics: Mapping[str, float]) -> None:
         timestamp = int(time.time() * 1000)
-        self.points.extend((key, value, timestamp, step) for key, value in metrics.items())
+        self.points.extend((fields.rename_metric(key), value, timestamp, step) for key, value in metrics.items())
 
     # What follows runs in the thread. `_open`, `_log_points` and `_close` may be repeated.
 
@@ -139,9 +140,12 @@ class MLflow(Jsonl):
         """Log the points every BATCH_INTERVAL, and once more when the run finishes."""
         with suppress(TimeoutError):
             self._retry_until_done(self._open)
-            is_last = False
+            is_last = has_data = False
             while not is_last:
                 is_last = self.finishing.wait(BATCH_INTERVAL)
+                if self.state and not has_data:  # as soon as it is built: a run that is killed later has it too
+                    self._retry_until_done(partial(self._log_data, self.state.data))
+                    has_data = True
                 while batch := [self.points.popleft() for _ in range(min(BATCH_SIZE, len(self.points)))]:
                     self._retry_until_done(partial(self._log_points, batch))
             self._retry_until_done(self._close)
@@ -164,30 +168,25 @@ class MLflow(Jsonl):
         """Create the run below its sweep's, or reopen it, and log its params and tags."""
         run = self.run
         mlflow_store.end_dead_runs(self.client)
-        experiment_id = mlflow_store.get_or_create_experiment(self.client, run.study, self.uri)
-        parent = self._open_parent(experiment_id, run.sweep_folder) if run.sweep_folder else None
+        self.experiment_id = mlflow_store.get_or_create_experiment(self.client, run.study, self.uri)
+        parent = self._open_parent(self.experiment_id, run.sweep_folder) if run.sweep_folder else None
         if self.run_id is None and (stored_run := mlflow_store.find_run(self.client, run.folder)):
             self._reopen(stored_run)
         if self.run_id is None:
-            self.run_id = self.client.create_run(experiment_id, run_name=run.name, tags=self._make_tags(parent)).info.run_id
+            tags = fields.make_tags(run, self.trial_number, parent)
+            self.run_id = self.client.create_run(self.experiment_id, run_name=run.name, tags=tags).info.run_id
         replace_text(run.folder / RUN_ID_FILE, self.run_id)
         self._log_params(self.run_id)
-
-    def _make_tags(self, parent: str | None) -> dict[str, str]:
-        run, trial = self.run, self.trial_number
-        tags = {"folder": str(run.folder), "host": socket.gethostname(), SOURCE_TAG: "train.py", **run.choices}
-        tags |= {"git.sha": run_git("rev-parse", "HEAD"), "git.dirty": str(bool(run_git("status", "--porcelain")))}
-        tags |= {f"sweep.{key}": value for key, value in run.swept_values.items()}
-        tags |= {"trial.number": str(trial)} if trial is not None else {}
-        return tags | ({PARENT_TAG: parent} if parent else {})
 
     def _log_params(self, run_id: str) -> None:
         """Log the config as params. MLflow's params never change, so a changed one becomes a tag `changed.KEY`."""
         from mlflow.entities import Param
 
-        stored = self.client.get_run(run_id).data.params
-        texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in mlflow_store.flatten_config(self.run.config).items()}
-        new = [Param(key, text) for key, text in texts.items() if key not in stored]
+        stored, settings = self.client.get_run(run_id).data.params, fields.flatten_config(self.run.config)
+        settings = {key: text for key, text in self.run.swept_values.items() if key not in settings} | settings
+        texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in settings.items()}
+        requested = dict(override.lstrip("+").partition("=")[::2] for override in self.run.overrides)
+        new = [Param(key, texts[key]) for key in fields.select_params(settings, requested) if key not in stored]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
         for key, text in texts.items():
@@ -210,8 +209,11 @@ class MLflow(Jsonl):
         with FileLock(folder / ".parent"):
             if mlflow_store.find_run(self.client, folder) is None:
                 tags = {"folder": str(folder), "host": socket.gethostname(), "sweep": ",".join(keys)}
+                tags |= {"mlflow.user": fields.get_user()}
                 created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(keys)}", tags=tags)
                 replace_text(id_file, created.info.run_id)
+                view = links.build_view(created.info.run_id, keys, str(self.run.config.get("monitor", "")))
+                self.client.set_experiment_tag(experiment_id, links.VIEW_TAG + created.info.run_id, view)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))
         run_id = id_file.read_text(errors="replace")
@@ -222,14 +224,14 @@ class MLflow(Jsonl):
         """Log the points that the store lacks. A resumed run repeats some steps, mostly with the same numbers.
 
         Other numbers are logged beside the old ones, as after a rollback: MLflow cannot delete a point, and
-        metrics.jsonl has only the last. Speed (perf/) never repeats exactly, so its first number stays.
+        metrics.jsonl has only the last. Speed (system/) never repeats exactly, so its first number stays.
         """
         from mlflow.entities import Metric
 
         metrics, differing = [], []
         for key, value, timestamp, step in points:
             stored_value = self.stored_points.get((key, step))
-            if stored_value is None or not (key.startswith("perf/") or stored_value == value):
+            if stored_value is None or not (key.startswith(fields.SYSTEM) or stored_value == value):
                 metrics.append(Metric(key, value, timestamp, step))
                 if stored_value is not None and step <= self.first_step:
                     differing.append(f"{key} at step {step} is {stored_value} there, {value} in {self.path}")
@@ -255,20 +257,17 @@ class MLflow(Jsonl):
             mlflow_store.close_parent(self.client, parent, FINISHED if status == PRUNED else mlflow_status)
         (self.run.folder / UNSENT_FILE).unlink(missing_ok=True)
 
-    def _log_summary(self, run_id: str, summary: dict[str, Any]) -> None:
-        """Log the data set, the numbers of summary.json as best/ and final/ metrics at the last step, the error as a tag."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+    def _log_data(self, data: Dataset[Any]) -> None:
+        described = fields.describe_data(self.run.choices.get("data", "data"), data)
+        self.client.log_inputs(str(self.run_id), datasets=[described])
+        self.client.set_tag(str(self.run_id), "data.digest", data.digest)
 
-        if self.state:  # else the run failed before it had data
-            data, name = self.state.data, self.run.choices.get("data", "data")
-            entity = Dataset(name, data.digest[:36], "local", json.dumps({"source": data.source}))
-            self.client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
-            self.client.set_tag(run_id, "data.digest", data.digest)
-        timestamp, step = int(time.time() * 1000), int(summary.get("steps", 0))
-        metrics = {f"best/{key}": value for key, value in summary.get("best", {}).items()}
-        metrics |= {f"final/{key}": value for key, value in summary.get("metrics", {}).items()}
-        metrics |= {f"final/{key}": summary[key] for key in ("wall_s", "peak_rss_mb") if key in summary}
-        self.client.log_batch(run_id, metrics=[Metric(key, float(value), timestamp, step) for key, value in metrics.items()])
+    def _log_summary(self, run_id: str, summary: dict[str, Any]) -> None:
+        """Log the numbers that the run ends with, and its error as a tag."""
+        from mlflow.entities import Metric
+
+        timestamp, results = int(time.time() * 1000), fields.collect_results(summary)
+        self.client.log_batch(run_id, metrics=[Metric(key, value, timestamp, 0) for key, value in results.items()])
         if summary.get("error"):
             self.client.set_tag(run_id, "error", str(summary["error"])[:MAX_TAG_LENGTH])
 

@@ -14,15 +14,13 @@ from typing import Any, TypeVar
 import yaml
 
 from research.cli import redact, wait_for
-from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, is_locked, read_summary, read_text
+from research.run_dir import RUN_ID_PATTERN, is_locked, read_summary, read_text
+from research.tracking.fields import MAX_TAG_LENGTH, PARENT_TAG, SOURCE_TAG
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import DEFAULT_URI, FileLock, find_sqlite_file, format_sqlite_url, resolve_uri
 
 RUN_ID_FILE = "mlflow_run_id"  # in a run folder and a sweep's folder: the id of its run
-SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep, which is no process, has not
-PARENT_TAG = "mlflow.parentRunId"
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
-MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 SETTINGS = {  # MLflow's, where the user has none
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves the machine unasked
@@ -253,13 +251,3 @@ def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
-
-
-def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as dotted keys, without those that do not affect the training."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in (*OUTER_KEYS, "name", "callbacks"):
-            continue
-        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -13,6 +13,7 @@ from research.run_dir import ROOT, expand_path, open_lock
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
+UI_HOST, UI_PORT = "127.0.0.1", 5000  # where `make ui` serves MLflow's pages
 SQLITE_URL = re.compile(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?")
 
 

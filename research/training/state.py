@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from research.cli import describe_error
 from research.data.spec import Dataset, Samples
 from research.losses import Loss, Objective
+from research.metrics import Metric
 from research.optim.schedules import get_lr
 from research.signals import Stopped
 from research.training import distributed
@@ -50,6 +51,7 @@ class RunInfo:
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved; empty for a run without one
     config_digest: str = ""
     in_sweep: bool = False  # the sweep has the screen
+    directions: Mapping[str, bool] = field(default_factory=dict)  # of the metrics that say whether more is better
     device: str = "cpu"
 
 
@@ -72,6 +74,7 @@ class State:
     batches: Batches  # the training samples, step by step
     info: RunInfo
     progress: Progress = field(default_factory=Progress)
+    metrics: dict[str, Metric] = field(default_factory=dict)  # what evaluations report besides loss and accuracy
     callbacks: list["Callback"] = field(default_factory=list)
     average: Average | None = None  # of the weights, where one is kept
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))  # of fp16
@@ -154,7 +157,9 @@ class State:
         self.logged |= new
         progress.metrics |= new
         value = new.get(monitor, math.nan)
-        if math.isfinite(value) and (not progress.best or is_better(monitor, value, progress.best[monitor])):
+        if math.isfinite(value) and (
+            not progress.best or is_better(monitor, value, progress.best[monitor], self.info.directions)
+        ):
             progress.best, self.improved = {**new, "step": progress.step}, True
 
 

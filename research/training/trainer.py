@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 
 from research import rules
 from research.data.spec import Dataset
-from research.losses import Loss, Objective, check_losses
+from research.losses import Loss, Objective, check_losses, make_plain
+from research.metrics import Metric, find_directions
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.blocks import recompute
 from research.optim.filter import Filter
@@ -32,7 +33,7 @@ from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
 from research.training.ema import Average
-from research.training.evaluate import Autocast, evaluate, list_metrics
+from research.training.evaluate import Autocast, check_task, evaluate
 from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
@@ -106,6 +107,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         *,
         objective: Objective | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         monitor: str = "val/loss",
         name: str = "run",
         folder: Path | None = None,
@@ -117,8 +119,9 @@ class Trainer:
     ) -> State:
         """Return a run before its first step, or where it is resumed.
 
-        `loss` is what evaluations report; `objective` (else the loss) is minimised. `resume` is a run folder or a checkpoint:
-        to continue, or with `weights_only` to take the weights from. Raise ValueError for another model, optimizer or data.
+        `loss` is minimised, or else `objective`; evaluations report the loss without the settings that are for training alone.
+        `resume` is a run folder or a checkpoint: to continue, or with `weights_only` to take the weights from. Raise
+        ValueError for another model, optimizer or data.
         """
         self.check()
         known = {id(p) for p in model.parameters()}
@@ -128,17 +131,20 @@ class Trainer:
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
-        rules.enforce(rules.check_monitor(monitor, list_metrics(data.val)))
         check_partial("schedule", schedule)
+        check_task(data, loss, metrics or {}, monitor)
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
+        facts |= {"directions": find_directions(metrics or {})}
         info = RunInfo(steps=self.steps, monitor=monitor, task=task, name=name, folder=folder, **facts)
         splits = (data.train, data.train if self.overfit else data.val)
         train, val = (split.take(self.overfit or None).to(device) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
-        state = State(model, net, optimizer, schedule, loss, objective or Supervised(loss), data, val, batches, info)
+        objective, loss = objective or Supervised(loss), make_plain(loss)
+        state = State(model, net, optimizer, schedule, loss, objective, data, val, batches, info)
         state.progress = Progress(task=task, loss_sum=torch.zeros((), device=device))
+        state.metrics = dict(metrics or {})
         state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
         state.average = Average(model, self.ema) if self.ema else None
         state.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -223,6 +229,7 @@ class Trainer:
         """Tell a Grokfast filter how far the run is. All processes use the metrics of the first one."""
         optimizer = state.optimizer
         if isinstance(optimizer, Filter):
+            optimizer.directions = state.info.directions
             has_news = bool(state.logged) or state.progress.step == state.first_step
             if has_news and optimizer.needs_metrics():
                 state.shared_metrics = distributed.broadcast(state.progress.metrics)
@@ -267,7 +274,7 @@ class Trainer:
         """Return the metrics of the held-back split, and with `eval_train` train/acc."""
         size = -(-self.batch_size // (self.grad_accum * 2**state.progress.oom_halvings))
         poll = partial(self._agree_on_stop, state, signals)
-        metrics = evaluate(state.net, state.val, state.loss, size, self.autocast, poll)
+        metrics = evaluate(state.net, state.val, state.loss, size, self.autocast, poll, state.metrics)
         if self.eval_train:
             train = evaluate(state.net, state.batches.train, state.loss, size, self.autocast, poll)
             metrics |= {"train/acc": train["val/acc"]} if "val/acc" in train else {}

@@ -3,14 +3,27 @@
 import io
 import math
 import re
+import shlex
+import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fitting import make_state
 from rich.console import Console as Terminal
 from torch import nn
 
-from research.callbacks.console import Console, build_summary, describe_precision, format_threads
+from research.callbacks.console import (
+    Console,
+    build_progress_bar,
+    build_summary,
+    describe_end,
+    describe_precision,
+    format_progress,
+    format_threads,
+)
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
 from research.callbacks.gradients import GradientHealth
@@ -23,6 +36,7 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.schedules import constant
+from research.preflight.overrides import to_argument
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -110,23 +124,108 @@ def test_early_stop_waits_for_enough_evaluations_in_a_row() -> None:
     assert fit(EarlyStop()).stop == ""
 
 
+class Pretend(Callback):
+    """Gives the metric these values instead, an evaluation each."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = iter(values)
+
+    def on_step(self, state: State) -> None:
+        if "val/acc" in state.logged:
+            state.logged["val/acc"] = next(self.values)
+
+
 @pytest.mark.parametrize(
-    ("callback", "longer", "remaining"),
+    ("values", "patience", "evaluations"),
     [
-        (EarlyStop(target=0.0), "trainer.steps=80 target=null", ["callbacks.grokking.end=0"]),
-        (Grokking(hold=1, end=1e-9), "trainer.steps=80 callbacks.grokking.end=null", ["target=0"]),
-        (TimeLimit(1e-9), "trainer.steps=80", ["target=0", "callbacks.grokking.end=0"]),
+        ((0.1, 0.2, 0.2, 0.1, 0.3), 2, 4),  # as good is not better
+        ((0.1, 0.0, 0.2, 0.1, 0.3), 2, 5),  # a better one counts anew
+        ((float("nan"), 0.1, float("nan"), 0.0, 0.3), 2, 4),  # NaN is never better, and anything is better than NaN
+        ((0.3, 0.2, 0.4, 0.5, 0.6), 1, 2),
+        ((float("nan"),) * 5, 2, 2),
+    ],
+)
+def test_patience_counts_evaluations_without_a_better_value(values: tuple[float, ...], patience: int, evaluations: int) -> None:
+    state = fit(Pretend(*values), EarlyStop(patience=patience), steps=10)
+    assert state.progress.step == 2 * evaluations
+    assert bool(state.stop) == (evaluations < 5)
+
+
+@pytest.mark.parametrize(
+    ("callback", "further", "remaining"),
+    [
+        (EarlyStop(target=0.0), ["target=null"], ["callbacks.grokking.end=0", "steps=6"]),
+        (Grokking(hold=1, end=1e-9), ["callbacks.grokking.end=null"], ["target=0", "steps=6"]),
+        (TimeLimit(1e-9), [], ["target=0", "callbacks.grokking.end=0", "steps=6"]),
     ],
 )
 def test_the_resume_command_overrides_what_ended_the_run(
-    callback: Callback, longer: str, remaining: list[str], tmp_path: Path
+    callback: Callback, further: list[str], remaining: list[str], tmp_path: Path
 ) -> None:
-    """And nothing else that was requested."""
+    """And nothing else that was requested: the steps that were asked for are to come."""
     (tmp_path / "overrides.txt").write_text("lr=1e-3\ntarget=0\ncallbacks.grokking.end=0\nsteps=6\n")
     state = fit(callback, steps=40, folder=tmp_path)
     assert state.progress.step < 40
     words = dict(build_summary(state))["resume with"].split()
-    assert words == ["python", "train.py", "lr=1e-3", *remaining, f"resume={tmp_path}", *longer.split()]
+    assert words == ["python", "train.py", "lr=1e-3", *remaining, f"resume={tmp_path}", *further]
+
+
+class Interrupt(Callback):
+    """A SIGTERM after some steps."""
+
+    def on_step(self, state: State) -> None:
+        if state.progress.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_stopped_run_prints_where_and_what_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """To what was asked for: its steps, its options, its own folder of options, each word quoted."""
+    output = io.StringIO()
+    caplog.set_level("INFO")
+    folder = tmp_path / "it's a run"
+    folder.mkdir()
+    (folder / "overrides.txt").write_text("optim=mine\ntrainer.steps=40\nname='a b'\nresume.path=auto\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", "--config-dir", "my conf", "optim=mine"])
+        state = fit(Interrupt(), Console(every=1000, terminal=Terminal(file=output, width=60)), steps=40, folder=folder)
+    assert state.signum == signal.SIGTERM
+    lines = output.getvalue().splitlines()
+    end = lines.index("Stopped at step 4 of 40 (SIGTERM)")
+    rows = {line[:16].strip(): line[17:] for line in lines[end + 1 :]}
+    words = ["python", "train.py", "--config-dir=my conf", "optim=mine", "trainer.steps=40", "name='a b'"]
+    assert shlex.split(rows["resume with"]) == [*words, shlex.split(to_argument("resume", str(folder)))[0]]
+    assert "sweep" not in rows
+    assert "Stopped at step 4 of 40 (SIGTERM)" in caplog.messages
+
+
+def test_a_run_that_was_done_goes_on_to_twice_the_steps(tmp_path: Path) -> None:
+    (tmp_path / "overrides.txt").write_text("lr=1e-3\nsteps=6\n")
+    state = fit(steps=6, folder=tmp_path)
+    assert dict(build_summary(state))["resume with"] == f"python train.py lr=1e-3 resume={tmp_path} trainer.steps=12"
+    assert describe_end(state) == "Done"
+
+
+@pytest.mark.parametrize("monitor", ["val/acc", "val/bpb", "val/calibration_error"])
+@pytest.mark.parametrize("width", [60, 80, 100, 250])
+def test_the_monitor_and_the_time_left_fit_any_width(width: int, monitor: str) -> None:
+    """Other columns give way, and no line wraps."""
+    state = make_state(nn.Linear(2, 2), data=DATA, steps=100_000)
+    state.info = replace(state.info, monitor=monitor)
+    state.progress.step, state.progress.seconds = 12_345, 1058.0
+    values = {"train/loss": 2.3456, "val/loss": 2.4567, "val/acc": 0.9876, "val/bpb": 1.234, "lr": 1e-3, "grad/norm": 1.3}
+    state.progress.metrics = {**values, monitor: 0.9123}
+    screen = io.StringIO()
+    terminal = Terminal(file=screen, width=width, force_terminal=True, color_system=None)
+    terminal.print(build_progress_bar(state, terminal.width))
+    (line,) = screen.getvalue().splitlines()
+    assert len(line) <= width
+    assert "12345/100000  " in line
+    assert f"{monitor} 0.912" in line
+    assert line.rstrip().endswith("ETA 2 h 05 min")
+    assert ("train/loss" in line, "grad/norm" in line) == (width >= 80 + 20 * (len(monitor) > 9), width == 250)
+    full = format_progress(state)
+    assert all(f"{key} " in full for key in state.progress.metrics), "where it is piped, nothing is left out"
+    assert "…" not in line
 
 
 def test_the_last_step_of_a_time_limit_is_evaluated() -> None:

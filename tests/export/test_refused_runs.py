@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from program import forget_configurations
 from torch import nn
 
-from research.data.spec import Tokens, Vectors
+from research.data.spec import Tokens
 from research.export import gguf, hf, layout
 from research.load import TrainedRun
-from research.models.mlp import MLP
+from research.models.decoder import Decoder
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 
@@ -82,8 +82,8 @@ def test_other_models_are_refused() -> None:
     def load_source(model: nn.Module) -> None:
         layout.build_source(TrainedRun(Path("run"), Path("run"), nothing, model))
 
-    with pytest.raises(ValueError, match="RUN has the model MLP: exports hold model=bitnet"):
-        load_source(MLP(Vectors(4, 2), 8, 1, BitLinear))
+    with pytest.raises(ValueError, match="RUN has the model Decoder: exports hold model=bitnet"):
+        load_source(Decoder(Tokens(5, 4), 8, 1, 2, BitLinear))
     with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.attention.q_proj is a plain nn.Linear"):
         load_source(Transformer(Tokens(5, 4), 8, 1, 2, nn.Linear))
     with pytest.raises(ValueError, match=r"model.linear.weight_bits=4.0: .* train with 1.58"):

@@ -18,7 +18,7 @@ from research.preflight.compose import MISSING, ComposedConfig, compose, iter_le
 from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import parse, to_override
 from research.preflight.program import prepare
-from research.preflight.renames import EPOCHS, HABITS
+from research.preflight.renames import HABITS
 from research.sweep.space import parse_space
 
 LEADS = ("did you mean: ", "leave out the +: ", "one list: ", "one text: ", "give ", "leave out ", "a sweep: add ")
@@ -238,9 +238,6 @@ def test_what_is_refused_too_says_why() -> None:
 
 @pytest.mark.parametrize(("word", "key"), HABITS.items())
 def test_what_other_programs_call_a_setting_is_answered_with_ours(word: str, key: str) -> None:
-    if key == EPOCHS:
-        assert "give steps=N" in "".join(find_mistakes([f"{word}=3"], False))
-        return
     words = ["data=text"] if key.startswith("data.") else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         value = ComposedConfig(compose([])).get(key)

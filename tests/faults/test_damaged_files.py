@@ -12,7 +12,7 @@ from program import TINY, create_empty_store, forget_configurations, train
 from research.load import load_run
 from research.preflight.check import check_overrides
 from research.preflight.overrides import to_override
-from research.preflight.resume import load_config
+from research.preflight.recorded import load_config
 from research.run import get_finished_value
 from research.run_dir import RunConfig
 from research.tracking.mlflow import MLflow

@@ -18,7 +18,7 @@ from research.cli import escape_controls
 from research.preflight.check import find_mistakes
 from research.preflight.overrides import to_literal
 from research.report.markdown import escape, format_code, render_table
-from research.report.report import write
+from research.report.report import write_files
 from research.report.results import protect_cell, render_csv
 from research.report.study import read_study
 from research.rules import MAX_NAME_BYTES, check_name
@@ -113,7 +113,7 @@ def test_a_report_of_a_study_with_bad_words(tmp_path: Path) -> None:
     study.add_trial(make_trial(0, {"lr": 0.01}, value=0.5, user_attrs={"error": "=1+1"}))
     (tmp_path / "0").mkdir()
     sweep = replace(read_study(tmp_path, study), name="sweep\nlr: 7")
-    write(sweep, tmp_path, plots=False)
+    write_files(sweep, tmp_path, plots=False)
     text = (tmp_path / "results.md").read_text()
     assert text.splitlines()[0] == "# sweep lr: 7: maximize value"
     assert f"Fixed: `` model=mlp data.path='{bad}`' ``".replace("\n", " ") in text

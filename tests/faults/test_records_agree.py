@@ -17,7 +17,7 @@ from program import create_empty_store
 from reporting import make_study, make_trial
 
 from research.pbt.plan import read_population
-from research.report.report import write
+from research.report.report import write_files
 from research.report.study import load_study, read_study
 from research.run import get_finished_value
 from research.run_dir import RunConfig, Summary, parse_json, read_json, read_summary, write_record
@@ -313,7 +313,7 @@ def test_a_report_names_what_is_damaged_of_one_trial(
         content = parse_json(file.read_text()) if isinstance(damage, dict) else {}
         file.write_bytes(damage if isinstance(damage, bytes) else json.dumps(content | damage).encode())
     sweep = read_study(tmp_path, study)
-    write(sweep, tmp_path, plots=False)
+    write_files(sweep, tmp_path, plots=False)
     assert sweep.rows[1].values == (0.5,)
     assert sweep.rows[1].steps == 3
     assert [row.params for row in sweep.rows] == [{"model.depth": "2"}] * len(sweep.rows)

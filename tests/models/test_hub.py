@@ -169,6 +169,11 @@ def test_a_wrong_setting_is_named(kwargs: dict[str, Any], words: str) -> None:
         Hub(SHAPE, linear=BitLinear, **kwargs)
 
 
+def test_data_with_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="model=hub predicts tokens, and each text of these data has one of 3 classes"):
+        Hub(SHAPE._replace(num_classes=3), fields=TINY)
+
+
 def test_a_damaged_folder_is_named(saved_folder: Path) -> None:
     weights = saved_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

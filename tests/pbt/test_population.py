@@ -291,7 +291,7 @@ def test_mlflow_and_the_table_hold_the_lineage(tracked_sweep: Path) -> None:
     best, run = yaml.safe_load((tracked_sweep / "optimization_results.yaml").read_text()), client.get_run(parent)
     assert (run.info.status, run.data.tags["best_member"]) == ("FINISHED", Path(best["folder"]).name)
     assert float(run.data.tags["best.lr"]) == best["best_params"]["lr"]
-    assert run.data.metrics["best/val/acc"] == run.data.metrics["best_value"] == best["best_value"]
+    assert run.data.metrics["best.val_acc"] == run.data.metrics["best_value"] == best["best_value"]
     assert len(client.get_metric_history(parent, "best_value")) == 3
 
 

@@ -168,7 +168,10 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
         for option in options:
             fits = ["data=digits"] if option in ("mlp", "bitmlp", "classification") else []
             fits += ["model=mlp"] if option in ("digits", "classification") else []
-            fits += ["data=text"] if option == "next_token" or group == "tokenizer" else []
+            fits += ["data=text"] if option in ("next_token", "seq2seq") or group == "tokenizer" else []
+            fits += ["data=images"] if "vision" in option else ["model=vision"] if option in ("images", "segmentation") else []
+            fits += ["data=segmentation", "model=vision"] if option == "per_pixel" else []
+            fits += ["model=mlp"] if group == "data" and option in ("table", "regression") else []
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             assert find_mistakes([*fits, f"{group}={option}"], False) == [], f"{group}={option}"
 

@@ -225,7 +225,7 @@ def test_a_gap_that_fails_loses_nothing_else(tmp_path: Path, monkeypatch: pytest
         raise ZeroDivisionError("of a kind that nobody thought of")
 
     monkeypatch.setattr(gap, "collect_arms", fail)
-    files = report.write(make_sweep(make_grid()), tmp_path, plots=False)
+    files = report.write_files(make_sweep(make_grid()), tmp_path, plots=False)
     assert {path.name for path, _ in files} == {"trials.csv", "optimization_results.yaml", "best.yaml", "results.md"}
     assert "- no gap: ZeroDivisionError: of a kind that nobody thought of" in (tmp_path / "results.md").read_text()
 

@@ -7,20 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
-from optuna.study import Study
 from optuna.trial import TrialState
 from program import TINY, make_environment, read_summaries, train
-from reporting import fill_study, make_lucky_study, make_study, make_trial, read_contents, read_table
+from reporting import fill_study, make_lucky_study, make_study, make_trial, read_contents, read_table, store_study
 
 from research.report import report
 from research.report.__main__ import main
 from research.report.study import read_study
 from research.tracking import mlflow_store
-from research.tracking.optuna_storage import get_storage
 from research.tracking.study_spec import parse_study_spec
 
 
@@ -67,10 +64,6 @@ def read_run_id(folder: Path) -> str:
     return (folder / "mlflow_run_id").read_text()
 
 
-def store_study(study: Study, url: str) -> None:
-    optuna.copy_study(from_study_name="sweep_x", from_storage=study._storage, to_storage=get_storage(url))
-
-
 def test_a_grid_leaves_its_report(sweep_root: Path) -> None:
     (folder,) = (sweep_root / "out" / "modular").iterdir()
     rows = read_table(folder)
@@ -106,7 +99,7 @@ def test_the_parent_run_has_the_report(sweep_root: Path) -> None:
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "plots")} >= {"plots/history.png"}
     values = [float(row["val/acc"]) for row in read_table(folder)]
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["best/val/acc"] == max(values)
+    assert parent.data.metrics["best.val_acc"] == max(values)
     assert parent.data.metrics["trials/complete"] == 2
     history = client.get_metric_history(parent.info.run_id, "best_value")
     assert [(point.step, point.value) for point in history] == [(0, values[0]), (1, max(values))]
@@ -224,7 +217,7 @@ def test_mlflow_has_the_best_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_store, "conclude", lambda *arguments: logged.extend(arguments))
     report.publish(read_study(Path("nowhere"), make_lucky_study()), None, "", [])
     _, _, _, metrics, tags, status = logged
-    assert metrics["best/value"] == {0: pytest.approx(0.81)}
+    assert metrics["best.value"] == {0: pytest.approx(0.81)}
     assert metrics["best_value"][11] == 0.95, "the history is of single trials"
     assert (tags["best_trial"], tags["best.seed"], status) == ("6", "0", "FINISHED")
 

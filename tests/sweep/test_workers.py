@@ -206,6 +206,8 @@ def test_ctrl_c_leaves_a_report_and_the_same_command_resumes(tmp_path: Path) -> 
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
+    assert "stopped          after 0 of 2 trials (SIGINT)" in output
+    assert "resume with      python " in output
     assert (sweep / "trials.csv").exists()
     train(tmp_path, *command)
     assert list((tmp_path / "out" / "digits").glob("sweep_*")) == [sweep]

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from torch import nn
 from research import run_dir
 from research.data.modular import modular
 from research.run_dir import RunConfig
+from research.tracking import fields
+from research.tracking.environment import run_git
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, Jsonl
 from research.tracking.mlflow import MLflow
 from research.tracking.mlflow_store import connect, end_dead_runs
@@ -185,9 +188,17 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
     stored = client.get_run(str(tracker.run_id))
     assert stored.info.status == FAILED
     assert stored.data.params == {"lr": "0.1", "model.dim": "3"}
+    assert stored.data.tags["mlflow.user"] == stored.info.user_id == fields.get_user()
+    assert stored.data.tags["mlflow.source.git.commit"] == run_git("rev-parse", "HEAD")
+    assert stored.data.tags["mlflow.note.content"] == "`python train.py`"
     assert stored.data.tags["error"] == "ValueError: too bad"
-    assert stored.data.metrics["best/val/acc"] == 0.5
-    assert stored.data.tags["data.digest"] == modular(p=5).digest
+    assert stored.data.metrics["best.val_acc"] == 0.5
+    data = modular(p=5)
+    assert stored.data.tags["data.digest"] == data.digest
+    (stored_input,) = stored.inputs.dataset_inputs
+    assert (stored_input.dataset.name, stored_input.dataset.digest) == ("data", data.digest[:8])
+    assert json.loads(stored_input.dataset.source) == {"source": data.source}
+    assert json.loads(stored_input.dataset.profile) == {"train": len(data.train), "val": len(data.val)}
     assert {a.path for a in client.list_artifacts(str(tracker.run_id))} >= {
         "config.yaml",
         "metrics.jsonl",
@@ -195,6 +206,22 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
         "plots",
     }
     assert (tmp_path / "mlartifacts" / "study").is_dir(), "artifacts stand beside the store"
+
+
+def test_a_resumed_run_has_its_fields_once(uri: str, tmp_path: Path) -> None:
+    """Also where a setting is null now that it had a number."""
+    run = make_run_config(tmp_path)
+    for target in (0.9, None):
+        tracker = MLflow(uri)
+        run_steps(tracker, replace(run, config=run.config | {"target": target}), 2)
+        tracker.finish(FINISHED, {"steps": 2, "best": {"val/acc": 0.5 if target else 0.6}, "wall_s": 1.0})
+    client = MlflowClient(uri)
+    stored = client.get_run(str(tracker.run_id))
+    assert stored.data.params["target"] == "0.9"
+    assert stored.data.tags["changed.target"] == "None"
+    assert len(stored.inputs.dataset_inputs) == 1
+    assert stored.data.metrics["best.val_acc"] == 0.6
+    assert stored.data.metrics["system/wall_s"] == 1.0
 
 
 def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Path) -> None:
@@ -211,6 +238,9 @@ def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Pat
     assert client.get_run(parent).info.status == FAILED
     assert [child.info.run_name for child in children] == ["lr=0", "lr=1", "lr=2"]
     assert [child.data.tags["sweep.lr"] for child in children] == ["0", "1", "2"]
+    view = json.loads(client.get_experiment(children[0].info.experiment_id).tags[f"mlflow.sharedViewState.{parent}"])
+    assert view["searchFilter"] == f"tags.`mlflow.parentRunId` = '{parent}'"
+    assert view["compareRunCharts"][0]["selectedParams"] == ["lr"]
 
 
 def test_only_runs_of_dead_processes_are_ended(uri: str, tmp_path: Path) -> None:

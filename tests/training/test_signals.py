@@ -75,12 +75,15 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("signum", "code", "resume"), [(signal.SIGTERM, 143, "auto"), (signal.SIGINT, 130, "RUN_ID"), (signal.SIGKILL, -9, "auto")]
+    ("signum", "code", "resume"), [(signal.SIGTERM, 143, "LINE"), (signal.SIGINT, 130, "RUN_ID"), (signal.SIGKILL, -9, "auto")]
 )
 def test_an_interrupted_run_resumes_as_if_nothing_had_been(
     full_run: Path, tmp_path: Path, signum: int, code: int, resume: str
 ) -> None:
-    """Same weights, same metrics.jsonl, same run in MLflow with each point once: after a signal and after kill -9."""
+    """Same weights, same metrics.jsonl, same run in MLflow with each point once: after a signal and after kill -9.
+
+    By the line that the stopped run has printed, by its id, and by resume=auto.
+    """
     process = start_run(tmp_path, *LONG, "name=part")
     part = wait_for_run(tmp_path, "part", 20)
     process.send_signal(signum)
@@ -90,7 +93,13 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_been(
         assert json.loads((part / "summary.json").read_text())["status"] == "STOPPED"
     assert len(read_metrics(part)) < 300, "it was to be stopped on the way"
     own = (part / "mlflow_run_id").read_text()
-    train(tmp_path, *LONG, "name=part", f"resume={own if resume == 'RUN_ID' else resume}")
+    words = [*LONG, "name=part", f"resume={own if resume == 'RUN_ID' else resume}"]
+    if resume == "LINE":
+        steps = json.loads((part / "summary.json").read_text())["steps"]
+        assert f"Stopped at step {steps} of 300 (SIGTERM)" in told
+        (line,) = [line for line in told.splitlines() if line.startswith("resume with")]
+        words = shlex.split(line.partition("train.py ")[2])
+    train(tmp_path, *words)
     (only,) = (tmp_path / "out" / "part").iterdir()
     assert only == part
     assert read_metrics(part) == read_metrics(full_run)

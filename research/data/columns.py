@@ -1,0 +1,279 @@
+"""Tables of files as columns of numbers and texts: CSV, TSV, JSONL, parquet. What is wrong with a row is a Defect."""
+
+import csv
+import json
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, MutableSequence, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64, UInt64
+
+from research.data.documents import LONGEST_ROW, SUFFIXES, Defect, encoding_name
+from research.data.sources import Counts
+
+Header = Literal["auto"] | bool
+Decimals = Literal["point", "comma"]
+MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in any case: what stands for no value
+EXACT = 2**53  # whole numbers beyond it lose digits as floating-point numbers
+MOSTLY = 0.9  # share of numbers from which on the texts of a column are mistakes
+Row = tuple[int, list[Any]]  # its line, and its cells
+
+
+@dataclass
+class Column:
+    """The cells of one column: numbers, NaN where there is none; and the texts by row."""
+
+    name: str
+    numbers: MutableSequence[float] = field(default_factory=lambda: array("d"))
+    texts: dict[int, str] = field(default_factory=dict)
+    nested: list[int] = field(default_factory=list)  # rows with a list, an object or bytes
+    is_inexact: bool = False  # it has whole numbers that lose digits
+
+    def add(self, cell: Any, decimal: Decimals) -> None:
+        """Add the cell of the next row."""
+        number = float("nan")
+        if isinstance(cell, str):
+            try:
+                number = float("text" if "_" in cell else cell.replace(",", ".") if decimal == "comma" else cell)
+                is_long = EXACT < abs(number) < float("inf") and cell.strip().lstrip("+-").isdecimal()
+                cell = int(cell) if is_long else None
+            except ValueError:
+                if (text := cell.strip()).lower() not in MISSING:
+                    self.texts[len(self.numbers)] = text
+        elif isinstance(cell, int | float | Decimal):
+            number = to_float(cell)
+        elif isinstance(cell, list | dict | bytes):
+            self.nested.append(len(self.numbers))
+        elif cell is not None:  # dates and times
+            self.texts[len(self.numbers)] = str(cell)
+        if isinstance(cell, int) and abs(cell) > EXACT and number != cell:
+            self.is_inexact = True
+        self.numbers.append(number)
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Return whether the cells are numbers, but for a few mistakes."""
+        num_numbers = int(np.isfinite(self.values).sum())
+        return num_numbers > 0 and num_numbers >= MOSTLY * (num_numbers + len(self.texts))
+
+    def hash_cells(self) -> UInt64[np.ndarray, "rows"]:
+        """Return a number for each cell: the bits of a number, a digest of a text."""
+        bits = (self.values + 0.0).view(np.uint64)
+        for row, text in self.texts.items():
+            bits[row] = int.from_bytes(sha256(text.encode()).digest()[:8], "big")
+        return bits
+
+    @property
+    def values(self) -> Float64[np.ndarray, "rows"]:
+        """Return the numbers, NaN where a cell is missing or a text."""
+        return np.array(self.numbers, dtype=np.float64)
+
+
+def to_float(number: Any) -> float:
+    """Return a number as a float; infinity for one beyond its range."""
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf")
+
+
+def check_decimals(column: Column) -> None:
+    """Raise ValueError for a column whose texts are numbers with a comma."""
+    texts = list(column.texts.values())
+    if texts and all(re.fullmatch(r"[-+]?[\d.]*\d,\d+", text) for text in texts):
+        fix = "give data.decimal=comma where they are decimals; write numbers without commas between thousands"
+        raise ValueError(f"data.decimal=point: '{column.name}' has numbers with a comma, as '{texts[0]}'\n{fix}")
+
+
+def format_number(number: float) -> str:
+    """Return a number among texts as a text; an empty one where there is none."""
+    return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(float(number))
+
+
+@dataclass
+class Table:
+    """The rows of all files, by column."""
+
+    columns: dict[str, Column]
+    files: list[Path] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # the first row of each file
+    lines: MutableSequence[int] = field(default_factory=lambda: array("q"))  # of each row in its file
+
+    def locate(self, row: int) -> str:
+        """Return where a row is: its file and line."""
+        return f"{self.files[bisect_right(self.starts, row) - 1]}:{self.lines[row]}"
+
+
+def read_table(
+    files: Sequence[Path], encoding: str, header: Header, decimal: Decimals, counts: Counts, defects: Counts
+) -> Table:
+    """Return the columns of all files, which have the same names. Raise ValueError for names that cannot be used."""
+    table: Table | None = None
+    for file in files:
+        try:
+            rows = iter_rows(file, encoding, header)
+            names = next(rows)
+            assert isinstance(names, list)
+            used = {name: index for index, name in enumerate(names) if name}
+            check_names(file, names)
+            if nameless := len(names) - len(used):
+                counts.add("columns without a name", str(file), nameless)
+            if table is None:
+                table = Table({name: Column(name) for name in used})
+            elif set(used) != set(table.columns):
+                name = min(set(used) ^ set(table.columns))
+                raise ValueError(f"data.path: {files[0]} and {file} have other columns, as '{name}'\ngive tables of one kind")
+            table.files.append(file)
+            table.starts.append(len(table.lines))
+            add_rows(table, file, rows, used, decimal, defects)
+        except (PermissionError, UnicodeError) as error:
+            is_text = isinstance(error, UnicodeError)
+            defects.add(f"not {encoding_name(encoding)}" if is_text else "files without permission", str(file))
+    if table is None or not table.lines:
+        defects.refuse("mend them, state data.encoding, or give other files")
+        raise ValueError(f"data.path: {files[0]} has a line of names and no rows\ngive rows")
+    return table
+
+
+def add_rows(table: Table, file: Path, rows: Iterator[Any], used: dict[str, int], decimal: Decimals, defects: Counts) -> None:
+    """Add the rows of a file to a table, and count what is none."""
+    pairs = [(column, used[name]) for name, column in table.columns.items()]
+    for row in rows:
+        if isinstance(row, Defect):
+            defects.add(row.kind, row.where)
+            continue
+        line, cells = row
+        table.lines.append(line)
+        for column, index in pairs:
+            column.add(cells[index], decimal)
+
+
+def check_names(file: Path, names: Sequence[str]) -> None:
+    """Raise ValueError for columns of one name, and for fewer than two columns."""
+    used = [name for name in names if name]
+    if repeated := next((name for name in used if used.count(name) > 1), None):
+        raise ValueError(f"data.path: {file} has several columns '{repeated}'\ngive each a name of its own")
+    if len(used) < 2:
+        held = f"one column, '{used[0]}'" if used else "no column"
+        raise ValueError(f"data.path: {file} has {held}\ngive features and a target, with commas, semicolons or tabs between")
+
+
+def iter_rows(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
+    """Yield the names of the columns, then the rows of a file."""
+    kind = SUFFIXES.get(file.suffix.lower(), "csv")
+    if not file.stat().st_size:
+        raise ValueError(f"data.path: {file} is empty\ngive a table with a line of names and rows")
+    reader = {"csv": iter_csv, "parquet": iter_parquet, "jsonl": iter_jsonl}[kind]
+    yield from reader(file, encoding, header)
+
+
+def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
+    """Yield names and rows of CSV; the separator is the most frequent one of the first line."""
+    csv.field_size_limit(LONGEST_ROW)
+    is_utf8 = encoding_name(encoding) == "UTF-8"
+    with file.open(encoding="utf-8-sig" if is_utf8 else encoding, newline="", errors="surrogateescape") as stream:
+        first = stream.readline(LONGEST_ROW)
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
+        stream.seek(0)
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        try:
+            names = [cell.strip() for cell in next(reader, [])]
+        except csv.Error as error:
+            raise ValueError(f"data.path: the first line of {file} is no CSV: {error}\nmend it") from None
+        if mistake := describe_bad_text("".join(names), encoding):
+            raise ValueError(f"data.path: the first line of {file} is {mistake}\nstate data.encoding, as utf-16 or latin-1")
+        has_header = check_header(file, names, header)
+        yield names if has_header else [f"c{number}" for number in range(len(names))]
+        if not has_header:
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Defect(f"rows that are no CSV ({error})", f"{file}:{reader.line_num}")
+                continue
+            where = f"{file}:{reader.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                yield Defect("rows with more or fewer cells than the header", where)
+            elif mistake := describe_bad_text("".join(cells), encoding):
+                yield Defect(f"rows that are {mistake}", where)
+            else:
+                yield reader.line_num, cells
+
+
+def describe_bad_text(text: str, encoding: str) -> str:
+    """Return what is wrong with decoded text: bytes of another encoding, or NUL; empty for nothing."""
+    if "\0" in text:
+        return "no text (NUL bytes)"
+    is_escaped = not text.isascii() and re.search("[\udc80-\udcff]", text)
+    return f"not {encoding_name(encoding)}" if is_escaped else ""
+
+
+def check_header(file: Path, names: Sequence[str], header: Header) -> bool:
+    """Return whether the first line has the names. Raise ValueError where it may be either: it holds numbers."""
+    if header != "auto":
+        return header
+    column = Column("")
+    for name in names:
+        column.add(name, "point")
+    if not np.isnan(column.values).all():
+        row = ", ".join(names[:6])
+        fix = "give data.header=false where it is a row (columns are c0, c1, ...), data.header=true where it has their names"
+        raise ValueError(f"data.header=auto: the first line of {file} has numbers: {row}\n{fix}")
+    return True
+
+
+def iter_jsonl(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
+    """Yield names and rows of JSONL; the names are those of the first object."""
+    names: list[str] = []
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            where = f"{file}:{number}"
+            if not line.strip():
+                continue
+            row, mistake = None, "lines that are no JSON object"
+            try:
+                row = json.loads(line.decode(encoding).lstrip("\ufeff"))
+            except UnicodeDecodeError:
+                mistake = f"not {encoding_name(encoding)}"
+            except (ValueError, RecursionError):
+                pass
+            if not names:
+                if not isinstance(row, dict):
+                    raise ValueError(f"data.path: the first line of {file}: {mistake}\ngive an object with all keys there")
+                names = list(row)
+                yield names
+            if not isinstance(row, dict):
+                yield Defect(mistake, where)
+            elif set(row) - set(names):
+                yield Defect("rows with keys that the first one lacks", where)
+            else:
+                yield number, [row.get(name) for name in names]
+
+
+def iter_parquet(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
+    """Yield names and rows of parquet."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+        yield list(table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(batch_size=4096):
+            for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, list(cells)
+    except ArrowException as error:
+        raise ValueError(f"data.path: {file} is no whole parquet file ({str(error).splitlines()[0][:80]})\nmend it") from None

@@ -1,0 +1,192 @@
+"""Images of your own: a folder with a sub-folder for each class; or scikit-learn's digits, 8 x 8 pixels."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from sklearn.datasets import load_digits
+
+from research.data.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
+from research.data.sources import Counts
+from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
+from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
+from research.run_dir import expand_path
+
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+FIX = "mend or move them, or give data.defects=skip to leave them out"
+NUM_NAMES = 10  # of classes that a note names
+
+
+class Labelled(NamedTuple):
+    """A file, its class and the split that its folder names; an empty text for none."""
+
+    path: Path
+    label: str
+    part: str
+
+
+def images(
+    path: ExistingPath | None = None,  # None: scikit-learn's digits
+    pattern: str | None = None,
+    size: int | list[int] | None = None,
+    channels: Literal[1, 3] | None = None,
+    val_fraction: OpenFraction = 0.2,
+    test_fraction: Fraction = 0.0,
+    split_seed: NonNegativeInt = 0,
+    defects: Literal["refuse", "skip"] = "refuse",
+    max_gb: PositiveFloat = 4.0,
+) -> MemoryDataset[Images]:
+    """Return images of one class each: the name of the sub-folder, in sorted order.
+
+    Sub-folders train/ and val/ or test/ are the splits, with the classes below them. Else files are split by their contents,
+    each class alike. Raise ValueError for folders without classes, and unless skipped for files that cannot be read.
+    """
+    check_settings("data", images.__annotations__, locals())
+    fractions, sides = (val_fraction, test_fraction), parse_size(size)
+    if path is None:
+        check_needs_path(pattern=pattern, size=size, channels=channels)
+        return read_digits(fractions, split_seed)
+    root, counts, treated, faults = expand_path(path).resolve(), Counts(), Counts(), Counts()
+    files = list_labelled(root, pattern, counts, faults)
+    pictures = decode_pictures([file.path for file in files], sides, channels, max_gb, treated, faults)
+    files = [files[number] for number in pictures.numbers]
+    kept = drop_repeats(files, pictures, counts, faults)
+    if defects == "refuse":
+        faults.refuse(FIX)
+    counts.add_all(faults)
+    names = sorted({files[row].label for row in kept})
+    if len(names) < 2:
+        what = f"of the one class '{names[0]}'" if names else "in no class"
+        raise ValueError(f"data.path: {root} holds {len(kept)} images {what}\ngive a folder with a sub-folder for each class")
+    classes = np.array([names.index(files[row].label) for row in kept])
+    ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
+    parts = assign_parts([files[row].part for row in kept], ranks, classes, fractions)
+    num_channels, height, width = pictures.pixels.shape[1:]
+    shape = Images(num_channels, height, width, len(names))
+    x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
+    source = f"{root.name}, {height} x {width}, {len(names)} classes"
+    notes = describe_classes(names, classes, parts) + describe_counts(counts, treated)
+    y = torch.from_numpy(classes)
+    return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(classes, parts))
+
+
+def check_needs_path(**settings: object) -> None:
+    """Raise ValueError for a setting of files where there is no path."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(f"data.{name}={value} is of files, and there are none\ngive data.path too, or data.{name}=null")
+
+
+def read_digits(fractions: tuple[float, float], split_seed: int) -> MemoryDataset[Images]:
+    """Return scikit-learn's digits as images of 0 to 255."""
+    vectors, labels = load_digits(return_X_y=True)
+    pixels, classes = np.round(vectors.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8), labels.astype(np.int64)
+    parts = split_by_rank(rank_keys([image.tobytes() for image in pixels], split_seed), classes, fractions)
+    x, y, baseline = torch.from_numpy(pixels), torch.from_numpy(classes), predict_majority(classes, parts)
+    return select_parts(Images(1, 8, 8, 10), x, y, parts, source="scikit-learn digits, 8 x 8", baseline=baseline)
+
+
+def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Counts) -> list[Labelled]:
+    """Return the pictures of a folder with their classes; what is outside of one is a fault, as is a class without any."""
+    if not root.is_dir():
+        raise ValueError(f"data.path: {root} is no folder\ngive a folder with a sub-folder for each class")
+    files = list_pictures(root, pattern, counts)
+    if not files:
+        raise ValueError(f"data.path: no image below {root}: {counts.describe() or 'it is empty'}\ngive a folder of images")
+    labelled, is_split = [], has_splits(root)
+    depth = 1 + is_split
+    for file in files:
+        folders = file.relative_to(root).parts[:-1]
+        if len(folders) < depth:
+            faults.add("images outside the folder of a class", str(file))
+        else:
+            labelled.append(Labelled(file, folders[depth - 1], SPLIT_FOLDERS[folders[0].lower()] if is_split else ""))
+    seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
+    for folder in root.glob("*/" * depth):
+        parts = folder.relative_to(root).parts
+        if parts not in seen and not is_hidden(parts):
+            faults.add("class folders without images", str(folder))
+    return labelled
+
+
+def has_splits(root: Path) -> bool:
+    """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them."""
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
+    if not {SPLIT_FOLDERS[name.lower()] for name in splits} > {"train"}:
+        return False
+    if others := [name for name in names if name not in splits]:
+        text = f"data.path: {root} holds the splits {', '.join(splits)} beside {', '.join(others)}"
+        raise ValueError(f"{text}\nmove one kind elsewhere")
+    return True
+
+
+def drop_repeats(
+    files: Sequence[Labelled],
+    pictures: Pictures,
+    counts: Counts,
+    faults: Counts,
+    contradiction: str = "images that are in several classes",
+) -> list[int]:
+    """Return the numbers of the pictures without repeats: of equal ones that of the test, else of val, else the first by key.
+
+    Equal pictures of several labels are faults, all of them.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for row in sorted(range(len(files)), key=lambda row: pictures.keys[row]):
+        groups.setdefault(pictures.digests[row], []).append(row)
+    kept = []
+    for rows in groups.values():
+        if len({files[row].label for row in rows}) > 1:
+            faults.add(contradiction, " = ".join(str(files[row].path) for row in rows[:3]), len(rows))
+            continue
+        best = max(rows, key=lambda row: ("", "train", "val", "test").index(files[row].part))
+        kept.append(best)
+        for row in rows:
+            if row != best:
+                is_leak = files[row].part != files[best].part
+                where = f"{files[row].path} = {files[best].path}"
+                counts.add(f"of {files[row].part} that are in {files[best].part} too" if is_leak else "repeated", where)
+    return sorted(kept)
+
+
+def assign_parts(
+    given_parts: Sequence[str], ranks: np.ndarray, classes: np.ndarray | None, fractions: tuple[float, float]
+) -> dict[str, Int64[np.ndarray, "_"]]:
+    """Return the numbers of the samples in train, val and test, as their folders say; what these leave open, by rank."""
+    parts = {name: np.flatnonzero([part == name for part in given_parts]) for name in ("train", "val", "test")}
+    if not len(parts["train"]):
+        return split_by_rank(ranks, classes, fractions)
+    parts = {name: part[np.argsort(ranks[part])] for name, part in parts.items()}
+    if not len(parts["val"]):  # train/ and test/ alone
+        open_rows = parts["train"]
+        cut = split_by_rank(ranks[open_rows], None if classes is None else classes[open_rows], (fractions[0], 0.0))
+        parts |= {"train": open_rows[cut["train"]], "val": open_rows[cut["val"]]}
+    return parts
+
+
+def predict_majority(classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the accuracy of the class that is most frequent in training."""
+    return {"val/acc majority": float(np.mean(classes[parts["val"]] == np.bincount(classes[parts["train"]]).argmax()))}
+
+
+def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Return notes: the number of each class, and which ones a split lacks."""
+    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
+    notes = [f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names[:NUM_NAMES]))}{more}"]
+    if alike := [name for name in names if sum(name.casefold() == other.casefold() for other in names) > 1]:
+        notes.append(f"classes that differ in capitals alone: {', '.join(alike[:NUM_NAMES])}")
+    for part in ("train", "val"):
+        lacking = [name for i, name in enumerate(names) if i not in set(classes[parts[part]].tolist())]
+        if lacking:
+            notes.append(f"{part} has no sample of {len(lacking)} classes: {', '.join(lacking[:NUM_NAMES])}")
+    return tuple(notes)
+
+
+def describe_counts(counts: Counts, treated: Counts) -> tuple[str, ...]:
+    """Return notes of what was left out, and of what was changed."""
+    pairs = (("left out", counts), ("changed", treated))
+    return tuple(f"{word}: {number.describe()}" for word, number in pairs if number.numbers)

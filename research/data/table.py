@@ -1,0 +1,273 @@
+"""Tables of your own: columns of numbers and of texts predict another one, a class or a number."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, UInt64
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from research.data.columns import EXACT, Column, Decimals, Header, Table, check_decimals, format_number, read_table
+from research.data.images import describe_classes, describe_counts, predict_majority
+from research.data.sources import Counts, count_others, find_files
+from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
+from research.data.text import check_encoding
+from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
+from research.run_dir import expand_path
+
+PATTERNS = [f"*.{suffix}" for kind in ("csv", "tsv", "parquet", "jsonl", "ndjson") for suffix in (kind, kind.upper())]
+MAX_CLASSES = 1000
+FEW = 20  # so many different numbers may be classes without a word
+NUM_NAMES = 5  # of columns that a note names
+Kind = Literal["class", "number"]
+Missing = Literal["refuse", "drop", "mean"]
+
+
+def table(
+    kind: Kind = "class",  # of target
+    path: ExistingPath | list[str] | None = None,  # None: scikit-learn's breast cancer, or its diabetes for a number
+    pattern: str | list[str] | None = None,
+    target: str | None = None,
+    features: list[str] | None = None,
+    exclude: list[str] | None = None,
+    header: Header = "auto",
+    decimal: Decimals = "point",
+    encoding: str = "utf-8",
+    missing: Missing = "refuse",
+    defects: Literal["refuse", "skip"] = "refuse",
+    max_categories: PositiveInt = 100,
+    standardize: bool = True,
+    val_fraction: OpenFraction = 0.2,
+    test_fraction: Fraction = 0.0,
+    split_seed: NonNegativeInt = 0,
+) -> MemoryDataset[Vectors]:
+    """Return rows of features and the class, or the number, that stands in the column `target`.
+
+    Raise ValueError for what cannot be read or used, naming column and row.
+    """
+    check_settings("data", table.__annotations__, locals())
+    counts, faults, gaps, filled = Counts(), Counts(), Counts(), Counts()
+    if path is None:
+        rows, source = load_example(kind), f"scikit-learn {'breast cancer' if kind == 'class' else 'diabetes'}"
+    else:
+        files = find_files(path, pattern or PATTERNS, counts)
+        for root in map(expand_path, [path] if isinstance(path, str) else path):
+            if pattern is None and root.is_dir():
+                count_others(root.resolve(), files, counts)
+        rows = read_table(files, check_encoding(encoding), header, decimal, counts, faults)
+        source = files[0].name if len(files) == 1 else f"{len(files)} tables"
+    goal, columns = choose_columns(rows, target, features, exclude or [], counts)
+    usable = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
+    if defects == "refuse":
+        faults.refuse("mend them, leave a column out by data.exclude=[NAME], or give data.defects=skip")
+    if missing == "refuse":
+        gaps.refuse("give data.missing=mean or drop, or leave columns out by data.exclude=[NAME]", "data.missing=refuse")
+    for number in (faults, gaps):
+        counts.add_all(number)
+    values = [column.hash_cells()[usable] for column in (*columns, goal)]
+    keys, kept = drop_repeats(np.stack(values, axis=1), counts)
+    rest = usable[kept]
+    if len(rest) < 2:
+        raise ValueError(f"data.path: {len(rest)} usable rows in {source}: {counts.describe() or 'no more'}\ngive more rows")
+    names, y = encode_classes(goal, rest) if kind == "class" else ([], encode_numbers(goal, rest))
+    ranks = rank_keys(keys, split_seed)
+    parts = split_by_rank(ranks, y if names else None, (val_fraction, test_fraction))
+    x, encoded = encode_features(columns, rest, parts["train"], max_categories, standardize)
+    notes = describe_classes(names, y, parts) if names else describe_numbers(y)
+    notes += (*describe_columns(columns, goal, rest, keys), *encoded, *describe_counts(counts, filled))
+    baseline = predict_majority(y, parts) if names else predict_mean(y, parts)
+    inputs, known = torch.from_numpy(x), y[parts["train"]]
+    unit = {} if names else {"mean": float(known.mean()), "scale": float(known.std()) or 1.0}
+    shape = Vectors(x.shape[1], len(names) or 1, **unit)
+    targets = torch.from_numpy(y if names else y.astype(np.float32))
+    source += f", {len(columns)} columns predict '{goal.name}'"
+    return select_parts(shape, inputs, targets, parts, source=source, notes=notes, baseline=baseline)
+
+
+def load_example(kind: Kind) -> Table:
+    """Return a table of scikit-learn's; its target is the last column."""
+    bunch = load_breast_cancer() if kind == "class" else load_diabetes()
+    columns = {
+        str(name): Column(str(name), array("d", values)) for name, values in zip(bunch.feature_names, bunch.data.T, strict=True)
+    }
+    columns["target"] = Column("target", array("d", bunch.target))
+    if kind == "class":
+        texts = {row: str(bunch.target_names[label]) for row, label in enumerate(bunch.target)}
+        columns["target"] = Column("target", array("d", [np.nan] * len(texts)), texts)
+    return Table(columns)
+
+
+def choose_columns(
+    rows: Table, target: str | None, features: Sequence[str] | None, exclude: Sequence[str], counts: Counts
+) -> tuple[Column, list[Column]]:
+    """Return the target's column, by default the last, and the features', by default all others with any value."""
+    names = list(rows.columns)
+    for key, wanted in (("target", [target] if target else []), ("features", features or []), ("exclude", exclude)):
+        for name in wanted:
+            if name not in names:
+                raise ValueError(f"data.{key}={name}: there is no such column\ngive one of {', '.join(names[:12])}")
+    goal = target or names[-1]
+    if features and goal in features:
+        raise ValueError(f"data.features: '{goal}' is the target\nleave it out, or give another data.target")
+    chosen = [rows.columns[name] for name in features or names if name != goal and name not in exclude]
+    used = [column for column in chosen if column.texts or column.nested or not np.isnan(column.values).all()]
+    for column in chosen:
+        if column not in used:
+            counts.add("columns without a value", f"'{column.name}'")
+        elif column.is_inexact:
+            fix = f"give data.exclude=[{column.name}], or smaller numbers"
+            raise ValueError(f"data.features: '{column.name}' has whole numbers beyond {EXACT:,}, which lose digits\n{fix}")
+    if not used:
+        raise ValueError(f"data.features: no column is left to predict '{goal}' from\ngive data.features=[NAME,NAME]")
+    return rows.columns[goal], used
+
+
+def find_usable_rows(
+    rows: Table, goal: Column, columns: Sequence[Column], kind: Kind, missing: Missing, counts: tuple[Counts, Counts, Counts]
+) -> Int64[np.ndarray, "_"]:
+    """Return the numbers of the rows with a value in each cell, or one that `missing` fills in.
+
+    Counts are of faults, of gaps that leave a row out, and of gaps that are filled.
+    """
+    faults, gaps, filled = counts
+    is_usable = np.ones(len(goal.numbers), dtype=bool)
+    for column in (*columns, goal):
+        is_goal, values = column is goal, column.values
+        lacks = np.isnan(values)
+        lacks[list(column.texts)] = False
+        of_numbers = kind == "number" if is_goal else column.is_of_numbers
+        check_decimals(column)
+        if kind == "number" and is_goal and not column.is_of_numbers:
+            raise ValueError(f"data.target={goal.name} holds text, as '{next(iter(column.texts.values()))}'\ngive data=table")
+        if of_numbers:
+            for row, text in column.texts.items():
+                faults.add(f"texts among the numbers of '{column.name}'", f"{rows.locate(row)} '{text[:20]}'")
+            is_usable[list(column.texts)] = False
+        for row in column.nested:
+            faults.add(f"cells with a list, an object or bytes in '{column.name}'", rows.locate(row))
+        endless, lacks[column.nested], is_usable[column.nested] = np.isinf(values), False, False
+        add_rows(faults, f"numbers that are not finite in '{column.name}'", endless, rows)
+        is_filled = missing == "mean" and not is_goal
+        add_rows(filled if is_filled else gaps, f"cells without a value in '{column.name}'", lacks, rows)
+        is_usable &= ~endless & (is_filled | ~lacks)
+    return np.flatnonzero(is_usable)
+
+
+def add_rows(counts: Counts, kind: str, mask: Bool[np.ndarray, "rows"], rows: Table) -> None:
+    """Count the rows of a mask."""
+    for row in np.flatnonzero(mask).tolist():
+        counts.add(kind, rows.locate(row))
+
+
+def drop_repeats(cells: UInt64[np.ndarray, "rows columns"], counts: Counts) -> tuple[list[bytes], Int64[np.ndarray, "kept"]]:
+    """Return what tells the rows apart, without repeats, and their numbers."""
+    first: dict[bytes, int] = {}
+    for row, cell in enumerate(cells):
+        first.setdefault(cell.tobytes(), row)
+    if len(first) < len(cells):
+        counts.add("repeated rows", "rows with equal features and target", len(cells) - len(first))
+    return list(first), np.fromiter(first.values(), dtype=np.int64, count=len(first))
+
+
+def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str], Int64[np.ndarray, "n"]]:
+    """Return the names of the classes, sorted, and the class of each row. Raise ValueError for what are no classes."""
+    values = goal.values
+    labels = [goal.texts.get(row) or values[row] for row in rows.tolist()]
+    numbers, texts = sorted({x for x in labels if isinstance(x, float)}), sorted({x for x in labels if isinstance(x, str)})
+    where, regression = f"data.target={goal.name}", "give data=regression to predict numbers, or another data.target"
+    if goal.is_inexact:
+        raise ValueError(f"{where} has whole numbers beyond {EXACT:,}, which lose digits\ngive texts or smaller numbers")
+    num_classes = len(numbers) + len(texts)
+    if num_classes < 2:
+        raise ValueError(f"{where} has the one class '{(texts or numbers)[0]}'\ngive rows of several classes")
+    if len(numbers) > FEW and not all(number.is_integer() for number in numbers):
+        raise ValueError(f"{where} has {len(numbers):,} different numbers, as {numbers[0]:g}: no classes\n{regression}")
+    if num_classes > MAX_CLASSES or num_classes > len(labels) / 2 > 1:
+        raise ValueError(f"{where} has {num_classes:,} classes in {len(labels):,} rows\n{regression}")
+    order = {label: index for index, label in enumerate([*numbers, *texts])}
+    names = [format_number(number) for number in numbers] + texts
+    return names, np.array([order[label] for label in labels])
+
+
+def encode_numbers(goal: Column, rows: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Return the target of each row. Raise ValueError where all are equal."""
+    y: np.ndarray = goal.values[rows]
+    if (y == y[0]).all():
+        raise ValueError(f"data.target={goal.name} is {y[0]:g} in each row\ngive another target")
+    return y
+
+
+def encode_features(
+    columns: Sequence[Column],
+    rows: Int64[np.ndarray, "n"],
+    train: Int64[np.ndarray, "_"],
+    max_categories: int,
+    standardize: bool,
+) -> tuple[Float[np.ndarray, "n features"], list[str]]:
+    """Return the features of each row, and notes. What is estimated is so from the training rows alone.
+
+    Numbers are standardized, gaps are their mean; a text is one of its column's categories, each a feature of 0 or 1.
+    """
+    features, num_texts, constant = list[np.ndarray](), 0, list[str]()
+    for column in columns:
+        if column.is_of_numbers:
+            values = column.values[rows]
+            known = values[train][~np.isnan(values[train])]
+            scale = float(np.abs(known).max(initial=0)) or 1.0  # squares of large numbers overflow
+            mean, deviation = (float((known / scale).mean()), float((known / scale).std())) if len(known) else (0.0, 1.0)
+            values = np.where(np.isnan(values), mean, values / scale)
+            features.append((values - mean) / (deviation or 1.0) if standardize else values * scale)
+            constant += [column.name] * (deviation == 0)
+            continue
+        texts = [column.texts.get(row) or format_number(column.numbers[row]) for row in rows.tolist()]
+        categories = sorted(set(texts))
+        if len(categories) > max_categories:
+            text = f"'{column.name}' has {len(categories):,} different texts, as '{categories[-1][:30]}'"
+            fix = f"give data.exclude=[{column.name}], or data.max_categories={len(categories)}"
+            raise ValueError(f"data.max_categories={max_categories}: {text}\n{fix}")
+        num_texts += 1
+        constant += [column.name] * (len(categories) == 1)
+        features += [np.array([text == category for text in texts], dtype=np.float64) for category in categories]
+    with np.errstate(over="ignore"):
+        x = np.stack(features, axis=1).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError("data.standardize=false: a feature has numbers beyond 3e38\ngive data.standardize=true")
+    notes = [f"{num_texts} columns of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (num_texts > 0)
+    return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
+    return ", ".join(f"'{name}'" for name in names[:NUM_NAMES]) + more
+
+
+def describe_columns(columns: Sequence[Column], goal: Column, rows: Int64[np.ndarray, "n"], keys: Sequence[bytes]) -> list[str]:
+    """Return notes: columns that count the rows, or that tell the target, and rows that contradict each other."""
+    copies, counting = list[str](), list[str]()
+    target = np.unique(goal.hash_cells()[rows], return_inverse=True)[1]
+    for column in columns:
+        own = np.unique(column.hash_cells()[rows], return_inverse=True)[1]
+        if own.max() == target.max() > 0 and len(set(zip(own.tolist(), target.tolist(), strict=True))) == own.max() + 1:
+            copies.append(column.name)
+        elif not column.texts and len(rows) > FEW and (np.abs(np.diff(column.values[rows])) == 1).all():
+            counting.append(column.name)
+    contradictions = len(keys) - len({key[:-8] for key in keys})
+    return [
+        *([f"tells '{goal.name}' exactly: {list_names(copies)}; see data.exclude"] if copies else []),
+        *([f"counts the rows: {list_names(counting)}; see data.exclude"] if counting else []),
+        *([f"{contradictions:,} rows have the features of another row with another '{goal.name}'"] if contradictions else []),
+    ]
+
+
+def describe_numbers(y: Float64[np.ndarray, "n"]) -> tuple[str, ...]:
+    """Return a note on the target's numbers."""
+    return (f"target from {y.min():g} to {y.max():g}, mean {y.mean():g}, standard deviation {y.std():g}",)
+
+
+def predict_mean(y: Float64[np.ndarray, "n"], parts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the errors of the mean of the training targets."""
+    errors = y[parts["val"]] - y[parts["train"]].mean()
+    return {"val/rmse mean": float(np.sqrt(np.mean(errors**2))), "val/mae mean": float(np.abs(errors).mean())}

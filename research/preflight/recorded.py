@@ -1,0 +1,75 @@
+"""The configuration that a run or a checkpoint has recorded, and in what another one differs."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+
+from research.preflight.compose import iter_leaves
+from research.preflight.renames import upgrade_config
+from research.run_dir import OUTER_KEYS, read_text, to_run_folder
+from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints, read_manifest
+
+OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console")  # where a run goes, and who watches
+# Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
+FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
+
+
+class Difference(NamedTuple):
+    """A setting that two configurations do not share, and its values as JSON."""
+
+    key: str
+    now: str
+    then: str
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.now} here, was {self.then} there"
+
+
+def load_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the configuration of a run or a checkpoint, with the current names, and what is wrong with its config.yaml.
+
+    A checkpoint's manifest has a digest, so the furthest one counts; where none has a configuration, config.yaml does. The
+    configuration is empty where neither can be read.
+    """
+    recorded, source = read_recorded_config(path)
+    try:
+        content = parse_yaml(read_text(to_run_folder(path) / "config.yaml"))
+    except Exception as error:  # the parser has no common class of errors
+        content, damage = None, f"config.yaml {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}"
+    else:
+        damage = "" if isinstance(content, dict) and content else "config.yaml is empty"
+    written = upgrade_config(content) if isinstance(content, dict) else {}
+    if not recorded:
+        return written, damage
+    if not damage and (differences := list_differences(written, recorded)):
+        texts = [f"{key} is {now}, not {then}" for key, now, then in differences[:3]]
+        damage = f"config.yaml has other settings: {'; '.join(texts)}"
+    return recorded, damage and f"{damage}; that of {source} counts"
+
+
+def parse_yaml(text: str) -> Any:
+    """Return YAML as OmegaConf reads it. Raise ValueError for aliases: a run writes none, and they can grow without a bound."""
+    if "&" in text and "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it has aliases")
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the configuration in the manifest of a checkpoint, or of a run's furthest one, and that checkpoint's name."""
+    for folder in [path] if is_checkpoint(path) else [folder for _, folder in rank_checkpoints(path)]:
+        with suppress(DamagedError):
+            if config := read_manifest(folder).config:
+                return upgrade_config(config), folder.name
+    return {}, ""
+
+
+def list_differences(here: dict[str, Any], there: dict[str, Any], free: tuple[str, ...] = FREE_SETTINGS) -> list[Difference]:
+    """Return the settings that two resolved configurations do not share, but for the free ones."""
+    sides = [dict(iter_leaves("", json.loads(json.dumps(side, default=str)))) for side in (here, there)]
+    keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{name}." for name in free))]
+    values = {key: [json.dumps(side[key], ensure_ascii=False) if key in side else "nothing" for side in sides] for key in keys}
+    return [Difference(key, now, then) for key, (now, then) in values.items() if now != then]

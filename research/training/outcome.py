@@ -1,0 +1,34 @@
+"""What a run has reached, as its summary tells it."""
+
+from typing import Any
+
+from research.nn.bitlinear import bitlinear_layers
+from research.training.checkpoint import hash_weights
+from research.training.oom import get_peak_rss_mb
+from research.training.state import State
+
+
+def describe_outcome(state: State | None) -> dict[str, Any]:
+    """Return the fields of Summary that tell what a run has reached; none where it could not be built."""
+    if state is None:
+        return {}
+    progress, data = state.progress, state.data
+    throughput = state.compute_throughput()
+    return {
+        "monitor": state.info.monitor,
+        "value": progress.best.get(state.info.monitor),
+        "metrics": progress.metrics,
+        "best": progress.best,
+        "baseline": data.baseline,
+        "steps": progress.step,
+        "stop": state.stop,
+        "rollbacks": progress.rollbacks,
+        "train_s": progress.seconds,
+        "samples_per_s": throughput / (data.shape.seq_len if data.unit == "token" else 1),
+        "tokens_per_s": throughput if data.unit == "token" else None,
+        "peak_rss_mb": get_peak_rss_mb(),
+        "shape": data.shape._asdict(),
+        "params": sum(p.numel() for p in state.model.parameters()),
+        "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
+        "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
+    }

@@ -1,0 +1,316 @@
+"""Tables: each row once, numbers and texts as features; nasty cells are refused by column and line, or counted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import torch
+from program import train
+from pyarrow import parquet
+
+from research.data.spec import MemoryDataset, Vectors
+from research.data.table import table
+from research.preflight.check import find_mistakes
+
+HEADER = "size,colour,kind\n"
+ROWS = [f"{number}.5,{('red', 'blue')[number % 3 == 0]},{('tree', 'bush')[number % 2]}\n" for number in range(20)]
+CSV = HEADER + "".join(ROWS)
+
+
+def write(root: Path, content: str | bytes = CSV, name: str = "a.csv") -> str:
+    path = root / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def count(data: MemoryDataset[Any]) -> int:
+    return len(data.train) + len(data.val) + (len(data.test) if data.test is not None else 0)
+
+
+def collect(data: MemoryDataset[Any]) -> list[list[float]]:
+    """Return features and target of every row, sorted."""
+    splits = [split for split in (data.train, data.val, data.test) if split is not None]
+    return sorted([*x.tolist(), float(y)] for split in splits for x, y in zip(split.inputs, split.targets, strict=True))
+
+
+def test_numbers_and_texts_are_features(tmp_path: Path) -> None:
+    data = table(path=write(tmp_path), standardize=False, test_fraction=0.1)
+    assert data.shape == Vectors(3, 2)
+    assert data.test is not None
+    assert (len(data.train), len(data.val)) == (14, 4)
+    expected = [[n + 0.5, float(n % 3 == 0), float(n % 3 != 0), float(n % 2 == 0)] for n in range(20)]
+    assert collect(data) == expected, "blue before red, bush before tree"
+    assert data.notes == ("classes: 0 bush, 1 tree", "1 columns of texts as 2 categories")
+    assert data.source == "a.csv, 2 columns predict 'kind'"
+
+
+def test_numbers_are_standardized_by_the_training_rows(tmp_path: Path) -> None:
+    data = table(path=write(tmp_path))
+    sizes = data.train.inputs[:, 0]
+    assert float(sizes.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(sizes.std(correction=0)) == pytest.approx(1, abs=1e-6)
+    assert abs(float(data.val.inputs[:, 0].mean())) > 1e-3
+
+
+def test_the_split_does_not_depend_on_the_order_of_rows_and_columns(tmp_path: Path) -> None:
+    digests = set[str]()
+    for name, rows in (("a.csv", ROWS), ("b.csv", ROWS[::-1])):
+        digests.add(table(path=write(tmp_path, HEADER + "".join(rows), name)).digest)
+    assert len(digests) == 1
+    assert table(path=write(tmp_path), split_seed=1).digest not in digests
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = [row.strip().split(",") for row in ROWS]
+    records = [{"size": float(size), "colour": colour, "kind": kind} for size, colour, kind in rows]
+    files = {
+        "a.csv": CSV,
+        "b.csv": CSV.replace(",", ";").replace(".5", ",5"),
+        "c.tsv": CSV.replace(",", "\t"),
+        "d.jsonl": "".join(json.dumps(record) + "\n" for record in records),
+    }
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "e.parquet")
+    expected = table(path=write(tmp_path)).digest
+    for name, content in files.items():
+        settings: dict[str, Any] = {"decimal": "comma"} if name == "b.csv" else {}
+        assert table(path=write(tmp_path, content, name), **settings).digest == expected, name
+    assert table(path=str(tmp_path / "e.parquet")).digest == expected
+    both = table(path=[str(tmp_path / "a.csv"), str(tmp_path / "d.jsonl")])
+    assert both.digest == expected
+    assert "left out: 20 repeated rows" in both.notes
+
+
+def test_numbers_are_targets_in_their_own_units(tmp_path: Path) -> None:
+    data = table("number", write(tmp_path), target="size")
+    assert data.shape.num_classes == 1
+    assert data.train.targets.dtype == torch.float32
+    every = torch.cat((data.train.targets, data.val.targets))
+    assert sorted(every.tolist()) == [n + 0.5 for n in range(20)]
+    errors = data.val.targets - data.train.targets.mean()
+    assert data.baseline["val/rmse mean"] == pytest.approx(float(errors.square().mean().sqrt()))
+    assert data.baseline["val/mae mean"] == pytest.approx(float(errors.abs().mean()))
+
+
+def test_the_examples_of_scikit_learn() -> None:
+    assert table().shape == Vectors(30, 2)
+    assert table("number").shape[:2] == (10, 1)
+    assert table(exclude=["mean radius"]).shape == Vectors(29, 2)
+
+
+# Row or rows beside twenty good ones -> what is said. With defects=skip they are left out, and counted.
+LEFT_OUT: dict[str, tuple[str | bytes, str]] = {
+    "a short row": (b"1,red\n", "1 rows with more or fewer cells than the header"),
+    "a long row": (b"1,red,tree,4\n", "1 rows with more or fewer cells than the header"),
+    "a quote that stays open": (b'1,"red,tree\n', "1 rows that are no CSV"),
+    "a row in Latin-1": (b"1,r\xe9d,tree\n", "1 rows that are not UTF-8"),
+    "NUL bytes": (b"1,r\0d,tree\n", "1 rows that are no text (NUL bytes)"),
+    "a text among numbers": ("12 cm,red,tree\n", "1 texts among the numbers of 'size'"),
+    "a number with an underscore": ("1_000,red,tree\n", "1 texts among the numbers of 'size'"),
+    "infinity": ("inf,red,tree\n", "1 numbers that are not finite in 'size'"),
+    "a number out of range": ("1e400,red,tree\n", "1 numbers that are not finite in 'size'"),
+}
+GAPS: dict[str, tuple[str, str]] = {
+    "an empty cell": (",red,tree\n", "1 cells without a value in 'size'"),
+    "NA": ("NA,red,tree\n", "1 cells without a value in 'size'"),
+    "nan": ("nan,red,tree\n", "1 cells without a value in 'size'"),
+    "an empty text": ("99, ,tree\n", "1 cells without a value in 'colour'"),
+    "a row without a class": ("99,red,\n", "1 cells without a value in 'kind'"),
+}
+Make = Callable[[Path], object]
+REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
+    "an empty file": ("", {}, "is empty"),
+    "names alone": (HEADER, {}, "has a line of names and no rows"),
+    "no line of names": ("".join(ROWS), {}, "data.header=auto: the first line of"),
+    "columns of one name": ("size,size,kind\n" + "".join(ROWS), {}, "has several columns 'size'"),
+    "another separator": (CSV.replace(",", ":"), {}, "has one column, 'size:colour:kind'"),
+    "decimals with a comma": (
+        CSV.replace(",", ";").replace(".5", ",5"),
+        {},
+        "'size' has numbers with a comma, as '0,5'",
+    ),
+    "UTF-16": (CSV.encode("utf-16"), {}, "state data.encoding"),
+    "an encoding that is none": (CSV, {"encoding": "utf-9"}, "data.encoding=utf-9"),
+    "one class": (HEADER + "".join(row for row in ROWS if "tree" in row), {}, "has the one class 'tree'"),
+    "a column that is not there": (CSV, {"target": "species"}, "data.target=species: there is no such column"),
+    "a feature that is not there": (CSV, {"features": ["sizes"]}, "data.features=sizes"),
+    "the target as a feature": (CSV, {"features": ["kind"]}, "'kind' is the target"),
+    "no feature": (CSV, {"exclude": ["size", "colour"]}, "no column is left"),
+    "a class for each row": (CSV, {"target": "size", "max_categories": 3}, "data.target=size has 20 classes in 20 rows"),
+    "numbers in place of classes": (
+        "x,y\n" + "".join(f"{n},{n % 30 + 0.5}\n" for n in range(90)),
+        {},
+        "has 30 different numbers, as 0.5: no classes\ngive data=regression",
+    ),
+    "classes in place of numbers": (CSV, {"kind": "number"}, "data.target=kind holds text, as 'tree'"),
+    "a number that is always the same": ("x,y\n1,2\n2,2\n3,2\n", {"kind": "number"}, "is 2 in each row"),
+    "too many texts": (
+        "name,kind\n" + "".join(f"n{n},{'ab'[n % 2]}\n" for n in range(30)),
+        {"max_categories": 20},
+        "data.max_categories=20: 'name' has 30 different texts",
+    ),
+    "whole numbers that lose digits": (
+        "id,kind\n" + "".join(f"{2**60 + n},{'ab'[n % 2]}\n" for n in range(9)),
+        {},
+        "'id' has whole numbers beyond 9,007,199,254,740,992",
+    ),
+    "numbers beyond float32": (
+        "x,kind\n" + "".join(f"{n}e300,{'ab'[n % 2]}\n" for n in range(1, 9)),
+        {"standardize": False},
+        "data.standardize=false",
+    ),
+    "no row for training": (HEADER + ROWS[0] + ROWS[1], {"val_fraction": 0.9}, "leave no training sample of 2"),
+}
+TREATED: dict[str, tuple[str | bytes, dict[str, Any], str, int]] = {
+    "a byte order mark": (CSV.encode("utf-8-sig"), {}, "", 20),
+    "CRLF": (CSV.replace("\n", "\r\n"), {}, "", 20),
+    "blank lines": (CSV + "\n\n", {}, "", 20),
+    "spaces around cells": (CSV.replace(",", " , "), {}, "", 20),
+    "UTF-16 that is stated": (CSV.encode("utf-16"), {"encoding": "utf-16"}, "", 20),
+    "Latin-1 that is stated": (CSV.replace("red", "rosé").encode("latin-1"), {"encoding": "latin-1"}, "", 20),
+    "a cell of two lines": (CSV + '77,"re\nd",tree\n', {}, "3 categories", 21),
+    "no line of names, stated": ("".join(ROWS), {"header": False}, "", 20),
+    "names that are numbers, stated": (CSV.replace("size", "2019", 1), {"header": True}, "", 20),
+    "repeated rows": (CSV + ROWS[3], {}, "left out: 1 repeated rows", 20),
+    "an index without a name": (
+        ",size,colour,kind\n" + "".join(f"{n},{row}" for n, row in enumerate(ROWS)),
+        {},
+        "left out: 1 columns without a name",
+        20,
+    ),
+    "a column without values": (
+        "size,colour,empty,kind\n" + "".join(row.replace(",t", ",,t").replace(",bu", ",,bu") for row in ROWS),
+        {},
+        "left out: 1 columns without a value",
+        20,
+    ),
+    "a column that counts the rows": (
+        "id,size,kind\n" + "".join(f"{n},{n * n},{'ab'[n % 2]}\n" for n in range(30)),
+        {},
+        "counts the rows: 'id'; see data.exclude",
+        30,
+    ),
+    "a copy of the target": (
+        "code,size,kind\n" + "".join(f"{n % 2},{n * n},{'ab'[n % 2]}\n" for n in range(30)),
+        {},
+        "tells 'kind' exactly: 'code'; see data.exclude",
+        30,
+    ),
+    "a row that contradicts another": (CSV + "1.5,red,tree\n", {}, "1 rows have the features of another row", 21),
+    "one value in a column": (CSV.replace("blue", "red"), {}, "one value in training: 'colour'", 20),
+    "classes that differ in capitals": (CSV + "50,red,Tree\n51,red,Tree\n", {}, "differ in capitals alone: Tree, tree", 22),
+    "a class of one row": (CSV + "50,red,vine\n", {}, "val has no sample of 1 classes: vine", 21),
+    "numbers of 300 digits": ("x,kind\n" + "".join(f"{n}e300,{'ab'[n % 2]}\n" for n in range(1, 9)), {}, "", 8),
+    "a class written as 1 and as 1.0": (
+        "x,y\n" + "".join(f"{n},{('0', '1', '1.0')[n % 3]}\n" for n in range(9)),
+        {},
+        "0 0, 1 1",
+        9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_nasty_row_is_refused_or_counted(tmp_path: Path, name: str) -> None:
+    row, words = LEFT_OUT[name]
+    path = write(tmp_path, CSV.encode() + (row if isinstance(row, bytes) else row.encode()))
+    with pytest.raises(ValueError, match=r"data\.path: ") as error:
+        table(path=path)
+    assert words in str(error.value)
+    assert "a.csv:22" in str(error.value), "the line is named"
+    assert "data.defects=skip" in str(error.value)
+    data = table(path=path, defects="skip")
+    assert count(data) == 20
+    assert words in "".join(data.notes)
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_a_cell_without_a_value_is_refused_filled_or_counted(tmp_path: Path, name: str) -> None:
+    row, words = GAPS[name]
+    path = write(tmp_path, CSV + row)
+    with pytest.raises(ValueError, match=r"data\.missing=refuse: ") as error:
+        table(path=path)
+    assert words in str(error.value)
+    assert "a.csv:22" in str(error.value)
+    data = table(path=path, missing="drop")
+    assert count(data) == 20
+    assert f"left out: {words}" in data.notes
+    is_target = name == "a row without a class"
+    data = table(path=path, missing="mean")
+    assert count(data) == 20 + (not is_target)
+    assert f"{'left out' if is_target else 'changed'}: {words}" in data.notes
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path, name: str) -> None:
+    content, settings, words = REFUSED[name]
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"^data\.\w+.*\n") as error:
+        table(path=path, **settings)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", TREATED)
+def test_an_odd_table_is_treated_as_stated(tmp_path: Path, name: str) -> None:
+    content, settings, words, number = TREATED[name]
+    data = table(path=write(tmp_path, content), **settings)
+    assert count(data) == number
+    assert words in "; ".join(data.notes) if words else not any(note.startswith("left out") for note in data.notes)
+    assert all(bool(split.inputs.isfinite().all()) for split in (data.train, data.val))
+
+
+JSON_ROWS = "".join(json.dumps({"x": n, "y": "ab"[n % 2]}) + "\n" for n in range(8))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"x": 1, "y"\n', "1 lines that are no JSON object"),
+        ("[1, 2]\n", "1 lines that are no JSON object"),
+        ('{"x": 1, "y": "a", "z": 3}\n', "1 rows with keys that the first one lacks"),
+        ('{"x": [1], "y": "a"}\n', "1 cells with a list, an object or bytes in 'x'"),
+        ('{"x": Infinity, "y": "a"}\n', "1 numbers that are not finite in 'x'"),
+    ],
+    ids=["no JSON", "a list", "another key", "a nested cell", "infinity"],
+)
+def test_a_nasty_line_of_json_is_refused_or_counted(tmp_path: Path, line: str, words: str) -> None:
+    path = write(tmp_path, JSON_ROWS + line, "a.jsonl")
+    with pytest.raises(ValueError, match=r"data\.path: ") as error:
+        table(path=path)
+    assert words in str(error.value)
+    assert "a.jsonl:9" in str(error.value)
+    assert count(table(path=path, defects="skip")) == 8
+
+
+def test_a_nested_column_can_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "".join(json.dumps({"x": n, "tags": [n], "y": "ab"[n % 2]}) + "\n" for n in range(8)), "a.jsonl")
+    with pytest.raises(ValueError, match="8 cells with a list, an object or bytes in 'tags'"):
+        table(path=path)
+    assert count(table(path=path, exclude=["tags"])) == 8
+
+
+def test_a_damaged_parquet_file_and_other_columns_are_refused(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"x": [1, 2], "y": [0, 1]}), tmp_path / "a.parquet")
+    write(tmp_path, (tmp_path / "a.parquet").read_bytes()[:-9], "b.parquet")
+    with pytest.raises(ValueError, match=r"b\.parquet is no whole parquet file"):
+        table(path=str(tmp_path / "b.parquet"))
+    paths = [write(tmp_path), write(tmp_path, "size,form,kind\n1,x,tree\n", "c.csv")]
+    with pytest.raises(ValueError, match=r"a\.csv and \S+c\.csv have other columns, as 'colour'"):
+        table(path=paths)
+
+
+def test_a_kind_has_its_own_data_set() -> None:
+    assert find_mistakes(["data=regression", "model=mlp"], False) == []
+    (mistake,) = find_mistakes(["data=table", "model=mlp", "data.kind=number"], False)
+    assert "give data=regression" in mistake
+
+
+def test_a_nasty_table_leaves_no_run_behind(tmp_path: Path) -> None:
+    path = write(tmp_path, CSV + "1,red\n")
+    done = train(tmp_path, "data=table", f"data.path={path}", "model=bitmlp", "tracker=jsonl", fails=True)
+    assert "1 rows with more or fewer cells than the header" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    assert not list((tmp_path / "out").glob("*"))

@@ -1,0 +1,72 @@
+"""docs/extend.md: its files are written into a folder outside the clone, and its lines run there."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import ROOT, train
+
+PAGE = (ROOT / "docs" / "extend.md").read_text()
+FILES = dict(re.findall(r"^`(\S+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+LINES = re.findall(r"^    python train\.py (.*)", PAGE, re.MULTILINE)
+SMALL = ["steps=4", "eval_every=2", "batch_size=16", "trainer.log_every=1", "trainer.device=cpu", "tracker=jsonl"]
+KINDS = ("loss", "data", "model", "optim", "schedule", "callbacks")
+
+
+def run(folder: Path, *words: str) -> list[dict[str, Any]]:
+    """Run the program in a folder of one's own; return the lines of metrics.jsonl."""
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    train(folder, "--config-dir", "conf", *words, *SMALL)
+    (metrics,) = (folder / "out").rglob("metrics.jsonl")
+    summary = json.loads((metrics.parent / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("FINISHED", 4)
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+def find_option(kind: str) -> str:
+    """Return the option that the page adds to a group."""
+    (name,) = (Path(name).stem for name in FILES if name.startswith(f"conf/{kind}/"))
+    return f"{kind}={name}"
+
+
+def test_each_kind_has_two_files_and_a_line() -> None:
+    for kind in KINDS:
+        name = find_option(kind).partition("=")[2]
+        assert f"{name}.py" in FILES
+        assert not (ROOT / f"{name}.py").exists()
+        assert any(find_option(kind) in line for line in LINES), kind
+
+
+def test_all_of_them_run_together(tmp_path: Path) -> None:
+    """The data set, which names a loss of its own, stands before the loss."""
+    lines = run(tmp_path, *map(find_option, ("data", "model", "loss", "optim", "schedule", "callbacks")))
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert rates == pytest.approx([3e-4 * step / 100 for step in (1, 2, 3, 4)], rel=1e-6)
+    norms = [line["weights/norm"] for line in lines if "weights/norm" in line]
+    assert len(norms) == 2
+    assert all(norm > 1 for norm in norms)
+    assert all(0 < line["val/loss"] < 0.5 for line in lines if "val/loss" in line), "focal: a quarter of ln 2 at the start"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LINES)
+def test_each_line_runs(line: str, tmp_path: Path) -> None:
+    run(tmp_path, *shlex.split(line))
+
+
+@pytest.mark.slow
+def test_the_spirals_are_learnt(tmp_path: Path) -> None:
+    """The page shows a data set and a model that work: a wide layer tells the spirals apart."""
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    train(tmp_path, "--config-dir", "conf", "data=spirals", "model=bitmlp", "tracker=jsonl", "trainer.device=cpu")
+    (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
+    assert summary["best"]["val/acc"] > 0.95
+    shutil.rmtree(tmp_path / "out")

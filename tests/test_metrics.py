@@ -1,0 +1,297 @@
+"""Metrics of conf/metrics: their numbers against scikit-learn's and by hand, and which way is better."""
+
+import json
+import logging
+import math
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torchmetrics
+from program import ROOT, make_environment, read_summaries, run
+from sklearn.metrics import f1_score, jaccard_score, mean_absolute_error, r2_score, roc_auc_score, root_mean_squared_error
+from test_conf import compose_config
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAUROC, MulticlassCalibrationError
+from torchmetrics.text import Perplexity as LibraryPerplexity
+
+from research.data.spec import Dataset, Images, MemoryDataset, Shape, Split, Tokens, Vectors
+from research.load import instantiate
+from research.losses import IGNORE, Loss, classification, last_token, next_token, per_pixel, regression
+from research.metrics import CalibrationNull, Torchmetric, calibration_error, num_correct
+from research.preflight.check import find_mistakes
+from research.sweep.study import parse_directions
+from research.training.evaluate import check_task, evaluate
+from research.trigger import Trigger, higher_is_better, is_better, read_directions
+
+
+class Recall(nn.Module):
+    """A model whose logits are known: those of the sample whose number is its input."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits[x[:, 0].long()]
+
+
+def judge(logits: Tensor, targets: Tensor, loss: Loss, option: str, batch_size: int = 7) -> dict[str, float]:
+    """What an evaluation with the metrics of an option reports."""
+    metrics = {name: instantiate(node) for name, node in compose_config(f"metrics={option}").metrics.items()}
+    split = Split(torch.arange(len(targets))[:, None], targets)
+    return evaluate(Recall(logits), split, loss, batch_size, metrics=metrics)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_classification_is_that_of_sklearn() -> None:
+    logits, y = 2 * draw(50, 4), torch.arange(50) % 4
+    found, p, best = judge(logits, y, classification, "classification"), logits.softmax(1), logits.argmax(1)
+    assert found["val/f1"] == pytest.approx(f1_score(y, best, average="macro"), abs=1e-6)
+    assert found["val/auroc"] == pytest.approx(roc_auc_score(y, p, multi_class="ovr"), abs=1e-6)
+    assert found["val/confidence"] == pytest.approx(p.amax(1).mean().item(), abs=1e-6)
+    bins = [((p.amax(1) > low / 15) & (p.amax(1) <= (low + 1) / 15)) for low in range(15)]
+    gaps = [((best == y).float()[some].sum() - p.amax(1)[some].sum()).abs().item() for some in bins]
+    assert found["val/calibration_error"] == pytest.approx(sum(gaps) / 50, abs=1e-6)
+    assert found["val/acc"] == pytest.approx((best == y).float().mean().item())
+
+
+def test_the_last_position_answers_for_a_sequence() -> None:
+    logits, y = draw(20, 3, 4), torch.arange(20) % 4
+    assert judge(logits, y, last_token, "classification") == judge(logits[:, -1], y, classification, "classification")
+
+
+def test_pixels_are_counted_one_by_one_and_ignored_ones_not() -> None:
+    logits, y = draw(5, 3, 4, 6), torch.randint(3, (5, 4, 6), generator=torch.Generator().manual_seed(3))
+    y[0, :2] = IGNORE
+    found, valid = judge(logits, y, per_pixel, "segmentation", batch_size=2), y != IGNORE
+    best = logits.argmax(1)
+    assert found["val/iou"] == pytest.approx(jaccard_score(y[valid], best[valid], average="macro"), abs=1e-6)
+    assert found["val/f1"] == pytest.approx(f1_score(y[valid], best[valid], average="macro"), abs=1e-6)
+    assert found["val/acc"] == pytest.approx((best == y)[valid].float().mean().item(), abs=1e-6)
+    assert int(num_correct(logits, y)) == int((best == y).sum())
+
+
+def test_tokens_have_a_perplexity_and_answers_an_exact_match() -> None:
+    y = torch.tensor([[IGNORE, 1, 2], [IGNORE, IGNORE, 0], [1, 1, 1], [IGNORE, IGNORE, IGNORE]])
+    logits = 3 * torch.eye(3)[y.clamp(min=0)] + draw(4, 3, 3) / 10
+    logits[2, 1] = torch.tensor([9.0, 0.0, 0.0])  # one wrong token in the third answer
+    found = judge(logits, y, next_token, "seq2seq", batch_size=3)
+    assert found["val/exact_match"] == pytest.approx(2 / 3)
+    assert found["val/perplexity"] == pytest.approx(math.exp(found["val/loss"]), rel=1e-6)
+    library = LibraryPerplexity(ignore_index=IGNORE)(logits, y)
+    assert found["val/perplexity"] == pytest.approx(library.item(), rel=1e-5)
+    assert judge(logits, y, next_token, "language")["val/perplexity"] == pytest.approx(found["val/perplexity"])
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_numbers_keep_their_unit(outputs: int) -> None:
+    logits, y = draw(30, outputs), draw(30, outputs, seed=1)
+    targets = y[:, 0] if outputs == 1 else y
+    found = judge(logits, targets, regression, "regression")
+    assert found["val/mae"] == pytest.approx(mean_absolute_error(y, logits), abs=1e-6)
+    assert found["val/rmse"] == pytest.approx(root_mean_squared_error(y.flatten(), logits.flatten()), abs=1e-6)
+    assert found["val/r2"] == pytest.approx(r2_score(y, logits), abs=1e-6)
+    assert found["val/loss"] == pytest.approx(found["val/rmse"] ** 2, rel=1e-5)
+    assert "val/acc" not in found
+
+
+def test_half_precision_and_batches_do_not_count() -> None:
+    logits, y = draw(40, 4).bfloat16(), torch.arange(40) % 4
+    whole = judge(logits, y, classification, "classification", 40)
+    cut = judge(logits.float(), y, classification, "classification", 3)
+    assert whole == pytest.approx(cut | {"val/loss": whole["val/loss"]}, abs=1e-6)
+    assert whole == judge(logits, y, classification, "classification", 40), "twice the same evaluation, twice the same bits"
+
+
+def test_the_null_is_what_a_perfect_model_shows() -> None:
+    """359 predictions that are right as often as they claim: the error is far from 0, and as large as the null says."""
+    generator = torch.Generator().manual_seed(0)
+    confidences = torch.rand(359, generator=generator, dtype=torch.float64) / 2 + 0.5
+    trials = torch.stack([torch.rand(359, generator=generator) < confidences for _ in range(300)])
+    errors = [calibration_error(confidences, trial) for trial in trials]
+    null = CalibrationNull(None).compute(confidences)
+    assert 0.03 < null < 0.08
+    assert null == pytest.approx(sum(errors) / 300, rel=0.05)
+    assert null == CalibrationNull(None).compute(confidences.flip(0)), "the order of batches and processes does not matter"
+    library = MulticlassCalibrationError(2)(torch.stack((confidences, 1 - confidences), 1), 1 - trials[0].long())
+    assert library.item() == pytest.approx(errors[0], abs=1e-6)
+    assert CalibrationNull(None).compute(torch.ones(10)) == 0.0, "who is sure and right is calibrated"
+
+
+def test_a_class_without_a_target_has_no_auroc(caplog: pytest.LogCaptureFixture) -> None:
+    logits, y = draw(20, 4), torch.arange(20) % 3
+    with caplog.at_level(logging.WARNING):
+        found = judge(logits, y, classification, "classification")
+    assert math.isnan(found["val/auroc"])
+    assert "MulticlassAUROC is NaN: the split has no target of class 3" in caplog.text
+    assert not is_better("val/auroc", math.nan, 0.1, {"val/auroc": True}), "a NaN never wins"
+    assert not math.isnan(found["val/f1"])
+
+
+def test_r2_of_one_sample_is_nan(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert math.isnan(judge(draw(1, 1), torch.ones(1), regression, "regression")["val/r2"])
+    assert "R2Score is NaN" in caplog.text
+
+
+def make_data(shape: Shape, x: Tensor, y: Tensor) -> Dataset[Any]:
+    return MemoryDataset(shape, Split(x, y), Split(x, y), "digest", "source", "sample")
+
+
+NUMBERS = make_data(Vectors(2, 1), torch.zeros(3, 2), torch.ones(3))
+CLASSES = make_data(Vectors(2, 4), torch.zeros(3, 2), torch.tensor([0, 1, 2]))
+PIXELS = make_data(Images(1, 2, 2, 3, per_pixel=True), torch.zeros(3, 1, 2, 2), torch.zeros(3, 2, 2, dtype=torch.int64))
+SEQUENCES = make_data(Tokens(5, 3, num_classes=4), torch.zeros(3, 3), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "option"),
+    [
+        (NUMBERS, regression, "regression"),
+        (CLASSES, classification, "classification"),
+        (PIXELS, per_pixel, "segmentation"),
+        (SEQUENCES, last_token, "classification"),
+    ],
+)
+def test_metrics_fit_the_data_that_name_them(data: Dataset[Any], loss: Loss, option: str) -> None:
+    metrics = {name: instantiate(node) for name, node in compose_config(f"metrics={option}").metrics.items()}
+    check_task(data, loss, metrics, "val/loss")
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "option"), [(NUMBERS, regression, "classification"), (CLASSES, classification, "regression")]
+)
+def test_metrics_of_other_data_are_refused(data: Dataset[Any], loss: Loss, option: str) -> None:
+    metrics = {name: instantiate(node) for name, node in compose_config(f"metrics={option}").metrics.items()}
+    name = next(iter(metrics))
+    with pytest.raises(ValueError, match=rf"metrics\.{name} does not fit these data: .*\nleave it out with ~metrics\.{name}"):
+        check_task(data, loss, metrics, "val/loss")
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    metric = Torchmetric(True, partial(MulticlassAUROC, average="macro"))
+    with pytest.raises(ValueError, match=r"metrics\.acc: evaluations would report it as val/acc"):
+        check_task(CLASSES, classification, {"acc": metric}, "val/loss")
+
+
+def test_each_metric_of_conf_says_which_way_is_better() -> None:
+    ways = dict[str, bool]()
+    for option in ("classification", "segmentation", "language", "seq2seq", "regression"):
+        cfg = compose_config(f"metrics={option}")
+        ways |= read_directions(cfg)
+        for name, node in cfg.metrics.items():
+            metric = instantiate(node)
+            assert metric.higher_is_better == node.higher_is_better
+            if isinstance(metric, Torchmetric) and issubclass(metric.make.func, torchmetrics.Metric):  # type: ignore[attr-defined]
+                assert metric.make.func.higher_is_better == node.higher_is_better, name  # type: ignore[attr-defined]
+    higher = {"val/f1", "val/auroc", "val/iou", "val/exact_match", "val/r2"}
+    assert {name for name, better in ways.items() if better} == higher
+    assert {name for name, better in ways.items() if not better} == {
+        *("val/calibration_error", "val/perplexity", "val/rmse", "val/mae"),
+    }
+
+
+def test_the_metric_decides_before_its_name() -> None:
+    own = {"val/bad_acc": False, "val/mine": True}
+    assert [higher_is_better(name, own) for name in ("val/bad_acc", "val/mine", "val/acc", "val/loss")] == [0, 1, 1, 0]
+    assert read_directions({}) == read_directions({"metrics": None}) == {}, "an older run has no metrics"
+    assert parse_directions(None, ("val/mine", "val/loss"), own) == ["maximize", "minimize"]
+    fires = [Trigger(metric="val/mine", value=0.5).fires(0, {"val/mine": value}, own) for value in (0.4, 0.6)]
+    assert fires == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "monitor=val/f1 target=null",
+            ["monitor takes val/loss, val/acc, val/bpb", "give metrics=classification monitor=val/f1"],
+        ),
+        ("metrics=classification monitor=val/f2 target=null", ["val/auroc", "did you mean: monitor=val/f1"]),
+        ("metrics=classification monitor=val/confidence target=null", ["monitor takes", '"val/confidence"']),
+        ("metrics=clasification", ["metrics=clasification", "did you mean: metrics=classification"]),
+        ("metrics=classification ~metrics.f1.higher_is_better", ["does not say which way is better"]),
+        ("metrics=classification metrics.f1.higher_is_better=2", ["metrics.f1.higher_is_better takes true or false"]),
+        ("metrics=language +metrics.acc._target_=research.metrics.Perplexity +metrics.acc.higher_is_better=false", ["val/acc"]),
+        ("metrics=classification metrics.calibration_null.draws=0", ["draws takes a whole number in [1, inf)"]),
+        ("metrics=classification monitor=val/f1", ["target=0.99 is meant for val/acc"]),
+        ("metrics=classification monitor=val/f1 target=null", []),
+        ("metrics=classification ~metrics.auroc", []),
+        ("-m metrics=classification,segmentation monitor=val/f1 target=null", ["give hydra.sweeper.direction=maximize"]),
+        ("-m metrics=classification,segmentation monitor=val/f1 target=null hydra.sweeper.direction=maximize", []),
+        ("-m metrics=classification lr=1,2 monitor=val/f1 target=null", []),
+    ],
+)
+def test_the_preflight_knows_the_metrics(line: str, words: list[str]) -> None:
+    mistakes = find_mistakes([word for word in line.split() if word != "-m"], line.startswith("-m"))
+    assert len(mistakes) == bool(words), mistakes
+    assert all(word in mistakes[0] for word in words), mistakes[0]
+
+
+OWN = """
+from jaxtyping import Float
+from torch import Tensor
+
+from research.metrics import Metric, select_valid
+
+
+class Sureness(Metric):
+    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
+        return select_valid(logits, targets)[0].amax(-1)
+
+    def compute(self, rows: Float[Tensor, "n"]) -> float:
+        return float(rows.mean())
+"""
+
+
+def test_a_metric_of_ones_own_is_two_files_and_a_sweep_goes_its_way(tmp_path: Path) -> None:
+    """A larger rate makes larger logits: the metric says that more is better, so its best trial is the one to be best."""
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "conf/metrics").mkdir(parents=True)
+    (tmp_path / "conf/metrics/mine.yaml").write_text("sureness:\n  _target_: mine.Sureness\n  higher_is_better: true\n")
+    entry = ROOT / "train.py"
+    lines = ("import runpy, sys", f"sys.path.insert(1, {str(ROOT)!r})", f"runpy.run_path({str(entry)!r}, run_name='__main__')")
+    (tmp_path / "train.py").write_text("\n".join(lines))  # beside mine.py, as the user's would be
+    arguments = ["-m", "model=mlp", "data=digits", "metrics=mine", "monitor=val/sureness", "optim=sgd", "lr=0.001,0.3",
+                 "name=own", "steps=8", "eval_every=4", "batch_size=16", "model.dim=8", "model.depth=1", "tracker=none",
+                 "target=null", f"out={tmp_path / 'out'}", "--config-dir", str(tmp_path / "conf")]  # fmt: skip
+    done = run([str(tmp_path / "train.py"), *arguments], tmp_path, make_environment(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    values = [summary["value"] for summary in read_summaries(tmp_path)]
+    assert values[1] > values[0] > 0
+    assert "maximize" in done.stdout + done.stderr
+    (study,) = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("study.json")]
+    assert study["directions"] == ["maximize"]
+
+
+def report(rank: int, folder: str) -> None:
+    """What one of two processes does: it joins the other, and writes down what its evaluation reports."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = judge(2 * draw(9, 4), torch.arange(9) % 4, classification, "classification", batch_size=4)
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # the children use one thread
+def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
+    """The last batch has one sample, so one process has none of it."""
+    alone = judge(2 * draw(9, 4), torch.arange(9) % 4, classification, "classification", batch_size=4)
+    both = [get_context("fork").Process(target=report, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first == pytest.approx(alone, abs=1e-6)
+    assert first["val/calibration_null"] == alone["val/calibration_null"]
