@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
 PIECE = 1 << 16  # bytes
 LONGEST_ROW = 1 << 26  # bytes of a row of JSONL or CSV
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Itera
     csv.field_size_limit(LONGEST_ROW)
     name = encoding_name(encoding)
     # what cannot be decoded becomes half a surrogate pair, so that a row alone is left out
-    codec = {"encoding": "utf-8-sig" if name == "UTF-8" else encoding, "errors": "surrogateescape"}
-    with file.open(**codec, newline="") as stream:
+    codec = "utf-8-sig" if name == "UTF-8" else encoding
+    with file.open(encoding=codec, errors="surrogateescape", newline="") as stream:
         first = stream.readline(LONGEST_ROW)
         delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
         stream.seek(0)

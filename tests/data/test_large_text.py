@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -94,10 +94,12 @@ class Result:
         return (self.folder / "checkpoints" / "step-00000006" / "model.safetensors").read_bytes()
 
 
-def train(folder: Path, name: str, *settings: str, limit: int = 1 << 30, **variables: str) -> subprocess.CompletedProcess[str]:
+def train(
+    folder: Path, name: str, *settings: str, limit: int = 1 << 30, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     paths = [f"data.path={folder / 'lines.txt'}", f"out={folder / name}"]
     words = [str(limit), str(folder / "cache"), *SETTINGS, *paths, *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})}
     return subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -126,7 +128,7 @@ def test_two_processes_read_the_same(folder: Path, limited: Result) -> None:
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "WORLD_SIZE": "2"}
 
     def start(rank: str) -> subprocess.CompletedProcess[str]:
-        return train(folder, "two", "trainer.parallel=ddp", RANK=rank, LOCAL_RANK=rank, **variables)
+        return train(folder, "two", "trainer.parallel=ddp", variables=variables | {"RANK": rank, "LOCAL_RANK": rank})
 
     with ThreadPoolExecutor(2) as pool:
         one, other = (Result(process, folder / "two") for process in pool.map(start, "01"))

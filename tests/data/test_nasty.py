@@ -74,6 +74,16 @@ def link_in_a_circle(folder: Path) -> None:
     (folder / "down" / "up").symlink_to(folder)
 
 
+def link_to_nothing(folder: Path) -> None:
+    put(a_txt=GOOD)(folder)
+    (folder / "b.txt").symlink_to(folder / "c.txt")
+
+
+def put_pipe(folder: Path) -> None:
+    put(a_txt=GOOD)(folder)
+    os.mkfifo(folder / "b.txt")
+
+
 def row(**cells: Any) -> str:
     return json.dumps(cells) + "\n"
 
@@ -157,8 +167,8 @@ TREATED: dict[str, tuple[Write, dict[str, Any], str]] = {
     "one text many times": (put(a_jsonl=JSONL * 50), {}, "left out: 49 repeated"),
     "other kinds of files": (put(a_txt=GOOD, b_png=b"\x89PNG", c_gz=b"\x1f\x8b"), {}, "left out: 1 .gz files, 1 .png files"),
     "empty files": (put(a_txt=GOOD, b_txt="", c_txt=" "), {}, "left out: 2 empty"),
-    "a pipe in the folder": (lambda f: (put(a_txt=GOOD)(f), os.mkfifo(f / "b.txt")), {}, "1 broken links or devices"),
-    "a link to nothing": (lambda f: (put(a_txt=GOOD)(f), (f / "b.txt").symlink_to(f / "c")), {}, "1 broken links or devices"),
+    "a pipe in the folder": (put_pipe, {}, "1 broken links or devices"),
+    "a link to nothing": (link_to_nothing, {}, "1 broken links or devices"),
     "a row in Latin-1, left out": (put(a_csv=CSV.encode() + b"caf\xe9,2\n"), {"defects": "skip"}, "left out: 1 not UTF-8"),
     "a ragged row, left out": (put(a_csv=CSV + "x\n"), {"defects": "skip"}, "1 rows with more or fewer cells"),
     "a huge line, left out": (
@@ -229,7 +239,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, monkeypat
     content = {"a.txt": GOOD, "a.jsonl": JSONL + row(text="x"), "a.csv": CSV + "x,2\n"}[name]
     put(b_txt=GOOD * 3)(tmp_path / "data")
     (tmp_path / "data" / name).write_text(content)
-    read = text_module.read_corpus
+    read = read_corpus
 
     def shrink(*args: Any) -> Any:
         corpus = read(*args)
@@ -244,7 +254,6 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, monkeypat
 
 def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(a_txt=GOOD)(tmp_path / "data")
-    sync = streams.sync
 
     def fill(file: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -253,7 +262,8 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path: Path, cache: Pat
     with pytest.raises(ValueError, match=r"the tokens cannot be written to .*: No space left on device\nmake room"):
         text(str(tmp_path / "data"), seq_len=16)
     assert not list(cache.glob("[!.]*"))
-    monkeypatch.setattr(streams, "sync", sync)
+    monkeypatch.undo()
+    monkeypatch.setattr(text_module, "CACHE", cache)
     assert len(text(str(tmp_path / "data"), seq_len=16).train) > 10
 
 
@@ -265,7 +275,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path, content: str)
     assert text(str(tmp_path / "data"), seq_len=16).digest == data.digest
 
 
-Build = Callable[[Path], Any]
+Build = Callable[..., Any]
 OTHERS: dict[str, tuple[Write, Build, str]] = {
     "labels of several texts are one": (
         put(a_csv="text,label\nx,a\nx,b\ny,a\n"), labelled_text, "1 texts with several classes"
@@ -283,7 +293,7 @@ def test_it_is_refused_by_other_data_sets(tmp_path: Path, name: str) -> None:
     write, build, words = OTHERS[name]
     write(tmp_path / "data")
     with pytest.raises(ValueError, match=words):
-        build(path=str(tmp_path / "data"))  # type: ignore[call-arg]
+        build(path=str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
