@@ -54,7 +54,7 @@ def select_valid(
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if targets.is_floating_point():
-        return logits.view_as(targets), targets.to(logits.dtype)
+        return logits.reshape(targets.shape), targets.to(logits.dtype)
     is_valid = targets != IGNORE
     return put_classes_last(logits, targets)[is_valid], targets[is_valid].long()
 
@@ -77,12 +77,30 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
 class Metric(ABC):
     """One number of an evaluation, `val/NAME` for the NAME that conf/metrics gives it.
 
-    A subclass gives two functions: `measure`, a row of numbers for each target or sample that counts, and `compute`, the
-    number of all rows. `higher_is_better` decides what best means, also in sweeps; None: it cannot be the monitor.
+    `higher_is_better` decides what best means, also in sweeps; None: it cannot be the monitor. Most are a `RowMetric`.
     """
 
     def __init__(self, higher_is_better: bool | None) -> None:
         self.higher_is_better = higher_is_better
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the evaluation before."""
+
+    @abstractmethod
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take in a batch."""
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Any]) -> float:
+        """Return the metric over what this metric has kept in all processes, its `parts`."""
+
+
+class RowMetric(Metric):
+    """A metric of two functions: `measure`, a row for each target or sample that counts, and `compute`, of all rows."""
+
+    def __init__(self, higher_is_better: bool | None) -> None:
+        super().__init__(higher_is_better)
         self.rows: list[Tensor] = []
 
     @abstractmethod
@@ -91,20 +109,16 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, rows: Float[Tensor, "n ..."]) -> float:
-        """Return the metric of all rows."""
+        """Return the metric of all rows, which are in float64."""
 
     def reset(self) -> None:
-        """Forget the evaluation before."""
         self.rows = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take in a batch."""
         self.rows.append(self.measure(logits, targets).detach())
 
     def merge(self, parts: Sequence[Any]) -> float:
-        """Return the metric over what this metric has kept in all processes, its `parts`."""
-        rows = [row.cpu() for part in parts for row in part.rows]
-        return float(self.compute(torch.cat(rows).double()))
+        return float(self.compute(torch.cat([row.cpu() for part in parts for row in part.rows]).double()))
 
 
 class Torchmetric(Metric):
@@ -121,12 +135,6 @@ class Torchmetric(Metric):
         self.metric: Any = None
         self.class_counts = torch.zeros(0)
         self.has_warned = False
-
-    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n ..."]:
-        raise TypeError("torchmetrics keeps what it needs itself")
-
-    def compute(self, rows: Float[Tensor, "n ..."]) -> float:
-        raise TypeError("torchmetrics keeps what it needs itself")
 
     def reset(self) -> None:
         self.metric, self.class_counts = None, torch.zeros(0)
@@ -162,7 +170,7 @@ class Torchmetric(Metric):
         return value
 
 
-class Perplexity(Metric):
+class Perplexity(RowMetric):
     """e to the mean cross entropy (nats) of the targets."""
 
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
@@ -172,7 +180,7 @@ class Perplexity(Metric):
         return float(rows.mean().exp())
 
 
-class Confidence(Metric):
+class Confidence(RowMetric):
     """The mean probability of the class that is predicted."""
 
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
@@ -182,7 +190,7 @@ class Confidence(Metric):
         return float(rows.mean())
 
 
-class ExactMatch(Metric):
+class ExactMatch(RowMetric):
     """The share of samples all of whose targets that count have the largest logit."""
 
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:

@@ -172,7 +172,9 @@ def test_metrics_fit_the_data_that_name_them(data: Dataset[Any], loss: Loss, opt
 def test_metrics_of_other_data_are_refused(data: Dataset[Any], loss: Loss, option: str) -> None:
     metrics = {name: instantiate(node) for name, node in compose_config(f"metrics={option}").metrics.items()}
     name = next(iter(metrics))
-    with pytest.raises(ValueError, match=rf"metrics\.{name} does not fit these data: .*\nleave it out with ~metrics\.{name}"):
+    with pytest.raises(
+        ValueError, match=rf"metrics\.{name} does not fit these data, whose targets are .*\nleave it out with ~metrics\.{name}"
+    ):
         check_task(data, loss, metrics, "val/loss")
 
 
@@ -240,10 +242,10 @@ OWN = """
 from jaxtyping import Float
 from torch import Tensor
 
-from research.metrics import Metric, select_valid
+from research.metrics import RowMetric, select_valid
 
 
-class Sureness(Metric):
+class Sureness(RowMetric):
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
         return select_valid(logits, targets)[0].amax(-1)
 

@@ -92,7 +92,8 @@ def check_task(data: Dataset[Any], loss: Loss, metrics: Mapping[str, Metric], mo
         try:
             metric.update(logits, y)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            reason = f"metrics.{name} does not fit these data: {first_line(error)}"
+            kind = "numbers" if y.is_floating_point() else "classes"
+            reason = f"metrics.{name} does not fit these data, whose targets are {kind}: {first_line(error)}"
             raise ValueError(f"{reason}\nleave it out with ~metrics.{name}, or give other metrics") from error
 
 
