@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.harness import Table, run, run_interleaved
 from research.data.corpus import Reader, read_corpus
-from research.data.sources import Counts, find_files
 from research.data.streams import iter_pieces, take_batch
 from research.data.tokenizers import BPE, Bytes, Tokenizer
+from research.files.sources import Counts, find_files
 
 AT_LEAST = {"bpe MB a CPU second": 1.5}  # 3 MB/s on two cores
 

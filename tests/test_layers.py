@@ -10,7 +10,7 @@ RESEARCH = ROOT / "research"
 PURE = ["cli", "losses", "metrics", "ranges", "rules", "run_dir", "seeding", "signals", "trigger"]  # of the hall
 FLOORS = [  # the lowest first; rooms of one floor do not import each other
     PURE,
-    ["kernels"],
+    ["kernels", "files"],
     ["nn", "data"],
     ["models", "optim"],
     ["training"],
@@ -31,6 +31,8 @@ IMPORTERS = {  # of each heavy library
     "omegaconf": {"run", "load", "preflight", "sweep", "pbt"},
     "optuna": {"tracking", "report", "sweep", "pbt"},
     "torchmetrics": {"metrics"},
+    "pyarrow": {"files"},
+    "PIL": {"files"},
     "transformers": {"data", "models", "export", "generate"},
     "tokenizers": {"data", "models", "export", "generate"},
     "gguf": {"export"},

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int8, UInt64
 
-from research.data.documents import Defect, DefectError, Format, iter_documents
-from research.data.sources import Counts, check_defects, show_progress
+from research.files.documents import Defect, DefectError, Format, iter_documents
+from research.files.sources import Counts, check_defects, show_progress
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int64
 from sklearn.datasets import load_digits
 
-from research.data.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.data.sources import Counts
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
+from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
+from research.files.sources import Counts
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from research.data.documents import Column, Format, check_encoding
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -23,9 +22,10 @@ from research.data.rows import (
     read_pairs,
     split_pairs,
 )
-from research.data.sources import SKIPPED_FOLDERS, Counts, check_defects
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Bytes, Tokenizer
+from research.files.documents import Column, Format, check_encoding
+from research.files.sources import SKIPPED_FOLDERS, Counts, check_defects
 from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveInt, check_settings
 
 NUM_PACKAGES = 8  # of the standard library: those with the most docstrings

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from research.data.documents import Column, Format, check_encoding, find_kind
 from research.data.rows import Pair, build_dataset, check_different, drop_repeats, encode_texts, read_pairs, split_pairs
-from research.data.sources import Counts, check_defects, find_files
 from research.data.spec import MemoryDataset, Split, Tokens, unigram_cross_entropy
 from research.data.tokenizers import Bytes, Tokenizer
+from research.files.documents import Column, Format, check_encoding, find_kind
+from research.files.sources import Counts, check_defects, find_files
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
 from research.seeding import SPLIT_STREAM, fold_in

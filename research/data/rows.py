@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from research.data.corpus import LEFT_OUT, SPLITS, SplitName, assign_splits, digest_document
-from research.data.documents import Column, Defect, DefectError, Format, Row, find_kind, iter_rows, iter_text
-from research.data.sources import Counts, find_files, list_own_files
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
+from research.files.documents import Column, Defect, DefectError, Format, Row, find_kind, iter_rows, iter_text
+from research.files.sources import Counts, find_files, list_own_files
 from research.run_dir import expand_path
 
 Pair = tuple[str, str]  # a text, and its class or the text that answers it

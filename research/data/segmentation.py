@@ -20,9 +20,9 @@ from research.data.images import (
     drop_repeats,
     has_splits,
 )
-from research.data.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
-from research.data.sources import Counts
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
+from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
+from research.files.sources import Counts
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path

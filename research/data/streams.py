@@ -10,8 +10,8 @@ import numpy as np
 
 from research.data.corpus import Corpus, SplitName
 from research.data.quality import Quality
-from research.data.sources import show_progress
 from research.data.tokenizers import FILE, TRAINING_BYTES, Tokenizer, load_tokenizer, take_bytes
+from research.files.sources import show_progress
 from research.run_dir import make_folder, read_json, sync, write_record
 
 VERSION = 1  # of the streams: another one makes them anew

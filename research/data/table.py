@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt64
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from research.data.columns import EXACT, Column, Decimals, Header, Table, check_decimals, format_number, read_table
-from research.data.documents import check_encoding
 from research.data.images import describe_classes, describe_counts, predict_majority
-from research.data.sources import Counts, count_others, find_files
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
+from research.files.columns import EXACT, Column, Decimals, Header, Table, check_decimals, format_number, read_table
+from research.files.documents import check_encoding
+from research.files.sources import Counts, count_others, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
 from research.run_dir import expand_path
 

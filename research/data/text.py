@@ -11,12 +11,12 @@ import torch
 
 from research.data.bins import Streams, prepare_streams
 from research.data.corpus import Corpus, Reader, read_corpus
-from research.data.documents import SUFFIXES, Format, check_encoding
 from research.data.mixing import Mixture, share_block
-from research.data.sources import Counts, find_files
 from research.data.spec import Dataset, Samples, Split, Tokens, unigram_cross_entropy
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
+from research.files.documents import SUFFIXES, Format, check_encoding
+from research.files.sources import Counts, find_files
 from research.metrics import nats_to_bits
 from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveFloats, PositiveInt, check_settings
 from research.run_dir import ROOT
@@ -57,35 +57,43 @@ def text(
         ]
 
     streams = prepare_streams(CACHE, key, read, weights or [1.0], tokenizer)
+    return build_dataset(streams, seq_len, val_bytes, weights, path)
+
+
+def build_dataset(
+    streams: Streams, seq_len: int, val_bytes: int, weights: list[float] | None, path: str | list[str] | None
+) -> Dataset[Tokens]:
+    """Return the windows of streams; with `weights`, those of each path in their shares."""
     trains = [streams.open(name, seq_len) for name in streams.training]
     train = trains[0] if weights is None else Mixture(trains, share_block(weights))
-    val = select_evenly(streams, seq_len, val_bytes)
-    test = streams.open("test", seq_len) if "test" in streams.num_tokens else None
-    targets = val.targets.flatten()
-    read_targets = targets.numpy().astype(streams.tokenizer.dtype).tobytes()
+    val, tokenizer = select_evenly(streams, seq_len, val_bytes), streams.tokenizer
+    read_targets = val.targets.flatten().numpy().astype(tokenizer.dtype).tobytes()
     trained = b"".join(bytes.fromhex(streams.digests[name]) for name in streams.training)
     digest = sha256(trained + read_targets + (b"" if weights is None else repr(weights).encode())).hexdigest()
-    nats = unigram_cross_entropy(streams.count_tokens(), targets.long()).item()
-    num_bytes = len(targets) if val.token_bytes is None else int(val.token_bytes[targets.long()].sum())
-    baseline = {"val/loss unigram": nats, "val/bpb unigram": nats_to_bits(nats * len(targets) / max(1, num_bytes))}
-    baseline["val/bpb gzip"] = streams.gzip_bits
     order = [*streams.training, *(name for name in ("val", "test") if name in streams.num_tokens)]
     parts = " + ".join(f"{streams.num_documents[name]:,}" for name in order)
-    source = f"{parts} documents, {sum(streams.num_bytes.values()) / 1e6:.1f} MB, {streams.tokenizer_name}"
     mixed = [train.describe(cast(list[str], path))] if isinstance(train, Mixture) else []
-    notes = (*mixed, *streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else []))
     return Dataset(
-        Tokens(streams.tokenizer.vocab_size, seq_len, streams.tokenizer.end),
+        Tokens(tokenizer.vocab_size, seq_len, tokenizer.end),
         train,
         val,
         digest,
-        source,
+        source=f"{parts} documents, {sum(streams.num_bytes.values()) / 1e6:.1f} MB, {streams.tokenizer_name}",
         unit="token",
-        baseline=baseline,
-        notes=notes,
-        test=test,
-        tokenizer=streams.tokenizer,
+        baseline=compute_baseline(streams, val),
+        notes=(*mixed, *streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else [])),
+        test=streams.open("test", seq_len) if "test" in streams.num_tokens else None,
+        tokenizer=tokenizer,
     )
+
+
+def compute_baseline(streams: Streams, val: Split) -> dict[str, float]:
+    """Return what the frequencies of tokens reach on the validation text, and gzip."""
+    targets = val.targets.flatten().long()
+    nats = unigram_cross_entropy(streams.count_tokens(), targets).item()
+    num_bytes = len(targets) if val.token_bytes is None else int(val.token_bytes[targets].sum())
+    bits = {"val/bpb unigram": nats_to_bits(nats * len(targets) / max(1, num_bytes)), "val/bpb gzip": streams.gzip_bits}
+    return {"val/loss unigram": nats} | bits
 
 
 def find_sources(

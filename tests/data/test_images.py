@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from research.data import pictures
 from research.data.images import images
 from research.data.spec import Images, MemoryDataset
+from research.files import pictures
 
 LABELS = ("cat", "dog")
 

@@ -17,13 +17,14 @@ import pytest
 from program import train
 from pyarrow import parquet
 
-from research.data import documents, streams
+from research.data import streams
 from research.data import text as text_module
 from research.data.corpus import Reader, read_corpus
 from research.data.labelled_text import labelled_text
 from research.data.pairs import pairs
-from research.data.sources import Counts, find_files
 from research.data.text import text
+from research.files import documents
+from research.files.sources import Counts, find_files
 
 Write = Callable[[Path], Any]
 GOOD = "".join(f"a good line, number {number}\n" for number in range(60))

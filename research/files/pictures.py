@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from research.data.documents import Defect
-from research.data.sources import Counts, iter_files
+from research.files.documents import Defect
+from research.files.sources import Counts, iter_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 1 << 26  # of one file

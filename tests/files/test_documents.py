@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from research.data.corpus import LEFT_OUT, Corpus, Reader, read_corpus
-from research.data.sources import Counts, find_files
+from research.files.sources import Counts, find_files
 
 UTF8 = Reader("auto", ("text",), "utf-8")
 LONG = "a line of more than forty bytes, which is long enough to count\n"

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64, UInt64
 
-from research.data.documents import LONGEST_ROW, SUFFIXES, Defect, encoding_name
-from research.data.sources import Counts
+from research.files.documents import LONGEST_ROW, SUFFIXES, Defect, encoding_name
+from research.files.sources import Counts
 
 Header = Literal["auto"] | bool
 Decimals = Literal["point", "comma"]
