@@ -163,7 +163,7 @@ def test_sharded_weights_step_as_plain_ones(tmp_path: Path) -> None:
         (["optim=ademamix", "optim.base.t_alpha=0"], ["optim.base.t_alpha takes a whole number in [1, inf) or null"]),
         (["optim=ademamix", "optim.base.eps=0"], ["no key 'optim.base.eps'"]),
         (["optim=orthograd", "optim.weight_decay=-1"], ["optim.weight_decay takes a number in [0, inf)"]),
-        (["data=modular", "loss=classification"], ["loss=classification does not fit data=modular"]),
+        (["data=modular", "loss=classification"], ["data=modular has logits [batch seq vocab] and targets [batch]"]),
     ],
 )
 def test_the_command_line_refuses_wrong_settings(overrides: list[str], messages: list[str]) -> None:
