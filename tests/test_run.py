@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from omegaconf import OmegaConf
 from program import ROOT, TINY, make_environment, read_summaries, run, train
 
 from research.preflight.check import find_mistakes
+from research.run import build_name
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,20 @@ def test_the_same_command_gives_the_same_bits(tmp_path: Path) -> None:
     digests = [s["weights_sha256"] for s in read_summaries(tmp_path)]
     assert len(digests) == 3
     assert len(set(digests)) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "bitnet adamw seed=3"),
+        ({"model": "bitnet", "seed": "3", "out": "elsewhere", "tracker": "jsonl", "data": "digits"}, "bitnet adamw seed=3"),
+        ({"steps": "100", "model.dim": "64", "data": "text"}, "bitnet adamw seed=3 steps=100 model.dim=64 data=text"),
+        ({"resume": "RUN", "data.path": "x" * 99}, "bitnet adamw seed=3 ..."),
+    ],
+)
+def test_a_name_says_what_the_command_line_has_set(values: dict[str, str], name: str) -> None:
+    cfg = OmegaConf.create({"seed": 3, "name": "digits"})
+    assert build_name({"model": "bitnet", "optim": "adamw"}, values, cfg) == name
 
 
 def test_the_users_line_sweeps(tmp_path: Path) -> None:
