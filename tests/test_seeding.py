@@ -2,6 +2,8 @@
 
 from collections import Counter
 from resource import RUSAGE_SELF, getrusage
+from statistics import median
+from time import process_time
 
 import pytest
 import torch
@@ -64,6 +66,12 @@ def test_the_order_of_a_billion_samples_needs_no_table() -> None:
     assert len(stream.unique()) == 600
     assert 0 <= stream.min() < stream.max() < n
     assert getrusage(RUSAGE_SELF).ru_maxrss - before < 10_000  # kB
+    seconds = []
+    for batch in range(50):
+        start = process_time()
+        sample_indices(7, batch * 512, 512, n)
+        seconds.append(process_time() - start)
+    assert median(seconds) < 1e-3
 
 
 def test_up_to_a_million_samples_the_order_is_the_table() -> None:
