@@ -45,7 +45,7 @@ class Quality:
 
     def _watch_lines(self, name: SplitName, piece: bytes) -> None:
         lines = (line for line in piece.splitlines() if len(line) > LONG_LINE)
-        numbers = [number for line in lines if (number := hash(line)) % self.every == 0]
+        numbers = [hash(line) for line in lines if self.every == 1 or zlib.crc32(line) % self.every == 0]
         if name == "val":
             self.lines.update(numbers)
         else:
