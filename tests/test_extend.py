@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,10 @@ def test_each_line_runs(line: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_spirals_are_learnt(tmp_path: Path) -> None:
-    """The page shows a data set and a model that work: a wide layer tells the spirals apart."""
+    """The page shows a data set and a model that work: a ternary network tells the spirals apart."""
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     train(tmp_path, "--config-dir", "conf", "data=spirals", "model=bitmlp", "tracker=jsonl", "trainer.device=cpu")
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
-    assert summary["best"]["val/acc"] > 0.95
-    shutil.rmtree(tmp_path / "out")
+    assert summary["best"]["val/acc"] > 0.9
