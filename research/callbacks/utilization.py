@@ -52,13 +52,10 @@ class Utilization(Callback):
             per_sample = state.data.shape.seq_len if state.data.unit == "token" else 1
             state.progress.extra_metrics[f"perf/recent_{state.data.unit}s_per_s"] = samples_per_s * per_sample
             if self.peak:
-                state.progress.extra_metrics["perf/mfu"] = samples_per_s * self.flops_per_sample / self.peak
+                share = samples_per_s * self.flops_per_sample / self.peak
+                state.progress.extra_metrics["perf/mfu"] = share
+                state.end_notes["utilization"] = f"{share:.1%} of {self.peak / 1e9:,.0f} GFLOP/s, the {self.precision} peak"
             self.seconds, self.steps = 0.0, 0
-
-    def on_end(self, state: State) -> None:
-        if self.peak and "perf/mfu" in state.progress.metrics:
-            share, peak = state.progress.metrics["perf/mfu"], self.peak / 1e9
-            state.end_notes["utilization"] = f"{share:.1%} of {peak:,.0f} GFLOP/s, the peak of {self.precision} at the start"
 
 
 def count_flops(model: nn.Module, shape: object) -> float:

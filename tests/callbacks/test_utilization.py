@@ -55,6 +55,7 @@ def test_mfu_is_flops_a_second_over_the_peak(monkeypatch: pytest.MonkeyPatch) ->
     flops = count_flops(state.model, state.data.shape)
     assert flops == seq_len * (6 * (4 * 16 * 16 + 2 * 16 * 64 + 16 * 11) + 12 * 16 * seq_len)
     assert state.progress.extra_metrics["perf/mfu"] == pytest.approx(flops * 32 / 1e6)
+    assert state.end_notes["utilization"] == f"{flops * 32 / 1e6:.1%} of 0 GFLOP/s, the fp32 peak"
 
 
 def test_it_changes_no_bit_and_leaves_the_generators(tmp_path: Path) -> None:
