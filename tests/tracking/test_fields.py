@@ -22,7 +22,7 @@ CONFIG = {
     [
         (
             [],
-            {"lr": 1e-3, "steps": 200, "optim.base.betas": [0.9, 0.98], "trainer.steps": 3, "trainer.seed": 0, "model.dim": 3},
+            {"lr": 1e-3, "steps": 9, "optim.base.betas": [0.9, 0.98], "trainer.steps": 3, "trainer.seed": 0, "model.dim": 3},
         ),
         (["target", "optim.lr"], {"target": None, "optim.lr": 1e-3, "lr": 1e-3}),
     ],
