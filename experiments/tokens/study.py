@@ -9,7 +9,7 @@ from experiments.base import format_table
 from experiments.results import compute_ratio
 from experiments.seeds import Row, SeedStudy, format_mean, get_values
 
-BASE = ("experiment=text", "precision=fp32", "callbacks.time_limit.seconds=null", "eval_every=1000")
+BASE = ("experiment=text", "callbacks.time_limit.seconds=null", "eval_every=1000")
 PAIRS = (*BASE, "tokenizer=bpe")
 BYTES = "bytes"
 
