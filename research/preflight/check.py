@@ -16,7 +16,6 @@ from research.options.files import check_option
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS
-from research.preflight.folders import get_repeat_count
 from research.preflight.help import CONF, list_groups, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
@@ -145,7 +144,6 @@ def judge(line: CommandLine) -> Judgement:
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
     mistakes += check_study_settings(overrides) + check_study_direction(overrides, runs) if multirun else []
-    mistakes += check_several_runs(runs[0]) if multirun and not mistakes and not sweep_lines else []
     if multirun and any(o.key_or_group == "resume.path" and o.value() == "auto" for o in overrides):
         mistakes.append(format_mistake("resume=auto", "it resumes one run, -m starts several", "leave out -m or resume=auto"))
     return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
@@ -210,19 +208,6 @@ def check_study_name(runs: list[list[Override]]) -> list[str]:
     names = dict.fromkeys(str(RequestedConfig.from_overrides(run, {}).get("name")) for run in runs)
     message = f"the runs of this sweep belong to several studies: {', '.join(names)}"
     return [format_mistake("-m", message, "give name=comparison, or another one name")] if len(names) > 1 else []
-
-
-def check_several_runs(run: list[Override]) -> list[str]:
-    """Return the mistake of a sweep in which nothing varies; a launcher may start one run elsewhere, a plugin vary it."""
-    requested = RequestedConfig.from_overrides(run, {})
-    settings = ("custom_search_space", "study_name", "dry_run")
-    if requested.get_choice("hydra/launcher") != "basic" or get_repeat_count(requested.get("hydra.sweeper.repeats")) > 1:
-        return []
-    if not str(requested.get("hydra.sweeper._target_")).endswith(".StudySweeper") or any(
-        requested.get(f"hydra.sweeper.{name}") not in (MISSING, None, False) for name in settings
-    ):
-        return []
-    return [format_mistake("-m", "a sweep needs a key with several values", "leave out -m or give several, as lr=1e-3,3e-4")]
 
 
 def check_study_settings(overrides: list[Override]) -> list[str]:

@@ -39,7 +39,7 @@ def prepare(argv: list[str]) -> list[str]:
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides
     from research.preflight.overrides import expand_argument, format_mistake
-    from research.preflight.words import find_repeats
+    from research.preflight.words import find_notes
 
     rest = [expand_argument(word) for word in rest]
     reruns = [word for word in rest if len(flag := word.split("=")[0]) > 2 and RERUN_FLAG.startswith(flag)]
@@ -60,7 +60,7 @@ def prepare(argv: list[str]) -> list[str]:
         if writes:
             print_message("\n".join(mistakes))
         sys.exit(2)
-    for note in find_repeats(rest) if writes else ():
+    for note in find_notes(rest, bool(sweep)) if writes else ():
         print_message(note)
     if not writes:  # only the first process of a run writes to its folder, the others have a temporary one
         import atexit

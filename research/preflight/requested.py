@@ -147,7 +147,7 @@ class RequestedConfig(KnownKeys):
             unknown = [
                 n for n in names if n.partition(".")[0] not in self.cfg and not n.startswith((".", "hydra", *self.mistakes))
             ]
-            if unknown and not key.startswith("hydra"):
+            if unknown and not key.startswith("hydra") and "\\${" not in str(self.get(key)):
                 self.add_mistake(key, f"there is no key '{unknown[0]}', which ${{{unknown[0]}}} refers to")
             if renames := {old: new for old in names if self.get(old) is MISSING and (new := self.find_new_key(old))}:
                 self.add_mistake(key, *(describe_rename(old, new) for old, new in renames.items()))

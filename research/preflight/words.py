@@ -159,7 +159,7 @@ def read_pair(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
     while count <= bare and (not value or value.endswith(",") or count_open(value) > 0 or rest[count].startswith(",")):
         value += rest[count].translate(LOOKALIKES)
         count += 1
-    if not key:  # an = that stands by itself
+    if not key or (count == 1 and key in ("out", "data.path")):  # an = by itself; a path may hold anything
         return 1, rest[0]
     typed = " ".join(rest[:count])
     value = value if count_open(value) else value.rstrip(",;")
@@ -222,9 +222,11 @@ def read_file(typed: str, text: str) -> Repair | None:
     return Repair(typed, "", (PRESET, f"save it as conf/experiment/{path.stem}.yaml; then experiment={path.stem}"))
 
 
-def find_repeats(words: Sequence[str]) -> list[str]:
-    """Return a note for each key that is given twice, with different values: the last one counts."""
+def find_notes(words: Sequence[str], multirun: bool) -> list[str]:
+    """Return a note for each key that is given twice, where the last value counts, and for a sweep in which nothing varies."""
     first, notes = dict[str, str](), list[str]()
+    if multirun and not any("," in word or "(" in word or word.startswith(("sweep=", "hydra", "-")) for word in words):
+        notes.append("note: a sweep of one run; several are -m lr=1e-3,3e-4")
     for word in words:
         key, equal, _ = word.partition("=")
         if equal and not word.startswith(("-", "+")) and key not in MERGED_KEYS and first.setdefault(key, word) != word:

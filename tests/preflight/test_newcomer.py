@@ -85,7 +85,6 @@ MISTAKES = {
     "model=bitnet,mlp": "with -m (or --multirun) it is a sweep",
     "-m lr=1e-3, 3e-4": "did you mean: lr=1e-3,3e-4 ?",
     "-m lr=[1e-3,3e-4]": "did you mean: lr=0.001,0.0003 ?",
-    "-m lr=1e-3": "leave out -m or give several, as lr=1e-3,3e-4",
     "lr=1e-3,": "did you mean: lr=1e-3 ?",
     "--multi lr=1e-3,3e-4": "did you mean: --multirun ?",
     # commands
@@ -128,3 +127,8 @@ def test_what_is_right_passes(line: str, capsys: pytest.CaptureFixture[str]) -> 
     words = shlex.split(line)
     assert sorted(prepare(["train.py", *words])[1:]) == sorted(words), capsys.readouterr().err
     assert capsys.readouterr().err == ""
+
+
+def test_of_a_sweep_of_one_run_a_note_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(["train.py", "lr=1e-3", "-m"]) == ["train.py", "-m", "lr=1e-3"]
+    assert capsys.readouterr().err == "note: a sweep of one run; several are -m lr=1e-3,3e-4\n"
