@@ -86,7 +86,7 @@ def count_epochs(cfg: DictConfig) -> tuple[DictConfig, Task]:
     except BaseException:
         discard_run_folder(Path(HydraConfig.get().runtime.output_dir))
         raise
-    counted, num_samples = copy.deepcopy(cfg), cfg.trainer.overfit or len(task[0].train)
+    counted, num_samples = copy.deepcopy(cfg), min(cfg.trainer.overfit or math.inf, len(task[0].train))
     counted.steps = math.ceil(cfg.epochs * num_samples / cfg.trainer.batch_size)
     return counted, task
 

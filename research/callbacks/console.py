@@ -116,6 +116,8 @@ def build_summary(state: State) -> list[tuple[str, str]]:
         rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
         rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
+        if (test := key.replace("val/", "test/", 1)) in progress.metrics:
+            rows.append((f"final {test}", f"{progress.metrics[test]:.4f} (nothing was chosen by it)"))
         better = "higher" if higher_is_better(key, info.directions) else "lower"
         baselines = {name: value for name, value in state.data.baseline.items() if name.startswith(key)}
         rows += [(f"baseline {name}", f"{value:.4f} ({better} is better)") for name, value in baselines.items()]

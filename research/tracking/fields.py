@@ -95,6 +95,7 @@ def collect_results(summary: Mapping[str, Any]) -> dict[str, float]:
     They are logged at step 0, where MLflow draws bars to compare runs by.
     """
     results = {format_best(key): float(value) for key, value in summary.get("best", {}).items() if value is not None}
+    results |= {key: value for key, value in summary.get("metrics", {}).items() if key.startswith("test/")}
     return results | {f"{SYSTEM}{key}": float(summary[key]) for key in ("wall_s", "peak_rss_mb") if key in summary}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
-from research.data.spec import Dataset
+from research.data.spec import Dataset, Samples
 from research.losses import Loss, Objective, check_losses, make_plain
 from research.metrics import Metric, find_directions
 from research.nn.bitlinear import bitlinear_layers
@@ -135,16 +135,15 @@ class Trainer:
         check_task(data, loss, metrics or {}, monitor)
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
-        facts |= {"directions": find_directions(metrics or {})}
+        facts["directions"] = find_directions(metrics or {})
         info = RunInfo(steps=self.steps, monitor=monitor, task=task, name=name, folder=folder, **facts)
         splits = (data.train, data.train if self.overfit else data.val)
         train, val = (split.take(self.overfit or None).to(device) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
-        objective, loss = objective or Supervised(loss), make_plain(loss)
-        state = State(model, net, optimizer, schedule, loss, objective, data, val, batches, info)
-        state.progress = Progress(task=task, loss_sum=torch.zeros((), device=device))
-        state.metrics = dict(metrics or {})
+        objective, plain = objective or Supervised(loss), make_plain(loss)
+        state = State(model, net, optimizer, schedule, plain, objective, data, val, batches, info)
+        state.progress, state.metrics = Progress(task=task, loss_sum=torch.zeros((), device=device)), dict(metrics or {})
         state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
         state.average = Average(model, self.ema) if self.ema else None
         state.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -197,6 +196,7 @@ class Trainer:
                 for callback in state.callbacks:
                     callback.on_step(state)
                 self._agree_on_stop(state, signals, evaluated=True)
+            self._evaluate_test(state, signals)
         return state
 
     def forward_backward(self, state: State, step: int) -> Float[Tensor, ""]:
@@ -272,13 +272,22 @@ class Trainer:
 
     def _evaluate_splits(self, state: State, signals: Watch) -> dict[str, float]:
         """Return the metrics of the held-back split, and with `eval_train` train/acc."""
+        metrics = self._evaluate(state, signals, state.val, state.metrics)
+        train = self._evaluate(state, signals, state.batches.train, {}) if self.eval_train else {}
+        return metrics | ({"train/acc": train["val/acc"]} if "val/acc" in train else {})
+
+    def _evaluate_test(self, state: State, signals: Watch) -> None:
+        """Take in the metrics of the split that nothing is chosen by, of the last weights: test/loss and so on."""
+        if test := state.data.test:
+            run = partial(self._evaluate, state, signals, test.to(self.accelerator.device), state.metrics)
+            with state.average.use_averages() if state.average else nullcontext():
+                metrics = {name.replace("val/", "test/", 1): value for name, value in retry_on_oom(run, state).items()}
+            state.progress.metrics |= metrics
+
+    def _evaluate(self, state: State, signals: Watch, split: Samples, metrics: Mapping[str, Metric]) -> dict[str, float]:
         size = -(-self.batch_size // (self.grad_accum * 2**state.progress.oom_halvings))
         poll = partial(self._agree_on_stop, state, signals)
-        metrics = evaluate(state.net, state.val, state.loss, size, self.autocast, poll, state.metrics)
-        if self.eval_train:
-            train = evaluate(state.net, state.batches.train, state.loss, size, self.autocast, poll)
-            metrics |= {"train/acc": train["val/acc"]} if "val/acc" in train else {}
-        return metrics
+        return evaluate(state.net, split, state.loss, size, self.autocast, poll, metrics)
 
     def _will_compile(self, is_first: bool) -> bool:
         """The first step, as the first evaluation, is compiled: minutes in which a signal must not wait.
