@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import nn
 
-from research.data.spec import Tokens, Vectors
+from research.data.spec import Tokens
 from research.data.tokenizers import Bytes
 from research.export import gguf, hf, layout, onnx, safetensors, verify
 from research.load import TEXT_TARGETS, TrainedRun
 from research.models.decoder import Decoder
 from research.models.hub import Hub
-from research.models.mlp import MLP
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 
@@ -153,14 +152,13 @@ def make_refused(kind: str) -> nn.Module:
     if kind == "hub":
         return Hub(Tokens(11, 8), fields=FIELDS | {"num_key_value_heads": 2}, linear=BitLinear)
     builders: dict[str, Callable[[], nn.Module]] = {
-        "mlp": lambda: MLP(Vectors(4, 2), 8, 1, BitLinear),
         "bitdecoder": lambda: Decoder(Tokens(11, 8), 8, 1, 2, BitLinear),
         "full precision": lambda: Transformer(Tokens(11, 8), 8, 1, 2, nn.Linear),
     }
     return builders[kind]()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "bitdecoder", "full precision", "hub"])
+@pytest.mark.parametrize("kind", ["bitdecoder", "full precision", "hub"])
 def test_a_refused_model_is_told_the_way_that_works_today(kind: str, tmp_path: Path) -> None:
     """And it works."""
     from safetensors.torch import load_model, save_model
