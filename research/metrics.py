@@ -50,11 +50,11 @@ def select_valid(
 ) -> tuple[Float[Tensor, "n ..."], Num[Tensor, "n ..."]]:
     """Return the logits [n, classes] and the class of each target that counts; of numbers the outputs and the numbers.
 
-    In float32 or better: a model in bf16 has eight bits.
+    In float32 or better, as a model in bf16 has eight bits; numbers in float64, whose squares are summed.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if targets.is_floating_point():
-        return logits.reshape(targets.shape), targets.to(logits.dtype)
+        return logits.double().reshape(targets.shape), targets.double()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     is_valid = targets != IGNORE
     return put_classes_last(logits, targets)[is_valid], targets[is_valid].long()
 

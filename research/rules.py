@@ -8,6 +8,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -212,8 +213,12 @@ def check_warmup(warmup: int, steps: int) -> Conflict | None:
 @cache
 def list_components() -> frozenset[str]:
     """Return the `_target_`s that the groups of conf/ name."""
-    files = (file for file in (ROOT / "conf").glob("*/*.yaml") if file.parent.name not in PRESET_GROUPS)
-    return frozenset(name for file in files for name in re.findall(r"(?m)^[^#\n]*_target_: ([\w.]+)", file.read_text()))
+    texts = []
+    for file in (ROOT / "conf").glob("*/*.yaml"):
+        if file.parent.name not in PRESET_GROUPS:
+            with suppress(OSError):  # what is no file, or not there, is told where it is chosen
+                texts.append(file.read_text(errors="replace"))
+    return frozenset(name for text in texts for name in re.findall(r"(?m)^[^#\n]*_target_: ([\w.]+)", text))
 
 
 @cache

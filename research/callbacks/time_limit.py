@@ -17,3 +17,4 @@ class TimeLimit(Callback):
     def on_gradients(self, state: State) -> None:
         if self.seconds is not None and state.progress.seconds - self.seconds_at_start >= self.seconds:
             state.stop = f"the time limit of {self.seconds:g} s was reached"
+            state.resume_override = "callbacks.time_limit.seconds=null"

@@ -37,4 +37,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         outputs: Tensor = self.head(self.norm(self.blocks(self.embed(x))))
-        return outputs if (self.mean, self.scale) == (0.0, 1.0) else self.mean + self.scale * outputs
+        return outputs if (self.mean, self.scale) == (0.0, 1.0) else self.mean + self.scale * outputs.float()

@@ -39,7 +39,7 @@ def prepare(argv: list[str]) -> list[str]:
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides
     from research.preflight.overrides import expand_argument, format_mistake
-    from research.preflight.words import find_notes
+    from research.preflight.words import find_notes, split_flags
 
     rest = [expand_argument(word) for word in rest]
     reruns = [word for word in rest if len(flag := word.split("=")[0]) > 2 and RERUN_FLAG.startswith(flag)]
@@ -71,7 +71,8 @@ def prepare(argv: list[str]) -> list[str]:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         more = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
     replaced = {word.partition("=")[0] for word in more}
-    return [argv[0], *sweep, *(word for word in rest if word.lstrip("+").partition("=")[0] not in replaced), *more]
+    flags, words = split_flags(rest)  # before the overrides, between which Hydra takes none
+    return [argv[0], *sweep, *flags, *(word for word in words if word.lstrip("+").partition("=")[0] not in replaced), *more]
 
 
 def redact_config(cfg: Any, resolve: bool = False) -> Any:

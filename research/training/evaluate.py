@@ -1,5 +1,6 @@
 """How good a model is on a whole split."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -63,6 +64,8 @@ def evaluate(
     values = {"val/loss": nats / targets, "val/acc": right / targets, "val/bpb": nats_to_bits(nats / max(1, text))}
     parts = distributed.all_gather(metrics) if metrics else []
     own = {f"val/{name}": metric.merge([part[name] for part in parts]) for name, metric in metrics.items()}
+    if math.isnan(nats):  # what the largest of NaN logits is says nothing
+        values, own = dict.fromkeys(values, math.nan), dict.fromkeys(own, math.nan)
     return {name: values[name] for name in names} | own
 
 
