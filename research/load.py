@@ -26,7 +26,7 @@ from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkp
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
-TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")
+TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
 log = logging.getLogger(__name__)
 RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
@@ -85,8 +85,8 @@ class TrainedRun:
 
     @property
     def is_text(self) -> bool:
-        """True if tokens of a text are predicted."""
-        return self.config.data["_target_"] in TEXT_TARGETS
+        """True if its tokens are of a text: the run folder has a place for its tokenizer."""
+        return (self.folder / TOKENIZER_FOLDER).is_dir() or self.config.data["_target_"] in TEXT_TARGETS
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

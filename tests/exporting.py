@@ -60,7 +60,6 @@ def make_source(
 ) -> layout.Source:
     """Return a transformer with random weights, as if trained, and its validation sequences; some hold an end."""
     torch.manual_seed(0)
-    target = "research.data.text.text" if tokenizer else "none"
     if tokenizer:
         tokenizer.save(folder / TOKENIZER_FOLDER)
     sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "ffn_dim": 48, "sub_norm": True, "init_std": 0.2} | numbers
@@ -75,7 +74,7 @@ def make_source(
     tokens = torch.randint(shape.vocab_size, (65, 8))
     tokens[::2, 3] = max(shape.end, 0)
     split = Split(tokens, tokens[:, 0] % shape.num_classes if shape.num_classes else tokens)
-    trained = TrainedRun(folder, folder, OmegaConf.create({"data": {"_target_": target}}), model)
+    trained = TrainedRun(folder, folder, OmegaConf.create({"data": {"_target_": "mine"}}), model)
     trained.data = Dataset(shape, split, split, "", "", "token")
     return layout.build_source(trained)
 

@@ -33,6 +33,7 @@ IMPORTERS = {  # of each heavy library
     "torchmetrics": {"metrics"},
     "pyarrow": {"files"},
     "PIL": {"files"},
+    "sklearn": {"data"},
     "transformers": {"data", "models", "export", "generate"},
     "tokenizers": {"data", "models", "export", "generate"},
     "gguf": {"export"},

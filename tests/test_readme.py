@@ -22,7 +22,9 @@ TEXTS = {path: path.read_text() for path in PAGES}
 README = TEXTS[ROOT / "README.md"]
 EXTEND = ROOT / "docs" / "extend.md"  # its commands name files of its own: tests/test_extend.py
 OWN_TEXTS = [text for path, text in TEXTS.items() if path != EXTEND]
-TRAIN = sorted({line.strip("` '") for text in OWN_TEXTS for line in re.findall(r"python train\.py[^`\n|#]*", text)})
+TRAIN = sorted(
+    {line.strip("` ") for text in OWN_TEXTS for line in re.findall(r"python train\.py(?:'[^'\n]*'|[^`\n|#'])*", text)}
+)
 TORCHRUN = sorted({line.strip() for text in TEXTS.values() for line in re.findall(r"^ +(torchrun .*)", text, re.MULTILINE)})
 DEBUG = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "trainer.compile=false"]
 

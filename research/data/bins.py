@@ -92,10 +92,9 @@ class Streams:
         """Return the windows of a stream. Raise ValueError where there is not one."""
         if (count := self.num_tokens[name]) <= seq_len:
             long = {"val": "validation", "test": "test", "train": "training"}.get(name, f"training ({name})")
-            why = f"the {long} split has {count:,} {'bytes' if self.tokenizer.name == 'bytes' else 'tokens'}"
+            why = f"the {long} split has {count:,} {self.tokenizer.unit}"
             raise ValueError(f"data.seq_len={seq_len} is too long: {why}; give a smaller one or more text")
-        token_bytes = None if self.tokenizer.name == "bytes" else torch.from_numpy(self.tokenizer.count_bytes())
-        file, dtype = self.folder / f"{name}.bin", self.tokenizer.dtype
+        token_bytes, file, dtype = self.tokenizer.token_bytes, self.folder / f"{name}.bin", self.tokenizer.dtype
         if count * dtype.itemsize > IN_MEMORY:
             return Bins(file, dtype, count, seq_len, token_bytes)
         tokens = np.fromfile(file, dtype=dtype)

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int8, UInt64
 
+from research.data.spec import count_parts
 from research.files.documents import Defect, DefectError, Format, iter_documents
 from research.files.sources import Counts, check_defects, show_progress
 
@@ -38,6 +39,7 @@ class Corpus:
     splits: list[Int8[np.ndarray, "_"]]  # of each file: the number in SPLITS of each of its items, or LEFT_OUT
     stamps: list[tuple[int, int]]  # size and time of each file, by which a change is noticed
     num_bytes: int  # of all documents
+    num_val_bytes: int  # of those for validation
     counts: Counts  # of what is left out
     cuts: tuple[int, int] | None = None  # of a single document: where its training text and its test text end
 
@@ -156,9 +158,11 @@ def read_corpus(
     order = sorted(range(len(files)), key=lambda index: rank_file(digests[index][:, 1]))
     parts = np.split(splits, ends[:-1])
     ordered = [files[i] for i in order], reader, [parts[i] for i in order], [stamps[i] for i in order]
-    corpus = Corpus(*ordered, int(sizes[kept].sum()), counts)
+    val_sizes = sizes[splits == SPLITS.index("val")]
+    corpus = Corpus(*ordered, int(sizes[kept].sum()), int(val_sizes.sum()), counts)
     if kept.sum() == 1:
         corpus.cuts = find_cuts(corpus, fractions)
+        corpus.num_val_bytes = corpus.num_bytes - corpus.cuts[1]
     return corpus
 
 
@@ -167,7 +171,7 @@ def assign_splits(
 ) -> Int8[np.ndarray, "items"]:
     """Return the split of each item: the first by their keys are for validation, the next for the test, one each at least."""
     ranked = np.flatnonzero(kept)[np.argsort(keys[kept], kind="stable")]
-    counts = [max(fraction > 0, round(len(ranked) * fraction)) for fraction in fractions]
+    counts = count_parts(len(ranked), fractions)
     num_val = min(counts[0], len(ranked) - 1)
     num_test = min(counts[1], max(0, len(ranked) - 1 - num_val))
     splits = np.full(len(keys), LEFT_OUT, dtype=np.int8)

@@ -1,23 +1,21 @@
 """Images of your own: a folder with a sub-folder for each class; or scikit-learn's digits, 8 x 8 pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from sklearn.datasets import load_digits
 
+from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.files.sources import Counts
+from research.files.sources import SPLIT_FOLDERS, Counts, check_defects
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
-SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FIX = "mend or move them, or give data.defects=skip to leave them out"
-NUM_NAMES = 10  # of classes that a note names
 
 
 class Labelled(NamedTuple):
@@ -47,16 +45,14 @@ def images(
     check_settings("data", images.__annotations__, locals())
     fractions, sides = (val_fraction, test_fraction), parse_size(size)
     if path is None:
-        check_needs_path(pattern=pattern, size=size, channels=channels)
+        check_needs("data.path", pattern=pattern, size=size, channels=channels)
         return read_digits(fractions, split_seed)
     root, counts, treated, faults = expand_path(path).resolve(), Counts(), Counts(), Counts()
     files = list_labelled(root, pattern, counts, faults)
     pictures = decode_pictures([file.path for file in files], sides, channels, max_gb, treated, faults)
     files = [files[number] for number in pictures.numbers]
     kept = drop_repeats(files, pictures, counts, faults)
-    if defects == "refuse":
-        faults.refuse(FIX)
-    counts.add_all(faults)
+    check_defects(faults, defects == "skip", counts, FIX)
     names = sorted({files[row].label for row in kept})
     if len(names) < 2:
         what = f"of the one class '{names[0]}'" if names else "in no class"
@@ -73,15 +69,17 @@ def images(
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(classes, parts))
 
 
-def check_needs_path(**settings: object) -> None:
-    """Raise ValueError for a setting of files where there is no path."""
+def check_needs(keys: str, **settings: object) -> None:
+    """Raise ValueError for a setting of files where `keys`, which name them, are not given."""
     for name, value in settings.items():
         if value is not None:
-            raise ValueError(f"data.{name}={value} is of files, and there are none\ngive data.path too, or data.{name}=null")
+            raise ValueError(f"data.{name}={value} is of files, and needs {keys}\ngive {keys} too, or data.{name}=null")
 
 
 def read_digits(fractions: tuple[float, float], split_seed: int) -> MemoryDataset[Images]:
     """Return scikit-learn's digits as images of 0 to 255."""
+    from sklearn.datasets import load_digits  # heavy
+
     vectors, labels = load_digits(return_X_y=True)
     pixels, classes = np.round(vectors.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8), labels.astype(np.int64)
     parts = split_by_rank(rank_keys([image.tobytes() for image in pixels], split_seed), classes, fractions)
@@ -97,13 +95,17 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     if not files:
         raise ValueError(f"data.path: no image below {root}: {counts.describe() or 'it is empty'}\ngive a folder of images")
     labelled, is_split = [], has_splits(root)
+    folders = {file.relative_to(root).parts[0] for file in files if file.parent != root}
+    if folders and not is_split and {folder.lower() for folder in folders} <= SPLIT_FOLDERS.keys():
+        text = f"data.path: the folders of {root} are splits ({', '.join(sorted(folders))}), no classes"
+        raise ValueError(f"{text}\ngive train/ and val/ or test/, with classes below them, or data.path={root}/{min(folders)}")
     depth = 1 + is_split
     for file in files:
-        folders = file.relative_to(root).parts[:-1]
-        if len(folders) < depth:
+        parents = file.relative_to(root).parts[:-1]
+        if len(parents) < depth:
             faults.add("images outside the folder of a class", str(file))
         else:
-            labelled.append(Labelled(file, folders[depth - 1], SPLIT_FOLDERS[folders[0].lower()] if is_split else ""))
+            labelled.append(Labelled(file, parents[depth - 1], SPLIT_FOLDERS[parents[0].lower()] if is_split else ""))
     seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
         parts = folder.relative_to(root).parts
@@ -166,27 +168,3 @@ def assign_parts(
         cut = split_by_rank(ranks[open_rows], None if classes is None else classes[open_rows], (fractions[0], 0.0))
         parts |= {"train": open_rows[cut["train"]], "val": open_rows[cut["val"]]}
     return parts
-
-
-def predict_majority(classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the accuracy of the class that is most frequent in training."""
-    return {"val/acc majority": float(np.mean(classes[parts["val"]] == np.bincount(classes[parts["train"]]).argmax()))}
-
-
-def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Return notes: the number of each class, and which ones a split lacks."""
-    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
-    notes = [f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names[:NUM_NAMES]))}{more}"]
-    if alike := [name for name in names if sum(name.casefold() == other.casefold() for other in names) > 1]:
-        notes.append(f"classes that differ in capitals alone: {', '.join(alike[:NUM_NAMES])}")
-    for part in ("train", "val"):
-        lacking = [name for i, name in enumerate(names) if i not in set(classes[parts[part]].tolist())]
-        if lacking:
-            notes.append(f"{part} has no sample of {len(lacking)} classes: {', '.join(lacking[:NUM_NAMES])}")
-    return tuple(notes)
-
-
-def describe_counts(counts: Counts, treated: Counts) -> tuple[str, ...]:
-    """Return notes of what was left out, and of what was changed."""
-    pairs = (("left out", counts), ("changed", treated))
-    return tuple(f"{word}: {number.describe()}" for word, number in pairs if number.numbers)

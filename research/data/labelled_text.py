@@ -42,7 +42,7 @@ def labelled_text(
     encoding: str = "utf-8",
     defects: Literal["refuse", "skip"] = "refuse",
     tokenizer: Tokenizer | None = None,
-    seq_len: PositiveInt = 256,
+    seq_len: PositiveInt = 128,
     val_fraction: OpenFraction = 0.1,
     test_fraction: Fraction = 0.0,
 ) -> MemoryDataset[Tokens]:

@@ -71,10 +71,8 @@ def pairs(
     tokenizer.train(f"{text}{separator}{answer}".encode() for text, answer in parts["train"])
     long = Counts()
     encoded = {name: encode_part(part, separator, tokenizer, seq_len, long) for name, part in parts.items()}
-    if long.numbers and too_long == "refuse":
-        fix = "give a longer data.seq_len, or data.too_long=skip"
-        raise ValueError(f"data.seq_len={seq_len}: {long.describe()}\n{long.list_examples()}\n{fix}")
-    counts.numbers |= long.numbers
+    fix = "give a longer data.seq_len, or data.too_long=skip"
+    check_defects(long, too_long == "skip", counts, fix, f"data.seq_len={seq_len}")
     splits = {name: build_split(part, seq_len, tokenizer) for name, part in encoded.items() if part}
     if len(splits) < len(parts):
         raise ValueError(f"data.seq_len={seq_len}: a split has no pair that is not longer\ngive a longer one")
@@ -110,7 +108,7 @@ def build_split(part: Sequence[tuple[np.ndarray, np.ndarray]], seq_len: int, tok
         size = len(source) + len(answer) - 1
         x[:size] = np.concatenate((source, answer[:-1]))
         y[len(source) - 1 : size] = answer
-    token_bytes = None if tokenizer.name == "bytes" else torch.from_numpy(tokenizer.count_bytes())
+    token_bytes = tokenizer.token_bytes
     return Split(torch.from_numpy(inputs), torch.from_numpy(targets), token_bytes)
 
 

@@ -13,11 +13,10 @@ from research.data.corpus import LEFT_OUT, SPLITS, SplitName, assign_splits, dig
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
 from research.files.documents import Column, Defect, DefectError, Format, Row, find_kind, iter_rows, iter_text
-from research.files.sources import Counts, find_files, list_own_files
+from research.files.sources import SPLIT_FOLDERS, Counts, find_files, list_own_files
 from research.run_dir import expand_path
 
 Pair = tuple[str, str]  # a text, and its class or the text that answers it
-SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 BATCH = 1024  # texts that are tokenized together
 
 
@@ -41,7 +40,7 @@ def find_labelled_files(
         shown = [folder for folder in folders if not folder.name.startswith((".", "__"))]
         for folder in set(folders) - set(shown):
             counts.add("hidden folders", str(folder))
-        if shown and {folder.name.lower() for folder in shown} <= SPLIT_FOLDERS:
+        if shown and {folder.name.lower() for folder in shown} <= SPLIT_FOLDERS.keys():
             message = f"data.path={path}: its folders are splits ({', '.join(folder.name for folder in shown)}), no classes"
             raise ValueError(f"{message}\ngive one of them, as data.path={path}/{shown[-1].name}: the split is made here")
         for folder in shown:

@@ -7,22 +7,12 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Int16, UInt8
-from sklearn.datasets import load_digits
 
-from research.data.images import (
-    FIX,
-    NUM_NAMES,
-    SPLIT_FOLDERS,
-    Labelled,
-    assign_parts,
-    check_needs_path,
-    describe_counts,
-    drop_repeats,
-    has_splits,
-)
+from research.data.images import FIX, Labelled, assign_parts, check_needs, drop_repeats, has_splits
+from research.data.labels import NUM_NAMES, describe_counts
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
-from research.files.sources import Counts
+from research.files.sources import SPLIT_FOLDERS, Counts, check_defects
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
@@ -54,7 +44,8 @@ def segmentation(
     check_settings("data", segmentation.__annotations__, locals())
     fractions, sides = (val_fraction, test_fraction), parse_size(size)
     if images is None or masks is None:
-        check_needs_path(images=images, masks=masks, pattern=pattern, channels=channels)
+        lacking = " and ".join(f"data.{key}" for key, folder in (("images", images), ("masks", masks)) if folder is None)
+        check_needs(lacking, images=images, masks=masks, pattern=pattern, channels=channels)
         return draw_canvases(sides or (32, 32), fractions, split_seed)
     counts, treated, faults = Counts(), Counts(), Counts()
     roots = expand_path(images).resolve(), expand_path(masks).resolve()
@@ -67,9 +58,7 @@ def segmentation(
         part = SPLIT_FOLDERS[path.relative_to(roots[0]).parts[0].lower()] if is_split else ""
         files.append(Labelled(path, mask.digest.hex() if mask else "", part))
     kept = [row for row in drop_repeats(files, pictures, counts, faults, "images with several masks") if decoded[row]]
-    if defects == "refuse":
-        faults.refuse(FIX, "data.images, data.masks")
-    counts.add_all(faults)
+    check_defects(faults, defects == "skip", counts, FIX, "data.images, data.masks")
     if not kept:
         raise ValueError(f"data.images: no image with a mask is left: {counts.describe()}\ngive images and masks of one stem")
     targets, values = number_classes([mask.pixels for row in kept if (mask := decoded[row])], ignore)
@@ -159,6 +148,8 @@ def draw_canvases(size: Size, fractions: tuple[float, float], split_seed: int) -
     rows, columns = (side // CELL for side in size)
     if rows * columns < 2:
         raise ValueError(f"data.size={list(size)} has no room for two digits\ngive data.size=32")
+    from sklearn.datasets import load_digits  # heavy
+
     rng = np.random.default_rng(fold_in(split_seed, SPLIT_STREAM))
     vectors, labels = load_digits(return_X_y=True)
     glyphs = np.round(vectors.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

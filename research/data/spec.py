@@ -101,8 +101,8 @@ class Samples(Protocol):
 class Split:
     """Inputs and targets with one sample a row, in memory: a batch costs two gathers.
 
-    Targets are classes or tokens, or floating-point numbers for a loss of one's own. Raise ValueError for a split
-    without samples, with another number of targets, or with none that counts, and for numbers that a batch could not hold.
+    Targets are classes or tokens, or floating-point numbers for a loss of one's own. Raise ValueError for a split without
+    samples, with another number of targets, or with none that counts. So it does for numbers that a batch could not hold.
     """
 
     inputs: Num[Tensor, "n ..."]
@@ -206,6 +206,12 @@ def rank_keys(keys: Sequence[bytes], split_seed: int) -> UInt64[np.ndarray, "n"]
     return np.array([int.from_bytes(sha256(seed + key).digest()[:8], "big") for key in keys], dtype=np.uint64)
 
 
+def count_parts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
+    """Return how many of `total` are for val and for test: one at least where a fraction is not 0."""
+    num_val, num_test = (max(int(fraction > 0), round(total * fraction)) for fraction in fractions)
+    return num_val, num_test
+
+
 def split_by_rank(
     ranks: UInt64[np.ndarray, "n"], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float]
 ) -> dict[str, Int64[np.ndarray, "_"]]:
@@ -224,7 +230,7 @@ def split_by_rank(
         position[grouped] = (np.arange(len(order)) - starts[ordered[grouped]] + 0.5) / sizes[ordered[grouped]]
         position[sizes[ordered] == 1] = 1
         order = order[np.argsort(position, kind="stable")]
-    num_val, num_test = (max(int(fraction > 0), round(fraction * len(order))) for fraction in fractions)
+    num_val, num_test = count_parts(len(order), fractions)
     if num_val + num_test >= len(order):
         shares = f"data.val_fraction={fractions[0]:g} and data.test_fraction={fractions[1]:g}"
         raise ValueError(f"{shares} leave no training sample of {len(order)}\ngive smaller ones, or more samples")

@@ -17,7 +17,7 @@ from research.run_dir import make_folder, read_json, sync, write_record
 VERSION = 1  # of the streams: another one makes them anew
 BATCH = 1 << 21  # bytes that are tokenized together, by as many threads as there are processors
 PROGRESS_EVERY = 1 << 26  # bytes of text between two notes of how far it came
-META, PROGRESS = "meta.json", "progress.json"
+META = "meta.json"
 Pieces = Iterator[tuple[bool, bytes]]  # whether a new document begins, not the first; its text
 
 
@@ -34,9 +34,9 @@ def write_streams(draft: Path, corpora: Sequence[Corpus], shares: Sequence[float
         limits = [round(TRAINING_BYTES * share / sum(shares)) for share in shares]
         tokenizer.train(chain.from_iterable(map(take_bytes, texts, limits)))
         tokenizer.save(draft)
-    quality = Quality(num_bytes := sum(corpus.num_bytes for corpus in corpora))
+    quality = Quality(sum(corpus.num_val_bytes for corpus in corpora))
     meta: dict[str, Any] = {"version": VERSION, "left_out": corpora[0].counts.describe()}
-    with show_progress("tokens", num_bytes) as advance:
+    with show_progress("tokens", sum(corpus.num_bytes for corpus in corpora)) as advance:
         for stream, name, parts in plan_streams(corpora):
             documents = (quality.watch(name, document) for corpus in parts for document in corpus.iter_documents(name))
             facts = write_stream(draft / f"{stream}.bin", documents, tokenizer, advance)

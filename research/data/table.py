@@ -7,17 +7,14 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt64
-from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from research.data.images import describe_classes, describe_counts, predict_majority
+from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
 from research.files.columns import EXACT, Column, Decimals, Header, Table, check_decimals, format_number, read_table
 from research.files.documents import check_encoding
-from research.files.sources import Counts, count_others, find_files
+from research.files.sources import TABLE_KINDS, Counts, check_defects, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
-from research.run_dir import expand_path
 
-PATTERNS = [f"*.{suffix}" for kind in ("csv", "tsv", "parquet", "jsonl", "ndjson") for suffix in (kind, kind.upper())]
 MAX_CLASSES = 1000
 FEW = 20  # so many different numbers may be classes without a word
 NUM_NAMES = 5  # of columns that a note names
@@ -52,20 +49,14 @@ def table(
     if path is None:
         rows, source = load_example(kind), f"scikit-learn {'breast cancer' if kind == 'class' else 'diabetes'}"
     else:
-        files = find_files(path, pattern or PATTERNS, counts)
-        for root in map(expand_path, [path] if isinstance(path, str) else path):
-            if pattern is None and root.is_dir():
-                count_others(root.resolve(), files, counts)
+        files = find_files(path, pattern, counts, TABLE_KINDS)
         rows = read_table(files, check_encoding(encoding), header, decimal, counts, faults)
         source = files[0].name if len(files) == 1 else f"{len(files)} tables"
     goal, columns = choose_columns(rows, target, features, exclude or [], counts)
     usable = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
-    if defects == "refuse":
-        faults.refuse("mend them, leave a column out by data.exclude=[NAME], or give data.defects=skip")
-    if missing == "refuse":
-        gaps.refuse("give data.missing=mean or drop, or leave columns out by data.exclude=[NAME]", "data.missing=refuse")
-    for number in (faults, gaps):
-        counts.add_all(number)
+    fix = "leave a column out by data.exclude=[NAME]"
+    check_defects(faults, defects == "skip", counts, f"mend them, {fix}, or give data.defects=skip")
+    check_defects(gaps, missing != "refuse", counts, f"give data.missing=mean or drop, or {fix}", "data.missing=refuse")
     values = [column.hash_cells()[usable] for column in (*columns, goal)]
     keys, kept = drop_repeats(np.stack(values, axis=1), counts)
     rest = usable[kept]
@@ -88,6 +79,8 @@ def table(
 
 def load_example(kind: Kind) -> Table:
     """Return a table of scikit-learn's; its target is the last column."""
+    from sklearn.datasets import load_breast_cancer, load_diabetes  # heavy
+
     bunch = load_breast_cancer() if kind == "class" else load_diabetes()
     columns = {
         str(name): Column(str(name), array("d", values)) for name, values in zip(bunch.feature_names, bunch.data.T, strict=True)

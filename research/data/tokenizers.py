@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from jaxtyping import Int, UInt
+from torch import Tensor
 
 from research.ranges import check_settings
 from research.run_dir import expand_path, write_json
@@ -44,6 +46,7 @@ class Tokenizer(ABC):
     vocab_size: int
     end: int  # the token between two documents
     name: str  # for people
+    unit = "tokens"  # for people
     is_byte_level = True  # its tokens are written in GPT-2's alphabet of bytes
 
     @property
@@ -73,6 +76,11 @@ class Tokenizer(ABC):
         counts[self.end] = 1
         return counts
 
+    @property
+    def token_bytes(self) -> Int[Tensor, "vocab"] | None:
+        """Return these counts for a split; None for one each."""
+        return torch.from_numpy(self.count_bytes())
+
     @abstractmethod
     def describe(self) -> str:
         """Return what decides its tokens, as a key of a cache: before it is trained, the settings of the training."""
@@ -82,20 +90,25 @@ class Tokenizer(ABC):
         """Return it as a tokenizer of the `tokenizers` library."""
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder, from which `load_tokenizer` reads it. A folder without one is one of bytes."""
-        if type(self) is not Bytes:
-            write_tokenizer(self, folder)
+        """Write it into a folder, from which `load_tokenizer` reads it."""
+        write_tokenizer(self, folder)
 
 
 class Bytes(Tokenizer):
     """The 256 bytes themselves. The byte 0, which no text holds, ends a document."""
 
-    vocab_size, end, name = 256, 0, "bytes"
+    vocab_size, end, name, unit = 256, 0, "bytes", "bytes"
 
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         return [np.frombuffer(piece, dtype=np.uint8) for piece in pieces]
 
     spellings = tuple(bytes([byte]) for byte in range(256))
+
+    token_bytes = None
+
+    def save(self, folder: Path) -> None:
+        """Make the folder: one without a tokenizer is of bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
 
     def describe(self) -> str:
         return "bytes"

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, UInt64
 
 from research.files.documents import LONGEST_ROW, SUFFIXES, Defect, encoding_name
-from research.files.sources import Counts
+from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool
 Decimals = Literal["point", "comma"]
@@ -137,7 +137,7 @@ def read_table(
             is_text = isinstance(error, UnicodeError)
             defects.add(f"not {encoding_name(encoding)}" if is_text else "files without permission", str(file))
     if table is None or not table.lines:
-        defects.refuse("mend them, state data.encoding, or give other files")
+        check_defects(defects, False, counts, "mend them, state data.encoding, or give other files")
         raise ValueError(f"data.path: {files[0]} has a line of names and no rows\ngive rows")
     return table
 

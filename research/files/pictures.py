@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from research.files.documents import Defect
-from research.files.sources import Counts, iter_files
+from research.files.sources import Counts, build_filter, iter_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 1 << 26  # of one file
@@ -58,11 +57,11 @@ class Pictures:
 
 def list_pictures(root: Path, pattern: str | None, counts: Counts) -> list[Path]:
     """Return the pictures below a folder, sorted by name; what is of another kind, and hidden files, are counted."""
-    files = []
+    files, is_wanted = [], build_filter(pattern, SUFFIXES)
     for path in iter_files(root, counts):
         if is_hidden(path.relative_to(root).parts) or path.name in ("Thumbs.db", "desktop.ini"):
             counts.add("hidden files", str(path))
-        elif fnmatch(path.name, pattern) if pattern else path.suffix.lower() in SUFFIXES:
+        elif is_wanted(path):
             files.append(path)
         else:
             counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
@@ -76,7 +75,7 @@ def is_hidden(parts: Sequence[str]) -> bool:
 
 @contextmanager
 def open_picture(content: Path | BytesIO, where: Path) -> Iterator[Image.Image]:
-    """Yield a picture that is not yet decoded. Raise DefectError for a file that is none, or one that is damaged."""
+    """Yield a picture that is not yet decoded. Raise PictureError for a file that is none, or one that is damaged."""
     try:
         with Image.open(content) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -13,8 +13,12 @@ from research.run_dir import expand_path
 
 # Of the standard library: tests repeat its code, and packages of others differ between machines.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
-SUFFIXES = "txt md markdown rst tex html xml py jsonl ndjson csv tsv parquet"
-KINDS = tuple(f"*.{suffix}" for suffix in SUFFIXES.split())
+TEXT_KINDS = (".txt", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", ".py")
+TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
+SPLIT_NAMES = ("train training", "val valid validation dev", "test testing")  # a split's, then other names of its folder
+SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
+FIX = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
 LONG_WORK = 1 << 26  # bytes: work on as many is shown
 NUM_EXAMPLES = 5  # of each kind of defect that a message names
 
@@ -46,18 +50,6 @@ class Counts:
             lines.append(f"  {kind}: {', '.join(places)}{f' and {more:,} more' if more else ''}")
         return "\n".join(lines)
 
-    def add_all(self, others: "Counts") -> None:
-        """Count what another has counted."""
-        for kind, places in others.examples.items():
-            for where in places:
-                self.add(kind, where, 0)
-            self.numbers[kind] += others.numbers[kind]
-
-    def refuse(self, fix: str, key: str = "data.path") -> None:
-        """Raise ValueError with all that is counted, and how it is mended; nothing where nothing is counted."""
-        if self.numbers:
-            raise ValueError(f"{key}: {self.describe()}\n{self.list_examples()}\n{fix}")
-
 
 @contextmanager
 def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -80,26 +72,26 @@ def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda size: None
 
 
-def check_defects(defects: Counts, skip: bool, counts: Counts) -> None:
-    """Raise ValueError for what cannot be read, all in one list; with `skip` count it as left out."""
+def check_defects(defects: Counts, skip: bool, counts: Counts, fix: str = FIX, key: str = "data.path") -> None:
+    """Raise ValueError for what cannot be read, all in one list, with its fix; with `skip` count it as left out."""
     if defects.numbers and not skip:
-        fix = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
-        raise ValueError(f"data.path: {defects.describe()}\n{defects.list_examples()}\n{fix}")
+        raise ValueError(f"{key}: {defects.describe()}\n{defects.list_examples()}\n{fix}")
     for kind, number in defects.numbers.items():
         counts.add(kind, defects.examples[kind][0], number)
 
 
-def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
+def find_files(
+    paths: str | Sequence[str] | None, patterns: str | Sequence[str] | None, counts: Counts, kinds: Sequence[str] = KINDS
+) -> list[Path]:
     """Return the files at and below `paths` that match one of the patterns, sorted, each once.
 
-    None for paths: the standard library's sources. None for patterns: KINDS, and what is of another kind is counted.
+    None for paths: the standard library's sources. None for patterns: `kinds`, and what is of another kind is counted.
     Symbolic links are followed, once each.
     Raise ValueError for a path that is not there, and where no file matches.
     """
     roots = [sysconfig.get_paths()["stdlib"]] if paths is None else [paths] if isinstance(paths, str) else list(paths)
-    is_open = patterns is None and paths is not None
-    patterns = ["*.py"] if patterns is None and paths is None else KINDS if patterns is None else patterns
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = "*.py" if patterns is None and paths is None else patterns
+    is_wanted = build_filter(patterns, kinds)
     files: dict[Path, None] = {}
     for text in roots:
         root = expand_path(text).resolve()
@@ -107,17 +99,24 @@ def find_files(paths: str | Sequence[str] | None, patterns: str | Sequence[str] 
             problem = f"{root} is neither a file nor a folder" if root.exists() else f"there is no file or folder {root}"
             raise ValueError(f"data.path={text}: {problem}\ngive one that exists")
         skipped = SKIPPED_FOLDERS if paths is None else set[str]()
-        matching = [root] if root.is_file() else list(iter_files(root, counts, patterns, skipped))
-        if is_open and root.is_dir():
+        matching = [root] if root.is_file() else list(iter_files(root, counts, is_wanted, skipped))
+        if patterns is None and root.is_dir():
             count_others(root, matching, counts)
         files |= dict.fromkeys(sorted(file.resolve() for file in matching))
     if not files:
-        raise ValueError(f"data.pattern={','.join(patterns)}: no file below {', '.join(roots)} matches{list_suffixes(roots)}")
+        where, others = ", ".join(roots), list_suffixes(roots)
+        if patterns is None:
+            fix = f"give files of {', '.join(kinds)}, or name others by data.pattern"
+            raise ValueError(f"data.path: no file below {where} is of a kind that is read{others}\n{fix}")
+        shown = patterns if isinstance(patterns, str) else ",".join(patterns)
+        raise ValueError(f"data.pattern={shown}: no file below {where} matches{others}\ngive another data.pattern or data.path")
     return list(files)
 
 
-def iter_files(root: Path, counts: Counts, patterns: Sequence[str] = ("*",), skipped: Collection[str] = ()) -> Iterator[Path]:
-    """Yield the regular files below a folder that match a pattern; folders behind links once, so that a circle ends."""
+def iter_files(
+    root: Path, counts: Counts, is_wanted: Callable[[Path], bool] = lambda path: True, skipped: Collection[str] = ()
+) -> Iterator[Path]:
+    """Yield the regular files below a folder that are wanted; folders behind links once, so that a circle ends."""
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -132,25 +131,31 @@ def iter_files(root: Path, counts: Counts, patterns: Sequence[str] = ("*",), ski
         names[:] = [name for name in names if name not in skipped]
         for name in files:
             path = Path(folder, name)
-            if matches(path, patterns) and path.is_file():
+            if is_wanted(path) and path.is_file():
                 yield path
-            elif matches(path, patterns):
+            elif is_wanted(path):
                 counts.add("broken links or devices", str(path))
 
 
-def matches(path: Path, patterns: Sequence[str]) -> bool:
-    """Return whether a file's name matches one of the patterns; one with a "/" is of the folders above, too."""
-    return any(path.match(pattern) if "/" in pattern else fnmatch(path.name, pattern) for pattern in patterns)
+def build_filter(patterns: str | Sequence[str] | None, kinds: Sequence[str]) -> Callable[[Path], bool]:
+    """Return what tells whether a file is read: its name matches a pattern; without any its suffix, in any case, is a kind.
+
+    A pattern with a "/" is of the folders above, too.
+    """
+    if patterns is None:
+        return lambda path: path.suffix.lower() in kinds
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    return lambda path: any(path.match(pattern) if "/" in pattern else fnmatch(path.name, pattern) for pattern in wanted)
 
 
 def list_own_files(root: Path, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
     """Return the files of a folder itself that match; without patterns those of other kinds are counted."""
-    wanted = KINDS if patterns is None else [patterns] if isinstance(patterns, str) else patterns
+    is_wanted = build_filter(patterns, KINDS)
     files = sorted(path for path in root.iterdir() if path.is_file())
     for path in files if patterns is None else ():
-        if not matches(path, wanted):
+        if not is_wanted(path):
             counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
-    return [path for path in files if matches(path, wanted)]
+    return [path for path in files if is_wanted(path)]
 
 
 def count_others(root: Path, matching: Sequence[Path], counts: Counts) -> None:

@@ -1,13 +1,26 @@
 """The data sets: their samples and splits, and the settings that they refuse."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from program import ROOT
 
 from research.data.digits import digits
 from research.data.modular import OPERATIONS, Operation, modular
 from research.data.text import text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf/data").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_call_in_python_has_the_settings_of_the_configuration(file: Path) -> None:
+    settings: Any = OmegaConf.to_object(OmegaConf.load(file).data)
+    parameters = inspect.signature(get_object(settings.pop("_target_"))).parameters
+    defaults = {name: parameters[name].default for name in settings if parameters[name].default is not inspect.Parameter.empty}
+    assert defaults.items() <= settings.items() or file.stem == "regression"  # a kind of table
 
 
 @pytest.mark.parametrize("operation", list(OPERATIONS))

@@ -106,16 +106,16 @@ def test_every_kind_of_file_is_read(tmp_path: Path, kind: str) -> None:
 
 def test_folders_that_are_splits_are_the_splits(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", 4)
-    for number, part in enumerate(("validation", "Test")):
+    for number, part in enumerate(("Dev", "testing")):
         for label in LABELS:
             (tmp_path / part / label).mkdir(parents=True)
             make_image(1000 + number * 10 + len(label) + (label == "cat")).save(tmp_path / part / label / "a.png")
-    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "validation/cat/leak.png")
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "Dev/cat/leak.png")
     data = images(str(tmp_path))
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 2)
     assert "left out: 1 of train that are in val too" in data.notes
-    shutil.rmtree(tmp_path / "validation")
+    shutil.rmtree(tmp_path / "Dev")
     data = images(str(tmp_path), val_fraction=0.25)
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 2), "train/ alone is split"
@@ -266,8 +266,9 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
         (lambda root: None, {"val_fraction": 0.6, "test_fraction": 0.4}, "leave no training sample of 10"),
         (lambda root: None, {"max_gb": 1e-7}, "10 images of 3 x 6 x 6 take 1.08e-06 GB"),
         (lambda root: [(root / name).mkdir() for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
+        (lambda root: [(root / "cat").rename(root / "val"), (root / "dog").rename(root / "test")], {}, "(test, val), no"),
     ],
-    ids=["one class", "no file", "two sizes", "half a size", "a pattern", "no training", "memory", "splits beside classes"],
+    ids=["one class", "no file", "two sizes", "half a size", "a pattern", "no training", "memory", "beside", "alone"],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, make: Make, settings: dict[str, Any], words: str) -> None:
     make(make_folder(tmp_path))
@@ -277,7 +278,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, make: Make, set
 
 
 def test_settings_of_files_need_a_path() -> None:
-    with pytest.raises(ValueError, match=r"data\.size=8 is of files"):
+    with pytest.raises(ValueError, match=r"data\.size=8 is of files, and needs data\.path\n"):
         images(size=8)
 
 

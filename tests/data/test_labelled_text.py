@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
     ),
     "a text in no folder": ({"pos/a.txt": "x", "neg/a.txt": "y", "c.txt": "z"}, {}, "1 text files that are in no folder"),
     "a folder of splits": ({"train/pos/a.txt": "x", "test/pos/b.txt": "y"}, {}, "its folders are splits .test, train."),
-    "an empty folder": ({"pos/a.txt": "x", "neg/a.png": "y"}, {}, "no file below .*neg matches; it has 1 .png"),
+    "an empty folder": ({"pos/a.txt": "x", "neg/a.png": "y"}, {}, "neg is of a kind that is read; it has 1 .png\ngive files"),
     "one column": ({"a.csv": "text,label\nx,a\n"}, {"field": "label"}, "data.field=label and data.label=label are one column"),
 }  # fmt: skip
 

@@ -199,3 +199,16 @@ def test_masks_that_cannot_be_used_are_refused(
 def test_a_canvas_has_room_for_digits() -> None:
     with pytest.raises(ValueError, match="no room for two digits"):
         segmentation(size=12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lacking"),
+    [
+        ({"images": "."}, "data.masks"),
+        ({"masks": "."}, "data.images"),
+        ({"channels": 1}, "data.images and data.masks"),
+    ],
+)
+def test_settings_of_files_need_both_folders(settings: dict[str, Any], lacking: str) -> None:
+    with pytest.raises(ValueError, match=rf"is of files, and needs {lacking}\ngive {lacking} too"):
+        segmentation(**settings)

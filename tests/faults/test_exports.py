@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from research.data.spec import Tokens
-from research.data.tokenizers import Bytes
+from research.data.tokenizers import TOKENIZER_FOLDER, Bytes
 from research.export import gguf, hf, layout, onnx, safetensors, verify
 from research.load import TEXT_TARGETS, TrainedRun
 from research.models.decoder import Decoder
@@ -35,6 +35,19 @@ def make_text_source(**numbers: Any) -> layout.Source:
     source.run.config.data._target_ = TEXT_TARGETS[0]
     run = TrainedRun(source.run.folder, source.run.checkpoint, source.run.config, model)
     return layout.build_source(run)
+
+
+@pytest.mark.parametrize(
+    ("target", "tokenizer", "name"), [("mine", None, None), ("mine", Bytes(), "bytes"), (TEXT_TARGETS[0], None, "bytes")]
+)
+def test_a_run_that_saved_a_tokenizer_is_of_text(
+    tmp_path: Path, target: str, tokenizer: Bytes | None, name: str | None
+) -> None:
+    """A tokenizer of bytes writes no file, and older runs no folder."""
+    if tokenizer:
+        tokenizer.save(tmp_path / TOKENIZER_FOLDER)
+    run = TrainedRun(tmp_path, tmp_path, OmegaConf.create({"data": {"_target_": target}}), make_text_source().model)
+    assert (run.is_text, run.tokenizer and run.tokenizer.name) == (name is not None, name)
 
 
 def load_pretrained(folder: Path, **settings: Any) -> Any:

@@ -195,6 +195,7 @@ def test_documents_are_split_whole_and_the_splits_do_not_depend_on_names(tmp_pat
         splits.append([[b"".join(document) for document in corpus.iter_documents(name)] for name in ("train", "val", "test")])
     assert splits[0] == splits[1]
     assert [len(split) for split in splits[0]] == [5, 2, 3]
+    assert corpus.num_val_bytes == len(b"".join(splits[0][1]))
 
 
 def test_a_single_document_is_cut_at_a_line_into_all_splits(tmp_path: Path) -> None:
@@ -203,6 +204,7 @@ def test_a_single_document_is_cut_at_a_line_into_all_splits(tmp_path: Path) -> N
     corpus = read_corpus([tmp_path / "a.txt"], UTF8, (0.1, 0.2), False, Counts())
     train, val, test = (b"".join(next(corpus.iter_documents(name))).decode() for name in ("train", "val", "test"))
     assert train + test + val == "".join(lines)
+    assert corpus.num_val_bytes == len(val)
     assert [round(len(part) / 220_000, 3) for part in (train, test, val)] == [0.7, 0.2, 0.1]
     assert all(part.endswith("\n") for part in (train, test, val))
 

@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a/one.txt", "a/deep/two.md", "a/deep/three.png", "b/four.txt", "b/five.log"):
+    for name in ("a/one.txt", "a/deep/two.md", "a/deep/three.png", "b/FOUR.TXT", "b/five.log"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     return tmp_path.resolve()
@@ -27,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
     ("paths", "patterns", "names"),
     [
         (["a"], None, "a/deep/two.md a/one.txt"),
-        (["b", "a"], None, "b/four.txt a/deep/two.md a/one.txt"),
-        (["a", "a/one.txt", "."], "*.txt", "a/one.txt b/four.txt"),
+        (["b", "a"], None, "b/FOUR.TXT a/deep/two.md a/one.txt"),
+        (["a", "a/one.txt", "."], ["*.txt", "*.TXT"], "a/one.txt b/FOUR.TXT"),
         (["."], ["*.md", "*.log"], "a/deep/two.md b/five.log"),
         (["."], "deep/*", "a/deep/three.png a/deep/two.md"),
         (["b/five.log"], None, "b/five.log"),

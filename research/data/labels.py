@@ -1,0 +1,33 @@
+"""What a data set says of itself: its classes, what was left out or changed, what the most frequent class reaches."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from research.files.sources import Counts
+
+NUM_NAMES = 10  # of classes that a note names
+
+
+def predict_majority(classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the accuracy of the class that is most frequent in training."""
+    return {"val/acc majority": float(np.mean(classes[parts["val"]] == np.bincount(classes[parts["train"]]).argmax()))}
+
+
+def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Return notes: the number of each class, and which ones a split lacks."""
+    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
+    notes = [f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names[:NUM_NAMES]))}{more}"]
+    if alike := [name for name in names if sum(name.casefold() == other.casefold() for other in names) > 1]:
+        notes.append(f"classes that differ in capitals alone: {', '.join(alike[:NUM_NAMES])}")
+    for part in ("train", "val"):
+        lacking = [name for i, name in enumerate(names) if i not in set(classes[parts[part]].tolist())]
+        if lacking:
+            notes.append(f"{part} has no sample of {len(lacking)} classes: {', '.join(lacking[:NUM_NAMES])}")
+    return tuple(notes)
+
+
+def describe_counts(counts: Counts, treated: Counts) -> tuple[str, ...]:
+    """Return notes of what was left out, and of what was changed."""
+    pairs = (("left out", counts), ("changed", treated))
+    return tuple(f"{word}: {number.describe()}" for word, number in pairs if number.numbers)
