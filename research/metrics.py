@@ -1,7 +1,7 @@
 """Metrics: pure functions of tensors and numbers, and those that conf/metrics adds to an evaluation.
 
 One of these sees the evaluation batch by batch. What it keeps of each batch comes together from all processes before its
-number is computed, so the number is of all targets however many processes share them. torchmetrics is imported only where
+number is computed. So the number is of all targets, however many processes share them. torchmetrics is imported only where
 one of its metrics is used.
 """
 

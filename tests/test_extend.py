@@ -1,4 +1,4 @@
-"""docs/extend.md: its files are written into a folder outside the clone, and its lines run there."""
+"""docs/extend.md: its files are written into a folder outside the clone, and each line runs there with those of its section."""
 
 import json
 import re
@@ -10,15 +10,25 @@ import pytest
 from program import ROOT, train
 
 PAGE = (ROOT / "docs" / "extend.md").read_text()
-FILES = dict(re.findall(r"^`(\S+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
-LINES = re.findall(r"^    python train\.py (.*)", PAGE, re.MULTILINE)
+
+
+def read_files(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^`(\S+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE))
+
+
+FILES = read_files(PAGE)
+LINES = {  # each with the files of its section
+    line: read_files(section)
+    for section in PAGE.split("\n## ")
+    for line in re.findall(r"^    python train\.py (.*)", section, re.MULTILINE)
+}
 SMALL = ["steps=4", "eval_every=2", "batch_size=16", "trainer.log_every=1", "trainer.device=cpu", "tracker=jsonl"]
-KINDS = ("loss", "data", "model", "optim", "schedule", "callbacks")
+KINDS = ("loss", "metrics", "data", "model", "optim", "schedule", "callbacks")
 
 
-def run(folder: Path, *words: str) -> list[dict[str, Any]]:
-    """Run the program in a folder of one's own; return the lines of metrics.jsonl."""
-    for name, content in FILES.items():
+def run(folder: Path, files: dict[str, str], *words: str) -> list[dict[str, Any]]:
+    """Run the program in a folder of these files; return the lines of metrics.jsonl."""
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     train(folder, "--config-dir", "conf", *words, *SMALL)
@@ -42,21 +52,30 @@ def test_each_kind_has_two_files_and_a_line() -> None:
         assert any(find_option(kind) in line for line in LINES), kind
 
 
+def test_each_line_needs_its_own_files_alone() -> None:
+    for line, files in LINES.items():
+        for group, option in (word.split("=") for word in line.split()):
+            path = f"conf/{group}/{option}.yaml"
+            assert path in files or (ROOT / path).exists(), f"{line}: {path}"
+
+
 def test_all_of_them_run_together(tmp_path: Path) -> None:
     """The data set, which names a loss of its own, stands before the loss."""
-    lines = run(tmp_path, *map(find_option, ("data", "model", "loss", "optim", "schedule", "callbacks")))
+    kinds = ("data", "model", "loss", "metrics", "optim", "schedule", "callbacks")
+    lines = run(tmp_path, FILES, *map(find_option, kinds))
     rates = [line["lr"] for line in lines if "lr" in line]
     assert rates == pytest.approx([3e-4 * step / 100 for step in (1, 2, 3, 4)], rel=1e-6)
     norms = [line["weights/norm"] for line in lines if "weights/norm" in line]
     assert len(norms) == 2
     assert all(norm > 1 for norm in norms)
+    assert all(0 < line["val/margin"] < 10 for line in lines if "val/loss" in line)
     assert all(0 < line["val/loss"] < 0.5 for line in lines if "val/loss" in line), "focal: a quarter of ln 2 at the start"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_each_line_runs(line: str, tmp_path: Path) -> None:
-    run(tmp_path, *shlex.split(line))
+    run(tmp_path, LINES[line], *shlex.split(line))
 
 
 @pytest.mark.slow

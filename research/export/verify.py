@@ -68,7 +68,10 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
     if is_unmasked:
         warnings.append("model.document_mask=true, and this client masks nothing: give it one document at a time")
     if targets.numel() < MIN_TARGETS:
-        few = f"fewer than {MIN_TARGETS} are too few to compare perplexities: give more --tokens"
+        seq_len = inputs.shape[1] if source.reads_tokens else 1
+        can_grow = tokens <= len(inputs) * seq_len < len(source.run.data.val) * seq_len  # else the split or MAX_LOGITS ends it
+        fix = "give more --tokens" if can_grow else "the validation split, or what one check holds, has no more"
+        few = f"fewer than {MIN_TARGETS} are too few to compare perplexities: {fix}"
         warnings.append(f"checked on {targets.numel()} held-out targets; {few}")
     report = build_report(source, result, inputs, targets) | {"warnings": warnings}
     stand_in = build_stand_in(source)

@@ -69,6 +69,7 @@ class Attention(nn.Module):
             k, v = cache.extend(k, v)
             if 1 < q.shape[2] < k.shape[2]:  # several positions after cached ones
                 mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
-        causal = self.causal and mask is None and q.shape[2] == k.shape[2]  # each sees itself and those before it
+        # Each sees itself and those before it. Without a cache no lengths are compared: torch.export would make that a symbol.
+        causal = self.causal and mask is None and (cache is None or q.shape[2] == k.shape[2])
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]

@@ -37,7 +37,7 @@ MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
 
 
 def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The model takes the shape that the data set gives, as far as both say it, and predicts at each position where it must."""
+    """Yield the conflict of a model that takes another shape than the data set gives, or predicts at too few positions."""
     data, model = requested.get_choice("data"), requested.get_choice("model")
     gives, takes = parse_shape(requested.get_signature("data")), requested.get_signature("model").get_annotation(0)
     if gives and takes and gives != takes:
@@ -57,9 +57,9 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
-    """A data set names its loss; another one takes logits and targets of as many axes, as far as it says how many.
+    """Yield the conflict of a loss whose logits or targets have other axes than the data set's own, as far as it says which.
 
-    Bits per byte need the loss of every position.
+    So is the monitor of bits per byte without a loss at every position.
     """
     data, loss = requested.get_choice("data"), requested.get_choice("loss")
     own = re.search(r"override /loss: (\w+)", read_yaml("data", data))
@@ -76,7 +76,7 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Evaluations report the monitor; every metric has a name of its own, and says which way is better."""
+    """Yield the conflicts of a monitor that no evaluation reports, and of metrics with a taken name or no better way."""
     metrics, monitor = requested.get("metrics"), requested.get_resolved("monitor")[0]
     for name, node in metrics.items() if isinstance(metrics, dict) else ():
         yield check_metric_name(name)
@@ -99,7 +99,7 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The target that a data set brings is a value of the data set's own monitor."""
+    """Yield the conflict of a target that the data set brings for its own monitor, where another is typed."""
     own = dict(re.findall(r"^(monitor|target): (\S+)", read_yaml("data", requested.get_choice("data")), re.MULTILINE))
     monitor, (target, source) = requested.get_resolved("monitor")[0], requested.get_resolved("callbacks.early_stop.target")
     if monitor != own.get("monitor", monitor) and str(target) == own.get("target") and source not in requested.typed_overrides:
@@ -108,7 +108,7 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
-    """What the target of a table is decides its loss and metrics: each kind has a data set."""
+    """Yield the conflict of a kind of target that belongs to another data set, with its loss and metrics."""
     data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
     own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
     if own and own[1] != kind:
@@ -118,7 +118,7 @@ def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Whole numbers divide each other where they must, and what begins within a run ends within it."""
+    """Yield the conflicts of whole numbers that must divide each other, or must lie within the run."""
     check, granularity = partial(check_numbers, requested), "model.linear.granularity"
     rotary = requested.get_resolved("model._target_")[0] not in LEARNT_POSITIONS
     yield check(partial(rules.check_heads, rotary=rotary), "model.dim", "model.heads")
@@ -136,7 +136,7 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_length_conflicts(requested: RequestedConfig) -> Conflicts:
-    """A run is as long as its steps or as its epochs say."""
+    """Yield the conflict of steps and epochs that both say how long the run is."""
     epochs = requested.get_resolved("epochs")[0]
     for key in ("steps", "trainer.steps"):
         if epochs is not None and key in requested.typed_overrides:
@@ -149,7 +149,7 @@ def find_length_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_process_conflicts(requested: RequestedConfig) -> Conflicts:
-    """What a run needs of its processes; launchers may start fewer than requested."""
+    """Yield the conflicts of settings with the number of processes; launchers may start fewer than requested."""
     parallel, world_size = str(requested.get_resolved("trainer.parallel")[0]), get_launched_ranks()[1]
     if parallel in ("ddp", "fsdp"):
         yield rules.check_processes(parallel, world_size)
@@ -161,7 +161,7 @@ def find_process_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_base_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The base has only settings of its own, and a gradient transform can stand before it."""
+    """Yield the conflicts of a base optimizer: with settings that are not its own, or with the transform before it."""
     base = requested.get("optim.base")
     target, signature = str(requested.get_resolved("optim.base._target_")[0]), requested.get_signature("optim.base")
     for key in base if isinstance(base, dict) else ():
@@ -173,7 +173,7 @@ def find_base_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
-    """A filter's triggers can be read, fire within the run, and fire in this order."""
+    """Yield the conflicts of a filter's triggers that cannot be read, never fire, or fire in the wrong order."""
     triggers, eval_train = dict[str, Trigger](), requested.get_resolved("trainer.eval_train")[0] is True
     for key in ("optim.start_when", "optim.stop_when"):
         if (raw := requested.get_resolved(key)[0]) in (None, MISSING):
@@ -191,7 +191,7 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
-    """A model that is read from a folder has the architecture of that folder."""
+    """Yield the conflict of an architecture that is typed beside the folder that a model is read from."""
     typed = [key for key in requested.typed_overrides if requested.get(key) not in (MISSING, None)]
     fields = [key for key in typed if key == "model.model_type" or f"{key}.".startswith("model.fields.")]
     if fields and isinstance(folder := requested.get_resolved("model.folder")[0], str):

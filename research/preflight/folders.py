@@ -15,7 +15,7 @@ Conflicts = Iterator[Conflict | None]
 
 
 def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Each trial of a sweep has a folder of its own: its subdir holds the trial's number, or every key that is swept."""
+    """Yield the conflict of trials that would share a folder: its name lacks the trial's number and a key that is swept."""
     repeats = requested.get("hydra.sweeper.repeats")
     swept = [*requested.sweep_lines, *([str(repeats.get("over", "seed"))] if get_repeat_count(repeats) > 1 else [])]
     names, texts = set[str](), [str(requested.get("hydra.sweep.subdir"))]
@@ -49,7 +49,7 @@ def check_subdir(subdir: str) -> Conflict | None:
 
 
 def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
-    """The folder of all runs can be written to, or created; a run's name is the name of a folder in it."""
+    """Yield the conflicts of names that cannot name a folder, and of a folder of all runs that cannot be written to."""
     if isinstance(name := requested.get_resolved("name")[0], str):
         yield rules.check_name(name)
     if (study := requested.get("hydra.sweeper.study_name")) not in (MISSING, None):
@@ -70,7 +70,7 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
-    """MLflow's SQLite store can be written to, or created: by default it is below the project folder."""
+    """Yield the conflict of an SQLite store that cannot be written to; MLflow's is by default below the project folder."""
     if requested.get_resolved("tracker._target_")[0] != "research.tracking.mlflow.MLflow":
         return
     uri = requested.get_resolved("tracker.uri")[0]

@@ -170,7 +170,7 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
 
 
 def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
-    """A run resumes from an existing checkpoint, with the same model, optimizer and data; no other process is writing it."""
+    """Yield the conflict of resume= where there is nothing to go on from, it is another's, or a process is writing it."""
     value, is_new = requested.get_resolved("resume.path")[0], starts_from_weights(requested)
     if isinstance(value, str) and value != "auto":
         yield from find_path_conflicts(requested, value)
@@ -190,7 +190,7 @@ def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
 
 
 def find_link_conflict(folder: Path) -> Conflict | None:
-    """What a run writes stays in its folder, whoever has made that."""
+    """Return the conflict of a link in the run folder, through which a run would write elsewhere; None without one."""
     if not (link := find_link(folder)):
         return None
     message = f"{link} is a link: what is written there would go elsewhere"
@@ -198,7 +198,7 @@ def find_link_conflict(folder: Path) -> Conflict | None:
 
 
 def check_same_run(folder: Path, settings: dict[str, Any], is_trial: bool = False) -> Conflict | None:
-    """resume=auto goes on only with a run of the very same settings, but for where it goes, how far, and who watches."""
+    """Return the conflict of a folder that holds a run of other settings, but for where it goes, how far, and who watches."""
     there = load_config(folder)[0]
     if not there or not (differences := list_other_settings(folder, settings, there)):
         return None
@@ -215,7 +215,7 @@ def list_other_settings(run: Path, settings: dict[str, Any], there: dict[str, An
 
 
 def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conflict]:
-    """The path or id leads to a checkpoint of the same model; data and optimizer differ only where a new run takes weights."""
+    """Yield the conflicts of a path or id: no checkpoint, another model, or other data or optimizer where no new run begins."""
     path, is_new = find_resume_path(requested), starts_from_weights(requested)
     if path is None:
         is_id = re.fullmatch(RUN_ID_PATTERN, value)

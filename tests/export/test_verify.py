@@ -75,12 +75,13 @@ def test_the_rope_base_is_recovered_from_the_model(tmp_path: Path, kind: str) ->
     assert verify.verify_export(source, kind, layout.Options(), tmp_path / "draft", 256)["checks"]["mean KL"]["holds"]
 
 
-def test_too_few_tokens_are_warned_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tokens", "count", "fix"), [(256, 256, "give more --tokens"), (4096, 520, "has no more")])
+def test_too_few_tokens_are_warned_of(tmp_path: Path, tokens: int, count: int, fix: str) -> None:
     (tmp_path / "draft").mkdir()
-    report = verify.verify_export(make_source(), "safetensors", layout.Options(), tmp_path / "draft", 256)
+    report = verify.verify_export(make_source(), "safetensors", layout.Options(), tmp_path / "draft", tokens)
     (warning,) = report["warnings"]
-    assert "256 held-out targets" in warning
-    assert "give more --tokens" in warning
+    assert f"{count} held-out targets" in warning
+    assert warning.endswith(fix)
 
 
 def test_a_wrong_scale_is_refused(
