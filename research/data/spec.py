@@ -117,7 +117,7 @@ class Split:
             if tensor.is_complex() or (tensor.dtype == torch.uint64 and (tensor.long() < 0).any()):
                 fix = "give real numbers" if tensor.is_complex() else "give numbers below 2^63"
                 raise ValueError(f"the {name} of a split are {tensor.dtype}, which a batch would cut to int64: {fix}")
-        if not num_valid_targets(self.targets):
+        if not self.num_valid:
             message = f"no target of the {len(self.inputs)} samples of a split counts: all are {IGNORE}"
             raise ValueError(f"{message}, which losses ignore; give targets that count")
 
@@ -134,9 +134,9 @@ class Split:
         return self.inputs.device
 
     @cached_property
-    def has_ignored_targets(self) -> bool:
-        """Return whether some targets are IGNORE."""
-        return int(num_valid_targets(self.targets)) < self.targets.numel()
+    def num_valid(self) -> int:
+        """Return the number of targets that count: at once, as to ask later would let the host wait for a device."""
+        return int(num_valid_targets(self.targets))
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -146,7 +146,7 @@ class Split:
         return (x if x.is_floating_point() else x.long()), (y if y.is_floating_point() else y.long())
 
     def count_targets(self, index: Int[Tensor, "batch"]) -> Tensor | int:
-        if self.has_ignored_targets:
+        if self.num_valid < self.targets.numel():
             return num_valid_targets(self.targets[index]).clamp(min=1)
         return len(index) * self.target_shape.numel()
 
