@@ -19,13 +19,12 @@ from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
-from research.rules import check_target, iter_targets, list_components, locate_target
+from research.rules import HYDRA_KEYS, check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
-HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 
 
 def to_whole_interval(match: re.Match[str]) -> str:
