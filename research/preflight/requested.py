@@ -9,10 +9,10 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from research.options.conf import CONF, list_groups, read_defaults, read_yaml
 from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
 from research.options.habits import iter_respelt, respell_sweep, suggest
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
-from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
 from research.preflight.renames import describe_rename

@@ -41,6 +41,11 @@ class Signature:
         """Return a parameter's annotation as its source has it; empty where it is not known."""
         return self.parameters[index].annotation if index < len(self.parameters) else ""
 
+    def parse_shape(self) -> str:
+        """Return the S of a data set that returns Dataset[S] or MemoryDataset[S]; empty for any other."""
+        match = re.fullmatch(r"(?:[\w.]+\.)?(?:Memory)?Dataset\[(\w+)\]", self.returns)
+        return match[1] if match else ""
+
     def parse_axes(self) -> tuple[str, str]:
         """Return the axes of logits and targets that a loss takes, as "batch classes"; empty for any, or where it says none."""
         texts = (re.fullmatch(r"[\w.]+\[[\w.]+, ['\"]([^'\"]*)['\"]\]", self.get_annotation(index)) for index in (0, 1))

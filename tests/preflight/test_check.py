@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from program import ROOT
 
+from research.options.conf import list_groups
 from research.preflight.check import find_mistakes
-from research.preflight.help import list_groups
 
 HEAVY = ("torch", "mlflow", "accelerate", "optuna")
 
@@ -171,6 +171,7 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits += ["data=text"] if option in ("next_token", "seq2seq") or group == "tokenizer" else []
             fits += ["data=images"] if "vision" in option else ["model=vision"] if option in ("images", "segmentation") else []
             fits += ["data=segmentation", "model=vision"] if option == "per_pixel" else []
+            fits += ["data=segmentation"] if (group, option) == ("metrics", "segmentation") else []
             fits += ["model=mlp"] if group == "data" and option in ("table", "regression") else []
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             assert find_mistakes([*fits, f"{group}={option}"], group == "sweep") == [], f"{group}={option}"
