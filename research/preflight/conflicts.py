@@ -43,8 +43,7 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
         tasks = [f"data={o}" for o in list_groups()["data"] if read_option("data", o).parse_shape() == takes]
         models = [f"model={o}" for o in list_groups()["model"] if read_option("model", o).get_annotation(0) == gives]
         message = f"data={data} gives {gives}, model={model} takes {takes}"
-        typed_data = "data" in requested.typed_overrides  # then data that fit the model are the second choice
-        fix = " or ".join([*models, *tasks] if typed_data else [*tasks, *models])
+        fix = " or ".join(models if models and "data" in requested.typed_overrides else [*tasks, *models])
         if tasks:  # else the model is the user's own, and may well take both
             yield Conflict(("data", "model"), message, f"give {fix}")
     every_position = re.search("override /loss: (next_token|seq2seq)", read_yaml("data", data))

@@ -16,7 +16,7 @@ from research.preflight.compose import MISSING, ComposedConfig, chooses_option, 
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
 from research.preflight.renames import describe_rename
-from research.preflight.signature import Signature, read_signature
+from research.preflight.signature import Signature, list_plain_settings, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
 from research.rules import HYDRA_KEYS, check_target, iter_targets, list_components, locate_target
@@ -49,6 +49,9 @@ class RequestedConfig(KnownKeys):
             requested.typed_overrides[override.key_or_group] = str(override.input_line)
             if not chooses_option(override):
                 requested.apply_override(override)
+        loss = requested.get("loss")
+        for name in list_plain_settings(loss) if isinstance(loss, dict) else ():
+            del loss[name]
         return requested
 
     def apply_override(self, override: Override) -> None:
@@ -77,7 +80,8 @@ class RequestedConfig(KnownKeys):
 
     def add_mistake(self, key: str, *lines: str, head: str = "") -> None:
         """Record the mistake of a key, unless it has one already."""
-        head = head or self.typed_overrides.get(key, "")
+        group = key.rpartition(".")[2]  # as tokenizer for data.tokenizer
+        head = head or self.typed_overrides.get(key) or self.typed_overrides.get(group if group in list_groups() else key, "")
         if not head and (preset := self.find_preset(key)):
             group, choice = key.partition(".")[0], preset.partition("=")[0]
             typed = [self.typed_overrides.get(choice, preset), self.typed_overrides.get(group, "")]

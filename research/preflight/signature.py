@@ -5,11 +5,14 @@ What the source does not say plainly is not checked: a missed mistake costs less
 
 import ast
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from research import ranges
+from research.preflight.renames import PLAIN_LOSS
 from research.preflight.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
 from research.ranges import ANY, ValueType
 
@@ -62,6 +65,12 @@ def read_signature(target: str) -> Signature | None:
         return Signature(tuple(_read_parameters(module, node)), returns)
     except (TargetError, UnresolvedError):
         return None
+
+
+def list_plain_settings(loss: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a loss that are left over, at their defaults, from the option whose target was replaced."""
+    signature = read_signature(str(loss.get("_target_")))
+    return [k for k, v in PLAIN_LOSS.items() if signature and k not in signature.names and k in loss and loss[k] == v]
 
 
 def _read_parameters(module: Module, node: ast.stmt, depth: int = MAX_DEPTH) -> list[Parameter]:
