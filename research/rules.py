@@ -33,6 +33,7 @@ HYDRA_PACKAGES = (
     *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),
     *("hydra_plugins", "hydra._internal.core_plugins", "hydra.experimental.callbacks.LogJobReturnCallback"),
 )
+HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings of components, and no component
 PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
 UNPORTABLE = re.compile(r'[<>:"|?*]|^(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$)')  # what Windows and its disks do not take

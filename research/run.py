@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import rules, run_dir
 from research.cli import describe_error, redact, redact_output
@@ -29,6 +29,7 @@ from research.preflight.folders import check_subdir
 from research.preflight.program import redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
 from research.preflight.resume import check_same_run
+from research.preflight.signature import list_plain_settings
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
@@ -61,6 +62,9 @@ def run(cfg: DictConfig) -> float:
     redact_output()
     redact_hydra_files()
     check_targets(cfg)  # before anything is built or written
+    with open_dict(cfg):
+        for name in list_plain_settings(cfg.loss):
+            del cfg.loss[name]
     cfg, task = count_epochs(cfg) if cfg.epochs else (cfg, None)
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other

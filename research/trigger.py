@@ -28,13 +28,13 @@ def read_directions(config: Mapping[str, Any]) -> dict[str, bool]:
     return {f"val/{name}": better for name, better in says.items() if isinstance(better, bool)}
 
 
-def higher_is_better(name: str, directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
+def higher_is_better(name: str, directions: Mapping[str, bool]) -> bool:
     """Return what the metric says; else True for accuracies, False for losses, bits per byte and what is not known."""
     return directions.get(name, name.endswith("acc"))
 
 
-def is_better(name: str, new: float, old: float, directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
-    """True if `new` beats `old` by this metric. NaN beats nothing."""
+def is_better(name: str, new: float, old: float, directions: Mapping[str, bool]) -> bool:
+    """Return whether `new` beats `old` by this metric. NaN beats nothing."""
     return new > old if higher_is_better(name, directions) else new < old
 
 
@@ -74,7 +74,7 @@ class Trigger:
         return f"{self.metric}:{self.value:g}" if self.metric else str(self.step)
 
     def fires(self, step: int, metrics: Mapping[str, float], directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
-        """True from the moment on; a metric that is missing or not finite fires nothing."""
+        """Return whether the moment has come; a metric that is missing or not finite fires nothing."""
         if not self.metric:
             return step >= self.step
         value = metrics.get(self.metric, math.nan)
@@ -82,7 +82,7 @@ class Trigger:
 
 
 def never_active(start: Trigger, stop: Trigger, directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
-    """True if `stop` fires no later than `start`, as far as both wait for one thing whose direction is known."""
+    """Return whether `stop` fires no later than `start`, as far as both wait for one thing whose direction is known."""
     if start.metric != stop.metric or (start.metric not in directions and not re.search("(^|acc|loss|bpb)$", start.metric)):
         return False
     is_later = is_better(start.metric, stop.value, start.value, directions) if start.metric else stop.step > start.step
@@ -100,7 +100,7 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
     if match is None or not math.isfinite(float(match[2])):
         raise ValueError(f"{setting}={raw} is no trigger\n{TRIGGER_HINT}")
     trigger = Trigger(metric=match[1], value=float(match[2]))
-    if higher_is_better(trigger.metric) and trigger.value > 1:
+    if trigger.metric.endswith("acc") and trigger.value > 1:
         raise ValueError(f"{setting}={raw} cannot fire\naccuracies are fractions: give a value of at most 1")
     return trigger
 

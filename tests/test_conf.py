@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from research.options.conf import list_groups
 from research.preflight.check import find_mistakes
-from research.preflight.help import build_help_text, list_groups
+from research.preflight.help import build_help_text
 from research.preflight.renames import upgrade_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

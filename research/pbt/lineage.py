@@ -139,7 +139,7 @@ def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -
         with mlflow_store.connect_briefly(find_own_uri(plan)) as client:
             parent = mlflow_store.read_run_id(client, plan.folder)
             mlflow_store.conclude(client, parent, files, metrics, tags, status)
-            link = links.find_sweep_link(client, parent, find_own_uri(plan), plan.monitor)
+            link = links.share_sweep(client, parent, find_own_uri(plan), plan.monitor, plan.maximize)
             print(format_row("MLflow", link), flush=True)
     except Exception as error:  # as above: the files are in the folder
         log.warning("MLflow does not have the lineage of %s: %s", plan.folder, error)

@@ -12,11 +12,11 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from research.options.conf import CONF, list_groups, set_folders
 from research.options.files import check_option
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS
-from research.preflight.help import CONF, list_groups, set_folders
 from research.preflight.overrides import (
     check_no_sweep,
     check_resume_sweep,

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
+from research.options.conf import list_groups, read_yaml
 from research.preflight.compose import MISSING
 from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
-from research.preflight.help import list_groups, read_yaml
 from research.preflight.known_keys import read_option
 from research.preflight.requested import RequestedConfig, is_interpolated
 from research.preflight.resume import find_resume_conflicts
-from research.preflight.signature import Signature
 from research.rules import Conflict
 from research.signals import get_launched_ranks
 from research.trigger import (
@@ -39,13 +38,12 @@ MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
 def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of a model that takes another shape than the data set gives, or predicts at too few positions."""
     data, model = requested.get_choice("data"), requested.get_choice("model")
-    gives, takes = parse_shape(requested.get_signature("data")), requested.get_signature("model").get_annotation(0)
+    gives, takes = requested.get_signature("data").parse_shape(), requested.get_signature("model").get_annotation(0)
     if gives and takes and gives != takes:
-        tasks = [f"data={o}" for o in list_groups()["data"] if parse_shape(read_option("data", o)) == takes]
+        tasks = [f"data={o}" for o in list_groups()["data"] if read_option("data", o).parse_shape() == takes]
         models = [f"model={o}" for o in list_groups()["model"] if read_option("model", o).get_annotation(0) == gives]
         message = f"data={data} gives {gives}, model={model} takes {takes}"
-        typed_data = "data" in requested.typed_overrides  # then data that fit the model are the second choice
-        fix = " or ".join([*models, *tasks] if typed_data else [*tasks, *models])
+        fix = " or ".join(models if models and "data" in requested.typed_overrides else [*tasks, *models])
         if tasks:  # else the model is the user's own, and may well take both
             yield Conflict(("data", "model"), message, f"give {fix}")
     every_position = re.search("override /loss: (next_token|seq2seq)", read_yaml("data", data))
@@ -227,9 +225,3 @@ def check_numbers(requested: RequestedConfig, rule: Callable[..., Conflict | Non
         return None
     values = [requested.get_resolved(key)[0] for key in keys]
     return rule(*values) if all(type(value) is int and value > 0 for value in values) else None
-
-
-def parse_shape(data: Signature) -> str:
-    """Return the S of a data set that returns Dataset[S] or MemoryDataset[S]; empty for any other."""
-    match = re.fullmatch(r"(?:[\w.]+\.)?(?:Memory)?Dataset\[(\w+)\]", data.returns)
-    return match[1] if match else ""

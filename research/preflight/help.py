@@ -3,9 +3,8 @@
 import re
 import textwrap
 
-from research.options.conf import CONF, FOLDERS, find_target, list_groups, read_defaults, read_yaml, set_folders
+from research.options.conf import CONF, list_groups, read_defaults, read_yaml
 
-__all__ = ["CONF", "FOLDERS", "build_help_text", "find_target", "list_groups", "read_defaults", "read_yaml", "set_folders"]
 HELP_WIDTH = 100  # columns
 HELP = """Grokbit trains, tracks and compares ternary networks: choose components, change keys, add -m to sweep.
 

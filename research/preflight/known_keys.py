@@ -65,7 +65,9 @@ class KnownKeys(ComposedConfig):
         parent, _, name = key.rpartition(".")
         group = parent.rpartition(".")[2]  # as linear for model.linear
         choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
-        others = [f"{group}={option}" for option in options if name in read_option(group, option).names]
+        shape = self.get_signature(group).parse_shape()  # data of the same shape need no other model: they come first
+        ordered = sorted(options, key=lambda option: read_option(group, option).parse_shape() != shape)
+        others = [f"{group}={option}" for option in ordered if name in read_option(group, option).names]
         if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
             group, _, rest = key.partition(".")
             choice = f"{group}={self.get_choice(group)}"

@@ -24,9 +24,9 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
+from research.options.conf import list_groups, read_defaults
 from research.options.files import describe_other_file
 from research.options.habits import answer_habit, explain_options, find_habit, respell, suggest
-from research.preflight.help import list_groups, read_defaults
 from research.run_dir import RUN_ID_PATTERN, expand_path
 
 MAX_VALUES = 100_000  # of one range or choice

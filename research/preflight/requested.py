@@ -9,23 +9,22 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from research.options.conf import CONF, list_groups, read_defaults, read_yaml
 from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
 from research.options.habits import iter_respelt, respell_sweep, suggest
 from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
-from research.preflight.help import CONF, list_groups, read_defaults, read_yaml
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
 from research.preflight.renames import describe_rename
-from research.preflight.signature import Signature, read_signature
+from research.preflight.signature import Signature, list_plain_settings, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
-from research.rules import check_target, iter_targets, list_components, locate_target
+from research.rules import HYDRA_KEYS, check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
-HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 
 
 def to_whole_interval(match: re.Match[str]) -> str:
@@ -50,6 +49,9 @@ class RequestedConfig(KnownKeys):
             requested.typed_overrides[override.key_or_group] = str(override.input_line)
             if not chooses_option(override):
                 requested.apply_override(override)
+        loss = requested.get("loss")
+        for name in list_plain_settings(loss) if isinstance(loss, dict) else ():
+            del loss[name]
         return requested
 
     def apply_override(self, override: Override) -> None:
@@ -78,7 +80,8 @@ class RequestedConfig(KnownKeys):
 
     def add_mistake(self, key: str, *lines: str, head: str = "") -> None:
         """Record the mistake of a key, unless it has one already."""
-        head = head or self.typed_overrides.get(key, "")
+        group = key.rpartition(".")[2]  # as tokenizer for data.tokenizer
+        head = head or self.typed_overrides.get(key) or self.typed_overrides.get(group if group in list_groups() else key, "")
         if not head and (preset := self.find_preset(key)):
             group, choice = key.partition(".")[0], preset.partition("=")[0]
             typed = [self.typed_overrides.get(choice, preset), self.typed_overrides.get(group, "")]

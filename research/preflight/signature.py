@@ -5,11 +5,14 @@ What the source does not say plainly is not checked: a missed mistake costs less
 
 import ast
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from research import ranges
+from research.preflight.renames import PLAIN_LOSS
 from research.preflight.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
 from research.ranges import ANY, ValueType
 
@@ -41,6 +44,11 @@ class Signature:
         """Return a parameter's annotation as its source has it; empty where it is not known."""
         return self.parameters[index].annotation if index < len(self.parameters) else ""
 
+    def parse_shape(self) -> str:
+        """Return the S of a data set that returns Dataset[S] or MemoryDataset[S]; empty for any other."""
+        match = re.fullmatch(r"(?:[\w.]+\.)?(?:Memory)?Dataset\[(\w+)\]", self.returns)
+        return match[1] if match else ""
+
     def parse_axes(self) -> tuple[str, str]:
         """Return the axes of logits and targets that a loss takes, as "batch classes"; empty for any, or where it says none."""
         texts = (re.fullmatch(r"[\w.]+\[[\w.]+, ['\"]([^'\"]*)['\"]\]", self.get_annotation(index)) for index in (0, 1))
@@ -57,6 +65,12 @@ def read_signature(target: str) -> Signature | None:
         return Signature(tuple(_read_parameters(module, node)), returns)
     except (TargetError, UnresolvedError):
         return None
+
+
+def list_plain_settings(loss: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a loss that are left over, at their defaults, from the option whose target was replaced."""
+    signature = read_signature(str(loss.get("_target_")))
+    return [k for k, v in PLAIN_LOSS.items() if signature and k not in signature.names and k in loss and loss[k] == v]
 
 
 def _read_parameters(module: Module, node: ast.stmt, depth: int = MAX_DEPTH) -> list[Parameter]:

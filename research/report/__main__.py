@@ -7,10 +7,10 @@ from research.cli import Parser, protect_streams
 
 
 def main() -> None:
-    """Run the command line. Exit with 2 where there is no such run or sweep, with 1 where the page cannot be written."""
+    """Run the command line. Exit with 2 where there is no such run or sweep, with 1 where a file cannot be written."""
     parser = Parser(prog="python -m research.report", description="Write the report of a sweep again, or a page of HTML.")
-    source = "the folder of a sweep, or with --html of a run; or its id in MLflow"
-    parser.add_argument("sweep", metavar="RUN_OR_SWEEP", help=source)
+    help_text = "the folder of a sweep, or with --html of a run; or its id in MLflow"
+    parser.add_argument("source", metavar="RUN_OR_SWEEP", help=help_text)
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the pictures")
     parser.add_argument("--storage", metavar="URL", default="", help="hydra.sweeper.storage of a sweep that has set it")
     page = "write one page of HTML that needs no other file, by default report.html in the folder, and change nothing else"
@@ -20,13 +20,13 @@ def main() -> None:
 
     try:
         if args.html is not None:
-            print(f"{'report':<16} {write_page(args.sweep, Path(args.html) if args.html else None, args.plots, args.storage)}")
+            print(f"{'report':<16} {write_page(args.source, Path(args.html) if args.html else None, args.plots, args.storage)}")
             return
-        folder = rebuild_report(args.sweep, args.plots, args.storage)
+        folder = rebuild_report(args.source, args.plots, args.storage)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.exit(1, f"error: --html: {error}\n")
+        parser.exit(1, f"error: {args.html or args.source}: {error}\n")
     print(f"{'report':<16} {folder / 'results.md'}")
 
 

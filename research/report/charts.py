@@ -28,6 +28,7 @@ from research.report.style import (
     number_trials,
     set_value_scale,
     shorten,
+    spans_decades,
     wrap_name,
 )
 from research.report.target import Target
@@ -65,12 +66,13 @@ def collect_points(sweep: Sweep, index: int) -> tuple[Points, Points, list[Row]]
     return points["COMPLETE"], points["PRUNED"], failed
 
 
-def mark(axes: Axes, sweep: Sweep, index: int, places: Mapping[int, float]) -> None:
+def mark(axes: Axes, sweep: Sweep, index: int, positions: Mapping[int, float]) -> None:
     """Draw each trial's value at its place along x: complete ones filled, pruned ones hollow, failed ones as crosses."""
     complete, pruned, failed = collect_points(sweep, index)
     for points, label in ((complete, "complete"), (pruned, "pruned, its last value")):
-        scatter(axes, [(places[row.number], value) for row, value in points if row.number in places], label, len(sweep.rows))
-    xs = [places[row.number] for row in failed if row.number in places]
+        pairs = [(positions[row.number], value) for row, value in points if row.number in positions]
+        scatter(axes, pairs, label, len(sweep.rows))
+    xs = [positions[row.number] for row in failed if row.number in positions]
     scatter(axes, [(x, FAILED_HEIGHT) for x in xs], "failed", transform=axes.get_xaxis_transform(), clip_on=False)
     set_value_scale(axes, sweep.objectives[index], [value for _, value in (*complete, *pruned)])
 
@@ -82,10 +84,10 @@ def scatter(axes: Axes, points: Sequence[tuple[float, float]], label: str, count
         axes.scatter([x for x, _ in points], [y for _, y in points], label=label, **style)
 
 
-def mark_steps(axes: Axes, target: Target, places: Mapping[int, float]) -> None:
+def mark_steps(axes: Axes, target: Target, positions: Mapping[int, float]) -> None:
     """Draw each trial's steps to the target at its place along x; hollow at the top where it was not reached."""
-    reached = [(places[n], steps) for n, steps in target.steps.items() if n in places and steps is not None]
-    missed = [(places[n], float(target.longest)) for n, steps in target.steps.items() if n in places and steps is None]
+    reached = [(positions[n], steps) for n, steps in target.steps.items() if n in positions and steps is not None]
+    missed = [(positions[n], float(target.longest)) for n, steps in target.steps.items() if n in positions and steps is None]
     scatter(axes, reached, "reached", len(target.steps))
     scatter(axes, missed, "not reached")
     axes.set_ylabel(f"steps to\n{shorten(target.metric, 22)} {target.value:g}", fontsize=9)
@@ -97,20 +99,20 @@ def draw_history(sweep: Sweep, index: int, target: Target | None) -> Figure:
     figure, axes = make_figure(
         10 if target else 7, 3.6, f"{shorten(sweep.objectives[index], 60)} by trial", 1, 2 if target else 1
     )
-    places = {row.number: float(row.number) for row in sweep.rows}
-    mark(axes[0], sweep, index, places)
+    positions = {row.number: float(row.number) for row in sweep.rows}
+    mark(axes[0], sweep, index, positions)
     rows = [row for row, _ in collect_points(sweep, index)[0] if not row.breaks_constraint]
     if rows:
         better = max if sweep.directions[index] == "maximize" else min
         best = list(accumulate((row.values[index] for row in rows), better))
         numbers = [row.number for row in rows]
-        last = max(places)
+        last = max(positions)
         axes[0].step([*numbers, last], [*best, best[-1]], where="post", color=ORANGE, label="best so far", zorder=2)
     if target:
-        mark_steps(axes[1], target, places)
+        mark_steps(axes[1], target, positions)
     for axis in axes:
         number_trials(axis.xaxis)
-        axis.set_xlim(-0.6, max(places) + 0.6)
+        axis.set_xlim(-0.6, max(positions) + 0.6)
     add_legend(figure, 5)
     return figure
 
@@ -131,15 +133,15 @@ def draw_importance(shares: Mapping[str, float], objective: str) -> Figure:
 def draw_slices(sweep: Sweep, index: int, keys: Sequence[str], target: Target | None) -> Figure:
     """Return the value against each parameter, and below it the steps to the target where there is one."""
     count, lines = len(keys), 2 if target else 1
-    figure, axes = make_figure(1.2 + 2.3 * count, 0.8 + 2.6 * lines, f"{shorten(sweep.objectives[index], 60)} by parameter",
-                               lines, count)  # fmt: skip
+    title = f"{shorten(sweep.objectives[index], 60)} by parameter"
+    figure, axes = make_figure(1.2 + 2.3 * count, 0.8 + 2.6 * lines, title, lines, count)
     for column, key in enumerate(keys):
         scale = make_scale(sweep, key)
         numbers = {row.number: scale.to_number(row.params.get(key)) for row in sweep.rows}
-        places = {number: x for number, x in numbers.items() if x is not None}
-        mark(axes[column], sweep, index, places)
+        positions = {number: x for number, x in numbers.items() if x is not None}
+        mark(axes[column], sweep, index, positions)
         if target:
-            mark_steps(axes[count + column], target, places)
+            mark_steps(axes[count + column], target, positions)
         for axis in axes[column::count]:
             scale.apply(axis, "x")
             if column:
@@ -166,9 +168,7 @@ def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     )
     complete, pruned, _ = collect_points(sweep, index)
     values = [value for _, value in complete]
-    objective = Scale(
-        sweep.objectives[index], is_log=min(values) > 0 and max(values) > 100 * min(values), low=min(values), high=max(values)
-    )
+    objective = Scale(sweep.objectives[index], is_log=spans_decades(values), low=min(values), high=max(values))
     scales = [make_scale(sweep, key) for key in keys]
     absent = -0.12  # the height of trials that have not the parameter
 

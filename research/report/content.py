@@ -106,6 +106,7 @@ def list_means(sweep: Sweep, max_rows: int) -> Iterator[Block]:
 
 
 def list_failures(sweep: Sweep, max_rows: int) -> Iterator[Block]:
+    """Yield the errors of the trials that failed, if there are any."""
     failed = [f"trial {row.number}: {row.error.splitlines()[0]}" for row in sweep.rows if row.state == "FAIL" and row.error]
     if failed:
         yield Heading("Failed")
@@ -114,6 +115,7 @@ def list_failures(sweep: Sweep, max_rows: int) -> Iterator[Block]:
 
 
 def list_importances(sweep: Sweep) -> Iterator[Block]:
+    """Yield for each objective a table of the parameters' shares, where they can be told."""
     for index, name in enumerate(sweep.objectives):
         if shares := compute_importances(sweep, index):
             yield Heading(f"What {name} depends on")

@@ -154,6 +154,7 @@ def embed_png(content: bytes, name: str, is_wide: bool = True) -> str:
 
 
 def wrap_figure(content: str, is_wide: bool) -> str:
+    """Return a picture's HTML as a figure; a wide one takes the whole width."""
     kind = ' class="wide"' if is_wide else ""
     return f"<figure{kind}>{content}</figure>"
 

@@ -109,9 +109,8 @@ def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:
     low, high = min(values), max(values)
     axis.set(xlabel="step", xscale="log" if max(map(max, curves)) > 100 else "linear")
     set_value_scale(axis, sweep.monitor, values)
-    if (
-        low < high and axis.get_yscale() == "linear"
-    ):  # limits by the curves alone: the interval of two or three runs may be many times as wide
+    if low < high and axis.get_yscale() == "linear":
+        # Limits by the curves alone: the interval of two or three runs may be many times as wide.
         axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     figure.legend(loc="outside lower center", fontsize=8, frameon=False, reverse=True)
     interval = ": mean and 95 % t interval over repeats" if len(curves) > len(groups) else ""

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from research.cli import UNPRINTABLE
+from research.options.conf import CONF, list_groups
 from research.preflight.compose import ComposedConfig
-from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import get_key, parse
 from research.report.results import FLOAT, Row, Sweep, parse_value
 from research.run_dir import OUTER_KEYS

@@ -47,7 +47,8 @@ def report(folder: Path, study: Study, plots: bool = True, uri: str | None = Non
         with mlflow_store.connect_briefly(uri) as client:
             parent = mlflow_store.read_run_id(client, folder)
             publish(sweep, client, parent, files)
-            print(f"{'MLflow':<16} {links.find_sweep_link(client, parent, uri, sweep.objectives[0])}", flush=True)
+            link = links.share_sweep(client, parent, uri, sweep.objectives[0], sweep.directions[0] == "maximize")
+            print(f"{'MLflow':<16} {link}", flush=True)
     except Exception as error:  # stores raise errors of many kinds, and the sweep must not fail for them
         where = f" at {uri}" if uri else ""
         print_message(f"warning: MLflow{where} did not take the report ({first_line(error)}); it is in {folder}")
@@ -132,7 +133,7 @@ def find_study(source: str, storage: str) -> tuple[Path, Study]:
         check_links(folder)
         return folder, load_study(folder, storage or find_journal(folder))
     except ValueError as error:
-        raise ValueError(f"SWEEP={source}: {error}") from error
+        raise ValueError(f"RUN_OR_SWEEP={source}: {error}") from error
 
 
 def write_page(source: str, file: Path | None, plots: bool, storage: str = "") -> Path:

@@ -18,7 +18,7 @@ from research.report.style import BLUE, GRAY, ORANGE, make_figure, set_value_sca
 from research.report.target import Curve
 from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
-from research.trigger import higher_is_better
+from research.trigger import higher_is_better, read_directions
 
 MAX_PANELS, MAX_POINTS, MAX_ROWS = 12, 400, 80  # of curves; of a line; of a table
 LAST_GROUPS = ("lr", "grad", "perf")  # curves that come after those of the results
@@ -44,7 +44,7 @@ def build_run_page(folder: Path) -> str:
     blocks += (
         [Heading("Curves"), *map(Picture, figures), Heading("Metrics")] if figures else [write("It has logged no metrics.")]
     )
-    blocks += list_metrics(summary, curves) if figures else []
+    blocks += list_metrics(summary, curves, read_directions(load_config(folder)[0])) if figures else []
     blocks += [Heading("More pictures"), *(Picture(file.stem) for file in drawn)] if drawn else []
     blocks += [
         Heading("Settings"),
@@ -154,7 +154,7 @@ def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     return [fact for fact in facts if fact[1]]
 
 
-def list_metrics(summary: Summary, curves: Mapping[str, Curve]) -> Iterator[Block]:
+def list_metrics(summary: Summary, curves: Mapping[str, Curve], directions: Mapping[str, bool]) -> Iterator[Block]:
     """Yield the table of metrics: at the best evaluation, at the end, and the best value of each with its step."""
     step = summary.best.get("step")
     head = (
@@ -168,7 +168,7 @@ def list_metrics(summary: Summary, curves: Mapping[str, Curve]) -> Iterator[Bloc
     for name in [name for name in {**summary.metrics, **curves} if name != "step"]:
         finite = {at: value for at, value in curves.get(name, {}).items() if math.isfinite(value)}
         has_aim = name.startswith(("train/", "val/")) and finite
-        own = (max if higher_is_better(name) else min)(finite, key=finite.__getitem__) if has_aim else None
+        own = (max if higher_is_better(name, directions) else min)(finite, key=finite.__getitem__) if has_aim else None
         values = [summary.best.get(name), summary.metrics.get(name, finite.get(max(finite, default=0)))]
         cells = ["" if value is None else format_number(float(value)) for value in values]
         rows.append((name, *cells, *((format_number(finite[own]), own) if own is not None else ("", ""))))

@@ -1,7 +1,7 @@
 """The look of the report's pictures: figures, axes of parameters and of trials, and labels that do not overlap."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import fill
@@ -52,8 +52,7 @@ class Scale:
 
     def to_fraction(self, number: float) -> float:
         """Return a number's share of the way along the axis, 0 to 1."""
-        low, high, value = ([math.log(x) for x in (self.low, self.high, number)] if self.is_log else
-                            [self.low, self.high, number])  # fmt: skip
+        low, high, value = (math.log(x) if self.is_log else x for x in (self.low, self.high, number))
         return 0.5 if low == high else (value - low) / (high - low)
 
     def list_ticks(self) -> list[tuple[float, str]]:
@@ -132,10 +131,14 @@ def number_trials(axis: Axis) -> None:
     axis.set_label_text("trial", fontsize=9)
 
 
+def spans_decades(values: Collection[float]) -> bool:
+    """Return whether values are to be drawn on a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
+
+
 def set_value_scale(axes: Axes, name: str, values: Iterable[float], which: str = "y") -> None:
     """Name the axis of an objective; make it logarithmic where its values span decades, as losses that diverge do."""
-    finite = [value for value in values if math.isfinite(value)]
-    is_wide = bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
+    is_wide = spans_decades([value for value in values if math.isfinite(value)])
     axis, set_scale = (axes.xaxis, axes.set_xscale) if which == "x" else (axes.yaxis, axes.set_yscale)
     axis.set_label_text(wrap_name(name), fontsize=9)
     if is_wide:

@@ -1,6 +1,5 @@
 """How many steps the trials of a sweep took to the value that their runs were to reach."""
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
+from research.preflight.compose import MISSING, ComposedConfig
+from research.preflight.recorded import load_config
 from research.report.results import Row, Sweep
-from research.run_dir import read_text
 from research.tracking.history import METRICS_FILE, read_records
-from research.trigger import is_better
+from research.trigger import is_better, read_directions
 
-log = logging.getLogger(__name__)
 Curve = dict[int, float]  # step -> value
 
 
@@ -43,30 +40,29 @@ def find_target(sweep: Sweep) -> Target | None:
     """Return the target of the first run, and how fast the trials were; None where runs go to their last step."""
     folders = (folder for row in sweep.rows for folder in row.runs if (folder / "config.yaml").exists())
     first = next(folders, None)
-    value = read_target(first) if first else None
+    config = load_config(first)[0] if first else {}
+    value = read_target(config)
     if value is None or not sweep.monitor:
         return None
-    steps = {row.number: count_steps(row, sweep.monitor, value) for row in sweep.rows}
+    directions = read_directions(config)
+    steps = {row.number: count_steps(row, sweep.monitor, value, directions) for row in sweep.rows}
     return Target(sweep.monitor, value, steps, max((run.steps for row in sweep.rows for run in row.runs.values()), default=0))
 
 
-def read_target(folder: Path) -> float | None:
+def read_target(config: dict[str, Any]) -> float | None:
     """Return the `target` of a run's configuration, or the accuracy at which measuring grokking ends it."""
-    try:
-        config: Any = yaml.safe_load(read_text(folder / "config.yaml"))
-        grokking = config.get("callbacks", {}).get("grokking", {})
-        value = grokking.get("end") if config.get("target") is None else config["target"]
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        log.info("no target: %s", error)
-        return None
+    value = config.get("target")
+    if value is None and (end := ComposedConfig(config).get("callbacks.grokking.end")) is not MISSING:
+        value = end
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def count_steps(row: Row, metric: str, value: float) -> float | None:
+def count_steps(row: Row, metric: str, value: float, directions: Mapping[str, bool]) -> float | None:
     """Return the steps after which a trial's runs had first reached a value, their mean; None where one has not."""
     firsts = []
     for folder in row.runs:
         curve = load_curve(folder, metric)
-        firsts.append(next((step for step, reached in sorted(curve.items()) if not is_better(metric, value, reached)), None))
-    reached = [step for step in firsts if step is not None]
-    return fmean(reached) if reached and len(reached) == len(firsts) else None
+        reached = [step for step, got in curve.items() if not is_better(metric, value, got, directions)]
+        firsts.append(min(reached, default=None))
+    known = [step for step in firsts if step is not None]
+    return fmean(known) if known and len(known) == len(firsts) else None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.cli import redact
+from research.rules import HYDRA_KEYS
 from research.run_dir import OUTER_KEYS, RunConfig
 from research.tracking.environment import run_git
 
@@ -18,14 +19,6 @@ MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
 MAX_PARAM_LENGTH = 6000
 DIGEST_LENGTH = 8  # as MLflow's own digests of data sets, and as the console shows ours
 OUTER_CHOICES = ("local", "tracker")  # groups that are no part of the result
-PLUMBING = (
-    "_target_",
-    "_partial_",
-    "_args_",
-    "_convert_",
-    "_recursive_",
-)  # how a setting is built
-
 SYSTEM = "system/"  # MLflow has a page of its own for metrics with this prefix
 
 
@@ -79,7 +72,7 @@ def select_params(settings: Mapping[str, Any], requested: Mapping[str, str]) -> 
     for key, value in settings.items():
         last = key.rpartition(".")[2]
         is_copy = "." in key and last in top and top[last] == value
-        if key in requested or not (value is None or last in PLUMBING or is_copy):
+        if key in requested or not (value is None or last in HYDRA_KEYS or is_copy):
             kept[key] = value
     return dict(sorted(kept.items(), key=lambda item: item[0] not in requested))
 

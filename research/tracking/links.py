@@ -9,21 +9,26 @@ from urllib.parse import urlsplit
 from research.cli import redact
 from research.tracking.fields import PARENT_TAG, format_best
 from research.tracking.storage import UI_HOST, UI_PORT, resolve_uri
-from research.trigger import higher_is_better
 
 TRAINING = "workflowType=machine_learning"  # a browser that is new to MLflow gets its pages for language-model tools instead
 VIEW_TAG = "mlflow.sharedViewState."  # on an experiment, with the key of a view: MLflow's own, which its button "Share" writes
 
 
+def is_server(uri: str) -> bool:
+    """Return whether a store is a server, which has pages of its own."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
 def get_address(uri: str, port: int = UI_PORT) -> str:
     """Return where MLflow's pages of a store are: the server without what logs in there, else where `make ui` puts them."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
+    if not is_server(uri):
         return f"http://{UI_HOST}:{port}"
+    parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def format_experiment_link(address: str, experiment_id: str) -> str:
+    """Return the link to the list of an experiment's runs."""
     return f"{address}/#/experiments/{experiment_id}/runs?{TRAINING}"
 
 
@@ -37,15 +42,15 @@ def format_sweep_link(address: str, experiment_id: str, parent: str) -> str:
     return f"{format_experiment_link(address, experiment_id)}&compareRunsMode=CHART&viewStateShareKey={parent}"
 
 
-def describe_place(uri: str, link: str) -> str:
+def format_opening(uri: str, link: str) -> str:
     """Return a link with what has to run before it opens."""
-    if urlsplit(uri).scheme in ("http", "https"):
+    if is_server(uri):
         return link
     command = "make ui" if uri == resolve_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} make ui"
     return f"{command}, then {link}"
 
 
-def build_view(parent: str, keys: Sequence[str], monitor: str) -> str:
+def build_view(parent: str, keys: Sequence[str], monitor: str, is_higher_better: bool) -> str:
     """Return how MLflow shows a sweep's runs: the best first, parallel coordinates and bars, then every curve.
 
     The value of the tag VIEW_TAG, in the format of MLflow's button "Share" (3.17). Charts that are not named, MLflow adds
@@ -61,7 +66,7 @@ def build_view(parent: str, keys: Sequence[str], monitor: str) -> str:
     view = {
         "searchFilter": f"tags.`{PARENT_TAG}` = '{parent}'",
         "orderByKey": f"metrics.`{best}`",  # sorted by their time MLflow would hide the runs below their parent
-        "orderByAsc": not higher_is_better(monitor),
+        "orderByAsc": not is_higher_better,
         "selectedColumns": [*(f"params.`{key}`" for key in keys), f"metrics.`{best}`", f"metrics.`{monitor}`"],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [{"uuid": chart["type"], **common, **chart} for chart in charts],
@@ -73,13 +78,14 @@ def build_view(parent: str, keys: Sequence[str], monitor: str) -> str:
     return json.dumps(view)
 
 
-def find_sweep_link(client: Any, parent: str, uri: str, monitor: str) -> str:
-    """Return the link to a sweep's comparison, with what has to run before it opens. Log the view where there is none."""
+def share_sweep(client: Any, parent: str, uri: str, monitor: str, is_higher_better: bool) -> str:
+    """Log the view of a sweep's runs where there is none. Return the link to it, with what has to run before it opens."""
     run = client.get_run(parent)
     experiment, keys = client.get_experiment(run.info.experiment_id), run.data.tags.get("sweep", "").split(",")
     if VIEW_TAG + parent not in experiment.tags:
-        client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + parent, build_view(parent, keys, monitor))
-    return describe_place(uri, format_sweep_link(get_address(uri), experiment.experiment_id, parent))
+        view = build_view(parent, keys, monitor, is_higher_better)
+        client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + parent, view)
+    return format_opening(uri, format_sweep_link(get_address(uri), experiment.experiment_id, parent))
 
 
 def describe_newest(client: Any, address: str) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
+from research.trigger import higher_is_better, read_directions
 
 log = logging.getLogger(__name__)
 BATCH_SIZE, BATCH_INTERVAL = 1000, 2.0  # points in one call (MLflow's limit), seconds between deliveries
@@ -93,7 +94,7 @@ class MLflow(Jsonl):
             mlflow_store.silent_stores.discard(self.uri)
             if status == FINISHED and not self.run.in_sweep:  # a sweep has a link of its own
                 link = links.format_run_link(links.get_address(self.uri), self.experiment_id, str(self.run_id))
-                print(f"{'MLflow':<16} {links.describe_place(self.uri, link)}")
+                print(f"{'MLflow':<16} {links.format_opening(self.uri, link)}")
             return
         mlflow_store.silent_stores.add(self.uri)
         note = f"did not take all of this run ({self.error or 'no answer'}); every metric is in {self.path}"
@@ -212,7 +213,9 @@ class MLflow(Jsonl):
                 tags |= {"mlflow.user": fields.get_user()}
                 created = self.client.create_run(experiment_id, run_name=f"sweep {', '.join(keys)}", tags=tags)
                 replace_text(id_file, created.info.run_id)
-                view = links.build_view(created.info.run_id, keys, str(self.run.config.get("monitor", "")))
+                monitor = str(self.run.config.get("monitor", ""))
+                is_higher_better = higher_is_better(monitor, read_directions(self.run.config))
+                view = links.build_view(created.info.run_id, keys, monitor, is_higher_better)
                 self.client.set_experiment_tag(experiment_id, links.VIEW_TAG + created.info.run_id, view)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))

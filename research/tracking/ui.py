@@ -5,6 +5,7 @@ import socket
 import sys
 
 from research.cli import Parser, first_line, protect_streams, redact
+from research.tracking import links
 from research.tracking.storage import UI_HOST, UI_PORT, resolve_uri
 
 SETTINGS = {
@@ -21,10 +22,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=UI_PORT, help=f"of {UI_HOST} (default: {UI_PORT})")
     args = parser.parse_args()
     uri = resolve_uri()
-    is_server = uri.startswith("http")
-    if not is_server and not is_free(args.port):
+    if not links.is_server(uri) and not is_free(args.port):
         parser.error(f"port {args.port} of {UI_HOST} is taken, by another `make ui` perhaps: {PORT_HINT}")
-    from research.tracking import links, mlflow_store  # heavy: --help does not need them
+    from research.tracking import mlflow_store  # heavy: --help does not need them
 
     try:
         rows = links.describe_newest(mlflow_store.connect(uri), links.get_address(uri, args.port))
@@ -32,7 +32,7 @@ def main() -> None:
         parser.error(f"MLflow's store {redact(uri)} cannot be opened: {first_line(error)}")
     for name, text in rows:
         print(f"{name:<16} {text}", flush=True)
-    if is_server:
+    if links.is_server(uri):
         return
     print(f"{'store':<16} {redact(uri)}\nMLflow answers in some seconds; Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", UI_HOST, "--port", str(args.port), "--workers", "1"]

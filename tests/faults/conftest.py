@@ -18,11 +18,11 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
     for module in (screens, options, check):
         monkeypatch.setattr(module, "CONF", folder)
-    screens.FOLDERS[0] = folder
-    caches = (screens.list_groups, compose._compose_lines)
+    options.FOLDERS[0] = folder
+    caches = (options.list_groups, compose._compose_lines)
     for cached in caches:
         cached.cache_clear()
     yield folder
-    screens.FOLDERS[0] = ROOT / "conf"
+    options.FOLDERS[0] = ROOT / "conf"
     for cached in caches:
         cached.cache_clear()

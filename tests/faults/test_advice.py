@@ -13,10 +13,10 @@ from hydra import initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research.options.conf import CONF, list_groups
 from research.options.habits import read_tables
 from research.preflight.check import find_mistakes
 from research.preflight.compose import MISSING, ComposedConfig, compose, iter_leaves
-from research.preflight.help import CONF, list_groups
 from research.preflight.overrides import parse, to_override
 from research.preflight.program import prepare
 from research.sweep.space import parse_space
@@ -234,6 +234,15 @@ def test_what_is_refused_too_says_why() -> None:
     (mistake,) = find_mistakes(["trainer.step=ten"], False)
     assert "trainer.steps=ten is refused too: trainer.steps takes a whole number" in mistake
     assert "did you mean" not in mistake
+
+
+def test_every_option_that_a_habit_is_answered_with_is_there() -> None:
+    tables, groups = read_tables(), list_groups()
+    answers = [text for name, table in tables.items() if name != "values" for text in table]
+    answers += [f"{key}={value}" for key, table in tables["values"].items() for value in table]
+    advised = re.findall(rf"(?<![\w.])({'|'.join(groups)})=([a-z]\w*)", "\n".join([*answers, *tables["options"].values()]))
+    assert len(advised) > 20
+    assert [f"{group}={option}" for group, option in advised if option not in groups[group]] == []
 
 
 @pytest.mark.parametrize("key", read_tables()["names"])

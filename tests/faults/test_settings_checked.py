@@ -31,8 +31,8 @@ from research.losses import classification, last_token, stablemax
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim.schedules import bitnet, constant, cosine, wsd
+from research.options.conf import list_groups, read_yaml
 from research.preflight.check import find_mistakes
-from research.preflight.help import list_groups, read_yaml
 from research.ranges import ValueType, check_partial, parse_annotation
 from research.training.evaluate import evaluate
 from research.training.trainer import Trainer

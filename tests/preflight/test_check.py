@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from program import ROOT
 
+from research.options.conf import list_groups
 from research.preflight.check import find_mistakes
-from research.preflight.help import list_groups
 
 HEAVY = ("torch", "mlflow", "accelerate", "optuna")
 
@@ -162,6 +162,34 @@ def test_what_is_right_passes(line: str) -> None:
     assert find_mistakes(line.split(), False) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "head", "advice"),
+    [
+        ("data=images", "data=images", "give model=bitvision or model=vision"),
+        ("data=table", "data=table", "give model=bitmlp or model=mlp"),
+        ("model=mlp", "model=mlp", "give data=digits or data=regression or data=table"),
+        ("data=modular tokenizer=bpe", "tokenizer=bpe", "data=modular has no such setting, unlike data=labelled_text"),
+        ("linear=bitnet model=bitmlp", "model=bitmlp", "give data=digits"),
+    ],
+)
+def test_a_mistake_begins_with_what_was_typed(line: str, head: str, advice: str) -> None:
+    """And what was typed for the data stays: the model goes by them."""
+    (mistake,) = find_mistakes(line.split(), False)
+    first, *_, last = mistake.splitlines()
+    assert first == f"error: {head}"
+    assert last.strip().startswith(advice)
+    assert ("data=" in last) == (head != "data=images" and head != "data=table")
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_one_with_settings() -> None:
+    """Settings of training alone at their defaults are left out where it does not take them; others are told."""
+    target = "loss._target_=research.losses.stablemax"
+    assert find_mistakes([target], False) == []
+    (mistake,) = find_mistakes([target, "loss.z_loss=1e-4"], False)
+    assert "has no parameter z_loss" in mistake
+    assert "give ~loss.z_loss" in mistake
+
+
 def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it, for trainer=ddp
     for group, options in list_groups().items():
@@ -171,6 +199,7 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits += ["data=text"] if option in ("next_token", "seq2seq") or group == "tokenizer" else []
             fits += ["data=images"] if "vision" in option else ["model=vision"] if option in ("images", "segmentation") else []
             fits += ["data=segmentation", "model=vision"] if option == "per_pixel" else []
+            fits += ["data=segmentation"] if (group, option) == ("metrics", "segmentation") else []
             fits += ["model=mlp"] if group == "data" and option in ("table", "regression") else []
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             assert find_mistakes([*fits, f"{group}={option}"], group == "sweep") == [], f"{group}={option}"

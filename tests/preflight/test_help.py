@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from program import ROOT
 
+from research.options.conf import CONF, list_groups
 from research.preflight.check import find_mistakes
-from research.preflight.help import CONF, HELP_WIDTH, build_help_text, describe, list_groups
+from research.preflight.help import HELP_WIDTH, build_help_text, describe
 
 
 def test_the_help_names_everything() -> None:

@@ -21,7 +21,7 @@ MISTAKES = {
     "hidden_size=64": "did you mean: model.dim=64 ?",
     "n_layers=2": "did you mean: model.depth=2 ?",
     "data=text block_size=64": "did you mean: data.seq_len=64 ?",
-    "val_split=0.2": "did you mean: data=text data.val_fraction=0.2 ?",
+    "val_split=0.2": "or data=text data.val_fraction=0.2 ?",
     "output_dir=elsewhere": "did you mean: out=elsewhere ?",
     "load_checkpoint=auto": "did you mean: resume=auto ?",
     "trainer.max_steps=3": "did you mean: steps=3 ?",

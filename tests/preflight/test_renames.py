@@ -112,7 +112,7 @@ def test_an_old_name_is_answered_with_the_new_one(line: str, words: str) -> None
             "linear=full has no such setting, unlike linear=bitnet",
         ),
         ("linear=full +model.linear.per=channel", "model.linear.granularity", "linear=full has no such setting"),
-        ("data.length=3", "data.seq_len", "data=modular has no such setting, unlike data=text"),
+        ("data.length=3", "data.seq_len", "data=modular has no such setting, unlike data=labelled_text, data=pairs, data=text"),
         ("model=mlp data=digits model.hidden=3", "model.ffn_dim", "model=mlp has no such setting, unlike"),
     ],
 )

@@ -122,6 +122,14 @@ def test_the_page_of_a_run_has_all_that_one_asks_for(tmp_path: Path) -> None:
     assert "baseline val/acc majority: 0.1" in page.texts["li"]
 
 
+def test_the_own_best_of_a_metric_is_what_it_says(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", name="val/iou")
+    (folder / "config.yaml").write_text("metrics: {iou: {higher_is_better: true}}")
+    cells = check(build_run_page(folder)).texts["td"]
+    row = cells.index("val/iou")
+    assert cells[row : row + 5] == ["val/iou", "0.99", "0.9975", "0.9975", "400"]
+
+
 def test_nothing_of_a_run_can_change_its_page(tmp_path: Path) -> None:
     """Names and values with tags, quotes, control characters and marks of direction are shown, and no more."""
     name = f"val/{EVIL}"
@@ -265,8 +273,9 @@ def test_the_page_of_a_run_by_command(tmp_path: Path, monkeypatch: pytest.Monkey
         assert end.value.code == 2
         assert "--html" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        run_report(monkeypatch, str(folder), "--html", str(tmp_path / "nowhere" / "page.html"))
+        run_report(monkeypatch, str(folder), "--html", str(file := tmp_path / "nowhere" / "page.html"))
     assert end.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {file}: ")
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

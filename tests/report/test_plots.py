@@ -186,20 +186,22 @@ def test_all_pictures_are_drawn_and_leave_no_trace(tmp_path: Path) -> None:
         ("target: 0.99", [(10, 0.4), (20, 0.5)], None),
         ("target: null\ncallbacks: {grokking: {end: 0.9}}", [(10, 0.4), (30, 0.9)], 30),
         ("target: null", [(10, 0.4)], "none"),
+        ("target: 0.8\nmetrics: {iou: {higher_is_better: true}}", [(10, 0.2), (20, 0.5), (30, 0.9)], 30),
         ("{", [(10, 0.4)], "none"),
     ],
 )
 def test_steps_to_the_target_are_read_from_the_runs(
     config: str, metrics: list[tuple[int, float]], steps: int | str | None, tmp_path: Path
 ) -> None:
+    name = "val/iou" if "iou" in config else "val/acc"
     (tmp_path / "config.yaml").write_text(config)
-    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "val/acc": {acc}}}\n' for step, acc in metrics))
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "{name}": {acc}}}\n' for step, acc in metrics))
     row = Row(0, "COMPLETE", (0.9,), {"lr": "1e-3"}, runs={tmp_path: Summary("FINISHED", steps=30)})
-    sweep = Sweep("s", parse_study_spec({"directions": ["maximize"], "space": {"lr": ""}}), ["val/acc"], "val/acc", "", [row])
+    sweep = Sweep("s", parse_study_spec({"directions": ["maximize"], "space": {"lr": ""}}), [name], name, "", [row])
     target = find_target(sweep)
     assert (target.steps[0] if target else "none") == steps
     text = render_markdown(build_blocks(sweep, {}, [], target))
-    assert ("steps to val/acc" in text, "not in 30" in text) == (steps != "none", steps is None)
+    assert (f"steps to {name}" in text, "not in 30" in text) == (steps != "none", steps is None)
 
 
 @pytest.mark.parametrize(("keys", "count", "reason"), [

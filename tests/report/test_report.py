@@ -149,7 +149,7 @@ def test_what_is_no_sweep_is_reported_in_one_line(
     source = {"run": str(sweep_folder / "0"), "child": read_run_id(sweep_folder / "0")}.get(target, target)
     assert run_report(monkeypatch, source) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: SWEEP={source}")
+    assert line.startswith(f"error: RUN_OR_SWEEP={source}")
     assert "give a sweep's folder" in line
     assert target != "child" or read_run_id(sweep_folder) in line
 
@@ -161,7 +161,7 @@ def test_a_sweep_whose_folder_is_gone_is_named(
     shutil.rmtree(logged_sweep)
     assert run_report(monkeypatch, run_id) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: SWEEP={run_id}: the sweep's folder {logged_sweep} on far is gone")
+    assert line.startswith(f"error: RUN_OR_SWEEP={run_id}: the sweep's folder {logged_sweep} on far is gone")
 
 
 @pytest.mark.parametrize("by", ["folder", "run"])
@@ -209,7 +209,8 @@ def test_a_damaged_journal_is_reported_in_one_line(
     (logged_sweep / "study.journal").write_text("")
     assert run_report(monkeypatch, "basic", "--no-plots") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: SWEEP=basic: the study cannot be read from journal://{logged_sweep / 'study.journal'}")
+    journal = logged_sweep / "study.journal"
+    assert line.startswith(f"error: RUN_OR_SWEEP=basic: the study cannot be read from journal://{journal}")
 
 
 def test_mlflow_has_the_best_mean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Links into MLflow's pages, and the program that serves them."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from program import ROOT, make_environment
 
-from research.tracking.links import describe_place, format_run_link, get_address
+from research.tracking.links import build_view, format_opening, format_run_link, get_address
 from research.tracking.storage import DEFAULT_URI
 
 
@@ -36,7 +37,15 @@ def test_the_pages_of_a_store(uri: str, address: str) -> None:
 )
 def test_what_has_to_run_before_a_link_opens(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert describe_place(uri, "LINK") == words
+    assert format_opening(uri, "LINK") == words
+
+
+def test_the_view_of_a_sweep_has_the_best_run_first() -> None:
+    views = [json.loads(build_view("parent", ["lr"], "val/iou", better)) for better in (True, False)]
+    assert [(view["orderByKey"], view["orderByAsc"]) for view in views] == [
+        ("metrics.`best.val_iou`", False),
+        ("metrics.`best.val_iou`", True),
+    ]
 
 
 def test_a_link_names_the_view_of_trainings() -> None:
