@@ -46,7 +46,7 @@ def format_opening(uri: str, link: str) -> str:
     """Return a link with what has to run before it opens."""
     if is_server(uri):
         return link
-    command = "make ui" if uri == resolve_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} make ui"
+    command = "make ui" if uri == resolve_uri() else shlex.join(["env", f"MLFLOW_TRACKING_URI={redact(uri)}", "make", "ui"])
     return f"{command}, then {link}"
 
 

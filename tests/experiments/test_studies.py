@@ -24,10 +24,7 @@ from research.preflight.check import find_mistakes
 
 EXPERIMENTS = ROOT / "experiments"
 STUDIES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/study.py"))
-SWEEPS = {  # studies without tuned arms
-    **{"Grokking": "grokking", "BitnetGap": "bitnet_gap", "PbtDigits": "pbt_digits"},
-    **{"Tasks": "tasks", "Tokens": "tokens"},
-}
+SWEEPS = {"Grokking": "grokking", "BitnetGap": "bitnet_gap", "PbtDigits": "pbt_digits"}  # studies without tuned arms
 TUNED = [name for name in STUDIES if name not in SWEEPS.values()]
 
 
