@@ -10,17 +10,16 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt
 from torch import Tensor
 
-from research.ranges import check_settings
+from research.ranges import VocabSize, check_settings
 from research.run_dir import expand_path, write_json
 
-VocabSize = Annotated[int, "[257, 65536]"]
 END = "<|endoftext|>"
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FOLDER = "tokenizer"  # in a run folder

@@ -31,7 +31,7 @@ def test_the_pages_of_a_store(uri: str, address: str) -> None:
     ("uri", "words"),
     [
         (DEFAULT_URI, "make ui, then LINK"),
-        ("sqlite:////my runs/mlflow.db", "MLFLOW_TRACKING_URI='sqlite:////my runs/mlflow.db' make ui, then LINK"),
+        ("sqlite:////my runs/mlflow.db", "env 'MLFLOW_TRACKING_URI=sqlite:////my runs/mlflow.db' make ui, then LINK"),
         ("http://tracking:5000", "LINK"),
     ],
 )
