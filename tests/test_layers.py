@@ -124,6 +124,15 @@ def test_hall_and_rooms_are_small() -> None:
         assert sum(len(path.read_text().splitlines()) for path in files) <= 3000, room.name
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(RESEARCH)))
+def test_names_of_ranges_stand_in_one_file(path: Path) -> None:
+    """The preflight reads those of ranges.py alone: it would not check a setting whose range has a name elsewhere."""
+    named = [
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign) and "Annotated[" in ast.unparse(node)
+    ]
+    assert path.name == "ranges.py" or not named
+
+
 def test_plugins_are_shells() -> None:
     """What Hydra must find by itself, and nothing else: the work is in research/sweep and research/pbt."""
     assert {path.name for path in PLUGINS} == {"__init__.py", "config.py", "sweeper.py"}

@@ -18,7 +18,6 @@ from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
 from research.seeding import SPLIT_STREAM, fold_in
 
-NumDates = Annotated[int, "[10, 73049]"]  # of the days of 1900 to 2099
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 MONTHS = "january february march april may june july august september october november december"
@@ -43,7 +42,7 @@ def pairs(
     seq_len: PositiveInt = 96,
     val_fraction: OpenFraction = 0.1,
     test_fraction: Fraction = 0.0,
-    num_dates: NumDates = 5000,
+    num_dates: Annotated[int, "[10, 73049]"] = 5000,  # of the days of 1900 to 2099
     split_seed: NonNegativeInt = 0,
 ) -> MemoryDataset[Tokens]:
     """Return rows of `seq_len` tokens whose targets are the next tokens, and IGNORE within the source and the padding.

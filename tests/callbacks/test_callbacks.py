@@ -156,7 +156,7 @@ def test_patience_counts_evaluations_without_a_better_value(values: tuple[float,
     [
         (EarlyStop(target=0.0), ["target=null"], ["callbacks.grokking.end=0", "steps=6"]),
         (Grokking(hold=1, end=1e-9), ["callbacks.grokking.end=null"], ["target=0", "steps=6"]),
-        (TimeLimit(1e-9), [], ["target=0", "callbacks.grokking.end=0", "steps=6"]),
+        (TimeLimit(1e-9), ["callbacks.time_limit.seconds=null"], ["target=0", "callbacks.grokking.end=0", "steps=6"]),
     ],
 )
 def test_the_resume_command_overrides_what_ended_the_run(
