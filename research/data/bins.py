@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,22 @@ def prepare_streams(
 
 
 def read_streams(folder: Path) -> Streams | None:
-    """Return what is in a folder of the cache; None where that is not whole."""
+    """Return what is in a folder of the cache; None where that is not whole, by the digests of its streams."""
     meta = read_json(folder / META) if (folder / META).exists() else {}
     if meta.pop("version", None) != VERSION:
         return None
-    streams = Streams(folder, load_tokenizer(folder), **meta | {"notes": tuple(meta["notes"])})
-    itemsize = streams.tokenizer.dtype.itemsize
-    files = {folder / f"{name}.bin": count * itemsize for name, count in streams.num_tokens.items()}
-    return streams if all(file.is_file() and file.stat().st_size == size for file, size in files.items()) else None
+    try:
+        streams = Streams(folder, load_tokenizer(folder), **meta | {"notes": tuple(meta["notes"])})
+        is_whole = all(hash_file(folder / f"{name}.bin") == digest for name, digest in streams.digests.items())
+    except (KeyError, TypeError, ValueError, OSError):  # a damaged record, tokenizer or file
+        return None
+    return streams if is_whole and streams.digests else None
+
+
+def hash_file(file: Path) -> str:
+    """Return the sha256 of a file."""
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A corpus written as streams of tokens, in fixed memory; what was killed goes on where it came to."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import file_digest
 from itertools import chain, islice
@@ -61,8 +62,10 @@ def write_stream(
 ) -> dict[str, Any]:
     """Write the tokens of documents with an end between two; return how many there are, and the digest of the stream."""
     progress_file = file.with_suffix(".json")
-    progress = {"pieces": 0, "tokens": 0, "bytes": 0, "documents": 0} | read_json(progress_file)
-    size, noted = tokenizer.dtype.itemsize, progress["bytes"]
+    size, written = tokenizer.dtype.itemsize, file.stat().st_size if file.exists() else 0
+    start, noted = {"pieces": 0, "tokens": 0, "bytes": 0, "documents": 0}, read_json(progress_file)
+    progress = start | noted if noted.get("tokens", 0) * size <= written else start  # else a power cut has shortened it
+    saved = progress["bytes"]
     pieces = iter_pieces(documents)
     with file.open("r+b" if file.exists() else "w+b") as stream:
         stream.truncate(progress["tokens"] * size)
@@ -79,9 +82,10 @@ def write_stream(
             num_bytes = sum(begins + len(piece) for begins, piece in batch)
             progress["bytes"] += num_bytes
             advance(num_bytes)
-            if progress["bytes"] - noted >= PROGRESS_EVERY:
-                noted = progress["bytes"]
+            if progress["bytes"] - saved >= PROGRESS_EVERY:
+                saved = progress["bytes"]
                 stream.flush()
+                os.fsync(stream.fileno())
                 write_record(progress_file, progress)
         stream.flush()
         stream.seek(0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+import torch
 from program import train
 from pyarrow import parquet
 
@@ -23,6 +24,7 @@ from research.data.corpus import Reader, read_corpus
 from research.data.labelled_text import labelled_text
 from research.data.pairs import pairs
 from research.data.text import text
+from research.data.tokenizers import BPE
 from research.files import documents
 from research.files.sources import Counts, find_files
 
@@ -274,6 +276,18 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path, content: str)
     data = text(str(tmp_path / "data"), seq_len=16)
     next(cache.glob("*/meta.json")).write_text(content)
     assert text(str(tmp_path / "data"), seq_len=16).digest == data.digest
+
+
+def test_a_cache_with_a_flipped_bit_or_a_cut_tokenizer_is_made_anew(tmp_path: Path, cache: Path) -> None:
+    put(a_txt=GOOD)(tmp_path / "data")
+    build = partial(text, str(tmp_path / "data"), seq_len=16, tokenizer=BPE(300))
+    samples = torch.arange(10)
+    whole = build().train[samples][0]
+    damages: dict[str, Callable[[bytes], bytes]] = {"train.bin": lambda old: bytes([old[0] ^ 1]) + old[1:]}
+    for name, damage in (damages | {"tokenizer.json": lambda old: old[:20]}).items():
+        file = next(cache.glob(f"*/{name}"))
+        file.write_bytes(damage(file.read_bytes()))
+        assert torch.equal(build().train[samples][0], whole), name
 
 
 Build = Callable[..., Any]
