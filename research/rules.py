@@ -211,6 +211,14 @@ def check_warmup(warmup: int, steps: int) -> Conflict | None:
     return Conflict(("model.linear.warmup", "trainer.steps"), message, f"give model.linear.warmup={steps // 2}, or more steps")
 
 
+def check_fractions(val_fraction: float, test_fraction: float) -> Conflict | None:
+    """Return the conflict of splits that leave nothing to train on."""
+    if val_fraction + test_fraction < 1:
+        return None
+    message = f"data.val_fraction={val_fraction:g} and data.test_fraction={test_fraction:g} leave nothing to train on"
+    return Conflict(("data.val_fraction", "data.test_fraction"), message, "give fractions whose sum is below 1")
+
+
 @cache
 def list_components() -> frozenset[str]:
     """Return the `_target_`s that the groups of conf/ name."""

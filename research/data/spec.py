@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
+from research import rules
 from research.data.tokenizers import Tokenizer
 from research.losses import IGNORE, num_valid_targets
 from research.seeding import SPLIT_STREAM, fold_in
@@ -207,7 +208,11 @@ def rank_keys(keys: Sequence[bytes], split_seed: int) -> UInt64[np.ndarray, "n"]
 
 
 def count_parts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """Return how many of `total` are for val and for test: one at least where a fraction is not 0."""
+    """Return how many of `total` are for val and for test: one at least where a fraction is not 0.
+
+    Raise ValueError for fractions that leave nothing.
+    """
+    rules.enforce(rules.check_fractions(*fractions))
     num_val, num_test = (max(int(fraction > 0), round(total * fraction)) for fraction in fractions)
     return num_val, num_test
 

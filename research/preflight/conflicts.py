@@ -128,6 +128,9 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     yield check(partial(rules.check_backend, backend=backend), granularity)
     yield check(rules.check_warmup, "model.linear.warmup", "trainer.steps")
     yield check(partial(rules.check_prime, str(requested.get_resolved("data.operation")[0])), "data.p")
+    fractions = [requested.get_resolved(f"data.{name}_fraction")[0] for name in ("val", "test")]
+    if all(isinstance(fraction, int | float) for fraction in fractions):
+        yield rules.check_fractions(*fractions)
     for name in (*MEASURING_CALLBACKS, "utilization"):
         rule = partial(rules.check_callback_every, name)
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")

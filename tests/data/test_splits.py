@@ -1,0 +1,37 @@
+"""Fractions of splits that leave nothing to train on are refused: on the command line, and by every data set that has them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research.data.images import images
+from research.data.labelled_text import labelled_text
+from research.data.pairs import pairs
+from research.data.segmentation import segmentation
+from research.data.table import table
+from research.data.text import text
+from research.preflight.check import find_mistakes
+
+NOTHING_LEFT = "data.val_fraction=0.6 and data.test_fraction=0.6 leave nothing to train on"
+FITS = {
+    "text": [],
+    "labelled_text": [],
+    "pairs": [],
+    "table": ["model=mlp"],
+    "images": ["model=vision"],
+    "segmentation": ["model=vision"],
+}
+
+
+@pytest.mark.parametrize("build", [text, labelled_text, pairs, table, images, segmentation], ids=lambda build: build.__name__)
+def test_splits_leave_something_to_train_on(build: Callable[..., Any], tmp_path: Path) -> None:
+    path = {}
+    if build is text:
+        (tmp_path / "a.txt").write_text("one line\n" * 200)
+        path = {"path": str(tmp_path)}
+    with pytest.raises(ValueError, match=NOTHING_LEFT):
+        build(val_fraction=0.6, test_fraction=0.6, **path)
+    words = [f"data={build.__name__}", *FITS[build.__name__], "data.val_fraction=0.6", "data.test_fraction=0.6"]
+    assert NOTHING_LEFT in "".join(find_mistakes(words, False))
