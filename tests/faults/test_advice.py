@@ -249,7 +249,15 @@ def test_every_option_that_a_habit_is_answered_with_is_there() -> None:
 def test_what_other_programs_call_a_setting_is_answered_with_ours(key: str) -> None:
     word = read_tables()["names"][key].split()[0]
     known = {
-        **{"batch_size": 8, "data": "text", "data.path": "conf", "data.seq_len": 64, "eval_every": 7, "experiment": "text"},
+        **{
+            "batch_size": 8,
+            "data": "text",
+            "data.path": "conf",
+            "data.seq_len": 64,
+            "data.size": 32,
+            "eval_every": 7,
+            "experiment": "text",
+        },
         **{"hydra.sweeper.n_trials": 5, "hydra.sweeper.workers": 2, "hydra/launcher": "basic", "hydra/sweeper": "grokbit"},
         **{
             "hydra/sweeper/pruner": "hyperband",
@@ -270,6 +278,7 @@ def test_what_other_programs_call_a_setting_is_answered_with_ours(key: str) -> N
         **{"epochs": 3, "callbacks.early_stop.patience": 3},
     }
     needs = {"data.train_fraction": ["data=modular"], "tokenizer": ["data=text"], "schedule.floor": ["schedule=cosine"]}
+    needs["data.size"] = ["data=images", "model=vision"]
     words = needs.get(key, ["data=text"] if key.startswith("data.") else [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         value = ComposedConfig(compose(parse(words)[0])).get(key)
