@@ -27,6 +27,7 @@ Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
 PositiveFloats = Annotated[Sequence[float], "(0, inf)"]  # each of them
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
+NumDates = Annotated[int, "[10, 73049]"]  # of the days of 1900 to 2099
 VocabSize = Annotated[int, "[257, 65536]"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 ExistingPath = Annotated[str, "a file or folder that exists"]

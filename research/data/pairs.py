@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import date
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding, find_kind
 from research.files.sources import Counts, check_defects, find_files
 from research.losses import IGNORE
-from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
+from research.ranges import ExistingPath, Fraction, NonNegativeInt, NumDates, OpenFraction, PositiveInt, check_settings
 from research.seeding import SPLIT_STREAM, fold_in
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -42,7 +42,7 @@ def pairs(
     seq_len: PositiveInt = 96,
     val_fraction: OpenFraction = 0.1,
     test_fraction: Fraction = 0.0,
-    num_dates: Annotated[int, "[10, 73049]"] = 5000,  # of the days of 1900 to 2099
+    num_dates: NumDates = 5000,
     split_seed: NonNegativeInt = 0,
 ) -> MemoryDataset[Tokens]:
     """Return rows of `seq_len` tokens whose targets are the next tokens, and IGNORE within the source and the padding.

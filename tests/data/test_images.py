@@ -263,7 +263,7 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
         (lambda root: make_image(7, 9).save(root / "cat/9.png"), {}, "9.png has 9 x 9"),
         (lambda root: None, {"size": [6]}, "data.size=[6]: it takes a number of pixels, or [HEIGHT,WIDTH]"),
         (lambda root: None, {"pattern": "*.jpg"}, "10 .png files"),
-        (lambda root: None, {"val_fraction": 0.6, "test_fraction": 0.4}, "leave no training sample of 10"),
+        (lambda root: None, {"val_fraction": 0.6, "test_fraction": 0.39}, "leave no training sample of 10"),
         (lambda root: None, {"max_gb": 1e-7}, "10 images of 3 x 6 x 6 take 1.08e-06 GB"),
         (lambda root: [(root / name).mkdir() for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
         (lambda root: [(root / "cat").rename(root / "val"), (root / "dog").rename(root / "test")], {}, "(test, val), no"),
