@@ -1,5 +1,6 @@
 """--help: complete, in columns, with examples that work; and how fast answers come."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -68,12 +69,14 @@ def test_the_examples_of_the_help_are_right() -> None:
 
 @pytest.mark.parametrize(("argument", "bound"), [("--help", 0.5), ("trainer.step=5", 2.5)])
 def test_an_answer_comes_fast(argument: str, bound: float) -> None:
-    """In units of `import hydra`: the median of pairs, since other processes share the machine."""
+    """In units of `import hydra`, once ours is compiled as Hydra is: the median of pairs, as others share the machine."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
     def measure_seconds(*command: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
+        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, check=False)
         return time.perf_counter() - start
 
+    measure_seconds("train.py", argument)  # the first start compiles
     ratios = [measure_seconds("train.py", argument) / measure_seconds("-c", "import hydra") for _ in range(9)]
     assert statistics.median(ratios) <= bound, ratios
