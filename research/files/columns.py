@@ -1,7 +1,5 @@
 """Tables of files as columns of numbers and texts: CSV, TSV, JSONL, parquet. What is wrong with a row is a Defect."""
 
-import csv
-import json
 import re
 from array import array
 from bisect import bisect_right
@@ -9,13 +7,14 @@ from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, UInt64
 
-from research.files.documents import LONGEST_ROW, SUFFIXES, Defect, encoding_name
+from research.files.documents import SUFFIXES, Defect, encoding_name, iter_cells, iter_objects
 from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool
@@ -119,8 +118,8 @@ def read_table(
     for file in files:
         try:
             rows = iter_rows(file, encoding, header)
-            names = next(rows)
-            assert isinstance(names, list)
+            if not isinstance(names := next(rows, None), list):
+                raise ValueError(f"data.path: {file} is empty\ngive a table with a line of names and rows")
             used = {name: index for index, name in enumerate(names) if name}
             check_names(file, names)
             if nameless := len(names) - len(used):
@@ -168,49 +167,32 @@ def check_names(file: Path, names: Sequence[str]) -> None:
 def iter_rows(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
     """Yield the names of the columns, then the rows of a file."""
     kind = SUFFIXES.get(file.suffix.lower(), "csv")
-    if not file.stat().st_size:
-        raise ValueError(f"data.path: {file} is empty\ngive a table with a line of names and rows")
     reader = {"csv": iter_csv, "parquet": iter_parquet, "jsonl": iter_jsonl}[kind]
     yield from reader(file, encoding, header)
 
 
 def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
-    """Yield names and rows of CSV; the separator is the most frequent one of the first line."""
-    csv.field_size_limit(LONGEST_ROW)
-    is_utf8 = encoding_name(encoding) == "UTF-8"
-    with file.open(encoding="utf-8-sig" if is_utf8 else encoding, newline="", errors="surrogateescape") as stream:
-        first = stream.readline(LONGEST_ROW)
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
-        stream.seek(0)
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        try:
-            names = [cell.strip() for cell in next(reader, [])]
-        except csv.Error as error:
-            raise ValueError(f"data.path: the first line of {file} is no CSV: {error}\nmend it") from None
-        if mistake := describe_bad_text("".join(names), encoding):
-            raise ValueError(f"data.path: the first line of {file} is {mistake}\nstate data.encoding, as utf-16 or latin-1")
-        has_header = check_header(file, names, header)
-        yield names if has_header else [f"c{number}" for number in range(len(names))]
-        if not has_header:
-            stream.seek(0)
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Defect(f"rows that are no CSV ({error})", f"{file}:{reader.line_num}")
-                continue
-            where = f"{file}:{reader.line_num}"
-            if not cells:
-                continue
-            if len(cells) != len(names):
-                yield Defect("rows with more or fewer cells than the header", where)
-            elif mistake := describe_bad_text("".join(cells), encoding):
-                yield Defect(f"rows that are {mistake}", where)
-            else:
-                yield reader.line_num, cells
+    """Yield names and rows of CSV."""
+    rows = iter_cells(file, encoding)
+    if (first := next(rows, None)) is None:
+        return
+    if isinstance(first, Defect):
+        raise ValueError(f"data.path: {first.where}: {first.kind}\nmend the first line")
+    names = [cell.strip() for cell in first[1]]
+    if mistake := describe_bad_text("".join(names), encoding):
+        raise ValueError(f"data.path: the first line of {file} is {mistake}\nstate data.encoding, as utf-16 or latin-1")
+    if check_header(file, names, header):
+        yield names
+    else:
+        yield [f"c{number}" for number in range(len(names))]
+        rows = chain([first], rows)
+    for item in rows:
+        if isinstance(item, Defect):
+            yield item
+        elif mistake := describe_bad_text("".join(item[1]), encoding):
+            yield Defect(f"rows that are {mistake}", f"{file}:{item[0]}")
+        else:
+            yield item
 
 
 def describe_bad_text(text: str, encoding: str) -> str:
@@ -238,29 +220,18 @@ def check_header(file: Path, names: Sequence[str], header: Header) -> bool:
 def iter_jsonl(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
     """Yield names and rows of JSONL; the names are those of the first object."""
     names: list[str] = []
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{file}:{number}"
-            if not line.strip():
-                continue
-            row, mistake = None, "lines that are no JSON object"
-            try:
-                row = json.loads(line.decode(encoding).lstrip("\ufeff"))
-            except UnicodeDecodeError:
-                mistake = f"not {encoding_name(encoding)}"
-            except (ValueError, RecursionError):
-                pass
-            if not names:
-                if not isinstance(row, dict):
-                    raise ValueError(f"data.path: the first line of {file}: {mistake}\ngive an object with all keys there")
-                names = list(row)
-                yield names
-            if not isinstance(row, dict):
-                yield Defect(mistake, where)
-            elif set(row) - set(names):
-                yield Defect("rows with keys that the first one lacks", where)
-            else:
-                yield number, [row.get(name) for name in names]
+    for item in iter_objects(file, encoding):
+        if not names:
+            if isinstance(item, Defect):
+                raise ValueError(f"data.path: {item.where}: {item.kind}\ngive an object with all keys there")
+            names = list(item[1])
+            yield names
+        if isinstance(item, Defect):
+            yield item
+        elif set(item[1]) - set(names):
+            yield Defect("rows with keys that the first one lacks", f"{file}:{item[0]}")
+        else:
+            yield item[0], [item[1].get(name) for name in names]
 
 
 def iter_parquet(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:

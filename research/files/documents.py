@@ -123,6 +123,12 @@ def iter_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
     """Yield a row a line: the text at some keys."""
+    for item in iter_objects(file, encoding):
+        yield item if isinstance(item, Defect) else select(item[1], columns, f"{file}:{item[0]}")
+
+
+def iter_objects(file: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Defect]:
+    """Yield each object of a file of JSONL with the number of its line."""
     with file.open("rb") as stream:
         number = 0
         while line := stream.readline(LONGEST_ROW):
@@ -134,18 +140,19 @@ def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Ite
                     line = stream.readline(LONGEST_ROW)
                 continue
             if line.strip():
-                yield parse_json_row(line, columns, encoding, where)
+                row = parse_json(line, encoding)
+                yield Defect(row, where) if isinstance(row, str) else (number, row)
 
 
-def parse_json_row(line: bytes, columns: Sequence[Column], encoding: str, where: str) -> Row | Defect:
-    """Return the cells of one line."""
+def parse_json(line: bytes, encoding: str) -> dict[str, Any] | str:
+    """Return the object of a line, or what the line is instead."""
     try:
         row = json.loads(line.decode(encoding).lstrip("\ufeff"))
     except UnicodeError:
-        return Defect(f"not {encoding_name(encoding)}", where)
+        return f"not {encoding_name(encoding)}"
     except (ValueError, RecursionError):
-        return Defect("lines that are no JSON", where)
-    return select(row, columns, where) if isinstance(row, dict) else Defect("lines that are no JSON object", where)
+        return "lines that are no JSON"
+    return row if isinstance(row, dict) else "lines that are no JSON object"
 
 
 def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | Defect:
@@ -173,38 +180,51 @@ def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | 
 
 def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
     """Yield the rows of CSV or TSV. Raise ValueError where the header lacks a column."""
+    rows = iter_cells(file, encoding)
+    if isinstance(first := next(rows, (0, [])), Defect):
+        yield Defect(first.kind.replace("rows", "tables"), str(file))
+        return
+    _, header = first
+    check_columns(file, header, columns)
+    for item in rows:
+        if isinstance(item, Defect):
+            yield item
+            continue
+        line, cells = item
+        row = select(dict(zip(header, cells, strict=True)), columns, f"{file}:{line}")
+        is_undecoded = isinstance(row, Defect) and "surrogate" in row.kind
+        yield Defect(f"not {encoding_name(encoding)}", f"{file}:{line}") if is_undecoded else row
+
+
+def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | Defect]:
+    """Yield the cells of CSV or TSV, the header first, each row with the number of its last line.
+
+    The separator is the most frequent one of the first line. What cannot be decoded becomes half a surrogate pair, so that a
+    row alone is left out. A row that is no CSV is as many defects as it has lines: a quote that stays open takes the rest.
+    """
     csv.field_size_limit(LONGEST_ROW)
-    name = encoding_name(encoding)
-    # what cannot be decoded becomes half a surrogate pair, so that a row alone is left out
-    codec = "utf-8-sig" if name == "UTF-8" else encoding
+    codec, width, start = "utf-8-sig" if encoding_name(encoding) == "UTF-8" else encoding, -1, 0
     with file.open(encoding=codec, errors="surrogateescape", newline="") as stream:
         first = stream.readline(LONGEST_ROW)
         delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
         stream.seek(0)
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-        except csv.Error as error:
-            yield Defect(f"tables that are no CSV ({error})", str(file))
-            return
-        check_columns(file, header, columns)
         while True:
             try:
-                row = next(reader)
+                cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Defect(f"rows that are no CSV ({error})", f"{file}:{reader.line_num}")
+                for line in range(start + 1, max(start + 1, reader.line_num) + 1):
+                    yield Defect(f"rows that are no CSV ({error})", f"{file}:{line}")
+                start = reader.line_num
                 continue
-            where = f"{file}:{reader.line_num}"
-            if not row:
-                continue
-            if len(row) != len(header):
-                yield Defect("rows with more or fewer cells than the header", where)
-                continue
-            cells = select(dict(zip(header, row, strict=True)), columns, where)
-            is_undecoded = isinstance(cells, Defect) and "surrogate" in cells.kind
-            yield Defect(f"not {name}", where) if is_undecoded else cells
+            start = reader.line_num
+            if width < 0 or len(cells) == width:
+                width = len(cells)
+                yield start, cells
+            elif cells:
+                yield Defect("rows with more or fewer cells than the header", f"{file}:{start}")
 
 
 def iter_rows_parquet(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:

@@ -122,6 +122,8 @@ GAPS: dict[str, tuple[str, str]] = {
 Make = Callable[[Path], object]
 REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "an empty file": ("", {}, "is empty"),
+    "a byte order mark alone": (b"\xef\xbb\xbf", {}, "is empty"),
+    "a line of names that is no CSV": ('"size"x,kind\n1,tree\n', {}, ":1: rows that are no CSV"),
     "names alone": (HEADER, {}, "has a line of names and no rows"),
     "no line of names": ("".join(ROWS), {}, "data.header=auto: the first line of"),
     "columns of one name": ("size,size,kind\n" + "".join(ROWS), {}, "has several columns 'size'"),
@@ -226,6 +228,15 @@ def test_a_nasty_row_is_refused_or_counted(tmp_path: Path, name: str) -> None:
     assert words in "".join(data.notes)
 
 
+def test_each_line_behind_an_open_quote_is_counted(tmp_path: Path) -> None:
+    """The quote takes all that follows: one defect would hide how much is lost."""
+    file, words = tmp_path / "a.csv", f"{1 + len(ROWS[10:])} rows that are no CSV"
+    file.write_text(HEADER + "".join(ROWS[:10]) + '1,"red,tree\n' + "".join(ROWS[10:]))
+    with pytest.raises(ValueError, match=words):
+        table(path=str(file))
+    assert words in "\n".join(table(path=str(file), defects="skip").notes)
+
+
 @pytest.mark.parametrize("name", GAPS)
 def test_a_cell_without_a_value_is_refused_filled_or_counted(tmp_path: Path, name: str) -> None:
     row, words = GAPS[name]
@@ -267,7 +278,7 @@ JSON_ROWS = "".join(json.dumps({"x": n, "y": "ab"[n % 2]}) + "\n" for n in range
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"x": 1, "y"\n', "1 lines that are no JSON object"),
+        ('{"x": 1, "y"\n', "1 lines that are no JSON\n"),
         ("[1, 2]\n", "1 lines that are no JSON object"),
         ('{"x": 1, "y": "a", "z": 3}\n', "1 rows with keys that the first one lacks"),
         ('{"x": [1], "y": "a"}\n', "1 cells with a list, an object or bytes in 'x'"),

@@ -62,6 +62,7 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "a ragged row": ("a.csv", b"text,n\ngood,1\nbad\n", "1 rows with more or fewer cells than the header"),
     "a long row": ("a.csv", b"text,n\ngood,1\nbad,1,2\n", "1 rows with more or fewer cells than the header"),
     "a quote that stays open": ("a.csv", b'text,n\ngood,1\n"bad,1\n', "1 rows that are no CSV"),
+    "a quote that takes the rest": ("a.csv", b'text,n\ngood,1\n"bad,1\ngood,2\ngood,3\n', "3 rows that are no CSV"),
     "a table in Latin-1": ("a.csv", b"text\ngood\n\xe9t\xe9\n", "1 not UTF-8"),
     "a file in Latin-1": ("bad.txt", b"caf\xe9", "1 not UTF-8"),
     "a file cut within a character": ("bad.txt", "café".encode()[:-1], "1 not UTF-8"),
