@@ -62,9 +62,7 @@ def run(cfg: DictConfig) -> float:
     redact_output()
     redact_hydra_files()
     check_targets(cfg)  # before anything is built or written
-    with open_dict(cfg):
-        for name in list_plain_settings(cfg.loss):
-            del cfg.loss[name]
+    cfg = drop_plain_settings(cfg)
     cfg, task = count_epochs(cfg) if cfg.epochs else (cfg, None)
     run_config = build_run_config(cfg)
     trainer: Trainer = instantiate(cfg.trainer)  # from here on the processes of the run talk to each other
@@ -81,6 +79,15 @@ def run(cfg: DictConfig) -> float:
     if signals.signum:
         raise SystemExit(get_exit_code(signals.signum)) from Stopped(signals.signum)
     return float(value)
+
+
+def drop_plain_settings(cfg: DictConfig) -> DictConfig:
+    """Return a copy without the loss settings that a `_target_` of one's own does not take, where they change nothing."""
+    copied = copy.deepcopy(cfg)
+    with open_dict(copied):
+        for name in list_plain_settings(copied.loss):
+            del copied.loss[name]
+    return copied
 
 
 def count_epochs(cfg: DictConfig) -> tuple[DictConfig, Task]:

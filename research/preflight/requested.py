@@ -1,6 +1,7 @@
 """The composed config of one run, with every key validated against its component's signature."""
 
 import ast
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,20 @@ from research.run_dir import expand_path
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
+
+
+def describe_missing_path(source: str, typed: str, path: Path) -> list[str]:
+    """Return the lines of a path that is not there: what is there of it, and what is called nearly so."""
+    near = next(parent for parent in path.parents if parent.exists())
+    wanted, *rest = path.relative_to(near).parts
+    names = [item.name for item in near.iterdir()] if near.is_dir() and os.access(near, os.R_OK) else []
+    others = [near / name for name in suggest(wanted, names) if near.joinpath(name, *rest).exists()]
+    shown = [
+        other.joinpath(*rest) if Path(typed).is_absolute() else Path(os.path.relpath(other.joinpath(*rest))) for other in others
+    ]
+    words = " or ".join(quote_word(f"{source}={to_override(str(other))}") for other in shown)
+    lines = [f"there is no file or folder {path}", f"looked from {Path.cwd()}; there is {near}"]
+    return [*lines, f"did you mean: {words} ?"] if words else lines
 
 
 def to_whole_interval(match: re.Match[str]) -> str:
@@ -242,8 +257,7 @@ class RequestedConfig(KnownKeys):
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()
                 if not path.exists():
-                    near = next(parent for parent in path.parents if parent.exists())
-                    self.add_mistake(source, f"there is no file or folder {path}", f"looked from {Path.cwd()}; there is {near}")
+                    self.add_mistake(source, *describe_missing_path(source, value, path))
 
     def add_conflict(self, keys: tuple[str, ...], *lines: str) -> None:
         """Record keys that do not go together, unless one of them has a mistake of its own."""

@@ -62,7 +62,6 @@ def build_view(parent: str, keys: Sequence[str], monitor: str, is_higher_better:
         {"type": "BAR", "metricKey": best, "displayName": best, "isGenerated": True},
     ]
     common = {"deleted": False, "metricSectionId": overview, "runsCountToCompare": 100}
-    sections = [overview, "val", "train"]
     view = {
         "searchFilter": f"tags.`{PARENT_TAG}` = '{parent}'",
         "orderByKey": f"metrics.`{best}`",  # sorted by their time MLflow would hide the runs below their parent
@@ -71,7 +70,7 @@ def build_view(parent: str, keys: Sequence[str], monitor: str, is_higher_better:
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [{"uuid": chart["type"], **common, **chart} for chart in charts],
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": False} for name in sections if name
+            {"uuid": name, "name": name, "display": True, "isReordered": False} for name in (overview, "val", "train")
         ],
         "isAccordionReordered": True,  # else the sections would stand in the order of their names
     }

@@ -1,9 +1,11 @@
 """What a newcomer types by habit: each line is answered in a few lines with the key or the way that is right."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
+from research.preflight.check import find_mistakes
 from research.preflight.program import prepare
 
 MAX_ANSWER_LINES = 6
@@ -132,3 +134,19 @@ def test_what_is_right_passes(line: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_of_a_sweep_of_one_run_a_note_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(["train.py", "lr=1e-3", "-m"]) == ["train.py", "-m", "lr=1e-3"]
     assert capsys.readouterr().err == "note: a sweep of one run; several are -m lr=1e-3,3e-4\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [("nots", "data.path=notes"), ("Notes/a.txt", "data.path=notes/a.txt"), ("{}/nots", "data.path={}/notes"), ("zebra", "")],
+)
+def test_a_path_that_is_nearly_there_is_suggested(
+    typed: str, right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    (mistake,) = find_mistakes(["data=text", f"data.path={typed.format(tmp_path)}"], False)
+    assert "there is no file or folder" in mistake
+    shown = mistake.partition("did you mean: ")[2].partition(" ?")[0]
+    assert shown == right.format(tmp_path)
