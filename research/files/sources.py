@@ -18,7 +18,8 @@ TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
 SPLIT_NAMES = ("train training", "val valid validation dev", "test testing")  # a split's, then other names of its folder
 SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
-FIX = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
+ENCODING_FIX = "state data.encoding, which is of all files (else convert those files first)"
+FIX = f"mend them, name other files by data.pattern, {ENCODING_FIX}, or give data.defects=skip"
 LONG_WORK = 1 << 26  # bytes: work on as many is shown
 NUM_EXAMPLES = 5  # of each kind of defect that a message names
 
