@@ -41,17 +41,20 @@ def encode_numbers(goal: Column, rows: Int64[np.ndarray, "n"]) -> Float64[np.nda
     if not 1 / LARGEST <= largest <= LARGEST:
         unit = f"give it in a {'larger' if largest > 1 else 'smaller'} unit, or mend the row"
         raise ValueError(f"{where} has numbers of up to {largest:g}, whose squares 32 bits cannot hold\n{unit}")
-    check_rounding(where, y, y.astype(np.float32), f"subtract one number from all, as {format_number(y.min())}")
+    check_rounding(where, y, y, f"subtract one number from all, as {format_number(y.min())}")
     return y
 
 
-def check_rounding(where: str, exact: Float64[np.ndarray, "n"], rounded: Float[np.ndarray, "n"], fix: str) -> None:
-    """Raise ValueError where 32 bits make equal more than a tenth of the different numbers, as of dates in seconds.
+def check_rounding(where: str, cells: Float64[np.ndarray, "n"], used: Float64[np.ndarray, "n"], fix: str) -> None:
+    """Raise ValueError where 32 bits make equal more than a tenth of the different numbers of a column, as of dates in seconds.
 
-    Differences in the 14th digit are none: sums have them. Some numbers of a hundred thousand are equal by chance.
+    `used` is what becomes of the cells. Differences in the 14th digit are none: sums have them. A few numbers of a hundred
+    thousand are equal by chance.
     """
-    mantissas, exponents = np.frexp(exact)
+    known = ~np.isnan(cells)
+    mantissas, exponents = np.frexp(cells[known])
     with np.errstate(over="ignore"):
+        rounded = used[known].astype(np.float32)
         num_exact = len(np.unique(np.ldexp(np.round(np.ldexp(mantissas, 44)), exponents - 44)))
     if (num_rounded := len(np.unique(rounded))) < MOSTLY * num_exact:
         raise ValueError(f"{where} has {num_exact:,} different numbers, of which 32 bits keep {num_rounded:,}\n{fix}")
@@ -78,14 +81,14 @@ def encode_features(
             values = np.where(np.isnan(values), mean, values / scale)
             features.append((values - mean) / (deviation or 1.0) if standardize else values * scale)
             constant += [column.name] * (deviation == 0)
-            where, known = f"data.standardize={str(standardize).lower()}: '{column.name}'", ~np.isnan(column.values[rows])
             fix = f"give data.exclude=[{column.name}], or smaller numbers" if standardize else "give data.standardize=true"
-            with np.errstate(over="ignore"):
-                check_rounding(where, column.values[rows][known], features[-1][known].astype(np.float32), fix)
+            where = f"data.standardize={str(standardize).lower()}: '{column.name}'"
+            check_rounding(where, column.values[rows], features[-1], fix)
             continue
         texts = [column.texts.get(row) or format_number(column.numbers[row]) for row in rows.tolist()]
-        categories = sorted({texts[row] for row in train.tolist()})
-        if num_unknown := sum(text not in categories for text in texts):
+        learnt = {texts[row] for row in train.tolist()}
+        categories = sorted(learnt)
+        if num_unknown := sum(text not in learnt for text in texts):
             unknown.append(f"{num_unknown:,} of '{column.name}'")
         if len(categories) > max_categories:
             text = f"'{column.name}' has {len(categories):,} different texts, as '{categories[-1][:30]}'"

@@ -21,8 +21,8 @@ from research.files.columns import (
     check_spellings,
     read_table,
 )
-from research.files.documents import check_encoding, encoding_name
-from research.files.sources import ENCODING_FIX, TABLE_KINDS, Counts, check_defects, find_files
+from research.files.documents import check_encoding
+from research.files.sources import TABLE_KINDS, Counts, check_defects, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
 
 Kind = Literal["class", "number"]
@@ -66,8 +66,7 @@ def table(
         check_spellings(goal)
     usable = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
     fix = "leave a column out by data.exclude=[NAME]"
-    mend = f"mend them, {ENCODING_FIX}" if f"not {encoding_name(encoding)}" in faults.describe() else "mend them"
-    check_defects(faults, defects == "skip", counts, f"{mend}, {fix}, or give data.defects=skip")
+    check_defects(faults, defects == "skip", counts, f"mend them, {fix}, or give data.defects=skip")
     check_defects(gaps, missing != "refuse", counts, f"give data.missing=mean or drop, or {fix}", "data.missing=refuse")
     values = [column.hash_cells()[usable] for column in (*columns, goal)]
     keys, kept = drop_repeats(np.stack(values, axis=1), counts)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, UInt64
 
 from research.files.documents import SUFFIXES, Defect, encoding_name, iter_cells, iter_objects
-from research.files.sources import ENCODING_FIX, Counts, check_defects
+from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool
 Decimals = Literal["point", "comma"]
@@ -44,7 +44,8 @@ class Column:
             try:
                 number = float("text" if "_" in cell else cell.replace(",", ".") if decimal == "comma" else cell)
                 is_long = EXACT < abs(number) < float("inf") and cell.strip().lstrip("+-").isdecimal()
-                if cell[:1] in " +-0" and re.match(r"\s*[-+]?0\d", cell):
+                bare = cell.lstrip(" +-")
+                if bare[:1] == "0" and bare[1:2].isdigit():
                     self.padded[len(self.numbers)] = cell.strip()
                 cell = int(cell) if is_long else None
             except ValueError:
@@ -160,7 +161,7 @@ def read_table(
             is_text = isinstance(error, UnicodeError)
             defects.add(f"not {encoding_name(encoding)}" if is_text else "files without permission", str(file))
     if table is None or not table.lines:
-        check_defects(defects, False, counts, f"mend them, {ENCODING_FIX}, or give other files")
+        check_defects(defects, False, counts, "mend them, or give other files")
         raise ValueError(f"data.path: {files[0]} has a line of names and no rows\ngive rows")
     return table
 
@@ -226,9 +227,11 @@ def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | 
 
 def count_merged_rows(cells: Sequence[str]) -> int:
     """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0."""
-    lines = "\0".join(cells).split("\n")
+    if "\n" not in (text := "\0".join(cells)):
+        return 0
+    lines = text.split("\n")
     is_merged = any(all(line.count("\0") + line.count(mark) == len(cells) - 1 for line in lines) for mark in SEPARATORS)
-    return len(lines) if len(lines) > 1 and is_merged else 0
+    return len(lines) if is_merged else 0
 
 
 def describe_bad_text(text: str, encoding: str) -> str:

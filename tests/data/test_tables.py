@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         "data.target=y has the classes '01' and '1', which are one number",
     ),
-    "UTF-16": (CSV.encode("utf-16"), {}, "state data.encoding, which is of all files (else convert those files first)"),
+    "UTF-16": (CSV.encode("utf-16"), {}, "; state data.encoding where it is that of all files, else convert these first"),
     "an encoding that is none": (CSV, {"encoding": "utf-9"}, "data.encoding=utf-9"),
     "one class": (HEADER + "".join(row for row in ROWS if "tree" in row), {}, "has the one class 'tree'"),
     "a column that is not there": (CSV, {"target": "species"}, "data.target=species: there is no such column"),
