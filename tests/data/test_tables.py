@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from program import train
 from pyarrow import parquet
 
 from research.data.spec import MemoryDataset, Vectors
@@ -413,12 +412,3 @@ def test_a_kind_has_its_own_data_set() -> None:
     assert find_mistakes(["data=regression", "model=mlp"], False) == []
     (mistake,) = find_mistakes(["data=table", "model=mlp", "data.kind=number"], False)
     assert "give data=regression" in mistake
-
-
-def test_a_nasty_table_leaves_no_run_behind(tmp_path: Path) -> None:
-    path = write(tmp_path, CSV + "1,red\n")
-    done = train(tmp_path, "data=table", f"data.path={path}", "model=bitmlp", "tracker=jsonl", fails=True)
-    assert "1 rows with more or fewer cells than the header" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 6
-    assert not list((tmp_path / "out").glob("*"))
