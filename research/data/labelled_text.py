@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from research.data.labels import describe_sizes
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -70,6 +71,7 @@ def labelled_text(
     splits = {name: build_split(part, classes, seq_len, tokenizer) for name, part in kept.items()}
     train, val = (Counter(name for name, _ in kept[split]) for split in ("train", "val"))
     notes = [f"{sum(size > seq_len for size in sizes):,} of {len(sizes):,} texts are cut to {seq_len} tokens"]
+    notes.append(describe_sizes(classes, np.array([train[name] for name in classes]), "texts"))
     if missing := [name for name in classes if name not in train]:
         notes.append(f"no text to learn from: {', '.join(missing[:NUM_SHOWN])}")
     baseline = {"val/acc majority": val[train.most_common(1)[0][0]] / val.total()}

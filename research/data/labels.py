@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from research.files.sources import Counts
 
@@ -15,9 +16,12 @@ def predict_majority(classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> di
 
 
 def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Return notes: the number of each class, and which ones a split lacks."""
+    """Return notes: the number of each class, how many samples of training it has, and which ones a split lacks."""
     more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
-    notes = [f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names[:NUM_NAMES]))}{more}"]
+    notes = [
+        f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names[:NUM_NAMES]))}{more}",
+        describe_sizes(names, np.bincount(classes[parts["train"]], minlength=len(names))),
+    ]
     if alike := [name for name in names if sum(name.casefold() == other.casefold() for other in names) > 1]:
         notes.append(f"classes that differ in capitals alone: {', '.join(alike[:NUM_NAMES])}")
     for part in ("train", "val"):
@@ -25,6 +29,13 @@ def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[s
         if lacking:
             notes.append(f"{part} has no sample of {len(lacking)} classes: {', '.join(lacking[:NUM_NAMES])}")
     return tuple(notes)
+
+
+def describe_sizes(names: Sequence[str], sizes: Int[np.ndarray, "classes"], unit: str = "samples") -> str:
+    """Return how many samples of training each class has: of ten classes, and the range of all others."""
+    shown = ", ".join(f"{size:,} of {name}" for name, size in zip(names[:NUM_NAMES], sizes.tolist(), strict=False))
+    rest = sizes[NUM_NAMES:]
+    return f"{unit} in training: {shown}{f', {min(rest):,} to {max(rest):,} of each other class' if len(rest) else ''}"
 
 
 def describe_counts(counts: Counts, treated: Counts) -> tuple[str, ...]:

@@ -76,9 +76,10 @@ class Quality:
         """Return a sentence for each fact."""
         share = sum(self.lines[number] for number in self.leaked) / max(1, self.lines.total())
         notes = [f"{share:.1%} of the validation lines over {LONG_LINE} bytes are also in the training text"]
-        if self.near:
-            compared = f"{len(self.val_sketches):,} validation documents"
-            notes.append(f"{len(self.near):,} of {compared} are near copies of training documents")
+        is_part = len(self.val_sketches) == MAX_SKETCHES["val"] or self.num_train == MAX_SKETCHES["train"]
+        if self.near or is_part:
+            train = f"the first {self.num_train:,} training documents" if is_part else "training documents"
+            notes.append(f"{len(self.near):,} of {len(self.val_sketches):,} validation documents are near copies of {train}")
         return notes
 
 

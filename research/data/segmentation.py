@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16, Int64, UInt8
 
 from research.data.images import FIX, Labelled, assign_parts, check_needs, drop_repeats, has_splits
-from research.data.labels import NUM_NAMES, describe_counts
+from research.data.labels import NUM_NAMES, describe_counts, describe_sizes
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
 from research.files.sources import SPLIT_FOLDERS, Counts, check_defects
@@ -20,6 +20,7 @@ from research.seeding import SPLIT_STREAM, fold_in
 
 NUM_CANVASES = 1500
 CELL = 10  # pixels a side, in which a digit of 8 x 8 lies somewhere
+MIN_SQUARES = 0.01  # of a class's pixels that lie in even squares of 2 x 2
 INK = 64  # of 255: from which grey on a pixel belongs to its digit
 
 
@@ -61,14 +62,16 @@ def segmentation(
     check_defects(faults, defects == "skip", counts, FIX, "data.images, data.masks")
     if not kept:
         raise ValueError(f"data.images: no image with a mask is left: {counts.describe()}\ngive images and masks of one stem")
-    targets, values = number_classes([mask.pixels for row in kept if (mask := decoded[row])], ignore)
+    good = [mask for row in kept if (mask := decoded[row])]
+    targets, values = number_classes([mask.pixels for mask in good], ignore)
+    check_areas([mask.areas for mask in good if mask.areas is not None], values)
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
     parts = assign_parts([files[row].part for row in kept], ranks, None, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(values), per_pixel=True)
     source = f"{roots[0].name} and {roots[1].name}, {height} x {width}, {len(values)} classes"
     x, y = torch.from_numpy(pictures.pixels[kept]), torch.from_numpy(targets)
-    notes = describe_values(values) + describe_counts(counts, treated)
+    notes = describe_values(values, targets, parts["train"], ignore) + describe_counts(counts, treated)
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(targets, parts))
 
 
@@ -126,10 +129,28 @@ def number_classes(
     return np.stack([classes[mask] for mask in masks]), values
 
 
-def describe_values(values: Sequence[int]) -> tuple[str, ...]:
-    """Return a note on classes that have other numbers than the values of the masks."""
+def check_areas(areas: Sequence[Int64[np.ndarray, "2 256"]], values: Sequence[int]) -> None:
+    """Raise ValueError where most values are seen at edges alone, never in a square: masks that were blurred."""
+    sizes, squares = np.sum(areas, axis=0)
+    edges = [value for value in values if squares[value] < MIN_SQUARES * sizes[value]]
+    if len(edges) > max(2, len(values) / 2):
+        seen = f"{len(values)} values, {len(edges)} of them at edges alone, as {', '.join(map(str, edges[:NUM_NAMES]))}"
+        fix = "give masks that hold class numbers alone: not blurred, not resized with smooth edges, never saved as JPEG"
+        raise ValueError(f"data.masks: the masks hold {seen}\n{fix}")
+
+
+def describe_values(
+    values: Sequence[int], targets: Int16[np.ndarray, "n h w"], train: np.ndarray, ignore: int | None
+) -> tuple[str, ...]:
+    """Return notes: classes with other numbers than the values of the masks, how many pixels have each, and none."""
     changed = [f"{number} value {value}" for number, value in enumerate(values) if number != value]
-    return (f"classes by the values of the masks: {', '.join(changed[:NUM_NAMES])}",) if changed else ()
+    known, ignored = targets[train], float(np.mean(targets == IGNORE))
+    sizes = np.bincount(known[known != IGNORE], minlength=len(values))
+    return (
+        *((f"classes by the values of the masks: {', '.join(changed[:NUM_NAMES])}",) if changed else ()),
+        describe_sizes([str(value) for value in values], sizes, "pixels by value"),
+        *((f"{ignored:.2%} of the pixels have the value {ignore}, and do not count (data.ignore)",) if ignored else ()),
+    )
 
 
 def predict_majority(targets: Int16[np.ndarray, "n h w"], parts: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -6,18 +6,25 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, UInt64
+from jaxtyping import Bool, Float64, Int64, UInt64
 
+from research.data.features import FEW, encode_classes, encode_features, encode_numbers, list_names
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
-from research.files.columns import EXACT, Column, Decimals, Header, Table, check_decimals, format_number, read_table
+from research.files.columns import (
+    EXACT,
+    Column,
+    Decimals,
+    Header,
+    Table,
+    check_decimals,
+    check_spellings,
+    read_table,
+)
 from research.files.documents import check_encoding
 from research.files.sources import TABLE_KINDS, Counts, check_defects, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
 
-MAX_CLASSES = 1000
-FEW = 20  # so many different numbers may be classes without a word
-NUM_NAMES = 5  # of columns that a note names
 Kind = Literal["class", "number"]
 Missing = Literal["refuse", "drop", "mean"]
 
@@ -53,6 +60,10 @@ def table(
         rows = read_table(files, check_encoding(encoding), header, decimal, counts, faults)
         source = files[0].name if len(files) == 1 else f"{len(files)} tables"
     goal, columns = choose_columns(rows, target, features, exclude or [], counts)
+    for column in (*columns, goal) if kind == "number" else columns:
+        check_decimals(column, decimal)
+    if kind == "class":
+        check_spellings(goal)
     usable = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
     fix = "leave a column out by data.exclude=[NAME]"
     check_defects(faults, defects == "skip", counts, f"mend them, {fix}, or give data.defects=skip")
@@ -63,8 +74,7 @@ def table(
     if len(rest) < 2:
         raise ValueError(f"data.path: {len(rest)} usable rows in {source}: {counts.describe() or 'no more'}\ngive more rows")
     names, y = encode_classes(goal, rest) if kind == "class" else ([], encode_numbers(goal, rest))
-    ranks = rank_keys(keys, split_seed)
-    parts = split_by_rank(ranks, y if names else None, (val_fraction, test_fraction))
+    parts = split_rows(keys, y if names else None, (val_fraction, test_fraction), split_seed)
     x, encoded = encode_features(columns, rest, parts["train"], max_categories, standardize)
     notes = describe_classes(names, y, parts) if names else describe_numbers(y)
     notes += (*describe_columns(columns, goal, rest, keys), *encoded, *describe_counts(counts, filled))
@@ -106,12 +116,17 @@ def choose_columns(
         raise ValueError(f"data.features: '{goal}' is the target\nleave it out, or give another data.target")
     chosen = [rows.columns[name] for name in features or names if name != goal and name not in exclude]
     used = [column for column in chosen if column.texts or column.nested or not np.isnan(column.values).all()]
-    for column in chosen:
-        if column not in used:
+    for column in (*chosen, rows.columns[goal]):
+        key = "target" if column.name == goal else "features"
+        if column not in used and key == "features":
             counts.add("columns without a value", f"'{column.name}'")
         elif column.is_inexact:
-            fix = f"give data.exclude=[{column.name}], or smaller numbers"
-            raise ValueError(f"data.features: '{column.name}' has whole numbers beyond {EXACT:,}, which lose digits\n{fix}")
+            fix = (
+                f"give data.exclude=[{column.name}], or smaller numbers"
+                if key == "features"
+                else "give texts or smaller numbers"
+            )
+            raise ValueError(f"data.{key}: '{column.name}' has whole numbers beyond {EXACT:,}, which lose digits\n{fix}")
     if not used:
         raise ValueError(f"data.features: no column is left to predict '{goal}' from\ngive data.features=[NAME,NAME]")
     return rows.columns[goal], used
@@ -131,7 +146,6 @@ def find_usable_rows(
         lacks = np.isnan(values)
         lacks[list(column.texts)] = False
         of_numbers = kind == "number" if is_goal else column.is_of_numbers
-        check_decimals(column)
         if kind == "number" and is_goal and not column.is_of_numbers:
             raise ValueError(f"data.target={goal.name} holds text, as '{next(iter(column.texts.values()))}'\ngive data=table")
         if of_numbers:
@@ -164,77 +178,18 @@ def drop_repeats(cells: UInt64[np.ndarray, "rows columns"], counts: Counts) -> t
     return list(first), np.fromiter(first.values(), dtype=np.int64, count=len(first))
 
 
-def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str], Int64[np.ndarray, "n"]]:
-    """Return the names of the classes, sorted, and the class of each row. Raise ValueError for what are no classes."""
-    values = goal.values
-    labels = [goal.texts.get(row) or values[row] for row in rows.tolist()]
-    numbers, texts = sorted({x for x in labels if isinstance(x, float)}), sorted({x for x in labels if isinstance(x, str)})
-    where, regression = f"data.target={goal.name}", "give data=regression to predict numbers, or another data.target"
-    if goal.is_inexact:
-        raise ValueError(f"{where} has whole numbers beyond {EXACT:,}, which lose digits\ngive texts or smaller numbers")
-    num_classes = len(numbers) + len(texts)
-    if num_classes < 2:
-        raise ValueError(f"{where} has the one class '{(texts or numbers)[0]}'\ngive rows of several classes")
-    if len(numbers) > FEW and not all(number.is_integer() for number in numbers):
-        raise ValueError(f"{where} has {len(numbers):,} different numbers, as {numbers[0]:g}: no classes\n{regression}")
-    if num_classes > MAX_CLASSES or num_classes > len(labels) / 2 > 1:
-        raise ValueError(f"{where} has {num_classes:,} classes in {len(labels):,} rows\n{regression}")
-    order = {label: index for index, label in enumerate([*numbers, *texts])}
-    names = [format_number(number) for number in numbers] + texts
-    return names, np.array([order[label] for label in labels])
-
-
-def encode_numbers(goal: Column, rows: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
-    """Return the target of each row. Raise ValueError where all are equal."""
-    y: np.ndarray = goal.values[rows]
-    if (y == y[0]).all():
-        raise ValueError(f"data.target={goal.name} is {y[0]:g} in each row\ngive another target")
-    return y
-
-
-def encode_features(
-    columns: Sequence[Column],
-    rows: Int64[np.ndarray, "n"],
-    train: Int64[np.ndarray, "_"],
-    max_categories: int,
-    standardize: bool,
-) -> tuple[Float[np.ndarray, "n features"], list[str]]:
-    """Return the features of each row, and notes. What is estimated is so from the training rows alone.
-
-    Numbers are standardized, gaps are their mean; a text is one of its column's categories, each a feature of 0 or 1.
-    """
-    features, num_texts, constant = list[np.ndarray](), 0, list[str]()
-    for column in columns:
-        if column.is_of_numbers:
-            values = column.values[rows]
-            known = values[train][~np.isnan(values[train])]
-            scale = float(np.abs(known).max(initial=0)) or 1.0  # squares of large numbers overflow
-            mean, deviation = (float((known / scale).mean()), float((known / scale).std())) if len(known) else (0.0, 1.0)
-            values = np.where(np.isnan(values), mean, values / scale)
-            features.append((values - mean) / (deviation or 1.0) if standardize else values * scale)
-            constant += [column.name] * (deviation == 0)
-            continue
-        texts = [column.texts.get(row) or format_number(column.numbers[row]) for row in rows.tolist()]
-        categories = sorted(set(texts))
-        if len(categories) > max_categories:
-            text = f"'{column.name}' has {len(categories):,} different texts, as '{categories[-1][:30]}'"
-            fix = f"give data.exclude=[{column.name}], or data.max_categories={len(categories)}"
-            raise ValueError(f"data.max_categories={max_categories}: {text}\n{fix}")
-        num_texts += 1
-        constant += [column.name] * (len(categories) == 1)
-        features += [np.array([text == category for text in texts], dtype=np.float64) for category in categories]
-    with np.errstate(over="ignore"):
-        x = np.stack(features, axis=1).astype(np.float32)
-    if not np.isfinite(x).all():
-        raise ValueError("data.standardize=false: a feature has numbers beyond 3e38\ngive data.standardize=true")
-    notes = [f"{num_texts} columns of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (num_texts > 0)
-    return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
-    return ", ".join(f"'{name}'" for name in names[:NUM_NAMES]) + more
+def split_rows(
+    keys: Sequence[bytes], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float], split_seed: int
+) -> dict[str, Int64[np.ndarray, "_"]]:
+    """Return the numbers of the rows in train, val and test, by rank: those of equal features are in one of them."""
+    ranks, first = rank_keys(keys, split_seed), dict[bytes, int]()
+    for row in np.argsort(ranks, kind="stable").tolist():
+        first.setdefault(keys[row][:-8], row)
+    heads = np.array(sorted(first.values()))
+    parts = split_by_rank(ranks[heads], None if classes is None else classes[heads], fractions)
+    groups = np.array([first[key[:-8]] for key in keys])
+    members = {name: np.flatnonzero(np.isin(groups, heads[part])) for name, part in parts.items()}
+    return {name: part[np.argsort(ranks[part], kind="stable")] for name, part in members.items()}
 
 
 def describe_columns(columns: Sequence[Column], goal: Column, rows: Int64[np.ndarray, "n"], keys: Sequence[bytes]) -> list[str]:
@@ -247,11 +202,17 @@ def describe_columns(columns: Sequence[Column], goal: Column, rows: Int64[np.nda
             copies.append(column.name)
         elif not column.texts and len(rows) > FEW and (np.abs(np.diff(column.values[rows])) == 1).all():
             counting.append(column.name)
+    broken = [(column.name, sum("\n" in text for text in column.texts.values())) for column in columns]
     contradictions = len(keys) - len({key[:-8] for key in keys})
     return [
         *([f"tells '{goal.name}' exactly: {list_names(copies)}; see data.exclude"] if copies else []),
+        *(f"{number:,} cells of '{name}' have several lines" for name, number in broken if number),
         *([f"counts the rows: {list_names(counting)}; see data.exclude"] if counting else []),
-        *([f"{contradictions:,} rows have the features of another row with another '{goal.name}'"] if contradictions else []),
+        *(
+            [f"{contradictions:,} rows have the features of another row with another '{goal.name}', and its split"]
+            if contradictions
+            else []
+        ),
     ]
 
 

@@ -22,6 +22,7 @@ Decimals = Literal["point", "comma"]
 MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in any case: what stands for no value
 EXACT = 2**53  # whole numbers beyond it lose digits as floating-point numbers
 MOSTLY = 0.9  # share of numbers from which on the texts of a column are mistakes
+SEPARATORS = ",;\t|"
 Row = tuple[int, list[Any]]  # its line, and its cells
 
 
@@ -33,6 +34,7 @@ class Column:
     numbers: MutableSequence[float] = field(default_factory=lambda: array("d"))
     texts: dict[int, str] = field(default_factory=dict)
     nested: list[int] = field(default_factory=list)  # rows with a list, an object or bytes
+    padded: dict[int, str] = field(default_factory=dict)  # numbers with zeros before them, as they are written, by row
     is_inexact: bool = False  # it has whole numbers that lose digits
 
     def add(self, cell: Any, decimal: Decimals) -> None:
@@ -42,6 +44,9 @@ class Column:
             try:
                 number = float("text" if "_" in cell else cell.replace(",", ".") if decimal == "comma" else cell)
                 is_long = EXACT < abs(number) < float("inf") and cell.strip().lstrip("+-").isdecimal()
+                bare = cell.lstrip(" +-")
+                if bare[:1] == "0" and bare[1:2].isdigit():
+                    self.padded[len(self.numbers)] = cell.strip()
                 cell = int(cell) if is_long else None
             except ValueError:
                 if (text := cell.strip()).lower() not in MISSING:
@@ -83,12 +88,29 @@ def to_float(number: Any) -> float:
         return float("inf")
 
 
-def check_decimals(column: Column) -> None:
-    """Raise ValueError for a column whose texts are numbers with a comma."""
-    texts = list(column.texts.values())
-    if texts and all(re.fullmatch(r"[-+]?[\d.]*\d,\d+", text) for text in texts):
-        fix = "give data.decimal=comma where they are decimals; write numbers without commas between thousands"
-        raise ValueError(f"data.decimal=point: '{column.name}' has numbers with a comma, as '{texts[0]}'\n{fix}")
+def check_decimals(column: Column, decimal: Decimals) -> None:
+    """Raise ValueError for a column whose texts are numbers, but for commas, spaces, or marks of money and percent."""
+    marked = [text for text in column.texts.values() if is_marked(text)]
+    if marked and len(marked) >= MOSTLY * len(column.texts) and not column.is_of_numbers:
+        other = "point" if decimal == "comma" else "comma"
+        fix = "write numbers without other marks, or leave the column out by data.exclude"
+        fix += f"; give data.decimal={other} where that is before decimals" * bool(re.search("[.,]", marked[0]))
+        raise ValueError(f"data.decimal={decimal}: '{column.name}' has numbers with other marks, as '{marked[0]}'\n{fix}")
+
+
+def is_marked(text: str) -> bool:
+    """Return whether a text is a number but for such marks. Versions and addresses, of several points, are none."""
+    return bool(re.fullmatch(r"[-+]?[\d.]*\d", re.sub(r"[,\s'%$€£]", "", text))) and (text.count(".") < 2 or "," in text)
+
+
+def check_spellings(column: Column) -> None:
+    """Raise ValueError for a column of classes that writes one of them as 1 and as 01."""
+    spellings = dict[float, str]()
+    for row, number in enumerate(column.numbers if column.padded else ()):
+        text = column.padded.get(row, format_number(number))
+        if not np.isnan(number) and (other := spellings.setdefault(number, text)) != text:
+            fix = "write them alike where they are one class, else with a letter"
+            raise ValueError(f"data.target={column.name} has the classes '{other}' and '{text}', which are one number\n{fix}")
 
 
 def format_number(number: float) -> str:
@@ -113,22 +135,25 @@ class Table:
 def read_table(
     files: Sequence[Path], encoding: str, header: Header, decimal: Decimals, counts: Counts, defects: Counts
 ) -> Table:
-    """Return the columns of all files, which have the same names. Raise ValueError for names that cannot be used."""
+    """Return the columns of all files; one with other columns is a defect. Raise ValueError for names that cannot be used."""
     table: Table | None = None
     for file in files:
         try:
             rows = iter_rows(file, encoding, header)
-            if not isinstance(names := next(rows, None), list):
-                raise ValueError(f"data.path: {file} is empty\ngive a table with a line of names and rows")
+            names = next(rows, Defect("empty files", str(file)))
+            if isinstance(names, Defect):
+                defects.add(names.kind, names.where)
+                continue
+            assert isinstance(names, list)
             used = {name: index for index, name in enumerate(names) if name}
+            if table and set(used) != set(table.columns):
+                name = min(set(used) ^ set(table.columns))
+                defects.add(f"tables with other columns than {table.files[0].name}", f"{file} ('{name}')")
+                continue
             check_names(file, names)
             if nameless := len(names) - len(used):
                 counts.add("columns without a name", str(file), nameless)
-            if table is None:
-                table = Table({name: Column(name) for name in used})
-            elif set(used) != set(table.columns):
-                name = min(set(used) ^ set(table.columns))
-                raise ValueError(f"data.path: {files[0]} and {file} have other columns, as '{name}'\ngive tables of one kind")
+            table = table or Table({name: Column(name) for name in used})
             table.files.append(file)
             table.starts.append(len(table.lines))
             add_rows(table, file, rows, used, decimal, defects)
@@ -136,7 +161,7 @@ def read_table(
             is_text = isinstance(error, UnicodeError)
             defects.add(f"not {encoding_name(encoding)}" if is_text else "files without permission", str(file))
     if table is None or not table.lines:
-        check_defects(defects, False, counts, "mend them, state data.encoding, or give other files")
+        check_defects(defects, False, counts, "mend them, or give other files")
         raise ValueError(f"data.path: {files[0]} has a line of names and no rows\ngive rows")
     return table
 
@@ -177,10 +202,12 @@ def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | 
     if (first := next(rows, None)) is None:
         return
     if isinstance(first, Defect):
-        raise ValueError(f"data.path: {first.where}: {first.kind}\nmend the first line")
+        yield Defect(first.kind.replace("rows", "tables"), first.where)
+        return
     names = [cell.strip() for cell in first[1]]
     if mistake := describe_bad_text("".join(names), encoding):
-        raise ValueError(f"data.path: the first line of {file} is {mistake}\nstate data.encoding, as utf-16 or latin-1")
+        yield Defect(f"tables that are {mistake}", f"{file}:{first[0]}")
+        return
     if check_header(file, names, header):
         yield names
     else:
@@ -191,8 +218,20 @@ def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | 
             yield item
         elif mistake := describe_bad_text("".join(item[1]), encoding):
             yield Defect(f"rows that are {mistake}", f"{file}:{item[0]}")
+        elif num_lines := count_merged_rows(item[1]):
+            for line in range(item[0] - num_lines + 1, item[0] + 1):
+                yield Defect("rows within one pair of quotes", f"{file}:{line}")
         else:
             yield item
+
+
+def count_merged_rows(cells: Sequence[str]) -> int:
+    """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0."""
+    if "\n" not in (text := "\0".join(cells)):
+        return 0
+    lines = text.split("\n")
+    is_merged = any(all(line.count("\0") + line.count(mark) == len(cells) - 1 for line in lines) for mark in SEPARATORS)
+    return len(lines) if is_merged else 0
 
 
 def describe_bad_text(text: str, encoding: str) -> str:
@@ -223,7 +262,8 @@ def iter_jsonl(file: Path, encoding: str, header: Header) -> Iterator[list[str] 
     for item in iter_objects(file, encoding):
         if not names:
             if isinstance(item, Defect):
-                raise ValueError(f"data.path: {item.where}: {item.kind}\ngive an object with all keys there")
+                yield Defect("tables without an object of all keys in their first line", item.where)
+                return
             names = list(item[1])
             yield names
         if isinstance(item, Defect):
@@ -247,4 +287,4 @@ def iter_parquet(file: Path, encoding: str, header: Header) -> Iterator[list[str
                 number += 1
                 yield number, list(cells)
     except ArrowException as error:
-        raise ValueError(f"data.path: {file} is no whole parquet file ({str(error).splitlines()[0][:80]})\nmend it") from None
+        yield Defect("damaged parquet files", f"{file} ({str(error).splitlines()[0][:80]})")

@@ -64,7 +64,7 @@ def iter_documents(file: Path, format: Format, field: Sequence[str], encoding: s
 
 
 def iter_rows(file: Path, kind: Format, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
-    """Yield the rows of a table or of JSONL. Raise ValueError where it lacks a column."""
+    """Yield the rows of a table or of JSONL."""
     try:
         yield from ROW_READERS[kind](file, columns, encoding)
     except OSError as error:
@@ -160,7 +160,7 @@ def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | 
     cells: list[str] = []
     for column in columns:
         if column.name not in row:
-            return Defect(f"rows without '{column.name}'", where)
+            return Defect(f"rows without '{column.name}'", f"{where} (it has {', '.join(list(row)[:12]) or 'none'})")
         value = row[column.name]
         if column.is_label and isinstance(value, int):
             value = json.dumps(value)
@@ -179,13 +179,15 @@ def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | 
 
 
 def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
-    """Yield the rows of CSV or TSV. Raise ValueError where the header lacks a column."""
+    """Yield the rows of CSV or TSV."""
     rows = iter_cells(file, encoding)
     if isinstance(first := next(rows, (0, [])), Defect):
         yield Defect(first.kind.replace("rows", "tables"), str(file))
         return
     _, header = first
-    check_columns(file, header, columns)
+    if defect := find_missing_column(file, header, columns):
+        yield defect
+        return
     for item in rows:
         if isinstance(item, Defect):
             yield item
@@ -228,20 +230,23 @@ def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | De
 
 
 def iter_rows_parquet(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
-    """Yield the rows of a parquet file. Raise ValueError for columns that are not there or no text."""
+    """Yield the rows of a parquet file."""
     from pyarrow import ArrowException, parquet, types
 
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
-        check_columns(file, schema.names, columns)
+        if defect := find_missing_column(file, schema.names, columns):
+            yield defect
+            return
         for column in columns:
             kind = schema.field(column.name).type
             kind = kind.value_type if types.is_dictionary(kind) else kind
             is_text = types.is_string(kind) or types.is_large_string(kind)
             if not is_text and not (column.is_label and (types.is_integer(kind) or types.is_boolean(kind))):
-                message = f"data.{column.setting}={column.name}: {file} has {kind} there, no text"
-                raise ValueError(f"{message}\ngive a column of {'classes' if column.is_label else 'text'}")
+                fix = f"give a column of {'classes' if column.is_label else 'text'}"
+                yield Defect(f"tables without data.{column.setting}={column.name}", f"{file} has {kind} there, no text ({fix})")
+                return
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=[column.name for column in columns]):
             for row in range(len(batch)):
@@ -255,13 +260,15 @@ def iter_rows_parquet(file: Path, columns: Sequence[Column], encoding: str) -> I
         yield Defect("damaged parquet files", f"{file} ({str(error).splitlines()[0][:80]})")
 
 
-def check_columns(file: Path, header: Sequence[str], columns: Sequence[Column]) -> None:
-    """Raise ValueError where a table lacks a column, or has two of one name."""
+def find_missing_column(file: Path, header: Sequence[str], columns: Sequence[Column]) -> Defect | None:
+    """Return what a table is that lacks a column, or has two of one name."""
     for name, setting, _ in columns:
         if header.count(name) != 1:
             problem = f"has no column '{name}'" if name not in header else f"has several columns '{name}'"
             known = ", ".join(dict.fromkeys(header[:12])) or "none"
-            raise ValueError(f"data.{setting}={name}: {file} {problem}\ngive data.{setting}=COLUMN, one of {known}")
+            fix = f"give data.{setting}=COLUMN, one of {known}"
+            return Defect(f"tables without data.{setting}={name}", f"{file} {problem} ({fix})")
+    return None
 
 
 RowReader = Callable[[Path, Sequence[Column], str], Iterator[Row | Defect]]

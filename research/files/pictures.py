@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from research.files.documents import Defect
@@ -39,9 +39,10 @@ class Picture:
     """One picture, decoded."""
 
     pixels: Pixels
-    digest: bytes  # of the pixels before they are resized
+    digest: bytes  # of the pixels
     key: bytes  # of the file: libraries may decode to other pixels
-    treatments: tuple[str, ...]  # for counts
+    treatments: tuple[str, ...] = ()  # for counts
+    areas: Int64[np.ndarray, "2 256"] | None = None  # of a mask before it is resized
 
 
 @dataclass(frozen=True)
@@ -113,40 +114,48 @@ def read_picture(path: Path, size: Size | None, channels: int) -> Picture:
     with open_picture(BytesIO(content), path) as image:
         treatments = describe_treatments(image)
         plain = flatten_colours(ImageOps.exif_transpose(image), path)
-        digest = sha256(repr((plain.mode, plain.size)).encode() + plain.tobytes()).digest()
         if size and plain.size != size[::-1]:
             treatments += ["resized"] + ["stretched"] * (plain.width * size[0] != plain.height * size[1])
             plain = plain.resize(size[::-1], Image.Resampling.BILINEAR)
         plain = plain.convert("L" if channels == 1 else "RGB")
-        return Picture(np.asarray(plain), digest, sha256(content).digest(), tuple(treatments))
+        return Picture(np.asarray(plain), sha256(plain.tobytes()).digest(), sha256(content).digest(), tuple(treatments))
 
 
 def read_mask(path: Path, image_size: Size, size: Size | None) -> Picture:
     """Return the class numbers of a mask, palette or grey, resized without mixing them.
 
-    Raise PictureError for one in colour, and for one of another size than its image.
+    Raise PictureError for one in colour, one in JPEG, and one of another size than its image.
     """
     content = path.read_bytes()
     with open_picture(BytesIO(content), path) as image:
         if image.mode not in ("1", "L", "P"):
             raise PictureError("masks in colour or of 16 bits (give palette or grey images of class numbers)", path)
+        if image.format in ("JPEG", "MPO"):
+            raise PictureError("masks in JPEG, which changes class numbers (give PNG, made anew)", path)
         values = np.asarray(image, dtype=np.uint8)
         if values.shape != image_size:
             sides = f"{values.shape[0]} x {values.shape[1]} for {image_size[0]} x {image_size[1]}"
             raise PictureError("masks of another size than their images", f"{path} ({sides})")
-        digest = sha256(values.tobytes()).digest()
+        areas = count_areas(values)
         if size and values.shape != size:
             values = np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
-        return Picture(values, digest, sha256(content).digest(), ())
+        return Picture(values, sha256(values.tobytes()).digest(), sha256(content).digest(), areas=areas)
+
+
+def count_areas(mask: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "2 256"]:
+    """Return how many pixels have each value, and how many of them begin a square of 2 x 2 that has it, too."""
+    corner = mask[:-1, :-1]
+    is_even = (corner == mask[1:, :-1]) & (corner == mask[:-1, 1:]) & (corner == mask[1:, 1:])
+    return np.stack([np.bincount(pixels, minlength=256) for pixels in (mask.ravel(), corner[is_even])])
 
 
 def describe_treatments(image: Image.Image) -> list[str]:
     """Return what is done to a picture of an unusual kind."""
     kinds = {
+        "reduced from 16 bits": ";16" in repr(getattr(image, "tile", "")),  # asked first: EXIF of PNG decodes the pixels
         "of several frames (the first is read)": getattr(image, "n_frames", 1) > 1,
         "turned as EXIF says": image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1),
         "converted from CMYK": image.mode == "CMYK",
-        "reduced from 16 bits": image.mode.startswith("I;16"),
         "transparent, laid on white": image.has_transparency_data and has_transparent_pixels(image),
     }
     return [kind for kind, applies in kinds.items() if applies]

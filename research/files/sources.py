@@ -1,6 +1,7 @@
 """Which files are read: paths and patterns, links and loops, and the count by kind of what was read and what was left out."""
 
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,7 +19,8 @@ TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
 SPLIT_NAMES = ("train training", "val valid validation dev", "test testing")  # a split's, then other names of its folder
 SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
-FIX = "mend them, name other files by data.pattern, state data.encoding, or give data.defects=skip"
+FIX = "mend them, name other files by data.pattern, or give data.defects=skip"
+ENCODING_FIX = "state data.encoding where it is that of all files, else convert these first"
 LONG_WORK = 1 << 26  # bytes: work on as many is shown
 NUM_EXAMPLES = 5  # of each kind of defect that a message names
 
@@ -75,6 +77,7 @@ def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
 def check_defects(defects: Counts, skip: bool, counts: Counts, fix: str = FIX, key: str = "data.path") -> None:
     """Raise ValueError for what cannot be read, all in one list, with its fix; with `skip` count it as left out."""
     if defects.numbers and not skip:
+        fix += f"; {ENCODING_FIX}" * bool(re.search("not [A-Z]|NUL", defects.describe()))
         raise ValueError(f"{key}: {defects.describe()}\n{defects.list_examples()}\n{fix}")
     for kind, number in defects.numbers.items():
         counts.add(kind, defects.examples[kind][0], number)

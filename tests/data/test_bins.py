@@ -15,7 +15,7 @@ import tokenizers as hf
 import torch
 from program import run
 
-from research.data import bins, streams
+from research.data import bins, quality, streams
 from research.data import text as text_module
 from research.data.bins import Bins
 from research.data.spec import Dataset, Split, Tokens
@@ -246,12 +246,15 @@ def test_splits_of_text_are_whole_documents_and_the_test_is_apart(corpus: Path) 
     assert data.notes[0].endswith("of the validation lines over 40 bytes are also in the training text")
 
 
-def test_near_copies_are_told(corpus: Path) -> None:
+def test_near_copies_are_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(30):
         content = (corpus / f"{index}.txt").read_text()
         (corpus / f"copy {index}.txt").write_text(content.replace(f"document {index}", f"dokument {index}"))
     notes = " ".join(text(str(corpus), seq_len=8).notes)
     assert "are near copies of training documents" in notes
+    monkeypatch.setitem(quality.MAX_SKETCHES, "train", 5)
+    notes = " ".join(text(str(corpus), seq_len=8, val_fraction=0.2).notes)
+    assert "are near copies of the first 5 training documents" in notes, "what is not compared is told"
 
 
 def test_progress_is_noted_with_what_it_is_of(corpus: Path, cache: Path) -> None:

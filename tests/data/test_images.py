@@ -57,6 +57,15 @@ def make_bomb(side: int) -> bytes:
     return bytes(content)
 
 
+def make_deep() -> bytes:
+    """Return a PNG of 6 x 6 colours, 16 bits each."""
+    content = encode(Image.new("RGB", (6, 6)), "PNG")
+    chunks = b""
+    for kind, body in ((b"IHDR", struct.pack(">IIBBBBB", 6, 6, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(6 * 37)))):
+        chunks += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return content[: content.index(b"IHDR") - 4] + chunks + content[content.index(b"IEND") - 4 :]
+
+
 def list_samples(data: MemoryDataset[Any]) -> list[tuple[bytes, int]]:
     """Return pixels and class of every sample."""
     splits = [split for split in (data.train, data.val, data.test) if split is not None]
@@ -75,7 +84,7 @@ def test_classes_are_folders_in_sorted_order(tmp_path: Path) -> None:
     }
     assert set(list_samples(data)) == expected
     assert len(list_samples(data)) == 15, "each once"
-    assert data.notes == ("classes: 0 ant, 1 cat, 2 dog",)
+    assert data.notes == ("classes: 0 ant, 1 cat, 2 dog", "samples in training: 3 of ant, 3 of cat, 3 of dog")
     assert data.baseline == {"val/acc majority": 1 / 3}, "each split has its share of every class"
     assert data.train.inputs.dtype == torch.uint8, "a byte a number"
 
@@ -164,6 +173,24 @@ REFUSED: dict[str, tuple[Make, str]] = {
 TREATED: dict[str, tuple[Make, dict[str, Any], str, int]] = {
     "a repeat under another name": (lambda root: shutil.copy(root / "cat/0.png", root / "cat/z.png"), {}, "1 repeated", 10),
     "a repeat of another kind of file": (lambda root: make_image(0).save(root / "cat/z.bmp"), {}, "1 repeated", 10),
+    "a repeat in colours of a grey image": (
+        lambda root: [save(root / f"cat/{mode}.png", make_image(7, mode="L").convert(mode)) for mode in ("L", "RGB")],
+        {},
+        "1 repeated",
+        11,
+    ),
+    "a repeat where grey is asked": (
+        lambda root: make_image(0, mode="L").save(root / "cat/z.png"),
+        {"channels": 1},
+        "1 repeated",
+        10,
+    ),
+    "a repeat of another size": (
+        lambda root: [save(root / f"cat/{side}.png", Image.new("RGB", (side, side), "red")) for side in (6, 12)],
+        {"size": 6},
+        "1 repeated",
+        11,
+    ),
     "text among the images": (lambda root: (root / "cat/labels.txt").touch(), {}, "left out: 1 .txt files", 10),
     "a kind that is not read": (lambda root: (root / "cat/a.heic").touch(), {}, "left out: 1 .heic files", 10),
     "files of an operating system": (
@@ -207,6 +234,7 @@ TREATED: dict[str, tuple[Make, dict[str, Any], str, int]] = {
         "1 reduced from 16 bits",
         11,
     ),
+    "colours of 16 bits": (lambda root: (root / "cat/a.png").write_bytes(make_deep()), {}, "1 reduced from 16 bits", 11),
     "transparency": (
         lambda root: Image.new("RGBA", (6, 6), (0, 0, 0, 0)).save(root / "cat/a.png"),
         {},
@@ -252,7 +280,7 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
     make(make_folder(tmp_path))
     data = images(str(tmp_path), **settings)
     assert len(list_samples(data)) == number
-    assert words in "; ".join(data.notes) if words else len(data.notes) == 1
+    assert words in "; ".join(data.notes) if words else len(data.notes) == 2
 
 
 @pytest.mark.parametrize(

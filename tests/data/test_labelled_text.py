@@ -90,7 +90,7 @@ def test_repeats_are_left_out_and_counted(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
     "a text with two classes": ({"a.csv": "text,label\nx,a\ny,b\nx,b\n"}, {}, "1 texts with several classes\n.*'x' .a, b."),
-    "a missing column": ({"a.csv": "text,kind\nx,a\n"}, {}, "data.label=label: .*\ngive data.label=COLUMN, one of text, kind"),
+    "a missing column": ({"a.csv": "text,kind\nx,a\n"}, {}, "data.label=label: .*give data.label=COLUMN, one of text, kind"),
     "a missing text": ({"a.csv": "body,label\nx,a\n"}, {}, "data.field=text: .* has no column 'text'"),
     "an empty class": ({"a.csv": "text,label\nx,a\ny,\n"}, {}, "1 rows with an empty 'label'"),
     "null": ({"a.jsonl": '{"text": "x", "label": null}\n'}, {}, "1 rows with null in 'label'"),

@@ -315,7 +315,7 @@ def test_it_is_refused_by_other_data_sets(tmp_path: Path, name: str) -> None:
     ("command", "words"),
     [
         ("data=text data.path=data", "1 rows with null in 'text'"),
-        ("data=labelled_text data.path=data/a.jsonl", "rows without 'label'"),
+        ("data=table model=bitmlp data.path=data/a.jsonl", "has one column, 'text'"),
         ("data=pairs data.path=data/a.jsonl data.source=text data.target=text", "are one column"),
     ],
 )

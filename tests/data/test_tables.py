@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from program import train
 from pyarrow import parquet
 
 from research.data.spec import MemoryDataset, Vectors
-from research.data.table import table
+from research.data.table import Kind, table
 from research.preflight.check import find_mistakes
 
 HEADER = "size,colour,kind\n"
@@ -43,7 +42,9 @@ def test_numbers_and_texts_are_features(tmp_path: Path) -> None:
     assert (len(data.train), len(data.val)) == (14, 4)
     expected = [[n + 0.5, float(n % 3 == 0), float(n % 3 != 0), float(n % 2 == 0)] for n in range(20)]
     assert collect(data) == expected, "blue before red, bush before tree"
-    assert data.notes == ("classes: 0 bush, 1 tree", "1 columns of texts as 2 categories")
+    sizes = [int((data.train.targets == number).sum()) for number in (0, 1)]
+    counted = f"samples in training: {sizes[0]} of bush, {sizes[1]} of tree"
+    assert data.notes == ("classes: 0 bush, 1 tree", counted, "1 columns of texts as 2 categories")
     assert data.source == "a.csv, 2 columns predict 'kind'"
 
 
@@ -105,6 +106,7 @@ LEFT_OUT: dict[str, tuple[str | bytes, str]] = {
     "a short row": (b"1,red\n", "1 rows with more or fewer cells than the header"),
     "a long row": (b"1,red,tree,4\n", "1 rows with more or fewer cells than the header"),
     "a quote that stays open": (b'1,"red,tree\n', "1 rows that are no CSV"),
+    "two stray quotes": (b'1,"red,tree\n2,blue,bush\n3,red",tree\n', "3 rows within one pair of quotes"),
     "a row in Latin-1": (b"1,r\xe9d,tree\n", "1 rows that are not UTF-8"),
     "NUL bytes": (b"1,r\0d,tree\n", "1 rows that are no text (NUL bytes)"),
     "a text among numbers": ("12 cm,red,tree\n", "1 texts among the numbers of 'size'"),
@@ -121,9 +123,9 @@ GAPS: dict[str, tuple[str, str]] = {
 }
 Make = Callable[[Path], object]
 REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
-    "an empty file": ("", {}, "is empty"),
-    "a byte order mark alone": (b"\xef\xbb\xbf", {}, "is empty"),
-    "a line of names that is no CSV": ('"size"x,kind\n1,tree\n', {}, ":1: rows that are no CSV"),
+    "an empty file": ("", {}, "1 empty files"),
+    "a byte order mark alone": (b"\xef\xbb\xbf", {}, "1 empty files"),
+    "a line of names that is no CSV": ('"size"x,kind\n1,tree\n', {}, "1 tables that are no CSV"),
     "names alone": (HEADER, {}, "has a line of names and no rows"),
     "no line of names": ("".join(ROWS), {}, "data.header=auto: the first line of"),
     "columns of one name": ("size,size,kind\n" + "".join(ROWS), {}, "has several columns 'size'"),
@@ -131,9 +133,61 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "decimals with a comma": (
         CSV.replace(",", ";").replace(".5", ",5"),
         {},
-        "'size' has numbers with a comma, as '0,5'",
+        "data.decimal=point: 'size' has numbers with other marks, as '0,5'",
     ),
-    "UTF-16": (CSV.encode("utf-16"), {}, "state data.encoding"),
+    **{
+        f"numbers as {text}": (
+            "x;kind\n" + "".join(f"{text.replace('7', str(n))};{'ab'[n % 2]}\n" for n in range(1, 30)),
+            {"decimal": "comma" if text.endswith(",7") else "point"},
+            f"'x' has numbers with other marks, as '{text.replace('7', '1')}'",
+        )
+        for text in ("7,234", "7,234,000.5", "7 234", "$7", "-7 €", "7%", "1.23.4,7")
+    },
+    "a target with commas": ("x;y\n" + "".join(f"{n};{n},000\n" for n in range(9)), {"kind": "number"}, "'y' has numbers with"),
+    "a target in seconds since 1970": (
+        "x,y\n" + "".join(f"{n * n},{1_700_000_000 + n}\n" for n in range(40)),
+        {"kind": "number"},
+        "data.target=y has 40 different numbers, of which 32 bits keep 1\nsubtract one number from all, as 1700000000",
+    ),
+    "a feature in seconds since 1970, as it is": (
+        "x,y\n" + "".join(f"{1_700_000_000 + n},{'ab'[n % 2]}\n" for n in range(40)),
+        {"standardize": False},
+        "data.standardize=false: 'x' has 40 different numbers, of which 32 bits keep 1\ngive data.standardize=true",
+    ),
+    "a feature of two scales": (
+        "x,y\n" + "".join(f"{n if n % 2 else 10**10 + n},{'ab'[n % 3 == 0]}\n" for n in range(40)),
+        {},
+        "data.standardize=true: 'x' has 40 different numbers, of which 32 bits keep",
+    ),
+    "one huge number among small ones": (
+        "x,y\n1e308,a\n" + "".join(f"{n},{'ab'[n % 3 == 0]}\n" for n in range(40)),
+        {},
+        "data.standardize=true: 'x' has 41 different numbers, of which 32 bits keep 2",
+    ),
+    **{
+        f"a target of {number}": (
+            "x,y\n7,NUMBER\n".replace("NUMBER", number) + "".join(f"{n * n},{n}\n" for n in range(40)),
+            {"kind": "number"},
+            f"data.target=y has numbers of up to {number}, whose squares 32 bits cannot hold\ngive it in a larger unit",
+        )
+        for number in ("1e+20", "1e+38", "1e+308")
+    },
+    "targets of 1e-60": (
+        "x,y\n" + "".join(f"{n},{n * n}e-60\n" for n in range(9)),
+        {"kind": "number"},
+        "32 bits cannot hold\ngive it in a smaller unit",
+    ),
+    "whole numbers that lose digits, as a target": (
+        "x,y\n" + "".join(f"{n},{2**60 + n * n}\n" for n in range(9)),
+        {"kind": "number"},
+        "data.target: 'y' has whole numbers beyond 9,007,199,254,740,992",
+    ),
+    "a class written as 1 and as 01": (
+        "x,y\n" + "".join(f"{n},{('01', '1', '2')[n % 3]}\n" for n in range(9)),
+        {},
+        "data.target=y has the classes '01' and '1', which are one number",
+    ),
+    "UTF-16": (CSV.encode("utf-16"), {}, "; state data.encoding where it is that of all files, else convert these first"),
     "an encoding that is none": (CSV, {"encoding": "utf-9"}, "data.encoding=utf-9"),
     "one class": (HEADER + "".join(row for row in ROWS if "tree" in row), {}, "has the one class 'tree'"),
     "a column that is not there": (CSV, {"target": "species"}, "data.target=species: there is no such column"),
@@ -151,7 +205,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "too many texts": (
         "name,kind\n" + "".join(f"n{n},{'ab'[n % 2]}\n" for n in range(30)),
         {"max_categories": 20},
-        "data.max_categories=20: 'name' has 30 different texts",
+        "data.max_categories=20: 'name' has 24 different texts",
     ),
     "whole numbers that lose digits": (
         "id,kind\n" + "".join(f"{2**60 + n},{'ab'[n % 2]}\n" for n in range(9)),
@@ -172,7 +226,7 @@ TREATED: dict[str, tuple[str | bytes, dict[str, Any], str, int]] = {
     "spaces around cells": (CSV.replace(",", " , "), {}, "", 20),
     "UTF-16 that is stated": (CSV.encode("utf-16"), {"encoding": "utf-16"}, "", 20),
     "Latin-1 that is stated": (CSV.replace("red", "rosé").encode("latin-1"), {"encoding": "latin-1"}, "", 20),
-    "a cell of two lines": (CSV + '77,"re\nd",tree\n', {}, "3 categories", 21),
+    "a cell of two lines": (CSV + '77,"re\nd",tree\n', {}, "1 cells of 'colour' have several lines", 21),
     "no line of names, stated": ("".join(ROWS), {"header": False}, "", 20),
     "names that are numbers, stated": (CSV.replace("size", "2019", 1), {"header": True}, "", 20),
     "repeated rows": (CSV + ROWS[3], {}, "left out: 1 repeated rows", 20),
@@ -201,6 +255,20 @@ TREATED: dict[str, tuple[str | bytes, dict[str, Any], str, int]] = {
         30,
     ),
     "a row that contradicts another": (CSV + "1.5,red,tree\n", {}, "1 rows have the features of another row", 21),
+    "a class written as 01 alone": (
+        "x,y\n" + "".join(f"{n},{('01', '02', '10')[n % 3]}\n" for n in range(9)),
+        {},
+        "classes: 0 01, 1 02, 2 10",
+        9,
+    ),
+    "seconds since 1970": ("x,y\n" + "".join(f"{1_700_000_000 + n * n},{'ab'[n % 2]}\n" for n in range(40)), {}, "", 40),
+    "versions are no numbers": ("v,x,y\n" + "".join(f"1.{n % 2}.0,{n},{'ab'[n % 3 == 0]}\n" for n in range(9)), {}, "2 cat", 9),
+    "numbers that differ by rounding": (
+        "x,y\n" + "".join(f"{0.1 * 3 if n % 2 else 0.3},{n}\n{n},{n}\n" for n in range(9)),
+        {"kind": "number", "standardize": False},
+        "",
+        18,
+    ),
     "one value in a column": (CSV.replace("blue", "red"), {}, "one value in training: 'colour'", 20),
     "classes that differ in capitals": (CSV + "50,red,Tree\n51,red,Tree\n", {}, "differ in capitals alone: Tree, tree", 22),
     "a class of one row": (CSV + "50,red,vine\n", {}, "val has no sample of 1 classes: vine", 21),
@@ -302,26 +370,45 @@ def test_a_nested_column_can_be_left_out(tmp_path: Path) -> None:
     assert count(table(path=path, exclude=["tags"])) == 8
 
 
-def test_a_damaged_parquet_file_and_other_columns_are_refused(tmp_path: Path) -> None:
-    parquet.write_table(pyarrow.table({"x": [1, 2], "y": [0, 1]}), tmp_path / "a.parquet")
-    write(tmp_path, (tmp_path / "a.parquet").read_bytes()[:-9], "b.parquet")
-    with pytest.raises(ValueError, match=r"b\.parquet is no whole parquet file"):
-        table(path=str(tmp_path / "b.parquet"))
-    paths = [write(tmp_path), write(tmp_path, "size,form,kind\n1,x,tree\n", "c.csv")]
-    with pytest.raises(ValueError, match=r"a\.csv and \S+c\.csv have other columns, as 'colour'"):
-        table(path=paths)
+def test_files_that_are_no_table_of_the_kind_are_refused_or_counted(tmp_path: Path) -> None:
+    parquet.write_table(
+        pyarrow.table({"size": [1.0, 2.0], "colour": ["red"] * 2, "kind": ["tree"] * 2}), tmp_path / "b.parquet"
+    )
+    write(tmp_path)
+    write(tmp_path, (tmp_path / "b.parquet").read_bytes()[:-9], "b.parquet")
+    write(tmp_path, "size,form,kind\n1,x,tree\n", "c.csv")
+    write(tmp_path, "name\nx\n", "d.csv")
+    write(tmp_path, "", "e.csv")
+    with pytest.raises(ValueError, match=r"c\.csv \('colour'\), \S+d\.csv \('colour'\)") as error:
+        table(path=str(tmp_path))
+    defects = "2 tables with other columns than a.csv, 1 damaged parquet files, 1 empty files"
+    assert f"data.path: {defects}\n" in str(error.value)
+    data = table(path=str(tmp_path), defects="skip")
+    assert count(data) == 20
+    assert f"left out: {defects}" in data.notes
+
+
+def test_rows_of_equal_features_are_in_one_split(tmp_path: Path) -> None:
+    rows = "".join(f"{n // 4},{'ab'[n % 2]}{n % 4 // 2},{n}\n" for n in range(160))
+    cases: tuple[tuple[Kind, str], ...] = (("class", "y"), ("number", "z"))
+    for kind, target in cases:
+        data = table(kind, write(tmp_path, "x,y,z\n" + rows), target=target, features=["x"], test_fraction=0.1)
+        assert data.test is not None
+        kept = [set(split.inputs[:, 0].tolist()) for split in (data.train, data.val, data.test)]
+        assert sum(map(len, kept)) == len(set.union(*kept)) == 40
+        assert (count(data), len(data.val)) == (160, 32)
+        assert f"120 rows have the features of another row with another '{target}', and its split" in data.notes
+
+
+def test_categories_are_those_of_training_rows(tmp_path: Path) -> None:
+    data = table(path=write(tmp_path, "x,c,y\n" + "".join(f"{n},c{n},{'ab'[n % 2]}\n" for n in range(40))))
+    assert data.shape.num_features == 1 + len(data.train) == 33
+    assert (data.train.inputs[:, 1:].sum(dim=1) == 1).all()
+    assert (data.val.inputs[:, 1:] == 0).all()
+    assert "texts that training lacks, of no category: 8 of 'c'" in data.notes
 
 
 def test_a_kind_has_its_own_data_set() -> None:
     assert find_mistakes(["data=regression", "model=mlp"], False) == []
     (mistake,) = find_mistakes(["data=table", "model=mlp", "data.kind=number"], False)
     assert "give data=regression" in mistake
-
-
-def test_a_nasty_table_leaves_no_run_behind(tmp_path: Path) -> None:
-    path = write(tmp_path, CSV + "1,red\n")
-    done = train(tmp_path, "data=table", f"data.path={path}", "model=bitmlp", "tracker=jsonl", fails=True)
-    assert "1 rows with more or fewer cells than the header" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 6
-    assert not list((tmp_path / "out").glob("*"))

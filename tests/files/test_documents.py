@@ -63,6 +63,8 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "a long row": ("a.csv", b"text,n\ngood,1\nbad,1,2\n", "1 rows with more or fewer cells than the header"),
     "a quote that stays open": ("a.csv", b'text,n\ngood,1\n"bad,1\n', "1 rows that are no CSV"),
     "a quote that takes the rest": ("a.csv", b'text,n\ngood,1\n"bad,1\ngood,2\ngood,3\n', "3 rows that are no CSV"),
+    "a table without the column": ("bad.csv", b"body\ngood\n", "1 tables without data.field=text"),
+    "a table with the column twice": ("bad.csv", b"text,text\ngood,1\n", "1 tables without data.field=text"),
     "a table in Latin-1": ("a.csv", b"text\ngood\n\xe9t\xe9\n", "1 not UTF-8"),
     "a file in Latin-1": ("bad.txt", b"caf\xe9", "1 not UTF-8"),
     "a file cut within a character": ("bad.txt", "café".encode()[:-1], "1 not UTF-8"),
@@ -100,7 +102,7 @@ def test_all_files_with_a_defect_are_in_one_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"a.csv": b"id,body\n1,x\n"}, "has no column 'text'\ngive data.field=COLUMN, one of id, body"),
+        ({"a.csv": b"id,body\n1,x\n"}, "has no column 'text' (give data.field=COLUMN, one of id, body)"),
         ({"a.csv": b"text,text\n1,x\n"}, "has several columns 'text'"),
         ({"a.csv": b""}, "has no column 'text'"),
         ({"a.png": b"\x89PNG"}, "no file below"),
