@@ -157,7 +157,11 @@ class RequestedConfig(KnownKeys):
                 self.add_mistake(key, f"the run reads '{key}'", f"give {key}=null or {key}=VALUE")
         for setting in ("hydra.sweeper.when", "hydra.sweeper.enqueue"):
             references[setting] = re.findall(r"[a-z]\w*(?:\.\w+)+", repr_value(self.get(setting)))
-        known_keys = {*re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.MULTILINE), *list_groups(), *read_keys}
+        known_keys = {
+            *re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE),
+            *list_groups(),
+            *read_keys,
+        }
         for key in [] if self.mistakes else self.cfg.keys() - known_keys - self.typed_overrides.keys():
             hints = self.suggest_known(key, key)
             self.add_mistake(key, "no component reads it", *(hint for hint in hints if hint.startswith("did you")))
