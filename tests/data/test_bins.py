@@ -86,6 +86,24 @@ def test_streams_are_made_once_a_content(corpus: Path, cache: Path) -> None:
     assert len(list(cache.glob("*/train.bin"))) == 2
 
 
+def test_what_is_left_out_is_counted_at_each_start(corpus: Path, cache: Path) -> None:
+    (corpus / "empty.txt").touch()
+    assert text(str(corpus), seq_len=16).notes[-1] == "left out: 1 empty"
+    (corpus / "picture.png").touch()
+    assert text(str(corpus), seq_len=16).notes[-1] == "left out: 1 .png files, 1 empty"
+    (corpus / "picture.png").unlink()
+    assert text(str(corpus), seq_len=16).notes[-1] == "left out: 1 empty"
+    assert len(list(cache.glob("*/train.bin"))) == 1
+
+
+def test_a_suffix_by_which_a_table_is_read_is_in_the_key(tmp_path: Path) -> None:
+    rows = "".join(f"before a tab {number}\tx;between semicolons {number};y\n" for number in range(99))
+    (tmp_path / "a.csv").write_text(f"text\ta;text;b\n{rows}")
+    first = text(str(tmp_path / "a.csv"), seq_len=16)
+    (tmp_path / "a.csv").rename(tmp_path / "a.tsv")
+    assert text(str(tmp_path / "a.tsv"), seq_len=16).digest != first.digest
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

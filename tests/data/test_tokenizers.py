@@ -245,8 +245,8 @@ def test_the_name_of_the_end_in_a_text_is_text() -> None:
         (None, None, "there is no tokenizer.json"),
         ("{", None, "cannot be read"),
         ("{}", None, "cannot be read"),
-        ([], None, r"names no eos_token\n.*TOKEN.*it has no special token"),
-        (["[EOS]", "[PAD]"], None, r"names no eos_token\ngive 'data.tokenizer.end=\"\[EOS\]\"'.*: \[EOS\], \[PAD\]"),
+        ([], None, r"names its eos_token\n.*TOKEN.*it has no special token"),
+        (["[EOS]", "[PAD]"], None, r"names its eos_token\ngive 'data.tokenizer.end=\"\[EOS\]\"'.*: \[EOS\], \[PAD\]"),
         (["[EOS]"], "[END]", r"data.tokenizer.end=\[END\]: .* has no such token\ngive .*: \[EOS\]"),
     ],
 )
