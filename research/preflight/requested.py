@@ -256,7 +256,8 @@ class RequestedConfig(KnownKeys):
                     candidates = iter_respelt(source, value, parameter.value_types)
                     fits = [v for v in candidates if not describe_mistake(key, v, parameter.value_types)][:1]
                     words = [quote_word(f"{source}={to_override(v)}") for v in fits]
-                    words += [f"{source}={sweep}"] if not fits and (sweep := respell_sweep(value)) else []
+                    is_open = not fits or isinstance(value, list)
+                    words += [f"{source}={sweep}"] if is_open and (sweep := respell_sweep(value)) else []
                     self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()
