@@ -142,7 +142,7 @@ def read_corpus(
         digests = [digest_file(file, reader, counts, defects, advance) for file in files]
     check_defects(defects, skip_defects, counts)
     order = sorted(range(len(files)), key=lambda index: rank_file(digests[index]))  # before repeats: the first of them stays
-    files, stamps, digests = ([items[index] for index in order] for items in (files, stamps, digests))
+    files, stamps, digests = [files[i] for i in order], [stamps[i] for i in order], [digests[i] for i in order]
     lengths, table = [len(part) for part in digests], np.concatenate(digests)
     del digests
     texts, keys, sizes = table.T
@@ -161,7 +161,7 @@ def read_corpus(
     splits = assign_splits(keys, kept, fractions)
     parts = np.split(splits, np.cumsum(lengths)[:-1])
     val_sizes = sizes[splits == SPLITS.index("val")]
-    corpus = Corpus(files, reader, parts, stamps, int(sizes[kept].sum()), int(val_sizes.sum()), counts)
+    corpus = Corpus(list(files), reader, parts, stamps, int(sizes[kept].sum()), int(val_sizes.sum()), counts)
     if kept.sum() == 1:
         corpus.cuts = find_cuts(corpus, fractions)
         corpus.num_val_bytes = corpus.num_bytes - corpus.cuts[1]

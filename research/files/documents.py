@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
 PIECE = 1 << 16  # bytes
@@ -38,6 +38,7 @@ class Column(NamedTuple):
     is_label: bool = False  # a whole number or true and false are read as their text
 
 
+T = TypeVar("T")
 Document = Iterable[bytes]
 Item = Document | Defect
 Row = Sequence[str]  # the cells of the columns that are read
@@ -129,11 +130,11 @@ def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Ite
         yield item if isinstance(item, Defect) else select(item[1], columns, f"{file}:{item[0]}")
 
 
-def tell_undecoded(read: Callable[[Path, str], Iterator[Any]]) -> Callable[[Path, str], Iterator[Any]]:
+def tell_undecoded(read: Callable[[Path, str], Iterator[T]]) -> Callable[[Path, str], Iterator[T | Defect]]:
     """Let a reader give a defect where a whole file is not of its encoding, as UTF-16 without its mark."""
 
     @wraps(read)
-    def iterate(file: Path, encoding: str) -> Iterator[Any]:
+    def iterate(file: Path, encoding: str) -> Iterator[T | Defect]:
         try:
             yield from read(file, encoding)
         except UnicodeError:
