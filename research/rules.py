@@ -226,7 +226,7 @@ def list_components() -> frozenset[str]:
     for file in (ROOT / "conf").glob("*/*.yaml"):
         if file.parent.name not in PRESET_GROUPS:
             with suppress(OSError):  # what is no file, or not there, is told where it is chosen
-                texts.append(file.read_text(errors="replace"))
+                texts.append(file.read_text(encoding="utf-8", errors="replace"))
     return frozenset(name for text in texts for name in re.findall(r"(?m)^[^#\n]*_target_: ([\w.]+)", text))
 
 

@@ -140,7 +140,7 @@ def parse_json(text: str) -> dict[str, Any]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Once this returns it outlives a power cut."""
     with replace_file(path) as draft:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         sync(draft)
     sync(path.parent)
 

@@ -1,6 +1,7 @@
 """Arrows point down: a room imports only rooms of lower floors, each heavy library lives in few rooms, words are plain."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,18 @@ FILES = sorted(RESEARCH.rglob("*.py"))
 PLUGINS = sorted((ROOT / "hydra_plugins").rglob("*.py"))
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def get_room(path: Path) -> str:
     return path.relative_to(RESEARCH).parts[0].removesuffix(".py")
 
 
 def list_imports(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module == "research":
@@ -70,7 +76,7 @@ def list_imports(path: Path) -> set[str]:
 def list_names(path: Path) -> set[str]:
     """Every name that a file defines: functions, classes, parameters, attributes and variables."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.arg):
@@ -111,7 +117,7 @@ def test_heavy_libraries_live_in_few_rooms(path: Path) -> None:
 @pytest.mark.parametrize("path", [*FILES, *PLUGINS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
 
@@ -127,9 +133,7 @@ def test_hall_and_rooms_are_small() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(RESEARCH)))
 def test_names_of_ranges_stand_in_one_file(path: Path) -> None:
     """The preflight reads those of ranges.py alone: it would not check a setting whose range has a name elsewhere."""
-    named = [
-        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign) and "Annotated[" in ast.unparse(node)
-    ]
+    named = [node for node in parse(path).body if isinstance(node, ast.Assign) and "Annotated[" in ast.unparse(node)]
     assert path.name == "ranges.py" or not named
 
 
@@ -142,6 +146,18 @@ def test_plugins_are_shells() -> None:
 def test_no_old_word_is_a_name(path: Path) -> None:
     """DESIGN's plain words: each of these stood for several things."""
     assert not list_names(path) & OLD_WORDS
+
+
+@pytest.mark.parametrize("path", [*FILES, *PLUGINS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_files_have_an_encoding(path: Path) -> None:
+    """Without one it is the machine's: ASCII in some containers, another one on Windows."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call) and not any(keyword.arg == "encoding" for keyword in node.keywords):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            is_text = not {"r", "w", "a", "x", "r+", "w+"}.isdisjoint(modes) or not node.args
+            is_method = isinstance(node.func, ast.Attribute) and name in ("read_text", "write_text")
+            assert not is_method if name != "open" else not is_text, f"{path.name}:{node.lineno} has no encoding"
 
 
 def test_the_entry_is_short() -> None:

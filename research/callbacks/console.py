@@ -145,7 +145,7 @@ def format_resume(state: State, folder: Path) -> str:
 def repeat_command(folder: Path, *left_out: str) -> str:
     """Return the command line of a run without resume and the overrides that begin with one of `left_out`."""
     path = folder / "overrides.txt"
-    overrides = path.read_text().split("\n") if path.exists() else []
+    overrides = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return format_command(overrides, left_out, distributed.world_size(), sys.argv)
 
 

@@ -79,7 +79,7 @@ class Streams:
     num_bytes: dict[str, int] = field(default_factory=dict)  # of text, an end of a document between two as one
     num_documents: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of the stream
-    left_out: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)  # documents, by kind; of files each start counts its own
     gzip_bits: float = 0.0  # bits per byte of the validation text
     notes: tuple[str, ...] = ()
     tokenizer_name: str = ""

@@ -4,6 +4,7 @@ The first reading takes digests, which say what is a repeat and which split a do
 files nor line ends matter. The second gives the pieces of a split, in an order that the digests alone decide.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -109,7 +110,7 @@ def digest_file(
     file: Path, reader: Reader, counts: Counts, defects: Counts, advance: Callable[[int], None]
 ) -> UInt64[np.ndarray, "items 3"]:
     """Return the digests of all items of a file, and count those that are no documents."""
-    digests = []
+    digests = array("Q")  # a row has 24 bytes, as a tuple it would have 200
     for item in iter_documents(file, *reader):
         digest = Digest()
         try:
@@ -120,8 +121,8 @@ def digest_file(
                 counts.add("empty", str(file))
         except DefectError as error:
             defects.add(error.defect.kind, error.defect.where)
-        digests.append(digest)
-    return np.array(digests, dtype=np.uint64).reshape(-1, 3)
+        digests.extend(digest)
+    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 3)
 
 
 def read_corpus(
@@ -140,7 +141,11 @@ def read_corpus(
     with show_progress("reading", sum(size for size, _ in stamps)) as advance:
         digests = [digest_file(file, reader, counts, defects, advance) for file in files]
     check_defects(defects, skip_defects, counts)
-    texts, keys, sizes = np.concatenate(digests).T
+    order = sorted(range(len(files)), key=lambda index: rank_file(digests[index]))  # before repeats: the first of them stays
+    files, stamps, digests = [files[i] for i in order], [stamps[i] for i in order], [digests[i] for i in order]
+    lengths, table = [len(part) for part in digests], np.concatenate(digests)
+    del digests
+    texts, keys, sizes = table.T
     kept = np.zeros(len(texts), dtype=bool)
     kept[np.unique(texts, return_index=True)[1]] = True  # the first of equal ones
     kept &= sizes > 0
@@ -154,12 +159,9 @@ def read_corpus(
     if known is not None:
         known.append(texts[kept])
     splits = assign_splits(keys, kept, fractions)
-    ends = np.cumsum([len(part) for part in digests])
-    order = sorted(range(len(files)), key=lambda index: rank_file(digests[index][:, 1]))
-    parts = np.split(splits, ends[:-1])
-    ordered = [files[i] for i in order], reader, [parts[i] for i in order], [stamps[i] for i in order]
+    parts = np.split(splits, np.cumsum(lengths)[:-1])
     val_sizes = sizes[splits == SPLITS.index("val")]
-    corpus = Corpus(*ordered, int(sizes[kept].sum()), int(val_sizes.sum()), counts)
+    corpus = Corpus(list(files), reader, parts, stamps, int(sizes[kept].sum()), int(val_sizes.sum()), counts)
     if kept.sum() == 1:
         corpus.cuts = find_cuts(corpus, fractions)
         corpus.num_val_bytes = corpus.num_bytes - corpus.cuts[1]
@@ -169,10 +171,16 @@ def read_corpus(
 def assign_splits(
     keys: UInt64[np.ndarray, "items"], kept: np.ndarray, fractions: tuple[float, float]
 ) -> Int8[np.ndarray, "items"]:
-    """Return the split of each item: the first by their keys are for validation, the next for the test, one each at least."""
+    """Return the split of each item: the first by their keys are for validation, the next for the test, one each at least.
+
+    A single item is for training. Raise ValueError for fewer items than splits.
+    """
     ranked = np.flatnonzero(kept)[np.argsort(keys[kept], kind="stable")]
-    counts = count_parts(len(ranked), fractions)
-    num_val = min(counts[0], len(ranked) - 1)
+    counts, has_test = count_parts(len(ranked), fractions), fractions[1] > 0
+    if len(ranked) == 2 and has_test:
+        message = f"data.test_fraction={fractions[1]:g}: two documents cannot be split in three"
+        raise ValueError(f"{message}\ngive more of them, or data.test_fraction=0")
+    num_val = min(counts[0], max(0, len(ranked) - 1 - has_test))
     num_test = min(counts[1], max(0, len(ranked) - 1 - num_val))
     splits = np.full(len(keys), LEFT_OUT, dtype=np.int8)
     splits[ranked] = SPLITS.index("train")
@@ -181,14 +189,18 @@ def assign_splits(
     return splits
 
 
-def rank_file(keys: UInt64[np.ndarray, "items"]) -> bytes:
-    """Return what a file is ranked by: its document's key; of several documents, a digest of all keys."""
-    keys = keys.astype(">u8")
-    return keys.tobytes() if len(keys) == 1 else sha256(keys.tobytes()).digest()
+def rank_file(digests: UInt64[np.ndarray, "items 3"]) -> tuple[bytes, bytes]:
+    """Return what a file is ranked by: its document's key, of several a digest of all keys; then sizes, as line ends differ."""
+    _, keys, sizes = digests.astype(">u8").T
+    one, other = keys.tobytes(), sizes.tobytes()
+    return (one, other) if len(keys) == 1 else (sha256(one).digest(), sha256(other).digest())
 
 
 def find_cuts(corpus: Corpus, fractions: tuple[float, float]) -> tuple[int, int]:
-    """Return where the training and the test text of a single document end: behind a line's end where there is one."""
+    """Return where the training and the test text of a single document end: behind a line's end where there is one.
+
+    Else they end before a letter. So they do where a line's end would leave no text for the test.
+    """
     limits = [int(corpus.num_bytes * (1 - sum(fractions))), int(corpus.num_bytes * (1 - fractions[0]))]
     corpus.cuts = (0, 0)  # all of it is val
     cuts, position = [0, 0], 0
@@ -196,8 +208,13 @@ def find_cuts(corpus: Corpus, fractions: tuple[float, float]) -> tuple[int, int]
         for index, limit in enumerate(limits):
             if end := piece.rfind(b"\n", 0, max(0, limit - position)) + 1:
                 cuts[index] = position + end
+            if 0 <= (start := limit - position) < len(piece):
+                while piece[start] & 0xC0 == 0x80:  # within a letter of UTF-8
+                    start -= 1
+                limits[index] = position + start
         position += len(piece)
-    return cuts[0] or limits[0], cuts[1] or limits[1]
+    train, test = (cut or limit for cut, limit in zip(cuts, limits, strict=True))
+    return (limits[0], limits[1]) if fractions[1] and train == test else (train, test)
 
 
 def cut_pieces(pieces: Iterable[bytes], start: int, end: int) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from research.data.tokenizers import FILE, TRAINING_BYTES, Tokenizer, load_token
 from research.files.sources import show_progress
 from research.run_dir import make_folder, read_json, sync, write_record
 
-VERSION = 1  # of the streams: another one makes them anew
+VERSION = 2  # of the streams: another one makes them anew
 BATCH = 1 << 21  # bytes that are tokenized together, by as many threads as there are processors
 PROGRESS_EVERY = 1 << 26  # bytes of text between two notes of how far it came
 META = "meta.json"
@@ -29,14 +29,15 @@ def write_streams(draft: Path, corpora: Sequence[Corpus], shares: Sequence[float
     """
     make_folder(draft)
     if (draft / FILE).exists():
-        tokenizer = load_tokenizer(draft)
+        name, tokenizer = tokenizer.name, load_tokenizer(draft)
+        tokenizer.name = name
     else:
         texts = [chain.from_iterable(corpus.iter_documents("train")) for corpus in corpora]
         limits = [round(TRAINING_BYTES * share / sum(shares)) for share in shares]
         tokenizer.train(chain.from_iterable(map(take_bytes, texts, limits)))
         tokenizer.save(draft)
     quality = Quality(sum(corpus.num_val_bytes for corpus in corpora))
-    meta: dict[str, Any] = {"version": VERSION, "left_out": corpora[0].counts.describe()}
+    meta: dict[str, Any] = {"version": VERSION, "left_out": corpora[0].counts.numbers}
     with show_progress("tokens", sum(corpus.num_bytes for corpus in corpora)) as advance:
         for stream, name, parts in plan_streams(corpora):
             documents = (quality.watch(name, document) for corpus in parts for document in corpus.iter_documents(name))

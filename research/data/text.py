@@ -43,25 +43,33 @@ def text(
     Raise ValueError for a path without text, for files and rows that cannot be read, or less text than `seq_len`.
     """
     check_settings("data", text.__annotations__, locals())
-    tokenizer, counts = tokenizer or Bytes(), Counts()
+    tokenizer, left_out = tokenizer or Bytes(), Counts()
     weights = None if weights is None else list(map(float, weights))  # of a configuration it is no list
     reader = Reader(format, (field,) if isinstance(field, str) else tuple(field), check_encoding(encoding))
-    sources = find_sources(path, weights, pattern, counts)
+    sources = find_sources(path, weights, pattern, left_out)
     settings = [VERSION, reader, val_fraction, test_fraction, defects, tokenizer.describe()]
     key = make_key(sources, settings if weights is None else [*settings, weights])
 
     def read() -> list[Corpus]:
         known: list[np.ndarray] = []
+        counts = Counts()  # of documents: the cache keeps them, as it keeps the documents
         return [
             read_corpus(files, reader, (val_fraction, test_fraction), defects == "skip", counts, known) for files in sources
         ]
 
     streams = prepare_streams(CACHE, key, read, weights or [1.0], tokenizer)
-    return build_dataset(streams, seq_len, val_bytes, weights, path)
+    for kind, number in streams.left_out.items():
+        left_out.add(kind, "", number)
+    return build_dataset(streams, seq_len, val_bytes, weights, path, left_out)
 
 
 def build_dataset(
-    streams: Streams, seq_len: int, val_bytes: int, weights: list[float] | None, path: str | list[str] | None
+    streams: Streams,
+    seq_len: int,
+    val_bytes: int,
+    weights: list[float] | None,
+    path: str | list[str] | None,
+    left_out: Counts,
 ) -> Dataset[Tokens]:
     """Return the windows of streams; with `weights`, those of each path in their shares."""
     trains = [streams.open(name, seq_len) for name in streams.training]
@@ -81,7 +89,7 @@ def build_dataset(
         source=f"{parts} documents, {sum(streams.num_bytes.values()) / 1e6:.1f} MB, {streams.tokenizer_name}",
         unit="token",
         baseline=compute_baseline(streams, val),
-        notes=(*mixed, *streams.notes, *([f"left out: {streams.left_out}"] if streams.left_out else [])),
+        notes=(*mixed, *streams.notes, *([f"left out: {left_out.describe()}"] if left_out.numbers else [])),
         test=streams.open("test", seq_len) if "test" in streams.num_tokens else None,
         tokenizer=tokenizer,
     )
@@ -126,7 +134,8 @@ def make_key(sources: Sequence[Sequence[Path]], settings: Sequence[object]) -> s
         for file in files:
             try:
                 with file.open("rb") as stream:
-                    hashed = sha256(SUFFIXES.get(file.suffix.lower(), "text").encode() + file_digest(stream, "sha256").digest())
+                    kind = file.suffix.lower() if file.suffix.lower() in SUFFIXES else "text"  # .csv and .tsv are not alike
+                    hashed = sha256(kind.encode() + file_digest(stream, "sha256").digest())
             except OSError as error:
                 hashed = sha256(str(error).encode())  # `read_corpus` names it, among all others
             contents[-1].append(hashed.hexdigest())

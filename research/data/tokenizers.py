@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Int, UInt
 from torch import Tensor
 
+from research.data.spelling import BYTE_OF, PROBES, leave_out_changes, show_difference, spell_token
 from research.ranges import VocabSize, check_settings
 from research.run_dir import expand_path, write_json
 
@@ -24,19 +24,7 @@ END = "<|endoftext|>"
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FOLDER = "tokenizer"  # in a run folder
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
-# What some tokenizers drop or change: spaces, capitals, letters of two to four bytes, two spellings of one letter.
-PROBES = [text.encode() for text in ("A  b\n\tC", "naïve é", "漢字 \U0001f600", "\ufb01 ½ x\u0301")]
 Array = UInt[np.ndarray, "n"]
-
-
-def build_byte_alphabet() -> list[str]:
-    """Return each byte's character in GPT-2's vocabulary (Radford et al. 2019): itself if visible, else one from U+0100 on."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = count(0x100)
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
-
-
-BYTE_OF = {character: byte for byte, character in enumerate(build_byte_alphabet())}
 
 
 class Tokenizer(ABC):
@@ -150,12 +138,13 @@ class Library(Tokenizer):
 
     @cached_property
     def spellings(self) -> list[bytes]:
-        """The text that each token stands for; none for special tokens."""
+        """The text that each token stands for; none for special tokens and the end."""
         spellings = [b""] * self.vocab_size
         for token, index in self.to_library().get_vocab(with_added_tokens=False).items():
             spellings[index] = spell_token(token, self.is_byte_level)
         for index, added in self.to_library().get_added_tokens_decoder().items():
             spellings[index] = b"" if added.special else added.content.encode()
+        spellings[self.end] = b""
         return spellings
 
     def describe(self) -> str:
@@ -193,41 +182,45 @@ class BPE(Library):
 class Folder(Library):
     """The tokenizer of a Hugging Face folder: its tokenizer.json, and the end of its tokenizer_config.json.
 
-    Raise ValueError for a folder without one, without a token that ends a document, or whose tokens do not spell the text.
+    What in it changes texts, as a normalizer, is left out. Raise ValueError for a folder without a tokenizer, without a token
+    that ends a document, or whose tokens do not spell the text.
     """
 
     def __init__(self, path: str, end: str | None = None) -> None:
         import tokenizers as hf
 
-        folder = expand_path(path)
+        folder, self.path = expand_path(path), path
         file = folder / FILE if folder.is_dir() else folder
         if not file.is_file():
             fix = "give the folder of a fast Hugging Face tokenizer"
             raise ValueError(f"data.tokenizer.path={path}: there is no {FILE}\n{fix}")
         try:
-            tokenizer = hf.Tokenizer.from_file(str(file))
+            settings, changes = leave_out_changes(json.loads(file.read_bytes()))
+            tokenizer = hf.Tokenizer.from_str(json.dumps(settings))
         except Exception as error:  # the library raises Exception itself
             raise ValueError(f"data.tokenizer.path={path}: {file} cannot be read: {error}") from None
         names = [end] if end else [*read_end(file.parent), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
         known = [name for name in names if tokenizer.token_to_id(name) is not None]
         if not known:
-            raise ValueError(
-                f"data.tokenizer.end={end}: {file} has no such token\ngive data.tokenizer.end=TOKEN, one that ends a document"
-            )
-        self._take(tokenizer, known[0], f"the tokenizer of {path}")
-        self._check_spelling(path, type(tokenizer.model).__name__)
+            special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+            problem = f"end={end}: {file} has no such token" if end else f"path={path}: no {CONFIG_FILE} names its eos_token"
+            listed = f"its special tokens: {', '.join(special[:8])}" if special else "it has no special token"
+            example = f"""'data.tokenizer.end="{special[0] if special else "TOKEN"}"'"""
+            raise ValueError(f"data.tokenizer.{problem}\ngive {example}, a token that ends a document; {listed}")
+        self._take(tokenizer, known[0], f"the tokenizer of {path}{' without ' * bool(changes)}{', '.join(changes)}")
+        self.encode(PROBES)
 
-    def _check_spelling(self, path: str, kind: str) -> None:
-        """Raise ValueError for tokens that do not spell every text: bits per byte would be of another one.
-
-        A space before a piece of text is let pass: SentencePiece puts it there.
-        """
-        for probe in PROBES:
-            spelled = self.decode(self.encode([probe])[0].tolist())
-            if probe not in (spelled, spelled[1:]):
-                message = f"data.tokenizer.path={path}: its {kind} tokens do not spell the text: {probe.decode()!r} becomes"
-                fix = "give a tokenizer of bytes, or one that falls back to them"
-                raise ValueError(f"{message} {spelled.decode(errors='replace')!r}\n{fix}")
+    def encode(self, pieces: Sequence[bytes]) -> list[Array]:
+        """Return the tokens of each piece. Raise ValueError where they spell another text: bits per byte would be of that."""
+        encoded = super().encode(pieces)
+        for piece, tokens in zip(pieces, encoded, strict=True):
+            text = piece.decode(errors="replace").encode()
+            spelled = b"".join(map(self.spellings.__getitem__, tokens.tolist()))  # at 25 MB/s
+            if spelled != text:
+                kind, shown = type(self.tokenizer.model).__name__, show_difference(text, spelled)
+                message = f"data.tokenizer.path={self.path}: its {kind} tokens do not spell the text: {shown}"
+                raise ValueError(f"{message}\ngive tokenizer=bpe, a tokenizer of bytes, or one that falls back to them")
+        return encoded
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -265,18 +258,8 @@ def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
 def read_end(folder: Path) -> list[str]:
     """Return the token that a tokenizer_config.json names as the end, in a list; an empty one where it names none."""
     try:
-        token = json.loads((folder / CONFIG_FILE).read_text()).get("eos_token")
+        token = json.loads((folder / CONFIG_FILE).read_bytes()).get("eos_token")
     except (OSError, ValueError, AttributeError):
         return []
     token = token.get("content") if isinstance(token, dict) else token
     return [token] if isinstance(token, str) else []
-
-
-def spell_token(token: str, byte_level: bool) -> bytes:
-    """Return the text of a token: "Ġthe" and "▁the" are " the", "##ing" is "ing", "<0x0A>" is a line's end."""
-    if byte_level:
-        known = all(character in BYTE_OF for character in token)
-        return bytes(BYTE_OF[character] for character in token) if known else token.encode()
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.removeprefix("##").replace("▁", " ").encode()

@@ -8,11 +8,13 @@ row or file holds.
 import codecs
 import csv
 import json
+import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
 PIECE = 1 << 16  # bytes
@@ -36,6 +38,7 @@ class Column(NamedTuple):
     is_label: bool = False  # a whole number or true and false are read as their text
 
 
+T = TypeVar("T")
 Document = Iterable[bytes]
 Item = Document | Defect
 Row = Sequence[str]  # the cells of the columns that are read
@@ -127,27 +130,42 @@ def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Ite
         yield item if isinstance(item, Defect) else select(item[1], columns, f"{file}:{item[0]}")
 
 
+def tell_undecoded(read: Callable[[Path, str], Iterator[T]]) -> Callable[[Path, str], Iterator[T | Defect]]:
+    """Let a reader give a defect where a whole file is not of its encoding, as UTF-16 without its mark."""
+
+    @wraps(read)
+    def iterate(file: Path, encoding: str) -> Iterator[T | Defect]:
+        try:
+            yield from read(file, encoding)
+        except UnicodeError:
+            yield Defect(f"not {encoding_name(encoding)}", str(file))
+
+    return iterate
+
+
+@tell_undecoded
 def iter_objects(file: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Defect]:
     """Yield each object of a file of JSONL with the number of its line."""
-    with file.open("rb") as stream:
+    with file.open(encoding=encoding, errors="surrogateescape", newline="\n") as stream:
         number = 0
         while line := stream.readline(LONGEST_ROW):
             number += 1
             where = f"{file}:{number}"
-            if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+            if len(line) == LONGEST_ROW and not line.endswith("\n"):
                 yield Defect(f"lines of over {LONGEST_ROW >> 20} MB", where)
-                while len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+                while len(line) == LONGEST_ROW and not line.endswith("\n"):
                     line = stream.readline(LONGEST_ROW)
                 continue
-            if line.strip():
+            if line.strip(string.whitespace):
                 row = parse_json(line, encoding)
                 yield Defect(row, where) if isinstance(row, str) else (number, row)
 
 
-def parse_json(line: bytes, encoding: str) -> dict[str, Any] | str:
+def parse_json(line: str, encoding: str) -> dict[str, Any] | str:
     """Return the object of a line, or what the line is instead."""
     try:
-        row = json.loads(line.decode(encoding).lstrip("\ufeff"))
+        line.encode()  # what was not decoded is half a surrogate pair
+        row = json.loads(line.lstrip("\ufeff"))
     except UnicodeError:
         return f"not {encoding_name(encoding)}"
     except (ValueError, RecursionError):
@@ -198,6 +216,7 @@ def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Itera
         yield Defect(f"not {encoding_name(encoding)}", f"{file}:{line}") if is_undecoded else row
 
 
+@tell_undecoded
 def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | Defect]:
     """Yield the cells of CSV or TSV, the header first, each row with the number of its last line.
 

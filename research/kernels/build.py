@@ -33,7 +33,7 @@ STALE_SECONDS = 3600  # no compiler takes an hour
 def read_processor() -> str:
     """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    name = re.search(r"^model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else "", re.MULTILINE)
     return name[1].strip() if name else platform.processor()
 
 
@@ -68,7 +68,7 @@ def list_sources(source: Path) -> list[Path]:
     """Return a C file and the files of its folder that it includes, directly or through others."""
     sources = [source]
     for file in sources:  # grows while it is read
-        names = re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)
+        names = re.findall(r'^#include "(.+)"', file.read_text(encoding="utf-8"), re.MULTILINE)
         sources += [path for name in dict.fromkeys(names) if (path := file.with_name(name)) not in sources]
     return sources
 
@@ -140,14 +140,14 @@ def compile_library(source: Path, command: list[str], output: Path) -> str:
     if done.returncode or not output.is_file():
         return f"{shlex.join(words)}: {done.stderr.strip()[-500:] or f'exit code {done.returncode}, and no library'}"
     output.chmod(0o700)
-    output.with_name("sha256").write_text(hashlib.sha256(output.read_bytes()).hexdigest())
+    output.with_name("sha256").write_text(hashlib.sha256(output.read_bytes()).hexdigest(), encoding="utf-8")
     return ""
 
 
 def is_intact(library: Path) -> bool:
     """Return whether a library exists and matches its digest."""
     try:
-        return hashlib.sha256(library.read_bytes()).hexdigest() == library.with_name("sha256").read_text()
+        return hashlib.sha256(library.read_bytes()).hexdigest() == library.with_name("sha256").read_text(encoding="utf-8")
     except OSError:
         return False
 

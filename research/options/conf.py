@@ -26,13 +26,15 @@ def set_folders(folders: list[Path]) -> None:
 
 def read_defaults() -> dict[str, str]:
     """Return the option that each group has unless another is chosen."""
-    return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(), re.MULTILINE))
+    return dict(
+        re.findall(r"^  - (?:optional )?(\w+): (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def read_yaml(group: str, option: str) -> str:
     """Return the text of an option's yaml; empty for an option without one."""
     files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
-    return next((file.read_text(errors="replace") for file in files if file.is_file()), "")
+    return next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
 
 
 def find_target(group: str, option: str) -> str:

@@ -91,6 +91,8 @@ def respell(key: str, text: str) -> str:
 def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> Iterator[object]:
     """Yield what a value that is refused may mean: a choice in another case, a whole number as 1e3 or 1k, yes as true."""
     text = str(value).strip().lower()
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        yield f"[{value[0]}]"  # as the token [EOS]
     if ours := find_value(key, text):
         yield ours
     choices = {squash(str(choice)): choice for kind in value_types for choice in kind.choices}

@@ -55,7 +55,7 @@ def build_help_text() -> str:
         for option in options:
             title, mark = group if option == options[0] else "", "*" if defaults.get(group) == option else " "
             rows.append(format_columns((f"  {title}", 13), (mark + option, width), text=describe(group, option)))
-    config = (CONF / "config.yaml").read_text()
+    config = (CONF / "config.yaml").read_text(encoding="utf-8")
     keys = config.partition("\n\n")[2].partition("\n\n")[0].splitlines()  # between the defaults list and Hydra's own
     pairs = [key.partition(" # ")[::2] for key in keys]
     width = 4 + max(len(key) for key, _ in pairs)

@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
         else:
             what = "brackets must close; text with brackets, commas, = or letters beyond ASCII needs quotes"
             closed = [f"one list: {shlex.quote(f'{name}={value}]')}"] if value.startswith("[") else []
-            lines = [f"{value} cannot be read: {what}", *closed, f"one text: {shlex.quote(f'{name}={to_override(value)}')}"]
+            lines = [f"{value} cannot be read: {what}", *closed, f"one text: {quote_word(f'{name}={to_override(value)}')}"]
         mistakes.append(format_mistake(argument, *lines))
     return overrides, mistakes
 

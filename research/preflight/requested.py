@@ -157,7 +157,11 @@ class RequestedConfig(KnownKeys):
                 self.add_mistake(key, f"the run reads '{key}'", f"give {key}=null or {key}=VALUE")
         for setting in ("hydra.sweeper.when", "hydra.sweeper.enqueue"):
             references[setting] = re.findall(r"[a-z]\w*(?:\.\w+)+", repr_value(self.get(setting)))
-        known_keys = {*re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.MULTILINE), *list_groups(), *read_keys}
+        known_keys = {
+            *re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE),
+            *list_groups(),
+            *read_keys,
+        }
         for key in [] if self.mistakes else self.cfg.keys() - known_keys - self.typed_overrides.keys():
             hints = self.suggest_known(key, key)
             self.add_mistake(key, "no component reads it", *(hint for hint in hints if hint.startswith("did you")))
@@ -252,7 +256,8 @@ class RequestedConfig(KnownKeys):
                     candidates = iter_respelt(source, value, parameter.value_types)
                     fits = [v for v in candidates if not describe_mistake(key, v, parameter.value_types)][:1]
                     words = [quote_word(f"{source}={to_override(v)}") for v in fits]
-                    words += [f"{source}={sweep}"] if not fits and (sweep := respell_sweep(value)) else []
+                    is_open = not fits or isinstance(value, list)
+                    words += [f"{source}={sweep}"] if is_open and (sweep := respell_sweep(value)) else []
                     self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()

@@ -237,7 +237,7 @@ def find_notes(words: Sequence[str], multirun: bool) -> list[str]:
 
 def read_config() -> str:
     """Return the text of conf/config.yaml."""
-    return (CONF / "config.yaml").read_text()
+    return (CONF / "config.yaml").read_text(encoding="utf-8")
 
 
 def count_open(value: str) -> int:

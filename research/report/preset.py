@@ -85,7 +85,7 @@ def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> 
 
 def _merge_study_preset(file: Path, defaults: list[Any], group_choices: dict[str, Any], config: dict[str, Any]) -> None:
     """Merge a conf/sweep preset without its search space: with it, `experiment=NAME -m seed=0,1` would search again."""
-    content = (yaml.load(file.read_text(), Loader=NumberLoader) or {}) if file.exists() else {}
+    content = (yaml.load(file.read_text(encoding="utf-8"), Loader=NumberLoader) or {}) if file.exists() else {}
     for entry in content.pop("defaults", []):
         if isinstance(entry, dict):
             group_choices |= {key: value for key, value in entry.items() if "hydra/" not in key}

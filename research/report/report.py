@@ -108,7 +108,9 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
     tags |= {"best_trial": str(sweep.best[0].number)} if sweep.best else {}
     status = "KILLED" if states["RUNNING"] else "FAILED" if states["FAIL"] > sweep.spec.max_failures else "FINISHED"
     for path in (path for path, _ in files if path.name == "results.md"):
-        tags[fields.NOTE_TAG] = path.read_text().partition("## Pictures")[0]  # as the description, which shows no pictures
+        tags[fields.NOTE_TAG] = path.read_text(encoding="utf-8").partition("## Pictures")[
+            0
+        ]  # as the description, which shows no pictures
     mlflow_store.conclude(client, parent, files, metrics, tags, status)
 
 

@@ -47,7 +47,8 @@ def supervise(worker: Worker) -> None:
         raise KeyboardInterrupt if watch.signum == signal.SIGINT else SystemExit(signals.get_exit_code(watch.signum))
     if not worker.is_finished() and failed and worker.has_trials_left():
         output = plan.folder / f"worker-{failed[0]}.log"
-        lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()] or ["it printed nothing"]
+        text = output.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
         reason = f"{lines[-1][:300]}\nits complete output is in {output}"
         raise ValueError(f"hydra.sweeper.workers: {len(failed)} of them failed\n{reason}")
 

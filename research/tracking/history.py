@@ -33,7 +33,7 @@ def parse_line(line: str) -> tuple[int, dict[str, Any]]:
 def read_lines(path: Path) -> tuple[Lines, list[str]]:
     """Return the intact lines of a file, and a description of each damaged one; nothing of a file that is not there."""
     lines, damage, is_checked = Lines(), [], False
-    content = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+    content = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(content, start=1):
         try:
             step = parse_line(line)[0]
@@ -103,7 +103,7 @@ def find_contradiction(folder: Path, summary: Summary) -> str:
     values = dict.fromkeys(value for value in known if value is not None)
     if len(values) > 1:
         return f"{summary.monitor} at step {step} is {' or '.join(map(repr, values))}"
-    is_checked = CHECKSUM_KEY in (folder / SUMMARY_FILE).read_text(errors="replace")
+    is_checked = CHECKSUM_KEY in (folder / SUMMARY_FILE).read_text(encoding="utf-8", errors="replace")
     if values and not is_checked and (not line or CHECKSUM_KEY in line):
         return (
             f"{SUMMARY_FILE} has no {CHECKSUM_KEY}, and {f'the line of step {step} has one' if line else 'no line confirms it'}"

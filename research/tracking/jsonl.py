@@ -46,7 +46,7 @@ class Jsonl(Tracker):
 
     def start(self, run: RunConfig) -> None:
         self.path, self.resumed = run.folder / METRICS_FILE, run.resumed
-        self.file = self.path.open("a", buffering=1)
+        self.file = self.path.open("a", buffering=1, encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         self.backup = history.select_backup(self.backup)
@@ -87,8 +87,8 @@ class Jsonl(Tracker):
         lines = history.recover_lines(self.path, backup, count, step)
         text = "".join(lines.values())
         is_shared = self.path.is_symlink() or self.path.stat().st_nlink > 1  # with a copy of this folder, made by links
-        if is_shared or self.path.read_text(errors="replace") != text:
+        if is_shared or self.path.read_text(encoding="utf-8", errors="replace") != text:
             self.file.close()
             replace_text(self.path, text)
-            self.file = self.path.open("a", buffering=1)
+            self.file = self.path.open("a", buffering=1, encoding="utf-8")
         self.backup, self.count = history.select_backup(lines), len(lines)

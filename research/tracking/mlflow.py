@@ -219,7 +219,7 @@ class MLflow(Jsonl):
                 self.client.set_experiment_tag(experiment_id, links.VIEW_TAG + created.info.run_id, view)
                 if spec_file.exists():
                     self.client.log_artifact(created.info.run_id, str(spec_file))
-        run_id = id_file.read_text(errors="replace")
+        run_id = id_file.read_text(encoding="utf-8", errors="replace")
         self.client.update_run(run_id, status="RUNNING")
         return run_id
 
@@ -256,7 +256,7 @@ class MLflow(Jsonl):
         self.client.set_tag(self.run_id, "status", status)
         self.client.set_terminated(self.run_id, mlflow_status)
         if self.run.sweep_folder:
-            parent = (self.run.sweep_folder / RUN_ID_FILE).read_text(errors="replace")
+            parent = (self.run.sweep_folder / RUN_ID_FILE).read_text(encoding="utf-8", errors="replace")
             mlflow_store.close_parent(self.client, parent, FINISHED if status == PRUNED else mlflow_status)
         (self.run.folder / UNSENT_FILE).unlink(missing_ok=True)
 

@@ -62,6 +62,6 @@ def get_rss_mb() -> float:
     """Return the memory that this process holds now, in MB."""
     pages = Path("/proc/self/statm")
     if pages.exists():
-        return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e6
+        return int(pages.read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 1e6
     process = subprocess.run(("ps", "-o", "rss=", "-p", str(os.getpid())), capture_output=True, text=True, check=True)
     return int(process.stdout) / 1e3

@@ -55,7 +55,7 @@ class Reader(FileSystemReader):
             why = f"{self.folder.parent} has shards of an earlier version, which a pickle describes: it could run code"
             raise ValueError(f"{why}\nconvert it once: python -m research.training.convert_shards {self.folder.parent}")
         try:
-            metadata = parse_metadata(json.loads((self.folder / METADATA_FILE).read_text()))
+            metadata = parse_metadata(json.loads((self.folder / METADATA_FILE).read_text(encoding="utf-8")))
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.folder / METADATA_FILE} is damaged: {type(error).__name__}: {error}") from error
         for stored in metadata.storage_data.values():

@@ -196,7 +196,7 @@ def _load_run(snapshot: Snapshot, folder: Path, state: State) -> None:
 def _read_batch_size_v1(checkpoint_folder: Path) -> int:
     """Return the batch size of a run of version 1, which stands in its config.yaml alone; 0 where that is not to be read."""
     file = to_run_folder(checkpoint_folder) / "config.yaml"
-    text = file.read_text(errors="replace") if file.is_file() else ""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     # The reader of configurations, and the rooms that know yaml, stand above this one.
     match = re.search(r"^trainer:\n(?:  .*\n)*?  batch_size: (\d+)$", text, re.MULTILINE)
     return int(match[1]) if match else 0

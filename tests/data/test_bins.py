@@ -1,17 +1,14 @@
 """Token streams on the disk: the same samples as in memory, made once, continued after a kill, never half there."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers as hf
 import torch
 from program import run
 
@@ -20,8 +17,7 @@ from research.data import text as text_module
 from research.data.bins import Bins
 from research.data.spec import Dataset, Split, Tokens
 from research.data.text import text
-from research.data.tokenizers import BPE, END, Bytes, Folder, Tokenizer, load_tokenizer, write_tokenizer
-from research.training.evaluate import evaluate
+from research.data.tokenizers import BPE, Bytes, Tokenizer
 
 TEXT = "the packed ternary layers of a network learn to read a text of words and lines"
 WORDS = TEXT.split()
@@ -90,6 +86,24 @@ def test_streams_are_made_once_a_content(corpus: Path, cache: Path) -> None:
     assert len(list(cache.glob("*/train.bin"))) == 2
 
 
+def test_what_is_left_out_is_counted_at_each_start(corpus: Path, cache: Path) -> None:
+    (corpus / "empty.txt").touch()
+    assert text(str(corpus), seq_len=16).notes[-1] == "left out: 1 empty"
+    (corpus / "picture.png").touch()
+    assert text(str(corpus), seq_len=16).notes[-1] == "left out: 1 .png files, 1 empty"
+    (corpus / "picture.png").unlink()
+    assert text(str(corpus), seq_len=16).notes[-1] == "left out: 1 empty"
+    assert len(list(cache.glob("*/train.bin"))) == 1
+
+
+def test_a_suffix_by_which_a_table_is_read_is_in_the_key(tmp_path: Path) -> None:
+    rows = "".join(f"before a tab {number}\tx;between semicolons {number};y\n" for number in range(99))
+    (tmp_path / "a.csv").write_text(f"text\ta;text;b\n{rows}")
+    first = text(str(tmp_path / "a.csv"), seq_len=16)
+    (tmp_path / "a.csv").rename(tmp_path / "a.tsv")
+    assert text(str(tmp_path / "a.tsv"), seq_len=16).digest != first.digest
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -132,111 +146,6 @@ def test_two_processes_make_one_cache(corpus: Path, cache: Path, tmp_path: Path)
         digests = {done.stdout for done in pool.map(lambda _: run(argv, tmp_path, dict(os.environ)), range(2))}
     assert len(digests) == 1
     assert len(list(cache.glob("[!.]*"))) == 1
-
-
-def make_sentencepiece() -> Any:
-    """A Unigram tokenizer as SentencePiece makes them: spaces are marked, what it does not know is spelled in bytes."""
-    letters = [(letter, -3.0) for letter in "\u2581abcdefghijklmnoprstuvwxy"]
-    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256)), *letters]
-    words = [("\u2581the", -1.0), ("\u2581network", -1.0), ("ing", -1.0)]
-    tokenizer = hf.Tokenizer(hf.models.Unigram([*vocab, *words], unk_id=0, byte_fallback=True))
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace()
-    return tokenizer
-
-
-def make_wordpiece() -> Any:
-    tokenizer = hf.Tokenizer(hf.models.WordPiece({"[UNK]": 0, "[SEP]": 1, "the": 2, "##s": 3}, unk_token="[UNK]"))
-    tokenizer.normalizer = hf.normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
-def save_library(tokenizer: Any, folder: Path) -> str:
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return str(folder)
-
-
-def test_tokens_that_do_not_spell_the_text_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"its WordPiece tokens do not spell the text: 'A  b"):
-        Folder(save_library(make_wordpiece(), tmp_path / "folder"))
-
-
-def test_a_sentencepiece_folder_spells_every_text(tmp_path: Path) -> None:
-    tokenizer = Folder(save_library(make_sentencepiece(), tmp_path / "folder"))
-    for content in ("the network is learning", "漢字 \U0001f600\n\tA", "x"):
-        (tokens,) = tokenizer.encode([content.encode()])
-        assert tokenizer.decode(tokens.tolist()) == f" {content}".encode(), "a space before a text is its way"
-        assert tokenizer.count_bytes()[tokens].sum() == len(content.encode()) + 1
-    assert len(tokenizer.encode([b"the network"])[0]) == 2
-
-
-@pytest.mark.parametrize("kind", ["bytes", "bpe", "folder", "sentencepiece"])
-def test_bits_per_byte_are_those_of_the_text_whatever_the_tokenizer(corpus: Path, tmp_path: Path, kind: str) -> None:
-    """A model that loses c ln 2 nats for each byte of a token has c bits per byte."""
-    bits = 1.375
-    tokenizer: Tokenizer = Bytes() if kind == "bytes" else BPE(300)
-    if kind == "folder":
-        tokenizer.train([b"the text of a folder"] * 9)
-        write_tokenizer(tokenizer, tmp_path / "folder")
-        tokenizer = Folder(str(tmp_path / "folder"))
-    if kind == "sentencepiece":
-        tokenizer = Folder(save_library(make_sentencepiece(), tmp_path / "folder"))
-    data = text(str(corpus), seq_len=32, tokenizer=tokenizer)
-    assert data.tokenizer
-    sizes = torch.from_numpy(data.tokenizer.count_bytes())
-
-    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return sizes[targets] * bits * math.log(2)
-
-    model = torch.nn.Embedding(data.shape.vocab_size, data.shape.vocab_size)
-    metrics = evaluate(model, data.val, loss, 7)
-    assert metrics["val/bpb"] == pytest.approx(bits, abs=1e-6)
-    assert metrics["val/loss"] >= bits * math.log(2)
-
-
-def test_the_bytes_of_all_tokens_are_those_of_the_text(corpus: Path) -> None:
-    content = "".join(file.read_text() for file in sorted(corpus.glob("*.txt"))) + " 漢字 \U0001f600\r\n\t"
-    tokenizer = BPE(350)
-    tokenizer.train([content.encode()])
-    tokens = tokenizer.encode([content.encode()])[0]
-    assert tokenizer.decode(tokens.tolist()) == content.encode()
-    assert tokenizer.count_bytes()[tokens].sum() == len(content.encode())
-    assert tokenizer.count_bytes()[tokenizer.end] == 1
-
-
-def test_a_tokenizer_is_the_same_after_training_twice_and_from_its_folder(tmp_path: Path) -> None:
-    pieces = [" ".join(WORDS).encode()] * 5
-    one, two = BPE(290), BPE(290)
-    one.train(pieces)
-    two.train(pieces)
-    assert one.describe() == two.describe()
-    one.save(tmp_path)
-    assert load_tokenizer(tmp_path).encode(pieces)[0].tolist() == one.encode(pieces)[0].tolist()
-    assert load_tokenizer(tmp_path / "none").name == "bytes"
-
-
-def test_the_name_of_the_end_in_a_text_is_text() -> None:
-    tokenizer = BPE(300)
-    tokenizer.train([b"some words"])
-    tokens = tokenizer.encode([END.encode()])[0]
-    assert tokenizer.end not in tokens
-    assert tokenizer.decode(tokens.tolist()) == END.encode()
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "there is no tokenizer.json"),
-        ("{", "cannot be read"),
-        ('{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}', "no such token"),
-    ],
-)
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=words):
-        Folder(str(tmp_path))
 
 
 def test_splits_of_text_are_whole_documents_and_the_test_is_apart(corpus: Path) -> None:

@@ -144,6 +144,21 @@ def test_a_stated_encoding_is_read(tmp_path: Path) -> None:
     assert texts == {"café".encode(), "été".encode()}
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "shift_jis"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_of_letters_of_several_bytes_are_read(tmp_path: Path, encoding: str, suffix: str) -> None:
+    rows = {"jsonl": '{"text": "一\\n"}\n \n{"text": "ア"}', "csv": 'text,n\n"一\n",1\nア,2\n'}
+    (tmp_path / f"a.{suffix}").write_bytes(rows[suffix].encode(encoding))
+    assert read(tmp_path, UTF8._replace(encoding=encoding))[0] == {"一\n".encode(), "ア".encode()}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_without_the_mark_of_their_encoding_are_one_defect(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes('{"text": "x"}\n'.encode("utf-16-le"))
+    with pytest.raises(ValueError, match=rf"data.path: 1 not UTF-16\n  not UTF-16: .*a.{suffix}\n"):
+        read(tmp_path, UTF8._replace(encoding="utf-16"))
+
+
 def test_several_fields_are_joined(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", {"title": "T", "body": "B"}, {"title": "U", "body": "C"})
     texts, _ = read(tmp_path, UTF8._replace(field=("title", "body")))
@@ -210,6 +225,44 @@ def test_a_single_document_is_cut_at_a_line_into_all_splits(tmp_path: Path) -> N
     assert corpus.num_val_bytes == len(val)
     assert [round(len(part) / 220_000, 3) for part in (train, test, val)] == [0.7, 0.2, 0.1]
     assert all(part.endswith("\n") for part in (train, test, val))
+
+
+@pytest.mark.parametrize("text", ["漢字" * 5001, "aé" * 5001, "\U0001f600" * 2501, f"first line\n{'漢' * 5000}"])
+def test_a_single_document_without_line_ends_is_cut_at_letters(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    corpus = read_corpus([tmp_path / "a.txt"], UTF8, (0.1, 0.2), False, Counts())
+    train, val, test = (b"".join(next(corpus.iter_documents(name))).decode() for name in ("train", "val", "test"))
+    assert train + test + val == text
+    assert [round(len(part.encode()) / len(text.encode()), 2) for part in (train, test, val)] == [0.7, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("count", "fractions", "sizes"), [(2, (0.9, 0.0), [1, 1, 0]), (3, (0.9, 0.05), [1, 1, 1]), (3, (0.3, 0.3), [1, 1, 1])]
+)
+def test_each_split_has_a_document(tmp_path: Path, count: int, fractions: tuple[float, float], sizes: list[int]) -> None:
+    write_rows(tmp_path / "a.jsonl", *({"text": f"row {number}"} for number in range(count)))
+    corpus = read_corpus([tmp_path / "a.jsonl"], UTF8, fractions, False, Counts())
+    assert [corpus.count_documents(name) for name in ("train", "val", "test")] == sizes
+
+
+def test_two_documents_are_no_three_splits(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", {"text": "one"}, {"text": "two"})
+    with pytest.raises(ValueError, match=r"data.test_fraction=0.4: two documents cannot be split in three\ngive more"):
+        read_corpus([tmp_path / "a.jsonl"], UTF8, (0.5, 0.4), False, Counts())
+
+
+def test_which_of_repeats_is_read_does_not_depend_on_names(tmp_path: Path) -> None:
+    rows = [{"text": f"row {number}\n"} for number in range(9)]
+    read_in_order: list[list[bytes]] = []
+    for folder, names in (("a", "xyz"), ("b", "zyx")):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / f"{names[0]}.jsonl", *rows[:6])
+        write_rows(tmp_path / folder / f"{names[1]}.jsonl", *rows[3:])
+        write_rows(tmp_path / folder / f"{names[2]}.jsonl", *({"text": f"row {number}\r\n"} for number in range(9)))
+        corpus = read_corpus(find_files(str(tmp_path / folder), None, Counts()), UTF8, (0.2, 0.0), False, Counts())
+        read_in_order.append([b"".join(document) for name in ("train", "val") for document in corpus.iter_documents(name)])
+    assert read_in_order[0] == read_in_order[1]
+    assert len(read_in_order[0]) == 9
 
 
 def test_what_is_left_out_is_in_no_split(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ MISTAKES = {
     "—lr 1e-3": "did you mean: lr=1e-3 ?",
     "name=“first”": "did you mean: name=first ?",
     "optim.base.betas=[0.9, 0.95]": "did you mean: optim.base.betas='[0.9,0.95]' ?",
+    "name=[EOS]": "did you mean: name=\"'[EOS]'\" ?",
+    "data=text data.field=<|x|>": "one text: data.field=\"'<|x|>'\"",
     "model=bitnet,optim=adamw": "did you mean: model=bitnet optim=adamw ?",
     # options and files
     "bitnet": "model=bitnet",

@@ -1,0 +1,75 @@
+"""What tokens spell: the text of each, and a tokenizer.json without what would give the tokens of another text."""
+
+import re
+from itertools import count
+from typing import Any
+
+ASCII = "".join(map(chr, range(0x20, 0x7F)))
+# What some tokenizers drop or change: spaces, capitals, marks, letters of two to four bytes, two spellings of one letter.
+PROBES = [text.encode() for text in ("A  b\n\tC", "naïve é", "漢字 \U0001f600", "\ufb01 ½ e\u0301", ASCII, " a\r\n\n ##b\n ")]
+MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}  # SentencePiece's, as tokens have no spaces
+
+
+def build_byte_alphabet() -> list[str]:
+    """Return each byte's character in GPT-2's vocabulary (Radford et al. 2019): itself if visible, else one from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = count(0x100)
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+BYTE_OF = {character: byte for byte, character in enumerate(build_byte_alphabet())}
+
+
+def spell_token(token: str, byte_level: bool) -> bytes:
+    """Return the text of a token: "Ġthe" and "▁the" are " the", "<0x0A>" is a line's end."""
+    if byte_level:
+        known = all(character in BYTE_OF for character in token)
+        return bytes(BYTE_OF[character] for character in token) if known else token.encode()
+    if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):
+        return bytes.fromhex(byte[1])
+    return token.replace("\u2581", " ").encode()
+
+
+def show_difference(text: bytes, spelled: bytes) -> str:
+    """Return where two texts part, for a message: "'Ab c' becomes 'ab c'"."""
+    sizes = range(min(len(text), len(spelled)))
+    start = max(0, next((index for index in sizes if text[index] != spelled[index]), len(sizes)) - 8)
+    one, other = (part[start : start + 32].decode(errors="replace") for part in (text, spelled))
+    return f"{one!r} becomes {other!r}"
+
+
+def leave_out_changes(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a tokenizer.json without what changes texts, and the names of that.
+
+    Left out are normalizers but for marks, a space before a text, spaces that added tokens take with them, and chance. So is
+    what a post-processor adds, which is no text.
+    """
+    changes: dict[str, None] = {}
+    parts = {group: adapt(settings.get(group), group, changes) for group in ("normalizer", "pre_tokenizer", "decoder")}
+    added = [token | {"lstrip": False, "rstrip": False} for token in settings.get("added_tokens", ())]
+    if added != list(settings.get("added_tokens", ())):
+        changes["spaces around added tokens"] = None
+    model = settings["model"]
+    if model.get("dropout"):
+        changes["dropout"], model = None, model | {"dropout": None}
+    return settings | parts | {"added_tokens": added, "model": model, "post_processor": None}, list(changes)
+
+
+def adapt(part: dict[str, Any] | None, group: str, changes: dict[str, None]) -> dict[str, Any] | None:
+    """Return a part without what changes texts, whose names it adds to `changes`; None where nothing remains."""
+    if part is None:
+        return None
+    kind = part["type"]
+    if kind == "Sequence":
+        key = next(key for key in part if key != "type")
+        return part | {key: [inner for inner in (adapt(item, group, changes) for item in part[key]) if inner]}
+    if group == "normalizer" and kind != "ByteLevel" and part | MARKS != part:
+        changes[f"its {kind}"] = None
+        return None
+    if group == "pre_tokenizer" and (part.get("add_prefix_space") or part.get("prepend_scheme", "never") != "never"):
+        changes["a space before a text"] = None
+    if kind == "Metaspace":
+        return part | {"add_prefix_space": False, "prepend_scheme": "never"}
+    if group == "pre_tokenizer" and kind == "ByteLevel":
+        return part | {"add_prefix_space": False}
+    return None if kind == "Strip" else part
