@@ -24,7 +24,13 @@ from research.preflight.check import find_mistakes
 
 EXPERIMENTS = ROOT / "experiments"
 STUDIES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/study.py"))
-SWEEPS = {"Grokking": "grokking", "BitnetGap": "bitnet_gap", "PbtDigits": "pbt_digits"}  # studies without tuned arms
+SWEEPS = {  # studies without tuned arms
+    "BitnetGap": "bitnet_gap",
+    "Grokking": "grokking",
+    "PbtDigits": "pbt_digits",
+    "Tasks": "tasks",
+    "Tokens": "tokens",
+}
 TUNED = [name for name in STUDIES if name not in SWEEPS.values()]
 
 
