@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
+from research.cli import format_count
 from research.ranges import OpenFraction, PositiveInt, check_settings
 from research.run_dir import write_json
 from research.training.state import State
@@ -139,7 +140,7 @@ class Grokking(Measurement):
 
     def _stop_if_due(self, state: State, step: int) -> None:
         if self.end_step is not None and step >= self.end_step:
-            state.stop = f"val/acc stayed at {self.end:g} or above for {self.hold} evaluations"
+            state.stop = f"val/acc stayed at {self.end:g} or above for {format_count(self.hold, 'evaluation')}"
             state.resume_override = "callbacks.grokking.end=null"
 
     def _measure_weights(self, model: nn.Module, step: int) -> tuple[float, float]:

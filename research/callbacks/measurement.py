@@ -41,7 +41,7 @@ def make_figure(width: float, height: float, title: str) -> "Figure":
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=10)
     return figure
 
 

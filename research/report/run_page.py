@@ -7,14 +7,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from research.cli import first_line, format_duration
+from research.cli import first_line, format_count, format_duration
 from research.preflight.check import find_defaults
 from research.preflight.overrides import format_command, to_argument
 from research.preflight.recorded import list_differences, load_config
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import embed_figure, embed_file, render_page
 from research.report.results import format_number
-from research.report.style import BLUE, GRAY, ORANGE, make_figure, set_value_scale, shorten
+from research.report.style import BLUE, GRAY, ORANGE, is_drawable, keep_drawable, make_figure, set_value_scale, shorten
 from research.report.target import Curve
 from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
@@ -35,7 +35,9 @@ def build_run_page(folder: Path) -> str:
     summary = read_summary(folder) or describe_unfinished(folder, curves)
     environment = read_json(folder / "env.json")
     overrides = [line for line in str(environment.get("overrides") or read_lines(folder)).split("\n") if line]
-    figures = {f"curves of {name}": draw_panel(name, group, summary) for name, group in group_curves(curves, summary).items()}
+    drawable = {name: points for name, curve in curves.items() if (points := keep_drawable(curve))}
+    groups = group_curves(drawable, summary)
+    figures = {f"curves of {name}": draw_panel(name, group, summary) for name, group in groups.items()}
     pictures = {name: embed_figure(figure, name) for name, figure in figures.items()}
     drawn = [file for file in sorted(folder.glob("plots/*.png")) if file.stem != "curves" and not file.is_symlink()]
     pictures |= {file.stem: embed_file(file) for file in drawn}
@@ -99,7 +101,7 @@ def group_curves(curves: Mapping[str, Curve], summary: Summary) -> dict[str, dic
 def draw_panel(name: str, curves: Mapping[str, Curve], summary: Summary) -> Figure:
     """Return the curves of one quantity against the step, with the best evaluation and what a trivial predictor reaches."""
     figure, (axis,) = make_figure(4.6, 2.9, "")
-    colors = {label: GRAY if label.startswith("train/") else BLUE for label in curves}
+    colors = {label: GRAY if label.startswith("train/") and len(curves) > 1 else BLUE for label in curves}
     for label, curve in curves.items():
         steps, values = thin_out(curve)
         axis.plot(steps, values, color=colors[label], label=shorten(label, 40), marker="o" if len(steps) == 1 else None)
@@ -107,7 +109,7 @@ def draw_panel(name: str, curves: Mapping[str, Curve], summary: Summary) -> Figu
     if summary.monitor in curves and step is not None and (value := curves[summary.monitor].get(int(step))) is not None:
         axis.plot([step], [value], "o", color=ORANGE, label=f"best, at step {step:.0f}", zorder=4)
     for label, value in summary.baseline.items():
-        if label.split()[0] in curves and math.isfinite(value):
+        if label.split()[0] in curves and is_drawable(value):
             axis.axhline(value, color="tab:red", linestyle=":", linewidth=1, label=f"baseline {shorten(label.split()[-1], 20)}")
     last = max(max(curve) for curve in curves.values())
     axis.set_xlabel("step", fontsize=9)
@@ -132,7 +134,7 @@ def describe_end(summary: Summary) -> str:
     reason = f" ({summary.stop or summary.error})" if summary.stop or summary.error else ""
     best = f"; best {summary.monitor} {format_number(summary.value)}" if summary.value is not None else ""
     at = f" at step {summary.best['step']:.0f}" if best and summary.best.get("step") is not None else ""
-    return f"{summary.status.capitalize()} after {summary.steps:,} steps{reason}{best}{at}."
+    return f"{summary.status.capitalize()} after {format_count(summary.steps, 'step')}{reason}{best}{at}."
 
 
 def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:

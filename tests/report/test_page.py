@@ -180,6 +180,13 @@ def test_a_page_stays_below_a_megabyte(tmp_path: Path) -> None:
     assert "more metrics are in <code>metrics.jsonl</code>" in text
 
 
+def test_a_run_whose_numbers_are_too_large_to_be_drawn_has_a_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    lines = [{"step": step, "seconds": 1.0, "val/acc": 1e308 * (-1) ** step, "val/loss": 1.0} for step in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert check(build_run_page(folder)).tags["svg"] == 1, "loss"
+
+
 def test_a_long_curve_keeps_its_peaks() -> None:
     curve = {step: 0.0 for step in range(10_000)} | {5_555: 9.0, 7_777: -9.0}
     steps, values = thin_out(curve)
