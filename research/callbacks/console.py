@@ -23,6 +23,7 @@ from research.preflight.overrides import format_command, to_argument
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb
+from research.training.outcome import describe_data
 from research.training.state import Callback, State
 from research.trigger import higher_is_better, shorten_name
 
@@ -41,12 +42,11 @@ def build_header(state: State) -> list[tuple[str, str]]:
     group = group | group.get(INITIAL_SETTINGS, {})  # not the rate that the schedule has set
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
-    sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
     hardware = f"{info.device}, {distributed.describe(state.sharded)}, {format_count(torch.get_num_threads(), 'thread')}"
     rows = [
         ("run", info.name),
         ("model", f"{kind}, {count:,} parameters, {describe_precision(model)}"),
-        ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
+        ("data", describe_data(data)),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
         ("device", f"{hardware}, torch {torch.__version__}"),

@@ -18,7 +18,7 @@ from research.metrics import confidence_interval
 from research.report import charts
 from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
-from research.report.style import BLUE, fit_labels, keep_drawable, make_figure, set_value_scale, shorten
+from research.report.style import BLUE, fit_labels, keep_drawable, make_figure, set_step_scale, set_value_scale, shorten
 from research.report.target import Curve, Target, load_curve
 from research.run_dir import replace_file
 from research.tracking.optuna_storage import silence_optuna
@@ -109,7 +109,7 @@ def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:
     curves = [curve for _, curves in groups for curve in curves]
     values = [value for curve in curves for value in curve.values()]
     low, high = min(values), max(values)
-    axis.set(xlabel="step", xscale="log" if max(map(max, curves)) > 100 else "linear")
+    set_step_scale(axis, max(map(max, curves)))
     set_value_scale(axis, sweep.monitor, values)
     if low < high and axis.get_yscale() == "linear":
         # Limits by the curves alone: the interval of two or three runs may be many times as wide.

@@ -14,7 +14,17 @@ from research.preflight.recorded import list_differences, load_config
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import embed_figure, embed_file, render_page
 from research.report.results import format_number
-from research.report.style import BLUE, GRAY, ORANGE, is_drawable, keep_drawable, make_figure, set_value_scale, shorten
+from research.report.style import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    is_drawable,
+    keep_drawable,
+    make_figure,
+    set_step_scale,
+    set_value_scale,
+    shorten,
+)
 from research.report.target import Curve
 from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
@@ -42,7 +52,7 @@ def build_run_page(folder: Path) -> str:
     drawn = [file for file in sorted(folder.glob("plots/*.png")) if file.stem != "curves" and not file.is_symlink()]
     pictures |= {file.stem: embed_file(file) for file in drawn}
     blocks: list[Block] = [Heading(f"{folder.parent.name}/{folder.name}", 1), write(describe_end(summary))]
-    blocks += [Table(("", ""), list_facts(summary, folder))]
+    blocks += [Table(("", ""), [*list_facts(summary, folder), *describe_code(environment, folder)])]
     blocks += (
         [Heading("Curves"), *map(Picture, figures), Heading("Metrics")] if figures else [write("It has logged no metrics.")]
     )
@@ -111,9 +121,7 @@ def draw_panel(name: str, curves: Mapping[str, Curve], summary: Summary) -> Figu
     for label, value in summary.baseline.items():
         if label.split()[0] in curves and is_drawable(value):
             axis.axhline(value, color="tab:red", linestyle=":", linewidth=1, label=f"baseline {shorten(label.split()[-1], 20)}")
-    last = max(max(curve) for curve in curves.values())
-    axis.set_xlabel("step", fontsize=9)
-    axis.set_xscale("log" if last > 100 else "linear")
+    set_step_scale(axis, max(max(curve) for curve in curves.values()))
     set_value_scale(axis, name, [value for curve in curves.values() for value in curve.values()])
     axis.legend(fontsize=7)
     return figure
@@ -144,7 +152,9 @@ def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     speed = next((f", {value:,.0f} {unit}/s" for unit, value in speeds.items() if value), "")
     facts = [
         ("parameters", f"{summary.params:,}{quantized}" if summary.params else ""),
-        ("data", ", ".join(f"{name} {size}" for name, size in summary.shape.items())),
+        ("data", summary.data),
+        *(("", note) for note in summary.notes),
+        ("shape of the data", ", ".join(f"{name} {size}" for name, size in summary.shape.items())),
         ("training", format_duration(summary.train_s) + speed if summary.train_s else ""),
         ("in all", format_duration(summary.wall_s) if summary.wall_s else ""),
         ("peak memory", f"{summary.peak_rss_mb:,.0f} MB" if summary.peak_rss_mb else ""),
@@ -154,6 +164,15 @@ def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:
         ("folder", str(folder)),
     ]
     return [fact for fact in facts if fact[1]]
+
+
+def describe_code(environment: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """Return the commit that the run rests on, and whether something was not committed."""
+    git = environment.get("git")
+    if not isinstance(git, dict) or not git.get("sha"):
+        return []
+    what = "changes (git.diff; new files are not in it)" if (folder / "git.diff").exists() else "new files"
+    return [("code", f"commit {str(git['sha'])[:12]}" + (f", and {what} that were not committed" if git.get("dirty") else ""))]
 
 
 def list_metrics(summary: Summary, curves: Mapping[str, Curve], directions: Mapping[str, bool]) -> Iterator[Block]:
@@ -190,11 +209,11 @@ def list_settings(folder: Path, overrides: Sequence[str]) -> Iterator[Block]:
         yield write(damage[0].upper() + damage[1:] + ".")
     try:
         chosen, defaults = find_defaults(list(overrides))
-        differences = list_differences(config, defaults, (*OUTER_KEYS, "hydra"))
+        yield write("Settings that differ from the defaults of ", Code(" ".join(chosen)) if chosen else "this version", ":")
     except ValueError as error:  # options of one's own, in another folder
-        yield write(f"The defaults are not known here: {first_line(error)}")
-        return
-    yield write("Settings that differ from the defaults of ", Code(" ".join(chosen)) if chosen else "this version", ":")
+        defaults = {}
+        yield write(f"The defaults are not known here: {first_line(error)}. These are all settings:")
+    differences = list_differences(config, defaults, (*OUTER_KEYS, "hydra"))
     rows = [(key, now, then) for key, now, then in differences]
     yield Table(("setting", "this run", "default"), rows[:MAX_ROWS]) if rows else write("None.")
     if len(rows) > MAX_ROWS:

@@ -29,6 +29,7 @@ MAX_FIXED_TICKS, MAX_TICKS = 6, 5  # values that were chosen from, each with its
 STEPS = (1, 2, 5, 10)  # between two ticks, times a power of ten
 LARGEST = 1e100  # larger numbers are drawn as those that are not finite: an axis is wider than its values
 WIDE_RANGE = 100.0  # objective values whose largest is so many times the smallest have a logarithmic axis
+LONG_RUN = 100  # steps
 MISSING = "not set"  # the category of trials without the parameter
 
 
@@ -140,6 +141,15 @@ def is_drawable(value: float) -> bool:
 def keep_drawable(curve: Mapping[int, float]) -> dict[int, float]:
     """Return the points of a curve that have a place along an axis."""
     return {step: value for step, value in curve.items() if is_drawable(value)}
+
+
+def set_step_scale(axes: Axes, last: int) -> None:
+    """Let the x axis count steps up to the last one: whole numbers, of a long run logarithmic."""
+    if last > LONG_RUN:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(10, steps=STEPS, integer=True, min_n_ticks=1))
+    axes.set_xlabel("step", fontsize=9)
 
 
 def spans_decades(values: Collection[float]) -> bool:
