@@ -147,9 +147,9 @@ def draw_slices(sweep: Sweep, index: int, keys: Sequence[str], target: Target | 
             scale.apply(axis, "x")
             if column:
                 axis.set_ylabel("")
-    for row in range(lines):
-        for axis in axes[row * count + 1 : (row + 1) * count]:
-            axis.sharey(axes[row * count])
+    for line in range(lines):
+        for axis in axes[line * count + 1 : (line + 1) * count]:
+            axis.sharey(axes[line * count])
             axis.tick_params(labelleft=False)
     add_legend(figure, 5)
     return figure

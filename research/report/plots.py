@@ -106,16 +106,16 @@ def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:
         color = CURVE_COLORS[rank] if has_names else BLUE if rank == 0 else "0.75"
         label = format_label(rows) if rank == 0 or has_names else None
         plot_curve(axis, curves, color, 2.2 if rank == 0 else 1.0, label)
-    curves = [curve for _, curves in groups for curve in curves]
-    values = [value for curve in curves for value in curve.values()]
+    drawn = [curve for _, curves in groups for curve in curves]
+    values = [value for curve in drawn for value in curve.values()]
     low, high = min(values), max(values)
-    set_step_scale(axis, max(map(max, curves)))
+    set_step_scale(axis, max(map(max, drawn)))
     set_value_scale(axis, sweep.monitor, values)
     if low < high and axis.get_yscale() == "linear":
         # Limits by the curves alone: the interval of two or three runs may be many times as wide.
         axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     figure.legend(loc="outside lower center", fontsize=8, frameon=False, reverse=True)
-    interval = ": mean and 95 % t interval over repeats" if len(curves) > len(groups) else ""
+    interval = ": mean and 95 % t interval over repeats" if len(drawn) > len(groups) else ""
     figure.suptitle(f"{sweep.monitor} of {len(groups)} configurations{interval}, the best one bold", fontsize=10)
     return figure
 

@@ -26,17 +26,12 @@ from research.report.style import (
     shorten,
 )
 from research.report.target import Curve
-from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, is_locked, read_json, read_summary, read_text
+from research.run_dir import OUTER_KEYS, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
 from research.trigger import higher_is_better, read_directions
 
 MAX_PANELS, MAX_POINTS, MAX_ROWS = 12, 400, 80  # of curves; of a line; of a table
 LAST_GROUPS = ("lr", "grad", "perf")  # curves that come after those of the results
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Return whether a run has begun here."""
-    return (folder / "config.yaml").exists() or (folder / SUMMARY_FILE).exists()
 
 
 def build_run_page(folder: Path) -> str:

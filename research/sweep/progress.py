@@ -120,8 +120,8 @@ class ProgressDisplay:
         metrics = read_last_metrics(self.folder / str(trial.number) / "metrics.jsonl")
         numbers = {key: metrics[key] for key in self.live_metrics if key in metrics}
         room = max(MIN_NAME, self.terminal.width - NUMBERS_WIDTH)
-        texts = {key: str(int(value)) if key == "step" else f"{value:.4g}" for key, value in numbers.items()}
-        text = "  ".join(f"{shorten_name(key, room)} {text}" for key, text in texts.items())
+        words = {key: str(int(value)) if key == "step" else f"{value:.4g}" for key, value in numbers.items()}
+        text = "  ".join(f"{shorten_name(key, room)} {word}" for key, word in words.items())
         return Text(f"  #{trial.number} {format_duration(seconds)}  {text or 'begins'}", style="dim")
 
 

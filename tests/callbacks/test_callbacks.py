@@ -237,9 +237,13 @@ def test_the_last_step_of_a_time_limit_is_evaluated() -> None:
     assert "val/acc" in state.progress.metrics
 
 
-def test_the_curves_are_a_png(tmp_path: Path) -> None:
+def test_the_curves_are_a_png(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that matplotlib cannot draw end no run."""
     fit(Curve(), folder=tmp_path)
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    fit(Pretend(1e308, -1e308, 1e308), Curve(), folder=(folder := tmp_path / "large"))
+    assert not list((folder / "plots").iterdir())
+    assert "plots/curves.png could not be drawn: " in caplog.text
 
 
 def test_gradient_norms_and_zeros_are_logged_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
