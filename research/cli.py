@@ -165,9 +165,8 @@ class WordStream(io.TextIOWrapper):
 
 def redirect_to_null(fd: int) -> None:
     """Let a descriptor write to /dev/null from now on."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, fd)
-    os.close(null)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), fd)
 
 
 def escape(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -293,5 +292,9 @@ def format_duration(seconds: float) -> str:
         return f"{round(seconds, 1):g} s" if rounded < 10 else f"{rounded} s"
     units = {86400: ("d", 3600, "h"), 3600: ("h", 60, "min"), 60: ("min", 1, "s")}
     size, (large, part, small) = next((size, names) for size, names in units.items() if rounded >= size)
-    rest = rounded % size // part
-    return f"{rounded // size} {large}" + (f" {rest:02} {small}" if rest else "")
+    return f"{rounded // size} {large}" + (f" {rest:02} {small}" if (rest := rounded % size // part) else "")
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return a number of things for people: "1 step", "2,000 steps"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -6,7 +6,6 @@ import re
 import sysconfig
 import traceback
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +21,13 @@ from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
 from research.preflight.recorded import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
-from research.run_dir import RUN_ID_PATTERN, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
+from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_folder
+from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
 
 TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
 log = logging.getLogger(__name__)
-RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 
 
 def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bool = False) -> Any:
@@ -146,13 +145,10 @@ def load_run(run: str) -> TrainedRun:
 
 
 def resolve_run(run: str) -> Path:
-    """Return the folder of a path or an MLflow run id."""
-    with suppress(OSError):  # no path at all, as one that is too long
-        path = expand_path(run)
-        if path.is_dir():
-            return path.resolve()
-    if not re.fullmatch(RUN_ID_PATTERN, run):
-        raise ValueError(f"RUN={run}: there is no such folder; {RUN_HINT}, or an MLflow run id")
+    """Return the folder of a path or an MLflow run id. Raise ValueError where there is no run."""
+    check_run(run)
+    if path := find_folder(run, ""):
+        return path.resolve()
     from research.tracking.mlflow_store import get_run_folder  # heavy
 
     path = Path(get_run_folder(run))

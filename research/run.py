@@ -5,7 +5,6 @@ import gc
 import logging
 import math
 import os
-import textwrap
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -35,6 +34,7 @@ from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
 from research.tracking import history
 from research.tracking.environment import describe_environment, run_git
+from research.tracking.fields import join_name
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
@@ -46,7 +46,6 @@ from research.training.trainer import Trainer
 
 Task = tuple[Dataset[Any], Loss, dict[str, Metric]]
 NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
-MAX_NAME_LENGTH = 100
 log = logging.getLogger(__name__)
 
 
@@ -289,7 +288,7 @@ def build_name(choices: dict[str, str], values: dict[str, str], cfg: DictConfig)
         is_told = key in NAMED_KEYS or (key, value) == ("data", cfg.name)  # the study has the name of its data
         if not is_told and key.split(".")[0] not in run_dir.OUTER_KEYS:
             words.append(f"{key}={value}")
-    return textwrap.shorten(" ".join(words), MAX_NAME_LENGTH, placeholder=" ...")
+    return join_name(words)
 
 
 def describe_newest_run(folder: Path, settings: dict[str, Any]) -> str:

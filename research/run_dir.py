@@ -81,6 +81,8 @@ class Summary:
     samples_per_s: float | None = None
     tokens_per_s: float | None = None
     peak_rss_mb: float = 0.0
+    data: str = ""  # what the data set was: its source, how many samples
+    notes: list[str] = field(default_factory=list)  # of the data set: leaks between splits, what was left out
     shape: dict[str, float | bool] = field(default_factory=dict)  # of the data set
     params: int = 0
     quantized_params: int = 0  # how many of them have quantized values

@@ -38,6 +38,16 @@ def is_better(name: str, new: float, old: float, directions: Mapping[str, bool])
     return new > old if higher_is_better(name, directions) else new < old
 
 
+def shorten_name(name: str, width: int) -> str:
+    """Return a metric's name in at most `width` cells of a terminal, its middle left out: names differ at their ends."""
+    from rich.cells import cell_len, set_cell_size  # a Chinese letter has two
+
+    if cell_len(name) <= width:
+        return name
+    tail = next(name[start:] for start in range(len(name)) if cell_len(name[start:]) <= width // 2)
+    return f"{set_cell_size(name, width - 1 - cell_len(tail)).rstrip()}…{tail}"
+
+
 def check_metric_name(name: str) -> Conflict | None:
     """Return the conflict of a metric that is named as one that every evaluation reports, or with a slash."""
     if f"val/{name}" not in CORE_METRICS and re.fullmatch(r"\w+", name):

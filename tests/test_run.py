@@ -1,6 +1,7 @@
 """The program as a user runs it: real processes, real folders, a real MLflow store read back through its client."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,12 +88,37 @@ def test_the_same_command_gives_the_same_bits(tmp_path: Path) -> None:
         ({}, "bitnet adamw seed=3"),
         ({"model": "bitnet", "seed": "3", "out": "elsewhere", "tracker": "jsonl", "data": "digits"}, "bitnet adamw seed=3"),
         ({"steps": "100", "model.dim": "64", "data": "text"}, "bitnet adamw seed=3 steps=100 model.dim=64 data=text"),
-        ({"resume": "RUN", "data.path": "x" * 99}, "bitnet adamw seed=3 ..."),
+        ({"resume": "RUN", "data.path": f"/{'x' * 99}.txt"}, f"bitnet adamw seed=3 path=/{'x' * 16}…{'x' * 13}.txt #28233eba"),
     ],
 )
 def test_a_name_says_what_the_command_line_has_set(values: dict[str, str], name: str) -> None:
     cfg = OmegaConf.create({"seed": 3, "name": "digits"})
     assert build_name({"model": "bitnet", "optim": "adamw"}, values, cfg) == name
+
+
+def test_a_long_name_keeps_what_tells_runs_apart() -> None:
+    """Each setting stays, however long the others are; a digest differs where what is left out does."""
+    cfg = OmegaConf.create({"seed": 3, "name": "digits"})
+    common = {
+        "data": "text",
+        "data.path": f"/home/me/{'corpora/' * 20}a.txt",
+        "loss.label_smoothing": "0.1",
+        "model.depth": "12",
+    }
+    changes = [
+        {},
+        {"tokenizer": "bpe"},
+        {"steps": "800"},
+        {"steps": "900"},
+        {"data.path": common["data.path"].replace("e/c", "e/d")},
+    ]
+    names = [build_name({"model": "bitnet", "optim": "adamw"}, common | change, cfg) for change in changes]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 100
+    assert ["steps=800" in name for name in names] == [False, False, True, False, False]
+    assert "tokenizer=bpe" in names[1]
+    many = build_name({"model": "bitnet", "optim": "adamw"}, {f"model.k{index}": "1" for index in range(60)}, cfg)
+    assert re.search(r"seed=3 k0=1 .* \.\.\. #[0-9a-f]{8}$", many)
 
 
 def test_the_users_line_sweeps(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from research.cli import format_duration
+from research.cli import format_count, format_duration
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
@@ -22,12 +23,14 @@ from research.preflight.overrides import format_command, to_argument
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb
+from research.training.outcome import describe_data
 from research.training.state import Callback, State
-from research.trigger import higher_is_better
+from research.trigger import higher_is_better, shorten_name
 
 log = logging.getLogger(__name__)
 DROPPED_FIRST = ("grad/norm", "lr")  # columns, where the terminal is too narrow for all; then from right to left
 MIN_BAR, MAX_BAR = 8, 20  # characters of the bar
+MIN_NAME = 8  # characters that stay of the monitor's name
 REFRESH = 0.1  # seconds between redraws of the live line; a shorter time slows the steps down
 
 
@@ -39,12 +42,11 @@ def build_header(state: State) -> list[tuple[str, str]]:
     group = group | group.get(INITIAL_SETTINGS, {})  # not the rate that the schedule has set
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
-    sizes = f"{len(data.train):,} training and {len(data.val):,} validation"
-    hardware = f"{info.device}, {distributed.describe(state.sharded)}, {format_threads(torch.get_num_threads())}"
+    hardware = f"{info.device}, {distributed.describe(state.sharded)}, {format_count(torch.get_num_threads(), 'thread')}"
     rows = [
         ("run", info.name),
         ("model", f"{kind}, {count:,} parameters, {describe_precision(model)}"),
-        ("data", f"{data.source}: {sizes} samples, digest {data.digest[:8]}"),
+        ("data", describe_data(data)),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),
         ("device", f"{hardware}, torch {torch.__version__}"),
@@ -52,11 +54,6 @@ def build_header(state: State) -> list[tuple[str, str]]:
     if state.first_step:
         rows.append(("resumed", f"at step {state.first_step}"))
     return [*rows, ("folder", str(info.folder))] if info.folder else rows
-
-
-def format_threads(count: int) -> str:
-    """Return "1 thread" or "N threads"."""
-    return f"{count} thread{'s' * (count != 1)}"
 
 
 def describe_precision(model: nn.Module) -> str:
@@ -73,7 +70,8 @@ def describe_precision(model: nn.Module) -> str:
 def format_progress(state: State, width: int | None = None) -> str:
     """Return one line with the step, the newest metrics, the speed and the time to the last step.
 
-    In a `width` of characters the columns that matter least are left out. The step, the monitor and the time left stay.
+    In a `width` of cells the columns that matter least are left out. The step, the monitor and the time left stay; where
+    these have no room the monitor's name is shortened.
     """
     progress, info = state.progress, state.info
     styles = {"train/loss": ".4f", "val/loss": ".4f", "val/acc": ".4f", "val/bpb": ".3f"} | {info.monitor: ".4f"}
@@ -85,18 +83,23 @@ def format_progress(state: State, width: int | None = None) -> str:
         seconds = (info.steps - progress.step) * (progress.seconds - state.seconds_before) / steps
         fields["ETA"] = f"ETA {format_duration(seconds)}"
     for key in [key for key in (*DROPPED_FIRST, *reversed(fields)) if key not in ("step", info.monitor, "ETA")]:
-        if width is not None and len("  ".join(fields.values())) > width:
+        if width is not None and cell_len("  ".join(fields.values())) > width:
             fields.pop(key, None)
     line = "  ".join(fields.values())
-    return line if width is None or len(line) <= width else line.removeprefix("step ")
+    if width is None or cell_len(line) <= width:
+        return line
+    line = line.removeprefix("step ")
+    room = cell_len(info.monitor) - max(0, cell_len(line) - width)
+    return line.replace(info.monitor, shorten_name(info.monitor, max(MIN_NAME, room)), 1)
 
 
 def build_progress_bar(state: State, width: int) -> Table:
     """Return the live line of `width` characters at most: the text of `format_progress`, and a bar where it has room."""
     row = Table.grid(padding=(0, 1))
     text = format_progress(state, width - MIN_BAR - 1)
-    bar_width = min(MAX_BAR, width - len(text) - 1)
-    bar = [ProgressBar(state.info.steps, state.progress.step, width=bar_width)] if bar_width >= MIN_BAR else []
+    bar_width = min(MAX_BAR, width - cell_len(text) - 1)
+    has_bar = bar_width >= MIN_BAR and "…" not in text  # the monitor's whole name comes first
+    bar = [ProgressBar(state.info.steps, state.progress.step, width=bar_width)] if has_bar else []
     row.add_row(*bar, Text(text if bar else format_progress(state, width), overflow="ellipsis", no_wrap=True))
     return row
 
@@ -189,8 +192,8 @@ class Console(Callback):
         log.info("%s", title)
         if (self.terminal.is_terminal or title.startswith("Stopped")) and not self.in_sweep:
             self.terminal.print(title, style="bold", markup=False, soft_wrap=True)
-        width = max(16, *(len(name) for name, _ in rows))
+        width = max(16, *(cell_len(name) for name, _ in rows))
         for name, value in rows:
             log.info("%s: %s", name, value)
             if not self.in_sweep:
-                self.terminal.print(Text.assemble((f"{name:<{width}} ", "cyan"), value), soft_wrap=True)
+                self.terminal.print(Text.assemble((f"{set_cell_size(name, width)} ", "cyan"), value), soft_wrap=True)

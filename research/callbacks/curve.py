@@ -1,9 +1,12 @@
 """A callback that draws the learning curves of a run."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research.callbacks.measurement import make_figure, save_figure
 from research.training.state import Callback, State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Curve(Callback):
@@ -24,8 +27,10 @@ class Curve(Callback):
                 self.history.setdefault(key, []).append((state.progress.step, state.logged[key]))
 
     def on_end(self, state: State) -> None:
-        if state.info.folder is None or not self.history:
-            return
+        if state.info.folder is not None and self.history:
+            save_figure(lambda: self._draw(state), state, "curves")
+
+    def _draw(self, state: State) -> "Figure":
         figure = make_figure(9, 3.2, state.info.name)
         left, right = figure.subplots(1, 2)
         second = "val/bpb" if "val/bpb" in self.history else "val/acc"
@@ -43,4 +48,4 @@ class Curve(Callback):
                 right.axhline(value, color="tab:red", linestyle=":" if right.get_legend() else "--", label=name.split()[-1])
                 right.legend()
         right.set(ylabel=second)
-        save_figure(figure, state, "curves")
+        return figure

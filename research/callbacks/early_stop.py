@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from research.cli import format_count
 from research.ranges import FiniteFloat, PositiveInt, check_settings
 from research.training.state import Callback, State
 from research.trigger import Trigger, is_better
@@ -49,5 +50,6 @@ class EarlyStop(Callback):
         if self.target is not None and self.hold_count >= self.hold:
             state.stop, state.resume_override = f"{monitor} reached {self.target:g}", "target=null"
         elif self.patience is not None and self.worse_count >= self.patience:
-            state.stop = f"{monitor} was not better than {self.best:.4g} in {self.worse_count} evaluations"
+            count = format_count(self.worse_count, "evaluation")
+            state.stop = f"{monitor} was not better than {self.best:.4g} in {count}"
             state.resume_override = "callbacks.early_stop.patience=null"

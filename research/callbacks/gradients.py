@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.nn.blocks import find_blocks
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
 from research.training.state import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 DECADES = torch.arange(-12.0, 3.0)  # bins of the histogram: powers of ten
@@ -53,7 +56,8 @@ class GradientHealth(Measurement):
             state.progress.extra_metrics |= {f"grad/norm/{block}": norm, f"grad/zero/{block}": zeros}
             self._warn_once(block, norm, step)
         if step // self.every % self.histogram == 0 and state.info.folder:
-            draw(gradients, unclipped, state, step)
+            title = f"{state.info.name}, step {step}"
+            save_figure(lambda: draw(gradients, unclipped, title), state, f"gradients_{step:08d}")
 
     def _warn_once(self, block: str, norm: float, step: int) -> None:
         problem = "vanishing" if norm < self.vanishing else "exploding" if norm > self.exploding else ""
@@ -75,9 +79,9 @@ def group_by_block(state: State) -> dict[str, list[Tensor]]:
     return groups
 
 
-def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, state: State, step: int) -> None:
+def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, title: str) -> "Figure":
     """Draw the share of gradients of each size, a line a block."""
-    figure = make_figure(6, 3.2, f"{state.info.name}, step {step}")
+    figure = make_figure(6, 3.2, title)
     axis = figure.subplots()
     for name, group in gradients.items():
         sizes = torch.cat([g.flatten() for g in group]).abs().mul(unclip_factor).clamp(min=1e-30).log10()
@@ -85,4 +89,4 @@ def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, state: State,
         axis.step(DECADES[:-1], counts / len(sizes), where="post", label=name)
     axis.set(xlabel="log10 of the gradient's size", ylabel="share")
     axis.legend(fontsize=7)
-    save_figure(figure, state, f"gradients_{step:08d}")
+    return figure

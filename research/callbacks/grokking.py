@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
+from research.cli import format_count
 from research.ranges import OpenFraction, PositiveInt, check_settings
 from research.run_dir import write_json
 from research.training.state import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SPLITS = ("train", "val")
 LEVELS = (0.95, 0.99)  # accuracies
@@ -102,7 +106,7 @@ class Grokking(Measurement):
             return
         run = {"steps": state.progress.step, "seconds": state.progress.seconds}
         write_json(state.info.folder / "grokking.json", self.collect_milestones() | run)
-        draw(self, state)
+        save_figure(lambda: draw(self, state.info.name), state, "grokking")
 
     def collect_milestones(self) -> dict[str, Any]:
         """Return, for each level, the milestone of each split and the delay (steps) between the two."""
@@ -139,7 +143,7 @@ class Grokking(Measurement):
 
     def _stop_if_due(self, state: State, step: int) -> None:
         if self.end_step is not None and step >= self.end_step:
-            state.stop = f"val/acc stayed at {self.end:g} or above for {self.hold} evaluations"
+            state.stop = f"val/acc stayed at {self.end:g} or above for {format_count(self.hold, 'evaluation')}"
             state.resume_override = "callbacks.grokking.end=null"
 
     def _measure_weights(self, model: nn.Module, step: int) -> tuple[float, float]:
@@ -170,9 +174,9 @@ def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
     return text
 
 
-def draw(callback: Grokking, state: State) -> None:
+def draw(callback: Grokking, title: str) -> "Figure":
     """Draw accuracies, norm and rank against the step, and the first and last singular values of the embedding."""
-    figure = make_figure(12, 3.4, state.info.name)
+    figure = make_figure(12, 3.4, title)
     left, middle, right = figure.subplots(1, 3)
     steps, *accuracies = zip(*callback.evaluations, strict=True)
     for split, values, colour in zip(SPLITS, accuracies, ("tab:gray", "tab:blue"), strict=True):
@@ -195,4 +199,4 @@ def draw(callback: Grokking, state: State) -> None:
         right.legend(fontsize=7)
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    save_figure(figure, state, "grokking")
+    return figure

@@ -1,11 +1,13 @@
 """What callbacks that measure share: when they may measure, and how they draw."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from research import rules
+from research.cli import first_line
 from research.run_dir import replace_file
 from research.training.state import Callback, State
 
@@ -41,13 +43,16 @@ def make_figure(width: float, height: float, title: str) -> "Figure":
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=10)
     return figure
 
 
-def save_figure(figure: "Figure", state: State, name: str) -> None:
-    """Save a figure in the run folder, as plots/NAME.png."""
+def save_figure(draw: Callable[[], "Figure"], state: State, name: str) -> None:
+    """Save a figure in the run folder, as plots/NAME.png. Warn where its numbers cannot be drawn: the run itself is whole."""
     assert state.info.folder
     (state.info.folder / "plots").mkdir(exist_ok=True)
-    with replace_file(state.info.folder / "plots" / f"{name}.png") as draft:
-        figure.savefig(draft, dpi=120, format="png")
+    try:
+        with replace_file(state.info.folder / "plots" / f"{name}.png") as draft:
+            draw().savefig(draft, dpi=120, format="png")
+    except (ValueError, ArithmeticError) as error:  # matplotlib has no class of its own
+        log.warning("plots/%s.png could not be drawn: %s", name, first_line(error))

@@ -75,7 +75,7 @@ class Ternary(Measurement):
 
     def on_end(self, state: State) -> None:
         if state.info.folder and self.history:
-            save_figure(draw(self.history, state.info.name), state, "ternary")
+            save_figure(lambda: draw(self.history, state.info.name), state, "ternary")
 
 
 def draw(history: History, title: str) -> "Figure":

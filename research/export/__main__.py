@@ -20,6 +20,7 @@ from typing import Any
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
 from research.run_dir import expand_path
+from research.tracking.find import check_run
 
 REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
@@ -54,6 +55,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     Raise ValueError where the format cannot hold the model or computes something else; then no file is left behind.
     """
     start = time.monotonic()
+    check_run(run)
     with watch.raise_immediately():
         # torch comes with these: a wrong option is answered before
         from research.export import layout, verify

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from research import signals
 from research.cli import Parser, protect_streams, run_command
+from research.tracking.find import check_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(f"--tokens {args.tokens}: give at {'least 1' if args.tokens < 1 else f'most {sys.maxsize}'}")
 
     def work(watch: signals.Watch) -> None:
+        check_run(args.run)
         with watch.raise_immediately():
             # torch comes with these: a wrong option is answered before
             from research.generate.sampling import Sampler

@@ -34,6 +34,7 @@ from research.preflight.resume import choose_run, get_folder_overrides, prepare_
 from research.preflight.signature import Signature, read_signature
 from research.preflight.words import Repair, join_mistakes, repair, split_flags
 from research.ranges import PositiveFloat
+from research.rules import PRESET_GROUPS
 from research.run_dir import SWEPT_ENV_VAR
 from research.trigger import higher_is_better, read_directions
 
@@ -77,13 +78,20 @@ class Judgement(NamedTuple):
 
 
 def find_defaults(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the options that overrides choose, presets included, and the settings of a run with these alone, by dotted keys.
+    """Return the options that overrides or their presets choose, and the settings of a run with these alone, by dotted keys.
 
-    Raise ValueError where they do not compose, as options of one's own in another folder.
+    A preset's own settings are none of these. Raise ValueError where the options do not compose, as those of another folder.
     """
     chosen = [o for o in parse(overrides)[0] if chooses_option(o) and not get_key(o).startswith("hydra")]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
+            if any(get_key(o) in PRESET_GROUPS for o in chosen):
+                choices, defaults = (compose(c)["hydra"]["runtime"]["choices"] for c in (chosen, []))
+                groups = [group for group in list_groups() if choices.get(group) and group not in PRESET_GROUPS]
+                lines = {group: f"{group}={choices[group]}" for group in groups}
+                requested = RequestedConfig.from_overrides(parse(list(lines.values()))[0], {})
+                options = [line for group, line in lines.items() if choices[group] != defaults.get(group)]
+                return options, resolve_settings(requested)
             return [str(o.input_line) for o in chosen], resolve_settings(RequestedConfig.from_overrides(chosen, {}))
     except HydraException as error:
         raise ValueError(str(error)) from error

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from research.cli import Parser, protect_streams
+from research.tracking.find import check_report
 
 
 def main() -> None:
@@ -16,9 +17,10 @@ def main() -> None:
     page = "write one page of HTML that needs no other file, by default report.html in the folder, and change nothing else"
     parser.add_argument("--html", metavar="FILE", nargs="?", const="", help=page)
     args = parser.parse_args()
-    from research.report.report import rebuild_report, write_page  # heavy: --help does not need it
-
     try:
+        check_report(args.source, args.html is not None, args.storage)
+        from research.report.report import rebuild_report, write_page  # heavy: neither --help nor a wrong source needs it
+
         if args.html is not None:
             print(f"{'report':<16} {write_page(args.source, Path(args.html) if args.html else None, args.plots, args.storage)}")
             return

@@ -23,6 +23,7 @@ from research.report.style import (
     SHADES,
     Scale,
     add_legend,
+    is_drawable,
     make_figure,
     make_scale,
     number_trials,
@@ -52,14 +53,14 @@ Points = list[tuple[Row, float]]
 def collect_points(sweep: Sweep, index: int) -> tuple[Points, Points, list[Row]]:
     """Return the complete trials with an objective's value, the pruned ones with the last they had, and the failed ones.
 
-    Values that are not finite count as failed.
+    Values that are not finite, or too large to be drawn, count as failed.
     """
     points: dict[str, Points] = {"COMPLETE": [], "PRUNED": []}
     failed = [row for row in sweep.rows if row.state == "FAIL"]
     for row in sweep.rows:
         last = [value for run in row.runs.values() if (value := run.metrics.get(sweep.objectives[index])) is not None]
         value = row.values[index] if row.values else last[0] if last else math.nan
-        if row.state in points and math.isfinite(value):
+        if row.state in points and is_drawable(value):
             points[row.state].append((row, value))
         elif row.state == "COMPLETE":
             failed.append(row)
@@ -146,9 +147,9 @@ def draw_slices(sweep: Sweep, index: int, keys: Sequence[str], target: Target | 
             scale.apply(axis, "x")
             if column:
                 axis.set_ylabel("")
-    for row in range(lines):
-        for axis in axes[row * count + 1 : (row + 1) * count]:
-            axis.sharey(axes[row * count])
+    for line in range(lines):
+        for axis in axes[line * count + 1 : (line + 1) * count]:
+            axis.sharey(axes[line * count])
             axis.tick_params(labelleft=False)
     add_legend(figure, 5)
     return figure
@@ -159,6 +160,14 @@ def rank_colors(sweep: Sweep, index: int, points: Points) -> list[float]:
     sign = 1 if sweep.directions[index] == "maximize" else -1
     ordered = sorted({sign * value for _, value in points})
     return [ordered.index(sign * value) / max(1, len(ordered) - 1) for _, value in points]
+
+
+def find_best(sweep: Sweep, index: int, points: Points) -> int:
+    """Return which of the complete trials is marked as the best one: the report's; of another objective its first best."""
+    numbers, sign = [row.number for row, _ in points], 1 if sweep.directions[index] == "maximize" else -1
+    if not index and sweep.best and sweep.best[0].number in numbers:
+        return numbers.index(sweep.best[0].number)
+    return max(range(len(points)), key=lambda n: (not points[n][0].breaks_constraint, sign * points[n][1]))
 
 
 def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
@@ -186,7 +195,7 @@ def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     axis.add_collection(lines)
     if pruned:
         axis.add_collection(LineCollection([trace(row, None) for row, _ in pruned], colors="0.6", linestyles=":", linewidths=1))
-    axis.plot(*zip(*trace(*complete[order[-1]]), strict=True), color=ORANGE, linewidth=2.2, zorder=3)
+    axis.plot(*zip(*trace(*complete[find_best(sweep, index, complete)]), strict=True), color=ORANGE, linewidth=2.2, zorder=3)
     for column, scale in enumerate([objective, *scales]):
         axis.axvline(column, color="0.2", linewidth=0.8, zorder=4)
         is_absent = any(scale.key in keys and scale.key not in row.params for row, _ in complete)
@@ -226,7 +235,7 @@ def draw_pairs(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     figure, axes = make_figure(1 + 3.4 * len(pairs), 3.8, title, 1, len(pairs))
     complete, pruned, failed = collect_points(sweep, index)
     shades = rank_colors(sweep, index, complete)
-    best = complete[max(range(len(complete)), key=shades.__getitem__)][0]
+    best = complete[find_best(sweep, index, complete)][0]
     for axis, (first, second) in zip(axes, pairs, strict=True):
         across, up = make_scale(sweep, first), make_scale(sweep, second)
 
@@ -279,7 +288,7 @@ def draw_pareto(sweep: Sweep) -> Figure:
     front = {row.number for row in sweep.best}
     for axis, (first, second) in zip(axes, pairs, strict=True):
         for is_front, color, label in ((False, GRAY, "complete"), (True, ORANGE, "Pareto front")):
-            rows = [row for row in sweep.complete if (row.number in front) == is_front]
+            rows = [row for row in sweep.complete if (row.number in front) == is_front and all(map(is_drawable, row.values))]
             xs, ys = [row.values[first] for row in rows], [row.values[second] for row in rows]
             axis.scatter(xs, ys, s=26, color=color, label=label, zorder=3 + is_front)
         for which, index in (("x", first), ("y", second)):

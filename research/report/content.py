@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from research.cli import format_duration
+from research.cli import format_count, format_duration
 from research.metrics import confidence_interval
 from research.report.blocks import Block, Code, Heading, Items, Picture, Table, write
 from research.report.plots import compute_importances
@@ -47,18 +47,18 @@ def describe_ending(sweep: Sweep) -> str:
     states = Counter(row.state for row in sweep.rows)
     counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items())) or "none"
     steps, seconds = sum(row.steps for row in sweep.rows), sum(row.seconds or 0.0 for row in sweep.rows)
-    effort = f"{steps:,} steps" + (f" in {format_duration(seconds)} of trials" if seconds else "")
+    effort = format_count(steps, "step") + (f" in {format_duration(seconds)} of trials" if seconds else "")
     ended, total = sum(states[state] for state in ("COMPLETE", "PRUNED", "FAIL")), sweep.spec.total
-    running = f", {states['RUNNING']} are running or were interrupted" if states["RUNNING"] else ""
+    running = f", {states['RUNNING']} under way or interrupted" if states["RUNNING"] else ""
     if sweep.stop_reason:
         ending = f"It ended early: {sweep.stop_reason}."
     elif not total:
         ending = f"How many there were to be is not known{running}."
     elif ended >= total:
-        ending = f"All {total} trials have ended."
+        ending = f"All {total} trials have ended." if total > 1 else "The only trial has ended."
     else:
         ending = f"{ended} of {total} trials have ended{running}: the same command runs the rest."
-    return f"{len(sweep.rows)} trial{'s' * (len(sweep.rows) != 1)}: {counts}; {effort}. {ending}"
+    return f"{format_count(len(sweep.rows), 'trial')}: {counts}; {effort}. {ending}"
 
 
 def list_best_trials(sweep: Sweep, target: Target | None, max_rows: int) -> Iterator[Block]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
+from research.cli import format_count
 from research.metrics import confidence_interval
 from research.report.results import Setting, Sweep, compute_mean, parse_number, parse_value
 from research.run_dir import replace_file
@@ -159,7 +160,7 @@ def describe_budget(arms: Sequence[Arm]) -> str:
     budgets = {}
     for arm in arms:
         settings, runs = arm.budget
-        budgets[arm.name] = f"{settings} setting{'s' * (settings != 1)} in {runs} run{'s' * (runs != 1)}"
+        budgets[arm.name] = f"{format_count(settings, 'setting')} in {format_count(runs, 'run')}"
     failed = [f"{len(arm.failed_settings)} of {arm.name}" for arm in arms if arm.failed_settings]
     note = f" Of these failed or were pruned: {', '.join(failed)}." if failed else ""
     if len({*budgets.values()}) == 1:

@@ -19,7 +19,8 @@ from research.report.style import fit_labels
 
 MAX_SVG = 100_000  # bytes; larger pictures, as of a thousand trials, are PNG
 MAX_PICTURES = 800_000  # bytes of all pictures: a page is below a megabyte
-WIDE = 8.0  # inches; wider pictures have a row of their own, and scroll on a phone
+WIDE = 8.0  # inches; wider pictures have a row of their own
+PNG_WIDTH = 10.0  # inches of a picture whose size is not known
 NUMBER = re.compile(r"[-+±]? ?[\d,]*\.?\d+(e[-+]?\d+)?%?( ± .*)?|nan|[-+]?inf|", re.IGNORECASE)
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -33,7 +34,7 @@ PAGE = """<!DOCTYPE html>
 <style>{style}</style>
 </head>
 <body>
-<main>
+<main style="--column: calc({column} * var(--inch))">
 {body}
 </main>
 </body>
@@ -63,12 +64,13 @@ td { max-width: 28rem; overflow-wrap: break-word; }
 tr:last-child td { border-bottom: 0; }
 .wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--paper); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+main { --inch: 4rem; } /* at the least, so that the words of a picture can be read; on a phone it scrolls */
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--column)), 1fr)); }
 .pictures { grid-auto-flow: dense; gap: 1rem; align-items: start; }
-figure { margin: 0; overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; }
+figure { margin: 0; padding: .3rem; overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem; }
 figure.wide { grid-column: 1 / -1; }
 figure svg, figure img { display: block; width: 100%; height: auto; background: #fff; }
-figure.wide svg, figure.wide img { min-width: 40rem; }
+figure svg, figure img { min-width: calc(var(--inches) * var(--inch)); }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 """
 
@@ -88,7 +90,8 @@ def render_page(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]
             continue
         parts.append(render_block(block))
     body = "\n".join(part + "</div>" if part.startswith('<div class="pictures">') else part for part in parts)
-    return PAGE.format(title=escape(title), style=STYLE, body=body)
+    column = max(map(float, re.findall(r'<figure style="--inches: ([\d.]+)"', body)), default=WIDE)
+    return PAGE.format(title=escape(title), style=STYLE, body=body, column=column)
 
 
 def render_block(block: Block) -> str:
@@ -130,7 +133,7 @@ def escape(value: object, keeps_lines: bool = False) -> str:
 
 def embed_figure(figure: Figure, name: str) -> str:
     """Return a figure as HTML: SVG where it is small enough, else PNG."""
-    text, is_wide = io.StringIO(), float(figure.get_figwidth()) > WIDE
+    text, width = io.StringIO(), float(figure.get_figwidth())
     fonts: Any = {"svg.fonttype": "none", "svg.hashsalt": "grokbit", "font.sans-serif": ["DejaVu Sans"]}
     with matplotlib.rc_context(fonts), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -139,24 +142,24 @@ def embed_figure(figure: Figure, name: str) -> str:
         if len(text.getvalue()) > MAX_SVG:
             image = io.BytesIO()
             figure.savefig(image, format="png", dpi=100)
-            return embed_png(image.getvalue(), name, is_wide)
+            return embed_png(image.getvalue(), name, width)
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     prefix = f"p{crc32(name.encode(errors='surrogatepass')):08x}"  # ids are the page's, not a picture's
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    return wrap_figure(re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(name)}" ', svg, count=1), is_wide)
+    return wrap_figure(re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(name)}" ', svg, count=1), width)
 
 
-def embed_png(content: bytes, name: str, is_wide: bool = True) -> str:
-    """Return a PNG as HTML."""
-    return wrap_figure(f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">', is_wide)
+def embed_png(content: bytes, name: str, width: float = PNG_WIDTH) -> str:
+    """Return a PNG of a width in inches as HTML."""
+    return wrap_figure(f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">', width)
 
 
-def wrap_figure(content: str, is_wide: bool) -> str:
-    """Return a picture's HTML as a figure; a wide one takes the whole width."""
-    kind = ' class="wide"' if is_wide else ""
-    return f"<figure{kind}>{content}</figure>"
+def wrap_figure(content: str, width: float) -> str:
+    """Return a picture's HTML as a figure of a width in inches; a wide one takes the whole row."""
+    kind = ' class="wide"' if width > WIDE else ""
+    return f'<figure{kind} style="--inches: {width:.3g}">{content}</figure>'
 
 
 def embed_file(file: Path) -> str:

@@ -18,7 +18,7 @@ from research.metrics import confidence_interval
 from research.report import charts
 from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
-from research.report.style import BLUE, fit_labels, make_figure, set_value_scale, shorten
+from research.report.style import BLUE, fit_labels, keep_drawable, make_figure, set_step_scale, set_value_scale, shorten
 from research.report.target import Curve, Target, load_curve
 from research.run_dir import replace_file
 from research.tracking.optuna_storage import silence_optuna
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MIN_IMPORTANCE_TRIALS = 3  # complete trials
 MAX_PARAMETERS, MAX_PAIRED = 6, 3  # the most important ones: side by side, and against each other
 MAX_CURVES, MAX_NAMED_CURVES = 50, 8  # configurations in the picture; up to so many have their own colour and label
+CURVE_COLORS = [f"C{index}" for index in range(10) if index != 7]  # the seventh is grey, as what is not named
 MAX_LABEL = 80  # characters
 PlotSpec = tuple[str, str, Callable[[], Figure]]  # a picture's name, why it makes no sense here, and its function
 Group = tuple[list[Row], list[Curve]]  # the trials of a configuration, and the curves of their runs
@@ -92,7 +93,8 @@ def iter_plots(sweep: Sweep, target: Target | None = None) -> Iterator[PlotSpec]
 def iter_curves(sweep: Sweep) -> Iterator[Group]:
     """Yield the configurations whose runs have logged the monitor, the best one first."""
     for rows in sweep.configurations:
-        if curves := [curve for row in rows for folder in row.runs if (curve := load_curve(folder, sweep.monitor))]:
+        loaded = (keep_drawable(load_curve(folder, sweep.monitor)) for row in rows for folder in row.runs)
+        if curves := [curve for curve in loaded if curve]:
             yield rows, curves
 
 
@@ -101,19 +103,19 @@ def plot_learning_curves(sweep: Sweep, groups: Sequence[Group]) -> Figure:
     figure, (axis,) = make_figure(8, 4.5, "")
     has_names = len(groups) <= MAX_NAMED_CURVES
     for rank, (rows, curves) in reversed(list(enumerate(groups))):  # the best one is drawn last, above the others
-        color = f"C{rank}" if has_names else BLUE if rank == 0 else "0.75"
+        color = CURVE_COLORS[rank] if has_names else BLUE if rank == 0 else "0.75"
         label = format_label(rows) if rank == 0 or has_names else None
         plot_curve(axis, curves, color, 2.2 if rank == 0 else 1.0, label)
-    curves = [curve for _, curves in groups for curve in curves]
-    values = [value for curve in curves for value in curve.values()]
+    drawn = [curve for _, curves in groups for curve in curves]
+    values = [value for curve in drawn for value in curve.values()]
     low, high = min(values), max(values)
-    axis.set(xlabel="step", xscale="log" if max(map(max, curves)) > 100 else "linear")
+    set_step_scale(axis, max(map(max, drawn)))
     set_value_scale(axis, sweep.monitor, values)
     if low < high and axis.get_yscale() == "linear":
         # Limits by the curves alone: the interval of two or three runs may be many times as wide.
         axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     figure.legend(loc="outside lower center", fontsize=8, frameon=False, reverse=True)
-    interval = ": mean and 95 % t interval over repeats" if len(curves) > len(groups) else ""
+    interval = ": mean and 95 % t interval over repeats" if len(drawn) > len(groups) else ""
     figure.suptitle(f"{sweep.monitor} of {len(groups)} configurations{interval}, the best one bold", fontsize=10)
     return figure
 

@@ -17,20 +17,19 @@ from research.report.markdown import render_markdown
 from research.report.plots import draw
 from research.report.preset import build_preset, build_solution, dump_yaml
 from research.report.results import Sweep, to_csv
-from research.report.run_page import build_run_page, is_run_folder
+from research.report.run_page import build_run_page
 from research.report.study import load_study, read_study
 from research.report.sweep_page import build_sweep_page
 from research.report.target import find_target
 from research.run_dir import RUN_ID_PATTERN, check_links, expand_path, replace_text
 from research.tracking import fields, links, mlflow_store
+from research.tracking.find import POPULATION_FILE, SWEEP_HINT, find_journal, is_run_folder, is_sweep_folder
 from research.tracking.mlflow_store import RUN_ID_FILE, Artifacts
 from research.tracking.storage import resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 
 PAGE_FILE = "report.html"
-JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
 POPULATION_HINT = "a population has its own report: population.csv, lineage.png and optimization_results.yaml in its folder"
-SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow; a run has --html"
 
 
 def report(folder: Path, study: Study, plots: bool = True, uri: str | None = None) -> Sweep:
@@ -158,8 +157,7 @@ def find_run_folder(source: str) -> Path | None:
     if not folder.is_dir() and re.fullmatch(RUN_ID_PATTERN, source):
         with suppress(ValueError):
             folder = Path(mlflow_store.get_run_folder(source))
-    is_sweep = any((folder / name).exists() for name in (JOURNAL_FILE, SWEEP_SPEC_FILE, POPULATION_FILE))
-    return folder.resolve() if not is_sweep and is_run_folder(folder) else None
+    return folder.resolve() if not is_sweep_folder(folder) and is_run_folder(folder) else None
 
 
 def find_sweep_folder(run_id: str) -> Path:
@@ -178,14 +176,3 @@ def find_sweep_folder(run_id: str) -> Path:
         artifacts = "its last report is among this run's artifacts in MLflow"
         raise ValueError(f"the sweep's folder {folder} on {host} is gone; {artifacts}")
     return folder
-
-
-def find_journal(folder: Path) -> str:
-    """Return the URL of a sweep's study in its folder. Raise ValueError where there is none, with what to give instead."""
-    journal = (folder / JOURNAL_FILE).absolute()
-    if journal.is_file():
-        return f"journal://{journal}"
-    if (folder / SWEEP_SPEC_FILE).exists():
-        setting = "give --storage with the sweep's hydra.sweeper.storage"
-        raise ValueError(f"its study is not in the folder, which has no {JOURNAL_FILE}; {setting}")
-    raise ValueError(f"it is no sweep's folder: it has no {JOURNAL_FILE} and no {SWEEP_SPEC_FILE}; {SWEEP_HINT}")

@@ -7,26 +7,31 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from research.cli import first_line, format_duration
+from research.cli import first_line, format_count, format_duration
 from research.preflight.check import find_defaults
 from research.preflight.overrides import format_command, to_argument
 from research.preflight.recorded import list_differences, load_config
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import embed_figure, embed_file, render_page
 from research.report.results import format_number
-from research.report.style import BLUE, GRAY, ORANGE, make_figure, set_value_scale, shorten
+from research.report.style import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    is_drawable,
+    keep_drawable,
+    make_figure,
+    set_step_scale,
+    set_value_scale,
+    shorten,
+)
 from research.report.target import Curve
-from research.run_dir import OUTER_KEYS, SUMMARY_FILE, Summary, is_locked, read_json, read_summary, read_text
+from research.run_dir import OUTER_KEYS, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
 from research.trigger import higher_is_better, read_directions
 
 MAX_PANELS, MAX_POINTS, MAX_ROWS = 12, 400, 80  # of curves; of a line; of a table
 LAST_GROUPS = ("lr", "grad", "perf")  # curves that come after those of the results
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Return whether a run has begun here."""
-    return (folder / "config.yaml").exists() or (folder / SUMMARY_FILE).exists()
 
 
 def build_run_page(folder: Path) -> str:
@@ -35,12 +40,14 @@ def build_run_page(folder: Path) -> str:
     summary = read_summary(folder) or describe_unfinished(folder, curves)
     environment = read_json(folder / "env.json")
     overrides = [line for line in str(environment.get("overrides") or read_lines(folder)).split("\n") if line]
-    figures = {f"curves of {name}": draw_panel(name, group, summary) for name, group in group_curves(curves, summary).items()}
+    drawable = {name: points for name, curve in curves.items() if (points := keep_drawable(curve))}
+    groups = group_curves(drawable, summary)
+    figures = {f"curves of {name}": draw_panel(name, group, summary) for name, group in groups.items()}
     pictures = {name: embed_figure(figure, name) for name, figure in figures.items()}
     drawn = [file for file in sorted(folder.glob("plots/*.png")) if file.stem != "curves" and not file.is_symlink()]
     pictures |= {file.stem: embed_file(file) for file in drawn}
     blocks: list[Block] = [Heading(f"{folder.parent.name}/{folder.name}", 1), write(describe_end(summary))]
-    blocks += [Table(("", ""), list_facts(summary, folder))]
+    blocks += [Table(("", ""), [*list_facts(summary, folder), *describe_code(environment, folder)])]
     blocks += (
         [Heading("Curves"), *map(Picture, figures), Heading("Metrics")] if figures else [write("It has logged no metrics.")]
     )
@@ -99,7 +106,7 @@ def group_curves(curves: Mapping[str, Curve], summary: Summary) -> dict[str, dic
 def draw_panel(name: str, curves: Mapping[str, Curve], summary: Summary) -> Figure:
     """Return the curves of one quantity against the step, with the best evaluation and what a trivial predictor reaches."""
     figure, (axis,) = make_figure(4.6, 2.9, "")
-    colors = {label: GRAY if label.startswith("train/") else BLUE for label in curves}
+    colors = {label: GRAY if label.startswith("train/") and len(curves) > 1 else BLUE for label in curves}
     for label, curve in curves.items():
         steps, values = thin_out(curve)
         axis.plot(steps, values, color=colors[label], label=shorten(label, 40), marker="o" if len(steps) == 1 else None)
@@ -107,11 +114,9 @@ def draw_panel(name: str, curves: Mapping[str, Curve], summary: Summary) -> Figu
     if summary.monitor in curves and step is not None and (value := curves[summary.monitor].get(int(step))) is not None:
         axis.plot([step], [value], "o", color=ORANGE, label=f"best, at step {step:.0f}", zorder=4)
     for label, value in summary.baseline.items():
-        if label.split()[0] in curves and math.isfinite(value):
+        if label.split()[0] in curves and is_drawable(value):
             axis.axhline(value, color="tab:red", linestyle=":", linewidth=1, label=f"baseline {shorten(label.split()[-1], 20)}")
-    last = max(max(curve) for curve in curves.values())
-    axis.set_xlabel("step", fontsize=9)
-    axis.set_xscale("log" if last > 100 else "linear")
+    set_step_scale(axis, max(max(curve) for curve in curves.values()))
     set_value_scale(axis, name, [value for curve in curves.values() for value in curve.values()])
     axis.legend(fontsize=7)
     return figure
@@ -132,7 +137,7 @@ def describe_end(summary: Summary) -> str:
     reason = f" ({summary.stop or summary.error})" if summary.stop or summary.error else ""
     best = f"; best {summary.monitor} {format_number(summary.value)}" if summary.value is not None else ""
     at = f" at step {summary.best['step']:.0f}" if best and summary.best.get("step") is not None else ""
-    return f"{summary.status.capitalize()} after {summary.steps:,} steps{reason}{best}{at}."
+    return f"{summary.status.capitalize()} after {format_count(summary.steps, 'step')}{reason}{best}{at}."
 
 
 def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:
@@ -142,7 +147,9 @@ def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     speed = next((f", {value:,.0f} {unit}/s" for unit, value in speeds.items() if value), "")
     facts = [
         ("parameters", f"{summary.params:,}{quantized}" if summary.params else ""),
-        ("data", ", ".join(f"{name} {size}" for name, size in summary.shape.items())),
+        ("data", summary.data),
+        *(("", note) for note in summary.notes),
+        ("shape of the data", ", ".join(f"{name} {size}" for name, size in summary.shape.items())),
         ("training", format_duration(summary.train_s) + speed if summary.train_s else ""),
         ("in all", format_duration(summary.wall_s) if summary.wall_s else ""),
         ("peak memory", f"{summary.peak_rss_mb:,.0f} MB" if summary.peak_rss_mb else ""),
@@ -152,6 +159,15 @@ def list_facts(summary: Summary, folder: Path) -> list[tuple[str, str]]:
         ("folder", str(folder)),
     ]
     return [fact for fact in facts if fact[1]]
+
+
+def describe_code(environment: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """Return the commit that the run rests on, and whether something was not committed."""
+    git = environment.get("git")
+    if not isinstance(git, dict) or not git.get("sha"):
+        return []
+    what = "changes (git.diff; new files are not in it)" if (folder / "git.diff").exists() else "new files"
+    return [("code", f"commit {str(git['sha'])[:12]}" + (f", and {what} that were not committed" if git.get("dirty") else ""))]
 
 
 def list_metrics(summary: Summary, curves: Mapping[str, Curve], directions: Mapping[str, bool]) -> Iterator[Block]:
@@ -188,11 +204,11 @@ def list_settings(folder: Path, overrides: Sequence[str]) -> Iterator[Block]:
         yield write(damage[0].upper() + damage[1:] + ".")
     try:
         chosen, defaults = find_defaults(list(overrides))
-        differences = list_differences(config, defaults, (*OUTER_KEYS, "hydra"))
+        yield write("Settings that differ from the defaults of ", Code(" ".join(chosen)) if chosen else "this version", ":")
     except ValueError as error:  # options of one's own, in another folder
-        yield write(f"The defaults are not known here: {first_line(error)}")
-        return
-    yield write("Settings that differ from the defaults of ", Code(" ".join(chosen)) if chosen else "this version", ":")
+        defaults = {}
+        yield write(f"The defaults are not known here: {first_line(error)}. These are all settings:")
+    differences = list_differences(config, defaults, (*OUTER_KEYS, "hydra"))
     rows = [(key, now, then) for key, now, then in differences]
     yield Table(("setting", "this run", "default"), rows[:MAX_ROWS]) if rows else write("None.")
     if len(rows) > MAX_ROWS:

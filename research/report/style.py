@@ -1,7 +1,7 @@
 """The look of the report's pictures: figures, axes of parameters and of trials, and labels that do not overlap."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import fill
@@ -27,7 +27,9 @@ SHADES = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0.3, 1.0, 256)
 MAX_TICK_TEXT, MAX_NAME_TEXT = 16, 22  # characters of a category, and of a line of a parameter's name
 MAX_FIXED_TICKS, MAX_TICKS = 6, 5  # values that were chosen from, each with its own tick; ticks of an interval
 STEPS = (1, 2, 5, 10)  # between two ticks, times a power of ten
+LARGEST = 1e100  # larger numbers are drawn as those that are not finite: an axis is wider than its values
 WIDE_RANGE = 100.0  # objective values whose largest is so many times the smallest have a logarithmic axis
+LONG_RUN = 100  # steps
 MISSING = "not set"  # the category of trials without the parameter
 
 
@@ -48,7 +50,7 @@ class Scale:
         if self.categories:
             return float(self.categories.index(text)) if text in self.categories else None
         number = None if text is None else parse_number(text)
-        return float(number) if number is not None and math.isfinite(number) else None
+        return float(number) if number is not None and is_drawable(number) else None
 
     def to_fraction(self, number: float) -> float:
         """Return a number's share of the way along the axis, 0 to 1."""
@@ -131,6 +133,25 @@ def number_trials(axis: Axis) -> None:
     axis.set_label_text("trial", fontsize=9)
 
 
+def is_drawable(value: float) -> bool:
+    """Return whether a value has a place along an axis."""
+    return abs(value) <= LARGEST
+
+
+def keep_drawable(curve: Mapping[int, float]) -> dict[int, float]:
+    """Return the points of a curve that have a place along an axis."""
+    return {step: value for step, value in curve.items() if is_drawable(value)}
+
+
+def set_step_scale(axes: Axes, last: int) -> None:
+    """Let the x axis count steps up to the last one: whole numbers, of a long run logarithmic."""
+    if last > LONG_RUN:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(10, steps=STEPS, integer=True, min_n_ticks=1))
+    axes.set_xlabel("step", fontsize=9)
+
+
 def spans_decades(values: Collection[float]) -> bool:
     """Return whether values are to be drawn on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
@@ -138,7 +159,7 @@ def spans_decades(values: Collection[float]) -> bool:
 
 def set_value_scale(axes: Axes, name: str, values: Iterable[float], which: str = "y") -> None:
     """Name the axis of an objective; make it logarithmic where its values span decades, as losses that diverge do."""
-    is_wide = spans_decades([value for value in values if math.isfinite(value)])
+    is_wide = spans_decades([value for value in values if is_drawable(value)])
     axis, set_scale = (axes.xaxis, axes.set_xscale) if which == "x" else (axes.yaxis, axes.set_yscale)
     axis.set_label_text(wrap_name(name), fontsize=9)
     if is_wide:

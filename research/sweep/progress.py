@@ -21,9 +21,11 @@ from research.report.results import Sweep
 from research.run_dir import parse_json
 from research.sweep.space import Space
 from research.tracking.optuna_storage import EXCLUDED_ATTR, REUSED_ATTR
+from research.trigger import shorten_name
 
 LIVE_METRICS = ("val/acc", "val/bpb", "val/loss", "train/loss")  # after the step and the monitor
 NAME_WIDTH = 17  # characters before the value of a row
+MIN_NAME, NUMBERS_WIDTH = 8, 48  # characters of a metric's name that stay; those of the trial, its time, step and a value
 TAIL_BYTES = 4096  # bytes of metrics.jsonl that hold its last line
 
 
@@ -117,7 +119,9 @@ class ProgressDisplay:
         seconds = time.time() - began.timestamp() if began else 0.0
         metrics = read_last_metrics(self.folder / str(trial.number) / "metrics.jsonl")
         numbers = {key: metrics[key] for key in self.live_metrics if key in metrics}
-        text = "  ".join(f"{key} {int(value) if key == 'step' else f'{value:.4g}'}" for key, value in numbers.items())
+        room = max(MIN_NAME, self.terminal.width - NUMBERS_WIDTH)
+        words = {key: str(int(value)) if key == "step" else f"{value:.4g}" for key, value in numbers.items()}
+        text = "  ".join(f"{shorten_name(key, room)} {word}" for key, word in words.items())
         return Text(f"  #{trial.number} {format_duration(seconds)}  {text or 'begins'}", style="dim")
 
 

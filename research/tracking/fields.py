@@ -4,8 +4,10 @@ import getpass
 import json
 import re
 import socket
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 from research.cli import redact
 from research.rules import HYDRA_KEYS
@@ -19,7 +21,31 @@ MAX_TAG_LENGTH = 8000  # characters, MLflow's limit
 MAX_PARAM_LENGTH = 6000
 DIGEST_LENGTH = 8  # as MLflow's own digests of data sets, and as the console shows ours
 OUTER_CHOICES = ("local", "tracker")  # groups that are no part of the result
+MAX_NAME_LENGTH = 100  # characters of a run's name
 SYSTEM = "system/"  # MLflow has a page of its own for metrics with this prefix
+
+
+def join_name(words: Sequence[str]) -> str:
+    """Return a run's name of at most MAX_NAME_LENGTH characters: what was chosen, and KEY=VALUE of what was set.
+
+    Where these have no room each is shortened, as far as it must be: the last one tells a run from its neighbours as well as
+    the first. A digest stands for what was left out.
+    """
+    if len(whole := " ".join(words)) <= MAX_NAME_LENGTH:
+        return whole
+    digest, room = f"#{crc32(whole.encode(errors='surrogatepass')):08x}", MAX_NAME_LENGTH - 10
+    for length in range(40, 7, -1):
+        if len(name := " ".join(shorten_word(word, length) for word in words)) <= room:
+            break
+    return f"{textwrap.shorten(name, room, placeholder=' ...')} {digest}"
+
+
+def shorten_word(word: str, length: int) -> str:
+    """Return KEY=VALUE in at most so many characters: first the parts of the key, then its end, then the value's middle."""
+    key, equal, value = word.rpartition("=")
+    key = key.rpartition(".")[2][: max(4, length - 1 - len(value))]
+    room = length - len(key + equal)
+    return f"{key}{equal}{value if len(value) <= room else f'{value[: room // 2]}…{value[1 + room // 2 - room :]}'}"
 
 
 def rename_metric(metric: str) -> str:

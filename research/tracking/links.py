@@ -8,15 +8,10 @@ from urllib.parse import urlsplit
 
 from research.cli import redact
 from research.tracking.fields import PARENT_TAG, format_best
-from research.tracking.storage import UI_HOST, UI_PORT, resolve_uri
+from research.tracking.storage import UI_HOST, UI_PORT, is_server, resolve_uri
 
 TRAINING = "workflowType=machine_learning"  # a browser that is new to MLflow gets its pages for language-model tools instead
 VIEW_TAG = "mlflow.sharedViewState."  # on an experiment, with the key of a view: MLflow's own, which its button "Share" writes
-
-
-def is_server(uri: str) -> bool:
-    """Return whether a store is a server, which has pages of its own."""
-    return urlsplit(uri).scheme in ("http", "https")
 
 
 def get_address(uri: str, port: int = UI_PORT) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from research.cli import wait_for
 from research.run_dir import ROOT, expand_path, open_lock
@@ -56,6 +56,11 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def is_server(uri: str) -> bool:
+    """Return whether a store is a server, which has pages of its own."""
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 def resolve_uri(uri: str | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from research.cli import redact
+from research.data.spec import Dataset
 from research.nn.bitlinear import bitlinear_layers
 from research.training.checkpoint import hash_weights
 from research.training.oom import get_peak_rss_mb
@@ -27,8 +29,17 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "samples_per_s": throughput / (data.shape.seq_len if data.unit == "token" else 1),
         "tokens_per_s": throughput if data.unit == "token" else None,
         "peak_rss_mb": get_peak_rss_mb(),
+        "data": redact(describe_data(data)),
+        "notes": redact(list(data.notes)),
         "shape": data.shape._asdict(),
         "params": sum(p.numel() for p in state.model.parameters()),
         "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
     }
+
+
+def describe_data(data: Dataset[Any]) -> str:
+    """Return where a data set comes from and how many samples each of its splits has."""
+    splits = {"training": data.train, "validation": data.val, "test": data.test}
+    sizes = [f"{len(samples):,} {name}" for name, samples in splits.items() if samples is not None]
+    return f"{data.source}: {', '.join(sizes[:-1])} and {sizes[-1]} samples, digest {data.digest[:8]}"

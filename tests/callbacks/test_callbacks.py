@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fitting import make_state
+from rich.cells import cell_len
 from rich.console import Console as Terminal
 from torch import nn
 
@@ -22,7 +23,6 @@ from research.callbacks.console import (
     describe_end,
     describe_precision,
     format_progress,
-    format_threads,
 )
 from research.callbacks.curve import Curve
 from research.callbacks.early_stop import EarlyStop
@@ -82,10 +82,6 @@ def test_the_console_prints_plain_lines_without_a_terminal(tmp_path: Path) -> No
 )
 def test_the_precision_of_the_weights_is_described(linear: nn.Module, start: str) -> None:
     assert describe_precision(nn.Sequential(nn.Linear(4, 4), linear)).startswith(start)
-
-
-def test_threads_are_counted_in_words() -> None:
-    assert [format_threads(count) for count in (1, 2)] == ["1 thread", "2 threads"]
 
 
 def test_a_line_is_printed_every_few_seconds() -> None:
@@ -149,6 +145,7 @@ def test_patience_counts_evaluations_without_a_better_value(values: tuple[float,
     state = fit(Pretend(*values), EarlyStop(patience=patience), steps=10)
     assert state.progress.step == 2 * evaluations
     assert bool(state.stop) == (evaluations < 5)
+    assert not state.stop or state.stop.endswith(f" in {patience} evaluation{'s' * (patience > 1)}")
 
 
 @pytest.mark.parametrize(
@@ -205,10 +202,13 @@ def test_a_run_that_was_done_goes_on_to_twice_the_steps(tmp_path: Path) -> None:
     assert describe_end(state) == "Done"
 
 
-@pytest.mark.parametrize("monitor", ["val/acc", "val/bpb", "val/calibration_error"])
+LONG = [f"val/{'share_of_words_that_are_right_' * 2}at_5", f"val/{'正确率' * 15}"]  # the letters of the second take two cells
+
+
+@pytest.mark.parametrize("monitor", ["val/acc", "val/bpb", "val/calibration_error", *LONG])
 @pytest.mark.parametrize("width", [60, 80, 100, 250])
 def test_the_monitor_and_the_time_left_fit_any_width(width: int, monitor: str) -> None:
-    """Other columns give way, and no line wraps."""
+    """Other columns give way, and no line wraps; a long name of the monitor loses its middle."""
     state = make_state(nn.Linear(2, 2), data=DATA, steps=100_000)
     state.info = replace(state.info, monitor=monitor)
     state.progress.step, state.progress.seconds = 12_345, 1058.0
@@ -218,14 +218,16 @@ def test_the_monitor_and_the_time_left_fit_any_width(width: int, monitor: str) -
     terminal = Terminal(file=screen, width=width, force_terminal=True, color_system=None)
     terminal.print(build_progress_bar(state, terminal.width))
     (line,) = screen.getvalue().splitlines()
-    assert len(line) <= width
+    assert cell_len(line) <= width
     assert "12345/100000  " in line
-    assert f"{monitor} 0.912" in line
+    assert f"{monitor[-4:]} 0.912" in line
+    assert (f"{monitor} " in line) == (monitor not in LONG or width > 100)
     assert line.rstrip().endswith("ETA 2 h 05 min")
-    assert ("train/loss" in line, "grad/norm" in line) == (width >= 80 + 20 * (len(monitor) > 9), width == 250)
+    if monitor not in LONG:
+        assert ("train/loss" in line, "grad/norm" in line) == (width >= 80 + 20 * (len(monitor) > 9), width == 250)
+        assert "…" not in line
     full = format_progress(state)
     assert all(f"{key} " in full for key in state.progress.metrics), "where it is piped, nothing is left out"
-    assert "…" not in line
 
 
 def test_the_last_step_of_a_time_limit_is_evaluated() -> None:
@@ -235,9 +237,14 @@ def test_the_last_step_of_a_time_limit_is_evaluated() -> None:
     assert "val/acc" in state.progress.metrics
 
 
-def test_the_curves_are_a_png(tmp_path: Path) -> None:
+def test_the_curves_are_a_png(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that matplotlib cannot draw end no run."""
     fit(Curve(), folder=tmp_path)
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "plots" / "curves.png").unlink()
+    fit(Pretend(1e308, -1e308, 1e308), Curve(), folder=tmp_path)
+    assert not list((tmp_path / "plots").iterdir())
+    assert "plots/curves.png could not be drawn: " in caplog.text
 
 
 def test_gradient_norms_and_zeros_are_logged_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

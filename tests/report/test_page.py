@@ -15,7 +15,7 @@ from reporting import fill_study, store_study
 from research.report import __main__ as command
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import escape, render_block, render_page, render_table
-from research.report.run_page import MAX_POINTS, build_run_page, group_curves, list_facts, thin_out
+from research.report.run_page import MAX_POINTS, build_run_page, group_curves, list_facts, list_settings, thin_out
 from research.run_dir import Summary, lock, write_json
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'a' ü 漢字 \x1b[31m \u202e \udcff\nline {braces}"
@@ -78,6 +78,7 @@ def make_run(folder: Path, name: str = "val/acc", steps: int = 400, **changes: A
     (folder / "plots").mkdir(parents=True)
     lines = [
         {"step": step, name: 1 - 1 / step, "val/loss": 9 / step, "train/loss": 8 / step, "lr": 1e-3, "seconds": 1.0}
+        | {"grad/huge": 1e308 * (-1) ** (step // 10)}  # too large to be drawn
         for step in range(10, steps + 1, 10)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -88,6 +89,8 @@ def make_run(folder: Path, name: str = "val/acc", steps: int = 400, **changes: A
         "train_s": 200.0,
         "baseline": {f"{name} majority": 0.1},
         "version": 2,
+        "data": "digits: 9 training and 5 validation samples",
+        "notes": ["2 documents are in both splits", "left out: 104 repeated"],
         "shape": {"num_features": 64},
     }
     write_json(folder / "summary.json", summary | changes)
@@ -119,7 +122,22 @@ def test_the_page_of_a_run_has_all_that_one_asks_for(tmp_path: Path) -> None:
     assert listings[3].startswith(f"{command} ")
     assert "it" in listings[3].partition("resume=")[2]
     assert {"python", "git sha", "packages torch"} <= set(cells)
+    data = cells.index("data")
+    assert cells[data + 1].startswith("digits: 9 training")
+    assert cells[data + 2 : data + 4] == ["2 documents are in both splits", "left out: 104 repeated"]
+    code = "commit aaaaaaaaaaaa, and changes (git.diff; new files are not in it) that were not committed"
+    assert cells.index(code) < cells.index("val/acc")
     assert "baseline val/acc majority: 0.1" in page.texts["li"]
+
+
+def test_the_settings_of_a_preset_are_shown(tmp_path: Path) -> None:
+    """What a preset sets differs from the defaults of the options that it chooses; of one that is not here all is shown."""
+    (tmp_path / "config.yaml").write_text("data: {train_fraction: 0.3}\n")
+    for preset, default in (("grokking", "0.5"), ("of_mine", "nothing")):
+        blocks = list(list_settings(tmp_path, [f"experiment={preset}", "optim=adamw"]))
+        (table,) = (block for block in blocks if isinstance(block, Table))
+        assert ("data.train_fraction", "0.3", default) in table.rows
+        assert ("These are all settings:" in str(blocks)) == (preset == "of_mine")
 
 
 def test_the_own_best_of_a_metric_is_what_it_says(tmp_path: Path) -> None:

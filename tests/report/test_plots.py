@@ -234,6 +234,36 @@ def test_no_trial_is_white_on_white(direction: str) -> None:
     assert math.isfinite(best)
 
 
+def make_rows(*values: float, limits: dict[int, float] | None = None) -> Sweep:
+    """Complete trials with these values; those of `limits` break a constraint by so much."""
+    space = {"lr": "low=1e-05 high=1.0 log=True", "depth": "low=1 high=9 step=1"}
+    broken = {number: {"latency": limit} for number, limit in (limits or {}).items()}
+    rows = [
+        Row(number, "COMPLETE", (value,), {"lr": f"1e-{number + 1}", "depth": str(number + 1)}, limits=broken.get(number, {}))
+        for number, value in enumerate(values)
+    ]
+    return Sweep("s", parse_study_spec({"directions": ["maximize"], "space": space}), ["a"], "a", "", rows)
+
+
+def test_the_trial_that_is_marked_as_the_best_is_the_reports() -> None:
+    """The first of equal ones, and none that breaks a constraint."""
+    sweep = make_rows(0.5, 0.9, 0.9, 1.0, limits={3: 1.0})
+    assert [row.number for row in sweep.best] == [1]
+    line = next(line for line in charts.draw_parallel(sweep, 0, ["lr"]).axes[0].lines if line.get_color() == "tab:orange")
+    assert np.asarray(line.get_ydata()).tolist() == pytest.approx([0.8, 0.6])
+    ring = next(dots for dots in charts.draw_pairs(sweep, 0, ["lr", "depth"]).axes[0].collections if dots.get_label() == "best")
+    assert np.asarray(ring.get_offsets())[0, 0] == 1e-2
+
+
+@pytest.mark.parametrize(("values", "drawn"), [((-1e308, 1e308, 0.1, 0.2), [2, 3]), ((1e99, 1e-99, 1, 3), [0, 1, 2, 3])])
+def test_numbers_near_the_largest_can_be_drawn(values: tuple[float, ...], drawn: list[int]) -> None:
+    """Those whose axis would have no end are marked as failed."""
+    dots = {
+        dots.get_label(): np.asarray(dots.get_offsets()) for dots in plot_all(make_rows(*values))["history"].axes[0].collections
+    }
+    assert dots["complete"][:, 0].tolist() == drawn
+
+
 def test_a_picture_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_pictures: None) -> None:
     def raise_error(*arguments: Any, **settings: Any) -> None:
         raise RuntimeError("no ink")

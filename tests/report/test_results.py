@@ -133,7 +133,7 @@ def test_nothing_is_complete(tmp_path: Path) -> None:
     report.report(tmp_path, unfinished)
     assert [row["state"] for row in read_table(tmp_path)] == ["RUNNING", "FAIL", "ASIDE", "PRUNED", "WAITING"]
     words = (tmp_path / "results.md").read_text()
-    assert "2 of 30 trials have ended, 1 are running or were interrupted: the same command runs the rest" in words
+    assert "2 of 30 trials have ended, 1 under way or interrupted: the same command runs the rest" in words
     assert "- trial 1: ValueError: no" in words
     assert "no history: no trial is complete" in words
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["timeline.png"]

@@ -1,0 +1,79 @@
+"""The run or the sweep that a command line names, by its folder or its id in MLflow. Imports no heavy library.
+
+So what is neither is answered at once.
+"""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_text, to_run_folder
+from research.tracking.study_spec import SWEEP_SPEC_FILE
+
+JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
+SOLUTION_FILE = "optimization_results.yaml"  # in both, with the folder of the best run
+RUN_HINT = "give a run folder, one of its checkpoints/step-*"
+SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow; a run has --html"
+
+
+def find_folder(source: str, hint: str) -> Path | None:
+    """Return a folder that is there; None for an id in MLflow. Raise ValueError with the hint for what is neither."""
+    with suppress(OSError):  # no path at all, as one that is too long
+        if (path := expand_path(source)).is_dir():
+            return path
+    if re.fullmatch(RUN_ID_PATTERN, source):
+        return None
+    raise ValueError(f"there is no such folder; {hint}")
+
+
+def check_run(run: str) -> None:
+    """Raise ValueError for what is neither a folder in which a run has begun, nor a checkpoint, nor an id in MLflow."""
+    try:
+        path = find_folder(run, f"{RUN_HINT}, or an MLflow run id")
+    except ValueError as error:
+        raise ValueError(f"RUN={run}: {error}") from None
+    if path is None or (path / "manifest.json").exists() or is_run_folder(folder := to_run_folder(path)):
+        return
+    if is_sweep_folder(folder):
+        best = f"its best: {folder / name}" if (name := read_best_folder(folder)) else f"as {folder / '0'}"
+        raise ValueError(f"RUN={run}: it is the folder of a sweep; give one of its runs, {best}")
+    raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {RUN_HINT}, or an id")
+
+
+def check_report(source: str, html: bool, storage: str) -> None:
+    """Raise ValueError for what a report cannot be of: neither the folder of a sweep, nor with `html` of a run, nor an id."""
+    try:
+        folder = find_folder(source, SWEEP_HINT)
+        if not (folder is None or storage or (folder / POPULATION_FILE).exists() or (html and is_run_folder(folder))):
+            find_journal(folder)
+    except ValueError as error:
+        raise ValueError(f"RUN_OR_SWEEP={source}: {error}") from None
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a run has begun here."""
+    return any((folder / name).exists() for name in ("config.yaml", SUMMARY_FILE)) or bool(list_checkpoints(folder))
+
+
+def is_sweep_folder(folder: Path) -> bool:
+    """Return whether a sweep or a population has begun here."""
+    return any((folder / name).exists() for name in (JOURNAL_FILE, SWEEP_SPEC_FILE, POPULATION_FILE))
+
+
+def read_best_folder(folder: Path) -> str:
+    """Return the folder of a sweep's best run, relative to it where it is below; an empty text where it is not known."""
+    with suppress(OSError):
+        match = re.search("^folder: ['\"]?(.+?)['\"]?$", read_text(folder / SOLUTION_FILE, "replace"), re.MULTILINE)
+        return match[1] if match and (folder / match[1]).is_dir() else ""
+    return ""
+
+
+def find_journal(folder: Path) -> str:
+    """Return the URL of a sweep's study in its folder. Raise ValueError where there is none, with what to give instead."""
+    journal = (folder / JOURNAL_FILE).absolute()
+    if journal.is_file():
+        return f"journal://{journal}"
+    if (folder / SWEEP_SPEC_FILE).exists():
+        setting = "give --storage with the sweep's hydra.sweeper.storage"
+        raise ValueError(f"its study is not in the folder, which has no {JOURNAL_FILE}; {setting}")
+    raise ValueError(f"it is no sweep's folder: it has no {JOURNAL_FILE} and no {SWEEP_SPEC_FILE}; {SWEEP_HINT}")
