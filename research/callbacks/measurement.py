@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from research import rules
@@ -52,7 +53,7 @@ def save_figure(draw: Callable[[], "Figure"], state: State, name: str) -> None:
     assert state.info.folder
     (state.info.folder / "plots").mkdir(exist_ok=True)
     try:
-        with replace_file(state.info.folder / "plots" / f"{name}.png") as draft:
+        with np.errstate(all="ignore"), replace_file(state.info.folder / "plots" / f"{name}.png") as draft:
             draw().savefig(draft, dpi=120, format="png")
     except (ValueError, ArithmeticError) as error:  # matplotlib has no class of its own
         log.warning("plots/%s.png could not be drawn: %s", name, first_line(error))
