@@ -82,6 +82,7 @@ class Summary:
     tokens_per_s: float | None = None
     peak_rss_mb: float = 0.0
     shape: dict[str, float | bool] = field(default_factory=dict)  # of the data set
+    classes: list[str] = field(default_factory=list)  # their names, by number
     params: int = 0
     quantized_params: int = 0  # how many of them have quantized values
     weights_sha256: str | None = None

@@ -28,6 +28,7 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "tokens_per_s": throughput if data.unit == "token" else None,
         "peak_rss_mb": get_peak_rss_mb(),
         "shape": data.shape._asdict(),
+        "classes": list(data.classes),
         "params": sum(p.numel() for p in state.model.parameters()),
         "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
