@@ -241,7 +241,8 @@ class RequestedConfig(KnownKeys):
         for parameter in signature.parameters:
             key = f"{prefix}{parameter.name}"
             value, source = self.get_resolved(key)
-            if value is MISSING or isinstance(value, dict):
+            are_counted = source == "steps" and value is None and self.get("epochs") is not None  # once the data is read
+            if value is MISSING or isinstance(value, dict) or are_counted:
                 continue
             if value == "???":
                 self.add_mistake(source, f"{source} needs a value")
