@@ -3,9 +3,15 @@
 from typing import Any
 
 from research.nn.bitlinear import bitlinear_layers
+from research.run_dir import Summary
 from research.training.checkpoint import hash_weights
 from research.training.oom import get_peak_rss_mb
-from research.training.state import State
+from research.training.state import TIME_LIMIT, State
+
+
+def is_finished(summary: Summary, in_sweep: bool) -> bool:
+    """Return whether a run has done what it was to do. One that its time limit ended goes on, but for a sweep's trial."""
+    return summary.status == "FINISHED" and (in_sweep or not summary.stop.startswith(TIME_LIMIT))
 
 
 def describe_outcome(state: State | None) -> dict[str, Any]:
