@@ -59,7 +59,7 @@ def test_a_run_is_as_long_as_its_steps_or_its_epochs_say(words: list[str]) -> No
 )
 def test_no_steps_are_given_where_epochs_are(words: str, fits: bool) -> None:
     mistakes = find_mistakes(words.split(), False)
-    assert [] == mistakes if fits else "trainer.steps takes a whole number" in mistakes[0]
+    assert mistakes == [] if fits else "trainer.steps takes a whole number" in mistakes[0]
 
 
 def test_mlflow_holds_all_of_it(store: Path) -> None:
