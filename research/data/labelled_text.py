@@ -15,6 +15,7 @@ from research.data.labels import describe_sizes
 from research.data.rows import (
     Pair,
     build_dataset,
+    check_any,
     check_different,
     drop_repeats,
     encode_texts,
@@ -63,6 +64,7 @@ def labelled_text(
     skips = defects == "skip" or path is None
     pairs = drop_contradictions(drop_repeats(pairs, counts), faults)
     check_defects(faults, skips, counts)
+    check_any(pairs, counts)
     classes = list_classes(pairs, label)
     parts = split_pairs(pairs, (val_fraction, test_fraction))
     tokenizer.train(text.encode() for text, _ in parts["train"])

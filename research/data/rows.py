@@ -89,6 +89,13 @@ def read_text_file(file: Path, folder: str, encoding: str) -> Iterator[Row | Def
         yield error.defect
 
 
+def check_any(rows: Sequence[Pair], counts: Counts) -> None:
+    """Raise ValueError where nothing is left of what was read, with why."""
+    if not rows and counts.numbers:
+        fix = "name the columns or keys that are there, or give another data.path"
+        raise ValueError(f"data.path: no row is left: {counts.describe()}\n{counts.list_examples()}\n{fix}")
+
+
 def drop_repeats(pairs: Sequence[Pair], counts: Counts) -> list[Pair]:
     """Return the pairs without blank texts and repeats, which are counted, sorted by the digest that decides on their split."""
     unique = dict.fromkeys(pair for pair in pairs if pair[0].strip())
