@@ -34,7 +34,7 @@ from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
 from research.tracking import history
-from research.tracking.environment import describe_environment, run_git
+from research.tracking.environment import describe_environment, find_changes
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
@@ -148,7 +148,7 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     check_kinds(run_config.folder)
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(run_config.config))
     separate_files(run_config.folder)
-    begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
+    begin_run_folder(run_config, config_yaml, describe_environment(), find_changes())
     tracker.start(run_config)
     return run_config.folder
 
