@@ -32,8 +32,8 @@ def run_git(*arguments: str) -> str:
 
 def find_changes() -> str:
     """Return what the files have that the commit lacks, as a patch: options and modules of the user's own among them."""
-    new = run_git("ls-files", "--others", "--exclude-standard", "conf", ":(glob)*.py").splitlines()
-    parts = run_git("diff", "HEAD"), *(run_git("diff", "--no-index", "/dev/null", name) for name in new)
+    new = run_git("ls-files", "-z", "--others", "--exclude-standard", "conf", ":(glob)*.py").split("\0")
+    parts = run_git("diff", "HEAD"), *(run_git("diff", "--no-index", "/dev/null", name) for name in new if name)
     return "\n".join(filter(None, parts))
 
 

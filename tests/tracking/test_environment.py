@@ -19,7 +19,7 @@ def test_changes_are_a_patch_with_options_and_modules_of_ones_own(tmp_path: Path
     (root / "conf" / "experiment").mkdir(parents=True)
     monkeypatch.setattr(environment, "ROOT", root)
     assert environment.find_changes() == "", "no repository"
-    changed, new = root / "conf" / "config.yaml", [root / "conf" / "experiment" / "my own.yaml", root / "mine.py"]
+    changed, new = root / "conf" / "config.yaml", [root / "conf" / "experiment" / "mein Läufer.yaml", root / "mine.py"]
     changed.write_text("a: 1\n\n\n")
     run_git(root, "init", "-q")
     run_git(root, "add", ".")
