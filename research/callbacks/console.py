@@ -115,7 +115,7 @@ def build_summary(state: State) -> list[tuple[str, str]]:
     if key in progress.best:
         rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
-        at = f"at step {state.evaluated_step}" if state.evaluated_step else f"before step {state.first_step + 1}"
+        at = f"at step {state.last_eval_step}" if state.last_eval_step else f"before step {state.first_step + 1}"
         rows.append((f"final {key}", f"{progress.metrics[key]:.4f} {at}{reason}"))
         if (test := key.replace("val/", "test/", 1)) in progress.metrics:
             rows.append((f"final {test}", f"{progress.metrics[test]:.4f} (nothing was chosen by it)"))

@@ -88,7 +88,7 @@ class State:
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     has_evaluated: bool = False  # in this process
     improved: bool = False  # this step's evaluation is the best so far
-    evaluated_step: int = 0  # of this process's last evaluation
+    last_eval_step: int = 0  # of this process's last evaluation
     skipped_on_device: Tensor | None = None  # whether the last update was left out; to be looked at before saving
     end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still evaluated
@@ -158,7 +158,7 @@ class State:
         progress.extra_metrics = {}
         self.logged |= new
         progress.metrics |= new
-        self.evaluated_step = progress.step if monitor in new else self.evaluated_step
+        self.last_eval_step = progress.step if monitor in new else self.last_eval_step
         value = new.get(monitor, math.nan)
         if math.isfinite(value) and (
             not progress.best or is_better(monitor, value, progress.best[monitor], self.info.directions)
