@@ -33,14 +33,14 @@ from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
 from research.tracking import history
-from research.tracking.environment import describe_environment, run_git
+from research.tracking.environment import describe_environment, find_changes
 from research.tracking.fields import join_name
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
 from research.training.evaluate import check_task
 from research.training.files import check_kinds, separate_files
-from research.training.outcome import describe_outcome
+from research.training.outcome import describe_outcome, is_finished
 from research.training.state import PRUNED_REASON, State
 from research.training.trainer import Trainer
 
@@ -147,7 +147,7 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     check_kinds(run_config.folder)
     config_yaml = OmegaConf.to_yaml(OmegaConf.create(run_config.config))
     separate_files(run_config.folder)
-    begin_run_folder(run_config, config_yaml, describe_environment(), run_git("diff", "HEAD"))
+    begin_run_folder(run_config, config_yaml, describe_environment(), find_changes())
     tracker.start(run_config)
     return run_config.folder
 
@@ -207,7 +207,7 @@ def forget_other_result(state: State, differences: list[Difference], resumed: bo
     """
     if (step := state.progress.step) >= state.info.steps:
         texts = "; ".join(map(str, differences[:3]))
-        fix = f"give the settings that it was trained with, or trainer.steps more than {step}"
+        fix = f"give the settings that it was trained with, or more steps than {step}"
         raise ValueError(f"resume: step {step} of {state.info.steps} is done with other settings: {texts}\n{fix}")
     if not resumed:
         state.progress.best = {}
@@ -220,7 +220,7 @@ def get_finished_value(run_config: RunConfig) -> float | None:
     summary = run_dir.read_summary(run_config.folder) if continues else None
     if run_config.resumed and summary is None and (run_config.folder / run_dir.SUMMARY_FILE).exists():
         log.warning("%s cannot be read; the run continues at its checkpoint", run_config.folder / run_dir.SUMMARY_FILE)
-    if summary is None or summary.status != FINISHED or not is_of(summary, run_config):
+    if not (summary and is_finished(summary, run_config.in_sweep) and is_of(summary, run_config)):
         return None
     if contradiction := history.find_contradiction(run_config.folder, summary):
         log.warning("%s and its metrics.jsonl differ: %s; the checkpoint decides", run_config.folder, contradiction)

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -96,6 +97,12 @@ def watch() -> Iterator[Watch]:
         _watches.clear()
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def find_program() -> str:
+    """Return train.py as a command names it from the working folder: by its path, where that is not the clone."""
+    program = Path(__file__).resolve().parents[1] / "train.py"
+    return program.name if Path(program.name).resolve() == program else str(program)
 
 
 def get_launched_ranks() -> tuple[int, int]:

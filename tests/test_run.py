@@ -40,7 +40,7 @@ def test_epochs_are_passes_over_the_training_data(tmp_path: Path) -> None:
     words = ["data.p=11", "batch_size=16", "model.dim=32", "model.heads=2", "trainer.device=cpu", "tracker=none", "target=null"]
     train(tmp_path, *words, "epochs=3")
     train(tmp_path, *words, "epochs=3", "resume=auto")
-    train(tmp_path, *words, "epochs=5", "resume=auto")
+    train(tmp_path, *words, "steps=null", "epochs=5", "resume=auto")
     train(tmp_path, *words, "epochs=2", "resume=auto")
     longest, shortest = sorted(read_summaries(tmp_path), key=lambda summary: -summary["steps"])
     assert (longest["steps"], shortest["steps"]) == (16, 7)
@@ -53,6 +53,14 @@ def test_epochs_are_passes_over_the_training_data(tmp_path: Path) -> None:
 def test_a_run_is_as_long_as_its_steps_or_its_epochs_say(words: list[str]) -> None:
     (mistake,) = find_mistakes([*words, "epochs=2"], False)
     assert "leave out" in mistake
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"), [("steps=null epochs=2", True), ("steps=null", False), ("trainer.steps=null epochs=2", False)]
+)
+def test_no_steps_are_given_where_epochs_are(words: str, fits: bool) -> None:
+    mistakes = find_mistakes(words.split(), False)
+    assert mistakes == [] if fits else "trainer.steps takes a whole number" in mistakes[0]
 
 
 def test_mlflow_holds_all_of_it(store: Path) -> None:

@@ -118,7 +118,8 @@ def build_summary(state: State) -> list[tuple[str, str]]:
     if key in progress.best:
         rows.append((f"best {key}", f"{progress.best[key]:.4f} at step {progress.best['step']:.0f}"))
         reason = f" ({state.stop})" if state.stop else ""
-        rows.append((f"final {key}", f"{progress.metrics[key]:.4f} at step {progress.step}{reason}"))
+        at = f"at step {state.last_eval_step}" if state.last_eval_step else f"before step {state.first_step + 1}"
+        rows.append((f"final {key}", f"{progress.metrics[key]:.4f} {at}{reason}"))
         if (test := key.replace("val/", "test/", 1)) in progress.metrics:
             rows.append((f"final {test}", f"{progress.metrics[test]:.4f} (nothing was chosen by it)"))
         better = "higher" if higher_is_better(key, info.directions) else "lower"
@@ -140,7 +141,10 @@ def format_resume(state: State, folder: Path) -> str:
     """
     replaced, further = [], [state.resume_override] if state.resume_override else []
     if state.progress.step >= state.info.steps:
-        replaced, further = ["steps=", "trainer.steps=", "epochs="], [f"trainer.steps={2 * state.info.steps}", *further]
+        config = state.info.config
+        is_own = bool(config) and config.get("steps") != config["trainer"]["steps"]  # trainer=debug has a number of its own
+        key = "trainer.steps" if is_own else "steps"
+        replaced, further = ["steps=", "trainer.steps=", "epochs="], [f"{key}={2 * state.info.steps}", *further]
     replaced += [f"{word.partition('=')[0]}=" for word in further]
     return " ".join([repeat_command(folder, *replaced), to_argument("resume", str(folder)), *further])
 

@@ -1,7 +1,7 @@
 """A callback that ends a run after some seconds."""
 
 from research.ranges import PositiveFloat, check_settings
-from research.training.state import Callback, State
+from research.training.state import TIME_LIMIT, Callback, State
 
 
 class TimeLimit(Callback):
@@ -16,5 +16,5 @@ class TimeLimit(Callback):
 
     def on_gradients(self, state: State) -> None:
         if self.seconds is not None and state.progress.seconds - self.seconds_at_start >= self.seconds:
-            state.stop = f"the time limit of {self.seconds:g} s was reached"
+            state.stop = f"{TIME_LIMIT} of {self.seconds:g} s was reached"
             state.resume_override = "callbacks.time_limit.seconds=null"

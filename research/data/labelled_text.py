@@ -15,6 +15,7 @@ from research.data.labels import describe_sizes
 from research.data.rows import (
     Pair,
     build_dataset,
+    check_any,
     check_different,
     drop_repeats,
     encode_texts,
@@ -63,6 +64,7 @@ def labelled_text(
     skips = defects == "skip" or path is None
     pairs = drop_contradictions(drop_repeats(pairs, counts), faults)
     check_defects(faults, skips, counts)
+    check_any(pairs, counts)
     classes = list_classes(pairs, label)
     parts = split_pairs(pairs, (val_fraction, test_fraction))
     tokenizer.train(text.encode() for text, _ in parts["train"])
@@ -79,7 +81,7 @@ def labelled_text(
     sizes_of = " + ".join(f"{len(part):,}" for part in kept.values())
     source = f"{sizes_of} texts of {len(classes)} classes ({', '.join(classes[:NUM_SHOWN])}{more}), {tokenizer.name}"
     shape = Tokens(tokenizer.vocab_size, seq_len, tokenizer.end, len(classes))
-    return build_dataset(shape, splits, source, baseline, notes, counts, tokenizer)
+    return build_dataset(shape, splits, source, baseline, notes, counts, tokenizer, classes)
 
 
 def drop_contradictions(pairs: Sequence[Pair], faults: Counts) -> list[Pair]:

@@ -9,7 +9,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from research.data.rows import Pair, build_dataset, check_different, drop_repeats, encode_texts, read_pairs, split_pairs
+from research.data.rows import (
+    Pair,
+    build_dataset,
+    check_any,
+    check_different,
+    drop_repeats,
+    encode_texts,
+    read_pairs,
+    split_pairs,
+)
 from research.data.spec import MemoryDataset, Split, Tokens, unigram_cross_entropy
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding, find_kind
@@ -66,6 +75,7 @@ def pairs(
     for text in (text for text, _ in rows if separator in text):
         faults.add(f"sources with the separator {separator!r} in them (give another data.separator)", repr(text[:40]))
     check_defects(faults, defects == "skip", counts)
+    check_any(rows, counts)
     parts = split_pairs([row for row in rows if separator not in row[0]], (val_fraction, test_fraction))
     tokenizer.train(f"{text}{separator}{answer}".encode() for text, answer in parts["train"])
     long = Counts()

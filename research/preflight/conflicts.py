@@ -140,13 +140,19 @@ def find_length_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of steps and epochs that both say how long the run is."""
     epochs = requested.get_resolved("epochs")[0]
     for key in ("steps", "trainer.steps"):
-        if epochs is not None and key in requested.typed_overrides:
+        if epochs is not None and key in requested.typed_overrides and requested.get(key) is not None:
             message = f"{key}={requested.get(key)} and epochs={epochs} both say how long the run is"
             yield Conflict((key, "epochs"), message, f"leave out {key}, or give epochs=null")
     has_own = requested.get("trainer.steps") != "${steps}" and "trainer.steps" not in requested.typed_overrides
     if "epochs" in requested.typed_overrides and epochs is not None and has_own:
         trainer = f"trainer={requested.get_choice('trainer')}"
         yield Conflict(("epochs", "trainer"), f"{trainer} has a number of steps of its own", f"leave out epochs, or {trainer}")
+    end, steps, floor = (requested.get_resolved(key)[0] for key in ("schedule.end", "trainer.steps", "schedule.floor"))
+    is_ours = str(requested.get_resolved("schedule._target_")[0]).startswith("research.optim.schedules.")
+    if epochs is None and is_ours and floor in (0, MISSING) and isinstance(end, int) and isinstance(steps, int) and end < steps:
+        message = f"schedule.end={end}: the steps after it, up to {steps}, would have lr=0 and learn nothing"
+        fix = f"give {requested.get_resolved('trainer.steps')[1]}={end}, or leave out schedule.end"
+        yield Conflict(("schedule.end", "trainer.steps"), message, fix)
 
 
 def find_process_conflicts(requested: RequestedConfig) -> Conflicts:

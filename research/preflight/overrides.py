@@ -28,6 +28,7 @@ from research.options.conf import list_groups, read_defaults
 from research.options.files import describe_other_file
 from research.options.habits import answer_habit, explain_options, find_habit, respell, suggest
 from research.run_dir import RUN_ID_PATTERN, expand_path
+from research.signals import find_program
 
 MAX_VALUES = 100_000  # of one range or choice
 MAX_SWEEP_VALUES = 50  # values of a sweep that are checked
@@ -256,7 +257,7 @@ def format_command(
         f"--config-dir={word.partition('=')[2] or after}" for word, after in pairs if word.partition("=")[0] in CONFIG_DIR
     ]
     kept = [line for line in overrides if line and not line.startswith(("resume.", *left_out))]
-    return shlex.join([*launcher, "train.py", *folders, *kept])
+    return shlex.join([*launcher, find_program(), *folders, *kept])
 
 
 def quote_words(words: str) -> str:

@@ -68,8 +68,14 @@ def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def list_differences(here: dict[str, Any], there: dict[str, Any], free: tuple[str, ...] = FREE_SETTINGS) -> list[Difference]:
-    """Return the settings that two resolved configurations do not share, but for the free ones."""
+    """Return the settings that two resolved configurations do not share, but for the free ones.
+
+    A copy of a setting at the top, as trainer.steps of steps, is left out where that differs likewise.
+    """
     sides = [dict(iter_leaves("", json.loads(json.dumps(side, default=str)))) for side in (here, there)]
     keys = [key for key in sides[0] | sides[1] if not f"{key}.".startswith(tuple(f"{name}." for name in free))]
     values = {key: [json.dumps(side[key], ensure_ascii=False) if key in side else "nothing" for side in sides] for key in keys}
-    return [Difference(key, now, then) for key, (now, then) in values.items() if now != then]
+    differing = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+    tops = {key: pair for key, pair in differing.items() if "." not in key}
+    copies = [key for key, pair in differing.items() if "." in key and tops.get(key.rpartition(".")[2]) == pair]
+    return [Difference(key, *pair) for key, pair in differing.items() if key not in copies]

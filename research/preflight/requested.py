@@ -101,7 +101,8 @@ class RequestedConfig(KnownKeys):
             group, choice = key.partition(".")[0], preset.partition("=")[0]
             typed = [self.typed_overrides.get(choice, preset), self.typed_overrides.get(group, "")]
             head = " ".join(filter(None, typed))
-            lines = (f"{preset} sets {key}: {lines[0]}", f"leave out {' or '.join(filter(None, typed))}")
+            without = [line for line in lines[1:] if line.startswith("give ~")]
+            lines = (f"{preset} sets {key}: {lines[0]}", *without, f"leave out {' or '.join(filter(None, typed))}")
         self.mistakes.setdefault(key, format_mistake(head or f"{key}={repr_value(self.get(key))}", *lines))
 
     def find_preset(self, key: str) -> str:
@@ -187,7 +188,8 @@ class RequestedConfig(KnownKeys):
             typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*unknown, "_target_")]
             near = [f"{key}.{name}" for name in suggest(unknown[0], names) if len(unknown) == 1]
             hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
-            if f"{key}._target_" in self.typed_overrides and len(unknown) < 4:  # left over from the target before
+            is_left = f"{key}._target_" in self.typed_overrides or self.find_preset(f"{key}.{unknown[0]}")
+            if is_left and len(unknown) < 4:  # over from the target before
                 hint = hint or f"give {' '.join(f'~{key}.{name}' for name in unknown)}"
             hint = hint or self.describe_absence(f"{key}.{unknown[0]}")
             hints = [hint] if hint else self.suggest_habit(f"{key}.{unknown[0]}", typed[0])
@@ -241,7 +243,8 @@ class RequestedConfig(KnownKeys):
         for parameter in signature.parameters:
             key = f"{prefix}{parameter.name}"
             value, source = self.get_resolved(key)
-            if value is MISSING or isinstance(value, dict):
+            are_counted = source == "steps" and value is None and self.get("epochs") is not None  # once the data is read
+            if value is MISSING or isinstance(value, dict) or are_counted:
                 continue
             if value == "???":
                 self.add_mistake(source, f"{source} needs a value")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import print_message, redact
+from research.options.conf import list_groups
 from research.preflight.compose import iter_leaves
-from research.preflight.overrides import to_literal
+from research.preflight.overrides import format_command, to_literal
 from research.preflight.recorded import FREE_SETTINGS, OUTER_SETTINGS, Difference, list_differences, load_config
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
@@ -233,8 +235,23 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         message = f"{folder} has later checkpoints than {path.name}, or other things than that run"
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
+        nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         differences = [item for item in list_differences(resolve_settings(requested), old) if item.key not in CHANGEABLE_KEYS]
-        for node in FIXED_NODES[:1] if is_new else FIXED_NODES:
-            if fixed := [item for item in differences if f"{item.key}.".startswith(f"{node}.")]:
-                fix = "give what it was trained with" + ("" if node == "model" else ", or resume.weights_only=true")
-                yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(map(str, fixed[:3])), fix)
+        if fixed := [item for item in differences if f"{item.key}.".startswith(nodes)]:
+            is_of_model = any(item.key.startswith("model.") for item in fixed)
+            fix = f"to go on with it: {repeat_command(folder, requested, value)}"
+            fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"
+            fixed.sort(key=lambda item: not item.key.endswith("_target_"))
+            yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(map(str, fixed[:3])), fix)
+
+
+def repeat_command(folder: Path, requested: RequestedConfig, value: str) -> str:
+    """Return the line that goes on with a run: its own, with what is typed now about neither its parts nor its folder."""
+    is_apart = ("resume", *(node.partition(".")[0] for node in FIXED_NODES), *list_groups())
+    typed = {key: line for key, line in requested.typed_overrides.items() if key.partition(".")[0] not in is_apart}
+    try:
+        own = read_text(folder / "overrides.txt", "replace").splitlines()
+    except OSError:
+        own = []
+    kept = [line for line in own if line.partition("=")[0].lstrip("+~") not in typed]
+    return format_command([*kept, *dict.fromkeys(typed.values()), f"resume={to_literal(value)}"], argv=sys.argv)

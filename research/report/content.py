@@ -7,6 +7,7 @@ from typing import Any
 
 from research.cli import format_count, format_duration
 from research.metrics import confidence_interval
+from research.preflight.overrides import format_command
 from research.report.blocks import Block, Code, Heading, Items, Picture, Table, write
 from research.report.plots import compute_importances
 from research.report.preset import EXCLUDED_KEYS
@@ -77,7 +78,7 @@ def list_best_trials(sweep: Sweep, target: Target | None, max_rows: int) -> Iter
     values = *sweep.objectives, *([target.name] if target else [])
     yield Table(("trial", *values, *sweep.space, "steps", "time", "folder", ""), cells)
     trial = f"trial {sweep.best[0].number}{', the first of the best configuration' if by_mean else ''}"
-    copy, then = Code("conf/experiment/NAME.yaml"), Code("python train.py experiment=NAME")
+    copy, then = Code("conf/experiment/NAME.yaml"), Code(format_command(["experiment=NAME"]))
     yield write(Code("best.yaml"), f" repeats {trial}: copy it to ", copy, ", then ", then, ".")
 
 

@@ -11,7 +11,7 @@ import yaml
 from research.cli import UNPRINTABLE
 from research.options.conf import CONF, list_groups
 from research.preflight.compose import ComposedConfig
-from research.preflight.overrides import get_key, parse
+from research.preflight.overrides import format_command, get_key, parse
 from research.report.results import FLOAT, Row, Sweep, parse_value
 from research.run_dir import OUTER_KEYS
 
@@ -73,7 +73,7 @@ def build_preset(sweep: Sweep, row: Row) -> str:
 def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> list[str]:
     """Return the first lines of a preset: its package, where it comes from and how to use it."""
     values = ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, sweep.compute_mean(row), strict=True))
-    lines = ["# @package _global_", f"# python train.py experiment=NAME: trial {row.number} of {sweep.name}, {values}"]
+    lines = ["# @package _global_", f"# {format_command(['experiment=NAME'])}: trial {row.number} of {sweep.name}, {values}"]
     lines += ["# Copy this file to conf/experiment/NAME.yaml."]
     key, runs = sweep.spec.repeat_key, len(row.repeats) or len(sweep.repeats[row.number])
     if row.repeats or runs > 1:

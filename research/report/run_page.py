@@ -224,7 +224,7 @@ def list_commands(folder: Path, summary: Summary, overrides: Sequence[str]) -> I
         lines += [f"git apply {folder / 'git.diff'}"] if git.get("dirty") and (folder / "git.diff").exists() else []
     yield write("To repeat it:")
     yield Listing("\n".join([*lines, format_command(overrides)]))
-    yield write("To go on with it, to the steps that were asked for; give more by ", Code("trainer.steps=N"), ":")
+    yield write("To go on with it, to the steps that were asked for; give more by ", Code("steps=N"), ":")
     yield Listing(f"{format_command(overrides)} {to_argument('resume', str(folder))}")
 
 

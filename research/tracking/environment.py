@@ -27,7 +27,14 @@ def run_git(*arguments: str) -> str:
         process = run_process(f"git {arguments[0]} in {ROOT}", command, ROOT, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return process.stdout.strip() if process.returncode == 0 else ""
+    return process.stdout.strip("\n") if process.returncode in (0, 1) else ""  # 1: `git diff --no-index` has found a difference
+
+
+def find_changes() -> str:
+    """Return what the files have that the commit lacks, as a patch: options and modules of the user's own among them."""
+    new = run_git("ls-files", "-z", "--others", "--exclude-standard", "conf", ":(glob)*.py").split("\0")
+    parts = run_git("diff", "HEAD"), *(run_git("diff", "--no-index", "/dev/null", name) for name in new if name)
+    return "\n".join(filter(None, parts))
 
 
 def describe_environment() -> dict[str, Any]:

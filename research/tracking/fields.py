@@ -12,6 +12,7 @@ from zlib import crc32
 from research.cli import redact
 from research.rules import HYDRA_KEYS
 from research.run_dir import OUTER_KEYS, RunConfig
+from research.signals import find_program
 from research.tracking.environment import run_git
 
 SOURCE_TAG = "mlflow.source.name"  # each run of this program has this tag; the run of a sweep, which is no process, has not
@@ -58,7 +59,7 @@ def rename_metric(metric: str) -> str:
 
 def make_tags(run: RunConfig, trial: int | None, parent: str | None) -> dict[str, str]:
     """Return the tags that a run begins with: MLflow's own, what was chosen, and what was swept."""
-    command = redact(" ".join(["python train.py", *run.overrides]))
+    command = redact(" ".join(["python", find_program(), *run.overrides]))
     tags = {"folder": str(run.folder), "host": socket.gethostname(), NOTE_TAG: f"`{command}`"[:MAX_TAG_LENGTH]}
     tags |= {SOURCE_TAG: "train.py", "mlflow.source.type": "LOCAL", "mlflow.user": get_user()}
     tags |= {key: value for key, value in run.choices.items() if value != "None" and key not in OUTER_CHOICES}

@@ -5,9 +5,15 @@ from typing import Any
 from research.cli import redact
 from research.data.spec import Dataset
 from research.nn.bitlinear import bitlinear_layers
+from research.run_dir import Summary
 from research.training.checkpoint import hash_weights
 from research.training.oom import get_peak_rss_mb
-from research.training.state import State
+from research.training.state import TIME_LIMIT, State
+
+
+def is_finished(summary: Summary, in_sweep: bool) -> bool:
+    """Return whether a run has done what it was to do. One that its time limit ended goes on, but for a sweep's trial."""
+    return summary.status == "FINISHED" and (in_sweep or not summary.stop.startswith(TIME_LIMIT))
 
 
 def describe_outcome(state: State | None) -> dict[str, Any]:
@@ -32,6 +38,7 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "data": redact(describe_data(data)),
         "notes": redact(list(data.notes)),
         "shape": data.shape._asdict(),
+        "classes": list(data.classes),
         "params": sum(p.numel() for p in state.model.parameters()),
         "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),

@@ -276,7 +276,9 @@ def _warn_of_jump(snapshot: Snapshot, state: State) -> None:
     old = schedule.get("end") or trainer.get("steps", snapshot.step)
     has_end = "end" in signature(state.schedule).parameters
     keep = f"; to keep the end that it had, give +schedule.end={old} with resume=RUN, its folder, not with auto"
-    fix = keep if has_end and old != steps else ""
+    final = state.schedule(old - 1, old)
+    learns = (final[0] if isinstance(final, tuple) else final) > 0  # or else no step beyond that end would
+    fix = keep if has_end and old != steps and learns else ""
     message = "resume: the schedule's factor on lr jumps from %.3g to %.3g at step %d of %d%s"
     log.warning(message, before, following, snapshot.step, steps, fix)
 

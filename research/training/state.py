@@ -24,6 +24,7 @@ from research.training.ema import Average
 from research.training.progress import Progress
 from research.trigger import is_better
 
+TIME_LIMIT = "the time limit"  # how the reason begins why a run ended by the clock
 PRUNED_REASON = "pruned: other trials were better at this step"  # why a run ended that its study has given up
 Schedule = Callable[[int, int], float | tuple[float, float]]  # (step, steps) -> factors on lr, and on weight decay
 
@@ -87,6 +88,7 @@ class State:
     logged: dict[str, float] = field(default_factory=dict)  # what this step logged; empty between log points
     has_evaluated: bool = False  # in this process
     improved: bool = False  # this step's evaluation is the best so far
+    last_eval_step: int = 0  # of this process's last evaluation
     skipped_on_device: Tensor | None = None  # whether the last update was left out; to be looked at before saving
     end_notes: dict[str, str] = field(default_factory=dict)  # what callbacks say at the end of the run
     stop: str = ""  # a reason to end; set when gradients are ready, the step under way is still evaluated
@@ -156,6 +158,7 @@ class State:
         progress.extra_metrics = {}
         self.logged |= new
         progress.metrics |= new
+        self.last_eval_step = progress.step if monitor in new else self.last_eval_step
         value = new.get(monitor, math.nan)
         if math.isfinite(value) and (
             not progress.best or is_better(monitor, value, progress.best[monitor], self.info.directions)

@@ -37,6 +37,8 @@ from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.schedules import constant
 from research.preflight.overrides import to_argument
+from research.run_dir import Summary
+from research.training.outcome import is_finished
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
 
@@ -171,7 +173,7 @@ class Interrupt(Callback):
     """A SIGTERM after some steps."""
 
     def on_step(self, state: State) -> None:
-        if state.progress.step == 4:
+        if state.progress.step == 5:
             signal.raise_signal(signal.SIGTERM)
 
 
@@ -187,18 +189,21 @@ def test_a_stopped_run_prints_where_and_what_goes_on(tmp_path: Path, caplog: pyt
         state = fit(Interrupt(), Console(every=1000, terminal=Terminal(file=output, width=60)), steps=40, folder=folder)
     assert state.signum == signal.SIGTERM
     lines = output.getvalue().splitlines()
-    end = lines.index("Stopped at step 4 of 40 (SIGTERM)")
+    end = lines.index("Stopped at step 5 of 40 (SIGTERM)")
     rows = {line[:16].strip(): line[17:] for line in lines[end + 1 :]}
+    assert rows["final val/acc"].endswith(" at step 4"), "the last that was evaluated"
     words = ["python", "train.py", "--config-dir=my conf", "optim=mine", "trainer.steps=40", "name='a b'"]
     assert shlex.split(rows["resume with"]) == [*words, shlex.split(to_argument("resume", str(folder)))[0]]
     assert "sweep" not in rows
-    assert "Stopped at step 4 of 40 (SIGTERM)" in caplog.messages
+    assert "Stopped at step 5 of 40 (SIGTERM)" in caplog.messages
 
 
 def test_a_run_that_was_done_goes_on_to_twice_the_steps(tmp_path: Path) -> None:
     (tmp_path / "overrides.txt").write_text("lr=1e-3\nsteps=6\n")
     state = fit(steps=6, folder=tmp_path)
-    assert dict(build_summary(state))["resume with"] == f"python train.py lr=1e-3 resume={tmp_path} trainer.steps=12"
+    assert dict(build_summary(state))["resume with"] == f"python train.py lr=1e-3 resume={tmp_path} steps=12"
+    state.info = replace(state.info, config={"steps": 2000, "trainer": {"steps": 6}})  # trainer=debug has steps of its own
+    assert dict(build_summary(state))["resume with"].endswith(f"resume={tmp_path} trainer.steps=12")
     assert describe_end(state) == "Done"
 
 
@@ -228,6 +233,12 @@ def test_the_monitor_and_the_time_left_fit_any_width(width: int, monitor: str) -
         assert "…" not in line
     full = format_progress(state)
     assert all(f"{key} " in full for key in state.progress.metrics), "where it is piped, nothing is left out"
+
+
+def test_a_run_goes_on_where_its_time_limit_ended_it() -> None:
+    """But not a sweep's trial, nor a run that reached what it was to reach."""
+    summaries = [Summary("FINISHED", stop=fit(callback).stop) for callback in (TimeLimit(1e-9), EarlyStop(target=0.0))]
+    assert [is_finished(summary, in_sweep) for summary in summaries for in_sweep in (False, True)] == [False, True, True, True]
 
 
 def test_the_last_step_of_a_time_limit_is_evaluated() -> None:

@@ -87,6 +87,14 @@ def test_what_is_no_pair_is_refused(tmp_path: Path, content: str, words: str) ->
         pairs(str(tmp_path / "a.csv"))
 
 
+def test_rows_that_are_all_left_out_are_told(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl")
+    with pytest.raises(
+        ValueError, match=r"(?s)no row is left: 30 rows without 'answer'\n.*a.jsonl:1.*\nname the columns or keys"
+    ):
+        pairs(path, target="answer", defects="skip")
+
+
 def test_files_that_are_no_tables_are_counted(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl")
     (tmp_path / "README.md").write_text("what is here")

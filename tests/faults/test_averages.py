@@ -155,11 +155,18 @@ def fit_scheduled(folder: Path, schedule: Any, steps: int, stop: int = 0, config
 KEEP = "; to keep the end that it had, give +schedule.end=8 with resume=RUN, its folder, not with auto"
 LENGTHENED: dict[str, tuple[Any, int, str]] = {  # schedule; the steps, of 8, after which it is resumed; the advice
     "cosine at its end": (cosine, 8, KEEP),
-    "wsd at its end": (wsd, 8, KEEP),
+    "wsd at its end": (wsd, 8, ""),
+    "wsd above a floor": (partial(wsd, floor=0.2), 8, KEEP),
     "bitnet at its end": (lambda *of: bitnet(*of)[0], 8, ""),
     "own function": (lambda step, steps: 1 - step / steps, 8, ""),
     "cosine on its way": (cosine, 4, KEEP),
 }
+
+
+NOTHING = [
+    "  schedule.end=20: the steps after it, up to 30, would have lr=0 and learn nothing",
+    "  give steps=20, or leave out schedule.end",
+]
 
 
 @pytest.mark.parametrize("case", LENGTHENED)
@@ -215,6 +222,11 @@ def test_another_lr_is_no_jump_of_the_schedule(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "bitnet"])
 def test_the_command_line_takes_the_advice(name: str) -> None:
-    assert find_mistakes([f"schedule={name}", "+schedule.end=20"], False) == []
+    """But not where the steps beyond would learn nothing: only the cosine ends above 0."""
+    assert find_mistakes([f"schedule={name}", "+schedule.end=20", "steps=20"], False) == []
+    beyond = find_mistakes([f"schedule={name}", "+schedule.end=20", "steps=30"], False)
+    assert [line.splitlines()[1:] for line in beyond] == ([] if name == "cosine" else [NOTHING])
+    assert find_mistakes(["schedule=wsd", "+schedule.end=20", "schedule.floor=0.1"], False) == []
+    assert find_mistakes([f"schedule={name}", "+schedule.end=20", "epochs=3"], False) == []
     (mistake,) = find_mistakes([f"schedule={name}", "+schedule.end=0"], False)
     assert "schedule.end takes a whole number in [1, inf) or null; got 0" in mistake

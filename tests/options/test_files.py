@@ -43,6 +43,10 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
         "# @package _global_\ndefaults:\n  - model: bitmlp\n",
         ["chosen.yaml:3: conf/config.yaml chooses model already", "write - override /model: bitmlp"],
     ),
+    "experiment/left": (
+        "# @package _global_\ndefaults:\n  - override /model: bitmlp\n  - override /data: digits\nmodel:\n  heads: 2\n",
+        ["sets model.heads: research.models.mlp.MLP has no parameter heads", "give ~model.heads"],
+    ),
     "experiment/unread": ("# @package _global_\nmodle:\n  dim: 8\n", ["sets modle: no component reads it", "leave out"]),
     "data/local": ("_target_: research.data.digits.digits\n", ["local.yaml gives no name, monitor", "# @package _global_"]),
     "optim/rate": (

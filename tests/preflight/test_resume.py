@@ -51,6 +51,25 @@ def test_a_resumed_run_has_the_same_architecture(tmp_path: Path) -> None:
         assert words in "\n".join(find_mistakes([f"resume={tmp_path}", *changes], False))
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("", "data=digits model=mlp +schedule.end=9 out=o steps=9"),
+        ("steps=12 lr=0.5 model.dim=64", "data=digits model=mlp +schedule.end=9 out=o steps=12 lr=0.5"),
+        ("data=digits model=mlp optim=adam seed=3", "data=digits model=mlp +schedule.end=9 out=o steps=9 seed=3"),
+    ],
+)
+def test_a_run_is_resumed_by_its_own_line(tmp_path: Path, words: str, line: str) -> None:
+    """Whatever parts it lacks: one mistake, with the line that goes on."""
+    (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
+    own = ["data=digits", "model=mlp", "+schedule.end=9", "out=o", "resume.path=auto", "steps=9"]
+    write_config(tmp_path, "schedule=cosine", *own)
+    (tmp_path / "overrides.txt").write_text("\n".join(own) + "\n")
+    (mistake,) = find_mistakes([f"resume={tmp_path}", *words.split()], False)
+    assert mistake.splitlines()[2] == f"  to go on with it: python train.py {line} resume={tmp_path}"
+    assert ("weights_only=true for a new run" in mistake) == ("adam" in words)
+
+
 def test_resume_finds_its_folder(tmp_path: Path, run: Path) -> None:
     folder = f"hydra.run.dir={quote_path(run)}"
     by_path = f"resume.path={quote_path(run)}"

@@ -42,7 +42,7 @@ def test_the_links_of_a_run_and_a_sweep_open_them(tmp_path: Path, browser: Any) 
         assert "GenAI" in text, "the switch between MLflow's two halves"
         open_page(browser, links["MLflow"], ["sweep lr, optim", "bitnet grokfast seed=0", "6 matching runs"])
         overview = address + run_link[1].replace("/model-metrics", "")
-        text = open_page(browser, overview, ["Created by", "train.py", "python train.py trainer=debug", "modular ("])
+        text = open_page(browser, overview, ["Created by", "train.py", "train.py trainer=debug", "modular ("])
         assert "_target_" not in text
         assert "optim.lr" not in text
     assert (tmp_path / "run.png").stat().st_size < 150_000

@@ -23,7 +23,7 @@ def test_resume_continues_in_its_folder_with_the_new_settings(tmp_path: Path) ->
     assert read_metrics(part)[-1]["lr"] == 1e-4
     assert "lr 0.0001, alpha 0.9, lamb 0" in (part / "train.log").read_text()
     line = [text for text in (part / "train.log").read_text().splitlines() if "resume with: " in text][-1]
-    train(tmp_path, *shlex.split(line.split("resume with: python train.py ")[1]))  # what it said itself
+    train(tmp_path, *shlex.split(line.split("/train.py ")[1]))  # what it said itself
     assert [line["step"] for line in read_metrics(part)] == list(range(1, 13))
     told = [(part / name).read_text() for name in ("config.yaml", "overrides.txt", "summary.json", "metrics.jsonl")]
     done = train(tmp_path, *tiny, f"resume={part}", fails=True)
