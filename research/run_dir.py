@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -55,8 +56,6 @@ class RunConfig:
     @property
     def digest(self) -> str:
         """Return a digest of what the result depends on: not where it goes, nor who watches."""
-        from hashlib import sha256
-
         settings = {key: value for key, value in self.config.items() if key not in (*OUTER_KEYS, "name")}
         return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
