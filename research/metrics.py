@@ -115,10 +115,31 @@ class RowMetric(Metric):
         self.rows = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        self.rows.append(self.measure(logits, targets).detach())
+        rows: object = self.measure(logits, targets)
+        if not isinstance(rows, Tensor) or not rows.ndim:
+            fix = "return a row for each target that counts, [n] or [n, ...]: compute takes the mean"
+            raise ValueError(f"{self.name}.measure returned {describe(rows)}, which is no row\n{fix}")
+        self.rows.append(rows.detach())
 
     def merge(self, parts: Sequence[Any]) -> float:
-        return float(self.compute(torch.cat([row.cpu() for part in parts for row in part.rows]).double()))
+        return self.to_number(self.compute(self.join_rows(parts)))
+
+    def join_rows(self, parts: Sequence["RowMetric"]) -> Float[Tensor, "n ..."]:
+        """Return the rows of all batches and processes."""
+        return torch.cat([row.cpu() for part in parts for row in part.rows]).double()
+
+    def to_number(self, value: object) -> float:
+        """Return what `compute` has returned. Raise ValueError where it is no number."""
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError) as error:
+            message = f"{self.name}.compute returned {describe(value)}, which is no number"
+            raise ValueError(f"{message}\nreturn one number; a metric for each other one") from error
+
+    @property
+    def name(self) -> str:
+        """Return the name of its class, as `_target_` has it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
 
 class Torchmetric(Metric):
@@ -233,6 +254,11 @@ def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, 
     bins = torch.bucketize(confidences, torch.linspace(0, 1, NUM_BINS + 1, dtype=confidences.dtype), right=True) - 1
     gaps = torch.zeros(NUM_BINS + 1, dtype=torch.float64).index_add_(0, bins, is_right.double() - confidences.double())
     return float(gaps.abs().sum() / len(confidences))
+
+
+def describe(value: object) -> str:
+    """Return what a function has returned, for a message."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def find_directions(metrics: Mapping[str, Metric]) -> dict[str, bool]:

@@ -24,7 +24,8 @@ from research.losses import (
     per_pixel,
     regression,
 )
-from research.training.evaluate import check_task, evaluate
+from research.training.evaluate import evaluate
+from research.training.task import check_task
 from research.training.trainer import Supervised
 
 MODEL = nn.Linear(4, 3)

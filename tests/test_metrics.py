@@ -25,7 +25,8 @@ from research.losses import IGNORE, Loss, classification, last_token, next_token
 from research.metrics import CalibrationNull, Torchmetric, calibration_error, num_correct
 from research.preflight.check import find_mistakes
 from research.sweep.study import parse_directions
-from research.training.evaluate import check_task, evaluate
+from research.training.evaluate import evaluate
+from research.training.task import check_task
 from research.trigger import Trigger, higher_is_better, is_better, read_directions
 
 
