@@ -168,9 +168,10 @@ class Torchmetric(Metric):
         if self.metric is None:
             settings = {"num_classes": outputs.shape[-1]} if has_classes else {}
             self.metric = self.make(**settings, sync_on_compute=False).to(outputs.device)
+            self.metric.set_dtype(torch.float64)  # of its sums
             self.class_counts = outputs.new_zeros(settings.get("num_classes", 0))
         if has_classes:
-            outputs = outputs.softmax(-1)
+            outputs = outputs.double().softmax(-1)  # in float32 all that are sure to 1 in 10^8 would be tied
             self.class_counts += torch.bincount(targets, minlength=len(self.class_counts))
         self.metric.update(outputs, targets)
 
@@ -231,28 +232,26 @@ class CalibrationNull(Confidence):
     from a fixed seed; the mean is returned.
     """
 
-    def __init__(self, higher_is_better: bool | None, draws: PositiveInt = 200) -> None:
+    def __init__(self, higher_is_better: bool | None, draws: PositiveInt = 200, n_bins: PositiveInt = NUM_BINS) -> None:
         check_settings("metrics.calibration_null", CalibrationNull.__init__.__annotations__, locals())
         super().__init__(higher_is_better)
-        self.draws = draws
+        self.draws, self.n_bins = draws, n_bins
 
     def compute(self, rows: Float[Tensor, "n"]) -> float:
         confidences = rows.sort().values  # so the order of batches and processes does not matter
         generator = torch.Generator().manual_seed(0)
         count = max(10, min(self.draws, MAX_DRAWS // len(rows)))
-        errors = [
-            calibration_error(confidences, torch.rand(len(rows), generator=generator) < confidences) for _ in range(count)
-        ]
-        return statistics.fmean(errors)
+        draws = (torch.rand(len(rows), generator=generator) < confidences for _ in range(count))
+        return statistics.fmean(calibration_error(confidences, is_right, self.n_bins) for is_right in draws)
 
 
-def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, "n"]) -> float:
+def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, "n"], n_bins: int = NUM_BINS) -> float:
     """Return the expected calibration error: how far accuracy and confidence are apart, over equal bins of confidence.
 
-    Guo et al. 2017, equation 3, as torchmetrics computes it.
+    Guo et al. 2017, equation 3, as torchmetrics computes it: its bins end at numbers of float32.
     """
-    bins = torch.bucketize(confidences, torch.linspace(0, 1, NUM_BINS + 1, dtype=confidences.dtype), right=True) - 1
-    gaps = torch.zeros(NUM_BINS + 1, dtype=torch.float64).index_add_(0, bins, is_right.double() - confidences.double())
+    bins = torch.bucketize(confidences.float(), torch.linspace(0, 1, n_bins + 1), right=True) - 1
+    gaps = torch.bincount(bins, is_right.double() - confidences.double())
     return float(gaps.abs().sum() / len(confidences))
 
 
