@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from test_conf import compose_config
 from torch import Tensor, nn
 
 from research.data.spec import Images, MemoryDataset, Split, Vectors
@@ -82,5 +83,10 @@ def test_formats_of_tokens_name_the_others(writer: object, tmp_path: Path) -> No
 def test_what_no_format_holds_is_named() -> None:
     with pytest.raises(ValueError, match=r"RUN predicts numbers, and the check of exports compares classes; load it in Python"):
         verify.select_held_out(make_source(Vectors(7, 1)), 100)
-    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.linear is a plain nn.Linear"):
+    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.linear is a plain nn.Linear.*train with model=bitmlp$"):
         make_source(Vectors(7, 4), nn.Linear)
+    with pytest.raises(ValueError, match=r"RUN is not ternary: .*train with model=bitvision$"):
+        make_source(CLASSES, nn.Linear)
+    for kind, options in layout.TERNARY_MODELS.items():
+        for option in options:
+            assert compose_config(f"model={option}").model._target_ == f"{kind.__module__}.{kind.__name__}"
