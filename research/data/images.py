@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.files.sources import SPLIT_FOLDERS, Counts, check_defects
+from research.files.sources import SPLIT_FOLDERS, UNLABELLED, Counts, check_defects
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
@@ -104,12 +104,14 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
         parents = file.relative_to(root).parts[:-1]
         if len(parents) < depth:
             faults.add("images outside the folder of a class", str(file))
+        elif parents[depth - 1].lower() in UNLABELLED:
+            counts.add(f"images in '{parents[depth - 1]}', which is no class", str(file))
         else:
             labelled.append(Labelled(file, parents[depth - 1], SPLIT_FOLDERS[parents[0].lower()] if is_split else ""))
     seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
         parts = folder.relative_to(root).parts
-        if parts not in seen and not is_hidden(parts):
+        if parts not in seen and parts[-1].lower() not in UNLABELLED and not is_hidden(parts):
             faults.add("class folders without images", str(folder))
     return labelled
 
@@ -117,8 +119,8 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
 def has_splits(root: Path) -> bool:
     """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them."""
     names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
-    if not {SPLIT_FOLDERS[name.lower()] for name in splits} > {"train"}:
+    splits = [name for name in names if SPLIT_FOLDERS.get(name.lower(), "unsup") != "unsup"]
+    if not {SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS} > {"train"}:
         return False
     if others := [name for name in names if name not in splits]:
         text = f"data.path: {root} holds the splits {', '.join(splits)} beside {', '.join(others)}"

@@ -13,7 +13,7 @@ from research.data.corpus import LEFT_OUT, SPLITS, SplitName, assign_splits, dig
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
 from research.files.documents import Column, Defect, DefectError, Format, Row, find_kind, iter_rows, iter_text
-from research.files.sources import SPLIT_FOLDERS, Counts, find_files, list_own_files
+from research.files.sources import SPLIT_FOLDERS, UNLABELLED, Counts, check_splits, find_files, list_own_files
 from research.run_dir import expand_path
 
 Pair = tuple[str, str]  # a text, and its class or the text that answers it
@@ -40,12 +40,17 @@ def find_labelled_files(
         shown = [folder for folder in folders if not folder.name.startswith((".", "__"))]
         for folder in set(folders) - set(shown):
             counts.add("hidden folders", str(folder))
+        own = list_own_files(root, patterns, counts) if shown else find_files(path, patterns, counts)
+        if shown:
+            check_splits(path, root, [*shown, *own])
         if shown and {folder.name.lower() for folder in shown} <= SPLIT_FOLDERS.keys():
             message = f"data.path={path}: its folders are splits ({', '.join(folder.name for folder in shown)}), no classes"
             raise ValueError(f"{message}\ngive one of them, as data.path={path}/{shown[-1].name}: the split is made here")
         for folder in shown:
-            files += [(file, folder.name) for file in find_files(str(folder), patterns, counts)]
-        own = list_own_files(root, patterns, counts) if shown else find_files(path, patterns, counts)
+            if folder.name.lower() in UNLABELLED:
+                counts.add(f"folders '{folder.name}', which is no class", str(folder))
+            else:
+                files += [(file, folder.name) for file in find_files(str(folder), patterns, counts)]
         files += [(file, "") for file in own]
     return files
 

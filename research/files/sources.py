@@ -17,8 +17,11 @@ SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-pa
 TEXT_KINDS = (".txt", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", ".py")
 TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
-SPLIT_NAMES = ("train training", "val valid validation dev", "test testing")  # a split's, then other names of its folder
+# A split's, then other names of its folder or file; what has no class is the fourth.
+SPLIT_NAMES = ("train training", "val valid validation dev", "test testing", "unsup unsupervised unlabeled unlabelled")
 SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
+UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders that are no class, whatever stands beside them
+SPLIT_PART = re.compile(rf"(?i)(?<![a-z])({'|'.join(sorted(SPLIT_FOLDERS, key=len, reverse=True))})(?![a-z])")
 FIX = "mend them, name other files by data.pattern, or give data.defects=skip"
 ENCODING_FIX = "state data.encoding where it is that of all files, else convert these first"
 LONG_WORK = 1 << 26  # bytes: work on as many is shown
@@ -90,7 +93,7 @@ def find_files(
 
     None for paths: the standard library's sources. None for patterns: `kinds`, and what is of another kind is counted.
     Symbolic links are followed, once each.
-    Raise ValueError for a path that is not there, and where no file matches.
+    Raise ValueError for a path that is not there, where no file matches, and for a folder that holds splits.
     """
     roots = [sysconfig.get_paths()["stdlib"]] if paths is None else [paths] if isinstance(paths, str) else list(paths)
     patterns = "*.py" if patterns is None and paths is None else patterns
@@ -105,6 +108,8 @@ def find_files(
         matching = [root] if root.is_file() else list(iter_files(root, counts, is_wanted, skipped))
         if patterns is None and root.is_dir():
             count_others(root, matching, counts)
+        if root.is_dir() and paths is not None:
+            check_splits(text, root, matching)
         files |= dict.fromkeys(sorted(file.resolve() for file in matching))
     if not files:
         where, others = ", ".join(roots), list_suffixes(roots)
@@ -114,6 +119,31 @@ def find_files(
         shown = patterns if isinstance(patterns, str) else ",".join(patterns)
         raise ValueError(f"data.pattern={shown}: no file below {where} matches{others}\ngive another data.pattern or data.path")
     return list(files)
+
+
+def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
+    """Raise ValueError where training files stand beside those of another split: read as one, both would be learnt.
+
+    Splits are files or folders whose names differ in train, val, test alone, or in numbers. Programs (train.py) are none.
+    """
+    groups: dict[tuple[str, ...], dict[str, dict[Path, None]]] = {}
+    for file in files:
+        parts = file.relative_to(root).parts if file.suffix.lower() != ".py" else ()
+        for depth, name in enumerate(parts):
+            stem = Path(name).stem if depth + 1 == len(parts) else name
+            if len(found := SPLIT_PART.findall(stem)) == 1:
+                key = (*parts[:depth], re.sub(r"\d+", "", SPLIT_PART.sub("*", stem)))
+                members = groups.setdefault(key, {}).setdefault(SPLIT_FOLDERS[found[0].lower()], {})
+                members[root.joinpath(*parts[: depth + 1])] = None
+    for group in groups.values():
+        if group.keys() > {"train"}:
+            first = [min(group[split]) for split in dict.fromkeys(SPLIT_FOLDERS.values()) if split in group]
+            names = ", ".join(str(path.relative_to(root)) for path in first)
+            train = min(group["train"])
+            pattern = re.sub(r"\d+", "*", train.name)
+            fix = f"data.path={train}" if len(group["train"]) == 1 else f"'data.pattern=\"{pattern}\"'"
+            message = f"data.path={text}: it holds splits ({names}), and all of them would be learnt"
+            raise ValueError(f"{message}\ngive {fix}: the split is made here; or name each to mix them: 'data.path=[A,B]'")
 
 
 def iter_files(

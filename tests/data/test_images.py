@@ -295,8 +295,10 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
         (lambda root: None, {"max_gb": 1e-7}, "10 images of 3 x 6 x 6 take 1.08e-06 GB"),
         (lambda root: [(root / name).mkdir() for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
         (lambda root: [(root / "cat").rename(root / "val"), (root / "dog").rename(root / "test")], {}, "(test, val), no"),
+        (lambda root: [(root / "cat").rename(root / "train"), (root / "dog").rename(root / "unsup")], {}, "beside unsup"),
+        (lambda root: (root / "dog").rename(root / "unlabeled"), {}, "holds 5 images of the one class 'cat'"),
     ],
-    ids=["one class", "no file", "two sizes", "half a size", "a pattern", "no training", "memory", "beside", "alone"],
+    ids=["class", "file", "sizes", "size", "pattern", "training", "memory", "beside", "alone", "unsup", "unlabeled"],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, make: Make, settings: dict[str, Any], words: str) -> None:
     make(make_folder(tmp_path))

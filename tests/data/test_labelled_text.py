@@ -101,7 +101,9 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
         {"a.csv": "text,label\n" + "".join(f"t{n},id{n}\n" for n in range(9))}, {}, "9 texts have 9 classes, as id0"
     ),
     "a text in no folder": ({"pos/a.txt": "x", "neg/a.txt": "y", "c.txt": "z"}, {}, "1 text files that are in no folder"),
-    "a folder of splits": ({"train/pos/a.txt": "x", "test/pos/b.txt": "y"}, {}, "its folders are splits .test, train."),
+    "a folder of splits": ({"train/pos/a.txt": "x", "test/pos/b.txt": "y"}, {}, "holds splits .train, test.*give .*/train: "),
+    "one split": ({"test/pos/a.txt": "x", "test/neg/b.txt": "y"}, {}, "its folders are splits .test., no classes"),
+    "a split beside classes": ({"train.csv": "a", "test.csv": "b", "pos/a.txt": "x"}, {}, "holds splits .train.csv"),
     "an empty folder": ({"pos/a.txt": "x", "neg/a.png": "y"}, {}, "neg is of a kind that is read; it has 1 .png\ngive files"),
     "one column": ({"a.csv": "text,label\nx,a\n"}, {"field": "label"}, "data.field=label and data.label=label are one column"),
 }  # fmt: skip
@@ -123,6 +125,14 @@ def test_texts_with_several_classes_can_be_left_out(tmp_path: Path) -> None:
     data = labelled_text(str(path), seq_len=64, defects="skip")
     assert len(data.train) + len(data.val) == 39
     assert data.notes[-1] == "left out: 1 texts with several classes"
+
+
+def test_a_folder_of_texts_without_a_class_is_left_out(tmp_path: Path) -> None:
+    (write_folders(tmp_path) / "unsup").mkdir()
+    (tmp_path / "unsup" / "a.txt").write_text("neither")
+    data = labelled_text(str(tmp_path), seq_len=64)
+    assert (data.shape.num_classes, len(data.train) + len(data.val)) == (2, 40)
+    assert data.notes[-1] == "left out: 1 folders 'unsup', which is no class"
 
 
 def test_docstrings_have_the_class_of_their_package() -> None:

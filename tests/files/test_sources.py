@@ -41,6 +41,41 @@ def test_files_of_several_paths_and_patterns_are_there_once(
     assert [str(file.relative_to(folder)) for file in files] == names.split()
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("train.csv test.csv", "(train.csv, test.csv), and all of them would be learnt\ngive data.path=/train.csv: "),
+        ("Train.jsonl VALID.csv notes.txt", "(Train.jsonl, VALID.csv)"),
+        ("deep/wiki.train.txt deep/wiki.valid.txt deep/wiki.test.txt", "give data.path=/deep/wiki.train.txt: "),
+        ("train/a.txt dev/a.txt", "(train, dev), and all of them would be learnt\ngive data.path=/train: "),
+        ("x/train/pos/a.txt x/unsup/b.txt", "(x/train, x/unsup)"),
+        ("train-00-of-02.csv train-01-of-02.csv test-00-of-01.csv", """give 'data.pattern="train-*-of-*.csv"': """),
+        ("train2017/a.txt val2017/a.txt", "give data.path=/train2017: "),
+        ("train.txt acid_test.txt", ""),
+        ("train.txt trainer.txt", ""),
+        ("dev.md test.md", ""),
+        ("train.py test.py", ""),
+        ("train/a.py test/a.py train/b.txt", ""),
+        ("train.txt test.png", ""),
+        ("a/train.txt b/test.txt", ""),
+    ],
+)
+def test_splits_are_not_read_as_one(tmp_path: Path, names: str, told: str) -> None:
+    """Files of each split may be read together where each is named."""
+    files = [tmp_path.resolve() / name for name in names.split()]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    if told:
+        with pytest.raises(ValueError, match="it holds splits") as caught:
+            find_files(str(tmp_path), None, Counts())
+        assert told in str(caught.value).replace(str(tmp_path.resolve()), "")
+    else:
+        find_files(str(tmp_path), None, Counts())
+    wanted = [str(file) for file in files if file.suffix != ".png"]
+    assert len(find_files(wanted, None, Counts())) == len(wanted)
+
+
 def test_progress_is_a_bar_on_a_terminal_and_one_line_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
