@@ -84,6 +84,7 @@ class Summary:
     data: str = ""  # what the data set was: its source, how many samples
     notes: list[str] = field(default_factory=list)  # of the data set: leaks between splits, what was left out
     shape: dict[str, float | bool] = field(default_factory=dict)  # of the data set
+    classes: list[str] = field(default_factory=list)  # their names, by number
     params: int = 0
     quantized_params: int = 0  # how many of them have quantized values
     weights_sha256: str | None = None

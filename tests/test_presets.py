@@ -11,6 +11,9 @@ PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "tracker=jsonl"]
 
 
+NUM_NAMES = {"text_classification": 8, "tabular": 2}  # of classes, where the data name them
+
+
 def test_there_are_presets() -> None:
     assert PRESETS
 
@@ -20,6 +23,7 @@ def test_a_preset_runs(preset: Path, tmp_path: Path) -> None:
     train(tmp_path, f"experiment={preset.stem}", *SMALL)
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
     assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
+    assert len(summary["classes"]) == NUM_NAMES.get(preset.stem, 0)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

@@ -66,7 +66,8 @@ def images(
     source = f"{root.name}, {height} x {width}, {len(names)} classes"
     notes = describe_classes(names, classes, parts) + describe_counts(counts, treated)
     y = torch.from_numpy(classes)
-    return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(classes, parts))
+    facts = {"notes": notes, "baseline": predict_majority(classes, parts), "classes": tuple(names)}
+    return select_parts(shape, x, y, parts, source=source, **facts)
 
 
 def check_needs(keys: str, **settings: object) -> None:

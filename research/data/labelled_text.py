@@ -79,7 +79,7 @@ def labelled_text(
     sizes_of = " + ".join(f"{len(part):,}" for part in kept.values())
     source = f"{sizes_of} texts of {len(classes)} classes ({', '.join(classes[:NUM_SHOWN])}{more}), {tokenizer.name}"
     shape = Tokens(tokenizer.vocab_size, seq_len, tokenizer.end, len(classes))
-    return build_dataset(shape, splits, source, baseline, notes, counts, tokenizer)
+    return build_dataset(shape, splits, source, baseline, notes, counts, tokenizer, classes)
 
 
 def drop_contradictions(pairs: Sequence[Pair], faults: Counts) -> list[Pair]:

@@ -140,6 +140,7 @@ def build_dataset(
     notes: Sequence[str],
     counts: Counts,
     tokenizer: Tokenizer,
+    classes: Sequence[str] = (),
 ) -> MemoryDataset[Tokens]:
     """Return splits as a data set; its digest is of all samples, of the split and of what tokens mean."""
     hashed = sha256(json.dumps([shape, tokenizer.describe()]).encode())
@@ -157,4 +158,5 @@ def build_dataset(
         notes=(*notes, *left_out),
         test=splits.get("test"),
         tokenizer=tokenizer,
+        classes=tuple(classes),
     )

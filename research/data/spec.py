@@ -173,6 +173,7 @@ class Dataset(Generic[Shape]):
     notes: tuple[str, ...] = ()  # facts for the console, as the leak between the splits
     test: Samples | None = None  # what nothing is chosen by
     tokenizer: Tokenizer | None = None  # of text
+    classes: tuple[str, ...] = ()  # their names, by number
 
 
 @dataclass(frozen=True)

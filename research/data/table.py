@@ -84,7 +84,7 @@ def table(
     shape = Vectors(x.shape[1], len(names) or 1, **unit)
     targets = torch.from_numpy(y if names else y.astype(np.float32))
     source += f", {len(columns)} columns predict '{goal.name}'"
-    return select_parts(shape, inputs, targets, parts, source=source, notes=notes, baseline=baseline)
+    return select_parts(shape, inputs, targets, parts, source=source, notes=notes, baseline=baseline, classes=tuple(names))
 
 
 def load_example(kind: Kind) -> Table:

@@ -77,6 +77,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
             "run": source.run.folder.name,
             "checkpoint": source.run.checkpoint.name,
             "model": source.architecture | {"ternary": ternary, "rest": rest},
+            **({"class_names": source.run.classes} if source.run.classes else {}),
             **verify.verify_export(source, kind, settings, folder, tokens),
             "files": verify.hash_files(folder),
             "seconds": round(time.monotonic() - start, 1),

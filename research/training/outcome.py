@@ -32,6 +32,7 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "data": redact(describe_data(data)),
         "notes": redact(list(data.notes)),
         "shape": data.shape._asdict(),
+        "classes": list(data.classes),
         "params": sum(p.numel() for p in state.model.parameters()),
         "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),

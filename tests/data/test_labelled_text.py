@@ -1,16 +1,23 @@
 """Texts with a class each: from columns, from folders, from docstrings; told apart from what has no class or several."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow
 import pytest
 import torch
+from omegaconf import OmegaConf
+from program import ROOT
 from pyarrow import parquet
+from torch import nn
 
 from research.data.labelled_text import labelled_text
 from research.data.spec import MemoryDataset, Split, Tokens
-from research.data.tokenizers import BPE
+from research.data.tokenizers import BPE, TOKENIZER_FOLDER, Bytes
+from research.load import TrainedRun
+from research.models.transformer import Transformer
+from research.run_dir import Summary
 
 ROWS = [(f"text number {number} of the class {'even' if number % 2 == 0 else 'odd'}", number % 2) for number in range(40)]
 NAMES = ["even", "odd"]
@@ -133,6 +140,26 @@ def test_a_folder_of_texts_without_a_class_is_left_out(tmp_path: Path) -> None:
     data = labelled_text(str(tmp_path), seq_len=64)
     assert (data.shape.num_classes, len(data.train) + len(data.val)) == (2, 40)
     assert data.notes[-1] == "left out: 1 folders 'unsup', which is no class"
+
+
+def test_the_code_of_the_docs_labels_new_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a batch of the data set has them, texts that are longer than a row among them."""
+    torch.manual_seed(0)
+    model = Transformer(Tokens(256, 20, 0, 2), 16, 1, 2, nn.Linear, init_std=0.5).eval().requires_grad_(False)
+    Bytes().save(tmp_path / TOKENIZER_FOLDER)
+    Summary("FINISHED", classes=NAMES).write(tmp_path)
+    config = OmegaConf.create({"data": {"seq_len": 20}})
+    monkeypatch.setattr("research.load.load_run", lambda run: TrainedRun(tmp_path, tmp_path, config, model))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "run.classes" in block)
+    texts = [chr(number) * (number - 96) for number in range(97, 123)]
+    printed = list[str]()
+    exec(code.replace('["The first one.", "Another one."]', repr(texts)), {"print": printed.append})
+    rows = torch.tensor([[0] * (20 - len(text[:20])) + list(text[:20].encode()) for text in texts])
+    shares = model(rows)[:, -1].softmax(1)
+    expected = [f"{NAMES[int(share.argmax())]} {share.max():.2f} {text}" for share, text in zip(shares, texts, strict=True)]
+    assert printed == expected
+    assert {line.split()[0] for line in expected} == set(NAMES)
 
 
 def test_docstrings_have_the_class_of_their_package() -> None:
