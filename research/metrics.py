@@ -155,6 +155,7 @@ class Torchmetric(Metric):
         self.make, self.needs_all_classes = metric, needs_all_classes
         self.metric: Any = None
         self.class_counts = torch.zeros(0)
+        self.class_names: Sequence[str] = ()  # for the warning
         self.has_warned = False
 
     def reset(self) -> None:
@@ -181,7 +182,7 @@ class Torchmetric(Metric):
         for part in parts[1:]:
             merged.merge_state(part.metric.cpu())
         missing = (torch.stack([part.class_counts.cpu() for part in parts]).sum(0) == 0).nonzero().flatten().tolist()
-        reason = f"the split has no target of class {', '.join(map(str, missing[:10]))}" if missing else ""
+        reason = f"the split has no target of class {name_classes(missing, self.class_names)}" if missing else ""
         try:
             value = math.nan if self.needs_all_classes and reason else float(merged.compute())
         except ValueError as error:  # as of R2 of one sample
@@ -253,6 +254,11 @@ def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, 
     bins = torch.bucketize(confidences.float(), torch.linspace(0, 1, n_bins + 1), right=True) - 1
     gaps = torch.bincount(bins, is_right.double() - confidences.double())
     return float(gaps.abs().sum() / len(confidences))
+
+
+def name_classes(numbers: Sequence[int], names: Sequence[str]) -> str:
+    """Return the first ten classes by number, and by name where they have names."""
+    return ", ".join(f"{number} {names[number]}" if number < len(names) else str(number) for number in numbers[:10])
 
 
 def describe(value: object) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -184,6 +185,10 @@ def test_a_class_without_a_target_has_no_auroc(caplog: pytest.LogCaptureFixture)
         found = judge(logits, y, classification, "classification")
     assert math.isnan(found["val/auroc"])
     assert "MulticlassAUROC is NaN: the split has no target of class 3" in caplog.text
+    metric = instantiate(compose_config("metrics=classification").metrics.auroc)
+    check_task(replace(CLASSES, classes=("cat", "dog", "cow")), classification, {"auroc": metric}, "val/loss")
+    metric.merge([metric])
+    assert "no target of class 1 dog, 2 cow, 3" in caplog.text
     assert not is_better("val/auroc", math.nan, 0.1, {"val/auroc": True}), "a NaN never wins"
     assert not math.isnan(found["val/f1"])
 

@@ -15,7 +15,7 @@ from research import rules
 from research.cli import first_line
 from research.data.spec import Dataset, Images, Samples, Split, Tokens, Vectors
 from research.losses import IGNORE, Loss, check_class_weights, check_losses, make_plain
-from research.metrics import Metric, RowMetric, find_directions
+from research.metrics import Metric, RowMetric, Torchmetric, find_directions, name_classes
 from research.ranges import check_partial
 from research.training.evaluate import list_metrics
 from research.trigger import check_metric_name, check_monitor
@@ -41,6 +41,8 @@ def check_task(data: object, loss: Loss, metrics: Mapping[str, Metric], monitor:
         check_losses(make_plain(loss)(logits, y), y)
     rules.enforce(check_monitor(monitor, directions, [*list_metrics(dataset.val), *directions]))
     for name, metric in metrics.items():
+        if isinstance(metric, Torchmetric):
+            metric.class_names = dataset.classes
         if logits is not None:
             try_metric(name, metric, logits, y)
 
@@ -119,7 +121,7 @@ def balance_classes(loss: Loss, data: Dataset[Any]) -> Loss:
         targets = data.train[torch.arange(start, min(start + CHUNK, len(data.train)))][1]
         counts += torch.bincount(targets[targets != IGNORE].cpu(), minlength=num_classes)
     if missing := (counts == 0).nonzero().flatten().tolist():
-        names = ", ".join(map(str, missing[:10]))
+        names = name_classes(missing, data.classes)
         raise ValueError(f"{key}: the training split has no target of class {names}\ngive a list, or loss.class_weights=null")
     weights = (counts.sum() / (num_classes * counts.double())).tolist()
     return partial(loss.func, *loss.args, **{**loss.keywords, "class_weights": weights})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -160,6 +161,7 @@ def test_balanced_class_weights_are_those_of_sklearn() -> None:
     ("data", "loss", "message"),
     [
         (make_data(Vectors(4, 5)), classification, r"balanced: the training split has no target of class 3, 4\ngive a list"),
+        (replace(make_data(Vectors(4, 4)), classes=("a", "b", "c", "d")), classification, r"no target of class 3 d\n"),
         (make_data(Tokens(5, 3), TOKENS, TOKENS), next_token, "balanced counts classes, and these data have none"),
     ],
 )
