@@ -131,9 +131,9 @@ def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
         parts = file.relative_to(root).parts if file.suffix.lower() != ".py" else ()
         for depth, name in enumerate(parts):
             stem = Path(name).stem if depth + 1 == len(parts) else name
-            if len(found := SPLIT_PART.findall(stem)) == 1:
+            if len(splits := SPLIT_PART.findall(stem)) == 1:
                 key = (*parts[:depth], re.sub(r"\d+", "", SPLIT_PART.sub("*", stem)))
-                members = groups.setdefault(key, {}).setdefault(SPLIT_FOLDERS[found[0].lower()], {})
+                members = groups.setdefault(key, {}).setdefault(SPLIT_FOLDERS[splits[0].lower()], {})
                 members[root.joinpath(*parts[: depth + 1])] = None
     for group in groups.values():
         if group.keys() > {"train"}:
