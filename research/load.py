@@ -43,7 +43,7 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
     except InstantiationException as error:
         cause = error.__cause__ or error
         text = locate_error(cause) or (str(cause) if isinstance(cause, ValueError) else describe_error(cause))
-        if re.search(r"missing \d+ required positional", text):
+        if isinstance(cause, TypeError) and re.search(r"missing (a|\d+) required", text):
             fix = "a function that the run calls later, as a loss or a schedule, needs _partial_: true in its yaml"
             text = f"{node.get('_target_')}: {text}\n{fix}"
         raise ValueError(text) from error
