@@ -4,8 +4,6 @@ import json
 import logging
 import math
 import re
-import sysconfig
-import traceback
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +15,10 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from research.cli import first_line
+from research.cli import describe_error, first_line
 from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
+from research.preflight.program import locate_error
 from research.preflight.recorded import load_config
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_folder
@@ -43,7 +42,11 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
         return hydra_instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        raise ValueError(str(cause) if isinstance(cause, ValueError) else locate_error(cause)) from error
+        text = locate_error(cause) or (str(cause) if isinstance(cause, ValueError) else describe_error(cause))
+        if isinstance(cause, TypeError) and re.search(r"missing (a|\d+) required", text):
+            fix = "a function that the run calls later, as a loss or a schedule, needs _partial_: true in its yaml"
+            text = f"{node.get('_target_')}: {text}\n{fix}"
+        raise ValueError(text) from error
 
 
 def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> None:
@@ -54,16 +57,7 @@ def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> 
         except TargetRefusedError:
             raise
         except Exception as error:  # whatever a module of one's own raises
-            raise ValueError(f"{name}={target} cannot be imported\n{locate_error(error)}") from error
-
-
-def locate_error(error: BaseException) -> str:
-    """Return an error's message, with the last file:line on its way that is neither Python's nor an installed package's."""
-    foreign = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__, locate_target.__code__.co_filename)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
-    own = [f"{f.filename}:{f.lineno}" for f in frames if not f.filename.startswith(foreign)]
-    own += [f"{error.filename}:{error.lineno}"] if isinstance(error, SyntaxError) else []
-    return f"{own[-1]}: {type(error).__name__}: {error}" if own else str(error)
+            raise ValueError(f"{name}={target} cannot be imported\n{locate_error(error) or error}") from error
 
 
 def check_interpolations(settings: Any) -> None:

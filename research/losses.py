@@ -7,7 +7,7 @@ sum of their weights: twice the weights are twice the loss.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveFloats
+from research.ranges import ClassWeights, Fraction, NonNegativeFloat, PositiveFloat
 
 IGNORE = -100  # cross_entropy's own ignore_index
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> one number a target
@@ -56,7 +56,7 @@ def next_token(
     *,
     label_smoothing: Fraction = 0.0,
     z_loss: NonNegativeFloat = 0.0,
-    class_weights: PositiveFloats | None = None,
+    class_weights: ClassWeights = None,
 ) -> Float[Tensor, "batch seq"]:
     """Return the cross entropy of the next symbol at every position. See `_cross_entropy` for the settings."""
     logits, flat = logits.flatten(0, 1), targets.flatten()
@@ -69,7 +69,7 @@ def last_token(
     *,
     label_smoothing: Fraction = 0.0,
     z_loss: NonNegativeFloat = 0.0,
-    class_weights: PositiveFloats | None = None,
+    class_weights: ClassWeights = None,
 ) -> Float[Tensor, "batch"]:
     """Return the cross entropy of the answer that follows the last position."""
     return _cross_entropy(logits[:, -1], targets, label_smoothing, z_loss, class_weights)
@@ -81,7 +81,7 @@ def classification(
     *,
     label_smoothing: Fraction = 0.0,
     z_loss: NonNegativeFloat = 0.0,
-    class_weights: PositiveFloats | None = None,
+    class_weights: ClassWeights = None,
 ) -> Float[Tensor, "batch"]:
     """Return the cross entropy of the class."""
     return _cross_entropy(logits, targets, label_smoothing, z_loss, class_weights)
@@ -93,7 +93,7 @@ def per_pixel(
     *,
     label_smoothing: Fraction = 0.0,
     z_loss: NonNegativeFloat = 0.0,
-    class_weights: PositiveFloats | None = None,
+    class_weights: ClassWeights = None,
 ) -> Float[Tensor, "batch height width"]:
     """Return the cross entropy of the class of each pixel."""
     return _cross_entropy(logits, targets, label_smoothing, z_loss, class_weights)
@@ -148,7 +148,7 @@ def _cross_entropy(
     targets: Shaped[Tensor, "n *pixels"],
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    class_weights: ClassWeights = None,
 ) -> Float[Tensor, "n *pixels"]:
     """Return the cross entropy of each target. Raise ValueError for targets that are no classes.
 
@@ -159,6 +159,8 @@ def _cross_entropy(
     if targets.is_floating_point():
         fix = "give targets.long(), or loss=regression for numbers"
         raise ValueError(f"the targets are {_name(targets)}, this loss takes classes\n{fix}")
+    if class_weights == "balanced":
+        raise ValueError("class_weights=balanced has no numbers\ngive them: training.task.balance_classes counts the classes")
     if not label_smoothing and not z_loss and class_weights is None:
         return F.cross_entropy(logits, targets, reduction="none")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -115,10 +115,31 @@ class RowMetric(Metric):
         self.rows = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        self.rows.append(self.measure(logits, targets).detach())
+        rows: object = self.measure(logits, targets)
+        if not isinstance(rows, Tensor) or not rows.ndim:
+            fix = "return a row for each target that counts, [n] or [n, ...]: compute takes the mean"
+            raise ValueError(f"{self.name}.measure returned {describe(rows)}, which is no row\n{fix}")
+        self.rows.append(rows.detach())
 
     def merge(self, parts: Sequence[Any]) -> float:
-        return float(self.compute(torch.cat([row.cpu() for part in parts for row in part.rows]).double()))
+        return self.to_number(self.compute(self.join_rows(parts)))
+
+    def join_rows(self, parts: Sequence["RowMetric"]) -> Float[Tensor, "n ..."]:
+        """Return the rows of all batches and processes."""
+        return torch.cat([row.cpu() for part in parts for row in part.rows]).double()
+
+    def to_number(self, value: object) -> float:
+        """Return what `compute` has returned. Raise ValueError where it is no number."""
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError) as error:
+            message = f"{self.name}.compute returned {describe(value)}, which is no number"
+            raise ValueError(f"{message}\nreturn one number; a metric for each other one") from error
+
+    @property
+    def name(self) -> str:
+        """Return the name of its class, as `_target_` has it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
 
 class Torchmetric(Metric):
@@ -134,6 +155,7 @@ class Torchmetric(Metric):
         self.make, self.needs_all_classes = metric, needs_all_classes
         self.metric: Any = None
         self.class_counts = torch.zeros(0)
+        self.class_names: Sequence[str] = ()  # for the warning
         self.has_warned = False
 
     def reset(self) -> None:
@@ -147,9 +169,10 @@ class Torchmetric(Metric):
         if self.metric is None:
             settings = {"num_classes": outputs.shape[-1]} if has_classes else {}
             self.metric = self.make(**settings, sync_on_compute=False).to(outputs.device)
+            self.metric.set_dtype(torch.float64)  # of its sums
             self.class_counts = outputs.new_zeros(settings.get("num_classes", 0))
         if has_classes:
-            outputs = outputs.softmax(-1)
+            outputs = outputs.double().softmax(-1)  # in float32 all that are sure to 1 in 10^8 would be tied
             self.class_counts += torch.bincount(targets, minlength=len(self.class_counts))
         self.metric.update(outputs, targets)
 
@@ -159,7 +182,7 @@ class Torchmetric(Metric):
         for part in parts[1:]:
             merged.merge_state(part.metric.cpu())
         missing = (torch.stack([part.class_counts.cpu() for part in parts]).sum(0) == 0).nonzero().flatten().tolist()
-        reason = f"the split has no target of class {', '.join(map(str, missing[:10]))}" if missing else ""
+        reason = f"the split has no target of class {name_classes(missing, self.class_names)}" if missing else ""
         try:
             value = math.nan if self.needs_all_classes and reason else float(merged.compute())
         except ValueError as error:  # as of R2 of one sample
@@ -210,29 +233,37 @@ class CalibrationNull(Confidence):
     from a fixed seed; the mean is returned.
     """
 
-    def __init__(self, higher_is_better: bool | None, draws: PositiveInt = 200) -> None:
+    def __init__(self, higher_is_better: bool | None, draws: PositiveInt = 200, n_bins: PositiveInt = NUM_BINS) -> None:
         check_settings("metrics.calibration_null", CalibrationNull.__init__.__annotations__, locals())
         super().__init__(higher_is_better)
-        self.draws = draws
+        self.draws, self.n_bins = draws, n_bins
 
     def compute(self, rows: Float[Tensor, "n"]) -> float:
         confidences = rows.sort().values  # so the order of batches and processes does not matter
         generator = torch.Generator().manual_seed(0)
         count = max(10, min(self.draws, MAX_DRAWS // len(rows)))
-        errors = [
-            calibration_error(confidences, torch.rand(len(rows), generator=generator) < confidences) for _ in range(count)
-        ]
-        return statistics.fmean(errors)
+        draws = (torch.rand(len(rows), generator=generator) < confidences for _ in range(count))
+        return statistics.fmean(calibration_error(confidences, is_right, self.n_bins) for is_right in draws)
 
 
-def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, "n"]) -> float:
+def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, "n"], n_bins: int = NUM_BINS) -> float:
     """Return the expected calibration error: how far accuracy and confidence are apart, over equal bins of confidence.
 
-    Guo et al. 2017, equation 3, as torchmetrics computes it.
+    Guo et al. 2017, equation 3, as torchmetrics computes it: its bins end at numbers of float32.
     """
-    bins = torch.bucketize(confidences, torch.linspace(0, 1, NUM_BINS + 1, dtype=confidences.dtype), right=True) - 1
-    gaps = torch.zeros(NUM_BINS + 1, dtype=torch.float64).index_add_(0, bins, is_right.double() - confidences.double())
+    bins = torch.bucketize(confidences.float(), torch.linspace(0, 1, n_bins + 1), right=True) - 1
+    gaps = torch.bincount(bins, is_right.double() - confidences.double())
     return float(gaps.abs().sum() / len(confidences))
+
+
+def name_classes(numbers: Sequence[int], names: Sequence[str]) -> str:
+    """Return the first ten classes by number, and by name where they have names."""
+    return ", ".join(f"{number} {names[number]}" if number < len(names) else str(number) for number in numbers[:10])
+
+
+def describe(value: object) -> str:
+    """Return what a function has returned, for a message."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def find_directions(metrics: Mapping[str, Metric]) -> dict[str, bool]:

@@ -25,6 +25,7 @@ FiniteFloat = Annotated[float, "(-inf, inf)"]
 Fraction = Annotated[float, "[0, 1)"]
 Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
 PositiveFloats = Annotated[Sequence[float], "(0, inf)"]  # each of them
+ClassWeights = PositiveFloats | Literal["balanced"] | None
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
 NumDates = Annotated[int, "[10, 73049]"]  # of the days of 1900 to 2099

@@ -25,7 +25,7 @@ from research.load import check_targets, instantiate
 from research.losses import Loss
 from research.metrics import Metric
 from research.preflight.folders import check_subdir
-from research.preflight.program import redact_config
+from research.preflight.program import name_own_lines, redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
 from research.preflight.resume import check_same_run
 from research.preflight.signature import list_plain_settings
@@ -38,10 +38,10 @@ from research.tracking.fields import join_name
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, PRUNED, STOPPED, Tracker
 from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
-from research.training.evaluate import check_task
 from research.training.files import check_kinds, separate_files
 from research.training.outcome import describe_outcome, is_finished
 from research.training.state import PRUNED_REASON, State
+from research.training.task import check_task
 from research.training.trainer import Trainer
 
 Task = tuple[Dataset[Any], Loss, dict[str, Metric]]
@@ -49,6 +49,7 @@ NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name do
 log = logging.getLogger(__name__)
 
 
+@name_own_lines()
 def run(cfg: DictConfig) -> float:
     """Train as `cfg` says; return the best value of cfg.monitor. The run folder and the tracker tell how it went.
 
@@ -110,8 +111,7 @@ def redact_hydra_files() -> None:
 
 def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tracker, task: Task | None = None) -> State:
     """Begin the run folder and the tracker, build every part by its `_target_`, fit, and write down how it ended."""
-    started, status, error, folder = time.perf_counter(), FAILED, "", None
-    writes = distributed.rank() == 0
+    started, status, error, folder, writes = time.perf_counter(), FAILED, "", None, distributed.rank() == 0
     try:
         task = task or build_task(cfg)  # a wrong input leaves nothing behind
         if writes and not run_config.resumed:

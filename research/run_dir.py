@@ -260,8 +260,7 @@ def expand_path(path: str | Path) -> Path:
 
 def parse_step(name: str) -> int | None:
     """Return the step of a checkpoint by the name of its folder; None for any other name, as of a copy by hand."""
-    match = re.fullmatch(r"(?:\.old-)?step-(\d+)", name)
-    return int(match[1]) if match else None
+    return int(match[1]) if (match := re.fullmatch(r"(?:\.old-)?step-(\d+)", name)) else None
 
 
 def to_run_folder(path: Path) -> Path:

@@ -68,7 +68,8 @@ def check_monitor(monitor: object, own: Iterable[str], reported: Sequence[str] =
         return Conflict(("monitor",), f"monitor takes {', '.join(names)}; got {repr_value(monitor)}", fix)
     if not reported or monitor in reported:
         return None
-    message = f"monitor={monitor} is not what evaluations of these data report"
+    why = ": their targets are numbers, no classes" if monitor == "val/acc" else ""
+    message = f"monitor={monitor} is not what evaluations of these data report{why}"
     return Conflict(("monitor",), message, f"give {' or '.join(f'monitor={metric}' for metric in reported)}")
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fitting import fit
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from research.data.digits import digits
 from research.data.spec import Dataset
+from research.load import instantiate
 from research.losses import (
     IGNORE,
     Loss,
@@ -24,7 +26,8 @@ from research.losses import (
     per_pixel,
     regression,
 )
-from research.training.evaluate import check_task, evaluate
+from research.training.evaluate import evaluate
+from research.training.task import check_task
 from research.training.trainer import Supervised
 
 MODEL = nn.Linear(4, 3)
@@ -156,6 +159,14 @@ def test_regression_refuses_what_is_no_pair_of_numbers(outputs: Tensor, targets:
 def test_a_loss_that_does_not_fit_the_data_is_refused(loss: Loss, data: Dataset[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_task(data, loss, {}, "val/loss")
+
+
+def test_a_loss_that_is_called_when_it_is_built_is_answered() -> None:
+    node = OmegaConf.create({"_target_": "research.losses.regression", "kind": "mae"})
+    with pytest.raises(
+        ValueError, match=r"research.losses.regression: .*missing .* required.*\n.* needs _partial_: true in its yaml"
+    ):
+        instantiate(node)
 
 
 def test_the_training_loss_is_minimised_and_the_plain_one_reported(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Metrics of conf/metrics: their numbers against scikit-learn's and by hand, and which way is better."""
+"""Metrics of conf/metrics: their numbers against scikit-learn's and by hand."""
 
 import json
 import logging
 import math
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torchmetrics
-from program import ROOT, make_environment, read_summaries, run
 from sklearn.metrics import f1_score, jaccard_score, mean_absolute_error, r2_score, roc_auc_score, root_mean_squared_error
 from test_conf import compose_config
 from torch import Tensor, nn
@@ -23,10 +22,9 @@ from research.data.spec import Dataset, Images, MemoryDataset, Shape, Split, Tok
 from research.load import instantiate
 from research.losses import IGNORE, Loss, classification, last_token, next_token, per_pixel, regression
 from research.metrics import CalibrationNull, Torchmetric, calibration_error, num_correct
-from research.preflight.check import find_mistakes
-from research.sweep.study import parse_directions
-from research.training.evaluate import check_task, evaluate
-from research.trigger import Trigger, higher_is_better, is_better, read_directions
+from research.training.evaluate import evaluate
+from research.training.task import check_task
+from research.trigger import is_better
 
 
 class Recall(nn.Module):
@@ -51,16 +49,52 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_classification_is_that_of_sklearn() -> None:
-    logits, y = 2 * draw(50, 4), torch.arange(50) % 4
-    found, p, best = judge(logits, y, classification, "classification"), logits.softmax(1), logits.argmax(1)
+MANY = 100_003  # in batches of 7,001: the last one has 1,989
+
+
+@pytest.mark.parametrize(
+    ("logits", "y"),
+    [
+        (2 * draw(50, 4), torch.arange(50) % 4),
+        (draw(20, 3), torch.ones(20).long()),  # one class alone
+        (draw(1, 3), torch.ones(1).long()),
+        (torch.zeros(30, 5), torch.arange(30) % 5),  # ties; each confidence is the end of a bin
+        (torch.tensor([[20.0, 0], [24, 0], [0, 30], [22, 0]]), torch.tensor([1, 0, 1, 0])),  # all sure, one wrong
+        (2 * draw(MANY, 4), torch.arange(MANY) % 4),
+    ],
+)
+def test_classification_is_that_of_sklearn(logits: Tensor, y: Tensor) -> None:
+    classes, size = range(logits.shape[1]), 7001 if len(y) == MANY else 7
+    found, p, best = judge(logits, y, classification, "classification", size), logits.double().softmax(1), logits.argmax(1)
     assert found["val/f1"] == pytest.approx(f1_score(y, best, average="macro"), abs=1e-6)
-    assert found["val/auroc"] == pytest.approx(roc_auc_score(y, p, multi_class="ovr"), abs=1e-6)
-    assert found["val/confidence"] == pytest.approx(p.amax(1).mean().item(), abs=1e-6)
-    bins = [((p.amax(1) > low / 15) & (p.amax(1) <= (low + 1) / 15)) for low in range(15)]
-    gaps = [((best == y).float()[some].sum() - p.amax(1)[some].sum()).abs().item() for some in bins]
-    assert found["val/calibration_error"] == pytest.approx(sum(gaps) / 50, abs=1e-6)
+    has_all = len(y.unique()) == len(classes)
+    each = [roc_auc_score(y == number, p[:, number]) for number in classes] if has_all else [math.nan]
+    assert found["val/auroc"] == pytest.approx(sum(each) / len(each), abs=1e-6, nan_ok=True)
+    confidence = logits.softmax(1).amax(1)
+    assert found["val/confidence"] == pytest.approx(confidence.mean().item(), abs=1e-6)
+    ends = torch.linspace(0, 1, 16).tolist()
+    bins = [(confidence >= low) & (confidence < high) for low, high in zip(ends[:-1], [*ends[1:-1], 2.0], strict=True)]
+    gaps = [((best == y).double()[some].sum() - confidence.double()[some].sum()).abs().item() for some in bins]
+    assert found["val/calibration_error"] == pytest.approx(sum(gaps) / len(y), abs=1e-6)
+    assert calibration_error(confidence.double(), best == y) == pytest.approx(found["val/calibration_error"], abs=1e-6)
     assert found["val/acc"] == pytest.approx((best == y).float().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "logits"),
+    [
+        (classification, "classification", (4, 3)),
+        (regression, "regression", (4, 1)),
+        (per_pixel, "segmentation", (4, 3, 2, 2)),
+        (next_token, "seq2seq", (4, 2, 3)),
+        (next_token, "language", (4, 2, 3)),
+    ],
+)
+def test_a_logit_that_is_nan_makes_all_of_them_nan(loss: Loss, option: str, logits: tuple[int, ...]) -> None:
+    outputs, size = draw(*logits), {4: (2, 2), 3: (2,), 2: ()}[len(logits)]
+    outputs.view(-1)[0] = math.nan
+    targets = draw(4) if loss is regression else torch.zeros(4, *size, dtype=torch.int64)
+    assert all(math.isnan(value) for value in judge(outputs, targets, loss, option, 3).values())
 
 
 def test_the_last_position_answers_for_a_sequence() -> None:
@@ -91,15 +125,27 @@ def test_tokens_have_a_perplexity_and_answers_an_exact_match() -> None:
     assert judge(logits, y, next_token, "language")["val/perplexity"] == pytest.approx(found["val/perplexity"])
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_numbers_keep_their_unit(outputs: int) -> None:
-    logits, y = draw(30, outputs), draw(30, outputs, seed=1)
-    targets = y[:, 0] if outputs == 1 else y
-    found = judge(logits, targets, regression, "regression")
-    assert found["val/mae"] == pytest.approx(mean_absolute_error(y, logits), abs=1e-6)
-    assert found["val/rmse"] == pytest.approx(root_mean_squared_error(y.flatten(), logits.flatten()), abs=1e-6)
+@pytest.mark.parametrize(
+    ("logits", "y"),
+    [
+        (draw(30, 1), draw(30, 1, seed=1)),
+        (draw(30, 3), draw(30, 3, seed=1)),
+        (draw(30, 1), torch.full((30, 1), 0.1)),  # equal targets
+        (1e20 * draw(30, 1), 1e20 * draw(30, 1, seed=1)),  # squares beyond float32
+        (1e3 + draw(MANY, 1), 1e3 + draw(MANY, 1, seed=1)),
+    ],
+)
+def test_numbers_keep_their_unit(logits: Tensor, y: Tensor) -> None:
+    targets = y[:, 0] if y.shape[1] == 1 else y
+    found, logits, y = (
+        judge(logits, targets, regression, "regression", 7001 if len(y) == MANY else 7),
+        logits.double(),
+        y.double(),
+    )
+    assert found["val/mae"] == pytest.approx(mean_absolute_error(y, logits), rel=1e-6)
+    assert found["val/rmse"] == pytest.approx(root_mean_squared_error(y.flatten(), logits.flatten()), rel=1e-6)
     assert found["val/r2"] == pytest.approx(r2_score(y, logits), abs=1e-6)
-    assert found["val/loss"] == pytest.approx(found["val/rmse"] ** 2, rel=1e-5)
+    assert found["val/loss"] == pytest.approx(found["val/rmse"] ** 2, rel=1e-5) or y.max() > 1e19
     assert "val/acc" not in found
 
 
@@ -124,6 +170,13 @@ def test_the_null_is_what_a_perfect_model_shows() -> None:
     library = MulticlassCalibrationError(2)(torch.stack((confidences, 1 - confidences), 1), 1 - trials[0].long())
     assert library.item() == pytest.approx(errors[0], abs=1e-6)
     assert CalibrationNull(None).compute(torch.ones(10)) == 0.0, "who is sure and right is calibrated"
+    assert CalibrationNull(None, n_bins=1).compute(confidences) < null / 2
+
+
+def test_the_null_has_the_bins_of_the_error() -> None:
+    few = compose_config("metrics=classification", "metrics.calibration_error.metric.n_bins=3")
+    assert few.metrics.calibration_null.n_bins == 3
+    assert compose_config("metrics=classification", "~metrics.calibration_error").metrics.calibration_null.n_bins == 15
 
 
 def test_a_class_without_a_target_has_no_auroc(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,6 +185,10 @@ def test_a_class_without_a_target_has_no_auroc(caplog: pytest.LogCaptureFixture)
         found = judge(logits, y, classification, "classification")
     assert math.isnan(found["val/auroc"])
     assert "MulticlassAUROC is NaN: the split has no target of class 3" in caplog.text
+    metric = instantiate(compose_config("metrics=classification").metrics.auroc)
+    check_task(replace(CLASSES, classes=("cat", "dog", "cow")), classification, {"auroc": metric}, "val/loss")
+    metric.merge([metric])
+    assert "no target of class 1 dog, 2 cow, 3" in caplog.text
     assert not is_better("val/auroc", math.nan, 0.1, {"val/auroc": True}), "a NaN never wins"
     assert not math.isnan(found["val/f1"])
 
@@ -182,97 +239,6 @@ def test_a_name_that_is_taken_is_refused() -> None:
     metric = Torchmetric(True, partial(MulticlassAUROC, average="macro"))
     with pytest.raises(ValueError, match=r"metrics\.acc: evaluations would report it as val/acc"):
         check_task(CLASSES, classification, {"acc": metric}, "val/loss")
-
-
-def test_each_metric_of_conf_says_which_way_is_better() -> None:
-    ways = dict[str, bool]()
-    for option in ("classification", "segmentation", "language", "seq2seq", "regression"):
-        cfg = compose_config(f"metrics={option}")
-        ways |= read_directions(cfg)
-        for name, node in cfg.metrics.items():
-            metric = instantiate(node)
-            assert metric.higher_is_better == node.higher_is_better
-            if isinstance(metric, Torchmetric) and issubclass(metric.make.func, torchmetrics.Metric):  # type: ignore[attr-defined]
-                assert metric.make.func.higher_is_better == node.higher_is_better, name  # type: ignore[attr-defined]
-    higher = {"val/f1", "val/auroc", "val/iou", "val/exact_match", "val/r2"}
-    assert {name for name, better in ways.items() if better} == higher
-    assert {name for name, better in ways.items() if not better} == {
-        *("val/calibration_error", "val/perplexity", "val/rmse", "val/mae"),
-    }
-
-
-def test_the_metric_decides_before_its_name() -> None:
-    own = {"val/bad_acc": False, "val/mine": True}
-    assert [higher_is_better(name, own) for name in ("val/bad_acc", "val/mine", "val/acc", "val/loss")] == [0, 1, 1, 0]
-    assert read_directions({}) == read_directions({"metrics": None}) == {}, "an older run has no metrics"
-    assert parse_directions(None, ("val/mine", "val/loss"), own) == ["maximize", "minimize"]
-    fires = [Trigger(metric="val/mine", value=0.5).fires(0, {"val/mine": value}, own) for value in (0.4, 0.6)]
-    assert fires == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        (
-            "monitor=val/f1 target=null",
-            ["monitor takes val/loss, val/acc, val/bpb", "give metrics=classification monitor=val/f1"],
-        ),
-        ("metrics=classification monitor=val/f2 target=null", ["val/auroc", "did you mean: monitor=val/f1"]),
-        ("metrics=classification monitor=val/confidence target=null", ["monitor takes", '"val/confidence"']),
-        ("metrics=clasification", ["metrics=clasification", "did you mean: metrics=classification"]),
-        ("metrics=classification ~metrics.f1.higher_is_better", ["does not say which way is better"]),
-        ("metrics=classification metrics.f1.higher_is_better=2", ["metrics.f1.higher_is_better takes true or false"]),
-        ("metrics=language +metrics.acc._target_=research.metrics.Perplexity +metrics.acc.higher_is_better=false", ["val/acc"]),
-        ("metrics=classification metrics.calibration_null.draws=0", ["draws takes a whole number in [1, inf)"]),
-        ("metrics=classification monitor=val/f1", ["target=0.99 is meant for val/acc"]),
-        ("metrics=classification monitor=val/f1 target=null", []),
-        ("metrics=classification ~metrics.auroc", []),
-        ("-m metrics=classification,segmentation monitor=val/f1 target=null", ["give hydra.sweeper.direction=maximize"]),
-        ("-m metrics=classification,segmentation monitor=val/f1 target=null hydra.sweeper.direction=maximize", []),
-        ("-m metrics=classification lr=1,2 monitor=val/f1 target=null", []),
-    ],
-)
-def test_the_preflight_knows_the_metrics(line: str, words: list[str]) -> None:
-    mistakes = find_mistakes([word for word in line.split() if word != "-m"], line.startswith("-m"))
-    assert len(mistakes) == bool(words), mistakes
-    assert all(word in mistakes[0] for word in words), mistakes[0]
-
-
-OWN = """
-from jaxtyping import Float
-from torch import Tensor
-
-from research.metrics import RowMetric, select_valid
-
-
-class Sureness(RowMetric):
-    def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
-        return select_valid(logits, targets)[0].amax(-1)
-
-    def compute(self, rows: Float[Tensor, "n"]) -> float:
-        return float(rows.mean())
-"""
-
-
-def test_a_metric_of_ones_own_is_two_files_and_a_sweep_goes_its_way(tmp_path: Path) -> None:
-    """A larger rate makes larger logits: the metric says that more is better, so its best trial is the one to be best."""
-    (tmp_path / "mine.py").write_text(OWN)
-    (tmp_path / "conf/metrics").mkdir(parents=True)
-    (tmp_path / "conf/metrics/mine.yaml").write_text("sureness:\n  _target_: mine.Sureness\n  higher_is_better: true\n")
-    entry = ROOT / "train.py"
-    lines = ("import runpy, sys", f"sys.path.insert(1, {str(ROOT)!r})", f"runpy.run_path({str(entry)!r}, run_name='__main__')")
-    (tmp_path / "train.py").write_text("\n".join(lines))  # beside mine.py, as the user's would be
-    arguments = ["-m", "model=mlp", "data=digits", "metrics=mine", "monitor=val/sureness", "optim=sgd", "lr=0.001,0.3",
-                 "name=own", "steps=8", "eval_every=4", "batch_size=16", "model.dim=8", "model.depth=1", "tracker=none",
-                 "target=null", "~callbacks.curve", "hydra.sweeper.plots=false",
-                 f"out={tmp_path / 'out'}", "--config-dir", str(tmp_path / "conf")]  # fmt: skip
-    done = run([str(tmp_path / "train.py"), *arguments], tmp_path, make_environment(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    values = [summary["value"] for summary in read_summaries(tmp_path)]
-    assert values[1] > values[0] > 0
-    assert "maximize" in done.stdout + done.stderr
-    (study,) = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("study.json")]
-    assert study["directions"] == ["maximize"]
 
 
 def report(rank: int, folder: str) -> None:

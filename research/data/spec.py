@@ -199,12 +199,16 @@ def find_wrong_class(targets: Int[Tensor, "n ..."], num_classes: int) -> int | N
 
 
 def split_at_random(
-    shape: Shape, x: Num[Tensor, "n features"], y: Int[Tensor, "n"], train_fraction: float, split_seed: int, source: str
+    shape: Shape, x: Num[Tensor, "n ..."], y: Shaped[Tensor, "n"], train_fraction: float, split_seed: int, source: str
 ) -> MemoryDataset[Shape]:
     """Return samples with one class each, split by `split_seed` alone: the seed of a run must not move the split.
 
-    Its baseline always answers the most frequent class. Raise ValueError for an empty split.
+    Its baseline always answers the most frequent class. Raise ValueError for an empty split, and for no classes.
     """
+    if y.is_floating_point():
+        raise ValueError(
+            f"split_at_random takes classes, the targets are {y.dtype}\ngive targets.long(), or for numbers two Splits"
+        )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(fold_in(split_seed, SPLIT_STREAM)))
     x, y, cut = x[order], y[order], round(train_fraction * len(x))
     if not 0 < cut < len(x):

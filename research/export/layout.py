@@ -37,6 +37,13 @@ MODULE_NAMES = {  # within a block: our name -> transformers', llama.cpp's
 }
 
 
+TERNARY_MODELS: dict[type[nn.Module], tuple[str, ...]] = {  # what exports hold, by the options of conf/model, twins first
+    Transformer: ("bitnet", "bitnet_2b4t"),
+    Vision: ("bitvision",),
+    MLP: ("bitmlp",),
+}
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a format."""
@@ -146,13 +153,14 @@ def build_source(run: TrainedRun) -> Source:
     """Return the run as exports need it; raise ValueError for a run of no ternary Transformer, Vision or MLP."""
     model = run.model
     if not isinstance(model, Transformer | Vision | MLP):
-        kind, known = type(model).__name__, "model=bitnet, bitnet_2b4t, bitvision and bitmlp"
-        raise ValueError(f"RUN has the model {kind}: exports hold {known}; {suggest(model)}")
+        kind, known = type(model).__name__, ", ".join(name for names in TERNARY_MODELS.values() for name in names)
+        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {suggest(model)}")
     for name, layer in model.blocks.named_modules(prefix="blocks"):
         if not (name.endswith("_proj") or isinstance(layer, nn.Linear)):
             continue
         if not isinstance(layer, BitLinear):
-            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {suggest(model)}, or train with model=bitnet")
+            twin = f"train with model={TERNARY_MODELS[type(model)][0]}"
+            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {suggest(model)}, or {twin}")
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
             raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")

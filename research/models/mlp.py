@@ -1,4 +1,4 @@
-"""A residual multi-layer perceptron for vectors and images. Its linear layer is a parameter, as in the transformer."""
+"""A residual multi-layer perceptron for vectors. Its linear layer is a parameter, as in the transformer."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

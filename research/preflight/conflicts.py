@@ -83,6 +83,7 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
             yield Conflict(
                 (f"metrics.{name}",), f"metrics.{name} does not say which way is better", f"give +{key}=true or +{key}=false"
             )
+            monitor = MISSING if monitor == f"val/{name}" else monitor  # it may well be one
     if monitor is MISSING or is_interpolated(monitor) or monitor == "???":
         return
     if not (conflict := check_monitor(monitor, read_directions(requested.cfg))):

@@ -3,12 +3,15 @@
 import logging
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache
+from pathlib import Path
 from typing import Any, TextIO, cast
 
-from research.cli import print_message, protect_streams, redact, redact_output
+from research.cli import describe_error, print_message, protect_streams, redact, redact_output
 from research.run_dir import SWEPT_ENV_VAR
 from research.signals import Stopped, check_environment, get_exit_code, get_launched_ranks
 
@@ -17,6 +20,7 @@ RERUN_FLAG = "--experimental-rerun"  # argparse takes the first letters of a fla
 OTHER_CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp")  # not our conf/
 CONFIG_FLAGS = ("--cfg", "-c")  # which print what other programs read
 SWEEP_FLAGS = ("-m", "--multirun")
+OURS, LIBRARIES = f"{Path(__file__).parents[1]}{os.sep}", (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
 
 
 def prepare(argv: list[str]) -> list[str]:
@@ -108,6 +112,30 @@ class FilteredStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def locate_error(error: BaseException) -> str:
+    """Return an error behind the last file:line on its way that is neither ours nor a library's; empty where there is none.
+
+    Empty also for a ValueError of ours: it says itself what is wrong.
+    """
+    files = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
+    files += [(error.filename or "", error.lineno)] if isinstance(error, SyntaxError) else []
+    files = [(file, line) for file, line in files if file.startswith(OURS) or not file.startswith(LIBRARIES)]
+    own = [f"{file}:{line}" for file, line in files if not file.startswith(OURS)]
+    is_told = isinstance(error, ValueError) and files[-1][0].startswith(OURS) if files else True
+    return f"{own[-1]}: {describe_error(error)}" if own and not is_told else ""
+
+
+@contextmanager
+def name_own_lines() -> Iterator[None]:
+    """Raise ValueError with file and line in place of an error that arises in a module of the user's own."""
+    try:
+        yield
+    except Exception as error:
+        if text := locate_error(error):
+            raise ValueError(f"{text}\nHYDRA_FULL_ERROR=1 shows the traceback") from error
+        raise
 
 
 @contextmanager

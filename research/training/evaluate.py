@@ -3,21 +3,16 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from research import rules
-from research.cli import first_line
-from research.data.spec import Dataset, Images, Samples, Tokens, Vectors
-from research.losses import IGNORE, Loss, check_class_weights, check_losses, num_valid_targets
-from research.metrics import Metric, find_directions, nats_to_bits, num_correct
+from research.data.spec import Samples
+from research.losses import IGNORE, Loss, check_losses, num_valid_targets
+from research.metrics import Metric, nats_to_bits, num_correct
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
-from research.ranges import check_partial
 from research.training import distributed, sharding
-from research.trigger import check_metric_name, check_monitor
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -72,41 +67,3 @@ def evaluate(
 def list_metrics(split: Samples) -> list[str]:
     """Return the metrics that a split has: an accuracy where targets are classes, and bits where every token is a target."""
     return ["val/loss", *["val/acc"] * split.has_classes, *["val/bpb"] * (split.has_classes and len(split.target_shape) == 1)]
-
-
-def check_task(data: Dataset[Any], loss: Loss, metrics: Mapping[str, Metric], monitor: str) -> None:
-    """Raise ValueError where the data report no such monitor, and for a loss or metric that does not fit them.
-
-    They are tried on a sample with logits of zero, but under a loss of one's own: its model may have other outputs.
-    """
-    directions = find_directions(metrics)
-    rules.enforce(check_monitor(monitor, directions, [*list_metrics(data.val), *directions]))
-    rules.enforce(*(check_metric_name(name) for name in metrics))
-    check_partial("loss", loss)
-    shape, function = get_logits_shape(data.shape), loss.func if isinstance(loss, partial) else loss
-    if shape is None or getattr(function, "__module__", "") != check_losses.__module__:
-        return
-    check_class_weights(loss, shape[0] if len(shape) == 3 else shape[-1])
-    y = data.val[torch.arange(1)][1]
-    logits = torch.zeros(1, *shape, device=y.device)
-    check_losses(loss(logits, y), y)
-    for name, metric in metrics.items():
-        metric.reset()
-        try:
-            metric.update(logits, y)
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            kind = "numbers" if y.is_floating_point() else "classes"
-            reason = f"metrics.{name} does not fit these data, whose targets are {kind}: {first_line(error)}"
-            raise ValueError(f"{reason}\nleave it out with ~metrics.{name}, or give other metrics") from error
-
-
-def get_logits_shape(shape: object) -> tuple[int, ...] | None:
-    """Return the shape of one sample's logits; None for a shape of one's own."""
-    match shape:
-        case Tokens():
-            return shape.seq_len, shape.num_classes or shape.vocab_size
-        case Vectors():
-            return (shape.num_classes,)
-        case Images():
-            return (shape.num_classes, *((shape.height, shape.width) if shape.per_pixel else ()))
-    return None

@@ -33,11 +33,12 @@ from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
 from research.training.batches import Batches
 from research.training.ema import Average
-from research.training.evaluate import Autocast, check_task, evaluate
+from research.training.evaluate import Autocast, evaluate
 from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
 from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, select_callbacks
+from research.training.task import balance_classes, check_task
 
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals, STOP above their own
 
@@ -141,7 +142,7 @@ class Trainer:
         train, val = (split.take(self.overfit or None).to(device) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
-        objective, plain = objective or Supervised(loss), make_plain(loss)
+        objective, plain = objective or Supervised(balance_classes(loss, data)), make_plain(loss)
         state = State(model, net, optimizer, schedule, plain, objective, data, val, batches, info)
         state.progress, state.metrics = Progress(task=task, loss_sum=torch.zeros((), device=device)), dict(metrics or {})
         state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
@@ -281,8 +282,7 @@ class Trainer:
         if test := state.data.test:
             run = partial(self._evaluate, state, signals, test.to(self.accelerator.device), state.metrics)
             with state.average.use_averages() if state.average else nullcontext():
-                metrics = {name.replace("val/", "test/", 1): value for name, value in retry_on_oom(run, state).items()}
-            state.progress.metrics |= metrics
+                state.progress.metrics |= {name.replace("val/", "test/", 1): v for name, v in retry_on_oom(run, state).items()}
 
     def _evaluate(self, state: State, signals: Watch, split: Samples, metrics: Mapping[str, Metric]) -> dict[str, float]:
         size = -(-self.batch_size // (self.grad_accum * 2**state.progress.oom_halvings))

@@ -2,18 +2,25 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from exporting import run_documented_code
 from omegaconf import OmegaConf
+from PIL import Image
+from test_conf import compose_config
 from torch import Tensor, nn
 
+from research.data.images import images
 from research.data.spec import Images, MemoryDataset, Split, Vectors
 from research.export import gguf, hf, layout, plain, safetensors, verify
 from research.load import TrainedRun
 from research.models.mlp import MLP
 from research.models.vision import Vision
 from research.nn.bitlinear import BitLinear
+from research.run_dir import write_json
 
 CLASSES, PIXELS = Images(3, 8, 12, 5), Images(1, 8, 8, 3, per_pixel=True)
 ONNX = [pytest.mark.slow, pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no onnxruntime")]
@@ -70,6 +77,33 @@ def test_the_check_compares_what_was_trained(shape: Images | Vectors) -> None:
     assert "mean KL" in verify.describe_failures(verify.build_report(source, result, inputs, targets))
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_the_code_of_the_docs_tells_a_picture(
+    mode: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gives the model what the data set does; the file itself is that of the tests above."""
+    pixels = np.random.default_rng(0).integers(256, size=(4, 17, 24, channels), dtype=np.uint8)
+    for number, name in enumerate(("cat", "cat", "dog", "dog")):
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number].squeeze()).save(tmp_path / "data" / name / f"{number}.png")
+    data = images(str(tmp_path / "data"), size=8, val_fraction=0.25)
+    source = make_source(data.shape)
+    report = {"model": source.architecture, "class_names": data.classes}
+    output = tmp_path / "exports" / "images"
+    output.mkdir(parents=True)
+    write_json(output / "export.json", report)
+    Image.fromarray(pixels[3].squeeze()).save(tmp_path / "cat.jpg", format="PNG")  # as it is, whatever its name
+    monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: source.model))
+    run_documented_code(output, monkeypatch)
+    everything = torch.cat([split.inputs for split in (data.train, data.val)])
+    expected = [
+        [f"{share:.2f} {name}" for share, name in zip(shares, ("cat", "dog"), strict=True)]
+        for shares in source.model(everything).softmax(1).tolist()
+    ]
+    assert capsys.readouterr().out.splitlines() in expected
+    assert len({tuple(lines) for lines in expected}) == 4, "they differ, so it is this picture's"
+
+
 @pytest.mark.parametrize("writer", [hf, gguf, safetensors])
 def test_formats_of_tokens_name_the_others(writer: object, tmp_path: Path) -> None:
     with pytest.raises(
@@ -82,5 +116,10 @@ def test_formats_of_tokens_name_the_others(writer: object, tmp_path: Path) -> No
 def test_what_no_format_holds_is_named() -> None:
     with pytest.raises(ValueError, match=r"RUN predicts numbers, and the check of exports compares classes; load it in Python"):
         verify.select_held_out(make_source(Vectors(7, 1)), 100)
-    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.linear is a plain nn.Linear"):
+    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.linear is a plain nn.Linear.*train with model=bitmlp$"):
         make_source(Vectors(7, 4), nn.Linear)
+    with pytest.raises(ValueError, match=r"RUN is not ternary: .*train with model=bitvision$"):
+        make_source(CLASSES, nn.Linear)
+    for kind, options in layout.TERNARY_MODELS.items():
+        for option in options:
+            assert compose_config(f"model={option}").model._target_ == f"{kind.__module__}.{kind.__name__}"

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from program import ROOT
 
-from research.preflight.program import explain_errors
+from research.preflight.program import explain_errors, locate_error, name_own_lines
 
 
 def test_a_user_error_ends_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +29,29 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="lr"), explain_errors():
         raise ValueError("lr")
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("undefined", "NameError: name 'undefined' is not defined"),
+        ("torch.zeros(2) @ torch.zeros(3)", "RuntimeError: inconsistent tensor size"),
+        ("int('x')", "ValueError: invalid literal for int()"),
+    ],
+)
+def test_an_error_in_a_users_module_is_of_its_line(tmp_path: Path, call: str, text: str) -> None:
+    """Also where it arises in a library that the module calls."""
+    (tmp_path / "own.py").write_text(f"import torch\n\n{call}\n")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/own.py:3: {re.escape(text)}.*\nHYDRA_FULL_ERROR=1"), name_own_lines():
+        runpy.run_path(str(tmp_path / "own.py"))
+
+
+def test_what_we_say_ourselves_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from research.data.tokenizers import BPE\n\nBPE(3)\n")
+    with pytest.raises(ValueError, match="vocab_size takes") as error, name_own_lines():
+        runpy.run_path(str(tmp_path / "own.py"))
+    assert locate_error(error.value) == ""
+    assert locate_error(ZeroDivisionError()) == ""
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
