@@ -184,19 +184,6 @@ class MemoryDataset(Dataset[Shape]):
     val: Split
     test: Split | None = None
 
-    def __post_init__(self) -> None:
-        num_classes = self.shape.num_classes if isinstance(self.shape, Tokens | Vectors | Images) else 0
-        for split in (self.train, self.val, self.test) if num_classes > 1 else ():
-            if split and split.has_classes and (wrong := find_wrong_class(split.targets, num_classes)) is not None:
-                fix = f"give 0 to {num_classes - 1}, {IGNORE} for what does not count, or a shape of more classes"
-                raise ValueError(f"a target is of class {wrong}, the shape of the data has {num_classes} classes\n{fix}")
-
-
-def find_wrong_class(targets: Int[Tensor, "n ..."], num_classes: int) -> int | None:
-    """Return a target that is no class."""
-    wrong = targets[(targets >= num_classes) | ((targets < 0) & (targets != IGNORE))]
-    return int(wrong.flatten()[0]) if len(wrong) else None
-
 
 def split_at_random(
     shape: Shape, x: Num[Tensor, "n ..."], y: Shaped[Tensor, "n"], train_fraction: float, split_seed: int, source: str

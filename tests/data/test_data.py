@@ -1,7 +1,6 @@
 """The data sets: their samples and splits, and the settings that they refuse."""
 
 import inspect
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from program import ROOT
 from research.data.digits import digits
 from research.data.labels import describe_classes
 from research.data.modular import OPERATIONS, Operation, modular
-from research.data.spec import Images, MemoryDataset, Split
 from research.data.text import text
-from research.losses import IGNORE
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf/data").glob("*.yaml")), ids=lambda file: file.stem)
@@ -73,17 +70,6 @@ def test_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes | No
         file.write_bytes(content)
     with pytest.raises(ValueError, match=words):
         text(str(file))
-
-
-@pytest.mark.parametrize("wrong", [3, -1])
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_a_target_that_is_no_class_is_refused(part: str, wrong: int) -> None:
-    targets = torch.tensor([0, 1, 2, IGNORE])
-    split = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), targets)
-    data = MemoryDataset(Images(1, 8, 8, 3), split, split, test=split, digest="", source="", unit="sample")
-    changed: Any = {part: Split(split.inputs, torch.tensor([0, wrong, 2, 1]))}
-    with pytest.raises(ValueError, match=f"a target is of class {wrong}, the shape of the data has 3 classes\ngive 0 to 2"):
-        replace(data, **changed)
 
 
 def test_the_sizes_of_ten_classes_and_the_range_of_the_others_are_told() -> None:
