@@ -23,6 +23,7 @@ from research.trigger import (
     check_monitor,
     check_trigger,
     check_trigger_order,
+    is_beyond,
     parse_trigger,
     read_directions,
 )
@@ -97,12 +98,15 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflict of a target that the data set brings for its own monitor, where another is typed."""
+    """Yield the conflict of a target that the data set brings for its own monitor, or that the monitor never reaches."""
     own = dict(re.findall(r"^(monitor|target): (\S+)", read_yaml("data", requested.get_choice("data")), re.MULTILINE))
     monitor, (target, source) = requested.get_resolved("monitor")[0], requested.get_resolved("callbacks.early_stop.target")
     if monitor != own.get("monitor", monitor) and str(target) == own.get("target") and source not in requested.typed_overrides:
         message = f"target={target} is meant for {own['monitor']}, not for monitor={monitor}"
         yield Conflict(("monitor", "target"), message, f"give target=null or target=VALUE, the {monitor} to stop at")
+    elif isinstance(target, int | float) and is_beyond(str(monitor), target):
+        fix = f"give {source}={target / 100:g}" if 2 <= target <= 100 else f"give {source}=VALUE of at most 1"
+        yield Conflict(("callbacks.early_stop.target", "monitor"), f"{monitor} is at most 1: it never reaches {target:g}", fix)
 
 
 def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -127,6 +131,8 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     backend = str(requested.get_resolved("model.linear.backend")[0])
     yield check(partial(rules.check_backend, backend=backend), granularity)
     yield check(rules.check_warmup, "model.linear.warmup", "trainer.steps")
+    if requested.get_resolved("schedule.warmup")[1] in requested.typed_overrides:  # that of an option is for runs of any length
+        yield check(check_schedule_warmup, "schedule.warmup", "trainer.steps")
     yield check(partial(rules.check_prime, str(requested.get_resolved("data.operation")[0])), "data.p")
     fractions = [requested.get_resolved(f"data.{name}_fraction")[0] for name in ("val", "test")]
     if all(isinstance(fraction, int | float) for fraction in fractions):
@@ -134,6 +140,14 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     for name in (*MEASURING_CALLBACKS, "utilization"):
         rule = partial(rules.check_callback_every, name)
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")
+
+
+def check_schedule_warmup(warmup: int, steps: int) -> Conflict | None:
+    """Return the conflict of a warm-up that is longer than the run, which never gets to its learning rate."""
+    if warmup <= steps:
+        return None
+    message = f"schedule.warmup={warmup} does not end within trainer.steps={steps}: lr is never reached"
+    return Conflict(("schedule.warmup", "trainer.steps"), message, f"give schedule.warmup={steps // 10}, or more steps")
 
 
 def find_length_conflicts(requested: RequestedConfig) -> Conflicts:

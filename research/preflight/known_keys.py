@@ -29,7 +29,8 @@ class KnownKeys(ComposedConfig):
             return [suggest_keys(line, key, group)]
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
         groups = [g for g, options in list_groups().items() if {respell_option(g, v) for v in typed.split(",")} <= set(options)]
-        names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
+        known = [name for name in own + groups if not f"{name}.".startswith(f"{key}.")]
+        names = [name for name in suggest(key, known) if key.endswith("_") or not name.endswith("_")]
         tails = [name for name in names if squash(name.rpartition(".")[2]) == squash(key.rpartition(".")[2])]
         habits = [] if tails else self.suggest_habit(key, line)
         return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
-from research.options.conf import CONF, list_groups, read_defaults, read_yaml
-from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
+from research.options.conf import CONF, list_groups, read_defaults
+from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node, locate_key
 from research.options.habits import iter_respelt, respell_sweep, suggest
-from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
+from research.preflight.compose import MISSING, chooses_option, compose, iter_leaves
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
 from research.preflight.renames import describe_rename
 from research.preflight.signature import Signature, list_plain_settings, read_signature
 from research.preflight.source import TargetError, UnresolvedError, find_definition
 from research.ranges import describe_mistake, repr_value
-from research.rules import HYDRA_KEYS, check_target, iter_targets, list_components, locate_target
+from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
@@ -97,21 +96,23 @@ class RequestedConfig(KnownKeys):
         """Record the mistake of a key, unless it has one already."""
         group = key.rpartition(".")[2]  # as tokenizer for data.tokenizer
         head = head or self.typed_overrides.get(key) or self.typed_overrides.get(group if group in list_groups() else key, "")
-        if not head and (preset := self.find_preset(key)):
-            group, choice = key.partition(".")[0], preset.partition("=")[0]
-            typed = [self.typed_overrides.get(choice, preset), self.typed_overrides.get(group, "")]
+        if not head and (found := self.find_preset(key)):
+            (preset, place), group = found, key.partition(".")[0]
+            typed = [self.typed_overrides.get(preset.partition("=")[0], preset), self.typed_overrides.get(group, "")]
             head = " ".join(filter(None, typed))
-            lines = (f"{preset} sets {key}: {lines[0]}", f"leave out {' or '.join(filter(None, typed))}")
+            if typed[1]:
+                lines = (f"{preset} sets {key}: {lines[0]}", f"leave out {' or '.join(typed)}")
+            else:  # its own mistake, to be mended there
+                fixes = [re.sub(r"did you mean: (.*) \?", r"write \1", line).replace("=", ": ") for line in lines[1:]]
+                lines = (f"{place}: {'' if key in lines[0] else f'{key}: '}{lines[0]}", *fixes)
         self.mistakes.setdefault(key, format_mistake(head or f"{key}={repr_value(self.get(key))}", *lines))
 
-    def find_preset(self, key: str) -> str:
-        """Return the preset that sets a key, as experiment=grokking; empty where none does."""
-        for group in ("experiment", "sweep"):
-            option = self.get_choice(group)
-            content = OmegaConf.to_container(OmegaConf.create(read_yaml(group, option)))
-            if isinstance(content, dict) and ComposedConfig(content).get(key) is not MISSING:  # type: ignore[arg-type]
-                return f"{group}={option}"
-        return ""
+    def find_preset(self, key: str) -> tuple[str, str] | None:
+        """Return the preset that sets a key, as experiment=grokking, with file:line; None where none does."""
+        for group in PRESET_GROUPS:
+            if place := locate_key(group, option := self.get_choice(group), key):
+                return f"{group}={option}", place
+        return None
 
     def add_unknown_key(self, key: str, line: str) -> None:
         """Record that a key does not exist: with its new name, options that have it, the keys near it, or its neighbours."""
@@ -183,7 +184,12 @@ class RequestedConfig(KnownKeys):
         unknown = [name for name in node if name not in (*HYDRA_KEYS, *names)]
         for old in [f"{key}.{name}" for name in unknown if self.find_new_key(f"{key}.{name}")]:
             self.add_unknown_key(old, self.typed_overrides.get(old, ""))
-        if unknown := [name for name in unknown if f"{key}.{name}" not in self.mistakes]:
+        unknown = [name for name in unknown if f"{key}.{name}" not in self.mistakes]
+        of_presets = [
+            name for name in unknown if f"{key}.{name}" not in self.typed_overrides and self.find_preset(f"{key}.{name}")
+        ]
+        together = [name for name in unknown if name not in of_presets]
+        for unknown in filter(None, [*([name] for name in of_presets), together]):
             typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*unknown, "_target_")]
             near = [f"{key}.{name}" for name in suggest(unknown[0], names) if len(unknown) == 1]
             hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
