@@ -16,6 +16,7 @@ from research.run_dir import expand_path
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 TEXT_KINDS = (".txt", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", ".py")
 TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
 SPLIT_NAMES = ("train training", "val valid validation dev", "test testing")  # a split's, then other names of its folder
 SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
-from research.options.conf import list_groups, read_yaml
+from research.options.conf import find_target, list_groups, read_yaml
 from research.preflight.compose import MISSING
 from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
 from research.preflight.known_keys import read_option
@@ -31,6 +31,7 @@ from research.trigger import (
 Conflicts = Iterator[Conflict | None]
 DECODER = "research.models.decoder.Decoder"  # an output at the last position only
 LEARNT_POSITIONS = (DECODER, "research.models.vision.Vision")
+NUMBERS = "research.losses.regression"  # the loss whose targets are no classes
 MODULAR = "research.data.modular.modular"  # tokens without one between documents
 TRANSFORM_MODULES = ("research.optim.grokfast.", "research.optim.orthograd.")  # they stand before a base optimizer
 MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
@@ -63,12 +64,16 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
     data, loss = requested.get_choice("data"), requested.get_choice("loss")
     own = re.search(r"override /loss: (\w+)", read_yaml("data", data))
     taken, needed = (s.parse_axes() for s in (requested.get_signature("loss"), read_option("loss", own[1] if own else "")))
+    targets = (str(requested.get_resolved("loss._target_")[0]), find_target("loss", own[1]) if own else "")
+    is_ours = targets[0].startswith("research.losses.")
     if any(a and b and len(a.split()) != len(b.split()) for a, b in zip(taken, needed, strict=True)):
         takes, has = (f"logits [{logits or '...'}] and targets [{targets or '...'}]" for logits, targets in (taken, needed))
         message = f"loss={loss} takes {takes}, data={data} has {has}"
-        is_ours = str(requested.get_resolved("loss._target_")[0]).startswith("research.losses.")
         fix = "" if is_ours else "annotate your loss so if it computes that, or leave the annotations out; else "
         yield Conflict(("loss", "data"), message, f"{fix}give loss={own[1] if own else ''}")
+    elif own and is_ours and targets[1].startswith("research.losses.") and len({NUMBERS, *targets}) == 2 == len({*targets}):
+        message = f"loss={loss} is of {'numbers' if targets[0] == NUMBERS else 'classes'}, the targets of data={data} are not"
+        yield Conflict(("loss", "data"), message, f"give loss={own[1]}")
     elif requested.get_resolved("monitor")[0] == "val/bpb" and len(taken[1].split()) == 1:
         message = f"monitor=val/bpb needs a loss at every position, loss={loss} has one a sequence"
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
@@ -84,6 +89,9 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
             yield Conflict(
                 (f"metrics.{name}",), f"metrics.{name} does not say which way is better", f"give +{key}=true or +{key}=false"
             )
+    if conflict := check_metrics(requested):
+        yield conflict
+        return
     if monitor is MISSING or is_interpolated(monitor) or monitor == "???":
         return
     if not (conflict := check_monitor(monitor, read_directions(requested.cfg))):
@@ -95,6 +103,25 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
         f"metrics={option} monitor={monitor}" for option in having if option != requested.get_choice("metrics")
     )
     yield conflict._replace(fix=f"give {choices}") if choices else conflict
+
+
+def check_metrics(requested: RequestedConfig) -> Conflict | None:
+    """Return the conflict of metrics of numbers with a loss of classes, or the other way round, as far as they are ours."""
+    data, metrics, loss = (requested.get_choice(group) for group in ("data", "metrics", "loss"))
+    texts = {option: read_yaml("data", option) for option in list_groups()["data"]}
+    pairs = {option: dict(re.findall(r"override /(loss|metrics): (\w+)", text)) for option, text in texts.items()}
+    having = [option for option, own in pairs.items() if own.get("metrics") == metrics]
+    is_ours = loss in {own.get("loss") for own in pairs.values()}
+    if (
+        "metrics" not in requested.typed_overrides
+        or not having
+        or not is_ours
+        or (metrics == "regression") == (loss == "regression")
+    ):
+        return None
+    own = pairs.get(data, {}).get("metrics")
+    fix = f"give metrics={own}" if own and own != metrics else f"leave out metrics={metrics}"
+    return Conflict(("metrics",), f"metrics={metrics} is for data={' or data='.join(having)}, not for loss={loss}", fix)
 
 
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
