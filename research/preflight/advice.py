@@ -122,7 +122,7 @@ class Adviser:
             return text, ""
         if new is None:
             return "", ""
-        together = new if lead == "leave out " else self.list_new_mistakes(self.take_others(taken, head))
+        together = self.list_new_mistakes(self.take_others(taken, head)) if LEADS[lead] else new
         if together == []:  # what is wrong by itself is right with the advice about other mistakes
             return text, ""
         if lead in ("leave out ", "one list: ", "one text: "):
