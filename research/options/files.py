@@ -100,10 +100,10 @@ def find_line(text: str, key: object) -> int:
     node, line = yaml.compose(text, LOADER), 0
     for part in str(key).split("."):
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next(((name, value) for name, value in pairs if name.value == part), None)
-        if found is None:
+        pair = next(((name, value) for name, value in pairs if name.value == part), None)
+        if pair is None:
             return 0
-        line, node = found[0].start_mark.line + 1, found[1]
+        line, node = pair[0].start_mark.line + 1, pair[1]
     return line
 
 
@@ -131,8 +131,8 @@ def find_default_faults(group: str, name: str, text: str, above: Above) -> Itera
     """Yield what is wrong with the defaults of an option: groups and options that are not there, or are broken themselves."""
     root = yaml.compose(text, LOADER)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    nodes = next((node.value for key, node in pairs if key.value == "defaults" and isinstance(node, yaml.SequenceNode)), [])
-    for node in nodes:
+    lists = [node for key, node in pairs if key.value == "defaults" and isinstance(node, yaml.SequenceNode)]
+    for node in lists[0].value if lists else ():
         where = f"{name}:{node.start_mark.line + 1}"
         if isinstance(node, yaml.ScalarNode):
             yield from check_choice(group, node.value.partition("@")[0], where, above)

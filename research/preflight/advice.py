@@ -156,7 +156,7 @@ class Adviser:
         A value that is refused gives way to the right one. With a larger `depth` what is needed may need more in turn.
         """
         about, *lines = mistake.removeprefix("error: ").split("\n  ")
-        others = {get_typed_key(word) for _, _, found in self.iter_others(head) for word in found}
+        others = {get_typed_key(word) for _, _, theirs in self.iter_others(head) for word in theirs}
         alternatives = [pair for line in lines for pair in iter_alternatives(line)]
         for lead, text in (pair for pair in alternatives if pair[0] in ("give ", "did you mean: ", "a sweep: add ")):
             leading = read_words(text)

@@ -153,8 +153,8 @@ def judge(line: CommandLine, known: set[tuple[str, ...]] | None = None) -> Judge
         mistakes += check_run(run, sweep_lines, wrong_groups)
         if known is None or known.issuperset(map(identify, mistakes)):
             continue
-        if not known.issuperset(map(identify, told := replace_partial_keys(mistakes, overrides, runs))):
-            return Judgement(list(dict.fromkeys(told)), runs, sweep_lines)
+        if not known.issuperset(map(identify, shown := replace_partial_keys(mistakes, overrides, runs))):
+            return Judgement(list(dict.fromkeys(shown)), runs, sweep_lines)
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
     mistakes += check_study_settings(overrides) + check_study_direction(overrides, runs) if multirun else []

@@ -2,9 +2,6 @@
 
 import os
 import re
-from contextlib import suppress
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -13,10 +10,10 @@ from research.files.sources import IMAGE_KINDS, TABLE_KINDS, TEXT_KINDS
 from research.options.conf import list_groups, read_defaults
 from research.options.files import describe_other_file
 from research.options.habits import explain_options, explain_value, respell, suggest
+from research.options.paths import find_near_paths, list_kinds
 from research.preflight.overrides import expand_sweep, format_mistake, parse, quote_word, to_literal, to_override
 from research.run_dir import expand_path
 
-MAX_FILES, MAX_FOLDERS = 1000, 20  # of a folder that are looked at
 NO_CLASSES = "images need a folder for each class: data=images data.path=FOLDER; or masks, for data=segmentation"
 
 
@@ -87,33 +84,6 @@ def list_readers(typed: str) -> list[str]:
     elif inner & {*TEXT_KINDS} and not files & {*TEXT_KINDS}:
         options = ["labelled_text", "text"]
     return [" ".join(map(quote_word, (f"data={option}", reads))) for option in options]
-
-
-def list_kinds(path: Path) -> tuple[set[str], set[str]]:
-    """Return the suffixes of a file, or of the first files of a folder, and of those of its sub-folders."""
-    if not path.is_dir():
-        return {path.suffix.lower()}, set()
-    found: tuple[set[str], set[str]] = (set(), set())
-    with suppress(OSError):
-        for number, item in enumerate(islice(path.iterdir(), MAX_FILES)):
-            if item.is_dir() and number < MAX_FOLDERS:
-                inner = (Path(file) for _, _, files in islice(os.walk(item), 3) for file in files[:9])
-                found[1].update(file.suffix.lower() for file in inner)
-            elif not item.is_dir():
-                found[0].add(item.suffix.lower())
-    return found
-
-
-def find_near_paths(typed: str, path: Path) -> tuple[list[str], list[Path]]:
-    """Return the lines of a path that is not there, and what is there that is called nearly so, as one would type it."""
-    near = next(parent for parent in path.parents if parent.exists())
-    wanted, *rest = path.relative_to(near).parts
-    names = [item.name for item in near.iterdir()] if near.is_dir() and os.access(near, os.R_OK) else []
-    others = [near / name for name in get_close_matches(wanted, names, cutoff=0.7) if near.joinpath(name, *rest).exists()]
-    shown = [
-        other.joinpath(*rest) if Path(typed).is_absolute() else Path(os.path.relpath(other.joinpath(*rest))) for other in others
-    ]
-    return [f"there is no file or folder {path}", f"looked from {Path.cwd()}; there is {near}"], shown
 
 
 def describe_missing_path(source: str, typed: str, path: Path) -> list[str]:

@@ -45,17 +45,17 @@ def replace_partial_keys(mistakes: list[str], overrides: list[Override], runs: l
     partial, others, replaced = list[PartialKey](), list[str](), set[str]()
     for override in overrides if any(o.is_sweep_override() and chooses_option(o) for o in overrides) else []:
         line, own = str(override.input_line), {str(override.input_line), *expand_sweep(override)}
-        if chooses_option(override) or not own & heads or (found := find_partial_key(override, overrides, runs)) is None:
+        if chooses_option(override) or not own & heads or (partial_key := find_partial_key(override, overrides, runs)) is None:
             continue
         replaced |= own
-        if not found.group:
+        if not partial_key.group:
             message = f"'{override.key_or_group}' is no key in some runs of this sweep"
             others.append(format_mistake(line, message, "sweep the options that have it by themselves"))
         elif override.is_delete():
-            apart = quote_word(f"{found.group}={','.join(found.having)}")
-            others.append(format_mistake(line, found.describe(), f"did you mean: {apart} {line} ?"))
+            apart = quote_word(f"{partial_key.group}={','.join(partial_key.having)}")
+            others.append(format_mistake(line, partial_key.describe(), f"did you mean: {apart} {line} ?"))
         else:
-            partial.append(found)
+            partial.append(partial_key)
     kept = [text for text in mistakes if text.removeprefix("error: ").split("\n  ")[0] not in replaced]
     return [*kept, *others, *([describe_partial_keys(partial, overrides)] if partial else [])]
 
@@ -64,18 +64,18 @@ def describe_partial_keys(partial: list[PartialKey], overrides: list[Override]) 
     """Return the mistake of such keys: each under a condition, all in one map, or without the options that lack it."""
     conditions = dict[str, str]()
     for override in overrides:
-        if override.key_or_group == WHEN and isinstance(typed := override.value(), dict):
-            conditions |= {str(key): str(value) for key, value in typed.items()}
-    conditions |= {found.override.key_or_group: found.get_condition() for found in partial}
+        if override.key_or_group == WHEN and isinstance(before := override.value(), dict):
+            conditions |= {str(key): str(value) for key, value in before.items()}
+    conditions |= {item.override.key_or_group: item.get_condition() for item in partial}
     when = quote_word(f"{WHEN}={{{', '.join(f'{format_key(key)}: {to_override(test)}' for key, test in conditions.items())}}}")
     options = dict[str, list[str]]()
-    for found in partial:
-        options[found.group] = [option for option in options.get(found.group, found.having) if option in found.having]
-    plain, typed = zip(*(found.get_words() for found in partial), strict=True)
+    for item in partial:
+        options[item.group] = [option for option in options.get(item.group, item.having) if option in item.having]
+    plain, typed = zip(*(item.get_words() for item in partial), strict=True)
     apart = [quote_word(f"{group}={','.join(names)}") for group, names in options.items()]
     fix = " or ".join([" ".join([*plain, when]), *([" ".join([*apart, *typed])] if all(options.values()) else [])])
-    head = " ".join(str(found.override.input_line) for found in partial)
-    return format_mistake(head, *[found.describe() for found in partial][:3], f"did you mean: {fix} ?")
+    head = " ".join(str(item.override.input_line) for item in partial)
+    return format_mistake(head, *[item.describe() for item in partial][:3], f"did you mean: {fix} ?")
 
 
 def find_partial_key(override: Override, overrides: list[Override], runs: list[list[Override]]) -> PartialKey | None:

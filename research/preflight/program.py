@@ -31,7 +31,7 @@ def prepare(argv: list[str]) -> list[str]:
     rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
     os.environ[SWEPT_ENV_VAR] = ""
     if {"-h", "--help"} & set(rest):
-        from research.preflight.help import build_help_text
+        from research.options.help import build_help_text
 
         print(build_help_text(), flush=True)
         sys.exit(0)

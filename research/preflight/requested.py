@@ -90,22 +90,22 @@ class RequestedConfig(KnownKeys):
         """Record the mistake of a key, unless it has one already."""
         group = key.rpartition(".")[2]  # as tokenizer for data.tokenizer
         head = head or self.typed_overrides.get(key) or self.typed_overrides.get(group if group in list_groups() else key, "")
-        if not head and (found := self.find_preset(key)):
-            (preset, place), group = found, key.partition(".")[0]
+        if not head and (source := self.find_preset(key)):
+            (preset, where), group = source, key.partition(".")[0]
             typed = [self.typed_overrides.get(preset.partition("=")[0], preset), self.typed_overrides.get(group, "")]
             head = " ".join(filter(None, typed))
             if typed[1]:
                 lines = (f"{preset} sets {key}: {lines[0]}", f"leave out {' or '.join(typed)}")
             else:  # its own mistake, to be mended there
                 fixes = [re.sub(r"did you mean: (.*) \?", r"write \1", line).replace("=", ": ") for line in lines[1:]]
-                lines = (f"{place}: {'' if key in lines[0] else f'{key}: '}{lines[0]}", *fixes)
+                lines = (f"{where}: {'' if key in lines[0] else f'{key}: '}{lines[0]}", *fixes)
         self.mistakes.setdefault(key, format_mistake(head or f"{key}={repr_value(self.get(key))}", *lines))
 
     def find_preset(self, key: str) -> tuple[str, str] | None:
         """Return the preset that sets a key, as experiment=grokking, with file:line; None where none does."""
         for group in PRESET_GROUPS:
-            if place := locate_key(group, option := self.get_choice(group), key):
-                return f"{group}={option}", place
+            if where := locate_key(group, option := self.get_choice(group), key):
+                return f"{group}={option}", where
         return None
 
     def add_unknown_key(self, key: str, line: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from research.options.conf import set_folders
-from research.preflight.help import build_help_text
+from research.options.help import build_help_text
 from research.preflight.program import prepare
 
 MLP = "_target_: research.models.mlp.MLP\ndim: 8\ndepth: 1\n"
