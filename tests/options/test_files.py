@@ -1,7 +1,7 @@
 """A user's own yaml or module that is broken: told with file and line where it is chosen, and nowhere else."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,13 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_folders() -> Iterator[None]:
+    """Leave the options as they are without these folders."""
+    yield
+    set_folders([])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with all broken options at once."""
@@ -134,10 +141,7 @@ def test_broken_options_break_nothing_else(folder: Path, capsys: pytest.CaptureF
     assert "give model=bitmlp" in text
     assert not any(name.rpartition("/")[2] in text for name in BROKEN)
     set_folders([folder])
-    try:
-        assert "bracket" in build_help_text()
-    finally:
-        set_folders([])
+    assert "bracket" in build_help_text()
 
 
 def test_what_composes_passes(tmp_path: Path) -> None:
