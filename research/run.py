@@ -24,11 +24,11 @@ from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
 from research.losses import Loss
 from research.metrics import Metric
+from research.options.signature import list_plain_settings
 from research.preflight.folders import check_subdir
 from research.preflight.program import name_own_lines, redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
 from research.preflight.resume import check_same_run
-from research.preflight.signature import list_plain_settings
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch

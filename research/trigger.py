@@ -18,6 +18,7 @@ from research.rules import Conflict
 METRIC_PATTERN = re.compile(r"([a-z]\w*(?:/[\w.]+)+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 CORE_METRICS = ("val/loss", "val/acc", "val/bpb")  # of evaluations, without any of conf/metrics
 NO_DIRECTIONS: Mapping[str, bool] = MappingProxyType({})
+AT_MOST_1 = re.compile(r"/(?:\w+_)?(?:acc|f1|auroc|iou|exact_match|r2)$")  # of metrics in which more is better
 TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
 
@@ -111,9 +112,14 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
     if match is None or not math.isfinite(float(match[2])):
         raise ValueError(f"{setting}={raw} is no trigger\n{TRIGGER_HINT}")
     trigger = Trigger(metric=match[1], value=float(match[2]))
-    if trigger.metric.endswith("acc") and trigger.value > 1:
+    if is_beyond(trigger.metric, trigger.value):
         raise ValueError(f"{setting}={raw} cannot fire\naccuracies are fractions: give a value of at most 1")
     return trigger
+
+
+def is_beyond(metric: str, value: float) -> bool:
+    """Return whether a metric that is at most 1 never has this value."""
+    return value > 1 and AT_MOST_1.search(metric) is not None
 
 
 def check_trigger_order(start: Trigger, stop: Trigger, directions: Mapping[str, bool] = NO_DIRECTIONS) -> Conflict | None:

@@ -11,9 +11,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from research.options.conf import list_groups
+from research.options.help import build_help_text
+from research.options.renames import upgrade_config
 from research.preflight.check import find_mistakes
-from research.preflight.help import build_help_text
-from research.preflight.renames import upgrade_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FULL = {"_target_": "torch.nn.Linear", "_partial_": True}

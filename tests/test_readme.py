@@ -13,7 +13,7 @@ import pytest
 from program import ROOT, make_environment, train
 from torch.distributed.run import get_args_parser
 
-from research.preflight import renames
+from research.options import renames
 from research.preflight.check import find_mistakes
 
 PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments/README.md"]

@@ -16,9 +16,8 @@ from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from research.files.documents import Defect
-from research.files.sources import Counts, build_filter, iter_files
+from research.files.sources import IMAGE_KINDS, Counts, build_filter, iter_files
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 1 << 26  # of one file
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 Pixels = UInt8[np.ndarray, "height width *channels"]
@@ -58,7 +57,7 @@ class Pictures:
 
 def list_pictures(root: Path, pattern: str | None, counts: Counts) -> list[Path]:
     """Return the pictures below a folder, sorted by name; what is of another kind, and hidden files, are counted."""
-    files, is_wanted = [], build_filter(pattern, SUFFIXES)
+    files, is_wanted = [], build_filter(pattern, IMAGE_KINDS)
     for path in iter_files(root, counts):
         if is_hidden(path.relative_to(root).parts) or path.name in ("Thumbs.db", "desktop.ini"):
             counts.add("hidden files", str(path))

@@ -16,6 +16,7 @@ from research.run_dir import expand_path
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 TEXT_KINDS = (".txt", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", ".py")
 TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
 # A split's, then other names of its folder or file; what has no class is the fourth.
 SPLIT_NAMES = ("train training", "val valid validation dev", "test testing", "unsup unsupervised unlabeled unlabelled")

@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from research.options.conf import FOLDERS, list_groups
+from research.options.habits import suggest
 from research.rules import PRESET_GROUPS
 
 HEADER = re.compile(r"#\s*@package\s+(_global_|_group_|[A-Za-z][\w.]*)\s*", re.ASCII)
 COMPONENTS = ("model", "optim", "schedule", "loss", "data", "trainer", "tracker")  # each option builds one object
 GROUP_KEYS = {"data": ("name", "monitor", "steps", "batch_size", "eval_every"), "optim": ("lr",)}  # which its options set
+Above = tuple[tuple[str, str], ...]  # options, each in the defaults of the next
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FIXES = {  # part of a parser's message -> what to do
     "tab": "indent with spaces, not with tabs",
     "cannot start any token": "indent with spaces, not with tabs; quote a value that begins with @, ` or %",
@@ -46,46 +50,121 @@ def describe_yaml_error(error: yaml.YAMLError) -> str:
     return "\n".join(filter(None, (f"{format_file(Path(mark.name))}:{mark.line + 1}: {problem}", fix)))
 
 
-def check_option(group: str, option: str) -> list[str]:
-    """Return what is wrong with the yaml of an option, in lines; none where it can be composed."""
+def check_option(group: str, option: str, above: Above = ()) -> list[str]:
+    """Return what is wrong with the yaml of an option, or of one in its defaults, in lines; none where it can be composed.
+
+    `above` are the options in whose defaults it stands.
+    """
     if (path := find_file(group, option)) is None:
         return []
     name, content = format_file(path), path.read_bytes()
-    if content.startswith(b"\xef\xbb\xbf"):
-        return [f"{name}:1: it begins with a byte order mark, so Hydra misses the first line", "save it as UTF-8 without one"]
+    if lines := check_bytes(name, content):
+        return lines
+    text = content.decode()
     try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        return [f"{name}:{line}: byte 0x{content[error.start]:02x} is not UTF-8", "save it as UTF-8"]
-    try:
-        loaded = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loaded = yaml.load(text, LOADER)
     except yaml.YAMLError:
         return []  # composing it names file and line
     if loaded is not None and not isinstance(loaded, dict):
-        return [
-            f"{name}:1: it holds {'a list' if isinstance(loaded, list) else 'a text'}",
-            "write keys and values, as dim: 128",
-        ]
-    return next(find_faults(group, option, name, text.splitlines(), loaded or {}), [])
+        what = "a list" if isinstance(loaded, list) else "a text"
+        return [f"{name}:1: it holds {what}", "write keys and values, as dim: 128"]
+    for key, value in (loaded or {}).items():
+        if not isinstance(key, str):
+            return [f"{name}:{find_line(text, key) or 1}: the key {key} is no text", "give it a name"]
+        if holds_itself(value):
+            return [f"{name}:{find_line(text, key)}: {key} holds itself", "write the value out"]
+    faults = (*find_package_faults(group, name, text), *find_default_faults(group, name, text, ((group, option), *above)))
+    return next(iter(faults), [])
 
 
-def find_faults(group: str, option: str, name: str, lines: list[str], loaded: dict[object, object]) -> Iterator[list[str]]:
-    """Yield what is wrong with the first line, and with the defaults of a preset, which replace those of conf/config.yaml."""
-    comments = [(number, line) for number, line in enumerate(lines, 1) if line.lstrip().startswith("#") and "@package" in line]
+def check_bytes(name: str, content: bytes) -> list[str]:
+    """Return where a file is no text in UTF-8, or begins with a byte order mark; none where it is."""
+    if content.startswith(b"\xef\xbb\xbf"):
+        return [f"{name}:1: it begins with a byte order mark, so Hydra misses the first line", "save it as UTF-8 without one"]
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        return [f"{name}:{line}: byte 0x{content[error.start]:02x} is not UTF-8", "save it as UTF-8"]
+    return []
+
+
+def holds_itself(value: object, above: tuple[int, ...] = ()) -> bool:
+    """Return whether a list or mapping is a part of itself, as by an alias."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return id(value) in above or any(holds_itself(item, (*above, id(value))) for item in inner if isinstance(item, list | dict))
+
+
+def find_line(text: str, key: object) -> int:
+    """Return the line of a dotted key in the text of a yaml; 0 where it has none."""
+    node, line = yaml.compose(text, LOADER), 0
+    for part in str(key).split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        pair = next(((name, value) for name, value in pairs if name.value == part), None)
+        if pair is None:
+            return 0
+        line, node = pair[0].start_mark.line + 1, pair[1]
+    return line
+
+
+def locate_key(group: str, option: str, key: str) -> str:
+    """Return file:line of a dotted key in the yaml of a preset; empty where it does not have it."""
+    with suppress(yaml.YAMLError, UnicodeDecodeError):
+        if (path := find_file(group, option)) and (line := find_line(path.read_text(encoding="utf-8"), key)):
+            return f"{format_file(path)}:{line}"
+    return ""
+
+
+def find_package_faults(group: str, name: str, text: str) -> Iterator[list[str]]:
+    """Yield what is wrong with the comments that say below which key an option's values go."""
+    lines = enumerate(text.splitlines(), 1)
+    comments = [(number, line) for number, line in lines if line.lstrip().startswith("#") and "@package" in line]
     for number, line in comments:
         if not HEADER.fullmatch(line.strip()):
             yield [f"{name}:{number}: {line.strip()} is no package", "write # @package _global_, or leave it out"]
-    if group not in PRESET_GROUPS:
-        return
-    if not any(match[1] == "_global_" for _, line in comments if (match := HEADER.fullmatch(line.strip()))):
+    packages = [match[1] for _, line in comments if (match := HEADER.fullmatch(line.strip()))]
+    if group in PRESET_GROUPS and "_global_" not in packages:
         yield [f"{name}:1: the first line of a preset must be # @package _global_", "else its keys go below " + group]
-    defaults = loaded.get("defaults")
-    for entry in defaults if isinstance(defaults, list) else []:
-        for key, value in entry.items() if isinstance(entry, dict) else ():
-            if (base := str(key).lstrip("/")) in list_groups() and base not in PRESET_GROUPS:
-                number = next((n for n, line in enumerate(lines, 1) if re.match(rf"\s*-\s*/?{base}\s*:", line)), 1)
-                yield [f"{name}:{number}: conf/config.yaml chooses {base} already", f"write - override /{base}: {value}"]
+
+
+def find_default_faults(group: str, name: str, text: str, above: Above) -> Iterator[list[str]]:
+    """Yield what is wrong with the defaults of an option: groups and options that are not there, or are broken themselves."""
+    root = yaml.compose(text, LOADER)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    lists = [node for key, node in pairs if key.value == "defaults" and isinstance(node, yaml.SequenceNode)]
+    for node in lists[0].value if lists else ():
+        where = f"{name}:{node.start_mark.line + 1}"
+        if isinstance(node, yaml.ScalarNode):
+            yield from check_choice(group, node.value.partition("@")[0], where, above)
+            continue
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            words = key.value.partition("@")[0].split()
+            base = words[-1].lstrip("/") if words else ""
+            if base.startswith("hydra/") or not isinstance(value, yaml.ScalarNode) or value.value in ("null", "~", ""):
+                continue
+            is_override, is_known = words[0] == "override", base in list_groups() and base not in PRESET_GROUPS
+            if is_override and words[-1].startswith("/") and base not in list_groups():
+                near = [f"write - override /{other}: {value.value}" for other in suggest(base, [*list_groups()])[:1]]
+                yield [f"{where}: there is no group '{base}'; groups: {', '.join(list_groups())}", *near]
+            elif group in PRESET_GROUPS and is_known and words != ["override", f"/{base}"]:
+                why = "is of a group below this one" if is_override else f"conf/config.yaml chooses {base} already"
+                yield [f"{where}: {f'override {base} ' * is_override}{why}", f"write - override /{base}: {value.value}"]
+            elif words[-1].startswith("/"):
+                yield from check_choice(base, value.value, where, above, f"- {' '.join(words)}: ")
+
+
+def check_choice(group: str, option: str, where: str, above: Above, entry: str = "- ") -> Iterator[list[str]]:
+    """Yield what is wrong with an option that stands in the defaults of another."""
+    options = list_groups().get(group, [])
+    if option == "_self_" or not re.fullmatch(r"[\w-]+", option):
+        return
+    if option not in options:
+        near = [f"write {entry}{other}" for other in suggest(option, options)[:1]]
+        yield [f"{where}: group '{group}' has no option '{option}'; options: {', '.join(options)}", *near]
+    elif (group, option) in above:
+        yield [f"{where}: its defaults lead back to {group}={option}", "leave this entry out"]
+    elif lines := check_option(group, option, above):
+        yield lines
 
 
 def describe_missing_node(group: str, option: str) -> list[str]:

@@ -53,6 +53,11 @@ def find_value(key: str, text: str) -> str:
     return index("values", key.rpartition(".")[2]).get(squash(text), "")
 
 
+def explain_value(key: str, text: str) -> str:
+    """Return what is right in place of a value of a key that has none here; empty where it is not known."""
+    return index("answers", key.rpartition(".")[2]).get(squash(text), "")
+
+
 def explain_options(group: str) -> str:
     """Return what to do about an option that a group lacks; empty where nothing is known."""
     return str(read_tables()["options"].get(group, ""))
@@ -101,6 +106,10 @@ def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> I
         number = round(float(re.sub("[_,' ]", "", match[1])) * {"k": 1e3, "m": 1e6, "%": 0.01}.get(match[2], 1), 12)
         yield from [int(number), number] if number == int(number) else [number]
         yield from [number / 100] if 1 < number <= 100 else []  # in percent
+    if key.endswith("seconds") and (match := re.fullmatch(r"(\d+\.?\d*) ?(s|sec|m|min|h|hours?|d|days?)", text)):
+        yield round(float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2][0]])
+    if key.endswith("seconds") and re.fullmatch(r"(?:\d+:){1,3}\d+", text):  # as 1:30:00
+        yield sum(int(part) * unit for part, unit in zip(text.split(":")[::-1], (1, 60, 3600, 86400), strict=False))
     if text in FALSE:
         yield from (False, None, 0)
     if text in TRUE:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from research.options.conf import list_groups
 from research.options.habits import count_changed_letters
 from research.preflight.compose import count_composed
 from research.preflight.overrides import expand_argument, quote_word
@@ -19,7 +20,6 @@ LEADS = {
     **dict.fromkeys(("did you mean: ", "leave out the +: ", "one list: ", "one text: "), True),
     **dict.fromkeys(("give ", "leave out ", "a sweep: add "), False),
 }
-MERGED_KEYS = ("hydra.sweeper.when",)  # mappings that may be typed several times
 PLACEHOLDER = r"[^=]+=(FOLDER|NAME|VALUE|N)"  # as out=FOLDER
 NEXT = r"(?=['\"]?(?:[+~]*[a-z][\w./@]*=(?!=)|~\w))"  # an override begins here
 MAX_TRIES, MAX_COMPOSED = 40, 3  # of a command line, and how many of them may choose other options: these take longer
@@ -63,7 +63,7 @@ def iter_alternatives(line: str) -> Iterator[tuple[str, str]]:
 def take(line: CommandLine, head: str, lead: str, words: list[str]) -> CommandLine:
     """Return the command line of somebody who takes an advice about `head`."""
     words = [expand_argument(word) for word in words]
-    keys = {get_typed_key(word) for word in words}.difference(MERGED_KEYS) | ({get_typed_key(head)} if LEADS[lead] else set())
+    keys = {get_typed_key(word) for word in words} | ({get_typed_key(head)} if LEADS[lead] else set())
     rest = [word for word in line.words if get_typed_key(word) not in keys]
     if lead == "leave out ":
         return CommandLine(tuple(rest), line.multirun and "-m" not in words, line.dropped)
@@ -73,11 +73,14 @@ def take(line: CommandLine, head: str, lead: str, words: list[str]) -> CommandLi
 
 @dataclass
 class Adviser:
-    """Tries advice on one command line. `judge` returns the mistakes of a command line, their advice untried."""
+    """Tries advice on one command line. `judge` returns the mistakes of a command line, their advice untried.
+
+    It may stop at the first that is not among those that it is given, as `identify` returns them.
+    """
 
     line: CommandLine
     mistakes: list[str]
-    judge: Callable[[CommandLine], list[str]]
+    judge: Callable[[CommandLine, set[tuple[str, ...]]], list[str]]
     tries: dict[CommandLine, list[str] | None] = field(default_factory=dict)
     composed: int = field(default_factory=count_composed)
 
@@ -113,31 +116,61 @@ class Adviser:
         keys = {get_typed_key(word) for word in self.line.words}
         if lead == "leave out " and words and words != ["-m"] and get_typed_key(expand_argument(words[0])) not in keys:
             return text, ""  # it is about something else than these words
-        if not words or (new := self.list_new_mistakes(taken := take(self.line, head, lead, words))) == []:
+        taken = take(self.line, head, lead, words) if words else self.line
+        new = self.list_new_mistakes(taken) if words else []
+        if new == []:
             return text, ""
         if new is None:
             return "", ""
-        if lead != "leave out ":
-            for more in self.iter_companions(taken, words, new[0]):
-                return " ".join(map(quote_word, [*words, *more])), ""
+        together = self.list_new_mistakes(self.take_others(taken, head)) if LEADS[lead] else new
+        if together == []:  # what is wrong by itself is right with the advice about other mistakes
+            return text, ""
         if lead in ("leave out ", "one list: ", "one text: "):
             return "", ""
-        new_head, message, *_ = [*new[0].split("\n  "), ""]
+        for more in self.iter_companions(taken, head, words, new[0]):
+            return " ".join(map(quote_word, more)), ""
+        new_head, message, *rest = [*(together or new)[0].split("\n  "), ""]
         what = "with -m (or --multirun) it is a sweep, which" if lead == "a sweep: add " else text
-        return "", f"{what} is refused too: {message or new_head}"
+        known = [line for line in rest if line and not line.startswith(tuple(LEADS))]  # what is known of it, as where to look
+        return "", "\n  ".join([f"{what} is refused too: {message or new_head}", *known[:1]])
 
-    def iter_companions(self, taken: CommandLine, words: list[str], mistake: str) -> Iterator[list[str]]:
-        """Yield what an advice needs beside itself: an advice of its own new mistake that does not take it back."""
-        head, *lines = mistake.removeprefix("error: ").split("\n  ")
-        keys = {get_typed_key(word) for word in words}
+    def iter_others(self, head: str) -> Iterator[tuple[str, str, list[str]]]:
+        """Yield of each other mistake the first advice in place of what was typed: what that is, how it begins, words."""
+        for mistake in self.mistakes:
+            other, *lines = mistake.removeprefix("error: ").split("\n  ")
+            pairs = [(lead, text) for line in lines for lead, text in iter_alternatives(line) if LEADS[lead]]
+            if other != head and pairs and (words := read_words(pairs[0][1])):
+                yield other, pairs[0][0], words
+
+    def take_others(self, line: CommandLine, head: str) -> CommandLine:
+        """Return the command line of somebody who takes the first advice about each other mistake too."""
+        for other, lead, words in self.iter_others(head):
+            line = take(line, other, lead, words)
+        return line
+
+    def iter_companions(
+        self, taken: CommandLine, head: str, words: list[str], mistake: str, depth: int = 2
+    ) -> Iterator[list[str]]:
+        """Yield the words of an advice with what it needs: an advice of its own new mistake that does not take them back.
+
+        A value that is refused gives way to the right one. With a larger `depth` what is needed may need more in turn.
+        """
+        about, *lines = mistake.removeprefix("error: ").split("\n  ")
+        others = {get_typed_key(word) for _, _, theirs in self.iter_others(head) for word in theirs}
         alternatives = [pair for line in lines for pair in iter_alternatives(line)]
         for lead, text in (pair for pair in alternatives if pair[0] in ("give ", "did you mean: ", "a sweep: add ")):
             leading = read_words(text)
-            more = [word for word in leading if word not in words]
-            if more and not keys & {get_typed_key(word) for word in more}:
-                taken_on = take(taken, head, lead, leading)
-                if set(map(expand_argument, words)) <= set(taken_on.words) and self.list_new_mistakes(taken_on) == []:
-                    yield more
+            is_replaced = (key := get_typed_key(about)) in map(get_typed_key, leading) and (LEADS[lead] or key in list_groups())
+            kept = [word for word in words if not (is_replaced and expand_argument(word) == about)]
+            more = [word for word in leading if word not in kept]
+            if more and not (others | {get_typed_key(word) for word in kept}) & {get_typed_key(word) for word in more}:
+                taken_on = take(taken, about, lead, leading)
+                if not set(map(expand_argument, kept)) <= set(taken_on.words):
+                    continue
+                if (new := self.list_new_mistakes(taken_on)) == []:
+                    yield [*kept, *more]
+                elif new and depth > 1:
+                    yield from self.iter_companions(taken_on, head, [*kept, *more], new[0], depth - 1)
 
     def list_new_mistakes(self, line: CommandLine) -> list[str] | None:
         """Return the mistakes of another command line that this one lacks; None where too much was tried already."""
@@ -145,7 +178,7 @@ class Adviser:
             if len(self.tries) >= MAX_TRIES or count_composed() - self.composed > MAX_COMPOSED:
                 return None
             known = set(map(identify, self.mistakes))
-            self.tries[line] = [mistake for mistake in self.judge(line) if identify(mistake) not in known]
+            self.tries[line] = [mistake for mistake in self.judge(line, known) if identify(mistake) not in known]
         return self.tries[line]
 
 

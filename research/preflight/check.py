@@ -1,6 +1,5 @@
 """Find every mistake of a command line, each with its fix, before anything heavy is imported."""
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -14,24 +13,24 @@ from hydra.errors import HydraException
 
 from research.options.conf import CONF, list_groups, set_folders
 from research.options.files import check_option
-from research.preflight.advice import Adviser, CommandLine
-from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, drop_inactive, iter_leaves, read_study
+from research.options.signature import Signature, read_signature
+from research.preflight.advice import Adviser, CommandLine, identify
+from research.preflight.choices import check_values
+from research.preflight.compose import MISSING, chooses_option, compose, drop_inactive, iter_leaves, read_study
 from research.preflight.conflicts import FINDERS
 from research.preflight.overrides import (
     check_no_sweep,
     check_resume_sweep,
-    check_values,
     expand_argument,
     expand_sweep,
     format_mistake,
     get_key,
     iter_variants,
     parse,
-    quote_word,
 )
+from research.preflight.partial_keys import replace_partial_keys
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume, resolve_settings
-from research.preflight.signature import Signature, read_signature
 from research.preflight.words import Repair, join_mistakes, repair, split_flags
 from research.ranges import PositiveFloat
 from research.rules import PRESET_GROUPS
@@ -123,7 +122,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         if multirun:
             os.environ[SWEPT_ENV_VAR] = ",".join(judgement.sweep_lines)
         mistakes = [*(item.describe() for item in repairs if not item.word), *judgement.mistakes]
-        mistakes = Adviser(line, mistakes, lambda line: judge(line).mistakes).check() if mistakes else []
+        mistakes = Adviser(line, mistakes, lambda line, known: judge(line, known).mistakes).check() if mistakes else []
         if not mistakes and not repairs:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
@@ -131,8 +130,11 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
     return join_mistakes([item for item in repairs if item.word], mistakes), more
 
 
-def judge(line: CommandLine) -> Judgement:
-    """Return every mistake of a command line, its advice untried, and the runs that were looked at."""
+def judge(line: CommandLine, known: set[tuple[str, ...]] | None = None) -> Judgement:
+    """Return every mistake of a command line, its advice untried, and the runs that were looked at.
+
+    With `known` stop at the first run of a sweep that has another mistake than these, as `identify` returns them.
+    """
     multirun, (overrides, mistakes), wrong_groups = line.multirun, parse(list(line.words)), set[str]()
     for override in list(overrides):
         about_sweep = check_resume_sweep(override) if multirun else check_no_sweep(override)
@@ -149,6 +151,10 @@ def judge(line: CommandLine) -> Judgement:
         return Judgement([*mistakes, format_mistake(str(error))], [], sweep_lines)
     for run in runs:
         mistakes += check_run(run, sweep_lines, wrong_groups)
+        if known is None or known.issuperset(map(identify, mistakes)):
+            continue
+        if not known.issuperset(map(identify, shown := replace_partial_keys(mistakes, overrides, runs))):
+            return Judgement(list(dict.fromkeys(shown)), runs, sweep_lines)
     mistakes = replace_partial_keys(mistakes, overrides, runs)
     mistakes += [] if mistakes else check_study_name(runs)
     mistakes += check_study_settings(overrides) + check_study_direction(overrides, runs) if multirun else []
@@ -165,50 +171,6 @@ def check_option_files(override: Override) -> str:
         if lines := check_option(override.key_or_group, line.partition("=")[2]):
             return format_mistake(str(override.input_line), *lines)
     return ""
-
-
-def replace_partial_keys(mistakes: list[str], overrides: list[Override], runs: list[list[Override]]) -> list[str]:
-    """Return the mistakes, with one in place of all those about a key that a sweep's options have only in part.
-
-    With a + such a key is there already in some runs, without one it is unknown in others: neither advice would do.
-    """
-    heads = {mistake.removeprefix("error: ").split("\n  ")[0] for mistake in mistakes}
-    for override in overrides if any(o.is_sweep_override() and chooses_option(o) for o in overrides) else []:
-        own = {str(override.input_line), *expand_sweep(override)}
-        if not chooses_option(override) and own & heads and (mistake := describe_partial_key(override, overrides, runs)):
-            mistakes = [text for text in mistakes if text.removeprefix("error: ").split("\n  ")[0] not in own] + [mistake]
-    return mistakes
-
-
-def describe_partial_key(override: Override, overrides: list[Override], runs: list[list[Override]]) -> str:
-    """Return the mistake of a key that only some options of a swept group have, and how a sweep may go on with it."""
-    key, line = override.key_or_group, str(override.input_line)
-    swept = [o for o in overrides if o.is_sweep_override() and chooses_option(o)]
-    has_key: dict[tuple[str, str], set[bool]] = {}
-    try:
-        for run in runs:
-            is_there = ComposedConfig(compose(run)).get(key) is not MISSING
-            for choice in run if override.key_or_group in {o.key_or_group for o in run} else []:
-                has_key.setdefault((choice.key_or_group, str(choice.input_line)), set()).add(is_there)
-    except HydraException:
-        return ""  # the run reports it
-    if len(set[bool]().union(*has_key.values())) < 2:
-        return ""
-    for group in (o.key_or_group for o in swept):
-        choices = {text: sides for (name, text), sides in has_key.items() if name == group}
-        having, lacking = ([text for text, sides in choices.items() if sides == {side}] for side in (True, False))
-        if having and lacking and len(having) + len(lacking) == len(choices):
-            message = f"there is no key '{key}' with {', '.join(lacking)}, unlike with {', '.join(having)}"
-            options = [text.partition("=")[2] for text in having]
-            apart = quote_word(f"{group}={','.join(options)}")
-            if override.is_delete():
-                return format_mistake(line, message, f"did you mean: {apart} {line} ?")
-            values = line.partition("=")[2]
-            plain = quote_word(f"{key}={values if override.is_sweep_override() else f'choice({values})'}")
-            test = f'{group} == "{options[0]}"' if len(options) == 1 else f"{group} in {json.dumps(options)}"
-            when = quote_word(f"hydra.sweeper.when={{{key}: '{test}'}}")
-            return format_mistake(line, message, f"did you mean: {plain} {when} or {apart} {quote_word(f'{key}={values}')} ?")
-    return format_mistake(line, f"'{key}' is no key in some runs of this sweep", "sweep the options that have it by themselves")
 
 
 def check_study_name(runs: list[list[Override]]) -> list[str]:

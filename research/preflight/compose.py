@@ -15,9 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf import _utils as omegaconf_utils
 
+from research.options.condition import Condition
 from research.options.conf import FOLDERS, list_groups
 from research.options.files import describe_yaml_error
-from research.preflight.condition import Condition
 from research.preflight.overrides import get_key, iter_variants, parse, to_override
 
 MISSING = object()

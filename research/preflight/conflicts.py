@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
-from research.options.conf import list_groups, read_yaml
+from research.options.conf import find_target, list_groups, read_yaml
 from research.preflight.compose import MISSING
 from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
 from research.preflight.known_keys import read_option
@@ -23,6 +23,7 @@ from research.trigger import (
     check_monitor,
     check_trigger,
     check_trigger_order,
+    is_beyond,
     parse_trigger,
     read_directions,
 )
@@ -30,6 +31,7 @@ from research.trigger import (
 Conflicts = Iterator[Conflict | None]
 DECODER = "research.models.decoder.Decoder"  # an output at the last position only
 LEARNT_POSITIONS = (DECODER, "research.models.vision.Vision")
+NUMBERS = "research.losses.regression"  # the loss whose targets are no classes
 MODULAR = "research.data.modular.modular"  # tokens without one between documents
 TRANSFORM_MODULES = ("research.optim.grokfast.", "research.optim.orthograd.")  # they stand before a base optimizer
 MEASURING_CALLBACKS = ("ternary", "gradients", "grokking")
@@ -62,12 +64,16 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
     data, loss = requested.get_choice("data"), requested.get_choice("loss")
     own = re.search(r"override /loss: (\w+)", read_yaml("data", data))
     taken, needed = (s.parse_axes() for s in (requested.get_signature("loss"), read_option("loss", own[1] if own else "")))
+    targets = (str(requested.get_resolved("loss._target_")[0]), find_target("loss", own[1]) if own else "")
+    is_ours = targets[0].startswith("research.losses.")
     if any(a and b and len(a.split()) != len(b.split()) for a, b in zip(taken, needed, strict=True)):
         takes, has = (f"logits [{logits or '...'}] and targets [{targets or '...'}]" for logits, targets in (taken, needed))
         message = f"loss={loss} takes {takes}, data={data} has {has}"
-        is_ours = str(requested.get_resolved("loss._target_")[0]).startswith("research.losses.")
         fix = "" if is_ours else "annotate your loss so if it computes that, or leave the annotations out; else "
         yield Conflict(("loss", "data"), message, f"{fix}give loss={own[1] if own else ''}")
+    elif own and is_ours and targets[1].startswith("research.losses.") and len({NUMBERS, *targets}) == 2 == len({*targets}):
+        message = f"loss={loss} is of {'numbers' if targets[0] == NUMBERS else 'classes'}, the targets of data={data} are not"
+        yield Conflict(("loss", "data"), message, f"give loss={own[1]}")
     elif requested.get_resolved("monitor")[0] == "val/bpb" and len(taken[1].split()) == 1:
         message = f"monitor=val/bpb needs a loss at every position, loss={loss} has one a sequence"
         yield Conflict(("monitor", "loss"), message, "give monitor=val/acc or monitor=val/loss")
@@ -84,6 +90,9 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
                 (f"metrics.{name}",), f"metrics.{name} does not say which way is better", f"give +{key}=true or +{key}=false"
             )
             monitor = MISSING if monitor == f"val/{name}" else monitor  # it may well be one
+    if conflict := check_metrics(requested):
+        yield conflict
+        return
     if monitor is MISSING or is_interpolated(monitor) or monitor == "???":
         return
     if not (conflict := check_monitor(monitor, read_directions(requested.cfg))):
@@ -97,13 +106,35 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
     yield conflict._replace(fix=f"give {choices}") if choices else conflict
 
 
+def check_metrics(requested: RequestedConfig) -> Conflict | None:
+    """Return the conflict of metrics of numbers with a loss of classes, or the other way round, as far as they are ours."""
+    data, metrics, loss = (requested.get_choice(group) for group in ("data", "metrics", "loss"))
+    texts = {option: read_yaml("data", option) for option in list_groups()["data"]}
+    pairs = {option: dict(re.findall(r"override /(loss|metrics): (\w+)", text)) for option, text in texts.items()}
+    having = [option for option, own in pairs.items() if own.get("metrics") == metrics]
+    is_ours = loss in {own.get("loss") for own in pairs.values()}
+    if (
+        "metrics" not in requested.typed_overrides
+        or not having
+        or not is_ours
+        or (metrics == "regression") == (loss == "regression")
+    ):
+        return None
+    own = pairs.get(data, {}).get("metrics")
+    fix = f"give metrics={own}" if own and own != metrics else f"leave out metrics={metrics}"
+    return Conflict(("metrics",), f"metrics={metrics} is for data={' or data='.join(having)}, not for loss={loss}", fix)
+
+
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflict of a target that the data set brings for its own monitor, where another is typed."""
+    """Yield the conflict of a target that the data set brings for its own monitor, or that the monitor never reaches."""
     own = dict(re.findall(r"^(monitor|target): (\S+)", read_yaml("data", requested.get_choice("data")), re.MULTILINE))
     monitor, (target, source) = requested.get_resolved("monitor")[0], requested.get_resolved("callbacks.early_stop.target")
     if monitor != own.get("monitor", monitor) and str(target) == own.get("target") and source not in requested.typed_overrides:
         message = f"target={target} is meant for {own['monitor']}, not for monitor={monitor}"
         yield Conflict(("monitor", "target"), message, f"give target=null or target=VALUE, the {monitor} to stop at")
+    elif isinstance(target, int | float) and is_beyond(str(monitor), target):
+        fix = f"give {source}={target / 100:g}" if 2 <= target <= 100 else f"give {source}=VALUE of at most 1"
+        yield Conflict(("callbacks.early_stop.target", "monitor"), f"{monitor} is at most 1: it never reaches {target:g}", fix)
 
 
 def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
@@ -128,6 +159,8 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     backend = str(requested.get_resolved("model.linear.backend")[0])
     yield check(partial(rules.check_backend, backend=backend), granularity)
     yield check(rules.check_warmup, "model.linear.warmup", "trainer.steps")
+    if requested.get_resolved("schedule.warmup")[1] in requested.typed_overrides:  # that of an option is for runs of any length
+        yield check(check_schedule_warmup, "schedule.warmup", "trainer.steps")
     yield check(partial(rules.check_prime, str(requested.get_resolved("data.operation")[0])), "data.p")
     fractions = [requested.get_resolved(f"data.{name}_fraction")[0] for name in ("val", "test")]
     if all(isinstance(fraction, int | float) for fraction in fractions):
@@ -135,6 +168,14 @@ def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     for name in (*MEASURING_CALLBACKS, "utilization"):
         rule = partial(rules.check_callback_every, name)
         yield check(rule, f"callbacks.{name}.every", "trainer.log_every", "trainer.eval_every")
+
+
+def check_schedule_warmup(warmup: int, steps: int) -> Conflict | None:
+    """Return the conflict of a warm-up that is longer than the run, which never gets to its learning rate."""
+    if warmup <= steps:
+        return None
+    message = f"schedule.warmup={warmup} does not end within trainer.steps={steps}: lr is never reached"
+    return Conflict(("schedule.warmup", "trainer.steps"), message, f"give schedule.warmup={steps // 10}, or more steps")
 
 
 def find_length_conflicts(requested: RequestedConfig) -> Conflicts:

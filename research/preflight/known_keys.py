@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 
 from research.options.conf import find_target, list_groups, read_yaml
-from research.options.habits import answer_habit, find_habit, respell, respell_option, squash, suggest
+from research.options.habits import answer_habit, count_changed_letters, find_habit, respell, respell_option, squash, suggest
+from research.options.renames import find_new_key
+from research.options.signature import Signature, read_signature
+from research.preflight.choices import list_readers
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
 from research.preflight.overrides import quote_word
-from research.preflight.renames import find_new_key
-from research.preflight.signature import Signature, read_signature
+from research.run_dir import expand_path
 
 OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
 
@@ -28,8 +30,13 @@ class KnownKeys(ComposedConfig):
         if name in OPTION_NAMES and respell_option(group, typed) in list_groups().get(group, ()):  # as optim.name=adamw
             return [suggest_keys(line, key, group)]
         own = [leaf for root, node in self.cfg.items() if (root == "hydra") == is_hydra for leaf, _ in iter_leaves(root, node)]
-        groups = [g for g, options in list_groups().items() if {respell_option(g, v) for v in typed.split(",")} <= set(options)]
-        names = [name for name in suggest(key, own + groups) if key.endswith("_") or not name.endswith("_")]
+        groups = [
+            group
+            for group, options in list_groups().items()
+            if {respell_option(group, v) for v in typed.split(",")} <= set(options) or count_changed_letters(key, group) <= 2
+        ]
+        known = [name for name in own + groups if not f"{name}.".startswith(f"{key}.")]
+        names = [name for name in suggest(key, known) if key.endswith("_") or not name.endswith("_")]
         tails = [name for name in names if squash(name.rpartition(".")[2]) == squash(key.rpartition(".")[2])]
         habits = [] if tails else self.suggest_habit(key, line)
         return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]
@@ -44,8 +51,12 @@ class KnownKeys(ComposedConfig):
 
     def suggest_options(self, key: str, line: str) -> list[str]:
         """Return which options have a key that the chosen one lacks, and the key with each of these; else nothing."""
+        if key == "data.path" and self.get("data.masks") is not MISSING:
+            return ["images and masks are two folders: data.images=FOLDER data.masks=FOLDER"]
         value = quote_word(line).partition("=")[2]
         words = [f"{option} {key}={value}" for option in self.find_options(key)[1]] if value else []
+        if key == "data.path" and (typed := line.partition("=")[2]) and expand_path(typed).exists():
+            words = list_readers(typed) or words
         return [self.describe_absence(key), f"did you mean: {' or '.join(words)} ?" if words else ""]
 
     def may_add(self, key: str) -> bool:

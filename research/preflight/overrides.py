@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,9 +23,8 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
-from research.options.conf import list_groups, read_defaults
-from research.options.files import describe_other_file
-from research.options.habits import answer_habit, explain_options, find_habit, respell, suggest
+from research.options.conf import list_groups
+from research.options.habits import answer_habit, find_habit
 from research.run_dir import RUN_ID_PATTERN, expand_path
 from research.signals import find_program
 
@@ -39,6 +37,15 @@ MAX_LINES = 6  # of one mistake
 def format_mistake(head: str, *lines: str) -> str:
     """Return an error for the terminal: what was typed, then what is wrong and what would be right."""
     return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
+
+
+def fit_lines(mistakes: list[str]) -> list[str]:
+    """Return the mistakes of a command line in at most MAX_LINES lines: one each, with its fix, where they are more."""
+    if len(mistakes) < 2 or len("\n".join(mistakes).splitlines()) <= MAX_LINES:
+        return mistakes
+    lines = [f"{mistake.split(chr(10))[0]}: {mistake.split(chr(10))[-1].strip()}" for mistake in mistakes]
+    more = len(lines) - (MAX_LINES - 1)
+    return lines if more < 2 else [*lines[: MAX_LINES - 1], f"and {more} other mistakes"]
 
 
 def get_key(override: Override) -> str:
@@ -134,6 +141,16 @@ def cast_interval(interval: IntervalSweep) -> str:
     return f"int(interval({low},{high}))"
 
 
+def cast_intervals(line: str) -> str:
+    """Return a line with each interval that is not cast as one of whole numbers, where there are any between its ends."""
+
+    def cast_one(match: re.Match[str]) -> str:
+        interval: Any = create_parser().parse_override(f"x={match[0]}").value()
+        return cast_interval(interval) or match[0]
+
+    return re.sub(r"(?<!int\()interval\([^()]*\)", cast_one, line)
+
+
 def expand_sweep(override: Override) -> list[str]:
     """Return each value of a sweep as an override of its own; the two ends of an interval. Raise as `check_numbers` does."""
     if not override.is_sweep_override():
@@ -148,40 +165,6 @@ def expand_sweep(override: Override) -> list[str]:
         values = islice(override.sweep_iterator(transformer=Transformer.identity), MAX_SWEEP_VALUES)
         texts = [to_override(value.text if isinstance(value, QuotedString) else value) for value in values]
     return [f"{override.get_key_element()}={text}" for text in texts]
-
-
-def check_values(override: Override) -> str:
-    """Return the mistake of a sweep over no value, or of an option that its group does not have; empty for any other."""
-    group, line = override.key_or_group, str(override.input_line)
-    try:
-        values = [choice.value() for choice in parse(expand_sweep(override))[0]]
-    except ValueError as error:
-        return format_mistake(line, str(error).removeprefix(f"{line}: "))
-    options = list_groups().get(group)
-    if not values:
-        known = f"no option of group '{group}' matches; options: {', '.join(options)}" if options else ""
-        return format_mistake(line, known or "nothing is between start and stop")
-    if options is None or override.is_delete():
-        return ""
-    if (override.is_add() or override.is_force_add()) and group in read_defaults():
-        return format_mistake(line, f"'{group}' is chosen already", f"leave out the +: {quote_word(line.lstrip('+'))}")
-    for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
-        if name is None:
-            ours = respell(group, "null")
-            near = [*([ours] if ours in options else []), f"~{group}"]
-            words = [word if word.startswith("~") else f"{group}={word}" for word in near]
-            message = f"a group takes one of its options: {', '.join(options)}"
-            return format_mistake(line, message, f"did you mean: {' or '.join(words)} ?")
-        if name not in options:
-            whole = respell(group, line.partition("=")[2])
-            near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(str(name), options))]
-            known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-            near = [f"data=text data.path={to_literal(str(name))}"] if group == "data" and Path(str(name)).exists() else near
-            near = [f"{group}=glob(*)"] if name in ("*", "all") else near
-            fix = f"did you mean: {' or '.join(map(quote_words, near))} ?" if near else explain_options(group)
-            other = describe_other_file(group, str(name))
-            return format_mistake(line, other or known, "" if other else fix)
-    return ""
 
 
 def iter_variants(overrides: list[Override]) -> Iterator[list[Override]]:
@@ -258,11 +241,6 @@ def format_command(
     ]
     kept = [line for line in overrides if line and not line.startswith(("resume.", *left_out))]
     return shlex.join([*launcher, find_program(), *folders, *kept])
-
-
-def quote_words(words: str) -> str:
-    """Return several overrides, which are apart by spaces, as words for the shell."""
-    return " ".join(map(quote_word, words.split(" ")))
 
 
 def quote(key: str, text: str) -> str:

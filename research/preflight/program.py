@@ -35,14 +35,14 @@ def prepare(argv: list[str]) -> list[str]:
     rest = [word for word in argv[1:] if word not in SWEEP_FLAGS]
     os.environ[SWEPT_ENV_VAR] = ""
     if {"-h", "--help"} & set(rest):
-        from research.preflight.help import build_help_text
+        from research.options.help import build_help_text
 
         print(build_help_text(), flush=True)
         sys.exit(0)
     redact_configurations()
     # Only now, so that --help waits for none of it.
     from research.preflight.check import check_overrides
-    from research.preflight.overrides import expand_argument, format_mistake
+    from research.preflight.overrides import expand_argument, fit_lines, format_mistake
     from research.preflight.words import find_notes, split_flags
 
     rest = [expand_argument(word) for word in rest]
@@ -62,7 +62,7 @@ def prepare(argv: list[str]) -> list[str]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise ValueError("\n".join(mistakes))
         if writes:
-            print_message("\n".join(mistakes))
+            print_message("\n".join(fit_lines(mistakes)))
         sys.exit(2)
     for note in find_notes(rest, bool(sweep)) if writes else ():
         print_message(note)

@@ -1,51 +1,36 @@
 """The composed config of one run, with every key validated against its component's signature."""
 
 import ast
-import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
-from research.options.conf import CONF, list_groups, read_defaults, read_yaml
-from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node
-from research.options.habits import iter_respelt, respell_sweep, suggest
-from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose, iter_leaves
+from research.options.conf import CONF, list_groups, read_defaults
+from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node, locate_key
+from research.options.habits import explain_value, find_habit, iter_respelt, respell_sweep, suggest
+from research.options.renames import describe_rename
+from research.options.signature import Signature, list_plain_settings, read_signature
+from research.options.source import TargetError, UnresolvedError, find_definition
+from research.preflight.choices import describe_missing_path
+from research.preflight.compose import MISSING, chooses_option, compose, iter_leaves
 from research.preflight.known_keys import KnownKeys, suggest_keys
-from research.preflight.overrides import cast_interval, create_parser, format_mistake, quote_word, to_override
-from research.preflight.renames import describe_rename
-from research.preflight.signature import Signature, list_plain_settings, read_signature
-from research.preflight.source import TargetError, UnresolvedError, find_definition
-from research.ranges import describe_mistake, repr_value
-from research.rules import HYDRA_KEYS, check_target, iter_targets, list_components, locate_target
+from research.preflight.overrides import (
+    cast_intervals,
+    expand_sweep,
+    format_mistake,
+    parse,
+    quote_word,
+    to_override,
+)
+from research.ranges import ValueType, describe_mistake, repr_value
+from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
-WHOLE_INTERVAL = re.compile(r"(?<!int\()interval\([^()]*\)")  # one that is not cast
+PARTIAL_NODES = ("loss", "schedule", "optim.base")  # what they name is called by the run
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
-
-
-def describe_missing_path(source: str, typed: str, path: Path) -> list[str]:
-    """Return the lines of a path that is not there: what is there of it, and what is called nearly so."""
-    near = next(parent for parent in path.parents if parent.exists())
-    wanted, *rest = path.relative_to(near).parts
-    names = [item.name for item in near.iterdir()] if near.is_dir() and os.access(near, os.R_OK) else []
-    others = [near / name for name in suggest(wanted, names) if near.joinpath(name, *rest).exists()]
-    shown = [
-        other.joinpath(*rest) if Path(typed).is_absolute() else Path(os.path.relpath(other.joinpath(*rest))) for other in others
-    ]
-    words = " or ".join(quote_word(f"{source}={to_override(str(other))}") for other in shown)
-    lines = [f"there is no file or folder {path}", f"looked from {Path.cwd()}; there is {near}"]
-    return [*lines, f"did you mean: {words} ?"] if words else lines
-
-
-def to_whole_interval(match: re.Match[str]) -> str:
-    """Return an interval as one of whole numbers; as it is where it has none."""
-    interval: Any = create_parser().parse_override(f"x={match[0]}").value()
-    return cast_interval(interval) or match[0]
 
 
 @dataclass
@@ -97,22 +82,24 @@ class RequestedConfig(KnownKeys):
         """Record the mistake of a key, unless it has one already."""
         group = key.rpartition(".")[2]  # as tokenizer for data.tokenizer
         head = head or self.typed_overrides.get(key) or self.typed_overrides.get(group if group in list_groups() else key, "")
-        if not head and (preset := self.find_preset(key)):
-            group, choice = key.partition(".")[0], preset.partition("=")[0]
-            typed = [self.typed_overrides.get(choice, preset), self.typed_overrides.get(group, "")]
+        if not head and (source := self.find_preset(key)):
+            (preset, where), group = source, key.partition(".")[0]
+            typed = [self.typed_overrides.get(preset.partition("=")[0], preset), self.typed_overrides.get(group, "")]
             head = " ".join(filter(None, typed))
-            without = [line for line in lines[1:] if line.startswith("give ~")]
-            lines = (f"{preset} sets {key}: {lines[0]}", *without, f"leave out {' or '.join(filter(None, typed))}")
+            if typed[1]:
+                without = [line for line in lines[1:] if line.startswith("give ~")]
+                lines = (f"{preset} sets {key}: {lines[0]}", *without, f"leave out {' or '.join(typed)}")
+            else:  # its own mistake, to be mended there
+                fixes = [re.sub(r"did you mean: (.*) \?", r"write \1", line).replace("=", ": ") for line in lines[1:]]
+                lines = (f"{where}: {'' if key in lines[0] else f'{key}: '}{lines[0]}", *fixes)
         self.mistakes.setdefault(key, format_mistake(head or f"{key}={repr_value(self.get(key))}", *lines))
 
-    def find_preset(self, key: str) -> str:
-        """Return the preset that sets a key, as experiment=grokking; empty where none does."""
-        for group in ("experiment", "sweep"):
-            option = self.get_choice(group)
-            content = OmegaConf.to_container(OmegaConf.create(read_yaml(group, option)))
-            if isinstance(content, dict) and ComposedConfig(content).get(key) is not MISSING:  # type: ignore[arg-type]
-                return f"{group}={option}"
-        return ""
+    def find_preset(self, key: str) -> tuple[str, str] | None:
+        """Return the preset that sets a key, as experiment=grokking, with file:line; None where none does."""
+        for group in PRESET_GROUPS:
+            if where := locate_key(group, option := self.get_choice(group), key):
+                return f"{group}={option}", where
+        return None
 
     def add_unknown_key(self, key: str, line: str) -> None:
         """Record that a key does not exist: with its new name, options that have it, the keys near it, or its neighbours."""
@@ -120,7 +107,12 @@ class RequestedConfig(KnownKeys):
             hint = self.describe_absence(new) if self.get(new) is MISSING else suggest_keys(line, key, new)
             self.add_mistake(key, describe_rename(key, new), hint, head=line)
             return
-        hints = self.suggest_options(key, line) if self.describe_absence(key) else self.suggest_known(key, line)
+        group, habit = key.partition(".")[0], find_habit(key)
+        is_here = habit.startswith(f"{group}.") and self.get(habit) is not MISSING  # as data.target for data.label
+        is_elsewhere = self.describe_absence(key) and not is_here
+        hints = self.suggest_options(key, line) if is_elsewhere else self.suggest_known(key, line)
+        if known := explain_value(key, line.partition("=")[2]):
+            hints = [known]
         if not any(hints) and isinstance(around := self.get(parent := key.rpartition(".")[0]), dict) and parent:
             hints = [f"'{parent}' has: {', '.join(k for k in around if k not in HYDRA_KEYS) or 'no key'}"]
         self.add_mistake(key, f"there is no key '{key}'", *hints, head=line)
@@ -180,16 +172,28 @@ class RequestedConfig(KnownKeys):
         target = self.check_target(f"{key}._target_")
         if (signature := read_signature(target)) is None:
             return
-        names = signature.names
+        names, needed = signature.names, [p.name for p in signature.parameters if p.is_needed and p.name not in node]
+        if key in PARTIAL_NODES and needed and "_partial_" not in node:
+            fix = f"write _partial_: true below its _target_, or give +{key}._partial_=true"
+            typed = [
+                self.typed_overrides.get(name, "") for name in (f"{key}._partial_", f"{key}._target_", key.partition(".")[0])
+            ]
+            message = f"{target} gets {', '.join(needed)} from the run: it needs _partial_: true"
+            self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, typed), key))
         unknown = [name for name in node if name not in (*HYDRA_KEYS, *names)]
         for old in [f"{key}.{name}" for name in unknown if self.find_new_key(f"{key}.{name}")]:
             self.add_unknown_key(old, self.typed_overrides.get(old, ""))
-        if unknown := [name for name in unknown if f"{key}.{name}" not in self.mistakes]:
+        unknown = [name for name in unknown if f"{key}.{name}" not in self.mistakes]
+        of_presets = [
+            name for name in unknown if f"{key}.{name}" not in self.typed_overrides and self.find_preset(f"{key}.{name}")
+        ]
+        together = [name for name in unknown if name not in of_presets]
+        for unknown in filter(None, [*([name] for name in of_presets), together]):
             typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*unknown, "_target_")]
             near = [f"{key}.{name}" for name in suggest(unknown[0], names) if len(unknown) == 1]
             hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
             is_left = f"{key}._target_" in self.typed_overrides or self.find_preset(f"{key}.{unknown[0]}")
-            if is_left and len(unknown) < 4:  # over from the target before
+            if is_left and len(unknown) < 4:  # left over from the target before
                 hint = hint or f"give {' '.join(f'~{key}.{name}' for name in unknown)}"
             hint = hint or self.describe_absence(f"{key}.{unknown[0]}")
             hints = [hint] if hint else self.suggest_habit(f"{key}.{unknown[0]}", typed[0])
@@ -251,21 +255,30 @@ class RequestedConfig(KnownKeys):
             elif is_interpolated(value):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):
-                whole = WHOLE_INTERVAL.sub(to_whole_interval, line := self.sweep_lines.get(source, ""))
-                if whole != line and isinstance(value, float) and not describe_mistake(key, int(value), parameter.value_types):
-                    types = " or ".join(map(str, parameter.value_types))
-                    self.add_mistake(source, f"{key} takes {types}; this interval has fractions", f"give '{whole}'", head=line)
-                else:
-                    candidates = iter_respelt(source, value, parameter.value_types)
-                    fits = [v for v in candidates if not describe_mistake(key, v, parameter.value_types)][:1]
-                    words = [quote_word(f"{source}={to_override(v)}") for v in fits]
-                    is_open = not fits or isinstance(value, list)
-                    words += [f"{source}={sweep}"] if is_open and (sweep := respell_sweep(value)) else []
-                    self.add_mistake(source, mistake, *(f"did you mean: {word} ?" for word in words))
+                self.add_wrong_value(key, source, mistake, parameter.value_types)
             elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
                 path = expand_path(value).resolve()
                 if not path.exists():
                     self.add_mistake(source, *describe_missing_path(source, value, path))
+
+    def add_wrong_value(self, key: str, source: str, mistake: str, types: tuple[ValueType, ...]) -> None:
+        """Record a value that a setting does not take, with what it may mean; of a sweep with all its values."""
+        value, line = self.get(source), self.sweep_lines.get(source, "")
+        whole, values = cast_intervals(line), [value]
+        if whole != line and isinstance(value, float) and not describe_mistake(key, int(value), types):
+            takes = " or ".join(map(str, types))
+            self.add_mistake(source, f"{key} takes {takes}; this interval has fractions", f"give '{whole}'", head=line)
+            return
+        if line and (sweep := parse([line])[0][0]).is_choice_sweep():
+            values = [choice.value() for choice in parse(expand_sweep(sweep))[0]]
+            mistake = next(filter(None, (describe_mistake(key, other, types) for other in values)), mistake)
+        candidates = [(other, *iter_respelt(source, other, types)) for other in values]
+        fits = [next((v for v in row if not describe_mistake(key, v, types)), MISSING) for row in candidates]
+        words = [] if MISSING in fits else [quote_word(f"{source}={','.join(dict.fromkeys(map(to_override, fits)))}")]
+        is_open = not words or isinstance(value, list)
+        words += [f"{source}={several}"] if is_open and (several := respell_sweep(value)) else []
+        hints = [f"did you mean: {word} ?" for word in words] or [explain_value(source, to_override(value))]
+        self.add_mistake(source, mistake, *hints, head=line if len(values) > 1 else "")
 
     def add_conflict(self, keys: tuple[str, ...], *lines: str) -> None:
         """Record keys that do not go together, unless one of them has a mistake of its own."""

@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 
 from research.options.conf import CONF, list_groups
 from research.options.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
-from research.preflight.advice import MERGED_KEYS
 from research.preflight.overrides import format_mistake, parse, quote_word
 
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
@@ -229,7 +228,7 @@ def find_notes(words: Sequence[str], multirun: bool) -> list[str]:
         notes.append("note: a sweep of one run; several are -m lr=1e-3,3e-4")
     for word in words:
         key, equal, _ = word.partition("=")
-        if equal and not word.startswith(("-", "+")) and key not in MERGED_KEYS and first.setdefault(key, word) != word:
+        if equal and not word.startswith(("-", "+")) and first.setdefault(key, word) != word:
             notes.append(f"note: {first[key]} is given again as {word}: the last one counts, and a sweep is -m {key}=A,B")
             first[key] = word
     return notes

@@ -8,8 +8,8 @@ import pytest
 from program import ROOT
 
 from research.options import conf as options
+from research.options import help as screens
 from research.preflight import check, compose
-from research.preflight import help as screens
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear, bitlinear_layers, set_warmup_step
 from research.nn.quantize import EPS, LEVELS, TERNARY, Quantizer
 from research.optim.schedules import constant
-from research.preflight.signature import read_signature
+from research.options.signature import read_signature
 from research.ranges import describe_mistake
 from research.training.state import Callback, State
 from research.training.trainer import Trainer

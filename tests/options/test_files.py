@@ -1,13 +1,13 @@
 """A user's own yaml or module that is broken: told with file and line where it is chosen, and nowhere else."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from research.options.conf import set_folders
-from research.preflight.help import build_help_text
+from research.options.help import build_help_text
 from research.preflight.program import prepare
 
 MLP = "_target_: research.models.mlp.MLP\ndim: 8\ndepth: 1\n"
@@ -28,7 +28,10 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "model/mark": ("\ufeff" + MLP, ["mark.yaml:1: it begins with a byte order mark", "save it as UTF-8 without one"]),
     "model/latin": (b"# \xe4\n" + MLP.encode(), ["latin.yaml:1: byte 0xe4 is not UTF-8", "save it as UTF-8"]),
     "model/wide": (MLP.encode("utf-16"), ["wide.yaml:1: byte 0xff is not UTF-8", "save it as UTF-8"]),
-    "model/missing": ("defaults:\n  - nowhere\n  - _self_\n" + MLP, ["In 'model/missing': Could not load 'model/nowhere'"]),
+    "model/missing": ("defaults:\n  - nowhere\n  - _self_\n" + MLP, ["missing.yaml:2: group 'model' has no option 'nowhere'"]),
+    "model/itself": ("defaults:\n  - itself\n  - _self_\n" + MLP, ["itself.yaml:2: its defaults lead back to model=itself"]),
+    "model/circle": (MLP + "a: &a [*a]\n", ["circle.yaml:4: a holds itself", "write the value out"]),
+    "model/number": (MLP + "3: 4\n", ["number.yaml:4: the key 3 is no text"]),
     "model/reference": (MLP.replace("8", "${nowhere}"), ["there is no key 'nowhere', which ${nowhere} refers to"]),
     "model/mistyped": (
         MLP.replace("MLP", "MPL"),
@@ -45,9 +48,34 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "experiment/left": (
         "# @package _global_\ndefaults:\n  - override /model: bitmlp\n  - override /data: digits\nmodel:\n  heads: 2\n",
-        ["sets model.heads: research.models.mlp.MLP has no parameter heads", "give ~model.heads"],
+        ["left.yaml:6: model.heads: research.models.mlp.MLP has no parameter heads", "give ~model.heads"],
     ),
-    "experiment/unread": ("# @package _global_\nmodle:\n  dim: 8\n", ["sets modle: no component reads it", "leave out"]),
+    "experiment/apart": (
+        "# @package _global_\ndefaults:\n  - override tokenizer: bpe\n",
+        ["apart.yaml:3: override tokenizer is of a group below", "write - override /tokenizer: bpe"],
+    ),
+    "experiment/option": (
+        "# @package _global_\ndefaults:\n  - override /data: texts\n",
+        ["option.yaml:3: group 'data' has no option 'texts'; options: digits", "write - override /data: text"],
+    ),
+    "experiment/group": (
+        "# @package _global_\ndefaults:\n  - override /modle: mlp\n",
+        ["group.yaml:3: there is no group 'modle'", "write - override /model: mlp"],
+    ),
+    "experiment/base": (
+        "# @package _global_\ndefaults:\n  - txt\n",
+        ["base.yaml:3: group 'experiment' has no", "write - text"],
+    ),
+    "experiment/through": ("# @package _global_\ndefaults:\n  - option\n", ["option.yaml:3: group 'data' has no option"]),
+    "experiment/unread": (
+        "# @package _global_\nmodle:\n  dim: 8\n",
+        ["unread.yaml:2: modle: no component reads it", "write model"],
+    ),
+    "experiment/inner": (
+        "# @package _global_\ntrainer:\n  compile: true\n  log_evry: 5\n",
+        ["inner.yaml:4: trainer.log_evry", "write trainer.log_every"],
+    ),
+    "experiment/value": ("# @package _global_\nsteps: 1e3x\n", ["value.yaml:2: trainer.steps takes a whole number"]),
     "data/local": ("_target_: research.data.digits.digits\n", ["local.yaml gives no name, monitor", "# @package _global_"]),
     "optim/rate": (
         "# @package _global_\noptim:\n  _target_: research.optim.param_groups.from_base\n  lr: ${lr}\n",
@@ -59,6 +87,13 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link": (lambda path: path.symlink_to("nowhere.yaml"), "link.yaml is a link to nothing"),
     "short": (lambda path: path.with_suffix(".yml").write_text(MLP), "Hydra reads .yaml alone: rename "),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_folders() -> Iterator[None]:
+    """Leave the options as they are without these folders."""
+    yield
+    set_folders([])
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +145,7 @@ def test_broken_options_break_nothing_else(folder: Path, capsys: pytest.CaptureF
     assert "give model=bitmlp" in text
     assert not any(name.rpartition("/")[2] in text for name in BROKEN)
     set_folders([folder])
-    try:
-        assert "bracket" in build_help_text()
-    finally:
-        set_folders([])
+    assert "bracket" in build_help_text()
 
 
 def test_what_composes_passes(tmp_path: Path) -> None:

@@ -65,7 +65,14 @@ MISTAKES = [
     ("loss=classification", ["loss=classification", "data=modular", "loss=last_token"]),
     ("model=decoder data=text", ["data=text", "model=decoder", "at every position", "model=transformer"]),
     ("monitor=val/bpb", ["monitor=val/bpb", "at every position", "monitor=val/acc"]),
+    ("loss=regression", ["loss=regression is of numbers", "data=modular", "give loss=last_token"]),
+    ("data=digits model=mlp metrics=regression", ["is for data=regression, not for loss=classification", "leave out metrics"]),
+    ("data=regression model=mlp metrics=classification", ["not for loss=regression", "give metrics=regression"]),
+    ("~schedule._partial_", ["~schedule._partial_", "gets step, steps from the run", "give +schedule._partial_=true"]),
     ("monitor=val/loss", ["target=0.99", "val/acc", "target=null"]),
+    ("target=99", ["val/acc is at most 1", "give target=0.99"]),
+    ("data=segmentation model=vision target=2.5", ["val/iou is at most 1", "give target=0.025"]),
+    ("schedule.warmup=5000", ["trainer.steps=4000", "give schedule.warmup=400, or more steps"]),
     ("optim.start_when=soon", ["optim.start_when=soon", "as val/acc:0.5"]),
     ("optim.stop_when=0", ["optim.stop_when=0", "a number of steps"]),
     ("optim.start_when=val/acc:95", ["optim.start_when=val/acc:95", "at most 1"]),
@@ -200,6 +207,7 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits += ["data=images"] if "vision" in option else ["model=vision"] if option in ("images", "segmentation") else []
             fits += ["data=segmentation", "model=vision"] if option == "per_pixel" else []
             fits += ["data=segmentation"] if (group, option) == ("metrics", "segmentation") else []
+            fits += ["data=regression", "model=mlp"] if group in ("loss", "metrics") and option == "regression" else []
             fits += ["model=mlp"] if group == "data" and option in ("table", "regression") else []
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             assert find_mistakes([*fits, f"{group}={option}"], group == "sweep") == [], f"{group}={option}"

@@ -9,8 +9,8 @@ import yaml
 from omegaconf import _utils
 from program import ROOT
 
+from research.options.source import drop_bodies
 from research.preflight.compose import use_fast_yaml
-from research.preflight.source import drop_bodies
 
 TEXTS = [
     *sorted((ROOT / "conf").rglob("*.yaml")),

@@ -45,6 +45,36 @@ MISTAKES = {
     "pretrained=true": "model=hub model.folder=FOLDER",
     "early_stopping=true": "callbacks.early_stop.patience=5",
     "num_seeds=3": "-m seed=0,1,2",
+    "mode=max": "each metric says whether more is better",
+    "run_id=abc": "resume=ID",
+    "evaluation_strategy=steps": "eval_every=N",
+    "save_strategy=epoch": "callbacks.checkpoint.every=N, in steps",
+    "early_stop.min_delta=0.1": "without a least gain",
+    "drop_path=0.1": "model.dropout=0.1",
+    "init_from=scratch": "weights are drawn by seed=N",
+    "-d text": "did you mean: data=text ?",
+    "data=table model=mlp data.label=y": "did you mean: data.target=y ?",
+    "data=segmentation model=vision data.path=x": "data.images=FOLDER data.masks=FOLDER",
+    "data=images model=vision data.img_size=32": "did you mean: data.size=32 ?",
+    # values that ours has not, and nothing that trains on other data
+    "dataset=wikitext": "nothing is downloaded",
+    "data=mnist": "nothing is downloaded",
+    "data=imagefolder": "did you mean: data=images model=bitvision ?",
+    "device=1": "CUDA_VISIBLE_DEVICES=1",
+    "optimizer=rmsprop": "did you mean: optim=sgd optim.base._target_=torch.optim.RMSprop ~optim.base.nesterov ?",
+    "optimizer=lion": "optim.base._target_=mine.Lion",
+    "lr_scheduler=cosine_with_restarts": "a schedule has one cycle: schedule=cosine",
+    "criterion=CrossEntropyLoss": "each data set names its loss",
+    "data=regression model=mlp loss=mae": "give loss=regression loss.kind=mae",
+    "steps=null epochs=3": "leave it out",
+    "max_time=12h": "did you mean: callbacks.time_limit.seconds=43200 ?",
+    "max_time=00:01:30:00": "did you mean: callbacks.time_limit.seconds=5400 ?",
+    "clip=0": "did you mean: trainer.clip_norm=null ?",
+    "modle=bitnt": "did you mean: model=bitnet ?",
+    # several together: each advice with the others taken, and one line each
+    "n_layer=4 n_head=6 n_embd=384": "error: n_head=6: did you mean: model.heads=6 ?",
+    "n_head=3 n_embd=128": "model.heads=3 is refused too: model.heads=3 does not fit model.dim=128",
+    "stesp=1 sede=1 lrr=1 bacth_size=1 evalevery=1 modle=mlp dta=text": "and 2 other mistakes",
     # values as others write them
     "device=cuda": "did you mean: trainer.device=auto ?",
     "precision=16-mixed": "did you mean: precision=fp16 ?",
@@ -91,6 +121,11 @@ MISTAKES = {
     "-m lr=[1e-3,3e-4]": "did you mean: lr=0.001,0.0003 ?",
     "lr=1e-3,": "did you mean: lr=1e-3 ?",
     "--multi lr=1e-3,3e-4": "did you mean: --multirun ?",
+    "-m precision=16,32": "did you mean: precision=fp16,fp32 ?",
+    "-m steps=1e3,2k": "did you mean: steps=1000,2000 ?",
+    "-m optim=adamw,grokfast optim.lamb=1,2 optim.alpha=0.8,0.9": """did you mean: optim.lamb=1,2 optim.alpha=0.8,0.9 """
+    """hydra.sweeper.when="{optim.lamb: 'optim == \\"grokfast\\"', optim.alpha: 'optim == \\"grokfast\\"'}" or """
+    """optim=grokfast optim.lamb=1,2 optim.alpha=0.8,0.9 ?""",
     # commands
     "train": "leave it out",
     "help": "python train.py --help",
@@ -136,6 +171,42 @@ def test_what_is_right_passes(line: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_of_a_sweep_of_one_run_a_note_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(["train.py", "lr=1e-3", "-m"]) == ["train.py", "-m", "lr=1e-3"]
     assert capsys.readouterr().err == "note: a sweep of one run; several are -m lr=1e-3,3e-4\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "answer"),
+    [
+        (["a.csv"], "did you mean: data=table data.path=there model=bitmlp or data=regression data.path=there model=bitmlp ?"),
+        (["a.txt"], "did you mean: data=text data.path=there ?"),
+        (["cats/1.png", "dogs/1.JPG"], "did you mean: data=images data.path=there model=bitvision ?"),
+        (["1.png", "2.png"], "images need a folder for each class"),
+        (["good/a.txt", "bad/b.txt"], "did you mean: data=labelled_text data.path=there or data=text data.path=there ?"),
+        (
+            ["images/1.png", "masks/1.png"],
+            "did you mean: data=segmentation data.images=there/images data.masks=there/masks model=bitvision ?",
+        ),
+    ],
+)
+@pytest.mark.parametrize("key", ["data", "dataset"])
+def test_a_path_in_place_of_a_data_set_is_answered_with_those_that_read_it(
+    key: str, files: list[str], answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in files:
+        (tmp_path / "there" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there" / file).touch()
+    monkeypatch.chdir(tmp_path)
+    (mistake,) = find_mistakes([f"{key}=there"], False)
+    assert (answer if key == "data" else answer.split(" or ")[0].removesuffix(" ?")) in mistake
+
+
+def test_a_path_of_data_with_spaces_is_one_word(tmp_path: Path) -> None:
+    folder = tmp_path / "my data"
+    assert "there is no file or folder" in "".join(find_mistakes([f"data={folder}"], False))
+    folder.mkdir()
+    (mistake,) = find_mistakes([f"data={folder}"], False)
+    words = shlex.split(mistake.partition("did you mean: ")[2].removesuffix(" ?"))
+    assert words == ["data=text", f"data.path='{folder}'"]
+    assert find_mistakes(words, False) == []
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from research.preflight import source
+from research.options import source
+from research.options.signature import read_signature
 from research.preflight.check import find_mistakes
-from research.preflight.signature import read_signature
 
 HEAD = "from typing import Any\nfrom jaxtyping import Float, Int, Shaped\nfrom torch import Tensor\nimport torch\n"
 NUMBERS = "from research.data.spec import Dataset, MemoryDataset, Tokens, Vectors\n"
@@ -125,3 +125,14 @@ def test_a_loss_of_another_number_of_axes_than_an_own_task_has_is_answered(folde
     assert "takes logits [batch seq vocab] and targets [batch seq], data=mine has logits [batch classes]" in mistake
     assert "give loss=classification" in mistake
     assert "annotate" not in mistake
+
+
+def test_a_loss_that_the_run_calls_needs_partial(folder: Path) -> None:
+    """One that makes a loss has all that it needs, and is called at once."""
+    run = ("data=digits", "model=mlp", "~loss._partial_")
+    (mistake,) = judge(folder, "loss", "def part(logits, targets, *, weight: float = 1.0): ...\n", *run)
+    assert "own.part gets logits, targets from the run: it needs _partial_: true" in mistake
+    for code in ("def part(weight: float = 1.0): ...\n", "class part:\n    def __init__(self, weight: float = 1.0): ...\n"):
+        for cached in (source.find_source, source.load, source.find_definition, read_signature):
+            cached.cache_clear()
+        assert judge(folder, "loss", code, *run) == []

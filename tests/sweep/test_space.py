@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from program import ROOT
 
-from research.preflight.condition import Condition
+from research.options.condition import Condition
 from research.preflight.overrides import to_override
 from research.sweep import space
 from research.sweep.compose import Composer

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from program import ROOT
 
+from research.options.renames import ADDED, PARAMETERS, TARGETS, upgrade_config
+from research.options.signature import read_signature
 from research.preflight.check import find_mistakes
-from research.preflight.renames import ADDED, PARAMETERS, TARGETS, upgrade_config
-from research.preflight.signature import read_signature
 
 NODES_OF_0_1 = {  # every target of conf/ in version 0.1, with its keys
     "research.callbacks.checkpoint.Checkpoint": "background every keep_best keep_last",

@@ -7,13 +7,13 @@ import ast
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from research import ranges
-from research.preflight.renames import PLAIN_LOSS
-from research.preflight.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
+from research.options.renames import PLAIN_LOSS
+from research.options.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
 from research.ranges import ANY, ValueType
 
 PARAMETERLESS_BASES = {"object", "Generic", "Protocol", "ABC"}  # bases that take no parameter
@@ -26,6 +26,7 @@ class Parameter:
     name: str
     annotation: str = ""  # as it stands in the source
     value_types: tuple[ValueType, ...] = (ANY,)
+    is_needed: bool = False  # it has no default
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ def _read_arguments(module: Module, arguments: ast.arguments) -> list[Parameter]
     if arguments.kwarg:
         raise UnresolvedError(module.name)
     nodes = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
-    return [_read_parameter(module, node.arg, node.annotation) for node in nodes]
+    with_default = {node.arg for node in nodes[len(nodes) - len(arguments.kwonlyargs) - len(arguments.defaults) :]}
+    with_default -= {node.arg for node, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default}
+    read = [_read_parameter(module, node.arg, node.annotation) for node in nodes]
+    return [replace(parameter, is_needed=parameter.name not in with_default) for parameter in read]
 
 
 def _read_parameter(module: Module, name: str, annotation: ast.expr | None) -> Parameter:

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from program import ROOT
 
 from research.options.conf import CONF, list_groups
+from research.options.help import HELP_WIDTH, build_help_text, describe
 from research.preflight.check import find_mistakes
-from research.preflight.help import HELP_WIDTH, build_help_text, describe
 
 
 def test_the_help_names_everything() -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from research.options.habits import suggest
-from research.preflight.signature import read_signature
-from research.preflight.source import TargetError, find_definition
+from research.options.signature import read_signature
+from research.options.source import TargetError, find_definition
 
 
 def test_a_mistyped_word_gets_a_suggestion() -> None:

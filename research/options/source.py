@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from research.preflight.renames import TARGETS, describe_rename
+from research.options.renames import TARGETS, describe_rename
 
 MAX_DEPTH = 12  # imports, aliases, bases that are followed
 
