@@ -66,7 +66,6 @@ MISTAKES = {
     "lr_scheduler=cosine_with_restarts": "a schedule has one cycle: schedule=cosine",
     "criterion=CrossEntropyLoss": "each data set names its loss",
     "data=regression model=mlp loss=mae": "give loss=regression loss.kind=mae",
-    "steps=null epochs=3": "leave it out",
     "max_time=12h": "did you mean: callbacks.time_limit.seconds=43200 ?",
     "max_time=00:01:30:00": "did you mean: callbacks.time_limit.seconds=5400 ?",
     "clip=0": "did you mean: trainer.clip_norm=null ?",
