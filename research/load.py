@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_f
 from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
-from research.trigger import is_better, read_directions
 
 TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
 log = logging.getLogger(__name__)
@@ -116,8 +114,6 @@ def load_run(run: str) -> TrainedRun:
     folder = to_run_folder(path)
     settings, damage = load_config(path)
     if not settings:
-        if trial := find_best_trial(folder):
-            raise ValueError(f"RUN={run}: {folder} is a sweep; give a run of it, as the best one, {trial}")
         raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {RUN_HINT}, or an id")
     if damage:
         log.warning("RUN=%s: %s", run, damage)
@@ -145,18 +141,6 @@ def load_run(run: str) -> TrainedRun:
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
         load_weights(model, step_folder, snapshot)
     return TrainedRun(folder, step_folder, config, model.eval().requires_grad_(False))
-
-
-def find_best_trial(sweep: Path) -> Path | None:
-    """Return the run of the best value in a sweep's folder; None where there is none."""
-    best, best_value = None, math.nan
-    for folder in sorted(sweep.glob("*/"), key=lambda folder: (len(folder.name), folder.name)):
-        summary = read_summary(folder)
-        if summary and summary.value is not None:
-            directions = read_directions(load_config(folder)[0])
-            if best is None or is_better(summary.monitor, summary.value, best_value, directions):
-                best, best_value = folder, summary.value
-    return best
 
 
 def resolve_run(run: str) -> Path:

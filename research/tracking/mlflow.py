@@ -176,7 +176,8 @@ class MLflow(Jsonl):
         if self.run_id is None:
             tags = fields.make_tags(run, self.trial_number, parent)
             self.run_id = self.client.create_run(self.experiment_id, run_name=run.name, tags=tags).info.run_id
-        replace_text(run.folder / RUN_ID_FILE, self.run_id)
+        if run.folder.is_dir():  # else it was moved before the store answered: no reason to ask again
+            replace_text(run.folder / RUN_ID_FILE, self.run_id)
         self._log_params(self.run_id)
 
     def _log_params(self, run_id: str) -> None:

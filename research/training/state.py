@@ -228,4 +228,6 @@ def around_callbacks(state: State) -> Iterator[None]:
             state.signum = stopped.signum
         except BaseException as error:
             state.error = describe_error(error)
+            if isinstance(error, OSError):
+                state.require_folder()  # raises where the folder was moved while something was written there
             raise

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from research.load import TrainedRun
 from research.models.decoder import Decoder
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
-from research.run_dir import read_summary
 
 
 def copy_damaged(run: Path, folder: Path) -> Path:
@@ -54,20 +52,9 @@ def copy_with_bad_config(run: Path, folder: Path) -> Path:
     return folder
 
 
-def copy_as_sweep(run: Path, folder: Path) -> Path:
-    """Make three trials, of which the one in the middle is best."""
-    summary = read_summary(run)
-    assert summary
-    for number, value in enumerate((3.0, 1.0, 2.0)):
-        (folder / str(number)).mkdir(parents=True)
-        replace(summary, value=value).write(folder / str(number))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("prepare", "word"),
     [
-        (copy_as_sweep, "is a sweep; give a run of it, as the best one, {folder}/run/1"),
         (copy_damaged, "model.safetensors has sha256"),
         (copy_without_checkpoints, "holds no checkpoints"),
         (replace_config("  dim: 256", "  dim: 128"), "are not of one model"),

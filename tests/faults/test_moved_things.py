@@ -186,6 +186,7 @@ MOVES: dict[str, Callable[[Path], object]] = {
     "deleted": shutil.rmtree,
     "replaced": replace_by_another,
     "a file": lambda run: (run.rename(run.with_name("moved")), run.write_text("a note")),
+    "renamed in a save": lambda run: (run.rename(run.with_name("moved")), (run / "draft").write_text("half")),
 }
 
 
