@@ -16,20 +16,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 1 or 2 with one message on stderr."""
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
-    command.add_argument("--prompt", required=True, metavar="TEXT",
+    command.add_argument("--prompt", "-p", required=True, metavar="TEXT",
                          help="the start; of a long one the model sees the last data.seq_len tokens")  # fmt: skip
-    command.add_argument("--tokens", type=int, default=200, metavar="N",
+    command.add_argument("--tokens", "--max-new-tokens", type=int, default=200, metavar="N",
                          help="how many tokens to add at most; text ends where its document does (200)")  # fmt: skip
     command.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")
     command.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: from all)")
     command.add_argument("--top-p", type=float, default=1.0, metavar="P",
                          help="draw from the fewest tokens that have a share P of the probability (1: from all)")  # fmt: skip
-    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                         help=r"end before this text, where \n and \t are a line's end and a tab; may be repeated")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draws (0)")
     command.add_argument("--packed", action=argparse.BooleanOptionalAction, default=True,
                          help="ternary weights at two bits; --no-packed: the model as it was trained")  # fmt: skip
     args = command.parse_args(attach_prompt(sys.argv[1:] if arguments is None else arguments))
     prompt = args.prompt or ("--" if args.prompt == [] else "")  # argparse takes --prompt=-- for no text at all
+    args.stop = [text.replace(r"\n", "\n").replace(r"\t", "\t") for text in args.stop]
     if "" in args.stop:
         command.error('--stop "": give a text that is not empty')
     if not 1 <= args.tokens <= sys.maxsize:
@@ -49,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def attach_prompt(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with each --prompt, also as --pro, and its text as one word: argparse takes -x for an option."""
+    """Return the arguments with each --prompt, --pro or -p and its text as one word: argparse takes -x for an option."""
     words, rest = list[str](), iter(arguments)
     for word in rest:
-        text = next(rest, None) if word.startswith("--pr") and "--prompt".startswith(word) else None
+        is_prompt = word == "-p" or (word.startswith("--pr") and "--prompt".startswith(word))
+        text = next(rest, None) if is_prompt else None
         words.append(word if text is None else f"--prompt={text}")
     return words
 

@@ -13,7 +13,7 @@ import torch
 from research.cli import escape_controls, print_message, redirect_to_null
 from research.data.tokenizers import Tokenizer
 from research.generate.sampling import Sampler, cut_at_stop
-from research.load import load_run
+from research.load import TrainedRun, load_run
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
@@ -51,6 +51,18 @@ def encode(prompt: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[in
     return [int(word) for word in words]
 
 
+def get_generator(trained: TrainedRun) -> Transformer:
+    """Return a run's model. Raise ValueError for one that predicts no tokens."""
+    model = trained.model
+    if not isinstance(model, Transformer):
+        fix = "give a run of model=transformer or model=bitnet"
+        raise ValueError(f"RUN={trained.folder} has the model {type(model).__name__}, which cannot generate; {fix}")
+    if model.num_classes:
+        fix = "call it in Python, as research.load.load_run(RUN).model(tokens)"
+        raise ValueError(f"RUN={trained.folder} tells classes and predicts no token; {fix}")
+    return model
+
+
 def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool, stops: Sequence[str] = ()) -> None:
     """Print a prompt and `tokens` tokens, then on stderr their speed and the memory.
 
@@ -58,14 +70,11 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool,
     Raise ValueError where the run cannot generate, the prompt is empty, or the weights cannot be packed.
     """
     trained = load_run(run)
-    if not isinstance(plain := trained.model, Transformer):
-        fix = "give a run of model=transformer or model=bitnet"
-        raise ValueError(f"RUN={trained.folder} has the model {type(plain).__name__}, which cannot generate; {fix}")
-    if plain.num_classes:
-        fix = "call it in Python, as research.load.load_run(RUN).model(tokens)"
-        raise ValueError(f"RUN={trained.folder} tells classes and predicts no token; {fix}")
+    plain = get_generator(trained)
     if not (context := encode(prompt, trained.tokenizer, plain.embed.num_embeddings)):
         raise ValueError('--prompt "": give at least one token to start with')
+    if (separator := trained.config.data.get("separator")) and separator not in prompt:
+        print_message(f"note: the run has learnt targets behind {separator!r}, and --prompt does not hold it")
     tokenizer, packed = trained.tokenizer, packed and bool(bitlinear_layers(plain))
     try:
         model = pack_model(plain) if packed else plain

@@ -3,10 +3,12 @@
 import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from research.cli import redact
+from research.run_dir import ROOT
 from research.tracking.fields import PARENT_TAG, format_best
 from research.tracking.storage import UI_HOST, UI_PORT, is_server, resolve_uri
 
@@ -41,7 +43,8 @@ def format_opening(uri: str, link: str) -> str:
     """Return a link with what has to run before it opens."""
     if is_server(uri):
         return link
-    command = "make ui" if uri == resolve_uri() else shlex.join(["env", f"MLFLOW_TRACKING_URI={redact(uri)}", "make", "ui"])
+    words = ["make", *([] if Path.cwd() == ROOT else ["-C", str(ROOT)]), "ui"]
+    command = shlex.join(words if uri == resolve_uri() else ["env", f"MLFLOW_TRACKING_URI={redact(uri)}", *words])
     return f"{command}, then {link}"
 
 

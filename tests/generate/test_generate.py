@@ -174,7 +174,7 @@ def test_weights_of_more_bits_are_not_packed(run: Path, tmp_path: Path, generate
         (["{run}/plots", "--prompt", "x"], "has no config.yaml that can be read; give a run folder"),
         (["~nobody-of-that-name", "--prompt", "x"], "there is no such folder"),
         (["a" * 300, "--prompt", "x"], "there is no such folder"),
-        (["{run}", "--prompt", "x", "--tokens", "many"], "argument --tokens: invalid int value: 'many'"),
+        (["{run}", "--prompt", "x", "--tokens", "many"], "argument --tokens/--max-new-tokens: invalid int value: 'many'"),
         (["{run}", "--prompt", "x", "--seed", "99999999999999999999"], "--seed 99999999999999999999: give a number from 0"),
     ],
 )
@@ -262,6 +262,18 @@ def test_a_text_is_cut_before_the_first_stop_however_it_comes(chunks: list[bytes
 def test_the_command_ends_before_a_stop(run: Path, generate: Generate) -> None:
     _, whole, _ = generate(str(run), "--prompt", "a", "--tokens", "60", "--seed", "3")
     stop = whole[20:23]
-    _, cut, words = generate(str(run), "--prompt", "a", "--tokens", "60", "--seed", "3", "--stop", stop)
+    typed = stop.replace("\n", r"\n").replace("\t", r"\t")
+    _, cut, words = generate(str(run), "-p", "a", "--max-new-tokens", "60", "--seed", "3", "--stop", typed)
     assert "the text ended after" in words
     assert cut.rstrip("\n") == whole[: whole.index(stop, 1)]
+    assert "note" not in words
+
+
+def test_a_prompt_without_the_separator_of_pairs_is_told(run: Path, generate: Generate, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    forget_configurations(copy)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("\ndata:\n", "\ndata:\n  separator: ' => '\n"))
+    for prompt, is_told in (("a", True), ("a => ", False)):
+        _, _, words = generate(str(copy), "-p", prompt, "--tokens", "1")
+        assert ("learnt targets behind ' => '" in words) == is_told

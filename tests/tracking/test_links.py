@@ -37,7 +37,10 @@ def test_the_pages_of_a_store(uri: str, address: str) -> None:
 )
 def test_what_has_to_run_before_a_link_opens(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(ROOT)
     assert format_opening(uri, "LINK") == words
+    monkeypatch.chdir(ROOT.parent)
+    assert format_opening(uri, "LINK") == words.replace("make ui", f"make -C {ROOT} ui")
 
 
 def test_the_view_of_a_sweep_has_the_best_run_first() -> None:
