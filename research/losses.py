@@ -153,8 +153,8 @@ def _cross_entropy(
     """Return the cross entropy of each target. Raise ValueError for targets that are no classes.
 
     `label_smoothing`: this share of the target is spread over all classes (Szegedy et al. 2016, section 7). `z_loss`: this
-    times log^2 Z is added, which keeps the logits' sum Z near 1 (PaLM, Chowdhery et al. 2022, section 5). `class_weights`:
-    each class's terms of the cross entropy are multiplied by its weight.
+    times log^2 Z is added, which keeps Z, the sum of the logits' exponentials, near 1 (PaLM, Chowdhery et al. 2022,
+    section 5). `class_weights`: each class's terms of the cross entropy are multiplied by its weight.
     """
     if targets.is_floating_point():
         fix = "give targets.long(), or loss=regression for numbers"

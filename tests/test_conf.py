@@ -1,11 +1,13 @@
 """Every yaml of conf/ composes, and its target takes the parameters that it sets."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -54,6 +56,15 @@ def test_each_option_fits_its_target(option: str) -> None:
     for node in nodes:
         settings = {k: v for k, v in node.items() if not k.startswith("_")}
         inspect.signature(get_object(node["_target_"])).bind_partial(**settings)
+
+
+def test_the_docs_have_each_setting_of_the_data_with_its_default() -> None:
+    page = (CONF.parent / "docs/data.md").read_text()
+    rows = re.findall(r"^\| `data\.(\w+)` \| `?(.*?)`? \| (.*?) \| .+ \|$", page, re.MULTILINE)
+    told = {(key, option): yaml.safe_load(default) for key, default, options in rows for option in options.split(", ")}
+    files = {path.stem: yaml.safe_load(path.read_text())["data"] for path in (CONF / "data").glob("*.yaml")}
+    there = {(key, option): value for option, data in files.items() for key, value in data.items() if key != "_target_"}
+    assert told == there
 
 
 def test_no_target_swallows_keywords() -> None:

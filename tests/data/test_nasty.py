@@ -27,6 +27,7 @@ from research.data.text import text
 from research.data.tokenizers import BPE
 from research.files import documents
 from research.files.sources import Counts, find_files
+from research.run_dir import read_json, write_record
 
 Write = Callable[[Path], Any]
 GOOD = "".join(f"a good line, number {number}\n" for number in range(60))
@@ -270,12 +271,20 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path: Path, cache: Pat
     assert len(text(str(tmp_path / "data"), seq_len=16).train) > 10
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"version": 99}', "[]"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path, content: str) -> None:
     put(a_txt=GOOD)(tmp_path / "data")
     data = text(str(tmp_path / "data"), seq_len=16)
     next(cache.glob("*/meta.json")).write_text(content)
     assert text(str(tmp_path / "data"), seq_len=16).digest == data.digest
+
+
+def test_a_cache_of_another_version_is_made_anew(tmp_path: Path, cache: Path) -> None:
+    put(a_txt=GOOD)(tmp_path / "data")
+    notes = text(str(tmp_path / "data"), seq_len=16).notes
+    meta = next(cache.glob("*/meta.json"))
+    write_record(meta, read_json(meta) | {"version": streams.VERSION + 1, "notes": ["of another version"]})
+    assert text(str(tmp_path / "data"), seq_len=16).notes == notes
 
 
 def test_a_cache_with_a_flipped_bit_or_a_cut_tokenizer_is_made_anew(tmp_path: Path, cache: Path) -> None:
@@ -299,7 +308,7 @@ OTHERS: dict[str, tuple[Write, Build, str]] = {
     "nested labels": (put(a_jsonl=row(text="x", label={"a": 1})), labelled_text, "1 rows with a dict in 'label'"),
     "a table of targets that is cut": (cut_table, partial(pairs, source="text", target="n"), "damaged parquet files"),
     "targets that are numbers": (put(a_jsonl=row(source="x", target=1)), pairs, "1 rows with a int in 'target'"),
-    "text files in place of pairs": (put(a_txt=GOOD), pairs, "0 different texts cannot be split"),
+    "text files in place of pairs": (put(a_txt=GOOD), pairs, "no row is left: 1 files that are no tables"),
 }  # fmt: skip
 
 

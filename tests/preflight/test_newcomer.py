@@ -143,10 +143,6 @@ def test_a_habit_is_answered(line: str, answer: str, capsys: pytest.CaptureFixtu
     assert text.startswith("error: ")
 
 
-def test_the_table_is_long_enough() -> None:
-    assert len(MISTAKES) >= 61
-
-
 def test_of_a_key_that_is_given_twice_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["lr=1e-3", "seed=1", "lr=3e-4", "seed=1"]
     assert prepare(["train.py", *words]) == ["train.py", *words]
