@@ -48,7 +48,7 @@ def labelled_text(
     val_fraction: OpenFraction = 0.1,
     test_fraction: Fraction = 0.0,
 ) -> MemoryDataset[Tokens]:
-    """Return texts of `seq_len` tokens, each with one class. Longer ones lose their end, others are padded on the left with ends.
+    """Return texts of `seq_len` tokens, each with one class. Longer ones lose their end; others get ends on the left.
 
     Raise ValueError for texts or classes that cannot be read, for texts with several classes, and for fewer than two classes.
     """
