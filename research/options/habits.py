@@ -40,7 +40,13 @@ def index(name: str, key: str | None = None) -> dict[str, str]:
 
 def find_habit(key: str) -> str:
     """Return our key for what others call the last part of a key; empty where it is not known."""
-    return index("names").get(squash(key.rpartition(".")[2]), "")
+    return next(iter(list_habits(key)), "")
+
+
+def list_habits(key: str) -> list[str]:
+    """Return our keys for what others call the last part of a key: one an option, as data.label and data.target."""
+    word = squash(key.rpartition(".")[2])
+    return [ours for ours, words in read_tables()["names"].items() if word in map(squash, words.split())]
 
 
 def find_command(word: str) -> str:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from research.options.conf import find_target, list_groups, read_yaml
-from research.options.habits import answer_habit, count_changed_letters, find_habit, respell, respell_option, squash, suggest
+from research.options.habits import answer_habit, count_changed_letters, list_habits, respell, respell_option, squash, suggest
 from research.options.renames import find_new_key
 from research.options.signature import Signature, read_signature
 from research.preflight.choices import list_readers
@@ -43,7 +43,8 @@ class KnownKeys(ComposedConfig):
 
     def suggest_habit(self, key: str, line: str) -> list[str]:
         """Return what stands for a key of other programs: ours, that of another option, or another way; else nothing."""
-        habit = find_habit(key)
+        habits = sorted(list_habits(key), key=lambda name: name.rpartition(".")[0] != key.rpartition(".")[0])
+        habit = next((name for name in habits if self.get(name) is not MISSING), next(iter(habits), ""))
         if habit in list_groups() or habit.startswith("hydra/") or (habit and self.get(habit) is not MISSING):
             return [suggest_keys(line, key, habit)]
         hints = [hint for hint in self.suggest_options(habit, line) if hint] if habit else []
@@ -54,7 +55,11 @@ class KnownKeys(ComposedConfig):
         if key == "data.path" and self.get("data.masks") is not MISSING:
             return ["images and masks are two folders: data.images=FOLDER data.masks=FOLDER"]
         value = quote_word(line).partition("=")[2]
-        words = [f"{option} {key}={value}" for option in self.find_options(key)[1]] if value else []
+        group, _, rest = key.partition(".")
+        node = next(
+            (f"{root}.{group}" for root in self.cfg if isinstance(self.get(f"{root}.{group}"), dict)), group
+        )  # of linear
+        words = [f"{option} {node}.{rest}={value}" for option in self.find_options(key)[1]] if value else []
         if key == "data.path" and (typed := line.partition("=")[2]) and expand_path(typed).exists():
             words = list_readers(typed) or words
         return [self.describe_absence(key), f"did you mean: {' or '.join(words)} ?" if words else ""]

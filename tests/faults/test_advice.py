@@ -279,6 +279,7 @@ def test_what_other_programs_call_a_setting_is_answered_with_ours(key: str) -> N
     }
     needs = {"data.train_fraction": ["data=modular"], "tokenizer": ["data=text"], "schedule.floor": ["schedule=cosine"]}
     needs |= {"data.size": ["data=images", "model=vision"], "data.target": ["data=table", "model=mlp"]}
+    needs |= {"data.label": ["data=labelled_text"], "data.source": ["data=pairs"]}
     words = needs.get(key, ["data=text"] if key.startswith("data.") else [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         value = ComposedConfig(compose(parse(words)[0])).get(key)

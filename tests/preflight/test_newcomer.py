@@ -54,6 +54,11 @@ MISTAKES = {
     "init_from=scratch": "weights are drawn by seed=N",
     "-d text": "did you mean: data=text ?",
     "data=table model=mlp data.label=y": "did you mean: data.target=y ?",
+    "data=labelled_text data.label_column=stars": "did you mean: data.label=stars ?",
+    "data=pairs data.output=answer": "did you mean: data.target=answer ?",
+    "data=pairs output=here": "did you mean: out=here ?",
+    "data=text data.text_column=body": "did you mean: data.field=body ?",
+    "data=text tokenizer.vocab_size=1000": "did you mean: tokenizer=bpe data.tokenizer.vocab_size=1000 ?",
     "data=segmentation model=vision data.path=x": "data.images=FOLDER data.masks=FOLDER",
     "data=images model=vision data.img_size=32": "did you mean: data.size=32 ?",
     # values that ours has not, and nothing that trains on other data
