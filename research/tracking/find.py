@@ -37,7 +37,9 @@ def check_run(run: str) -> None:
     if is_sweep_folder(folder):
         best = f"its best: {folder / name}" if (name := read_best_folder(folder)) else f"as {folder / '0'}"
         raise ValueError(f"RUN={run}: it is the folder of a sweep; give one of its runs, {best}")
-    raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {RUN_HINT}, or an id")
+    newest = max((path for path in folder.iterdir() if path.is_dir() and is_run_folder(path)), default=None)  # by their dates
+    hint = f"give a run, as the newest one here, {newest}" if newest else f"{RUN_HINT}, or an id"
+    raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {hint}")
 
 
 def check_report(source: str, html: bool, storage: str) -> None:

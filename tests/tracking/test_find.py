@@ -44,6 +44,12 @@ def make_folders(root: Path) -> None:
             "its study",
         ),
         ("population", "it is the folder of a sweep", "", ""),
+        (
+            "",
+            "has no config.yaml that can be read; give a run, as the newest one here, {root}/run",
+            "it is no sweep's",
+            "it is no",
+        ),
         ("plots", "{root}/plots has no config.yaml that can be read; give a run folder", "it is no sweep's folder", "it is no"),
         (
             "nowhere",
