@@ -46,7 +46,7 @@ def make_folders(root: Path) -> None:
         ("population", "it is the folder of a sweep", "", ""),
         (
             "",
-            "has no config.yaml that can be read; give a run, as the newest one here, {root}/run",
+            "{root} has no config.yaml that can be read; give a run, as the newest one here, {root}/run",
             "it is no sweep's",
             "it is no",
         ),
