@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.files.sources import SPLIT_FOLDERS, UNLABELLED, Counts, check_defects
+from research.files.sources import UNLABELLED, Counts, check_defects, find_split
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
@@ -95,9 +95,9 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     files = list_pictures(root, pattern, counts)
     if not files:
         raise ValueError(f"data.path: no image below {root}: {counts.describe() or 'it is empty'}\ngive a folder of images")
-    labelled, is_split = [], has_splits(root)
+    labelled, is_split = [], has_splits(root, True)
     folders = {file.relative_to(root).parts[0] for file in files if file.parent != root}
-    if folders and not is_split and {folder.lower() for folder in folders} <= SPLIT_FOLDERS.keys():
+    if folders and not is_split and all(map(find_split, folders)):
         text = f"data.path: the folders of {root} are splits ({', '.join(sorted(folders))}), no classes"
         raise ValueError(f"{text}\ngive train/ and val/ or test/, with classes below them, or data.path={root}/{min(folders)}")
     depth = 1 + is_split
@@ -108,7 +108,7 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
         elif parents[depth - 1].lower() in UNLABELLED:
             counts.add(f"images in '{parents[depth - 1]}', which is no class", str(file))
         else:
-            labelled.append(Labelled(file, parents[depth - 1], SPLIT_FOLDERS[parents[0].lower()] if is_split else ""))
+            labelled.append(Labelled(file, parents[depth - 1], find_split(parents[0]) if is_split else ""))
     seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
         parts = folder.relative_to(root).parts
@@ -117,15 +117,21 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     return labelled
 
 
-def has_splits(root: Path) -> bool:
-    """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them."""
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    splits = [name for name in names if SPLIT_FOLDERS.get(name.lower(), "unsup") != "unsup"]
-    if not {SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS} > {"train"}:
+def has_splits(root: Path, has_classes: bool) -> bool:
+    """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them.
+
+    Where folders may be classes, such names are classes among others: their images are in them, in no folder below.
+    """
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    kinds = {folder: find_split(folder.name) for folder in folders}
+    if not set(kinds.values()) - {""} > {"train"}:
         return False
-    if others := [name for name in names if name not in splits]:
-        text = f"data.path: {root} holds the splits {', '.join(splits)} beside {', '.join(others)}"
-        raise ValueError(f"{text}\nmove one kind elsewhere")
+    splits = [folder for folder in folders if kinds[folder] not in ("", "unsup")]
+    if has_classes and "" in kinds.values() and not any(path.is_dir() for folder in splits for path in folder.iterdir()):
+        return False
+    if len(splits) < len(folders):
+        names, others = (", ".join(f.name for f in folders if (f in splits) == chosen) for chosen in (True, False))
+        raise ValueError(f"data.path: {root} holds the splits {names} beside {others}\nmove one kind elsewhere")
     return True
 
 

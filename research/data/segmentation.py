@@ -12,7 +12,7 @@ from research.data.images import FIX, Labelled, assign_parts, check_needs, drop_
 from research.data.labels import NUM_NAMES, describe_counts, describe_sizes
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
-from research.files.sources import SPLIT_FOLDERS, Counts, check_defects
+from research.files.sources import Counts, check_defects, find_split
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
@@ -53,10 +53,10 @@ def segmentation(
     pairs = pair_files(*roots, pattern, counts, faults)
     pictures = decode_pictures([image for image, _ in pairs], sides, channels, max_gb, treated, faults)
     decoded = decode_masks([pairs[number][1] for number in pictures.numbers], pictures.sizes, sides, faults)
-    is_split, files = has_splits(roots[0]), list[Labelled]()
+    is_split, files = has_splits(roots[0], False), list[Labelled]()
     for number, mask in zip(pictures.numbers, decoded, strict=True):
         path = pairs[number][0]
-        part = SPLIT_FOLDERS[path.relative_to(roots[0]).parts[0].lower()] if is_split else ""
+        part = find_split(path.relative_to(roots[0]).parts[0]) if is_split else ""
         files.append(Labelled(path, mask.digest.hex() if mask else "", part))
     kept = [row for row in drop_repeats(files, pictures, counts, faults, "images with several masks") if decoded[row]]
     check_defects(faults, defects == "skip", counts, FIX, "data.images, data.masks")

@@ -113,18 +113,20 @@ def test_every_kind_of_file_is_read(tmp_path: Path, kind: str) -> None:
         assert abs(pixels[0] - (50, 200)[number]) < 8
 
 
-def test_folders_that_are_splits_are_the_splits(tmp_path: Path) -> None:
-    make_folder(tmp_path / "train", 4)
-    for number, part in enumerate(("Dev", "testing")):
+@pytest.mark.parametrize("names", ["train Dev testing", "training_set validation_set test_set", "train2017 eval testset"])
+def test_folders_that_are_splits_are_the_splits(tmp_path: Path, names: str) -> None:
+    train, dev, test = names.split()
+    make_folder(tmp_path / train, 4)
+    for number, part in enumerate((dev, test)):
         for label in LABELS:
             (tmp_path / part / label).mkdir(parents=True)
             make_image(1000 + number * 10 + len(label) + (label == "cat")).save(tmp_path / part / label / "a.png")
-    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "Dev/cat/leak.png")
+    shutil.copy(tmp_path / train / "cat/0.png", tmp_path / dev / "cat/leak.png")
     data = images(str(tmp_path))
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 2)
     assert "left out: 1 of train that are in val too" in data.notes
-    shutil.rmtree(tmp_path / "Dev")
+    shutil.rmtree(tmp_path / dev)
     data = images(str(tmp_path), val_fraction=0.25)
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 2), "train/ alone is split"
@@ -293,7 +295,7 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
         (lambda root: None, {"pattern": "*.jpg"}, "10 .png files"),
         (lambda root: None, {"val_fraction": 0.6, "test_fraction": 0.39}, "leave no training sample of 10"),
         (lambda root: None, {"max_gb": 1e-7}, "10 images of 3 x 6 x 6 take 1.08e-06 GB"),
-        (lambda root: [(root / name).mkdir() for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
+        (lambda root: [(root / name / "cat").mkdir(parents=True) for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
         (lambda root: [(root / "cat").rename(root / "val"), (root / "dog").rename(root / "test")], {}, "(test, val), no"),
         (lambda root: [(root / "cat").rename(root / "train"), (root / "dog").rename(root / "unsup")], {}, "beside unsup"),
         (lambda root: (root / "dog").rename(root / "unlabeled"), {}, "holds 5 images of the one class 'cat'"),
@@ -305,6 +307,11 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, make: Make, set
     with pytest.raises(ValueError, match=r"^data\.") as error:
         images(str(tmp_path), **settings)
     assert words in str(error.value)
+
+
+def test_classes_may_have_names_of_splits(tmp_path: Path) -> None:
+    data = images(str(make_folder(tmp_path, labels=("training", "testing", "deploy"))))
+    assert data.classes == ("deploy", "testing", "training")
 
 
 def test_settings_of_files_need_a_path() -> None:
