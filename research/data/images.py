@@ -59,12 +59,13 @@ def images(
         raise ValueError(f"data.path: {root} holds {len(kept)} images {what}\ngive a folder with a sub-folder for each class")
     classes = np.array([names.index(files[row].label) for row in kept])
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    parts = assign_parts([files[row].part for row in kept], ranks, classes, fractions)
+    given = [files[row].part for row in kept]
+    parts = assign_parts(given, ranks, classes, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(names))
     x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
     source = f"{root.name}, {height} x {width}, {len(names)} classes"
-    notes = describe_classes(names, classes, parts) + describe_counts(counts, treated)
+    notes = describe_classes(names, classes, parts) + describe_parts(given) + describe_counts(counts, treated)
     y = torch.from_numpy(classes)
     facts = {"notes": notes, "baseline": predict_majority(classes, parts), "classes": tuple(names)}
     return select_parts(shape, x, y, parts, source=source, **facts)
@@ -167,13 +168,25 @@ def drop_repeats(
 def assign_parts(
     given_parts: Sequence[str], ranks: np.ndarray, classes: np.ndarray | None, fractions: tuple[float, float]
 ) -> dict[str, Int64[np.ndarray, "_"]]:
-    """Return the numbers of the samples in train, val and test, as their folders say; what these leave open, by rank."""
+    """Return the numbers of the samples in train, val and test, as their folders say; what these leave open, by rank.
+
+    Raise ValueError for a share of test beside such folders, which would not count.
+    """
     parts = {name: np.flatnonzero([part == name for part in given_parts]) for name in ("train", "val", "test")}
     if not len(parts["train"]):
         return split_by_rank(ranks, classes, fractions)
+    if fractions[1]:
+        there = ", ".join(name for name, part in parts.items() if len(part))
+        fix = "give data.test_fraction=0" + ", or a folder of test images" * (not len(parts["test"]))
+        raise ValueError(f"data.test_fraction={fractions[1]:g}: the folders say which images are {there}\n{fix}")
     parts = {name: part[np.argsort(ranks[part])] for name, part in parts.items()}
     if not len(parts["val"]):  # train/ and test/ alone
         open_rows = parts["train"]
         cut = split_by_rank(ranks[open_rows], None if classes is None else classes[open_rows], (fractions[0], 0.0))
         parts |= {"train": open_rows[cut["train"]], "val": open_rows[cut["val"]]}
     return parts
+
+
+def describe_parts(given_parts: Sequence[str]) -> tuple[str, ...]:
+    """Return a note where folders say which samples are in val."""
+    return ("splits are those of the folders: data.val_fraction does not count",) if "val" in given_parts else ()

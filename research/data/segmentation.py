@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int16, Int64, UInt8
 
-from research.data.images import FIX, Labelled, assign_parts, check_needs, drop_repeats, has_splits
+from research.data.images import FIX, Labelled, assign_parts, check_needs, describe_parts, drop_repeats, has_splits
 from research.data.labels import NUM_NAMES, describe_counts, describe_sizes
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
@@ -66,12 +66,13 @@ def segmentation(
     targets, values = number_classes([mask.pixels for mask in good], ignore)
     check_areas([mask.areas for mask in good if mask.areas is not None], values)
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    parts = assign_parts([files[row].part for row in kept], ranks, None, fractions)
+    given = [files[row].part for row in kept]
+    parts = assign_parts(given, ranks, None, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(values), per_pixel=True)
     source = f"{roots[0].name} and {roots[1].name}, {height} x {width}, {len(values)} classes"
     x, y = torch.from_numpy(pictures.pixels[kept]), torch.from_numpy(targets)
-    notes = describe_values(values, targets, parts["train"], ignore) + describe_counts(counts, treated)
+    notes = describe_values(values, targets, parts["train"], ignore) + describe_parts(given) + describe_counts(counts, treated)
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(targets, parts))
 
 

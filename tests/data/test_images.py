@@ -126,6 +126,9 @@ def test_folders_that_are_splits_are_the_splits(tmp_path: Path, names: str) -> N
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 2)
     assert "left out: 1 of train that are in val too" in data.notes
+    assert "splits are those of the folders: data.val_fraction does not count" in data.notes
+    with pytest.raises(ValueError, match=r"data\.test_fraction=0\.2: the folders say which images are train, val, test\n"):
+        images(str(tmp_path), test_fraction=0.2)
     shutil.rmtree(tmp_path / dev)
     data = images(str(tmp_path), val_fraction=0.25)
     assert data.test is not None
