@@ -223,11 +223,15 @@ def count_parts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
 
 
 def split_by_rank(
-    ranks: UInt64[np.ndarray, "n"], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float]
+    ranks: UInt64[np.ndarray, "n"],
+    classes: Int64[np.ndarray, "n"] | None,
+    fractions: tuple[float, float],
+    members: Int64[np.ndarray, "n"] | None = None,
 ) -> dict[str, Int64[np.ndarray, "_"]]:
     """Return the samples of train, val and test: their numbers, by rank. `fractions` are those of val and test.
 
-    With `classes` each split has its share of every class; a class of one sample is in train.
+    With `classes` each split has its share of every class; a class of one sample is in train. With `members` a sample
+    stands for so many, and goes to the first of val, test and train that has room.
     Raise ValueError where a split would be empty.
     """
     order = np.argsort(ranks, kind="stable")
@@ -240,7 +244,10 @@ def split_by_rank(
         position[grouped] = (np.arange(len(order)) - starts[ordered[grouped]] + 0.5) / sizes[ordered[grouped]]
         position[sizes[ordered] == 1] = 1
         order = order[np.argsort(position, kind="stable")]
-    num_val, num_test = count_parts(len(order), fractions)
+    if members is not None and (members > 1).any():
+        order, num_val, num_test = fill_parts(order, members, count_parts(int(members.sum()), fractions))
+    else:
+        num_val, num_test = count_parts(len(order), fractions)
     if num_val + num_test >= len(order):
         shares = f"data.val_fraction={fractions[0]:g} and data.test_fraction={fractions[1]:g}"
         raise ValueError(f"{shares} leave no training sample of {len(order)}\ngive smaller ones, or more samples")
@@ -248,6 +255,27 @@ def split_by_rank(
     by_rank = np.empty(len(ranks), dtype=np.int64)
     by_rank[np.argsort(ranks, kind="stable")] = np.arange(len(ranks))
     return {name: part[np.argsort(by_rank[part])] for name, part in zip(("train", "val", "test"), parts, strict=True)}
+
+
+def fill_parts(
+    order: Int64[np.ndarray, "n"], sizes: Int64[np.ndarray, "n"], rooms: tuple[int, int]
+) -> tuple[Int64[np.ndarray, "n"], int, int]:
+    """Return the order with the groups of val, then those of test, at its start, and how many groups each has.
+
+    They are the first that have room; where none has, the smallest.
+    """
+    rest, parts = order.tolist(), list[list[int]]()
+    for room in rooms:
+        part, left = list[int](), room
+        for group in rest:
+            if sizes[group] <= left:
+                part.append(group)
+                left -= int(sizes[group])
+        part = part or [min(rest, key=lambda group: sizes[group])] * (room > 0 and len(rest) > 0)
+        parts.append(part)
+        taken = set(part)
+        rest = [group for group in rest if group not in taken]
+    return np.array([*parts[0], *parts[1], *rest], dtype=np.int64), len(parts[0]), len(parts[1])
 
 
 def select_parts(

@@ -80,8 +80,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         assert table(path=write(tmp_path, content, name), **settings).digest == expected, name
     assert table(path=str(tmp_path / "e.parquet")).digest == expected
     both = table(path=[str(tmp_path / "a.csv"), str(tmp_path / "d.jsonl")])
-    assert both.digest == expected
-    assert "left out: 20 repeated rows" in both.notes
+    assert (len(both.train), len(both.val)) == (32, 8)
+    assert "20 rows repeat another one, and have its split" in both.notes
 
 
 def test_numbers_are_targets_in_their_own_units(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ TREATED: dict[str, tuple[str | bytes, dict[str, Any], str, int]] = {
     "a cell of two lines": (CSV + '77,"re\nd",tree\n', {}, "1 cells of 'colour' have several lines", 21),
     "no line of names, stated": ("".join(ROWS), {"header": False}, "", 20),
     "names that are numbers, stated": (CSV.replace("size", "2019", 1), {"header": True}, "", 20),
-    "repeated rows": (CSV + ROWS[3], {}, "left out: 1 repeated rows", 20),
+    "repeated rows": (CSV + ROWS[3], {}, "1 rows repeat another one, and have its split", 21),
     "an index without a name": (
         ",size,colour,kind\n" + "".join(f"{n},{row}" for n, row in enumerate(ROWS)),
         {},
@@ -398,6 +398,19 @@ def test_rows_of_equal_features_are_in_one_split(tmp_path: Path) -> None:
         assert sum(map(len, kept)) == len(set.union(*kept)) == 40
         assert (count(data), len(data.val)) == (160, 32)
         assert f"120 rows have the features of another row with another '{target}', and its split" in data.notes
+
+
+def test_equal_rows_of_others_count_as_often_as_they_are_there(tmp_path: Path) -> None:
+    """A table of categories alone: its rows are of different people, and their shares are what is to be learnt."""
+    rows = [f"c{n % 12},{'no' if n % 5 else 'yes'}\n" for n in range(600)]
+    path = write(tmp_path, "c,y\n" + "".join(rows))
+    data = table(path=path, test_fraction=0.1)
+    assert data.test is not None
+    assert (len(data.train), len(data.val), len(data.test)) == (450, 100, 50), "whole groups of fifty, as have room"
+    every = torch.cat((data.train.targets, data.val.targets, data.test.targets))
+    assert int((every == data.classes.index("yes")).sum()) == 120
+    assert "576 rows repeat another one, and have its split" in data.notes
+    assert table(path=write(tmp_path, "c,y\n" + "".join(rows[::-1])), test_fraction=0.1).digest == data.digest
 
 
 def test_categories_are_those_of_training_rows(tmp_path: Path) -> None:
