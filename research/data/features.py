@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from research.files.columns import MOSTLY, Column, format_number
+from research.files.cells import MOSTLY, Column, format_number
 
 MAX_CLASSES = 1000
 FEW = 20  # so many different numbers may be classes without a word
@@ -27,7 +27,7 @@ def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str
     if num_classes > MAX_CLASSES or num_classes > len(labels) / 2 > 1:
         raise ValueError(f"{where} has {num_classes:,} classes in {len(labels):,} rows\n{regression}")
     order = {label: index for index, label in enumerate([*numbers, *texts])}
-    spellings = {values[row]: text for row, text in goal.padded.items()}
+    spellings = {values[row]: text for row, text in goal.spellings.items()}
     names = [spellings.get(number) or format_number(number) for number in numbers] + texts
     return names, np.array([order[label] for label in labels])
 

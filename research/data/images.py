@@ -59,13 +59,13 @@ def images(
         raise ValueError(f"data.path: {root} holds {len(kept)} images {what}\ngive a folder with a sub-folder for each class")
     classes = np.array([names.index(files[row].label) for row in kept])
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    given = [files[row].part for row in kept]
-    parts = assign_parts(given, ranks, classes, fractions)
+    in_folders = [files[row].part for row in kept]
+    parts = assign_parts(in_folders, ranks, classes, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(names))
     x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
     source = f"{root.name}, {height} x {width}, {len(names)} classes"
-    notes = describe_classes(names, classes, parts) + describe_parts(given) + describe_counts(counts, treated)
+    notes = describe_classes(names, classes, parts) + describe_parts(in_folders) + describe_counts(counts, treated)
     y = torch.from_numpy(classes)
     facts = {"notes": notes, "baseline": predict_majority(classes, parts), "classes": tuple(names)}
     return select_parts(shape, x, y, parts, source=source, **facts)

@@ -66,13 +66,15 @@ def segmentation(
     targets, values = number_classes([mask.pixels for mask in good], ignore)
     check_areas([mask.areas for mask in good if mask.areas is not None], values)
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    given = [files[row].part for row in kept]
-    parts = assign_parts(given, ranks, None, fractions)
+    in_folders = [files[row].part for row in kept]
+    parts = assign_parts(in_folders, ranks, None, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(values), per_pixel=True)
     source = f"{roots[0].name} and {roots[1].name}, {height} x {width}, {len(values)} classes"
     x, y = torch.from_numpy(pictures.pixels[kept]), torch.from_numpy(targets)
-    notes = describe_values(values, targets, parts["train"], ignore) + describe_parts(given) + describe_counts(counts, treated)
+    notes = (
+        describe_values(values, targets, parts["train"], ignore) + describe_parts(in_folders) + describe_counts(counts, treated)
+    )
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(targets, parts))
 
 

@@ -11,16 +11,8 @@ from jaxtyping import Bool, Float64, Int64
 from research.data.features import FEW, encode_classes, encode_features, encode_numbers, list_names
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
-from research.files.columns import (
-    EXACT,
-    Column,
-    Decimals,
-    Header,
-    Table,
-    check_decimals,
-    check_spellings,
-    read_table,
-)
+from research.files.cells import EXACT, Column, Decimals, check_decimals, check_spellings
+from research.files.columns import Header, Table, read_table
 from research.files.documents import check_encoding
 from research.files.sources import TABLE_KINDS, Counts, check_defects, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
@@ -62,7 +54,9 @@ def table(
     goal, columns = choose_columns(rows, target, features, exclude or [], counts)
     for column in (*columns, goal) if kind == "number" else columns:
         check_decimals(column, decimal)
+    columns = [column if column.is_of_numbers else column.keep_spelling() for column in columns]
     if kind == "class":
+        goal = goal.keep_spelling() if goal.texts else goal
         check_spellings(goal)
     rest = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
     fix = "leave a column out by data.exclude=[NAME]"

@@ -132,15 +132,15 @@ def find_files(
 
 def find_split(name: str) -> str:
     """Return which split a folder of this name is: train, val, test, or unsup without classes; empty for none."""
-    found = SPLIT_NAME.fullmatch(name)
-    return SPLIT_WORDS[found[2].lower()] if found and not found[1] else ""
+    match = SPLIT_NAME.fullmatch(name)
+    return SPLIT_WORDS[match[2].lower()] if match and not match[1] else ""
 
 
 def split_stem(stem: str) -> tuple[str, str]:
     """Return which split a file's stem tells, and what stands before it: a guide to testing is none."""
-    found = SPLIT_NAME.fullmatch(stem)
-    is_split = found and not (found[1] and not found[3] and found[2].lower().endswith("ing"))
-    return (SPLIT_WORDS[found[2].lower()], found[1] or "") if found and is_split else ("", "")
+    match = SPLIT_NAME.fullmatch(stem)
+    is_split = match and not (match[1] and not match[3] and match[2].lower().endswith("ing"))
+    return (SPLIT_WORDS[match[2].lower()], match[1] or "") if match and is_split else ("", "")
 
 
 def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
@@ -151,7 +151,7 @@ def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
     """
     groups: dict[tuple[str, ...], dict[str, dict[Path, None]]] = {}
     mixed = set[tuple[str, ...]]()  # folders with a folder that is no split
-    found = list[tuple[tuple[str, ...], str, str, Path]]()
+    candidates = list[tuple[tuple[str, ...], str, str, Path]]()
     for file in files:
         parts, is_program = file.relative_to(root).parts, file.suffix.lower() == ".py"
         for depth, name in enumerate(parts):
@@ -161,8 +161,8 @@ def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
             if is_folder and (is_program or not split) and not name.startswith("."):
                 mixed.add(parts[:depth])
             if split and not is_program and file.stem.lower() != "readme":
-                found.append((parts[:depth], "/" if is_folder else before, split, path))
-    for folder, before, split, path in found:
+                candidates.append((parts[:depth], "/" if is_folder else before, split, path))
+    for folder, before, split, path in candidates:
         if before != "/" or folder not in mixed:
             groups.setdefault((*folder, before.strip("/")), {}).setdefault(split, {})[path] = None
     for group in groups.values():

@@ -273,6 +273,19 @@ TREATED: dict[str, tuple[str | bytes, dict[str, Any], str, int]] = {
     "classes that differ in capitals": (CSV + "50,red,Tree\n51,red,Tree\n", {}, "differ in capitals alone: Tree, tree", 22),
     "a class of one row": (CSV + "50,red,vine\n", {}, "val has no sample of 1 classes: vine", 21),
     "numbers of 300 digits": ("x,kind\n" + "".join(f"{n}e300,{'ab'[n % 2]}\n" for n in range(1, 9)), {}, "", 8),
+    "codes as classes": (
+        "x,y\n" + "".join(f"{n},{('12e4', '1234', '01234', 'a1')[n % 4]}\n" for n in range(16)),
+        {},
+        "classes: 0 1234, 1 01234, 2 12e4, 3 a1",
+        16,
+    ),
+    "codes with an exponent": ("x,y\n" + "".join(f"{n},{('12e4', '1e3')[n % 2]}\n" for n in range(9)), {}, "0 1e3, 1 12e4", 9),
+    "codes as categories": (
+        "c,y\n" + "".join(f"{('01234', '1234', 'A12', '1.10', '1.1')[n % 5]},{'ab'[n % 5 == 0]}\n" for n in range(50)),
+        {"val_fraction": 0.1},
+        "1 columns of texts as 4 categories",
+        50,
+    ),
     "a class written as 1 and as 1.0": (
         "x,y\n" + "".join(f"{n},{('0', '1', '1.0')[n % 3]}\n" for n in range(9)),
         {},
