@@ -1,5 +1,6 @@
 """Images of your own: a folder with a sub-folder for each class; or scikit-learn's digits, 8 x 8 pixels."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ from research.files.sources import UNLABELLED, Counts, check_defects, find_split
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
+MASK_FOLDERS = "(images?|imgs?|inputs?|photos?)(tr)?", "(masks?|labels?|annotations?|segmentations?|groundtruth)(tr)?"
 FIX = "mend or move them, or give data.defects=skip to leave them out"
 
 
@@ -110,12 +112,22 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
             counts.add(f"images in '{parents[depth - 1]}', which is no class", str(file))
         else:
             labelled.append(Labelled(file, parents[depth - 1], find_split(parents[0]) if is_split else ""))
+    check_masks(root, {file.label for file in labelled})
     seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
         parts = folder.relative_to(root).parts
         if parts not in seen and parts[-1].lower() not in UNLABELLED and not is_hidden(parts):
             faults.add("class folders without images", str(folder))
     return labelled
+
+
+def check_masks(root: Path, labels: set[str]) -> None:
+    """Raise ValueError for two folders that are no classes: images, and a mask for each of them."""
+    sides = [[label for label in labels if re.fullmatch(words, label.lower())] for words in MASK_FOLDERS]
+    if len(labels) == 2 and all(sides):
+        fix = " ".join(f"data.{key}={root / side[0]}" for key, side in zip(("images", "masks"), sides, strict=True))
+        message = f"data.path: {root} holds {sides[0][0]} and {sides[1][0]}, which are no classes"
+        raise ValueError(f"{message}\ngive data=segmentation {fix}, or rename folders that are classes")
 
 
 def has_splits(root: Path, has_classes: bool) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
 from research import rules
+from research.data.labels import predict_majority
 from research.data.tokenizers import Tokenizer
 from research.losses import IGNORE, num_valid_targets
 from research.seeding import SPLIT_STREAM, fold_in
@@ -190,7 +191,7 @@ def split_at_random(
 ) -> MemoryDataset[Shape]:
     """Return samples with one class each, split by `split_seed` alone: the seed of a run must not move the split.
 
-    Its baseline always answers the most frequent class. Raise ValueError for an empty split, and for no classes.
+    Its baseline always answers the most frequent class of training. Raise ValueError for an empty split, and for no classes.
     """
     if y.is_floating_point():
         raise ValueError(
@@ -202,8 +203,8 @@ def split_at_random(
         raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} samples empty")
     train, val = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:])
     digest = sha256(x.numpy().tobytes() + y.numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest()
-    majority = torch.bincount(val.targets).max().item() / len(val)
-    return MemoryDataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
+    baseline = predict_majority(y.numpy(), {"train": np.arange(cut), "val": np.arange(cut, len(y))})
+    return MemoryDataset(shape, train, val, digest, source, unit="sample", baseline=baseline)
 
 
 def rank_keys(keys: Sequence[bytes], split_seed: int) -> UInt64[np.ndarray, "n"]:

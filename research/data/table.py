@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 
-from research.data.features import FEW, encode_classes, encode_features, encode_numbers, list_names
+from research.data.features import FEW, encode_classes, encode_features, encode_numbers, exclude_column, list_names
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
 from research.files.cells import EXACT, Column, Decimals, check_decimals, check_spellings
@@ -115,7 +115,7 @@ def choose_columns(
             counts.add("columns without a value", f"'{column.name}'")
         elif column.is_inexact:
             fix = (
-                f"give data.exclude=[{column.name}], or smaller numbers"
+                f"give {exclude_column(column.name)}, or smaller numbers"
                 if key == "features"
                 else "give texts or smaller numbers"
             )

@@ -25,9 +25,7 @@ class Column:
     numbers: MutableSequence[float] = field(default_factory=lambda: array("d"))
     texts: dict[int, str] = field(default_factory=dict)
     nested: list[int] = field(default_factory=list)  # rows with a list, an object or bytes
-    spellings: dict[int, str] = field(
-        default_factory=dict
-    )  # numbers that are written in another way, as 01, 1e3 or 1.10, by row
+    spellings: dict[int, str] = field(default_factory=dict)  # by row, of numbers written as 01, 1e3 or 1.10
     is_inexact: bool = False  # it has whole numbers that lose digits
 
     def add(self, cell: Any, decimal: Decimals) -> None:

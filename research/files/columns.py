@@ -128,11 +128,16 @@ def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | 
 
 
 def count_merged_rows(cells: Sequence[str]) -> int:
-    """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0."""
+    """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0.
+
+    Two lines may be an address: a separator with a space behind it counts in three lines of three cells alone.
+    """
     if "\n" not in (text := "\0".join(cells)):
         return 0
     lines = text.split("\n")
-    is_merged = any(all(line.count("\0") + line.count(mark) == len(cells) - 1 for line in lines) for mark in SEPARATORS)
+    behind = "" if len(lines) > 2 and len(cells) > 2 else "(?! )"
+    marks = [re.compile(f"\0|{re.escape(mark)}{behind}") for mark in SEPARATORS]
+    is_merged = any(all(len(mark.findall(line)) == len(cells) - 1 for line in lines) for mark in marks)
     return len(lines) if is_merged else 0
 
 
@@ -159,21 +164,19 @@ def check_header(file: Path, names: Sequence[str], header: Header) -> bool:
 
 
 def iter_jsonl(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
-    """Yield names and rows of JSONL; the names are those of the first object."""
-    names: list[str] = []
+    """Yield names and rows of JSONL; the names are the keys of all objects, the last one of the first object at the end."""
+    names, last = dict[str, None](), ""
     for item in iter_objects(file, encoding):
-        if not names:
-            if isinstance(item, Defect):
-                yield Defect("tables without an object of all keys in their first line", item.where)
-                return
-            names = list(item[1])
-            yield names
-        if isinstance(item, Defect):
-            yield item
-        elif set(item[1]) - set(names):
-            yield Defect("rows with keys that the first one lacks", f"{file}:{item[0]}")
-        else:
-            yield item[0], [item[1].get(name) for name in names]
+        if not isinstance(item, Defect):
+            names |= dict.fromkeys(item[1])
+        elif not names:
+            yield Defect("tables without an object in their first line", item.where)
+            return
+        last = last or next(reversed(names), "")
+    if order := [*(name for name in names if name != last), last] if names else []:
+        yield order
+    for item in iter_objects(file, encoding):
+        yield item if isinstance(item, Defect) else (item[0], [item[1].get(name) for name in order])
 
 
 def iter_parquet(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:

@@ -252,7 +252,13 @@ TREATED: dict[str, tuple[Make, dict[str, Any], str, int]] = {
         "",
         11,
     ),
-    "a grey image among colours": (lambda root: make_image(7, mode="L").save(root / "cat/a.png"), {}, "", 11),
+    "a grey image among colours": (
+        lambda root: make_image(7, mode="L").save(root / "cat/a.png"),
+        {},
+        "changed: 1 grey, as colours",
+        11,
+    ),
+    "a palette": (lambda root: make_image(7, mode="P").save(root / "cat/a.png"), {}, "changed: 1 converted from a palette", 11),
     "colours where grey is asked": (lambda root: None, {"channels": 1}, "", 10),
     "a class of one image": (
         lambda root: save(root / "owl/a.png", make_image(7)),
@@ -298,12 +304,13 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
         (lambda root: None, {"pattern": "*.jpg"}, "10 .png files"),
         (lambda root: None, {"val_fraction": 0.6, "test_fraction": 0.39}, "leave no training sample of 10"),
         (lambda root: None, {"max_gb": 1e-7}, "10 images of 3 x 6 x 6 take 1.08e-06 GB"),
-        (lambda root: [(root / name / "cat").mkdir(parents=True) for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
+        (lambda root: [(root / name / "a").mkdir(parents=True) for name in ("val", "train")], {}, "train, val beside cat, dog"),
         (lambda root: [(root / "cat").rename(root / "val"), (root / "dog").rename(root / "test")], {}, "(test, val), no"),
         (lambda root: [(root / "cat").rename(root / "train"), (root / "dog").rename(root / "unsup")], {}, "beside unsup"),
+        (lambda root: [(root / "cat").rename(root / "Images"), (root / "dog").rename(root / "masks")], {}, "data=segmentation"),
         (lambda root: (root / "dog").rename(root / "unlabeled"), {}, "holds 5 images of the one class 'cat'"),
     ],
-    ids=["class", "file", "sizes", "size", "pattern", "training", "memory", "beside", "alone", "unsup", "unlabeled"],
+    ids=["class", "file", "sizes", "size", "pattern", "training", "memory", "beside", "alone", "unsup", "masks", "unlabeled"],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, make: Make, settings: dict[str, Any], words: str) -> None:
     make(make_folder(tmp_path))
