@@ -119,8 +119,8 @@ def find_sources(
     share_block(weights)
     sources: list[list[Path]] = []
     for source in path:
-        earlier = {file for files in sources for file in files}
-        sources.append([file for file in find_files(source, pattern, counts) if file not in earlier])
+        earlier = {file.resolve() for files in sources for file in files}
+        sources.append([file for file in find_files(source, pattern, counts) if file.resolve() not in earlier])
         if not sources[-1]:
             raise ValueError(f"data.weights: all files of {source} are in a path before it\nleave it out")
     return sources

@@ -18,6 +18,7 @@ TEXT_KINDS = (".txt", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", ".py"
 TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
+NAMED = (*KINDS, ".json")  # of a folder no .json is read: most are settings
 # A split's, then other names of its folder or file; what has no class is the fourth.
 SPLIT_NAMES = ("train training", "val valid validation dev", "test testing", "unsup unsupervised unlabeled unlabelled")
 SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
@@ -93,15 +94,15 @@ def find_files(
     """Return the files at and below `paths` that match one of the patterns, sorted, each once.
 
     None for paths: the standard library's sources. None for patterns: `kinds`, and what is of another kind is counted.
-    Symbolic links are followed, once each.
+    Symbolic links are followed, once each; what a file is read as, the name of its link says where that has a suffix.
     Raise ValueError for a path that is not there, where no file matches, and for a folder that holds splits.
     """
     roots = [sysconfig.get_paths()["stdlib"]] if paths is None else [paths] if isinstance(paths, str) else list(paths)
     patterns = "*.py" if patterns is None and paths is None else patterns
     is_wanted = build_filter(patterns, kinds)
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # by what links lead to
     for text in roots:
-        root = expand_path(text).resolve()
+        root = find_name(expand_path(text))
         if not root.is_file() and not root.is_dir():
             problem = f"{root} is neither a file nor a folder" if root.exists() else f"there is no file or folder {root}"
             raise ValueError(f"data.path={text}: {problem}\ngive one that exists")
@@ -111,7 +112,8 @@ def find_files(
             count_others(root, matching, counts)
         if root.is_dir() and paths is not None:
             check_splits(text, root, matching)
-        files |= dict.fromkeys(sorted(file.resolve() for file in matching))
+        for file in sorted(map(find_name, matching), key=lambda file: (file.resolve(), file.suffix.lower() not in NAMED, file)):
+            files.setdefault(file.resolve(), file)
     if not files:
         where, others = ", ".join(roots), list_suffixes(roots)
         if patterns is None:
@@ -119,7 +121,13 @@ def find_files(
             raise ValueError(f"data.path: no file below {where} is of a kind that is read{others}\n{fix}")
         shown = patterns if isinstance(patterns, str) else ",".join(patterns)
         raise ValueError(f"data.pattern={shown}: no file below {where} matches{others}\ngive another data.pattern or data.path")
-    return list(files)
+    return list(files.values())
+
+
+def find_name(path: Path) -> Path:
+    """Return the path by which a file is read: its own where the suffix says its kind, else that to which links lead."""
+    has_kind = path.suffix.lower() in NAMED and path.is_file()
+    return path.parent.resolve() / path.name if has_kind else path.resolve()
 
 
 def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
