@@ -149,7 +149,7 @@ def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Itera
     if isinstance(first := next(rows, (0, [])), Defect):
         yield Defect(first.kind.replace("rows", "tables"), str(file))
         return
-    _, header = first
+    header = [cell.strip() for cell in first[1]]
     if defect := find_missing_column(file, header, columns):
         yield defect
         return

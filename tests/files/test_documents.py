@@ -228,7 +228,7 @@ def test_other_kinds_are_counted(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("b")
     (tmp_path / "c.png").touch()
     (tmp_path / "Makefile").touch()
-    assert read(tmp_path)[1].describe() == "1 .png files, 1 without a suffix files"
+    assert read(tmp_path)[1].describe() == "1 .png files, 1 files without a suffix"
 
 
 def test_a_huge_line_streams(tmp_path: Path) -> None:
