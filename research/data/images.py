@@ -92,7 +92,8 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     folders = {file.relative_to(root).parts[0] for file in files if file.parent != root}
     if folders and not is_split and {folder.lower() for folder in folders} <= SPLIT_FOLDERS.keys():
         text = f"data.path: the folders of {root} are splits ({', '.join(sorted(folders))}), no classes"
-        raise ValueError(f"{text}\ngive train/ and val/ or test/, with classes below them, or {quote_path(root / min(folders))}")
+        fix = f"give train/ and val/ or test/, with classes below them, or {quote_path(root / min(folders))}"
+        raise ValueError(f"{text}\n{fix}")
     depth = 1 + is_split
     for file in files:
         parents = file.relative_to(root).parts[:-1]

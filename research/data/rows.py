@@ -12,8 +12,8 @@ from torch import Tensor
 from research.data.corpus import LEFT_OUT, SPLITS, SplitName, assign_splits, digest_document
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
-from research.files.cells import Defect
 from research.files.documents import Column, DefectError, Format, Row, find_kind, iter_rows, iter_text
+from research.files.lines import Defect
 from research.files.sources import SPLIT_FOLDERS, UNLABELLED, Counts, check_splits, find_files, list_own_files, quote_path
 from research.run_dir import expand_path
 

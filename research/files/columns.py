@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64, UInt64
 
-from research.files.cells import Defect, encoding_name, iter_cells, iter_objects
 from research.files.documents import SUFFIXES
+from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool

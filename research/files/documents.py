@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from research.files.cells import Defect, encoding_name, iter_cells, iter_objects
+from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
 PIECE = 1 << 16  # bytes

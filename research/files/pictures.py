@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from research.files.cells import Defect
+from research.files.lines import Defect
 from research.files.sources import IMAGE_KINDS, Counts, build_filter, describe_kind, iter_files
 
 MAX_PIXELS = 1 << 26  # of one file

@@ -115,9 +115,11 @@ def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | De
 def count_merged_rows(cells: Sequence[str], delimiter: str) -> int:
     """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0.
 
-    A separator before a space or a line's end is of a sentence.
+    A separator before a space or a line's end is of a sentence or an address, unless three lines have several.
     """
     if len(cells) < 2 or "\n" not in (text := "\0".join(cells)):
         return 0
-    lines, separator = text.split("\n"), re.compile(rf"\0|{re.escape(delimiter)}(?=\S)")
+    lines = text.split("\n")
+    behind = "" if len(lines) > 2 and len(cells) > 2 else r"(?=\S)"
+    separator = re.compile(f"\0|{re.escape(delimiter)}{behind}")
     return len(lines) if all(len(separator.findall(line)) == len(cells) - 1 for line in lines) else 0
