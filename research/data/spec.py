@@ -222,6 +222,12 @@ def count_parts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
     return num_val, num_test
 
 
+def spread_evenly(count: int, total: int) -> Int[Tensor, "count"]:
+    """Return `count` of the numbers below `total`, evenly spread, the first and the last among them."""
+    dtype = torch.float32 if total < 1 << 24 else torch.float64  # which whole numbers it holds
+    return torch.linspace(0, total - 1, count, dtype=dtype).round().long()
+
+
 def split_by_rank(
     ranks: UInt64[np.ndarray, "n"], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float]
 ) -> dict[str, Int64[np.ndarray, "_"]]:

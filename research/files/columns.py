@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64, UInt64
 
-from research.files.documents import SUFFIXES, Defect, encoding_name, iter_cells, iter_objects
+from research.files.documents import SUFFIXES
+from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool
@@ -22,7 +23,6 @@ Decimals = Literal["point", "comma"]
 MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in any case: what stands for no value
 EXACT = 2**53  # whole numbers beyond it lose digits as floating-point numbers
 MOSTLY = 0.9  # share of numbers from which on the texts of a column are mistakes
-SEPARATORS = ",;\t|"
 Row = tuple[int, list[Any]]  # its line, and its cells
 
 
@@ -218,20 +218,8 @@ def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | 
             yield item
         elif mistake := describe_bad_text("".join(item[1]), encoding):
             yield Defect(f"rows that are {mistake}", f"{file}:{item[0]}")
-        elif num_lines := count_merged_rows(item[1]):
-            for line in range(item[0] - num_lines + 1, item[0] + 1):
-                yield Defect("rows within one pair of quotes", f"{file}:{line}")
         else:
             yield item
-
-
-def count_merged_rows(cells: Sequence[str]) -> int:
-    """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0."""
-    if "\n" not in (text := "\0".join(cells)):
-        return 0
-    lines = text.split("\n")
-    is_merged = any(all(line.count("\0") + line.count(mark) == len(cells) - 1 for line in lines) for mark in SEPARATORS)
-    return len(lines) if is_merged else 0
 
 
 def describe_bad_text(text: str, encoding: str) -> str:

@@ -51,6 +51,7 @@ def test_files_of_several_paths_and_patterns_are_there_once(
         ("x/train/pos/a.txt x/unsup/b.txt", "(x/train, x/unsup)"),
         ("train-00-of-02.csv train-01-of-02.csv test-00-of-01.csv", """give 'data.pattern="train-*-of-*.csv"': """),
         ("train2017/a.txt val2017/a.txt", "give data.path=/train2017: "),
+        ("(v1)/train.txt (v1)/test.txt", "give 'data.path=\"/(v1)/train.txt\"': "),
         ("train.txt acid_test.txt", ""),
         ("train.txt trainer.txt", ""),
         ("dev.md test.md", ""),
