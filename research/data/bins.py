@@ -23,7 +23,7 @@ from research.cli import announce_wait
 from research.data.corpus import Corpus
 from research.data.spec import Samples, Split
 from research.data.streams import META, VERSION, write_streams
-from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.data.tokenizers import Tokenizer, hash_tokenizer, load_tokenizer
 from research.run_dir import HeldError, lock, read_json, sync
 
 CPU = torch.device("cpu")
@@ -83,6 +83,7 @@ class Streams:
     gzip_bits: float = 0.0  # bits per byte of the validation text
     notes: tuple[str, ...] = ()
     tokenizer_name: str = ""
+    tokenizer_digest: str = ""  # of its files
 
     @property
     def training(self) -> list[str]:
@@ -140,13 +141,14 @@ def prepare_streams(
 
 
 def read_streams(folder: Path) -> Streams | None:
-    """Return what is in a folder of the cache; None where that is not whole, by the digests of its streams."""
+    """Return what is in a folder of the cache; None where that is not whole, by the digests of its streams and tokenizer."""
     meta = read_json(folder / META) if (folder / META).exists() else {}
     if meta.pop("version", None) != VERSION:
         return None
     try:
         streams = Streams(folder, load_tokenizer(folder), **meta | {"notes": tuple(meta["notes"])})
-        is_whole = all(hash_file(folder / f"{name}.bin") == digest for name, digest in streams.digests.items())
+        is_whole = streams.tokenizer_digest == hash_tokenizer(folder)
+        is_whole &= all(hash_file(folder / f"{name}.bin") == digest for name, digest in streams.digests.items())
     except (KeyError, TypeError, ValueError, OSError):  # a damaged record, tokenizer or file
         return None
     return streams if is_whole and streams.digests else None

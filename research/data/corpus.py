@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int8, UInt64
 
 from research.data.spec import count_parts
-from research.files.documents import Defect, DefectError, Format, iter_documents
+from research.files.documents import DefectError, Format, iter_documents
+from research.files.lines import Defect
 from research.files.sources import Counts, check_defects, show_progress
 
 SplitName = Literal["train", "val", "test"]

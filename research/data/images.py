@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.files.sources import UNLABELLED, Counts, check_defects, find_split
+from research.files.sources import UNLABELLED, Counts, check_defects, check_needs, find_split, quote_path
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
@@ -73,13 +73,6 @@ def images(
     return select_parts(shape, x, y, parts, source=source, **facts)
 
 
-def check_needs(keys: str, **settings: object) -> None:
-    """Raise ValueError for a setting of files where `keys`, which name them, are not given."""
-    for name, value in settings.items():
-        if value is not None:
-            raise ValueError(f"data.{name}={value} is of files, and needs {keys}\ngive {keys} too, or data.{name}=null")
-
-
 def read_digits(fractions: tuple[float, float], split_seed: int) -> MemoryDataset[Images]:
     """Return scikit-learn's digits as images of 0 to 255."""
     from sklearn.datasets import load_digits  # heavy
@@ -102,7 +95,8 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     folders = {file.relative_to(root).parts[0] for file in files if file.parent != root}
     if folders and not is_split and all(map(find_split, folders)):
         text = f"data.path: the folders of {root} are splits ({', '.join(sorted(folders))}), no classes"
-        raise ValueError(f"{text}\ngive train/ and val/ or test/, with classes below them, or data.path={root}/{min(folders)}")
+        fix = f"give train/ and val/ or test/, with classes below them, or {quote_path(root / min(folders))}"
+        raise ValueError(f"{text}\n{fix}")
     depth = 1 + is_split
     for file in files:
         parents = file.relative_to(root).parts[:-1]

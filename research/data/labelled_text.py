@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from research.data.labels import describe_sizes
+from research.data.labels import describe_classes, predict_majority
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -27,7 +27,7 @@ from research.data.rows import (
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding
-from research.files.sources import SKIPPED_FOLDERS, Counts, check_defects
+from research.files.sources import SKIPPED_FOLDERS, Counts, check_defects, check_needs
 from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveInt, check_settings
 
 NUM_PACKAGES = 8  # of the standard library: those with the most docstrings
@@ -57,10 +57,12 @@ def labelled_text(
     check_different("field", field, "label", label)
     tokenizer, counts, faults = tokenizer or Bytes(), Counts(), Counts()
     if path is None:
+        check_needs("data.path", labelled_text, pattern=pattern, format=format, field=field, label=label, encoding=encoding)
         pairs = list(iter_docstrings())
     else:
         columns = Column(field), Column(label, "label", is_label=True)
         pairs = read_pairs(find_labelled_files(path, pattern, counts), columns, format, encoding, faults)
+        pairs = [(text, name.strip()) for text, name in pairs]
     skips = defects == "skip" or path is None
     pairs = drop_contradictions(drop_repeats(pairs, counts), faults)
     check_defects(faults, skips, counts)
@@ -71,17 +73,16 @@ def labelled_text(
     kept = {name: encode_part(part, tokenizer, counts) for name, part in parts.items()}
     sizes = [len(tokens) for part in kept.values() for _, tokens in part]
     splits = {name: build_split(part, classes, seq_len, tokenizer) for name, part in kept.items()}
-    train, val = (Counter(name for name, _ in kept[split]) for split in ("train", "val"))
+    numbers = torch.cat([split.targets for split in splits.values()]).numpy()
+    starts = np.cumsum([0, *map(len, splits.values())])
+    rows: dict[str, np.ndarray] = {name: np.arange(*starts[number : number + 2]) for number, name in enumerate(splits)}
     notes = [f"{sum(size > seq_len for size in sizes):,} of {len(sizes):,} texts are cut to {seq_len} tokens"]
-    notes.append(describe_sizes(classes, np.array([train[name] for name in classes]), "texts"))
-    if missing := [name for name in classes if name not in train]:
-        notes.append(f"no text to learn from: {', '.join(missing[:NUM_SHOWN])}")
-    baseline = {"val/acc majority": val[train.most_common(1)[0][0]] / val.total()}
+    notes += describe_classes(classes, numbers, rows)
     more = ", ..." * (len(classes) > NUM_SHOWN)
     sizes_of = " + ".join(f"{len(part):,}" for part in kept.values())
     source = f"{sizes_of} texts of {len(classes)} classes ({', '.join(classes[:NUM_SHOWN])}{more}), {tokenizer.name}"
     shape = Tokens(tokenizer.vocab_size, seq_len, tokenizer.end, len(classes))
-    return build_dataset(shape, splits, source, baseline, notes, counts, tokenizer, classes)
+    return build_dataset(shape, splits, source, predict_majority(numbers, rows), notes, counts, tokenizer, classes)
 
 
 def drop_contradictions(pairs: Sequence[Pair], faults: Counts) -> list[Pair]:
@@ -97,7 +98,8 @@ def list_classes(pairs: Sequence[Pair], label: str) -> list[str]:
     """Return the classes by name. Raise ValueError for less than two, and for labels that are almost all different."""
     classes = sorted({name for _, name in pairs})
     if len(classes) < 2:
-        only = f"all {len(pairs):,} texts are of the class {classes[0]}" if classes else "there is no text with a class"
+        texts = f"all {len(pairs):,} texts are" if len(pairs) > 1 else "the only text is"
+        only = f"{texts} of the class {classes[0]}" if classes else "there is no text with a class"
         raise ValueError(f"data.label={label}: {only}\ngive at least two classes")
     if len(classes) > max(2, len(pairs) // 2):
         message = f"data.label={label}: {len(pairs):,} texts have {len(classes):,} classes, as {', '.join(classes[:3])}"

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from research.data.labels import unigram_cross_entropy
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -19,10 +20,10 @@ from research.data.rows import (
     read_pairs,
     split_pairs,
 )
-from research.data.spec import MemoryDataset, Split, Tokens, unigram_cross_entropy
+from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding, find_kind
-from research.files.sources import Counts, check_defects, find_files
+from research.files.sources import Counts, check_defects, check_needs, find_files
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, NumDates, OpenFraction, PositiveInt, check_settings
 from research.seeding import SPLIT_STREAM, fold_in
@@ -63,8 +64,10 @@ def pairs(
     check_different("source", source, "target", target)
     tokenizer, counts, faults = tokenizer or Bytes(), Counts(), Counts()
     if path is None:
+        check_needs("data.path", pairs, pattern=pattern, format=format, source=source, target=target, encoding=encoding)
         rows = list(iter_dates(num_dates, split_seed))
     else:
+        check_needs("data.path=null", pairs, "of dates that are made", num_dates=num_dates, split_seed=split_seed)
         files = [(file, "") for file in find_files(path, pattern, counts)]
         for file, _ in files:
             if find_kind(file, format) == "text":

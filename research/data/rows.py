@@ -12,8 +12,9 @@ from torch import Tensor
 from research.data.corpus import LEFT_OUT, SPLITS, SplitName, assign_splits, digest_document
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
-from research.files.documents import Column, Defect, DefectError, Format, Row, find_kind, iter_rows, iter_text
-from research.files.sources import UNLABELLED, Counts, check_splits, find_files, find_split, list_own_files
+from research.files.documents import Column, DefectError, Format, Row, find_kind, iter_rows, iter_text
+from research.files.lines import Defect
+from research.files.sources import UNLABELLED, Counts, check_splits, find_files, find_split, list_own_files, quote_path
 from research.run_dir import expand_path
 
 Pair = tuple[str, str]  # a text, and its class or the text that answers it
@@ -45,7 +46,9 @@ def find_labelled_files(
             check_splits(path, root, [*shown, *own])
         if shown and all(find_split(folder.name) for folder in shown):
             message = f"data.path={path}: its folders are splits ({', '.join(folder.name for folder in shown)}), no classes"
-            raise ValueError(f"{message}\ngive one of them, as data.path={path}/{shown[-1].name}: the split is made here")
+            raise ValueError(
+                f"{message}\ngive one of them, as {quote_path(f'{path}/{shown[-1].name}')}: the split is made here"
+            )
         for folder in shown:
             if folder.name.lower() in UNLABELLED:
                 counts.add(f"folders '{folder.name}', which is no class", str(folder))

@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, Num, Shaped, UInt64
+from jaxtyping import Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
 from research import rules
@@ -223,6 +223,12 @@ def count_parts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
     return num_val, num_test
 
 
+def spread_evenly(count: int, total: int) -> Int[Tensor, "count"]:
+    """Return `count` of the numbers below `total`, evenly spread, the first and the last among them."""
+    dtype = torch.float32 if total < 1 << 24 else torch.float64  # which whole numbers it holds
+    return torch.linspace(0, total - 1, count, dtype=dtype).round().long()
+
+
 def split_by_rank(
     ranks: UInt64[np.ndarray, "n"],
     classes: Int64[np.ndarray, "n"] | None,
@@ -290,9 +296,3 @@ def select_parts(
             digest.update(part)
     test = splits.get("test")
     return MemoryDataset(shape, splits["train"], splits["val"], digest.hexdigest(), unit="sample", test=test, **facts)
-
-
-def unigram_cross_entropy(counts: Int[Tensor, "classes"], val: Int[Tensor, "m"]) -> Float[Tensor, ""]:
-    """Return the cross entropy (nats) on `val` of the frequencies of tokens in training, with one added to each count."""
-    smoothed = counts.double() + 1
-    return -(smoothed / smoothed.sum()).log()[val].mean()

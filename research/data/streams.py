@@ -11,11 +11,11 @@ import numpy as np
 
 from research.data.corpus import Corpus, SplitName
 from research.data.quality import Quality
-from research.data.tokenizers import FILE, TRAINING_BYTES, Tokenizer, load_tokenizer, take_bytes
+from research.data.tokenizers import FILE, TRAINING_BYTES, Tokenizer, hash_tokenizer, load_tokenizer, take_bytes
 from research.files.sources import show_progress
 from research.run_dir import make_folder, read_json, sync, write_record
 
-VERSION = 2  # of the streams: another one makes them anew
+VERSION = 3  # of the streams: another one makes them anew
 BATCH = 1 << 21  # bytes that are tokenized together, by as many threads as there are processors
 PROGRESS_EVERY = 1 << 26  # bytes of text between two notes of how far it came
 META = "meta.json"
@@ -45,6 +45,7 @@ def write_streams(draft: Path, corpora: Sequence[Corpus], shares: Sequence[float
             for key, value in facts.items():
                 meta.setdefault(key, {})[stream] = value
     meta |= {"gzip_bits": quality.compute_gzip_bits(), "notes": quality.describe(), "tokenizer_name": tokenizer.name}
+    meta["tokenizer_digest"] = hash_tokenizer(draft)
     write_record(draft / META, meta)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-import torch
 
 from research.data.bins import Streams, prepare_streams
-from research.data.corpus import Corpus, Reader, read_corpus
+from research.data.corpus import Corpus, Reader, check_unchanged, read_corpus, read_stamp
+from research.data.labels import unigram_cross_entropy
 from research.data.mixing import Mixture, share_block
-from research.data.spec import Dataset, Samples, Split, Tokens, unigram_cross_entropy
+from research.data.spec import Dataset, Samples, Split, Tokens, spread_evenly
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import SUFFIXES, Format, check_encoding
@@ -48,14 +48,17 @@ def text(
     reader = Reader(format, (field,) if isinstance(field, str) else tuple(field), check_encoding(encoding))
     sources = find_sources(path, weights, pattern, left_out)
     settings = [VERSION, reader, val_fraction, test_fraction, defects, tokenizer.describe()]
+    stamps = {file: read_stamp(file) for files in sources for file in files}
     key = make_key(sources, settings if weights is None else [*settings, weights])
 
     def read() -> list[Corpus]:
         known: list[np.ndarray] = []
         counts = Counts()  # of documents: the cache keeps them, as it keeps the documents
-        return [
-            read_corpus(files, reader, (val_fraction, test_fraction), defects == "skip", counts, known) for files in sources
-        ]
+        fractions, skips = (val_fraction, test_fraction), defects == "skip"
+        corpora = [read_corpus(files, reader, fractions, skips, counts, known) for files in sources]
+        for file, stamp in stamps.items():  # what was read is what the key is of
+            check_unchanged(file, stamp)
+        return corpora
 
     streams = prepare_streams(CACHE, key, read, weights or [1.0], tokenizer)
     for kind, number in streams.left_out.items():
@@ -119,8 +122,8 @@ def find_sources(
     share_block(weights)
     sources: list[list[Path]] = []
     for source in path:
-        earlier = {file for files in sources for file in files}
-        sources.append([file for file in find_files(source, pattern, counts) if file not in earlier])
+        earlier = {file.resolve() for files in sources for file in files}
+        sources.append([file for file in find_files(source, pattern, counts) if file.resolve() not in earlier])
         if not sources[-1]:
             raise ValueError(f"data.weights: all files of {source} are in a path before it\nleave it out")
     return sources
@@ -147,7 +150,7 @@ def select_evenly(streams: Streams, seq_len: int, val_bytes: int) -> Split:
     windows: Samples = streams.open("val", seq_len)
     num_tokens = val_bytes * streams.num_tokens["val"] // max(1, streams.num_bytes["val"])
     count = min(max(1, num_tokens // seq_len), len(windows))
-    index = torch.linspace(0, len(windows) - 1, count).round().long()
+    index = spread_evenly(count, len(windows))
     if isinstance(windows, Split):
         return Split(windows.inputs[index], windows.targets[index], windows.token_bytes)
     return Split(*windows[index], windows.token_bytes)

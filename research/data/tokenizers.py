@@ -18,7 +18,7 @@ from torch import Tensor
 
 from research.data.spelling import BYTE_OF, PROBES, leave_out_changes, show_difference, spell_token
 from research.ranges import VocabSize, check_settings
-from research.run_dir import expand_path, write_json
+from research.run_dir import expand_path, replace_text, write_json
 
 END = "<|endoftext|>"
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -232,7 +232,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int | None 
     """Write tokenizer.json and tokenizer_config.json, from which transformers makes batches that are padded on the left."""
     folder.mkdir(parents=True, exist_ok=True)
     library = tokenizer.to_library()
-    library.save(str(folder / FILE))
     end = library.id_to_token(tokenizer.end)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -245,6 +244,13 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int | None 
     }
     config = {key: value for key, value in config.items() if value is not None}
     write_json(folder / CONFIG_FILE, config)
+    replace_text(folder / FILE, library.to_str(pretty=True))  # the last: where it is, all is
+
+
+def hash_tokenizer(folder: Path) -> str:
+    """Return a digest of what `save` wrote into a folder."""
+    files = (folder / FILE, folder / CONFIG_FILE)
+    return sha256(b"\0".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
 
 def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from research.cli import first_line, run_process
+from research.data.spec import spread_evenly
 from research.export.layout import Codes, Options, Source, suggest
 from research.losses import IGNORE
 from research.training.manifest import hash_file
@@ -116,7 +117,7 @@ def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n
     seq_len = shape.seq_len if source.reads_tokens else 1
     outputs = seq_len * source.model.embed.num_embeddings if source.reads_tokens else source.model.head.out_features
     count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // outputs)))
-    inputs, targets = split[torch.linspace(0, len(split) - 1, count).round().long()]
+    inputs, targets = split[spread_evenly(count, len(split))]
     if targets.is_floating_point():
         raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest(source.model)}")
     return inputs.to(source.inputs[1].dtype), targets

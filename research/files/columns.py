@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from research.files.cells import Column, Decimals
-from research.files.documents import SUFFIXES, Defect, encoding_name, iter_cells, iter_objects
+from research.files.documents import SUFFIXES
+from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool
-SEPARATORS = ",;\t|"
 Row = tuple[int, list[Any]]  # its line, and its cells
 
 
@@ -120,25 +120,8 @@ def iter_csv(file: Path, encoding: str, header: Header) -> Iterator[list[str] | 
             yield item
         elif mistake := describe_bad_text("".join(item[1]), encoding):
             yield Defect(f"rows that are {mistake}", f"{file}:{item[0]}")
-        elif num_lines := count_merged_rows(item[1]):
-            for line in range(item[0] - num_lines + 1, item[0] + 1):
-                yield Defect("rows within one pair of quotes", f"{file}:{line}")
         else:
             yield item
-
-
-def count_merged_rows(cells: Sequence[str]) -> int:
-    """Return how many lines stray quotes have made one row: lines that each have as many separators as a row; else 0.
-
-    Two lines may be an address: a separator with a space behind it counts in three lines of three cells alone.
-    """
-    if "\n" not in (text := "\0".join(cells)):
-        return 0
-    lines = text.split("\n")
-    behind = "" if len(lines) > 2 and len(cells) > 2 else "(?! )"
-    marks = [re.compile(f"\0|{re.escape(mark)}{behind}") for mark in SEPARATORS]
-    is_merged = any(all(len(mark.findall(line)) == len(cells) - 1 for line in lines) for mark in marks)
-    return len(lines) if is_merged else 0
 
 
 def describe_bad_text(text: str, encoding: str) -> str:

@@ -6,28 +6,24 @@ row or file holds.
 """
 
 import codecs
-import csv
 import json
-import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
 PIECE = 1 << 16  # bytes
-LONGEST_ROW = 1 << 26  # bytes of a row of JSONL or CSV
-SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class Defect:
-    """What is at a place instead of a document."""
-
-    kind: str  # in the plural, for counts
-    where: str
+SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 
 
 class Column(NamedTuple):
@@ -38,7 +34,6 @@ class Column(NamedTuple):
     is_label: bool = False  # a whole number or true and false are read as their text
 
 
-T = TypeVar("T")
 Document = Iterable[bytes]
 Item = Document | Defect
 Row = Sequence[str]  # the cells of the columns that are read
@@ -82,15 +77,17 @@ def describe_error(error: OSError, file: Path) -> Defect:
 
 def iter_text(file: Path, encoding: str) -> Iterator[bytes]:
     """Yield a text file in pieces of UTF-8. Raise DefectError where it cannot be read, or holds NUL bytes."""
-    decoder, position, kept, is_first = codecs.getincrementaldecoder(encoding)(), 0, 0, True
+    decoder, position, kept, is_first, held = codecs.getincrementaldecoder(encoding)(), 0, 0, True, ""
     try:
         with file.open("rb") as stream:
             for piece in chain(iter_lines(stream), [b""]):
                 kept = len(decoder.getstate()[0])  # of the piece before: the start of a letter
-                text = decoder.decode(piece, final=not piece)
+                text = held + decoder.decode(piece, final=not piece)
                 if "\0" in text:
                     raise DefectError(Defect("with NUL bytes, so no text", str(file)))
                 position += len(piece)
+                held = "\r" if piece and text.endswith("\r") else ""  # no piece ends within "\r\n"
+                text = text.removesuffix(held)
                 yield (text.removeprefix("\ufeff") if is_first else text).encode()
                 is_first = False
     except UnicodeError as error:  # utf-16 without its mark is no UnicodeDecodeError
@@ -109,18 +106,11 @@ def check_encoding(encoding: str) -> str:
     return encoding
 
 
-def encoding_name(encoding: str) -> str:
-    """Return an encoding as people write it."""
-    return codecs.lookup(encoding).name.upper()
-
-
 def iter_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield pieces of about PIECE bytes that end at a line's end; a longer line comes in several, none cut within "\\r\\n"."""
+    """Yield pieces of about PIECE bytes that end at a line's end; a longer line comes in several."""
     while piece := stream.read(PIECE):
         if not piece.endswith(b"\n"):
             piece += stream.readline(PIECE)
-        if piece.endswith(b"\r"):
-            piece += stream.read(1)
         yield piece
 
 
@@ -128,49 +118,6 @@ def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Ite
     """Yield a row a line: the text at some keys."""
     for item in iter_objects(file, encoding):
         yield item if isinstance(item, Defect) else select(item[1], columns, f"{file}:{item[0]}")
-
-
-def tell_undecoded(read: Callable[[Path, str], Iterator[T]]) -> Callable[[Path, str], Iterator[T | Defect]]:
-    """Let a reader give a defect where a whole file is not of its encoding, as UTF-16 without its mark."""
-
-    @wraps(read)
-    def iterate(file: Path, encoding: str) -> Iterator[T | Defect]:
-        try:
-            yield from read(file, encoding)
-        except UnicodeError:
-            yield Defect(f"not {encoding_name(encoding)}", str(file))
-
-    return iterate
-
-
-@tell_undecoded
-def iter_objects(file: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Defect]:
-    """Yield each object of a file of JSONL with the number of its line."""
-    with file.open(encoding=encoding, errors="surrogateescape", newline="\n") as stream:
-        number = 0
-        while line := stream.readline(LONGEST_ROW):
-            number += 1
-            where = f"{file}:{number}"
-            if len(line) == LONGEST_ROW and not line.endswith("\n"):
-                yield Defect(f"lines of over {LONGEST_ROW >> 20} MB", where)
-                while len(line) == LONGEST_ROW and not line.endswith("\n"):
-                    line = stream.readline(LONGEST_ROW)
-                continue
-            if line.strip(string.whitespace):
-                row = parse_json(line, encoding)
-                yield Defect(row, where) if isinstance(row, str) else (number, row)
-
-
-def parse_json(line: str, encoding: str) -> dict[str, Any] | str:
-    """Return the object of a line, or what the line is instead."""
-    try:
-        line.encode()  # what was not decoded is half a surrogate pair
-        row = json.loads(line.lstrip("\ufeff"))
-    except UnicodeError:
-        return f"not {encoding_name(encoding)}"
-    except (ValueError, RecursionError):
-        return "lines that are no JSON"
-    return row if isinstance(row, dict) else "lines that are no JSON object"
 
 
 def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | Defect:
@@ -202,7 +149,7 @@ def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Itera
     if isinstance(first := next(rows, (0, [])), Defect):
         yield Defect(first.kind.replace("rows", "tables"), str(file))
         return
-    _, header = first
+    header = [cell.strip() for cell in first[1]]
     if defect := find_missing_column(file, header, columns):
         yield defect
         return
@@ -214,38 +161,6 @@ def iter_rows_csv(file: Path, columns: Sequence[Column], encoding: str) -> Itera
         row = select(dict(zip(header, cells, strict=True)), columns, f"{file}:{line}")
         is_undecoded = isinstance(row, Defect) and "surrogate" in row.kind
         yield Defect(f"not {encoding_name(encoding)}", f"{file}:{line}") if is_undecoded else row
-
-
-@tell_undecoded
-def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | Defect]:
-    """Yield the cells of CSV or TSV, the header first, each row with the number of its last line.
-
-    The separator is the most frequent one of the first line. What cannot be decoded becomes half a surrogate pair, so that a
-    row alone is left out. A row that is no CSV is as many defects as it has lines: a quote that stays open takes the rest.
-    """
-    csv.field_size_limit(LONGEST_ROW)
-    codec, width, start = "utf-8-sig" if encoding_name(encoding) == "UTF-8" else encoding, -1, 0
-    with file.open(encoding=codec, errors="surrogateescape", newline="") as stream:
-        first = stream.readline(LONGEST_ROW)
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
-        stream.seek(0)
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                for line in range(start + 1, max(start + 1, reader.line_num) + 1):
-                    yield Defect(f"rows that are no CSV ({error})", f"{file}:{line}")
-                start = reader.line_num
-                continue
-            start = reader.line_num
-            if width < 0 or len(cells) == width:
-                width = len(cells)
-                yield start, cells
-            elif cells:
-                yield Defect("rows with more or fewer cells than the header", f"{file}:{start}")
 
 
 def iter_rows_parquet(file: Path, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from research.files.documents import Defect
-from research.files.sources import IMAGE_KINDS, Counts, build_filter, iter_files
+from research.files.lines import Defect
+from research.files.sources import IMAGE_KINDS, Counts, build_filter, describe_kind, iter_files
 
 MAX_PIXELS = 1 << 26  # of one file
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
@@ -64,7 +64,7 @@ def list_pictures(root: Path, pattern: str | None, counts: Counts) -> list[Path]
         elif is_wanted(path):
             files.append(path)
         else:
-            counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
+            counts.add(describe_kind(path), str(path))
     return sorted(files)
 
 

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shlex
 import sys
 import sysconfig
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from inspect import signature
 from pathlib import Path
 
 from research.run_dir import expand_path
@@ -18,6 +20,7 @@ TEXT_KINDS = (".txt", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", ".py"
 TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
+NAMED = (*KINDS, ".json")  # of a folder no .json is read: most are settings
 # A split's, then other words for it; what has no class is the fourth.
 SPLIT_NAMES = (
     "train training",
@@ -95,21 +98,32 @@ def check_defects(defects: Counts, skip: bool, counts: Counts, fix: str = FIX, k
         counts.add(kind, defects.examples[kind][0], number)
 
 
+def check_needs(keys: str, build: Callable[..., object] | None = None, what: str = "of files", **settings: object) -> None:
+    """Raise ValueError for a setting without an effect unless `keys` are given: not its default in `build`, else not null."""
+    parameters = signature(build).parameters if build else {}
+    for name, value in settings.items():
+        default = parameters[name].default if build else None
+        if value != default:
+            fix = f"give {keys} too, or data.{name}={'null' if default is None else default}"
+            raise ValueError(f"data.{name}={value} is {what}, and needs {keys}\n{fix}")
+
+
 def find_files(
     paths: str | Sequence[str] | None, patterns: str | Sequence[str] | None, counts: Counts, kinds: Sequence[str] = KINDS
 ) -> list[Path]:
     """Return the files at and below `paths` that match one of the patterns, sorted, each once.
 
     None for paths: the standard library's sources. None for patterns: `kinds`, and what is of another kind is counted.
-    Symbolic links are followed, once each.
+    Symbolic links are followed, once each; what a file is read as, the name of its link says where that has a suffix.
     Raise ValueError for a path that is not there, where no file matches, and for a folder that holds splits.
     """
     roots = [sysconfig.get_paths()["stdlib"]] if paths is None else [paths] if isinstance(paths, str) else list(paths)
     patterns = "*.py" if patterns is None and paths is None else patterns
     is_wanted = build_filter(patterns, kinds)
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # by what links lead to
     for text in roots:
-        root = expand_path(text).resolve()
+        root = expand_path(text).absolute()
+        root = root if root.is_file() else root.resolve()
         if not root.is_file() and not root.is_dir():
             problem = f"{root} is neither a file nor a folder" if root.exists() else f"there is no file or folder {root}"
             raise ValueError(f"data.path={text}: {problem}\ngive one that exists")
@@ -119,7 +133,8 @@ def find_files(
             count_others(root, matching, counts)
         if root.is_dir() and paths is not None:
             check_splits(text, root, matching)
-        files |= dict.fromkeys(sorted(file.resolve() for file in matching))
+        for target, is_nameless, file in sorted((file.resolve(), file.suffix.lower() not in NAMED, file) for file in matching):
+            files.setdefault(target, target if is_nameless else file)
     if not files:
         where, others = ", ".join(roots), list_suffixes(roots)
         if patterns is None:
@@ -127,7 +142,7 @@ def find_files(
             raise ValueError(f"data.path: no file below {where} is of a kind that is read{others}\n{fix}")
         shown = patterns if isinstance(patterns, str) else ",".join(patterns)
         raise ValueError(f"data.pattern={shown}: no file below {where} matches{others}\ngive another data.pattern or data.path")
-    return list(files)
+    return list(files.values())
 
 
 def find_split(name: str) -> str:
@@ -171,9 +186,17 @@ def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
             names = ", ".join(str(path.relative_to(root)) for path in first)
             train = min(group["train"])
             pattern = re.sub(r"\d+", "*", train.name)
-            fix = f"data.path={train}" if len(group["train"]) == 1 else f"'data.pattern=\"{pattern}\"'"
+            fix = quote_path(train) if len(group["train"]) == 1 else f"'data.pattern=\"{pattern}\"'"
             message = f"data.path={text}: it holds splits ({names}), and all of them would be learnt"
             raise ValueError(f"{message}\ngive {fix}: the split is made here; or name each to mix them: 'data.path=[A,B]'")
+
+
+def quote_path(path: str | Path) -> str:
+    """Return data.path=PATH as one word that the shell, then Hydra, reads as this very path."""
+    text = str(path)
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return f"data.path={text}"
+    return shlex.quote('data.path="' + text.replace('"', '\\"') + '"')
 
 
 def iter_files(
@@ -217,7 +240,7 @@ def list_own_files(root: Path, patterns: str | Sequence[str] | None, counts: Cou
     files = sorted(path for path in root.iterdir() if path.is_file())
     for path in files if patterns is None else ():
         if not is_wanted(path):
-            counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
+            counts.add(describe_kind(path), str(path))
     return [path for path in files if is_wanted(path)]
 
 
@@ -226,7 +249,12 @@ def count_others(root: Path, matching: Sequence[Path], counts: Counts) -> None:
     known = set(matching)
     for path in iter_files(root, Counts()):
         if path not in known:
-            counts.add(f"{path.suffix or 'without a suffix'} files", str(path))
+            counts.add(describe_kind(path), str(path))
+
+
+def describe_kind(path: Path) -> str:
+    """Return what files of a kind that is not read are called."""
+    return f"{path.suffix} files" if path.suffix else "files without a suffix"
 
 
 def list_suffixes(roots: Sequence[str]) -> str:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +76,60 @@ def test_a_stream_that_was_cut_is_named(corpus: Path, cache: Path, monkeypatch: 
     with pytest.raises(ValueError, match="is shorter than it was"):
         data.train[torch.tensor([len(data.train) - 1])]
     assert text(str(corpus), seq_len=32).digest == data.digest, "a stream of another size is made anew"
+
+
+def drop(file: Path) -> None:
+    file.unlink()
+
+
+def swap(file: Path) -> None:
+    """Give two tokens each other's number."""
+    content = json.loads(file.read_text())
+    vocab = content["model"]["vocab"]
+    first, second = list(vocab)[280:282]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [drop, swap])
+def test_a_tokenizer_that_is_not_that_of_the_streams_is_not_trusted(
+    corpus: Path, cache: Path, damage: Callable[[Path], None]
+) -> None:
+    first = text(str(corpus), seq_len=32, tokenizer=BPE(300))
+    file = next(cache.glob("*/tokenizer.json"))
+    content = file.read_text()
+    damage(file)
+    again = text(str(corpus), seq_len=32, tokenizer=BPE(300))
+    assert file.read_text() == content, "both are made anew"
+    assert again.tokenizer is not None
+    assert (again.digest, again.baseline, again.tokenizer.vocab_size) == (first.digest, first.baseline, 300)
+
+
+def test_a_full_disk_leaves_no_half_of_a_tokenizer(corpus: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # Python ignores the signal: writing fails
+    try:
+        with pytest.raises(ValueError, match=r"cannot be written to .*: File too large\nmake room there and start again"):
+            text(str(corpus), seq_len=32, tokenizer=BPE(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert text(str(corpus), seq_len=32, tokenizer=BPE(300)).shape.vocab_size == 300
+
+
+def test_a_file_that_changes_before_it_is_read_is_not_kept_under_the_key_of_what_it_was(
+    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_key = text_module.make_key
+
+    def change(*arguments: Any) -> str:
+        key = make_key(*arguments)
+        (corpus / "0.txt").write_text("another text")
+        return key
+
+    monkeypatch.setattr(text_module, "make_key", change)
+    with pytest.raises(ValueError, match=r"0\.txt has changed since it was read\nstart again"):
+        text(str(corpus), seq_len=32)
+    assert not list(cache.glob("[!.]*"))
 
 
 def test_streams_are_made_once_a_content(corpus: Path, cache: Path) -> None:

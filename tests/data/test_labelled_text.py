@@ -114,6 +114,7 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
     "one split": ({"test/pos/a.txt": "x", "test/neg/b.txt": "y"}, {}, "its folders are splits .test., no classes"),
     "a split beside classes": ({"train.csv": "a", "test.csv": "b", "pos/a.txt": "x"}, {}, "holds splits .train.csv"),
     "an empty folder": ({"pos/a.txt": "x", "neg/a.png": "y"}, {}, "neg is of a kind that is read; it has 1 .png\ngive files"),
+    "one text": ({"a.csv": "text,label\nx,a\n"}, {}, "the only text is of the class a"),
     "one column": ({"a.csv": "text,label\nx,a\n"}, {"field": "label"}, "data.field=label and data.label=label are one column"),
 }  # fmt: skip
 
@@ -126,6 +127,20 @@ def test_what_cannot_be_classified_is_refused(tmp_path: Path, name: str) -> None
         (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=f"(?s){words}"):
         labelled_text(str(tmp_path), **settings)  # type: ignore[arg-type]
+
+
+def test_settings_of_files_need_files() -> None:
+    with pytest.raises(ValueError, match=r"data\.label=kind is of files, and needs data\.path\n.* or data\.label=label"):
+        labelled_text(label="kind")
+
+
+def test_classes_are_told_without_spaces_and_with_what_a_split_lacks(tmp_path: Path) -> None:
+    rows = "".join(f"text {number},{'rare' if number < 2 else ('a', ' a', 'A')[number % 3]}\n" for number in range(60))
+    (tmp_path / "a.csv").write_text(f"text, label\n{rows}")
+    data = labelled_text(str(tmp_path / "a.csv"), seq_len=16)
+    assert data.classes == ("A", "a", "rare")
+    assert data.notes[1] == "classes: 0 A, 1 a, 2 rare"
+    assert data.notes[3:] == ("classes that differ in capitals alone: A, a", "val has no sample of 1 classes: rare")
 
 
 def test_texts_with_several_classes_can_be_left_out(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from research.data.labelled_text import labelled_text
 from research.data.pairs import pairs
 from research.data.text import text
 from research.data.tokenizers import BPE
-from research.files import documents
+from research.files import lines
 from research.files.sources import Counts, find_files
 from research.run_dir import read_json, write_record
 
@@ -36,7 +36,7 @@ GOOD = "".join(f"a good line, number {number}\n" for number in range(60))
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(text_module, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(documents, "LONGEST_ROW", 1 << 20)
+    monkeypatch.setattr(lines, "LONGEST_ROW", 1 << 20)
     (tmp_path / "data").mkdir()
     return tmp_path / "cache"
 

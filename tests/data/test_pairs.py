@@ -1,7 +1,9 @@
 """Pairs of texts: source, separator, target and end in one row, of which the target alone is learnt."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +87,25 @@ def test_what_is_no_pair_is_refused(tmp_path: Path, content: str, words: str) ->
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(ValueError, match=f"(?s){words}"):
         pairs(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"encoding": "latin-1"},
+            "encoding=latin-1 is of files, and needs data.path\ngive data.path too, or data.encoding=utf-8",
+        ),
+        ({"pattern": "*.csv"}, "pattern=*.csv is of files, and needs data.path\ngive data.path too, or data.pattern=null"),
+        ({"source": "question"}, "source=question is of files"),
+        ({"path": "a.jsonl", "split_seed": 1}, "split_seed=1 is of dates that are made, and needs data.path=null"),
+        ({"path": "a.jsonl", "num_dates": 50}, "num_dates=50 is of dates that are made, and needs data.path=null"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    path = {"path": write_rows(tmp_path / "a.jsonl")} if "path" in settings else {}
+    with pytest.raises(ValueError, match=re.escape(f"data.{words}")):
+        pairs(**settings | path)
 
 
 def test_rows_that_are_all_left_out_are_told(tmp_path: Path) -> None:

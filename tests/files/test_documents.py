@@ -63,6 +63,9 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "a long row": ("a.csv", b"text,n\ngood,1\nbad,1,2\n", "1 rows with more or fewer cells than the header"),
     "a quote that stays open": ("a.csv", b'text,n\ngood,1\n"bad,1\n', "1 rows that are no CSV"),
     "a quote that takes the rest": ("a.csv", b'text,n\ngood,1\n"bad,1\ngood,2\ngood,3\n', "3 rows that are no CSV"),
+    "two stray quotes": ("a.csv", b'text,n\ngood,1\n"bad,1\ngood,2\nbad",3\n', "3 rows within one pair of quotes"),
+    "an array": ("bad.jsonl", b'[{"text": "bad"},\n{"text": "worse"}]\n', "1 files of one JSON value"),
+    "an object of several lines": ("bad.jsonl", b'{\n"text": "bad"\n}\n', "1 files of one JSON value"),
     "a table without the column": ("bad.csv", b"body\ngood\n", "1 tables without data.field=text"),
     "a table with the column twice": ("bad.csv", b"text,text\ngood,1\n", "1 tables without data.field=text"),
     "a table in Latin-1": ("a.csv", b"text\ngood\n\xe9t\xe9\n", "1 not UTF-8"),
@@ -89,6 +92,41 @@ def test_what_cannot_be_read_is_refused_or_counted(tmp_path: Path, name: str) ->
     texts, counts = read(tmp_path, skip=True)
     assert texts == {b"good", b"fine"}
     assert kind in counts.describe()
+
+
+def test_a_sentence_of_several_lines_is_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,n\n"Dear John,\nthank you",1\n"One, two, three:\nfour.",2\n')
+    assert read(tmp_path)[0] == {b"Dear John,\nthank you", b"One, two, three:\nfour."}
+
+
+def test_json_of_an_object_a_line_is_read(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.json", {"text": "one"}, {"text": "two"})
+    assert read(tmp_path / "a.json")[0] == read(tmp_path, pattern="*.json")[0] == {b"one", b"two"}
+    (tmp_path / "a.json").write_text('[{"text": "one"}]')
+    with pytest.raises(ValueError, match=r"convert them to JSONL: an object a line.: .*/a\.json"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
+def test_the_kind_of_a_file_is_that_of_the_name_of_its_link(tmp_path: Path, suffix: str) -> None:
+    for folder in ("blobs", "shown"):
+        (tmp_path / folder).mkdir()
+    blob, link = tmp_path / "blobs" / "1f0e", tmp_path / "shown" / f"train.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pyarrow.table({"text": ["one", "two"]}), blob)
+    else:
+        blob.write_text('{"text": "one"}\n{"text": "two"}\n' if suffix == "jsonl" else "text\none\ntwo\n")
+    link.symlink_to("../blobs/1f0e")
+    (tmp_path / "shown" / f"again.{suffix}").symlink_to("../blobs/1f0e")
+    (tmp_path / "latest").symlink_to(f"shown/train.{suffix}")
+    texts = {b"one", b"two"}
+    for path, pattern in ((tmp_path / "shown", None), (link, None), (tmp_path, "*"), (tmp_path / "shown", "t*")):
+        assert read(path, pattern=pattern)[0] == texts
+        assert len(find_files(str(path), pattern, Counts())) == 1
+    (tmp_path / "of a file").mkdir()
+    (tmp_path / "of a file" / f"x.{suffix}").write_bytes(blob.read_bytes())
+    (tmp_path / "plain").symlink_to(f"of a file/x.{suffix}")
+    assert read(tmp_path / "plain")[0] == texts
 
 
 def test_all_files_with_a_defect_are_in_one_list(tmp_path: Path) -> None:
@@ -144,6 +182,14 @@ def test_a_stated_encoding_is_read(tmp_path: Path) -> None:
     assert texts == {"café".encode(), "été".encode()}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "utf-32"])
+def test_repeats_of_other_line_ends_are_seen_in_long_files(tmp_path: Path, encoding: str) -> None:
+    lines = [f"line {number} of a text of many pieces" for number in range(6000)]
+    for name, end in (("a", "\n"), ("b", "\r\n")):
+        (tmp_path / f"{name}.txt").write_bytes(end.join(lines).encode(encoding))
+    assert read(tmp_path, UTF8._replace(encoding=encoding))[1].describe() == "1 repeated"
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "shift_jis"])
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_rows_of_letters_of_several_bytes_are_read(tmp_path: Path, encoding: str, suffix: str) -> None:
@@ -182,7 +228,7 @@ def test_other_kinds_are_counted(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("b")
     (tmp_path / "c.png").touch()
     (tmp_path / "Makefile").touch()
-    assert read(tmp_path)[1].describe() == "1 .png files, 1 without a suffix files"
+    assert read(tmp_path)[1].describe() == "1 .png files, 1 files without a suffix"
 
 
 def test_a_huge_line_streams(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_files_of_several_paths_and_patterns_are_there_once(
         ("my_train_data.csv my_validation_data.csv", "(my_train_data.csv, my_validation_data.csv)"),
         ("train_1.csv train_2.csv eval.csv", """give 'data.pattern="train_*.csv"': """),
         ("train-00000-of-00001-a09b74b3ef9c3b56.csv test-00000-of-00001-b09b74b3ef9c3b56.csv", "all of them"),
+        ("(v1)/train.txt (v1)/test.txt", "give 'data.path=\"/(v1)/train.txt\"': "),
         ("train.txt acid_test.txt", ""),
         ("training-guide.md testing-guide.md", ""),
         ("model-training.md model-testing.md", ""),
