@@ -1,11 +1,13 @@
 """Columns of a table as what a model learns from: classes, targets, and features of 32 bits, estimated from training rows."""
 
+import re
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from research.files.columns import MOSTLY, Column, format_number
+from research.files.cells import MOSTLY, Column, format_number
 
 MAX_CLASSES = 1000
 FEW = 20  # so many different numbers may be classes without a word
@@ -27,7 +29,7 @@ def encode_classes(goal: Column, rows: Int64[np.ndarray, "n"]) -> tuple[list[str
     if num_classes > MAX_CLASSES or num_classes > len(labels) / 2 > 1:
         raise ValueError(f"{where} has {num_classes:,} classes in {len(labels):,} rows\n{regression}")
     order = {label: index for index, label in enumerate([*numbers, *texts])}
-    spellings = {values[row]: text for row, text in goal.padded.items()}
+    spellings = {values[row]: text for row, text in goal.spellings.items()}
     names = [spellings.get(number) or format_number(number) for number in numbers] + texts
     return names, np.array([order[label] for label in labels])
 
@@ -81,7 +83,8 @@ def encode_features(
             values = np.where(np.isnan(values), mean, values / scale)
             features.append((values - mean) / (deviation or 1.0) if standardize else values * scale)
             constant += [column.name] * (deviation == 0)
-            fix = f"give data.exclude=[{column.name}], or smaller numbers" if standardize else "give data.standardize=true"
+            logarithm = f"write its logarithm in its place, or give data.standardize=false, or {exclude_column(column.name)}"
+            fix = logarithm if standardize else "give data.standardize=true"
             where = f"data.standardize={str(standardize).lower()}: '{column.name}'"
             check_rounding(where, column.values[rows], features[-1], fix)
             continue
@@ -92,7 +95,7 @@ def encode_features(
             unknown.append(f"{num_unknown:,} of '{column.name}'")
         if len(categories) > max_categories:
             text = f"'{column.name}' has {len(categories):,} different texts, as '{categories[-1][:30]}'"
-            fix = f"give data.exclude=[{column.name}], or data.max_categories={len(categories)}"
+            fix = f"give {exclude_column(column.name)}, or data.max_categories={len(categories)}"
             raise ValueError(f"data.max_categories={max_categories}: {text}\n{fix}")
         num_texts += 1
         constant += [column.name] * (len(categories) == 1)
@@ -104,6 +107,13 @@ def encode_features(
     notes = [f"{num_texts} columns of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (num_texts > 0)
     notes += [f"texts that training lacks, of no category: {', '.join(unknown)}"] * bool(unknown)
     return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
+
+
+def exclude_column(name: str) -> str:
+    """Return the setting that leaves a column out, quoted for Hydra and the shell where its name is no word."""
+    is_word = re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) and name.lower() not in ("null", "true", "false", "nan", "inf")
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f"data.exclude=[{name}]" if is_word else shlex.quote(f'data.exclude=["{quoted}"]')
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Images of your own: a folder with a sub-folder for each class; or scikit-learn's digits, 8 x 8 pixels."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,10 +12,11 @@ from jaxtyping import Int64
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.files.sources import SPLIT_FOLDERS, UNLABELLED, Counts, check_defects, check_needs, quote_path
+from research.files.sources import UNLABELLED, Counts, check_defects, check_needs, find_split, quote_path
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
+MASK_FOLDERS = "(images?|imgs?|inputs?|photos?)(tr)?", "(masks?|labels?|annotations?|segmentations?|groundtruth)(tr)?"
 FIX = "mend or move them, or give data.defects=skip to leave them out"
 
 
@@ -59,12 +61,13 @@ def images(
         raise ValueError(f"data.path: {root} holds {len(kept)} images {what}\ngive a folder with a sub-folder for each class")
     classes = np.array([names.index(files[row].label) for row in kept])
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    parts = assign_parts([files[row].part for row in kept], ranks, classes, fractions)
+    in_folders = [files[row].part for row in kept]
+    parts = assign_parts(in_folders, ranks, classes, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(names))
     x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
     source = f"{root.name}, {height} x {width}, {len(names)} classes"
-    notes = describe_classes(names, classes, parts) + describe_counts(counts, treated)
+    notes = describe_classes(names, classes, parts) + describe_parts(in_folders) + describe_counts(counts, treated)
     y = torch.from_numpy(classes)
     facts = {"notes": notes, "baseline": predict_majority(classes, parts), "classes": tuple(names)}
     return select_parts(shape, x, y, parts, source=source, **facts)
@@ -88,9 +91,9 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     files = list_pictures(root, pattern, counts)
     if not files:
         raise ValueError(f"data.path: no image below {root}: {counts.describe() or 'it is empty'}\ngive a folder of images")
-    labelled, is_split = [], has_splits(root)
+    labelled, is_split = [], has_splits(root, True)
     folders = {file.relative_to(root).parts[0] for file in files if file.parent != root}
-    if folders and not is_split and {folder.lower() for folder in folders} <= SPLIT_FOLDERS.keys():
+    if folders and not is_split and all(map(find_split, folders)):
         text = f"data.path: the folders of {root} are splits ({', '.join(sorted(folders))}), no classes"
         fix = f"give train/ and val/ or test/, with classes below them, or {quote_path(root / min(folders))}"
         raise ValueError(f"{text}\n{fix}")
@@ -102,7 +105,8 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
         elif parents[depth - 1].lower() in UNLABELLED:
             counts.add(f"images in '{parents[depth - 1]}', which is no class", str(file))
         else:
-            labelled.append(Labelled(file, parents[depth - 1], SPLIT_FOLDERS[parents[0].lower()] if is_split else ""))
+            labelled.append(Labelled(file, parents[depth - 1], find_split(parents[0]) if is_split else ""))
+    check_masks(root, {file.label for file in labelled})
     seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
         parts = folder.relative_to(root).parts
@@ -111,15 +115,30 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
     return labelled
 
 
-def has_splits(root: Path) -> bool:
-    """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them."""
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    splits = [name for name in names if SPLIT_FOLDERS.get(name.lower(), "unsup") != "unsup"]
-    if not {SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS} > {"train"}:
+def check_masks(root: Path, labels: set[str]) -> None:
+    """Raise ValueError for two folders that are no classes: images, and a mask for each of them."""
+    sides = [[label for label in labels if re.fullmatch(words, label.lower())] for words in MASK_FOLDERS]
+    if len(labels) == 2 and all(sides):
+        fix = " ".join(f"data.{key}={root / side[0]}" for key, side in zip(("images", "masks"), sides, strict=True))
+        message = f"data.path: {root} holds {sides[0][0]} and {sides[1][0]}, which are no classes"
+        raise ValueError(f"{message}\ngive data=segmentation {fix}, or rename folders that are classes")
+
+
+def has_splits(root: Path, has_classes: bool) -> bool:
+    """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them.
+
+    Where folders may be classes, such names are classes among others: their images are in them, in no folder below.
+    """
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    kinds = {folder: find_split(folder.name) for folder in folders}
+    if not set(kinds.values()) - {""} > {"train"}:
         return False
-    if others := [name for name in names if name not in splits]:
-        text = f"data.path: {root} holds the splits {', '.join(splits)} beside {', '.join(others)}"
-        raise ValueError(f"{text}\nmove one kind elsewhere")
+    splits = [folder for folder in folders if kinds[folder] not in ("", "unsup")]
+    if has_classes and "" in kinds.values() and not any(path.is_dir() for folder in splits for path in folder.iterdir()):
+        return False
+    if len(splits) < len(folders):
+        names, others = (", ".join(f.name for f in folders if (f in splits) == chosen) for chosen in (True, False))
+        raise ValueError(f"data.path: {root} holds the splits {names} beside {others}\nmove one kind elsewhere")
     return True
 
 
@@ -155,13 +174,25 @@ def drop_repeats(
 def assign_parts(
     given_parts: Sequence[str], ranks: np.ndarray, classes: np.ndarray | None, fractions: tuple[float, float]
 ) -> dict[str, Int64[np.ndarray, "_"]]:
-    """Return the numbers of the samples in train, val and test, as their folders say; what these leave open, by rank."""
+    """Return the numbers of the samples in train, val and test, as their folders say; what these leave open, by rank.
+
+    Raise ValueError for a share of test beside such folders, which would not count.
+    """
     parts = {name: np.flatnonzero([part == name for part in given_parts]) for name in ("train", "val", "test")}
     if not len(parts["train"]):
         return split_by_rank(ranks, classes, fractions)
+    if fractions[1]:
+        there = ", ".join(name for name, part in parts.items() if len(part))
+        fix = "give data.test_fraction=0" + ", or a folder of test images" * (not len(parts["test"]))
+        raise ValueError(f"data.test_fraction={fractions[1]:g}: the folders say which images are {there}\n{fix}")
     parts = {name: part[np.argsort(ranks[part])] for name, part in parts.items()}
     if not len(parts["val"]):  # train/ and test/ alone
         open_rows = parts["train"]
         cut = split_by_rank(ranks[open_rows], None if classes is None else classes[open_rows], (fractions[0], 0.0))
         parts |= {"train": open_rows[cut["train"]], "val": open_rows[cut["val"]]}
     return parts
+
+
+def describe_parts(given_parts: Sequence[str]) -> tuple[str, ...]:
+    """Return a note where folders say which samples are in val."""
+    return ("splits are those of the folders: data.val_fraction does not count",) if "val" in given_parts else ()

@@ -1,9 +1,10 @@
-"""What a data set says of itself: its classes, what was left out or changed, what the most frequent class reaches."""
+"""What a data set says of itself: its classes, what was left out or changed, what trivial predictors reach."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from research.files.sources import Counts
 
@@ -13,6 +14,12 @@ NUM_NAMES = 10  # of classes that a note names
 def predict_majority(classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return the accuracy of the class that is most frequent in training."""
     return {"val/acc majority": float(np.mean(classes[parts["val"]] == np.bincount(classes[parts["train"]]).argmax()))}
+
+
+def unigram_cross_entropy(counts: Int[Tensor, "classes"], val: Int[Tensor, "m"]) -> Float[Tensor, ""]:
+    """Return the cross entropy (nats) on `val` of the frequencies of tokens in training, with one added to each count."""
+    smoothed = counts.double() + 1
+    return -(smoothed / smoothed.sum()).log()[val].mean()
 
 
 def describe_classes(names: Sequence[str], classes: np.ndarray, parts: Mapping[str, np.ndarray]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from research.data.labels import unigram_cross_entropy
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -19,7 +20,7 @@ from research.data.rows import (
     read_pairs,
     split_pairs,
 )
-from research.data.spec import MemoryDataset, Split, Tokens, unigram_cross_entropy
+from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding, find_kind
 from research.files.sources import Counts, check_defects, check_needs, find_files

@@ -14,7 +14,7 @@ from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
 from research.files.documents import Column, DefectError, Format, Row, find_kind, iter_rows, iter_text
 from research.files.lines import Defect
-from research.files.sources import SPLIT_FOLDERS, UNLABELLED, Counts, check_splits, find_files, list_own_files, quote_path
+from research.files.sources import UNLABELLED, Counts, check_splits, find_files, find_split, list_own_files, quote_path
 from research.run_dir import expand_path
 
 Pair = tuple[str, str]  # a text, and its class or the text that answers it
@@ -44,7 +44,7 @@ def find_labelled_files(
         own = list_own_files(root, patterns, counts) if shown else find_files(path, patterns, counts)
         if shown:
             check_splits(path, root, [*shown, *own])
-        if shown and {folder.name.lower() for folder in shown} <= SPLIT_FOLDERS.keys():
+        if shown and all(find_split(folder.name) for folder in shown):
             message = f"data.path={path}: its folders are splits ({', '.join(folder.name for folder in shown)}), no classes"
             raise ValueError(
                 f"{message}\ngive one of them, as {quote_path(f'{path}/{shown[-1].name}')}: the split is made here"

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Int16, Int64, UInt8
 
-from research.data.images import FIX, Labelled, assign_parts, drop_repeats, has_splits
+from research.data.images import FIX, Labelled, assign_parts, describe_parts, drop_repeats, has_splits
 from research.data.labels import NUM_NAMES, describe_counts, describe_sizes
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
-from research.files.sources import SPLIT_FOLDERS, Counts, check_defects, check_needs
+from research.files.sources import Counts, check_defects, check_needs, find_split
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
@@ -21,6 +21,7 @@ from research.seeding import SPLIT_STREAM, fold_in
 NUM_CANVASES = 1500
 CELL = 10  # pixels a side, in which a digit of 8 x 8 lies somewhere
 MIN_SQUARES = 0.01  # of a class's pixels that lie in even squares of 2 x 2
+MANY = 100  # values are shades, though none between them is missing
 INK = 64  # of 255: from which grey on a pixel belongs to its digit
 
 
@@ -53,10 +54,10 @@ def segmentation(
     pairs = pair_files(*roots, pattern, counts, faults)
     pictures = decode_pictures([image for image, _ in pairs], sides, channels, max_gb, treated, faults)
     decoded = decode_masks([pairs[number][1] for number in pictures.numbers], pictures.sizes, sides, faults)
-    is_split, files = has_splits(roots[0]), list[Labelled]()
+    is_split, files = has_splits(roots[0], False), list[Labelled]()
     for number, mask in zip(pictures.numbers, decoded, strict=True):
         path = pairs[number][0]
-        part = SPLIT_FOLDERS[path.relative_to(roots[0]).parts[0].lower()] if is_split else ""
+        part = find_split(path.relative_to(roots[0]).parts[0]) if is_split else ""
         files.append(Labelled(path, mask.digest.hex() if mask else "", part))
     kept = [row for row in drop_repeats(files, pictures, counts, faults, "images with several masks") if decoded[row]]
     check_defects(faults, defects == "skip", counts, FIX, "data.images, data.masks")
@@ -66,12 +67,15 @@ def segmentation(
     targets, values = number_classes([mask.pixels for mask in good], ignore)
     check_areas([mask.areas for mask in good if mask.areas is not None], values)
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    parts = assign_parts([files[row].part for row in kept], ranks, None, fractions)
+    in_folders = [files[row].part for row in kept]
+    parts = assign_parts(in_folders, ranks, None, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
     shape = Images(num_channels, height, width, len(values), per_pixel=True)
     source = f"{roots[0].name} and {roots[1].name}, {height} x {width}, {len(values)} classes"
     x, y = torch.from_numpy(pictures.pixels[kept]), torch.from_numpy(targets)
-    notes = describe_values(values, targets, parts["train"], ignore) + describe_counts(counts, treated)
+    notes = (
+        describe_values(values, targets, parts["train"], ignore) + describe_parts(in_folders) + describe_counts(counts, treated)
+    )
     return select_parts(shape, x, y, parts, source=source, notes=notes, baseline=predict_majority(targets, parts))
 
 
@@ -130,12 +134,18 @@ def number_classes(
 
 
 def check_areas(areas: Sequence[Int64[np.ndarray, "2 256"]], values: Sequence[int]) -> None:
-    """Raise ValueError where most values are seen at edges alone, never in a square: masks that were blurred."""
+    """Raise ValueError where most values are seen at edges alone, never in a square: masks that were blurred.
+
+    Numbers without a gap from 0 on are classes, as of points, which have no squares.
+    """
+    if max(values) < min(MANY, len(values)):
+        return
     sizes, squares = np.sum(areas, axis=0)
     edges = [value for value in values if squares[value] < MIN_SQUARES * sizes[value]]
     if len(edges) > max(2, len(values) / 2):
         seen = f"{len(values)} values, {len(edges)} of them at edges alone, as {', '.join(map(str, edges[:NUM_NAMES]))}"
         fix = "give masks that hold class numbers alone: not blurred, not resized with smooth edges, never saved as JPEG"
+        fix += "; number classes that are points 1, 2, 3"
         raise ValueError(f"data.masks: the masks hold {seen}\n{fix}")
 
 

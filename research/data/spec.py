@@ -8,10 +8,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, Num, Shaped, UInt64
+from jaxtyping import Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
 from research import rules
+from research.data.labels import predict_majority
 from research.data.tokenizers import Tokenizer
 from research.losses import IGNORE, num_valid_targets
 from research.seeding import SPLIT_STREAM, fold_in
@@ -190,7 +191,7 @@ def split_at_random(
 ) -> MemoryDataset[Shape]:
     """Return samples with one class each, split by `split_seed` alone: the seed of a run must not move the split.
 
-    Its baseline always answers the most frequent class. Raise ValueError for an empty split, and for no classes.
+    Its baseline always answers the most frequent class of training. Raise ValueError for an empty split, and for no classes.
     """
     if y.is_floating_point():
         raise ValueError(
@@ -202,8 +203,8 @@ def split_at_random(
         raise ValueError(f"data.train_fraction={train_fraction} leaves one split of {len(x)} samples empty")
     train, val = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:])
     digest = sha256(x.numpy().tobytes() + y.numpy().tobytes() + bytes(f"{cut}", "ascii")).hexdigest()
-    majority = torch.bincount(val.targets).max().item() / len(val)
-    return MemoryDataset(shape, train, val, digest, source, unit="sample", baseline={"val/acc majority": majority})
+    baseline = predict_majority(y.numpy(), {"train": np.arange(cut), "val": np.arange(cut, len(y))})
+    return MemoryDataset(shape, train, val, digest, source, unit="sample", baseline=baseline)
 
 
 def rank_keys(keys: Sequence[bytes], split_seed: int) -> UInt64[np.ndarray, "n"]:
@@ -229,11 +230,15 @@ def spread_evenly(count: int, total: int) -> Int[Tensor, "count"]:
 
 
 def split_by_rank(
-    ranks: UInt64[np.ndarray, "n"], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float]
+    ranks: UInt64[np.ndarray, "n"],
+    classes: Int64[np.ndarray, "n"] | None,
+    fractions: tuple[float, float],
+    members: Int64[np.ndarray, "n"] | None = None,
 ) -> dict[str, Int64[np.ndarray, "_"]]:
     """Return the samples of train, val and test: their numbers, by rank. `fractions` are those of val and test.
 
-    With `classes` each split has its share of every class; a class of one sample is in train.
+    With `classes` each split has its share of every class; a class of one sample is in train. With `members` a sample
+    stands for so many, and goes to the first of val, test and train that has room.
     Raise ValueError where a split would be empty.
     """
     order = np.argsort(ranks, kind="stable")
@@ -246,7 +251,10 @@ def split_by_rank(
         position[grouped] = (np.arange(len(order)) - starts[ordered[grouped]] + 0.5) / sizes[ordered[grouped]]
         position[sizes[ordered] == 1] = 1
         order = order[np.argsort(position, kind="stable")]
-    num_val, num_test = count_parts(len(order), fractions)
+    if members is not None and (members > 1).any():
+        order, num_val, num_test = fill_parts(order, members, count_parts(int(members.sum()), fractions))
+    else:
+        num_val, num_test = count_parts(len(order), fractions)
     if num_val + num_test >= len(order):
         shares = f"data.val_fraction={fractions[0]:g} and data.test_fraction={fractions[1]:g}"
         raise ValueError(f"{shares} leave no training sample of {len(order)}\ngive smaller ones, or more samples")
@@ -254,6 +262,27 @@ def split_by_rank(
     by_rank = np.empty(len(ranks), dtype=np.int64)
     by_rank[np.argsort(ranks, kind="stable")] = np.arange(len(ranks))
     return {name: part[np.argsort(by_rank[part])] for name, part in zip(("train", "val", "test"), parts, strict=True)}
+
+
+def fill_parts(
+    order: Int64[np.ndarray, "n"], sizes: Int64[np.ndarray, "n"], rooms: tuple[int, int]
+) -> tuple[Int64[np.ndarray, "n"], int, int]:
+    """Return the order with the groups of val, then those of test, at its start, and how many groups each has.
+
+    They are the first that have room; where none has, the smallest.
+    """
+    rest, parts = order.tolist(), list[list[int]]()
+    for room in rooms:
+        part, left = list[int](), room
+        for group in rest:
+            if sizes[group] <= left:
+                part.append(group)
+                left -= int(sizes[group])
+        part = part or [min(rest, key=lambda group: sizes[group])] * (room > 0 and len(rest) > 0)
+        parts.append(part)
+        taken = set(part)
+        rest = [group for group in rest if group not in taken]
+    return np.array([*parts[0], *parts[1], *rest], dtype=np.int64), len(parts[0]), len(parts[1])
 
 
 def select_parts(
@@ -267,9 +296,3 @@ def select_parts(
             digest.update(part)
     test = splits.get("test")
     return MemoryDataset(shape, splits["train"], splits["val"], digest.hexdigest(), unit="sample", test=test, **facts)
-
-
-def unigram_cross_entropy(counts: Int[Tensor, "classes"], val: Int[Tensor, "m"]) -> Float[Tensor, ""]:
-    """Return the cross entropy (nats) on `val` of the frequencies of tokens in training, with one added to each count."""
-    smoothed = counts.double() + 1
-    return -(smoothed / smoothed.sum()).log()[val].mean()

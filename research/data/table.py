@@ -6,21 +6,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, UInt64
+from jaxtyping import Bool, Float64, Int64
 
-from research.data.features import FEW, encode_classes, encode_features, encode_numbers, list_names
+from research.data.features import FEW, encode_classes, encode_features, encode_numbers, exclude_column, list_names
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
-from research.files.columns import (
-    EXACT,
-    Column,
-    Decimals,
-    Header,
-    Table,
-    check_decimals,
-    check_spellings,
-    read_table,
-)
+from research.files.cells import EXACT, Column, Decimals, check_decimals, check_spellings
+from research.files.columns import Header, Table, read_table
 from research.files.documents import check_encoding
 from research.files.sources import TABLE_KINDS, Counts, check_defects, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
@@ -62,18 +54,19 @@ def table(
     goal, columns = choose_columns(rows, target, features, exclude or [], counts)
     for column in (*columns, goal) if kind == "number" else columns:
         check_decimals(column, decimal)
+    columns = [column if column.is_of_numbers else column.keep_spelling() for column in columns]
     if kind == "class":
+        goal = goal.keep_spelling() if goal.texts else goal
         check_spellings(goal)
-    usable = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
+    rest = find_usable_rows(rows, goal, columns, kind, missing, (faults, gaps, filled))
     fix = "leave a column out by data.exclude=[NAME]"
     check_defects(faults, defects == "skip", counts, f"mend them, {fix}, or give data.defects=skip")
     check_defects(gaps, missing != "refuse", counts, f"give data.missing=mean or drop, or {fix}", "data.missing=refuse")
-    values = [column.hash_cells()[usable] for column in (*columns, goal)]
-    keys, kept = drop_repeats(np.stack(values, axis=1), counts)
-    rest = usable[kept]
     if len(rest) < 2:
         raise ValueError(f"data.path: {len(rest)} usable rows in {source}: {counts.describe() or 'no more'}\ngive more rows")
     names, y = encode_classes(goal, rest) if kind == "class" else ([], encode_numbers(goal, rest))
+    cells = np.stack([column.hash_cells()[rest] for column in (*columns, goal)], axis=1)
+    keys = [cell.tobytes() for cell in cells]
     parts = split_rows(keys, y if names else None, (val_fraction, test_fraction), split_seed)
     x, encoded = encode_features(columns, rest, parts["train"], max_categories, standardize)
     notes = describe_classes(names, y, parts) if names else describe_numbers(y)
@@ -122,7 +115,7 @@ def choose_columns(
             counts.add("columns without a value", f"'{column.name}'")
         elif column.is_inexact:
             fix = (
-                f"give data.exclude=[{column.name}], or smaller numbers"
+                f"give {exclude_column(column.name)}, or smaller numbers"
                 if key == "features"
                 else "give texts or smaller numbers"
             )
@@ -168,16 +161,6 @@ def add_rows(counts: Counts, kind: str, mask: Bool[np.ndarray, "rows"], rows: Ta
         counts.add(kind, rows.locate(row))
 
 
-def drop_repeats(cells: UInt64[np.ndarray, "rows columns"], counts: Counts) -> tuple[list[bytes], Int64[np.ndarray, "kept"]]:
-    """Return what tells the rows apart, without repeats, and their numbers."""
-    first: dict[bytes, int] = {}
-    for row, cell in enumerate(cells):
-        first.setdefault(cell.tobytes(), row)
-    if len(first) < len(cells):
-        counts.add("repeated rows", "rows with equal features and target", len(cells) - len(first))
-    return list(first), np.fromiter(first.values(), dtype=np.int64, count=len(first))
-
-
 def split_rows(
     keys: Sequence[bytes], classes: Int64[np.ndarray, "n"] | None, fractions: tuple[float, float], split_seed: int
 ) -> dict[str, Int64[np.ndarray, "_"]]:
@@ -186,8 +169,8 @@ def split_rows(
     for row in np.argsort(ranks, kind="stable").tolist():
         first.setdefault(keys[row][:-8], row)
     heads = np.array(sorted(first.values()))
-    parts = split_by_rank(ranks[heads], None if classes is None else classes[heads], fractions)
     groups = np.array([first[key[:-8]] for key in keys])
+    parts = split_by_rank(ranks[heads], None if classes is None else classes[heads], fractions, np.bincount(groups)[heads])
     members = {name: np.flatnonzero(np.isin(groups, heads[part])) for name, part in parts.items()}
     return {name: part[np.argsort(ranks[part], kind="stable")] for name, part in members.items()}
 
@@ -203,7 +186,8 @@ def describe_columns(columns: Sequence[Column], goal: Column, rows: Int64[np.nda
         elif not column.texts and len(rows) > FEW and (np.abs(np.diff(column.values[rows])) == 1).all():
             counting.append(column.name)
     broken = [(column.name, sum("\n" in text for text in column.texts.values())) for column in columns]
-    contradictions = len(keys) - len({key[:-8] for key in keys})
+    different, features = set(keys), len({key[:-8] for key in keys})
+    contradictions, repeats = len(different) - features, len(keys) - len(different)
     return [
         *([f"tells '{goal.name}' exactly: {list_names(copies)}; see data.exclude"] if copies else []),
         *(f"{number:,} cells of '{name}' have several lines" for name, number in broken if number),
@@ -213,6 +197,7 @@ def describe_columns(columns: Sequence[Column], goal: Column, rows: Int64[np.nda
             if contradictions
             else []
         ),
+        *([f"{repeats:,} rows repeat another one, and have its split"] if repeats else []),
     ]
 
 

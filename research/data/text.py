@@ -10,8 +10,9 @@ import numpy as np
 
 from research.data.bins import Streams, prepare_streams
 from research.data.corpus import Corpus, Reader, check_unchanged, read_corpus, read_stamp
+from research.data.labels import unigram_cross_entropy
 from research.data.mixing import Mixture, share_block
-from research.data.spec import Dataset, Samples, Split, Tokens, spread_evenly, unigram_cross_entropy
+from research.data.spec import Dataset, Samples, Split, Tokens, spread_evenly
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import SUFFIXES, Format, check_encoding

@@ -5,117 +5,19 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64, UInt64
 
+from research.files.cells import Column, Decimals
 from research.files.documents import SUFFIXES
 from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 from research.files.sources import Counts, check_defects
 
 Header = Literal["auto"] | bool
-Decimals = Literal["point", "comma"]
-MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in any case: what stands for no value
-EXACT = 2**53  # whole numbers beyond it lose digits as floating-point numbers
-MOSTLY = 0.9  # share of numbers from which on the texts of a column are mistakes
 Row = tuple[int, list[Any]]  # its line, and its cells
-
-
-@dataclass
-class Column:
-    """The cells of one column: numbers, NaN where there is none; and the texts by row."""
-
-    name: str
-    numbers: MutableSequence[float] = field(default_factory=lambda: array("d"))
-    texts: dict[int, str] = field(default_factory=dict)
-    nested: list[int] = field(default_factory=list)  # rows with a list, an object or bytes
-    padded: dict[int, str] = field(default_factory=dict)  # numbers with zeros before them, as they are written, by row
-    is_inexact: bool = False  # it has whole numbers that lose digits
-
-    def add(self, cell: Any, decimal: Decimals) -> None:
-        """Add the cell of the next row."""
-        number = float("nan")
-        if isinstance(cell, str):
-            try:
-                number = float("text" if "_" in cell else cell.replace(",", ".") if decimal == "comma" else cell)
-                is_long = EXACT < abs(number) < float("inf") and cell.strip().lstrip("+-").isdecimal()
-                bare = cell.lstrip(" +-")
-                if bare[:1] == "0" and bare[1:2].isdigit():
-                    self.padded[len(self.numbers)] = cell.strip()
-                cell = int(cell) if is_long else None
-            except ValueError:
-                if (text := cell.strip()).lower() not in MISSING:
-                    self.texts[len(self.numbers)] = text
-        elif isinstance(cell, int | float | Decimal):
-            number = to_float(cell)
-        elif isinstance(cell, list | dict | bytes):
-            self.nested.append(len(self.numbers))
-        elif cell is not None:  # dates and times
-            self.texts[len(self.numbers)] = str(cell)
-        if isinstance(cell, int) and abs(cell) > EXACT and number != cell:
-            self.is_inexact = True
-        self.numbers.append(number)
-
-    @property
-    def is_of_numbers(self) -> bool:
-        """Return whether the cells are numbers, but for a few mistakes."""
-        num_numbers = int(np.isfinite(self.values).sum())
-        return num_numbers > 0 and num_numbers >= MOSTLY * (num_numbers + len(self.texts))
-
-    def hash_cells(self) -> UInt64[np.ndarray, "rows"]:
-        """Return a number for each cell: the bits of a number, a digest of a text."""
-        bits = (self.values + 0.0).view(np.uint64)
-        for row, text in self.texts.items():
-            bits[row] = int.from_bytes(sha256(text.encode()).digest()[:8], "big")
-        return bits
-
-    @property
-    def values(self) -> Float64[np.ndarray, "rows"]:
-        """Return the numbers, NaN where a cell is missing or a text."""
-        return np.array(self.numbers, dtype=np.float64)
-
-
-def to_float(number: Any) -> float:
-    """Return a number as a float; infinity for one beyond its range."""
-    try:
-        return float(number)
-    except OverflowError:
-        return float("inf")
-
-
-def check_decimals(column: Column, decimal: Decimals) -> None:
-    """Raise ValueError for a column whose texts are numbers, but for commas, spaces, or marks of money and percent."""
-    marked = [text for text in column.texts.values() if is_marked(text)]
-    if marked and len(marked) >= MOSTLY * len(column.texts) and not column.is_of_numbers:
-        other = "point" if decimal == "comma" else "comma"
-        fix = "write numbers without other marks, or leave the column out by data.exclude"
-        fix += f"; give data.decimal={other} where that is before decimals" * bool(re.search("[.,]", marked[0]))
-        raise ValueError(f"data.decimal={decimal}: '{column.name}' has numbers with other marks, as '{marked[0]}'\n{fix}")
-
-
-def is_marked(text: str) -> bool:
-    """Return whether a text is a number but for such marks. Versions and addresses, of several points, are none."""
-    return bool(re.fullmatch(r"[-+]?[\d.]*\d", re.sub(r"[,\s'%$€£]", "", text))) and (text.count(".") < 2 or "," in text)
-
-
-def check_spellings(column: Column) -> None:
-    """Raise ValueError for a column of classes that writes one of them as 1 and as 01."""
-    spellings = dict[float, str]()
-    for row, number in enumerate(column.numbers if column.padded else ()):
-        text = column.padded.get(row, format_number(number))
-        if not np.isnan(number) and (other := spellings.setdefault(number, text)) != text:
-            fix = "write them alike where they are one class, else with a letter"
-            raise ValueError(f"data.target={column.name} has the classes '{other}' and '{text}', which are one number\n{fix}")
-
-
-def format_number(number: float) -> str:
-    """Return a number among texts as a text; an empty one where there is none."""
-    return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(float(number))
 
 
 @dataclass
@@ -245,21 +147,19 @@ def check_header(file: Path, names: Sequence[str], header: Header) -> bool:
 
 
 def iter_jsonl(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
-    """Yield names and rows of JSONL; the names are those of the first object."""
-    names: list[str] = []
+    """Yield names and rows of JSONL; the names are the keys of all objects, the last one of the first object at the end."""
+    names, last = dict[str, None](), ""
     for item in iter_objects(file, encoding):
-        if not names:
-            if isinstance(item, Defect):
-                yield Defect("tables without an object of all keys in their first line", item.where)
-                return
-            names = list(item[1])
-            yield names
-        if isinstance(item, Defect):
-            yield item
-        elif set(item[1]) - set(names):
-            yield Defect("rows with keys that the first one lacks", f"{file}:{item[0]}")
-        else:
-            yield item[0], [item[1].get(name) for name in names]
+        if not isinstance(item, Defect):
+            names |= dict.fromkeys(item[1])
+        elif not names:
+            yield Defect("tables without an object in their first line", item.where)
+            return
+        last = last or next(reversed(names), "")
+    if order := [*(name for name in names if name != last), last] if names else []:
+        yield order
+    for item in iter_objects(file, encoding):
+        yield item if isinstance(item, Defect) else (item[0], [item[1].get(name) for name in order])
 
 
 def iter_parquet(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:

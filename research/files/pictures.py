@@ -111,7 +111,7 @@ def read_picture(path: Path, size: Size | None, channels: int) -> Picture:
     """Return the pixels of a file with 1 or 3 channels, resized where a size is given."""
     content = path.read_bytes()
     with open_picture(BytesIO(content), path) as image:
-        treatments = describe_treatments(image)
+        treatments = describe_treatments(image, channels)
         plain = flatten_colours(ImageOps.exif_transpose(image), path)
         if size and plain.size != size[::-1]:
             treatments += ["resized"] + ["stretched"] * (plain.width * size[0] != plain.height * size[1])
@@ -148,13 +148,15 @@ def count_areas(mask: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "2 256"]:
     return np.stack([np.bincount(pixels, minlength=256) for pixels in (mask.ravel(), corner[is_even])])
 
 
-def describe_treatments(image: Image.Image) -> list[str]:
+def describe_treatments(image: Image.Image, channels: int) -> list[str]:
     """Return what is done to a picture of an unusual kind."""
     kinds = {
         "reduced from 16 bits": ";16" in repr(getattr(image, "tile", "")),  # asked first: EXIF of PNG decodes the pixels
         "of several frames (the first is read)": getattr(image, "n_frames", 1) > 1,
         "turned as EXIF says": image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1),
         "converted from CMYK": image.mode == "CMYK",
+        "converted from a palette": image.mode in ("P", "PA"),
+        "grey, as colours": channels == 3 and image.mode in GREY_MODES,
         "transparent, laid on white": image.has_transparency_data and has_transparent_pixels(image),
     }
     return [kind for kind, applies in kinds.items() if applies]

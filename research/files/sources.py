@@ -21,11 +21,19 @@ TABLE_KINDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 KINDS = TEXT_KINDS + TABLE_KINDS  # suffixes, in any case
 NAMED = (*KINDS, ".json")  # of a folder no .json is read: most are settings
-# A split's, then other names of its folder or file; what has no class is the fourth.
-SPLIT_NAMES = ("train training", "val valid validation dev", "test testing", "unsup unsupervised unlabeled unlabelled")
-SPLIT_FOLDERS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
+# A split's, then other words for it; what has no class is the fourth.
+SPLIT_NAMES = (
+    "train training",
+    "val valid validation dev eval evaluation",
+    "test testing",
+    "unsup unsupervised unlabeled unlabelled",
+)
+SPLIT_WORDS = {name: names.split()[0] for names in SPLIT_NAMES for name in names.split()}
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders that are no class, whatever stands beside them
-SPLIT_PART = re.compile(rf"(?i)(?<![a-z])({'|'.join(sorted(SPLIT_FOLDERS, key=len, reverse=True))})(?![a-z])")
+# What may stand before (files alone have it), the word, what follows it, and the number of a part, as -00000-of-00005.
+SPLIT_NAME = re.compile(
+    rf"(?i)(.*[._ -])?({'|'.join(SPLIT_WORDS)})([._ -]?(?:set|data|split))?(?:[._ -]?\d+(?:-of-\d+)?(?:-[0-9a-f]{{16}})?)?"
+)
 FIX = "mend them, name other files by data.pattern, or give data.defects=skip"
 ENCODING_FIX = "state data.encoding where it is that of all files, else convert these first"
 LONG_WORK = 1 << 26  # bytes: work on as many is shown
@@ -137,23 +145,44 @@ def find_files(
     return list(files.values())
 
 
+def find_split(name: str) -> str:
+    """Return which split a folder of this name is: train, val, test, or unsup without classes; empty for none."""
+    match = SPLIT_NAME.fullmatch(name)
+    return SPLIT_WORDS[match[2].lower()] if match and not match[1] else ""
+
+
+def split_stem(stem: str) -> tuple[str, str]:
+    """Return which split a file's stem tells, and what stands before it: a guide to testing is none."""
+    match = SPLIT_NAME.fullmatch(stem)
+    is_split = match and not (match[1] and not match[3] and match[2].lower().endswith("ing"))
+    return (SPLIT_WORDS[match[2].lower()], match[1] or "") if match and is_split else ("", "")
+
+
 def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
     """Raise ValueError where training files stand beside those of another split: read as one, both would be learnt.
 
-    Splits are files or folders whose names differ in train, val, test alone, or in numbers. Programs (train.py) are none.
+    Splits are files whose names differ in train, val, test alone, or in numbers; and folders that have such names, all of
+    one place that hold files. Programs and what only describes a folder are none.
     """
     groups: dict[tuple[str, ...], dict[str, dict[Path, None]]] = {}
+    mixed = set[tuple[str, ...]]()  # folders with a folder that is no split
+    candidates = list[tuple[tuple[str, ...], str, str, Path]]()
     for file in files:
-        parts = file.relative_to(root).parts if file.suffix.lower() != ".py" else ()
+        parts, is_program = file.relative_to(root).parts, file.suffix.lower() == ".py"
         for depth, name in enumerate(parts):
-            stem = Path(name).stem if depth + 1 == len(parts) else name
-            if len(splits := SPLIT_PART.findall(stem)) == 1:
-                key = (*parts[:depth], re.sub(r"\d+", "", SPLIT_PART.sub("*", stem)))
-                members = groups.setdefault(key, {}).setdefault(SPLIT_FOLDERS[splits[0].lower()], {})
-                members[root.joinpath(*parts[: depth + 1])] = None
+            path = root.joinpath(*parts[: depth + 1])
+            is_folder = path != file or file.is_dir()
+            split, before = (find_split(name), "") if is_folder else split_stem(Path(name).stem)
+            if is_folder and (is_program or not split) and not name.startswith("."):
+                mixed.add(parts[:depth])
+            if split and not is_program and file.stem.lower() != "readme":
+                candidates.append((parts[:depth], "/" if is_folder else before, split, path))
+    for folder, before, split, path in candidates:
+        if before != "/" or folder not in mixed:
+            groups.setdefault((*folder, before.strip("/")), {}).setdefault(split, {})[path] = None
     for group in groups.values():
         if group.keys() > {"train"}:
-            first = [min(group[split]) for split in dict.fromkeys(SPLIT_FOLDERS.values()) if split in group]
+            first = [min(group[split]) for split in dict.fromkeys(SPLIT_WORDS.values()) if split in group]
             names = ", ".join(str(path.relative_to(root)) for path in first)
             train = min(group["train"])
             pattern = re.sub(r"\d+", "*", train.name)

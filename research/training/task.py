@@ -118,7 +118,8 @@ def balance_classes(loss: Loss, data: Dataset[Any]) -> Loss:
         raise ValueError(f"{key} counts classes, and these data have none\ngive a list, or loss.class_weights=null")
     counts = torch.zeros(num_classes, dtype=torch.int64)
     for start in range(0, len(data.train), CHUNK):
-        targets = data.train[torch.arange(start, min(start + CHUNK, len(data.train)))][1]
+        chunk = torch.arange(start, min(start + CHUNK, len(data.train)))
+        targets = data.train.targets[chunk].long() if isinstance(data.train, Split) else data.train[chunk][1]
         counts += torch.bincount(targets[targets != IGNORE].cpu(), minlength=num_classes)
     if missing := (counts == 0).nonzero().flatten().tolist():
         names = name_classes(missing, data.classes)

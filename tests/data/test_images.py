@@ -113,18 +113,23 @@ def test_every_kind_of_file_is_read(tmp_path: Path, kind: str) -> None:
         assert abs(pixels[0] - (50, 200)[number]) < 8
 
 
-def test_folders_that_are_splits_are_the_splits(tmp_path: Path) -> None:
-    make_folder(tmp_path / "train", 4)
-    for number, part in enumerate(("Dev", "testing")):
+@pytest.mark.parametrize("names", ["train Dev testing", "training_set validation_set test_set", "train2017 eval testset"])
+def test_folders_that_are_splits_are_the_splits(tmp_path: Path, names: str) -> None:
+    train, dev, test = names.split()
+    make_folder(tmp_path / train, 4)
+    for number, part in enumerate((dev, test)):
         for label in LABELS:
             (tmp_path / part / label).mkdir(parents=True)
             make_image(1000 + number * 10 + len(label) + (label == "cat")).save(tmp_path / part / label / "a.png")
-    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "Dev/cat/leak.png")
+    shutil.copy(tmp_path / train / "cat/0.png", tmp_path / dev / "cat/leak.png")
     data = images(str(tmp_path))
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 2)
     assert "left out: 1 of train that are in val too" in data.notes
-    shutil.rmtree(tmp_path / "Dev")
+    assert "splits are those of the folders: data.val_fraction does not count" in data.notes
+    with pytest.raises(ValueError, match=r"data\.test_fraction=0\.2: the folders say which images are train, val, test\n"):
+        images(str(tmp_path), test_fraction=0.2)
+    shutil.rmtree(tmp_path / dev)
     data = images(str(tmp_path), val_fraction=0.25)
     assert data.test is not None
     assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 2), "train/ alone is split"
@@ -247,7 +252,13 @@ TREATED: dict[str, tuple[Make, dict[str, Any], str, int]] = {
         "",
         11,
     ),
-    "a grey image among colours": (lambda root: make_image(7, mode="L").save(root / "cat/a.png"), {}, "", 11),
+    "a grey image among colours": (
+        lambda root: make_image(7, mode="L").save(root / "cat/a.png"),
+        {},
+        "changed: 1 grey, as colours",
+        11,
+    ),
+    "a palette": (lambda root: make_image(7, mode="P").save(root / "cat/a.png"), {}, "changed: 1 converted from a palette", 11),
     "colours where grey is asked": (lambda root: None, {"channels": 1}, "", 10),
     "a class of one image": (
         lambda root: save(root / "owl/a.png", make_image(7)),
@@ -293,18 +304,24 @@ def test_an_odd_file_is_treated_as_stated(tmp_path: Path, name: str) -> None:
         (lambda root: None, {"pattern": "*.jpg"}, "10 .png files"),
         (lambda root: None, {"val_fraction": 0.6, "test_fraction": 0.39}, "leave no training sample of 10"),
         (lambda root: None, {"max_gb": 1e-7}, "10 images of 3 x 6 x 6 take 1.08e-06 GB"),
-        (lambda root: [(root / name).mkdir() for name in ("train", "val")], {}, "the splits train, val beside cat, dog"),
+        (lambda root: [(root / name / "a").mkdir(parents=True) for name in ("val", "train")], {}, "train, val beside cat, dog"),
         (lambda root: [(root / "cat").rename(root / "val"), (root / "dog").rename(root / "test")], {}, "(test, val), no"),
         (lambda root: [(root / "cat").rename(root / "train"), (root / "dog").rename(root / "unsup")], {}, "beside unsup"),
+        (lambda root: [(root / "cat").rename(root / "Images"), (root / "dog").rename(root / "masks")], {}, "data=segmentation"),
         (lambda root: (root / "dog").rename(root / "unlabeled"), {}, "holds 5 images of the one class 'cat'"),
     ],
-    ids=["class", "file", "sizes", "size", "pattern", "training", "memory", "beside", "alone", "unsup", "unlabeled"],
+    ids=["class", "file", "sizes", "size", "pattern", "training", "memory", "beside", "alone", "unsup", "masks", "unlabeled"],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, make: Make, settings: dict[str, Any], words: str) -> None:
     make(make_folder(tmp_path))
     with pytest.raises(ValueError, match=r"^data\.") as error:
         images(str(tmp_path), **settings)
     assert words in str(error.value)
+
+
+def test_classes_may_have_names_of_splits(tmp_path: Path) -> None:
+    data = images(str(make_folder(tmp_path, labels=("training", "testing", "deploy"))))
+    assert data.classes == ("deploy", "testing", "training")
 
 
 def test_settings_of_files_need_a_path() -> None:

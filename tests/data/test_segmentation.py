@@ -215,6 +215,18 @@ def encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def test_points_are_classes(tmp_path: Path) -> None:
+    """One pixel each: they have no area, and yet no shades."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        mask = Image.new("L", (SIDE, SIDE))
+        for value in range(1, 6):
+            mask.putpixel((value, (value + number) % SIDE), value)
+        save(tmp_path, f"{number}.png", draw(number), mask)
+    assert segmentation(str(tmp_path / "images"), str(tmp_path / "masks")).shape.num_classes == 6
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 def test_masks_with_smooth_edges_are_refused(tmp_path: Path, name: str) -> None:
     """Else each shade between two classes is one more class."""
