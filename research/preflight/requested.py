@@ -176,9 +176,9 @@ class RequestedConfig(KnownKeys):
         names, needed = signature.names, [p.name for p in signature.parameters if p.is_needed and p.name not in node]
         if key in PARTIAL_NODES and needed and "_partial_" not in node:
             fix = f"write _partial_: true below its _target_, or give +{key}._partial_=true"
-            typed = map(self.typed_overrides.get, (f"{key}._partial_", f"{key}._target_", key.partition(".")[0]))
+            heads = map(self.typed_overrides.get, (f"{key}._partial_", f"{key}._target_", key.partition(".")[0]))
             message = f"{target} gets {', '.join(needed)} from the run: it needs _partial_: true"
-            self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, typed), key))
+            self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, heads), key))
         unknown = [name for name in node if name not in (*HYDRA_KEYS, *names)]
         for old in [f"{key}.{name}" for name in unknown if self.find_new_key(f"{key}.{name}")]:
             self.add_unknown_key(old, self.typed_overrides.get(old, ""))
