@@ -119,11 +119,11 @@ def is_ours(loss: Loss) -> bool:
     return getattr(loss.func if isinstance(loss, partial) else loss, "__module__", "") == check_losses.__module__
 
 
-def check_task(data: object, loss: Loss, metrics: Mapping[str, Metric], monitor: str, is_minimised: bool = True) -> None:
+def check_task(data: object, loss: Loss, metrics: Mapping[str, Metric], monitor: str, tries_loss: bool = True) -> None:
     """Raise ValueError for data that are not of their shape, and for a loss, metric or monitor that does not fit them.
 
     They are tried on a sample with logits of zero. A loss of one's own gets random ones: its model may have other outputs.
-    `is_minimised`: no other objective is.
+    `tries_loss`: it is called some times, which a loss that counts its calls would see.
     """
     dataset, directions = check_dataset(data), find_directions(metrics)
     rules.enforce(*(check_metric_name(name) for name in metrics))
@@ -131,8 +131,8 @@ def check_task(data: object, loss: Loss, metrics: Mapping[str, Metric], monitor:
     y, shape, logits = dataset.val[torch.arange(1)][1], get_logits_shape(dataset.shape), None
     if not is_ours(loss):
         check_target_type(loss.func if isinstance(loss, partial) else loss, y)
-        if shape is not None:
-            try_loss(make_plain(loss), dataset, shape, is_minimised)
+        if shape is not None and tries_loss:
+            try_loss(make_plain(loss), dataset, shape)
     elif shape is not None:
         logits = torch.zeros(1, *shape, device=y.device)
         check_class_weights(balance_classes(loss, dataset), count_classes(dataset.shape) or 0)
@@ -186,7 +186,7 @@ def check_target_type(loss: object, targets: Tensor) -> None:
         raise ValueError(f"loss: its targets are {takes.__name__}, the data have {name}\n{fix}")
 
 
-def try_loss(loss: Loss, data: Dataset[Any], shape: tuple[int, ...], is_minimised: bool) -> None:
+def try_loss(loss: Loss, data: Dataset[Any], shape: tuple[int, ...]) -> None:
     """Raise ValueError for a loss without a gradient; warn where a sample's loss depends on the others of its batch.
 
     It gets random logits of the data's shape, and samples of other targets. One that takes other logits is not tried.
@@ -200,7 +200,7 @@ def try_loss(loss: Loss, data: Dataset[Any], shape: tuple[int, ...], is_minimise
         loss = copy.deepcopy(loss)  # it may count its calls
         whole, again = loss(logits, y), loss(logits, y)
         apart = torch.cat([loss(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
-    if is_minimised and whole.numel() > 1 and not whole.requires_grad:
+    if whole.numel() > 1 and not whole.requires_grad:
         fix = "compute it from the logits by functions with a gradient, without argmax, detach and comparisons"
         raise ValueError(f"loss: {locate(loss)}: its numbers have no gradient\n{fix}")
     is_random = not torch.equal(whole.detach().nan_to_num(), again.detach().nan_to_num())

@@ -122,7 +122,7 @@ class Trainer:
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         check_parts(model, schedule, callbacks, data)
-        check_task(data, loss, metrics or {}, monitor, is_minimised=objective is None)
+        check_task(data, loss, metrics or {}, monitor, tries_loss=False)
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
         facts["directions"] = find_directions(metrics or {})

@@ -239,7 +239,7 @@ def need(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
 def test_a_loss_without_a_gradient_or_of_more_arguments_is_refused() -> None:
     with pytest.raises(ValueError, match=r"loss: .*test_task.cut \(.*test_task.py:\d+\): its numbers have no gradient"):
         check_task(make_data(), cut, {}, "val/loss")
-    check_task(make_data(), cut, {}, "val/loss", is_minimised=False)
+    check_task(make_data(), cut, {}, "val/loss", tries_loss=False)
     with pytest.raises(ValueError, match=r"test_task.need .*with \(logits, targets\): missing .*'reduction'"):
         check_task(make_data(), need, {}, "val/loss")  # type: ignore[arg-type]
     check_task(make_data(), partial(need, reduction="sum"), {}, "val/loss")
