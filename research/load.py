@@ -19,6 +19,7 @@ from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
 from research.preflight.program import locate_error
 from research.preflight.recorded import load_config
+from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, check_run, find_folder
@@ -41,10 +42,21 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
     except InstantiationException as error:
         cause = error.__cause__ or error
         text = locate_error(cause) or (str(cause) if isinstance(cause, ValueError) else describe_error(cause))
-        if isinstance(cause, TypeError) and re.search(r"missing (a|\d+) required", text):
-            fix = "a function that the run calls later, as a loss or a schedule, needs _partial_: true in its yaml"
-            text = f"{node.get('_target_')}: {text}\n{fix}"
+        if isinstance(cause, TypeError) and (missing := re.search(r"(?:missing (?:a|\d+) required.*?: )(.*)", text)):
+            text = f"{node.get('_target_')}: {text}\n{explain_missing(key or str(node._get_full_key(None)), text, missing[1])}"
         raise ValueError(text) from error
+
+
+def explain_missing(key: str, text: str, names: str) -> str:
+    """Return what to do about arguments that a call lacks."""
+    if key in PARTIAL_NODES:
+        return "a function that the run calls later, as a loss or a schedule, needs _partial_: true in its yaml"
+    if "Dataset.__init__" in text:
+        return (
+            "digest: a text that changes with the samples, by which a resumed run knows them; source: where they come from, "
+            'for people; unit: "sample", or "token" of text'
+        )
+    return f"give {names.replace(chr(39), '')} where it is called, a value in the yaml below '{key}', or a default"
 
 
 def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> None:

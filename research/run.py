@@ -175,13 +175,13 @@ def setup(
     seed_all(cfg.seed)
     if data.tokenizer and folder and distributed.rank() == 0:
         data.tokenizer.save(folder / TOKENIZER_FOLDER)
-    model = trainer.to_device(instantiate(cfg.model, data.shape))
-    optimizer = instantiate(cfg.optim, model)
-    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    model = trainer.to_device(instantiate(cfg.model, data.shape, key="model"))
+    optimizer = instantiate(cfg.optim, model, key="optim")
+    callbacks = [instantiate(node, key=f"callbacks.{name}") for name, node in cfg.callbacks.items()]
     state = trainer.setup(
         model,
         optimizer,
-        instantiate(cfg.schedule),
+        instantiate(cfg.schedule, key="schedule"),
         loss,
         data,
         [tracker, *callbacks],

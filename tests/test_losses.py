@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from research.data.digits import digits
 from research.data.spec import Dataset
-from research.load import instantiate
+from research.load import explain_missing, instantiate
 from research.losses import (
     IGNORE,
     Loss,
@@ -27,8 +27,7 @@ from research.losses import (
     regression,
 )
 from research.training.evaluate import evaluate
-from research.training.task import check_task
-from research.training.trainer import Supervised
+from research.training.task import Supervised, check_task
 
 MODEL = nn.Linear(4, 3)
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -166,7 +165,14 @@ def test_a_loss_that_is_called_when_it_is_built_is_answered() -> None:
     with pytest.raises(
         ValueError, match=r"research.losses.regression: .*missing .* required.*\n.* needs _partial_: true in its yaml"
     ):
-        instantiate(node)
+        instantiate(node, key="loss")
+
+
+def test_what_a_data_set_or_a_model_lacks_is_answered() -> None:
+    text = "TypeError: MemoryDataset.__init__() missing 3 required positional arguments: 'digest', 'source', and 'unit'"
+    assert "digest: a text that changes with the samples" in explain_missing("data", text, "'digest', 'source', and 'unit'")
+    expected = "give width where it is called, a value in the yaml below 'model', or a default"
+    assert explain_missing("model", "Net() missing", "'width'") == expected
 
 
 def test_the_training_loss_is_minimised_and_the_plain_one_reported(tmp_path: Path) -> None:

@@ -116,12 +116,14 @@ def locate_key(group: str, option: str, key: str) -> str:
 
 
 def find_package_faults(group: str, name: str, text: str) -> Iterator[list[str]]:
-    """Yield what is wrong with the comments that say below which key an option's values go."""
-    lines = enumerate(text.splitlines(), 1)
-    comments = [(number, line) for number, line in lines if line.lstrip().startswith("#") and "@package" in line]
+    """Yield what is wrong with the comments that say below which key an option's values go. Hydra reads them first alone."""
+    lines = text.splitlines()
+    comments = [(number, line) for number, line in enumerate(lines, 1) if re.match(r"\s*#.*@package", line)]
     for number, line in comments:
         if not HEADER.fullmatch(line.strip()):
             yield [f"{name}:{number}: {line.strip()} is no package", "write # @package _global_, or leave it out"]
+        elif not all(re.match(r"\s*(#\s*@|$)", before) for before in lines[: number - 1]):
+            yield [f"{name}:{number}: Hydra reads {line.strip()} as the first line alone", "move it to line 1"]
     packages = [match[1] for _, line in comments if (match := HEADER.fullmatch(line.strip()))]
     if group in PRESET_GROUPS and "_global_" not in packages:
         yield [f"{name}:1: the first line of a preset must be # @package _global_", "else its keys go below " + group]
@@ -171,6 +173,15 @@ def describe_missing_node(group: str, option: str) -> list[str]:
     """Return why an option gives nothing that can be built."""
     name = format_file(path) if (path := find_file(group, option)) else f"{group}={option}"
     return [f"{name} names no _target_ below '{group}'", "the class or function, as _target_: mine.Net; and no # @package line"]
+
+
+def describe_needs(target: str, key: str, option: str, missing: list[str]) -> list[str]:
+    """Return which arguments the target of an option lacks, and where they are given."""
+    name = format_file(path) if (path := find_file(key.partition(".")[0], option)) else f"the yaml of '{key}'"
+    fix = f"write {missing[0]}: VALUE below _target_ in {name}, or give the parameter a default"
+    if (key, missing) == ("model", ["linear"]):
+        fix = f"write below defaults in {name}: - override /linear@_global_.linear: full"
+    return [f"{target} needs {', '.join(missing)}", fix]
 
 
 def describe_missing_keys(group: str, option: str, keys: list[str]) -> list[str]:

@@ -163,6 +163,18 @@ def check_path(target: str) -> None:
         raise TargetError(f"{target} is no dotted path to a class or a function, as mine.Net of mine.py")
 
 
+def find_bare_folder(target: str) -> list[str]:
+    """Return that a folder of the user's own on the way to a target is no package, and what to do; nothing without one."""
+    folder = Path.cwd()
+    for part in target.split(".")[:-1]:
+        folder /= part
+        if not folder.is_dir():
+            break
+        if not (file := folder / "__init__.py").exists():
+            return [f"{folder} has no __init__.py, so no module in it is taken for yours", f"make an empty file {file}"]
+    return []
+
+
 @cache
 def find_definition(target: str) -> Definition:
     """Return the class or function that a dotted path names. Raise TargetError or UnresolvedError."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,10 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from research.cli import print_message
 from research.options.conf import CONF, list_groups, set_folders
 from research.options.files import check_option
+from research.options.renames import PLAIN_LOSS
 from research.options.signature import Signature, read_signature
 from research.preflight.advice import Adviser, CommandLine, identify
 from research.preflight.choices import check_values
@@ -126,8 +129,24 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         if not mistakes and not repairs:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
+            for note in find_loss_notes(judgement) if multirun else ():
+                print_message(note)
     mistakes = [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes]
     return join_mistakes([item for item in repairs if item.word], mistakes), more
+
+
+def find_loss_notes(judgement: Judgement) -> Iterator[str]:
+    """Yield a note where a sweep is over what val/loss itself is, and compares its runs by it.
+
+    Evaluations leave out the settings of our losses that help training alone: over these it may well be compared.
+    """
+    lines = {key: line for key, line in judgement.sweep_lines.items() if f"{key}.".startswith("loss.")}
+    runs = [RequestedConfig.from_overrides(run, {}) for run in judgement.runs] if lines else []
+    is_own = any(not str(run.get("loss._target_")).startswith("research.losses.") for run in runs)
+    others = [line for key, line in lines.items() if is_own or key.removeprefix("loss.") not in PLAIN_LOSS]
+    if others and any(run.get_resolved("monitor")[0] == "val/loss" for run in runs):
+        reason = "these runs have another loss each, so val/loss does not compare them"
+        yield f"note: {' '.join(others)}: {reason}: give monitor=val/acc, or the name of a metric"
 
 
 def judge(line: CommandLine, known: set[tuple[str, ...]] | None = None) -> Judgement:

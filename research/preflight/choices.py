@@ -49,6 +49,10 @@ def describe_other_option(group: str, name: str, typed: str) -> list[str]:
     options, whole = list_groups()[group], respell(group, typed)
     if other := describe_other_file(group, name):
         return [other]
+    if name in options:
+        return [f"Hydra reads {name} as a number", f"did you mean: {quote_word(f'{group}={to_override(name)}')} ?"]
+    if (file := Path("conf", group, f"{name}.yaml")).is_file():  # else its folder is one of those that are read
+        return [f"{file} is there, and is not read: say where options of your own are", "give --config-dir conf"]
     near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(name, options))]
     known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
     if group == "data" and whole == typed and (expand_path(name).exists() or re.match(r"[./~]", name)):

@@ -21,6 +21,7 @@ from research.options.files import describe_yaml_error
 from research.preflight.overrides import get_key, iter_variants, parse, to_override
 
 MISSING = object()
+REFERENCE = r"\$\{(?:oc\.select:)?(?P<key>[\w.]+)(?:,(?P<default>[^{}]*))?\}"  # ${KEY}, or ${oc.select:KEY,DEFAULT}
 MAX_INTERPOLATIONS = 8  # that are followed from one key
 
 
@@ -155,8 +156,13 @@ class ComposedConfig:
     def get_resolved(self, key: str, depth: int = MAX_INTERPOLATIONS) -> tuple[Any, str]:
         """Follow interpolations; return the value of a key, and the key that a user sets for it."""
         value = self.get(key)
-        other = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-        return self.get_resolved(other[1], depth - 1) if other and depth else (value, key)
+        other = re.fullmatch(REFERENCE, value) if isinstance(value, str) else None
+        if not other or not depth:
+            return value, key
+        resolved, source = self.get_resolved(other["key"], depth - 1)
+        if other["default"] is None or resolved not in (MISSING, None):
+            return resolved, source
+        return yaml.safe_load(other["default"]), key
 
     def get_choice(self, group: str) -> str:
         """Return the option of a group."""

@@ -8,27 +8,28 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from research.options.conf import CONF, list_groups, read_defaults
-from research.options.files import COMPONENTS, GROUP_KEYS, describe_missing_keys, describe_missing_node, locate_key
+from research.options.files import (
+    COMPONENTS,
+    GROUP_KEYS,
+    describe_missing_keys,
+    describe_missing_node,
+    describe_needs,
+    locate_key,
+)
 from research.options.habits import explain_value, find_habit, iter_respelt, respell_sweep, suggest
 from research.options.renames import describe_rename
 from research.options.signature import Signature, list_plain_settings, read_signature
-from research.options.source import TargetError, UnresolvedError, find_definition
+from research.options.source import TargetError, UnresolvedError, find_bare_folder, find_definition
 from research.preflight.choices import describe_missing_path
 from research.preflight.compose import MISSING, chooses_option, compose, iter_leaves
 from research.preflight.known_keys import KnownKeys, suggest_keys
-from research.preflight.overrides import (
-    cast_intervals,
-    expand_sweep,
-    format_mistake,
-    parse,
-    quote_word,
-    to_override,
-)
+from research.preflight.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
 from research.ranges import ValueType, describe_mistake, repr_value
 from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
 from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
+GIVEN = {"model": 1, "optim": 1}  # how many arguments the run gives what it builds there: the shape, the model
 PARTIAL_NODES = ("loss", "schedule", "optim.base")  # what they name is called by the run
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 
@@ -175,18 +176,14 @@ class RequestedConfig(KnownKeys):
         names, needed = signature.names, [p.name for p in signature.parameters if p.is_needed and p.name not in node]
         if key in PARTIAL_NODES and needed and "_partial_" not in node:
             fix = f"write _partial_: true below its _target_, or give +{key}._partial_=true"
-            typed = [
-                self.typed_overrides.get(name, "") for name in (f"{key}._partial_", f"{key}._target_", key.partition(".")[0])
-            ]
+            heads = map(self.typed_overrides.get, (f"{key}._partial_", f"{key}._target_", key.partition(".")[0]))
             message = f"{target} gets {', '.join(needed)} from the run: it needs _partial_: true"
-            self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, typed), key))
+            self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, heads), key))
         unknown = [name for name in node if name not in (*HYDRA_KEYS, *names)]
         for old in [f"{key}.{name}" for name in unknown if self.find_new_key(f"{key}.{name}")]:
             self.add_unknown_key(old, self.typed_overrides.get(old, ""))
         unknown = [name for name in unknown if f"{key}.{name}" not in self.mistakes]
-        of_presets = [
-            name for name in unknown if f"{key}.{name}" not in self.typed_overrides and self.find_preset(f"{key}.{name}")
-        ]
+        of_presets = [n for n in unknown if f"{key}.{n}" not in self.typed_overrides and self.find_preset(f"{key}.{n}")]
         together = [name for name in unknown if name not in of_presets]
         for unknown in filter(None, [*([name] for name in of_presets), together]):
             typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*unknown, "_target_")]
@@ -201,11 +198,16 @@ class RequestedConfig(KnownKeys):
             head = " ".join(dict.fromkeys(filter(None, typed)))
             self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", *hints, head=head)
         self.check_settings(f"{key}.", signature)
+        missing = [p.name for p in signature.parameters[GIVEN.get(key, 0) :] if p.name in needed]
+        if missing and not (self.mistakes or key in PARTIAL_NODES or {"_partial_", "_args_"} & node.keys()):
+            lines = describe_needs(target, key, self.get_choice(group := key.partition(".")[0]), missing)
+            head = self.typed_overrides.get(f"{key}._target_") or self.typed_overrides.get(group, "")
+            self.add_mistake(f"{key}.{missing[0]}", *lines, head=head)
 
     def check_target(self, key: str) -> str:
         """Check that a target exists and may be named, by its text and by what its source says it is; return it."""
         target = str(self.get_resolved(key)[0])
-        conflict = check_target(key, target)
+        conflict, bare = check_target(key, target), find_bare_folder(target)
         try:
             module, node = find_definition(target)
         except TargetError as error:
@@ -213,7 +215,8 @@ class RequestedConfig(KnownKeys):
             near = near or [
                 n for n in (f"torch.optim.{target}", f"torch.nn.{target}") if "." not in target and read_signature(n)
             ]
-            self.add_mistake(key, *error.message.splitlines(), suggest_keys("", key, *(f"{key}={name}" for name in near)))
+            lines = [*error.message.splitlines(), suggest_keys("", key, *(f"{key}={name}" for name in near))]
+            self.add_mistake(key, *(bare or lines))
         except UnresolvedError:
             if not conflict and key.startswith("hydra."):  # Hydra builds these itself: run.py cannot look at them before
                 try:
@@ -226,7 +229,7 @@ class RequestedConfig(KnownKeys):
             if not conflict and target not in list_components() and isinstance(node, ast.ClassDef | ast.FunctionDef):
                 conflict = check_target(key, f"{module.name}.{node.name}", alias=target)
         if conflict:
-            self.add_mistake(key, conflict.message.removeprefix(f"{key}={target}").lstrip(": "), conflict.fix)
+            self.add_mistake(key, *(bare or [conflict.message.removeprefix(f"{key}={target}").lstrip(": "), conflict.fix]))
         return target
 
     def check_hydra(self) -> None:

@@ -253,5 +253,6 @@ def repeat_command(folder: Path, requested: RequestedConfig, value: str) -> str:
         own = read_text(folder / "overrides.txt", "replace").splitlines()
     except OSError:
         own = []
-    kept = [line for line in own if line.partition("=")[0].lstrip("+~") not in typed]
+    replaced = {*typed, *(("steps", "epochs") if {"steps", "epochs"} & typed.keys() else ())}  # one of the two counts
+    kept = [line for line in own if line.partition("=")[0].lstrip("+~") not in replaced]
     return format_command([*kept, *dict.fromkeys(typed.values()), f"resume={to_literal(value)}"], argv=sys.argv)

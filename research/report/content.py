@@ -7,10 +7,9 @@ from typing import Any
 
 from research.cli import format_count, format_duration
 from research.metrics import confidence_interval
-from research.preflight.overrides import format_command
 from research.report.blocks import Block, Code, Heading, Items, Picture, Table, write
 from research.report.plots import compute_importances
-from research.report.preset import EXCLUDED_KEYS
+from research.report.preset import EXCLUDED_KEYS, format_preset_command
 from research.report.results import Row, Sweep, format_number
 from research.report.study import parse_bounds
 from research.report.target import Target
@@ -78,7 +77,7 @@ def list_best_trials(sweep: Sweep, target: Target | None, max_rows: int) -> Iter
     values = *sweep.objectives, *([target.name] if target else [])
     yield Table(("trial", *values, *sweep.space, "steps", "time", "folder", ""), cells)
     trial = f"trial {sweep.best[0].number}{', the first of the best configuration' if by_mean else ''}"
-    copy, then = Code("conf/experiment/NAME.yaml"), Code(format_command(["experiment=NAME"]))
+    copy, then = Code("conf/experiment/NAME.yaml"), Code(format_preset_command())
     yield write(Code("best.yaml"), f" repeats {trial}: copy it to ", copy, ", then ", then, ".")
 
 

@@ -22,6 +22,11 @@ class QuotingDumper(yaml.SafeDumper):  # type: ignore[misc]
     """Writes text in quotes unless it is a plain word: OmegaConf reads more text as numbers than YAML does, as 1e-3."""
 
 
+def format_preset_command() -> str:
+    """Return the line that runs conf/experiment/NAME.yaml of the folder that one is in; only the clone's is read unasked."""
+    return format_command(["experiment=NAME"], argv=[] if Path("conf").resolve() == CONF else ["--config-dir", "conf"])
+
+
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = None if re.fullmatch(r"[A-Za-z_][\w /.-]*", text) else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
@@ -73,7 +78,7 @@ def build_preset(sweep: Sweep, row: Row) -> str:
 def _list_comments(sweep: Sweep, row: Row, command_line_only: Sequence[str]) -> list[str]:
     """Return the first lines of a preset: its package, where it comes from and how to use it."""
     values = ", ".join(f"{name} {value:.6g}" for name, value in zip(sweep.objectives, sweep.compute_mean(row), strict=True))
-    lines = ["# @package _global_", f"# {format_command(['experiment=NAME'])}: trial {row.number} of {sweep.name}, {values}"]
+    lines = ["# @package _global_", f"# {format_preset_command()}: trial {row.number} of {sweep.name}, {values}"]
     lines += ["# Copy this file to conf/experiment/NAME.yaml."]
     key, runs = sweep.spec.repeat_key, len(row.repeats) or len(sweep.repeats[row.number])
     if row.repeats or runs > 1:

@@ -166,7 +166,7 @@ def describe_code(environment: Mapping[str, Any], folder: Path) -> list[tuple[st
     git = environment.get("git")
     if not isinstance(git, dict) or not git.get("sha"):
         return []
-    what = "changes (git.diff; new files are not in it)" if (folder / "git.diff").exists() else "new files"
+    what = "changes (git.diff)" if (folder / "git.diff").exists() else "new files"
     return [("code", f"commit {str(git['sha'])[:12]}" + (f", and {what} that were not committed" if git.get("dirty") else ""))]
 
 

@@ -1,40 +1,138 @@
-"""Whether data, loss, metrics and monitor fit each other: told before anything is written, as each may be the user's own."""
+"""Whether the parts of a run fit each other, as each may be the user's own: told before anything is written, if possible."""
 
+import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from jaxtyping import AbstractArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from research import rules
-from research.cli import first_line
+from research.cli import first_line, print_message
 from research.data.spec import Dataset, Images, Samples, Split, Tokens, Vectors
 from research.losses import IGNORE, Loss, check_class_weights, check_losses, make_plain
 from research.metrics import Metric, RowMetric, Torchmetric, find_directions, name_classes
 from research.ranges import check_partial
+from research.signals import get_launched_ranks
 from research.training.evaluate import list_metrics
+from research.training.state import Callback
 from research.trigger import check_metric_name, check_monitor
 
 CHUNK = 1024  # samples whose targets are counted at a time
+TRIED = 64  # samples among which some of other targets are looked for
+MOMENTS = ("on_start", "on_gradients", "on_step", "on_end")  # at which a callback is called
+MIXES = "right for a contrastive loss; else look for axes that do not fit, and for a mean or softmax over the batch"
 
 
-def check_task(data: object, loss: Loss, metrics: Mapping[str, Metric], monitor: str) -> None:
+@dataclass(frozen=True)
+class Supervised:
+    """The objective that a plain loss makes: the loss of the model's logits."""
+
+    loss: Loss
+    shape: object = None  # of the data
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (nats) of each target. Raise ValueError for logits that are not of the data's classes."""
+        logits = model(x)
+        check_logits(logits, model, self, y)
+        return self.loss(logits, y)
+
+
+def check_logits(logits: object, model: nn.Module, task: Supervised, targets: Tensor) -> None:
+    """Raise ValueError for what are no logits, and under our losses for another number of them than of classes.
+
+    There may be more tokens than a tokenizer has: a vocabulary is often rounded up.
+    """
+    if not isinstance(logits, Tensor):
+        name = locate(getattr(model, "module", model))  # within DistributedDataParallel
+        raise ValueError(f"model: {name} returns a {type(logits).__name__}, no tensor\nreturn the logits from its forward")
+    needed, count = get_logits_shape(task.shape), count_classes(task.shape)
+    if (
+        needed is None
+        or count is None
+        or logits.ndim != len(needed) + 1
+        or targets.is_floating_point()
+        or not is_ours(task.loss)
+    ):
+        return
+    is_vocabulary = isinstance(task.shape, Tokens) and not task.shape.num_classes
+    size = logits.shape[1 if len(needed) == 3 else -1]
+    if size < count or (size > count and not is_vocabulary):
+        name, what = locate(getattr(model, "module", model)), "tokens" if is_vocabulary else "classes"
+        raise ValueError(f"model: {name} returns {size} logits, the data have {count} {what}\ntake their number from the shape")
+
+
+def check_parts(model: nn.Module, schedule: object, callbacks: Sequence[object], data: Dataset[Any]) -> None:
+    """Raise ValueError for inputs of another precision than the weights, for a schedule of other arguments, and for callbacks.
+
+    A callback must be one, and each of its methods that looks like a moment must be one that is called.
+    """
+    x, weights = data.train[torch.arange(1)][0], [p.dtype for p in model.parameters() if p.is_floating_point()]
+    if x.dtype == torch.float64 and weights and torch.float64 not in weights:
+        raise ValueError("data: the inputs are float64, the weights of the model are not\ngive inputs.float()")
+    check_call("schedule", schedule, "step", "steps")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ValueError(f"callbacks: {locate(callback)} is no Callback\nderive it from research.training.state.Callback")
+        if others := [name for name in dir(callback) if name.startswith("on_") and name not in dir(Callback)]:
+            message = f"callbacks: {locate(callback)} has {', '.join(others)}, which is never called"
+            raise ValueError(
+                f"{message}\na callback has {', '.join(MOMENTS)}, each of (state); call a function of your own otherwise"
+            )
+
+
+def check_call(key: str, function: object, *arguments: str) -> None:
+    """Raise ValueError for settings of a partial that are not of their type, and for a function of other arguments."""
+    if not callable(function):
+        raise ValueError(f"{key}: a {type(function).__name__} is no function of {' and '.join(arguments)}")
+    check_partial(key, function)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        fix = f"take these two first, and give each other parameter a default, or a value below '{key}' in its yaml"
+        reason = f"the run calls it with ({', '.join(arguments)}): {error}"
+        raise ValueError(f"{key}: {locate(function)}: {reason}\n{fix}") from error
+
+
+def locate(part: object) -> str:
+    """Return the name of a function or of a part's class, with file:line where it has a source."""
+    part = part.func if isinstance(part, partial) else part
+    named: Any = part if isinstance(part, FunctionType | type) else type(part)
+    name = f"{named.__module__}.{named.__qualname__}"
+    with suppress(OSError, TypeError):
+        return f"{name} ({inspect.getsourcefile(named)}:{inspect.getsourcelines(named)[1]})"
+    return name
+
+
+def is_ours(loss: Loss) -> bool:
+    """Return whether a loss is of research.losses."""
+    return getattr(loss.func if isinstance(loss, partial) else loss, "__module__", "") == check_losses.__module__
+
+
+def check_task(data: object, loss: Loss, metrics: Mapping[str, Metric], monitor: str, tries_loss: bool = True) -> None:
     """Raise ValueError for data that are not of their shape, and for a loss, metric or monitor that does not fit them.
 
-    They are tried on a sample with logits of zero, but under a loss of one's own: its model may have other outputs.
+    They are tried on a sample with logits of zero. A loss of one's own gets random ones: its model may have other outputs.
+    `tries_loss`: it is called some times, which a loss that counts its calls would see.
     """
     dataset, directions = check_dataset(data), find_directions(metrics)
     rules.enforce(*(check_metric_name(name) for name in metrics))
-    check_partial("loss", loss)
-    function, y = loss.func if isinstance(loss, partial) else loss, dataset.val[torch.arange(1)][1]
-    shape, logits = get_logits_shape(dataset.shape), None
-    if getattr(function, "__module__", "") != check_losses.__module__:
-        check_target_type(function, y)
+    check_call("loss", loss, "logits", "targets")
+    y, shape, logits = dataset.val[torch.arange(1)][1], get_logits_shape(dataset.shape), None
+    if not is_ours(loss):
+        check_target_type(loss.func if isinstance(loss, partial) else loss, y)
+        if shape is not None and tries_loss:
+            try_loss(make_plain(loss), dataset, shape)
     elif shape is not None:
         logits = torch.zeros(1, *shape, device=y.device)
         check_class_weights(balance_classes(loss, dataset), count_classes(dataset.shape) or 0)
@@ -86,6 +184,36 @@ def check_target_type(loss: object, targets: Tensor) -> None:
     if is_jaxtyping and isinstance(takes.dtypes, tuple) and name not in takes.dtypes:
         fix = "give a loss for such targets, or annotate them as Shaped if it computes that"
         raise ValueError(f"loss: its targets are {takes.__name__}, the data have {name}\n{fix}")
+
+
+def try_loss(loss: Loss, data: Dataset[Any], shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a loss without a gradient; warn where a sample's loss depends on the others of its batch.
+
+    It gets random logits of the data's shape, and samples of other targets. One that takes other logits is not tried.
+    """
+    y = data.val[torch.arange(min(TRIED, len(data.val)))][1]
+    first = {str(row): index for index, row in reversed([*enumerate(y.tolist())])}
+    y = y[sorted(first.values())[:3]]
+    logits = torch.randn(len(y), *shape, generator=torch.Generator().manual_seed(0)).to(y.device).requires_grad_()
+    whole = again = apart = torch.zeros(())
+    with suppress(Exception), torch.random.fork_rng(devices=[]):
+        loss = copy.deepcopy(loss)  # it may count its calls
+        whole, again = loss(logits, y), loss(logits, y)
+        apart = torch.cat([loss(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+    if whole.numel() > 1 and not whole.requires_grad:
+        fix = "compute it from the logits by functions with a gradient, without argmax, detach and comparisons"
+        raise ValueError(f"loss: {locate(loss)}: its numbers have no gradient\n{fix}")
+    is_random = not torch.equal(whole.detach().nan_to_num(), again.detach().nan_to_num())
+    if whole.shape == y.shape == apart.shape and not is_random and not torch.allclose(whole, apart, 1e-3, 1e-5, equal_nan=True):
+        hint = "logits are [batch, 1], targets [batch]: take logits.squeeze(1)" if (shape, y.ndim) == ((1,), 1) else ""
+        warn(f"warning: loss: {locate(loss)}: a sample's loss depends on the others of its batch\n  {hint or MIXES}")
+
+
+@cache
+def warn(text: str) -> None:
+    """Print a warning, once, in the first process of a run."""
+    if get_launched_ranks()[0] == 0:
+        print_message(text)
 
 
 def try_metric(name: str, metric: Metric, logits: Tensor, targets: Tensor) -> None:

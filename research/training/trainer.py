@@ -27,7 +27,7 @@ from research.nn.blocks import recompute
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
 from research.optim.schedules import get_lr, set_rates
-from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_fields, check_partial
+from research.ranges import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_fields
 from research.run_dir import ROOT
 from research.signals import Stopped, Watch, watch
 from research.training import distributed, sharding, snapshot
@@ -38,20 +38,9 @@ from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
 from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, select_callbacks
-from research.training.task import balance_classes, check_task
+from research.training.task import Supervised, balance_classes, check_parts, check_task
 
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals, STOP above their own
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """The objective that a plain loss makes: the loss of the model's logits."""
-
-    loss: Loss
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss (nats) of each target."""
-        return self.loss(model(x), y)
 
 
 @dataclass
@@ -132,8 +121,8 @@ class Trainer:
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
-        check_partial("schedule", schedule)
-        check_task(data, loss, metrics or {}, monitor)
+        check_parts(model, schedule, callbacks, data)
+        check_task(data, loss, metrics or {}, monitor, tries_loss=False)
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
         facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
         facts["directions"] = find_directions(metrics or {})
@@ -142,7 +131,7 @@ class Trainer:
         train, val = (split.take(self.overfit or None).to(device) for split in splits)
         net = self._wrap(self.to_device(model))
         batches = Batches(net, train, self.batch_size, self.grad_accum, self.seed, cache_weights=not sharded)
-        objective, plain = objective or Supervised(balance_classes(loss, data)), make_plain(loss)
+        objective, plain = objective or Supervised(balance_classes(loss, data), data.shape), make_plain(loss)
         state = State(model, net, optimizer, schedule, plain, objective, data, val, batches, info)
         state.progress, state.metrics = Progress(task=task, loss_sum=torch.zeros((), device=device)), dict(metrics or {})
         state.callbacks, state.sharded = select_callbacks(callbacks, sharded), sharded
@@ -213,7 +202,7 @@ class Trainer:
             shares = []
             for x, y in micro_batches:
                 with self.autocast():
-                    losses = state.objective(state.net, x, y)  # Supervised, above: loss(model(x), y), one number a target
+                    losses = state.objective(state.net, x, y)  # Supervised, in task.py: loss(model(x), y), one number a target
                 check_losses(losses, y)
                 share = losses.sum() / num_targets
                 state.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages

@@ -250,12 +250,18 @@ def test_the_last_step_of_a_time_limit_is_evaluated() -> None:
 
 def test_the_curves_are_a_png(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Numbers that matplotlib cannot draw end no run."""
-    fit(Curve(), folder=tmp_path)
+    state = fit(curve := Curve(), folder=tmp_path)
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "plots" / "curves.png").unlink()
     fit(Pretend(1e308, -1e308, 1e308), Curve(), folder=tmp_path)
     assert not list((tmp_path / "plots").iterdir())
     assert "plots/curves.png could not be drawn: " in caplog.text
+    panels = [(axis.get_ylabel(), axis.get_yscale()) for axis in curve._draw(state).axes]
+    assert panels == [("loss (nats)", "log"), ("val/acc", "linear")]
+    state.info = replace(state.info, monitor="val/loss")
+    curve.history["val/loss"] = [(2, -1.0)]
+    (panel,) = curve._draw(state).axes
+    assert panel.get_yscale() == "linear"
 
 
 def test_gradient_norms_and_zeros_are_logged_by_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,14 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "model/dull": ("dim: 8\n", ["dull.yaml names no _target_ below 'model'", "as _target_: mine.Net"]),
     "model/above": ("# @package _global_\n" + MLP, ["above.yaml names no _target_ below 'model'", "no # @package line"]),
     "model/header": ("# @package _globl_\n" + MLP, ["header.yaml:1: # @package _globl_ is no package", "# @package _global_"]),
+    "model/late": ("# a net\n# @package model\n" + MLP, ["late.yaml:2: Hydra reads # @package model as the first line alone"]),
+    "data/late": (
+        "# a note\n# @package _global_\ndefaults:\n  - override /loss: classification\n",
+        ["late.yaml:2: Hydra reads # @package _global_ as the first line alone", "move it to line 1"],
+    ),
+    "model/layers": (MLP, ["research.models.mlp.MLP needs linear", "layers.yaml: - override /linear@_global_.linear: full"]),
+    "model/narrow": (MLP.replace("dim", "linear"), ["MLP needs dim", "write dim: VALUE below _target_ in "]),
+    "model/nan": (MLP + "linear: 0\n", ["Hydra reads nan as a number", "did you mean: model="]),
     "model/mark": ("\ufeff" + MLP, ["mark.yaml:1: it begins with a byte order mark", "save it as UTF-8 without one"]),
     "model/latin": (b"# \xe4\n" + MLP.encode(), ["latin.yaml:1: byte 0xe4 is not UTF-8", "save it as UTF-8"]),
     "model/wide": (MLP.encode("utf-16"), ["wide.yaml:1: byte 0xff is not UTF-8", "save it as UTF-8"]),
@@ -34,7 +42,7 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "model/number": (MLP + "3: 4\n", ["number.yaml:4: the key 3 is no text"]),
     "model/reference": (MLP.replace("8", "${nowhere}"), ["there is no key 'nowhere', which ${nowhere} refers to"]),
     "model/mistyped": (
-        MLP.replace("MLP", "MPL"),
+        MLP.replace("MLP", "MPL") + "linear: 0\n",
         ["research.models.mlp has no 'MPL'", "did you mean", "research.models.mlp.MLP"],
     ),
     "model/parameter": (MLP.replace("dim", "dmi"), ["research.models.mlp.MLP has no parameter dmi", "did you mean: model.dim"]),
@@ -151,6 +159,8 @@ def test_broken_options_break_nothing_else(folder: Path, capsys: pytest.CaptureF
 def test_what_composes_passes(tmp_path: Path) -> None:
     for name, content in {"crlf": MLP.replace("\n", "\r\n"), "comment": f"# ein Netz für Ziffern\n{MLP}"}.items():
         (tmp_path / "model").mkdir(exist_ok=True)
-        (tmp_path / "model" / f"{name}.yaml").write_bytes(content.encode())
+        (tmp_path / "model" / f"{name}.yaml").write_bytes(
+            f"{content}linear:\n  _target_: torch.nn.Linear\n  _partial_: true\n".encode()
+        )
         prepare(["train.py", "--config-dir", str(tmp_path), f"model={name}", "data=digits"])
     shutil.rmtree(tmp_path / "model")

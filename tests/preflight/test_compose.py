@@ -4,13 +4,18 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import yaml
-from omegaconf import _utils
+from omegaconf import OmegaConf, _utils
 from program import ROOT
 
+from research.options.conf import CONF, list_groups
 from research.options.source import drop_bodies
-from research.preflight.compose import use_fast_yaml
+from research.preflight.compose import iter_leaves, use_fast_yaml
+from research.preflight.overrides import parse
+from research.preflight.requested import RequestedConfig
+from research.preflight.resume import resolve_settings
 
 TEXTS = [
     *sorted((ROOT / "conf").rglob("*.yaml")),
@@ -61,3 +66,22 @@ def test_a_source_without_bodies_defines_the_same(file: Path) -> None:
         return  # then the whole source is parsed
     assert definitions == list_definitions(source)
     assert len(shorter) < len(source) or b"def " not in source
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"experiment={name}"] for name in list_groups()["experiment"]),
+        *([f"metrics={name}"] for name in list_groups()["metrics"]),
+        ["metrics=classification", "metrics.calibration_error.metric.n_bins=7"],
+        ["metrics=classification", "~metrics.calibration_error"],
+    ],
+    ids=" ".join,
+)
+def test_settings_are_those_that_a_run_records(words: list[str]) -> None:
+    """By them resume=auto knows its run."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = resolve_settings(RequestedConfig.from_overrides(parse(words)[0], {}))
+        recorded = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
+    assert "${" not in str(settings)
+    assert settings == dict(iter_leaves("", recorded))

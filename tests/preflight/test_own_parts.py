@@ -136,3 +136,18 @@ def test_a_loss_that_the_run_calls_needs_partial(folder: Path) -> None:
         for cached in (source.find_source, source.load, source.find_definition, read_signature):
             cached.cache_clear()
         assert judge(folder, "loss", code, *run) == []
+
+
+def test_a_folder_that_is_no_package_is_told(folder: Path) -> None:
+    (folder / "bare").mkdir(exist_ok=True)
+    (folder / "bare" / "deep.py").write_text("def part(logits, targets): ...\n")
+    run = ("data=digits", "model=mlp", "loss._target_=bare.deep.part")
+    (mistake,) = judge(folder, "loss", "", *run)
+    assert f"{folder / 'bare'} has no __init__.py" in mistake
+    assert f"make an empty file {folder / 'bare' / '__init__.py'}" in mistake
+
+
+def test_options_that_are_not_read_are_told(folder: Path) -> None:
+    (mistake,) = find_mistakes(["data=digits", "model=mlp", "loss=mine"], False)
+    assert "conf/loss/mine.yaml is there, and is not read" in mistake
+    assert mistake.endswith("give --config-dir conf")

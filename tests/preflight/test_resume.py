@@ -56,6 +56,7 @@ def test_a_resumed_run_has_the_same_architecture(tmp_path: Path) -> None:
     [
         ("", "data=digits model=mlp +schedule.end=9 out=o steps=9"),
         ("steps=12 lr=0.5 model.dim=64", "data=digits model=mlp +schedule.end=9 out=o steps=12 lr=0.5"),
+        ("epochs=2 model.dim=64", "data=digits model=mlp +schedule.end=9 out=o epochs=2"),
         ("data=digits model=mlp optim=adam seed=3", "data=digits model=mlp +schedule.end=9 out=o steps=9 seed=3"),
     ],
 )

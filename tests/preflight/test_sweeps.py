@@ -63,3 +63,19 @@ def test_a_key_that_some_options_lack_needs_a_condition() -> None:
 def test_a_condition_whose_values_cannot_be_compared_is_one_mistake() -> None:
     (mistake,) = find_mistakes(["lr=1e-3,1e-4", "hydra.sweeper.when={lr: 'steps > name'}"], True)
     assert mistake.startswith("error: hydra.sweeper.when.lr=steps > name: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "is_told"),
+    [
+        ("loss=classification,stablemax monitor=val/loss", True),
+        ("loss=regression loss.kind=mse,mae data=regression monitor=val/loss", True),
+        ("loss.z_loss=0,0.1 monitor=val/loss", False),  # evaluations leave it out
+        ("loss=classification,stablemax monitor=val/acc", False),
+        ("lr=1e-3,3e-4 monitor=val/loss", False),
+    ],
+)
+def test_a_sweep_over_what_val_loss_is_gets_a_note(words: str, is_told: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [] if "data=" in words else ["data=digits"]
+    assert find_mistakes([*own, "model=mlp", *words.split()], True) == []
+    assert ("val/loss does not compare them: give monitor=val/acc" in capsys.readouterr().err) == is_told

@@ -125,7 +125,7 @@ def test_the_page_of_a_run_has_all_that_one_asks_for(tmp_path: Path) -> None:
     data = cells.index("data")
     assert cells[data + 1].startswith("digits: 9 training")
     assert cells[data + 2 : data + 4] == ["2 documents are in both splits", "left out: 104 repeated"]
-    code = "commit aaaaaaaaaaaa, and changes (git.diff; new files are not in it) that were not committed"
+    code = "commit aaaaaaaaaaaa, and changes (git.diff) that were not committed"
     assert cells.index(code) < cells.index("val/acc")
     assert "baseline val/acc majority: 0.1" in page.texts["li"]
 

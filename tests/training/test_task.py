@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 import torch
 from jaxtyping import Float, Int, Shaped
 from sklearn.utils.class_weight import compute_class_weight
-from torch import Tensor
+from torch import Tensor, nn
 
 from research.data.spec import Dataset, Images, Split, Tokens, Vectors, split_at_random
 from research.losses import IGNORE, Loss, classification, last_token, next_token, per_pixel, regression
 from research.metrics import Confidence, Metric, RowMetric, select_valid
-from research.training.task import balance_classes, check_task
+from research.training.state import Callback
+from research.training.task import Supervised, balance_classes, check_parts, check_task, warn
 
 SHAPE = Vectors(4, 3)
 X, Y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 0, 0])
@@ -176,3 +178,142 @@ def test_balanced_class_weights_are_those_of_sklearn(monkeypatch: pytest.MonkeyP
 def test_weights_that_cannot_be_balanced_are_refused(data: Dataset[Any], loss: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_task(data, partial(loss, class_weights="balanced"), {}, "val/loss")
+
+
+NUMBERS = make_data(Vectors(4, 1), y=torch.arange(6.0))
+
+
+def broadcast(logits: Tensor, targets: Tensor) -> Tensor:
+    return ((logits - targets) ** 2).mean(1)  # [b, 1] - [b] is [b, b]
+
+
+def squeeze(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits.squeeze(1) - targets) ** 2
+
+
+def contrast(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits[:, 0].softmax(0)
+
+
+def take_pairs(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits[:, 0] - logits[:, 3]) * targets  # another model's outputs
+
+
+def drop(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits[:, 0] * torch.rand(len(logits))
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "words"),
+    [
+        (NUMBERS, broadcast, "targets [batch]: take logits.squeeze(1)"),
+        (make_data(), contrast, "right for a contrastive loss"),
+        (NUMBERS, squeeze, ""),
+        (make_data(), partial(pick), ""),
+        (make_data(), take_pairs, ""),
+        (make_data(), drop, ""),
+        (make_data(y=torch.zeros_like(Y)), pick, ""),
+    ],
+)
+def test_a_loss_that_mixes_samples_is_told(data: Any, loss: Loss, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warn.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    check_task(data, loss, {}, "val/loss")
+    check_task(data, loss, {}, "val/loss")
+    told = capsys.readouterr().err
+    assert torch.equal(torch.randn(3), expected)
+    assert (words in told, bool(told)) == (True, bool(words))
+    name = getattr(loss, "__name__", "")
+    assert not words or told.count(f"test_task.{name} ({__file__}:") == 1
+
+
+def cut(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits[:, 0].detach()
+
+
+def need(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    return logits[:, 0]
+
+
+def test_a_loss_without_a_gradient_or_of_more_arguments_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"loss: .*test_task.cut \(.*test_task.py:\d+\): its numbers have no gradient"):
+        check_task(make_data(), cut, {}, "val/loss")
+    check_task(make_data(), cut, {}, "val/loss", tries_loss=False)
+    with pytest.raises(ValueError, match=r"test_task.need .*with \(logits, targets\): missing .*'reduction'"):
+        check_task(make_data(), need, {}, "val/loss")  # type: ignore[arg-type]
+    check_task(make_data(), partial(need, reduction="sum"), {}, "val/loss")
+
+
+class Foreign(Callback):
+    def on_train_end(self, trainer: Any) -> None: ...
+
+
+def of_one(step: int) -> float:
+    return 1.0
+
+
+def decay(step: int, steps: int, power: float = 1.0) -> float:
+    return float((1 - step / steps) ** power)
+
+
+DOUBLE = make_data(x=X.double())
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "callback", "data", "message"),
+    [
+        (
+            nn.Linear(4, 3),
+            of_one,
+            Callback(),
+            make_data(),
+            r"schedule: .*of_one .*with \(step, steps\): too many",
+        ),
+        (nn.Linear(4, 3), 3e-4, Callback(), make_data(), "schedule: a float is no function of step and steps"),
+        (nn.Linear(4, 3), decay, object(), make_data(), "callbacks: builtins.object is no Callback\nderive it"),
+        (nn.Linear(4, 3), decay, Foreign(), make_data(), "Foreign .* has on_train_end, which is never called\n.* on_gradients"),
+        (nn.Linear(4, 3), decay, Callback(), DOUBLE, "the inputs are float64, .*\ngive inputs.float"),
+        (nn.Linear(4, 3).double(), decay, Callback(), DOUBLE, ""),
+        (nn.Linear(4, 3), partial(decay, power=2.0), Callback(), make_data(), ""),
+    ],
+)
+def test_parts_that_do_not_fit_a_run_are_refused(model: Any, schedule: Any, callback: Any, data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_parts(model, schedule, [callback], data)
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> None: ...
+
+
+class Fill(nn.Module):
+    """Logits of one shape, whatever the inputs."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), *self.shape)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "loss", "message"),
+    [
+        (Silent(), Vectors(4, 3), classification, r"model: .*test_task.Silent \(.*:\d+\) returns a NoneType"),
+        (Fill(2), Vectors(4, 3), classification, "Fill .* returns 2 logits, the data have 3 classes\ntake their number"),
+        (Fill(5), Vectors(4, 3), classification, "returns 5 logits, the data have 3 classes"),
+        (Fill(5), Vectors(4, 3), pick, ""),
+        (Fill(3), Vectors(4, 3), classification, ""),
+        (Fill(4, 7), Tokens(7, 4), last_token, ""),
+        (Fill(1, 8), Tokens(7, 4), last_token, ""),  # a vocabulary that is rounded up
+        (Fill(4, 6), Tokens(7, 4), last_token, "returns 6 logits, the data have 7 tokens"),
+        (Fill(4, 8), Tokens(7, 4, num_classes=3), last_token, "returns 8 logits, the data have 3 classes"),
+    ],
+)
+def test_a_model_gives_a_logit_a_class(model: nn.Module, shape: Any, loss: Loss, message: str) -> None:
+    run = partial(Supervised(loss, shape), model, torch.zeros(2, 4), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        assert run().shape == (2,)
