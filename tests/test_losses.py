@@ -27,7 +27,8 @@ from research.losses import (
     regression,
 )
 from research.training.evaluate import evaluate
-from research.training.task import Supervised, check_task
+from research.training.task import check_task
+from research.training.trainer import Supervised
 
 MODEL = nn.Linear(4, 3)
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

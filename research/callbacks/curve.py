@@ -24,7 +24,7 @@ class Curve(Callback):
         self.history = state["history"]
 
     def on_step(self, state: State) -> None:
-        for key in {*LOSSES, state.info.monitor} & state.logged.keys():
+        for key in [key for key in dict.fromkeys((*LOSSES, state.info.monitor)) if key in state.logged]:
             self.history.setdefault(key, []).append((state.progress.step, state.logged[key]))
 
     def on_end(self, state: State) -> None:

@@ -4,7 +4,6 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -30,42 +29,25 @@ MOMENTS = ("on_start", "on_gradients", "on_step", "on_end")  # at which a callba
 MIXES = "right for a contrastive loss; else look for axes that do not fit, and for a mean or softmax over the batch"
 
 
-@dataclass(frozen=True)
-class Supervised:
-    """The objective that a plain loss makes: the loss of the model's logits."""
-
-    loss: Loss
-    shape: object = None  # of the data
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss (nats) of each target. Raise ValueError for logits that are not of the data's classes."""
-        logits = model(x)
-        check_logits(logits, model, self, y)
-        return self.loss(logits, y)
-
-
-def check_logits(logits: object, model: nn.Module, task: Supervised, targets: Tensor) -> None:
-    """Raise ValueError for what are no logits, and under our losses for another number of them than of classes.
+def check_logits(logits: object, targets: Tensor, model: nn.Module, loss: Loss, shape: object) -> Tensor:
+    """Return the logits. Raise ValueError for what are none, and under our losses for another number of them than of classes.
 
     There may be more tokens than a tokenizer has: a vocabulary is often rounded up.
     """
     if not isinstance(logits, Tensor):
         name = locate(getattr(model, "module", model))  # within DistributedDataParallel
         raise ValueError(f"model: {name} returns a {type(logits).__name__}, no tensor\nreturn the logits from its forward")
-    needed, count = get_logits_shape(task.shape), count_classes(task.shape)
-    if (
-        needed is None
-        or count is None
-        or logits.ndim != len(needed) + 1
-        or targets.is_floating_point()
-        or not is_ours(task.loss)
-    ):
-        return
-    is_vocabulary = isinstance(task.shape, Tokens) and not task.shape.num_classes
+    needed, count = get_logits_shape(shape), count_classes(shape)
+    if needed is None or count is None or logits.ndim != len(needed) + 1:
+        return logits
+    if targets.is_floating_point() or not is_ours(loss):
+        return logits
+    is_vocabulary = isinstance(shape, Tokens) and not shape.num_classes
     size = logits.shape[1 if len(needed) == 3 else -1]
     if size < count or (size > count and not is_vocabulary):
         name, what = locate(getattr(model, "module", model)), "tokens" if is_vocabulary else "classes"
         raise ValueError(f"model: {name} returns {size} logits, the data have {count} {what}\ntake their number from the shape")
+    return logits
 
 
 def check_parts(model: nn.Module, schedule: object, callbacks: Sequence[object], data: Dataset[Any]) -> None:

@@ -38,9 +38,21 @@ from research.training.nonfinite import Guard, supports_found_inf
 from research.training.oom import retry_on_oom
 from research.training.progress import Progress
 from research.training.state import Callback, RunInfo, Schedule, State, around_callbacks, select_callbacks
-from research.training.task import Supervised, balance_classes, check_parts, check_task
+from research.training.task import balance_classes, check_logits, check_parts, check_task
 
 STOP = 1  # what the processes agree on: a callback's wish to end; higher numbers are signals, STOP above their own
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The objective that a plain loss makes: the loss of the model's logits."""
+
+    loss: Loss
+    shape: object = None  # of the data
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (nats) of each target. Raise ValueError for logits that are not of the data's classes."""
+        return self.loss(check_logits(model(x), y, model, self.loss, self.shape), y)
 
 
 @dataclass
@@ -120,13 +132,12 @@ class Trainer:
         rules.enforce(*(rules.check_warmup(layer.warmup, self.steps) for layer in bitlinear_layers(model).values()))
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
-        task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         check_parts(model, schedule, callbacks, data)
         check_task(data, loss, metrics or {}, monitor, tries_loss=False)
+        task = f"{monitor} of {data.digest}, overfit={self.overfit}, ema={self.ema}"
         facts: Any = {"config": config or {}, "config_digest": config_digest, "in_sweep": in_sweep, "device": str(device)}
-        facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every}
-        facts["directions"] = find_directions(metrics or {})
-        info = RunInfo(steps=self.steps, monitor=monitor, task=task, name=name, folder=folder, **facts)
+        facts |= {"batch_size": self.batch_size, "log_every": self.log_every, "eval_every": self.eval_every, "folder": folder}
+        info = RunInfo(self.steps, monitor=monitor, task=task, name=name, directions=find_directions(metrics or {}), **facts)
         splits = (data.train, data.train if self.overfit else data.val)
         train, val = (split.take(self.overfit or None).to(device) for split in splits)
         net = self._wrap(self.to_device(model))
@@ -202,7 +213,7 @@ class Trainer:
             shares = []
             for x, y in micro_batches:
                 with self.autocast():
-                    losses = state.objective(state.net, x, y)  # Supervised, in task.py: loss(model(x), y), one number a target
+                    losses = state.objective(state.net, x, y)  # Supervised, above: loss(model(x), y), one number a target
                 check_losses(losses, y)
                 share = losses.sum() / num_targets
                 state.scaler.scale(share * self.world_size if self.world_size > 1 else share).backward()  # DDP averages

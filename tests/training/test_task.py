@@ -18,7 +18,8 @@ from research.data.spec import Dataset, Images, Split, Tokens, Vectors, split_at
 from research.losses import IGNORE, Loss, classification, last_token, next_token, per_pixel, regression
 from research.metrics import Confidence, Metric, RowMetric, select_valid
 from research.training.state import Callback
-from research.training.task import Supervised, balance_classes, check_parts, check_task, warn
+from research.training.task import balance_classes, check_parts, check_task, warn
+from research.training.trainer import Supervised
 
 SHAPE = Vectors(4, 3)
 X, Y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 0, 0])

@@ -23,8 +23,7 @@ from research.training.checkpoint import hash_weights
 from research.training.evaluate import evaluate
 from research.training.nonfinite import Guard
 from research.training.state import Callback, State
-from research.training.task import Supervised
-from research.training.trainer import Trainer
+from research.training.trainer import Supervised, Trainer
 
 DATA = modular(p=11)
 
