@@ -173,36 +173,40 @@ class RequestedConfig(KnownKeys):
         target = self.check_target(f"{key}._target_")
         if (signature := read_signature(target)) is None:
             return
-        names, needed = signature.names, [p.name for p in signature.parameters if p.is_needed and p.name not in node]
+        needed = [p.name for p in signature.parameters if p.is_needed and p.name not in node]
         if key in PARTIAL_NODES and needed and "_partial_" not in node:
             fix = f"write _partial_: true below its _target_, or give +{key}._partial_=true"
             heads = map(self.typed_overrides.get, (f"{key}._partial_", f"{key}._target_", key.partition(".")[0]))
             message = f"{target} gets {', '.join(needed)} from the run: it needs _partial_: true"
             self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, heads), key))
+        self.check_names(key, node, target, signature.names)
+        self.check_settings(f"{key}.", signature)
+        given = [p.name for p in signature.parameters[: GIVEN.get(key, 0)]]
+        missing = [name for name in needed if name not in given and name != "higher_is_better"]  # of which a conflict says more
+        if missing and not (self.mistakes or key in PARTIAL_NODES or {"_partial_", "_args_"} & node.keys()):
+            lines = describe_needs(target, key, self.get_choice(group := key.partition(".")[0]), missing)
+            head = self.typed_overrides.get(f"{key}._target_") or self.typed_overrides.get(group, "")
+            self.add_mistake(f"{key}.{missing[0]}", *lines, head=head)
+
+    def check_names(self, key: str, node: dict[str, Any], target: str, names: list[str]) -> None:
+        """Check that a target has each key of its node: those of a preset one by one, all others in one mistake."""
         unknown = [name for name in node if name not in (*HYDRA_KEYS, *names)]
         for old in [f"{key}.{name}" for name in unknown if self.find_new_key(f"{key}.{name}")]:
             self.add_unknown_key(old, self.typed_overrides.get(old, ""))
         unknown = [name for name in unknown if f"{key}.{name}" not in self.mistakes]
         of_presets = [n for n in unknown if f"{key}.{n}" not in self.typed_overrides and self.find_preset(f"{key}.{n}")]
-        together = [name for name in unknown if name not in of_presets]
-        for unknown in filter(None, [*([name] for name in of_presets), together]):
-            typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*unknown, "_target_")]
-            near = [f"{key}.{name}" for name in suggest(unknown[0], names) if len(unknown) == 1]
-            hint = suggest_keys(self.sweep_lines.get(f"{key}.{unknown[0]}", typed[0]), f"{key}.{unknown[0]}", *near)
-            is_left = f"{key}._target_" in self.typed_overrides or self.find_preset(f"{key}.{unknown[0]}")
-            if is_left and len(unknown) < 4:  # left over from the target before
-                hint = hint or f"give {' '.join(f'~{key}.{name}' for name in unknown)}"
-            hint = hint or self.describe_absence(f"{key}.{unknown[0]}")
-            hints = [hint] if hint else self.suggest_habit(f"{key}.{unknown[0]}", typed[0])
+        for together in filter(None, [*([name] for name in of_presets), [n for n in unknown if n not in of_presets]]):
+            first = f"{key}.{together[0]}"
+            typed = [self.typed_overrides.get(f"{key}.{name}", "") for name in (*together, "_target_")]
+            near = [f"{key}.{name}" for name in suggest(together[0], names) if len(together) == 1]
+            hint = suggest_keys(self.sweep_lines.get(first, typed[0]), first, *near)
+            is_left = f"{key}._target_" in self.typed_overrides or self.find_preset(first)
+            if is_left and len(together) < 4:  # left over from the target before
+                hint = hint or f"give {' '.join(f'~{key}.{name}' for name in together)}"
+            hints = [line for line in [hint or self.describe_absence(first)] if line] or self.suggest_habit(first, typed[0])
             hints = hints if any(hints) else [f"it has: {', '.join(names) or 'none'}"]
             head = " ".join(dict.fromkeys(filter(None, typed)))
-            self.add_mistake(f"{key}.{unknown[0]}", f"{target} has no parameter {', '.join(unknown)}", *hints, head=head)
-        self.check_settings(f"{key}.", signature)
-        missing = [p.name for p in signature.parameters[GIVEN.get(key, 0) :] if p.name in needed]
-        if missing and not (self.mistakes or key in PARTIAL_NODES or {"_partial_", "_args_"} & node.keys()):
-            lines = describe_needs(target, key, self.get_choice(group := key.partition(".")[0]), missing)
-            head = self.typed_overrides.get(f"{key}._target_") or self.typed_overrides.get(group, "")
-            self.add_mistake(f"{key}.{missing[0]}", *lines, head=head)
+            self.add_mistake(first, f"{target} has no parameter {', '.join(together)}", *hints, head=head)
 
     def check_target(self, key: str) -> str:
         """Check that a target exists and may be named, by its text and by what its source says it is; return it."""

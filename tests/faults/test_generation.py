@@ -112,8 +112,8 @@ def test_a_number_of_tokens_that_cannot_be_is_refused(generate: Generate, tokens
 
 
 def test_a_prompt_that_was_forgotten_is_asked_for(generate: Generate) -> None:
-    assert generate("--prompt") == (2, "", "error: argument --prompt: expected one argument\n")
-    assert generate() == (2, "", "error: the following arguments are required: --prompt\n")
+    assert generate("--prompt") == (2, "", "error: argument --prompt/-p: expected one argument\n")
+    assert generate() == (2, "", "error: the following arguments are required: --prompt/-p\n")
 
 
 def test_a_run_before_its_first_checkpoint_is_given_time(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
