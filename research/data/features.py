@@ -1,13 +1,12 @@
 """Columns of a table as what a model learns from: classes, targets, and features of 32 bits, estimated from training rows."""
 
-import re
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from research.files.cells import MOSTLY, Column, format_number
+from research.files.sources import quote_setting
 
 MAX_CLASSES = 1000
 FEW = 20  # so many different numbers may be classes without a word
@@ -111,9 +110,7 @@ def encode_features(
 
 def exclude_column(name: str) -> str:
     """Return the setting that leaves a column out, quoted for Hydra and the shell where its name is no word."""
-    is_word = re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) and name.lower() not in ("null", "true", "false", "nan", "inf")
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f"data.exclude=[{name}]" if is_word else shlex.quote(f'data.exclude=["{quoted}"]')
+    return quote_setting("data.exclude", name, "[{}]")
 
 
 def list_names(names: Sequence[str]) -> str:

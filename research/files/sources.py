@@ -193,10 +193,15 @@ def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
 
 def quote_path(path: str | Path) -> str:
     """Return data.path=PATH as one word that the shell, then Hydra, reads as this very path."""
-    text = str(path)
-    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
-        return f"data.path={text}"
-    return shlex.quote('data.path="' + text.replace('"', '\\"') + '"')
+    return quote_setting("data.path", str(path))
+
+
+def quote_setting(key: str, text: str, form: str = "{}") -> str:
+    """Return a setting as one word that the shell, then Hydra, reads as this very text; "[{}]" is the form of a list of it."""
+    if re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return f"{key}={form.format(text)}"
+    quoted = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return shlex.quote(f"{key}={form.format(quoted)}")
 
 
 def iter_files(

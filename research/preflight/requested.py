@@ -29,7 +29,7 @@ from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets
 from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
-GIVEN = {"model": 1, "optim": 1}  # how many arguments the run gives what it builds there: the shape, the model
+FROM_RUN = {"model": 1, "optim": 1}  # how many arguments the run gives what it builds there: the shape, the model
 PARTIAL_NODES = ("loss", "schedule", "optim.base")  # what they name is called by the run
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 
@@ -173,7 +173,8 @@ class RequestedConfig(KnownKeys):
         target = self.check_target(f"{key}._target_")
         if (signature := read_signature(target)) is None:
             return
-        needed = [p.name for p in signature.parameters if p.is_needed and p.name not in node]
+        own = signature.parameters[FROM_RUN.get(key, 0) :]
+        needed = [p.name for p in own if p.is_needed and p.name not in node]
         if key in PARTIAL_NODES and needed and "_partial_" not in node:
             fix = f"write _partial_: true below its _target_, or give +{key}._partial_=true"
             heads = map(self.typed_overrides.get, (f"{key}._partial_", f"{key}._target_", key.partition(".")[0]))
@@ -181,8 +182,7 @@ class RequestedConfig(KnownKeys):
             self.add_mistake(f"{key}._partial_", message, fix, head=next(filter(None, heads), key))
         self.check_names(key, node, target, signature.names)
         self.check_settings(f"{key}.", signature)
-        given = [p.name for p in signature.parameters[: GIVEN.get(key, 0)]]
-        missing = [name for name in needed if name not in given and name != "higher_is_better"]  # of which a conflict says more
+        missing = [name for name in needed if name != "higher_is_better"]  # of which a conflict says more
         if missing and not (self.mistakes or key in PARTIAL_NODES or {"_partial_", "_args_"} & node.keys()):
             lines = describe_needs(target, key, self.get_choice(group := key.partition(".")[0]), missing)
             head = self.typed_overrides.get(f"{key}._target_") or self.typed_overrides.get(group, "")
