@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from research.cli import format_count
 from research.files.cells import MOSTLY, Column, format_number
 from research.files.sources import quote_setting
 
@@ -103,7 +104,9 @@ def encode_features(
         x = np.stack(features, axis=1).astype(np.float32)
     if not np.isfinite(x).all():
         raise ValueError("data.standardize=false: a feature has numbers beyond 3e38\ngive data.standardize=true")
-    notes = [f"{num_texts} columns of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (num_texts > 0)
+    notes = [f"{format_count(num_texts, 'column')} of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (
+        num_texts > 0
+    )
     notes += [f"texts that training lacks, of no category: {', '.join(unknown)}"] * bool(unknown)
     return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
 

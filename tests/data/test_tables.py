@@ -44,7 +44,7 @@ def test_numbers_and_texts_are_features(tmp_path: Path) -> None:
     assert collect(data) == expected, "blue before red, bush before tree"
     sizes = [int((data.train.targets == number).sum()) for number in (0, 1)]
     counted = f"samples in training: {sizes[0]} of bush, {sizes[1]} of tree"
-    assert data.notes == ("classes: 0 bush, 1 tree", counted, "1 columns of texts as 2 categories")
+    assert data.notes == ("classes: 0 bush, 1 tree", counted, "1 column of texts as 2 categories")
     assert data.source == "a.csv, 2 columns predict 'kind'"
 
 
@@ -299,7 +299,7 @@ TREATED: dict[str, tuple[str | bytes, dict[str, Any], str, int]] = {
     "codes as categories": (
         "c,y\n" + "".join(f"{('01234', '1234', 'A12', '1.10', '1.1')[n % 5]},{'ab'[n % 5 == 0]}\n" for n in range(50)),
         {"val_fraction": 0.1},
-        "1 columns of texts as 4 categories",
+        "1 column of texts as 4 categories",
         50,
     ),
     "a class written as 1 and as 1.0": (
