@@ -76,8 +76,12 @@ def describe_error(error: OSError, file: Path) -> Defect:
 
 
 def iter_text(file: Path, encoding: str) -> Iterator[bytes]:
-    """Yield a text file in pieces of UTF-8. Raise DefectError where it cannot be read, or holds NUL bytes."""
+    """Yield a text file in pieces of UTF-8.
+
+    Raise DefectError where it cannot be read, or holds NUL bytes, and at its end where it is UTF-8 and `encoding` is not.
+    """
     decoder, position, kept, is_first, held = codecs.getincrementaldecoder(encoding)(), 0, 0, True, ""
+    other = Utf8Guess(encoding)
     try:
         with file.open("rb") as stream:
             for piece in chain(iter_lines(stream), [b""]):
@@ -86,15 +90,40 @@ def iter_text(file: Path, encoding: str) -> Iterator[bytes]:
                 if "\0" in text:
                     raise DefectError(Defect("with NUL bytes, so no text", str(file)))
                 position += len(piece)
+                other.feed(piece)
                 held = "\r" if piece and text.endswith("\r") else ""  # no piece ends within "\r\n"
                 text = text.removesuffix(held)
                 yield (text.removeprefix("\ufeff") if is_first else text).encode()
                 is_first = False
+        if other.is_utf8:
+            raise DefectError(Defect(f"UTF-8, not {encoding_name(encoding)}", str(file)))
     except UnicodeError as error:  # utf-16 without its mark is no UnicodeDecodeError
         position += error.start - kept if isinstance(error, UnicodeDecodeError) else 0
         raise DefectError(Defect(f"not {encoding_name(encoding)}", f"{file} (byte {position})")) from None
     except OSError as error:
         raise DefectError(describe_error(error, file)) from None
+
+
+class Utf8Guess:
+    """Whether a text that is read in an encoding of one byte a letter is of UTF-8: by chance its letters hardly ever are."""
+
+    def __init__(self, encoding: str) -> None:
+        letters = [bytes([number]).decode(encoding, "ignore") for number in range(128, 256)]
+        self.may_be = sum(map(bool, letters)) > 100  # cp1252 lacks five
+        self.decoder, self.has_letters = codecs.getincrementaldecoder("utf-8")(), False
+
+    @property
+    def is_utf8(self) -> bool:
+        return self.may_be and self.has_letters
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the text; none at its end."""
+        if self.may_be:
+            self.has_letters = self.has_letters or not piece.isascii()
+            try:
+                self.decoder.decode(piece, final=not piece)
+            except UnicodeDecodeError:
+                self.may_be = False
 
 
 def check_encoding(encoding: str) -> str:
@@ -125,7 +154,7 @@ def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | 
     cells: list[str] = []
     for column in columns:
         if column.name not in row:
-            return Defect(f"rows without '{column.name}'", f"{where} (it has {', '.join(list(row)[:12]) or 'none'})")
+            return Defect(f"rows without data.{column.setting}={column.name}", f"{where} (it has {', '.join(list(row)[:12]) or 'none'})")
         value = row[column.name]
         if column.is_label and isinstance(value, int):
             value = json.dumps(value)

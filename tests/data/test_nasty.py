@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[Write, dict[str, Any], str]] = {
     "JSON too deep to be read": (put(a_jsonl=JSONL + "[" * 99_999), {}, "1 lines that are no JSON"),
     "a number of a million digits": (put(a_jsonl=JSONL + f'{{"text": {"9" * 10**6}}}'), {}, "1 lines that are no JSON"),
     "a huge line of JSON": (put(a_jsonl=JSONL + row(text="x" * (1 << 21)) + row(text="y")), {}, "1 lines of over 1 MB"),
-    "a row without the key": (put(a_jsonl=JSONL + row(body="x")), {}, "1 rows without 'text'"),
+    "a row without the key": (put(a_jsonl=JSONL + row(body="x")), {}, "1 rows without data.field=text"),
     "null in place of text": (put(a_jsonl=JSONL + row(text=None)), {}, "1 rows with null in 'text'"),
     "a number in place of text": (put(a_jsonl=JSONL + row(text=3)), {}, "1 rows with a int in 'text'"),
     "a list in place of text": (put(a_jsonl=JSONL + row(text=["x"])), {}, "1 rows with a list in 'text'"),

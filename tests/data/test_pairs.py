@@ -111,7 +111,7 @@ def test_settings_without_an_effect_are_refused(tmp_path: Path, settings: dict[s
 def test_rows_that_are_all_left_out_are_told(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl")
     with pytest.raises(
-        ValueError, match=r"(?s)no row is left: 30 rows without 'answer'\n.*a.jsonl:1.*\nname the columns or keys"
+        ValueError, match=r"(?s)no row is left: 30 rows without data.target=answer\n.*a.jsonl:1.*\nname the columns or keys"
     ):
         pairs(path, target="answer", defects="skip")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow
@@ -54,7 +55,7 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "a line that is no JSON": ("a.jsonl", b'{"text": "good"}\n{"text": \n', "1 lines that are no JSON"),
     "a list in place of an object": ("a.jsonl", b'{"text": "good"}\n[1, 2]\n', "1 lines that are no JSON object"),
     "deep JSON": ("a.jsonl", b'{"text": "good"}\n' + b"[" * 100_000 + b"\n", "1 lines that are no JSON"),
-    "a row without the key": ("a.jsonl", b'{"text": "good"}\n{"body": "x"}\n', "1 rows without 'text'"),
+    "a row without the key": ("a.jsonl", b'{"text": "good"}\n{"body": "x"}\n', "1 rows without data.field=text"),
     "null": ("a.jsonl", b'{"text": "good"}\n{"text": null}\n', "1 rows with null in 'text'"),
     "a number": ("a.jsonl", b'{"text": "good"}\n{"text": 3}\n', "1 rows with a int in 'text'"),
     "half a surrogate pair": ("a.jsonl", b'{"text": "good"}\n{"text": "\\ud800"}\n', "1 rows with half a surrogate pair"),
@@ -173,6 +174,22 @@ def test_repeats_are_seen_through_marks_and_line_ends(tmp_path: Path) -> None:
     texts, counts = read(tmp_path)
     assert texts == {b"one\ntwo\n", b"other"}
     assert counts.describe() == "3 repeated"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "is_told"),
+    [
+        *((encoding, "cafй".encode(), True) for encoding in ("latin-1", "cp1252", "koi8-r")),
+        ("latin-1", "café".encode("latin-1"), False),
+        *((encoding, "café 中".encode(encoding, "ignore"), False) for encoding in ("utf-8", "gbk", "utf-16", "shift_jis")),
+    ],
+)
+def test_text_of_utf_8_is_not_read_as_another_encoding(encoding: str, content: bytes, is_told: bool, tmp_path: Path) -> None:
+    """Its letters would be others, without an error. Plain ASCII is the same in both."""
+    (tmp_path / "a.txt").write_bytes("plain text".encode(encoding))
+    (tmp_path / "b.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 UTF-8, not .*\n.*b.txt") if is_told else nullcontext():
+        read(tmp_path, UTF8._replace(encoding=encoding))
 
 
 def test_a_stated_encoding_is_read(tmp_path: Path) -> None:
