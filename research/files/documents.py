@@ -154,7 +154,9 @@ def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | 
     cells: list[str] = []
     for column in columns:
         if column.name not in row:
-            return Defect(f"rows without data.{column.setting}={column.name}", f"{where} (it has {', '.join(list(row)[:12]) or 'none'})")
+            return Defect(
+                f"rows without data.{column.setting}={column.name}", f"{where} (it has {', '.join(list(row)[:12]) or 'none'})"
+            )
         value = row[column.name]
         if column.is_label and isinstance(value, int):
             value = json.dumps(value)

@@ -123,9 +123,9 @@ def find_files(
     files: dict[Path, Path] = {}  # by what links lead to
     for text in roots:
         root = expand_path(text).absolute()
-        root = root if root.is_file() else root.resolve()
-        if not root.is_file() and not root.is_dir():
-            problem = f"{root} is neither a file nor a folder" if root.exists() else f"there is no file or folder {root}"
+        root = root if os.path.isfile(root) else root.resolve()
+        if not os.path.isfile(root) and not os.path.isdir(root):
+            problem = f"{root} is neither a file nor a folder" if os.path.exists(root) else f"there is no file or folder {root}"
             raise ValueError(f"data.path={text}: {problem}\ngive one that exists")
         skipped = SKIPPED_FOLDERS if paths is None else set[str]()
         matching = [root] if root.is_file() else list(iter_files(root, counts, is_wanted, skipped))

@@ -1,5 +1,6 @@
 """The contents of conf/, read as text: groups and their options, and what these build."""
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_defaults() -> dict[str, str]:
 def read_yaml(group: str, option: str) -> str:
     """Return the text of an option's yaml; empty for an option without one."""
     files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
-    return next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
+    return next((file.read_text(encoding="utf-8", errors="replace") for file in files if os.path.isfile(file)), "")
 
 
 def find_target(group: str, option: str) -> str:

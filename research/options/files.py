@@ -1,5 +1,6 @@
 """What is wrong with a yaml of options, as file:line and what to do. Only files that a command line chooses are looked at."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,7 +33,7 @@ FIXES = {  # part of a parser's message -> what to do
 def find_file(group: str, option: str) -> Path | None:
     """Return the yaml of an option; None where it has none."""
     files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def format_file(path: Path) -> str:
@@ -197,10 +198,10 @@ def describe_missing_keys(group: str, option: str, keys: list[str]) -> list[str]
 def describe_other_file(group: str, name: str) -> str:
     """Return why a file with an option's name is none; empty where there is no such file."""
     for path in (folder / group / f"{name}{suffix}" for folder in FOLDERS for suffix in (".yml", ".yaml", "")):
-        if path.is_dir() and path.suffix:
+        if os.path.isdir(path) and path.suffix:
             return f"{format_file(path)} is a folder"
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not path.exists():
             return f"{format_file(path)} is a link to nothing"
-        if path.suffix == ".yml" and path.is_file():
+        if path.suffix == ".yml" and os.path.isfile(path):
             return f"Hydra reads .yaml alone: rename {format_file(path)}"
     return ""

@@ -26,7 +26,7 @@ def list_kinds(path: Path) -> tuple[set[str], set[str]]:
 
 def find_near_paths(typed: str, path: Path) -> tuple[list[str], list[Path]]:
     """Return the lines of a path that is not there, and what is there that is called nearly so, as one would type it."""
-    near = next(parent for parent in path.parents if parent.exists())
+    near = next(parent for parent in path.parents if os.path.exists(parent))
     wanted, *rest = path.relative_to(near).parts
     names = [item.name for item in near.iterdir()] if near.is_dir() and os.access(near, os.R_OK) else []
     others = [near / name for name in get_close_matches(wanted, names, cutoff=0.7) if near.joinpath(name, *rest).exists()]

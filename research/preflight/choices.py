@@ -51,11 +51,11 @@ def describe_other_option(group: str, name: str, typed: str) -> list[str]:
         return [other]
     if name in options:
         return [f"Hydra reads {name} as a number", f"did you mean: {quote_word(f'{group}={to_override(name)}')} ?"]
-    if (file := Path("conf", group, f"{name}.yaml")).is_file():  # else its folder is one of those that are read
+    if os.path.isfile(file := Path("conf", group, f"{name}.yaml")):  # else its folder is one of those that are read
         return [f"{file} is there, and is not read: say where options of your own are", "give --config-dir conf"]
     near = [f"{group}={o}" for o in ([whole] if set(whole.split(",")) <= set(options) else suggest(name, options))]
     known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
-    if group == "data" and whole == typed and (expand_path(name).exists() or re.match(r"[./~]", name)):
+    if group == "data" and whole == typed and (os.path.exists(expand_path(name)) or re.match(r"[./~]", name)):
         return describe_data(name, known)
     near = [f"{group}=glob(*)"] if name in ("*", "all") else near
     words = f"did you mean: {' or '.join(map(quote_word, near))} ?" if near else ""
@@ -65,7 +65,7 @@ def describe_other_option(group: str, name: str, typed: str) -> list[str]:
 def describe_data(typed: str, known: str) -> list[str]:
     """Return the lines of a path in place of a data set: which ones read what is there, or that nothing is."""
     path = expand_path(typed).absolute()
-    if not path.exists():
+    if not os.path.exists(path):
         lines, others = find_near_paths(typed, path)
         readers = [words for other in others for words in list_readers(str(other))]
         return [*lines, f"did you mean: {' or '.join(readers)} ?" if readers else ""]
@@ -90,8 +90,10 @@ def list_readers(typed: str) -> list[str]:
     return [" ".join(map(quote_word, (f"data={option}", reads))) for option in options]
 
 
-def describe_missing_path(source: str, typed: str, path: Path) -> list[str]:
-    """Return the lines of a path that is not there: what is there of it, and what is called nearly so."""
+def describe_missing_path(source: str, typed: str) -> list[str]:
+    """Return the lines of a path that is not there: what is there of it, and what is called nearly so; else none."""
+    if os.path.exists(path := expand_path(typed).resolve()):
+        return []
     lines, shown = find_near_paths(typed, path)
     words = " or ".join(quote_word(f"{source}={to_override(str(other))}") for other in shown)
     return [*lines, f"did you mean: {words} ?"] if words else lines

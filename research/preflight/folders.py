@@ -13,6 +13,8 @@ from research.tracking.storage import find_sqlite_file, resolve_uri
 
 Conflicts = Iterator[Conflict | None]
 
+MAX_NAME_BYTES = 255  # of a file's name, on all usual file systems
+
 
 def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of trials that would share a folder: its name lacks the trial's number and a key that is swept."""
@@ -61,7 +63,9 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
         yield rules.check_folder(out)
         if "://" in out:
             yield Conflict(("out",), f"out={out}: runs are written to a folder of this machine", "give out=FOLDER")
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+            yield Conflict(("out",), f"out={out}: a folder's name has over {MAX_NAME_BYTES} bytes", "give out=FOLDER, shorter")
+        existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
         if not existing.is_dir():
             yield Conflict(("out",), f"out={out}: {existing} is a file", "give out=FOLDER")
         elif not os.access(existing, os.W_OK | os.X_OK):
@@ -79,8 +83,10 @@ def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
     if (file := find_sqlite_file(resolve_uri(uri))) is None:
         return
     path = file.absolute()
-    existing = [folder for folder in (path, *path.parents) if folder.exists()]  # a store and its folder, or where they would be
-    locked = next((str(item) for item in existing[: 1 + path.is_file()] if not os.access(item, os.W_OK)), None)
+    existing = [
+        folder for folder in (path, *path.parents) if os.path.exists(folder)
+    ]  # a store and its folder, or where they would be
+    locked = next((str(item) for item in existing[: 1 + os.path.isfile(path)] if not os.access(item, os.W_OK)), None)
     if locked:
         message = f"{setting}={uri}" if uri else "tracker=mlflow"
         message += f": {locked} cannot be written to (read-only, or another user's)"

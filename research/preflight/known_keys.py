@@ -1,5 +1,6 @@
 """The keys that a configuration has, and what one that it lacks may mean."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class KnownKeys(ComposedConfig):
             (f"{root}.{group}" for root in self.cfg if isinstance(self.get(f"{root}.{group}"), dict)), group
         )  # of linear
         words = [f"{option} {node}.{rest}={value}" for option in self.find_options(key)[1]] if value else []
-        if key == "data.path" and (typed := line.partition("=")[2]) and expand_path(typed).exists():
+        if key == "data.path" and (typed := line.partition("=")[2]) and os.path.exists(expand_path(typed)):
             words = list_readers(typed) or words
         return [self.describe_absence(key), f"did you mean: {' or '.join(words)} ?" if words else ""]
 

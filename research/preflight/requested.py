@@ -26,7 +26,6 @@ from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
 from research.ranges import ValueType, describe_mistake, repr_value
 from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
-from research.run_dir import expand_path
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 FROM_RUN = {"model": 1, "optim": 1}  # how many arguments the run gives what it builds there: the shape, the model
@@ -263,10 +262,9 @@ class RequestedConfig(KnownKeys):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):
                 self.add_wrong_value(key, source, mistake, parameter.value_types)
-            elif isinstance(value, str) and any(alternative.name == "path" for alternative in parameter.value_types):
-                path = expand_path(value).resolve()
-                if not path.exists():
-                    self.add_mistake(source, *describe_missing_path(source, value, path))
+            elif isinstance(value, str) and any(kind.name == "path" for kind in parameter.value_types):
+                for lines in filter(None, [describe_missing_path(source, value)]):
+                    self.add_mistake(source, *lines)
 
     def add_wrong_value(self, key: str, source: str, mistake: str, types: tuple[ValueType, ...]) -> None:
         """Record a value that a setting does not take, with what it may mean; of a sweep with all its values."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
 def find_resume_path(requested: RequestedConfig) -> Path | None:
     """Return the run folder or checkpoint that resume= names, by a path or an MLflow run id; None where there is none."""
     value = str(requested.get_resolved("resume.path")[0])
-    if (path := expand_path(value)).exists():
+    if os.path.exists(path := expand_path(value)):
         path = path.resolve()
         return path if is_checkpoint(path) else to_run_folder(path)
     if not re.fullmatch(RUN_ID_PATTERN, value):
@@ -168,7 +169,7 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
         path = Path(get_run_folder(value, uri if isinstance(uri, str) else None))
     except ValueError:
         return None
-    return path if path.exists() else None
+    return path if os.path.exists(path) else None
 
 
 def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:

@@ -3,11 +3,12 @@
 Each becomes the override that it means, which the preflight then judges like any other; it is told, and never taken silently.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from research.options.conf import CONF, list_groups
 from research.options.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
@@ -184,7 +185,7 @@ def read_name(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
         return 2, repair_pair(" ".join(rest[:2]), key, rest[1].translate(LOOKALIKES))
     if "." in plain and (command := find_command(plain)):  # python train.py
         return 1, Repair(word, "", (command,))
-    if "/" in plain or Path(plain).exists():
+    if "/" in plain or os.path.exists(plain):
         return 1, Repair(word, "", (APART, f"did you mean: resume={plain} or data=text data.path={plain} ?"))
     options = [f"{group}={respell_option(group, plain)}" for group in groups if respell_option(group, plain) in groups[group]]
     if options:

@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
     "one class": ({"a.csv": "text,label\nx,a\ny,a\n"}, {}, "all 2 texts are of the class a"),
     "no text": ({"a.csv": "text,label\n,a\n"}, {}, "no row is left: 1 empty"),
     "no row": ({"a.csv": "text,label\n"}, {}, "there is no text with a class"),
-    "another key": ({"a.jsonl": '{"body": "x", "label": "a"}\n'}, {"defects": "skip"}, "1 rows without data.field=text.*name the col"),
+    "another key": ({"a.jsonl": '{"body": "x", "label": "a"}\n'}, {"defects": "skip"}, "1 rows without data.field=text"),
     "an identifier": (
         {"a.csv": "text,label\n" + "".join(f"t{n},id{n}\n" for n in range(9))}, {}, "9 texts have 9 classes, as id0"
     ),

@@ -46,6 +46,10 @@ MISTAKES = [
     ("optim=grokfast_ma optim.window=0", ["optim.window takes a whole number in [1, inf)", "got 0"]),
     ("optim.lamb=-1", ["optim.lamb takes a number in [0, inf)", "got -1"]),
     # a file that is not there
+    (f"out={'x' * 300}", ["a folder's name has over 255 bytes", "give out=FOLDER, shorter"]),
+    (f"data={'x' * 300}", ["group 'data' has no option"]),
+    (f"data=./{'x' * 300}", ["there is no file or folder"]),
+    (f"model=hub model.folder={'x' * 300}", ["there is no file or folder"]),
     ("model=hub model.folder=nowhere/at/all", ["no file or folder", "nowhere/at/all", "looked from"]),
     ("data=text data.path=nowhere/at/all", ["no file or folder", "nowhere/at/all", "looked from"]),
     ("resume=nowhere", ["error: resume=nowhere", "there is no", "nowhere", "give auto, a run folder"]),
