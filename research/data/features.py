@@ -104,9 +104,8 @@ def encode_features(
         x = np.stack(features, axis=1).astype(np.float32)
     if not np.isfinite(x).all():
         raise ValueError("data.standardize=false: a feature has numbers beyond 3e38\ngive data.standardize=true")
-    notes = [f"{format_count(num_texts, 'column')} of texts as {x.shape[1] - len(columns) + num_texts} categories"] * (
-        num_texts > 0
-    )
+    num_categories = x.shape[1] - len(columns) + num_texts
+    notes = [f"{format_count(num_texts, 'column')} of texts as {num_categories} categories"] * (num_texts > 0)
     notes += [f"texts that training lacks, of no category: {', '.join(unknown)}"] * bool(unknown)
     return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
 

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
-from research.files.sources import UNLABELLED, Counts, check_defects, check_needs, find_split, quote_path
+from research.files.sources import UNLABELLED, Counts, check_defects, check_needs, find_split, quote_path, quote_setting
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
 
@@ -119,7 +119,8 @@ def check_masks(root: Path, labels: set[str]) -> None:
     """Raise ValueError for two folders that are no classes: images, and a mask for each of them."""
     sides = [[label for label in labels if re.fullmatch(words, label.lower())] for words in MASK_FOLDERS]
     if len(labels) == 2 and all(sides):
-        fix = " ".join(f"data.{key}={root / side[0]}" for key, side in zip(("images", "masks"), sides, strict=True))
+        keys = ("data.images", "data.masks")
+        fix = " ".join(quote_setting(key, str(root / side[0])) for key, side in zip(keys, sides, strict=True))
         message = f"data.path: {root} holds {sides[0][0]} and {sides[1][0]}, which are no classes"
         raise ValueError(f"{message}\ngive data=segmentation {fix}, or rename folders that are classes")
 

@@ -263,7 +263,8 @@ class RequestedConfig(KnownKeys):
             elif mistake := describe_mistake(key, value, parameter.value_types):
                 self.add_wrong_value(key, source, mistake, parameter.value_types)
             elif isinstance(value, str) and any(kind.name == "path" for kind in parameter.value_types):
-                for lines in filter(None, [describe_missing_path(source, value)]):
+                lines = describe_missing_path(source, value)
+                if lines:
                     self.add_mistake(source, *lines)
 
     def add_wrong_value(self, key: str, source: str, mistake: str, types: tuple[ValueType, ...]) -> None:

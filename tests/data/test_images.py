@@ -1,6 +1,8 @@
 """Folders of images: each sample once, in one split, whatever the names; nasty files are refused by name or counted."""
 
 import os
+import re
+import shlex
 import shutil
 import struct
 import zlib
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import ExifTags, Image
 
 from research.data.images import images
@@ -372,3 +375,14 @@ def test_classes_stay_with_their_images_where_some_are_left_out(tmp_path: Path) 
         if (number, index) != (0, 10)
     }
     assert set(list_samples(images(str(tmp_path), defects="skip"))) == expected
+
+
+def test_the_line_for_masks_can_be_typed_where_folders_have_spaces(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "my data (v1)", labels=("images", "masks"))
+    with pytest.raises(ValueError, match="which are no classes") as refused:
+        images(str(root))
+    typed = re.search("give (data=segmentation .*), or rename", str(refused.value))
+    assert typed
+    words = shlex.split(typed[1])
+    values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(words)}
+    assert values == {"data": "segmentation", "data.images": f"{root}/images", "data.masks": f"{root}/masks"}
