@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from program import ROOT, TINY, make_environment, read_summaries, run, train
 
 from research.preflight.check import find_mistakes
-from research.run import build_name
+from research.preflight.run_config import build_name
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from research.ranges import ValueType, describe_mistake, repr_value
 from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
-FROM_RUN = {"model": 1, "optim": 1}  # how many arguments the run gives what it builds there: the shape, the model
+# How many arguments the run gives what it builds there: the shape, the model, the loss.
+FROM_RUN = {"model": 1, "finetune": 1, "optim": 1, "objective": 1}
 PARTIAL_NODES = ("loss", "schedule", "optim.base")  # what they name is called by the run
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 

@@ -14,7 +14,8 @@ from research.preflight.check import check_overrides, find_mistakes
 from research.preflight.overrides import to_override
 from research.preflight.recorded import FREE_SETTINGS, list_differences, load_config
 from research.preflight.resume import check_same_run
-from research.run import describe_newest_run, get_finished_value
+from research.preflight.run_config import describe_newest_run
+from research.run import get_finished_value
 from research.run_dir import RunConfig, list_checkpoints, to_run_folder
 from research.training.manifest import is_checkpoint
 
