@@ -49,7 +49,7 @@ def hub(
     check_pattern(document_start)
     columns = (field,) if isinstance(field, str) else tuple(field)
     splits = {"train": train_split, "val": val_split, "test": test_split}
-    limits = {"document_start": document_start, "max_samples": max_documents, "max_bytes": max_bytes}
+    limits: dict[str, Any] = {"document_start": document_start, "max_samples": max_documents, "max_bytes": max_bytes}
     copy = fetch(Request("text", dataset or "", config_name, revision, splits, columns, **limits))
     check_fractions(copy, test_fraction, ("test",))
     fractions = (0.0 if "val" in copy.splits else val_fraction), test_fraction

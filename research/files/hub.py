@@ -119,6 +119,8 @@ def check_dataset(dataset: str | None) -> None:
 def fetch(request: Request) -> Copy:
     """Return the copy of what is requested, made now unless it is there. Raise ValueError where it cannot be had."""
     check_dataset(request.dataset)
+    if request.is_folder and request.revision:
+        raise ValueError(f"data.revision={request.revision}: {request.dataset} is a folder, which has none\nleave it out")
     folder = CACHE / request.make_key()
     if copy := read_copy(folder):
         return copy

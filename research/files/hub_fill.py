@@ -35,10 +35,11 @@ def fill(request: Request, folder: Path) -> None:
             return
         source = Source(request)
         names = {part: name for part in request.splits if (name := source.choose(part))}
-        for part in names:
-            if same := [other for other in names if other != part and names[other] == names[part]]:
-                message = f"data.{part}_split={names[part]} is data.{same[0]}_split, too"
-                raise ValueError(f"{message}\ngive data.{same[-1]}_split=null: the split is made here")
+        for part in ("val", "test"):
+            first = next((other for other in names if names[other] == names.get(part)), part)
+            if first != part:
+                message = f"data.{part}_split={names[part]} is data.{first}_split, too"
+                raise ValueError(f"{message}\ngive data.{part}_split=null: the split is made here")
         streams = {part: source.open(part, name) for part, name in names.items()}
         columns = {part: Columns(request, rows, names[part]) for part, rows in streams.items()}
         draft = folder.parent / f".{folder.name}" / "draft"
@@ -64,7 +65,7 @@ class Source:
     def __init__(self, request: Request) -> None:
         import datasets
 
-        datasets.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        datasets.logging.set_verbosity_error()
         self.request, self.builder, self.revision = request, None, ""
         if any(Path(request.dataset, name).is_file() for name in SAVED):
             saved = datasets.load_from_disk(request.dataset)

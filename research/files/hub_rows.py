@@ -75,7 +75,7 @@ def write_split(folder: Path, part: str, rows: Any, request: Request) -> int:
                 add.finish()
             draft.held = []
             draft.save(None, is_done=True)
-        return draft.num_samples
+        return int(draft.num_samples)
     finally:
         draft.close()
 
