@@ -55,7 +55,10 @@ def test_each_option_fits_its_target(option: str) -> None:
     assert len(nodes) >= 8
     for node in nodes:
         settings = {k: v for k, v in node.items() if not k.startswith("_")}
-        inspect.signature(get_object(node["_target_"])).bind_partial(**settings)
+        signature = inspect.signature(get_object(node["_target_"]))
+        signature.bind_partial(**settings)
+        if node["_target_"].startswith("research."):  # one that took any keyword would hide a mistake
+            assert inspect.Parameter.VAR_KEYWORD not in {p.kind for p in signature.parameters.values()}, node["_target_"]
 
 
 def test_the_docs_have_each_setting_of_the_data_with_its_default() -> None:
@@ -63,16 +66,9 @@ def test_the_docs_have_each_setting_of_the_data_with_its_default() -> None:
     rows = re.findall(r"^\| `data\.(\w+)` \| `?(.*?)`? \| (.*?) \| .+ \|$", page, re.MULTILINE)
     told = {(key, option): yaml.safe_load(default) for key, default, options in rows for option in options.split(", ")}
     files = {path.stem: yaml.safe_load(path.read_text())["data"] for path in (CONF / "data").glob("*.yaml")}
-    there = {(key, option): value for option, data in files.items() for key, value in data.items() if key != "_target_"}
+    whole = {option: data for option, data in files.items() if "_target_" in data}  # presets build on these
+    there = {(key, option): value for option, data in whole.items() for key, value in data.items() if key != "_target_"}
     assert told == there
-
-
-def test_no_target_swallows_keywords() -> None:
-    for option in OPTIONS:
-        for node in find_targets(OmegaConf.to_container(compose_config(option), resolve=True)):
-            if node["_target_"].startswith("research."):
-                kinds = {p.kind for p in inspect.signature(get_object(node["_target_"])).parameters.values()}
-                assert inspect.Parameter.VAR_KEYWORD not in kinds, node["_target_"]
 
 
 def test_lr_has_one_key_and_the_command_line_wins() -> None:

@@ -34,6 +34,8 @@ IMPORTERS = {  # of each heavy library
     "torchmetrics": {"metrics"},
     "pyarrow": {"files"},
     "PIL": {"files"},
+    "datasets": {"files"},
+    "huggingface_hub": {"files"},
     "sklearn": {"data"},
     "transformers": {"data", "models", "export", "generate"},
     "tokenizers": {"data", "models", "export", "generate"},

@@ -6,11 +6,8 @@ shrinks.
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.cli import announce_wait
 from research.data.corpus import Corpus
 from research.data.spec import Samples, Split
 from research.data.streams import META, VERSION, write_streams
 from research.data.tokenizers import Tokenizer, hash_tokenizer, load_tokenizer
-from research.run_dir import HeldError, lock, read_json, sync
+from research.files.cache import hash_file, wait_for_lock
+from research.run_dir import read_json, sync
 
 CPU = torch.device("cpu")
 BLOCK = 1 << 22  # bytes
@@ -121,7 +118,7 @@ def prepare_streams(
     folder = root / key
     if streams := read_streams(folder):
         return streams
-    with wait_for_lock(root / f".{key}"):
+    with wait_for_lock(root / f".{key}", "makes the tokens"):
         if streams := read_streams(folder):
             return streams
         draft = root / f".{key}" / "draft"
@@ -152,23 +149,3 @@ def read_streams(folder: Path) -> Streams | None:
     except (KeyError, TypeError, ValueError, OSError):  # a damaged record, tokenizer or file
         return None
     return streams if is_whole and streams.digests else None
-
-
-def hash_file(file: Path) -> str:
-    """Return the sha256 of a file."""
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def wait_for_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, once no other process does."""
-    with ExitStack() as held:
-        with announce_wait(f"another process that makes the tokens in {folder}"):
-            while True:
-                try:
-                    held.enter_context(lock(folder))
-                    break
-                except HeldError:
-                    time.sleep(0.1)
-        yield

@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from research.options.conf import find_target, list_groups, read_yaml
+from research.options.conf import find_target, list_groups, list_offers, read_yaml
 from research.options.habits import answer_habit, count_changed_letters, list_habits, respell, respell_option, squash, suggest
 from research.options.renames import find_new_key
 from research.options.signature import Signature, read_signature
@@ -84,7 +84,9 @@ class KnownKeys(ComposedConfig):
         choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
         shape = self.get_signature(group).parse_shape()  # data of the same shape need no other model: they come first
         ordered = sorted(options, key=lambda option: read_option(group, option).parse_shape() != shape)
-        others = [f"{group}={option}" for option in ordered if name in read_option(group, option).names]
+        having = [option for option in ordered if name in read_option(group, option).names]
+        offers = [option for option in having if option in list_offers(group)]
+        others = [f"{group}={option}" for option in offers or having]
         if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
             group, _, rest = key.partition(".")
             choice = f"{group}={self.get_choice(group)}"
