@@ -30,6 +30,8 @@ def check_values(override: Override) -> str:
         return format_mistake(line, known or "nothing is between start and stop")
     if options is None or override.is_delete():
         return ""
+    if [] in values:
+        return format_mistake(line, f"an empty list; options: {', '.join(options)}", f"give {group}={options[0]}, or another")
     if (override.is_add() or override.is_force_add()) and group in read_defaults():
         return format_mistake(line, f"'{group}' is chosen already", f"leave out the +: {quote_word(line.lstrip('+'))}")
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
@@ -57,6 +59,7 @@ def describe_other_option(group: str, name: str, typed: str) -> list[str]:
     known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
     if group == "data" and whole == typed and (os.path.exists(expand_path(name)) or re.match(r"[./~]", name)):
         return describe_data(name, known)
+    near = [f"{group}={typed.replace(name, word.partition('=')[2])}" for word in near] if typed.startswith("[") else near
     near = [f"{group}=glob(*)"] if name in ("*", "all") else near
     words = f"did you mean: {' or '.join(map(quote_word, near))} ?" if near else ""
     return [known, explain_value(group, name) or words or explain_options(group)]

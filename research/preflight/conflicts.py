@@ -11,10 +11,11 @@ from functools import partial
 from research import rules
 from research.options.conf import find_target, list_groups, read_yaml
 from research.preflight.compose import MISSING
-from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
+from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option
 from research.preflight.requested import RequestedConfig, is_interpolated
 from research.preflight.resume import find_resume_conflicts
+from research.preflight.trackers import find_store_conflicts, find_tracker_conflicts
 from research.rules import Conflict
 from research.signals import get_launched_ranks
 from research.trigger import (
@@ -261,6 +262,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_folder_conflicts,
     find_out_conflicts,
     find_shared_folder_conflicts,
+    find_tracker_conflicts,
     find_store_conflicts,
     find_kind_conflicts,
     find_resume_conflicts,
