@@ -33,7 +33,7 @@ class TensorBoardSink(Sink):
 
         self.event, self.summary, self.writer = event_pb2, summary_pb2, RecordWriter
         self.hparams = summary.hparams
-        self.folder, self.count = run.folder / EVENTS_FOLDER, 0
+        self.folder = run.folder / EVENTS_FOLDER
         self.path, self.size = self.folder, 0  # of the file under way; none yet
 
     @property
@@ -81,8 +81,7 @@ class TensorBoardSink(Sink):
 
     def _begin_file(self, step: int) -> None:
         """Begin a file before which TensorBoard forgets everything from a step on. Their names are in order of time."""
-        self.count += 1
-        name = f"{EVENTS_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{self.count:06d}"
+        name = f"{EVENTS_PREFIX}{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self.path, self.size, now = self.folder / name, 0, time.time()
         self.path.touch()
         start, session = self.event.SessionLog(status=self.event.SessionLog.START), self.hparams(self._get_params(), {})[:2]

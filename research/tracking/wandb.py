@@ -1,8 +1,10 @@
 """The sink that logs a run to Weights & Biases, on line or into files that `wandb sync` sends later."""
 
+import json
 import secrets
 import shlex
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this 
     "x_save_requirements": False,
     "init_timeout": INIT_SECONDS,
 }
+BLOCK, PIECE, MAGIC_BYTES = 32_768, struct.Struct("<IHB"), 7  # of its files: checksum, length and kind before each piece
+PIECE_KINDS, LAST_KINDS = (1, 2, 3, 4), (1, 4)  # whole, first, middle, last
 
 
 @dataclass
@@ -38,7 +42,6 @@ class WandbRun:
 
     id: str
     folder: str  # in which it was made: a copy elsewhere becomes a run of its own
-    step: int = 0  # up to which W&B has it
 
 
 class WandbSink(Sink):
@@ -77,6 +80,7 @@ class WandbSink(Sink):
         self.folder = self.run.folder / WANDB_FOLDER
         self.folder.mkdir(exist_ok=True)
         self.record = self._read_record()
+        last_step = read_last_step(self.folder, self.record.id)
         if not self.is_offline:
             self.is_offline = self.mode == "auto" and not can_connect()
         try:
@@ -87,16 +91,16 @@ class WandbSink(Sink):
             self.is_offline = True  # a login that is wrong, a server that does not answer
             self._init()
         write_json(self.folder / RUN_FILE, asdict(self.record))
+        self.last_step = max(last_step, int(self.logged.summary.get("step", 0)))  # the server's, of a run that is resumed there
 
     def rewind(self, step: int) -> None:
-        self.record.step = step
+        self.last_step = step
 
     def log(self, records: Sequence[Record]) -> None:
         for record in records:
-            if record.step > self.record.step:  # a resumed run repeats some steps, with the same numbers
+            if record.step > self.last_step:  # a resumed run repeats some steps, with the same numbers
                 self.logged.log({"step": record.step, "seconds": record.seconds, **record.metrics})
-                self.record.step = record.step
-        write_json(self.folder / RUN_FILE, asdict(self.record))
+                self.last_step = record.step
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
         results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
@@ -118,7 +122,7 @@ class WandbSink(Sink):
             record = WandbRun(**read_json(self.folder / RUN_FILE))
             original = Path(record.folder)
             if original == self.run.folder or not (original / WANDB_FOLDER / RUN_FILE).exists():
-                return WandbRun(record.id, str(self.run.folder), record.step)
+                return WandbRun(record.id, str(self.run.folder))
         return WandbRun(secrets.token_hex(4), str(self.run.folder))
 
     def _init(self) -> None:
@@ -136,3 +140,34 @@ class WandbSink(Sink):
         )
         self.logged.define_metric("step", hidden=True)
         self.logged.define_metric("*", step_metric="step")
+
+
+def read_last_step(folder: Path, run_id: str) -> int:
+    """Return the step of the last row in a run's files: what a kill kept W&B from writing is sent again; 0 without a row."""
+    last_step = 0
+    for path in sorted(folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")):
+        for record in read_file(path):
+            for item in record.history.item if record.WhichOneof("record_type") == "history" else ():
+                if "step" in (item.key, *item.nested_key):
+                    last_step = int(json.loads(item.value_json))
+    return last_step
+
+
+def read_file(path: Path) -> Iterator[Any]:
+    """Yield the records of one of W&B's files, which is a log as LevelDB's: pieces in blocks. A torn one is its end."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, whole = path.read_bytes(), MAGIC_BYTES, b""
+    while position + PIECE.size <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < PIECE.size:
+            position += left  # padding
+            continue
+        _, length, kind = PIECE.unpack_from(content, position)
+        piece = content[position + PIECE.size : position + PIECE.size + length]
+        if kind not in PIECE_KINDS or len(piece) < length:
+            return
+        position, whole = position + PIECE.size + length, whole + piece
+        if kind in LAST_KINDS:
+            yield Record.FromString(whole)
+            whole = b""
