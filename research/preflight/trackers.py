@@ -1,4 +1,4 @@
-"""Trackers that do not go together, lack a library or a login, or could not write to their store."""
+"""Trackers that lack a library or a login, or could not write to their store."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,7 @@ EXTRAS = {  # the target of a sink -> the extra of pyproject.toml that installs 
 
 
 def find_tracker_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflicts of trackers in one list, of what is no sink, and of libraries and logins that are not there."""
-    names = list_trackers(requested)
-    unique, typed = [name for name in dict.fromkeys(names) if name != "none"], f"tracker=[{','.join(names)}]"
-    fix = f"give tracker={unique[0]}" if len(unique) == 1 else f"give 'tracker=[{','.join(unique)}]'"
-    if "none" in names and unique:
-        yield Conflict(("tracker",), f"{typed}: none keeps no metrics, so it stands alone", f"{fix}, or tracker=none")
-    elif len({*names}) < len(names):
-        yield Conflict(("tracker",), f"{typed} names a tracker twice", fix if unique else "give tracker=none")
+    """Yield the conflicts of what is no sink, and of libraries and logins that are not there."""
     sinks = requested.get("tracker.sinks")
     for name, node in sinks.items() if isinstance(sinks, dict) else ():
         target = node.get("_target_") if isinstance(node, dict) else None

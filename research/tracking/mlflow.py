@@ -3,22 +3,28 @@
 import json
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from research.cli import print_message, redact
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text
 from research.signals import watch
 from research.tracking import fields, history, links, mlflow_store
+from research.tracking.environment import PACKAGES
 from research.tracking.fields import MAX_PARAM_LENGTH, MAX_TAG_LENGTH
 from research.tracking.history import METRICS_FILE
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import RUN_ID_FILE
-from research.tracking.sink import Record, Sink
+from research.tracking.sink import Record, Sink, find_weights
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
@@ -26,6 +32,9 @@ from research.trigger import higher_is_better, read_directions
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 1000  # points in one call, MLflow's limit
+MODEL_NAME, NUM_EXAMPLES = "model", 2  # of a logged model; samples in its example
+LOADER = "research.export.pyfunc"  # whose _load_pyfunc MLflow calls
+RUN_PARTS = ("config.yaml", "summary.json", "tokenizer", "model")  # that a run is loaded from, besides its checkpoint
 MAX_PARAMS = 100  # in one call, MLflow's limit
 Point = tuple[str, float, int, int]  # metric, value, ms since 1970, step
 MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these two: the tag "status" has them
@@ -36,8 +45,8 @@ class MLflowSink(Sink):
 
     name, title, max_numbers = "mlflow", "MLflow", BATCH_SIZE
 
-    def __init__(self, uri: str | None = None) -> None:
-        self.uri = resolve_uri(uri)
+    def __init__(self, uri: str | None = None, log_model: bool = False) -> None:
+        self.uri, self.log_model = resolve_uri(uri), log_model
         variable = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "tracker=mlflow, whose store"
         self.setting = "tracker.uri" if uri else variable
         self.stored_points: dict[tuple[str, int], float] = {}  # what the store has from earlier processes, by metric and step
@@ -58,6 +67,8 @@ class MLflowSink(Sink):
         try:
             with watch() as signals, signals.raise_immediately():  # nothing has begun yet that could be lost
                 self.client = mlflow_store.Client(mlflow_store.connect(self.uri))
+            if self.log_model:
+                import mlflow.pyfunc  # noqa: F401  (in the main thread)
             self.patience = float(os.environ[mlflow_store.TIMEOUT_VARIABLE])  # seconds without an answer, at the end
         except Exception as error:
             raise ValueError(redact(f"{self.setting}={self.uri} is not a store that MLflow can open: {error}")) from error
@@ -168,6 +179,8 @@ class MLflowSink(Sink):
             written = read_summary(self.run.folder) or Summary(**{"status": status} | summary)
             replace(written, mlflow_run_id=self.mlflow_run_id).write(self.run.folder)
             self._log_artifacts(self.mlflow_run_id, int(summary.get("best", {}).get("step", -1)))
+        if self.log_model and self.state:
+            log_model(self.client, self.experiment_id, self.mlflow_run_id, self.run.folder, self.state)
         mlflow_status = MLFLOW_STATUS.get(status, status)
         self.client.set_tag(self.mlflow_run_id, "status", status)
         self.client.set_terminated(self.mlflow_run_id, mlflow_status)
@@ -195,9 +208,44 @@ class MLflowSink(Sink):
         for path in sorted((*self.run.folder.glob("[!.]*"), *(self.run.folder / "plots").glob("*"))):
             if path.is_file() and not path.is_symlink():  # a link may lead to what is no part of the run
                 self.client.log_artifact(run_id, str(path), None if path.parent == self.run.folder else "plots")
-        weights = self.run.folder / "checkpoints" / f"step-{best_step:08d}" / "model.safetensors"
-        if weights.exists():
+        if weights := find_weights(self.run.folder, best_step):
             self.client.log_artifact(run_id, str(weights), "best")
+
+
+def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state: State) -> None:
+    """Log the best checkpoint as a model that `mlflow.pyfunc.load_model` loads, with its signature and an example.
+
+    Sharded weights are in no single process: no model.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model, infer_signature
+
+    weights = find_weights(folder, int(state.progress.best.get("step", -1)))
+    if weights is None or state.sharded:
+        log.warning("MLflow: no model is logged: %s", "its weights are sharded" if state.sharded else "there is no checkpoint")
+        return
+    inputs = state.val[torch.arange(min(len(state.val), NUM_EXAMPLES))][0]
+    with torch.inference_mode():
+        outputs = state.model.eval()(inputs)
+    example, signature = inputs.cpu().numpy(), infer_signature(inputs.cpu().numpy(), outputs.float().cpu().numpy())
+    model = client.create_logged_model(experiment_id, MODEL_NAME, run_id)
+    with tempfile.TemporaryDirectory() as draft:
+        run, saved = Path(draft, "run"), Path(draft, "saved")
+        shutil.copytree(weights.parent, run / "checkpoints" / weights.parent.name)
+        for name in RUN_PARTS:
+            if (path := folder / name).exists():
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, run / name)
+        pyfunc.save_model(
+            saved,
+            loader_module=LOADER,
+            data_path=str(run),
+            mlflow_model=Model(run_id=run_id, model_id=model.model_id),
+            signature=signature,
+            input_example=example,
+            pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
+        )
+        client.log_model_artifacts(model.model_id, str(saved))
+    client.finalize_logged_model(model.model_id, "READY")
 
 
 class MLflow(Jsonl):

@@ -48,7 +48,8 @@ def connect(uri: str, must_exist: bool = False) -> Any:
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # at INFO it logs each table that it creates
+    for name in ("mlflow.store.db.utils", "mlflow.pyfunc"):  # at INFO they log each table that they create, each check
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Two processes that create one SQLite store at once would break it.
     with FileLock(file.with_suffix(".lock")) if file else nullcontext():
         if file and not file.exists():

@@ -76,12 +76,11 @@ class Sink:
         """Return what a finished run prints: where to look; empty for nothing."""
         return ""
 
-    @property
-    def best_weights(self) -> Path | None:
-        """The weights of the best checkpoint, where it still exists."""
-        best = self.state.progress.best.get("step", -1) if self.state else -1
-        path = self.run.folder / "checkpoints" / f"step-{int(best):08d}" / "model.safetensors"
-        return path if path.exists() else None
+
+def find_weights(folder: Path, step: int) -> Path | None:
+    """Return the weights of a run's checkpoint, as the best one; None where it is not there."""
+    path = folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
+    return path if path.exists() else None
 
 
 def import_extra(library: str) -> Any:

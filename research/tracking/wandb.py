@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from research.run_dir import RunConfig, read_json, write_json
 from research.tracking import fields
 from research.tracking.jsonl import FAILED, KILLED
-from research.tracking.sink import Record, Sink, import_extra
+from research.tracking.sink import Record, Sink, find_weights, import_extra
 from research.tracking.storage import can_connect, check_login, get_wandb_server, has_login
 
 WANDB_FOLDER, RUN_FILE = "wandb", "run.json"  # in a run folder, and in that
@@ -105,7 +105,8 @@ class WandbSink(Sink):
     def close(self, status: str, summary: dict[str, Any]) -> None:
         results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
         self.logged.summary.update(results)
-        if self.log_weights and (path := self.best_weights):
+        path = find_weights(self.run.folder, int(summary.get("best", {}).get("step", -1)))
+        if self.log_weights and path:
             artifact = self.wandb.Artifact(f"weights-{self.record.id}", type="model")
             artifact.add_file(str(path))
             self.logged.log_artifact(artifact, aliases=["best"])
