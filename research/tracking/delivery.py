@@ -1,6 +1,7 @@
 """The thread that brings a sink what a run logs, in batches: no training step waits for a database, a server or a disk."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import Any
 from research.cli import announce_wait, first_line, print_message
 from research.signals import watch
 from research.tracking.sink import Record, Sink
+from research.training.state import State
 
 BATCH_INTERVAL = 2.0  # seconds between deliveries
 SIGNAL_TIMEOUT = 3.0  # seconds without an answer, after which a run that a signal has ended ends without it
@@ -25,9 +27,11 @@ class Delivery:
     """A sink, and what it has not received yet."""
 
     def __init__(self, sink: Sink) -> None:
-        self.sink, self.state = sink, None  # type: tuple[Sink, State | None]
+        self.sink = sink
+        self.state: State | None = None  # once the run has been built
         self.records: deque[Record] = deque()  # that are not logged yet
         self.last_step = 0  # that was logged
+        self.safe_step = 0  # up to which no step is repeated in this process: that of the newest checkpoint
         self.finishing, self.over, self.error = threading.Event(), threading.Event(), ""
         self.outcome: tuple[str, dict[str, Any]] = ("", {})
         self.thread = threading.Thread(target=self._deliver, name=sink.name, daemon=True)
@@ -35,6 +39,19 @@ class Delivery:
     def start(self) -> None:
         """Start the thread."""
         self.thread.start()
+
+    @property
+    def limit(self) -> float:
+        """The step up to which the sink may have the records now."""
+        guard = (self.sink.run.config.get("trainer") or {}).get("guard") or {}
+        may_repeat = self.sink.is_append_only and guard.get("policy") == "rollback"
+        return self.safe_step if may_repeat and not self.finishing.is_set() else math.inf
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of later steps that an append-only sink has not had: they will be repeated."""
+        with suppress(IndexError):  # the thread has taken the last one
+            while self.sink.is_append_only and self.records[-1].step > step:
+                self.records.pop()
 
     def begin_end(self, status: str, summary: dict[str, Any], marker: Path | None) -> None:
         """Let the thread deliver the rest and end the run. Until it has, the marker stands in the run folder."""
@@ -84,8 +101,8 @@ class Delivery:
 
     def _take_batch(self) -> list[Record]:
         """Return the next records: as many as a call may have, with rising steps."""
-        batch, count = list[Record](), 0
-        while self.records and (not batch or self.records[0].step > batch[-1].step):
+        batch, count, limit = list[Record](), 0, self.limit
+        while self.records and self.records[0].step <= limit and (not batch or self.records[0].step > batch[-1].step):
             count += len(self.records[0].metrics)
             if batch and count > self.sink.max_numbers:
                 break

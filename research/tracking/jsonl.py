@@ -82,6 +82,8 @@ class Jsonl(Tracker):
 
     def state_dict(self) -> dict[str, Any]:
         self.backup = history.select_backup(self.backup)
+        for delivery in self.deliveries:
+            delivery.safe_step = self.last_step
         return {"lines": self.count, "newest": "".join(self.backup.values())} if self.file else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -95,6 +97,7 @@ class Jsonl(Tracker):
         self._truncate_after(state.progress.step - state.progress.eval_pending, self.count)
         for delivery in self.deliveries:
             delivery.sink.first_step, delivery.sink.state, delivery.state = state.first_step, state, state
+            delivery.safe_step = state.progress.step
         if self.resumed:
             self._send_history()  # first what an earlier process of this run logged and may not have delivered
 
@@ -104,6 +107,8 @@ class Jsonl(Tracker):
         state.require_folder()
         if state.progress.step <= self.last_step:
             self._truncate_after(state.progress.step - 1)
+            for delivery in self.deliveries:
+                delivery.forget_after(state.progress.step - 1)
         record = {"step": state.progress.step, "seconds": round(state.progress.seconds, 3), **state.logged}
         line = history.format_line(record)
         self.file.write(line)

@@ -36,6 +36,7 @@ class Sink:
     title = "the sink"  # in messages
     patience = 15.0  # seconds without an answer, after which a run ends without it
     max_numbers = 1000  # in one call of `log`
+    is_append_only = False  # True: where a run may roll back it gets the steps of a checkpoint, which none repeats
     mlflow_run_id: str | None = None  # of the run in MLflow, for summary.json
     state: State | None = None  # once the run has been built
     first_step = 0  # at which this process began

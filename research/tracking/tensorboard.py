@@ -32,7 +32,7 @@ class TensorBoardSink(Sink):
         from torch.utils.tensorboard import summary
 
         self.event, self.summary, self.writer = event_pb2, summary_pb2, RecordWriter
-        self.hparams = summary.hparams
+        self.hparams: Any = summary.hparams
         self.folder = run.folder / EVENTS_FOLDER
         self.path, self.size = self.folder, 0  # of the file under way; none yet
 

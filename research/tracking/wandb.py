@@ -4,6 +4,7 @@ import json
 import secrets
 import shlex
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from research.tracking.storage import can_connect, check_login, get_wandb_server
 
 WANDB_FOLDER, RUN_FILE = "wandb", "run.json"  # in a run folder, and in that
 INIT_SECONDS = 15.0  # for it to open a run, after which the run goes offline
+WRITE_TRIES, WRITE_PAUSE = 50, 0.1  # seconds between two looks at whether its file is complete
 SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this machine that the run does not say itself
     "silent": True,
     "console": "off",
@@ -48,10 +50,10 @@ class WandbSink(Sink):
     """A run in W&B: its project is the study, its group the sweep. Its rows name their step, which is the axis of all curves.
 
     `auto` is on line where there is a login and the server can be reached, else offline: into RUN/wandb, for `wandb sync`.
-    W&B cannot delete a row: after a rollback the repeated steps come again, and the last row of a step is right.
+    W&B cannot delete a row: with trainer.guard.policy=rollback it gets those alone that no rollback repeats.
     """
 
-    name, title = "wandb", "W&B"
+    name, title, is_append_only = "wandb", "W&B", True
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class WandbSink(Sink):
         log_weights: bool = False,
     ) -> None:
         self.project, self.entity, self.mode, self.log_weights = project, entity, mode, log_weights
+        self.is_finished = False
 
     @property
     def address(self) -> str:
@@ -103,14 +106,22 @@ class WandbSink(Sink):
                 self.last_step = record.step
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
-        results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
-        self.logged.summary.update(results)
-        path = find_weights(self.run.folder, int(summary.get("best", {}).get("step", -1)))
-        if self.log_weights and path:
-            artifact = self.wandb.Artifact(f"weights-{self.record.id}", type="model")
-            artifact.add_file(str(path))
-            self.logged.log_artifact(artifact, aliases=["best"])
-        self.logged.finish(exit_code=int(status in (FAILED, KILLED)))
+        if not self.is_finished:
+            results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
+            self.logged.summary.update(results)
+            path = find_weights(self.run.folder, int(summary.get("best", {}).get("step", -1)))
+            if self.log_weights and path:
+                artifact = self.wandb.Artifact(f"weights-{self.record.id}", type="model")
+                artifact.add_file(str(path))
+                self.logged.log_artifact(artifact, aliases=["best"])
+            self.logged.finish(exit_code=int(status in (FAILED, KILLED)))
+            self.is_finished = True
+        for _ in range(WRITE_TRIES if self.is_offline else 0):  # another process writes the file
+            if read_last_step(self.folder, self.record.id) >= self.last_step:
+                return
+            time.sleep(WRITE_PAUSE)
+        if self.is_offline:
+            raise OSError(f"its file below {self.folder} is not complete")
 
     def describe_end(self) -> str:
         if not self.is_offline:

@@ -75,7 +75,11 @@ def test_a_full_disk_costs_the_trace_alone(
 
 
 def test_no_step_waits_for_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("research.callbacks.system.make_reader", lambda device: lambda: time.sleep(60) or {})
+    def hang() -> dict[str, float]:
+        time.sleep(60)
+        return {}
+
+    monkeypatch.setattr("research.callbacks.system.make_reader", lambda device: hang)
     state, system = make_state(nn.Linear(2, 2)), System(0.01)
     begun = time.monotonic()
     system.on_start(state)

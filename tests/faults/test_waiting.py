@@ -46,7 +46,7 @@ LOSSES = {step: 1 / step for step in (1, 2, 3)}
 def trust_stores() -> Iterator[None]:
     """Each test as in a process of its own, in which no store has been silent yet."""
     yield
-    mlflow_store.silent_stores.clear()
+    delivery.silent_stores.clear()
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_sigterm_ends_the_wait_for_a_database_and_the_training_is_saved(
 
 def test_a_report_does_not_wait_again_for_a_silent_server(server: Server, tmp_path: Path) -> None:
     server.fault = "hangs"
-    mlflow_store.silent_stores.add(f"MLflow at {server.uri}")
+    delivery.silent_stores.add(f"MLflow at {server.uri}")
     with pytest.raises(ConnectionError, match="did not answer"), mlflow_store.connect_briefly(server.uri) as client:
         client.get_run("r")
 
