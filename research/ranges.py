@@ -28,6 +28,7 @@ PositiveFloats = Annotated[Sequence[float], "(0, inf)"]  # each of them
 ClassWeights = PositiveFloats | Literal["balanced"] | None
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
+ProfiledSteps = Annotated[int, "[1, 50]"]  # a trace of more is larger than its viewers take
 NumDates = Annotated[int, "[10, 73049]"]  # of the days of 1900 to 2099
 VocabSize = Annotated[int, "[257, 65536]"]
 WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]

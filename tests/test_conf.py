@@ -160,3 +160,26 @@ def test_the_preflight_knows_the_group_of_linear_layers(command: str, words: tup
 def test_the_help_lists_the_linear_layers() -> None:
     assert list_groups()["linear"] == ["bitnet", "full"]
     assert "ternary weights" in build_help_text().partition("\n  linear ")[2].partition("\n  model ")[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "changes"),
+    {
+        "quick_prototype": {"log_every": 2, "eval_train": True, "guard.policy": "skip", "guard.max_skips": 20},
+        "baseline": {"eval_train": True},
+        "production": {"log_every": 50, "precision": "bf16", "guard.policy": "rollback", "guard.max_rollbacks": 5},
+        "distributed": {"log_every": 50, "precision": "bf16", "guard.policy": "skip"},
+        "low_memory": {"grad_accum": 4, "precision": "bf16", "checkpoint_activations": True},
+    }.items(),
+)
+def test_what_a_trainer_changes(option: str, changes: dict[str, Any]) -> None:
+    """Steps and batch stay those of the data set, whose precision does not move a baseline. A sentence says when to take it."""
+    before, cfg = compose_config(), compose_config(f"trainer={option}", "steps=7")
+    after = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)).trainer
+    assert (after.steps, after.batch_size, after.eval_every) == (7, before.batch_size, before.eval_every)
+    keys = ("precision", "log_every", "eval_train", "grad_accum", "checkpoint_activations", "parallel", "ema", "compile")
+    guard = [f"guard.{key}" for key in before.trainer.guard if key != "_target_"]
+    values = {key: OmegaConf.select(after, key) for key in (*keys, *guard)}
+    assert values == {key: OmegaConf.select(before.trainer, key) for key in values} | changes
+    assert compose_config("trainer=baseline", "precision=bf16").trainer.precision == "fp32"
+    assert len((CONF / "trainer" / f"{option}.yaml").read_text().splitlines()[0]) > 60

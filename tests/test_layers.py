@@ -30,6 +30,8 @@ IMPORTERS = {  # of each heavy library
     "mlflow": {"tracking", "registry"},
     "hydra": {"run", "load", "preflight", "sweep", "pbt"},
     "omegaconf": {"run", "load", "preflight", "sweep", "pbt"},
+    "wandb": {"tracking"},
+    "tensorboard": {"tracking"},
     "optuna": {"tracking", "report", "sweep", "pbt"},
     "torchmetrics": {"metrics"},
     "pyarrow": {"files"},

@@ -12,10 +12,11 @@ from research import rules
 from research.files.hub import check_dataset
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
 from research.preflight.compose import MISSING
-from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
+from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option
 from research.preflight.requested import RequestedConfig, is_interpolated
 from research.preflight.resume import find_resume_conflicts
+from research.preflight.trackers import find_store_conflicts, find_tracker_conflicts
 from research.rules import Conflict
 from research.signals import get_launched_ranks
 from research.trigger import (
@@ -273,6 +274,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_dataset_conflicts,
     find_out_conflicts,
     find_shared_folder_conflicts,
+    find_tracker_conflicts,
     find_store_conflicts,
     find_kind_conflicts,
     find_resume_conflicts,
