@@ -99,7 +99,7 @@ def convert_tokenizer(folder: Path) -> str:
         from transformers import AutoTokenizer  # slow to import
 
         with warnings.catch_warnings(action="ignore"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many libraries
         needs = "sentencepiece" if files[0].endswith(".model") and find_spec("sentencepiece") is None else ""
         install = f"pip install {needs}, or " if needs else ""
