@@ -14,7 +14,7 @@ from program import ROOT, run
 from torch import nn
 
 from research.data.spec import Tokens
-from research.models.hub import Hub
+from research.models.hub import Hub, replace_conv1d
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 
 pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
@@ -105,9 +105,16 @@ def test_a_model_with_few_ternary_weights_gives_a_warning(caplog: pytest.LogCapt
     assert not [record for record in caplog.records if "between embedding and head" in record.message]
 
 
-def test_layers_of_another_class_are_named() -> None:
-    with pytest.raises(ValueError, match=r"has nn.Linear: lm_head; its other weights are in Conv1D, not in nn.Linear"):
-        Hub(SHAPE, "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, linear=BitLinear)
+def test_the_layers_of_gpt2_become_linear_ones() -> None:
+    """They compute what its Conv1D computes, and become ternary; full precision leaves them as they are."""
+    gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 0, "bos_token_id": 0}
+    model = Hub(SHAPE, "gpt2", gpt2).eval()
+    tokens = torch.randint(11, (3, 6))
+    expected = model(tokens)
+    assert len(replace_conv1d(model.net)) == 2 * 4
+    torch.testing.assert_close(model(tokens), expected)
+    assert len(bitlinear_layers(Hub(SHAPE, "gpt2", gpt2, linear=BitLinear))) == 2 * 4
+    assert not bitlinear_layers(Hub(SHAPE, "gpt2", gpt2, linear=nn.Linear))
 
 
 def test_a_folder_gives_architecture_and_weights(saved_folder: Path) -> None:
@@ -134,17 +141,18 @@ def test_torchs_own_linear_layer_is_full_precision(saved_folder: Path) -> None:
 
 
 def test_it_trains_through_the_program(saved_folder: Path, tmp_path: Path) -> None:
-    """From fields, and from a folder with a warm-up; both write a checkpoint."""
-    base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=4", "tracker=jsonl", "trainer.device=cpu"]
-    fields = [f"model.fields.{name}={value}" for name, value in TINY.items()]
-    for more in (fields, [f"model.folder={saved_folder}", "model.linear.warmup=2"]):
-        done = run_program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
+    """From a folder with a warm-up, where a run that goes on at step 2 ends with the same bits."""
+    base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=2", "tracker=jsonl", "trainer.device=cpu"]
+    base += ["callbacks.checkpoint.every=2", f"model.folder={saved_folder}", "model.linear.warmup=0.75"]
+    for name in ("folder", "resumed"):
+        resume = [f"resume={tmp_path / 'folder' / 'checkpoints' / 'step-00000002'}"] if name == "resumed" else []
+        done = run_program(tmp_path, *base, *resume, f"hydra.run.dir={tmp_path / name}")
         assert done.returncode == 0, done.stdout + done.stderr
-    for folder in (tmp_path / "out" / "modular").iterdir():
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert summary["status"] == "FINISHED"
         assert summary["steps"] == 4
-        assert (folder / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
+    weights = [tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors" for name in ("folder", "resumed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def run_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
