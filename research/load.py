@@ -17,8 +17,9 @@ from torch import nn
 from research.cli import describe_error, first_line
 from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
+from research.nn.lowrank import merge_adapters
 from research.preflight.program import locate_error
-from research.preflight.recorded import load_config
+from research.preflight.recorded import load_config, merge_finetuning
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_folder
@@ -143,6 +144,8 @@ def load_run(run: str) -> TrainedRun:
         data_shape = restore_shape(sizes) if sizes else None
         shape = data_shape or instantiate(config.data, key="data", is_foreign=True).shape
         model: nn.Module = instantiate(config.model, shape, key="model", is_foreign=True)
+        if config.get("finetune"):
+            model = instantiate(config.finetune, model, key="finetune", is_foreign=True)
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
         reason = "; ".join(str(error).splitlines()) if isinstance(error, TargetRefusedError) else first_line(error)
         raise ValueError(f"RUN={run}: its config.yaml makes no model: {reason}") from error
@@ -152,7 +155,8 @@ def load_run(run: str) -> TrainedRun:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
         load_weights(model, step_folder, snapshot)
-    return TrainedRun(folder, step_folder, config, model.eval().requires_grad_(False))
+    model = merge_adapters(model.eval().requires_grad_(False))
+    return TrainedRun(folder, step_folder, OmegaConf.create(merge_finetuning(settings)), model)
 
 
 def resolve_run(run: str) -> Path:

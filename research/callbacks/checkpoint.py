@@ -84,7 +84,7 @@ class Checkpoint(Callback):
         captured, root = snapshot.capture(state), state.info.folder / "checkpoints"
         keep = self._list_steps_to_keep(root, state)
         if self.pool and not state.sharded:  # the thread writes a copy: the next steps change the tensors in place
-            tensors, rest = snapshot.copy_to_host(captured.tensors), snapshot.copy_to_host(captured.state)
+            tensors, rest = checkpoint.copy_to_host(captured.tensors), checkpoint.copy_to_host(captured.state)
             self.pending_write = self.pool.submit(self._commit, root, replace(captured, tensors=tensors, state=rest), keep)
         else:
             self._commit(root, captured, keep)

@@ -1,5 +1,6 @@
 """The configuration that a run or a checkpoint has recorded, and in what another one differs."""
 
+import copy
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,14 @@ from research.training.manifest import DamagedError, is_checkpoint, rank_checkpo
 OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console")  # where a run goes, and who watches
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
+
+
+MERGED_KINDS = ("full", "inside", "gains")  # of fine-tuning, whose model is a plain one
+GAIN_SETTINGS = {
+    "scale_method": "absmax",
+    "weight_bits": 1.58,
+    "granularity": "channel",
+}  # of layers with gains in their weights
 
 
 class Difference(NamedTuple):
@@ -79,3 +88,19 @@ def list_differences(here: dict[str, Any], there: dict[str, Any], free: tuple[st
     tops = {key: pair for key, pair in differing.items() if "." not in key}
     copies = [key for key, pair in differing.items() if "." in key and tops.get(key.rpartition(".")[2]) == pair]
     return [Difference(key, *pair) for key, pair in differing.items() if key not in copies]
+
+
+def merge_finetuning(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the plain model that a fine-tuned one computes, as research.nn.lowrank merges it.
+
+    One that is fine-tuned beside its layers has none: it stays as it is.
+    """
+    node = config.get("finetune") or {}
+    kind = str(node.get("_target_", "")).rpartition(".")[2]
+    if kind not in MERGED_KINDS:
+        return config
+    merged = copy.deepcopy(config) | {"finetune": None}
+    if kind == "gains" and isinstance(linear := merged["model"].get("linear"), dict):
+        groups = {"granularity": linear["granularity"]} if isinstance(linear.get("granularity"), int) else {}
+        linear |= GAIN_SETTINGS | groups
+    return merged
