@@ -25,7 +25,7 @@ from research.metrics import Metric
 from research.options.signature import list_plain_settings
 from research.preflight.program import name_own_lines, redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
-from research.preflight.run_config import build_run_config
+from research.preflight.run_config import build_run_config, complete_config
 from research.run_dir import RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> float:
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
     redact_output()
     redact_hydra_files()
+    cfg = complete_config(cfg)
     check_targets(cfg)  # before anything is built or written
     cfg = drop_plain_settings(cfg)
     cfg, task = count_epochs(cfg) if cfg.epochs else (cfg, None)

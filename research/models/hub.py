@@ -35,6 +35,7 @@ class Hub(nn.Module):
         model_type: str = "llama",
         fields: Mapping[str, Any] | None = None,
         folder: ExistingPath | None = None,
+        load_weights: bool = True,  # false: the architecture of the folder alone
         linear: Linear | None = None,  # replaces nn.Linear; nn.Linear itself or None: full precision
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = DEFAULT_EXCLUDE,
@@ -47,7 +48,7 @@ class Hub(nn.Module):
                 f"model=hub predicts tokens, and each text of these data has one of {shape.num_classes} classes\n{fix}"
             )
         try:
-            net = _load_from_folder(folder) if folder else _build_from_config(model_type, fields or {}, shape)
+            net = _load_from_folder(folder, load_weights) if folder else _build_from_config(model_type, fields or {}, shape)
         except ModuleNotFoundError as error:  # transformers is an extra
             raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
         for name, needed in (("vocab_size", shape.vocab_size), ("max_position_embeddings", shape.seq_len)):
@@ -89,15 +90,18 @@ def _build_from_config(model_type: str, fields: Mapping[str, Any], shape: Tokens
         raise ValueError(f"model.model_type={model_type}, model.fields={fields}: {why}") from error
 
 
-def _load_from_folder(folder: str) -> nn.Module:
-    """Return the model of a local folder; nothing is downloaded."""
-    from transformers import AutoModelForCausalLM
+def _load_from_folder(folder: str, load_weights: bool) -> nn.Module:
+    """Return the model of a local folder, or with new weights one of its architecture; nothing is downloaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     path = expand_path(folder)
     if not (path / "config.json").is_file():
         raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
     try:
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "dtype": torch.float32}
+        if not load_weights:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
         return AutoModelForCausalLM.from_pretrained(path, **options)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model.folder={folder} cannot be read: {first_line(error)}") from error

@@ -10,10 +10,10 @@ from functools import partial
 
 from research import rules
 from research.options.conf import find_target, list_groups, read_yaml
-from research.preflight.compose import MISSING
+from research.preflight.compose import MISSING, is_interpolated
 from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
 from research.preflight.known_keys import read_option
-from research.preflight.requested import RequestedConfig, is_interpolated
+from research.preflight.requested import RequestedConfig
 from research.preflight.resume import find_resume_conflicts
 from research.rules import Conflict
 from research.signals import get_launched_ranks
