@@ -10,7 +10,8 @@ from research.load import load_run
 from research.preflight.pretrained import find_run
 from research.run_dir import to_run_folder
 from research.training import sharding
-from research.training.manifest import DamagedError, hash_base, is_checkpoint, rank_checkpoints
+from research.training.base import hash_checkpoint
+from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def find_checkpoint(path: Path, base: str, digest: str | None) -> Path:
     digests: dict[Path, str] = {}
     for folder in folders:
         try:
-            digests[folder] = hash_base(folder)
+            digests[folder] = hash_checkpoint(folder)
         except DamagedError as error:
             log.warning("finetune.base=%s: %s: %s", base, folder.name, error)
     if match := next((folder for folder, other in digests.items() if other == digest), None):

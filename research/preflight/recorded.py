@@ -12,20 +12,17 @@ from omegaconf import OmegaConf
 from research.options.renames import upgrade_config
 from research.preflight.compose import iter_leaves
 from research.run_dir import OUTER_KEYS, read_text, to_run_folder
+from research.training.base import INSIDE_KINDS, get_kind
 from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints, read_manifest
 
-OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console")  # where a run goes, and who watches
+# Where a run goes, who watches, and where its base lies, which has a digest.
+OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console", "finetune.base")
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a run that goes on may change them
 
-
-MERGED_KINDS = ("full", "inside", "gains")  # of fine-tuning, whose model is a plain one
-GAIN_SETTINGS = {
-    "scale_method": "absmax",
-    "weight_bits": 1.58,
-    "granularity": "channel",
-}  # of layers with gains in their weights
+# Of layers that have taken in gains, as research.nn.lowrank makes them.
+GAIN_SETTINGS = {"scale_method": "absmax", "weight_bits": 1.58, "granularity": "channel"}
 
 
 class Difference(NamedTuple):
@@ -96,9 +93,8 @@ def merge_finetuning(config: dict[str, Any]) -> dict[str, Any]:
 
     One that is fine-tuned beside its layers has none: it stays as it is.
     """
-    node = config.get("finetune") or {}
-    kind = str(node.get("_target_", "")).rpartition(".")[2]
-    if kind not in MERGED_KINDS:
+    kind = get_kind(config)
+    if kind not in ("full", *INSIDE_KINDS):
         return config
     merged = copy.deepcopy(config) | {"finetune": None}
     if kind == "gains" and isinstance(linear := merged["model"].get("linear"), dict):

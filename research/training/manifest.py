@@ -5,7 +5,7 @@ Torch is not imported: the preflight chooses by it the run that resume=auto goes
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
@@ -131,21 +131,3 @@ def explain_unreadable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
-
-
-def hash_base(checkpoint_folder: Path) -> str:
-    """Return a digest of a checkpoint's weights: the sha256 of its only file of them, or of one line a file as sha256sum prints.
-
-    A checkpoint that holds adapters alone names its own base, which counts too. Raise DamagedError where it cannot be read.
-    """
-    manifest = read_manifest(checkpoint_folder)
-    digests = {name: str(entry["sha256"]) for name, entry in manifest.files.items() if not name.endswith(".pt")}
-    base = manifest.identity.get("base")
-    return combine_digests(digests | ({"base": base} if base else {}))
-
-
-def combine_digests(digests: Mapping[str, str]) -> str:
-    """Return the only digest, or the sha256 of several with their names."""
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    return sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()).hexdigest()
