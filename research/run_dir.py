@@ -86,6 +86,7 @@ class Summary:
     classes: list[str] = field(default_factory=list)  # their names, by number
     params: int = 0
     quantized_params: int = 0  # how many of them have quantized values
+    learning_params: int = 0  # how many of them learn: fewer on a frozen base
     weights_sha256: str | None = None
     mlflow_run_id: str | None = None
     version: int = 2

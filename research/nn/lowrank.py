@@ -158,7 +158,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
         if has_adapter(layer):
             sizes = layer.in_features, layer.out_features, layer.bias is not None
             plain = BitLinear(*sizes, **vars(layer.quantizer), backend=cast(Any, layer.backend), device=torch.device("meta"))
-            plain.weight, plain.bias = nn.Parameter(layer.weight.detach()), layer.bias
+            plain.weight, plain.bias = nn.Parameter(layer.weight.detach(), requires_grad=False), layer.bias
             plain.mix = layer.mix
             model.set_submodule(name, plain.train(layer.training))
     return model

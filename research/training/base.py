@@ -13,7 +13,7 @@ from research.training.manifest import DamagedError, hash_file, is_checkpoint, r
 FROZEN_KINDS = ("side", "inside", "gains")  # of fine-tuning, whose checkpoints leave out the base's weights
 INSIDE_KINDS = ("inside", "gains")  # and which are of ternary layers alone
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")  # of a pretrained folder, the first kind that is there
-NO_BASE_FIX = "give finetune.base=RUN, a run folder or a checkpoint, or model=hub model.folder=FOLDER"
+NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub model.folder=FOLDER"
 
 
 def get_kind(config: Mapping[str, Any]) -> str:
