@@ -1,7 +1,9 @@
 """Fine-tune a low rank in full precision beside frozen layers: the LoRA of peft."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from research.finetune.base import take_weights
@@ -33,4 +35,24 @@ def side(
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[*layers], bias="none")
     inject_adapter_in_model(config, model)
+    return model
+
+
+def list_adapters(model: nn.Module) -> dict[str, Any]:
+    """Return peft's layers by name: each has a `base_layer` and `get_delta_weight`."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+@torch.no_grad()
+def merge_side(model: nn.Module) -> nn.Module:
+    """Add each adapter to the weight of its layer, in place; return the model, which is plain then.
+
+    In full precision it computes the same to rounding. A ternary layer rounds the sum, which loses most of the adapter.
+    """
+    for name, layer in list_adapters(model).items():
+        plain = layer.base_layer
+        plain.weight.add_(layer.get_delta_weight("default"))
+        model.set_submodule(name, plain)
     return model

@@ -295,11 +295,3 @@ def _warn_of_jump(snapshot: Snapshot, state: State) -> None:
     fix = keep if has_end and old != steps and learns else ""
     message = "resume: the schedule's factor on lr jumps from %.3g to %.3g at step %d of %d%s"
     log.warning(message, before, following, snapshot.step, steps, fix)
-
-
-def has_finite_weights(state: State) -> bool:
-    """Return whether every weight is finite; of sharded ones, in all processes."""
-    shards = [shard for p in state.model.parameters() if (shard := sharding.local_shard(p.detach())).numel()]
-    extremes = [end for shard in shards for end in shard.aminmax()]  # a fraction of isfinite's time, and NaN comes through
-    broken = bool(extremes) and not all(map(math.isfinite, torch.stack(extremes).tolist()))
-    return not (distributed.all_reduce_max(broken) if state.sharded else broken)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from research.training import checkpoint, snapshot
+from research.training import checkpoint
 from research.training.checkpoint import Snapshot
 from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
