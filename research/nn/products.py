@@ -60,6 +60,9 @@ def scaled_matmul(
 
 
 def _has_int8_matmul(x: Shaped[Tensor, "rows in"], w: Shaped[Tensor, "out in"]) -> bool:
-    """Return whether torch multiplies int8 matrices of this shape: on a CPU any, on CUDA some, elsewhere none."""
+    """Return whether torch multiplies int8 matrices of this shape: on CUDA some, elsewhere none, on a CPU any but of one input.
+
+    There torch 2.13 takes the transposed column for a row, and returns anything.
+    """
     large = x.shape[0] > 16 and x.shape[1] % 8 == 0 and w.shape[0] % 8 == 0
-    return x.device.type == "cpu" or (x.device.type == "cuda" and large)
+    return (x.device.type == "cpu" and x.shape[1] > 1) or (x.device.type == "cuda" and large)
