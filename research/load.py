@@ -16,16 +16,17 @@ from torch import nn
 
 from research.cli import describe_error, first_line
 from research.data.spec import Dataset, restore_shape
-from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
+from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.nn.lowrank import merge_adapters
+from research.preflight.pretrained import use_own_files
 from research.preflight.program import locate_error
-from research.preflight.recorded import load_config, merge_finetuning
+from research.preflight.recorded import load_config
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, iter_targets, locate_target
-from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_folder
+from research.run_dir import TOKENIZER_FOLDER, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint
-from research.training.base import get_kind, hash_folder
+from research.training.base import get_kind, hash_folder, merge_finetuning
 from research.training.snapshot import describe_structure, load_weights
 
 TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
@@ -145,6 +146,7 @@ def load_run(run: str, base: str | None = None, merge: bool = True) -> TrainedRu
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         check_interpolations(settings)
+        settings["model"] = use_own_files(settings.get("model"), folder) if is_whole(settings) else settings.get("model")
         config = OmegaConf.create(settings)
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
@@ -186,6 +188,12 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
         return instantiate(OmegaConf.create(node), model, key="finetune", is_foreign=True)  # type: ignore[no-any-return]
     except ValueError as error:
         raise ValueError(f"RUN={run}: {str(error).partition(chr(10))[0]}\n{fix}") from error
+
+
+def is_whole(settings: dict[str, Any]) -> bool:
+    """Return whether a run's checkpoints hold all weights of its model; those of adapters need the base's too."""
+    finetune = settings.get("finetune")
+    return not finetune or str(finetune.get("_target_")).endswith(".full")
 
 
 def resolve_run(run: str) -> Path:

@@ -7,7 +7,8 @@ in research/nn/packed.py, compute the same output. The gradient is straight-thro
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, cast
@@ -16,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
-from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul
+from research.nn.products import choose_backend
 from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point, straight_through
-from research.ranges import NonNegativeInt, PositiveInt, WeightBits, check_settings
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, WeightBits, check_settings
 
 log = logging.getLogger(__name__)
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
@@ -30,53 +30,14 @@ WIDE = "keep the weights in float32 and let autocast compute in half precision"
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
 
-class _Linears(torch.autograd.Function):
-    """x W^T of one quantized x and several quantized W.
-
-    For the backward pass it saves x as int8 and each W as it was multiplied: less memory than in float32.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, quantizer: Quantizer, backend: Backend, dtype: torch.dtype, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        """`tensors` are the codes of all weights, then their scales, then the weights, which get the gradients."""
-        count = len(tensors) // 3
-        wide_codes, scale = quantizer.quantize_activation(x)
-        codes = wide_codes.to(torch.int8)
-        operand_dtype = {"ste": scale.dtype, "bf16_exact": torch.bfloat16, "int8": torch.int8}[backend]
-        left, *rights = (operand.to(operand_dtype) for operand in (codes, *tensors[:count]))
-        del wide_codes  # frees its memory for the product
-        ctx.save_for_backward(codes, scale, *rights, *tensors[count : 2 * count])
-        ctx.types = x.dtype, tensors[-1].dtype
-        pairs = zip(rights, tensors[count:], strict=False)  # the scales come first in what is left
-        return tuple(scaled_matmul(left, right, scale * w_scale.t(), dtype) for right, w_scale in pairs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply the gradients with quantized x and W in the operands' type: as autocast does, with less memory."""
-        codes, scale, *others = ctx.saved_tensors
-        rights, w_scales = others[: len(gradients)], others[len(gradients) :]
-        dtype, x_grad, weight_grads = choose_backward_dtype(rights[0]), None, []
-        x = codes.to(dtype).mul_(scale.to(dtype))
-        for index, (gradient, right, w_scale) in enumerate(zip(gradients, rights, w_scales, strict=True)):
-            small = gradient.to(dtype)
-            if ctx.needs_input_grad[0]:
-                w = (right.to(dtype) * w_scale).to(dtype)
-                x_grad = small @ w if x_grad is None else torch.addmm(x_grad, small, w)
-            learns = ctx.needs_input_grad[index - len(gradients)]
-            weight_grads.append((small.t() @ x).to(ctx.types[1]) if learns else None)
-        return None if x_grad is None else x_grad.to(ctx.types[0]), *[None] * (3 + 2 * len(gradients)), *weight_grads
-
-
 class BitLinear(nn.Linear):
     """`nn.Linear` with quantized weights and activations, W1.58A8 by default. It can replace `nn.Linear` anywhere.
 
     The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision: over
-    so many steps training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0 to 1. The loop sets mix
-    with `set_warmup_step`; evaluation always uses quantized values. During the warm-up, and with groups of inputs, quantized
-    values are multiplied in full precision. There is no second derivative, and no `torch.func`.
+    so many steps, or such a share of them, training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0
+    to 1. The loop sets mix with `set_warmup_step`, for a share after `count_warmup`; evaluation always uses quantized values.
+    During the warm-up, and with groups of inputs, quantized values are multiplied in full precision. There is no second
+    derivative, and no `torch.func`.
     Raise ValueError for an unknown value of a setting, a `granularity` that does not divide the inputs, or an empty weight.
     """
 
@@ -92,7 +53,7 @@ class BitLinear(nn.Linear):
         granularity: Literal["tensor", "channel"] | PositiveInt = "tensor",
         activation_bits: Literal[8, 4] = 8,
         activation_granularity: Literal["token", "tensor"] = "token",
-        warmup: NonNegativeInt = 0,  # steps
+        warmup: NonNegativeInt | OpenFraction = 0,  # steps, or a share of them
         backend: Literal["auto", "ste", "bf16_exact", "int8"] = "auto",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -104,7 +65,7 @@ class BitLinear(nn.Linear):
         self.quantizer = Quantizer(scale_method, weight_bits, granularity, activation_bits, activation_granularity)
         if isinstance(granularity, int):
             rules.enforce(rules.check_group_size(granularity, in_features), rules.check_backend(granularity, backend))
-        self.backend, self.warmup, self.is_warming_up = backend, warmup, warmup > 0
+        self.backend, self.warmup, self.warmup_steps, self.is_warming_up = backend, warmup, int(warmup), warmup > 0
         self.cached_weight: QuantizedWeight | None = None  # set while the weight does not change
         self.frozen_weight: tuple[Tensor, int, QuantizedWeight] | None = None  # of a weight that does not learn
         self.register_buffer("mix", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
@@ -180,7 +141,7 @@ def _forward_quantized(x: Float[Tensor, "*batch in"], layers: Sequence[BitLinear
         with torch.no_grad():
             pairs = (layer.get_quantized_weight(torch.bfloat16, w) for layer, w in zip(layers, weights, strict=True))
             codes, scales = zip(*pairs, strict=True)
-        ys = _Linears.apply(rows, layers[0].quantizer, backend, dtype, *codes, *scales, *weights)  # type: ignore[no-untyped-call]
+        ys = Products.apply(rows, layers[0].quantizer, backend, dtype, *codes, *scales, *weights)  # type: ignore[no-untyped-call]
     ys = [y.view(*x.shape[:-1], y.shape[-1]) for y in cast(tuple[Tensor, ...], ys)]
     return [y if layer.bias is None else y + layer.bias.to(y.dtype) for y, layer in zip(ys, layers, strict=True)]
 
@@ -203,12 +164,21 @@ def bitlinear_layers(model: nn.Module) -> dict[str, BitLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
 
 
-def set_warmup_step(layers: Sequence[BitLinear], step: int) -> None:
-    """Set the layers' mix to step / warmup, at most 1."""
+def count_warmup(layers: Iterable[BitLinear], steps: int) -> None:
+    """Count the steps of each warm-up, a share rounded up. Raise ValueError where it does not end before `steps`."""
     for layer in layers:
+        layer.warmup_steps = math.ceil(layer.warmup * steps) if 0 < layer.warmup < 1 else int(layer.warmup)
+        rules.enforce(rules.check_warmup(layer.warmup_steps, steps))
+
+
+def set_warmup_step(layers: Sequence[BitLinear], step: int) -> None:
+    """Set the layers' mix to step / warmup, at most 1. Raise ValueError for a share whose steps are not counted."""
+    for layer in layers:
+        if layer.warmup and not layer.warmup_steps:
+            raise ValueError(f"warmup={layer.warmup} is a share of the steps: call count_warmup(layers, steps) first")
         if layer.warmup:
-            layer.is_warming_up = step < layer.warmup
-            layer.mix.fill_(min(1.0, step / layer.warmup))
+            layer.is_warming_up = step < layer.warmup_steps
+            layer.mix.fill_(min(1.0, step / layer.warmup_steps))
 
 
 @contextmanager

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 from research.options.conf import read_yaml
 from research.preflight.compose import MISSING, ComposedConfig, is_interpolated
 from research.preflight.overrides import quote_word, to_literal, to_override
-from research.preflight.recorded import CHANGEABLE_KEYS, Difference, load_config, merge_finetuning
+from research.preflight.recorded import CHANGEABLE_KEYS, Difference, load_config
 from research.rules import PRESET_GROUPS, Conflict, check_target, iter_targets
-from research.run_dir import RUN_ID_PATTERN, expand_path, to_run_folder
+from research.run_dir import MODEL_FOLDER, RUN_ID_PATTERN, TOKENIZER_FOLDER, expand_path, to_run_folder
 from research.tracking.find import check_run
-from research.training.base import find_base, get_kind
+from research.training.base import find_base, get_kind, merge_finetuning
 
 HUB = "research.models.hub.Hub"
 BYTES, FOLDER = "research.data.tokenizers.Bytes", "research.data.tokenizers.Folder"
-TOKENIZER_FOLDER, MODEL_FOLDER = "tokenizer", "model"  # in a run folder: its tokenizer, the config.json of a hub model
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # any of them is one
 Node = dict[str, Any]
 
@@ -146,16 +145,17 @@ def read_model(run: Path, base: str) -> Node:
         raise ValueError(f"finetune.base={base}: its config.yaml holds a reference\ngive a run folder that this program wrote")
     if isinstance(linear := node.get("linear"), dict) and "warmup" in linear:
         linear["warmup"] = 0  # it is over
-    return use_own_files(node, run)
+    own: Node = use_own_files(node, run)
+    return own
 
 
-def use_own_files(node: Node, run: Path) -> Node:
+def use_own_files(node: Any, run: Path) -> Any:
     """Return the model node of a run; one of a hub model is built by the config.json that the run keeps of it.
 
     Its weights are those of a checkpoint, so the folder that it was trained from may be gone.
     """
     own = to_run_folder(run) / MODEL_FOLDER
-    if node["_target_"] != HUB or not (own / "config.json").is_file():
+    if not isinstance(node, dict) or node.get("_target_") != HUB or not (own / "config.json").is_file():
         return node
     return node | {"folder": str(own), "load_weights": False}
 

@@ -1,6 +1,5 @@
 """The configuration that a run or a checkpoint has recorded, and in what another one differs."""
 
-import copy
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,6 @@ from omegaconf import OmegaConf
 from research.options.renames import upgrade_config
 from research.preflight.compose import iter_leaves
 from research.run_dir import OUTER_KEYS, read_text, to_run_folder
-from research.training.base import INSIDE_KINDS, get_kind
 from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints, read_manifest
 
 # Where a run goes, who watches, and where its base lies, which has a digest.
@@ -20,9 +18,6 @@ OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console", "finetune.b
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a run that goes on may change them
-
-# Of layers that have taken in gains, as research.nn.lowrank makes them.
-GAIN_SETTINGS = {"scale_method": "absmax", "weight_bits": 1.58, "granularity": "channel"}
 
 
 class Difference(NamedTuple):
@@ -86,18 +81,3 @@ def list_differences(here: dict[str, Any], there: dict[str, Any], free: tuple[st
     tops = {key: pair for key, pair in differing.items() if "." not in key}
     copies = [key for key, pair in differing.items() if "." in key and tops.get(key.rpartition(".")[2]) == pair]
     return [Difference(key, *pair) for key, pair in differing.items() if key not in copies]
-
-
-def merge_finetuning(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of the plain model that a fine-tuned one computes, as research.nn.lowrank merges it.
-
-    One that is fine-tuned beside its layers has none: it stays as it is.
-    """
-    kind = get_kind(config)
-    if kind not in ("full", *INSIDE_KINDS):
-        return config
-    merged = copy.deepcopy(config) | {"finetune": None}
-    if kind == "gains" and isinstance(linear := merged["model"].get("linear"), dict):
-        groups = {"granularity": linear["granularity"]} if isinstance(linear.get("granularity"), int) else {}
-        linear |= GAIN_SETTINGS | groups
-    return merged

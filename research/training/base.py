@@ -1,5 +1,6 @@
 """The weights that a run is fine-tuned from: their digest, and whether a run may begin at them. Torch is not imported."""
 
+import copy
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
@@ -13,6 +14,8 @@ from research.training.manifest import DamagedError, hash_file, is_checkpoint, r
 FROZEN_KINDS = ("side", "inside", "gains")  # of fine-tuning, whose checkpoints leave out the base's weights
 INSIDE_KINDS = ("inside", "gains")  # and which are of ternary layers alone
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")  # of a pretrained folder, the first kind that is there
+# Of layers that have taken in gains, as research.nn.lowrank makes them.
+GAIN_SETTINGS = {"scale_method": "absmax", "weight_bits": 1.58, "granularity": "channel"}
 NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub model.folder=FOLDER"
 
 
@@ -106,3 +109,18 @@ def _find_conflict(kind: str, base: str, run: Path | None, config: Mapping[str, 
         fix = "wait for its end, or give one of its checkpoints/step-*"
         return Conflict(("finetune.base",), f"finetune.base={base} is in training: its weights change", fix)
     return None
+
+
+def merge_finetuning(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the plain model that a fine-tuned one computes, as research.nn.lowrank merges it.
+
+    One that is fine-tuned beside its layers has none: it stays as it is.
+    """
+    kind = get_kind(config)
+    if kind not in ("full", *INSIDE_KINDS):
+        return config
+    merged = copy.deepcopy(config) | {"finetune": None}
+    if kind == "gains" and isinstance(linear := merged["model"].get("linear"), dict):
+        groups = {"granularity": linear["granularity"]} if isinstance(linear.get("granularity"), int) else {}
+        linear |= GAIN_SETTINGS | groups
+    return merged

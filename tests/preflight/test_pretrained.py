@@ -65,7 +65,7 @@ def test_a_base_of_bytes_keeps_bytes(tmp_path: Path) -> None:
 def test_the_run_of_a_hub_model_is_built_by_its_own_config(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"_target_": HUB, "folder": "gone"}, own_config=True)
     model = complete_tuned(["data=modular"], run).nodes["model"]
-    assert model == {"_target_": HUB, "folder": str(run / "model"), "load_weights": False}
+    assert model == {"_target_": HUB, "folder": str(run / "model"), "load_weights": False, "keep_blocks": []}
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,13 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["tokenizer=bpe"], ["tokenizer=bytes"], ["data.tokenizer={_target_: OTHER}"]], ids=str)
 @pytest.mark.parametrize("sweeps", [False, True])
 def test_another_tokenizer_is_refused_before_anything_is_imported(words: list[str], sweeps: bool, tmp_path: Path) -> None:
-    (tmp_path / "a b").mkdir()
+    for folder in (tmp_path, tmp_path / "a b"):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "model.safetensors").touch()
     (tmp_path / "a b" / "tokenizer.json").write_text("{}")
     words = [word.replace("OTHER", "research.data.tokenizers.BPE") for word in words]
-    folder = f"model.folder={tmp_path},'{tmp_path / 'a b'}'" if sweeps else f"model.folder='{tmp_path / 'a b'}'"
-    (mistake,) = check.find_mistakes(["model=hub", folder, "data=text", *words], sweeps)
+    line = f"model.folder={tmp_path},'{tmp_path / 'a b'}'" if sweeps else f"model.folder='{tmp_path / 'a b'}'"
+    (mistake,) = check.find_mistakes(["model=hub", line, "data=text", *words], sweeps)
     assert "knows the tokens of its own alone" in mistake
     assert f"leave it out, or give tokenizer=folder data.tokenizer.path=\"'{tmp_path / 'a b'}'\"" in mistake
