@@ -102,8 +102,7 @@ def read_summary(folder: Path) -> Summary | None:
 
     Version 1, which had no version field, had other names for some keys.
     """
-    content = read_json(folder / SUMMARY_FILE)
-    content = {SUMMARY_V1.get(key, key): value for key, value in content.items()}
+    content = {SUMMARY_V1.get(key, key): value for key, value in read_json(folder / SUMMARY_FILE).items()}
     from research.ranges import take_fields
 
     content = take_fields(Summary, content, folder / SUMMARY_FILE)

@@ -39,7 +39,9 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
         "keep_best": 1,
         "monitor": "val/loss",
     } | settings
-    model = Transformer(DATA.shape, 16, 1, 2, options.pop("linear", BitLinear), dropout=options.pop("dropout"))
+    model = Transformer(
+        DATA.shape, options.pop("dim", 16), 1, 2, options.pop("linear", BitLinear), dropout=options.pop("dropout")
+    )
     if finetune := options.pop("finetune", None):  # its base is the model as it is built
         options["config"] = {"finetune": {"digest": "of the base"}}
         finetune(model)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
-from research.nn.products import choose_backend
+from research.nn.products import Products, choose_backend
 from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point, straight_through
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, WeightBits, check_settings
 
