@@ -151,6 +151,7 @@ def _recover_rope_base(model: Transformer) -> float:
 
 def build_source(run: TrainedRun) -> Source:
     """Return the run as exports need it; raise ValueError for a run of no ternary Transformer, Vision or MLP."""
+    run.require_plain("an export")
     model = run.model
     if not isinstance(model, Transformer | Vision | MLP):
         kind, known = type(model).__name__, ", ".join(name for names in TERNARY_MODELS.values() for name in names)

@@ -12,7 +12,7 @@ from research.options.signature import Signature, read_signature
 from research.preflight.choices import list_readers
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
 from research.preflight.overrides import quote_word
-from research.preflight.pretrained import complete
+from research.preflight.pretrained import complete, complete_base
 from research.rules import Conflict
 from research.run_dir import expand_path
 
@@ -30,7 +30,10 @@ class KnownKeys(ComposedConfig):
         nodes, self.notes, conflict = complete(self.cfg, typed, self.cfg["hydra"]["runtime"]["choices"])
         for key, node in nodes.items():
             self.set(key, node)
-        return conflict
+        settings, base_conflict = ({}, None) if conflict else complete_base(self.cfg)
+        for key, value in settings.items():
+            self.set(key, value)
+        return conflict or base_conflict
 
     def get_signature(self, key: str) -> Signature:
         """Return the signature of a node's target; an empty one where there is none or it cannot be read."""

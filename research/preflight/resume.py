@@ -244,7 +244,8 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         differences = [item for item in list_differences(resolve_settings(requested), old) if item.key not in CHANGEABLE_KEYS]
-        if fixed := [item for item in differences if f"{item.key}.".startswith(nodes)]:
+        fixed = [item for item in differences if f"{item.key}.".startswith(nodes)]
+        if fixed and "finetune.base" not in requested.mistakes:  # which brings the model
             is_of_model = any(item.key.startswith("model.") for item in fixed)
             fix = f"to go on with it: {repeat_command(folder, requested, value)}"
             fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"

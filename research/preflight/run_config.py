@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from research import rules, run_dir
 from research.cli import redact
 from research.preflight.folders import check_subdir
-from research.preflight.pretrained import complete
+from research.preflight.pretrained import complete, complete_base
 from research.preflight.recorded import list_differences, load_config
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig
@@ -33,6 +33,10 @@ def complete_config(cfg: DictConfig) -> DictConfig:
     with open_dict(copied):
         for key, node in nodes.items():
             OmegaConf.update(copied, key, node, merge=False)
+        settings, conflict = complete_base(cast(dict[str, Any], OmegaConf.to_container(copied, resolve=True)))
+        rules.enforce(conflict)
+        for key, value in settings.items():
+            OmegaConf.update(copied, key, value)
     return copied
 
 

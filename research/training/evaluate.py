@@ -36,7 +36,7 @@ def evaluate(
         metric.reset()
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=split.device)  # loss, correct, targets, their bytes
-    layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
+    layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(w := layer.weight) is w]
     try:
         with cached_quantized_weights(layers):  # they do not change meanwhile
             for offset in range(0, len(split), batch_size):

@@ -55,6 +55,11 @@ class RunInfo:
     directions: Mapping[str, bool] = field(default_factory=dict)  # of the metrics that say whether more is better
     device: str = "cpu"
 
+    @property
+    def base(self) -> str:
+        """The digest of the weights that are fine-tuned, of which checkpoints leave out those that do not learn; or nothing."""
+        return str((self.config.get("finetune") or {}).get("digest") or "")
+
 
 @dataclass
 class State:
