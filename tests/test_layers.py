@@ -19,7 +19,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not import each other
     ["preflight"],
     ["load"],
     ["run"],
-    ["callbacks", "report", "export", "generate", "evaluate"],
+    ["callbacks", "report", "export", "generate", "evaluate", "distill"],
     ["sweep"],
     ["registry", "jobs", "pbt"],
     ["monitoring"],

@@ -18,6 +18,7 @@ from research.preflight.known_keys import read_option
 from research.preflight.pretrained import HUB, is_path
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import find_resume_conflicts
+from research.preflight.teacher import find_teacher_conflicts
 from research.rules import Conflict
 from research.run_dir import expand_path
 from research.signals import get_launched_ranks
@@ -283,6 +284,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_store_conflicts,
     find_kind_conflicts,
     find_resume_conflicts,
+    find_teacher_conflicts,
 )
 
 

@@ -24,6 +24,7 @@ from research.preflight.recorded import (
     load_config,
 )
 from research.preflight.requested import RequestedConfig
+from research.preflight.teacher import fill_digest
 from research.rules import Conflict
 from research.run_dir import (
     RUN_ID_PATTERN,
@@ -38,7 +39,8 @@ from research.run_dir import (
 )
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
-FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_")  # a resumed run has them as they were
+# A resumed run has them as they were; the last is that of the teacher.
+FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_", "objective.digest")
 
 
 @dataclass
@@ -152,7 +154,7 @@ def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, li
 def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
     """Return the run's settings by their dotted keys, without Hydra's own."""
     leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
-    return redact({key: requested.get_resolved(key)[0] for key, _ in leaves})  # a run folder holds no passwords
+    return redact(fill_digest({key: requested.get_resolved(key)[0] for key, _ in leaves}))  # a run folder holds no passwords
 
 
 def find_resume_path(requested: RequestedConfig) -> Path | None:
@@ -243,7 +245,8 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
-        differences = [item for item in list_differences(resolve_settings(requested), old) if item.key not in CHANGEABLE_KEYS]
+        free = (*CHANGEABLE_KEYS, *(["model.linear"] if is_new else []))  # the tensors of all linear layers are the same
+        differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
         if fixed := [item for item in differences if f"{item.key}.".startswith(nodes)]:
             is_of_model = any(item.key.startswith("model.") for item in fixed)
             fix = f"to go on with it: {repeat_command(folder, requested, value)}"
