@@ -12,7 +12,7 @@ from research import rules
 from research.data.spec import Dataset, Images
 from research.distill.divergence import Kind, TopK, diverge, diverge_top_k, select_top_k
 from research.distill.hidden import compare_outputs, match_blocks, record_outputs
-from research.distill.store import Store
+from research.distill.store import Store, check_store, describe_answers
 from research.distill.teacher import check_data, load_teacher
 from research.losses import IGNORE, Loss, num_valid_targets
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
@@ -71,6 +71,8 @@ class Distill(RunObjective):
         if self.top_k and self.num_classes and self.top_k > self.num_classes:
             message = f"objective.top_k={self.top_k}, and the data have {self.num_classes} classes"
             raise ValueError(f"{message}\ngive objective.top_k=null, or at most {self.num_classes}")
+        if self.store and self.top_k:
+            check_store(expand_path(self.store), describe_answers(self.digest, data, self.top_k), self.stored)
 
     def prepare(self, state: State) -> None:
         self.check(state.data)
@@ -78,8 +80,8 @@ class Distill(RunObjective):
         if not self.weight and not self.hidden:
             return
         if self.store and self.top_k:
-            facts, targets = {"teacher": self.digest, "data": state.data.digest}, state.data.train.target_shape
-            self.answers = Store(expand_path(self.store), facts, targets, self.top_k, self.stored)
+            facts = describe_answers(self.digest, state.data, self.top_k)
+            self.answers = Store(expand_path(self.store), facts, self.stored)
         if not self.stored:
             self.net = load_teacher(self.teacher, self.digest, state.data.shape).to(state.val.device)
             self.resources.enter_context(cached_quantized_weights([*bitlinear_layers(self.net).values()]))

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from research.data.spec import Dataset
 from research.distill.divergence import TopK
 from research.preflight.teacher import STORE_FILE
 from research.run_dir import make_folder, open_file, read_json, write_record
@@ -27,36 +28,44 @@ VALUES = "log-probabilities of k classes and of the rest at temperature 1, float
 log = logging.getLogger(__name__)
 
 
+def describe_answers(teacher: str, data: Dataset[Any], top_k: int) -> dict[str, Any]:
+    """Return whose answers a store keeps, and in which form. `teacher` is the digest of its weights."""
+    facts = {"version": VERSION, "teacher": teacher, "data": data.digest, "top_k": top_k}
+    return facts | {"targets": [*data.train.target_shape], "values": VALUES}
+
+
+def check_store(folder: Path, facts: dict[str, Any], is_complete: bool) -> bool:
+    """Return whether a store is there. Raise ValueError where it keeps other answers, or the folder is no store."""
+    there = read_json(file := folder / STORE_FILE)
+    if not there and (is_complete or file.exists() or (folder.is_dir() and any(folder.iterdir()))):
+        message = f"objective.store={folder}: it has no {STORE_FILE} that can be read"
+        raise ValueError(f"{message}\ngive an empty folder, or a new one")
+    if different := [key for key, value in facts.items() if there and there.get(key) != value]:
+        key = different[0]
+        what = f"its {key} is {str(there.get(key))[:12]}, that of this run is {str(facts[key])[:12]}"
+        raise ValueError(f"objective.store={folder}: {what}\ngive another folder, or what it was filled with")
+    return bool(there)
+
+
 class Store:
     """The answers of one teacher to the samples of one data set. Raise ValueError for a folder of another teacher or data.
 
-    `facts` says whose they are. `is_complete`: nothing may be missing, and nothing is written.
+    `facts` are those of `describe_answers`. `is_complete`: nothing may be missing, and nothing is written.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], targets: Sequence[int], top_k: int, is_complete: bool) -> None:
-        self.folder, self.is_complete, self.targets, self.top_k = folder, is_complete, tuple(targets), top_k
-        self.check({"version": VERSION, **facts, "targets": [*targets], "top_k": top_k, "values": VALUES})
+    def __init__(self, folder: Path, facts: dict[str, Any], is_complete: bool) -> None:
+        if not check_store(folder, facts, is_complete):
+            make_folder(folder)
+            write_record(folder / STORE_FILE, facts)
+        self.folder, self.is_complete, self.targets, self.top_k = folder, is_complete, facts["targets"], int(facts["top_k"])
         count = int(np.prod(self.targets))
-        self.sizes = count * (top_k + 1) * 2, count * top_k * 4  # bytes of values and classes
+        self.sizes = count * (self.top_k + 1) * 2, count * self.top_k * 4  # bytes of values and classes
         self.record_bytes = KEY_BYTES + CHECKSUM_BYTES + sum(self.sizes)
         self.files: dict[Path, int] = {}  # open ones, to read
         self.index: dict[bytes, tuple[Path, int]] = {}  # key -> file, offset
         self.own = folder / f"rows-{uuid.uuid4().hex}.bin"
         for path in sorted(folder.glob("rows-*.bin")):
             self.scan(path)
-
-    def check(self, facts: dict[str, Any]) -> None:
-        """Begin the folder, or raise ValueError where it keeps other answers than those of `facts`."""
-        file = self.folder / STORE_FILE
-        if not (there := read_json(file)):
-            if self.is_complete or (self.folder.is_dir() and any(self.folder.iterdir()) and not file.exists()):
-                raise ValueError(f"objective.store={self.folder}: it has no {STORE_FILE}\ngive an empty folder, or none yet")
-            make_folder(self.folder)
-            write_record(file, facts)
-        elif different := [key for key, value in facts.items() if there.get(key) != value]:
-            key = different[0]
-            what = f"its {key} is {str(there.get(key))[:12]}, that of this run {str(facts[key])[:12]}"
-            raise ValueError(f"objective.store={self.folder}: {what}\ngive another folder, or what it was filled with")
 
     def scan(self, path: Path) -> None:
         """Take the keys of a file into the index."""

@@ -24,7 +24,7 @@ from research.preflight.recorded import (
     load_config,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.teacher import fill_digest
+from research.preflight.teacher import fill_digest, name_teachers
 from research.rules import Conflict
 from research.run_dir import (
     RUN_ID_PATTERN,
@@ -246,13 +246,15 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         free = (*CHANGEABLE_KEYS, *(["model.linear"] if is_new else []))  # the tensors of all linear layers are the same
-        differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
+        settings = resolve_settings(requested)
+        differences = list_differences(settings, old, (*FREE_SETTINGS, *free))
         if fixed := [item for item in differences if f"{item.key}.".startswith(nodes)]:
             is_of_model = any(item.key.startswith("model.") for item in fixed)
             fix = f"to go on with it: {repeat_command(folder, requested, value)}"
             fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"
             fixed.sort(key=lambda item: not item.key.endswith("_target_"))
-            yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(map(str, fixed[:3])), fix)
+            texts = [str(name_teachers(item, settings, old)) for item in fixed[:3]]
+            yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(texts), fix)
 
 
 def repeat_command(folder: Path, requested: RequestedConfig, value: str) -> str:

@@ -12,7 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from research.preflight.compose import MISSING, ComposedConfig
+from research.preflight.compose import MISSING, ComposedConfig, is_interpolated
+from research.preflight.recorded import Difference
+from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
     RUN_ID_PATTERN,
@@ -29,9 +31,15 @@ from research.training.manifest import DamagedError, hash_file, is_checkpoint, i
 DISTILL = "research.distill.objective.Distill"
 STORE_FILE = "store.json"  # in a store: whose answers it keeps
 HINT = "a run folder, one of its checkpoints/step-*, an MLflow run id, or a folder that save_pretrained wrote"
-WRONG_LOSSES = {  # losses that are no cross entropy of a softmax
-    "research.losses.regression": "predicts numbers, a teacher's term compares distributions over classes",
-    "research.losses.stablemax": "makes probabilities by another function than softmax, which the teacher's term is of",
+WRONG_LOSSES = {  # losses that are no cross entropy of a softmax, and what to do
+    "research.losses.regression": (
+        "is of numbers, and a teacher's term compares distributions over classes",
+        "give data with classes, or no objective",
+    ),
+    "research.losses.stablemax": (
+        "makes probabilities by another function than softmax, which the teacher's term is of",
+        "leave out loss=stablemax",
+    ),
 }
 
 
@@ -65,7 +73,10 @@ def find_teacher(teacher: str) -> Path:
             raise ValueError(f"{path} holds no checkpoint, so no weights\ngive {HINT}")
     except ValueError as error:
         message, _, fix = str(error).removeprefix(f"RUN={teacher}: ").partition("\n")
-        raise ValueError(f"objective.teacher={teacher}: {message}\n{fix or f'give {HINT}'}") from None
+        if not fix:
+            message, _, fix = message.partition("; give ")
+            fix = f"give {fix}" if fix.startswith("a run, as") else f"give {HINT}"
+        raise ValueError(f"objective.teacher={teacher}: {message}\n{fix}") from None
     return path
 
 
@@ -130,7 +141,7 @@ def complete_teacher(objective: Any) -> str | None:
     if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
         return None
     teacher, known = objective.get("teacher"), objective.get("digest")
-    if not isinstance(teacher, str) or teacher in ("", "???"):
+    if not isinstance(teacher, str) or teacher in ("", "???") or is_interpolated(teacher):
         return None
     store = objective.get("store")
     if objective.get("stored") and isinstance(store, str):  # the teacher itself may be gone
@@ -150,9 +161,7 @@ def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
     top_k, hidden, store, stored = (settings.get(key) for key in ("top_k", "hidden", "store", "stored"))
     if store and not top_k:
         message = "objective.store keeps a teacher's likeliest classes: it needs to know how many"
-        return Conflict(
-            ("objective.store", "objective.top_k"), message, "give objective.top_k=16, or leave out objective.store"
-        )
+        return Conflict(("objective.store", "objective.top_k"), message, "give objective.top_k=NUMBER as well")
     if stored and not store:
         return Conflict(
             ("objective.stored",), "objective.stored=true reads a store, and there is none", "give objective.store=FOLDER"
@@ -160,7 +169,11 @@ def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
     if store and hidden:
         message = "objective.hidden needs the teacher itself in each step, a store has its answers alone"
         return Conflict(("objective.hidden", "objective.store"), message, "leave out objective.store, or objective.hidden")
-    if settings.get("layers") and not hidden:
+    layers = settings.get("layers")
+    if layers and not all(type(number) is int and number >= 0 for number in layers):
+        message = f"objective.layers={repr_value(layers)} names blocks of the teacher, which are numbered from 0"
+        return Conflict(("objective.layers",), message, "give one number a block of the student, as [1,3]")
+    if layers and not hidden:
         message = "objective.layers says whose outputs are compared, and objective.hidden=null compares none"
         return Conflict(
             ("objective.layers", "objective.hidden"), message, "give objective.hidden=1, or leave out objective.layers"
@@ -170,10 +183,10 @@ def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
 
 def check_loss(target: str) -> Conflict | None:
     """Return the conflict of a loss beside which a teacher's term has no meaning."""
-    if not (why := WRONG_LOSSES.get(target)):
+    if target not in WRONG_LOSSES:
         return None
-    message = f"loss={target.rpartition('.')[2]} {why}"
-    return Conflict(("objective", "loss"), message, "leave out objective=distill, or give another loss")
+    why, fix = WRONG_LOSSES[target]
+    return Conflict(("objective", "loss"), f"loss={target.rpartition('.')[2]} {why}", fix)
 
 
 def find_teacher_conflicts(requested: ComposedConfig) -> Iterator[Conflict | None]:
@@ -184,6 +197,8 @@ def find_teacher_conflicts(requested: ComposedConfig) -> Iterator[Conflict | Non
     settings = {key: requested.get_resolved(f"objective.{key}")[0] for key in objective}
     yield check_settings_of_teacher(settings)
     yield check_loss(str(requested.get_resolved("loss._target_")[0]))
+    if is_interpolated(teacher):  # as for a teacher of each seed
+        return
     try:
         complete_teacher(settings)
         path = None if settings.get("stored") else find_teacher(str(teacher))
@@ -219,3 +234,15 @@ def fill_digest(settings: dict[str, Any]) -> dict[str, Any]:
     except ValueError:  # which find_teacher_conflicts says
         return settings
     return settings | {"objective.digest": digest} if digest else settings
+
+
+def name_teachers(item: Difference, here: dict[str, Any], there: dict[str, Any]) -> Difference:
+    """Return the difference of two digests with the teachers that people know; any other one as it is.
+
+    `here` are settings by dotted keys, `there` is a recorded configuration.
+    """
+    if item.key != "objective.digest":
+        return item
+    paths = here.get("objective.teacher"), (there.get("objective") or {}).get("teacher")
+    now, then = (f"{path} ({digest[1:9]})" if path else "nothing" for path, digest in zip(paths, item[1:], strict=True))
+    return Difference("objective.teacher", now, then)
