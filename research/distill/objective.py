@@ -16,9 +16,9 @@ from research.distill.store import Store, check_store, describe_answers
 from research.distill.teacher import check_data, load_teacher
 from research.losses import IGNORE, Loss, num_valid_targets
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
-from research.preflight.teacher import DISTILL, check_loss, check_settings_of_teacher, complete_teacher
 from research.ranges import PositiveFloat, PositiveInt, Share, check_settings
 from research.run_dir import expand_path
+from research.tracking.teacher import DISTILL, check_loss, check_settings_of_teacher, complete_teacher
 from research.training import distributed
 from research.training.state import RunObjective, State
 from research.training.task import balance_classes, check_logits, count_classes, locate

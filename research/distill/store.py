@@ -19,8 +19,8 @@ from torch import Tensor
 
 from research.data.spec import Dataset
 from research.distill.divergence import TopK
-from research.preflight.teacher import STORE_FILE
 from research.run_dir import make_folder, open_file, read_json, write_record
+from research.tracking.teacher import STORE_FILE
 
 KEY_BYTES, CHECKSUM_BYTES = 16, 8
 VERSION = 1

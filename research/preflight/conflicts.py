@@ -18,10 +18,10 @@ from research.preflight.known_keys import read_option
 from research.preflight.pretrained import HUB, is_path
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import find_resume_conflicts
-from research.preflight.teacher import find_teacher_conflicts
 from research.rules import Conflict
 from research.run_dir import expand_path
 from research.signals import get_launched_ranks
+from research.tracking.teacher import find_teacher_conflicts
 from research.trigger import (
     Trigger,
     check_metric_name,
@@ -284,7 +284,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_store_conflicts,
     find_kind_conflicts,
     find_resume_conflicts,
-    find_teacher_conflicts,
+    lambda requested: find_teacher_conflicts(requested.get("objective"), lambda key: requested.get_resolved(key)[0]),
 )
 
 

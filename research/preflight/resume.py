@@ -24,7 +24,6 @@ from research.preflight.recorded import (
     load_config,
 )
 from research.preflight.requested import RequestedConfig
-from research.preflight.teacher import fill_digest, name_teachers
 from research.rules import Conflict
 from research.run_dir import (
     RUN_ID_PATTERN,
@@ -37,6 +36,7 @@ from research.run_dir import (
     read_text,
     to_run_folder,
 )
+from research.tracking.teacher import name_teacher
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
 # A resumed run has them as they were; the last is that of the teacher.
@@ -154,7 +154,7 @@ def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, li
 def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
     """Return the run's settings by their dotted keys, without Hydra's own."""
     leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
-    return redact(fill_digest({key: requested.get_resolved(key)[0] for key, _ in leaves}))  # a run folder holds no passwords
+    return redact({key: requested.get_resolved(key)[0] for key, _ in leaves})  # a run folder holds no passwords
 
 
 def find_resume_path(requested: RequestedConfig) -> Path | None:
@@ -246,15 +246,17 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         free = (*CHANGEABLE_KEYS, *(["model.linear"] if is_new else []))  # the tensors of all linear layers are the same
-        settings = resolve_settings(requested)
-        differences = list_differences(settings, old, (*FREE_SETTINGS, *free))
+        differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
         if fixed := [item for item in differences if f"{item.key}.".startswith(nodes)]:
             is_of_model = any(item.key.startswith("model.") for item in fixed)
             fix = f"to go on with it: {repeat_command(folder, requested, value)}"
             fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"
             fixed.sort(key=lambda item: not item.key.endswith("_target_"))
-            texts = [str(name_teachers(item, settings, old)) for item in fixed[:3]]
-            yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(texts), fix)
+            message = "; ".join(map(str, fixed[:3]))
+            if fixed[0].key == "objective.digest":
+                now, then = name_teacher(requested.get("objective")), name_teacher(old.get("objective"))
+                message = f"the teacher is {now} here, was {then} there"
+            yield Conflict(("resume.path", *(item.key for item in fixed)), message, fix)
 
 
 def repeat_command(folder: Path, requested: RequestedConfig, value: str) -> str:

@@ -5,15 +5,13 @@ wherever that is by then.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from research.preflight.compose import MISSING, ComposedConfig, is_interpolated
-from research.preflight.recorded import Difference
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
@@ -141,7 +139,7 @@ def complete_teacher(objective: Any) -> str | None:
     if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
         return None
     teacher, known = objective.get("teacher"), objective.get("digest")
-    if not isinstance(teacher, str) or teacher in ("", "???") or is_interpolated(teacher):
+    if not isinstance(teacher, str) or teacher in ("", "???") or "${" in teacher:
         return None
     store = objective.get("store")
     if objective.get("stored") and isinstance(store, str):  # the teacher itself may be gone
@@ -161,7 +159,7 @@ def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
     top_k, hidden, store, stored = (settings.get(key) for key in ("top_k", "hidden", "store", "stored"))
     if store and not top_k:
         message = "objective.store keeps a teacher's likeliest classes: it needs to know how many"
-        return Conflict(("objective.store", "objective.top_k"), message, "give objective.top_k=NUMBER as well")
+        return Conflict(("objective.store", "objective.top_k"), message, "say it with objective.top_k")
     if stored and not store:
         return Conflict(
             ("objective.stored",), "objective.stored=true reads a store, and there is none", "give objective.store=FOLDER"
@@ -189,26 +187,33 @@ def check_loss(target: str) -> Conflict | None:
     return Conflict(("objective", "loss"), f"loss={target.rpartition('.')[2]} {why}", fix)
 
 
-def find_teacher_conflicts(requested: ComposedConfig) -> Iterator[Conflict | None]:
-    """Yield the conflict of a teacher that is not there, is the run itself, or cannot teach by such a loss."""
-    objective, teacher = requested.get("objective"), requested.get_resolved("objective.teacher")[0]
-    if not isinstance(objective, dict) or objective.get("_target_") != DISTILL or teacher in (MISSING, None, "", "???"):
+def find_teacher_conflicts(objective: Any, get: Callable[[str], Any]) -> Iterator[Conflict | None]:
+    """Yield the conflict of a teacher that is not there, is the run itself, or cannot teach by such a loss.
+
+    `objective` is the node of a composed configuration; `get` returns the value at any of its dotted keys.
+    """
+    if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
         return
-    settings = {key: requested.get_resolved(f"objective.{key}")[0] for key in objective}
+    settings = {key: get(f"objective.{key}") for key in objective}
+    if not isinstance(teacher := settings.get("teacher"), str) or teacher in ("", "???"):
+        return
     yield check_settings_of_teacher(settings)
-    yield check_loss(str(requested.get_resolved("loss._target_")[0]))
-    if is_interpolated(teacher):  # as for a teacher of each seed
+    yield check_loss(str(get("loss._target_")))
+    if "${" in teacher:  # as for a teacher of each seed
         return
     try:
         complete_teacher(settings)
-        path = None if settings.get("stored") else find_teacher(str(teacher))
+        path = None if settings.get("stored") else find_teacher(teacher)
     except ValueError as error:
         message, _, fix = str(error).partition("\n")
         yield Conflict(("objective.teacher",), message, fix)
         return
     if path is None:
         return
-    yield from find_own_conflicts(requested, to_run_folder(path))
+    own = [get("hydra.run.dir"), *([] if get("resume.weights_only") is True else [get("resume.path")])]
+    if any(to_run_folder(expand_path(folder)).resolve() == to_run_folder(path) for folder in own if isinstance(folder, str)):
+        message = f"the teacher {to_run_folder(path)} is this very run: it would learn from itself"
+        yield Conflict(("objective.teacher", "resume.path"), message, "give another teacher, or a run folder of its own")
     shape, top_k = read_teacher_data(path).shape, settings.get("top_k")
     size = shape.get("num_classes") or shape.get("vocab_size")
     if isinstance(top_k, int) and size and top_k > size:
@@ -216,33 +221,8 @@ def find_teacher_conflicts(requested: ComposedConfig) -> Iterator[Conflict | Non
         yield Conflict(("objective.top_k",), message, f"give objective.top_k=null, or at most {size}")
 
 
-def find_own_conflicts(requested: ComposedConfig, teacher: Path) -> Iterator[Conflict]:
-    """Yield the conflict of a teacher that is the run which is resumed, or whose folder the run writes to."""
-    resume, is_new = (requested.get_resolved(f"resume.{key}")[0] for key in ("path", "weights_only"))
-    own = [requested.get_resolved("hydra.run.dir")[0]]
-    own += [resume] if isinstance(resume, str) and is_new is not True else []
-    if any(to_run_folder(expand_path(str(path))).resolve() == teacher for path in own):
-        message = f"the teacher {teacher} is this very run: it would learn from itself"
-        yield Conflict(("objective.teacher", "resume.path"), message, "give another teacher, or a run folder of its own")
-
-
-def fill_digest(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings by dotted keys with the digest of their teacher; as they are where that is not to be had."""
-    objective = {key.partition(".")[2]: value for key, value in settings.items() if key.startswith("objective.")}
-    try:
-        digest = complete_teacher(objective)
-    except ValueError:  # which find_teacher_conflicts says
-        return settings
-    return settings | {"objective.digest": digest} if digest else settings
-
-
-def name_teachers(item: Difference, here: dict[str, Any], there: dict[str, Any]) -> Difference:
-    """Return the difference of two digests with the teachers that people know; any other one as it is.
-
-    `here` are settings by dotted keys, `there` is a recorded configuration.
-    """
-    if item.key != "objective.digest":
-        return item
-    paths = here.get("objective.teacher"), (there.get("objective") or {}).get("teacher")
-    now, then = (f"{path} ({digest[1:9]})" if path else "nothing" for path, digest in zip(paths, item[1:], strict=True))
-    return Difference("objective.teacher", now, then)
+def name_teacher(objective: Any) -> str:
+    """Return a teacher's path and the start of its digest, for people; "none" for an objective without one."""
+    if not isinstance(objective, dict) or not objective.get("teacher"):
+        return "none"
+    return f"{objective['teacher']} ({str(objective.get('digest'))[:8]})"
