@@ -1,6 +1,7 @@
 """Runs that learn from a teacher, as users start them: what they compute, keep, refuse and go on with."""
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from program import read_metrics, train
+from program import ROOT, read_metrics, run_ranks, train
 
 from research.data.modular import modular
 from research.data.spec import Images
@@ -141,6 +142,35 @@ def test_another_width_is_refused(teachers: Path) -> None:
     make_state(Distill(last_token, str(teachers / "full")), dim=32)  # which logits do not mind
 
 
+def save_llama(folder: Path, **sizes: int) -> str:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    own = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 3, "max_position_embeddings": 8} | sizes
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(intermediate_size=32, num_attention_heads=2, **own)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_pretrained_folder_teaches(tmp_path: Path) -> None:
+    """Tokens that the data have not are left out of its distribution; another folder has another digest."""
+    objective = Distill(last_token, save_llama(tmp_path / "hub"), weight=1.0, hidden=1.0)
+    state = make_state(objective)
+    state.model.eval()
+    assert objective.net is not None
+    x, y = DATA.train[torch.arange(4)]
+    losses, aim = objective(state.model, x, y), objective.net(x)[:, -1, :13].double()
+    assert objective.net(x).shape[-1] == 16
+    apart = objective.collect_metrics()
+    term = (aim.softmax(-1) * (aim.log_softmax(-1) - state.model(x)[:, -1].double().log_softmax(-1))).sum(-1)
+    assert apart["train/teacher_kl"] == pytest.approx(float(term.detach().mean()), rel=1e-4)
+    assert float(losses.detach().mean()) == pytest.approx(apart["train/teacher_kl"] + apart["train/teacher_hidden"], rel=1e-4)
+    assert [*map(objective.net.get_submodule, ("net.model.layers.0", "net.model.layers.2"))] == objective.teacher_blocks
+    assert objective.digest != Distill(last_token, save_llama(tmp_path / "other", num_hidden_layers=2)).digest
+    for sizes, words in (({"vocab_size": 12}, "it has vocab_size=12"), ({"max_position_embeddings": 3}, "it has seq_len=3")):
+        with pytest.raises(ValueError, match=words):
+            make_state(Distill(last_token, save_llama(tmp_path / words[-1], **sizes)))
+
+
 def test_a_store_is_what_the_teacher_says(teachers: Path, tmp_path: Path) -> None:
     """Filled and read to the same bits, and float16's rounding off what is computed. It needs no teacher once all is there."""
     settings = {"weight": 1.0, "top_k": 4, "kind": "symmetric", "temperature": 2.0}
@@ -235,3 +265,18 @@ def test_a_dense_checkpoint_is_trained_on_with_ternary_weights(teachers: Path) -
     dense, ternary = (load_run(str(path)).model.state_dict() for path in (teachers / "full", run))
     assert {*dense} == {*ternary}
     assert all(torch.allclose(dense[name], ternary[name]) for name in dense)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_learn_as_one(teachers: Path, tmp_path: Path, how: str) -> None:
+    """Both terms of each step, over the samples of both processes."""
+    words = [*SMALL, *STEPS, "model=transformer", "objective=distill", f"objective.teacher={teachers / 'ternary'}"]
+    words += ["objective.hidden=1"] if how == "ddp" else []
+    train(tmp_path, *words, f"hydra.run.dir={tmp_path / 'one'}")
+    argv = [str(ROOT / "train.py"), *words, f"trainer={how}", f"hydra.run.dir={tmp_path / 'two'}"]
+    for done in run_ranks(argv, tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"}):
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    for key in ("train/loss", "train/teacher_kl", *["train/teacher_hidden"] * (how == "ddp")):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4), key
