@@ -26,6 +26,7 @@ Fraction = Annotated[float, "[0, 1)"]
 Fractions = Annotated[Sequence[float], "[0, 1)"]  # each of them
 PositiveFloats = Annotated[Sequence[float], "(0, inf)"]  # each of them
 ClassWeights = PositiveFloats | Literal["balanced"] | None
+Share = Annotated[float, "[0, 1]"]
 OpenFraction = Annotated[float, "(0, 1)"]
 Modulus = Annotated[int, "[3, inf)"]
 ProfiledSteps = Annotated[int, "[1, 50]"]  # a trace of more is larger than its viewers take

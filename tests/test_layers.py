@@ -19,7 +19,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not import each other
     ["preflight"],
     ["load"],
     ["run"],
-    ["callbacks", "report", "export", "generate", "evaluate", "finetune"],
+    ["callbacks", "report", "export", "generate", "evaluate", "finetune", "distill"],
     ["sweep", "merge"],
     ["registry", "jobs", "pbt"],
     ["monitoring"],

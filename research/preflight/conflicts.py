@@ -23,6 +23,7 @@ from research.preflight.trackers import find_store_conflicts, find_tracker_confl
 from research.rules import Conflict
 from research.run_dir import expand_path
 from research.signals import get_launched_ranks
+from research.tracking.teacher import find_teacher_conflicts
 from research.trigger import (
     Trigger,
     check_metric_name,
@@ -297,6 +298,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_store_conflicts,
     find_kind_conflicts,
     find_resume_conflicts,
+    lambda requested: find_teacher_conflicts(requested.get("objective"), lambda key: requested.get_resolved(key)[0]),
 )
 
 

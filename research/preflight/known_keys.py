@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from research.options.conf import find_target, list_groups, list_offers, read_yaml
@@ -15,6 +16,7 @@ from research.preflight.overrides import quote_word
 from research.preflight.pretrained import complete, complete_base
 from research.rules import Conflict
 from research.run_dir import expand_path
+from research.tracking.teacher import complete_teacher
 
 OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
 
@@ -26,13 +28,16 @@ class KnownKeys(ComposedConfig):
     notes: tuple[str, ...] = ()  # what completed it, for people
 
     def complete(self, typed: Collection[str]) -> Conflict | None:
-        """Take over the model and the tokenizer of what the run starts from; return the conflict of what differs."""
+        """Take over model and tokenizer of what the run starts from, and its teacher's digest; return what conflicts."""
         nodes, self.notes, conflict = complete(self.cfg, typed, self.cfg["hydra"]["runtime"]["choices"])
         for key, node in nodes.items():
             self.set(key, node)
         settings, base_conflict = ({}, None) if conflict else complete_base(self.cfg)
         for key, value in settings.items():
             self.set(key, value)
+        with suppress(ValueError):  # which find_teacher_conflicts says
+            if digest := complete_teacher(self.get("objective")):
+                self.set("objective.digest", digest)
         return conflict or base_conflict
 
     def get_signature(self, key: str) -> Signature:
