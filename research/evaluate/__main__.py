@@ -79,6 +79,8 @@ def work(args: argparse.Namespace, runs: list[str], words: list[str], watch: sig
     from research.evaluate.plan import plan_tasks
     from research.evaluate.subjects import find_subjects
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of other libraries; they look as they are imported
     with watch.raise_immediately():
         subjects = find_subjects(runs)
         if args.packed and (others := [subject.word for subject in subjects if subject.kind != "run"]):

@@ -87,6 +87,8 @@ def compare(subjects: Sequence[Subject], tasks: Sequence[Task], options: Options
         bench = benches[key]
         form = load_form(subject, options.packed, bench.data.shape)
         check_shape(subject, form, bench.data)
+        if task.is_own and not bench.data.digest.startswith(form.data_digest):
+            print_message(f"note: RUN={subject.word}: its data have changed since: these numbers are not those of its training")
         results.append(judge(name, subject, form, bench, options, settings, poll))
         add_differences(results[0], results[-1])
     return results
@@ -101,7 +103,8 @@ def build_bench(task: Task, split_name: str, overfit: int, samples: int | None) 
     split = select_split(data, split_name, overfit, samples)
     parts, unit = group_samples(split, data.shape)
     for note in () if task.is_own else data.notes:
-        print_message(f"note: {note}")
+        if "train" not in note:  # else it is of a model that would be trained on these data
+            print_message(f"note: {note}")
     return Bench(task, data, make_plain(loss), metrics, split, split_name, parts, unit)
 
 

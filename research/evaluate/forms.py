@@ -22,7 +22,7 @@ from research.load import load_run
 from research.models.hub import Hub
 from research.nn.packed import pack_model
 from research.run_dir import parse_step, read_summary
-from research.training.manifest import hash_file
+from research.training.manifest import hash_file, read_manifest
 
 Run = Callable[[Tensor], Tensor]
 MAX_LOGITS = 1 << 24  # of one call of a client
@@ -52,6 +52,7 @@ class Form:
     classes: list[str] = field(default_factory=list)
     is_on_host: bool = False  # it runs on the CPU alone
     max_batch: int | None = None  # samples of one call; None: any number
+    data_digest: str = ""  # the start of that of the data that it was trained on
 
     @property
     def step(self) -> int | None:
@@ -74,6 +75,7 @@ def load_form(subject: Subject, packed: bool, shape: object) -> Form:
     sizes = summary.shape if (summary := read_summary(trained.folder)) else {}
     known = restore_shape(sizes) if sizes else trained.data.shape
     form = Form("run", trained.model, known, trained.checkpoint.name, list(summary.classes) if summary else [])
+    form.data_digest = read_manifest(trained.checkpoint).identity.get("data", "")
     if packed:
         try:
             form.model = pack_model(trained.model)

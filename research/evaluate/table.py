@@ -1,7 +1,7 @@
 """Results as a table for people, and as JSON for programs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.cli import format_count
@@ -10,6 +10,7 @@ from research.evaluate.intervals import Estimate
 from research.run_dir import replace_nonfinite
 
 VERSION = 1
+Estimates = Mapping[str, Estimate]
 METHODS = {
     "interval": "95 % t interval of the mean over parts; losses, accuracies and bits as ratios of sums (Cochran 1977), other "
     "metrics by the delete-a-group jackknife (Kott 2001)",
@@ -66,30 +67,36 @@ def describe_estimate(value: Estimate) -> dict[str, Any]:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Return the table: by metric, each run with its value, its interval and its difference to the first."""
+    """Return the samples, and the table of `format_rows`."""
+    rows = []
+    for result in results:
+        label, split = f"{result.form.label} {result.form.checkpoint}".strip(), result.bench.split_name
+        values, differences = (
+            {rename(key, split): value for key, value in estimates.items()}
+            for estimates in (result.metrics, result.differences)
+        )
+        rows.append((result.name, label, values, differences))
+    return "\n".join([*describe_data(results), format_rows(rows)])
+
+
+def format_rows(results: Sequence[tuple[str, str, Estimates, Estimates]]) -> str:
+    """Return a table by metric: each model with its form, its value and interval, and its difference to the first."""
     several = len(results) > 1
     rows = [["metric", "run", "form", "value", "± 95 %", *(["to the first", "± 95 %"] if several else [])]]
-    names = list(dict.fromkeys(rename(key, r.bench.split_name) for r in results for key in r.metrics))
-    for metric in names:
+    for metric in dict.fromkeys(key for _, _, values, _ in results for key in values):
         shown = metric
-        for result in results:
-            values = {rename(key, result.bench.split_name): value for key, value in result.metrics.items()}
-            if metric not in values:
-                continue
-            differences = {rename(key, result.bench.split_name): value for key, value in result.differences.items()}
-            label = f"{result.form.label} {result.form.checkpoint}".strip()
-            row = [shown, result.name, label, *format_estimate(values[metric])]
-            if several:
-                row += format_estimate(differences[metric], "+") if metric in differences else ["", ""]
-            rows.append(row)
-            shown = ""
+        for name, label, values, differences in results:
+            if metric in values:
+                row = [shown, name, label, *format_estimate(values[metric])]
+                if several:
+                    row += format_estimate(differences[metric], "+") if metric in differences else ["", ""]
+                rows.append(row)
+                shown = ""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    text = {0, 1, 2}  # columns that begin on the left
-    lines = [
-        "  ".join(cell.ljust(w) if n in text else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in [*describe_data(results), *lines])
+    cells = (
+        [cell.ljust(w) if n < 3 else cell.rjust(w) for n, (cell, w) in enumerate(zip(r, widths, strict=True))] for r in rows
+    )
+    return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
 def describe_data(results: Sequence[Result]) -> list[str]:
@@ -109,6 +116,6 @@ def describe_bench(bench: Bench, result: Result) -> str:
 def format_estimate(value: Estimate, sign: str = "") -> list[str]:
     """Return a value in as many digits as its interval has a use for, and half the width of that."""
     if not math.isfinite(value.half):
-        return [f"{value.value:{sign}.4f}", ""]
+        return [f"{value.value:{sign}.5g}", ""]
     digits = 4 if value.half == 0 else min(8, max(1, 1 - math.floor(math.log10(value.half))))
     return [f"{value.value:{sign}.{digits}f}", f"{value.half:.{digits}f}"]
