@@ -24,6 +24,7 @@ from research.preflight.evaluation import Task
 from research.training.task import check_task, get_logits_shape
 from research.training.trainer import Trainer
 
+TABLE = "research.data.table.table"
 BITS = "val/bpb"  # the metric that does not depend on the tokenizer
 
 
@@ -91,6 +92,8 @@ def compare(subjects: Sequence[Subject], tasks: Sequence[Task], options: Options
             print_message(f"note: RUN={subject.word}: its data have changed since: these numbers are not those of its training")
         results.append(judge(name, subject, form, bench, options, settings, poll))
         add_differences(results[0], results[-1])
+    if others := [result.name for result in results[1:] if not result.is_paired]:
+        print_message(f"note: {', '.join(others[:3])}: other samples than those of {results[0].name}, so nothing is paired")
     return results
 
 
@@ -102,6 +105,8 @@ def build_bench(task: Task, split_name: str, overfit: int, samples: int | None) 
     check_task(data, loss, metrics, "val/loss", tries_loss=False)
     split = select_split(data, split_name, overfit, samples)
     parts, unit = group_samples(split, data.shape)
+    if not task.is_own and task.data["_target_"] == TABLE:
+        print_message("note: numbers are standardised, and texts numbered, by the training part of these data, not the run's")
     for note in () if task.is_own else data.notes:
         if "train" not in note:  # else it is of a model that would be trained on these data
             print_message(f"note: {note}")
@@ -172,21 +177,25 @@ def check_shape(subject: Subject, form: Form, data: Dataset[Any]) -> None:
     if type(mine) is not type(theirs):
         fix = "give data of the kind that it was trained on"
         raise ValueError(f"{head} was trained on {describe_shape(mine)}, these data are {describe_shape(theirs)}; {fix}")
-    names = {"num_features": "features", "num_classes": "classes", "vocab_size": "tokens in the vocabulary"}
     for key, own in mine._asdict().items():
-        if key in ("mean", "scale", "end"):
-            continue
-        given = getattr(theirs, key)
-        if key == "seq_len" and given <= own:
-            continue
-        if given != own:
-            name = names.get(key, key)
+        other = getattr(theirs, key)
+        if own != other and key not in ("mean", "scale", "end") and not (key == "seq_len" and other < own):
             fix = f"; give data.seq_len={own}" if key == "seq_len" else ""
-            raise ValueError(f"{head} was trained with {own} {name}, these data have {given}{fix}")
+            raise ValueError(f"{head} was trained with {count(key, own)}, these data have {count(key, other)}{fix}")
     if form.classes and data.classes and list(form.classes) != list(data.classes):
         other = next(n for n, pair in enumerate(zip(form.classes, data.classes, strict=True)) if pair[0] != pair[1])
         message = f"{head}: class {other} is {form.classes[other]!r} there and {data.classes[other]!r} in these data"
         raise ValueError(f"{message}; give data with the same names of classes")
+
+
+def count(key: str, number: int) -> str:
+    """Return a size of a shape, for people."""
+    if key == "per_pixel":
+        return "a class for each pixel" if number else "a class for each image"
+    if key == "num_classes" and not number:
+        return "next tokens to predict and no classes"
+    texts = {"num_features": "{} features", "num_classes": "{} classes", "vocab_size": "a vocabulary of {} tokens"}
+    return texts.get(key, "sequences of {} tokens" if key == "seq_len" else f"{key} {{}}").format(number)
 
 
 def describe_shape(shape: object) -> str:

@@ -12,20 +12,20 @@ def plan_tasks(subjects: Sequence[Subject], words: Sequence[str], split: str | N
 
     Raise ValueError for wrong words, and for a model that has no data.
     """
-    first = next((subject for subject in subjects if subject.kind == "run"), None)
+    runs = [subject for subject in subjects if subject.kind == "run"]
     tasks = []
     for subject in subjects:
-        source = subject if subject.kind == "run" else first
+        of = [run for run in runs if run.folder.name == subject.report.get("run")]
+        source = subject if subject.kind == "run" else next(iter([*of, *runs]), None)
         if source is None and not any(word.lstrip("+").startswith("data=") for word in words):
             fix = "name the run that it is of before it, or give data=text data.path=FILE"
             raise ValueError(f"RUN={subject.word}: it does not say what data it is of; {fix}")
         if source and not source.recorded:
             raise ValueError(f"RUN={source.word}: {source.folder} has no config.yaml that can be read; give another run")
-        # The same samples as those of the run beside it: an export has its tokens.
-        tokens = subject if subject.kind == "pretrained" or source is None else source
-        recorded = source.recorded if source else {}
+        has_own = source is None or (subject.has_tokenizer and not source.has_same_tokenizer(subject))
+        recorded, tokens = (source.recorded if source else {}), subject if has_own or source is None else source
         task = compose_task(words, recorded, tokens.tokenizer, (source or subject).seq_len, split, folders)
-        if subject.kind == "pretrained" and task.is_own and "tokenizer" in task.data and subject.tokenizer:
+        if has_own and task.is_own and "tokenizer" in task.data:
             task = task._replace(data=task.data | {"tokenizer": subject.tokenizer})
         tasks.append(task)
     return tasks

@@ -40,10 +40,27 @@ class Subject:
         return to_run_folder(self.path) if self.kind == "run" else self.path
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """Where the model's own tokenizer is, unless it is of bytes."""
+        return self.folder / TOKENIZER_FOLDER if self.kind == "run" else self.path
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Return whether its folder holds a tokenizer."""
+        return (self.tokenizer_folder / TOKENIZER_FILE).is_file()
+
+    def has_same_tokenizer(self, other: "Subject") -> bool:
+        """Return whether another model has the tokenizer of this one; an export writes that of bytes into a file."""
+        mine, theirs = (subject.tokenizer_folder / TOKENIZER_FILE for subject in (self, other))
+        if not self.has_tokenizer:
+            return other.kind == "export" and other.report["model"].get("vocab") == 256
+        return mine.read_bytes() == theirs.read_bytes()
+
+    @property
     def tokenizer(self) -> dict[str, Any] | None:
         """The node of the model's own tokenizer; None where it has none."""
-        folder = self.folder / TOKENIZER_FOLDER if self.kind == "run" else self.path
-        if (folder / TOKENIZER_FILE).is_file():
+        folder = self.tokenizer_folder
+        if self.has_tokenizer:
             return {"_target_": FOLDER, "path": str(folder)}
         reads_bytes = self.kind == "export" and self.report["model"].get("vocab") == 256
         reads_bytes |= self.kind == "run" and (folder.is_dir() or "tokenizer" in (self.recorded.get("data") or {}))

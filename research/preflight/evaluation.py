@@ -123,6 +123,9 @@ def read_words(line: CommandLine, recorded: dict[str, Any], has_tokenizer: bool)
         requested.typed_overrides[override.key_or_group] = str(override.input_line)
         if not chooses_option(override):
             requested.apply_override(override)
+    for key in ("data", "loss"):
+        if not isinstance(requested.get(key), dict):
+            requested.add_mistake(key, f"an evaluation needs {key}", f"leave it out, or give {key}=OPTION")
     check_nodes(requested, has_tokenizer)
     if recorded and (mistake := check_kind(requested, recorded)):
         mistakes.append(mistake)
