@@ -140,7 +140,7 @@ def run_onnx(folder: Path, dtype: torch.dtype) -> Run:
 def run_torch(folder: Path, dtype: torch.dtype) -> Run:
     """Return the program of torch.export in the folder."""
     program = torch.export.load(folder / pt2.FILE).module()
-    return lambda x: program(x)  # type: ignore[no-any-return]
+    return lambda x: program(x)
 
 
 def run_safetensors(folder: Path, dtype: torch.dtype) -> Run:

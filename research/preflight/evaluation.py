@@ -101,7 +101,7 @@ def build_task(
 def to_plain(config: Any, key: str) -> dict[str, Any]:
     """Return a node of a configuration, resolved; empty where there is none."""
     node = OmegaConf.select(config, key)
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else {}
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else {}
     return dict(plain) if isinstance(plain, dict) else {}
 
 

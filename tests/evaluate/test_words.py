@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -148,14 +149,15 @@ def test_names_of_classes_must_be_the_same(tmp_path: Path) -> None:
     form = Form("run", torch.nn.Linear(3, 2), Vectors(3, 2), classes=["cat", "cow"])
     with pytest.raises(ValueError, match="class 1 is 'cow' there and 'dog' in these data"):
         check_shape(Subject("x", tmp_path, "run"), form, data)
-    for shape, other, answer in (
+    cases: list[tuple[Any, Any, str]] = [
         (Vectors(4, 2), Vectors(3, 2), "4 features, these data have 3"),
         (Vectors(3, 5), Vectors(3, 2), "5 classes, these data have 2"),
         (Tokens(9, 3), Tokens(9, 3, num_classes=4), "next tokens to predict and no classes, these data have 4 classes"),
         (Images(1, 8, 8, 2, True), Images(1, 8, 8, 2), "a class for each pixel, these data have a class for each image"),
         (Images(1, 8, 8, 2), Images(3, 8, 8, 2), "channels 1, these data have channels 3"),
         (Tokens(9, 3), Vectors(3, 2), "sequences of tokens, these data are vectors of numbers"),
-    ):
+    ]
+    for shape, other, answer in cases:
         form.shape = shape
         with pytest.raises(ValueError, match=answer):
             check_shape(Subject("x", tmp_path, "run"), form, replace(data, shape=other))
