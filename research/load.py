@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,13 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
         if isinstance(cause, TypeError) and (missing := re.search(r"(?:missing (?:a|\d+) required.*?: )(.*)", text)):
             text = f"{node.get('_target_')}: {text}\n{explain_missing(key or str(node._get_full_key(None)), text, missing[1])}"
         raise ValueError(text) from error
+
+
+def build_node(settings: Mapping[str, Any], key: str, is_foreign: bool = False) -> Any:
+    """Build the `_target_` of plain settings, as `instantiate`. Raise ValueError for references in what is of a run folder."""
+    if is_foreign:
+        check_interpolations(dict(settings))
+    return instantiate(OmegaConf.create(dict(settings)), key=key, is_foreign=is_foreign)
 
 
 def explain_missing(key: str, text: str, names: str) -> str:

@@ -67,6 +67,17 @@ class Bins:
 
 
 @dataclass(frozen=True)
+class Windows(Split):
+    """Some windows of a stream, in memory, each with the number of the document in which it begins."""
+
+    documents: Int[Tensor, "windows"] | None = None
+
+    def take(self, count: int | None) -> "Windows":
+        documents = None if self.documents is None else self.documents[:count]
+        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count], documents=documents)
+
+
+@dataclass(frozen=True)
 class Streams:
     """What is in a folder of the cache."""
 
@@ -109,6 +120,16 @@ class Streams:
                 while block := stream.read(BLOCK):
                     counts += np.bincount(np.frombuffer(block, dtype=self.tokenizer.dtype), minlength=len(counts))
         return torch.from_numpy(counts)
+
+    def number_documents(self, name: str, starts: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Return the document, numbered from 0, of each token at `starts` of a stream; an end belongs to the one before."""
+        ends, offset = [np.empty(0, dtype=np.int64)], 0
+        with (self.folder / f"{name}.bin").open("rb") as stream:
+            while block := stream.read(BLOCK):
+                tokens = np.frombuffer(block, dtype=self.tokenizer.dtype)
+                ends.append(np.flatnonzero(tokens == self.tokenizer.end) + offset)
+                offset += len(tokens)
+        return torch.from_numpy(np.searchsorted(np.concatenate(ends), starts.numpy()))
 
 
 def prepare_streams(

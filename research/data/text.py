@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from research.data.bins import Streams, prepare_streams
+from research.data.bins import Streams, Windows, prepare_streams
 from research.data.corpus import Corpus, Origin, Reader, check_unchanged, read_corpus, read_stamp
 from research.data.labels import unigram_cross_entropy
 from research.data.mixing import Mixture, share_block
@@ -169,6 +169,7 @@ def select_evenly(streams: Streams, seq_len: int, val_bytes: int) -> Split:
     num_tokens = val_bytes * streams.num_tokens["val"] // max(1, streams.num_bytes["val"])
     count = min(max(1, num_tokens // seq_len), len(windows))
     index = spread_evenly(count, len(windows))
+    documents = streams.number_documents("val", index * seq_len)
     if isinstance(windows, Split):
-        return Split(windows.inputs[index], windows.targets[index], windows.token_bytes)
-    return Split(*windows[index], windows.token_bytes)
+        return Windows(windows.inputs[index], windows.targets[index], windows.token_bytes, documents)
+    return Windows(*windows[index], windows.token_bytes, documents)

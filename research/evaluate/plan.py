@@ -1,0 +1,31 @@
+"""By what each model is judged: decided from folders and words alone, before anything heavy is imported."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from research.evaluate.subjects import Subject
+from research.preflight.evaluation import Task, compose_task
+
+
+def plan_tasks(subjects: Sequence[Subject], words: Sequence[str], split: str | None, folders: Sequence[Path]) -> list[Task]:
+    """Return the task of each model: a run's own, changed by the words. Other models take that of the first run.
+
+    Raise ValueError for wrong words, and for a model that has no data.
+    """
+    runs = [subject for subject in subjects if subject.kind == "run"]
+    tasks = []
+    for subject in subjects:
+        of = [run for run in runs if run.folder.name == subject.report.get("run")]
+        source = subject if subject.kind == "run" else next(iter([*of, *runs]), None)
+        if source is None and not any(word.lstrip("+").startswith("data=") for word in words):
+            fix = "name the run that it is of before it, or give data=text data.path=FILE"
+            raise ValueError(f"RUN={subject.word}: it does not say what data it is of; {fix}")
+        if source and not source.recorded:
+            raise ValueError(f"RUN={source.word}: {source.folder} has no config.yaml that can be read; give another run")
+        has_own = source is None or (subject.has_tokenizer and not source.has_same_tokenizer(subject))
+        recorded, tokens = (source.recorded if source else {}), subject if has_own or source is None else source
+        task = compose_task(words, recorded, tokens.tokenizer, (source or subject).seq_len, split, folders)
+        if has_own and task.is_own and "tokenizer" in task.data:
+            task = task._replace(data=task.data | {"tokenizer": subject.tokenizer})
+        tasks.append(task)
+    return tasks
