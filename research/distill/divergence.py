@@ -37,8 +37,8 @@ def diverge(
 
     Hinton et al. 2015 (1503.02531), section 2.
     """
-    logs = (F.log_softmax(widen(logits) / temperature, -1) for logits in (student, teacher))
-    return temperature**2 * compare(*logs, kind)
+    own, other = (F.log_softmax(widen(logits) / temperature, -1) for logits in (student, teacher))
+    return temperature**2 * compare(own, other, kind)
 
 
 def diverge_top_k(

@@ -14,7 +14,7 @@ from research.distill.divergence import Kind, TopK, diverge, diverge_top_k, sele
 from research.distill.hidden import compare_outputs, match_blocks, record_outputs
 from research.distill.store import Store, check_store, describe_answers
 from research.distill.teacher import check_data, load_teacher
-from research.losses import IGNORE, Loss, num_valid_targets
+from research.losses import IGNORE, Loss, check_losses, num_valid_targets
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 from research.ranges import PositiveFloat, PositiveInt, Share, check_settings
 from research.run_dir import expand_path
@@ -93,15 +93,18 @@ class Distill(RunObjective):
             return self.loss(check_logits(model(x), y, model, self.loss, self.shape), y)
         with record_outputs(self.blocks) as outputs:
             logits = check_logits(model(x), y, model, self.loss, self.shape)
-        losses = self.loss(logits, y)
+        check_losses(losses := self.loss(logits, y), y)  # before a mean spreads over the teacher's terms
         with torch.no_grad(), record_outputs(self.teacher_blocks) as teacher_outputs:
             answer = self.answer(x, y)
         terms = losses.new_zeros(3)
-        masked = torch.zeros_like(losses, dtype=torch.bool) if y.is_floating_point() else y == IGNORE
+        masked = y == IGNORE
         if self.weight:
-            student = self.align(logits, y)
-            compare = diverge_top_k if isinstance(answer, TopK) else diverge
-            term = compare(student, answer, self.kind, self.temperature).masked_fill(masked, 0)  # type: ignore[operator]
+            student, settings = self.align(logits, y), (self.kind, self.temperature)
+            if isinstance(answer, TopK):
+                term = diverge_top_k(student, answer, *settings)
+            else:
+                term = diverge(student, answer, *settings)
+            term = term.masked_fill(masked, 0)
             losses = (1 - self.weight) * losses + self.weight * term
             terms[0] = term.detach().sum()
         if self.hidden:

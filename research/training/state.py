@@ -113,8 +113,11 @@ class State:
         """What a checkpoint must also hold, by its name there: callbacks have their class and a count, as "Checkpoint 0"."""
         names = [callback.checkpoint_name or type(callback).__name__ for callback in self.callbacks]
         numbered = [f"{name} {names[:i].count(name)}" for i, name in enumerate(names)]
-        objective = {"objective": self.objective} if isinstance(self.objective, RunObjective) else {}
-        return dict(zip(numbered, self.callbacks, strict=True)) | {"scaler": self.scaler} | objective
+        parts: dict[str, Stateful] = dict(zip(numbered, self.callbacks, strict=True))
+        parts["scaler"] = self.scaler
+        if isinstance(self.objective, RunObjective):
+            parts["objective"] = self.objective
+        return parts
 
     def require_folder(self) -> None:
         """Raise FileNotFoundError where the run folder was moved, replaced or deleted meanwhile; from then on there is none.

@@ -90,6 +90,12 @@ def test_a_target_to_ignore_has_no_term(teachers: Path) -> None:
     assert (losses[:, -1] > 0).all()
 
 
+def test_a_mean_is_refused_before_it_spreads(teachers: Path) -> None:
+    state = make_state(Distill(lambda logits, y: last_token(logits, y).mean(), str(teachers / "full")))
+    with pytest.raises(ValueError, match="a loss gives one number a target"):
+        state.objective(state.model, *DATA.train[torch.arange(3)])
+
+
 def test_pixels_have_a_term_each() -> None:
     objective = object.__new__(Distill)
     objective.shape, objective.num_classes = Images(1, 2, 3, 4, per_pixel=True), 4
@@ -173,10 +179,10 @@ def test_a_pretrained_folder_teaches(tmp_path: Path) -> None:
 
 def test_a_store_is_what_the_teacher_says(teachers: Path, tmp_path: Path) -> None:
     """Filled and read to the same bits, and float16's rounding off what is computed. It needs no teacher once all is there."""
-    settings = {"weight": 1.0, "top_k": 4, "kind": "symmetric", "temperature": 2.0}
+    settings: dict[str, Any] = {"weight": 1.0, "top_k": 4, "kind": "symmetric", "temperature": 2.0}
     live, kept = (
-        make_state(Distill(last_token, str(teachers / "full"), **settings, **more))
-        for more in ({}, {"store": str(tmp_path / "s")})
+        make_state(Distill(last_token, str(teachers / "full"), **settings, store=store))
+        for store in (None, str(tmp_path / "s"))
     )
     x, y = DATA.train[torch.tensor([3, 1, 4, 1])]  # one of them twice
     for state in (live, kept):
