@@ -10,12 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, redirect_to_null, run_command
 from research.run_dir import expand_path
+
+if TYPE_CHECKING:
+    from research.evaluate.subjects import Subject  # with it comes hydra
 
 WORD = r"[+~]*[A-Za-z][\w.@]*=.*|~[a-z][\w.]*"  # an override, as for train.py
 
@@ -59,6 +61,8 @@ def check_together(command: Parser, args: argparse.Namespace, words: list[str]) 
         command.error(f"--tasks have data of their own; leave out {' '.join(words) or '--split'}")
     if args.tasks_folder and not args.tasks_folder.is_dir():
         command.error(f"--tasks-folder {args.tasks_folder}: there is no such folder")
+    if args.tasks and (args.device == "auto" or args.precision not in (None, "fp32")):
+        command.error("--tasks compute on the CPU in fp32; leave out --device auto and --precision")
     if args.packed and (args.device == "auto" or args.precision not in (None, "fp32")):
         command.error("--packed computes on the CPU in fp32; leave out --device auto and --precision")
     for folder in args.config_dir:
@@ -90,10 +94,10 @@ def work(args: argparse.Namespace, runs: list[str], words: list[str], watch: sig
         from research.evaluate.report import judge_tasks, judge_words
 
         content, text = judge_tasks(subjects, args) if args.tasks else judge_words(subjects, tasks, args, watch.check)
-    publish(content, text, args, [subject.folder for subject in subjects if subject.kind == "run"])
+    publish(content, text, args, subjects)
 
 
-def publish(content: dict[str, Any], text: str, args: argparse.Namespace, folders: list[Path]) -> None:
+def publish(content: dict[str, Any], text: str, args: argparse.Namespace, subjects: "Sequence[Subject]") -> None:
     """Print the result, and write it to a file and to the runs' records in MLflow where that is requested."""
     import json
 
@@ -103,8 +107,9 @@ def publish(content: dict[str, Any], text: str, args: argparse.Namespace, folder
         write_json(args.output, content)
         from research.export.__main__ import upload_report
 
-        for folder in dict.fromkeys(folders):
-            upload_report(folder, args.output, "evaluate", None)
+        runs = {subject.folder: subject.recorded.get("tracker") or {} for subject in subjects if subject.kind == "run"}
+        for folder, tracker in runs.items():
+            upload_report(folder, args.output, "evaluate", tracker.get("uri"))
     try:
         print_message(json.dumps(content) if args.json else text, sys.stdout)
     except OSError as error:

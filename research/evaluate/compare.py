@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from research.cli import print_message
+from research.cli import announce_wait, format_count, print_message
 from research.data.spec import Dataset, Images, Samples, Tokens, Vectors
 from research.evaluate.forms import Form, load_form
 from research.evaluate.intervals import Estimate, estimate
@@ -21,6 +21,7 @@ from research.losses import Loss, make_plain
 from research.metrics import Metric
 from research.models.decoder import Decoder
 from research.preflight.evaluation import Task
+from research.signals import get_launched_ranks
 from research.training.task import check_task, get_logits_shape
 from research.training.trainer import Trainer
 
@@ -76,6 +77,8 @@ class Result:
 
 def compare(subjects: Sequence[Subject], tasks: Sequence[Task], options: Options, poll: Callable[[], None]) -> list[Result]:
     """Return what each model reaches on its task, and its difference to the first. Raise ValueError where one does not fit."""
+    if get_launched_ranks()[1] > 1:
+        raise ValueError("an evaluation is one process: start it without torchrun, accelerate launch or srun of several tasks")
     torch.set_flush_denormal(True)  # as in training
     results, benches = list[Result](), dict[str, Bench]()
     for name, subject, task in zip(name_subjects(subjects), subjects, tasks, strict=True):
@@ -133,11 +136,13 @@ def judge(
     batch_size = form.max_batch or batch_size
     arguments = (bench.loss, bench.metrics, bench.parts, batch_size, trainer.autocast, poll)
     try:
-        measurement = measure(model, split, *arguments)
+        with announce_wait(f"{name}: {format_count(len(split), 'sample')}; --samples N judges fewer", 10):
+            measurement = measure(model, split, *arguments)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise ValueError(f"out of memory: {str(error).splitlines()[0]}; give a smaller --batch-size") from error
         raise
+    form.model = nn.Identity()  # of a sweep one model at a time is held
     estimates = {key: estimate(value, measurement.influences.get(key)) for key, value in measurement.values.items()}
     return Result(name, subject, form, bench, measurement, estimates)
 

@@ -107,7 +107,8 @@ def load_export(subject: Subject) -> Form:
     classes, checkpoint = subject.report.get("class_names", []), str(subject.report.get("checkpoint", ""))
     # Each call of llama.cpp is a process: as many samples as possible share one.
     max_batch = max(1, MAX_LOGITS // outputs) if kind == "gguf" else None
-    return Form(f"export {kind}", Client(run, dtype), shape, checkpoint, classes, True, max_batch)
+    known = None if "vocab" in sizes and "name" in sizes else shape  # transformers' vocabularies are often rounded up
+    return Form(f"export {kind}", Client(run, dtype), known, checkpoint, classes, True, max_batch)
 
 
 def run_hf(folder: Path, dtype: torch.dtype) -> Run:

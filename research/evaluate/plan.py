@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from research.evaluate.subjects import Subject
 from research.preflight.evaluation import Task, compose_task
+from research.run_dir import expand_path
 
 
 def plan_tasks(subjects: Sequence[Subject], words: Sequence[str], split: str | None, folders: Sequence[Path]) -> list[Task]:
@@ -25,7 +27,13 @@ def plan_tasks(subjects: Sequence[Subject], words: Sequence[str], split: str | N
         has_own = source is None or (subject.has_tokenizer and not source.has_same_tokenizer(subject))
         recorded, tokens = (source.recorded if source else {}), subject if has_own or source is None else source
         task = compose_task(words, recorded, tokens.tokenizer, (source or subject).seq_len, split, folders)
-        if has_own and task.is_own and "tokenizer" in task.data:
-            task = task._replace(data=task.data | {"tokenizer": subject.tokenizer})
+        if task.is_own and "tokenizer" in task.data and (has_own or is_gone(task.data["tokenizer"])):
+            task = task._replace(data=task.data | {"tokenizer": tokens.tokenizer})
         tasks.append(task)
     return tasks
+
+
+def is_gone(tokenizer: Any) -> bool:
+    """Return whether the folder of a recorded tokenizer is no longer there: the run keeps a copy."""
+    path = tokenizer.get("path") if isinstance(tokenizer, dict) else None
+    return isinstance(path, str) and not expand_path(path).exists()

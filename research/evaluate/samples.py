@@ -102,7 +102,8 @@ def group_samples(split: Samples, shape: object) -> tuple[Int[Tensor, "samples"]
     if len(joined.unique()) == len(joined):
         return torch.arange(len(joined)), "sample"
     numbered, are_documents = number_parts(joined)
-    return numbered, "document" if are_documents else "block"
+    are_alone = int(numbered.max()) + 1 == len(numbered)
+    return numbered, "document" if are_documents else "sample" if are_alone else "block"
 
 
 def find_documents(split: Samples, end: int) -> Int[Tensor, "samples"]:

@@ -93,7 +93,7 @@ def build_task(
         fix = "give --split val" + ", or --split all for all of these data" * (not is_own)
         raise ValueError(f"--split test: data.test_fraction=0 sets no test apart\n  {fix}")
     if not is_own and split in (None, "all"):  # of text all that is held back is read, and both parts are long enough
-        read_all = {"val_bytes": ALL_BYTES, "val_fraction": 0.5} if "val_bytes" in data else {}
+        read_all = {"val_bytes": ALL_BYTES, "val_fraction": 0.5, "test_fraction": 0.0} if "val_bytes" in data else {}
         data |= {key: value for key, value in read_all.items() if f"data.{key}" not in typed}
     return Task(data, loss, metrics, is_own)
 

@@ -87,6 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run --tasks-folder empty", "name its tasks with --tasks"),
         ("run --tasks x --split val", "--tasks have data of their own; leave out --split"),
         ("run --tasks x data=text", "leave out data=text"),
+        ("run --tasks x --precision bf16", "--tasks compute on the CPU in fp32"),
         ("data=text", "data=text chooses data; give a RUN too"),
         ("nowhere", "RUN=nowhere: there is no such folder; give a run folder"),
         ("notes.txt", "RUN=notes.txt: there is no such folder"),
