@@ -64,8 +64,11 @@ def make_source(
         tokenizer.save(folder / TOKENIZER_FOLDER)
     sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "ffn_dim": 48, "sub_norm": True, "init_std": 0.2} | numbers
 
+    own = dict(settings or {})
+    kind: type[nn.Module] = own.pop("linear", BitLinear)
+
     def make_linear(width: int, out: int, bias: bool) -> nn.Module:
-        return BitLinear(width, out, bias, **settings or {})
+        return kind(width, out, bias, **own)
 
     if tokenizer:
         shape = Tokens(tokenizer.vocab_size, 8)
