@@ -69,9 +69,7 @@ def choose_types(source: Source, options: Options) -> dict[str, str]:
     Raise ValueError for a setting that llama.cpp does not hold.
     """
     if not source.linears and options.type not in (None, "F16"):
-        raise ValueError(
-            f"--type {options.type} is for ternary weights, and RUN is in full precision; give F16, or leave it out"
-        )
+        raise ValueError(f"--type {options.type} is for ternary weights, and RUN is in full precision; leave it out")
     wanted, kinds = options.type or "TQ2_0", {}
     for name, layer in source.linears.items():
         for setting, known in {"activation_bits": 8, "activation_granularity": "token"}.items():

@@ -117,7 +117,7 @@ def build_tensors(source: Source, net: Net, packing: str) -> dict[str, Tensor]:
             tensors[f"{target}.weight"] = pack_quarters(codes)
             tensors[f"{target}.weight_scale"] = to_stored_scale(scale, packing)
             if packing == "autobitlinear" and layer.bias is not None:
-                tensors[f"{target}.bias"] = layer.bias / scale  # it multiplies by the scale after the bias
+                tensors[f"{target}.bias"] = layer.bias / scale.reshape(1)  # it multiplies by the scale after the bias
     return tensors
 
 

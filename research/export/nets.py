@@ -55,17 +55,14 @@ def choose_special(source: Source, came: dict[str, Any]) -> dict[str, Any]:
 
     Another tokenizer has its own: the end of a document, which also pads.
     """
-    if find_own_tokenizer(source.run):
-        kept = {key: came.get(key) for key in SPECIAL}
-        assert source.run.tokenizer
-        kept["eos_token_id"] = source.run.tokenizer.end if kept["eos_token_id"] is None else kept["eos_token_id"]
-        end = kept["eos_token_id"]
-        kept["pad_token_id"] = (
-            kept["pad_token_id"] if kept["pad_token_id"] is not None else end[0] if isinstance(end, list) else end
-        )
-        return kept
     end = source.run.tokenizer.end if source.run.tokenizer else None
-    return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+    if not find_own_tokenizer(source.run):
+        return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+    kept = {key: came.get(key) for key in SPECIAL}
+    kept["eos_token_id"] = end if kept["eos_token_id"] is None else kept["eos_token_id"]
+    if kept["pad_token_id"] is None:  # the same that the tokenizer has
+        kept["pad_token_id"] = end
+    return kept
 
 
 def describe_transformer(source: Source) -> Net:

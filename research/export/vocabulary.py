@@ -72,7 +72,7 @@ def describe_step(step: dict[str, Any]) -> str:
 
 
 def add_special(writer: Any, source: Source, tokenizer: Tokenizer) -> None:
-    """Add the special tokens and, where the tokenizer is the pretrained model's own, what stands around a text and in a chat."""
+    """Add the special tokens and, of a pretrained model's own tokenizer, what stands around a text and in a chat."""
     writers = {"bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id}
     own = find_own_tokenizer(source.run)
     special = choose_special(source, source.net.config.to_dict() if isinstance(source.model, Hub) else {})
