@@ -16,12 +16,13 @@ from torch import nn
 
 from research.cli import describe_error, first_line
 from research.data.spec import Dataset, restore_shape
-from research.data.tokenizers import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.preflight.pretrained import use_own_files
 from research.preflight.program import locate_error
 from research.preflight.recorded import load_config
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, iter_targets, locate_target
-from research.run_dir import is_locked, list_checkpoints, read_summary, to_run_folder
+from research.run_dir import TOKENIZER_FOLDER, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint
 from research.training.snapshot import describe_structure, load_weights
@@ -135,6 +136,8 @@ def load_run(run: str) -> TrainedRun:
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         check_interpolations(settings)
+        if is_whole(settings):
+            settings["model"] = use_own_files(settings.get("model"), folder)
         config = OmegaConf.create(settings)
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
@@ -153,6 +156,12 @@ def load_run(run: str) -> TrainedRun:
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
         load_weights(model, step_folder, snapshot)
     return TrainedRun(folder, step_folder, config, model.eval().requires_grad_(False))
+
+
+def is_whole(settings: dict[str, Any]) -> bool:
+    """Return whether a run's checkpoints hold all weights of its model; those of adapters need the base's too."""
+    finetune = settings.get("finetune")
+    return not finetune or str(finetune.get("_target_")).endswith(".full")
 
 
 def resolve_run(run: str) -> Path:

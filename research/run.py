@@ -18,14 +18,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from research import run_dir
 from research.cli import describe_error, redact_output
 from research.data.spec import Dataset
-from research.data.tokenizers import TOKENIZER_FOLDER
 from research.load import check_targets, instantiate
 from research.losses import Loss
 from research.metrics import Metric
+from research.models.hub import Hub
 from research.options.signature import list_plain_settings
 from research.preflight.program import name_own_lines, redact_config
 from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
-from research.preflight.run_config import build_run_config
+from research.preflight.run_config import build_run_config, complete_config
 from research.run_dir import RunConfig, Summary
 from research.seeding import seed_all
 from research.signals import Stopped, get_exit_code, get_launched_ranks, watch
@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> float:
     torch.set_flush_denormal(True)  # below 1e-38 is 0: in long runs Adam's squares come to that, at ten times the price
     redact_output()
     redact_hydra_files()
+    cfg = complete_config(cfg)
     check_targets(cfg)  # before anything is built or written
     cfg = drop_plain_settings(cfg)
     cfg, task = count_epochs(cfg) if cfg.epochs else (cfg, None)
@@ -169,8 +170,10 @@ def setup(
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
     if data.tokenizer and folder and distributed.rank() == 0:
-        data.tokenizer.save(folder / TOKENIZER_FOLDER)
+        data.tokenizer.save(folder / run_dir.TOKENIZER_FOLDER)
     model = instantiate(cfg.model, data.shape, key="model")
+    if isinstance(model, Hub) and folder and distributed.rank() == 0:
+        model.save_config(folder / run_dir.MODEL_FOLDER)
     if cfg.get("finetune"):
         model = instantiate(cfg.finetune, model, key="finetune")
     model = trainer.to_device(model)

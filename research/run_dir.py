@@ -21,6 +21,7 @@ from zlib import crc32
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
+TOKENIZER_FOLDER, MODEL_FOLDER = "tokenizer", "model"  # in a run folder: its tokenizer; the config.json of a model of hub
 SUMMARY_FILE = "summary.json"
 OUTER_KEYS = ("out", "resume", "tracker")  # settings of where a run goes, where it begins, who watches: no part of the result
 MAX_TEXT_BYTES = 1 << 26  # of a file that describes a run

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from research.data.spelling import BYTE_OF, PROBES, leave_out_changes, show_difference, spell_token
 from research.ranges import VocabSize, check_settings
+from research.run_dir import TOKENIZER_FOLDER as TOKENIZER_FOLDER
 from research.run_dir import expand_path, replace_text, write_json
 
 END = "<|endoftext|>"
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
-TOKENIZER_FOLDER = "tokenizer"  # in a run folder
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
 Array = UInt[np.ndarray, "n"]
 

@@ -4,18 +4,20 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from research.cli import first_line
 from research.data.spec import Tokens
+from research.models.hub_folder import check_seq_len, read_hub_config
+from research.models.hub_weights import fit_masters, load_folder
 from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath, check_settings
-from research.run_dir import expand_path
+from research.run_dir import expand_path, read_text, replace_text
 
 log = logging.getLogger(__name__)
 PROBE_LENGTH = 8  # symbols of the test whether a model is causal
@@ -25,8 +27,9 @@ class Hub(nn.Module):
     """A model of transformers behind this program's interface.
 
     `folder` is a local folder that save_pretrained wrote: architecture and weights, loaded in float32. Without it
-    `model_type` and `fields`, both in transformers' terms, describe a new model. Raise ValueError if transformers is missing
-    or refuses the settings, if the model is too small for the data, or if it is not causal.
+    `model_type` and `fields`, both in transformers' terms, describe a new model. `keep_blocks` are numbers of blocks that stay
+    in full precision, from the first, 0, or the last, -1. Raise ValueError if transformers is missing or refuses the settings,
+    if the model is too small for the data, or if it is not causal.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class Hub(nn.Module):
         model_type: str = "llama",
         fields: Mapping[str, Any] | None = None,
         folder: ExistingPath | None = None,
+        load_weights: bool = True,  # false: the architecture of the folder alone
         linear: Linear | None = None,  # replaces nn.Linear; nn.Linear itself or None: full precision
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = DEFAULT_EXCLUDE,
+        keep_blocks: Sequence[int] = (),
     ) -> None:
         check_settings("model", Hub.__init__.__annotations__, locals())
         super().__init__()
@@ -46,25 +51,84 @@ class Hub(nn.Module):
             raise ValueError(
                 f"model=hub predicts tokens, and each text of these data has one of {shape.num_classes} classes\n{fix}"
             )
+        scales: dict[str, float] = {}
         try:
-            net = _load_from_folder(folder) if folder else _build_from_config(model_type, fields or {}, shape)
+            if folder:
+                check_seq_len(folder, read_hub_config(folder, load_weights), shape.seq_len)
+                net, scales = load_folder(folder, load_weights)
+            else:
+                net = _build_from_config(model_type, fields or {}, shape)
         except ModuleNotFoundError as error:  # transformers is an extra
             raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
-        for name, needed in (("vocab_size", shape.vocab_size), ("max_position_embeddings", shape.seq_len)):
-            if (size := getattr(net.config, name, None)) is not None and size < needed:
-                raise ValueError(f"model=hub: {name} is {size}, the data has {needed}: give another model or other data")
-        if _looks_ahead(net, min(shape.seq_len, PROBE_LENGTH), shape.vocab_size):
-            reason = f"model=hub: {type(net).__name__} is not causal: it sees the symbols that it is to predict"
-            fix = "give another model, or set is_decoder: in its config.json, or with +model.fields.is_decoder=true"
-            raise ValueError(f"{reason}\n{fix}")
-        self.net: nn.Module = net
+        _check_sizes(net, shape, folder)
+        self.net: Any = net
+        self.folder, self.vocab_size = folder, shape.vocab_size
+        self.max_seq_len = int(getattr(net.config, "max_position_embeddings", None) or shape.seq_len)
+        kept = _list_kept(net, keep_blocks)
         if linear and (linear.func if isinstance(linear, partial) else linear) is not nn.Linear:
-            self.net = convert_linears(net, include, exclude, linear)
+            replaced = replace_conv1d(net)
+            if replaced and load_weights and folder:
+                log.warning("model=hub: %d Conv1D layers are linear ones now, which compute the same", len(replaced))
+            self.net = convert_linears(net, include, [*([exclude] if isinstance(exclude, str) else exclude), *kept], linear)
+            fit_masters(folder or "", bitlinear_layers(self.net), scales)
             _warn_about_unconverted(self.net)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of the next symbol at every position."""
         return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+    def save_config(self, folder: Path) -> None:
+        """Write config.json, and generation_config.json where it came with one: the model without its weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "config.json", self.net.config.to_json_string(use_diff=False))
+        own = expand_path(self.folder) / "generation_config.json" if self.folder else None
+        if own and own.is_file():
+            replace_text(folder / own.name, read_text(own, "replace"))
+
+
+def _check_sizes(net: Any, shape: Tokens, folder: str | None) -> None:
+    """Raise ValueError for a model with fewer symbols or positions than the data, and for one that is not causal."""
+    for name, needed in (("vocab_size", shape.vocab_size), ("max_position_embeddings", shape.seq_len)):
+        if (size := getattr(net.config, name, None)) is not None and size < needed:
+            fix = "give another model or other data"
+            fix = f"{fix}, tokenized by the model's own tokenizer" if folder and name == "vocab_size" else fix
+            raise ValueError(f"model=hub: {name} is {size}, the data has {needed}: {fix}")
+    if _looks_ahead(net, min(shape.seq_len, PROBE_LENGTH), shape.vocab_size):
+        reason = f"model=hub: {type(net).__name__} is not causal: it sees the symbols that it is to predict"
+        fix = "give another model, or set is_decoder: in its config.json, or with +model.fields.is_decoder=true"
+        raise ValueError(f"{reason}\n{fix}")
+
+
+def _list_kept(net: nn.Module, keep_blocks: Sequence[int]) -> list[str]:
+    """Return the patterns of blocks that stay in full precision. Raise ValueError for a number that no block has."""
+    if not keep_blocks:
+        return []
+    setting = f"model.keep_blocks={list(keep_blocks)}"
+    lists = {name: module for name, module in net.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists:
+        raise ValueError(f"{setting}: {type(net).__name__} has no list of blocks: give model.exclude")
+    name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    depth = len(lists[name])
+    for index in keep_blocks:
+        if type(index) is not int or not -depth <= index < depth:
+            raise ValueError(f"{setting}: {index} is no block: give numbers from {-depth} to {depth - 1}")
+    return [f"{name}.{index % depth}.*" for index in keep_blocks]
+
+
+def replace_conv1d(net: nn.Module) -> list[str]:
+    """Replace, in place, each Conv1D of transformers by an nn.Linear of the same weights; return their names.
+
+    A Conv1D (Radford et al. 2018) is a linear layer whose weight is [in, out].
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name: module for name, module in net.named_modules() if type(module) is Conv1D}
+    for name, old in layers.items():
+        ins, outs = old.weight.shape
+        new = nn.Linear(ins, outs, device=torch.device("meta"))
+        new.weight, new.bias = nn.Parameter(old.weight.detach().t().contiguous()), old.bias
+        net.set_submodule(name, new.train(old.training))
+    return [*layers]
 
 
 def _build_from_config(model_type: str, fields: Mapping[str, Any], shape: Tokens) -> nn.Module:
@@ -87,20 +151,6 @@ def _build_from_config(model_type: str, fields: Mapping[str, Any], shape: Tokens
     except Exception as error:  # its checks of configurations raise many classes
         why = first_line(error.__cause__ or error)
         raise ValueError(f"model.model_type={model_type}, model.fields={fields}: {why}") from error
-
-
-def _load_from_folder(folder: str) -> nn.Module:
-    """Return the model of a local folder; nothing is downloaded."""
-    from transformers import AutoModelForCausalLM
-
-    path = expand_path(folder)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model.folder={folder} has no config.json: give a local folder that save_pretrained wrote")
-    try:
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "dtype": torch.float32}
-        return AutoModelForCausalLM.from_pretrained(path, **options)  # type: ignore[no-any-return]
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model.folder={folder} cannot be read: {first_line(error)}") from error
 
 
 @torch.no_grad()

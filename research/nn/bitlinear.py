@@ -7,7 +7,8 @@ in research/nn/packed.py, compute the same output. The gradient is straight-thro
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, cast
@@ -22,7 +23,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from research import rules
 from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul
 from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point
-from research.ranges import NonNegativeInt, PositiveInt, WeightBits, check_settings
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, WeightBits, check_settings
 
 log = logging.getLogger(__name__)
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
@@ -74,9 +75,10 @@ class BitLinear(nn.Linear):
     """`nn.Linear` with quantized weights and activations, W1.58A8 by default. It can replace `nn.Linear` anywhere.
 
     The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision: over
-    so many steps training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0 to 1. The loop sets mix
-    with `set_warmup_step`; evaluation always uses quantized values. During the warm-up, and with groups of inputs, quantized
-    values are multiplied in full precision. There is no second derivative, and no `torch.func`.
+    so many steps, or such a share of them, training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0
+    to 1. The loop sets mix with `set_warmup_step`, for a share after `count_warmup`; evaluation always uses quantized values.
+    During the warm-up, and with groups of inputs, quantized values are multiplied in full precision. There is no second
+    derivative, and no `torch.func`.
     Raise ValueError for an unknown value of a setting, a `granularity` that does not divide the inputs, or an empty weight.
     """
 
@@ -92,7 +94,7 @@ class BitLinear(nn.Linear):
         granularity: Literal["tensor", "channel"] | PositiveInt = "tensor",
         activation_bits: Literal[8, 4] = 8,
         activation_granularity: Literal["token", "tensor"] = "token",
-        warmup: NonNegativeInt = 0,  # steps
+        warmup: NonNegativeInt | OpenFraction = 0,  # steps, or a share of them
         backend: Literal["auto", "ste", "bf16_exact", "int8"] = "auto",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -104,7 +106,7 @@ class BitLinear(nn.Linear):
         self.quantizer = Quantizer(scale_method, weight_bits, granularity, activation_bits, activation_granularity)
         if isinstance(granularity, int):
             rules.enforce(rules.check_group_size(granularity, in_features), rules.check_backend(granularity, backend))
-        self.backend, self.warmup, self.is_warming_up = backend, warmup, warmup > 0
+        self.backend, self.warmup, self.warmup_steps, self.is_warming_up = backend, warmup, int(warmup), warmup > 0
         self.cached_weight: QuantizedWeight | None = None  # set while the weight does not change
         self.register_buffer("mix", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
 
@@ -192,12 +194,21 @@ def bitlinear_layers(model: nn.Module) -> dict[str, BitLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
 
 
-def set_warmup_step(layers: Sequence[BitLinear], step: int) -> None:
-    """Set the layers' mix to step / warmup, at most 1."""
+def count_warmup(layers: Iterable[BitLinear], steps: int) -> None:
+    """Count the steps of each warm-up, a share rounded up. Raise ValueError where it does not end before `steps`."""
     for layer in layers:
+        layer.warmup_steps = math.ceil(layer.warmup * steps) if 0 < layer.warmup < 1 else int(layer.warmup)
+        rules.enforce(rules.check_warmup(layer.warmup_steps, steps))
+
+
+def set_warmup_step(layers: Sequence[BitLinear], step: int) -> None:
+    """Set the layers' mix to step / warmup, at most 1. Raise ValueError for a share whose steps are not counted."""
+    for layer in layers:
+        if layer.warmup and not layer.warmup_steps:
+            raise ValueError(f"warmup={layer.warmup} is a share of the steps: call count_warmup(layers, steps) first")
         if layer.warmup:
-            layer.is_warming_up = step < layer.warmup
-            layer.mix.fill_(min(1.0, step / layer.warmup))
+            layer.is_warming_up = step < layer.warmup_steps
+            layer.mix.fill_(min(1.0, step / layer.warmup_steps))
 
 
 @contextmanager

@@ -46,6 +46,7 @@ ADDED: dict[str, dict[str, Any]] = {  # target -> settings that older versions h
     },
     "research.callbacks.early_stop.EarlyStop": {"patience": None},
     "research.models.transformer.Transformer": {"document_mask": False},
+    "research.models.hub.Hub": {"load_weights": True, "keep_blocks": []},
 }
 NODES = {  # config key -> the target that conf/ has there, whose old parameters one may still type
     "trainer": "research.training.trainer.Trainer",

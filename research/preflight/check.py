@@ -129,7 +129,7 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         if not mistakes and not repairs:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
-            for note in find_loss_notes(judgement) if multirun else ():
+            for note in (*requested.notes, *(find_loss_notes(judgement) if multirun else ())):
                 print_message(note)
     mistakes = [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes]
     return join_mistakes([item for item in repairs if item.word], mistakes), more

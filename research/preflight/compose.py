@@ -138,6 +138,11 @@ def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def is_interpolated(value: Any) -> bool:
+    """Return whether a text or a list holds a reference to another key, whose value is not known here."""
+    return isinstance(value, str | list) and "${" in str(value)
+
+
 @dataclass
 class ComposedConfig:
     """A configuration as plain values. Interpolations stay as text, so a value is known by the key that a user can set."""

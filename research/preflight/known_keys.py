@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from research.options.conf import find_target, list_groups, read_yaml
@@ -11,6 +12,8 @@ from research.options.signature import Signature, read_signature
 from research.preflight.choices import list_readers
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
 from research.preflight.overrides import quote_word
+from research.preflight.pretrained import complete
+from research.rules import Conflict
 from research.run_dir import expand_path
 
 OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
@@ -19,6 +22,15 @@ OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other pr
 @dataclass
 class KnownKeys(ComposedConfig):
     """A composed configuration that knows what an unknown key may mean."""
+
+    notes: tuple[str, ...] = ()  # what completed it, for people
+
+    def complete(self, typed: Collection[str]) -> Conflict | None:
+        """Take over the model and the tokenizer of what the run starts from; return the conflict of what differs."""
+        nodes, self.notes, conflict = complete(self.cfg, typed, self.cfg["hydra"]["runtime"]["choices"])
+        for key, node in nodes.items():
+            self.set(key, node)
+        return conflict
 
     def get_signature(self, key: str) -> Signature:
         """Return the signature of a node's target; an empty one where there is none or it cannot be read."""

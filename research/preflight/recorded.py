@@ -16,6 +16,7 @@ from research.training.manifest import DamagedError, is_checkpoint, rank_checkpo
 OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console")  # where a run goes, and who watches
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
+CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a run that goes on may change them
 
 
 class Difference(NamedTuple):

@@ -21,7 +21,7 @@ from research.options.renames import describe_rename
 from research.options.signature import Signature, list_plain_settings, read_signature
 from research.options.source import TargetError, UnresolvedError, find_bare_folder, find_definition
 from research.preflight.choices import describe_missing_path
-from research.preflight.compose import MISSING, chooses_option, compose, iter_leaves
+from research.preflight.compose import MISSING, chooses_option, compose, is_interpolated, iter_leaves
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.preflight.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
 from research.ranges import ValueType, describe_mistake, repr_value
@@ -53,6 +53,8 @@ class RequestedConfig(KnownKeys):
         loss = requested.get("loss")
         for name in list_plain_settings(loss) if isinstance(loss, dict) else ():
             del loss[name]
+        if conflict := requested.complete(requested.typed_overrides):
+            requested.add_conflict(conflict.keys, conflict.message, conflict.fix)
         return requested
 
     def apply_override(self, override: Override) -> None:
@@ -293,8 +295,3 @@ class RequestedConfig(KnownKeys):
         if not any(source in self.mistakes for source in sources):
             typed = [self.typed_overrides[source] for source in sources if source in self.typed_overrides]
             self.add_mistake(" ".join(sources), *lines, head=" ".join(dict.fromkeys(typed)) or " and ".join(sources))
-
-
-def is_interpolated(value: Any) -> bool:
-    """Return whether a text or a list holds a reference to another key, whose value is not known here."""
-    return isinstance(value, str | list) and "${" in str(value)

@@ -15,7 +15,14 @@ from research.cli import print_message, redact
 from research.options.conf import list_groups
 from research.preflight.compose import iter_leaves
 from research.preflight.overrides import format_command, to_literal
-from research.preflight.recorded import FREE_SETTINGS, OUTER_SETTINGS, Difference, list_differences, load_config
+from research.preflight.recorded import (
+    CHANGEABLE_KEYS,
+    FREE_SETTINGS,
+    OUTER_SETTINGS,
+    Difference,
+    list_differences,
+    load_config,
+)
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import (
@@ -31,7 +38,6 @@ from research.run_dir import (
 )
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
-CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a resumed run may change them
 FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_")  # a resumed run has them as they were
 
 

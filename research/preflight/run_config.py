@@ -1,16 +1,18 @@
 """The run that a composed configuration stands for: its name, its folder, and what it is resumed from."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import rules, run_dir
 from research.cli import redact
 from research.preflight.folders import check_subdir
+from research.preflight.pretrained import complete
 from research.preflight.recorded import list_differences, load_config
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig
@@ -18,6 +20,20 @@ from research.signals import get_launched_ranks
 from research.tracking.fields import join_name
 
 NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
+
+
+def complete_config(cfg: DictConfig) -> DictConfig:
+    """Return a copy with the model and the tokenizer of what the run starts from. Raise ValueError where they differ."""
+    hydra = HydraConfig.get()
+    typed = [line.lstrip("+~").partition("=")[0].partition("@")[0] for line in hydra.overrides.task]
+    composed = cast(dict[str, Any], OmegaConf.to_container(cfg))
+    nodes, _, conflict = complete(composed, typed, cast(dict[str, Any], OmegaConf.to_container(hydra.runtime.choices)))
+    rules.enforce(conflict)
+    copied = copy.deepcopy(cfg)
+    with open_dict(copied):
+        for key, node in nodes.items():
+            OmegaConf.update(copied, key, node, merge=False)
+    return copied
 
 
 def build_run_config(cfg: DictConfig) -> RunConfig:

@@ -22,7 +22,7 @@ from research import rules
 from research.data.spec import Dataset, Samples
 from research.losses import Loss, Objective, check_losses, make_plain
 from research.metrics import Metric, find_directions
-from research.nn.bitlinear import bitlinear_layers
+from research.nn.bitlinear import bitlinear_layers, count_warmup
 from research.nn.blocks import recompute
 from research.optim.filter import Filter
 from research.optim.param_groups import remember_settings
@@ -129,7 +129,7 @@ class Trainer:
         known = {id(p) for p in model.parameters()}
         if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has other parameters than the model: build it after trainer.to_device(model)")
-        rules.enforce(*(rules.check_warmup(layer.warmup, self.steps) for layer in bitlinear_layers(model).values()))
+        count_warmup(bitlinear_layers(model).values(), self.steps)
         remember_settings(optimizer)
         device, sharded = self.accelerator.device, self.parallel == "fsdp"
         check_parts(model, schedule, callbacks, data)

@@ -14,7 +14,7 @@ from program import ROOT, run
 from torch import nn
 
 from research.data.spec import Tokens
-from research.models.hub import Hub
+from research.models.hub import Hub, replace_conv1d
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 
 pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
@@ -105,9 +105,16 @@ def test_a_model_with_few_ternary_weights_gives_a_warning(caplog: pytest.LogCapt
     assert not [record for record in caplog.records if "between embedding and head" in record.message]
 
 
-def test_layers_of_another_class_are_named() -> None:
-    with pytest.raises(ValueError, match=r"has nn.Linear: lm_head; its other weights are in Conv1D, not in nn.Linear"):
-        Hub(SHAPE, "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, linear=BitLinear)
+def test_the_layers_of_gpt2_become_linear_ones() -> None:
+    """They compute what its Conv1D computes, and become ternary; full precision leaves them as they are."""
+    gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 0, "bos_token_id": 0}
+    model = Hub(SHAPE, "gpt2", gpt2).eval()
+    tokens = torch.randint(11, (3, 6))
+    expected = model(tokens)
+    assert len(replace_conv1d(model.net)) == 2 * 4
+    torch.testing.assert_close(model(tokens), expected)
+    assert len(bitlinear_layers(Hub(SHAPE, "gpt2", gpt2, linear=BitLinear))) == 2 * 4
+    assert not bitlinear_layers(Hub(SHAPE, "gpt2", gpt2, linear=nn.Linear))
 
 
 def test_a_folder_gives_architecture_and_weights(saved_folder: Path) -> None:

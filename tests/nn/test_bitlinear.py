@@ -13,6 +13,7 @@ from research.nn.attention import Attention
 from research.nn.bitlinear import (
     BitLinear,
     _forward_quantized,
+    count_warmup,
     set_warmup_step,
     shared_input_linears,
 )
@@ -171,6 +172,23 @@ def test_a_layer_filled_from_a_checkpoint_is_the_same(warmup: int) -> None:
     for step in (0, 2, 4):
         set_warmup_step([layer, later], step)
         assert torch.equal(later(x), layer(x))
+
+
+def test_a_warmup_may_be_a_share_of_the_steps() -> None:
+    """It is counted once the steps are known, and counted again for others."""
+    layer = BitLinear(8, 4, warmup=0.25)
+    with pytest.raises(ValueError, match=r"warmup=0.25 is a share of the steps: call count_warmup"):
+        set_warmup_step([layer], 0)
+    for steps, at_two in ((10, 2 / 3), (16, 0.5)):
+        count_warmup([layer], steps)
+        set_warmup_step([layer], 2)
+        assert float(layer.mix) == pytest.approx(at_two)
+    with pytest.raises(ValueError, match=r"model.linear.warmup=1 does not end within trainer.steps=1"):
+        count_warmup([layer], 1)
+    with pytest.raises(
+        ValueError, match=r"model.linear.warmup takes a whole number .* or a number in \(0, 1\); got 1.5"
+    ):
+        BitLinear(8, 4, warmup=1.5)
 
 
 @pytest.mark.parametrize(("ins", "outs"), [(0, 8), (8, 0)])

@@ -1,0 +1,103 @@
+"""What a folder of transformers must hold to be trained on: rules that read its small files, told before torch is imported."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from research.run_dir import expand_path, read_text
+
+ADAPTER_FILE, CONFIG_FILE, INDEX_FILE = "adapter_config.json", "config.json", "model.safetensors.index.json"
+WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first counts
+SAVED = "give a local folder that save_pretrained wrote"
+AGAIN = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")  # names of one field
+
+
+def read_hub_config(folder: str, load_weights: bool = True) -> dict[str, Any]:
+    """Return the config.json of a pretrained folder. Raise ValueError where it is none that can be trained on."""
+    path = expand_path(folder)
+    if not os.path.isfile(path / CONFIG_FILE):
+        raise ValueError(f"model.folder={folder} has no {CONFIG_FILE}: {describe_other_folder(path)}")
+    if os.path.exists(path / ADAPTER_FILE):
+        raise ValueError(f"model.folder={folder}: {describe_adapter(path)}")
+    try:
+        config = json.loads(read_text(path / CONFIG_FILE))
+    except ValueError as error:
+        raise ValueError(f"model.folder={folder} cannot be read: its {CONFIG_FILE}: {error}\n{SAVED}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"model.folder={folder} cannot be read: its {CONFIG_FILE} has no model_type\n{SAVED}")
+    check_quantization(folder, config)
+    if load_weights:
+        check_weight_files(folder, path)
+    return config
+
+
+def describe_other_folder(path: Path) -> str:
+    """Return what a path holds in place of a pretrained model, and what to give for it."""
+    if not os.path.exists(path):
+        return SAVED
+    if path.is_file():
+        is_gguf = path.suffix == ".gguf"
+        return f"it is a file of GGUF, which runs and is not trained\n{UNPACKED}" if is_gguf else f"it is a file\n{SAVED}"
+    if (path / ADAPTER_FILE).exists():
+        return describe_adapter(path)
+    names = sorted(item.name for item in path.iterdir())
+    if any(name.endswith(".gguf") for name in names):
+        return f"it holds GGUF, which runs and is not trained\n{UNPACKED}"
+    if "config.yaml" in names or "manifest.json" in names:
+        return f"it is a run of this program\ngo on with it by resume={path}, or train from it by finetune.base={path}"
+    if "model_index.json" in names:
+        return "it holds a pipeline of images, and no language model"
+    if inner := next((file.parent for file in sorted(path.glob("**/config.json"))[:1]), None):  # as those of a hub's cache
+        return f"a folder in it has one\ngive model.folder={inner}"
+    return f"{SAVED}; it holds {', '.join(names[:5]) or 'nothing'}"
+
+
+UNPACKED = "give the folder from which it was made, in 32 or 16 bits"
+
+
+def describe_adapter(path: Path) -> str:
+    """Return what to do with a folder of peft's, which holds a part of a model."""
+    try:
+        base = json.loads(read_text(path / ADAPTER_FILE)).get("base_model_name_or_path") or "BASE"
+    except (ValueError, OSError, AttributeError):
+        base = "BASE"
+    merge = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}'), '{path}')"
+    return f"it is an adapter of {base}, not a model\nmerge them with peft: {merge}.merge_and_unload().save_pretrained(OTHER)"
+
+
+def check_quantization(folder: str, config: dict[str, Any]) -> None:
+    """Raise ValueError for weights that were quantized, but for the ternary ones of BitNet."""
+    if not (settings := config.get("quantization_config")):
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if method != "bitnet":
+        raise ValueError(f"model.folder={folder}: its weights are quantized by {method}, which does not train\n{UNPACKED}")
+    if settings.get("use_rms_norm"):
+        message = "its ternary layers have norms of their own (use_rms_norm), which BitLinear has not"
+        raise ValueError(f"model.folder={folder}: {message}\ngive a folder without them")
+
+
+def check_weight_files(folder: str, path: Path) -> None:
+    """Raise ValueError where a folder has no weights, or lacks some of the files that its index names."""
+    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if file is None:
+        fix = "give model.load_weights=false for new weights, or copy them there"
+        raise ValueError(f"model.folder={folder} has no weights: {WEIGHT_FILES[0]} is not there\n{fix}")
+    if not file.name.endswith(".index.json"):
+        return
+    try:
+        shards = sorted({str(name) for name in json.loads(read_text(file))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model.folder={folder} cannot be read: its {file.name}: {error!r}\n{SAVED}") from None
+    if missing := [name for name in shards if not (path / name).is_file()]:
+        raise ValueError(f"model.folder={folder} lacks {', '.join(missing[:3])} of its {len(shards)} files\ncopy them there")
+
+
+def check_seq_len(folder: str, config: dict[str, Any], seq_len: int) -> None:
+    """Raise ValueError for data whose texts are longer than a model has positions."""
+    sizes = [size for name in LENGTHS if type(size := config.get(name)) is int]
+    if sizes and sizes[0] < seq_len:
+        message = f"model.folder={folder} has {sizes[0]} positions, the data has {seq_len} tokens a text"
+        raise ValueError(f"{message}\ngive data.seq_len={sizes[0]} or fewer, or another model")

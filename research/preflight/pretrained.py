@@ -1,0 +1,182 @@
+"""What a run starts from completes its configuration: a pretrained folder or another run, its model and its tokenizer."""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.options.conf import read_yaml
+from research.preflight.compose import MISSING, ComposedConfig, is_interpolated
+from research.preflight.overrides import quote_word, to_literal, to_override
+from research.preflight.recorded import CHANGEABLE_KEYS, Difference, load_config
+from research.rules import PRESET_GROUPS, Conflict, check_target, iter_targets
+from research.run_dir import MODEL_FOLDER, RUN_ID_PATTERN, TOKENIZER_FOLDER, expand_path, to_run_folder
+from research.tracking.find import check_run
+
+HUB = "research.models.hub.Hub"
+BYTES, FOLDER = "research.data.tokenizers.Bytes", "research.data.tokenizers.Folder"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # any of them is one
+Node = dict[str, Any]
+
+
+class Completion(NamedTuple):
+    """What takes the place of nodes of a configuration."""
+
+    nodes: dict[str, Node]  # dotted key -> node
+    notes: tuple[str, ...] = ()  # for people
+    conflict: Conflict | None = None  # what was typed and does not go with it
+
+
+def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any]) -> Completion:
+    """Return the model and the tokenizer of what a run starts from; nothing where it starts from nothing.
+
+    `cfg` is the composed configuration, `typed` the keys and groups of its command line, `choices` the options of all groups.
+    """
+    config = ComposedConfig(cfg)
+    base, nodes = config.get_resolved("finetune.base")[0], dict[str, Node]()
+    if is_path(base):
+        try:
+            run = find_run(base)
+            node = read_model(run, base)
+        except ValueError as error:
+            message, _, fix = str(error).partition("\n")
+            return Completion({}, conflict=Conflict(("finetune.base",), message, fix))
+        if conflict := keep_typed(config, node, typed, choices, base):
+            return Completion({}, conflict=conflict)
+        nodes["model"] = node
+        what, own = f"finetune.base={base}", read_run_tokenizer(run)
+    elif config.get("model._target_") == HUB and is_path(folder := config.get_resolved("model.folder")[0]):
+        path = expand_path(folder).absolute()
+        if not os.path.isdir(path):
+            return Completion({})  # which is said elsewhere
+        has_own = any((path / name).is_file() for name in TOKENIZER_FILES)
+        what, own = f"model.folder={folder}", {"_target_": FOLDER, "path": str(path)} if has_own else None
+    else:
+        return Completion({})
+    if not isinstance(config.get("data.tokenizer"), dict):
+        return Completion(nodes)
+    return choose_tokenizer(config, Completion(nodes), own, what, is_chosen("tokenizer", "data.tokenizer", typed, choices))
+
+
+def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | None, what: str, chosen: bool) -> Completion:
+    """Return a completion with the base's own tokenizer, which takes the place of the default alone."""
+    if own is None:
+        name = str(config.get("data.tokenizer._target_")).rpartition(".")[2]
+        return so_far._replace(notes=(f"note: {what} has no tokenizer: the data keep their own, {name}",))
+    typed: Node = config.get("data.tokenizer")
+    if chosen and typed.get("_target_") == FOLDER and typed.get("path") in ("???", None):  # as for another end
+        own = typed | own
+    elif chosen and is_same(typed, own):
+        own = typed
+    elif chosen:
+        name = str(typed.get("_target_")).rpartition(".")[2]
+        message = f"data.tokenizer is {name}, and {what} knows the tokens of its own alone: {own.get('path', 'bytes')}"
+        path = "path" in own and quote_word(f"data.tokenizer.path={to_literal(own['path'])}")
+        fix = f"leave it out, or give tokenizer={f'folder {path}' if path else 'bytes'}"
+        return so_far._replace(conflict=Conflict(("tokenizer",), message, fix))
+    note = f"note: the text is tokenized by {own['path']}, the tokenizer of {what}" if own["_target_"] == FOLDER else ""
+    nodes = so_far.nodes | {"data.tokenizer": own}
+    return so_far._replace(nodes=nodes, notes=(note,) if note else ())
+
+
+def is_path(value: Any) -> bool:
+    """Return whether a setting names something: neither missing nor a reference that is looked up later."""
+    return isinstance(value, str) and value not in ("", "???") and not is_interpolated(value)
+
+
+def is_chosen(group: str, key: str, typed: Collection[str], choices: Mapping[str, Any]) -> bool:
+    """Return whether somebody has chosen a node: on the command line, or in a preset."""
+    presets = [read_yaml(name, str(choices.get(name))) for name in PRESET_GROUPS]
+    pattern = rf"^ +- override /{group}(@\S+)?:|^{re.escape(key.partition('.')[0])}:\n(?:  .*\n)*?  {key.rpartition('.')[2]}:"
+    is_preset = any(re.search(pattern, text, re.MULTILINE) for text in presets)
+    return is_preset or any(name == group or f"{name}.".startswith(f"{key}.") for name in typed)
+
+
+def is_same(typed: Node, own: Node) -> bool:
+    """Return whether two nodes are of one tokenizer: of bytes, or of folders with the same file."""
+    if typed.get("_target_") != own["_target_"] or own["_target_"] != FOLDER:
+        return bool(typed.get("_target_") == own["_target_"])
+    paths = [os.path.realpath(expand_path(str(node.get("path")))) for node in (typed, own)]
+    files = [os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path for path in paths]
+    if files[0] == files[1]:
+        return True
+    return all(map(os.path.isfile, files)) and Path(files[0]).read_bytes() == Path(files[1]).read_bytes()
+
+
+def find_run(base: str) -> Path:
+    """Return the run or checkpoint that `finetune.base` names. Raise ValueError where there is none."""
+    try:
+        check_run(base)
+        if (path := expand_path(base)).is_dir() or not re.fullmatch(RUN_ID_PATTERN, base):
+            return path.resolve()
+        from research.tracking.mlflow_store import get_run_folder  # heavy, and for ids alone
+
+        path = Path(get_run_folder(base))
+    except ValueError as error:
+        raise ValueError(f"finetune.base={base}: {str(error).removeprefix(f'RUN={base}: ')}") from None
+    if not path.is_dir():
+        raise ValueError(f"finetune.base={base}: its folder {path} is not there")
+    return path
+
+
+def read_model(run: Path, base: str) -> Node:
+    """Return the model node that a run has recorded. Raise ValueError where there is none, or one that may not be built."""
+    node = load_config(run)[0].get("model")
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise ValueError(f"finetune.base={base}: its config.yaml has no model\ngive a run folder or one of its checkpoints")
+    for key, target in iter_targets("model", node):
+        if conflict := check_target(key, target, is_foreign=True):
+            raise ValueError(f"finetune.base={base}: {conflict}")
+    if "${" in str(node):
+        raise ValueError(f"finetune.base={base}: its config.yaml holds a reference\ngive a run folder that this program wrote")
+    own: Node = use_own_files(node, run)
+    return own
+
+
+def use_own_files(node: Any, run: Path) -> Any:
+    """Return the model node of a run; one of a hub model is built by the config.json that the run keeps of it.
+
+    Its weights are those of a checkpoint, so the folder that it was trained from may be gone.
+    """
+    own = to_run_folder(run) / MODEL_FOLDER
+    if not isinstance(node, dict) or node.get("_target_") != HUB or not (own / "config.json").is_file():
+        return node
+    return node | {"folder": str(own), "load_weights": False}
+
+
+def read_run_tokenizer(run: Path) -> Node | None:
+    """Return the node of a run's tokenizer; None where its data are no text."""
+    folder = to_run_folder(run) / TOKENIZER_FOLDER
+    if (folder / "tokenizer.json").is_file():
+        return {"_target_": FOLDER, "path": str(folder.absolute())}
+    return {"_target_": BYTES} if folder.is_dir() else None
+
+
+def keep_typed(
+    config: ComposedConfig, node: Node, typed: Collection[str], choices: Mapping[str, Any], base: str
+) -> Conflict | None:
+    """Keep in the base's node what may be typed; return the conflict of what was typed and differs.
+
+    What computes the same in another way may differ. With finetune=full so may the linear layers: what was trained in full
+    precision is then trained on with ternary weights.
+    """
+    there, keys = ComposedConfig({"model": node}), [key for key in typed if key.startswith("model.")]
+    is_full, has_linear = choices.get("finetune") == "full", "model" in typed or is_chosen("linear", "linear", typed, choices)
+    keys += ["model._target_"] * ("model" in typed) + ["model.linear._target_"] * has_linear
+    linear = config.get("model.linear")
+    if is_full and has_linear and isinstance(linear, dict) and linear["_target_"] != there.get("model.linear._target_"):
+        node["linear"] = linear
+    differences = list[Difference]()
+    for key in dict.fromkeys(keys):
+        now, then = config.get_resolved(key)[0], there.get(key)
+        if isinstance(now, dict) or is_interpolated(now) or now == then:
+            continue
+        if key in CHANGEABLE_KEYS or (is_full and key.startswith("model.linear.") and then is not MISSING):
+            there.set(key, now)
+        else:
+            differences.append(Difference(key, *("nothing" if v is MISSING else to_override(v) for v in (now, then))))
+    if not differences:
+        return None
+    message = f"{'; '.join(map(str, differences[:3]))}: finetune.base={base} brings its own model"
+    return Conflict((differences[0].key.removesuffix("._target_"),), message, "leave it out, or give another finetune.base")
