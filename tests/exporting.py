@@ -154,7 +154,7 @@ def write_pretrained(folder: Path, model_type: str) -> Path:
 def make_hub_source(folder: Path, linear: Any = BitLinear, tokenizer: bool = True) -> layout.Source:
     """Return the model of a pretrained folder as if trained on texts of its own tokenizer, or else on bytes of no text."""
     own = Folder(str(folder)) if tokenizer else None
-    run = folder.parent / "run"
+    run = folder.parent / ("run" if tokenizer else "run_of_numbers")
     if own:
         own.save(run / TOKENIZER_FOLDER)
     shape = Tokens(own.vocab_size if own else 256, 16)

@@ -17,6 +17,7 @@ from research.export.layout import Codes, Options, Source, quantize_layer, split
 from research.export.nets import Net, describe_net
 from research.export.verify import PROBE, SCALE_TOLERANCE, ClientResult, run_client
 from research.export.vocabulary import add_tokenizer, compute_expected
+from research.models.hub import Hub
 
 MODULES = ("gguf", "llama_cpp")
 BLOCK_SIZE = 256  # inputs
@@ -87,7 +88,7 @@ def list_warnings(source: Source, architecture: Architecture, kinds: dict[str, s
     warnings = [] if source.run.tokenizer else ["the data is not text: the file has no tokenizer; give the model tokens"]
     length = source.max_seq_len
     if length % CONTEXT_STEP:
-        what = f"llama.cpp rounds a context up to a multiple of {CONTEXT_STEP} tokens, and the model was trained on {length}"
+        what = f"llama.cpp rounds a context up to a multiple of {CONTEXT_STEP} tokens, and the model has {length} positions"
         kept = length > CONTEXT_STEP and not architecture.has_positions
         fix = f"n_ctx=0 gives {length - length % CONTEXT_STEP} of them" if kept else f"keep prompt and text within {length}"
         warnings.append(f"{what}; {fix}")
@@ -95,7 +96,8 @@ def list_warnings(source: Source, architecture: Architecture, kinds: dict[str, s
     if f16_layers:
         all_f16 = len(f16_layers) == len(kinds)
         which = "every layer is F16" if all_f16 else f"{len(f16_layers)} layers are F16, {f16_layers[0]} among them"
-        fix = f"train with model.dim and model.ffn_dim multiples of {BLOCK_SIZE}"
+        dims = "widths that are" if isinstance(source.model, Hub) else "model.dim and model.ffn_dim"
+        fix = f"train with {dims} multiples of {BLOCK_SIZE}"
         warnings.insert(0, f"{options.type or 'TQ2_0'} has blocks of {BLOCK_SIZE} inputs, so {which}; {fix}")
     return warnings
 

@@ -26,16 +26,17 @@ from research.export.layout import (
 )
 from research.export.nets import SPECIAL, Net, choose_special, describe_net
 from research.export.plain import pack_rows
-from research.export.tokens import encode_as_it_came, find_own_tokenizer, write_for_transformers
+from research.export.tokens import encode_as_it_came, find_own_tokenizer, read_json, write_for_transformers
 from research.export.verify import MAX_DIVERGENCE, PROBE, ClientResult
 from research.models.hub import Hub
 from research.nn.quantize import EPS
-from research.run_dir import write_json
+from research.run_dir import MODEL_FOLDER, expand_path, write_json
 
 MODULES = ("transformers", "tokenizers", "accelerate")
 # What the layers that transformers' BitNet puts in the place of nn.Linear compute, and what unpacked ones do besides.
 PACKED_SETTINGS: dict[str, object] = {"activation_bits": 8, "activation_granularity": "token", "granularity": "tensor"}
 ONLINE_SETTINGS: dict[str, object] = {"weight_bits": 1.58, "scale_method": "absmean"}
+AUTO_WARNING = "transformers loads autobitlinear in float32 alone, and does not save it again; bitlinear does both"
 PLAIN_WARNING = "plain layers multiply by code * scale and do not round activations: the check's values are the difference"
 
 
@@ -83,7 +84,7 @@ def choose_packing(source: Source, net: Net, options: Options) -> tuple[str, lis
     if packing == "plain":
         return packing, [PLAIN_WARNING]
     if not (reason := find_misfit(source, net, packing)):
-        return packing, []
+        return packing, [AUTO_WARNING] if packing == "autobitlinear" else []
     if options.packing:
         fix = "use --packing plain, or --format torch or onnx, which hold every ternary layer"
         raise ValueError(f"{reason}; {fix}")
@@ -154,11 +155,19 @@ def save_hub(net: Any, tensors: dict[str, Tensor], folder: Path) -> None:
 def build_generation(source: Source) -> dict[str, Any]:
     """Return generation_config.json: a hub model's as it came, with the special tokens that the tokenizer has."""
     if isinstance(source.model, Hub):
-        came = json.loads(source.net.generation_config.to_json_string())
+        came = read_generation(source)
         special = choose_special(source, {key: source.net.config.to_dict().get(key) for key in SPECIAL} | came)
         return came | {key: value for key, value in special.items() if value is not None}
     special = choose_special(source, {})
     return {"max_length": source.max_seq_len} | {key: value for key, value in special.items() if value is not None}
+
+
+def read_generation(source: Source) -> dict[str, Any]:
+    """Return the generation_config.json that came with a pretrained folder; without one what transformers takes."""
+    folders = [source.run.folder / MODEL_FOLDER, *([expand_path(folder)] if (folder := source.model.folder) else [])]
+    if file := next((file for folder in folders if (file := folder / "generation_config.json").is_file()), None):
+        return read_json(file)
+    return dict(json.loads(source.net.generation_config.to_json_string()))
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:

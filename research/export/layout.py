@@ -46,13 +46,13 @@ MODELS: dict[type[nn.Module], tuple[str, ...]] = {  # what exports hold, by the 
 }
 # The formats of each, as in the table of docs/exports.md. The check of a file may still refuse it, with numbers.
 FORMATS: dict[type[nn.Module], tuple[str, ...]] = {
-    Transformer: ("hf", "gguf", "onnx", "torch", "safetensors"),
-    Hub: ("hf", "gguf", "onnx", "torch"),
-    Decoder: ("onnx", "torch"),
-    Vision: ("onnx", "torch"),
-    MLP: ("onnx", "torch"),
+    Transformer: ("hf", "gguf", "torch", "safetensors", "onnx"),
+    Hub: ("hf", "gguf", "torch", "onnx"),
+    Decoder: ("torch", "onnx"),
+    Vision: ("torch", "onnx"),
+    MLP: ("torch", "onnx"),
 }
-CLASSES_FORMATS = ("onnx", "torch", "safetensors")  # of a Transformer that tells classes
+CLASSES_FORMATS = ("torch", "safetensors", "onnx")  # of a Transformer that tells classes
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,26 @@ class Source:
         blocks, names = range(len(self.model.blocks)), MODULE_NAMES.items()
         return {f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs}" for n in blocks for ours, theirs in names}
 
+    @property
+    def tells_classes(self) -> bool:
+        """Return whether a Transformer has a head of classes."""
+        return isinstance(self.model, Transformer) and self.model.num_classes > 0
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Return the formats that hold the model."""
+        return CLASSES_FORMATS if self.tells_classes else FORMATS[type(self.model)]
+
     def compute_codes(self) -> Codes:
         """Return the codes and scales of each layer."""
         return {name: quantize_layer(layer) for name, layer in self.linears.items()}
 
     def require_format(self, kind: str) -> None:
         """Raise ValueError for a format that does not hold the model, with those that do."""
-        if getattr(self.model, "num_classes", 0) and isinstance(self.model, Transformer):
-            known, what = CLASSES_FORMATS, "the run tells classes"
-        else:
-            known, what = FORMATS[type(self.model)], f"RUN has the model {type(self.model).__name__}"
-        if kind not in known:
+        if kind not in self.formats:
+            what = "the run tells classes" if self.tells_classes else f"RUN has the model {type(self.model).__name__}"
             why = "is for programs of language models, which predict tokens" if kind in ("hf", "gguf") else "does not hold it"
-            raise ValueError(f"{what}, and --format {kind} {why}; use --format {' or '.join(sorted(known, reverse=True))}")
+            raise ValueError(f"{what}, and --format {kind} {why}; use --format {' or '.join(self.formats)}")
 
 
 def _recover_rope_base(model: Transformer) -> float:

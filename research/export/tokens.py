@@ -7,14 +7,9 @@ from typing import Any
 
 from research.data.tokenizers import CONFIG_FILE, FILE, Folder, Library, write_tokenizer
 from research.load import TrainedRun
-from research.run_dir import expand_path, write_json
+from research.models.hub_folder import COMPANIONS
+from research.run_dir import MODEL_FOLDER, expand_path, write_json
 
-MODEL_FOLDER = "model"  # in the folder of a hub run: what came with the pretrained model
-# Whatever a folder of transformers may hold beside the model.
-TOKENIZER_FILES = (
-    FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-)  # fmt: skip
 HUB_TARGET = "research.models.hub.Hub"
 
 
@@ -47,7 +42,7 @@ def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> N
     if not own:
         write_tokenizer(run.tokenizer, folder, max_seq_len)
         return
-    for name in TOKENIZER_FILES:
+    for name in COMPANIONS[1:]:
         if (own / name).is_file():
             shutil.copyfile(own / name, folder / name)
     config = read_json(own / CONFIG_FILE)

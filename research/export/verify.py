@@ -83,7 +83,9 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
     divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, targets)
     report["checks"]["stand-in's KL"] = _check(divergence, MAX_STAND_IN_DIVERGENCE)
     if reason := describe_failures(report):
-        raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
+        others = [name for name in source.formats if name not in (kind, *LANGUAGE_CLIENTS)]
+        fix = f"; use --format {' or '.join(others)}" if others else ""
+        raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}{fix}")
     return report
 
 
