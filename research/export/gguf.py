@@ -37,8 +37,8 @@ for row, output in zip(tokens, logits):
 np.save(logits_path, logits)
 if model.metadata["tokenizer.ggml.model"] != "none":
     probed = model.tokenize(probe, add_bos=True)
-    around = model.token_bos(), model.token_eos()  # the binding would cut a space after the first one
-    text = [token for token in probed if token not in around]
+    has_first = model.metadata["tokenizer.ggml.add_bos_token"] == "true"
+    text = probed[has_first:]  # the binding would cut a space after the first one
     print(json.dumps([probed, model.detokenize(text) == probe]))
 """
 
