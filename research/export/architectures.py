@@ -86,8 +86,7 @@ def choose_architecture(source: Source, net: Net) -> Architecture:
     own = not isinstance(source.model, Hub)
     fix = "use --format hf, or train with model=bitnet" if own else FIX
     activation = net.get("hidden_activation", "hidden_act", "activation_function")
-    same = {activation, known.activation} <= {"gelu", "gelu_pytorch_tanh"} and kind == "gemma"  # gemma computes tanh for both
-    if activation != known.activation and not same:
+    if activation != known.activation:
         setting = "model.activation" if own else "hidden_act"
         raise ValueError(
             f"{setting}={activation}: llama.cpp's {known.name} loads such a file but computes {known.activation}; {fix}"
@@ -96,9 +95,9 @@ def choose_architecture(source: Source, net: Net) -> Architecture:
         setting = "model.tie_embeddings" if own else "tie_word_embeddings"
         raise ValueError(f"{setting}=false: llama.cpp's {known.name} always uses the embedding as the head; {fix}")
     for key, value in known.fixed.items():
-        given = net.config.get(key, value)
-        if given != value and not (key == "sliding_window" and (given or 0) >= source.max_seq_len):
-            raise ValueError(f"{key}={given}: llama.cpp's {known.name} computes {value}; {FIX}")
+        own_value = net.config.get(key, value)
+        if own_value != value and not (key == "sliding_window" and (own_value or 0) >= source.max_seq_len):
+            raise ValueError(f"{key}={own_value}: llama.cpp's {known.name} computes {value}; {FIX}")
     rope = net.get("rope_parameters", default={}).get("rope_type", "default")
     if rope != "default" and known.name != "llama":
         raise ValueError(f"rope_type={rope}: llama.cpp's {known.name} has no factors of rotations; {FIX}")
@@ -112,7 +111,7 @@ def compute_rope_factors(source: Source) -> Float[Tensor, "pairs"] | None:
     """
     if not isinstance(source.model, Hub):
         return None
-    rotary = next((module for module in source.net.modules() if hasattr(module, "inv_freq")), None)
+    rotary = next((m for m in source.net.modules() if "inv_freq" in dict(m.named_buffers(recurse=False))), None)
     parameters = getattr(source.net.config, "rope_parameters", None) or {}
     if rotary is None or parameters.get("rope_type", "default") == "default":
         return None

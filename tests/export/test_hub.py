@@ -1,16 +1,20 @@
 """A pretrained folder goes in and comes out: transformers and llama.cpp run it with its own tokenizer."""
 
 import json
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exporting import CHAT, make_hub_source, needs_llama, write_pretrained
+from program import ROOT, train
 from torch import nn
 
 from research.export import architectures, gguf, hf, layout, verify, vocabulary
+from research.export.__main__ import main
 from research.nn.bitlinear import BitLinear
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2"]
@@ -174,3 +178,20 @@ def test_a_tokenizer_that_splits_by_what_llama_cpp_has_no_name_for_is_refused(
     library["pre_tokenizer"]["pretokenizers"][0] |= change_step
     with pytest.raises(ValueError, match=word):
         vocabulary.name_pre_tokenizer(source.run.tokenizer, library)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_when_its_folder_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its configuration and its tokenizer are in the run, with the template of a chat."""
+    folder = write_pretrained(tmp_path / "came", "llama")
+    quick = ["trainer=debug", "trainer.steps=4", "trainer.eval_every=4", "tracker=jsonl", "precision=fp32"]
+    text = ["data=text", f"data.path={ROOT / 'research' / 'export'}", "data.seq_len=16", "data.val_bytes=8192"]
+    train(tmp_path, "model=hub", f"model.folder={folder}", *text, *quick)
+    shutil.rmtree(folder)
+    (run,) = (tmp_path / "out" / "text").iterdir()
+    for kind in ("hf", *(["gguf"] if find_spec("llama_cpp") else [])):
+        assert main([str(run), "--format", kind, "--output", str(tmp_path / kind)]) == 0, capsys.readouterr().err
+    assert (tmp_path / "hf" / "chat_template.jinja").read_text(encoding="utf-8") == CHAT
+    report = json.loads((tmp_path / "hf" / "export.json").read_text(encoding="utf-8"))
+    assert report["checks"]["tokenizer"]["value"]
+    assert report["checks"]["batch"]["value"]
