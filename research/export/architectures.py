@@ -119,4 +119,5 @@ def compute_rope_factors(source: Source) -> Float[Tensor, "pairs"] | None:
         raise ValueError(f"rope_type={parameters['rope_type']}: this export does not write its scaling; {FIX}")
     pairs = len(rotary.inv_freq)
     base = parameters["rope_theta"] ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    return (base / rotary.inv_freq.double()).float()
+    factors: Tensor = (base / rotary.inv_freq.double()).float()
+    return factors

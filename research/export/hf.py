@@ -154,19 +154,17 @@ def save_hub(net: Any, tensors: dict[str, Tensor], folder: Path) -> None:
 
 def build_generation(source: Source) -> dict[str, Any]:
     """Return generation_config.json: a hub model's as it came, with the special tokens that the tokenizer has."""
+    came: dict[str, Any] = {"max_length": source.max_seq_len}
     if isinstance(source.model, Hub):
-        came = read_generation(source)
-        special = choose_special(source, {key: source.net.config.to_dict().get(key) for key in SPECIAL} | came)
-        return came | {key: value for key, value in special.items() if value is not None}
-    special = choose_special(source, {})
-    return {"max_length": source.max_seq_len} | {key: value for key, value in special.items() if value is not None}
+        came = {key: source.net.config.to_dict().get(key) for key in SPECIAL} | read_generation(source)
+    return {key: value for key, value in (came | choose_special(source, came)).items() if value is not None}
 
 
 def read_generation(source: Source) -> dict[str, Any]:
     """Return the generation_config.json that came with a pretrained folder; without one what transformers takes."""
     folders = [source.run.folder / MODEL_FOLDER, *([expand_path(folder)] if (folder := source.model.folder) else [])]
-    if file := next((file for folder in folders if (file := folder / "generation_config.json").is_file()), None):
-        return read_json(file)
+    if files := [folder / "generation_config.json" for folder in folders if (folder / "generation_config.json").is_file()]:
+        return read_json(files[0])
     return dict(json.loads(source.net.generation_config.to_json_string()))
 
 

@@ -46,7 +46,7 @@ def test_transformers_runs_it_in_all_types_and_saves_it_again(folders: dict[str,
     """In full precision without a packing. Qwen 2 has biases. AutoBitLinear does neither, which is said."""
     source = make_hub_source(folders["qwen2"], BitLinear if packing else nn.Linear)
     report = export(source, "hf", tmp_path / "a", **({"packing": packing} if packing else {}))
-    tokens = source.run.data.val[:3][0]
+    tokens = source.run.data.val[torch.arange(3)][0]
     with layout.silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
         expected = source.model(tokens).log_softmax(-1)
         types = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -114,6 +114,8 @@ def test_another_tokenizer_takes_the_place_of_the_folders_own(folders: dict[str,
     config = json.loads((tmp_path / "a" / "config.json").read_text(encoding="utf-8"))
     assert config["bos_token_id"] is None
     assert config["eos_token_id"] is None
+    generation = json.loads((tmp_path / "a" / "generation_config.json").read_text(encoding="utf-8"))
+    assert not {"bos_token_id", "eos_token_id", "pad_token_id"} & generation.keys()
     assert config["quantization_config"]["modules_to_not_convert"] == ["lm_head"]
 
 
