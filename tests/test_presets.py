@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pretrained import make_folder
 from program import ROOT, train
 
 PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -14,13 +15,23 @@ SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", 
 NUM_NAMES = {"text_classification": 8, "tabular": 2}  # of classes, where the data name them
 
 
+def list_more(preset: str, tmp_path: Path) -> list[str]:
+    """Return the words that a preset needs beside its name: those of a pretrained folder in place of a width."""
+    if preset != "finetune_hub":
+        return SMALL
+    pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
+    folder = make_folder(tmp_path / "folder")
+    return [*(word for word in SMALL if "dim" not in word), f"model.folder={folder}", "data.seq_len=24"]
+
+
 def test_there_are_presets() -> None:
     assert PRESETS
 
 
+@pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_runs(preset: Path, tmp_path: Path) -> None:
-    train(tmp_path, f"experiment={preset.stem}", *SMALL)
+    train(tmp_path, f"experiment={preset.stem}", *list_more(preset.stem, tmp_path))
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
     assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
     assert len(summary["classes"]) == NUM_NAMES.get(preset.stem, 0)

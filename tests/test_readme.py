@@ -76,6 +76,11 @@ def test_every_train_command_is_valid(command: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.chdir(tmp_path)
         for name in ",".join(paths).split(","):
             (tmp_path / name).mkdir(parents=True)
+    if folders := re.findall(r"model\.folder=(\S+)", " ".join(words)):  # a pretrained one of the reader's own
+        monkeypatch.chdir(tmp_path)
+        for name, content in (("config.json", '{"model_type": "llama"}'), ("model.safetensors", ""), ("tokenizer.json", "{}")):
+            (tmp_path / folders[0]).mkdir(exist_ok=True)
+            (tmp_path / folders[0] / name).write_text(content, encoding="utf-8")
     if not any(re.fullmatch("model=bigram|--help|resume=.*|.*=NAME", word) for word in words):
         assert find_mistakes(words, sweeps) == []
 

@@ -16,13 +16,22 @@ import torch
 from jaxtyping import Int, UInt
 from torch import Tensor
 
-from research.data.spelling import BYTE_OF, PROBES, leave_out_changes, show_difference, spell_token
+from research.data.spelling import (
+    BYTE_OF,
+    PROBES,
+    UnconvertedError,
+    convert_tokenizer,
+    leave_out_changes,
+    show_difference,
+    spell_token,
+)
 from research.ranges import VocabSize, check_settings
 from research.run_dir import TOKENIZER_FOLDER as TOKENIZER_FOLDER
 from research.run_dir import expand_path, replace_text, write_json
 
 END = "<|endoftext|>"
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+ID_FILES = (("generation_config.json", "eos_token_id"), ("config.json", "eos_token_id"))
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
 Array = UInt[np.ndarray, "n"]
 
@@ -180,7 +189,7 @@ class BPE(Library):
 
 
 class Folder(Library):
-    """The tokenizer of a Hugging Face folder: its tokenizer.json, and the end of its tokenizer_config.json.
+    """The tokenizer of a Hugging Face folder: its tokenizer.json, or what transformers makes one of; and its end.
 
     What in it changes texts, as a normalizer, is left out. Raise ValueError for a folder without a tokenizer, without a token
     that ends a document, or whose tokens do not spell the text.
@@ -191,21 +200,22 @@ class Folder(Library):
 
         folder, self.path = expand_path(path), path
         file = folder / FILE if folder.is_dir() else folder
-        if not file.is_file():
-            fix = "give the folder of a fast Hugging Face tokenizer"
-            raise ValueError(f"data.tokenizer.path={path}: there is no {FILE}\n{fix}")
         try:
-            settings, changes = leave_out_changes(json.loads(file.read_bytes()))
+            text = file.read_text(encoding="utf-8") if file.is_file() else convert_tokenizer(folder)
+            settings, changes = leave_out_changes(json.loads(text))
             tokenizer = hf.Tokenizer.from_str(json.dumps(settings))
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(f"data.tokenizer.path={path}: {file} cannot be read: {error}") from None
-        names = [end] if end else [*read_end(file.parent), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
+            what, _, fix = (str(error) if isinstance(error, UnconvertedError) else f"{file} cannot be read: {error}").partition(
+                "\n"
+            )
+            raise ValueError(f"data.tokenizer.path={path}: {what}\n{fix}".rstrip()) from None
+        names = [end] if end else [*read_end(file.parent, tokenizer), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
         known = [name for name in names if tokenizer.token_to_id(name) is not None]
         if not known:
             special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
             problem = f"end={end}: {file} has no such token" if end else f"path={path}: no {CONFIG_FILE} names its eos_token"
             listed = f"its special tokens: {', '.join(special[:8])}" if special else "it has no special token"
-            example = f"""'data.tokenizer.end="{special[0] if special else "TOKEN"}"'"""
+            example = f"""tokenizer=folder 'data.tokenizer.end="{special[0] if special else "TOKEN"}"'"""
             raise ValueError(f"data.tokenizer.{problem}\ngive {example}, a token that ends a document; {listed}")
         self._take(tokenizer, known[0], f"the tokenizer of {path}{' without ' * bool(changes)}{', '.join(changes)}")
         self.encode(PROBES)
@@ -261,11 +271,16 @@ def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
             return
 
 
-def read_end(folder: Path) -> list[str]:
-    """Return the token that a tokenizer_config.json names as the end, in a list; an empty one where it names none."""
-    try:
-        token = json.loads((folder / CONFIG_FILE).read_bytes()).get("eos_token")
-    except (OSError, ValueError, AttributeError):
-        return []
-    token = token.get("content") if isinstance(token, dict) else token
-    return [token] if isinstance(token, str) else []
+def read_end(folder: Path, tokenizer: Any) -> list[str]:
+    """Return the tokens that a folder names as the end, by their text or their number, the first that counts first."""
+    names = list[str]()
+    for file, key in ((CONFIG_FILE, "eos_token"), ("special_tokens_map.json", "eos_token"), *ID_FILES):
+        try:
+            value = json.loads((folder / file).read_bytes()).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        value = value.get("content") if isinstance(value, dict) else value
+        for item in value if isinstance(value, list) else [value]:
+            names += [item] if isinstance(item, str) else []
+            names += [tokenizer.id_to_token(item)] if type(item) is int and 0 <= item < 1 << 32 else []
+    return [name for name in names if name is not None]

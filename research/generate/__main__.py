@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--prompt", "-p", required=True, metavar="TEXT",
-                         help="the start; of a long one the model sees the last data.seq_len tokens")  # fmt: skip
+                         help="the start; of a long one the model sees as many tokens as it has positions")  # fmt: skip
     command.add_argument("--tokens", "--max-new-tokens", type=int, default=200, metavar="N",
                          help="how many tokens to add at most; text ends where its document does (200)")  # fmt: skip
     command.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token (0.8)")

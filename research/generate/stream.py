@@ -12,8 +12,10 @@ import torch
 
 from research.cli import escape_controls, print_message, redirect_to_null
 from research.data.tokenizers import Tokenizer
+from research.generate.hub import HubDecoder
 from research.generate.sampling import Sampler, cut_at_stop
 from research.load import TrainedRun, load_run
+from research.models.hub import Hub
 from research.models.transformer import Transformer
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.decode import Decoder
@@ -25,7 +27,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 BYTES_ERRORS = "surrogateescape"
 
 
-def iter_tokens(decoder: Decoder, prompt: list[int], max_seq_len: int, sampler: Sampler) -> Iterator[int]:
+def iter_tokens(decoder: Decoder | HubDecoder, prompt: list[int], max_seq_len: int, sampler: Sampler) -> Iterator[int]:
     """Yield tokens without end. When `max_seq_len` tokens are reached, continue from the second half of them."""
     decoder.reset()
     context = prompt[-max_seq_len:]
@@ -51,11 +53,13 @@ def encode(prompt: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[in
     return [int(word) for word in words]
 
 
-def get_generator(trained: TrainedRun) -> Transformer:
+def get_generator(trained: TrainedRun) -> Transformer | Hub:
     """Return a run's model. Raise ValueError for one that predicts no tokens."""
     model = trained.model
+    if isinstance(model, Hub):
+        return model
     if not isinstance(model, Transformer):
-        fix = "give a run of model=transformer or model=bitnet"
+        fix = "give a run of model=transformer, model=bitnet or model=hub"
         raise ValueError(f"RUN={trained.folder} has the model {type(model).__name__}, which cannot generate; {fix}")
     if model.num_classes:
         fix = "call it in Python, as research.load.load_run(RUN).model(tokens)"
@@ -71,7 +75,8 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool,
     """
     trained = load_run(run)
     plain = get_generator(trained)
-    if not (context := encode(prompt, trained.tokenizer, plain.embed.num_embeddings)):
+    vocab_size, max_seq_len = plain.vocab_size if isinstance(plain, Hub) else plain.embed.num_embeddings, plain.max_seq_len
+    if not (context := encode(prompt, trained.tokenizer, vocab_size)):
         raise ValueError('--prompt "": give at least one token to start with')
     if (separator := trained.config.data.get("separator")) and separator not in prompt:
         print_message(f"note: the run has learnt targets behind {separator!r}, and --prompt does not hold it")
@@ -80,7 +85,8 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool,
         model = pack_model(plain) if packed else plain
     except ValueError as error:  # no packed layer holds these weights
         raise ValueError(f"{error} with --no-packed") from error
-    stream = iter_tokens(Decoder(model), context, plain.max_seq_len, sampler)
+    decoder = HubDecoder(model) if isinstance(model, Hub) else Decoder(model)
+    stream = iter_tokens(decoder, context, max_seq_len, sampler)
     if tokenizer:
         stream = takewhile(lambda token: token != tokenizer.end, stream)
     stream = islice(stream, tokens)

@@ -30,7 +30,7 @@ def load_folder(folder: str, load_weights: bool = True) -> tuple[nn.Module, Scal
     settings = read_hub_config(folder, load_weights)
     from transformers import AutoConfig, AutoModelForCausalLM  # slow to import
 
-    path, options = expand_path(folder), {"local_files_only": True, "trust_remote_code": False}
+    path, options = expand_path(folder), dict[str, Any](local_files_only=True, trust_remote_code=False)
     try:
         with silence_transformers():
             config = AutoConfig.from_pretrained(path, **options)

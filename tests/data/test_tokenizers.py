@@ -1,7 +1,9 @@
 """Tokenizers: whatever they are, their tokens spell the text, so that bits per byte are of the text."""
 
+import json
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,11 @@ def test_the_name_of_the_end_in_a_text_is_text() -> None:
         ("{", None, "cannot be read"),
         ("{}", None, "cannot be read"),
         ([], None, r"names its eos_token\n.*TOKEN.*it has no special token"),
-        (["[EOS]", "[PAD]"], None, r"names its eos_token\ngive 'data.tokenizer.end=\"\[EOS\]\"'.*: \[EOS\], \[PAD\]"),
+        (
+            ["[EOS]", "[PAD]"],
+            None,
+            r"names its eos_token\ngive tokenizer=folder 'data.*end=\"\[EOS\]\"'.*: \[EOS\], \[PAD\]",
+        ),
         (["[EOS]"], "[END]", r"data.tokenizer.end=\[END\]: .* has no such token\ngive .*: \[EOS\]"),
     ],
 )
@@ -261,3 +267,31 @@ def test_a_folder_without_a_tokenizer_or_an_end_is_refused(
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=words):
         Folder(str(tmp_path), end)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
+def test_older_files_become_a_fast_tokenizer(tmp_path: Path) -> None:
+    """vocab.json and merges.txt are what GPT-2 came with; the end may be named by its number alone."""
+    pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
+    known = make_bytes_bpe()
+    model = json.loads(known.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, model["merges"])]))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": model["vocab"]["</s>"]}))
+    tokenizer = Folder(str(tmp_path))
+    assert tokenizer.encode([TEXT.encode()])[0].tolist() == known.encode(TEXT).ids
+    assert tokenizer.end == model["vocab"]["</s>"]
+
+
+@pytest.mark.parametrize(("name", "library"), [("tokenizer.model", "sentencepiece"), ("vocab.json", "")])
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_become_no_fast_tokenizer_are_refused(name: str, library: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
+    if library and find_spec(library):
+        pytest.skip(f"{library} is installed")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / name).write_bytes(b"abc")
+    words = f"it needs {library}\npip install {library}, or give the folder" if library else "\ngive the folder of a fast"
+    with pytest.raises(ValueError, match=f"{name} becomes no tokenizer.json: ") as caught:
+        Folder(str(tmp_path))
+    assert words in str(caught.value)

@@ -141,17 +141,18 @@ def test_torchs_own_linear_layer_is_full_precision(saved_folder: Path) -> None:
 
 
 def test_it_trains_through_the_program(saved_folder: Path, tmp_path: Path) -> None:
-    """From fields, and from a folder with a warm-up; both write a checkpoint."""
-    base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=4", "tracker=jsonl", "trainer.device=cpu"]
-    fields = [f"model.fields.{name}={value}" for name, value in TINY.items()]
-    for more in (fields, [f"model.folder={saved_folder}", "model.linear.warmup=2"]):
-        done = run_program(tmp_path, *base, *more, f"out={tmp_path / 'out'}")
+    """From a folder with a warm-up, where a run that goes on at step 2 ends with the same bits."""
+    base = ["model=hub", "data.p=7", "batch_size=16", "steps=4", "eval_every=2", "tracker=jsonl", "trainer.device=cpu"]
+    base += ["callbacks.checkpoint.every=2", f"model.folder={saved_folder}", "model.linear.warmup=0.75"]
+    for name in ("folder", "resumed"):
+        resume = [f"resume={tmp_path / 'folder' / 'checkpoints' / 'step-00000002'}"] if name == "resumed" else []
+        done = run_program(tmp_path, *base, *resume, f"hydra.run.dir={tmp_path / name}")
         assert done.returncode == 0, done.stdout + done.stderr
-    for folder in (tmp_path / "out" / "modular").iterdir():
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert summary["status"] == "FINISHED"
         assert summary["steps"] == 4
-        assert (folder / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
+    weights = [tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors" for name in ("folder", "resumed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def run_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

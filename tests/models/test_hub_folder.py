@@ -1,6 +1,7 @@
 """A pretrained folder is read whole or refused: every family, half precision, shards, ternary weights; and what is none."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -9,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from pretrained import MORE, make_folder, make_net
+from pretrained import MORE, TEXT, make_folder, make_net
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from research.data.spec import Tokens
+from research.data.text import text
+from research.data.tokenizers import Folder
+from research.losses import next_token
 from research.models.hub import Hub
 from research.models.hub_weights import unpack_codes
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.preflight.check import find_mistakes
+from research.training.evaluate import evaluate
 
 pytest.importorskip("transformers", reason="needs pip install -e '.[hub]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
@@ -47,6 +52,23 @@ def test_every_family_comes_in_and_becomes_ternary(kind: str, tmp_path: Path) ->
     assert list(kept) == list(layers)[:per_block]
     inputs, head = ternary.net.get_input_embeddings(), ternary.net.get_output_embeddings()
     assert (inputs.weight is head.weight) == bool(net.config.tie_word_embeddings)
+
+
+def test_bits_per_byte_of_an_unchanged_folder_are_those_of_transformers(llama: Path, tmp_path: Path) -> None:
+    """On text with several documents, between which stands the folder's own end."""
+    from transformers import AutoModelForCausalLM
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(f"{name} {TEXT[:300]}", encoding="utf-8")
+    tokenizer = Folder(str(llama))
+    data = text(str(tmp_path), seq_len=24, tokenizer=tokenizer, val_bytes=10**6, pattern="*")
+    metrics = evaluate(Hub(data.shape, folder=str(llama)), data.train, next_token, 4)
+    net, (x, y) = AutoModelForCausalLM.from_pretrained(llama).eval(), data.train[torch.arange(len(data.train))]
+    with torch.no_grad():
+        loss = sum(float(net(input_ids=ids[None], labels=ids[None]).loss) * 24 for ids in torch.cat([x, y[:, -1:]], 1))
+    assert tokenizer.end in x
+    num_bytes = int(tokenizer.count_bytes()[y.flatten()].sum())
+    assert metrics["val/bpb"] == pytest.approx(loss / math.log(2) / num_bytes, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -169,7 +191,13 @@ def edit_weights(action: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[
 
 
 def remove(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
+    """Return what removes files of a folder."""
+
+    def edit(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return edit
 
 
 def spoil(tensors: dict[str, torch.Tensor]) -> None:

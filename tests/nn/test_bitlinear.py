@@ -185,9 +185,7 @@ def test_a_warmup_may_be_a_share_of_the_steps() -> None:
         assert float(layer.mix) == pytest.approx(at_two)
     with pytest.raises(ValueError, match=r"model.linear.warmup=1 does not end within trainer.steps=1"):
         count_warmup([layer], 1)
-    with pytest.raises(
-        ValueError, match=r"model.linear.warmup takes a whole number .* or a number in \(0, 1\); got 1.5"
-    ):
+    with pytest.raises(ValueError, match=r"model.linear.warmup takes a whole number .* or a number in \(0, 1\); got 1.5"):
         BitLinear(8, 4, warmup=1.5)
 
 
