@@ -44,9 +44,9 @@ def export_and_check(run: Path, output: Path, *options: str) -> dict[str, Any]:
     return report
 
 
-def run_documented_code(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the code block of a format in docs/exports.md."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), re.DOTALL)
+def run_documented_code(output: Path, monkeypatch: pytest.MonkeyPatch, page: str = "exports.md") -> None:
+    """Run the code block of a format in docs/exports.md, or another page."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
     (code,) = (block for block in blocks if f'"exports/{output.name}' in block)
     monkeypatch.chdir(output.parents[1])
     exec(code, {})

@@ -1,5 +1,6 @@
 """A pretrained folder goes in and comes out: transformers and llama.cpp run it with its own tokenizer."""
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import CHAT, make_hub_source, needs_llama, write_pretrained
+from exporting import CHAT, make_hub_source, needs_llama, run_documented_code, write_pretrained
 from program import ROOT, train
 from torch import nn
 
@@ -82,6 +83,18 @@ def test_padded_batches_give_each_texts_own_continuation(
         for text, row in zip(texts, together, strict=True):
             alone = model.generate(**tokenizer(text, return_tensors="pt"), **settings)[0]
             assert torch.equal(row[-8:], alone[-8:])
+
+
+def test_the_code_of_the_docs_continues_a_batch(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "exports").mkdir()
+    export(make_hub_source(folders["llama"]), "hf", tmp_path / "exports" / "hf")
+    with torch.compiler.set_stance("default"):  # restored after the block
+        run_documented_code(tmp_path / "exports" / "hf", monkeypatch, "pretrained.md")
+    first, second = ast.literal_eval(capsys.readouterr().out)
+    assert first.startswith("def ")
+    assert second.startswith("import numpy as")
 
 
 @needs_llama
