@@ -17,6 +17,7 @@ from torch import nn
 
 from research.cli import describe_error, first_line
 from research.data.spec import Dataset, restore_shape
+from research.data.tokenizers import FILE as TOKENIZER_FILE
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.nn.lowrank import merge_adapters
 from research.preflight.pretrained import use_own_files
@@ -24,7 +25,7 @@ from research.preflight.program import locate_error
 from research.preflight.recorded import load_config
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, iter_targets, locate_target
-from research.run_dir import TOKENIZER_FOLDER, is_locked, list_checkpoints, read_summary, to_run_folder
+from research.run_dir import TOKENIZER_FOLDER, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint
 from research.training.base import get_kind, hash_folder, merge_finetuning
@@ -123,8 +124,12 @@ class TrainedRun:
     @cached_property
     def data(self) -> Dataset[Any]:
         """The data set of the run. Raise ValueError where its files are gone."""
+        node, own = self.config.data, self.folder / TOKENIZER_FOLDER
+        named = OmegaConf.select(node, "tokenizer.path")
+        if named and not expand_path(named).exists() and (own / TOKENIZER_FILE).is_file():  # the run keeps it
+            node = OmegaConf.merge(node, {"tokenizer": {"path": str(own)}})
         try:
-            return instantiate(self.config.data, key="data", is_foreign=True)  # type: ignore[no-any-return]
+            return instantiate(node, key="data", is_foreign=True)  # type: ignore[no-any-return]
         except ValueError as error:
             path = self.config.data.get("path")
             paths = [path] if path is None or isinstance(path, str) else path

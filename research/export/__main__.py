@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("run", metavar="RUN", help="a run folder, one of its checkpoints/step-*, or an MLflow run id")
     command.add_argument("--format", required=True, choices=("hf", "gguf", "onnx", "torch", "safetensors"))
     command.add_argument("--output", required=True, type=expand_path, metavar="DIR", help="a new or empty folder")
-    command.add_argument("--packing", choices=("bitlinear", "autobitlinear", "none"),
-                         help="hf: transformers' layer for the weights (bitlinear); none: unpacked weights")  # fmt: skip
+    command.add_argument("--packing", choices=("bitlinear", "autobitlinear", "none", "plain"),
+                         help="hf: transformers' layer for the weights (bitlinear); plain: code * scale")  # fmt: skip
     command.add_argument("--type", choices=("TQ2_0", "TQ1_0", "F16"), help="gguf: type of the ternary weights (TQ2_0)")
     command.add_argument("--embedding", choices=("F16", "F32", "Q8_0"), help="gguf: type of the embedding and the head (F16)")
     command.add_argument(

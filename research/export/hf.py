@@ -1,24 +1,43 @@
-"""transformers: a folder that `AutoModelForCausalLM.from_pretrained` reads as BitNetForCausalLM, with a tokenizer for text.
+"""transformers: a folder that `AutoModelForCausalLM.from_pretrained` reads, with a tokenizer for text.
 
-Packed weights are uint8 [out / 4, in], code + 1 in two bits. Bit pair g of row i holds row i of the g-th quarter of outputs.
+Our Transformer becomes a BitNetForCausalLM or a LlamaForCausalLM, a hub model stays what it is. Packed weights are uint8
+[out / 4, in], code + 1 in two bits. Bit pair g of row i holds row i of the g-th quarter of outputs.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from research.data.tokenizers import write_tokenizer
-from research.export.layout import Codes, Options, Source, silence_libraries, to_codes
+from research.export.layout import (
+    Codes,
+    Options,
+    Source,
+    quantize_layer,
+    silence_libraries,
+    split_weight,
+    spread_scale,
+    to_codes,
+)
+from research.export.nets import SPECIAL, Net, choose_special, describe_net
 from research.export.plain import pack_rows
-from research.export.verify import PROBE, ClientResult
+from research.export.tokens import encode_as_it_came, find_own_tokenizer, read_json, write_for_transformers
+from research.export.verify import MAX_DIVERGENCE, PROBE, ClientResult
+from research.models.hub import Hub
 from research.nn.quantize import EPS
-from research.run_dir import write_json
+from research.run_dir import MODEL_FOLDER, expand_path, write_json
 
 MODULES = ("transformers", "tokenizers", "accelerate")
+# What the layers that transformers' BitNet puts in the place of nn.Linear compute, and what unpacked ones do besides.
+PACKED_SETTINGS: dict[str, object] = {"activation_bits": 8, "activation_granularity": "token", "granularity": "tensor"}
+ONLINE_SETTINGS: dict[str, object] = {"weight_bits": 1.58, "scale_method": "absmean"}
+AUTO_WARNING = "transformers loads autobitlinear in float32 alone, and does not save it again; bitlinear does both"
+PLAIN_WARNING = "plain layers multiply by code * scale and do not round activations: the check's values are the difference"
 
 
 def to_stored_scale(scale: Float[Tensor, "*ones"], packing: str) -> Float[Tensor, "1"]:
@@ -32,83 +51,127 @@ def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
 
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
-    """Write config.json, model.safetensors and, for text, the tokenizer; return warnings.
+    """Write config.json, model.safetensors, generation_config.json and, for text, the tokenizer; return warnings.
 
-    Raise ValueError for a model that transformers' BitNet does not compute.
+    Raise ValueError for a packing that cannot hold a layer.
     """
-    packed = options.packing != "none"
-    # Unpacked weights are quantized by transformers itself, which knows one method.
-    method = {} if packed else {"weight_bits": 1.58, "scale_method": "absmean"}
-    source.require_bitnet(f"hf --packing {options.packing}", "transformers' BitNet", **method)
+    source.require_format("hf")
+    net = describe_net(source)
+    packing, warnings = choose_packing(source, net, options)
+    tensors, config = build_tensors(source, net, packing), net.config | build_quantization(source, net, packing)
+    if isinstance(source.model, Hub):
+        save_hub(source.net, tensors, folder)
+        config |= {"architectures": [type(source.net).__name__], "dtype": "float32"}
+    else:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", build_generation(source))
+    if not source.run.tokenizer:
+        return [*warnings, "the data is not text: no tokenizer is written; give the model input_ids"]
+    write_for_transformers(source.run, folder, source.max_seq_len)
+    return warnings
+
+
+def choose_packing(source: Source, net: Net, options: Options) -> tuple[str, list[str]]:
+    """Return the packing, empty for a model in full precision, and warnings. Raise ValueError for one that does not fit."""
+    if not source.linears:
+        if options.packing:
+            raise ValueError(f"--packing {options.packing} is for ternary weights, and RUN is in full precision; leave it out")
+        return "", []
+    packing = options.packing or "bitlinear"
+    if packing == "plain":
+        return packing, [PLAIN_WARNING]
+    if not (reason := find_misfit(source, net, packing)):
+        return packing, [AUTO_WARNING] if packing == "autobitlinear" else []
+    if options.packing:
+        fix = "use --packing plain, or --format torch or onnx, which hold every ternary layer"
+        raise ValueError(f"{reason}; {fix}")
+    return "plain", [f"{reason}: so it is written as with --packing plain", PLAIN_WARNING]
+
+
+def find_misfit(source: Source, net: Net, packing: str) -> str:
+    """Return why transformers' own ternary layers cannot take the weights; nothing where they can."""
     for name, layer in source.linears.items():
-        if packed and layer.out_features % 4:
-            raise ValueError(f"{name} has {layer.out_features} outputs: transformers packs multiples of 4; use --packing none")
-    save_file(_build_tensors(source, options.packing), folder / "model.safetensors", {"format": "pt"})
-    write_json(folder / "config.json", _build_config(source, options.packing))
-    max_seq_len = source.model.max_seq_len
-    tokenizer = source.run.tokenizer
-    special = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end} if tokenizer else {}
-    write_json(folder / "generation_config.json", {"max_length": max_seq_len, **special})
-    if not tokenizer:
-        return ["the data is not text: no tokenizer is written; give the model input_ids"]
-    write_tokenizer(tokenizer, folder, max_seq_len)
-    return []
+        for setting, known in (PACKED_SETTINGS | (ONLINE_SETTINGS if packing == "none" else {})).items():
+            if (value := getattr(layer.quantizer, setting)) != known:
+                return f"model.linear.{setting}={value}: --packing {packing} holds {known} only ({name})"
+        if net.names[name] in net.transposed:
+            return f"{name} is a Conv1D in transformers, which quantizes nn.Linear alone"
+        if packing != "none" and layer.out_features % 4:
+            return f"{name} has {layer.out_features} outputs: transformers packs multiples of 4"
+    return ""
 
 
-def _build_tensors(source: Source, packing: str) -> dict[str, Tensor]:
+def build_tensors(source: Source, net: Net, packing: str) -> dict[str, Tensor]:
     """Return all tensors of the file, under transformers' names."""
-    tensors = {"model.embed_tokens.weight": source.model.embed.weight, "model.norm.weight": source.model.norm.weight}
-    if not source.architecture["tied"]:
-        tensors["lm_head.weight"] = source.model.head.weight
-    quantized = source.compute_codes()
-    for name, target in source.map_modules("model.layers", 0).items():
-        if name in quantized and packing != "none":
-            codes, scale = quantized[name]
+    # Of a hub model also its buffers; save_pretrained leaves out a tied head.
+    tensors = source.net.state_dict() if isinstance(source.model, Hub) else dict(net.tensors)
+    for name, layer in source.linears.items():
+        target = net.names[name]
+        codes, scale = quantize_layer(layer)
+        if packing == "plain":
+            weight = codes * spread_scale(scale, layer.weight)
+            tensors[f"{target}.weight"] = weight.t().contiguous() if target in net.transposed else weight
+        elif packing != "none":
             tensors[f"{target}.weight"] = pack_quarters(codes)
             tensors[f"{target}.weight_scale"] = to_stored_scale(scale, packing)
-        else:
-            tensors[f"{target}.weight"] = source.model.get_submodule(name).get_parameter("weight")
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+            if packing == "autobitlinear" and layer.bias is not None:
+                tensors[f"{target}.bias"] = layer.bias / scale.reshape(1)  # it multiplies by the scale after the bias
+    return tensors
 
 
-def _build_config(source: Source, packing: str) -> dict[str, Any]:
-    """Return config.json."""
-    numbers, tokenizer = source.architecture, source.run.tokenizer
-    end = tokenizer.end if tokenizer else None
+def build_quantization(source: Source, net: Net, packing: str) -> dict[str, Any]:
+    """Return the entry of config.json by which transformers puts its ternary layers in."""
+    if packing in ("", "plain"):
+        return {}
     return {
-        "architectures": ["BitNetForCausalLM"],
-        "model_type": "bitnet",
-        "dtype": "float32",
-        "vocab_size": numbers["vocab"],
-        "hidden_size": numbers["dim"],
-        "intermediate_size": numbers["hidden"],
-        "num_hidden_layers": numbers["depth"],
-        "num_attention_heads": numbers["heads"],
-        "num_key_value_heads": numbers["kv_heads"],
-        "hidden_act": numbers["act"],
-        "max_position_embeddings": numbers["length"],
-        "rms_norm_eps": numbers["eps"],
-        "rope_theta": numbers["rope_base"],  # transformers 4 reads this key, 5 the next
-        "rope_parameters": {"rope_type": "default", "rope_theta": numbers["rope_base"]},
-        "tie_word_embeddings": numbers["tied"],
-        "attention_bias": False,
-        "bos_token_id": None,
-        "eos_token_id": end,
-        "pad_token_id": end,
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": "bitlinear" if packing == "bitlinear" else "autobitlinear",
             # online: transformers quantizes the weights in each forward
             "quantization_mode": "online" if packing == "none" else "offline",
-            "modules_to_not_convert": None,
-        },
+            # null: all but the head
+            "modules_to_not_convert": list(net.other_linears) if isinstance(source.model, Hub) else None,
+        }
     }
+
+
+def save_hub(net: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write the weights as save_pretrained does. It refuses some generation configurations that it has loaded: not here."""
+    from transformers.utils import logging
+
+    came = net.generation_config
+    logging.disable_progress_bar()
+    try:
+        with silence_libraries():
+            net.generation_config = type(came)()
+            net.save_pretrained(folder, state_dict=tensors)
+    finally:
+        net.generation_config = came
+
+
+def build_generation(source: Source) -> dict[str, Any]:
+    """Return generation_config.json: a hub model's as it came, with the special tokens that the tokenizer has."""
+    came: dict[str, Any] = {"max_length": source.max_seq_len}
+    if isinstance(source.model, Hub):
+        came = {key: source.net.config.to_dict().get(key) for key in SPECIAL} | read_generation(source)
+    return {key: value for key, value in (came | choose_special(source, came)).items() if value is not None}
+
+
+def read_generation(source: Source) -> dict[str, Any]:
+    """Return the generation_config.json that came with a pretrained folder; without one what transformers takes."""
+    folders = [source.run.folder / MODEL_FOLDER, *([expand_path(folder)] if (folder := source.model.folder) else [])]
+    if files := [folder / "generation_config.json" for folder in folders if (folder / "generation_config.json").is_file()]:
+        return read_json(files[0])
+    return dict(json.loads(source.net.generation_config.to_json_string()))
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the folder with transformers as a user does, but not compiled: compiling its layers takes half a minute."""
     with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.set_verbosity_error()
@@ -117,35 +180,57 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
         logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
         # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
-        generated = model.generate(start, max_new_tokens=1, min_new_tokens=1, do_sample=False)
-        checks = {"generate": torch.equal(generated[:, :-1], start)}
-        if ours := source.run.tokenizer:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            expected = ours.encode([PROBE.encode()])[0].tolist()
-            checks["tokenizer"] = tokenizer.encode(PROBE) == expected and tokenizer.decode(expected) == PROBE
-            first, second = (ours.encode([text])[0].tolist() for text in (b"x1 y", b"x"))
-            if len(second) < len(first) < source.model.max_seq_len:
-                batch = tokenizer(["x1 y", "x"], padding=True, return_tensors="pt")
-                longer = model.generate(**batch, max_new_tokens=1, min_new_tokens=1, do_sample=False)
-                padded = [ours.end] * (len(first) - len(second)) + second
-                checks["batch"] = longer[:, : len(first)].tolist() == [first, padded]
-        return ClientResult("transformers", _read_codes(source, model, options.packing), logits, checks)
+        checks = {"generate": torch.equal(generate_one(model, input_ids=start).sequences[:, :-1], start)}
+        if source.run.tokenizer:
+            checks |= check_tokenizer(source, model, folder)
+        return ClientResult("transformers", read_codes(source, model), logits, checks)
 
 
-def _read_codes(source: Source, model: Any, packing: str) -> Codes:
+def generate_one(model: Any, **inputs: Tensor) -> Any:
+    """Return what transformers' generate gives for one token, with its logits."""
+    one = {"max_new_tokens": 1, "min_new_tokens": 1, "do_sample": False, "num_beams": 1}
+    return model.generate(**inputs, **one, output_logits=True, return_dict_in_generate=True)
+
+
+def check_tokenizer(source: Source, model: Any, folder: Path) -> dict[str, bool]:
+    """Return whether the folder's tokenizer gives the tokens that it should, and a padded batch what each text gives alone."""
+    from transformers import AutoTokenizer
+
+    ours, own = source.run.tokenizer, find_own_tokenizer(source.run)
+    assert ours
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if own:
+        checks = {"tokenizer": tokenizer.encode(PROBE) == encode_as_it_came(own, PROBE)}
+    else:
+        expected = ours.encode([PROBE.encode()])[0].tolist()
+        checks = {"tokenizer": tokenizer.encode(PROBE) == expected and tokenizer.decode(expected) == PROBE}
+    texts = ["x1 y", "x"]
+    lengths = [len(tokenizer.encode(text)) for text in texts]
+    if lengths[1] < lengths[0] < source.max_seq_len:
+        alone = torch.cat([generate_one(model, **tokenizer(text, return_tensors="pt")).logits[0] for text in texts])
+        together = generate_one(model, **tokenizer(texts, padding=True, return_tensors="pt")).logits[0]
+        divergence = F.kl_div(together.log_softmax(-1), alone.log_softmax(-1), log_target=True, reduction="batchmean")
+        checks["batch"] = bool(divergence <= MAX_DIVERGENCE)
+    return checks
+
+
+def read_codes(source: Source, model: Any) -> Codes:
     """Return the codes and scales that transformers' layers multiply by."""
-    from transformers.integrations.bitnet import WeightQuant, unpack_weights
+    from transformers.integrations.bitnet import AutoBitLinear, BitLinear, WeightQuant, unpack_weights
 
     result: Codes = {}
-    targets = source.map_modules("model.layers", 0)
-    for name in source.linears:
-        layer = model.get_submodule(targets[name])
-        if packing == "none":
+    net = describe_net(source)
+    for name, ours in source.linears.items():
+        layer, target = model.get_submodule(net.names[name]), net.names[name]
+        if isinstance(layer, AutoBitLinear) and layer.online_quant:
             weight = WeightQuant.apply(layer.weight)
             scale = weight.abs().max().clamp(min=EPS)
             result[name] = to_codes(weight / scale), scale
-        elif packing == "bitlinear":
+        elif isinstance(layer, AutoBitLinear):
+            result[name] = to_codes(layer.weight), layer.weight_scale
+        elif isinstance(layer, BitLinear):
             result[name] = to_codes(unpack_weights(layer.weight, torch.float32)), 1 / layer.weight_scale
         else:
-            result[name] = to_codes(layer.weight), layer.weight_scale
+            weight = layer.weight.t() if target in net.transposed else layer.weight
+            result[name] = split_weight(weight, quantize_layer(ours)[1])
     return result

@@ -1,4 +1,4 @@
-"""A trained ternary model as the exports see it: its sizes, its codes and scales, and its names in the formats."""
+"""A trained model as the exports see it: its sizes, its codes and scales, and the formats that hold it."""
 
 import logging
 import math
@@ -14,61 +14,91 @@ from jaxtyping import Float, Int8, Num
 from torch import Tensor, nn
 
 from research.load import TrainedRun
+from research.models.decoder import Decoder
 from research.models.hub import Hub
 from research.models.mlp import MLP
 from research.models.transformer import Transformer
 from research.models.vision import Vision
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.feedforward import relu2
+from research.nn.quantize import EPS
 
 Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # layer -> its codes and their scales
-MODULE_NAMES = {  # within a block: our name -> transformers', llama.cpp's
-    "attention.q_proj": ("self_attn.q_proj", "attn_q"),
-    "attention.k_proj": ("self_attn.k_proj", "attn_k"),
-    "attention.v_proj": ("self_attn.v_proj", "attn_v"),
-    "attention.o_proj": ("self_attn.o_proj", "attn_output"),
-    "feedforward.gate_proj": ("mlp.gate_proj", "ffn_gate"),
-    "feedforward.up_proj": ("mlp.up_proj", "ffn_up"),
-    "feedforward.down_proj": ("mlp.down_proj", "ffn_down"),
-    "input_norm": ("input_layernorm", "attn_norm"),
-    "post_norm": ("post_attention_layernorm", "ffn_norm"),
-    "attention.attn_sub_norm": ("self_attn.attn_sub_norm", "attn_sub_norm"),
-    "feedforward.ffn_sub_norm": ("mlp.ffn_sub_norm", "ffn_sub_norm"),
+MODULE_NAMES = {  # within a block: our name -> transformers'
+    "attention.q_proj": "self_attn.q_proj",
+    "attention.k_proj": "self_attn.k_proj",
+    "attention.v_proj": "self_attn.v_proj",
+    "attention.o_proj": "self_attn.o_proj",
+    "feedforward.gate_proj": "mlp.gate_proj",
+    "feedforward.up_proj": "mlp.up_proj",
+    "feedforward.down_proj": "mlp.down_proj",
+    "input_norm": "input_layernorm",
+    "post_norm": "post_attention_layernorm",
+    "attention.attn_sub_norm": "self_attn.attn_sub_norm",
+    "feedforward.ffn_sub_norm": "mlp.ffn_sub_norm",
 }
-
-
-TERNARY_MODELS: dict[type[nn.Module], tuple[str, ...]] = {  # what exports hold, by the options of conf/model, twins first
-    Transformer: ("bitnet", "bitnet_2b4t"),
-    Vision: ("bitvision",),
-    MLP: ("bitmlp",),
+MODELS: dict[type[nn.Module], tuple[str, ...]] = {  # what exports hold, by the options of conf/model
+    Transformer: ("bitnet", "bitnet_2b4t", "transformer"),
+    Hub: ("hub", "hub_full"),
+    Decoder: ("bitdecoder", "decoder"),
+    Vision: ("bitvision", "vision"),
+    MLP: ("bitmlp", "mlp"),
 }
+# The formats of each, as in the table of docs/exports.md. The check of a file may still refuse it, with numbers.
+FORMATS: dict[type[nn.Module], tuple[str, ...]] = {
+    Transformer: ("hf", "gguf", "torch", "safetensors", "onnx"),
+    Hub: ("hf", "gguf", "torch", "onnx"),
+    Decoder: ("torch", "onnx"),
+    Vision: ("torch", "onnx"),
+    MLP: ("torch", "onnx"),
+}
+CLASSES_FORMATS = ("torch", "safetensors", "onnx")  # of a Transformer that tells classes
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of a format."""
 
-    packing: str = "bitlinear"  # hf: the packing that also loads in half precision, and can be saved again
-    type: str = "TQ2_0"  # gguf
+    packing: str | None = None  # hf; None: bitlinear, which also loads in half precision; plain where it cannot hold a layer
+    type: str | None = None  # gguf; None: TQ2_0, or F16 of a model in full precision
     embedding: str = "F16"  # gguf
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained ternary model, ready to be exported."""
+    """A trained model, ready to be exported."""
 
     run: TrainedRun
-    model: Any  # a Transformer, a Vision or an MLP
+    model: Any  # of one of MODELS
 
     @cached_property
     def linears(self) -> dict[str, BitLinear]:
-        """Return the ternary layers by name."""
+        """Return the ternary layers by name; none of a model in full precision."""
         return bitlinear_layers(self.model)
 
     @property
     def reads_tokens(self) -> bool:
-        """Return whether the model is a Transformer."""
-        return isinstance(self.model, Transformer)
+        """Return whether the model reads tokens."""
+        return isinstance(self.model, Transformer | Hub | Decoder)
+
+    @property
+    def max_seq_len(self) -> int:
+        """Return how many tokens the model takes at most."""
+        if isinstance(self.model, Transformer):
+            return self.model.max_seq_len
+        if isinstance(self.model, Decoder):
+            return self.model.position.num_embeddings
+        return int(getattr(self.net.config, "max_position_embeddings", None) or self.run.data.shape.seq_len)
+
+    @property
+    def net(self) -> Any:
+        """Return transformers' model of a Hub."""
+        return self.model.net
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of logits, at a position of tokens."""
+        return int(self.net.config.vocab_size if isinstance(self.model, Hub) else self.model.head.out_features)
 
     @property
     def end(self) -> int:
@@ -82,12 +112,14 @@ class Source:
             return "images", torch.zeros(2, *self.model.shape[:3], dtype=torch.uint8)
         if isinstance(self.model, MLP):
             return "vectors", torch.zeros(2, self.model.embed.in_features)
-        return "tokens", torch.zeros(2, min(2, self.model.max_seq_len), dtype=torch.long)  # torch takes a size of 1 as fixed
+        return "tokens", torch.zeros(2, min(2, self.max_seq_len), dtype=torch.long)  # torch takes a size of 1 as fixed
 
     @property
     def architecture(self) -> dict[str, Any]:
         """Return the sizes and switches of the model, under the keys that stand in the files."""
-        if not self.reads_tokens:
+        if isinstance(self.model, Hub):
+            return {"name": type(self.net).__name__, "vocab": self.outputs, "length": self.max_seq_len}
+        if not isinstance(self.model, Transformer):
             return {"name": type(self.model).__name__, **self.run.data.shape._asdict()}
         block: Any = self.model.blocks[0]  # all blocks are alike
         attention, feedforward = block.attention, block.feedforward
@@ -108,36 +140,31 @@ class Source:
         numbers |= {"classes": self.model.num_classes} if self.model.num_classes else {}
         return numbers | ({"end": self.end} if self.end >= 0 else {})
 
-    def map_modules(self, prefix: str, column: int) -> dict[str, str]:
-        """Return the name of each module in the blocks -> its name in that column of MODULE_NAMES, below `prefix`."""
+    def map_modules(self, prefix: str) -> dict[str, str]:
+        """Return the name of each module in a Transformer's blocks -> its name in transformers, below `prefix`."""
         blocks, names = range(len(self.model.blocks)), MODULE_NAMES.items()
-        return {f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs[column]}" for n in blocks for ours, theirs in names}
+        return {f"blocks.{n}.{ours}": f"{prefix}.{n}.{theirs}" for n in blocks for ours, theirs in names}
 
-    def require_tokens(self, kind: str) -> None:
-        """Raise ValueError for a model of anything but tokens."""
-        if not self.reads_tokens:
-            name = type(self.model).__name__
-            raise ValueError(f"RUN has the model {name}: --format {kind} holds models of tokens; use --format torch or onnx")
+    @property
+    def tells_classes(self) -> bool:
+        """Return whether a Transformer has a head of classes."""
+        return isinstance(self.model, Transformer) and self.model.num_classes > 0
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Return the formats that hold the model."""
+        return CLASSES_FORMATS if self.tells_classes else FORMATS[type(self.model)]
 
     def compute_codes(self) -> Codes:
         """Return the codes and scales of each layer."""
         return {name: quantize_layer(layer) for name, layer in self.linears.items()}
 
-    def require_bitnet(self, kind: str, client: str, **more: object) -> None:
-        """Raise ValueError for a model that the client's BitNet does not compute; the format may need `more` settings."""
-        self.require_tokens(kind)
-        settings = {"granularity": "tensor", "activation_bits": 8, "activation_granularity": "token"} | more
-        fix = "use --format safetensors, torch or onnx, which hold every ternary layer"
-        for name, layer in self.linears.items():
-            for setting, known in settings.items():
-                if (value := getattr(layer.quantizer, setting)) != known:
-                    raise ValueError(f"model.linear.{setting}={value}: --format {kind} holds {known} only ({name}); {fix}")
-        if self.model.num_classes:
-            fix = "use --format safetensors, torch or onnx"
-            raise ValueError(f"the run tells classes, and --format {kind} is for {client}, which predicts tokens; {fix}")
-        if not self.architecture["sub_norm"]:
-            fix = "train with model.sub_norm=true"
-            raise ValueError(f"model.sub_norm=false: {client} needs norms before the output projections; {fix}")
+    def require_format(self, kind: str) -> None:
+        """Raise ValueError for a format that does not hold the model, with those that do."""
+        if kind not in self.formats:
+            what = "the run tells classes" if self.tells_classes else f"RUN has the model {type(self.model).__name__}"
+            why = "is for programs of language models, which predict tokens" if kind in ("hf", "gguf") else "does not hold it"
+            raise ValueError(f"{what}, and --format {kind} {why}; use --format {' or '.join(self.formats)}")
 
 
 def _recover_rope_base(model: Transformer) -> float:
@@ -150,18 +177,20 @@ def _recover_rope_base(model: Transformer) -> float:
 
 
 def build_source(run: TrainedRun) -> Source:
-    """Return the run as exports need it; raise ValueError for a run of no ternary Transformer, Vision or MLP."""
+    """Return the run as exports need it; raise ValueError for a model, or for layers, that no export holds."""
     run.require_plain("an export")
     model = run.model
-    if not isinstance(model, Transformer | Vision | MLP):
-        kind, known = type(model).__name__, ", ".join(name for names in TERNARY_MODELS.values() for name in names)
+    if type(model) not in MODELS:
+        kind, known = type(model).__name__, ", ".join(name for names in MODELS.values() for name in names)
         raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {suggest(model)}")
-    for name, layer in model.blocks.named_modules(prefix="blocks"):
-        if not (name.endswith("_proj") or isinstance(layer, nn.Linear)):
-            continue
-        if not isinstance(layer, BitLinear):
-            twin = f"train with model={TERNARY_MODELS[type(model)][0]}"
-            raise ValueError(f"RUN is not ternary: {name} is a plain nn.Linear; {suggest(model)}, or {twin}")
+    layers = bitlinear_layers(model)
+    if not isinstance(model, Hub):
+        inner = dict(model.get_submodule("blocks").named_modules(prefix="blocks"))
+        projections = {name: layer for name, layer in inner.items() if name.endswith("_proj") or isinstance(layer, nn.Linear)}
+        for name, layer in projections.items():
+            if type(layer) is not (BitLinear if layers else nn.Linear):
+                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {suggest(model)}")
+    for layer in layers.values():
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
             raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
@@ -172,8 +201,6 @@ def build_source(run: TrainedRun) -> Source:
 def suggest(model: nn.Module) -> str:
     """Return what can be done today with a model that no export holds."""
     loaded = "load it in Python, as research.load.load_run(RUN).model"
-    if isinstance(model, Hub):
-        return f"{loaded}; its .net.save_pretrained(DIR) writes float32 weights that transformers loads, unquantized"
     return f"{loaded}; safetensors.torch.save_model(model, FILE) writes its float32 weights"
 
 
@@ -200,3 +227,16 @@ def silence_libraries() -> Iterator[None]:
 def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:
     """Return numbers read from a file as codes; a number that is no integer becomes 127, which no ternary layer has."""
     return torch.where(values == values.round(), values, 127).to(torch.int8)
+
+
+def spread_scale(scale: Float[Tensor, "..."], like: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
+    """Return scales [rows or 1, groups or 1] for each number of a weight, or in a shape that is broadcast to it."""
+    scale = scale.reshape(-1, scale.shape[-1] if scale.ndim > 1 else 1)
+    return scale if scale.shape[1] == 1 else scale.repeat_interleave(like.shape[1] // scale.shape[1], 1)
+
+
+def split_weight(weight: Float[Tensor, "out in"], like: Float[Tensor, "rows groups"]) -> tuple[Tensor, Tensor]:
+    """Return the codes and scales of a weight that holds their product; the scales in the shape of `like`."""
+    groups = weight.unflatten(1, (like.shape[1], -1)).abs().amax(-1)
+    scale = (groups.amax(0, keepdim=True) if like.shape[0] == 1 else groups).clamp(min=EPS)
+    return to_codes(weight / spread_scale(scale, weight)), scale

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
 from research.export.layout import Codes, Source, quantize_layer, silence_libraries
+from research.models.hub import Hub
 from research.nn.bitlinear import BitLinear
 
 SHIFTS = (0, 2, 4, 6)
@@ -42,16 +43,17 @@ class PlainLinear(nn.Module):
         self.register_buffer("packed", pack_rows(codes))
         self.register_buffer("scale", scale)
         self.register_buffer("codes", code_table)  # one tensor, shared by all layers
-        self.quantizer, self.in_features = layer.quantizer, layer.in_features
+        self.quantizer, self.in_features, self.bias = layer.quantizer, layer.in_features, layer.bias
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         codes, scale = self.quantizer.quantize_activation(x)
         weight = unpack_rows(self.packed, self.codes, self.in_features)
         if self.scale.shape[1] == 1:
-            return F.linear(codes, weight) * (scale * self.scale.t())
+            y = F.linear(codes, weight) * (scale * self.scale.t())
+            return y if self.bias is None else y + self.bias
         # Scales by group of inputs are inside the sum: the weights get them before it.
         weight = (weight.unflatten(1, (self.scale.shape[1], -1)) * self.scale.unsqueeze(-1)).flatten(1)
-        return F.linear(codes * scale, weight)
+        return F.linear(codes * scale, weight, self.bias)
 
 
 class PlainEmbedding(nn.Module):
@@ -66,13 +68,15 @@ class PlainEmbedding(nn.Module):
 
 
 def build_plain_model(source: Source) -> nn.Module:
-    """Return a copy of the model with plain layers; everything else stays float32 as it was trained."""
+    """Return a copy of the model with plain ternary layers; everything else stays float32 as it was trained."""
     model: nn.Module = deepcopy(source.model)
     codes = build_code_table()
     for name, layer in source.linears.items():
         model.set_submodule(name, PlainLinear(layer, codes))
-    if isinstance(embed := model.get_submodule("embed"), nn.Embedding):
-        model.set_submodule("embed", PlainEmbedding(embed))
+    inputs = source.net.get_input_embeddings() if isinstance(source.model, Hub) else source.model.embed
+    for name, module in source.model.named_modules():
+        if module is inputs and type(module) is nn.Embedding:
+            model.set_submodule(name, PlainEmbedding(module))
     return model.eval()
 
 
@@ -84,7 +88,7 @@ def trace_model(source: Source) -> torch.export.ExportedProgram:
     _, example = source.inputs
     # An axis without a Dim is fixed: a model of one position has no dynamic length.
     shape = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
-    if source.reads_tokens and (max_seq_len := source.model.max_seq_len) > 1:
+    if source.reads_tokens and (max_seq_len := source.max_seq_len) > 1:
         shape[1] = torch.export.Dim("seq", min=1, max=max_seq_len)
     with silence_libraries(), torch.no_grad():
         program = torch.export.export(build_plain_model(source), (example,), dynamic_shapes=(shape,))

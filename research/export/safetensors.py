@@ -31,13 +31,14 @@ LAYOUT = (
 
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.safetensors; its metadata holds the sizes, the settings of the quantizer and the layout."""
-    source.require_tokens("safetensors")
+    source.require_format("safetensors")
     tensors: dict[str, Tensor] = dict(source.model.named_parameters())  # each once: a tied head is the embedding
     for name, (codes, scale) in source.compute_codes().items():
         del tensors[f"{name}.weight"]
         tensors |= {f"{name}.packed": pack_rows(codes), f"{name}.scale": scale}
-    quantizer = next(iter(source.linears.values())).quantizer  # all layers have the same
-    model, rounding = json.dumps(source.architecture), json.dumps(asdict(quantizer))
+    # All layers have the same quantizer; in full precision there is none.
+    quantizer = next((asdict(layer.quantizer) for layer in source.linears.values()), {})
+    model, rounding = json.dumps(source.architecture), json.dumps(quantizer)
     metadata = {"format": "grokbit", "layout": LAYOUT, "model": model, "rounding": rounding}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, metadata)
     return []
@@ -93,7 +94,9 @@ class Reader:
         return np.asarray(x / np.sqrt(mean + np.float32(self.model["eps"])) * self.arrays[f"{name}.weight"])
 
     def multiply(self, x: ndarray, name: str) -> ndarray:
-        """Return the product of integer activations and codes, times both scales."""
+        """Return the product of integer activations and codes, times both scales; in full precision that with the weight."""
+        if f"{name}.weight" in self.arrays:
+            return np.asarray(x @ self.arrays[f"{name}.weight"].T)
         axis = -1 if self.rounding["activation_granularity"] == "token" else None
         if self.rounding["activation_bits"] == 8:
             size = np.maximum(np.abs(x).max(axis, keepdims=True), np.float32(1e-5))

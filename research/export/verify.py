@@ -7,8 +7,7 @@ that has learnt little hides mistakes. docs/exports.md says what the bounds mean
 import json
 import math
 import sys
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from research.cli import first_line, run_process
 from research.data.spec import spread_evenly
 from research.export.layout import Codes, Options, Source, suggest
+from research.export.stand_in import build_stand_in
 from research.losses import IGNORE
 from research.training.manifest import hash_file
 
@@ -57,6 +57,7 @@ class ClientResult:
     codes: Codes
     logits: Logits
     extra_checks: dict[str, bool] = field(default_factory=dict)  # name of a further check -> whether it holds
+    scale_tolerance: float = SCALE_TOLERANCE  # of a format that stores some scales in half precision
 
 
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
@@ -82,7 +83,9 @@ def verify_export(source: Source, kind: str, options: Options, folder: Path, tok
     divergence, *_ = compare_distributions(stand_in.model(inputs), result.logits, targets)
     report["checks"]["stand-in's KL"] = _check(divergence, MAX_STAND_IN_DIVERGENCE)
     if reason := describe_failures(report):
-        raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}")
+        others = [name for name in source.formats if name not in (kind, *LANGUAGE_CLIENTS)]
+        fix = f"; use --format {' or '.join(others)}" if others else ""
+        raise ValueError(f"refused, nothing is written: --format {kind} does not compute what was trained: {reason}{fix}")
     return report
 
 
@@ -115,8 +118,7 @@ def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n
     """
     split, shape = source.run.data.val, source.run.data.shape
     seq_len = shape.seq_len if source.reads_tokens else 1
-    outputs = seq_len * source.model.embed.num_embeddings if source.reads_tokens else source.model.head.out_features
-    count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // outputs)))
+    count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // (seq_len * source.outputs))))
     inputs, targets = split[spread_evenly(count, len(split))]
     if targets.is_floating_point():
         raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest(source.model)}")
@@ -159,12 +161,14 @@ def compare_codes(expected: Codes, actual: Codes) -> tuple[dict[str, int], float
 def build_report(source: Source, result: ClientResult, tokens: Inputs, targets: Int[Tensor, "n *seq"]) -> dict[str, Any]:
     """Return the report: each check with its value, its bound and whether it holds."""
     divergence, reference, theirs, same = compare_distributions(source.model(tokens), result.logits, targets)
-    expected = source.compute_codes()
-    wrong, drift = compare_codes(expected, result.codes)
+    expected, wrong, checks = source.compute_codes(), dict[str, int](), dict[str, Any]()
+    if expected:
+        wrong, drift = compare_codes(expected, result.codes)
+        count = sum(codes.numel() for codes, _ in expected.values())
+        checks["codes that differ"] = _check(sum(wrong.values()), 0) | {"of": count}
+        checks["scale"] = _check(drift, result.scale_tolerance)
     shift, perplexities = abs(theirs / reference - 1), {"reference": reference, "client": theirs}
-    checks = {
-        "codes that differ": _check(sum(wrong.values()), 0) | {"of": sum(codes.numel() for codes, _ in expected.values())},
-        "scale": _check(drift, SCALE_TOLERANCE),
+    checks |= {
         "mean KL": _check(divergence, MAX_DIVERGENCE),
         "perplexity off by": _check(shift, MAX_PERPLEXITY_SHIFT) | perplexities,
         "top-1 agreement": {"value": same, "bound": None, "holds": True},
@@ -174,21 +178,6 @@ def build_report(source: Source, result: ClientResult, tokens: Inputs, targets: 
     held_out = {"tokens": tokens.numel(), "sequences": len(tokens)} if source.reads_tokens else {"samples": len(tokens)}
     report = {"client": client, **held_out, "checks": checks}
     return report | ({"layers that differ": wrong} if wrong else {})
-
-
-def build_stand_in(source: Source) -> Source:
-    """Return the first two blocks with random weights, so large that attention is not uniform and all norms differ."""
-    # Two blocks: a mistake at the boundary between blocks shows up, and the run stays short.
-    model = deepcopy(source.model)
-    model.blocks = model.blocks[:2]
-    random = torch.Generator().manual_seed(0)
-    for name, p in model.named_parameters():
-        if p.ndim == 1:
-            p.uniform_(0.5, 1.5, generator=random)
-        else:
-            size = 2.0 if name in ("embed.weight", "head.weight") else 1 + torch.rand((), generator=random).item()
-            p.normal_(std=size / math.sqrt(p.shape[1]), generator=random)
-    return replace(source, model=model)
 
 
 def _check(value: float, bound: float) -> dict[str, Any]:
@@ -212,7 +201,7 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run_client(script: str, file: Path, tokens: Inputs) -> tuple[Logits, str]:
+def run_client(script: str, file: Path, tokens: Inputs, probe: str = PROBE) -> tuple[Logits, str]:
     """Run a script of a client as a user would; return the logits that it saves and what it prints.
 
     It runs after CLIENT_PREAMBLE in a process of its own, without this package, so that a crash does not end the export.
@@ -222,7 +211,7 @@ def run_client(script: str, file: Path, tokens: Inputs) -> tuple[Logits, str]:
         tokens_path, logits_path = Path(folder, "tokens.npy"), Path(folder, "logits.npy")
         np.save(tokens_path, tokens.numpy())
         paths = [str(path) for path in (file.absolute(), tokens_path, logits_path)]
-        args = [*paths, str(torch.get_num_threads()), json.dumps(PROBE)]
+        args = [*paths, str(torch.get_num_threads()), json.dumps(probe)]
         command = [sys.executable, "-Wignore", "-c", CLIENT_PREAMBLE + script, *args]
         done = run_process(f"the client that loads {file}", command, Path(folder))
         if done.returncode:

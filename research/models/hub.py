@@ -1,6 +1,7 @@
 """Any causal language model of transformers, with its linear layers replaced by BitLinears."""
 
 import logging
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from research.cli import first_line
 from research.data.spec import Tokens
-from research.models.hub_folder import check_seq_len, read_hub_config
+from research.models.hub_folder import COMPANIONS, check_seq_len, read_hub_config
 from research.models.hub_weights import fit_masters, load_folder
 from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath, check_settings
-from research.run_dir import expand_path, read_text, replace_text
+from research.run_dir import expand_path, replace_text
 
 log = logging.getLogger(__name__)
 PROBE_LENGTH = 8  # symbols of the test whether a model is causal
@@ -78,12 +79,12 @@ class Hub(nn.Module):
         return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
     def save_config(self, folder: Path) -> None:
-        """Write config.json, and generation_config.json where it came with one: the model without its weights."""
+        """Write config.json and what came with it, as the tokenizer with the template of a chat: all but the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.json", self.net.config.to_json_string(use_diff=False))
-        own = expand_path(self.folder) / "generation_config.json" if self.folder else None
-        if own and own.is_file():
-            replace_text(folder / own.name, read_text(own, "replace"))
+        for file in [expand_path(self.folder) / name for name in COMPANIONS] if self.folder else []:
+            if file.is_file() and not (folder / file.name).exists():  # a resumed run has them, or is built from them
+                shutil.copyfile(file, folder / file.name)
 
 
 def _check_sizes(net: Any, shape: Tokens, folder: str | None) -> None:

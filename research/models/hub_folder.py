@@ -9,6 +9,10 @@ from research.run_dir import expand_path, read_text
 
 ADAPTER_FILE, CONFIG_FILE, INDEX_FILE = "adapter_config.json", "config.json", "model.safetensors.index.json"
 WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first counts
+COMPANIONS = (  # files of a folder beside the model that are not its weights
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+)  # fmt: skip
 SAVED = "give a local folder that save_pretrained wrote"
 AGAIN = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")  # names of one field

@@ -106,9 +106,7 @@ def test_the_code_of_the_docs_tells_a_picture(
 
 @pytest.mark.parametrize("writer", [hf, gguf, safetensors])
 def test_formats_of_tokens_name_the_others(writer: object, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"RUN has the model Vision: --format \w+.* holds models of tokens; use --format torch"
-    ):
+    with pytest.raises(ValueError, match=r"RUN has the model Vision, and --format \w+ .*; use --format torch or onnx"):
         writer.write(make_source(CLASSES), tmp_path, layout.Options())  # type: ignore[attr-defined]
     assert not list(tmp_path.iterdir())
 
@@ -116,10 +114,6 @@ def test_formats_of_tokens_name_the_others(writer: object, tmp_path: Path) -> No
 def test_what_no_format_holds_is_named() -> None:
     with pytest.raises(ValueError, match=r"RUN predicts numbers, and the check of exports compares classes; load it in Python"):
         verify.select_held_out(make_source(Vectors(7, 1)), 100)
-    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.linear is a plain nn.Linear.*train with model=bitmlp$"):
-        make_source(Vectors(7, 4), nn.Linear)
-    with pytest.raises(ValueError, match=r"RUN is not ternary: .*train with model=bitvision$"):
-        make_source(CLASSES, nn.Linear)
-    for kind, options in layout.TERNARY_MODELS.items():
+    for kind, options in layout.MODELS.items():
         for option in options:
             assert compose_config(f"model={option}").model._target_ == f"{kind.__module__}.{kind.__name__}"

@@ -45,7 +45,7 @@ def test_classes_are_exported(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("writer", [hf, gguf])
 def test_programs_of_language_models_have_no_classes(writer: object, tmp_path: Path) -> None:
     source = make_source(shape=SHAPE._replace(num_classes=3))
-    with pytest.raises(ValueError, match=r"tells classes.*predicts tokens; use --format safetensors, torch or onnx"):
+    with pytest.raises(ValueError, match=r"tells classes.* predict tokens; use --format torch or safetensors or onnx"):
         writer.write(source, tmp_path, layout.Options())  # type: ignore[attr-defined]
     assert not list(tmp_path.iterdir())
 

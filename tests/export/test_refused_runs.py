@@ -14,9 +14,7 @@ from torch import nn
 from research.data.spec import Tokens
 from research.export import gguf, hf, layout
 from research.load import TrainedRun
-from research.models.decoder import Decoder
 from research.models.transformer import Transformer
-from research.nn.bitlinear import BitLinear
 
 
 def copy_damaged(run: Path, folder: Path) -> Path:
@@ -79,32 +77,40 @@ def test_a_run_that_cannot_be_read_is_refused(
 def test_other_models_are_refused() -> None:
     nothing = OmegaConf.create({"data": {"_target_": "none"}})
 
+    class Own(nn.Linear):
+        pass
+
     def load_source(model: nn.Module) -> None:
         layout.build_source(TrainedRun(Path("run"), Path("run"), nothing, model))
 
-    with pytest.raises(ValueError, match="RUN has the model Decoder: exports hold model=bitnet"):
-        load_source(Decoder(Tokens(5, 4), 8, 1, 2, BitLinear))
-    with pytest.raises(ValueError, match=r"RUN is not ternary: blocks.0.attention.q_proj is a plain nn.Linear.*model=bitnet$"):
-        load_source(Transformer(Tokens(5, 4), 8, 1, 2, nn.Linear))
+    with pytest.raises(ValueError, match=r"RUN has the model Linear: exports hold model=bitnet, .*bitmlp, mlp; load it"):
+        load_source(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"a layer that no export knows: blocks.0.attention.q_proj is a Own; load it"):
+        load_source(Transformer(Tokens(5, 4), 8, 1, 2, Own))
     with pytest.raises(ValueError, match=r"model.linear.weight_bits=4.0: .* train with 1.58"):
         make_source({"weight_bits": 4.0})
 
 
 @pytest.mark.parametrize(
-    ("format_module", "settings", "numbers", "word"),
+    ("format_module", "options", "settings", "numbers", "word"),
     [
-        (hf, {"granularity": "channel"}, {}, "model.linear.granularity=channel"),
-        (hf, {"activation_bits": 4}, {}, "model.linear.activation_bits=4"),
-        (gguf, {"activation_granularity": "tensor"}, {}, "model.linear.activation_granularity=tensor"),
-        (gguf, {"granularity": 16}, {}, "model.linear.granularity=16"),
-        (hf, {}, {"sub_norm": False}, "model.sub_norm=false"),
-        (gguf, {}, {"sub_norm": False}, "model.sub_norm=false"),
-        (hf, {}, {"ffn_dim": 46}, "has 46 outputs"),
+        (hf, {"packing": "bitlinear"}, {"granularity": "channel"}, {}, "model.linear.granularity=channel"),
+        (hf, {"packing": "none"}, {"activation_bits": 4}, {}, "model.linear.activation_bits=4"),
+        (gguf, {}, {"activation_granularity": "tensor"}, {}, "model.linear.activation_granularity=tensor"),
+        (hf, {"packing": "bitlinear"}, {}, {"ffn_dim": 46}, "has 46 outputs"),
+        (gguf, {}, {}, {"sub_norm": False, "activation": "relu2"}, "model.activation=relu2"),
+        (gguf, {"type": "TQ1_0"}, {"linear": nn.Linear}, {}, "--type TQ1_0 is for ternary weights"),
+        (hf, {"packing": "plain"}, {"linear": nn.Linear}, {}, "--packing plain is for ternary weights"),
     ],
 )
 def test_settings_that_a_format_cannot_hold_are_named(
-    tmp_path: Path, format_module: Any, settings: dict[str, Any], numbers: dict[str, Any], word: str
+    tmp_path: Path,
+    format_module: Any,
+    options: dict[str, str],
+    settings: dict[str, Any],
+    numbers: dict[str, Any],
+    word: str,
 ) -> None:
     with pytest.raises(ValueError, match=word):
-        format_module.write(make_source(settings, **numbers), tmp_path, layout.Options())
+        format_module.write(make_source(settings, **numbers), tmp_path, layout.Options(**options))
     assert not list(tmp_path.iterdir())

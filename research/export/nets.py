@@ -1,0 +1,104 @@
+"""A language model in the terms of transformers, in which hf and gguf write it: its config.json and its tensors by name."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from research.export.layout import Source, silence_libraries
+from research.export.tokens import find_own_tokenizer
+from research.models.hub import Hub
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Net:
+    """What transformers knows of a model. The master weights of ternary layers are [out, in], also those of a Conv1D."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]  # each once: a tied head is the embedding
+    names: dict[str, str]  # the name of a ternary layer in the run -> its name in transformers
+    transposed: frozenset[str] = frozenset()  # names of ternary layers in transformers whose weight is [in, out] there
+    other_linears: tuple[str, ...] = ()  # names of linear layers in transformers that are not ternary
+
+    def get(self, *keys: str, default: Any = None) -> Any:
+        """Return the first field of the configuration that is there and not null: architectures differ in names."""
+        return next((value for key in keys if (value := self.config.get(key)) is not None), default)
+
+
+def describe_net(source: Source) -> Net:
+    """Return a Transformer or a Hub in transformers' terms."""
+    return describe_hub(source) if isinstance(source.model, Hub) else describe_transformer(source)
+
+
+def describe_hub(source: Source) -> Net:
+    """Return transformers' own model; layers of its Conv1D may have become linear ones."""
+    from transformers import AutoModelForCausalLM
+
+    net = source.net
+    with silence_libraries(), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(net.config)
+    names = {name: name.removeprefix("net.") for name in source.linears}
+    kinds = dict(skeleton.named_modules())
+    transposed = {name for name in names.values() if not isinstance(kinds[name], nn.Linear)}
+    others = [name for name, kind in kinds.items() if isinstance(kind, nn.Linear) and name not in names.values()]
+    config: dict[str, Any] = json.loads(net.config.to_json_string(use_diff=False))
+    tensors = {name: p.detach() for name, p in net.named_parameters()}
+    return Net(config | choose_special(source, config), tensors, names, frozenset(transposed), tuple(others))
+
+
+def choose_special(source: Source, came: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of special tokens: as they came where the tokenizer is the model's own, with one that pads.
+
+    Another tokenizer has its own: the end of a document, which also pads.
+    """
+    end = source.run.tokenizer.end if source.run.tokenizer else None
+    if not find_own_tokenizer(source.run):
+        return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+    kept = {key: came.get(key) for key in SPECIAL}
+    kept["eos_token_id"] = end if kept["eos_token_id"] is None else kept["eos_token_id"]
+    if kept["pad_token_id"] is None:  # the same that the tokenizer has
+        kept["pad_token_id"] = end
+    return kept
+
+
+def describe_transformer(source: Source) -> Net:
+    """Return our Transformer as the architecture that it equals: BitNet with its norms before output projections, or Llama."""
+    names = source.map_modules("model.layers")
+    tensors: dict[str, Tensor] = {"model.embed_tokens.weight": source.model.embed.weight}
+    tensors["model.norm.weight"] = source.model.norm.weight
+    if not source.architecture["tied"]:
+        tensors["lm_head.weight"] = source.model.head.weight
+    modules = dict(source.model.named_modules())
+    for name, target in names.items():
+        if isinstance(getattr(modules[name], "weight", None), Tensor):  # an Identity has none
+            tensors[f"{target}.weight"] = modules[name].get_parameter("weight")
+    return Net(build_config(source), tensors, {name: names[name] for name in source.linears})
+
+
+def build_config(source: Source) -> dict[str, Any]:
+    """Return the config.json of our Transformer."""
+    numbers = source.architecture
+    kind, name = ("bitnet", "BitNetForCausalLM") if numbers["sub_norm"] else ("llama", "LlamaForCausalLM")
+    return {
+        "architectures": [name],
+        "model_type": kind,
+        "dtype": "float32",
+        "vocab_size": numbers["vocab"],
+        "hidden_size": numbers["dim"],
+        "intermediate_size": numbers["hidden"],
+        "num_hidden_layers": numbers["depth"],
+        "num_attention_heads": numbers["heads"],
+        "num_key_value_heads": numbers["kv_heads"],
+        "hidden_act": numbers["act"],
+        "max_position_embeddings": numbers["length"],
+        "rms_norm_eps": numbers["eps"],
+        "rope_theta": numbers["rope_base"],  # transformers 4 reads this key, 5 the next
+        "rope_parameters": {"rope_type": "default", "rope_theta": numbers["rope_base"]},
+        "tie_word_embeddings": numbers["tied"],
+        "attention_bias": False,
+        **choose_special(source, {}),
+    }
