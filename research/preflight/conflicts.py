@@ -272,9 +272,11 @@ def check_hub_folder(requested: RequestedConfig) -> Conflict | None:
 
 def find_dataset_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of what is neither a folder nor the id of a data set of the hub."""
-    if str(requested.get_resolved("data._target_")[0]).startswith("research.data.hub."):
+    dataset = requested.get_resolved("data.dataset")[0]
+    is_read = str(requested.get_resolved("data._target_")[0]).startswith("research.data.hub.")
+    if is_read and (dataset is None or isinstance(dataset, str)) and not is_interpolated(dataset):
         try:
-            check_dataset(requested.get_resolved("data.dataset")[0])
+            check_dataset(dataset)
         except ValueError as error:
             message, _, fix = str(error).partition("\n")
             yield Conflict(("data.dataset",), message, fix)

@@ -32,7 +32,8 @@ from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
 from research.optim.schedules import bitnet, constant, cosine, wsd
 from research.options.conf import list_groups, read_yaml
-from research.preflight.check import find_mistakes
+from research.preflight.advice import CommandLine
+from research.preflight.check import find_mistakes, judge
 from research.ranges import ValueType, check_partial, parse_annotation
 from research.training.evaluate import evaluate
 from research.training.trainer import Trainer
@@ -153,9 +154,9 @@ def test_python_and_the_command_line_refuse_it_in_the_same_words(group: str) -> 
     for options, keys in refusals.items():
         for row in zip_longest(*keys.values()):
             cases = {key: case for key, case in zip(keys, row, strict=True) if case}
-            mistakes = find_mistakes(
-                [*options.split(), *(f"{key}={to_text(value)}" for key, (value, _) in cases.items())], False
-            )
+            words = [*options.split(), *(f"{key}={to_text(value)}" for key, (value, _) in cases.items())]
+            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # advice is not tried: others do
+                mistakes = judge(CommandLine(tuple(words), False)).mistakes
             said = {mistake.splitlines()[1].strip() for mistake in mistakes}
             assert {refusal for _, refusal in cases.values()} <= said
 

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from program import ROOT
 
-from research.options.conf import list_groups
-from research.preflight.check import find_mistakes
+from research.options.conf import CONF, list_groups
+from research.preflight.advice import CommandLine
+from research.preflight.check import find_mistakes, judge
 
 HEAVY = ("torch", "mlflow", "accelerate", "optuna")
 
@@ -216,7 +218,9 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             fits += ["data.dataset=OWNER/NAME"] if option in ("hub", "hub_images") and group == "data" else []
             fits += ["model=vision"] if option in ("hub_images", "mnist", "cifar10") else []
-            assert find_mistakes([*fits, f"{group}={option}"], group == "sweep") == [], f"{group}={option}"
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                line = CommandLine((*fits, f"{group}={option}"), group == "sweep")
+                assert judge(line).mistakes == [], f"{group}={option}"
 
 
 def test_a_component_of_ones_own_is_checked_like_ours(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_two_processes_are_one_run(single_process_run: Path, tmp_path: Path, how
         assert "finished already" in again[0], "and none of the processes waits for another"
 
 
+@pytest.mark.slow  # the next one sends signals without torchrun, whose processes import all anew
 def test_a_signal_to_one_process_ends_both_and_saves(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(make_torchrun_command(tmp_path, "name=long", "steps=100000"), cwd=tmp_path, env=environment,
@@ -181,7 +182,7 @@ def test_the_job_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
     assert "2 processes, ddp over gloo" in again.stdout
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_what_was_not_started_is_reported(tmp_path: Path, how: str) -> None:
     """accelerate launch --cpu --num_processes 2 starts one process: the run says so and ends."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
