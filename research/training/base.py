@@ -24,6 +24,11 @@ def get_kind(config: Mapping[str, Any]) -> str:
     return str((config.get("finetune") or {}).get("_target_") or "").rpartition(".")[2]
 
 
+def get_digest(config: Mapping[str, Any]) -> str:
+    """Return the recorded digest of the base of a run; an empty text where it has none."""
+    return str((config.get("finetune") or {}).get("digest") or "")
+
+
 def hash_checkpoint(folder: Path) -> str:
     """Return a digest of a checkpoint's weights: the sha256 of its file of them, or of several with their names.
 

@@ -20,6 +20,7 @@ from research.metrics import Metric
 from research.optim.schedules import get_lr
 from research.signals import Stopped
 from research.training import distributed
+from research.training.base import get_digest
 from research.training.batches import Batches
 from research.training.ema import Average
 from research.training.progress import Progress
@@ -59,7 +60,7 @@ class RunInfo:
     @property
     def base(self) -> str:
         """The digest of the weights that are fine-tuned, of which checkpoints leave out those that do not learn; or nothing."""
-        return str((self.config.get("finetune") or {}).get("digest") or "")
+        return get_digest(self.config)
 
 
 @dataclass

@@ -27,6 +27,7 @@ STUDIES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/study.py"))
 SWEEPS = {  # studies without tuned arms
     "BitnetGap": "bitnet_gap",
     "Distill": "distill",
+    "Finetune": "finetune",
     "Grokking": "grokking",
     "PbtDigits": "pbt_digits",
     "Tasks": "tasks",
