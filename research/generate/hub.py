@@ -14,9 +14,11 @@ class HubDecoder:
 
     def __init__(self, model: Hub) -> None:
         self.model = model
+        names = inspect.signature(model.net.forward).parameters
+        # What the cache is called there: the second is of transformers before 5.24.
+        self.cache_name = next((name for name in ("cache", "past_key_values") if name in names), "")
         # The logits of a whole prompt would take more memory than the model.
-        has_choice = "logits_to_keep" in inspect.signature(model.net.forward).parameters
-        self.options = {"use_cache": True} | ({"logits_to_keep": 1} if has_choice else {})
+        self.options = {"use_cache": bool(self.cache_name)} | ({"logits_to_keep": 1} if "logits_to_keep" in names else {})
         self.reset()
 
     def reset(self) -> None:
@@ -29,7 +31,8 @@ class HubDecoder:
         """Feed more tokens; return the logits of the next one, of the data's vocabulary alone."""
         self.context = torch.cat([self.context, tokens])
         unread = self.context if self.cache is None else tokens
-        outputs = self.model.net(input_ids=unread[None], past_key_values=self.cache, **self.options)
-        self.cache = outputs.get("past_key_values")
+        earlier = {self.cache_name: self.cache} if self.cache_name else {}
+        outputs = self.model.net(input_ids=unread[None], **earlier, **self.options)
+        self.cache = outputs.get(self.cache_name)
         logits: Tensor = outputs.logits[0, -1, : self.model.vocab_size]
         return logits.float()

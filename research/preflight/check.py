@@ -129,10 +129,17 @@ def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], li
         if not mistakes and not repairs:
             requested = RequestedConfig.from_overrides(judgement.runs[0], judgement.sweep_lines)
             more = [*get_folder_overrides(requested), *prepare_resume(requested, multirun)]
-            for note in (*requested.notes, *(find_loss_notes(judgement) if multirun else ())):
+            for note in (*find_base_notes(judgement), *(find_loss_notes(judgement) if multirun else ())):
                 print_message(note)
     mistakes = [mistake.replace("error: resume.path=", "error: resume=") for mistake in mistakes]
     return join_mistakes([item for item in repairs if item.word], mistakes), more
+
+
+def find_base_notes(judgement: Judgement) -> dict[str, None]:
+    """Return what completed the runs, once each: of a sweep over what runs start from, that of all of them."""
+    is_swept = bool(judgement.sweep_lines.keys() & {"model.folder", "finetune.base"})
+    runs = [RequestedConfig.from_overrides(run, {}) for run in judgement.runs[: None if is_swept else 1]]
+    return dict.fromkeys(note for run in runs for note in run.notes)
 
 
 def find_loss_notes(judgement: Judgement) -> Iterator[str]:

@@ -4,24 +4,19 @@ Rules about plain values live in `research/rules.py`, where constructors find th
 files and processes, which only a command line has. Every check yields a `Conflict`, or None where all is well.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
-from research.files.hub import check_dataset
-from research.models.hub_folder import check_seq_len, read_hub_config
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
 from research.preflight.compose import MISSING, is_interpolated
-from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts
+from research.preflight.folders import find_folder_conflicts, find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option
-from research.preflight.pretrained import HUB, is_path
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import find_resume_conflicts
 from research.preflight.trackers import find_store_conflicts, find_tracker_conflicts
 from research.rules import Conflict
-from research.run_dir import expand_path
 from research.signals import get_launched_ranks
 from research.tracking.teacher import find_teacher_conflicts
 from research.trigger import (
@@ -244,30 +239,6 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
     if len(triggers) == 2:
         start, stop = triggers.values()
         yield check_trigger_order(start, stop, read_directions(requested.cfg))
-
-
-def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflict of an architecture that is typed beside the folder that a model is read from."""
-    typed = [key for key in requested.typed_overrides if requested.get(key) not in (MISSING, None)]
-    fields = [key for key in typed if key == "model.model_type" or f"{key}.".startswith("model.fields.")]
-    if fields and isinstance(folder := requested.get_resolved("model.folder")[0], str):
-        message = f"model.folder={folder} brings its own architecture: {fields[-1]} would be ignored"
-        yield Conflict(("model.folder", *fields), message, f"leave out model.folder, or {fields[-1]}")
-    yield check_hub_folder(requested)
-
-
-def check_hub_folder(requested: RequestedConfig) -> Conflict | None:
-    """Return the conflict of a pretrained folder that cannot be trained on, or not on texts of this length."""
-    folder, seq_len = (requested.get_resolved(key)[0] for key in ("model.folder", "data.seq_len"))
-    if requested.get("model._target_") != HUB or not is_path(folder) or not os.path.exists(expand_path(folder)):
-        return None
-    try:
-        config = read_hub_config(folder, requested.get_resolved("model.load_weights")[0] is not False)
-        check_seq_len(folder, config, seq_len if type(seq_len) is int else 0)
-    except ValueError as error:
-        message, _, fix = str(error).partition("\n")
-        return Conflict(("model.folder",), message, fix)
-    return None
 
 
 def find_dataset_conflicts(requested: RequestedConfig) -> Conflicts:

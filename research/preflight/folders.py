@@ -1,11 +1,16 @@
-"""Where a run or a sweep would write: its folder can be made, holds no other run, and is below the folder of all."""
+"""Where a run or a sweep would write, and the pretrained folder that it starts from.
+
+Its own folder can be made, holds no other run, and is below the folder of all.
+"""
 
 import os
 import re
 from collections.abc import Iterator
 
 from research import rules
+from research.models.hub_folder import check_seq_len, read_hub_config
 from research.preflight.compose import MISSING
+from research.preflight.pretrained import HUB, is_path
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import expand_path
@@ -70,3 +75,27 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
         elif not os.access(existing, os.W_OK | os.X_OK):
             message = f"out={out}: {existing} cannot be written to (read-only, or another user's)"
             yield Conflict(("out",), message, "give out=FOLDER elsewhere")
+
+
+def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Yield the conflict of an architecture that is typed beside the folder that a model is read from."""
+    typed = [key for key in requested.typed_overrides if requested.get(key) not in (MISSING, None)]
+    fields = [key for key in typed if key == "model.model_type" or f"{key}.".startswith("model.fields.")]
+    if fields and isinstance(folder := requested.get_resolved("model.folder")[0], str):
+        message = f"model.folder={folder} brings its own architecture: {fields[-1]} would be ignored"
+        yield Conflict(("model.folder", *fields), message, f"leave out model.folder, or {fields[-1]}")
+    yield check_hub_folder(requested)
+
+
+def check_hub_folder(requested: RequestedConfig) -> Conflict | None:
+    """Return the conflict of a pretrained folder that cannot be trained on, or not on texts of this length."""
+    folder, seq_len = (requested.get_resolved(key)[0] for key in ("model.folder", "data.seq_len"))
+    if requested.get("model._target_") != HUB or not is_path(folder) or not os.path.exists(expand_path(folder)):
+        return None
+    try:
+        config = read_hub_config(folder, requested.get_resolved("model.load_weights")[0] is not False)
+        check_seq_len(folder, config, seq_len if type(seq_len) is int else 0)
+    except ValueError as error:
+        message, _, fix = str(error).partition("\n")
+        return Conflict(("model.folder",), message, fix)
+    return None

@@ -159,9 +159,9 @@ RIGHT = [
     "hydra.run.dir=elsewhere", "data=text", "optim=muon lr=0.01 trainer.clip_norm=null", "model.kv_heads=2", "name='a=b'",
     "data=digits model=bitmlp loss=classification", "experiment=text seed=3", "tracker.uri=sqlite:///x.db", "target=0.5",
     "optim.base._target_=torch.optim.NAdam ~optim.base.fused", "trainer.device=cpu", "+optim.base.eps=1e-9",
-    "model.linear.weight_bits=4 model.linear.granularity=16", "model=hub model.folder=conf",
-    "model=hub +model.fields.rope_theta=1e5",
-    "model=hub model.folder=conf ~model.fields", "model.linear.warmup=50 steps=100", "model=hub ~model.linear",
+    "model=hub +model.fields.rope_theta=1e5", "model.linear.weight_bits=4 model.linear.granularity=16",
+    "model=hub ~model.fields", "model.linear.warmup=50 steps=100", "model.linear.warmup=0.3",
+    "model=hub ~model.linear",
     "callbacks=ternary callbacks.ternary.every=20", "callbacks=gradients eval_every=7 trainer.log_every=3",
     "trainer=debug callbacks=ternary", "trainer=debug trainer.steps=10 batch_size=4",
     # what is set lower down needs nothing at the top
@@ -215,6 +215,7 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits += ["data=segmentation"] if (group, option) == ("metrics", "segmentation") else []
             fits += ["data=regression", "model=mlp"] if group in ("loss", "metrics") and option == "regression" else []
             fits += ["model=mlp"] if group == "data" and option in ("table", "regression") else []
+            fits += ["model.folder=null"] if option == "finetune_hub" else []
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
             fits += ["data.dataset=OWNER/NAME"] if option in ("hub", "hub_images") and group == "data" else []
             fits += ["model=vision"] if option in ("hub_images", "mnist", "cifar10") else []

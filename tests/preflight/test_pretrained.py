@@ -158,3 +158,15 @@ def test_another_tokenizer_is_refused_before_anything_is_imported(words: list[st
     (mistake,) = check.find_mistakes(["model=hub", line, "data=text", *words], sweeps)
     assert "knows the tokens of its own alone" in mistake
     assert f"leave it out, or give tokenizer=folder data.tokenizer.path=\"'{tmp_path / 'a b'}'\"" in mistake
+
+
+def test_a_sweep_says_the_tokenizer_of_each_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+        for file in ("model.safetensors", "tokenizer.json"):
+            (tmp_path / name / file).touch()
+    words = ["model=hub", f"model.folder={tmp_path / 'a'},{tmp_path / 'b'}", "data=text"]
+    assert check.check_overrides(words, multirun=True)[0] == []
+    err = capsys.readouterr().err
+    assert [err.count(f"the tokenizer of model.folder={tmp_path / name}\n") for name in "ab"] == [1, 1]
