@@ -1,59 +1,95 @@
-"""What MLflow costs a run: 10,000 steps of a small model with tracker=mlflow against the same with tracker=none.
+"""What trackers cost a run: 10,000 steps of a small model with each of them, and with all at once, against tracker=none.
 
-    python -m benchmarks.tracking_overhead [--steps 10000] [--pairs 3]
+    python -m benchmarks.tracking_overhead [--steps 10000] [--pairs 3] [--trackers mlflow,csv,tensorboard,wandb,all]
 
-Both sides train the same weights on the same samples, log every 10 steps and evaluate every 25, as the defaults do. They
-run in turn. The time is a whole run's: from before the tracker's start until every number is in the store. Importing mlflow
-and creating an empty store come before: they happen once, not once a run.
+All sides train the same weights on the same samples, log every 10 steps and evaluate every 25, as the defaults do. They
+run in turn. The time is a whole run's: from before the tracker's start until every number is in its store. Importing the
+libraries and creating an empty store come before: they happen once, not once a run. W&B is offline.
 """
 
+import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from benchmarks import harness, models
 from research.data.modular import modular
 from research.run_dir import RunConfig
-from research.tracking.jsonl import FINISHED, Tracker
-from research.tracking.mlflow import MLflow
+from research.tracking.csv import CSV_FILE, CsvSink
+from research.tracking.jsonl import FINISHED, Jsonl, Tracker
+from research.tracking.mlflow import MLflowSink
+from research.tracking.sink import Sink
+from research.tracking.tensorboard import TensorBoardSink
+from research.tracking.wandb import WandbSink, read_last_step
 from research.training.trainer import Trainer
 
-BOUNDS = {"mlflow/none": 1.05, "lost": 0}
 DATA = modular(p=23)
+LOG_EVERY = 10
+NAMES = ("mlflow", "csv", "tensorboard", "wandb")
+BOUNDS = {**{f"{name}/none": 1.05 for name in (*NAMES, "all")}, "lost": 0}
 
 
-def train(tracker: Tracker, root: str, steps: int) -> float:
+def make_sinks(choice: str, uri: str) -> dict[str, Sink]:
+    """Return the sinks of a choice, which is the name of one or `all`."""
+    makers: dict[str, Callable[[], Sink]] = {
+        "mlflow": lambda: MLflowSink(uri),
+        "csv": CsvSink,
+        "tensorboard": TensorBoardSink,
+        "wandb": lambda: WandbSink(mode="offline"),
+    }
+    return {name: makers[name]() for name in (NAMES if choice == "all" else [choice])}
+
+
+def train(tracker: Tracker, folder: Path, steps: int) -> float:
     """Return the seconds of one run."""
-    parts, folder = models.build_parts(DATA, 32, 1, 2), Path(tempfile.mkdtemp(dir=root))
+    parts = models.build_parts(DATA, 32, 1, 2)
     start = time.perf_counter()
     tracker.start(RunConfig("run", "overhead", folder, {"steps": steps}, [], {}))
-    trainer = Trainer(steps, batch_size=64, eval_every=25, log_every=10, device="cpu")
+    trainer = Trainer(steps, batch_size=64, eval_every=25, log_every=LOG_EVERY, device="cpu")
     progress = models.fit(trainer, parts, DATA, tracker).progress
-    with redirect_stdout(None):  # drop the line that names the run's page
+    with redirect_stdout(None):  # drop the lines that say where to look
         tracker.finish(FINISHED, {"steps": progress.step, "best": progress.best, "metrics": progress.metrics})
     return time.perf_counter() - start
 
 
-def main(steps: int, pairs: int) -> harness.Results:
-    with tempfile.TemporaryDirectory() as root:
-        uri, stored = f"sqlite:///{root}/mlflow.db", list[int]()
-        train(MLflow(uri), root, 100)
+def count_lost(sinks: dict[str, Sink], folder: Path, steps: int) -> int:
+    """Return how many log points the sinks lack, as far as their stores are read back here."""
+    last, lost = steps // LOG_EVERY * LOG_EVERY, 0
+    for sink in sinks.values():
+        if isinstance(sink, MLflowSink):
+            lost += steps // LOG_EVERY - len(sink.client.get_metric_history(sink.mlflow_run_id, "train/loss"))
+        elif isinstance(sink, CsvSink):
+            rows = (folder / CSV_FILE).read_text(encoding="utf-8").splitlines()[1:]
+            lost += steps // LOG_EVERY - sum(int(row.partition(",")[0]) % LOG_EVERY == 0 for row in rows)
+        elif isinstance(sink, WandbSink):
+            lost += (max(last, steps // 25 * 25) - read_last_step(sink.folder, sink.record.id)) // LOG_EVERY
+    return lost
 
-        def run_with_mlflow() -> float:
-            tracker = MLflow(uri)
-            seconds = train(tracker, root, steps)
-            assert tracker.run_id
-            stored.append(len(tracker.client.get_metric_history(tracker.run_id, "train/loss")))
+
+def main(steps: int, pairs: int, trackers: list[str]) -> harness.Results:
+    os.environ["WANDB_MODE"] = "offline"
+    with tempfile.TemporaryDirectory() as root:
+        uri, lost = f"sqlite:///{root}/mlflow.db", list[int]()
+
+        def run(choice: str) -> float:
+            folder, sinks = Path(tempfile.mkdtemp(dir=root)), make_sinks(choice, uri)
+            seconds = train(Jsonl(sinks), folder, steps)
+            lost.append(count_lost(sinks, folder, steps))
             return seconds
 
-        arms = {"mlflow": run_with_mlflow, "none": lambda: train(Tracker(), root, steps)}
+        for choice in trackers:  # libraries and stores are there before
+            train(Jsonl(make_sinks(choice, uri)), Path(tempfile.mkdtemp(dir=root)), 20)
+        arms: dict[str, Callable[[], float]] = {choice: partial(run, choice) for choice in trackers}
+        arms["none"] = lambda: train(Tracker(), Path(root), steps)
         times = harness.run_interleaved(arms, pairs, warm_up=0)
-    results = harness.report("tracker", times, {"none": times["none"]}, "seconds", width=10)
-    expected = pairs * (steps // 10)
-    print(f"{sum(stored)} of {expected} logged losses are in the store")
-    return results | {"lost": expected - sum(stored)}
+    results = harness.report("tracker", times, {"none": times["none"]}, "seconds", width=11)
+    print(f"{sum(lost)} log points are missing")
+    return results | {"lost": sum(lost)}
 
 
 if __name__ == "__main__":
-    harness.run(main, __doc__, BOUNDS, steps=harness.take_count(10_000, minimum=10), pairs=3)
+    choices = harness.take_choices("tracker", (*NAMES, "all"))
+    harness.run(main, __doc__, BOUNDS, steps=harness.take_count(10_000, minimum=10), pairs=3, trackers=choices)

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from research.cli import describe_error, first_line
 from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import FILE as TOKENIZER_FILE
 from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.nn.lowrank import merge_adapters
 from research.preflight.pretrained import use_own_files
 from research.preflight.program import locate_error
 from research.preflight.recorded import load_config
@@ -26,6 +28,7 @@ from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import TOKENIZER_FOLDER, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint
+from research.training.base import get_kind, hash_folder, merge_finetuning
 from research.training.snapshot import describe_structure, load_weights
 
 TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
@@ -47,6 +50,13 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
         if isinstance(cause, TypeError) and (missing := re.search(r"(?:missing (?:a|\d+) required.*?: )(.*)", text)):
             text = f"{node.get('_target_')}: {text}\n{explain_missing(key or str(node._get_full_key(None)), text, missing[1])}"
         raise ValueError(text) from error
+
+
+def build_node(settings: Mapping[str, Any], key: str, is_foreign: bool = False) -> Any:
+    """Build the `_target_` of plain settings, as `instantiate`. Raise ValueError for references in what is of a run folder."""
+    if is_foreign:
+        check_interpolations(dict(settings))
+    return instantiate(OmegaConf.create(dict(settings)), key=key, is_foreign=is_foreign)
 
 
 def explain_missing(key: str, text: str, names: str) -> str:
@@ -95,6 +105,12 @@ class TrainedRun:
         """True if its tokens are of a text: the run folder has a place for its tokenizer."""
         return (self.folder / TOKENIZER_FOLDER).is_dir() or self.config.data["_target_"] in TEXT_TARGETS
 
+    def require_plain(self, what: str) -> None:
+        """Raise ValueError for a model with adapters beside its layers, which `what` would lose."""
+        if get_kind(self.config) == "side":
+            fix = "use it as it is; one in full precision merges, python -m research.merge; or train with finetune=inside"
+            raise ValueError(f"RUN was fine-tuned beside its layers (finetune=side), and {what} holds plain models; {fix}")
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of a run on text."""
@@ -122,11 +138,13 @@ class TrainedRun:
             raise ValueError(f"{error} (start from the folder in which it was trained)") from error
 
 
-def load_run(run: str) -> TrainedRun:
+def load_run(run: str, base: str | None = None, merge: bool = True) -> TrainedRun:
     """Load the newest intact checkpoint of a run folder or an MLflow run id, or the one that RUN/checkpoints/step-* names.
 
-    Averaged weights take the place of the last ones where the run has them: it was evaluated with them. Raise ValueError
-    where there is no such run, none of its checkpoints is intact, or its configuration cannot be read.
+    Averaged weights take the place of the last ones where the run has them: it was evaluated with them. A model that was
+    fine-tuned inside its layers is the plain one that gives the same bits, without `merge` the one that was trained; `base` is
+    where its base lies now. Raise ValueError where there is no such run, none of its checkpoints is intact, its configuration
+    cannot be read, or its base has changed.
     """
     path = resolve_run(run)
     folder = to_run_folder(path)
@@ -141,8 +159,7 @@ def load_run(run: str) -> TrainedRun:
     step_folder, snapshot = checkpoint.load_newest(path, setting="RUN")
     try:
         check_interpolations(settings)
-        if is_whole(settings):
-            settings["model"] = use_own_files(settings.get("model"), folder)
+        settings["model"] = use_own_files(settings.get("model"), folder) if is_whole(settings) else settings.get("model")
         config = OmegaConf.create(settings)
         for key in ("model._target_", "data._target_"):
             if not OmegaConf.select(config, key):
@@ -154,13 +171,36 @@ def load_run(run: str) -> TrainedRun:
     except Exception as error:  # of YAML, OmegaConf, Hydra, torch, ours: somebody has changed the configuration
         reason = "; ".join(str(error).splitlines()) if isinstance(error, TargetRefusedError) else first_line(error)
         raise ValueError(f"RUN={run}: its config.yaml makes no model: {reason}") from error
+    if "base" in snapshot.manifest.identity:
+        model = add_adapters(model, settings, snapshot.manifest.identity["base"], run, base)
     if (structure := describe_structure(model)) != (other := snapshot.manifest.identity["model"]):
         message = f"its config.yaml and its checkpoint are not of one model ({structure}, not {other}): has one been changed?"
         raise ValueError(f"RUN={run}: {message}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so shards are read by one process
         load_weights(model, step_folder, snapshot)
-    return TrainedRun(folder, step_folder, config, model.eval().requires_grad_(False))
+    model.eval().requires_grad_(False)
+    if not merge:
+        return TrainedRun(folder, step_folder, config, model)
+    return TrainedRun(folder, step_folder, OmegaConf.create(merge_finetuning(settings)), merge_adapters(model))
+
+
+def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: str, base: str | None) -> nn.Module:
+    """Return the model of a run whose checkpoint holds adapters alone, with its base's weights and fresh adapters.
+
+    Raise ValueError where the base is not there, or is not the one of that digest.
+    """
+    node = dict(settings.get("finetune") or {})
+    fix = f"put it back, or merge with where it is now: python -m research.merge {run} --base FOLDER --output DIR"
+    try:
+        if node.get("digest") != digest:
+            raise ValueError("its config.yaml and its checkpoint name other bases")
+        if node.get("base") is None and (now := hash_folder(folder := settings["model"]["folder"])) != digest:
+            raise ValueError(f"model.folder={folder} has weights of digest {now}, it was fine-tuned from {digest}")
+        node |= {"base": base} if base and node.get("base") else {}
+        return instantiate(OmegaConf.create(node), model, key="finetune", is_foreign=True)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise ValueError(f"RUN={run}: {str(error).partition(chr(10))[0]}\n{fix}") from error
 
 
 def is_whole(settings: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "param
 # Whose classes and functions a composed configuration may name besides the components of conf/: below `hydra`, and elsewhere.
 COMPONENT_PACKAGES = (
     *("research.models", "research.nn", "research.optim", "research.data", "research.losses", "research.callbacks"),
-    *("research.metrics", "torch.nn", "torch.optim", "torchmetrics"),
+    *("research.metrics", "research.distill", "torch.nn", "torch.optim", "torchmetrics"),
 )
 HYDRA_PACKAGES = (
     *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),

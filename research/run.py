@@ -19,7 +19,7 @@ from research import run_dir
 from research.cli import describe_error, redact_output
 from research.data.spec import Dataset
 from research.load import check_targets, instantiate
-from research.losses import Loss
+from research.losses import Loss, Objective
 from research.metrics import Metric
 from research.models.hub import Hub
 from research.options.signature import list_plain_settings
@@ -36,11 +36,11 @@ from research.tracking.run_folder import begin_run_folder, discard_run_folder
 from research.training import distributed
 from research.training.files import check_kinds, separate_files
 from research.training.outcome import describe_outcome, is_finished
-from research.training.state import PRUNED_REASON, State
+from research.training.state import PRUNED_REASON, RunObjective, State
 from research.training.task import check_task
 from research.training.trainer import Trainer
 
-Task = tuple[Dataset[Any], Loss, dict[str, Metric]]
+Task = tuple[Dataset[Any], Loss, dict[str, Metric], Objective | None]
 log = logging.getLogger(__name__)
 
 
@@ -149,12 +149,15 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
 
 
 def build_task(cfg: DictConfig) -> Task:
-    """Return the data, the loss and the metrics of evaluations. Raise ValueError where they do not fit each other."""
+    """Return the data, the loss, the metrics of evaluations and the objective. Raise ValueError where they do not fit."""
     data = instantiate(cfg.data, key="data")
     metrics = {name: instantiate(node, key=f"metrics.{name}") for name, node in (cfg.get("metrics") or {}).items()}
     loss = instantiate(cfg.loss, key="loss")
     check_task(data, loss, metrics, cfg.monitor)
-    return data, loss, metrics
+    objective = instantiate(cfg.objective, loss, key="objective") if cfg.get("objective") else None
+    if isinstance(objective, RunObjective):
+        objective.check(data)
+    return data, loss, metrics, objective
 
 
 def setup(
@@ -165,6 +168,7 @@ def setup(
     data: Dataset[Any],
     loss: Loss,
     metrics: Mapping[str, Metric],
+    objective: Objective | None,
 ) -> State:
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
@@ -186,7 +190,7 @@ def setup(
         loss,
         data,
         [tracker, *callbacks],
-        objective=instantiate(cfg.objective, loss, key="objective") if cfg.get("objective") else None,
+        objective=objective,
         metrics=metrics,
         monitor=cfg.monitor,
         name=run_config.name,

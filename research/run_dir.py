@@ -87,6 +87,7 @@ class Summary:
     classes: list[str] = field(default_factory=list)  # their names, by number
     params: int = 0
     quantized_params: int = 0  # how many of them have quantized values
+    learning_params: int = 0  # how many of them learn: fewer on a frozen base
     weights_sha256: str | None = None
     mlflow_run_id: str | None = None
     version: int = 2
@@ -101,8 +102,7 @@ def read_summary(folder: Path) -> Summary | None:
 
     Version 1, which had no version field, had other names for some keys.
     """
-    content = read_json(folder / SUMMARY_FILE)
-    content = {SUMMARY_V1.get(key, key): value for key, value in content.items()}
+    content = {SUMMARY_V1.get(key, key): value for key, value in read_json(folder / SUMMARY_FILE).items()}
     from research.ranges import take_fields
 
     content = take_fields(Summary, content, folder / SUMMARY_FILE)

@@ -39,12 +39,17 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
         "keep_best": 1,
         "monitor": "val/loss",
     } | settings
-    model = Transformer(DATA.shape, 16, 1, 2, options.pop("linear", BitLinear), dropout=options.pop("dropout"))
+    model = Transformer(
+        DATA.shape, options.pop("dim", 16), 1, 2, options.pop("linear", BitLinear), dropout=options.pop("dropout")
+    )
+    if finetune := options.pop("finetune", None):  # its base is the model as it is built
+        options["config"] = {"finetune": {"digest": "of the base"}}
+        finetune(model)
     base = partial(torch.optim.AdamW, fused=True)
     optimizer = options.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)
     saving = Checkpoint(*(options.pop(key) for key in ("every", "keep_last", "keep_best", "background")))
     folder.mkdir(exist_ok=True)
-    monitor = options.pop("monitor")
+    monitor, config = options.pop("monitor"), options.pop("config", {})
     jsonl, health = Jsonl(), [GradientHealth(every=4), Ternary(every=4)] if options.pop("health", False) else []
     resumed = resume is not None and folder in (resume, *resume.parents)
     jsonl.start(RunConfig("name", "study", folder, {}, [], {}, resumed=resumed))
@@ -52,7 +57,8 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
     trainer = Trainer(**own)
     watchers: list[Callback] = [jsonl, saving, *health, *callbacks]
     try:
-        state = trainer.setup(model, optimizer, cosine, loss, DATA, watchers, monitor=monitor, folder=folder, resume=resume)
+        facts: dict[str, Any] = {"monitor": monitor, "folder": folder, "resume": resume, "config": config}
+        state = trainer.setup(model, optimizer, cosine, loss, DATA, watchers, **facts)
         return trainer.fit(state)
     finally:
         jsonl.finish("", {})

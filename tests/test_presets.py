@@ -12,6 +12,7 @@ PRESETS = sorted(path for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SMALL = ["trainer=debug", "batch_size=4", "model.dim=32", "trainer.device=cpu", "tracker=jsonl"]
 
 
+NEEDS = {"distill": "objective.teacher", "qat": "resume"}  # the run that a preset starts from
 NUM_NAMES = {"text_classification": 8, "tabular": 2}  # of classes, where the data name them
 
 
@@ -28,10 +29,19 @@ def test_there_are_presets() -> None:
     assert PRESETS
 
 
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What some presets start from: a language model in full precision."""
+    run = tmp_path_factory.mktemp("dense") / "run"
+    train(run.parent, "data=text", "model=transformer", *SMALL, f"hydra.run.dir={run}")
+    return run
+
+
 @pytest.mark.filterwarnings("ignore")  # transformers' own, at its import
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_runs(preset: Path, tmp_path: Path) -> None:
-    train(tmp_path, f"experiment={preset.stem}", *list_more(preset.stem, tmp_path))
+def test_a_preset_runs(preset: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    needed = [f"{NEEDS[preset.stem]}={request.getfixturevalue('dense_run')}"] if preset.stem in NEEDS else []
+    train(tmp_path, f"experiment={preset.stem}", *needed, *list_more(preset.stem, tmp_path))
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json"))
     assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
     assert len(summary["classes"]) == NUM_NAMES.get(preset.stem, 0)

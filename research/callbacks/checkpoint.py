@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from research.ranges import PositiveInt, check_settings
 from research.run_dir import list_checkpoints, sync
-from research.training import checkpoint, distributed, snapshot
+from research.training import checkpoint, distributed, sharding, snapshot
 from research.training.files import check_kinds, remove
 from research.training.state import Callback, State
 from research.trigger import higher_is_better
@@ -74,7 +76,7 @@ class Checkpoint(Callback):
             self.flush()
 
     def _save(self, state: State) -> None:
-        if state.info.folder is None or bool(state.skipped_on_device) or not snapshot.has_finite_weights(state):
+        if state.info.folder is None or bool(state.skipped_on_device) or not has_finite_weights(state):
             return  # the loop reports numbers that are not finite, at the next step or log point
         self.flush()
         state.require_folder()
@@ -84,7 +86,7 @@ class Checkpoint(Callback):
         captured, root = snapshot.capture(state), state.info.folder / "checkpoints"
         keep = self._list_steps_to_keep(root, state)
         if self.pool and not state.sharded:  # the thread writes a copy: the next steps change the tensors in place
-            tensors, rest = snapshot.copy_to_host(captured.tensors), snapshot.copy_to_host(captured.state)
+            tensors, rest = checkpoint.copy_to_host(captured.tensors), checkpoint.copy_to_host(captured.state)
             self.pending_write = self.pool.submit(self._commit, root, replace(captured, tensors=tensors, state=rest), keep)
         else:
             self._commit(root, captured, keep)
@@ -116,3 +118,11 @@ class Checkpoint(Callback):
         pending, self.pending_write = self.pending_write, None
         if pending:
             pending.result()
+
+
+def has_finite_weights(state: State) -> bool:
+    """Return whether every weight is finite; of sharded ones, in all processes."""
+    shards = [shard for p in state.model.parameters() if (shard := sharding.local_shard(p.detach())).numel()]
+    extremes = [end for shard in shards for end in shard.aminmax()]  # a fraction of isfinite's time, and NaN comes through
+    broken = bool(extremes) and not all(map(math.isfinite, torch.stack(extremes).tolist()))
+    return not (distributed.all_reduce_max(broken) if state.sharded else broken)

@@ -17,6 +17,7 @@ from torch import nn
 
 from research.cli import format_count, format_duration
 from research.nn.bitlinear import bitlinear_layers
+from research.nn.lowrank import count_learning
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
 from research.preflight.overrides import format_command, to_argument
@@ -38,7 +39,7 @@ def build_header(state: State) -> list[tuple[str, str]]:
     """Return the rows (name, value) that are printed before the first step."""
     model, data, info = state.model, state.data, state.info
     kind, count = type(model).__name__.removeprefix("FSDP"), sum(p.numel() for p in model.parameters())
-    group = state.optimizer.param_groups[0]
+    learning, group = count_learning(model), state.optimizer.param_groups[0]
     group = group | group.get(INITIAL_SETTINGS, {})  # not the rate that the schedule has set
     keys = ("lr", "grokfast_alpha", "window", "lamb", "weight_decay")
     settings = ", ".join(f"{k.removeprefix('grokfast_')} {group[k]:g}" for k in keys if k in group)
@@ -46,6 +47,7 @@ def build_header(state: State) -> list[tuple[str, str]]:
     rows = [
         ("run", info.name),
         ("model", f"{kind}, {count:,} parameters, {describe_precision(model)}"),
+        *([("learn", f"{learning:,} of them ({learning / count:.2%}), on a frozen base")] if learning < count else []),
         ("data", describe_data(data)),
         *(("", note) for note in data.notes),
         ("optimizer", f"{type(state.optimizer).__name__}, {settings}"),

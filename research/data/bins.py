@@ -6,11 +6,8 @@ shrinks.
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from research.cli import announce_wait
 from research.data.corpus import Corpus
 from research.data.spec import Samples, Split
 from research.data.streams import META, VERSION, write_streams
 from research.data.tokenizers import Tokenizer, hash_tokenizer, load_tokenizer
-from research.run_dir import HeldError, lock, read_json, sync
+from research.files.cache import hash_file, wait_for_lock
+from research.run_dir import read_json, sync
 
 CPU = torch.device("cpu")
 BLOCK = 1 << 22  # bytes
@@ -67,6 +64,17 @@ class Bins:
 
     def to(self, device: torch.device) -> "Bins":
         return replace(self, device=device, token_bytes=None if self.token_bytes is None else self.token_bytes.to(device))
+
+
+@dataclass(frozen=True)
+class Windows(Split):
+    """Some windows of a stream, in memory, each with the number of the document in which it begins."""
+
+    documents: Int[Tensor, "windows"] | None = None
+
+    def take(self, count: int | None) -> "Windows":
+        documents = None if self.documents is None else self.documents[:count]
+        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count], documents=documents)
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,16 @@ class Streams:
                     counts += np.bincount(np.frombuffer(block, dtype=self.tokenizer.dtype), minlength=len(counts))
         return torch.from_numpy(counts)
 
+    def number_documents(self, name: str, starts: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Return the document, numbered from 0, of each token at `starts` of a stream; an end belongs to the one before."""
+        ends, offset = [np.empty(0, dtype=np.int64)], 0
+        with (self.folder / f"{name}.bin").open("rb") as stream:
+            while block := stream.read(BLOCK):
+                tokens = np.frombuffer(block, dtype=self.tokenizer.dtype)
+                ends.append(np.flatnonzero(tokens == self.tokenizer.end) + offset)
+                offset += len(tokens)
+        return torch.from_numpy(np.searchsorted(np.concatenate(ends), starts.numpy()))
+
 
 def prepare_streams(
     root: Path, key: str, read: Callable[[], Sequence[Corpus]], shares: Sequence[float], tokenizer: Tokenizer
@@ -121,7 +139,7 @@ def prepare_streams(
     folder = root / key
     if streams := read_streams(folder):
         return streams
-    with wait_for_lock(root / f".{key}"):
+    with wait_for_lock(root / f".{key}", "makes the tokens"):
         if streams := read_streams(folder):
             return streams
         draft = root / f".{key}" / "draft"
@@ -152,23 +170,3 @@ def read_streams(folder: Path) -> Streams | None:
     except (KeyError, TypeError, ValueError, OSError):  # a damaged record, tokenizer or file
         return None
     return streams if is_whole and streams.digests else None
-
-
-def hash_file(file: Path) -> str:
-    """Return the sha256 of a file."""
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def wait_for_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, once no other process does."""
-    with ExitStack() as held:
-        with announce_wait(f"another process that makes the tokens in {folder}"):
-            while True:
-                try:
-                    held.enter_context(lock(folder))
-                    break
-                except HeldError:
-                    time.sleep(0.1)
-        yield

@@ -5,7 +5,7 @@ files nor line ends matter. The second gives the pieces of a split, in an order 
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxtyping import Int8, UInt64
 from research.data.spec import count_parts
 from research.files.documents import DefectError, Format, iter_documents
 from research.files.lines import Defect
-from research.files.sources import Counts, check_defects, show_progress
+from research.files.sources import FIX, Counts, check_defects, show_progress
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -30,6 +30,17 @@ class Reader(NamedTuple):
     format: Format
     field: tuple[str, ...]  # of a row: its columns or keys
     encoding: str
+
+
+class Origin(NamedTuple):
+    """Where files are from: the setting that names them, what to do about what cannot be read, and the split of each.
+
+    Files without one share the splits that none is of.
+    """
+
+    key: str = "data.path"
+    fix: str = FIX
+    parts: Mapping[Path, SplitName] = {}
 
 
 @dataclass
@@ -133,16 +144,22 @@ def read_corpus(
     skip_defects: bool,
     counts: Counts,
     known: list[UInt64[np.ndarray, "_"]] | None = None,  # digests of documents that count as repeats; this corpus adds its own
+    origin: Origin = Origin(),  # noqa: B008
 ) -> Corpus:
     """Read all documents once and decide on their splits; `fractions` are those of val and test.
+
+    A document in files of several splits is in the test, else in val.
 
     Raise ValueError where no text is left, and unless `skip_defects` for files and rows that cannot be read, all in one list.
     """
     defects, stamps = Counts(), [read_stamp(file) for file in files]
     with show_progress("reading", sum(size for size, _ in stamps)) as advance:
         digests = [digest_file(file, reader, counts, defects, advance) for file in files]
-    check_defects(defects, skip_defects, counts)
-    order = sorted(range(len(files)), key=lambda index: rank_file(digests[index]))  # before repeats: the first of them stays
+    check_defects(defects, skip_defects, counts, origin.fix, origin.key)
+    ranks = {file: -SPLITS.index(origin.parts.get(file, "train")) for file in files}
+    order = sorted(
+        range(len(files)), key=lambda index: (ranks[files[index]], rank_file(digests[index]))
+    )  # of repeats the first stays
     files, stamps, digests = [files[i] for i in order], [stamps[i] for i in order], [digests[i] for i in order]
     lengths, table = [len(part) for part in digests], np.concatenate(digests)
     del digests
@@ -156,14 +173,22 @@ def read_corpus(
         counts.add("repeated", str(files[0].parent), repeats)
     if not kept.any():
         where = files[0] if len(files) == 1 else files[0].parent
-        raise ValueError(f"data.path: {where} holds no text: {counts.describe() or 'it is empty'}")
+        raise ValueError(f"{origin.key}: {where} holds no text: {counts.describe() or 'it is empty'}")
     if known is not None:
         known.append(texts[kept])
-    splits = assign_splits(keys, kept, fractions)
+    own = np.repeat([SPLITS.index(origin.parts[file]) if file in origin.parts else LEFT_OUT for file in files], lengths)
+    splits = assign_splits(keys, kept & (own == LEFT_OUT), fractions)
+    splits[kept & (own != LEFT_OUT)] = own[kept & (own != LEFT_OUT)]
+    for name in ("train", "val") if origin.parts else ():
+        if not (splits == SPLITS.index(name)).any():
+            what = {"train": "all training documents are in another split, too", "val": "no document is left for validation"}[
+                name
+            ]
+            raise ValueError(f"{origin.key}: {what}\ngive more text")
     parts = np.split(splits, np.cumsum(lengths)[:-1])
     val_sizes = sizes[splits == SPLITS.index("val")]
     corpus = Corpus(list(files), reader, parts, stamps, int(sizes[kept].sum()), int(val_sizes.sum()), counts)
-    if kept.sum() == 1:
+    if kept.sum() == 1 and not origin.parts:
         corpus.cuts = find_cuts(corpus, fractions)
         corpus.num_val_bytes = corpus.num_bytes - corpus.cuts[1]
     return corpus

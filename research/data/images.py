@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from jaxtyping import Int64
 
 from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
-from research.files.pictures import Pictures, decode_pictures, is_hidden, list_pictures, parse_size
+from research.files.pictures import Origin, Pictures, decode_pictures, is_hidden, list_pictures, parse_size
 from research.files.sources import UNLABELLED, Counts, check_defects, check_needs, find_split, quote_path, quote_setting
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveFloat, check_settings
 from research.run_dir import expand_path
@@ -23,7 +24,7 @@ FIX = "mend or move them, or give data.defects=skip to leave them out"
 class Labelled(NamedTuple):
     """A file, its class and the split that its folder names; an empty text for none."""
 
-    path: Path
+    path: Origin
     label: str
     part: str
 
@@ -59,18 +60,34 @@ def images(
     if len(names) < 2:
         what = f"of the one class '{names[0]}'" if names else "in no class"
         raise ValueError(f"data.path: {root} holds {len(kept)} images {what}\ngive a folder with a sub-folder for each class")
-    classes = np.array([names.index(files[row].label) for row in kept])
+    pictures = replace(pictures, numbers=kept)
+    notes = describe_parts([files[row].part for row in kept])
+    data = build_images(root.name, files, pictures, names, fractions, split_seed, notes)
+    return replace(data, notes=(*data.notes, *describe_counts(counts, treated)))
+
+
+def build_images(
+    name: str,
+    files: Sequence[Labelled],
+    pictures: Pictures,  # of all files; `numbers` are those of the rows that count, sorted
+    names: Sequence[str],
+    fractions: tuple[float, float],
+    split_seed: int,
+    notes: Sequence[str] = (),
+) -> MemoryDataset[Images]:
+    """Return the data set of pictures whose labels are among the names of the classes."""
+    kept = pictures.numbers
+    numbers = {label: number for number, label in enumerate(names)}
+    classes = np.array([numbers[files[row].label] for row in kept])
     ranks = rank_keys([pictures.keys[row] for row in kept], split_seed)
-    in_folders = [files[row].part for row in kept]
-    parts = assign_parts(in_folders, ranks, classes, fractions)
+    parts = assign_parts([files[row].part for row in kept], ranks, classes, fractions)
     num_channels, height, width = pictures.pixels.shape[1:]
+    x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])
+    source = f"{name}, {height} x {width}, {len(names)} classes"
+    facts = {"baseline": predict_majority(classes, parts), "classes": tuple(names)}
+    notes = (*describe_classes(names, classes, parts), *notes)
     shape = Images(num_channels, height, width, len(names))
-    x = torch.from_numpy(pictures.pixels if len(kept) == len(files) else pictures.pixels[kept])  # kept is sorted
-    source = f"{root.name}, {height} x {width}, {len(names)} classes"
-    notes = describe_classes(names, classes, parts) + describe_parts(in_folders) + describe_counts(counts, treated)
-    y = torch.from_numpy(classes)
-    facts = {"notes": notes, "baseline": predict_majority(classes, parts), "classes": tuple(names)}
-    return select_parts(shape, x, y, parts, source=source, **facts)
+    return select_parts(shape, x, torch.from_numpy(classes), parts, source=source, notes=notes, **facts)
 
 
 def read_digits(fractions: tuple[float, float], split_seed: int) -> MemoryDataset[Images]:
@@ -107,7 +124,7 @@ def list_labelled(root: Path, pattern: str | None, counts: Counts, faults: Count
         else:
             labelled.append(Labelled(file, parents[depth - 1], find_split(parents[0]) if is_split else ""))
     check_masks(root, {file.label for file in labelled})
-    seen = {file.path.relative_to(root).parts[:depth] for file in labelled}
+    seen = {Path(str(file.path)).relative_to(root).parts[:depth] for file in labelled}
     for folder in root.glob("*/" * depth):
         parts = folder.relative_to(root).parts
         if parts not in seen and parts[-1].lower() not in UNLABELLED and not is_hidden(parts):

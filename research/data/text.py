@@ -1,15 +1,16 @@
 """Language modelling on text of your own: files, tables and JSONL, as windows of tokens whose targets are the next tokens."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 
-from research.data.bins import Streams, prepare_streams
-from research.data.corpus import Corpus, Reader, check_unchanged, read_corpus, read_stamp
+from research.data.bins import Streams, Windows, prepare_streams
+from research.data.corpus import Corpus, Origin, Reader, check_unchanged, read_corpus, read_stamp
 from research.data.labels import unigram_cross_entropy
 from research.data.mixing import Mixture, share_block
 from research.data.spec import Dataset, Samples, Split, Tokens, spread_evenly
@@ -51,19 +52,29 @@ def text(
     stamps = {file: read_stamp(file) for files in sources for file in files}
     key = make_key(sources, settings if weights is None else [*settings, weights])
 
-    def read() -> list[Corpus]:
-        known: list[np.ndarray] = []
-        counts = Counts()  # of documents: the cache keeps them, as it keeps the documents
-        fractions, skips = (val_fraction, test_fraction), defects == "skip"
-        corpora = [read_corpus(files, reader, fractions, skips, counts, known) for files in sources]
-        for file, stamp in stamps.items():  # what was read is what the key is of
+    def check() -> None:  # what was read is what the key is of
+        for file, stamp in stamps.items():
             check_unchanged(file, stamp)
-        return corpora
 
+    read = partial(read_sources, sources, reader, (val_fraction, test_fraction), defects == "skip", check)
     streams = prepare_streams(CACHE, key, read, weights or [1.0], tokenizer)
-    for kind, number in streams.left_out.items():
-        left_out.add(kind, "", number)
     return build_dataset(streams, seq_len, val_bytes, weights, path, left_out)
+
+
+def read_sources(
+    sources: Sequence[Sequence[Path]],
+    reader: Reader,
+    fractions: tuple[float, float],
+    skips: bool,
+    check: Callable[[], None],
+    origin: Origin = Origin(),  # noqa: B008
+) -> list[Corpus]:
+    """Return the corpus of each source, a document in the first that has it. `check` is called once they are read."""
+    known: list[np.ndarray] = []
+    counts = Counts()  # of documents: the cache keeps them, as it keeps the documents
+    corpora = [read_corpus(files, reader, fractions, skips, counts, known, origin) for files in sources]
+    check()
+    return corpora
 
 
 def build_dataset(
@@ -75,6 +86,8 @@ def build_dataset(
     left_out: Counts,
 ) -> Dataset[Tokens]:
     """Return the windows of streams; with `weights`, those of each path in their shares."""
+    for kind, number in streams.left_out.items():
+        left_out.add(kind, "", number)
     trains = [streams.open(name, seq_len) for name in streams.training]
     train = trains[0] if weights is None else Mixture(trains, share_block(weights))
     val, tokenizer = select_evenly(streams, seq_len, val_bytes), streams.tokenizer
@@ -142,7 +155,12 @@ def make_key(sources: Sequence[Sequence[Path]], settings: Sequence[object]) -> s
             except OSError as error:
                 hashed = sha256(str(error).encode())  # `read_corpus` names it, among all others
             contents[-1].append(hashed.hexdigest())
-    return sha256(json.dumps([*map(sorted, contents), settings], default=str).encode()).hexdigest()[:32]
+    return hash_settings([*map(sorted, contents), settings])
+
+
+def hash_settings(settings: Sequence[object]) -> str:
+    """Return the name in the cache of what some settings decide."""
+    return sha256(json.dumps(settings, default=str).encode()).hexdigest()[:32]
 
 
 def select_evenly(streams: Streams, seq_len: int, val_bytes: int) -> Split:
@@ -151,6 +169,7 @@ def select_evenly(streams: Streams, seq_len: int, val_bytes: int) -> Split:
     num_tokens = val_bytes * streams.num_tokens["val"] // max(1, streams.num_bytes["val"])
     count = min(max(1, num_tokens // seq_len), len(windows))
     index = spread_evenly(count, len(windows))
+    documents = streams.number_documents("val", index * seq_len)
     if isinstance(windows, Split):
-        return Split(windows.inputs[index], windows.targets[index], windows.token_bytes)
-    return Split(*windows[index], windows.token_bytes)
+        return Windows(windows.inputs[index], windows.targets[index], windows.token_bytes, documents)
+    return Windows(*windows[index], windows.token_bytes, documents)

@@ -178,6 +178,7 @@ def _recover_rope_base(model: Transformer) -> float:
 
 def build_source(run: TrainedRun) -> Source:
     """Return the run as exports need it; raise ValueError for a model, or for layers, that no export holds."""
+    run.require_plain("an export")
     model = run.model
     if type(model) not in MODELS:
         kind, known = type(model).__name__, ", ".join(name for names in MODELS.values() for name in names)

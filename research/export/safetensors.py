@@ -46,13 +46,18 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the file with the reader below."""
+    reader = open_reader(folder)
+    logits = reader.compute_logits(tokens.numpy())
+    codes = read_codes({name: torch.from_numpy(array) for name, array in reader.arrays.items()}, source)
+    return ClientResult("safetensors numpy", codes, torch.from_numpy(logits))
+
+
+def open_reader(folder: Path) -> "Reader":
+    """Return the model in the folder."""
     with safe_open(folder / FILE, "np") as file:
         metadata = {key: json.loads(file.metadata()[key]) for key in ("model", "rounding")}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    with np.errstate(over="ignore"):  # SiLU divides by exp(-x), which may be infinite
-        logits = Reader(arrays, **metadata).compute_logits(tokens.numpy())
-    codes = read_codes({name: torch.from_numpy(array) for name, array in arrays.items()}, source)
-    return ClientResult("safetensors numpy", codes, torch.from_numpy(logits))
+    return Reader(arrays, **metadata)
 
 
 @dataclass(frozen=True)
@@ -134,5 +139,6 @@ class Reader:
     def feed_forward(self, x: ndarray, name: str) -> ndarray:
         """Return the gated layer of x [n, seq, dim]."""
         gate, up = (self.multiply(x, f"{name}.{layer}") for layer in ("gate_proj", "up_proj"))
-        y = (np.square(np.maximum(gate, 0)) if self.model["act"] == "relu2" else gate / (1 + np.exp(-gate))) * up
+        with np.errstate(over="ignore"):  # SiLU divides by exp(-x), which may be infinite
+            y = (np.square(np.maximum(gate, 0)) if self.model["act"] == "relu2" else gate / (1 + np.exp(-gate))) * up
         return self.multiply(self.normalize(y, f"{name}.ffn_sub_norm"), f"{name}.down_proj")

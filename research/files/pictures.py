@@ -26,6 +26,27 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Part:
+    """A picture within a file that holds many."""
+
+    name: str  # for messages
+    file: Path
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+        with self.file.open("rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), self.size, self.start)
+
+
+Origin = Path | Part
+
+
 class Header(NamedTuple):
     """What is known of a picture before it is decoded."""
 
@@ -74,7 +95,7 @@ def is_hidden(parts: Sequence[str]) -> bool:
 
 
 @contextmanager
-def open_picture(content: Path | BytesIO, where: Path) -> Iterator[Image.Image]:
+def open_picture(content: Path | BytesIO, where: Origin) -> Iterator[Image.Image]:
     """Yield a picture that is not yet decoded. Raise PictureError for a file that is none, or one that is damaged."""
     try:
         with Image.open(content) as image:
@@ -95,19 +116,19 @@ def open_picture(content: Path | BytesIO, where: Path) -> Iterator[Image.Image]:
 class PictureError(Exception):
     """A file holds no picture that can be used."""
 
-    def __init__(self, kind: str, where: Path | str) -> None:
+    def __init__(self, kind: str, where: Origin | str) -> None:
         super().__init__(f"{where}: {kind}")
         self.defect = Defect(kind, str(where))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Origin) -> Header:
     """Return size and kind of a picture, without its pixels."""
-    with open_picture(path, path) as image:
+    with open_picture(path if isinstance(path, Path) else BytesIO(path.read_bytes()), path) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return Header((image.width, image.height) if turned else (image.height, image.width), image.mode in GREY_MODES)
 
 
-def read_picture(path: Path, size: Size | None, channels: int) -> Picture:
+def read_picture(path: Origin, size: Size | None, channels: int) -> Picture:
     """Return the pixels of a file with 1 or 3 channels, resized where a size is given."""
     content = path.read_bytes()
     with open_picture(BytesIO(content), path) as image:
@@ -167,7 +188,7 @@ def has_transparent_pixels(image: Image.Image) -> bool:
     return min(image.convert("RGBA").getchannel("A").tobytes()) < 255
 
 
-def flatten_colours(image: Image.Image, where: Path) -> Image.Image:
+def flatten_colours(image: Image.Image, where: Origin) -> Image.Image:
     """Return a picture in grey or in colour, of 8 bits, without transparency. Raise PictureError for 32 bits."""
     if image.mode in ("I", "F"):
         raise PictureError("images of 32-bit numbers, whose range is not known", where)
@@ -200,7 +221,7 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> list
 
 
 def decode_pictures(
-    files: Sequence[Path], size: Size | None, channels: Literal[1, 3] | None, max_gb: float, treated: Counts, defects: Counts
+    files: Sequence[Origin], size: Size | None, channels: Literal[1, 3] | None, max_gb: float, treated: Counts, defects: Counts
 ) -> Pictures:
     """Return the pixels of all files that can be read; the rest is counted in `defects`, what is changed in `treated`.
 

@@ -17,58 +17,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
-from research.nn.products import Backend, choose_backend, choose_backward_dtype, scaled_matmul
-from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point
+from research.nn.products import Products, choose_backend
+from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point, straight_through
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, WeightBits, check_settings
 
 log = logging.getLogger(__name__)
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
 WIDE = "keep the weights in float32 and let autocast compute in half precision"
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
-
-
-class _Linears(torch.autograd.Function):
-    """x W^T of one quantized x and several quantized W.
-
-    For the backward pass it saves x as int8 and each W as it was multiplied: less memory than in float32.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, quantizer: Quantizer, backend: Backend, dtype: torch.dtype, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        """`tensors` are the codes of all weights, then their scales, then the weights, which get the gradients."""
-        count = len(tensors) // 3
-        wide_codes, scale = quantizer.quantize_activation(x)
-        codes = wide_codes.to(torch.int8)
-        operand_dtype = {"ste": scale.dtype, "bf16_exact": torch.bfloat16, "int8": torch.int8}[backend]
-        left, *rights = (operand.to(operand_dtype) for operand in (codes, *tensors[:count]))
-        del wide_codes  # frees its memory for the product
-        ctx.save_for_backward(codes, scale, *rights, *tensors[count : 2 * count])
-        ctx.types = x.dtype, tensors[-1].dtype
-        pairs = zip(rights, tensors[count:], strict=False)  # the scales come first in what is left
-        return tuple(scaled_matmul(left, right, scale * w_scale.t(), dtype) for right, w_scale in pairs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply the gradients with quantized x and W in the operands' type: as autocast does, with less memory."""
-        codes, scale, *others = ctx.saved_tensors
-        rights, w_scales = others[: len(gradients)], others[len(gradients) :]
-        dtype, x_grad, weight_grads = choose_backward_dtype(rights[0]), None, []
-        x = codes.to(dtype).mul_(scale.to(dtype))
-        for index, (gradient, right, w_scale) in enumerate(zip(gradients, rights, w_scales, strict=True)):
-            small = gradient.to(dtype)
-            if ctx.needs_input_grad[0]:
-                w = (right.to(dtype) * w_scale).to(dtype)
-                x_grad = small @ w if x_grad is None else torch.addmm(x_grad, small, w)
-            learns = ctx.needs_input_grad[index - len(gradients)]
-            weight_grads.append((small.t() @ x).to(ctx.types[1]) if learns else None)
-        return None if x_grad is None else x_grad.to(ctx.types[0]), *[None] * (3 + 2 * len(gradients)), *weight_grads
 
 
 class BitLinear(nn.Linear):
@@ -108,6 +67,7 @@ class BitLinear(nn.Linear):
             rules.enforce(rules.check_group_size(granularity, in_features), rules.check_backend(granularity, backend))
         self.backend, self.warmup, self.warmup_steps, self.is_warming_up = backend, warmup, int(warmup), warmup > 0
         self.cached_weight: QuantizedWeight | None = None  # set while the weight does not change
+        self.frozen_weight: tuple[Tensor, int, QuantizedWeight] | None = None  # of a weight that does not learn
         self.register_buffer("mix", torch.tensor(0.0 if warmup else 1.0, device=device), persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -117,21 +77,31 @@ class BitLinear(nn.Linear):
     def can_multiply_codes(self) -> bool:
         """Return whether a product of codes gives the output. The meta device has no autocast, so it does not there."""
         has_groups = isinstance(self.quantizer.granularity, int)
-        return not (has_groups or (self.is_warming_up and self.training) or self.weight.is_meta)
+        return not (has_groups or (self.is_warming_up and self.training) or self.mix.is_meta)
 
-    def get_quantized_weight(self, dtype: torch.dtype | None = None) -> QuantizedWeight:
-        """Return codes and scale of the weight: the cached ones, or new ones with the codes in `dtype`."""
-        return self.cached_weight or self.quantizer.quantize_weight(self.weight, dtype)
+    def get_quantized_weight(self, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> QuantizedWeight:
+        """Return codes and scale of the weight: the cached ones, or new ones with the codes in `dtype`.
+
+        In training those of a weight that does not learn are kept until it is changed. `weight` is the layer's, read before.
+        """
+        own, is_used = self._parameters.get("weight"), self.training and not torch.compiler.is_compiling()
+        if self.cached_weight or own is None or own.requires_grad or not is_used or own.is_inference():
+            return self.cached_weight or self.quantizer.quantize_weight(self.weight if weight is None else weight, dtype)
+        old = self.frozen_weight
+        if old is None or old[0].data_ptr() != own.data_ptr() or old[1] != own._version:
+            self.frozen_weight = old = own.detach(), own._version, self.quantizer.quantize_weight(own, torch.bfloat16)
+        return old[2]
 
     def forward_reference(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiply quantized values in full precision: for groups of inputs, the warm-up and the meta device."""
         _warn_about_half_precision([self])
         mix = self.mix if self.is_warming_up and self.training else None
         codes, scale = self.quantizer.quantize_activation(x)
-        w_codes, w_scale = self.get_quantized_weight()
+        weight = self.weight
+        w_codes, w_scale = self.get_quantized_weight(weight=weight)
         w_codes = w_codes.to(w_scale.dtype)  # cached codes are bf16
-        operands = straight_through(x, codes * scale, mix), straight_through(self.weight, w_codes * w_scale, mix), self.bias
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        operands = straight_through(x, codes * scale, mix), straight_through(weight, w_codes * w_scale, mix), self.bias
+        wide = torch.promote_types(x.dtype, weight.dtype)
         y = F.linear(*(operand if operand is None else operand.to(wide) for operand in operands))
         return y.to(x.dtype) if y.dtype == wide else y  # autocast has a type of its own
 
@@ -141,10 +111,15 @@ def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> 
 
     If a layer has hooks, is of another class or differs in its settings, call every layer by itself.
     """
-    layers = [layer for layer in linears if type(layer) is BitLinear and layer.can_multiply_codes and not has_hooks(layer)]
+    layers = [layer for layer in linears if isinstance(layer, BitLinear) and is_plain(layer) and layer.can_multiply_codes]
     if len(layers) < len(linears) or len({(layer.quantizer, layer.backend) for layer in layers}) > 1:
         return [layer(x) for layer in linears]
     return _forward_quantized(x, layers)
+
+
+def is_plain(layer: BitLinear) -> bool:
+    """Return whether a layer is no subclass and has no hooks. Its weight may be computed."""
+    return type_before_parametrizations(layer) is BitLinear and not has_hooks(layer)
 
 
 def has_hooks(layer: nn.Module) -> bool:
@@ -159,34 +134,29 @@ def _forward_quantized(x: Float[Tensor, "*batch in"], layers: Sequence[BitLinear
     kind, rows, backend = x.device.type, x.reshape(-1, x.shape[-1]), cast(Any, layers[0].backend)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
+        weights = [layer.weight for layer in layers]  # once: it may be computed
         if backend == "auto":
-            learns = torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in layers)
+            learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
             backend = choose_backend(rows, sum(layer.out_features for layer in layers), learns, dtype.itemsize < 4)
         with torch.no_grad():
-            codes, scales = zip(*(layer.get_quantized_weight(torch.bfloat16) for layer in layers), strict=True)
-        weights = [layer.weight for layer in layers]
-        ys = _Linears.apply(rows, layers[0].quantizer, backend, dtype, *codes, *scales, *weights)  # type: ignore[no-untyped-call]
+            pairs = (layer.get_quantized_weight(torch.bfloat16, w) for layer, w in zip(layers, weights, strict=True))
+            codes, scales = zip(*pairs, strict=True)
+        ys = Products.apply(rows, layers[0].quantizer, backend, dtype, *codes, *scales, *weights)  # type: ignore[no-untyped-call]
     ys = [y.view(*x.shape[:-1], y.shape[-1]) for y in cast(tuple[Tensor, ...], ys)]
     return [y if layer.bias is None else y + layer.bias.to(y.dtype) for y, layer in zip(ys, layers, strict=True)]
 
 
 def _warn_about_half_precision(layers: Sequence[BitLinear]) -> None:
     """Warn once if weights of 16 bits learn: an update of less than a 256th of a weight is lost in them."""
-    for layer in layers:
-        learns = layer.training and layer.weight.requires_grad and torch.is_grad_enabled()
-        if layer.weight.dtype.itemsize < 4 and learns and not torch.compiler.is_compiling():
-            _log_half_precision(layer.weight.dtype)
+    for layer in [] if torch.compiler.is_compiling() else layers:
+        own = layer._parameters.get("weight")  # None: it is computed
+        if own is not None and own.dtype.itemsize < 4 and own.requires_grad and layer.training and torch.is_grad_enabled():
+            _log_half_precision(own.dtype)
 
 
 @cache
 def _log_half_precision(dtype: torch.dtype) -> None:
     log.warning("a BitLinear learns with weights in %s, which lose small updates, so few codes change: %s", dtype, WIDE)
-
-
-def straight_through(x: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"], mix: Tensor | None) -> Float[Tensor, "*shape"]:
-    """Return x + mix (q - x), of x and quantized x, whose gradient is that of x. None stands for a mix of 1."""
-    q = q if mix is None else torch.lerp(x, q.to(x.dtype), mix.to(x.dtype))
-    return q.detach().to(x.dtype) + (x - x.detach())
 
 
 def bitlinear_layers(model: nn.Module) -> dict[str, BitLinear]:

@@ -200,5 +200,5 @@ def count_packed_bytes(model: nn.Module) -> int:
     with torch.device("meta"):  # shapes alone
         packed: list[nn.Module] = [PackedLinear(layer.in_features, layer.out_features, bias=False) for layer in layers]
         packed += (Int8Table(weight.to("meta")) for weight in symbols)
-    rest = set(model.parameters()) - symbols - {layer.weight for layer in layers}
+    rest = set(model.parameters()) - symbols - {p for layer in layers for p in {*layer.parameters()} - {layer.bias}}
     return sum(buffer.nbytes for module in packed for buffer in module.buffers()) + 4 * sum(p.numel() for p in rest)

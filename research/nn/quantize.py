@@ -101,3 +101,9 @@ def require_floating_point(x: Tensor) -> None:
     """
     if not x.is_floating_point():
         raise ValueError(f"a quantized layer takes floating-point input, got {x.dtype}: give x.to(torch.float32)")
+
+
+def straight_through(x: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"], mix: Tensor | None) -> Float[Tensor, "*shape"]:
+    """Return x + mix (q - x), of x and quantized x, whose gradient is that of x. None stands for a mix of 1."""
+    q = q if mix is None else torch.lerp(x, q.to(x.dtype), mix.to(x.dtype))
+    return q.detach().to(x.dtype) + (x - x.detach())

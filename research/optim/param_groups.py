@@ -29,9 +29,9 @@ def split_group(group: ParamGroup, words: Sequence[str], others: ParamGroup, mat
 def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> ParamGroups:
     """Return up to two groups of named parameters: with weight decay, and without (the name contains one of `no_decay`).
 
-    By default the embedding is decayed: grokking on modular arithmetic needs it.
+    By default the embedding is decayed: grokking on modular arithmetic needs it. Parameters that do not learn are in none.
     """
-    group = {"params": model.named_parameters()}
+    group = {"params": [(name, p) for name, p in model.named_parameters() if p.requires_grad]}
     return split_group(group, no_decay, {"weight_decay": weight_decay}, {"weight_decay": 0.0})
 
 

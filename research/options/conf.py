@@ -38,11 +38,21 @@ def read_yaml(group: str, option: str) -> str:
     return next((file.read_text(encoding="utf-8", errors="replace") for file in files if os.path.isfile(file)), "")
 
 
+def read_whole(group: str, option: str) -> str:
+    """Return the text of an option's yaml, then that of the option it builds on, and so on."""
+    texts = list[str]()
+    for _ in range(8):
+        texts.append(read_yaml(group, option))
+        option = next(iter(re.findall(r"^  - (?!_self_)(\w+)$", texts[-1], re.MULTILINE)), "")
+    return "\n".join(texts)
+
+
+def list_offers(group: str) -> list[str]:
+    """Return the options of a group that advice offers: those that need no extra."""
+    return [option for option in list_groups().get(group, ()) if "pip install" not in read_whole(group, option)]
+
+
 def find_target(group: str, option: str) -> str:
     """Return the `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
-    for _ in range(8):
-        content = read_yaml(group, option)
-        if target := re.search(rf"^(?:{group}:\n(?:  .*\n)*?  )?_target_: (\S+)", content, re.MULTILINE):
-            return target[1]
-        option = next(iter(re.findall(r"^  - (?!_self_)(\w+)$", content, re.MULTILINE)), "")
-    return ""
+    target = re.search(rf"^(?:{group}:\n(?:  .*\n)*?  )?_target_: (\S+)", read_whole(group, option), re.MULTILINE)
+    return target[1] if target else ""

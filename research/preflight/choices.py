@@ -30,6 +30,9 @@ def check_values(override: Override) -> str:
         return format_mistake(line, known or "nothing is between start and stop")
     if options is None or override.is_delete():
         return ""
+    for value in values:
+        if isinstance(value, list) and (lines := check_list(group, [str(name) for name in value])):
+            return format_mistake(line, *lines)
     if (override.is_add() or override.is_force_add()) and group in read_defaults():
         return format_mistake(line, f"'{group}' is chosen already", f"leave out the +: {quote_word(line.lstrip('+'))}")
     for name in [name for value in values for name in (value if isinstance(value, list) else [value])]:
@@ -42,6 +45,19 @@ def check_values(override: Override) -> str:
         if name not in options:
             return format_mistake(line, *describe_other_option(group, str(name), line.partition("=")[2]))
     return ""
+
+
+def check_list(group: str, names: list[str]) -> list[str]:
+    """Return what is wrong with several options of a group, and the fix: there is none, one twice, or `none` beside others."""
+    options, unique = list_groups()[group], [name for name in dict.fromkeys(names) if name != "none"]
+    fix = f"give {group}={unique[0]}" if len(unique) == 1 else f"give '{group}=[{','.join(unique)}]'"
+    if not names:
+        return [f"an empty list; options: {', '.join(options)}", f"give {group}={options[0]}, or another"]
+    if "none" in names and "none" in options and unique:
+        return ["none stands alone", f"{fix}, or {group}=none"]
+    if len({*names}) < len(names):
+        return ["it names an option twice", fix if unique else f"give {group}=none"]
+    return []
 
 
 def describe_other_option(group: str, name: str, typed: str) -> list[str]:
@@ -57,6 +73,7 @@ def describe_other_option(group: str, name: str, typed: str) -> list[str]:
     known = f"group '{group}' has no option '{name}'; options: {', '.join(options)}"
     if group == "data" and whole == typed and (os.path.exists(expand_path(name)) or re.match(r"[./~]", name)):
         return describe_data(name, known)
+    near = [f"{group}={typed.replace(name, word.partition('=')[2])}" for word in near] if typed.startswith("[") else near
     near = [f"{group}=glob(*)"] if name in ("*", "all") else near
     words = f"did you mean: {' or '.join(map(quote_word, near))} ?" if near else ""
     return [known, explain_value(group, name) or words or explain_options(group)]

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
+from research.files.hub import check_dataset
 from research.models.hub_folder import check_seq_len, read_hub_config
-from research.options.conf import find_target, list_groups, read_yaml
+from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
 from research.preflight.compose import MISSING, is_interpolated
-from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts, find_store_conflicts
+from research.preflight.folders import find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option
 from research.preflight.pretrained import HUB, is_path
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import find_resume_conflicts
+from research.preflight.trackers import find_store_conflicts, find_tracker_conflicts
 from research.rules import Conflict
 from research.run_dir import expand_path
 from research.signals import get_launched_ranks
+from research.tracking.teacher import find_teacher_conflicts
 from research.trigger import (
     Trigger,
     check_metric_name,
@@ -46,13 +49,13 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
     data, model = requested.get_choice("data"), requested.get_choice("model")
     gives, takes = requested.get_signature("data").parse_shape(), requested.get_signature("model").get_annotation(0)
     if gives and takes and gives != takes:
-        tasks = [f"data={o}" for o in list_groups()["data"] if read_option("data", o).parse_shape() == takes]
+        tasks = [f"data={o}" for o in list_offers("data") if read_option("data", o).parse_shape() == takes]
         models = [f"model={o}" for o in list_groups()["model"] if read_option("model", o).get_annotation(0) == gives]
         message = f"data={data} gives {gives}, model={model} takes {takes}"
         fix = " or ".join(models if models and "data" in requested.typed_overrides else [*tasks, *models])
         if tasks:  # else the model is the user's own, and may well take both
             yield Conflict(("data", "model"), message, f"give {fix}")
-    every_position = re.search("override /loss: (next_token|seq2seq)", read_yaml("data", data))
+    every_position = re.search("override /loss: (next_token|seq2seq)", read_whole("data", data))
     if every_position and requested.get_resolved("model._target_")[0] == DECODER:
         message = f"data={data} needs a prediction at every position, model={model} gives the last one only"
         yield Conflict(("model", "data"), message, "give model=transformer or model=bitnet, or data=modular")
@@ -66,7 +69,7 @@ def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
     So is the monitor of bits per byte without a loss at every position.
     """
     data, loss = requested.get_choice("data"), requested.get_choice("loss")
-    own = re.search(r"override /loss: (\w+)", read_yaml("data", data))
+    own = re.search(r"override /loss: (\w+)", read_whole("data", data))
     taken, needed = (s.parse_axes() for s in (requested.get_signature("loss"), read_option("loss", own[1] if own else "")))
     targets = (str(requested.get_resolved("loss._target_")[0]), find_target("loss", own[1]) if own else "")
     is_ours = targets[0].startswith("research.losses.")
@@ -131,7 +134,7 @@ def check_metrics(requested: RequestedConfig) -> Conflict | None:
 
 def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of a target that the data set brings for its own monitor, or that the monitor never reaches."""
-    own = dict(re.findall(r"^(monitor|target): (\S+)", read_yaml("data", requested.get_choice("data")), re.MULTILINE))
+    own = dict(re.findall(r"^(monitor|target): (\S+)", read_whole("data", requested.get_choice("data")), re.MULTILINE))
     monitor, (target, source) = requested.get_resolved("monitor")[0], requested.get_resolved("callbacks.early_stop.target")
     if monitor != own.get("monitor", monitor) and str(target) == own.get("target") and source not in requested.typed_overrides:
         message = f"target={target} is meant for {own['monitor']}, not for monitor={monitor}"
@@ -144,7 +147,7 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
 def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of a kind of target that belongs to another data set, with its loss and metrics."""
     data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
-    own = re.search(r"^  kind: (\w+)", read_yaml("data", data), re.MULTILINE)
+    own = re.search(r"^  kind: (\w+)", read_whole("data", data), re.MULTILINE)
     if own and own[1] != kind:
         options = [o for o in list_groups()["data"] if f"\n  kind: {kind} " in read_yaml("data", o)]
         message = f"data.kind={kind} has another loss and other metrics than data={data}"
@@ -267,6 +270,16 @@ def check_hub_folder(requested: RequestedConfig) -> Conflict | None:
     return None
 
 
+def find_dataset_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Yield the conflict of what is neither a folder nor the id of a data set of the hub."""
+    if str(requested.get_resolved("data._target_")[0]).startswith("research.data.hub."):
+        try:
+            check_dataset(requested.get_resolved("data.dataset")[0])
+        except ValueError as error:
+            message, _, fix = str(error).partition("\n")
+            yield Conflict(("data.dataset",), message, fix)
+
+
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_task_conflicts,
     find_loss_conflicts,
@@ -278,11 +291,14 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_base_conflicts,
     find_trigger_conflicts,
     find_folder_conflicts,
+    find_dataset_conflicts,
     find_out_conflicts,
     find_shared_folder_conflicts,
+    find_tracker_conflicts,
     find_store_conflicts,
     find_kind_conflicts,
     find_resume_conflicts,
+    lambda requested: find_teacher_conflicts(requested.get("objective"), lambda key: requested.get_resolved(key)[0]),
 )
 
 

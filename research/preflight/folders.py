@@ -9,7 +9,6 @@ from research.preflight.compose import MISSING
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import expand_path
-from research.tracking.storage import find_sqlite_file, resolve_uri
 
 Conflicts = Iterator[Conflict | None]
 
@@ -71,24 +70,3 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
         elif not os.access(existing, os.W_OK | os.X_OK):
             message = f"out={out}: {existing} cannot be written to (read-only, or another user's)"
             yield Conflict(("out",), message, "give out=FOLDER elsewhere")
-
-
-def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflict of an SQLite store that cannot be written to; MLflow's is by default below the project folder."""
-    if requested.get_resolved("tracker._target_")[0] != "research.tracking.mlflow.MLflow":
-        return
-    uri = requested.get_resolved("tracker.uri")[0]
-    setting = "tracker.uri" if isinstance(uri, str) and uri else "MLFLOW_TRACKING_URI"
-    uri = uri if setting == "tracker.uri" else os.environ.get(setting)
-    if (file := find_sqlite_file(resolve_uri(uri))) is None:
-        return
-    path = file.absolute()
-    existing = [
-        folder for folder in (path, *path.parents) if os.path.exists(folder)
-    ]  # a store and its folder, or where they would be
-    locked = next((str(item) for item in existing[: 1 + os.path.isfile(path)] if not os.access(item, os.W_OK)), None)
-    if locked:
-        message = f"{setting}={uri}" if uri else "tracker=mlflow"
-        message += f": {locked} cannot be written to (read-only, or another user's)"
-        fix = "give tracker.uri=sqlite:////FOLDER/mlflow.db elsewhere, or tracker=jsonl"
-        yield Conflict(("tracker.uri" if setting == "tracker.uri" else "tracker",), message, fix)

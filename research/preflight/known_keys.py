@@ -3,18 +3,20 @@
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
-from research.options.conf import find_target, list_groups, read_yaml
+from research.options.conf import find_target, list_groups, list_offers, read_yaml
 from research.options.habits import answer_habit, count_changed_letters, list_habits, respell, respell_option, squash, suggest
 from research.options.renames import find_new_key
 from research.options.signature import Signature, read_signature
 from research.preflight.choices import list_readers
 from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
 from research.preflight.overrides import quote_word
-from research.preflight.pretrained import complete
+from research.preflight.pretrained import complete, complete_base
 from research.rules import Conflict
 from research.run_dir import expand_path
+from research.tracking.teacher import complete_teacher
 
 OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
 
@@ -26,11 +28,17 @@ class KnownKeys(ComposedConfig):
     notes: tuple[str, ...] = ()  # what completed it, for people
 
     def complete(self, typed: Collection[str]) -> Conflict | None:
-        """Take over the model and the tokenizer of what the run starts from; return the conflict of what differs."""
+        """Take over model and tokenizer of what the run starts from, and its teacher's digest; return what conflicts."""
         nodes, self.notes, conflict = complete(self.cfg, typed, self.cfg["hydra"]["runtime"]["choices"])
         for key, node in nodes.items():
             self.set(key, node)
-        return conflict
+        settings, base_conflict = ({}, None) if conflict else complete_base(self.cfg)
+        for key, value in settings.items():
+            self.set(key, value)
+        with suppress(ValueError):  # which find_teacher_conflicts says
+            if digest := complete_teacher(self.get("objective")):
+                self.set("objective.digest", digest)
+        return conflict or base_conflict
 
     def get_signature(self, key: str) -> Signature:
         """Return the signature of a node's target; an empty one where there is none or it cannot be read."""
@@ -96,7 +104,9 @@ class KnownKeys(ComposedConfig):
         choice, options = f"{group}={self.get_choice(group)}", list_groups().get(group, ())
         shape = self.get_signature(group).parse_shape()  # data of the same shape need no other model: they come first
         ordered = sorted(options, key=lambda option: read_option(group, option).parse_shape() != shape)
-        others = [f"{group}={option}" for option in ordered if name in read_option(group, option).names]
+        having = [option for option in ordered if name in read_option(group, option).names]
+        offers = [option for option in having if option in list_offers(group)]
+        others = [f"{group}={option}" for option in offers or having]
         if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
             group, _, rest = key.partition(".")
             choice = f"{group}={self.get_choice(group)}"

@@ -13,6 +13,7 @@ from research.preflight.recorded import CHANGEABLE_KEYS, Difference, load_config
 from research.rules import PRESET_GROUPS, Conflict, check_target, iter_targets
 from research.run_dir import MODEL_FOLDER, RUN_ID_PATTERN, TOKENIZER_FOLDER, expand_path, to_run_folder
 from research.tracking.find import check_run
+from research.training.base import find_base, get_kind, merge_finetuning
 
 HUB = "research.models.hub.Hub"
 BYTES, FOLDER = "research.data.tokenizers.Bytes", "research.data.tokenizers.Folder"
@@ -57,6 +58,14 @@ def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any]) -> C
     if not isinstance(config.get("data.tokenizer"), dict):
         return Completion(nodes)
     return choose_tokenizer(config, Completion(nodes), own, what, is_chosen("tokenizer", "data.tokenizer", typed, choices))
+
+
+def complete_base(cfg: Node) -> tuple[Node, Conflict | None]:
+    """Return what is recorded of the weights that a completed configuration is fine-tuned from, or the conflict with them."""
+    if not isinstance(cfg.get("finetune"), dict):
+        return {}, None
+    base = ComposedConfig(cfg).get_resolved("finetune.base")[0]
+    return find_base(cfg, find_run(base) if is_path(base) else None)
 
 
 def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | None, what: str, chosen: bool) -> Completion:
@@ -122,7 +131,11 @@ def find_run(base: str) -> Path:
 
 def read_model(run: Path, base: str) -> Node:
     """Return the model node that a run has recorded. Raise ValueError where there is none, or one that may not be built."""
-    node = load_config(run)[0].get("model")
+    config = load_config(run)[0]
+    if get_kind(config) == "side":
+        fix = "give the base that it began at; in full precision python -m research.merge makes it a plain run"
+        raise ValueError(f"finetune.base={base}: it was fine-tuned beside its layers: it is no plain model\n{fix}")
+    node = merge_finetuning(config).get("model")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"finetune.base={base}: its config.yaml has no model\ngive a run folder or one of its checkpoints")
     for key, target in iter_targets("model", node):
@@ -130,6 +143,8 @@ def read_model(run: Path, base: str) -> Node:
             raise ValueError(f"finetune.base={base}: {conflict}")
     if "${" in str(node):
         raise ValueError(f"finetune.base={base}: its config.yaml holds a reference\ngive a run folder that this program wrote")
+    if isinstance(linear := node.get("linear"), dict) and "warmup" in linear:
+        linear["warmup"] = 0  # it is over
     own: Node = use_own_files(node, run)
     return own
 

@@ -13,7 +13,9 @@ from research.preflight.compose import iter_leaves
 from research.run_dir import OUTER_KEYS, read_text, to_run_folder
 from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints, read_manifest
 
-OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console")  # where a run goes, and who watches
+# Where a run goes, who watches, and where its base and its teacher lie: which ones these are, their digests say.
+TEACHER_KEYS = ("objective.teacher", "objective.store", "objective.stored")
+OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console", "finetune.base", *TEACHER_KEYS)
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a run that goes on may change them

@@ -36,9 +36,11 @@ from research.run_dir import (
     read_text,
     to_run_folder,
 )
+from research.tracking.teacher import name_teacher
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
-FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_")  # a resumed run has them as they were
+# A resumed run has them as they were; the last is that of the teacher.
+FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_", "objective.digest")
 
 
 @dataclass
@@ -243,13 +245,19 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
-        differences = [item for item in list_differences(resolve_settings(requested), old) if item.key not in CHANGEABLE_KEYS]
-        if fixed := [item for item in differences if f"{item.key}.".startswith(nodes)]:
+        free = (*CHANGEABLE_KEYS, *(["model.linear"] if is_new else []))  # the tensors of all linear layers are the same
+        differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
+        fixed = [item for item in differences if f"{item.key}.".startswith(nodes)]
+        if fixed and "finetune.base" not in requested.mistakes:  # which brings the model
             is_of_model = any(item.key.startswith("model.") for item in fixed)
             fix = f"to go on with it: {repeat_command(folder, requested, value)}"
             fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"
             fixed.sort(key=lambda item: not item.key.endswith("_target_"))
-            yield Conflict(("resume.path", *(item.key for item in fixed)), "; ".join(map(str, fixed[:3])), fix)
+            message = "; ".join(map(str, fixed[:3]))
+            if fixed[0].key == "objective.digest":
+                now, then = name_teacher(requested.get("objective")), name_teacher(old.get("objective"))
+                message = f"the teacher is {now} here, was {then} there"
+            yield Conflict(("resume.path", *(item.key for item in fixed)), message, fix)
 
 
 def repeat_command(folder: Path, requested: RequestedConfig, value: str) -> str:

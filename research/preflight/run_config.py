@@ -12,18 +12,22 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from research import rules, run_dir
 from research.cli import redact
 from research.preflight.folders import check_subdir
-from research.preflight.pretrained import complete
+from research.preflight.pretrained import complete, complete_base
 from research.preflight.recorded import list_differences, load_config
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig
 from research.signals import get_launched_ranks
 from research.tracking.fields import join_name
+from research.tracking.teacher import complete_teacher
 
 NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
 
 
 def complete_config(cfg: DictConfig) -> DictConfig:
-    """Return a copy with the model and the tokenizer of what the run starts from. Raise ValueError where they differ."""
+    """Return a copy with the model and the tokenizer of what the run starts from, and the digest of its teacher.
+
+    Raise ValueError where they differ.
+    """
     hydra = HydraConfig.get()
     typed = [line.lstrip("+~").partition("=")[0].partition("@")[0] for line in hydra.overrides.task]
     composed = cast(dict[str, Any], OmegaConf.to_container(cfg))
@@ -33,6 +37,12 @@ def complete_config(cfg: DictConfig) -> DictConfig:
     with open_dict(copied):
         for key, node in nodes.items():
             OmegaConf.update(copied, key, node, merge=False)
+        settings, conflict = complete_base(cast(dict[str, Any], OmegaConf.to_container(copied, resolve=True)))
+        rules.enforce(conflict)
+        for key, value in settings.items():
+            OmegaConf.update(copied, key, value)
+    if digest := complete_teacher(OmegaConf.to_container(copied.objective, resolve=True) if copied.get("objective") else None):
+        copied.objective.digest = digest
     return copied
 
 

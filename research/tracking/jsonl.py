@@ -1,21 +1,38 @@
-"""Trackers that need no database: none, and metrics.jsonl with one JSON object a log point."""
+"""Trackers: none, and metrics.jsonl with one JSON object a log point, which any number of sinks get too."""
 
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TextIO
 
-from research.run_dir import RunConfig, replace_text
+from research.cli import print_message
+from research.run_dir import RunConfig, lock, read_summary, replace_text
 from research.tracking import history
+from research.tracking.delivery import Delivery
 from research.tracking.history import METRICS_FILE, Lines
+from research.tracking.sink import Record, Sink
 from research.training.state import Callback, State
 
 KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STOPPED", "PRUNED"
+
+
+def find_marker(run: RunConfig, sink: Sink) -> Path:
+    """Return the file in a run folder that says that a sink lacks a part of the run."""
+    return run.folder / f".{sink.name}_unsent"
 
 
 class Tracker(Callback):
     """Record nothing. `start` is called before anything is built, `finish` after everything, also after a failure."""
 
     checkpoint_name = "Tracker"  # whichever it is: a run that is resumed may have another one
-    run_id: str | None = None
     state: State | None = None  # set once the run has been built
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run in MLflow."""
+        return None
 
     def on_start(self, state: State) -> None:
         self.state = state
@@ -33,7 +50,8 @@ class Tracker(Callback):
 class Jsonl(Tracker):
     """Write metrics.jsonl, which has each step once: a resume or a rollback first removes the steps that will be repeated.
 
-    A checkpoint holds the newest lines: a run that is resumed gets back what the file has lost meanwhile.
+    A checkpoint holds the newest lines: a run that is resumed gets back what the file has lost meanwhile. Each sink gets, by
+    a thread of its own, what the file gets. `uri` is that of MLflow, for the yaml of its sink to refer to.
     """
 
     file: TextIO | None = None
@@ -41,15 +59,31 @@ class Jsonl(Tracker):
     count = 0  # lines in the file
     resumed = False  # from a checkpoint of its own
 
-    def __init__(self) -> None:
+    def __init__(self, sinks: Mapping[str, Sink] | None = None, uri: str | None = None) -> None:
         self.backup: Lines = {}  # the newest lines
+        self.uri, self.deliveries = uri, [Delivery(sink) for sink in (sinks or {}).values()]
+
+    @property
+    def run_id(self) -> str | None:
+        return next((sink.mlflow_run_id for sink in self.sinks if sink.mlflow_run_id), None)
+
+    @property
+    def sinks(self) -> list[Sink]:
+        return [delivery.sink for delivery in self.deliveries]
 
     def start(self, run: RunConfig) -> None:
-        self.path, self.resumed = run.folder / METRICS_FILE, run.resumed
+        """Open the file, and let each sink begin. Raise ValueError for one that can never work."""
+        for sink in self.sinks:
+            sink.prepare(run)
+        self.run, self.path, self.resumed = run, run.folder / METRICS_FILE, run.resumed
         self.file = self.path.open("a", buffering=1, encoding="utf-8")
+        for delivery in self.deliveries:
+            delivery.start()
 
     def state_dict(self) -> dict[str, Any]:
         self.backup = history.select_backup(self.backup)
+        for delivery in self.deliveries:
+            delivery.safe_step = self.last_step
         return {"lines": self.count, "newest": "".join(self.backup.values())} if self.file else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -61,6 +95,11 @@ class Jsonl(Tracker):
         if not self.resumed:
             self.backup, self.count = {}, 0  # those of the run that this one branches off
         self._truncate_after(state.progress.step - state.progress.eval_pending, self.count)
+        for delivery in self.deliveries:
+            delivery.sink.first_step, delivery.sink.state, delivery.state = state.first_step, state, state
+            delivery.safe_step = state.progress.step
+        if self.resumed:
+            self._send_history()  # first what an earlier process of this run logged and may not have delivered
 
     def on_step(self, state: State) -> None:
         if not (state.logged and self.file):
@@ -68,15 +107,53 @@ class Jsonl(Tracker):
         state.require_folder()
         if state.progress.step <= self.last_step:
             self._truncate_after(state.progress.step - 1)
+            for delivery in self.deliveries:
+                delivery.forget_after(state.progress.step - 1)
         record = {"step": state.progress.step, "seconds": round(state.progress.seconds, 3), **state.logged}
         line = history.format_line(record)
         self.file.write(line)
         self.last_step, self.count = state.progress.step, self.count + 1
         self.backup[self.last_step] = line
+        self._send(record)
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
-        if self.file:
-            self.file.close()
+        if not self.file:
+            return  # a sink could not be opened
+        self.file.close()
+        begun, has_folder = time.monotonic(), not (self.state and self.state.has_lost_folder)
+        for delivery in self.deliveries:
+            delivery.begin_end(status, summary, find_marker(self.run, delivery.sink) if has_folder else None)
+        for delivery in self.deliveries:
+            if not delivery.wait_until_sent(begun):
+                delivery.warn(self.path)
+                continue
+            with suppress(OSError):
+                find_marker(self.run, delivery.sink).unlink(missing_ok=True)
+            if status == FINISHED and not self.run.in_sweep and (text := delivery.sink.describe_end()):
+                print(f"{delivery.sink.title:<16} {text}")  # a sweep has a line of its own
+
+    def send_rest(self, run: RunConfig) -> None:
+        summary = read_summary(run.folder)
+        self.deliveries = [item for item in self.deliveries if find_marker(run, item.sink).exists()]
+        if not (summary and self.deliveries):
+            return
+        try:
+            with lock(run.folder):
+                self.start(run)
+                self._send_history()
+                self.finish(summary.status, asdict(summary))
+        except (ValueError, OSError) as error:  # the run itself is whole
+            print_message(f"warning: {error}")
+
+    def _send_history(self) -> None:
+        for record in history.read_records(self.path) if self.deliveries else ():
+            self._send({key: value for key, value in record.items() if value is not None})
+
+    def _send(self, record: dict[str, Any]) -> None:
+        metrics = {key: value for key, value in record.items() if key not in ("step", "seconds")}
+        message = Record(record["step"], int(time.time() * 1000), record.get("seconds", 0.0), metrics)
+        for delivery in self.deliveries:
+            delivery.records.append(message)
 
     def _truncate_after(self, step: int, count: int = 0) -> None:
         """Remove the lines of later steps, and get back damaged ones: `count` remain. The file is replaced in one rename."""

@@ -15,6 +15,7 @@ import yaml
 
 from research.cli import redact, wait_for
 from research.run_dir import RUN_ID_PATTERN, is_locked, read_summary, read_text
+from research.tracking.delivery import silent_stores
 from research.tracking.fields import MAX_TAG_LENGTH, PARENT_TAG, SOURCE_TAG
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.storage import DEFAULT_URI, FileLock, find_sqlite_file, format_sqlite_url, resolve_uri
@@ -28,9 +29,7 @@ SETTINGS = {  # MLflow's, where the user has none
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker itself tries again
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a server's address may hold a password
 }
-silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
 MIN_RATE = 1e6  # bytes a second of an upload
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among the artifacts of a run
@@ -49,7 +48,8 @@ def connect(uri: str, must_exist: bool = False) -> Any:
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # at INFO it logs each table that it creates
+    for name in ("mlflow.store.db.utils", "mlflow.pyfunc"):  # at INFO they log each table that they create, each check
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Two processes that create one SQLite store at once would break it.
     with FileLock(file.with_suffix(".lock")) if file else nullcontext():
         if file and not file.exists():
@@ -90,7 +90,7 @@ def connect_briefly(uri: str | None = None) -> Iterator[Any]:
     Raise ConnectionError where the last run of this process has waited for the store in vain.
     """
     store = resolve_uri(uri)
-    if store in silent_stores:
+    if f"MLflow at {redact(store)}" in silent_stores:
         raise ConnectionError("it did not answer the last run")
     names = {*SETTINGS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"}
     before = {name: os.environ[name] for name in names if name in os.environ}

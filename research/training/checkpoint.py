@@ -62,12 +62,20 @@ class Snapshot:
         return self.manifest.step
 
 
-def get_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's tensors by name, complete and on the host. Tied ones stand once, under their first name."""
-    first: dict[object, str] = {}
-    named = {name: sharding.full_tensor(tensor) for name, tensor in model.state_dict().items()}
+def get_weights(model: nn.Module, learnt_only: bool = False) -> dict[str, Tensor]:
+    """Return the model's tensors by name, complete and on the host. Tied ones stand once, under their first name.
+
+    With `learnt_only` leave out parameters that do not learn.
+    """
+    first, frozen = dict[object, str](), list_frozen(model) if learnt_only else set()
+    named = {name: sharding.full_tensor(tensor) for name, tensor in model.state_dict().items() if name not in frozen}
     memory = {k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in named.items()}
     return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(memory[k], k) == k}
+
+
+def list_frozen(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that do not learn, which a checkpoint beside its base leaves out."""
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -221,3 +229,12 @@ def load_newest(path: Path, until: float = math.inf, setting: str = "resume") ->
     reasons = "; ".join(damage) or "it holds no checkpoints/step-*"
     fix = "start afresh without resume" if setting == "resume" else "give another run"
     raise ValueError(f"{setting}={path}: no usable checkpoint ({reasons}); {fix}")
+
+
+def copy_to_host(value: Any) -> Any:
+    """Copy tensors at any depth of containers to the host, so that training can continue meanwhile."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copy_to_host(inner) for key, inner in value.items()}
+    return type(value)(map(copy_to_host, value)) if isinstance(value, list | tuple | set) else value

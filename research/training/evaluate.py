@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from research.data.spec import Samples
 from research.losses import IGNORE, Loss, check_losses, num_valid_targets
@@ -26,17 +26,19 @@ def evaluate(
     autocast: Autocast = nullcontext,
     poll: Callable[[], None] = lambda: None,
     metrics: Mapping[str, Metric] | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Return the metrics of `list_metrics` and those of `metrics`, over all targets that count; val/loss in nats.
 
-    Each process takes its part of every batch. `poll` is called before each batch, and may raise to end it all.
+    Each process takes its part of every batch. `poll` is called before each batch, and may raise to end it all; `observe`
+    after it, with its logits, targets and losses.
     """
     names, was_training, metrics = list_metrics(split), model.training, metrics or {}
     for metric in metrics.values():
         metric.reset()
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=split.device)  # loss, correct, targets, their bytes
-    layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(layer.weight) is layer.weight]
+    layers = [layer for layer in bitlinear_layers(model).values() if sharding.local_shard(w := layer.weight) is w]
     try:
         with cached_quantized_weights(layers):  # they do not change meanwhile
             for offset in range(0, len(split), batch_size):
@@ -47,6 +49,8 @@ def evaluate(
                     logits = model(x)
                     losses = loss(logits, y)
                 check_losses(losses, y)
+                if observe:
+                    observe(logits, y, losses)
                 for metric in metrics.values():
                     metric.update(logits, y)
                 correct = num_correct(logits, y) if "val/acc" in names else y.new_zeros(())

@@ -5,6 +5,7 @@ from typing import Any
 from research.cli import redact
 from research.data.spec import Dataset
 from research.nn.bitlinear import bitlinear_layers
+from research.nn.lowrank import count_learning
 from research.run_dir import Summary
 from research.training.checkpoint import hash_weights
 from research.training.oom import get_peak_rss_mb
@@ -40,6 +41,7 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
         "shape": data.shape._asdict(),
         "classes": list(data.classes),
         "params": sum(p.numel() for p in state.model.parameters()),
+        "learning_params": count_learning(state.model),
         "quantized_params": sum(layer.weight.numel() for layer in bitlinear_layers(state.model).values()),
         "weights_sha256": None if state.sharded and state.error else hash_weights(state.model),
     }

@@ -25,7 +25,7 @@ from research.optim import fused
 from research.optim.param_groups import INITIAL_SETTINGS
 from research.run_dir import ISA_ENV_VAR, to_run_folder
 from research.training import checkpoint, distributed, sharding
-from research.training.checkpoint import Snapshot, get_weights
+from research.training.checkpoint import Snapshot, get_weights, list_frozen
 from research.training.ema import Average
 from research.training.manifest import SHARDS_FOLDER, Manifest
 from research.training.state import State, Stateful
@@ -63,7 +63,7 @@ def capture(state: State) -> Snapshot:
     if state.sharded:
         return Snapshot(manifest, {}, rest, sharding.get_sharded_state(state.model, optimizer, state.average))
     rest["optimizer"] = _get_checked_state(optimizer, type(optimizer).__name__)
-    tensors = {"model": get_weights(state.model)}
+    tensors = {"model": get_weights(state.model, learnt_only=bool(info.base))}
     if state.average:
         tensors["average"] = {name: tensor.cpu() for name, tensor in state.average.averages.items()}
     return Snapshot(manifest, tensors, rest)
@@ -99,7 +99,7 @@ def get_identity(state: State) -> dict[str, str]:
         "optimizer": type(state.optimizer).__name__,
         "data": state.data.digest[:12],
         "config": state.info.config_digest,
-    }
+    } | ({"base": state.info.base} if state.info.base and list_frozen(state.model) else {})
 
 
 def describe_structure(model: nn.Module) -> str:
@@ -155,7 +155,7 @@ def resume(state: State, path: Path, until: float = math.inf) -> None:
     the model, the optimizer or the data is another one, or where more steps are done than are requested.
     """
     folder, snapshot = load_newest(path, until)
-    _check_identity(snapshot, state, path, ("model", "optimizer", "data"))
+    _check_identity(snapshot, state, path, ("model", "base", "optimizer", "data"))
     warn_of_other_numerics(snapshot.manifest.numerics, state)
     if snapshot.step > state.info.steps:
         done = f"step {snapshot.step} of {state.info.steps} is done"
@@ -208,7 +208,7 @@ def initialize_from(state: State, path: Path) -> None:
     Raise ValueError where no checkpoint is intact or the model is another one.
     """
     folder, snapshot = load_newest(path)
-    _check_identity(snapshot, state, path, ("model",))
+    _check_identity(snapshot, state, path, ("model", "base"))
     with explain_misfit(folder):
         load_weights(state.model, folder, snapshot)
     if state.average:
@@ -222,15 +222,29 @@ def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
         sharding.load_shards(model, folder / SHARDS_FOLDER, snapshot.manifest.files, average=average)
         average.copy_to_model(average.averages)
     else:
-        sharding.load_full(model, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
+        load_tensors(model, snapshot, snapshot.tensors["model"] | snapshot.tensors.get("average", {}))
+
+
+def load_tensors(model: nn.Module, snapshot: Snapshot, tensors: Mapping[str, Tensor]) -> None:
+    """Load the tensors of a checkpoint; the model has those already that it leaves out, as they are its base's."""
+    frozen = list_frozen(model) - tensors.keys() if "base" in snapshot.manifest.identity else ()
+    sharding.load_full(model, {**tensors, **{name: tensor for name, tensor in model.state_dict().items() if name in frozen}})
 
 
 def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[str, ...]) -> None:
-    """Raise ValueError where the checkpoint is of another model, optimizer or data set."""
+    """Raise ValueError where the checkpoint is of another model, optimizer or data set, or its base has changed."""
     here, saved = get_identity(state), snapshot.manifest.identity
-    differing = [f"{key} is {here[key]} here, was {saved.get(key)} there" for key in keys if here[key] != saved.get(key)]
+    keys = tuple(key for key in keys if key != "base" or key in saved)  # other checkpoints hold all weights
+    differing = [
+        f"{key} is {here.get(key)} here, was {saved.get(key)} there" for key in keys if here.get(key) != saved.get(key)
+    ]
     if differing:
         fix = "give what it was trained with, or resume.weights_only=true for a fresh run from its weights"
+        if "base" in saved and here["model"] != saved["model"]:
+            fix = f"it holds adapters alone: python -m research.merge {path} --output DIR, then resume=DIR"
+        elif "base" in saved and here.get("base") != saved["base"]:
+            base = (state.info.config.get("finetune") or {}).get("base")
+            fix = f"{base or 'model.folder'} has other weights than the run was fine-tuned from: give those by finetune.base"
         raise ValueError(f"resume={path} is of another run: {'; '.join(differing)}\n{fix}")
 
 
@@ -246,7 +260,7 @@ def _load_tensors(snapshot: Snapshot, folder: Path, state: State) -> None:
         if state.average and "average" in snapshot.tensors:
             saved = {name: tensor.shape for name, tensor in snapshot.tensors["average"].items()}
             sharding.check_tensors(state.average.averages, saved, "average of")
-        sharding.load_full(state.model, snapshot.tensors["model"])
+        load_tensors(state.model, snapshot, snapshot.tensors["model"])
         if state.average:
             state.average.load(snapshot.tensors.get("average", snapshot.tensors["model"]))
         try:
@@ -281,20 +295,3 @@ def _warn_of_jump(snapshot: Snapshot, state: State) -> None:
     fix = keep if has_end and old != steps and learns else ""
     message = "resume: the schedule's factor on lr jumps from %.3g to %.3g at step %d of %d%s"
     log.warning(message, before, following, snapshot.step, steps, fix)
-
-
-def has_finite_weights(state: State) -> bool:
-    """Return whether every weight is finite; of sharded ones, in all processes."""
-    shards = [shard for p in state.model.parameters() if (shard := sharding.local_shard(p.detach())).numel()]
-    extremes = [end for shard in shards for end in shard.aminmax()]  # a fraction of isfinite's time, and NaN comes through
-    broken = bool(extremes) and not all(map(math.isfinite, torch.stack(extremes).tolist()))
-    return not (distributed.all_reduce_max(broken) if state.sharded else broken)
-
-
-def copy_to_host(value: Any) -> Any:
-    """Copy tensors at any depth of containers to the host, so that training can continue meanwhile."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copy_to_host(inner) for key, inner in value.items()}
-    return type(value)(map(copy_to_host, value)) if isinstance(value, list | tuple | set) else value

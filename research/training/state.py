@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,11 @@ class RunInfo:
     directions: Mapping[str, bool] = field(default_factory=dict)  # of the metrics that say whether more is better
     device: str = "cpu"
 
+    @property
+    def base(self) -> str:
+        """The digest of the weights that are fine-tuned, of which checkpoints leave out those that do not learn; or nothing."""
+        return str((self.config.get("finetune") or {}).get("digest") or "")
+
 
 @dataclass
 class State:
@@ -98,12 +104,20 @@ class State:
     folder_identity: tuple[int, int] | None = None  # of the run folder, once it is there
     has_lost_folder: bool = False  # it was moved away
 
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, RunObjective):
+            self.objective.prepare(self)
+
     @property
     def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint must also hold, by its name there: callbacks have their class and a count, as "Checkpoint 0"."""
         names = [callback.checkpoint_name or type(callback).__name__ for callback in self.callbacks]
         numbered = [f"{name} {names[:i].count(name)}" for i, name in enumerate(names)]
-        return dict(zip(numbered, self.callbacks, strict=True)) | {"scaler": self.scaler}
+        parts: dict[str, Stateful] = dict(zip(numbered, self.callbacks, strict=True))
+        parts["scaler"] = self.scaler
+        if isinstance(self.objective, RunObjective):
+            parts["objective"] = self.objective
+        return parts
 
     def require_folder(self) -> None:
         """Raise FileNotFoundError where the run folder was moved, replaced or deleted meanwhile; from then on there is none.
@@ -145,7 +159,10 @@ class State:
         loss_sum, loss_count = float(progress.loss_sum), int(progress.loss_count)
         progress.loss_sum, progress.loss_count = progress.loss_sum * 0, 0
         losses = {"train/loss": loss_sum / loss_count} if loss_count else {}  # every update may have been left out
-        return losses | {
+        own = self.objective.collect_metrics() if isinstance(self.objective, RunObjective) else {}
+        return {
+            **losses,
+            **own,
             "lr": get_lr(self.optimizer),
             "grad/norm": float(progress.grad_norm),
             f"perf/{self.data.unit}s_per_s": self.compute_throughput(),
@@ -164,6 +181,33 @@ class State:
             not progress.best or is_better(monitor, value, progress.best[monitor], self.info.directions)
         ):
             progress.best, self.improved = {**new, "step": progress.step}, True
+
+
+class RunObjective(ABC):
+    """An objective that must know the run that it is of: its data, its model and its device."""
+
+    @abstractmethod
+    def check(self, data: Dataset[Any]) -> None:
+        """Raise ValueError for data that it does not fit, before anything is written."""
+
+    @abstractmethod
+    def prepare(self, state: "State") -> None:
+        """Load what it needs: the run is built, and has not begun."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return one number a target."""
+
+    def collect_metrics(self) -> dict[str, float]:
+        """Return numbers for the log since the last log point. All processes call it, where the host waits anyway."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold of it: what counts since the last log point, no teacher."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from there."""
 
 
 class Callback:

@@ -86,7 +86,7 @@ def test_a_program_runs_by_its_path_too(tmp_path: Path) -> None:
         "filter_cost --sizes 0.4 --rounds 2 --threads 1",
         "loop_overhead --steps 2 --rounds 2 --restarts 1",
         "sweep_overhead --trials 5 --rounds 1 --skewed 0",
-        "tracking_overhead --steps 50 --pairs 1",
+        "tracking_overhead --steps 50 --pairs 1 --trackers mlflow,csv",
     ],
 )
 def test_a_small_measurement_ends_in_one_object_of_json(command: str) -> None:

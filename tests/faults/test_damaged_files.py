@@ -119,7 +119,7 @@ def test_a_damaged_id_makes_no_second_record_in_silence(
         tracker = MLflow(f"sqlite:///{tmp_path / 'mlflow.db'}")
         tracker.start(RunConfig("name", "study", run, {}, [], {}, sweep_folder=run.parent, resumed=True))
         tracker.finish("FINISHED", {})
-        assert not tracker.error
+        assert not tracker.delivery.error
         return [(path / "mlflow_run_id").read_text() for path in (run, run.parent)]
 
     before = track()

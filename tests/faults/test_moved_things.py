@@ -252,7 +252,7 @@ def track(uri: str, folder: Path, **facts: Any) -> str:
     tracker = MLflow(uri)
     tracker.start(RunConfig("name", "study", folder, {}, [], {}, **facts))
     tracker.finish(FINISHED, {})
-    assert not tracker.error
+    assert not tracker.delivery.error
     assert tracker.run_id
     return tracker.run_id
 

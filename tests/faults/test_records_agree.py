@@ -242,8 +242,8 @@ def test_mlflow_that_has_another_number_is_named(runs: Path, tmp_path: Path, cap
     tracker, lines = MLflow(uri), read_metrics(folder)
     tracker.start(RunConfig("name", "study", folder, {}, [], {}, resumed=True))
     for line in lines[:SAVED]:
-        tracker._queue(line["step"], {"train/loss": line["train/loss"]})
-    tracker.first_step = SAVED
+        tracker._send({"step": line["step"], "train/loss": line["train/loss"]})
+    tracker.sink.first_step = SAVED
     with caplog.at_level(logging.WARNING):
         tracker.finish(FINISHED, {})
     history_there = sorted(client.get_metric_history(run_id, "train/loss"), key=lambda point: (point.step, point.timestamp))

@@ -31,13 +31,14 @@ from research.signals import Stopped, watch
 from research.sweep import pruning
 from research.sweep.pruning import Pruning
 from research.sweep.trial import Trial
-from research.tracking import mlflow, mlflow_store, optuna_storage
+from research.tracking import delivery, mlflow_store, optuna_storage
 from research.tracking.history import read_records
 from research.tracking.journal import Journal
 from research.tracking.jsonl import FINISHED, STOPPED
-from research.tracking.mlflow import UNSENT_FILE, MLflow
+from research.tracking.mlflow import MLflow
 from research.tracking.storage import FileLock
 
+UNSENT = ".mlflow_unsent"
 LOSSES = {step: 1 / step for step in (1, 2, 3)}
 
 
@@ -45,7 +46,7 @@ LOSSES = {step: 1 / step for step in (1, 2, 3)}
 def trust_stores() -> Iterator[None]:
     """Each test as in a process of its own, in which no store has been silent yet."""
     yield
-    mlflow_store.silent_stores.clear()
+    delivery.silent_stores.clear()
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def log_steps(server: Server, tracker: MLflow, folder: Path, fault: str | float,
         state.advance()
         state.log({"train/loss": loss})
         tracker.on_step(state)
-        while fails_at == step and (tracker.points or not server.has_run or "train/loss" not in server.points):
+        while fails_at == step and (tracker.delivery.records or not server.has_run or "train/loss" not in server.points):
             time.sleep(0.05)
         if fails_at == step:
             server.fault = fault
@@ -89,10 +90,10 @@ def test_a_server_that_fails_ends_no_run_late_and_gets_the_rest_later(
     fault: str,
     fails_at: int,
 ) -> None:
-    monkeypatch.setattr(mlflow, "BATCH_INTERVAL", 0.1)
+    monkeypatch.setattr(delivery, "BATCH_INTERVAL", 0.1)
     tracker = MLflow(server.uri)
     run = log_steps(server, tracker, tmp_path, fault, fails_at)
-    tracker.patience, started = 0.4, time.monotonic()
+    tracker.sink.patience, started = 0.4, time.monotonic()
     tracker.finish(FINISHED, {"steps": 3})
     assert time.monotonic() - started < 6
     message = capsys.readouterr().err
@@ -103,16 +104,16 @@ def test_a_server_that_fails_ends_no_run_late_and_gets_the_rest_later(
     MLflow(server.uri).send_rest(run)
     assert server.points["train/loss"] == LOSSES
     assert (server.status, server.tags["status"]) == (FINISHED, FINISHED)
-    assert not (run.folder / UNSENT_FILE).exists()
+    assert not (run.folder / UNSENT).exists()
 
 
 def test_a_server_that_answers_slowly_loses_nothing(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The end of the run takes longer than any answer may."""
     tracker = MLflow(server.uri)
     log_steps(server, tracker, tmp_path, 0.3, 0)
-    tracker.patience, started = 2.0, time.monotonic()
+    tracker.sink.patience, started = 2.0, time.monotonic()
     tracker.finish(FINISHED, {"steps": 3})
-    assert time.monotonic() - started > tracker.patience
+    assert time.monotonic() - started > tracker.sink.patience
     assert (server.points["train/loss"], server.status) == (LOSSES, FINISHED)
     assert "View run" not in capsys.readouterr().out  # MLflow's own line has the address with its password
 
@@ -128,11 +129,11 @@ def test_a_signal_ends_the_wait_for_a_server_at_once(
         assert time.monotonic() - started < 8
         assert seen.signum == signal.SIGTERM
     assert capsys.readouterr().err.startswith(f"waiting for MLflow at {server.uri}\nwarning: ")
-    assert (run.folder / UNSENT_FILE).exists()
+    assert (run.folder / UNSENT).exists()
 
 
 def test_a_stopped_run_waits_less(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow, "SIGNAL_TIMEOUT", 0.2)
+    monkeypatch.setattr(delivery, "SIGNAL_TIMEOUT", 0.2)
     tracker = MLflow(server.uri)
     log_steps(server, tracker, tmp_path, "hangs", 0)
     with watch() as seen:
@@ -257,7 +258,7 @@ def test_sigterm_ends_the_wait_for_a_database_and_the_training_is_saved(
 
 def test_a_report_does_not_wait_again_for_a_silent_server(server: Server, tmp_path: Path) -> None:
     server.fault = "hangs"
-    mlflow_store.silent_stores.add(server.uri)
+    delivery.silent_stores.add(f"MLflow at {server.uri}")
     with pytest.raises(ConnectionError, match="did not answer"), mlflow_store.connect_briefly(server.uri) as client:
         client.get_run("r")
 
@@ -347,7 +348,7 @@ def test_a_dead_server_costs_a_short_run_seconds(server: Server, tmp_path: Path,
     assert sent == {record["step"]: record["train/loss"] for record in read_records(run / "metrics.jsonl")}
     assert len(sent) == 3
     assert server.status == FINISHED
-    assert not (run / UNSENT_FILE).exists()
+    assert not (run / UNSENT).exists()
 
 
 @pytest.mark.slow

@@ -214,6 +214,8 @@ def test_every_option_and_preset_passes(monkeypatch: pytest.MonkeyPatch) -> None
             fits += ["data=regression", "model=mlp"] if group in ("loss", "metrics") and option == "regression" else []
             fits += ["model=mlp"] if group == "data" and option in ("table", "regression") else []
             fits += ["data.tokenizer.path=any"] if (group, option) == ("tokenizer", "folder") else []
+            fits += ["data.dataset=OWNER/NAME"] if option in ("hub", "hub_images") and group == "data" else []
+            fits += ["model=vision"] if option in ("hub_images", "mnist", "cifar10") else []
             assert find_mistakes([*fits, f"{group}={option}"], group == "sweep") == [], f"{group}={option}"
 
 

@@ -159,7 +159,7 @@ def test_a_store_that_never_answers_ends_with_a_warning(
     run, tracker = make_run_config(tmp_path), MLflow(uri)
     tracker.start(run)
     for name in ("log_batch", "create_run"):
-        monkeypatch.setattr(tracker.client, name, _raise_unreachable)
+        monkeypatch.setattr(tracker.sink.client, name, _raise_unreachable)
     tracker.state = state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
     state.start_clock()
     state.advance()

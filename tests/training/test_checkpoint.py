@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from research.training import checkpoint, snapshot
+from research.training import checkpoint
 from research.training.checkpoint import Snapshot
 from research.training.manifest import MANIFEST_FILE, DamagedError, Manifest
 
@@ -144,7 +144,7 @@ def test_an_interrupted_save_raises_what_interrupted_it(tmp_path: Path, monkeypa
 def test_a_copy_shares_no_memory_with_what_it_is_of() -> None:
     tensor = torch.zeros(2)
     value = {"list": [tensor], "tuple": (tensor, 1), "set": {1, 2}, "dict": {"inner": tensor}}
-    copy = snapshot.copy_to_host(value)
+    copy = checkpoint.copy_to_host(value)
     tensor.fill_(1)
     value["set"].add(3)  # type: ignore[attr-defined]
     assert copy["set"] == {1, 2}

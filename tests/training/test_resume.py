@@ -22,6 +22,7 @@ from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
+from research.nn.lowrank import add_gains, add_low_rank
 from research.optim import grokfast
 from research.optim.schedules import cosine
 from research.run_dir import list_checkpoints
@@ -47,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "background": {"dropout": 0.1, "background": True},
     "health": {"dropout": 0.1, "health": True},
     "recomputed": {"dropout": 0.2, "checkpoint_activations": True},
+    "low rank": {"dropout": 0.1, "ema": 0.9, "finetune": partial(add_low_rank, rank=2, alpha=4.0, include=["*"], exclude=[])},
+    "gains": {"dropout": 0.1, "grad_accum": 4, "finetune": add_gains},
 }
 
 

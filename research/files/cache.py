@@ -1,0 +1,30 @@
+"""Folders of the cache that several processes may want to fill: one does, the others wait."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from hashlib import file_digest
+from pathlib import Path
+
+from research.cli import announce_wait
+from research.run_dir import HeldError, lock
+
+
+@contextmanager
+def wait_for_lock(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder, once no other process does; `work` is what such a one does there."""
+    with ExitStack() as held:
+        with announce_wait(f"another process that {work} in {folder}"):
+            while True:
+                try:
+                    held.enter_context(lock(folder))
+                    break
+                except HeldError:
+                    time.sleep(0.1)
+        yield
+
+
+def hash_file(file: Path) -> str:
+    """Return the sha256 of a file."""
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,10 @@
+"""Fine-tune everything."""
+
+from torch import nn
+
+from research.finetune.base import take_weights
+
+
+def full(model: nn.Module, base: str | None = None, digest: str | None = None) -> nn.Module:
+    """Return the model with the weights of a base, every one of which learns."""
+    return take_weights(model, base, digest).requires_grad_()

@@ -1,0 +1,70 @@
+"""Trackers that lack a library or a login, or could not write to their store."""
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from research.preflight.overrides import parse
+from research.preflight.requested import RequestedConfig
+from research.rules import Conflict
+from research.tracking.storage import check_login, find_sqlite_file, resolve_uri
+
+Conflicts = Iterator[Conflict | None]
+MLFLOW_TARGETS = {"research.tracking.mlflow.MLflow", "research.tracking.mlflow.MLflowSink"}
+EXTRAS = {  # the target of a sink -> the extra of pyproject.toml that installs its library, called as that
+    "research.tracking.tensorboard.TensorBoardSink": "tensorboard",
+    "research.tracking.wandb.WandbSink": "wandb",
+}
+
+
+def find_tracker_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Yield the conflicts of what is no sink, and of libraries and logins that are not there."""
+    sinks = requested.get("tracker.sinks")
+    for name, node in sinks.items() if isinstance(sinks, dict) else ():
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if target is None and node != "???":
+            message = f"tracker.sinks.{name} is no sink: it has no _target_"
+            yield Conflict((f"tracker.sinks.{name}",), message, "give tracker=NAME, or a list of names")
+        elif (library := EXTRAS.get(str(target))) and not is_installed(library):
+            message = f"tracker={library} needs {library}, which is not installed"
+            yield Conflict(("tracker",), message, f"pip install -e '.[{library}]'")
+    yield check_login(requested.get_resolved("tracker.sinks.wandb.mode")[0])
+
+
+def list_trackers(requested: RequestedConfig) -> list[str]:
+    """Return the options of the group that a command line names, else the default; Hydra records no choice of several."""
+    line = requested.typed_overrides.get("tracker")
+    value = parse([line])[0][0].value() if line and "=" in line else requested.get_choice("tracker")
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
+
+
+def is_installed(library: str) -> bool:
+    """Return whether a library can be imported; a folder of its name in the working directory is none."""
+    spec = find_spec(library)
+    return spec is not None and spec.origin is not None
+
+
+def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Yield the conflict of an SQLite store that cannot be written to; MLflow's is by default below the project folder."""
+    uri = requested.get_resolved("tracker.uri")[0]
+    if not MLFLOW_TARGETS & {node["_target_"] for key, node in requested.iter_nodes() if key.partition(".")[0] == "tracker"}:
+        if isinstance(uri, str):
+            fix = "leave it out, or choose mlflow too, as 'tracker=[mlflow,csv]'"
+            yield Conflict(
+                ("tracker.uri",), f"tracker.uri={uri} is MLflow's, and tracker={' and '.join(list_trackers(requested))}", fix
+            )
+        return
+    setting = "tracker.uri" if isinstance(uri, str) and uri else "MLFLOW_TRACKING_URI"
+    uri = uri if setting == "tracker.uri" else os.environ.get(setting)
+    if (file := find_sqlite_file(resolve_uri(uri))) is None:
+        return
+    path = file.absolute()
+    existing = [
+        folder for folder in (path, *path.parents) if os.path.exists(folder)
+    ]  # a store and its folder, or where they would be
+    locked = next((str(item) for item in existing[: 1 + os.path.isfile(path)] if not os.access(item, os.W_OK)), None)
+    if locked:
+        message = f"{setting}={uri}" if uri else "tracker=mlflow"
+        message += f": {locked} cannot be written to (read-only, or another user's)"
+        fix = "give tracker.uri=sqlite:////FOLDER/mlflow.db elsewhere, or tracker=jsonl"
+        yield Conflict(("tracker.uri" if setting == "tracker.uri" else "tracker",), message, fix)

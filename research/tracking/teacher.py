@@ -1,0 +1,228 @@
+"""The teacher of a distillation: where it is, and what its weights and its data are. Imports no heavy library.
+
+A teacher is known by the digest of its weights, which a run records: a run that is resumed goes on with the same teacher,
+wherever that is by then.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from research.ranges import repr_value
+from research.rules import Conflict
+from research.run_dir import (
+    RUN_ID_PATTERN,
+    expand_path,
+    is_locked,
+    list_checkpoints,
+    read_json,
+    read_summary,
+    to_run_folder,
+)
+from research.tracking.find import check_run
+from research.training.manifest import DamagedError, hash_file, is_checkpoint, is_intact, rank_checkpoints, read_manifest
+
+DISTILL = "research.distill.objective.Distill"
+STORE_FILE = "store.json"  # in a store: whose answers it keeps
+HINT = "a run folder, one of its checkpoints/step-*, an MLflow run id, or a folder that save_pretrained wrote"
+WRONG_LOSSES = {  # losses that are no cross entropy of a softmax, and what to do
+    "research.losses.regression": (
+        "is of numbers, and a teacher's term compares distributions over classes",
+        "give data with classes, or no objective",
+    ),
+    "research.losses.stablemax": (
+        "makes probabilities by another function than softmax, which the teacher's term is of",
+        "leave out loss=stablemax",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TeacherData:
+    """What a teacher was made for, as far as its folder says."""
+
+    shape: dict[str, Any] = field(default_factory=dict)  # the fields of Tokens, Vectors or Images
+    classes: tuple[str, ...] = ()  # their names
+    tokenizer: Path | None = None  # the folder with its tokenizer.json
+    is_pretrained: bool = False  # a folder that save_pretrained wrote
+
+
+def find_teacher(teacher: str) -> Path:
+    """Return the folder of a teacher. Raise ValueError for none, one without weights, or one in training."""
+    path = expand_path(teacher)
+    try:
+        if is_pretrained(path):
+            if not list_weights(path):
+                raise ValueError(f"{path} has no *.safetensors and no pytorch_model*.bin\ngive {HINT}")
+            return path.resolve()
+        check_run(teacher)
+        if not path.is_dir() and re.fullmatch(RUN_ID_PATTERN, teacher):
+            from research.tracking.mlflow_store import get_run_folder  # heavy, and for ids alone
+
+            path = Path(get_run_folder(teacher))
+        path = path.resolve()
+        if is_locked(to_run_folder(path)):
+            raise ValueError("it is in training, so its newest weights change\nwait for its end, or give another teacher")
+        if not is_checkpoint(path) and not list_checkpoints(path):
+            raise ValueError(f"{path} holds no checkpoint, so no weights\ngive {HINT}")
+    except ValueError as error:
+        message, _, fix = str(error).removeprefix(f"RUN={teacher}: ").partition("\n")
+        if not fix:
+            message, _, fix = message.partition("; give ")
+            fix = f"give {fix}" if fix.startswith("a run, as") else f"give {HINT}"
+        raise ValueError(f"objective.teacher={teacher}: {message}\n{fix}") from None
+    return path
+
+
+def is_pretrained(path: Path) -> bool:
+    """Return whether a folder is one of save_pretrained, and no run."""
+    return (path / "config.json").is_file() and not (path / "config.yaml").exists() and not is_checkpoint(path)
+
+
+def list_weights(path: Path) -> list[Path]:
+    """Return the files with the weights of a folder that save_pretrained wrote."""
+    return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+
+
+def digest_teacher(path: Path) -> str:
+    """Return the sha256 of a teacher's weights: the averaged ones where a run has them, as it was evaluated with these.
+
+    Raise ValueError where no checkpoint is intact.
+    """
+    if is_pretrained(path):
+        facts = ((file, file.stat()) for file in list_weights(path))
+        return join_digests([hash_once(file, status.st_size, status.st_mtime_ns) for file, status in facts])
+    folders = [path] if is_checkpoint(path) else [folder for _, folder in rank_checkpoints(path)]
+    if not (folder := next(filter(is_intact, folders), None)):
+        raise ValueError(f"objective.teacher={path}: no checkpoint is intact\ngive another teacher")
+    try:
+        files = read_manifest(folder).files
+    except DamagedError as error:  # since a moment
+        raise ValueError(f"objective.teacher={path}: {error}\ngive another teacher") from error
+    names = next(([name] for name in ("average.safetensors", "model.safetensors") if name in files), sorted(files))
+    return join_digests([str(files[name]["sha256"]) for name in names])
+
+
+def join_digests(digests: list[str]) -> str:
+    """Return the digest of some files: that of the only one, or one of all."""
+    return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
+
+
+@cache
+def hash_once(path: Path, size: int, mtime: int) -> str:
+    """Return the sha256 of a file, which is read once in a process: the preflight and the run both need it."""
+    return str(hash_file(path)["sha256"])
+
+
+def read_teacher_data(path: Path) -> TeacherData:
+    """Return what a teacher was made for."""
+    if is_pretrained(path):
+        config = read_json(path / "config.json")
+        sizes = {"vocab_size": config.get("vocab_size"), "seq_len": config.get("max_position_embeddings")}
+        tokenizer = path if (path / "tokenizer.json").is_file() else None
+        return TeacherData({key: size for key, size in sizes.items() if isinstance(size, int)}, (), tokenizer, True)
+    run = to_run_folder(path)
+    summary = read_summary(run)
+    tokenizer = run / "tokenizer" if (run / "tokenizer").is_dir() else None
+    return TeacherData(dict(summary.shape), tuple(summary.classes), tokenizer) if summary else TeacherData({}, (), tokenizer)
+
+
+def complete_teacher(objective: Any) -> str | None:
+    """Return the digest that completes the node of an objective; None where it has no teacher or is complete.
+
+    Raise ValueError for a teacher that is not there, or has another digest than the node.
+    """
+    if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
+        return None
+    teacher, known = objective.get("teacher"), objective.get("digest")
+    if not isinstance(teacher, str) or teacher in ("", "???") or "${" in teacher:
+        return None
+    store = objective.get("store")
+    if objective.get("stored") and isinstance(store, str):  # the teacher itself may be gone
+        digest = str(read_json(expand_path(store) / STORE_FILE).get("teacher") or "")
+        if not digest:
+            raise ValueError(f"objective.store={store}: there is no {STORE_FILE}\ngive objective.stored=false, which fills it")
+    else:
+        digest = digest_teacher(find_teacher(teacher))
+    if known and known != digest:
+        message = f"objective.teacher={teacher}: its weights have the digest {digest[:12]}, objective.digest is {known[:12]}"
+        raise ValueError(f"{message}\ngive the teacher with that digest, or objective.digest=null")
+    return digest
+
+
+def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
+    """Return the conflict of settings of a distillation that do not go together."""
+    top_k, hidden, store, stored = (settings.get(key) for key in ("top_k", "hidden", "store", "stored"))
+    if store and not top_k:
+        message = "objective.store keeps a teacher's likeliest classes: it needs to know how many"
+        return Conflict(("objective.store", "objective.top_k"), message, "say it with objective.top_k")
+    if stored and not store:
+        return Conflict(
+            ("objective.stored",), "objective.stored=true reads a store, and there is none", "give objective.store=FOLDER"
+        )
+    if store and hidden:
+        message = "objective.hidden needs the teacher itself in each step, a store has its answers alone"
+        return Conflict(("objective.hidden", "objective.store"), message, "leave out objective.store, or objective.hidden")
+    layers = settings.get("layers")
+    if layers and not all(type(number) is int and number >= 0 for number in layers):
+        message = f"objective.layers={repr_value(layers)} names blocks of the teacher, which are numbered from 0"
+        return Conflict(("objective.layers",), message, "give one number a block of the student, as [1,3]")
+    if layers and not hidden:
+        message = "objective.layers says whose outputs are compared, and objective.hidden=null compares none"
+        return Conflict(
+            ("objective.layers", "objective.hidden"), message, "give objective.hidden=1, or leave out objective.layers"
+        )
+    return None
+
+
+def check_loss(target: str) -> Conflict | None:
+    """Return the conflict of a loss beside which a teacher's term has no meaning."""
+    if target not in WRONG_LOSSES:
+        return None
+    why, fix = WRONG_LOSSES[target]
+    return Conflict(("objective", "loss"), f"loss={target.rpartition('.')[2]} {why}", fix)
+
+
+def find_teacher_conflicts(objective: Any, get: Callable[[str], Any]) -> Iterator[Conflict | None]:
+    """Yield the conflict of a teacher that is not there, is the run itself, or cannot teach by such a loss.
+
+    `objective` is the node of a composed configuration; `get` returns the value at any of its dotted keys.
+    """
+    if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
+        return
+    settings = {key: get(f"objective.{key}") for key in objective}
+    if not isinstance(teacher := settings.get("teacher"), str) or teacher in ("", "???"):
+        return
+    yield check_settings_of_teacher(settings)
+    yield check_loss(str(get("loss._target_")))
+    if "${" in teacher:  # as for a teacher of each seed
+        return
+    try:
+        complete_teacher(settings)
+        path = None if settings.get("stored") else find_teacher(teacher)
+    except ValueError as error:
+        message, _, fix = str(error).partition("\n")
+        yield Conflict(("objective.teacher",), message, fix)
+        return
+    if path is None:
+        return
+    own = [get("hydra.run.dir"), *([] if get("resume.weights_only") is True else [get("resume.path")])]
+    if any(to_run_folder(expand_path(folder)).resolve() == to_run_folder(path) for folder in own if isinstance(folder, str)):
+        message = f"the teacher {to_run_folder(path)} is this very run: it would learn from itself"
+        yield Conflict(("objective.teacher", "resume.path"), message, "give another teacher, or a run folder of its own")
+    shape, top_k = read_teacher_data(path).shape, settings.get("top_k")
+    size = shape.get("num_classes") or shape.get("vocab_size")
+    if isinstance(top_k, int) and size and top_k > size:
+        message = f"objective.top_k={top_k}, and the teacher has {size} classes"
+        yield Conflict(("objective.top_k",), message, f"give objective.top_k=null, or at most {size}")
+
+
+def name_teacher(objective: Any) -> str:
+    """Return a teacher's path and the start of its digest, for people; "none" for an objective without one."""
+    if not isinstance(objective, dict) or not objective.get("teacher"):
+        return "none"
+    return f"{objective['teacher']} ({str(objective.get('digest'))[:8]})"

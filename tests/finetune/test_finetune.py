@@ -1,0 +1,209 @@
+"""Fine-tuning as a user does it: the base's digest, small checkpoints, a merge, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from program import TINY, train
+
+from research.load import load_run
+from research.merge.__main__ import main as merge
+from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.preflight import check
+from research.training import base as bases
+from research.training import checkpoint, snapshot
+
+START = [*TINY, "tracker=jsonl", "steps=4", "callbacks.checkpoint.every=2"]
+WORDS = {"inside": ["finetune.rank=1"], "gains": [], "side": ["finetune.rank=2", "finetune.dropout=0.1"], "full": []}
+
+
+def find_mistakes(*words: str) -> str:
+    return "\n".join(check.find_mistakes(list(words)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base, and a run of each kind from it on other data."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {"base": root / "base"} | {kind: root / kind for kind in WORDS}
+    train(root, *START, f"hydra.run.dir={folders['base']}")
+    for kind, words in WORDS.items():
+        tune(root, kind, folders["base"], f"hydra.run.dir={folders[kind]}", *words)
+    return folders
+
+
+def tune(root: Path, kind: str, base: Path, *words: str, fails: bool = False) -> Any:
+    own = [word for word in START if not word.startswith("model.")]
+    return train(root, *own, f"finetune={kind}", f"finetune.base={base}", "optim=adamw", "seed=1", *words, fails=fails)
+
+
+def read_config(run: Path) -> Any:
+    from research.preflight.recorded import load_config
+
+    return load_config(run)[0]
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_a_run_records_its_base_and_is_read_back(runs: dict[str, Path], kind: str) -> None:
+    digest = json.loads((runs["base"] / "checkpoints/step-00000004/manifest.json").read_text())["files"]["model.safetensors"]
+    node = read_config(runs[kind])["finetune"]
+    assert (node["digest"], node["base"]) == (digest["sha256"], str(runs["base"]))
+    summary = json.loads((runs[kind] / "summary.json").read_text())
+    assert (summary["learning_params"] == summary["params"]) == (kind == "full")
+    trained = load_run(str(runs[kind]), merge=False).model
+    _, saved = checkpoint.load_newest(runs[kind])
+    assert (saved.tensors["model"].keys() < trained.state_dict().keys()) == (kind != "full"), "adapters alone"
+    assert ("base" in saved.manifest.identity) == (kind != "full")
+    if kind != "full":  # what is frozen are the base's own bits
+        own, frozen = load_run(str(runs["base"])).model, trained.state_dict()
+        assert torch.equal(frozen["embed.weight"], own.state_dict()["embed.weight"])
+
+
+@pytest.mark.parametrize("kind", ["inside", "gains"])
+@pytest.mark.parametrize("backend", ["ste", "bf16_exact", "int8"])
+def test_the_merged_run_computes_what_was_trained_to_the_bit(
+    runs: dict[str, Path], kind: str, backend: Any, tmp_path: Path
+) -> None:
+    assert merge([str(runs[kind]), "--output", str(tmp_path / "merged")]) == 0
+    trained, merged = load_run(str(runs[kind]), merge=False), load_run(str(tmp_path / "merged"))
+    assert merged.config.finetune is None
+    tokens = trained.data.val[torch.arange(20)][0]
+    for model in (trained.model, merged.model):
+        for layer in bitlinear_layers(model).values():
+            layer.backend = backend
+    assert all(type(layer) is BitLinear for layer in bitlinear_layers(merged.model).values())
+    assert torch.equal(trained.model(tokens), merged.model(tokens))
+    assert not torch.equal(merged.model(tokens), load_run(str(runs["base"])).model(tokens)), "it has learnt"
+
+
+def test_a_merged_run_is_a_base_and_begins_other_runs(runs: dict[str, Path], tmp_path: Path) -> None:
+    merge([str(runs["gains"]), "--output", str(tmp_path / "merged")])
+    tune(tmp_path, "inside", tmp_path / "merged", f"hydra.run.dir={tmp_path / 'next'}", "finetune.rank=1")
+    linear = read_config(tmp_path / "next")["model"]["linear"]
+    assert (linear["scale_method"], linear["granularity"]) == ("absmax", "channel")
+    train(tmp_path, *START, f"resume={tmp_path / 'merged'}", "resume.weights_only=true", "linear=bitnet",
+          "model.linear.scale_method=absmax", "model.linear.granularity=channel")  # fmt: skip
+
+
+def test_beside_ternary_layers_a_merge_is_refused_with_what_it_loses(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge([str(runs["side"]), "--output", str(tmp_path / "merged")]) == 2
+    message = capsys.readouterr().err
+    assert "of what they do, val/loss goes from" in message
+    assert "finetune=inside, which merges" in message
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_does_not_overwrite(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert merge([str(runs["inside"]), "--output", str(tmp_path)]) == 2
+    assert merge([str(runs["base"]), "--output", str(tmp_path / "new")]) == 2
+    message = capsys.readouterr().err
+    assert "is not empty" in message
+    assert "was not fine-tuned" in message
+
+
+def test_in_full_precision_an_adapter_merges_to_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, *START, "model=transformer", f"hydra.run.dir={tmp_path / 'base'}")
+    assert "finetune=inside is of ternary layers" in find_mistakes("finetune=inside", f"finetune.base={tmp_path / 'base'}")
+    tune(tmp_path, "side", tmp_path / "base", f"hydra.run.dir={tmp_path / 'side'}", "finetune.rank=2")
+    assert merge([str(tmp_path / "side"), "--output", str(tmp_path / "merged")]) == 0
+    assert "outputs off by" in capsys.readouterr().out
+    trained, merged = (load_run(str(tmp_path / name)) for name in ("side", "merged"))
+    tokens = trained.data.val[torch.arange(20)][0]
+    torch.testing.assert_close(trained.model(tokens), merged.model(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_that_moved_goes_on_and_one_that_changed_does_not(runs: dict[str, Path], tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(runs["inside"], run)
+    shutil.copytree(runs["base"], moved)
+    tune(tmp_path, "inside", moved, f"resume={run}", "steps=6", "finetune.rank=1")
+    assert read_config(run)["finetune"]["base"] == str(moved)
+    older = moved / "checkpoints/step-00000002"
+    failed = tune(tmp_path, "inside", older, f"resume={run}", "steps=8", "finetune.rank=1", fails=True)
+    digests = bases.hash_checkpoint(older), bases.hash_checkpoint(moved / "checkpoints/step-00000004")
+    assert all(text in failed.stderr for text in (*digests, str(older), "by finetune.base"))
+    shutil.move(moved, tmp_path / "away")
+    with pytest.raises(ValueError, match=r"finetune.base=.*moved: there is no such folder.*\n.*--base FOLDER"):
+        load_run(str(run))
+    assert load_run(str(run), base=str(tmp_path / "away")).model
+    assert merge([str(run), "--output", str(tmp_path / "merged"), "--base", str(tmp_path / "away")]) == 0
+
+
+def test_checkpoints_of_what_learns_are_small(tmp_path: Path) -> None:
+    """Weights and the optimizer's memory, at rank 2 and width 128, under a tenth of those of the whole model."""
+    from functools import partial
+
+    from fitting import fit
+
+    from research.nn.lowrank import add_low_rank
+
+    add = partial(add_low_rank, rank=1, alpha=1.0, include=["*"], exclude=[])
+    sizes = {}
+    for name, finetune in (("full", None), ("inside", add)):
+        state = fit(tmp_path / name, steps=2, dim=96, **({"finetune": finetune} if finetune else {}))
+        folder = checkpoint.commit(tmp_path / name / "again", snapshot.capture(state))
+        sizes[name] = sum(file.stat().st_size for file in folder.iterdir())
+    assert sizes["inside"] < 0.1 * sizes["full"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["finetune=inside"], "finetune=inside needs a base to begin at"),
+        (["finetune=full"], "finetune=full needs a base to begin at"),
+        (["finetune=gains", "finetune.base=nowhere"], "there is no such folder"),
+        (["finetune=inside", "finetune.base=BASE", "finetune.rank=0"], "finetune.rank=0"),
+        (["finetune=inside", "finetune.base=BASE", "finetune.alpha=-1"], "finetune.alpha=-1"),
+        (["finetune=side", "finetune.base=BASE", "finetune.dropout=1"], "finetune.dropout=1"),
+        (["finetune=inside", "finetune.base=BASE", "model.dim=48"], "brings its own model"),
+        (["finetune=inside", "finetune.base=BASE", "linear=full"], "brings its own model"),
+        (["finetune=gains", "finetune.base=SIDE"], "it is no plain model"),
+        (["finetune=gains", "finetune.base=BASE", "resume=BASE"], "is the very run of resume"),
+        (["finetune=side", "finetune.base=BASE", "trainer=fsdp"], "trainer.parallel=fsdp shards weights"),
+        (["finetune=inside", "finetune.base=BASE", "finetune.digest=abc"], "finetune.digest=abc is not that of"),
+        (["finetune=lora", "finetune.base=BASE"], "side"),
+        (["finetune=inside", "finetune.base=EMPTY"], "has no usable checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_words_are_answered(runs: dict[str, Path], tmp_path: Path, words: list[str], expected: str) -> None:
+    shutil.copytree(runs["base"], tmp_path / "empty", ignore=shutil.ignore_patterns("checkpoints"))
+    places = {"BASE": runs["base"], "SIDE": runs["side"], "EMPTY": tmp_path / "empty"}
+    for name, place in places.items():
+        words = [word.replace(f"={name}", f"={place}") for word in words]
+    message = find_mistakes(*words)
+    assert expected in message
+    assert len(message.splitlines()) <= 8
+
+
+def test_a_base_in_training_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    from research.run_dir import lock
+
+    base = tmp_path / "base"
+    shutil.copytree(runs["base"], base)
+    with lock(base):
+        assert "is in training: its weights change" in find_mistakes("finetune=inside", f"finetune.base={base}")
+        newest = base / "checkpoints/step-00000004"
+        assert find_mistakes("finetune=inside", f"finetune.base={newest}", "finetune.rank=1") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["finetune.rank=999"], "give at most"),
+        (["finetune.include=[nothing*]"], "the pattern nothing* matches no layer"),
+        (["data.p=13"], "is another model than this run's"),
+    ],
+    ids=str,
+)
+def test_what_only_the_model_knows_is_answered_by_name(
+    runs: dict[str, Path], tmp_path: Path, words: list[str], expected: str
+) -> None:
+    failed = tune(tmp_path, "inside", runs["base"], *words, fails=True)
+    assert expected in failed.stderr

@@ -1,0 +1,86 @@
+"""What is wrong with trackers on a command line: one answer each, before anything heavy is imported."""
+
+import importlib.util
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research.preflight import trackers
+from research.preflight.check import find_mistakes
+
+WRONG = {  # command line -> parts of its one answer
+    "tracker=[csv,csv]": ("it names an option twice", "give tracker=csv"),
+    "tracker=[csv,mlflow,csv]": ("it names an option twice", "give 'tracker=[csv,mlflow]'"),
+    "tracker=[none,none]": ("it names an option twice", "give tracker=none"),
+    "tracker=[none,csv]": ("none stands alone", "give tracker=csv, or tracker=none"),
+    "tracker=[mlflow,csv,none]": ("none stands alone", "give 'tracker=[mlflow,csv]', or tracker=none"),
+    "tracker=[]": ("an empty list", "mlflow, none, tensorboard, wandb"),
+    "tracker=[csv,foo]": ("group 'tracker' has no option 'foo'", "csv, jsonl, mlflow"),
+    "tracker=[wandb,tensorbord]": ("no option 'tensorbord'", "did you mean: tracker='[wandb,tensorboard]' ?"),
+    "tracker=TensorBoard": ("no option 'TensorBoard'", "did you mean: tracker=tensorboard ?"),
+    "tracker=[csv,null]": ("a group takes one of its options", "did you mean: tracker=none ?"),
+    "tracker=mlflow,csv": ("a sweep needs -m", "one list: 'tracker=[mlflow,csv]'"),
+    "+tracker=csv": ("'tracker' is chosen already", "leave out the +"),
+    "tracker=csv tracker.uri=sqlite:///x.db": ("there is no key 'tracker.uri'", "choose mlflow too"),
+    "tracker=jsonl +tracker.uri=sqlite:///x.db": ("is MLflow's, and tracker=jsonl", "'tracker=[mlflow,csv]'"),
+    "tracker=[csv,mlflow] tracker.uri=3": ("tracker.uri takes text or null; got 3", ""),
+    "+tracker.sinks.csv=x": ("tracker.sinks.csv is no sink: it has no _target_", "give tracker=NAME"),
+    "tracker.sinks=csv": ("'tracker.sinks' holds keys of its own", ""),
+    "tracker.sinks.mlflow=null": ("'tracker.sinks.mlflow' holds keys of its own", ""),
+    "tracker.sinks.mlflow.log_model=maybe": ("takes true or false", ""),
+    "tracker=wandb tracker.wandb.project=x": ("there is no key", "did you mean: tracker.sinks.wandb.project=x ?"),
+    "tracker=wandb tracker.project=x": ("there is no key", "did you mean: tracker.sinks.wandb.project=x ?"),
+    "tracker=wandb tracker.sinks.wandb.mode=cloud": ("takes auto, online, offline", ""),
+    "tracker=wandb tracker.sinks.wandb.mode=online": ("there is no login for https://api.wandb.ai", "run `wandb login`"),
+    "tracker=wandb tracker.sinks.wandb.log_weights=2": ("takes true or false", ""),
+    "callbacks=profiler callbacks.profiler.active=1000": ("a whole number in [1, 50]; got 1000", ""),
+    "callbacks=profiler callbacks.profiler.warmup=0": ("a whole number in [1, inf); got 0", ""),
+    "callbacks=utilization callbacks.system.seconds=0": ("a number in (0, inf); got 0", ""),
+    "trainer=low_memory precision=fp32": ("nothing reads 'precision' here", "trainer.precision=fp32"),
+}
+RIGHT = (
+    "tracker=[mlflow,csv,tensorboard,wandb,jsonl]",
+    "tracker=[jsonl]",
+    "tracker=none",
+    "tracker=[csv,mlflow] tracker.uri=sqlite:///x.db",
+)
+
+
+@pytest.fixture(autouse=True)
+def forget_logins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_one_clear_answer(words: str) -> None:
+    (mistake,) = find_mistakes(words.split(), multirun=False)
+    for part in WRONG[words]:
+        assert part in mistake
+    assert len(mistake.splitlines()) <= 6
+
+
+@pytest.mark.parametrize("words", RIGHT)
+def test_lists_that_fit(words: str) -> None:
+    assert find_mistakes(words.split(), multirun=False) == []
+
+
+@pytest.mark.parametrize("library", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_tracker_whose_library_is_not_installed(library: str, is_folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name, as W&B leaves one in the working directory, is no library."""
+    find_spec = importlib.util.find_spec
+
+    def hide(name: str, *arguments: Any) -> ModuleSpec | None:
+        if name != library:
+            return find_spec(name, *arguments)
+        return ModuleSpec(name, None, is_package=True) if is_folder else None
+
+    monkeypatch.setattr(trackers, "find_spec", hide)
+    (mistake,) = find_mistakes([f"tracker=[mlflow,{library}]"], multirun=False)
+    assert f"tracker={library} needs {library}, which is not installed" in mistake
+    assert f"pip install -e '.[{library}]'" in mistake
+    assert find_mistakes(["tracker=[mlflow,csv]"], multirun=False) == []

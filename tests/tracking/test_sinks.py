@@ -1,0 +1,326 @@
+"""Trackers beside metrics.jsonl: the same numbers, each step once, read back by other programs' readers."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fitting import make_state
+from sinks import Rows, read_csv, read_metrics, read_tensorboard, read_wandb, read_wandb_records
+from torch import nn
+
+from research import run_dir
+from research.data.modular import modular
+from research.run_dir import ROOT, RunConfig, Summary
+from research.tracking import delivery
+from research.tracking import wandb as wandb_tracker
+from research.tracking.csv import CsvSink
+from research.tracking.jsonl import FAILED, FINISHED, Jsonl
+from research.tracking.sink import Record, Sink
+from research.tracking.tensorboard import TensorBoardSink
+from research.tracking.wandb import WandbSink
+from research.training.state import State
+
+Reader = Callable[[Path], Rows]
+SINKS: dict[str, tuple[type[Sink], Reader]] = {
+    "csv": (CsvSink, read_csv),
+    "tensorboard": (TensorBoardSink, read_tensorboard),
+    "wandb": (WandbSink, read_wandb),
+}
+OWN_MARKERS = {name: f".{name}_unsent" for name in SINKS}
+
+
+@pytest.fixture(autouse=True)
+def stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No login of this machine is used, and no server has been silent yet."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(delivery, "BATCH_INTERVAL", 0.05)
+    monkeypatch.setattr(delivery, "silent_stores", set())
+
+
+def make_run(tmp_path: Path, **more: Any) -> RunConfig:
+    (folder := tmp_path / "study" / "run").mkdir(parents=True, exist_ok=True)
+    config = {"lr": 0.1, "model": {"dim": 3, "name": "net"}, "out": "x", "trainer": {"guard": {"policy": "rollback"}}}
+    return RunConfig("a run", "study", folder, config, [], {"model": "bitnet"}, **more)
+
+
+def begin(tracker: Jsonl, run: RunConfig, step: int = 0) -> State:
+    """Begin a run, or go on with it from a step."""
+    state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
+    state.progress.step = state.first_step = step
+    tracker.start(run)
+    tracker.on_start(state)
+    state.start_clock()
+    return state
+
+
+def log_until(tracker: Jsonl, state: State, step: int, factor: float = 1.0) -> None:
+    """Log each step: train/loss, which is not finite at step 5, and val/loss every third step."""
+    while state.progress.step < step:
+        state.advance()
+        state.log({"train/loss": factor / state.progress.step if state.progress.step != 5 else float("inf")})
+        if state.progress.step % 3 == 0:
+            state.log({"val/loss": factor})
+        tracker.on_step(state)
+
+
+def wait_until_sent(tracker: Jsonl) -> None:
+    for _ in range(400):
+        if all(item.last_step >= max(item.safe_step, 1) and not item.records for item in tracker.deliveries):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the records were not taken")
+
+
+def kill(tracker: Jsonl) -> None:
+    """Let a tracker do nothing more, as a kill would."""
+    for item in tracker.deliveries:
+        item.over.set()
+        item.finishing.set()
+    assert tracker.file
+    tracker.file.close()
+
+
+def assert_same(rows: Rows, folder: Path) -> None:
+    """Assert that a reader found what metrics.jsonl has; TensorBoard has float32. What is not finite, some leave out."""
+    expected = {step: row for step, row in read_metrics(folder).items() if row}
+    found = {step: {key: value for key, value in row.items() if abs(value) < 1e30} for step, row in rows.items()}
+    found = {step: row for step, row in found.items() if row}
+    assert list(found) == list(expected)
+    for step, row in expected.items():
+        assert found[step] == pytest.approx(row, rel=1e-7), step
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_a_sink_has_the_numbers_of_metrics_jsonl_after_a_rollback_and_a_resume(name: str, tmp_path: Path) -> None:
+    """The first process dies without an end; the second one goes on from step 6, with a tracker of its own."""
+    kind, read = SINKS[name]
+    run, first = make_run(tmp_path), Jsonl({name: kind()})
+    state = begin(first, run)
+    log_until(first, state, 4)
+    first.state_dict()  # a checkpoint
+    wait_until_sent(first)
+    log_until(first, state, 8)
+    if name != "wandb":  # which cannot delete a row, and gets those of a checkpoint
+        wait_until_sent(first)
+    state.progress.step = 4
+    log_until(first, state, 9, factor=2.0)
+    first.state_dict()
+    wait_until_sent(first)
+    kill(first)
+    if name == "wandb":
+        first.sinks[0].logged.finish()  # type: ignore[attr-defined]
+        time.sleep(0.5)
+    again = Jsonl({name: kind()})
+    again.count = 6
+    state = begin(again, make_run(tmp_path, resumed=True), 6)
+    log_until(again, state, 12, factor=2.0)
+    again.finish(FINISHED, {"steps": 12})
+    assert list(read_metrics(run.folder)) == list(range(1, 13))
+    assert_same(read(run.folder), run.folder)
+    assert not (run.folder / OWN_MARKERS[name]).exists()
+
+
+class Slow(Sink):
+    """A sink that blocks, or raises, until it is let go."""
+
+    name, title, patience = "slow", "the slow one", 0.4
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.free, self.steps = error, threading.Event(), list[int]()
+
+    def log(self, records: Sequence[Record]) -> None:
+        if self.error and not self.free.is_set():
+            raise self.error
+        assert self.free.wait(60)
+        self.steps += [record.step for record in records]
+
+
+FAILURES = {
+    "blocks": None,
+    "is away": ConnectionError("nobody there"),
+    "has a full disk": OSError(28, "No space left on device"),
+    "has a bug": KeyError("x"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_sink_that_fails_stops_neither_the_run_nor_another_sink(
+    failure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No step waits, one warning is logged, one is printed at the end, and the next start sends the rest."""
+    error = FAILURES[failure]
+    run, slow = make_run(tmp_path), Slow(error)
+    tracker = Jsonl({"slow": slow, "csv": CsvSink()})
+    state, slowest = begin(tracker, run), 0.0
+    for step in range(1, 100):
+        begun = time.perf_counter()
+        log_until(tracker, state, step)
+        slowest = max(slowest, time.perf_counter() - begun)
+        time.sleep(0.01)
+    begun = time.monotonic()
+    tracker.finish(FINISHED, {"steps": 99})
+    assert slowest < 0.2
+    assert time.monotonic() - begun < 3
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == (error is not None)
+    message = capsys.readouterr().err
+    assert message.count("did not take all of this run") == 1
+    assert ("no answer" if error is None else str(error)) in message
+    assert_same(read_csv(run.folder), run.folder)
+    assert [path.name for path in run.folder.glob(".*_unsent")] == [".slow_unsent"]
+    slow.free.set()  # the thread ends
+    Summary(FINISHED, steps=99).write(run.folder)
+    later = Slow()
+    later.free.set()
+    Jsonl({"slow": later, "csv": CsvSink()}).send_rest(run)
+    assert later.steps == list(range(1, 100))
+    assert not list(run.folder.glob(".*_unsent"))
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+def test_a_disk_that_was_full_for_a_while_loses_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write fails after a part has been written."""
+    kind, read = SINKS[name]
+    run, tracker = make_run(tmp_path), Jsonl({name: kind()})
+    state = begin(tracker, run)
+    log_until(tracker, state, 4)
+    wait_until_sent(tracker)
+    path, is_full = next(run.folder.glob("**/metrics.csv" if name == "csv" else "tensorboard/*")), threading.Event()
+    is_full.set()
+    open_file = Path.open
+
+    def fail(self: Path, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
+        file = open_file(self, mode, *arguments, **settings)
+        if self == path and is_full.is_set() and "+" in mode:
+            file.seek(0, os.SEEK_END)
+            file.write("half" if name == "csv" else b"half")
+            file.close()
+            raise OSError(28, "No space left on device")
+        return file
+
+    monkeypatch.setattr(Path, "open", fail)
+    log_until(tracker, state, 9)
+    time.sleep(0.5)
+    is_full.clear()
+    tracker.finish(FINISHED, {"steps": 9})
+    assert_same(read(run.folder), run.folder)
+
+
+def test_what_a_run_leaves_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name, project, group and settings, the numbers that it ends with, the best weights where that is set."""
+    run = make_run(tmp_path, sweep_folder=tmp_path / "study" / "sweep_1", in_sweep=False)
+    weights = run.folder / "checkpoints" / "step-00000002" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    tracker = Jsonl({"wandb": WandbSink(log_weights=True)})
+    state = begin(tracker, run)
+    log_until(tracker, state, 3)
+    state.progress.best = {"step": 2, "val/acc": 0.5}
+    tracker.finish(FINISHED, {"steps": 3, "best": state.progress.best, "wall_s": 1.5})
+    assert f"wandb sync {run.folder}/wandb/offline-run-*-" in capsys.readouterr().out
+    records = read_wandb_records(run.folder)
+    (begun,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (begun.project, begun.display_name, begun.run_group) == ("study", "a run", "study sweep_1")
+    config = {item.key: item.value_json for item in begun.config.update}
+    assert config["lr"] == "0.1"
+    assert json.loads(config["model"]) == {"dim": 3, "name": "net"}
+    summary = {
+        item.key: item.value_json
+        for record in records
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    assert (summary["best.val_acc"], summary["status"], summary["system/wall_s"]) == ("0.5", '"FINISHED"', "1.5")
+    (artifact,) = (record.artifact for record in records if record.WhichOneof("record_type") == "artifact")
+    assert (artifact.type, [entry.path for entry in artifact.manifest.contents]) == ("model", ["model.safetensors"])
+    assert run_dir.find_link(run.folder) is None, "a run folder with links is refused"
+
+
+def test_a_copied_folder_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> None:
+    run, tracker = make_run(tmp_path), Jsonl({"wandb": WandbSink()})
+    log_until(tracker, begin(tracker, run), 3)
+    tracker.finish(FINISHED, {"steps": 3})
+    shutil.copytree(run.folder, copy := tmp_path / "copy")
+    again = Jsonl({"wandb": WandbSink()})
+    again.count = 3
+    log_until(again, begin(again, replace(run, folder=copy, resumed=True), 3), 5)
+    again.finish(FINISHED, {"steps": 5})
+    ids = [json.loads((folder / "wandb" / "run.json").read_text())["id"] for folder in (run.folder, copy)]
+    assert ids[0] != ids[1]
+    rows = [path for path in copy.glob("wandb/offline-run-*") if path.name.endswith(ids[1])]
+    assert len(rows) == 1
+
+
+def test_a_server_of_wandb_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes the connection, and then is silent: the run is kept in files."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        monkeypatch.setitem(wandb_tracker.SETTINGS, "init_timeout", 1.0)
+        run, tracker = make_run(tmp_path), Jsonl({"wandb": WandbSink()})
+        begun = time.monotonic()
+        log_until(tracker, begin(tracker, run), 5)
+        assert time.monotonic() - begun < 5
+        tracker.finish(FINISHED, {"steps": 5})
+    assert time.monotonic() - begun < 15
+    assert_same(read_wandb(run.folder), run.folder)
+
+
+def test_a_failed_run_ends_as_such_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+    run, tracker = make_run(tmp_path), Jsonl({"tensorboard": TensorBoardSink()})
+    log_until(tracker, begin(tracker, run), 2)
+    tracker.finish(FAILED, {"error": "ValueError: too bad"})
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    stored = {
+        key: plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
+        for key, metadata in events.summary_metadata.items()
+        if key.startswith("_hparams_/")
+    }
+    assert stored["_hparams_/session_end_info"].session_end_info.status == api_pb2.STATUS_FAILURE
+    hparams = stored["_hparams_/session_start_info"].session_start_info.hparams
+    assert (hparams["lr"].number_value, hparams["model.name"].string_value) == (0.1, "net")
+
+
+@pytest.mark.slow
+def test_all_trackers_agree_after_a_kill(tmp_path: Path) -> None:
+    """A real run is killed between two checkpoints, and goes on: each step once in each of them."""
+    settings = ["steps=2000", "eval_every=100", "model.dim=16", "model.heads=2", "data.p=7", "batch_size=4"]
+    more = ["trainer.device=cpu", "callbacks.checkpoint.every=200", f"out={tmp_path}", "tracker=[csv,tensorboard,wandb]"]
+    command = [sys.executable, str(ROOT / "train.py"), *settings, *more]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (list(tmp_path.glob("modular/*/checkpoints/step-00000400"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (folder,) = tmp_path.glob("modular/*")
+    done = subprocess.run([*command, f"resume={folder}"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(folder)) == 200
+    for read in (read_csv, read_tensorboard, read_wandb):
+        rows = {step: {k: v for k, v in row.items() if "perf/" not in k} for step, row in read(folder).items()}
+        expected = read_metrics(folder)
+        assert rows.keys() == expected.keys()
+        for step, row in rows.items():
+            assert row == pytest.approx({k: v for k, v in expected[step].items() if "perf/" not in k}, rel=1e-6)
