@@ -151,14 +151,14 @@ def write_pretrained(folder: Path, model_type: str) -> Path:
     return folder
 
 
-def make_hub_source(folder: Path, linear: Any = BitLinear, tokenizer: bool = True) -> layout.Source:
+def make_hub_source(folder: Path, linear: Any = BitLinear, tokenizer: bool = True, **settings: Any) -> layout.Source:
     """Return the model of a pretrained folder as if trained on texts of its own tokenizer, or else on bytes of no text."""
     own = Folder(str(folder)) if tokenizer else None
     run = folder.parent / ("run" if tokenizer else "run_of_numbers")
     if own:
         own.save(run / TOKENIZER_FOLDER)
     shape = Tokens(own.vocab_size if own else 256, 16)
-    model = Hub(shape, folder=str(folder), linear=linear)
+    model = Hub(shape, folder=str(folder), linear=linear, **settings)
     text = (ROOT / "research" / "rules.py").read_text(encoding="utf-8").encode()
     ids = torch.from_numpy(own.encode([text])[0].astype("int64")) if own else torch.randint(256, (1040,))
     tokens = ids[: 65 * 16].reshape(65, 16)

@@ -41,11 +41,10 @@ class Architecture:
         return str(name)
 
     def adapt(self, key: str, tensor: Tensor, net: Net) -> Tensor:
-        """Return a tensor as llama.cpp stores it; a Conv1D of transformers that is not ternary is [in, out] there."""
+        """Return a tensor as llama.cpp stores it; a Conv1D of transformers is [in, out] there."""
         if heads := self._count_heads(key, net):
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-        is_ternary = key.removesuffix(".weight") in net.names.values()
-        if self.has_positions and tensor.ndim == 2 and ".h." in key and not is_ternary:
+        if self.has_positions and tensor.ndim == 2 and ".h." in key and key.removesuffix(".weight") not in net.transposed:
             tensor = tensor.t()
         return tensor + self.norm_offset if self.norm_offset and key.endswith("norm.weight") else tensor
 

@@ -108,6 +108,8 @@ def build_tensors(source: Source, net: Net, packing: str) -> dict[str, Tensor]:
     """Return all tensors of the file, under transformers' names."""
     # Of a hub model also its buffers; save_pretrained leaves out a tied head.
     tensors = source.net.state_dict() if isinstance(source.model, Hub) else dict(net.tensors)
+    for target in net.transposed:
+        tensors[f"{target}.weight"] = tensors[f"{target}.weight"].t().contiguous()
     for name, layer in source.linears.items():
         target = net.names[name]
         codes, scale = quantize_layer(layer)

@@ -16,12 +16,12 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class Net:
-    """What transformers knows of a model. The master weights of ternary layers are [out, in], also those of a Conv1D."""
+    """What transformers knows of a model. Weights of linear layers are [out, in], also where they were a Conv1D's."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]  # each once: a tied head is the embedding
     names: dict[str, str]  # the name of a ternary layer in the run -> its name in transformers
-    transposed: frozenset[str] = frozenset()  # names of ternary layers in transformers whose weight is [in, out] there
+    transposed: frozenset[str] = frozenset()  # names of linear layers whose weight is [in, out] in transformers, a Conv1D's
     other_linears: tuple[str, ...] = ()  # names of linear layers in transformers that are not ternary
 
     def get(self, *keys: str, default: Any = None) -> Any:
@@ -43,7 +43,8 @@ def describe_hub(source: Source) -> Net:
         skeleton = AutoModelForCausalLM.from_config(net.config)
     names = {name: name.removeprefix("net.") for name in source.linears}
     kinds = dict(skeleton.named_modules())
-    transposed = {name for name in names.values() if not isinstance(kinds[name], nn.Linear)}
+    linears = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    transposed = {name for name in linears if not isinstance(kinds[name], nn.Linear)}
     others = [name for name, kind in kinds.items() if isinstance(kind, nn.Linear) and name not in names.values()]
     config: dict[str, Any] = json.loads(net.config.to_json_string(use_diff=False))
     tensors = {name: p.detach() for name, p in net.named_parameters()}

@@ -117,6 +117,16 @@ def test_llama_cpp_runs_it_with_its_own_tokenizer(
     assert len(fields["tokenizer.ggml.tokens"].contents()) == 336  # as many as the embedding has, not the tokenizer
 
 
+@pytest.mark.parametrize("kind", ["hf", pytest.param("gguf", marks=needs_llama)])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_blocks_in_full_precision_leave_beside_ternary_ones(
+    folders: dict[str, Path], tmp_path: Path, model_type: str, kind: str
+) -> None:
+    """GPT-2's layers are [in, out] in transformers, converted or not."""
+    source = make_hub_source(folders[model_type], keep_blocks=[0])
+    export(source, kind, tmp_path / "a")
+
+
 def test_another_tokenizer_takes_the_place_of_the_folders_own(folders: dict[str, Path], tmp_path: Path) -> None:
     """A model that was trained on other tokens does not bring the folder's tokenizer, nor its special tokens."""
     source = make_hub_source(folders["llama"], tokenizer=False)
