@@ -15,37 +15,43 @@ from experiments.seeds import Row, SeedStudy, format_mean, get_values
 TEXT = ("data=text", "data.seq_len=128", "batch_size=16", "eval_every=500", "precision=fp32")
 FULL = (*TEXT, "model=transformer", "lr=5e-3")
 TERNARY = (*TEXT, "model=bitnet", "lr=1e-2")
-STEPS, WARMUP = "steps=1500", "model.linear.warmup=250"  # a sixth of the steps
+STEPS = "steps=1500"
 LONG = "steps=4000"  # of plain training in the CPU time of a teacher and its student: see README.md
+WARMUP = "model.linear.warmup=250"  # a sixth of the steps
 TAUGHT = ("objective=distill", "objective.weight=0.5")
+FROM_FULL = (*TEXT, "model=bitnet", "lr=3e-3", STEPS, WARMUP, "resume.weights_only=true")
 FULL_NAME, PLAIN, TWIN = "full", "plain", "full_taught"
+ON_FULL = {TAUGHT[0]: "objective.teacher", "resume.weights_only=true": "resume.path"}  # what names the full-precision run
 
 
 class Distill(SeedStudy):
     """Full precision, ternary without a teacher, and ternary with one, which is the full-precision run of the same seed.
 
-    Controls: ternary without a teacher for as much work as teacher and student take, and full precision with a teacher.
+    From new weights, and from those of that run. Controls: ternary without a teacher for as much work as teacher and student
+    take, full precision with a teacher, and from the same weights without a teacher.
     """
 
     folder = Path(__file__).parent
     arms: Mapping[str, tuple[str, ...]] = {
         FULL_NAME: (*FULL, STEPS),
         PLAIN: (*TERNARY, STEPS),
-        "taught": (*TERNARY, STEPS, *TAUGHT),
-        "taught_warmup": (*TERNARY, STEPS, *TAUGHT, WARMUP),
+        "taught": (*TERNARY, STEPS, WARMUP, *TAUGHT),
+        "from_full": FROM_FULL,
+        "from_full_taught": (*FROM_FULL, *TAUGHT),
         "plain_long": (*TERNARY, LONG),
         TWIN: (*FULL, STEPS, *TAUGHT),
     }
 
     def run(self, size: str, root: Path, at_once: int, more: list[str]) -> None:
-        """Do the runs without a teacher first: some of them are teachers."""
-        seeds, teacher = ",".join(map(str, range(self.seeds))), f"objective.teacher='{root}/{self.name}/{FULL_NAME}/${{seed}}'"
-        for is_taught in (False, True):
+        """Do the runs that need no other one first."""
+        seeds, full = ",".join(map(str, range(self.seeds))), f"'{root}/{self.name}/{FULL_NAME}/${{seed}}'"
+        needs = {name: [f"{key}={full}" for word, key in ON_FULL.items() if word in words] for name, words in self.arms.items()}
+        for is_second in (False, True):
             with ThreadPoolExecutor(at_once) as pool:
                 futures = [
-                    pool.submit(self.sweep, name, [NO_PLOTS, *words, *[teacher] * is_taught, f"seed={seeds}", *more], root)
+                    pool.submit(self.sweep, name, [NO_PLOTS, *words, *needs[name], f"seed={seeds}", *more], root)
                     for name, words in self.arms.items()
-                    if (TAUGHT[0] in words) == is_taught
+                    if bool(needs[name]) == is_second
                 ]
                 for future in futures:
                     future.result()

@@ -13,7 +13,7 @@ from typing import Any
 
 from research.cli import print_message, redact
 from research.options.conf import list_groups
-from research.preflight.compose import iter_leaves
+from research.preflight.compose import is_interpolated, iter_leaves
 from research.preflight.overrides import format_command, to_literal
 from research.preflight.recorded import (
     CHANGEABLE_KEYS,
@@ -185,7 +185,7 @@ def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
     """Yield the conflict of resume= where there is nothing to go on from, it is another's, or a process is writing it."""
     value, is_new = requested.get_resolved("resume.path")[0], starts_from_weights(requested)
     if isinstance(value, str) and value != "auto":
-        yield from find_path_conflicts(requested, value)
+        yield from () if is_interpolated(value) else find_path_conflicts(requested, value)
     elif is_new and value == "auto":
         message = "resume=auto resumes the newest run of this configuration, resume.weights_only=true starts a new one"
         yield Conflict(("resume.path", "resume.weights_only"), message, "give resume=FOLDER, the run to start from")
