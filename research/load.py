@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from research.cli import describe_error, first_line
+from research.composition.pretrained import use_own_files
+from research.composition.recorded import load_config
 from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import FILE as TOKENIZER_FILE
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.nn.lowrank import merge_adapters
-from research.preflight.pretrained import use_own_files
 from research.preflight.program import locate_error
-from research.preflight.recorded import load_config
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, iter_targets, locate_target
 from research.run_dir import TOKENIZER_FOLDER, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder

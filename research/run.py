@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import run_dir
 from research.cli import describe_error, redact_output
+from research.composition.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
 from research.data.spec import Dataset
 from research.load import check_targets, instantiate
 from research.losses import Loss, Objective
@@ -24,7 +25,6 @@ from research.metrics import Metric
 from research.models.hub import Hub
 from research.options.signature import list_plain_settings
 from research.preflight.program import name_own_lines, redact_config
-from research.preflight.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
 from research.preflight.run_config import build_run_config, complete_config
 from research.run_dir import RunConfig, Summary
 from research.seeding import seed_all

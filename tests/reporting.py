@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from research.preflight.overrides import to_override
+from research.composition.overrides import to_override
 from research.tracking.optuna_storage import get_storage
 
 KINDS: dict[str, BaseDistribution] = {

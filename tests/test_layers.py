@@ -11,11 +11,11 @@ RESEARCH = ROOT / "research"
 PURE = ["cli", "losses", "metrics", "ranges", "rules", "run_dir", "seeding", "signals", "trigger"]  # of the hall
 FLOORS = [  # the lowest first; rooms of one floor do not import each other
     PURE,
-    ["kernels", "files"],
-    ["nn", "data"],
-    ["models", "optim"],
-    ["training"],
-    ["tracking", "options"],
+    ["kernels", "files", "options"],
+    ["nn", "data", "optim"],
+    ["models", "training"],
+    ["tracking"],
+    ["composition"],
     ["preflight"],
     ["load"],
     ["run"],
@@ -28,8 +28,8 @@ FLOORS = [  # the lowest first; rooms of one floor do not import each other
 IMPORTERS = {  # of each heavy library
     "accelerate": {"training"},
     "mlflow": {"tracking", "registry"},
-    "hydra": {"run", "load", "preflight", "sweep", "pbt"},
-    "omegaconf": {"run", "load", "preflight", "merge", "sweep", "pbt"},
+    "hydra": {"run", "load", "composition", "preflight", "sweep", "pbt"},
+    "omegaconf": {"run", "load", "composition", "preflight", "merge", "sweep", "pbt"},
     "wandb": {"tracking"},
     "tensorboard": {"tracking"},
     "optuna": {"tracking", "report", "sweep", "pbt"},

@@ -16,11 +16,11 @@ from rich.text import Text
 from torch import nn
 
 from research.cli import format_count, format_duration
+from research.composition.overrides import format_command, to_argument
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.lowrank import count_learning
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
-from research.preflight.overrides import format_command, to_argument
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from research import rules
+from research.composition.teacher import DISTILL, check_loss, check_settings_of_teacher, complete_teacher
 from research.data.spec import Dataset, Images
 from research.distill.divergence import Kind, TopK, diverge, diverge_top_k, select_top_k
 from research.distill.hidden import compare_outputs, match_blocks, record_outputs
@@ -18,7 +19,6 @@ from research.losses import IGNORE, Loss, check_losses, num_valid_targets
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights
 from research.ranges import PositiveFloat, PositiveInt, Share, check_settings
 from research.run_dir import expand_path
-from research.tracking.teacher import DISTILL, check_loss, check_settings_of_teacher, complete_teacher
 from research.training import distributed
 from research.training.state import RunObjective, State
 from research.training.task import balance_classes, check_logits, count_classes, locate

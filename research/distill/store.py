@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from research.composition.teacher import STORE_FILE
 from research.data.spec import Dataset
 from research.distill.divergence import TopK
 from research.run_dir import make_folder, open_file, read_json, write_record
-from research.tracking.teacher import STORE_FILE
 
 KEY_BYTES, CHECKSUM_BYTES = 16, 8
 VERSION = 1

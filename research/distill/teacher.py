@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
+from research.composition.teacher import TeacherData, digest_teacher, find_teacher, is_pretrained, read_teacher_data
 from research.data.spec import Dataset, Images, Tokens, Vectors
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.load import load_run
 from research.models.hub import Hub
-from research.tracking.teacher import TeacherData, digest_teacher, find_teacher, is_pretrained, read_teacher_data
 
 NO_MATTER = ("mean", "scale", "end")  # of a shape: of numbers alone, and what the tokenizer says
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import format_count, print_message
+from research.composition.recorded import load_config
 from research.preflight.evaluation import FOLDER
-from research.preflight.recorded import load_config
 from research.run_dir import expand_path, list_checkpoints, read_json, to_run_folder
 from research.tracking.find import check_run, find_folder, is_run_folder, is_sweep_folder
 from research.training.manifest import is_checkpoint

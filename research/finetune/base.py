@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from research.composition.pretrained import find_run
 from research.load import load_run
-from research.preflight.pretrained import find_run
 from research.run_dir import to_run_folder
 from research.training import sharding
 from research.training.base import hash_checkpoint

@@ -10,11 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from research.composition.recorded import load_config
 from research.finetune.side import list_adapters, merge_side
 from research.load import TrainedRun, instantiate, load_run
 from research.losses import make_plain
 from research.nn.bitlinear import BitLinear, bitlinear_layers
-from research.preflight.recorded import load_config
 from research.run_dir import RunConfig, Summary, read_summary, replace_text
 from research.training.base import get_kind
 from research.training.checkpoint import Snapshot, commit, get_weights, hash_weights

@@ -8,9 +8,9 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from research.composition.recorded import CHANGEABLE_KEYS
 from research.pbt.evolve import Member, create_first_generation
 from research.pbt.settings import EXAMPLES, PopulationSettings
-from research.preflight.recorded import CHANGEABLE_KEYS
 from research.run_dir import OUTER_KEYS, is_locked, read_json, write_record
 from research.signals import get_launched_ranks
 from research.sweep.plan import describe_space, format_row, hash_record

@@ -12,10 +12,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from research.cli import describe_error, redact, redact_output
+from research.composition.overrides import to_override
 from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
-from research.preflight.overrides import to_override
 from research.run_dir import TRIAL_ENV_VAR, Summary, check_links, list_checkpoints, lock, read_summary
 from research.sweep.compose import Composer
 from research.sweep.objective import find_lack

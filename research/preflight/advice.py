@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from research.composition.compose import count_composed
+from research.composition.overrides import expand_argument, quote_word
 from research.options.conf import list_groups
 from research.options.habits import count_changed_letters
-from research.preflight.compose import count_composed
-from research.preflight.overrides import expand_argument, quote_word
 
 # How a line of advice begins, and whether it is to stand in place of what was typed.
 LEADS = {

@@ -13,15 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from research.cli import print_message
-from research.options.conf import CONF, list_groups, set_folders
-from research.options.files import check_option
-from research.options.renames import PLAIN_LOSS
-from research.options.signature import Signature, read_signature
-from research.preflight.advice import Adviser, CommandLine, identify
-from research.preflight.choices import check_values
-from research.preflight.compose import MISSING, chooses_option, compose, drop_inactive, iter_leaves, read_study
-from research.preflight.conflicts import FINDERS
-from research.preflight.overrides import (
+from research.composition.compose import MISSING, chooses_option, compose, drop_inactive, iter_leaves, read_study
+from research.composition.overrides import (
     check_no_sweep,
     check_resume_sweep,
     expand_argument,
@@ -31,6 +24,13 @@ from research.preflight.overrides import (
     iter_variants,
     parse,
 )
+from research.options.conf import CONF, list_groups, set_folders
+from research.options.files import check_option
+from research.options.renames import PLAIN_LOSS
+from research.options.signature import Signature, read_signature
+from research.preflight.advice import Adviser, CommandLine, identify
+from research.preflight.choices import check_values
+from research.preflight.conflicts import FINDERS
 from research.preflight.partial_keys import replace_partial_keys
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume, resolve_settings

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
+from research.composition.overrides import expand_sweep, format_mistake, parse, quote_word, to_literal, to_override
 from research.files.sources import IMAGE_KINDS, TABLE_KINDS, TEXT_KINDS
 from research.options.conf import list_groups, read_defaults
 from research.options.files import describe_other_file
 from research.options.habits import explain_options, explain_value, respell, suggest
 from research.options.paths import find_near_paths, list_kinds
-from research.preflight.overrides import expand_sweep, format_mistake, parse, quote_word, to_literal, to_override
 from research.run_dir import expand_path
 
 NO_CLASSES = "images need a folder for each class: data=images data.path=FOLDER; or masks, for data=segmentation"

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from research import rules
+from research.composition.compose import MISSING, is_interpolated
+from research.composition.teacher import find_teacher_conflicts
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
-from research.preflight.compose import MISSING, is_interpolated
 from research.preflight.folders import find_folder_conflicts, find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option
 from research.preflight.requested import RequestedConfig
@@ -18,7 +19,6 @@ from research.preflight.resume import find_resume_conflicts
 from research.preflight.trackers import find_store_conflicts, find_tracker_conflicts
 from research.rules import Conflict
 from research.signals import get_launched_ranks
-from research.tracking.teacher import find_teacher_conflicts
 from research.trigger import (
     Trigger,
     check_metric_name,

@@ -11,14 +11,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from research.composition.compose import MISSING, chooses_option, compose
+from research.composition.overrides import expand_argument, format_mistake, get_key, parse, quote_word
 from research.options.conf import CONF, find_target, list_groups, set_folders
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.check import check_option_files
 from research.preflight.choices import check_values
-from research.preflight.compose import MISSING, chooses_option, compose
 from research.preflight.conflicts import check_metrics, find_kind_conflicts, find_loss_conflicts, find_number_conflicts
 from research.preflight.known_keys import read_option
-from research.preflight.overrides import expand_argument, format_mistake, get_key, parse, quote_word
 from research.preflight.requested import RequestedConfig
 from research.preflight.words import Repair, join_mistakes, repair
 from research.rules import Conflict

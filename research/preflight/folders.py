@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 
 from research import rules
+from research.composition.compose import MISSING
+from research.composition.pretrained import HUB, is_path
 from research.models.hub_folder import check_seq_len, read_hub_config
-from research.preflight.compose import MISSING
-from research.preflight.pretrained import HUB, is_path
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import expand_path

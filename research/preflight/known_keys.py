@@ -6,17 +6,17 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
+from research.composition.compose import MISSING, ComposedConfig, iter_leaves
+from research.composition.overrides import quote_word
+from research.composition.pretrained import complete, complete_base
+from research.composition.teacher import complete_teacher
 from research.options.conf import find_target, list_groups, list_offers, read_yaml
 from research.options.habits import answer_habit, count_changed_letters, list_habits, respell, respell_option, squash, suggest
 from research.options.renames import find_new_key
 from research.options.signature import Signature, read_signature
 from research.preflight.choices import list_readers
-from research.preflight.compose import MISSING, ComposedConfig, iter_leaves
-from research.preflight.overrides import quote_word
-from research.preflight.pretrained import complete, complete_base
 from research.rules import Conflict
 from research.run_dir import expand_path
-from research.tracking.teacher import complete_teacher
 
 OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from research.preflight.compose import MISSING, ComposedConfig, chooses_option, compose
-from research.preflight.overrides import expand_sweep, format_key, format_mistake, quote_word, to_override
+from research.composition.compose import MISSING, ComposedConfig, chooses_option, compose
+from research.composition.overrides import expand_sweep, format_key, format_mistake, quote_word, to_override
 
 WHEN = "hydra.sweeper.when"
 

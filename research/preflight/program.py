@@ -41,8 +41,8 @@ def prepare(argv: list[str]) -> list[str]:
         sys.exit(0)
     redact_configurations()
     # Only now, so that --help waits for none of it.
+    from research.composition.overrides import expand_argument, fit_lines, format_mistake
     from research.preflight.check import check_overrides
-    from research.preflight.overrides import expand_argument, fit_lines, format_mistake
     from research.preflight.words import find_notes, split_flags
 
     rest = [expand_argument(word) for word in rest]
@@ -166,7 +166,7 @@ def explain_errors() -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if not isinstance(cause, user_errors):
             raise
-        from research.preflight.overrides import format_mistake
+        from research.composition.overrides import format_mistake
 
         logs = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
         logs = [log for log in logs[-1:] if os.path.exists(log)]  # a run that never began leaves none

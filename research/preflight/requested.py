@@ -7,6 +7,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from research.composition.compose import MISSING, chooses_option, compose, is_interpolated, iter_leaves
+from research.composition.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
 from research.options.conf import CONF, list_groups, read_defaults
 from research.options.files import (
     COMPONENTS,
@@ -21,9 +23,7 @@ from research.options.renames import describe_rename
 from research.options.signature import Signature, list_plain_settings, read_signature
 from research.options.source import TargetError, UnresolvedError, find_bare_folder, find_definition
 from research.preflight.choices import describe_missing_path
-from research.preflight.compose import MISSING, chooses_option, compose, is_interpolated, iter_leaves
 from research.preflight.known_keys import KnownKeys, suggest_keys
-from research.preflight.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
 from research.ranges import ValueType, describe_mistake, repr_value
 from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import print_message, redact
-from research.options.conf import list_groups
-from research.preflight.compose import is_interpolated, iter_leaves
-from research.preflight.overrides import format_command, to_literal
-from research.preflight.recorded import (
+from research.composition.compose import is_interpolated, iter_leaves
+from research.composition.overrides import format_command, to_literal
+from research.composition.recorded import (
     CHANGEABLE_KEYS,
     FREE_SETTINGS,
     OUTER_SETTINGS,
@@ -23,6 +22,8 @@ from research.preflight.recorded import (
     list_differences,
     load_config,
 )
+from research.composition.teacher import name_teacher
+from research.options.conf import list_groups
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import (
@@ -36,7 +37,6 @@ from research.run_dir import (
     read_text,
     to_run_folder,
 )
-from research.tracking.teacher import name_teacher
 from research.training.base import get_digest
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 

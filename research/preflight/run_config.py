@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import rules, run_dir
 from research.cli import redact
+from research.composition.pretrained import complete, complete_base
+from research.composition.recorded import list_differences, load_config
+from research.composition.teacher import complete_teacher
 from research.preflight.folders import check_subdir
-from research.preflight.pretrained import complete, complete_base
-from research.preflight.recorded import list_differences, load_config
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig
 from research.signals import get_launched_ranks
 from research.tracking.fields import join_name
-from research.tracking.teacher import complete_teacher
 
 NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
 

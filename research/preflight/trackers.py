@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from research.preflight.overrides import parse
+from research.composition.overrides import parse
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.tracking.storage import check_login, find_sqlite_file, resolve_uri

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePath
 
+from research.composition.overrides import format_mistake, parse, quote_word
 from research.options.conf import CONF, list_groups
 from research.options.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
-from research.preflight.overrides import format_mistake, parse, quote_word
 
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 PLAIN_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m")

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from research.cli import UNPRINTABLE
+from research.composition.compose import ComposedConfig
+from research.composition.overrides import format_command, get_key, parse
 from research.options.conf import CONF, list_groups
-from research.preflight.compose import ComposedConfig
-from research.preflight.overrides import format_command, get_key, parse
 from research.report.results import FLOAT, Row, Sweep, parse_value
 from research.run_dir import OUTER_KEYS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.cli import escape_controls
-from research.preflight.overrides import parse
+from research.composition.overrides import parse
 from research.run_dir import Summary
 from research.tracking.study_spec import StudySpec
 

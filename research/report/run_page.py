@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from research.cli import first_line, format_count, format_duration
+from research.composition.overrides import format_command, to_argument
+from research.composition.recorded import list_differences, load_config
 from research.preflight.check import find_defaults
-from research.preflight.overrides import format_command, to_argument
-from research.preflight.recorded import list_differences, load_config
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import embed_figure, embed_file, render_page
 from research.report.results import format_number

@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.cli import describe_error, first_line, redact
-from research.preflight.overrides import to_override
+from research.composition.overrides import to_override
 from research.ranges import take_fields
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
 from research.run_dir import SUMMARY_FILE, Summary, read_summary, read_text

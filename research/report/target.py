@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from research.preflight.compose import MISSING, ComposedConfig
-from research.preflight.recorded import load_config
+from research.composition.compose import MISSING, ComposedConfig
+from research.composition.recorded import load_config
 from research.report.results import Row, Sweep
 from research.tracking.history import METRICS_FILE, read_records
 from research.trigger import is_better, read_directions

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
+from research.composition.overrides import MAX_VALUES, check_numbers, to_override
 from research.options.condition import Condition
-from research.preflight.overrides import MAX_VALUES, check_numbers, to_override
 from research.sweep.optuna_private import list_settings
 
 

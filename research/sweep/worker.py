@@ -14,7 +14,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from research.preflight.overrides import to_override
+from research.composition.overrides import to_override
 from research.rules import locate_target
 from research.run_dir import TRIAL_ENV_VAR, WORKER_ENV_VAR
 from research.sweep.compose import Composer

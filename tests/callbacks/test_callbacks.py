@@ -30,13 +30,13 @@ from research.callbacks.gradients import GradientHealth
 from research.callbacks.grokking import Grokking
 from research.callbacks.ternary import FACTS, Ternary, draw
 from research.callbacks.time_limit import TimeLimit
+from research.composition.overrides import to_argument
 from research.data.modular import modular
 from research.losses import last_token
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.optim.schedules import constant
-from research.preflight.overrides import to_argument
 from research.run_dir import Summary
 from research.training.outcome import is_finished
 from research.training.state import Callback, State

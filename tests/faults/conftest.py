@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from program import ROOT
 
+from research.composition import compose
 from research.options import conf as options
 from research.options import help as screens
-from research.preflight import check, compose
+from research.preflight import check
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from hydra import initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research.composition.compose import MISSING, ComposedConfig, compose, iter_leaves
+from research.composition.overrides import parse, to_override
 from research.options.conf import CONF, list_groups
 from research.options.habits import read_tables
 from research.preflight.check import find_mistakes
-from research.preflight.compose import MISSING, ComposedConfig, compose, iter_leaves
-from research.preflight.overrides import parse, to_override
 from research.preflight.program import prepare
 from research.sweep.space import parse_space
 

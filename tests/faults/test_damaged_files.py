@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from program import TINY, create_empty_store, forget_configurations, train
 
+from research.composition.overrides import to_override
+from research.composition.recorded import load_config
 from research.load import load_run
 from research.preflight.check import check_overrides
-from research.preflight.overrides import to_override
-from research.preflight.recorded import load_config
 from research.run import get_finished_value
 from research.run_dir import RunConfig
 from research.tracking.mlflow import MLflow

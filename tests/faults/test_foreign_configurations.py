@@ -15,9 +15,9 @@ from program import ROOT, TINY, train
 from sweeping import run_sweeps
 
 from research import rules
+from research.composition.recorded import load_config
 from research.load import instantiate, load_run
 from research.preflight import check, program
-from research.preflight.recorded import load_config
 from research.sweep.study import instantiate_setting
 from research.tracking.optuna_storage import get_storage
 

@@ -12,9 +12,9 @@ from mlflow.tracking import MlflowClient
 from program import ROOT, TINY, create_empty_store, start_run, train, wait_for_run
 from torch import nn
 
+from research.composition.overrides import to_literal
 from research.export.__main__ import upload_report
 from research.preflight.check import find_mistakes
-from research.preflight.overrides import to_literal
 from research.run_dir import RunConfig, check_links, list_checkpoints, lock, replace_file
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow

@@ -15,8 +15,8 @@ from program import ROOT
 from reporting import make_study, make_trial
 
 from research.cli import escape_controls
+from research.composition.overrides import to_literal
 from research.preflight.check import find_mistakes
-from research.preflight.overrides import to_literal
 from research.report.markdown import escape, format_code, render_table
 from research.report.report import write_files
 from research.report.results import protect_cell, render_csv

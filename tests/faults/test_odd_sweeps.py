@@ -27,10 +27,10 @@ from program import ROOT
 from sqlalchemy.engine import make_url
 from sweeping import load_study, run_sweep, run_sweeps
 
+from research.composition.overrides import to_override
 from research.metrics import confidence_interval
 from research.preflight import check
 from research.preflight.folders import check_subdir
-from research.preflight.overrides import to_override
 from research.signals import Stopped
 from research.sweep.compose import run_task
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes

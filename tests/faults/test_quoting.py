@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from program import ROOT, TINY, make_environment, run
 
+from research.composition.overrides import expand_argument, to_argument, to_override
 from research.preflight.check import find_mistakes
-from research.preflight.overrides import expand_argument, to_argument, to_override
 from research.preflight.program import prepare
 from research.rules import check_folder
 from research.run_dir import expand_path

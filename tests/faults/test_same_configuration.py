@@ -9,10 +9,10 @@ import pytest
 from program import TINY, read_summaries, train
 
 from research import rules
+from research.composition.overrides import to_override
+from research.composition.recorded import FREE_SETTINGS, list_differences, load_config
 from research.preflight import resume
 from research.preflight.check import check_overrides, find_mistakes
-from research.preflight.overrides import to_override
-from research.preflight.recorded import FREE_SETTINGS, list_differences, load_config
 from research.preflight.resume import check_same_run
 from research.preflight.run_config import describe_newest_run
 from research.run import get_finished_value

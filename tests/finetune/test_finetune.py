@@ -41,7 +41,7 @@ def tune(root: Path, kind: str, base: Path, *words: str, fails: bool = False) ->
 
 
 def read_config(run: Path) -> Any:
-    from research.preflight.recorded import load_config
+    from research.composition.recorded import load_config
 
     return load_config(run)[0]
 

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from research.composition.overrides import to_override
 from research.options.conf import CONF
 from research.preflight.check import check_overrides, find_mistakes
-from research.preflight.overrides import to_override
 
 RUN_ID = "0123456789abcdef" * 2
 

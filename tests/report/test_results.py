@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from reporting import draw_params, fill_study, make_lucky_study, make_study, make_trial, read_contents, read_table
 
+from research.composition.overrides import to_override
 from research.metrics import confidence_interval
-from research.preflight.overrides import to_override
 from research.report import preset, report, results, study
 from research.report.results import Row, Sweep
 from research.tracking.study_spec import parse_study_spec

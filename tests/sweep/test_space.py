@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from program import ROOT
 
+from research.composition.overrides import to_override
 from research.options.condition import Condition
-from research.preflight.overrides import to_override
 from research.sweep import space
 from research.sweep.compose import Composer
 from research.sweep.space import Space

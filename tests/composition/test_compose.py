@@ -10,10 +10,10 @@ import yaml
 from omegaconf import OmegaConf, _utils
 from program import ROOT
 
+from research.composition.compose import iter_leaves, use_fast_yaml
+from research.composition.overrides import parse
 from research.options.conf import CONF, list_groups
 from research.options.source import drop_bodies
-from research.preflight.compose import iter_leaves, use_fast_yaml
-from research.preflight.overrides import parse
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import resolve_settings
 

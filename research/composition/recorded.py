@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import OmegaConf
 
+from research.composition.compose import iter_leaves
 from research.options.renames import upgrade_config
-from research.preflight.compose import iter_leaves
 from research.run_dir import OUTER_KEYS, read_text, to_run_folder
 from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints, read_manifest
 

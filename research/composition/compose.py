@@ -15,10 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf import _utils as omegaconf_utils
 
+from research.composition.overrides import get_key, iter_variants, parse, to_override
 from research.options.condition import Condition
 from research.options.conf import FOLDERS, list_groups
 from research.options.files import describe_yaml_error
-from research.preflight.overrides import get_key, iter_variants, parse, to_override
 
 MISSING = object()
 REFERENCE = r"\$\{(?:oc\.select:)?(?P<key>[\w.]+)(?:,(?P<default>[^{}]*))?\}"  # ${KEY}, or ${oc.select:KEY,DEFAULT}
@@ -53,7 +53,7 @@ def _compose_lines(lines: tuple[str, ...]) -> dict[str, Any]:
 def use_fast_yaml() -> None:
     """Let OmegaConf, and so Hydra, parse YAML with libyaml where it is there: a tenth of a mistake's answer.
 
-    What reads the parsed nodes stays OmegaConf's own, whose private name this is; tests/preflight/test_compose.py pins it.
+    What reads the parsed nodes stays OmegaConf's own, whose private name this is; tests/composition/test_compose.py pins it.
     """
     if not yaml.__with_libyaml__ or issubclass(omegaconf_utils.get_yaml_loader(), yaml.cyaml.CParser):
         return

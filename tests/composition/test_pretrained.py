@@ -7,10 +7,10 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
+from research.composition.overrides import expand_argument, parse
+from research.composition.pretrained import BYTES, FOLDER, HUB, complete
 from research.options.conf import CONF
 from research.preflight import check
-from research.preflight.overrides import expand_argument, parse
-from research.preflight.pretrained import BYTES, FOLDER, HUB, complete
 from research.preflight.requested import RequestedConfig
 
 BITLINEAR = "research.nn.bitlinear.BitLinear"
