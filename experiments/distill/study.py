@@ -18,7 +18,7 @@ TERNARY = (*TEXT, "model=bitnet", "lr=1e-2")
 STEPS = "steps=1500"
 LONG = "steps=4000"  # of plain training in the CPU time of a teacher and its student: see README.md
 WARMUP = "model.linear.warmup=250"  # a sixth of the steps
-TAUGHT = ("objective=distill", "objective.weight=0.5")
+TAUGHT = ("objective=distill", "objective.weight=1")
 FROM_FULL = (*TEXT, "model=bitnet", "lr=3e-3", STEPS, WARMUP, "resume.weights_only=true")
 FULL_NAME, PLAIN, TWIN = "full", "plain", "full_taught"
 ON_FULL = {TAUGHT[0]: "objective.teacher", "resume.weights_only=true": "resume.path"}  # what names the full-precision run
