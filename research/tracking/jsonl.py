@@ -10,9 +10,8 @@ from typing import Any, TextIO
 from research.cli import print_message
 from research.run_dir import RunConfig, lock, read_summary, replace_text
 from research.tracking import history
-from research.tracking.delivery import Delivery
 from research.tracking.history import METRICS_FILE, Lines
-from research.tracking.sink import Record, Sink
+from research.tracking.sink import Delivery, Record, Sink
 from research.training.state import Callback, State
 
 KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STOPPED", "PRUNED"

@@ -1,14 +1,30 @@
-"""A sink: where the numbers of a run go besides metrics.jsonl. A new one is a class of these methods, and a yaml."""
+"""A sink: where the numbers of a run go besides metrics.jsonl, and the thread that brings them: no training step waits.
+
+A new sink is a class of `Sink`'s methods, and a yaml.
+"""
 
 import importlib
+import logging
 import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from research.cli import announce_wait, first_line, print_message
 from research.run_dir import RunConfig
+from research.signals import watch
 from research.training.state import State
+
+BATCH_INTERVAL = 2.0  # seconds between deliveries
+SIGNAL_TIMEOUT = 3.0  # seconds without an answer, after which a run that a signal has ended ends without it
+MAX_PAUSE = 5.0  # seconds between two attempts
+silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
+log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -95,3 +111,104 @@ def import_extra(library: str) -> Any:
 def describe_extra(library: str) -> str:
     """Return the message of an extra, called as its library, that is not installed."""
     return f"tracker={library} needs {library}, which is not installed\npip install -e '.[{library}]'"
+
+
+class Delivery:
+    """A sink, and what it has not received yet."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.state: State | None = None  # once the run has been built
+        self.records: deque[Record] = deque()  # that are not logged yet
+        self.last_step = 0  # that was logged
+        self.safe_step = 0  # up to which no step is repeated in this process: that of the newest checkpoint
+        self.finishing, self.over, self.error = threading.Event(), threading.Event(), ""
+        self.outcome: tuple[str, dict[str, Any]] = ("", {})
+        self.thread = threading.Thread(target=self._deliver, name=sink.name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    @property
+    def limit(self) -> float:
+        """The step up to which the sink may have the records now."""
+        guard = (self.sink.run.config.get("trainer") or {}).get("guard") or {}
+        may_repeat = self.sink.is_append_only and guard.get("policy") == "rollback"
+        return self.safe_step if may_repeat and not self.finishing.is_set() else math.inf
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of later steps that an append-only sink has not had: they will be repeated."""
+        with suppress(IndexError):  # the thread has taken the last one
+            while self.sink.is_append_only and self.records[-1].step > step:
+                self.records.pop()
+
+    def begin_end(self, status: str, summary: dict[str, Any], marker: Path | None) -> None:
+        """Let the thread deliver the rest and end the run. Until it has, the marker stands in the run folder."""
+        self.outcome = status, summary
+        with suppress(OSError):  # the disk is full
+            if marker:
+                marker.touch()
+        self.finishing.set()
+
+    def wait_until_sent(self, begun: float) -> bool:
+        """Return True once the sink has the run, False where it does not answer, or a signal comes meanwhile."""
+        with announce_wait(self.sink.address), watch() as signals, suppress(KeyboardInterrupt):
+            count, is_brief = signals.count, bool(signals.signum) or self.sink.address in silent_stores
+            patience = SIGNAL_TIMEOUT if is_brief else self.sink.patience
+            while self.thread.is_alive() and signals.count == count:
+                if time.monotonic() > max(begun, self.sink.answered) + patience:
+                    break
+                self.thread.join(0.1)
+        is_sent = not self.thread.is_alive()
+        self.over.set()
+        (silent_stores.discard if is_sent else silent_stores.add)(self.sink.address)
+        return is_sent
+
+    def warn(self, path: Path) -> None:
+        """Say that the sink lacks a part of the run."""
+        note = f"did not take all of this run ({self.error or 'no answer'}); every metric is in {path}"
+        print_message(f"warning: {self.sink.address} {note}\nthe same settings with resume=RUN send the rest")
+
+    # What follows runs in the thread.
+
+    def _deliver(self) -> None:
+        """Log the records every BATCH_INTERVAL, and once more when the run finishes."""
+        with suppress(TimeoutError):
+            self._retry_until_done(self.sink.open)
+            is_last = has_state = False
+            while not is_last:
+                is_last = self.finishing.wait(BATCH_INTERVAL)
+                if self.state and not has_state:  # as soon as it is built: a run that is killed later has it too
+                    self._retry_until_done(partial(self.sink.describe, self.state))
+                    has_state = True
+                while batch := self._take_batch():
+                    if batch[0].step <= self.last_step:
+                        self._retry_until_done(partial(self.sink.rewind, batch[0].step - 1))
+                    self._retry_until_done(partial(self.sink.log, batch))
+                    self.last_step = batch[-1].step
+            self._retry_until_done(partial(self.sink.close, *self.outcome))
+
+    def _take_batch(self) -> list[Record]:
+        """Return the next records: as many as a call may have, with rising steps."""
+        batch, count, limit = list[Record](), 0, self.limit
+        while self.records and self.records[0].step <= limit and (not batch or self.records[0].step > batch[-1].step):
+            count += len(self.records[0].metrics)
+            if batch and count > self.sink.max_numbers:
+                break
+            batch.append(self.records.popleft())
+        return batch
+
+    def _retry_until_done(self, action: Callable[[], None]) -> None:
+        """Repeat a call until it works. Raise TimeoutError once the run no longer waits for it."""
+        pause = 0.0
+        while not self.over.wait(pause):
+            try:
+                action()
+                self.error, self.sink.ended = "", time.monotonic()
+                return
+            except Exception as error:  # sinks raise errors of many kinds, and none of them may end the training
+                log.log(logging.INFO if self.error else logging.WARNING, "%s: %s", self.sink.title, error)
+                self.error = first_line(error)
+            pause = min(2 * pause + 0.2, MAX_PAUSE)
+        raise TimeoutError

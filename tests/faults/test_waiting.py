@@ -31,7 +31,7 @@ from research.signals import Stopped, watch
 from research.sweep import pruning
 from research.sweep.pruning import Pruning
 from research.sweep.trial import Trial
-from research.tracking import delivery, mlflow_store, optuna_storage
+from research.tracking import mlflow_store, optuna_storage, sink
 from research.tracking.history import read_records
 from research.tracking.journal import Journal
 from research.tracking.jsonl import FINISHED, STOPPED
@@ -46,7 +46,7 @@ LOSSES = {step: 1 / step for step in (1, 2, 3)}
 def trust_stores() -> Iterator[None]:
     """Each test as in a process of its own, in which no store has been silent yet."""
     yield
-    delivery.silent_stores.clear()
+    sink.silent_stores.clear()
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_server_that_fails_ends_no_run_late_and_gets_the_rest_later(
     fault: str,
     fails_at: int,
 ) -> None:
-    monkeypatch.setattr(delivery, "BATCH_INTERVAL", 0.1)
+    monkeypatch.setattr(sink, "BATCH_INTERVAL", 0.1)
     tracker = MLflow(server.uri)
     run = log_steps(server, tracker, tmp_path, fault, fails_at)
     tracker.sink.patience, started = 0.4, time.monotonic()
@@ -133,7 +133,7 @@ def test_a_signal_ends_the_wait_for_a_server_at_once(
 
 
 def test_a_stopped_run_waits_less(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "SIGNAL_TIMEOUT", 0.2)
+    monkeypatch.setattr(sink, "SIGNAL_TIMEOUT", 0.2)
     tracker = MLflow(server.uri)
     log_steps(server, tracker, tmp_path, "hangs", 0)
     with watch() as seen:
@@ -258,7 +258,7 @@ def test_sigterm_ends_the_wait_for_a_database_and_the_training_is_saved(
 
 def test_a_report_does_not_wait_again_for_a_silent_server(server: Server, tmp_path: Path) -> None:
     server.fault = "hangs"
-    delivery.silent_stores.add(f"MLflow at {server.uri}")
+    sink.silent_stores.add(f"MLflow at {server.uri}")
     with pytest.raises(ConnectionError, match="did not answer"), mlflow_store.connect_briefly(server.uri) as client:
         client.get_run("r")
 

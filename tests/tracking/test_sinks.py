@@ -23,7 +23,7 @@ from torch import nn
 from research import run_dir
 from research.data.modular import modular
 from research.run_dir import ROOT, RunConfig, Summary
-from research.tracking import delivery
+from research.tracking import sink
 from research.tracking import wandb as wandb_tracker
 from research.tracking.csv import CsvSink
 from research.tracking.jsonl import FAILED, FINISHED, Jsonl
@@ -47,8 +47,8 @@ def stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(delivery, "BATCH_INTERVAL", 0.05)
-    monkeypatch.setattr(delivery, "silent_stores", set())
+    monkeypatch.setattr(sink, "BATCH_INTERVAL", 0.05)
+    monkeypatch.setattr(sink, "silent_stores", set())
 
 
 def make_run(tmp_path: Path, **more: Any) -> RunConfig:
