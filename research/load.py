@@ -205,7 +205,7 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
 
 def choose_model(settings: dict[str, Any], folder: Path, base: str | None) -> Any:
     """Return the model node of a run: with its own files where it holds all weights, else with where a base folder is now."""
-    node = settings.get("model")
+    node: Any = settings.get("model")
     if is_whole(settings):
         return use_own_files(node, folder)
     return node if base is None or settings["finetune"].get("base") else node | {"folder": base}

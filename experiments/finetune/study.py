@@ -157,7 +157,8 @@ class Cells:
             file.write_text(json.dumps(self.measure(run)), encoding="utf-8")
         trained, text = summary.learning_params / summary.params, read_overrides(run)["data.path"]
         facts = {"trained": round(trained, 5), "after": summary.metrics["val/bpb"], "seconds": round(summary.train_s, 1)}
-        return facts | {"steps": summary.steps, "text": describe_text(text)} | json.loads(file.read_text(encoding="utf-8"))
+        measured: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return facts | {"steps": summary.steps, "text": describe_text(text)} | measured
 
     def measure(self, run: Path) -> dict[str, float]:
         """Evaluate a run and its base: before, after a merge, and on the old text."""

@@ -11,11 +11,11 @@ from research.data import text
 from research.data.bins import prepare_streams
 from research.data.corpus import SPLITS, Origin, Reader
 from research.data.images import Labelled, build_images, drop_repeats
-from research.data.labels import describe_counts
 from research.data.spec import Dataset, Images, MemoryDataset, Tokens
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.hub import AUTO, CONTENT, INDEX, Copy, Request, fetch
+from research.files.labels import describe_counts
 from research.files.pictures import Part, decode_pictures, parse_size
 from research.files.sources import Counts, check_defects
 from research.ranges import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_settings

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from research.data.labels import describe_classes, predict_majority
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -27,6 +26,7 @@ from research.data.rows import (
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding
+from research.files.labels import describe_classes, predict_majority
 from research.files.sources import SKIPPED_FOLDERS, Counts, check_defects, check_needs
 from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveInt, check_settings
 

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from research.data.labels import unigram_cross_entropy
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -23,6 +22,7 @@ from research.data.rows import (
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import Column, Format, check_encoding, find_kind
+from research.files.labels import unigram_cross_entropy
 from research.files.sources import Counts, check_defects, check_needs, find_files
 from research.losses import IGNORE
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, NumDates, OpenFraction, PositiveInt, check_settings

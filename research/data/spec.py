@@ -12,8 +12,8 @@ from jaxtyping import Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
 from research import rules
-from research.data.labels import predict_majority
 from research.data.tokenizers import Tokenizer
+from research.files.labels import predict_majority
 from research.losses import IGNORE, num_valid_targets
 from research.seeding import SPLIT_STREAM, fold_in
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 
-from research.data.labels import describe_classes, describe_counts, predict_majority
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
 from research.files.cells import EXACT, Column, Decimals, check_decimals, check_spellings
 from research.files.columns import Header, Table, read_table
 from research.files.documents import check_encoding
 from research.files.features import FEW, encode_classes, encode_features, encode_numbers, exclude_column, list_names
+from research.files.labels import describe_classes, describe_counts, predict_majority
 from research.files.sources import TABLE_KINDS, Counts, check_defects, find_files
 from research.ranges import ExistingPath, Fraction, NonNegativeInt, OpenFraction, PositiveInt, check_settings
 

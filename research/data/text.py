@@ -11,12 +11,12 @@ import numpy as np
 
 from research.data.bins import Streams, Windows, prepare_streams
 from research.data.corpus import Corpus, Origin, Reader, check_unchanged, read_corpus, read_stamp
-from research.data.labels import unigram_cross_entropy
 from research.data.mixing import Mixture, share_block
 from research.data.spec import Dataset, Samples, Split, Tokens, spread_evenly
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import SUFFIXES, Format, check_encoding
+from research.files.labels import unigram_cross_entropy
 from research.files.sources import Counts, find_files
 from research.metrics import nats_to_bits
 from research.ranges import ExistingPath, Fraction, OpenFraction, PositiveFloats, PositiveInt, check_settings

@@ -33,7 +33,13 @@ def side(
     layers = select_layers(take_weights(model, base, digest), include, exclude, "side", only_ternary=False)
     check_rank(layers, rank)
     model.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[*layers], bias="none")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=[*layers],
+        bias="none",
+    )
     inject_adapter_in_model(config, model)
     return model
 

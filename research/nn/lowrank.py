@@ -85,7 +85,7 @@ def add_gains(model: nn.Module) -> nn.Module:
 
 def make_gain_quantizer(quantizer: Quantizer) -> Quantizer:
     """Return the quantizer that gives back ternary codes times any scale an output, or a group of inputs, to the bit."""
-    granularity = quantizer.granularity if isinstance(quantizer.granularity, int) else "channel"
+    granularity: Any = quantizer.granularity if isinstance(quantizer.granularity, int) else "channel"
     return replace(quantizer, scale_method="absmax", weight_bits=1.58, granularity=granularity)
 
 

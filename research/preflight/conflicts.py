@@ -11,6 +11,7 @@ from functools import partial
 from research import rules
 from research.composition.compose import MISSING, is_interpolated
 from research.composition.teacher import find_teacher_conflicts
+from research.files.hub import check_dataset
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
 from research.preflight.folders import find_folder_conflicts, find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from program import ROOT
 
 from research.data.digits import digits
-from research.data.labels import describe_classes
 from research.data.modular import OPERATIONS, Operation, modular
 from research.data.text import text
+from research.files.labels import describe_classes
 
 WHOLE = sorted(file for file in (ROOT / "conf/data").glob("*.yaml") if "_target_" in file.read_text())  # others build on these
 

@@ -146,7 +146,8 @@ def test_checkpoints_of_what_learns_are_small(tmp_path: Path) -> None:
     add = partial(add_low_rank, rank=1, alpha=1.0, include=["*"], exclude=[])
     sizes = {}
     for name, finetune in (("full", None), ("inside", add)):
-        state = fit(tmp_path / name, steps=2, dim=96, **({"finetune": finetune} if finetune else {}))
+        settings: dict[str, Any] = {"finetune": finetune} if finetune else {}
+        state = fit(tmp_path / name, steps=2, dim=96, **settings)
         folder = checkpoint.commit(tmp_path / name / "again", snapshot.capture(state))
         sizes[name] = sum(file.stat().st_size for file in folder.iterdir())
     assert sizes["inside"] < 0.1 * sizes["full"]

@@ -1,7 +1,7 @@
 """What is fine-tuned inside the rounding merges to the bit, and learns by the chain rule."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from research.training.base import merge_finetuning
 GAINS = (-1.0, -2.0, -1 + 1e-6, 0.0, 3.5, -0.9999, 1e4)  # minus one: a gain of 0, negative ones, below the floor of a scale
 
 
-def add_inside(model: nn.Module, rank: int = 1) -> nn.Module:
+def add_inside(model: Any, rank: int = 1) -> Any:
     return add_low_rank(model, rank, 2.0, ["*"], [])
 
 
@@ -51,14 +51,14 @@ def test_a_merged_layer_gives_the_same_bits(
     if isinstance(granularity, int):
         ins, backend = ins * granularity, "auto"
     quantized: dict[str, Any] = {"scale_method": scale_method, "weight_bits": bits, "granularity": granularity}
-    model = nn.Sequential(BitLinear(ins, outs, bool(seed % 2), **quantized, backend=backend)).eval()
+    model: Any = nn.Sequential(BitLinear(ins, outs, bool(seed % 2), **quantized, backend=backend)).eval()
     with torch.no_grad():
         model[0].weight[:zeros] = 0.0
     base, x = copy.deepcopy(model), torch.randn(rows, ins)
     kind(model)
     assert torch.equal(model(x), base(x)), "it begins as its base"
     perturb(model)
-    merged = merge_adapters(copy.deepcopy(model))
+    merged: Any = merge_adapters(copy.deepcopy(model))
     assert type(merged[0]) is BitLinear
     assert torch.equal(merged(x), model(x))
     if not explain_unpackable(merged[0].quantizer):
@@ -68,11 +68,12 @@ def test_a_merged_layer_gives_the_same_bits(
 
 
 def test_gains_stand_in_the_configuration_as_in_the_layer() -> None:
-    for granularity in ("tensor", "channel", 4):
-        layer = BitLinear(8, 4, granularity=granularity)  # type: ignore[arg-type]
+    granularities: Any = ("tensor", "channel", 4)
+    for granularity in granularities:
+        layer = BitLinear(8, 4, granularity=granularity)
         linear = {"granularity": granularity, "scale_method": "absmean", "weight_bits": 1.58}
-        config = {"finetune": {"_target_": "research.finetune.gains.gains"}, "model": {"linear": linear}}
-        merged, made = merge_finetuning(config), make_gain_quantizer(layer.quantizer)
+        config: dict[str, Any] = {"finetune": {"_target_": "research.finetune.gains.gains"}, "model": {"linear": linear}}
+        merged, made = cast(Any, merge_finetuning(config)), make_gain_quantizer(layer.quantizer)
         assert merged["model"]["linear"] == {key: getattr(made, key) for key in linear}
         assert merged["finetune"] is None
         assert config["model"]["linear"] == linear
@@ -80,7 +81,7 @@ def test_gains_stand_in_the_configuration_as_in_the_layer() -> None:
 
 def straight_through_gradient(layer: BitLinear, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of a plain layer's weight by plain operators, and its rounded weight."""
-    plain = merge_adapters(nn.Sequential(copy.deepcopy(layer)))[0].requires_grad_()
+    plain = cast(Any, merge_adapters(nn.Sequential(copy.deepcopy(layer))))[0].requires_grad_()
     with torch.no_grad():
         codes, scale = plain.quantizer.quantize_weight(plain.weight)
         x_codes, x_scale = plain.quantizer.quantize_activation(x)
@@ -93,7 +94,7 @@ def straight_through_gradient(layer: BitLinear, x: Tensor, target: Tensor) -> tu
 @pytest.mark.parametrize("kind", [add_inside, add_gains])
 def test_the_gradient_is_the_chain_rule_behind_straight_through(kind: Any) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(BitLinear(12, 9, bias=False, backend="ste"))
+    model: Any = nn.Sequential(BitLinear(12, 9, bias=False, backend="ste"))
     kind(model, *([3] if kind is add_inside else []))
     perturb(model)
     with torch.no_grad():
