@@ -113,7 +113,7 @@ def test_dev_has_all_that_exports_storages_and_launchers_need() -> None:
         left += [
             inner for text in extras[name] for inner in re.findall(r"^grokbit\[(.*)\]$", text) for inner in inner.split(",")
         ]
-    assert set(extras) - names == {"gguf", "hub"}
+    assert set(extras) - names == {"gguf"}
 
 
 def test_every_file_of_the_makefile_exists() -> None:
@@ -123,7 +123,7 @@ def test_every_file_of_the_makefile_exists() -> None:
 
 def test_ci_runs_checks_and_all_tests() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
-    assert commands == ["make check", "make test", "make test-slow"]
+    assert commands == ["make setup-dev", "make check", "make test", "make test-slow"]
     rules = (ROOT / "Makefile").read_text()
     assert '-m "not slow"' in rules
     assert "-m slow " in rules

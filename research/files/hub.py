@@ -7,7 +7,6 @@ the library nor a network.
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from research.cli import wait_for
 from research.files.cache import hash_file
+from research.files.sources import quote_setting
 from research.run_dir import ROOT, expand_path, read_json
 
 CACHE = ROOT / "outputs" / "cache" / "hub"
@@ -104,7 +104,9 @@ def check_dataset(dataset: str | None) -> None:
             raise ValueError(f"{message}\nconvert it to parquet, or give a data set without a script")
         return
     if path.exists():
-        raise ValueError(f"data.dataset={dataset} is a file\ngive its folder, or data=text data.path={shlex.quote(dataset)}")
+        raise ValueError(
+            f"data.dataset={dataset} is a file\ngive its folder, or data=text {quote_setting('data.path', dataset)}"
+        )
     if url := re.match(r"(?:hf://|https?://[\w.]+/)(?:datasets/)?([\w.-]+/[\w.-]+)", dataset):
         raise ValueError(f"data.dataset={dataset} is an address\ngive data.dataset={url[1]}")
     if dataset in KINDS:

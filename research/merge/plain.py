@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from research.composition.recorded import load_config
+from research.data.spec import Split, spread_evenly
 from research.finetune.side import list_adapters, merge_side
 from research.load import TrainedRun, instantiate, load_run
 from research.losses import make_plain
@@ -59,8 +60,9 @@ def measure_side(trained: TrainedRun, merged: nn.Module, num_samples: int) -> di
 
     Raise ValueError for ternary layers, with the share of the adapters that the rounding leaves, and val/loss before and after.
     """
-    split = trained.data.val.take(num_samples)
-    inputs = split[torch.arange(len(split))][0]
+    held_back = trained.data.val
+    inputs, targets = held_back[spread_evenly(min(num_samples, len(held_back)), len(held_back))]
+    split = Split(inputs, targets)
     base = remove_adapters(copy.deepcopy(trained.model))
     with_adapters, merged_outputs, base_outputs = (model(inputs) for model in (trained.model, merged, base))
     error, effect = (with_adapters - other for other in (merged_outputs, base_outputs))

@@ -126,7 +126,7 @@ class WandbSink(Sink):
     def describe_end(self) -> str:
         if not self.is_offline:
             return str(self.logged.url)
-        return f"wandb sync {shlex.quote(str(self.folder))}/offline-run-*-{self.record.id}"
+        return f"wandb sync {shlex.join([str(self.folder)])}/offline-run-*-{self.record.id}"
 
     def _read_record(self) -> WandbRun:
         """Return what the folder says of its run; a new one where it says nothing, or is a copy of another folder."""

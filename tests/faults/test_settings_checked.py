@@ -333,7 +333,7 @@ def test_a_share_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
 
 
 def test_settings_stay_checked_where_layers_are_exchanged() -> None:
-    with pytest.raises(ValueError, match=r"model\.linear\.warmup takes a whole number in \[0, inf\); got -1"):
+    with pytest.raises(ValueError, match=r"model\.linear\.warmup takes .*got -1"):
         Transformer(DATA.shape, 16, 1, 2, partial(BitLinear, warmup=-1))
     assert make_state(Transformer(DATA.shape, 16, 1, 2, partial(BitLinear, warmup=1))).progress.step == 0
 
