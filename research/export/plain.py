@@ -1,6 +1,7 @@
 """The model in operations that every runtime has: two bits a weight in the file, codes as float32 when it runs."""
 
 from copy import deepcopy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ def build_plain_model(source: Source) -> nn.Module:
     inputs = source.net.get_input_embeddings() if isinstance(source.model, Hub) else source.model.embed
     for name, module in source.model.named_modules():
         if module is inputs and type(module) is nn.Embedding:
-            model.set_submodule(name, PlainEmbedding(module))
+            model.set_submodule(name, PlainEmbedding(cast(nn.Embedding, model.get_submodule(name))))  # a tied head shares it
     return model.eval()
 
 

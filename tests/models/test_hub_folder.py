@@ -91,10 +91,11 @@ def test_shards_and_links_are_read(llama: Path, tmp_path: Path) -> None:
 
 
 def test_an_architecture_alone_has_new_weights(llama: Path, tmp_path: Path) -> None:
-    """Also of a folder that holds nothing else, as a run keeps it."""
+    """Also of a folder that holds no weights, as a run keeps it."""
     model = Hub(SHAPE, folder=str(llama), linear=BitLinear)
     model.save_config(tmp_path / "model")
-    assert {file.name for file in (tmp_path / "model").iterdir()} == {"config.json", "generation_config.json"}
+    kept = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}  # what an export needs
+    assert {file.name for file in (tmp_path / "model").iterdir()} == kept
     new = Hub(SHAPE, folder=str(tmp_path / "model"), load_weights=False, linear=BitLinear)
     assert {k: v.shape for k, v in new.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert not torch.equal(new(TOKENS), model(TOKENS))

@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "experiment/option": (
         "# @package _global_\ndefaults:\n  - override /data: texts\n",
-        ["option.yaml:3: group 'data' has no option 'texts'; options: digits", "write - override /data: text"],
+        ["option.yaml:3: group 'data' has no option 'texts'; options: ", "write - override /data: text"],
     ),
     "experiment/group": (
         "# @package _global_\ndefaults:\n  - override /modle: mlp\n",
