@@ -98,12 +98,13 @@ def test_images_have_their_pixels_and_classes(name: str, mode: str, side: int, l
 def test_a_preset_trains(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / "set")
     more = MODELS.get(name, ["data.seq_len=64"])
-    done = train(tmp_path, f"data={name}", f"data.dataset={tmp_path / 'set'}", *more, *TINY)
+    words = [f"data={name}", f"data.dataset={tmp_path / 'set'}", *more, *TINY]
+    done = train(tmp_path, *words)
     (summary,) = read_summaries(tmp_path)
     assert (summary["status"], summary["steps"]) == ("FINISHED", 3)
     assert f"{tmp_path / 'set'}: train as train" in done.stdout
     folder = next((tmp_path / "out" / name).iterdir())
-    resumed = train(tmp_path, f"resume={folder}", "trainer.steps=6")
+    resumed = train(tmp_path, *words, f"resume={folder}", "trainer.steps=6")
     assert "step 6/6" in resumed.stdout
 
 
