@@ -7,8 +7,6 @@ wherever that is by then.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from research.run_dir import (
     to_run_folder,
 )
 from research.tracking.find import check_run
-from research.training.manifest import DamagedError, hash_file, is_checkpoint, is_intact, rank_checkpoints, read_manifest
+from research.training.base import hash_checkpoint, hash_folder, list_weight_files
+from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints
 
 DISTILL = "research.distill.objective.Distill"
 STORE_FILE = "store.json"  # in a store: whose answers it keeps
@@ -56,7 +55,7 @@ def find_teacher(teacher: str) -> Path:
     path = expand_path(teacher)
     try:
         if is_pretrained(path):
-            if not list_weights(path):
+            if not list_weight_files(path):
                 raise ValueError(f"{path} has no *.safetensors and no pytorch_model*.bin\ngive {HINT}")
             return path.resolve()
         check_run(teacher)
@@ -83,39 +82,17 @@ def is_pretrained(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "config.yaml").exists() and not is_checkpoint(path)
 
 
-def list_weights(path: Path) -> list[Path]:
-    """Return the files with the weights of a folder that save_pretrained wrote."""
-    return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-
-
 def digest_teacher(path: Path) -> str:
-    """Return the sha256 of a teacher's weights: the averaged ones where a run has them, as it was evaluated with these.
-
-    Raise ValueError where no checkpoint is intact.
-    """
+    """Return a digest of a teacher's weights. Raise ValueError where no checkpoint is intact."""
     if is_pretrained(path):
-        facts = ((file, file.stat()) for file in list_weights(path))
-        return join_digests([hash_once(file, status.st_size, status.st_mtime_ns) for file, status in facts])
+        return hash_folder(str(path))
     folders = [path] if is_checkpoint(path) else [folder for _, folder in rank_checkpoints(path)]
     if not (folder := next(filter(is_intact, folders), None)):
         raise ValueError(f"objective.teacher={path}: no checkpoint is intact\ngive another teacher")
     try:
-        files = read_manifest(folder).files
+        return hash_checkpoint(folder)
     except DamagedError as error:  # since a moment
         raise ValueError(f"objective.teacher={path}: {error}\ngive another teacher") from error
-    names = next(([name] for name in ("average.safetensors", "model.safetensors") if name in files), sorted(files))
-    return join_digests([str(files[name]["sha256"]) for name in names])
-
-
-def join_digests(digests: list[str]) -> str:
-    """Return the digest of some files: that of the only one, or one of all."""
-    return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
-
-
-@cache
-def hash_once(path: Path, size: int, mtime: int) -> str:
-    """Return the sha256 of a file, which is read once in a process: the preflight and the run both need it."""
-    return str(hash_file(path)["sha256"])
 
 
 def read_teacher_data(path: Path) -> TeacherData:

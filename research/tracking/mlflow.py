@@ -27,6 +27,7 @@ from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.sink import Record, Sink, find_weights
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
+from research.training.base import FROZEN_KINDS, get_kind
 from research.training.state import State
 from research.trigger import higher_is_better, read_directions
 
@@ -215,14 +216,17 @@ class MLflowSink(Sink):
 def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state: State) -> None:
     """Log the best checkpoint as a model that `mlflow.pyfunc.load_model` loads, with its signature and an example.
 
-    Sharded weights are in no single process: no model.
+    Where weights are sharded, or a checkpoint holds adapters beside a base, there is no model to log: a warning says so.
     """
     from mlflow import pyfunc
     from mlflow.models import Model, infer_signature
 
     weights = find_weights(folder, int(state.progress.best.get("step", -1)))
-    if weights is None or state.sharded:
-        log.warning("MLflow: no model is logged: %s", "its weights are sharded" if state.sharded else "there is no checkpoint")
+    if weights is None or state.sharded or get_kind(state.info.config) in FROZEN_KINDS:
+        reason = (
+            "its weights are sharded" if state.sharded else "its checkpoints hold adapters alone"
+        )
+        log.warning("MLflow: no model is logged: %s", reason if weights else "there is no checkpoint")
         return
     inputs = state.val[torch.arange(min(len(state.val), NUM_EXAMPLES))][0]
     with torch.inference_mode():

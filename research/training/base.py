@@ -13,7 +13,7 @@ from research.training.manifest import DamagedError, hash_file, is_checkpoint, r
 
 FROZEN_KINDS = ("side", "inside", "gains")  # of fine-tuning, whose checkpoints leave out the base's weights
 INSIDE_KINDS = ("inside", "gains")  # and which are of ternary layers alone
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")  # of a pretrained folder, the first kind that is there
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")  # of a pretrained folder, the first kind that is there
 # Of layers that have taken in gains, as research.nn.lowrank makes them.
 GAIN_SETTINGS = {"scale_method": "absmax", "weight_bits": 1.58, "granularity": "channel"}
 NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub model.folder=FOLDER"
@@ -40,13 +40,16 @@ def hash_checkpoint(folder: Path) -> str:
     return combine_digests(digests | ({"base": base} if base else {}))
 
 
+def list_weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a pretrained folder, of the first kind that is there."""
+    return next(filter(None, (sorted(folder.glob(pattern)) for pattern in WEIGHT_FILES)), [])
+
+
 @cache  # a command reads gigabytes once
 def hash_folder(folder: str) -> str:
     """Return a digest of a pretrained folder's weights, as `hash_checkpoint` does. Raise ValueError where it has none."""
-    path = expand_path(folder)
-    files = next(filter(None, (sorted(path.glob(pattern)) for pattern in WEIGHT_FILES)), [])
     try:
-        digests = {file.name: str(hash_file(file)["sha256"]) for file in files}
+        digests = {file.name: str(hash_file(file)["sha256"]) for file in list_weight_files(expand_path(folder))}
     except OSError as error:
         raise ValueError(f"model.folder={folder}: {error.filename} cannot be read: {error.strerror}") from error
     if not digests:
