@@ -223,9 +223,7 @@ def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state:
 
     weights = find_weights(folder, int(state.progress.best.get("step", -1)))
     if weights is None or state.sharded or get_kind(state.info.config) in FROZEN_KINDS:
-        reason = (
-            "its weights are sharded" if state.sharded else "its checkpoints hold adapters alone"
-        )
+        reason = "its weights are sharded" if state.sharded else "its checkpoints hold adapters alone"
         log.warning("MLflow: no model is logged: %s", reason if weights else "there is no checkpoint")
         return
     inputs = state.val[torch.arange(min(len(state.val), NUM_EXAMPLES))][0]
