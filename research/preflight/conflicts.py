@@ -11,7 +11,6 @@ from functools import partial
 from research import rules
 from research.composition.compose import MISSING, is_interpolated
 from research.composition.teacher import find_teacher_conflicts
-from research.files.hub import check_dataset
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
 from research.preflight.folders import find_folder_conflicts, find_out_conflicts, find_shared_folder_conflicts
 from research.preflight.known_keys import read_option
@@ -247,6 +246,8 @@ def find_dataset_conflicts(requested: RequestedConfig) -> Conflicts:
     dataset = requested.get_resolved("data.dataset")[0]
     is_read = str(requested.get_resolved("data._target_")[0]).startswith("research.data.hub.")
     if is_read and (dataset is None or isinstance(dataset, str)) and not is_interpolated(dataset):
+        from research.files.hub import check_dataset  # it starts processes: of no use to other data
+
         try:
             check_dataset(dataset)
         except ValueError as error:

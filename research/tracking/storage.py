@@ -1,7 +1,6 @@
 """Where runs are kept: a lock on a file, MLflow's URI, SQLite addresses, W&B's server and its login."""
 
 import fcntl
-import netrc
 import os
 import re
 import socket
@@ -102,6 +101,8 @@ def has_login() -> bool:
         return False
     if os.environ.get("WANDB_API_KEY"):
         return True
+    import netrc  # for W&B alone
+
     file = os.environ.get("NETRC") or next((str(p) for p in (Path.home() / ".netrc", Path.home() / "_netrc") if p.exists()), "")
     with suppress(OSError, netrc.NetrcParseError):
         return bool(file) and netrc.netrc(file).authenticators(urlsplit(get_wandb_server()).hostname or "") is not None
