@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from research.files.weights import list_weight_files
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
@@ -22,7 +23,7 @@ from research.run_dir import (
     to_run_folder,
 )
 from research.tracking.find import check_run
-from research.training.base import hash_checkpoint, hash_folder, list_weight_files
+from research.training.base import hash_checkpoint, hash_folder
 from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints
 
 DISTILL = "research.distill.objective.Distill"

@@ -9,7 +9,7 @@ from research.composition.teacher import TeacherData, digest_teacher, find_teach
 from research.data.spec import Dataset, Images, Tokens, Vectors
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.load import load_run
-from research.models.hub import Hub
+from research.models.hub import load_as_saved
 
 NO_MATTER = ("mean", "scale", "end")  # of a shape: of numbers alone, and what the tokenizer says
 
@@ -74,7 +74,7 @@ def load_teacher(teacher: str, digest: str, shape: Any) -> nn.Module:
         message = f"objective.teacher={teacher}: its weights have the digest {actual[:12]}, {digest[:12]} is needed"
         raise ValueError(f"{message}\ngive the teacher with that digest")
     try:
-        model: nn.Module = Hub(shape, folder=str(path)) if is_pretrained(path) else load_run(str(path)).model
+        model: nn.Module = load_as_saved(shape, str(path)) if is_pretrained(path) else load_run(str(path)).model
     except ValueError as error:
         raise ValueError(f"objective.teacher={teacher}: {str(error).removeprefix(f'RUN={path}: ')}") from error
     return model.eval().requires_grad_(False)

@@ -53,12 +53,14 @@ class Bench:
     split_name: str
     parts: Int[Tensor, "samples"]
     unit: str  # of a part: document, block or sample
+    overfit: int = 0  # the first so many training samples are what is judged
 
     @property
     def key(self) -> tuple[object, ...]:
         """What two models must share for their difference to be paired."""
         shape = self.split.target_shape
-        return self.data.digest, self.split_name, len(self.split), shape, str(self.task.loss), str(self.task.metrics)
+        samples = self.data.digest, self.split_name, self.overfit, len(self.split), shape
+        return *samples, str(self.task.loss), str(self.task.metrics)
 
 
 @dataclass
@@ -113,7 +115,7 @@ def build_bench(task: Task, split_name: str, overfit: int, samples: int | None) 
     for note in () if task.is_own else data.notes:
         if "train" not in note:  # else it is of a model that would be trained on these data
             print_message(f"note: {note}")
-    return Bench(task, data, make_plain(loss), metrics, split, split_name, parts, unit)
+    return Bench(task, data, make_plain(loss), metrics, split, split_name, parts, unit, overfit)
 
 
 def judge(

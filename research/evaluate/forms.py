@@ -19,7 +19,7 @@ from research.export import torch as pt2
 from research.export.layout import silence_libraries
 from research.export.verify import run_client
 from research.load import load_run
-from research.models.hub import Hub
+from research.models.hub import load_as_saved
 from research.nn.packed import pack_model
 from research.run_dir import parse_step, read_summary
 from research.training.manifest import hash_file, read_manifest
@@ -70,7 +70,7 @@ def load_form(subject: Subject, packed: bool, shape: object) -> Form:
     if subject.kind == "pretrained":
         if not isinstance(shape, Tokens):
             raise ValueError(f"RUN={subject.word}: a model of transformers reads tokens, these data have {shape}")
-        return Form("pretrained", Hub(shape, folder=str(subject.path)).eval().requires_grad_(False), None)
+        return Form("pretrained", load_as_saved(shape, str(subject.path)).eval().requires_grad_(False), None)
     trained = load_run(str(subject.path))
     sizes = summary.shape if (summary := read_summary(trained.folder)) else {}
     known = restore_shape(sizes) if sizes else trained.data.shape

@@ -18,6 +18,9 @@ def plan_tasks(subjects: Sequence[Subject], words: Sequence[str], split: str | N
     tasks = []
     for subject in subjects:
         of = [run for run in runs if run.folder.name == subject.report.get("run")]
+        if len({run.folder for run in of}) > 1:
+            fix = "judge it beside its own run alone"
+            raise ValueError(f"RUN={subject.word}: {len(of)} of the runs are called {of[0].folder.name}, its name; {fix}")
         source = subject if subject.kind == "run" else next(iter([*of, *runs]), None)
         if source is None and not any(word.lstrip("+").startswith("data=") for word in words):
             fix = "name the run that it is of before it, or give data=text data.path=FILE"

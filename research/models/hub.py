@@ -16,7 +16,7 @@ from research.cli import first_line
 from research.data.spec import Tokens
 from research.models.hub_folder import COMPANIONS, check_seq_len, read_hub_config
 from research.models.hub_weights import fit_masters, load_folder
-from research.nn.bitlinear import DEFAULT_EXCLUDE, Linear, bitlinear_layers, convert_linears
+from research.nn.bitlinear import DEFAULT_EXCLUDE, BitLinear, Linear, bitlinear_layers, convert_linears
 from research.ranges import ExistingPath, check_settings
 from research.run_dir import expand_path, replace_text
 
@@ -52,11 +52,11 @@ class Hub(nn.Module):
             raise ValueError(
                 f"model=hub predicts tokens, and each text of these data has one of {shape.num_classes} classes\n{fix}"
             )
-        scales: dict[str, float] = {}
+        scales, full = dict[str, float](), list[str]()
         try:
             if folder:
                 check_seq_len(folder, read_hub_config(folder, load_weights), shape.seq_len)
-                net, scales = load_folder(folder, load_weights)
+                net, scales, full = load_folder(folder, load_weights)
             else:
                 net = _build_from_config(model_type, fields or {}, shape)
         except ModuleNotFoundError as error:  # transformers is an extra
@@ -70,7 +70,8 @@ class Hub(nn.Module):
             replaced = replace_conv1d(net)
             if replaced and load_weights and folder:
                 log.warning("model=hub: %d Conv1D layers are linear ones now, which compute the same", len(replaced))
-            self.net = convert_linears(net, include, [*([exclude] if isinstance(exclude, str) else exclude), *kept], linear)
+            excluded = [exclude] if isinstance(exclude, str) else exclude
+            self.net = convert_linears(net, include, [*excluded, *kept, *full], linear)
             fit_masters(folder or "", bitlinear_layers(self.net), scales)
             _warn_about_unconverted(self.net)
 
@@ -85,6 +86,12 @@ class Hub(nn.Module):
         for file in [expand_path(self.folder) / name for name in COMPANIONS] if self.folder else []:
             if file.is_file() and not (folder / file.name).exists():  # a resumed run has them, or is built from them
                 shutil.copyfile(file, folder / file.name)
+
+
+def load_as_saved(shape: Tokens, folder: str) -> Hub:
+    """Return the model of a folder as transformers computes it: with ternary layers where it has them."""
+    is_ternary = bool(read_hub_config(folder).get("quantization_config"))
+    return Hub(shape, folder=folder, linear=BitLinear if is_ternary else None)
 
 
 def _check_sizes(net: Any, shape: Tokens, folder: str | None) -> None:

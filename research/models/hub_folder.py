@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from research.files.weights import WEIGHT_FILES, list_weight_files
 from research.run_dir import expand_path, read_text
 
-ADAPTER_FILE, CONFIG_FILE, INDEX_FILE = "adapter_config.json", "config.json", "model.safetensors.index.json"
-WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first counts
+ADAPTER_FILE, CONFIG_FILE = "adapter_config.json", "config.json"
 COMPANIONS = (  # files of a folder beside the model that are not its weights
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
@@ -85,18 +85,15 @@ def check_quantization(folder: str, config: dict[str, Any]) -> None:
 
 def check_weight_files(folder: str, path: Path) -> None:
     """Raise ValueError where a folder has no weights, or lacks some of the files that its index names."""
-    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
-    if file is None:
+    try:
+        files = list_weight_files(path)
+    except ValueError as error:
+        raise ValueError(f"model.folder={folder} cannot be read: {error}\n{SAVED}") from None
+    if not files:
         fix = "give model.load_weights=false for new weights, or copy them there"
         raise ValueError(f"model.folder={folder} has no weights: {WEIGHT_FILES[0]} is not there\n{fix}")
-    if not file.name.endswith(".index.json"):
-        return
-    try:
-        shards = sorted({str(name) for name in json.loads(read_text(file))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"model.folder={folder} cannot be read: its {file.name}: {error!r}\n{SAVED}") from None
-    if missing := [name for name in shards if not (path / name).is_file()]:
-        raise ValueError(f"model.folder={folder} lacks {', '.join(missing[:3])} of its {len(shards)} files\ncopy them there")
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"model.folder={folder} lacks {', '.join(missing[:3])} of its {len(files)} files\ncopy them there")
 
 
 def check_seq_len(folder: str, config: dict[str, Any], seq_len: int) -> None:

@@ -13,16 +13,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from research.cli import first_line
-from research.models.hub_folder import AGAIN, INDEX_FILE, SAVED, read_hub_config
+from research.files.weights import list_weight_files
+from research.models.hub_folder import AGAIN, SAVED, read_hub_config
 from research.nn.bitlinear import BitLinear
-from research.run_dir import expand_path, parse_json, read_text
+from research.run_dir import expand_path
 
 VALUES_A_BYTE = 4  # of packed ternary weights: rows of four quarters of the outputs
 Scales = dict[str, float]
 
 
-def load_folder(folder: str, load_weights: bool = True) -> tuple[nn.Module, Scales]:
-    """Return the model of a folder, and the scales of its ternary weights by the names of their layers.
+def load_folder(folder: str, load_weights: bool = True) -> tuple[nn.Module, Scales, list[str]]:
+    """Return the model of a folder, the scales of its ternary weights by the names of their layers, and its other layers.
+
+    The last are the linear layers that a ternary folder keeps in full precision; any other folder has none to name.
 
     Nothing is downloaded, and no code of the folder runs. Raise ValueError where a weight is missing or is not a number:
     transformers would draw it at random.
@@ -37,7 +40,8 @@ def load_folder(folder: str, load_weights: bool = True) -> tuple[nn.Module, Scal
             if quantization := settings.get("quantization_config"):
                 del config.quantization_config
             if not load_weights:
-                return AutoModelForCausalLM.from_config(config, dtype=torch.float32), {}
+                net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                return net, {}, list_full_precision(net, quantization, {})
             options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
             if not quantization:
                 net, info = AutoModelForCausalLM.from_pretrained(path, **options)
@@ -53,7 +57,18 @@ def load_folder(folder: str, load_weights: bool = True) -> tuple[nn.Module, Scal
     except (OSError, ValueError, RuntimeError, SafetensorError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"model.folder={folder} cannot be read: {explain(error, settings)}") from error
     check_loaded(folder, net, info, settings)
-    return net, scales
+    return net, scales, list_full_precision(net, quantization, scales)
+
+
+def list_full_precision(net: nn.Module, quantization: Mapping[str, Any] | None, scales: Scales) -> list[str]:
+    """Return the linear layers that a ternary folder keeps in full precision: without a scale, or as its config.json says."""
+    if not quantization:
+        return []
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    kept = quantization.get("modules_to_not_convert")
+    return [name for name in names if (name not in scales if scales else not should_convert_module(name, kept))]
 
 
 @contextmanager
@@ -109,17 +124,16 @@ def check_loaded(folder: str, net: nn.Module, info: Mapping[str, Any], settings:
 
 def iter_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a folder's safetensors files by name."""
-    index = path / INDEX_FILE
-    names = sorted({*parse_json(read_text(index))["weight_map"].values()}) if index.is_file() else ["model.safetensors"]
-    for name in names:
-        with safe_open(path / Path(name).name, framework="pt") as file:
+    for name in list_weight_files(path):
+        with safe_open(name, framework="pt") as file:
             yield from ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118 - it is no dict
 
 
 def unpack(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[dict[str, Tensor], Scales]:
     """Return the weights that ternary ones stand for, in float32, and the scale of each by the name of its layer.
 
-    transformers' BitLinear divides by weight_scale, its AutoBitLinear multiplies by it; `online` holds masters without one.
+    transformers' BitLinear divides by weight_scale, its AutoBitLinear multiplies its output by it, the bias too; `online` holds
+    masters without one.
     """
     divides, scales, weights = settings.get("linear_class", "bitlinear") == "bitlinear", Scales(), dict[str, Tensor]()
     for key, tensor in tensors.items():
@@ -132,6 +146,9 @@ def unpack(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[dic
         elif tensor.dtype == torch.uint8:
             raise ValueError(f"{key} is packed and has no scale")
         weights[key] = tensor.float() if tensor.is_floating_point() else tensor
+    for name in () if divides else scales:  # which multiplies the bias too
+        if f"{name}.bias" in weights:
+            weights[f"{name}.bias"] = weights[f"{name}.bias"] * scales[name]
     return weights, scales
 
 

@@ -247,11 +247,13 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         same_base = get_digest(requested.cfg) == get_digest(old) != ""
+        linear = [((cfg.get("model") or {}).get("linear") or {}).get("_target_") for cfg in (requested.cfg, old)]
+        may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
         free = (
             *CHANGEABLE_KEYS,
             *(["model.folder"] if same_base else []),
-            *(["model.linear"] if is_new else []),
-        )  # the tensors of all linear layers are the same
+            *(["model.linear"] if may_convert else []),
+        )
         differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
         fixed = [item for item in differences if f"{item.key}.".startswith(nodes)]
         if fixed and "finetune.base" not in requested.mistakes:  # which brings the model

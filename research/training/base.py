@@ -7,13 +7,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from research.files.weights import list_weight_files
 from research.rules import Conflict
 from research.run_dir import expand_path, is_locked, to_run_folder
-from research.training.manifest import DamagedError, hash_file, is_checkpoint, rank_checkpoints, read_manifest
+from research.training.manifest import DamagedError, check_file, hash_file, is_checkpoint, rank_checkpoints, read_manifest
 
 FROZEN_KINDS = ("side", "inside", "gains")  # of fine-tuning, whose checkpoints leave out the base's weights
 INSIDE_KINDS = ("inside", "gains")  # and which are of ternary layers alone
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")  # of a pretrained folder, the first kind that is there
 # Of layers that have taken in gains, as research.nn.lowrank makes them.
 GAIN_SETTINGS = {"scale_method": "absmax", "weight_bits": 1.58, "granularity": "channel"}
 NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub model.folder=FOLDER"
@@ -40,19 +40,21 @@ def hash_checkpoint(folder: Path) -> str:
     return combine_digests(digests | ({"base": base} if base else {}))
 
 
-def list_weight_files(folder: Path) -> list[Path]:
-    """Return the files with the weights of a pretrained folder, of the first kind that is there."""
-    return next(filter(None, (sorted(folder.glob(pattern)) for pattern in WEIGHT_FILES)), [])
-
-
 @cache  # a command reads gigabytes once
 def hash_folder(folder: str) -> str:
-    """Return a digest of a pretrained folder's weights, as `hash_checkpoint` does. Raise ValueError where it has none."""
+    """Return a digest of a pretrained folder's weights and of the config.json that says what they compute.
+
+    Raise ValueError where it has none.
+    """
+    path = expand_path(folder)
     try:
-        digests = {file.name: str(hash_file(file)["sha256"]) for file in list_weight_files(expand_path(folder))}
+        files = list_weight_files(path)
+        digests = {file.name: str(hash_file(file)["sha256"]) for file in [path / "config.json", *files]}
     except OSError as error:
         raise ValueError(f"model.folder={folder}: {error.filename} cannot be read: {error.strerror}") from error
-    if not digests:
+    except ValueError as error:
+        raise ValueError(f"model.folder={folder} cannot be read: {error}\ngive a folder that save_pretrained wrote") from error
+    if not files:
         raise ValueError(f"model.folder={folder} has no weights to begin at\ngive a folder that save_pretrained wrote")
     return combine_digests(digests)
 
@@ -69,6 +71,8 @@ def hash_run(run: Path, base: str) -> str:
     damage = []
     for folder in [run] if is_checkpoint(run) else [folder for _, folder in rank_checkpoints(to_run_folder(run))]:
         try:
+            for name, entry in read_manifest(folder).files.items():
+                check_file(folder / name, entry)
             return hash_checkpoint(folder)
         except DamagedError as error:
             damage.append(f"{folder.name}: {error}")

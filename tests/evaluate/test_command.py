@@ -13,6 +13,9 @@ import torch
 from program import ROOT, TINY, make_environment, train
 
 from research.data.tokenizers import BPE
+from research.evaluate.compare import build_bench
+from research.evaluate.plan import plan_tasks
+from research.evaluate.subjects import find_subjects
 from research.export.__main__ import main as export
 from research.load import load_run
 
@@ -90,6 +93,24 @@ def test_differences_are_paired_and_narrower(sweep: Path, judge: Judge) -> None:
     same = judge(sweep / "0", sweep / "0")[1]
     assert {entry["value"] for entry in same["differences"].values()} == {0.0}
     assert {entry["stderr"] for entry in same["differences"].values()} == {0.0}
+
+
+def test_training_samples_are_no_pair_of_validation_samples(sweep: Path) -> None:
+    """Of trainer.overfit=N the first N training samples are judged, as in training."""
+    (task,) = plan_tasks(find_subjects([str(sweep / "0")]), [], None, [])
+    plain, again, overfit = (build_bench(task, "val", count, 4) for count in (0, 0, 16))
+    assert len(plain.split) == len(overfit.split)
+    assert plain.key == again.key != overfit.key
+
+
+def test_an_export_of_one_of_two_runs_of_a_name_is_refused(sweep: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+    """Trials are called 0, 1, ...: by its name an export could be judged on the data of another sweep."""
+    shutil.copytree(sweep / "0", tmp_path / "0")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").write_text(json.dumps({"format": "hf", "run": "0", "model": {}}), encoding="utf-8")
+    code, _, err = evaluate(sweep / "0", tmp_path / "0", tmp_path / "export")
+    assert code == 2
+    assert "2 of the runs are called 0, its name; judge it beside its own run alone" in err
 
 
 def test_other_text_is_read_whole_with_the_tokens_of_the_run(sweep: Path, judge: Judge) -> None:

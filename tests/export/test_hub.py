@@ -16,7 +16,8 @@ from torch import nn
 
 from research.export import architectures, gguf, hf, layout, verify, vocabulary
 from research.export.__main__ import main
-from research.nn.bitlinear import BitLinear
+from research.models.hub import Hub
+from research.nn.bitlinear import BitLinear, bitlinear_layers
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2"]
 
@@ -125,6 +126,22 @@ def test_blocks_in_full_precision_leave_beside_ternary_ones(
     """GPT-2's layers are [in, out] in transformers, converted or not."""
     source = make_hub_source(folders[model_type], keep_blocks=[0])
     export(source, kind, tmp_path / "a")
+
+
+@pytest.mark.parametrize("packing", ["bitlinear", "autobitlinear", "none"])
+def test_what_left_comes_in_again(folders: dict[str, Path], tmp_path: Path, packing: str) -> None:
+    """With its biases, and with the block that stays in full precision."""
+    source = make_hub_source(folders["qwen2"], keep_blocks=[0])
+    with torch.no_grad():
+        for name, p in source.model.named_parameters():
+            if name.endswith("bias"):
+                p.normal_()
+    (tmp_path / "a").mkdir()
+    hf.write(source, tmp_path / "a", layout.Options(packing=packing))
+    tokens = source.run.data.val[torch.arange(3)][0]
+    again = Hub(source.run.data.shape, folder=str(tmp_path / "a"), linear=BitLinear).eval()
+    assert bitlinear_layers(again).keys() == bitlinear_layers(source.model).keys()
+    torch.testing.assert_close(again(tokens), source.model(tokens), rtol=1e-3, atol=1e-3)
 
 
 def test_another_tokenizer_takes_the_place_of_the_folders_own(folders: dict[str, Path], tmp_path: Path) -> None:

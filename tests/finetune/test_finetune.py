@@ -84,7 +84,10 @@ def test_a_merged_run_is_a_base_and_begins_other_runs(runs: dict[str, Path], tmp
     tune(tmp_path, "inside", tmp_path / "merged", f"hydra.run.dir={tmp_path / 'next'}", "finetune.rank=1")
     linear = read_config(tmp_path / "next")["model"]["linear"]
     assert (linear["scale_method"], linear["granularity"]) == ("absmax", "channel")
-    train(tmp_path, *START, f"resume={tmp_path / 'merged'}", "resume.weights_only=true", "linear=bitnet",
+    begin = [*START, f"resume={tmp_path / 'merged'}", "resume.weights_only=true", "linear=bitnet"]
+    refused = train(tmp_path, *begin, fails=True).stderr  # other scales would make another model of its weights
+    assert 'model.linear.granularity is "tensor" here, was "channel" there' in refused
+    train(tmp_path, *begin,
           "model.linear.scale_method=absmax", "model.linear.granularity=channel")  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from research.data.spec import Tokens
 from research.data.text import text
 from research.data.tokenizers import Folder
 from research.losses import next_token
-from research.models.hub import Hub
+from research.models.hub import Hub, load_as_saved
 from research.models.hub_weights import unpack_codes
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.preflight.check import find_mistakes
@@ -151,6 +151,7 @@ def test_a_ternary_folder_computes_what_it_computed(
     model = Hub(SHAPE, folder=str(folder), linear=BitLinear).eval()
     torch.testing.assert_close(model(TOKENS), reference(TOKENS).logits, rtol=2e-3, atol=2e-3)
     assert not hasattr(model.net.config, "quantization_config")
+    assert torch.equal(load_as_saved(SHAPE, str(folder)).eval()(TOKENS), model(TOKENS)), "what is judged, and what teaches"
     full = Hub(SHAPE, folder=str(folder))
     for name, layer in bitlinear_layers(model.net).items():
         codes, scale = layer.get_quantized_weight()
