@@ -36,7 +36,8 @@ MAX_LINES = 6  # of one mistake
 
 def format_mistake(head: str, *lines: str) -> str:
     """Return an error for the terminal: what was typed, then what is wrong and what would be right."""
-    return "\n  ".join((f"error: {head}", *(line for line in lines[: MAX_LINES - 1] if line)))
+    once = (line.removeprefix(f"{head}: ") for line in lines[: MAX_LINES - 1])  # as a constructor says it, which has no head
+    return "\n  ".join((f"error: {head}", *filter(None, once)))
 
 
 def fit_lines(mistakes: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ SMALL = ("model.dim=16", "model.heads=2", "data.p=11", "batch_size=8", "objectiv
 RUN = "objective.teacher={0}/full"
 TYPED = {
     "no teacher": ("", "objective.teacher needs a value"),
-    "not there": ("objective.teacher={0}/none", "objective.teacher={0}/none: there is no such folder"),
+    "not there": ("objective.teacher={0}/none", "error: objective.teacher={0}/none\n  there is no such folder"),
     "no run": ("objective.teacher={0}", "has no config.yaml that can be read", "give a run"),
     "no id": ("objective.teacher=" + "0" * 32, "objective.teacher=" + "0" * 32),
     "weight": (RUN + " objective.weight=1.5", "objective.weight takes a number in [0, 1]; got 1.5"),
