@@ -251,7 +251,7 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
         free = (
             *CHANGEABLE_KEYS,
-            *(["model.folder"] if same_base else []),
+            *(["model.folder", "data.tokenizer.path"] if same_base else []),  # where a base lies, with its tokenizer
             *(["model.linear"] if may_convert else []),
         )
         differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
