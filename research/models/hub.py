@@ -16,7 +16,8 @@ from research.cli import first_line
 from research.data.spec import Tokens
 from research.models.hub_folder import COMPANIONS, check_seq_len, read_hub_config
 from research.models.hub_weights import fit_masters, load_folder
-from research.nn.bitlinear import DEFAULT_EXCLUDE, BitLinear, Linear, bitlinear_layers, convert_linears
+from research.nn.bitlinear import BitLinear, Linear, bitlinear_layers, convert_linears
+from research.nn.blocks import DEFAULT_EXCLUDE
 from research.ranges import ExistingPath, check_settings
 from research.run_dir import expand_path, replace_text
 
