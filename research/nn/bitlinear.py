@@ -32,9 +32,9 @@ WIDE = "keep the weights in float32 and let autocast compute in half precision"
 class BitLinear(nn.Linear):
     """`nn.Linear` with quantized weights and activations, W1.58A8 by default. It can replace `nn.Linear` anywhere.
 
-    The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision: over
-    so many steps, or such a share of them, training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0
-    to 1. The loop sets mix with `set_warmup_step`, for a share after `count_warmup`; evaluation always uses quantized values.
+    The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision. Over so
+    many steps, or such a share of them, training moves from x to quantized x: x + mix (quantized x - x), with mix from 0 to 1.
+    The loop sets mix with `set_warmup_step`, for a share after `count_warmup`; evaluation always uses quantized values.
     During the warm-up, and with groups of inputs, quantized values are multiplied in full precision. There is no second
     derivative, and no `torch.func`.
     Raise ValueError for an unknown value of a setting, a `granularity` that does not divide the inputs, or an empty weight.
