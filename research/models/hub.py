@@ -69,7 +69,7 @@ class Hub(nn.Module):
         if linear and (linear.func if isinstance(linear, partial) else linear) is not nn.Linear:
             replaced = replace_conv1d(net)
             if replaced and load_weights and folder:
-                log.warning("model=hub: %d Conv1D layers are linear ones now, which compute the same", len(replaced))
+                log.info("model=hub: %d Conv1D layers are linear ones now, which compute the same", len(replaced))
             excluded = [exclude] if isinstance(exclude, str) else exclude
             self.net = convert_linears(net, include, [*excluded, *kept, *full], linear)
             fit_masters(folder or "", bitlinear_layers(self.net), scales)
