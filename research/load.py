@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from research.cli import describe_error, first_line
+from research.composition.compose import iter_targets
 from research.composition.pretrained import use_own_files
 from research.composition.recorded import load_config
 from research.data.spec import Dataset, restore_shape
@@ -24,7 +25,7 @@ from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.nn.lowrank import merge_adapters
 from research.preflight.program import locate_error
 from research.preflight.requested import PARTIAL_NODES
-from research.rules import TargetRefusedError, iter_targets, locate_target
+from research.rules import TargetRefusedError, locate_target
 from research.run_dir import TOKENIZER_FOLDER, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, check_run, find_folder
 from research.training import checkpoint

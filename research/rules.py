@@ -7,7 +7,7 @@ Ranges of single settings are in `ranges.py`, how a trigger is written in `trigg
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -56,6 +56,15 @@ def enforce(*conflicts: Conflict | None) -> None:
     for conflict in conflicts:
         if conflict:
             raise ValueError(str(conflict))
+
+
+def check_extra(setting: str, library: str, extra: str) -> Conflict | None:
+    """Return the conflict of a setting whose library is not installed; a folder of its name where one starts is none."""
+    spec = find_spec(library)
+    if spec is not None and spec.origin is not None:
+        return None
+    message = f"{setting} needs {library}, which is not installed"
+    return Conflict((setting.partition("=")[0],), message, f"pip install -e '.[{extra}]'")
 
 
 def check_name(name: str, setting: str = "name") -> Conflict | None:
@@ -286,15 +295,3 @@ def locate_target(key: str, target: str, is_foreign: bool = False) -> Any:
     if target not in list_components() and (conflict := check_target(key, own_name, is_foreign, target)):
         raise TargetRefusedError(str(conflict))
     return component
-
-
-def iter_targets(key: str, node: Any, names: tuple[str, ...] = ("_target_",)) -> Iterator[tuple[str, str]]:
-    """Yield each `_target_` at any depth of plain dicts and lists, with its key; or the values of other `names`."""
-    left = [(key, node)]
-    while left:
-        key, node = left.pop()
-        if isinstance(node, dict):
-            left += [(f"{key}.{name}".lstrip("."), inner) for name, inner in node.items()]
-            yield from ((f"{key}.{name}".lstrip("."), str(node[name])) for name in names if name in node)
-        elif isinstance(node, list):
-            left += [(f"{key}.{index}", inner) for index, inner in enumerate(node)]

@@ -138,6 +138,18 @@ def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def iter_targets(key: str, node: Any, names: tuple[str, ...] = ("_target_",)) -> Iterator[tuple[str, str]]:
+    """Yield each `_target_` at any depth of plain dicts and lists, with its key; or the values of other `names`."""
+    left = [(key, node)]
+    while left:
+        key, node = left.pop()
+        if isinstance(node, dict):
+            left += [(f"{key}.{name}".lstrip("."), inner) for name, inner in node.items()]
+            yield from ((f"{key}.{name}".lstrip("."), str(node[name])) for name in names if name in node)
+        elif isinstance(node, list):
+            left += [(f"{key}.{index}", inner) for index, inner in enumerate(node)]
+
+
 def is_interpolated(value: Any) -> bool:
     """Return whether a text or a list holds a reference to another key, whose value is not known here."""
     return isinstance(value, str | list) and "${" in str(value)

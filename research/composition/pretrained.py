@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.composition.compose import MISSING, ComposedConfig, is_interpolated
+from research.composition.compose import MISSING, ComposedConfig, is_interpolated, iter_targets
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
 from research.options.conf import read_yaml
-from research.rules import PRESET_GROUPS, Conflict, check_target, iter_targets
+from research.rules import PRESET_GROUPS, Conflict, check_target
 from research.run_dir import MODEL_FOLDER, RUN_ID_PATTERN, TOKENIZER_FOLDER, expand_path, to_run_folder
 from research.tracking.find import check_run
 from research.training.base import find_base, get_kind, merge_finetuning

@@ -1,7 +1,6 @@
 """The teacher of a distillation: where it is, and what its weights and its data are. Imports no heavy library.
 
-A teacher is known by the digest of its weights, which a run records: a run that is resumed goes on with the same teacher,
-wherever that is by then.
+A run records the digest of its teacher's weights. So a resumed run goes on with the same teacher, wherever that is by then.
 """
 
 import re

@@ -1,4 +1,6 @@
-"""llama.cpp: one file of an architecture that it has; ternary layers as TQ2_0 (2.06 bits a weight), TQ1_0 (1.69) or F16.
+"""llama.cpp: one file of an architecture that it has.
+
+Ternary layers are written as TQ2_0 (2.06 bits a weight), TQ1_0 (1.69) or F16.
 
 Each block of 256 inputs has a scale in half precision. Where the architecture multiplies by a tensor `.scale` beside the
 weight, that is 1, and the layer's scale stays exact in float32; elsewhere the block's scale is the layer's.

@@ -49,7 +49,7 @@ def name_pre_tokenizer(tokenizer: Tokenizer, library: dict[str, Any]) -> str:
     """Return llama.cpp's name of how a tokenizer splits a text. Raise ValueError where it has none."""
     model, pre = library["model"], library["pre_tokenizer"] or {}
     if not tokenizer.is_byte_level or model["type"] != "BPE" or library["normalizer"]:
-        raise ValueError(f"llama.cpp's tokenizer has an alphabet of bytes, {tokenizer.name} has none; use --format hf")
+        raise ValueError(f"--format gguf writes byte-level tokenizers alone, {tokenizer.name} is none; use --format hf")
     steps = [describe_step(step) for step in pre.get("pretokenizers", [pre])]
     key = tuple(step for step in steps if step), bool(model.get("ignore_merges"))
     if not key[0] and not model["merges"]:  # however it is split, each byte is a token

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from research.cli import wait_for
 from research.files.cache import hash_file
 from research.files.sources import quote_setting
+from research.rules import check_extra, enforce
 from research.run_dir import ROOT, expand_path, read_json
 
 CACHE = ROOT / "outputs" / "cache" / "hub"
@@ -28,7 +28,6 @@ META, INDEX, CONTENT = "copy.json", ".jsonl", ".bin"
 AUTO = "auto"  # of a split: the set's own, where it has one
 KINDS = ("json", "csv", "text", "parquet", "arrow", "imagefolder", "audiofolder", "webdataset", "xml", "pandas", "sql")
 ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-LIBRARY = "data=hub needs datasets: pip install -e '.[hub]'"
 OFFLINE = (
     "give a folder in the hub's layout, as data.dataset=FOLDER with FOLDER/train-00000-of-00001.parquet,\n"
     "or files of text: data=text data.path=FILES; of images: data=images data.path=FOLDER.\n"
@@ -126,14 +125,18 @@ def fetch(request: Request) -> Copy:
     folder = CACHE / request.make_key()
     if copy := read_copy(folder):
         return copy
-    if find_spec("datasets") is None:
-        raise ValueError(LIBRARY)
+    enforce(check_extra(f"data.dataset={request.dataset}", "datasets", "hub"))
     if not request.is_folder and not is_offline() and not can_connect():
         os.environ["HF_HUB_OFFLINE"] = "1"
     run_filler(request, folder)
     copy = read_copy(folder)
     assert copy, f"{folder} was filled"
     return copy
+
+
+def has_copies() -> bool:
+    """Return whether the cache has any copy, which needs no library."""
+    return any(CACHE.glob(f"*/{META}"))
 
 
 def read_copy(folder: Path) -> Copy | None:

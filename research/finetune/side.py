@@ -9,6 +9,7 @@ from torch import nn
 from research.finetune.base import take_weights
 from research.nn.lowrank import check_rank, select_layers
 from research.ranges import Fraction, PositiveFloat, PositiveInt, check_settings
+from research.rules import check_extra, enforce
 
 
 def side(
@@ -26,10 +27,9 @@ def side(
     The adapters are peft's, in the model's own layers. Raise ValueError where peft is missing or no layer matches.
     """
     check_settings("finetune", side.__annotations__, locals())
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        raise ValueError(f"finetune=side needs {error.name}: pip install -e '.[peft]'") from error
+    enforce(check_extra("finetune=side", "peft", "peft"))
+    from peft import LoraConfig, inject_adapter_in_model
+
     layers = select_layers(take_weights(model, base, digest), include, exclude, "side", only_ternary=False)
     check_rank(layers, rank)
     model.requires_grad_(False)

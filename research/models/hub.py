@@ -16,8 +16,10 @@ from research.cli import first_line
 from research.data.spec import Tokens
 from research.models.hub_folder import COMPANIONS, check_seq_len, read_hub_config
 from research.models.hub_weights import fit_masters, load_folder
-from research.nn.bitlinear import DEFAULT_EXCLUDE, BitLinear, Linear, bitlinear_layers, convert_linears
+from research.nn.bitlinear import BitLinear, Linear, bitlinear_layers, convert_linears
+from research.nn.blocks import DEFAULT_EXCLUDE
 from research.ranges import ExistingPath, check_settings
+from research.rules import check_extra, enforce
 from research.run_dir import expand_path, replace_text
 
 log = logging.getLogger(__name__)
@@ -52,15 +54,13 @@ class Hub(nn.Module):
             raise ValueError(
                 f"model=hub predicts tokens, and each text of these data has one of {shape.num_classes} classes\n{fix}"
             )
+        enforce(check_extra("model=hub", "transformers", "hub"))
         scales, full = dict[str, float](), list[str]()
-        try:
-            if folder:
-                check_seq_len(folder, read_hub_config(folder, load_weights), shape.seq_len)
-                net, scales, full = load_folder(folder, load_weights)
-            else:
-                net = _build_from_config(model_type, fields or {}, shape)
-        except ModuleNotFoundError as error:  # transformers is an extra
-            raise ValueError(f"model=hub needs {error.name}: pip install -e '.[hub]'") from error
+        if folder:
+            check_seq_len(folder, read_hub_config(folder, load_weights), shape.seq_len)
+            net, scales, full = load_folder(folder, load_weights)
+        else:
+            net = _build_from_config(model_type, fields or {}, shape)
         _check_sizes(net, shape, folder)
         self.net: Any = net
         self.folder, self.vocab_size = folder, shape.vocab_size
@@ -69,7 +69,7 @@ class Hub(nn.Module):
         if linear and (linear.func if isinstance(linear, partial) else linear) is not nn.Linear:
             replaced = replace_conv1d(net)
             if replaced and load_weights and folder:
-                log.warning("model=hub: %d Conv1D layers are linear ones now, which compute the same", len(replaced))
+                log.info("model=hub: %d Conv1D layers are linear ones now, which compute the same", len(replaced))
             excluded = [exclude] if isinstance(exclude, str) else exclude
             self.net = convert_linears(net, include, [*excluded, *kept, *full], linear)
             fit_masters(folder or "", bitlinear_layers(self.net), scales)

@@ -5,7 +5,6 @@ to 2^24, in any order: a thousand inputs with 8-bit weights, 130,000 with ternar
 in research/nn/packed.py, compute the same output. The gradient is straight-through (Bengio et al. 2013, arXiv 1308.3432).
 """
 
-import fnmatch
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
+from research.nn.blocks import DEFAULT_EXCLUDE, find_useless_pattern, match_names
 from research.nn.products import Products, choose_backend
 from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point, straight_through
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, WeightBits, check_settings
@@ -27,15 +27,14 @@ from research.ranges import NonNegativeInt, OpenFraction, PositiveInt, WeightBit
 log = logging.getLogger(__name__)
 Linear = Callable[..., nn.Module]  # nn.Linear, or a class or partial with its parameters
 WIDE = "keep the weights in float32 and let autocast compute in half precision"
-DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
 
 class BitLinear(nn.Linear):
     """`nn.Linear` with quantized weights and activations, W1.58A8 by default. It can replace `nn.Linear` anywhere.
 
-    The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision: over
-    so many steps, or such a share of them, training moves from x to quantized x, as x + mix (quantized x - x) with mix from 0
-    to 1. The loop sets mix with `set_warmup_step`, for a share after `count_warmup`; evaluation always uses quantized values.
+    The settings of quantization are those of `Quantizer`. `warmup` is for weights that were trained in full precision. Over so
+    many steps, or such a share of them, training moves from x to quantized x: x + mix (quantized x - x), with mix from 0 to 1.
+    The loop sets mix with `set_warmup_step`, for a share after `count_warmup`; evaluation always uses quantized values.
     During the warm-up, and with groups of inputs, quantized values are multiplied in full precision. There is no second
     derivative, and no `torch.func`.
     Raise ValueError for an unknown value of a setting, a `granularity` that does not divide the inputs, or an empty weight.
@@ -214,17 +213,15 @@ def convert_linears(
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     modules = dict(model.named_modules(remove_duplicate=False))
     linears = {name: module for name, module in modules.items() if type_before_parametrizations(module) is nn.Linear}
-    matching = {name for pattern in include for name in fnmatch.filter(linears, pattern)}
-    matching -= {name for pattern in exclude for name in fnmatch.filter(linears, pattern)}
-    fits = {name: module for name, module in linears.items() if name in matching and id(module.weight) not in tied}
+    matching = {name: linears[name] for name in match_names(linears, include, exclude)}
+    fits = {name: module for name, module in matching.items() if id(module.weight) not in tied}
     first_names = ", ".join(name or "itself" for name in [*linears][:8])
     if not fits or "" in fits:
         known = f"has nn.Linear: {first_names}" if linears else "has no nn.Linear"
         rest = f"; its other weights are in {others}, not in nn.Linear" if (others := _describe_other_modules(model)) else ""
         raise ValueError(f"convert: no layer matches include={include}, exclude={exclude}; the model {known}{rest}")
-    for pattern in (*include, *exclude):
-        if pattern not in ("*", *DEFAULT_EXCLUDE) and not fnmatch.filter(modules, pattern):
-            raise ValueError(f"convert: the pattern {pattern} matches no module; layers are {first_names}")
+    if useless := find_useless_pattern(modules, include, exclude):
+        raise ValueError(f"convert: the pattern {useless[1]} matches no module; layers are {first_names}")
     converted = {id(old): _convert_layer(name, old, linear, settings) for name, old in fits.items()}
     for name, old in fits.items():
         model.set_submodule(name, converted[id(old)])

@@ -1,9 +1,16 @@
-"""Find the blocks that a deep model repeats: the units of sharding, of recomputing activations and of gradient statistics."""
+"""Find parts of a model: the blocks that it repeats, and the layers that patterns of names choose.
 
+Blocks are the units of sharding, of recomputing activations and of gradient statistics.
+"""
+
+import fnmatch
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -14,6 +21,19 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
         if name and not inside and isinstance(module, nn.ModuleList | nn.Sequential):
             blocks |= {f"{name}.{part}": block for part, block in module.named_children()}
     return blocks
+
+
+def match_names(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Return the names, in their order, that a pattern of `include` matches and none of `exclude`."""
+    chosen, left = ({name for p in patterns for name in fnmatch.filter(names, p)} for patterns in (include, exclude))
+    return [name for name in names if name in chosen and name not in left]
+
+
+def find_useless_pattern(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first pattern that matches no name, after its setting; None if there is none. Defaults may match nothing."""
+    typed = [(key, p) for key, patterns in (("include", include), ("exclude", exclude)) for p in patterns]
+    useless = (item for item in typed if item[1] not in ("*", *DEFAULT_EXCLUDE) and not fnmatch.filter(names, item[1]))
+    return next(useless, None)
 
 
 def recompute(model: nn.Module) -> None:

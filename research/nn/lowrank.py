@@ -5,9 +5,8 @@ as any other. So the gradient is BitLinear's straight-through one and the chain 
 computed weight gives the same bits: `merge_adapters` makes it one.
 """
 
-import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from research.nn.bitlinear import DEFAULT_EXCLUDE, BitLinear, bitlinear_layers, has_hooks
+from research.nn.bitlinear import BitLinear, bitlinear_layers, has_hooks
+from research.nn.blocks import find_useless_pattern, match_names
 from research.nn.quantize import Quantizer
 
 NO_LAYER_FIX = "give finetune=full, or another base, as a run of model=bitnet"
@@ -110,6 +110,7 @@ def select_layers(
     if not layers:
         what = "ternary layer: nothing inside a rounding" if only_ternary else "linear layer: nothing beside one"
         raise ValueError(f"finetune={kind}: the base has no {what} can learn\n{NO_LAYER_FIX}")
+    check_patterns(layers, include, exclude)
     chosen, owners = {name: layers[name] for name in match_names(layers, include, exclude)}, dict[int, str]()
     for name, layer in chosen.items():
         if has_hooks(layer) or parametrize.is_parametrized(layer) or (only_ternary and type(layer) is not BitLinear):
@@ -122,20 +123,15 @@ def select_layers(
     return chosen
 
 
-def match_names(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Return the names that a pattern of `include` matches and none of `exclude`. Raise ValueError for a useless pattern."""
+def check_patterns(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise ValueError for a pattern that matches no layer, and for patterns that leave none."""
     known = list(names)
     first = f"{', '.join(known[:4])}{', ...' if len(known) > 4 else ''}"
-    for key, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
-            if pattern not in DEFAULT_EXCLUDE and not fnmatch.filter(known, pattern):
-                raise ValueError(f"finetune.{key}: the pattern {pattern} matches no layer\nthe layers are {first}")
-    left = {name for pattern in exclude for name in fnmatch.filter(known, pattern)}
-    chosen = [name for name in known if name not in left and any(fnmatch.fnmatchcase(name, p) for p in include)]
-    if not chosen:
+    if useless := find_useless_pattern(known, include, exclude):
+        raise ValueError(f"finetune.{useless[0]}: the pattern {useless[1]} matches no layer\nthe layers are {first}")
+    if not match_names(known, include, exclude):
         message = f"finetune.include={list(include)}, finetune.exclude={list(exclude)} leave no layer"
         raise ValueError(f"{message}\nthe layers are {first}")
-    return chosen
 
 
 def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:

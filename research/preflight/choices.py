@@ -111,6 +111,8 @@ def describe_missing_path(source: str, typed: str) -> list[str]:
     """Return the lines of a path that is not there: what is there of it, and what is called nearly so; else none."""
     if os.path.exists(path := expand_path(typed).resolve()):
         return []
+    if typed.isalpha() and typed.isupper():  # as in the docs and in presets
+        return [f"{typed} stands for a path of yours: give {source}=PATH"]
     lines, shown = find_near_paths(typed, path)
     words = " or ".join(quote_word(f"{source}={to_override(str(other))}") for other in shown)
     return [*lines, f"did you mean: {words} ?"] if words else lines

@@ -16,7 +16,7 @@ from research.preflight.folders import find_folder_conflicts, find_out_conflicts
 from research.preflight.known_keys import read_option
 from research.preflight.requested import RequestedConfig
 from research.preflight.resume import find_resume_conflicts
-from research.preflight.trackers import find_store_conflicts, find_tracker_conflicts
+from research.preflight.trackers import find_extra_conflicts, find_store_conflicts, find_tracker_conflicts
 from research.rules import Conflict
 from research.signals import get_launched_ranks
 from research.trigger import (
@@ -242,17 +242,19 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
 
 
 def find_dataset_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflict of what is neither a folder nor the id of a data set of the hub."""
+    """Yield the conflict of what is neither a folder nor the id of a data set of the hub, or cannot be read here."""
     dataset = requested.get_resolved("data.dataset")[0]
     is_read = str(requested.get_resolved("data._target_")[0]).startswith("research.data.hub.")
     if is_read and (dataset is None or isinstance(dataset, str)) and not is_interpolated(dataset):
-        from research.files.hub import check_dataset  # it starts processes: of no use to other data
+        from research.files.hub import check_dataset, has_copies  # it starts processes: of no use to other data
 
         try:
             check_dataset(dataset)
         except ValueError as error:
             message, _, fix = str(error).partition("\n")
             yield Conflict(("data.dataset",), message, fix)
+        else:
+            yield None if has_copies() else rules.check_extra(f"data.dataset={dataset}", "datasets", "hub")
 
 
 FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
@@ -269,6 +271,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
     find_dataset_conflicts,
     find_out_conflicts,
     find_shared_folder_conflicts,
+    find_extra_conflicts,
     find_tracker_conflicts,
     find_store_conflicts,
     find_kind_conflicts,

@@ -1,6 +1,6 @@
-"""Where a run or a sweep would write, and the pretrained folder that it starts from.
+"""Folders of a command line: where a run or a sweep would write, and the pretrained folder that a model is read from.
 
-Its own folder can be made, holds no other run, and is below the folder of all.
+What can be written to, and does not collide with another trial's. What can be read, and fits the data's length.
 """
 
 import os

@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from research.composition.compose import MISSING, chooses_option, compose, is_interpolated, iter_leaves
+from research.composition.compose import MISSING, chooses_option, compose, is_interpolated, iter_leaves, iter_targets
 from research.composition.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
 from research.options.conf import CONF, list_groups, read_defaults
 from research.options.files import (
@@ -25,7 +25,7 @@ from research.options.source import TargetError, UnresolvedError, find_bare_fold
 from research.preflight.choices import describe_missing_path
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.ranges import ValueType, describe_mistake, repr_value
-from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, iter_targets, list_components, locate_target
+from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, list_components, locate_target
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
 # How many arguments the run gives what it builds there: the shape, the model, the loss.

@@ -1,33 +1,38 @@
-"""Trackers that lack a library or a login, or could not write to their store."""
+"""Extras that are not installed, and trackers that lack a login or could not write to their store."""
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from research.composition.overrides import parse
 from research.preflight.requested import RequestedConfig
-from research.rules import Conflict
+from research.rules import Conflict, check_extra
 from research.tracking.storage import check_login, find_sqlite_file, resolve_uri
 
 Conflicts = Iterator[Conflict | None]
 MLFLOW_TARGETS = {"research.tracking.mlflow.MLflow", "research.tracking.mlflow.MLflowSink"}
-EXTRAS = {  # the target of a sink -> the extra of pyproject.toml that installs its library, called as that
-    "research.tracking.tensorboard.TensorBoardSink": "tensorboard",
-    "research.tracking.wandb.WandbSink": "wandb",
+EXTRAS = {  # a target -> what names it, its library, and the extra of pyproject.toml that installs it
+    "research.tracking.tensorboard.TensorBoardSink": ("tracker=tensorboard", "tensorboard", "tensorboard"),
+    "research.tracking.wandb.WandbSink": ("tracker=wandb", "wandb", "wandb"),
+    "research.models.hub.Hub": ("model=hub", "transformers", "hub"),
+    "research.finetune.side.side": ("finetune=side", "peft", "peft"),
 }
 
 
+def find_extra_conflicts(requested: RequestedConfig) -> Conflicts:
+    """Yield the conflicts of components whose libraries are extras that are not installed."""
+    for _, node in requested.iter_nodes():
+        if extra := EXTRAS.get(str(node["_target_"])):
+            yield check_extra(*extra)
+
+
 def find_tracker_conflicts(requested: RequestedConfig) -> Conflicts:
-    """Yield the conflicts of what is no sink, and of libraries and logins that are not there."""
+    """Yield the conflicts of what is no sink, and of a login that is not there."""
     sinks = requested.get("tracker.sinks")
     for name, node in sinks.items() if isinstance(sinks, dict) else ():
         target = node.get("_target_") if isinstance(node, dict) else None
         if target is None and node != "???":
             message = f"tracker.sinks.{name} is no sink: it has no _target_"
             yield Conflict((f"tracker.sinks.{name}",), message, "give tracker=NAME, or a list of names")
-        elif (library := EXTRAS.get(str(target))) and not is_installed(library):
-            message = f"tracker={library} needs {library}, which is not installed"
-            yield Conflict(("tracker",), message, f"pip install -e '.[{library}]'")
     yield check_login(requested.get_resolved("tracker.sinks.wandb.mode")[0])
 
 
@@ -36,12 +41,6 @@ def list_trackers(requested: RequestedConfig) -> list[str]:
     line = requested.typed_overrides.get("tracker")
     value = parse([line])[0][0].value() if line and "=" in line else requested.get_choice("tracker")
     return [str(name) for name in (value if isinstance(value, list) else [value])]
-
-
-def is_installed(library: str) -> bool:
-    """Return whether a library can be imported; a folder of its name in the working directory is none."""
-    spec = find_spec(library)
-    return spec is not None and spec.origin is not None
 
 
 def find_store_conflicts(requested: RequestedConfig) -> Conflicts:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.cli import announce_wait, first_line, print_message
+from research.rules import check_extra, enforce
 from research.run_dir import RunConfig
 from research.signals import watch
 from research.training.state import State
@@ -101,16 +102,9 @@ def find_weights(folder: Path, step: int) -> Path | None:
 
 
 def import_extra(library: str) -> Any:
-    """Return the library that a sink needs. Raise ValueError with the extra of pyproject.toml that installs it."""
-    try:
-        return importlib.import_module(library)
-    except ModuleNotFoundError as error:
-        raise ValueError(describe_extra(library)) from error
-
-
-def describe_extra(library: str) -> str:
-    """Return the message of an extra, called as its library, that is not installed."""
-    return f"tracker={library} needs {library}, which is not installed\npip install -e '.[{library}]'"
+    """Return the library that a sink needs. Raise ValueError where its extra, called as the library, is not installed."""
+    enforce(check_extra(f"tracker={library}", library, library))
+    return importlib.import_module(library)
 
 
 class Delivery:

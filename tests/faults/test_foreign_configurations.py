@@ -15,6 +15,7 @@ from program import ROOT, TINY, train
 from sweeping import run_sweeps
 
 from research import rules
+from research.composition.compose import iter_targets
 from research.composition.recorded import load_config
 from research.load import instantiate, load_run
 from research.preflight import check, program
@@ -185,7 +186,7 @@ def test_components_and_own_modules_are_built(folder: Path, monkeypatch: pytest.
 
 def test_every_target_of_conf_may_be_named() -> None:
     for file in (ROOT / "conf").glob("*/*.yaml"):
-        for key, target in rules.iter_targets(file.stem, yaml.safe_load(file.read_text())):
+        for key, target in iter_targets(file.stem, yaml.safe_load(file.read_text())):
             is_preset = file.parent.name in rules.PRESET_GROUPS
             assert rules.check_target(key, target, is_foreign=not is_preset) is None, f"{file}: {target}"
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,9 +189,3 @@ def test_a_damaged_folder_is_named(saved_folder: Path) -> None:
     (saved_folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=f"model.folder={saved_folder} cannot be read: "):
         Hub(SHAPE, folder=str(saved_folder))
-
-
-def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"model=hub needs transformers: pip install -e '.\[hub\]'"):
-        Hub(SHAPE)

@@ -52,6 +52,7 @@ MISTAKES = [
     (f"data={'x' * 300}", ["group 'data' has no option"]),
     (f"data=./{'x' * 300}", ["there is no file or folder"]),
     (f"model=hub model.folder={'x' * 300}", ["there is no file or folder"]),
+    ("experiment=finetune_hub", ["FOLDER stands for a path of yours: give model.folder=PATH"]),
     ("model=hub model.folder=nowhere/at/all", ["no file or folder", "nowhere/at/all", "looked from"]),
     ("data=text data.path=nowhere/at/all", ["no file or folder", "nowhere/at/all", "looked from"]),
     ("resume=nowhere", ["error: resume=nowhere", "there is no", "nowhere", "give auto, a run folder"]),

@@ -1,14 +1,22 @@
 """What is wrong with trackers on a command line: one answer each, before anything heavy is imported."""
 
 import importlib.util
+import re
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from research.preflight import trackers
+from research import rules
+from research.data.hub import hub, hub_images
+from research.data.spec import Tokens
+from research.files import hub as files_hub
+from research.finetune.side import side
+from research.models.hub import Hub
 from research.preflight.check import find_mistakes
+from research.tracking.sink import import_extra
 
 WRONG = {  # command line -> parts of its one answer
     "tracker=[csv,csv]": ("it names an option twice", "give tracker=csv"),
@@ -68,10 +76,21 @@ def test_lists_that_fit(words: str) -> None:
     assert find_mistakes(words.split(), multirun=False) == []
 
 
-@pytest.mark.parametrize("library", ["wandb", "tensorboard"])
+EXTRAS = {  # command line -> what names the library, the library, its extra, and the constructor that says so too
+    "tracker=[mlflow,wandb]": ("tracker=wandb", "wandb", "wandb", lambda: import_extra("wandb")),
+    "tracker=tensorboard": ("tracker=tensorboard", "tensorboard", "tensorboard", lambda: import_extra("tensorboard")),
+    "model=hub_full data=text": ("model=hub", "transformers", "hub", lambda: Hub(Tokens(8, 8))),
+    "finetune=side": ("finetune=side", "peft", "peft", lambda: side(torch.nn.Linear(2, 2))),
+    "data=mnist": ("data.dataset=ylecun/mnist", "datasets", "hub", lambda: hub_images("ylecun/mnist")),
+    "data=hub data.dataset=mine/texts": ("data.dataset=mine/texts", "datasets", "hub", lambda: hub("mine/texts")),
+}
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
-def test_a_tracker_whose_library_is_not_installed(library: str, is_folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", EXTRAS)
+def test_an_extra_that_is_not_installed(words: str, is_folder: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder of that name, as W&B leaves one in the working directory, is no library."""
+    what, library, extra, construct = EXTRAS[words]
     find_spec = importlib.util.find_spec
 
     def hide(name: str, *arguments: Any) -> ModuleSpec | None:
@@ -79,8 +98,20 @@ def test_a_tracker_whose_library_is_not_installed(library: str, is_folder: bool,
             return find_spec(name, *arguments)
         return ModuleSpec(name, None, is_package=True) if is_folder else None
 
-    monkeypatch.setattr(trackers, "find_spec", hide)
-    (mistake,) = find_mistakes([f"tracker=[mlflow,{library}]"], multirun=False)
-    assert f"tracker={library} needs {library}, which is not installed" in mistake
-    assert f"pip install -e '.[{library}]'" in mistake
-    assert find_mistakes(["tracker=[mlflow,csv]"], multirun=False) == []
+    assert not any("which is not installed" in mistake for mistake in find_mistakes(words.split(), multirun=False))
+    monkeypatch.setattr(rules, "find_spec", hide)
+    monkeypatch.setattr(files_hub, "CACHE", tmp_path)
+    message = f"{what} needs {library}, which is not installed"
+    (mistake,) = (line for line in find_mistakes(words.split(), multirun=False) if "not installed" in line)
+    assert message in mistake
+    assert f"pip install -e '.[{extra}]'" in mistake
+    with pytest.raises(ValueError, match=re.escape(f"{message}\npip install -e '.[{extra}]'")):
+        construct()
+
+
+def test_a_copy_of_a_data_set_needs_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rules, "find_spec", lambda name, *rest: None)
+    monkeypatch.setattr(files_hub, "CACHE", tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "copy.json").write_text("{}", encoding="utf-8")
+    assert find_mistakes(["data=mnist", "model=vision", "tracker=csv"], multirun=False) == []
