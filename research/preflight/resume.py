@@ -37,7 +37,6 @@ from research.run_dir import (
     read_text,
     to_run_folder,
 )
-from research.training.base import get_digest
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
 # A resumed run has them as they were; the last is that of the teacher.
@@ -246,12 +245,10 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
     if old := load_config(path)[0]:
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
-        same_base = get_digest(requested.cfg) == get_digest(old) != ""
         linear = [((cfg.get("model") or {}).get("linear") or {}).get("_target_") for cfg in (requested.cfg, old)]
         may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
         free = (
             *CHANGEABLE_KEYS,
-            *(["model.folder", "data.tokenizer.path"] if same_base else []),  # where a base lies, with its tokenizer
             *(["model.linear"] if may_convert else []),
         )
         differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
