@@ -206,7 +206,6 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
 
 def choose_model(settings: dict[str, Any], folder: Path, base: str | None) -> Any:
     """Return the model node of a run: built by its own files, or where its base is a folder, by that where it is now."""
-    node: Any = settings.get("model")
-    if not is_frozen(settings) or settings["finetune"].get("base"):
-        return use_own_files(node, folder)
-    return node if base is None else node | {"folder": base}
+    node: Any = use_own_files(settings, folder)
+    is_moved = base is not None and is_frozen(settings) and not settings["finetune"].get("base")
+    return node | {"folder": base} if is_moved else node

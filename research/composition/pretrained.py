@@ -11,7 +11,7 @@ from research.composition.compose import MISSING, ComposedConfig, is_interpolate
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
 from research.options.conf import read_yaml
-from research.options.finetuning import is_beside, merge_finetuning
+from research.options.finetuning import is_beside, is_frozen, merge_finetuning
 from research.rules import PRESET_GROUPS, Conflict, check_target, iter_targets
 from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, expand_path, to_run_folder
 
@@ -103,7 +103,7 @@ def read_model(run: Path, base: str) -> Node:
     if is_beside(config):
         fix = "give the base that it began at; in full precision python -m research.merge makes it a plain run"
         raise ValueError(f"finetune.base={base}: it was fine-tuned beside its layers: it is no plain model\n{fix}")
-    node = merge_finetuning(config).get("model")
+    node = (merged := merge_finetuning(config)).get("model")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"finetune.base={base}: its config.yaml has no model\ngive a run folder or one of its checkpoints")
     for key, target in iter_targets("model", node):
@@ -113,17 +113,19 @@ def read_model(run: Path, base: str) -> Node:
         raise ValueError(f"finetune.base={base}: its config.yaml holds a reference\ngive a run folder that this program wrote")
     if isinstance(linear := node.get("linear"), dict) and "warmup" in linear:
         linear["warmup"] = 0  # it is over
-    own: Node = use_own_files(node, run)
+    own: Node = use_own_files(merged, run)
     return own
 
 
-def use_own_files(node: Any, run: Path) -> Any:
+def use_own_files(config: Mapping[str, Any], run: Path) -> Any:
     """Return the model node of a run; one of a hub model is built by the config.json that the run keeps of it.
 
-    Its weights are those of a checkpoint, so the folder that it was trained from may be gone.
+    Its weights are those of a checkpoint or of another run, so the folder that it was trained from may be gone. It may not
+    where it is the base itself, whose weights no checkpoint holds.
     """
-    own = to_run_folder(run) / MODEL_FOLDER
-    if not isinstance(node, dict) or node.get("_target_") != HUB or not (own / "config.json").is_file():
+    node, own = config.get("model"), to_run_folder(run) / MODEL_FOLDER
+    is_base = is_frozen(config) and not config["finetune"].get("base")
+    if is_base or not isinstance(node, dict) or node.get("_target_") != HUB or not (own / "config.json").is_file():
         return node
     return node | {"folder": str(own), "load_weights": False}
 

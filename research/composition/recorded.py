@@ -21,6 +21,8 @@ OUTER_SETTINGS = (*OUTER_KEYS, "name", "hydra", "callbacks.console", "finetune.b
 # Settings that name a folder, in which one of a run is compared with where it lies, and recorded from the root on.
 FOLDER_SETTINGS = ("model.folder", "data.tokenizer.path", "objective.teacher", "objective.store")
 BASE_SETTINGS = ("model.folder", "data.tokenizer.path")  # of them those of a base: which one it is, its digest says
+# Settings by which a run that is resumed finds its things; where these were moved others may be typed, as digests tell them.
+MOVABLE_SETTINGS = (*BASE_SETTINGS, "data.path", "data.images", "data.masks")
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
 CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a run that goes on may change them
@@ -64,6 +66,18 @@ def parse_yaml(text: str) -> Any:
     if "&" in text and "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
         raise ValueError("it has aliases")
     return OmegaConf.to_container(OmegaConf.create(text))
+
+
+def list_moved(config: dict[str, Any]) -> list[str]:
+    """Return the settings of a run that name what is not there any more."""
+    settings = dict(iter_leaves("", config))
+    paths = {key: [path] if isinstance(path := settings.get(key), str) else path for key in MOVABLE_SETTINGS}
+    return [key for key, names in paths.items() if isinstance(names, list) and not all(map(exists, names))]
+
+
+def exists(path: object) -> bool:
+    """Return whether there is something at a path."""
+    return os.path.exists(expand_path(str(path)))
 
 
 def to_absolute(path: str) -> str:

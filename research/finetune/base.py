@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from research.load import load_run
 from research.run_dir import to_run_folder
@@ -25,7 +25,7 @@ def take_weights(model: nn.Module, base: str | None, digest: str | None = None) 
     if base is None:
         return model
     source = load_run(str(find_checkpoint(find_run(base, "finetune.base"), base, digest)))
-    tensors = source.model.state_dict()
+    tensors = read_tensors(source.model, model)
     try:
         sharding.check_tensors(model.state_dict(), {name: tensor.shape for name, tensor in tensors.items()})
     except RuntimeError as error:
@@ -36,6 +36,13 @@ def take_weights(model: nn.Module, base: str | None, digest: str | None = None) 
         model.load_state_dict(tensors)
     log.info("finetune: begins at %s", source.checkpoint)
     return model
+
+
+def read_tensors(source: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a source as the model holds them: a Conv1D of GPT-2 has the weight of a linear layer transposed."""
+    tensors = dict(source.state_dict())
+    ours, theirs = ({name for name, m in net.named_modules() if type(m).__name__ == "Conv1D"} for net in (model, source))
+    return tensors | {f"{name}.weight": tensors[f"{name}.weight"].t() for name in ours ^ theirs if f"{name}.weight" in tensors}
 
 
 def find_checkpoint(path: Path, base: str, digest: str | None) -> Path:

@@ -20,6 +20,7 @@ from research.composition.recorded import (
     OUTER_SETTINGS,
     Difference,
     list_differences,
+    list_moved,
     load_config,
 )
 from research.composition.teacher import name_teacher
@@ -247,15 +248,13 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         linear = [((cfg.get("model") or {}).get("linear") or {}).get("_target_") for cfg in (requested.cfg, old)]
         may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
-        free = (
-            *CHANGEABLE_KEYS,
-            *(["model.linear"] if may_convert else []),
-        )
+        moved = [key for key in list_moved(old) if requested.get_resolved(key)[0] is not None]
+        free = (*CHANGEABLE_KEYS, *moved, *(["model.linear"] if may_convert else []))
         differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
         fixed = [item for item in differences if f"{item.key}.".startswith(nodes)]
         if fixed and "finetune.base" not in requested.mistakes:  # which brings the model
             is_of_model = any(item.key.startswith("model.") for item in fixed)
-            fix = f"to go on with it: {repeat_command(folder, requested, value)}"
+            fix = f"to go on with it: {repeat_command(folder, requested, value, moved)}"
             fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"
             fixed.sort(key=lambda item: not item.key.endswith("_target_"))
             message = "; ".join(map(str, fixed[:3]))
@@ -265,10 +264,14 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
             yield Conflict(("resume.path", *(item.key for item in fixed)), message, fix)
 
 
-def repeat_command(folder: Path, requested: RequestedConfig, value: str) -> str:
-    """Return the line that goes on with a run: its own, with what is typed now about neither its parts nor its folder."""
+def repeat_command(folder: Path, requested: RequestedConfig, value: str, moved: list[str]) -> str:
+    """Return the line that goes on with a run: its own, with what is typed now about neither its parts nor its folder.
+
+    Where its base and its teacher lie, and what was moved, is as it is typed now.
+    """
     is_apart = ("resume", *(node.partition(".")[0] for node in FIXED_NODES), *list_groups())
-    typed = {key: line for key, line in requested.typed_overrides.items() if key.partition(".")[0] not in is_apart}
+    lies = (*OUTER_SETTINGS, *moved)
+    typed = {k: line for k, line in requested.typed_overrides.items() if k in lies or k.partition(".")[0] not in is_apart}
     try:
         own = read_text(folder / "overrides.txt", "replace").splitlines()
     except OSError:
