@@ -28,12 +28,14 @@ from research.options.conf import list_groups
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import (
+    MODEL_FOLDER,
     RUN_ID_PATTERN,
     expand_path,
     find_link,
     is_locked,
     list_checkpoints,
     parse_json,
+    read_json,
     read_summary,
     read_text,
     to_run_folder,
@@ -42,6 +44,9 @@ from research.training.manifest import is_checkpoint, is_intact, rank_checkpoint
 
 # A resumed run has them as they were; the last is that of the teacher.
 FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_", "objective.digest")
+
+
+TRANSPOSED_TYPES = ("gpt2", "openai-gpt")  # whose layers in full precision are Conv1D
 
 
 @dataclass
@@ -248,6 +253,12 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         linear = [((cfg.get("model") or {}).get("linear") or {}).get("_target_") for cfg in (requested.cfg, old)]
         may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
+        kind = read_json(folder / MODEL_FOLDER / "config.json").get("model_type")  # of a model of transformers
+        if may_convert and "torch.nn.Linear" in linear and kind in TRANSPOSED_TYPES:
+            message = f"{path} is of {kind}, whose layers hold their weights transposed where they are not ternary"
+            fix = f"begin at its weights by finetune=full finetune.base={value}, without resume"
+            yield Conflict(("resume.path", "linear"), message, fix)
+            return
         moved = [key for key in list_moved(old) if requested.get_resolved(key)[0] is not None]
         free = (*CHANGEABLE_KEYS, *moved, *(["model.linear"] if may_convert else []))
         differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
