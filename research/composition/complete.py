@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from research.composition.compose import ComposedConfig
+from research.composition.compose import ComposedConfig, is_interpolated
 from research.composition.finetuning import complete_base
 from research.composition.pretrained import Completion, Node, complete_model, is_path
 from research.composition.recorded import FOLDER_SETTINGS, to_absolute
@@ -22,6 +22,8 @@ def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any], is_f
     `is_final`: it is that of a run, whose references can be followed; what it names a folder by is recorded from the root on.
     """
     config, settings = ComposedConfig(copy.deepcopy(cfg)), Node()
+    if is_final:
+        config.cfg = cast(Node, OmegaConf.to_container(OmegaConf.create(cfg), resolve=True))
 
     def add(more: Node) -> None:
         for key, value in more.items():
@@ -40,9 +42,7 @@ def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any], is_f
     add(more)
     if conflict:
         return Completion(settings, notes, conflict)
-    if is_final:
-        config.cfg = cast(Node, OmegaConf.to_container(OmegaConf.create(config.cfg), resolve=True))
-    if isinstance(config.get("finetune"), dict):
+    if isinstance(config.get("finetune"), dict) and not is_interpolated(base):  # which is followed once the run begins
         more, conflict = complete_base(config.cfg, run)
         add(more)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from research.cli import print_message, redact
 from research.composition.compose import is_interpolated, iter_leaves
-from research.composition.overrides import format_command, to_literal
+from research.composition.overrides import format_command, quote_word, to_literal
 from research.composition.recorded import (
     CHANGEABLE_KEYS,
     FREE_SETTINGS,
@@ -256,7 +256,7 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         kind = read_json(folder / MODEL_FOLDER / "config.json").get("model_type")  # of a model of transformers
         if may_convert and "torch.nn.Linear" in linear and kind in TRANSPOSED_TYPES:
             message = f"{path} is of {kind}, whose layers hold their weights transposed where they are not ternary"
-            fix = f"begin at its weights by finetune=full finetune.base={value}, without resume"
+            fix = f"begin at its weights by finetune=full {quote_word(f'finetune.base={to_literal(value)}')}, without resume"
             yield Conflict(("resume.path", "linear"), message, fix)
             return
         moved = [key for key in list_moved(old) if requested.get_resolved(key)[0] is not None]

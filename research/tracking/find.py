@@ -9,6 +9,7 @@ from pathlib import Path
 
 from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_text, to_run_folder
 from research.tracking.study_spec import SWEEP_SPEC_FILE
+from research.training.manifest import is_checkpoint
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
 SOLUTION_FILE = "optimization_results.yaml"  # in both, with the folder of the best run
@@ -32,7 +33,8 @@ def find_run(run: str, setting: str = "RUN", uri: str | None = None) -> Path:
     Raise ValueError, which names the setting, where there is none.
     """
     check_run(run, setting)
-    return find_source(run, "", setting, uri)
+    path = find_source(run, "", setting, uri)
+    return path if is_checkpoint(path) else to_run_folder(path)
 
 
 def find_source(source: str, hint: str, setting: str = "RUN", uri: str | None = None) -> Path:
