@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import FILE as TOKENIZER_FILE
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.nn.lowrank import merge_adapters
+from research.options.finetuning import is_beside, is_frozen, merge_finetuning
 from research.preflight.program import locate_error
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, locate_target
 from research.run_dir import TOKENIZER_FOLDER, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
-from research.tracking.find import RUN_HINT, check_run, find_folder
+from research.tracking.find import RUN_HINT, find_run
 from research.training import checkpoint
-from research.training.base import get_kind, hash_folder, merge_finetuning
+from research.training.digests import hash_folder
 from research.training.snapshot import describe_structure, load_weights
 
 TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
@@ -108,7 +110,7 @@ class TrainedRun:
 
     def require_plain(self, what: str) -> None:
         """Raise ValueError for a model with adapters beside its layers, which `what` would lose."""
-        if get_kind(self.config) == "side":
+        if is_beside(self.config):
             fix = "use it as it is; one in full precision merges, python -m research.merge; or train with finetune=inside"
             raise ValueError(f"RUN was fine-tuned beside its layers (finetune=side), and {what} holds plain models; {fix}")
 
@@ -147,7 +149,7 @@ def load_run(run: str, base: str | None = None, merge: bool = True) -> TrainedRu
     where its base lies now. Raise ValueError where there is no such run, none of its checkpoints is intact, its configuration
     cannot be read, or its base has changed.
     """
-    path = resolve_run(run)
+    path = find_run(run)
     folder = to_run_folder(path)
     settings, damage = load_config(path)
     if not settings:
@@ -192,7 +194,7 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
     Raise ValueError where the base is not there, or is not the one of that digest.
     """
     node = dict(settings.get("finetune") or {})
-    fix = f"put it back, or merge with where it is now: python -m research.merge {run} --base FOLDER --output DIR"
+    fix = f"put it back, or merge with where it is now: python -m research.merge {shlex.quote(run)} --base FOLDER --output DIR"
     try:
         if node.get("digest") != digest:
             raise ValueError("its config.yaml and its checkpoint name other bases")
@@ -205,27 +207,7 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
 
 
 def choose_model(settings: dict[str, Any], folder: Path, base: str | None) -> Any:
-    """Return the model node of a run: with its own files where it holds all weights, else with where a base folder is now."""
-    node: Any = settings.get("model")
-    if is_whole(settings):
-        return use_own_files(node, folder)
-    return node if base is None or settings["finetune"].get("base") else node | {"folder": base}
-
-
-def is_whole(settings: dict[str, Any]) -> bool:
-    """Return whether a run's checkpoints hold all weights of its model; those of adapters need the base's too."""
-    finetune = settings.get("finetune")
-    return not finetune or str(finetune.get("_target_")).endswith(".full")
-
-
-def resolve_run(run: str) -> Path:
-    """Return the folder of a path or an MLflow run id. Raise ValueError where there is no run."""
-    check_run(run)
-    if path := find_folder(run, ""):
-        return path.resolve()
-    from research.tracking.mlflow_store import get_run_folder  # heavy
-
-    path = Path(get_run_folder(run))
-    if not path.is_dir():
-        raise ValueError(f"RUN={run}: its folder {path} is not there")
-    return path
+    """Return the model node of a run: built by its own files, or where its base is a folder, by that where it is now."""
+    node: Any = use_own_files(settings, folder)
+    is_moved = base is not None and is_frozen(settings) and not settings["finetune"].get("base")
+    return node | {"folder": base} if is_moved else node

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import run_dir
 from research.cli import describe_error, redact_output
-from research.composition.recorded import OUTER_SETTINGS, Difference, list_differences, load_config
+from research.composition.pretrained import use_own_files
+from research.composition.recorded import FREE_SETTINGS, OUTER_SETTINGS, Difference, list_differences, list_moved, load_config
 from research.data.spec import Dataset
 from research.load import check_targets, instantiate
 from research.losses import Loss, Objective
@@ -175,7 +176,8 @@ def setup(
     seed_all(cfg.seed)
     if data.tokenizer and folder and distributed.rank() == 0:
         data.tokenizer.save(folder / run_dir.TOKENIZER_FOLDER)
-    model = instantiate(cfg.model, data.shape, key="model")
+    node = OmegaConf.create(use_own_files(run_config.config, resume)) if resume else cfg.model
+    model = instantiate(node, data.shape, key="model")
     if isinstance(model, Hub) and folder and distributed.rank() == 0:
         model.save_config(folder / run_dir.MODEL_FOLDER)
     if cfg.get("finetune"):
@@ -201,8 +203,8 @@ def setup(
         resume=resume,
         weights_only=cfg.resume.weights_only and not resumed,
     )
-    if resume and (differences := list_differences(run_config.config, load_config(resume)[0])):
-        forget_other_result(state, differences, resumed)
+    if resume and (there := load_config(resume)[0]):
+        forget_other_result(state, list_differences(run_config.config, there, (*FREE_SETTINGS, *list_moved(there))), resumed)
     return state
 
 
@@ -211,6 +213,8 @@ def forget_other_result(state: State, differences: list[Difference], resumed: bo
 
     Raise ValueError where no step is left: whatever it reported would be of those settings.
     """
+    if not differences:
+        return
     if (step := state.progress.step) >= state.info.steps:
         texts = "; ".join(map(str, differences[:3]))
         fix = f"give the settings that it was trained with, or more steps than {step}"

@@ -43,7 +43,7 @@ def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, loss: An
         DATA.shape, options.pop("dim", 16), 1, 2, options.pop("linear", BitLinear), dropout=options.pop("dropout")
     )
     if finetune := options.pop("finetune", None):  # its base is the model as it is built
-        options["config"] = {"finetune": {"digest": "of the base"}}
+        options["config"] = {"finetune": {"_target_": "research.finetune.inside.inside", "digest": "of the base"}}
         finetune(model)
     base = partial(torch.optim.AdamW, fused=True)
     optimizer = options.pop("filter")(model, base, lr=5e-3, lamb=1.0, weight_decay=0.1)

@@ -1,5 +1,6 @@
-"""What a run starts from completes its configuration: a pretrained folder or another run, its model and its tokenizer."""
+"""The model and the tokenizer of what a run starts from: of a pretrained folder, or of another run."""
 
+import copy
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -10,10 +11,9 @@ from research.composition.compose import MISSING, ComposedConfig, is_interpolate
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
 from research.options.conf import read_yaml
+from research.options.finetuning import is_beside, is_frozen, merge_finetuning
 from research.rules import PRESET_GROUPS, Conflict, check_target
-from research.run_dir import MODEL_FOLDER, RUN_ID_PATTERN, TOKENIZER_FOLDER, expand_path, to_run_folder
-from research.tracking.find import check_run
-from research.training.base import find_base, get_kind, merge_finetuning
+from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, expand_path, to_run_folder
 
 HUB = "research.models.hub.Hub"
 BYTES, FOLDER = "research.data.tokenizers.Bytes", "research.data.tokenizers.Folder"
@@ -22,50 +22,34 @@ Node = dict[str, Any]
 
 
 class Completion(NamedTuple):
-    """What takes the place of nodes of a configuration."""
+    """What takes the place of settings of a configuration."""
 
-    nodes: dict[str, Node]  # dotted key -> node
+    settings: Node  # dotted key -> value or node
     notes: tuple[str, ...] = ()  # for people
     conflict: Conflict | None = None  # what was typed and does not go with it
 
 
-def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any]) -> Completion:
-    """Return the model and the tokenizer of what a run starts from; nothing where it starts from nothing.
+def complete_model(config: ComposedConfig, run: Path | None, typed: Collection[str], choices: Mapping[str, Any]) -> Completion:
+    """Return the model and the tokenizer of what a run starts from: of the run that its base is, or of the folder of its model.
 
-    `cfg` is the composed configuration, `typed` the keys and groups of its command line, `choices` the options of all groups.
+    Return nothing where it starts from nothing. Raise ValueError for a run without a model that may be built.
     """
-    config = ComposedConfig(cfg)
-    base, nodes = config.get_resolved("finetune.base")[0], dict[str, Node]()
-    if is_path(base):
-        try:
-            run = find_run(base)
-            node = read_model(run, base)
-        except ValueError as error:
-            message, _, fix = str(error).partition("\n")
-            return Completion({}, conflict=Conflict(("finetune.base",), message, fix))
-        if conflict := keep_typed(config, node, typed, choices, base):
+    settings, folder = Node(), config.get_resolved("model.folder")[0]
+    if run:
+        base = config.get_resolved("finetune.base")[0]
+        settings["model"], conflict = merge_typed(config, read_model(run, base), typed, choices, base)
+        if conflict:
             return Completion({}, conflict=conflict)
-        nodes["model"] = node
         what, own = f"finetune.base={base}", read_run_tokenizer(run)
-    elif config.get("model._target_") == HUB and is_path(folder := config.get_resolved("model.folder")[0]):
+    elif config.get("model._target_") == HUB and is_path(folder) and os.path.isdir(expand_path(folder)):  # else said elsewhere
         path = expand_path(folder).absolute()
-        if not os.path.isdir(path):
-            return Completion({})  # which is said elsewhere
         has_own = any((path / name).is_file() for name in TOKENIZER_FILES)
         what, own = f"model.folder={folder}", {"_target_": FOLDER, "path": str(path)} if has_own else None
     else:
         return Completion({})
     if not isinstance(config.get("data.tokenizer"), dict):
-        return Completion(nodes)
-    return choose_tokenizer(config, Completion(nodes), own, what, is_chosen("tokenizer", "data.tokenizer", typed, choices))
-
-
-def complete_base(cfg: Node) -> tuple[Node, Conflict | None]:
-    """Return what is recorded of the weights that a completed configuration is fine-tuned from, or the conflict with them."""
-    if not isinstance(cfg.get("finetune"), dict):
-        return {}, None
-    base = ComposedConfig(cfg).get_resolved("finetune.base")[0]
-    return find_base(cfg, find_run(base) if is_path(base) else None)
+        return Completion(settings)
+    return choose_tokenizer(config, Completion(settings), own, what, is_chosen("tokenizer", "data.tokenizer", typed, choices))
 
 
 def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | None, what: str, chosen: bool) -> Completion:
@@ -85,8 +69,8 @@ def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | Non
         fix = f"leave it out, or give tokenizer={f'folder {path}' if path else 'bytes'}"
         return so_far._replace(conflict=Conflict(("tokenizer",), message, fix))
     note = f"note: the text is tokenized by {own['path']}, the tokenizer of {what}" if own["_target_"] == FOLDER else ""
-    nodes = so_far.nodes | {"data.tokenizer": own}
-    return so_far._replace(nodes=nodes, notes=(note,) if note else ())
+    settings = so_far.settings | {"data.tokenizer": own}
+    return so_far._replace(settings=settings, notes=(note,) if note else ())
 
 
 def is_path(value: Any) -> bool:
@@ -113,29 +97,13 @@ def is_same(typed: Node, own: Node) -> bool:
     return all(map(os.path.isfile, files)) and Path(files[0]).read_bytes() == Path(files[1]).read_bytes()
 
 
-def find_run(base: str) -> Path:
-    """Return the run or checkpoint that `finetune.base` names. Raise ValueError where there is none."""
-    try:
-        check_run(base)
-        if (path := expand_path(base)).is_dir() or not re.fullmatch(RUN_ID_PATTERN, base):
-            return path.resolve()
-        from research.tracking.mlflow_store import get_run_folder  # heavy, and for ids alone
-
-        path = Path(get_run_folder(base))
-    except ValueError as error:
-        raise ValueError(f"finetune.base={base}: {str(error).removeprefix(f'RUN={base}: ')}") from None
-    if not path.is_dir():
-        raise ValueError(f"finetune.base={base}: its folder {path} is not there")
-    return path
-
-
 def read_model(run: Path, base: str) -> Node:
     """Return the model node that a run has recorded. Raise ValueError where there is none, or one that may not be built."""
     config = load_config(run)[0]
-    if get_kind(config) == "side":
+    if is_beside(config):
         fix = "give the base that it began at; in full precision python -m research.merge makes it a plain run"
         raise ValueError(f"finetune.base={base}: it was fine-tuned beside its layers: it is no plain model\n{fix}")
-    node = merge_finetuning(config).get("model")
+    node = (merged := merge_finetuning(config)).get("model")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"finetune.base={base}: its config.yaml has no model\ngive a run folder or one of its checkpoints")
     for key, target in iter_targets("model", node):
@@ -145,17 +113,19 @@ def read_model(run: Path, base: str) -> Node:
         raise ValueError(f"finetune.base={base}: its config.yaml holds a reference\ngive a run folder that this program wrote")
     if isinstance(linear := node.get("linear"), dict) and "warmup" in linear:
         linear["warmup"] = 0  # it is over
-    own: Node = use_own_files(node, run)
+    own: Node = use_own_files(merged, run)
     return own
 
 
-def use_own_files(node: Any, run: Path) -> Any:
+def use_own_files(config: Mapping[str, Any], run: Path) -> Any:
     """Return the model node of a run; one of a hub model is built by the config.json that the run keeps of it.
 
-    Its weights are those of a checkpoint, so the folder that it was trained from may be gone.
+    Its weights are those of a checkpoint or of another run, so the folder that it was trained from may be gone. It may not
+    where it is the base itself, whose weights no checkpoint holds.
     """
-    own = to_run_folder(run) / MODEL_FOLDER
-    if not isinstance(node, dict) or node.get("_target_") != HUB or not (own / "config.json").is_file():
+    node, own = config.get("model"), to_run_folder(run) / MODEL_FOLDER
+    is_base = is_frozen(config) and not config["finetune"].get("base")
+    if is_base or not isinstance(node, dict) or node.get("_target_") != HUB or not (own / "config.json").is_file():
         return node
     return node | {"folder": str(own), "load_weights": False}
 
@@ -168,30 +138,31 @@ def read_run_tokenizer(run: Path) -> Node | None:
     return {"_target_": BYTES} if folder.is_dir() else None
 
 
-def keep_typed(
+def merge_typed(
     config: ComposedConfig, node: Node, typed: Collection[str], choices: Mapping[str, Any], base: str
-) -> Conflict | None:
-    """Keep in the base's node what may be typed; return the conflict of what was typed and differs.
+) -> tuple[Node, Conflict | None]:
+    """Return the base's node with what may be typed, and the conflict of what was typed and differs.
 
     What computes the same in another way may differ. With finetune=full so may the linear layers: what was trained in full
     precision is then trained on with ternary weights.
     """
-    there, keys = ComposedConfig({"model": node}), [key for key in typed if key.startswith("model.")]
+    merged, keys = ComposedConfig({"model": copy.deepcopy(node)}), [key for key in typed if key.startswith("model.")]
     is_full, has_linear = choices.get("finetune") == "full", "model" in typed or is_chosen("linear", "linear", typed, choices)
     keys += ["model._target_"] * ("model" in typed) + ["model.linear._target_"] * has_linear
     linear = config.get("model.linear")
-    if is_full and has_linear and isinstance(linear, dict) and linear["_target_"] != there.get("model.linear._target_"):
-        node["linear"] = linear
+    if is_full and has_linear and isinstance(linear, dict) and linear["_target_"] != merged.get("model.linear._target_"):
+        merged.set("model.linear", linear)
     differences = list[Difference]()
     for key in dict.fromkeys(keys):
-        now, then = config.get_resolved(key)[0], there.get(key)
+        now, then = config.get_resolved(key)[0], merged.get(key)
         if isinstance(now, dict) or is_interpolated(now) or now == then:
             continue
         if key in CHANGEABLE_KEYS or (is_full and key.startswith("model.linear.") and then is not MISSING):
-            there.set(key, now)
+            merged.set(key, now)
         else:
             differences.append(Difference(key, *("nothing" if v is MISSING else to_override(v) for v in (now, then))))
     if not differences:
-        return None
+        return merged.cfg["model"], None
     message = f"{'; '.join(map(str, differences[:3]))}: finetune.base={base} brings its own model"
-    return Conflict((differences[0].key.removesuffix("._target_"),), message, "leave it out, or give another finetune.base")
+    fix = "leave it out, or give another finetune.base"
+    return node, Conflict((differences[0].key.removesuffix("._target_"),), message, fix)

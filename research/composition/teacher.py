@@ -3,7 +3,6 @@
 A run records the digest of its teacher's weights. So a resumed run goes on with the same teacher, wherever that is by then.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from research.files.weights import list_weight_files
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
-    RUN_ID_PATTERN,
     expand_path,
     is_locked,
     list_checkpoints,
@@ -21,9 +19,9 @@ from research.run_dir import (
     read_summary,
     to_run_folder,
 )
-from research.tracking.find import check_run
-from research.training.base import hash_checkpoint, hash_folder
-from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints
+from research.tracking.find import find_run
+from research.training.digests import hash_folder, hash_run
+from research.training.manifest import is_checkpoint
 
 DISTILL = "research.distill.objective.Distill"
 STORE_FILE = "store.json"  # in a store: whose answers it keeps
@@ -50,26 +48,24 @@ class TeacherData:
     is_pretrained: bool = False  # a folder that save_pretrained wrote
 
 
-def find_teacher(teacher: str) -> Path:
-    """Return the folder of a teacher. Raise ValueError for none, one without weights, or one in training."""
+def find_teacher(teacher: str, uri: str | None = None) -> Path:
+    """Return the folder of a teacher, by an id that of the MLflow at `uri`.
+
+    Raise ValueError for none, one without weights, or one in training.
+    """
     path = expand_path(teacher)
     try:
         if is_pretrained(path):
             if not list_weight_files(path):
                 raise ValueError(f"{path} has no *.safetensors and no pytorch_model*.bin\ngive {HINT}")
             return path.resolve()
-        check_run(teacher)
-        if not path.is_dir() and re.fullmatch(RUN_ID_PATTERN, teacher):
-            from research.tracking.mlflow_store import get_run_folder  # heavy, and for ids alone
-
-            path = Path(get_run_folder(teacher))
-        path = path.resolve()
+        path = find_run(teacher, "objective.teacher", uri)
         if is_locked(to_run_folder(path)):
             raise ValueError("it is in training, so its newest weights change\nwait for its end, or give another teacher")
         if not is_checkpoint(path) and not list_checkpoints(path):
             raise ValueError(f"{path} holds no checkpoint, so no weights\ngive {HINT}")
     except ValueError as error:
-        message, _, fix = str(error).removeprefix(f"RUN={teacher}: ").partition("\n")
+        message, _, fix = str(error).removeprefix(f"objective.teacher={teacher}: ").partition("\n")
         if not fix:
             message, _, fix = message.partition("; give ")
             fix = f"give {fix}" if fix.startswith("a run, as") else f"give {HINT}"
@@ -85,13 +81,10 @@ def is_pretrained(path: Path) -> bool:
 def digest_teacher(path: Path) -> str:
     """Return a digest of a teacher's weights. Raise ValueError where no checkpoint is intact."""
     if is_pretrained(path):
-        return hash_folder(str(path))
-    folders = [path] if is_checkpoint(path) else [folder for _, folder in rank_checkpoints(path)]
-    if not (folder := next(filter(is_intact, folders), None)):
-        raise ValueError(f"objective.teacher={path}: no checkpoint is intact\ngive another teacher")
+        return hash_folder(str(path), "objective.teacher")
     try:
-        return hash_checkpoint(folder)
-    except DamagedError as error:  # since a moment
+        return hash_run(path)
+    except ValueError as error:
         raise ValueError(f"objective.teacher={path}: {error}\ngive another teacher") from error
 
 
@@ -108,27 +101,28 @@ def read_teacher_data(path: Path) -> TeacherData:
     return TeacherData(dict(summary.shape), tuple(summary.classes), tokenizer) if summary else TeacherData({}, (), tokenizer)
 
 
-def complete_teacher(objective: Any) -> str | None:
-    """Return the digest that completes the node of an objective; None where it has no teacher or is complete.
+def complete_teacher(objective: Any, uri: str | None = None) -> dict[str, Any]:
+    """Return the settings to record of an objective's teacher: its digest, and where it lies; nothing where there is none.
 
     Raise ValueError for a teacher that is not there, or has another digest than the node.
     """
     if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
-        return None
+        return {}
     teacher, known = objective.get("teacher"), objective.get("digest")
     if not isinstance(teacher, str) or teacher in ("", "???") or "${" in teacher:
-        return None
-    store = objective.get("store")
+        return {}
+    store, settings = objective.get("store"), dict[str, Any]()
     if objective.get("stored") and isinstance(store, str):  # the teacher itself may be gone
         digest = str(read_json(expand_path(store) / STORE_FILE).get("teacher") or "")
         if not digest:
             raise ValueError(f"objective.store={store}: there is no {STORE_FILE}\ngive objective.stored=false, which fills it")
     else:
-        digest = digest_teacher(find_teacher(teacher))
+        path = find_teacher(teacher, uri)
+        digest, settings = digest_teacher(path), {"objective.teacher": str(path)}
     if known and known != digest:
         message = f"objective.teacher={teacher}: its weights have the digest {digest[:12]}, objective.digest is {known[:12]}"
         raise ValueError(f"{message}\ngive the teacher with that digest, or objective.digest=null")
-    return digest
+    return settings | {"objective.digest": digest}
 
 
 def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
@@ -165,7 +159,7 @@ def check_loss(target: str) -> Conflict | None:
 
 
 def find_teacher_conflicts(objective: Any, get: Callable[[str], Any]) -> Iterator[Conflict | None]:
-    """Yield the conflict of a teacher that is not there, is the run itself, or cannot teach by such a loss.
+    """Yield the conflict of a teacher that is the run itself, or cannot teach so or by such a loss.
 
     `objective` is the node of a composed configuration; `get` returns the value at any of its dotted keys.
     """
@@ -178,14 +172,11 @@ def find_teacher_conflicts(objective: Any, get: Callable[[str], Any]) -> Iterato
     yield check_loss(str(get("loss._target_")))
     if "${" in teacher:  # as for a teacher of each seed
         return
-    try:
-        complete_teacher(settings)
-        path = None if settings.get("stored") else find_teacher(teacher)
-    except ValueError as error:
-        message, _, fix = str(error).partition("\n")
-        yield Conflict(("objective.teacher",), message, fix)
+    if settings.get("stored"):
         return
-    if path is None:
+    try:
+        path = find_teacher(teacher)
+    except ValueError:  # as what completes the configuration has said
         return
     own = [get("hydra.run.dir"), *([] if get("resume.weights_only") is True else [get("resume.path")])]
     if any(to_run_folder(expand_path(folder)).resolve() == to_run_folder(path) for folder in own if isinstance(folder, str)):

@@ -54,7 +54,7 @@ class Distill(RunObjective):
         self.loss, self.teacher, self.weight, self.temperature, self.kind = loss, teacher, weight, temperature, kind
         self.top_k, self.hidden, self.layers, self.store, self.stored = top_k, hidden, layers, store, stored
         node = {"_target_": DISTILL, "teacher": teacher, "store": store, "stored": stored}
-        self.digest = digest or complete_teacher(node) or ""
+        self.digest = digest or complete_teacher(node).get("objective.digest", "")
         self.shape: object = None  # of the data
         self.num_classes: int | None = None
         self.net: nn.Module | None = None  # the teacher; None where its answers are stored, and where it has no weight

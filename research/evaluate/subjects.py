@@ -11,7 +11,7 @@ from research.cli import format_count, print_message
 from research.composition.recorded import load_config
 from research.preflight.evaluation import FOLDER
 from research.run_dir import expand_path, list_checkpoints, read_json, to_run_folder
-from research.tracking.find import check_run, find_folder, is_run_folder, is_sweep_folder
+from research.tracking.find import check_run, find_source, is_run_folder, is_sweep_folder
 from research.training.manifest import is_checkpoint
 
 REPORT_FILE = "export.json"  # in the folder of an export
@@ -101,17 +101,7 @@ def find_subjects(words: Sequence[str]) -> list[Subject]:
 
 def find_subject(word: str) -> list[Subject]:
     """Return the model that one word names, or those of a sweep."""
-    try:
-        path = find_folder(word, f"{HINT}, or an MLflow run id")
-    except ValueError as error:
-        raise ValueError(f"RUN={word}: {error}") from None
-    if path is None:
-        from research.tracking.mlflow_store import get_run_folder  # heavy
-
-        path = Path(get_run_folder(word))
-        if not path.is_dir():
-            raise ValueError(f"RUN={word}: its folder {path} is not there")
-    path = path.resolve()
+    path = find_source(word, f"{HINT}, or an MLflow run id")
     if (path / REPORT_FILE).is_file():
         return [Subject(word, path, "export", read_report(word, path))]
     if is_checkpoint(path) or is_run_folder(to_run_folder(path)):

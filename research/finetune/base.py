@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from research.composition.pretrained import find_run
 from research.load import load_run
 from research.run_dir import to_run_folder
+from research.tracking.find import find_run
 from research.training import sharding
-from research.training.base import hash_checkpoint
-from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints
+from research.training.digests import hash_checkpoint
+from research.training.manifest import DamagedError, is_checkpoint, is_intact, rank_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ def take_weights(model: nn.Module, base: str | None, digest: str | None = None) 
     """
     if base is None:
         return model
-    source = load_run(str(find_checkpoint(find_run(base), base, digest)))
-    tensors = source.model.state_dict()
+    source = load_run(str(find_checkpoint(find_run(base, "finetune.base"), base, digest)))
+    tensors = read_tensors(source.model, model)
     try:
         sharding.check_tensors(model.state_dict(), {name: tensor.shape for name, tensor in tensors.items()})
     except RuntimeError as error:
@@ -36,6 +36,13 @@ def take_weights(model: nn.Module, base: str | None, digest: str | None = None) 
         model.load_state_dict(tensors)
     log.info("finetune: begins at %s", source.checkpoint)
     return model
+
+
+def read_tensors(source: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a source as the model holds them: a Conv1D of GPT-2 has the weight of a linear layer transposed."""
+    tensors = dict(source.state_dict())
+    ours, theirs = ({name for name, m in net.named_modules() if type(m).__name__ == "Conv1D"} for net in (model, source))
+    return tensors | {f"{name}.weight": tensors[f"{name}.weight"].t() for name in ours ^ theirs if f"{name}.weight" in tensors}
 
 
 def find_checkpoint(path: Path, base: str, digest: str | None) -> Path:
@@ -52,8 +59,8 @@ def find_checkpoint(path: Path, base: str, digest: str | None) -> Path:
             digests[folder] = hash_checkpoint(folder)
         except DamagedError as error:
             log.warning("finetune.base=%s: %s: %s", base, folder.name, error)
-    if match := next((folder for folder, other in digests.items() if other == digest), None):
-        return match
+    if matches := [folder for folder, other in digests.items() if other == digest]:
+        return matches[0] if len(matches) == 1 else next(filter(is_intact, matches), matches[0])
     there = f"its newest have {next(iter(digests.values()))[:12]}" if digests else "it has no checkpoint that can be read"
     fix = "give the base as it was, by finetune.base=FOLDER and resume=RUN"
     raise ValueError(f"finetune.base={base} has no weights of digest {digest[:12]}, which were fine-tuned: {there}\n{fix}")

@@ -6,5 +6,5 @@ from research.finetune.base import take_weights
 
 
 def full(model: nn.Module, base: str | None = None, digest: str | None = None) -> nn.Module:
-    """Return the model with the weights of a base, every one of which learns."""
-    return take_weights(model, base, digest).requires_grad_()
+    """Return the model with the weights of a base, which learn as far as the model lets them."""
+    return take_weights(model, base, digest)

@@ -16,8 +16,8 @@ from research.finetune.side import list_adapters, merge_side
 from research.load import TrainedRun, instantiate, load_run
 from research.losses import make_plain
 from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.options.finetuning import get_kind, is_beside
 from research.run_dir import RunConfig, Summary, read_summary, replace_text
-from research.training.base import get_kind
 from research.training.checkpoint import Snapshot, commit, get_weights, hash_weights
 from research.training.evaluate import evaluate
 from research.training.manifest import Manifest, read_manifest
@@ -43,11 +43,11 @@ def build_plain(run: str, base: str | None, num_samples: int) -> tuple[Plain, di
     Raise ValueError where it is plain already, or its adapters are beside ternary layers, with what would be lost.
     """
     trained = load_run(run, base)
-    kind = get_kind(load_config(trained.checkpoint)[0])
-    if not kind:
+    recorded = load_config(trained.checkpoint)[0]
+    if not (kind := get_kind(recorded)):
         raise ValueError(f"RUN={run} was not fine-tuned: it is a plain run, use it as it is")
     config, lines, model = cast(dict[str, Any], OmegaConf.to_container(trained.config)), dict[str, str](), trained.model
-    if kind == "side":
+    if is_beside(recorded):
         model = merge_side(copy.deepcopy(model))
         lines = measure_side(trained, model, num_samples)
         config["finetune"] = None
@@ -120,7 +120,7 @@ def check_plain(folder: Path, plain: Plain) -> dict[str, str]:
     """
     read = load_run(str(folder)).model
     checkpoint = str(plain.run.checkpoint)
-    trained = plain.model if plain.kind == "side" else load_run(checkpoint, plain.base, merge=False).model
+    trained = plain.model if is_beside(plain.run.config) else load_run(checkpoint, plain.base, merge=False).model
     theirs, count = bitlinear_layers(trained), 0
     for name, layer in bitlinear_layers(read).items():
         other = theirs[name]

@@ -1,5 +1,6 @@
 """Any causal language model of transformers, with its linear layers replaced by BitLinears."""
 
+import copy
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Hub(nn.Module):
             net = _build_from_config(model_type, fields or {}, shape)
         _check_sizes(net, shape, folder)
         self.net: Any = net
-        self.folder, self.vocab_size = folder, shape.vocab_size
+        self.folder, self.vocab_size, self.full_precision = folder, shape.vocab_size, full
         self.max_seq_len = int(getattr(net.config, "max_position_embeddings", None) or shape.seq_len)
         kept = _list_kept(net, keep_blocks)
         if linear and (linear.func if isinstance(linear, partial) else linear) is not nn.Linear:
@@ -80,9 +81,15 @@ class Hub(nn.Module):
         return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
     def save_config(self, folder: Path) -> None:
-        """Write config.json and what came with it, as the tokenizer with the template of a chat: all but the weights."""
+        """Write config.json and what came with it, as the tokenizer with the template of a chat: all but the weights.
+
+        It also names the layers that a ternary folder keeps in full precision, so the model is built again as it is.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "config.json", self.net.config.to_json_string(use_diff=False))
+        config = copy.deepcopy(self.net.config)
+        if self.full_precision:
+            config.quantization_config = {"quant_method": "bitnet", "modules_to_not_convert": self.full_precision}
+        replace_text(folder / "config.json", config.to_json_string(use_diff=False))
         for file in [expand_path(self.folder) / name for name in COMPANIONS] if self.folder else []:
             if file.is_file() and not (folder / file.name).exists():  # a resumed run has them, or is built from them
                 shutil.copyfile(file, folder / file.name)

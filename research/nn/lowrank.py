@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from research.nn.bitlinear import BitLinear, bitlinear_layers, has_hooks
 from research.nn.blocks import find_useless_pattern, match_names
 from research.nn.quantize import Quantizer
+from research.options.finetuning import get_gain_settings
 
 NO_LAYER_FIX = "give finetune=full, or another base, as a run of model=bitnet"
 
@@ -85,8 +86,7 @@ def add_gains(model: nn.Module) -> nn.Module:
 
 def make_gain_quantizer(quantizer: Quantizer) -> Quantizer:
     """Return the quantizer that gives back ternary codes times any scale an output, or a group of inputs, to the bit."""
-    granularity: Any = quantizer.granularity if isinstance(quantizer.granularity, int) else "channel"
-    return replace(quantizer, scale_method="absmax", weight_bits=1.58, granularity=granularity)
+    return replace(quantizer, **get_gain_settings(quantizer.granularity))
 
 
 def let_norms_learn(model: nn.Module) -> None:

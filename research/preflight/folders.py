@@ -11,6 +11,7 @@ from research import rules
 from research.composition.compose import MISSING
 from research.composition.pretrained import HUB, is_path
 from research.models.hub_folder import check_seq_len, read_hub_config
+from research.options.finetuning import is_frozen
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import expand_path
@@ -93,7 +94,9 @@ def check_hub_folder(requested: RequestedConfig) -> Conflict | None:
     if requested.get("model._target_") != HUB or not is_path(folder) or not os.path.exists(expand_path(folder)):
         return None
     try:
-        config = read_hub_config(folder, requested.get_resolved("model.load_weights")[0] is not False)
+        path = requested.get_resolved("resume.path")[0]
+        is_resumed = is_path(path) and path != "auto" and not is_frozen(requested.cfg)  # whose checkpoint has the weights
+        config = read_hub_config(folder, requested.get_resolved("model.load_weights")[0] is not False and not is_resumed)
         check_seq_len(folder, config, seq_len if type(seq_len) is int else 0)
     except ValueError as error:
         message, _, fix = str(error).partition("\n")

@@ -3,13 +3,11 @@
 import os
 import re
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 
+from research.composition.complete import complete
 from research.composition.compose import MISSING, ComposedConfig, iter_leaves
 from research.composition.overrides import quote_word
-from research.composition.pretrained import complete, complete_base
-from research.composition.teacher import complete_teacher
 from research.options.conf import find_target, list_groups, list_offers, read_yaml
 from research.options.habits import answer_habit, count_changed_letters, list_habits, respell, respell_option, squash, suggest
 from research.options.renames import find_new_key
@@ -29,16 +27,10 @@ class KnownKeys(ComposedConfig):
 
     def complete(self, typed: Collection[str]) -> Conflict | None:
         """Take over model and tokenizer of what the run starts from, and its teacher's digest; return what conflicts."""
-        nodes, self.notes, conflict = complete(self.cfg, typed, self.cfg["hydra"]["runtime"]["choices"])
-        for key, node in nodes.items():
-            self.set(key, node)
-        settings, base_conflict = ({}, None) if conflict else complete_base(self.cfg)
+        settings, self.notes, conflict = complete(self.cfg, typed, self.cfg["hydra"]["runtime"]["choices"])
         for key, value in settings.items():
             self.set(key, value)
-        with suppress(ValueError):  # which find_teacher_conflicts says
-            if digest := complete_teacher(self.get("objective")):
-                self.set("objective.digest", digest)
-        return conflict or base_conflict
+        return conflict
 
     def get_signature(self, key: str) -> Signature:
         """Return the signature of a node's target; an empty one where there is none or it cannot be read."""

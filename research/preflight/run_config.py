@@ -11,9 +11,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import rules, run_dir
 from research.cli import redact
-from research.composition.pretrained import complete, complete_base
+from research.composition.complete import complete
 from research.composition.recorded import list_differences, load_config
-from research.composition.teacher import complete_teacher
 from research.preflight.folders import check_subdir
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig
@@ -24,25 +23,17 @@ NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name do
 
 
 def complete_config(cfg: DictConfig) -> DictConfig:
-    """Return a copy with the model and the tokenizer of what the run starts from, and the digest of its teacher.
-
-    Raise ValueError where they differ.
-    """
+    """Return a copy with what the run starts from and learns from. Raise ValueError where that does not go with it."""
     hydra = HydraConfig.get()
     typed = [line.lstrip("+~").partition("=")[0].partition("@")[0] for line in hydra.overrides.task]
     composed = cast(dict[str, Any], OmegaConf.to_container(cfg))
-    nodes, _, conflict = complete(composed, typed, cast(dict[str, Any], OmegaConf.to_container(hydra.runtime.choices)))
+    choices = cast(dict[str, Any], OmegaConf.to_container(hydra.runtime.choices))
+    settings, _, conflict = complete(composed, typed, choices, is_final=True)
     rules.enforce(conflict)
     copied = copy.deepcopy(cfg)
     with open_dict(copied):
-        for key, node in nodes.items():
-            OmegaConf.update(copied, key, node, merge=False)
-        settings, conflict = complete_base(cast(dict[str, Any], OmegaConf.to_container(copied, resolve=True)))
-        rules.enforce(conflict)
         for key, value in settings.items():
-            OmegaConf.update(copied, key, value)
-    if digest := complete_teacher(OmegaConf.to_container(copied.objective, resolve=True) if copied.get("objective") else None):
-        copied.objective.digest = digest
+            OmegaConf.update(copied, key, value, merge=False)
     return copied
 
 

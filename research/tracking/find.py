@@ -9,6 +9,7 @@ from pathlib import Path
 
 from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_text, to_run_folder
 from research.tracking.study_spec import SWEEP_SPEC_FILE
+from research.training.manifest import is_checkpoint
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
 SOLUTION_FILE = "optimization_results.yaml"  # in both, with the folder of the best run
@@ -26,20 +27,45 @@ def find_folder(source: str, hint: str) -> Path | None:
     raise ValueError(f"there is no such folder; {hint}")
 
 
-def check_run(run: str) -> None:
+def find_run(run: str, setting: str = "RUN", uri: str | None = None) -> Path:
+    """Return the folder of a run or a checkpoint, by its path or its id in the MLflow at `uri`, by default that of runs.
+
+    Raise ValueError, which names the setting, where there is none.
+    """
+    check_run(run, setting)
+    path = find_source(run, "", setting, uri)
+    return path if is_checkpoint(path) else to_run_folder(path)
+
+
+def find_source(source: str, hint: str, setting: str = "RUN", uri: str | None = None) -> Path:
+    """Return a folder by its path, or that of a run by its id in MLflow. Raise ValueError with the hint for what is neither."""
+    try:
+        if path := find_folder(source, hint):
+            return path.resolve()
+        from research.tracking.mlflow_store import get_run_folder  # heavy, and for ids alone
+
+        path = Path(get_run_folder(source, uri))
+        if not path.is_dir():
+            raise ValueError(f"its folder {path} is not there")
+    except ValueError as error:
+        raise ValueError(f"{setting}={source}: {error}") from error
+    return path
+
+
+def check_run(run: str, setting: str = "RUN") -> None:
     """Raise ValueError for what is neither a folder in which a run has begun, nor a checkpoint, nor an id in MLflow."""
     try:
         path = find_folder(run, f"{RUN_HINT}, or an MLflow run id")
     except ValueError as error:
-        raise ValueError(f"RUN={run}: {error}") from None
+        raise ValueError(f"{setting}={run}: {error}") from None
     if path is None or (path / "manifest.json").exists() or is_run_folder(folder := to_run_folder(path)):
         return
     if is_sweep_folder(folder):
         best = f"its best: {folder / name}" if (name := read_best_folder(folder)) else f"as {folder / '0'}"
-        raise ValueError(f"RUN={run}: it is the folder of a sweep; give one of its runs, {best}")
+        raise ValueError(f"{setting}={run}: it is the folder of a sweep; give one of its runs, {best}")
     newest = max((path for path in folder.iterdir() if path.is_dir() and is_run_folder(path)), default=None)  # by their dates
     hint = f"give a run, as the newest one here, {newest}" if newest else f"{RUN_HINT}, or an id"
-    raise ValueError(f"RUN={run}: {folder} has no config.yaml that can be read; {hint}")
+    raise ValueError(f"{setting}={run}: {folder} has no config.yaml that can be read; {hint}")
 
 
 def check_report(source: str, html: bool, storage: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from research.cli import print_message, redact
+from research.options.finetuning import is_frozen
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text
 from research.signals import watch
 from research.tracking import fields, history, links, mlflow_store
@@ -27,7 +28,6 @@ from research.tracking.mlflow_store import RUN_ID_FILE
 from research.tracking.sink import Record, Sink, find_weights
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
-from research.training.base import FROZEN_KINDS, get_kind
 from research.training.state import State
 from research.trigger import higher_is_better, read_directions
 
@@ -222,7 +222,7 @@ def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state:
     from mlflow.models import Model, infer_signature
 
     weights = find_weights(folder, int(state.progress.best.get("step", -1)))
-    if weights is None or state.sharded or get_kind(state.info.config) in FROZEN_KINDS:
+    if weights is None or state.sharded or is_frozen(state.info.config):
         reason = "its weights are sharded" if state.sharded else "its checkpoints hold adapters alone"
         log.warning("MLflow: no model is logged: %s", reason if weights else "there is no checkpoint")
         return

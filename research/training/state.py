@@ -18,9 +18,9 @@ from research.data.spec import Dataset, Samples
 from research.losses import Loss, Objective
 from research.metrics import Metric
 from research.optim.schedules import get_lr
+from research.options.finetuning import get_digest, is_frozen
 from research.signals import Stopped
 from research.training import distributed
-from research.training.base import get_digest
 from research.training.batches import Batches
 from research.training.ema import Average
 from research.training.progress import Progress
@@ -60,7 +60,7 @@ class RunInfo:
     @property
     def base(self) -> str:
         """The digest of the weights that are fine-tuned, of which checkpoints leave out those that do not learn; or nothing."""
-        return get_digest(self.config)
+        return get_digest(self.config) if is_frozen(self.config) else ""
 
 
 @dataclass

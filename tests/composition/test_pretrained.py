@@ -7,11 +7,13 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
+from research.composition.compose import ComposedConfig
 from research.composition.overrides import expand_argument, parse
-from research.composition.pretrained import BYTES, FOLDER, HUB, complete
+from research.composition.pretrained import BYTES, FOLDER, HUB, complete_model
 from research.options.conf import CONF
 from research.preflight import check
 from research.preflight.requested import RequestedConfig
+from research.tracking.find import find_run
 
 BITLINEAR = "research.nn.bitlinear.BitLinear"
 TRANSFORMER = {"_target_": "research.models.transformer.Transformer", "dim": 64}
@@ -40,7 +42,8 @@ def complete_tuned(words: list[str], base: Path, kind: str = "inside") -> Any:
     """Complete what these words compose, with a finetune node as its options have it."""
     requested = compose(words)
     cfg = requested.cfg | {"finetune": {"_target_": f"research.finetune.{kind}", "base": str(base)}}
-    return complete(cfg, requested.typed_overrides, cfg["hydra"]["runtime"]["choices"] | {"finetune": kind})
+    choices = cfg["hydra"]["runtime"]["choices"] | {"finetune": kind}
+    return complete_model(ComposedConfig(cfg), find_run(str(base), "finetune.base"), requested.typed_overrides, choices)
 
 
 def test_a_base_brings_its_model_and_its_tokenizer(tmp_path: Path) -> None:
@@ -49,22 +52,22 @@ def test_a_base_brings_its_model_and_its_tokenizer(tmp_path: Path) -> None:
     for base in (run, run / "checkpoints" / "step-00000004"):
         base.mkdir(parents=True, exist_ok=True)
     done = complete_tuned(["data=text"], run)
-    assert done.nodes["model"]["dim"] == 64
-    assert done.nodes["data.tokenizer"] == {"_target_": FOLDER, "path": str(run / "tokenizer")}
+    assert done.settings["model"]["dim"] == 64
+    assert done.settings["data.tokenizer"] == {"_target_": FOLDER, "path": str(run / "tokenizer")}
     assert done.conflict is None
     assert str(run / "tokenizer") in done.notes[0]
-    assert complete_tuned(["data=modular"], run).nodes.keys() == {"model"}
+    assert complete_tuned(["data=modular"], run).settings.keys() == {"model"}
 
 
 def test_a_base_of_bytes_keeps_bytes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", TRANSFORMER, tokenizer="")
-    assert complete_tuned(["data=labelled_text"], run).nodes["data.tokenizer"] == {"_target_": BYTES}
+    assert complete_tuned(["data=labelled_text"], run).settings["data.tokenizer"] == {"_target_": BYTES}
     assert "give tokenizer=bytes" in complete_tuned(["data=text", "tokenizer=bpe"], run).conflict.fix
 
 
 def test_the_run_of_a_hub_model_is_built_by_its_own_config(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"_target_": HUB, "folder": "gone"}, own_config=True)
-    model = complete_tuned(["data=modular"], run).nodes["model"]
+    model = complete_tuned(["data=modular"], run).settings["model"]
     assert model == {"_target_": HUB, "folder": str(run / "model"), "load_weights": False, "keep_blocks": []}
 
 
@@ -83,7 +86,7 @@ def test_what_may_be_typed_counts(words: list[str], kind: str, key: str, expecte
     model = TRANSFORMER | {"linear": {"_target_": BITLINEAR, "_partial_": True, "warmup": 0}}
     done = complete_tuned(["data=modular", *words], make_run(tmp_path / "run", model), kind)
     assert done.conflict is None
-    value: Any = done.nodes
+    value: Any = done.settings
     for part in key.split("."):
         value = value[part]
     assert value == expected
@@ -119,9 +122,9 @@ def test_another_model_is_refused_by_name(words: list[str], message: str, tmp_pa
 )
 def test_a_base_that_is_none_is_refused(model: dict[str, Any] | None, message: str, tmp_path: Path) -> None:
     run = tmp_path / "run" if model is None else make_run(tmp_path / "run", model)
-    conflict = complete_tuned(["data=modular"], run).conflict
-    assert f"finetune.base={run}: " in conflict.message
-    assert message in conflict.message
+    with pytest.raises(ValueError, match=f"finetune.base={run}: ") as caught:
+        complete_tuned(["data=modular"], run)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("typed", ["folder", "./folder", "~/folder", "ABSOLUTE"])

@@ -66,7 +66,7 @@ def test_a_teacher_in_training_and_one_without_weights_are_refused(teachers: Pat
     for file in (tmp_path / "full" / "checkpoints").glob("*/model.safetensors"):
         file.write_bytes(b"0")
     (mistake,) = find_mistakes([*SMALL, f"objective.teacher={tmp_path / 'full'}"], False)
-    assert "no checkpoint is intact" in mistake
+    assert "it has no usable checkpoint (step-" in mistake
     shutil.rmtree(tmp_path / "full" / "checkpoints")
     (mistake,) = find_mistakes([*SMALL, f"objective.teacher={tmp_path / 'full'}"], False)
     assert "holds no checkpoint, so no weights" in mistake

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from research.nn.bitlinear import BitLinear, bitlinear_layers, convert_linears
 from research.nn.lowrank import add_gains, add_low_rank, let_norms_learn, make_gain_quantizer, merge_adapters
 from research.nn.packed import PackedLinear, explain_unpackable
-from research.training.base import merge_finetuning
+from research.options.finetuning import merge_finetuning
 
 GAINS = (-1.0, -2.0, -1 + 1e-6, 0.0, 3.5, -0.9999, 1e4)  # minus one: a gain of 0, negative ones, below the floor of a scale
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from research.training.base import hash_folder
+from research.training.digests import hash_folder
 
 INDEX = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
 BIN, ONE, TWO = "pytorch_model.bin", "model-1.safetensors", "model-2.safetensors"

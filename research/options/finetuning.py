@@ -1,0 +1,55 @@
+"""What a configuration says about fine-tuning: how a base is fine-tuned, which one, and what the two merge into."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+INSIDE_KINDS = ("inside", "gains")  # what learns is inside ternary layers, and merges into them to the bit
+BESIDE_KIND = "side"  # what learns is beside the layers
+
+
+def get_kind(config: Mapping[str, Any]) -> str:
+    """Return how a run is fine-tuned, as inside; an empty text where it is not."""
+    return str((config.get("finetune") or {}).get("_target_") or "").rpartition(".")[2]
+
+
+def get_digest(config: Mapping[str, Any]) -> str:
+    """Return the recorded digest of the base of a run; an empty text where it has none."""
+    return str((config.get("finetune") or {}).get("digest") or "")
+
+
+def is_frozen(config: Mapping[str, Any]) -> bool:
+    """Return whether the weights of a base stay as they are: checkpoints leave them out, and are read with the base."""
+    return get_kind(config) not in ("", "full")
+
+
+def is_inside(config: Mapping[str, Any]) -> bool:
+    """Return whether what learns is inside ternary layers, which the base then needs to have."""
+    return get_kind(config) in INSIDE_KINDS
+
+
+def is_beside(config: Mapping[str, Any]) -> bool:
+    """Return whether what learns is beside the layers: such a model is no plain one."""
+    return get_kind(config) == BESIDE_KIND
+
+
+def get_gain_settings(granularity: object) -> dict[str, Any]:
+    """Return the settings by which a quantizer gives back ternary codes times any scale, to the bit.
+
+    There is a scale an output, or a group of inputs where the granularity is its size.
+    """
+    size = granularity if isinstance(granularity, int) else "channel"
+    return {"scale_method": "absmax", "weight_bits": 1.58, "granularity": size}
+
+
+def merge_finetuning(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the plain model that a fine-tuned one computes, as research.nn.lowrank merges it.
+
+    One that is fine-tuned beside its layers has none: it stays as it is.
+    """
+    if not get_kind(config) or (is_frozen(config) and not is_inside(config)):
+        return config
+    merged = copy.deepcopy(config) | {"finetune": None}
+    if get_kind(config) == "gains" and isinstance(linear := merged["model"].get("linear"), dict):
+        linear |= get_gain_settings(linear.get("granularity"))
+    return merged
