@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def test_lists_that_fit(words: str) -> None:
     assert find_mistakes(words.split(), multirun=False) == []
 
 
-EXTRAS = {  # command line -> what names the library, the library, its extra, and the constructor that says so too
+EXTRAS: dict[
+    str, tuple[str, str, str, Callable[[], object]]
+] = {  # command line -> what names the library, the library, its extra, and the constructor that says so too
     "tracker=[mlflow,wandb]": ("tracker=wandb", "wandb", "wandb", lambda: import_extra("wandb")),
     "tracker=tensorboard": ("tracker=tensorboard", "tensorboard", "tensorboard", lambda: import_extra("tensorboard")),
     "model=hub_full data=text": ("model=hub", "transformers", "hub", lambda: Hub(Tokens(8, 8))),
