@@ -171,7 +171,10 @@ KINDS = {"": (0, 0, 0), "full": (0, 0, 0), "inside": (1, 1, 0), "gains": (1, 1, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_kind_leaves_out_and_merges_into(kind: str) -> None:
-    config = {"finetune": {"_target_": f"package.{kind}", "digest": "d"} if kind else None, "model": {"linear": {}}}
+    config: dict[str, Any] = {
+        "finetune": {"_target_": f"package.{kind}", "digest": "d"} if kind else None,
+        "model": {"linear": {}},
+    }
     assert tuple(map(int, (is_frozen(config), is_inside(config), is_beside(config)))) == KINDS[kind]
     assert RunInfo(1, 1, config=config).base == ("d" if KINDS[kind][0] else "")
     assert (merge_finetuning(config)["finetune"] is None) == (kind in ("", "full", "inside", "gains"))
