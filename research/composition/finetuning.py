@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.options.finetuning import get_kind, is_frozen, is_inside
+from research.options.finetuning import get_digest, get_kind, is_frozen, is_inside
 from research.rules import Conflict
 from research.run_dir import expand_path, is_locked, to_run_folder
 from research.training.digests import hash_folder, hash_run
@@ -56,3 +56,14 @@ def check_base(config: Mapping[str, Any], run: Path | None, folder: str | None) 
         fix = "wait for its end, or give one of its checkpoints/step-*"
         return Conflict(("finetune.base",), f"finetune.base={base} is in training: its weights change", fix)
     return None
+
+
+def check_same_base(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> Conflict | None:
+    """Return the conflict of a run that is resumed with another base than the one whose weights its checkpoints leave out."""
+    now, then = get_digest(config), get_digest(recorded)
+    if not now or not is_frozen(recorded) or now == then:
+        return None
+    key = "finetune.base" if config["finetune"].get("base") else "model.folder"
+    base = config["finetune"].get("base") or config["model"].get("folder")
+    message = f"{base} has weights of digest {now}, the run was fine-tuned from {then}"
+    return Conflict(("resume.path", key), message, f"give the base that has them by {key}=FOLDER")

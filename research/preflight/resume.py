@@ -13,6 +13,7 @@ from typing import Any
 
 from research.cli import print_message, redact
 from research.composition.compose import is_interpolated, iter_leaves
+from research.composition.finetuning import check_same_base
 from research.composition.overrides import format_command, quote_word, to_literal
 from research.composition.recorded import (
     CHANGEABLE_KEYS,
@@ -253,6 +254,9 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
         linear = [((cfg.get("model") or {}).get("linear") or {}).get("_target_") for cfg in (requested.cfg, old)]
         may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
+        if not is_new and (conflict := check_same_base(requested.cfg, old)):
+            yield conflict
+            return
         kind = read_json(folder / MODEL_FOLDER / "config.json").get("model_type")  # of a model of transformers
         if may_convert and "torch.nn.Linear" in linear and kind in TRANSPOSED_TYPES:
             message = f"{path} is of {kind}, whose layers hold their weights transposed where they are not ternary"

@@ -9,11 +9,17 @@ import pytest
 import torch
 from program import TINY, train
 
+from research.data.spec import Tokens
+from research.finetune.base import find_checkpoint, read_tensors
+from research.finetune.full import full
 from research.load import load_run
 from research.merge.__main__ import main as merge
+from research.models.hub import Hub, replace_conv1d
 from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.options.finetuning import is_beside, is_frozen, is_inside, merge_finetuning
 from research.preflight import check
 from research.training import checkpoint, digests, snapshot
+from research.training.state import RunInfo
 
 START = [*TINY, "tracker=jsonl", "trainer.steps=4", "callbacks.checkpoint.every=2"]
 WORDS = {"inside": ["finetune.rank=1"], "gains": [], "side": ["finetune.rank=2", "finetune.dropout=0.1"], "full": []}
@@ -121,11 +127,57 @@ def test_in_full_precision_an_adapter_merges_to_rounding(tmp_path: Path, capsys:
 
 
 def test_a_base_that_changed_is_refused_with_both_digests(runs: dict[str, Path], tmp_path: Path) -> None:
-    run = Path(shutil.copytree(runs["inside"], tmp_path / "run"))
-    older = runs["full"] / "checkpoints/step-00000004"
-    failed = tune(tmp_path, "inside", older, f"resume={run}", "trainer.steps=8", "finetune.rank=1", fails=True)
+    older, words = runs["full"] / "checkpoints/step-00000004", ["finetune=inside", "finetune.rank=1", "optim=adamw"]
+    message = find_mistakes(*words, f"finetune.base={older}", f"resume.path={runs['inside']}")
     known = digests.hash_checkpoint(older), digests.hash_checkpoint(runs["base"] / "checkpoints/step-00000004")
-    assert all(text in failed.stderr for text in (*known, str(older), "by finetune.base"))
+    assert all(text in message for text in (*known, str(older), "by finetune.base"))
+
+
+def test_a_base_whose_newest_checkpoint_is_damaged_is_its_good_one(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Also where both were of the same weights, as those of a last step at lr=0."""
+    base = Path(shutil.copytree(runs["base"], tmp_path / "base"))
+    good, newest = (base / "checkpoints" / f"step-0000000{step}" for step in (4, 5))
+    shutil.copytree(good, newest)
+    weights = bytearray((newest / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(weights)
+    digest = digests.hash_run(base)
+    assert digest == digests.hash_checkpoint(good) == digests.hash_checkpoint(newest)
+    assert find_checkpoint(base, str(base), digest) == good
+
+
+@pytest.mark.parametrize("becomes_ternary", [True, False])
+def test_gpt2_becomes_ternary_and_full_again(becomes_ternary: bool) -> None:
+    """In full precision its layers hold their weights transposed."""
+    pytest.importorskip("transformers")
+    fields = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    models = [Hub(Tokens(32, 8), "gpt2", fields, linear=linear) for linear in (None, BitLinear)]
+    source, model = models if becomes_ternary else models[::-1]
+    model.load_state_dict(read_tensors(source, model))
+    replace_conv1d(models[0].net)
+    own, other = (net.state_dict() for net in models)
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_full_lets_no_parameter_learn_that_the_model_keeps_fixed() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    assert [p.requires_grad for p in full(model).parameters()] == [True, False]
+
+
+KINDS = {"": (0, 0, 0), "full": (0, 0, 0), "inside": (1, 1, 0), "gains": (1, 1, 0), "side": (1, 0, 1), "own": (1, 0, 0)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_kind_leaves_out_and_merges_into(kind: str) -> None:
+    config: dict[str, Any] = {
+        "finetune": {"_target_": f"package.{kind}", "digest": "d"} if kind else None,
+        "model": {"linear": {}},
+    }
+    assert tuple(map(int, (is_frozen(config), is_inside(config), is_beside(config)))) == KINDS[kind]
+    assert RunInfo(1, 1, config=config).base == ("d" if KINDS[kind][0] else "")
+    assert (merge_finetuning(config)["finetune"] is None) == (kind in ("", "full", "inside", "gains"))
 
 
 def test_checkpoints_of_what_learns_are_small(tmp_path: Path) -> None:
@@ -162,6 +214,10 @@ def test_checkpoints_of_what_learns_are_small(tmp_path: Path) -> None:
         (["finetune=side", "finetune.base=BASE", "trainer=fsdp"], "trainer.parallel=fsdp shards weights"),
         (["finetune=inside", "finetune.base=BASE", "finetune.digest=abc"], "finetune.digest=abc is not that of"),
         (["finetune=lora", "finetune.base=BASE"], "side"),
+        (
+            ["model=hub", "data=text", "finetune=gains", "finetune.include=[a]"],
+            "did you mean: finetune=inside finetune.include='[a]' ?",
+        ),
         (["finetune=inside", "finetune.base=EMPTY"], "has no usable checkpoint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

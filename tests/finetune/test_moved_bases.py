@@ -167,8 +167,8 @@ def test_a_path_is_compared_by_where_it_leads(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     recorded = str(tmp_path / "texts") if recorded == "ABSOLUTE" else recorded
-    pair = [{"model": {"folder": path}} for path in (typed, recorded)]
-    assert list_differences(*pair) == []
+    here, there = ({"model": {"folder": path}} for path in (typed, recorded))
+    assert list_differences(here, there) == []
     assert to_absolute("0" * 32) == "0" * 32, "an id in MLflow is no path"
 
 

@@ -27,6 +27,7 @@ from research.data.modular import modular
 from research.run_dir import RunConfig
 from research.tracking import fields
 from research.tracking.environment import run_git
+from research.tracking.find import find_run
 from research.tracking.jsonl import FAILED, FINISHED, KILLED, Jsonl
 from research.tracking.mlflow import MLflow
 from research.tracking.mlflow_store import connect, end_dead_runs
@@ -212,6 +213,12 @@ def test_what_a_run_leaves_in_the_store(uri: str, tmp_path: Path) -> None:
         "plots",
     }
     assert (tmp_path / "mlartifacts" / "study").is_dir(), "artifacts stand beside the store"
+    assert find_run(str(tracker.run_id), "finetune.base", uri) == run.folder
+    with pytest.raises(ValueError, match=f"finetune.base={'0' * 32}: MLflow at .* has no run"):
+        find_run("0" * 32, "finetune.base", uri)
+    run.folder.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=f"objective.teacher={tracker.run_id}: its folder .* is not there"):
+        find_run(str(tracker.run_id), "objective.teacher", uri)
 
 
 def test_a_resumed_run_has_its_fields_once(uri: str, tmp_path: Path) -> None:
