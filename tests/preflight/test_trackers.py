@@ -77,9 +77,8 @@ def test_lists_that_fit(words: str) -> None:
     assert find_mistakes(words.split(), multirun=False) == []
 
 
-EXTRAS: dict[
-    str, tuple[str, str, str, Callable[[], object]]
-] = {  # command line -> what names the library, the library, its extra, and the constructor that says so too
+# command line -> what names the library, the library, its extra, and the constructor that says so too
+EXTRAS: dict[str, tuple[str, str, str, Callable[[], object]]] = {
     "tracker=[mlflow,wandb]": ("tracker=wandb", "wandb", "wandb", lambda: import_extra("wandb")),
     "tracker=tensorboard": ("tracker=tensorboard", "tensorboard", "tensorboard", lambda: import_extra("tensorboard")),
     "model=hub_full data=text": ("model=hub", "transformers", "hub", lambda: Hub(Tokens(8, 8))),
