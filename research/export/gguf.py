@@ -28,6 +28,8 @@ HALF_TOLERANCE = 2**-11  # relative, of a number that is rounded to half precisi
 MAX_PROBE = 4096  # tokens
 FILE = "model.gguf"
 CLIENT = """
+import ctypes
+import llama_cpp
 from llama_cpp import Llama
 
 model = Llama(file, n_ctx=tokens.shape[1], logits_all=True, n_threads=threads, n_threads_batch=threads, verbose=False)
@@ -40,8 +42,10 @@ np.save(logits_path, logits)
 if model.metadata["tokenizer.ggml.model"] != "none":
     probed = model.tokenize(probe, add_bos=True)
     has_first = model.metadata["tokenizer.ggml.add_bos_token"] == "true"
-    text = probed[has_first:]  # the binding would cut a space after the first one
-    print(json.dumps([probed, model.detokenize(text) == probe]))
+    # The binding's own detokenize cuts a space after the first token, and drops tokens of more than 32 bytes.
+    vocab, buffer = llama_cpp.llama_model_get_vocab(model.model), ctypes.create_string_buffer(len(probe) + 1)
+    pieces = (llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, False) for token in probed[has_first:])
+    print(json.dumps([probed, b"".join(buffer.raw[:size] for size in pieces) == probe]))
 """
 
 

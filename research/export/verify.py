@@ -45,8 +45,9 @@ import numpy as np
 file, tokens, logits_path, threads, probe = sys.argv[1:]
 tokens, threads, probe = np.load(tokens), int(threads), json.loads(probe).encode()
 """
-# Spaces, line ends, a zero byte and its name U+0100, marks of other tokenizers, characters of two to four bytes.
-PROBE = " def f(x):\n\n    return  x\t<0x41> <s> a\u2581b\r\n\0it's 12345 \u0100 \u00e9 \u6f22 \U0001f600 "
+# Spaces, more of them than a client may hold in a token, line ends, a zero byte and its name U+0100, marks of other tokenizers,
+# characters of two to four bytes.
+PROBE = f" def f(x):\n\n{' ' * 80}return  x\t<0x41> <s> a\u2581b\r\n\0it's 12345 \u0100 \u00e9 \u6f22 \U0001f600 "
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def test_the_tokenizer_is_utf8(run: Path, tmp_path: Path) -> None:
 
 def make_source_of_byte_pairs(folder: Path) -> layout.Source:
     bpe = BPE(300)
-    bpe.train([b"the packed ternary layers of a network learn to read the text of a network"] * 9)
+    bpe.train([b"the packed ternary layers of a network learn to read the text of a network", b" " * 80 + b"x"] * 9)
+    assert max(len(token) for token in bpe.to_library().get_vocab()) > 32, "more than the binding's buffer"
     return make_source(tokenizer=bpe, folder=folder, heads=2)
 
 
