@@ -77,7 +77,7 @@ def test_lists_that_fit(words: str) -> None:
     assert find_mistakes(words.split(), multirun=False) == []
 
 
-# command line -> what names the library, the library, its extra, and the constructor that says so too
+# Command line -> what names the library, the library, its extra, and the constructor that says so too.
 EXTRAS: dict[str, tuple[str, str, str, Callable[[], object]]] = {
     "tracker=[mlflow,wandb]": ("tracker=wandb", "wandb", "wandb", lambda: import_extra("wandb")),
     "tracker=tensorboard": ("tracker=tensorboard", "tensorboard", "tensorboard", lambda: import_extra("tensorboard")),
