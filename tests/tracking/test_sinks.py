@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fitting import make_state
 from sinks import Rows, read_csv, read_metrics, read_tensorboard, read_wandb, read_wandb_records
-from torch import nn
 
 from research import run_dir
-from research.data.modular import modular
-from research.run_dir import ROOT, RunConfig, Summary
+from research.run_dir import ROOT, Summary
 from research.tracking import sink
 from research.tracking import wandb as wandb_tracker
 from research.tracking.csv import CsvSink
@@ -30,7 +27,6 @@ from research.tracking.jsonl import FAILED, FINISHED, Jsonl
 from research.tracking.sink import Record, Sink
 from research.tracking.tensorboard import TensorBoardSink
 from research.tracking.wandb import WandbSink
-from research.training.state import State
 
 Reader = Callable[[Path], Rows]
 SINKS: dict[str, tuple[type[Sink], Reader]] = {
@@ -49,89 +45,6 @@ def stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr(sink, "BATCH_INTERVAL", 0.05)
     monkeypatch.setattr(sink, "silent_stores", set())
-
-
-def make_run(tmp_path: Path, **more: Any) -> RunConfig:
-    (folder := tmp_path / "study" / "run").mkdir(parents=True, exist_ok=True)
-    config = {"lr": 0.1, "model": {"dim": 3, "name": "net"}, "out": "x", "trainer": {"guard": {"policy": "rollback"}}}
-    return RunConfig("a run", "study", folder, config, [], {"model": "bitnet"}, **more)
-
-
-def begin(tracker: Jsonl, run: RunConfig, step: int = 0) -> State:
-    """Begin a run, or go on with it from a step."""
-    state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
-    state.progress.step = state.first_step = step
-    tracker.start(run)
-    tracker.on_start(state)
-    state.start_clock()
-    return state
-
-
-def log_until(tracker: Jsonl, state: State, step: int, factor: float = 1.0) -> None:
-    """Log each step: train/loss, which is not finite at step 5, and val/loss every third step."""
-    while state.progress.step < step:
-        state.advance()
-        state.log({"train/loss": factor / state.progress.step if state.progress.step != 5 else float("inf")})
-        if state.progress.step % 3 == 0:
-            state.log({"val/loss": factor})
-        tracker.on_step(state)
-
-
-def wait_until_sent(tracker: Jsonl) -> None:
-    for _ in range(400):
-        if all(item.last_step >= max(item.safe_step, 1) and not item.records for item in tracker.deliveries):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the records were not taken")
-
-
-def kill(tracker: Jsonl) -> None:
-    """Let a tracker do nothing more, as a kill would."""
-    for item in tracker.deliveries:
-        item.over.set()
-        item.finishing.set()
-    assert tracker.file
-    tracker.file.close()
-
-
-def assert_same(rows: Rows, folder: Path) -> None:
-    """Assert that a reader found what metrics.jsonl has; TensorBoard has float32. What is not finite, some leave out."""
-    expected = {step: row for step, row in read_metrics(folder).items() if row}
-    found = {step: {key: value for key, value in row.items() if abs(value) < 1e30} for step, row in rows.items()}
-    found = {step: row for step, row in found.items() if row}
-    assert list(found) == list(expected)
-    for step, row in expected.items():
-        assert found[step] == pytest.approx(row, rel=1e-7), step
-
-
-@pytest.mark.parametrize("name", SINKS)
-def test_a_sink_has_the_numbers_of_metrics_jsonl_after_a_rollback_and_a_resume(name: str, tmp_path: Path) -> None:
-    """The first process dies without an end; the second one goes on from step 6, with a tracker of its own."""
-    kind, read = SINKS[name]
-    run, first = make_run(tmp_path), Jsonl({name: kind()})
-    state = begin(first, run)
-    log_until(first, state, 4)
-    first.state_dict()  # a checkpoint
-    wait_until_sent(first)
-    log_until(first, state, 8)
-    if name != "wandb":  # which cannot delete a row, and gets those of a checkpoint
-        wait_until_sent(first)
-    state.progress.step = 4
-    log_until(first, state, 9, factor=2.0)
-    first.state_dict()
-    wait_until_sent(first)
-    kill(first)
-    if name == "wandb":
-        first.sinks[0].logged.finish()  # type: ignore[attr-defined]
-        time.sleep(0.5)
-    again = Jsonl({name: kind()})
-    again.count = 6
-    state = begin(again, make_run(tmp_path, resumed=True), 6)
-    log_until(again, state, 12, factor=2.0)
-    again.finish(FINISHED, {"steps": 12})
-    assert list(read_metrics(run.folder)) == list(range(1, 13))
-    assert_same(read(run.folder), run.folder)
-    assert not (run.folder / OWN_MARKERS[name]).exists()
 
 
 class Slow(Sink):

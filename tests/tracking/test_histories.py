@@ -1,0 +1,153 @@
+"""Each tracker has the numbers of metrics.jsonl, whatever the history of the run: kills, resumes, rollbacks, others' turns."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import wandb_server
+from mlflow.tracking import MlflowClient
+from program import create_empty_store
+from sinks import (
+    Rows,
+    assert_same,
+    begin,
+    kill,
+    log_until,
+    make_run,
+    read_csv,
+    read_metrics,
+    read_tensorboard,
+    read_wandb,
+    wait_until_sent,
+)
+
+from research.run_dir import RunConfig, Summary
+from research.tracking import sink
+from research.tracking.csv import CsvSink
+from research.tracking.jsonl import FINISHED, Jsonl
+from research.tracking.mlflow import MLflowSink
+from research.tracking.sink import Sink
+from research.tracking.tensorboard import TensorBoardSink
+from research.tracking.wandb import WandbSink
+
+
+class Part(NamedTuple):
+    """What one process of a run does: it begins at a step, and logs up to another; or it finds the run finished."""
+
+    begin: int = 0
+    end: int = 0  # 0: it has nothing to do
+    factor: float = 1.0  # of the numbers: other settings
+    every: int = 1  # steps between two log points
+    tracked: bool = True  # False: with another tracker
+    is_killed: bool = False
+    rollback: int = 0  # at the end it goes back to this step, and logs other numbers
+
+
+HISTORIES = {
+    "no resume": [Part(0, 9)],
+    "a kill before any checkpoint": [Part(0, 5, is_killed=True), Part(0, 9, factor=2)],
+    "the same numbers again": [Part(0, 8, is_killed=True), Part(5, 9)],
+    "other numbers": [Part(0, 8, is_killed=True), Part(5, 9, factor=2)],
+    "an earlier checkpoint, then fewer steps": [Part(0, 8), Part(3, 6, factor=2)],
+    "fewer steps, with the same numbers": [Part(0, 8), Part(3, 6)],
+    "other log points": [Part(0, 7), Part(3, 9, every=2)],
+    "a rollback": [Part(0, 7, rollback=4)],
+    "a rollback, a kill, other numbers": [Part(0, 7, rollback=4, is_killed=True), Part(5, 9, factor=3), Part(7, 9, factor=4)],
+    "added at a resume": [Part(0, 6, tracked=False), Part(4, 9)],
+    "left out, and added again": [Part(0, 6), Part(3, 8, factor=2, tracked=False), Part(8, 9, factor=2)],
+    "added once it is finished": [Part(0, 6, tracked=False), Part()],
+    "left out, and added once it is finished": [Part(0, 6), Part(3, 8, factor=2, tracked=False), Part()],
+}
+
+
+class Store(NamedTuple):
+    """A tracker, and how its numbers are read back."""
+
+    make: Callable[[], Sink]
+    read: Callable[[Path], Rows]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(sink, "BATCH_INTERVAL", 0.02)
+    monkeypatch.setattr(sink, "silent_stores", set())
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The tracker that a test names."""
+    if request.param == "wandb on line":
+        with wandb_server.serve() as server:
+            monkeypatch.setenv("WANDB_BASE_URL", server.url)
+            monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+            yield Store(WandbSink, server.read)
+        return
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    if request.param == "mlflow":
+        shutil.copy(create_empty_store(), tmp_path / "mlflow.db")
+    yield {
+        "csv": Store(CsvSink, read_csv),
+        "tensorboard": Store(TensorBoardSink, read_tensorboard),
+        "wandb": Store(WandbSink, read_wandb),
+        "mlflow": Store(lambda: MLflowSink(uri), lambda folder: read_mlflow(uri, folder)),
+    }[request.param]
+
+
+def read_mlflow(uri: str, folder: Path) -> Rows:
+    """Return the newest points of a run, each under the name of metrics.jsonl."""
+    client, run_id = MlflowClient(uri), (folder / "mlflow_run_id").read_text()
+    rows: Rows = {}
+    for name in client.get_run(run_id).data.metrics:
+        for point in sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp):
+            if point.step:
+                rows.setdefault(point.step, {})[name] = point.value
+    return dict(sorted(rows.items()))
+
+
+def play(part: Part, run: RunConfig, sinks: dict[str, Sink]) -> None:
+    """Do what a process of the run does."""
+    tracker = Jsonl(sinks)
+    if not part.end:
+        Summary(FINISHED).write(run.folder)
+        tracker.send_rest(run)
+        return
+    tracker.count = sum(step <= part.begin for step in read_metrics(run.folder))
+    state = begin(tracker, run, part.begin)
+    log_until(tracker, state, part.end, part.factor, part.every)
+    if part.rollback:
+        wait_until_sent(tracker)
+        state.progress.step = part.rollback
+        log_until(tracker, state, part.end + 1, part.factor + 1)
+    if part.is_killed:
+        wait_until_sent(tracker)
+        kill(tracker)
+    else:
+        tracker.finish(FINISHED, {"steps": part.end})
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("store", ["csv", "tensorboard", "wandb", "wandb on line", "mlflow"], indirect=True)
+def test_a_tracker_has_the_numbers_of_metrics_jsonl(
+    store: Store, history: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow, which deletes no point, has the right one last, and says which are of steps that there are no longer."""
+    for number, part in enumerate(HISTORIES[history]):
+        run = make_run(tmp_path, resumed=number > 0 and part.begin > 0)
+        kind = store.make()
+        play(part, run, {kind.name: kind} if part.tracked else {})
+    rows = store.read(run.folder)
+    if kind.name == "mlflow":
+        expected = read_metrics(run.folder)
+        rest = {(key, step) for step, row in rows.items() for key in row if key not in expected.get(step, {})}
+        rest -= {("train/loss", 5)}  # not finite
+        told = [record.getMessage() for record in caplog.records if "MLflow deletes no point" in record.getMessage()]
+        assert bool(rest) == bool(told)
+        assert all(f"{key} at step {step}" in told[-1] for key, step in rest)
+        rows = {step: {k: v for k, v in row.items() if (k, step) not in rest} for step, row in rows.items()}
+    assert_same(rows, run.folder)
+    assert not list(run.folder.glob(f".{kind.name}_unsent"))
