@@ -42,8 +42,6 @@ class Server(ThreadingHTTPServer):
                 if name == "wandb-summary.json":
                     run.summary = rows[-1]
             return {}
-        if path != "/graphql":
-            return {}  # W&B's telemetry
         variables, query = sent.get("variables") or {}, sent["query"]
         project = {"id": "p", "name": "study", "entity": {"id": "e", "name": "me"}}
         if "upsertBucket" in query:
@@ -91,9 +89,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(b"")
 
     def do_POST(self) -> None:
-        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
-        path = urlsplit(self.path).path
-        answer = self.server.answer(path, sent)
+        content, path = self.rfile.read(int(self.headers["Content-Length"] or 0)), urlsplit(self.path).path
+        is_known = path == "/graphql" or path.endswith("file_stream")  # else it is W&B's telemetry
+        answer = self.server.answer(path, json.loads(content or b"{}")) if is_known else {}
         self.send(json.dumps(answer if path.endswith("file_stream") else {"data": answer}).encode())
 
     def send(self, content: bytes) -> None:

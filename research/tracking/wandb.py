@@ -104,10 +104,11 @@ class WandbSink(Sink):
         except Exception:
             if self.is_offline or self.chosen_mode == "online":
                 raise
-            self.is_offline = True  # a login that is wrong, a server that does not answer
+            # A login that is wrong, a server that does not answer. W&B's process still holds the id.
+            self.is_offline, self.record = True, self._make_record()
             self._init()
         write_json(self.folder / RUN_FILE, asdict(self.record))
-        (self.file,) = Path(self.logged.dir).parent.glob("*.wandb")
+        self.file = Path(self.logged.dir).parent / f"run-{self.record.id}.wandb"
         count, rows = self.logged.starting_step, read_rows(files) if self.logged.starting_step else {}
         # An empty row, which no step repeats, is in the place of one that is on the server alone.
         self.kept_rows = deque(rows.get(number, {}) for number in range(count))
@@ -139,7 +140,7 @@ class WandbSink(Sink):
     def _begin_anew(self, step: int) -> None:
         """Log the run up to a step into a new file, and on line into a new run: it has taken back what W&B has after that."""
         if not self.is_offline:
-            new = WandbRun(secrets.token_hex(4), str(self.run.folder))
+            new = self._make_record()
             note = "has steps that this run has taken back, and W&B deletes none: all of the run goes on"
             log.warning("W&B: %s %s as %s", self.logged.url, note, new.id)
             self.logged.summary["continued_as"] = new.id
@@ -152,7 +153,7 @@ class WandbSink(Sink):
                 self._log(record)
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
-        if self.kept_rows:
+        if self.kept_rows and self.last_step:
             self._begin_anew(self.last_step)
         if not self.is_finished:
             results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
@@ -187,6 +188,9 @@ class WandbSink(Sink):
             original = Path(record.folder)
             if original == self.run.folder or not (original / WANDB_FOLDER / RUN_FILE).exists():
                 return WandbRun(record.id, str(self.run.folder))
+        return self._make_record()
+
+    def _make_record(self) -> WandbRun:
         return WandbRun(secrets.token_hex(4), str(self.run.folder))
 
     def _init(self) -> None:

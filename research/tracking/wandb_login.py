@@ -14,9 +14,12 @@ MODES = {  # what WANDB_MODE may be, older names among them -> what it means
 }
 
 
+HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # two names of W&B's own server; which one, its versions differ in
+
+
 def get_server() -> str:
     """Return the address of W&B's server."""
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return os.environ.get("WANDB_BASE_URL") or f"https://{HOSTS[0]}"
 
 
 def choose_mode(setting: object) -> str:
@@ -39,8 +42,9 @@ def has_login() -> bool:
     import netrc  # for W&B alone
 
     file = os.environ.get("NETRC") or next((str(p) for p in (Path.home() / ".netrc", Path.home() / "_netrc") if p.exists()), "")
+    host = urlsplit(get_server()).netloc
     with suppress(OSError, netrc.NetrcParseError):
-        return bool(file) and netrc.netrc(file).authenticators(urlsplit(get_server()).hostname or "") is not None
+        return bool(file) and any(map(netrc.netrc(file).authenticators, HOSTS if host in HOSTS else (host,)))
     return False
 
 

@@ -23,6 +23,7 @@ from sinks import (
     wait_until_sent,
 )
 
+import wandb
 from research.run_dir import RunConfig, Summary
 from research.tracking import sink
 from research.tracking.csv import CsvSink
@@ -78,14 +79,28 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sink, "silent_stores", set())
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[wandb_server.Server]:
+    """A server of W&B's that its library, which looks up the address once, knows alone."""
+    with wandb_server.serve() as server:
+        yield server
+    wandb.teardown()
+
+
 @pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def on_line(server: wandb_server.Server, monkeypatch: pytest.MonkeyPatch) -> wandb_server.Server:
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    if wandb.setup().settings.base_url != server.url:
+        wandb.teardown()
+    return server
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """The tracker that a test names."""
     if request.param == "wandb on line":
-        with wandb_server.serve() as server:
-            monkeypatch.setenv("WANDB_BASE_URL", server.url)
-            monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-            yield Store(WandbSink, server.read)
+        yield Store(WandbSink, request.getfixturevalue("on_line").read)
         return
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     if request.param == "mlflow":

@@ -16,7 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sinks import Rows, read_csv, read_metrics, read_tensorboard, read_wandb, read_wandb_records
+from sinks import (
+    Rows,
+    assert_same,
+    begin,
+    log_until,
+    make_run,
+    read_csv,
+    read_metrics,
+    read_tensorboard,
+    read_wandb,
+    read_wandb_records,
+    wait_until_sent,
+)
 
 from research import run_dir
 from research.run_dir import ROOT, Summary
