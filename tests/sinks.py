@@ -57,6 +57,15 @@ def read_tensorboard(folder: Path) -> Rows:
     return dict(sorted(rows.items()))
 
 
+def read_times(folder: Path) -> dict[int, float]:
+    """Return the times of the points of train/loss in the event files, by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {event.step: event.wall_time for event in events.Scalars("train/loss")}
+
+
 def read_wandb(folder: Path) -> Rows:
     """Return the rows of all offline files of a run. Each step is there once."""
     rows: Rows = {}

@@ -1,6 +1,10 @@
 """Each tracker has the numbers of metrics.jsonl, whatever the history of the run: kills, resumes, rollbacks, others' turns."""
 
+import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -145,8 +149,16 @@ def play(part: Part, run: RunConfig, sinks: dict[str, Sink]) -> None:
         tracker.finish(FINISHED, {"steps": part.end})
 
 
-@pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("store", ["csv", "tensorboard", "wandb", "wandb on line", "mlflow"], indirect=True)
+CHEAP = ("csv", "tensorboard")
+TELLING = ("other numbers", "a rollback", "left out, and added once it is finished")
+CASES = [
+    pytest.param(name, history, marks=() if name in CHEAP or history in TELLING else pytest.mark.slow)
+    for name in (*CHEAP, "wandb", "wandb on line", "mlflow")
+    for history in HISTORIES
+]
+
+
+@pytest.mark.parametrize(("store", "history"), CASES, indirect=["store"])
 def test_a_tracker_has_the_numbers_of_metrics_jsonl(
     store: Store, history: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,3 +178,59 @@ def test_a_tracker_has_the_numbers_of_metrics_jsonl(
         rows = {step: {k: v for k, v in row.items() if (k, step) not in rest} for step, row in rows.items()}
     assert_same(rows, run.folder)
     assert not list(run.folder.glob(f".{kind.name}_unsent"))
+
+
+KEPT = {"other numbers": False, "the same numbers again": True}  # is the run in W&B the one that it was?
+
+
+@pytest.mark.parametrize("history", KEPT)
+def test_wandb_keeps_a_run_that_repeats_its_numbers(
+    history: str, tmp_path: Path, on_line: wandb_server.Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other way the old one stays as it was: a warning says so, and it names the new one."""
+    ids, run = list[str](), make_run(tmp_path)
+    for number, part in enumerate(HISTORIES[history]):
+        play(part, make_run(tmp_path, resumed=number > 0), {"wandb": WandbSink()})
+        ids.append(json.loads((run.folder / "wandb" / "run.json").read_text())["id"])
+    assert (ids[0] == ids[1]) == KEPT[history]
+    assert on_line.runs[ids[0]].summary.get("continued_as") == (None if KEPT[history] else ids[1])
+    assert ("all of the run goes on as" in caplog.text) == (not KEPT[history])
+
+
+def test_what_was_off_line_first_is_on_line_later(
+    tmp_path: Path, on_line: wandb_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first:
+        first.setenv("WANDB_MODE", "offline")
+        play(Part(0, 6, is_killed=True), make_run(tmp_path), {"wandb": WandbSink()})
+    run = make_run(tmp_path, resumed=True)
+    assert len(list(run.folder.glob("wandb/offline-run-*"))) == 1
+    play(Part(4, 8), run, {"wandb": WandbSink()})
+    assert_same(on_line.read(run.folder), run.folder)
+    assert not list(run.folder.glob("wandb/offline-run-*")), "it would be sent over what is there"
+
+
+@pytest.mark.slow
+def test_the_line_that_a_resumed_offline_run_ends_with_sends_all_of_it(
+    tmp_path: Path, on_line: wandb_server.Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as first:
+        first.setenv("WANDB_MODE", "offline")
+        play(Part(0, 6), make_run(tmp_path), {"wandb": WandbSink()})
+        play(Part(4, 9, factor=2), run := make_run(tmp_path, resumed=True), {"wandb": WandbSink()})
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("W&B"))
+    assert words[:2] == ["wandb", "sync"]
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=60)
+    assert_same(on_line.read(run.folder), run.folder)
+
+
+@pytest.mark.parametrize("name", ["disabled", "dryrun"])
+def test_the_modes_of_wandb_that_send_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a login."""
+    monkeypatch.setenv("WANDB_MODE", name)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    play(Part(0, 3), run := make_run(tmp_path), {"wandb": WandbSink(), "csv": CsvSink()})
+    assert len(list(run.folder.glob("wandb/offline-run-*"))) == (name == "dryrun")
+    assert (run.folder / "wandb").exists() == (name == "dryrun")
+    assert not list(run.folder.glob(".*_unsent"))
+    assert_same(read_csv(run.folder), run.folder)

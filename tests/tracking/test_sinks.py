@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from sinks import (
     Rows,
     assert_same,
@@ -25,6 +28,7 @@ from sinks import (
     read_csv,
     read_metrics,
     read_tensorboard,
+    read_times,
     read_wandb,
     read_wandb_records,
     wait_until_sent,
@@ -32,11 +36,11 @@ from sinks import (
 
 from research import run_dir
 from research.run_dir import ROOT, Summary
-from research.tracking import sink
+from research.tracking import history, sink
 from research.tracking import wandb as wandb_tracker
 from research.tracking.csv import CsvSink
 from research.tracking.jsonl import FAILED, FINISHED, Jsonl
-from research.tracking.sink import Record, Sink
+from research.tracking.sink import Record, Sink, describe_weights, open_weights, read_history
 from research.tracking.tensorboard import TensorBoardSink
 from research.tracking.wandb import WandbSink
 
@@ -64,7 +68,7 @@ class Slow(Sink):
 
     name, title, patience = "slow", "the slow one", 0.4
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error, self.free, self.steps = error, threading.Event(), list[int]()
 
     def log(self, records: Sequence[Record]) -> None:
@@ -79,6 +83,7 @@ FAILURES = {
     "is away": ConnectionError("nobody there"),
     "has a full disk": OSError(28, "No space left on device"),
     "has a bug": KeyError("x"),
+    "exits": SystemExit("it ends its thread, without a word"),
 }
 
 
@@ -116,6 +121,55 @@ def test_a_sink_that_fails_stops_neither_the_run_nor_another_sink(
     assert not list(run.folder.glob(".*_unsent"))
 
 
+class Lazy(Sink):
+    """A sink that takes longer for a call than a run for many steps, and fails at the second one."""
+
+    name, title, patience, max_numbers = "lazy", "the lazy one", 0.3, 7
+
+    def __init__(self) -> None:
+        self.steps, self.calls = list[int](), 0
+
+    def rewind(self, step: int) -> None:
+        del self.steps[bisect_right(self.steps, step) :]
+
+    def log(self, records: Sequence[Record]) -> None:
+        time.sleep(0.05)
+        self.calls += 1
+        if self.calls == 2:
+            raise ConnectionError("try again")
+        self.steps += [record.step for record in records]
+
+
+def test_a_sink_that_is_slow_gets_each_step_once(tmp_path: Path) -> None:
+    """Its end takes several times its patience, but each call is an answer; a rollback comes while it is behind."""
+    run, lazy = make_run(tmp_path), Lazy()
+    tracker = Jsonl({"lazy": lazy})
+    state = begin(tracker, run)
+    log_until(tracker, state, 60)
+    state.progress.step = 40
+    log_until(tracker, state, 90)
+    assert len(lazy.steps) < 40
+    tracker.finish(FINISHED, {"steps": 90})
+    assert lazy.steps == list(range(1, 91))
+    assert not list(run.folder.glob(".*_unsent"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(delivery: sink.Delivery) -> Any:
+        sys.exit()
+
+    monkeypatch.setattr(sink.Delivery, "_take_batch", die)
+    run, slow = make_run(tmp_path), Slow()
+    tracker = Jsonl({"slow": slow})
+    log_until(tracker, begin(tracker, run), 3)
+    tracker.finish(FINISHED, {"steps": 3})
+    assert "did not take all of this run" in capsys.readouterr().err
+    assert (run.folder / ".slow_unsent").exists()
+
+
 @pytest.mark.parametrize("name", ["csv", "tensorboard"])
 def test_a_disk_that_was_full_for_a_while_loses_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write fails after a part has been written."""
@@ -148,15 +202,13 @@ def test_a_disk_that_was_full_for_a_while_loses_nothing(name: str, tmp_path: Pat
 def test_what_a_run_leaves_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its name, project, group and settings, the numbers that it ends with, the best weights where that is set."""
     run = make_run(tmp_path, sweep_folder=tmp_path / "study" / "sweep_1", in_sweep=False)
-    weights = run.folder / "checkpoints" / "step-00000002" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"weights")
+    write_checkpoint(run.folder, 2)
     tracker = Jsonl({"wandb": WandbSink(log_weights=True)})
     state = begin(tracker, run)
     log_until(tracker, state, 3)
     state.progress.best = {"step": 2, "val/acc": 0.5}
     tracker.finish(FINISHED, {"steps": 3, "best": state.progress.best, "wall_s": 1.5})
-    assert f"wandb sync {run.folder}/wandb/offline-run-*-" in capsys.readouterr().out
+    assert f"wandb sync {run.folder}/wandb/offline-run-" in capsys.readouterr().out
     records = read_wandb_records(run.folder)
     (begun,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (begun.project, begun.display_name, begun.run_group) == ("study", "a run", "study sweep_1")
@@ -171,8 +223,81 @@ def test_what_a_run_leaves_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixtur
     }
     assert (summary["best.val_acc"], summary["status"], summary["system/wall_s"]) == ("0.5", '"FINISHED"', "1.5")
     (artifact,) = (record.artifact for record in records if record.WhichOneof("record_type") == "artifact")
-    assert (artifact.type, [entry.path for entry in artifact.manifest.contents]) == ("model", ["model.safetensors"])
+    (entry,) = artifact.manifest.contents
+    assert (artifact.type, entry.path) == ("model", "model.safetensors")
+    assert load_file(entry.local_path)["w"].tolist() == [1.0]
+    assert json.loads(artifact.metadata) | {"description": artifact.description} == describe_weights({}, 2, False)
     assert run_dir.find_link(run.folder) is None, "a run folder with links is refused"
+
+
+def write_checkpoint(folder: Path, step: int, **averages: float) -> None:
+    """Write the weights of a checkpoint, w and b, and their averages."""
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    save_file({"w": torch.ones(1), "b": torch.zeros(1)}, path / "model.safetensors")
+    if averages:
+        save_file({name: torch.full((1,), value) for name, value in averages.items()}, path / "average.safetensors")
+
+
+BASE = {"finetune": {"_target_": "research.finetune.inside", "base": "/a/run", "digest": "0a1b"}}
+
+
+@pytest.mark.parametrize(
+    ("averages", "config", "weights", "words"),
+    [
+        ({}, {}, [1.0, 0.0], "the weights of step 3, as they were evaluated"),
+        ({"w": 0.5}, {}, [0.5, 0.0], "the averaged weights of step 3, as they were evaluated"),
+        ({}, BASE, [1.0, 0.0], "adapters alone (finetune=inside), beside the base /a/run with the digest 0a1b"),
+        (
+            {"w": 0.5},
+            {"finetune": {"_target_": "research.finetune.full", "base": "/a/run"}},
+            [0.5, 0.0],
+            "step 3, as they were",
+        ),
+        (
+            {},
+            {"finetune": BASE["finetune"] | {"base": None}, "model": {"folder": "/hub"}},
+            [1.0, 0.0],
+            "the base /hub with the digest",
+        ),
+    ],
+)
+def test_the_best_weights_are_what_was_evaluated(
+    averages: dict[str, float], config: dict[str, Any], weights: list[float], words: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path)
+    write_checkpoint(run.folder, 3, **averages)
+    with open_weights(replace(run, config=config), 3) as best:
+        assert best
+        path, facts = best
+        tensors = load_file(path)
+        assert (path.name, [tensors[name].item() for name in "wb"]) == ("model.safetensors", weights)
+    assert words in facts["description"]
+    assert (facts["averaged"], facts.get("base_digest")) == (
+        bool(averages),
+        "0a1b" if config.get("finetune", {}).get("digest") else None,
+    )
+    with open_weights(run, 4) as best:
+        assert best is None
+
+
+def test_points_keep_their_times(tmp_path: Path) -> None:
+    """The history that a later process sends is as old as the file says; its last line is as old as the file."""
+    run, first = make_run(tmp_path), Jsonl()
+    log_until(first, begin(first, run), 4)
+    first.finish(FINISHED, {"steps": 4})
+    path = run.folder / "metrics.jsonl"
+    lines = list(history.read_records(path))
+    path.write_text("".join(history.format_line({**line, "seconds": 10.0 * line["step"]}) for line in lines))
+    os.utime(path, (1e9, 1e9))
+    assert [record.timestamp / 1000 - 1e9 for record in read_history(path)] == [-30, -20, -10, 0]
+    again = Jsonl({"tensorboard": TensorBoardSink()})
+    again.count, begun = 4, time.time()
+    log_until(again, begin(again, replace(run, resumed=True), 4), 5)
+    again.finish(FINISHED, {"steps": 5})
+    times = read_times(run.folder)
+    assert [times[step] - 1e9 for step in (1, 2, 3, 4)] == [-30, -20, -10, 0]
+    assert times[5] == pytest.approx(begun, abs=60)
 
 
 def test_a_copied_folder_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> None:
@@ -193,7 +318,7 @@ def test_a_copied_folder_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> None:
 def test_a_server_of_wandb_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It takes the connection, and then is silent: the run is kept in files."""
+    """It takes the connection, and then is silent: the run is kept in files, also one that was on line before."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
