@@ -34,8 +34,9 @@ from sinks import (
     wait_until_sent,
 )
 
+import wandb
 from research import run_dir
-from research.run_dir import ROOT, Summary
+from research.run_dir import ROOT, Summary, write_json
 from research.tracking import history, sink
 from research.tracking import wandb as wandb_tracker
 from research.tracking.csv import CsvSink
@@ -324,6 +325,9 @@ def test_a_server_of_wandb_that_does_not_answer_is_not_waited_for(
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.setitem(wandb_tracker.SETTINGS, "init_timeout", 1.0)
         run, tracker = make_run(tmp_path), Jsonl({"wandb": WandbSink()})
+        (run.folder / "wandb").mkdir()
+        write_json(run.folder / "wandb" / "run.json", {"id": "0123abcd", "folder": str(run.folder)})
+        wandb.teardown()  # its library looks up the address once
         begun = time.monotonic()
         log_until(tracker, begin(tracker, run), 5)
         assert time.monotonic() - begun < 5
