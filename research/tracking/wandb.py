@@ -139,7 +139,7 @@ class WandbSink(Sink):
 
     def _begin_anew(self, step: int) -> None:
         """Log the run up to a step into a new file, and on line into a new run: it has taken back what W&B has after that."""
-        if not self.is_offline:
+        if not self.is_offline and self.record.id == self.logged.id:  # else an attempt that failed came so far
             new = self._make_record()
             note = "has steps that this run has taken back, and W&B deletes none: all of the run goes on"
             log.warning("W&B: %s %s as %s", self.logged.url, note, new.id)

@@ -234,3 +234,21 @@ def test_the_modes_of_wandb_that_send_nothing(name: str, tmp_path: Path, monkeyp
     assert (run.folder / "wandb").exists() == (name == "dryrun")
     assert not list(run.folder.glob(".*_unsent"))
     assert_same(read_csv(run.folder), run.folder)
+
+
+def test_a_new_run_in_wandb_that_fails_to_open_is_tried_again(
+    tmp_path: Path, on_line: wandb_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is away for a moment, just when the run has taken steps back."""
+    play(Part(0, 6), make_run(tmp_path), {"wandb": WandbSink(mode="online")})
+    begin_run, failures = WandbSink._begin, [False, True, True]
+
+    def fail(sink: WandbSink) -> None:
+        if failures and failures.pop(0):
+            raise ConnectionError("nobody there")
+        begin_run(sink)
+
+    monkeypatch.setattr(WandbSink, "_begin", fail)
+    play(Part(3, 8, factor=2), run := make_run(tmp_path, resumed=True), {"wandb": WandbSink(mode="online")})
+    assert_same(on_line.read(run.folder), run.folder)
+    assert not failures
