@@ -10,6 +10,7 @@ libraries and creating an empty store come before: they happen once, not once a 
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
@@ -23,7 +24,7 @@ from research.tracking.jsonl import FINISHED, Jsonl, Tracker
 from research.tracking.mlflow import MLflowSink
 from research.tracking.sink import Sink
 from research.tracking.tensorboard import TensorBoardSink
-from research.tracking.wandb import WandbSink, read_last_step
+from research.tracking.wandb import WandbSink, read_rows
 from research.training.trainer import Trainer
 
 DATA = modular(p=23)
@@ -55,29 +56,29 @@ def train(tracker: Tracker, folder: Path, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def count_lost(sinks: dict[str, Sink], folder: Path, steps: int) -> int:
-    """Return how many log points the sinks lack, as far as their stores are read back here."""
-    last, lost = steps // LOG_EVERY * LOG_EVERY, 0
-    for sink in sinks.values():
+def count_lost(sinks: dict[str, Sink], folder: Path, steps: int) -> Counter[str]:
+    """Return how many log points each sink lacks, as far as their stores are read back here."""
+    points, lost = steps // LOG_EVERY, Counter[str]()
+    for name, sink in sinks.items():
         if isinstance(sink, MLflowSink):
-            lost += steps // LOG_EVERY - len(sink.client.get_metric_history(sink.mlflow_run_id, "train/loss"))
+            lost[name] = points - len(sink.client.get_metric_history(sink.mlflow_run_id, "train/loss"))
         elif isinstance(sink, CsvSink):
             rows = (folder / CSV_FILE).read_text(encoding="utf-8").splitlines()[1:]
-            lost += steps // LOG_EVERY - sum(int(row.partition(",")[0]) % LOG_EVERY == 0 for row in rows)
+            lost[name] = points - sum(int(row.partition(",")[0]) % LOG_EVERY == 0 for row in rows)
         elif isinstance(sink, WandbSink):
-            lost += (max(last, steps // 25 * 25) - read_last_step(sink.folder, sink.record.id)) // LOG_EVERY
+            lost[name] = points - sum(row["step"] % LOG_EVERY == 0 for row in read_rows([sink.file]).values())
     return lost
 
 
 def main(steps: int, pairs: int, trackers: list[str]) -> harness.Results:
     os.environ["WANDB_MODE"] = "offline"
     with tempfile.TemporaryDirectory() as root:
-        uri, lost = f"sqlite:///{root}/mlflow.db", list[int]()
+        uri, lost = f"sqlite:///{root}/mlflow.db", Counter[str]()
 
         def run(choice: str) -> float:
             folder, sinks = Path(tempfile.mkdtemp(dir=root)), make_sinks(choice, uri)
             seconds = train(Jsonl(sinks), folder, steps)
-            lost.append(count_lost(sinks, folder, steps))
+            lost.update(count_lost(sinks, folder, steps))
             return seconds
 
         for choice in trackers:  # libraries and stores are there before
@@ -86,8 +87,9 @@ def main(steps: int, pairs: int, trackers: list[str]) -> harness.Results:
         arms["none"] = lambda: train(Tracker(), Path(root), steps)
         times = harness.run_interleaved(arms, pairs, warm_up=0)
     results = harness.report("tracker", times, {"none": times["none"]}, "seconds", width=11)
-    print(f"{sum(lost)} log points are missing")
-    return results | {"lost": sum(lost)}
+    names = ", ".join(f"{number} in {name}" for name, number in lost.items() if number)
+    print(f"{lost.total()} log points are missing{names and f': {names}'}")
+    return results | {"lost": lost.total()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import difflib
 import logging
 import math
 import os
-import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +16,12 @@ from research.cli import first_line
 from research.evaluate.intervals import Estimate, Influences, estimate, measure_ratio
 from research.evaluate.subjects import Subject, name_subjects
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
+from research.files.hub import build_environment, find_home
+from research.files.network import is_hub_reachable
 from research.metrics import nats_to_bits
 from research.run_dir import replace_nonfinite
 
 EXTRA = "--tasks needs lm-eval: pip install -e '.[lm-eval]'"
-HUB = ("huggingface.co", 443)
 OFFLINE_WAY = (
     "without a network give a task over local files, a yaml with dataset_path: json and dataset_kwargs: {data_files: FILE}, as "
     "in docs/evaluation.md; or load its data once where there is one"
@@ -47,7 +47,7 @@ def run_tasks(subjects: Sequence[Subject], args: argparse.Namespace) -> tuple[di
         raise ValueError(EXTRA)
     if others := [subject.word for subject in subjects if subject.kind != "run"]:
         raise ValueError(f"--tasks are for runs, and {others[0]} is none; lm-eval reads folders of transformers itself")
-    go_offline()
+    prepare_hub()
     names = [name for text in args.tasks for name in ([text] if Path(text).exists() else text.split(","))]
     from research.evaluate.harness import TrainedLM
 
@@ -70,14 +70,15 @@ def run_tasks(subjects: Sequence[Subject], args: argparse.Namespace) -> tuple[di
     return content, format_rows(rows)
 
 
-def go_offline() -> None:
-    """Where the hub cannot be reached say so to the libraries, which else would try it again and again."""
-    if "HF_DATASETS_OFFLINE" in os.environ or "HF_HUB_OFFLINE" in os.environ:
-        return
-    try:
-        with socket.create_connection(HUB, timeout=2):
-            pass
-    except OSError:
+def prepare_hub() -> None:
+    """Say to the hub's libraries, before they are imported, where their files are and whether there is a network.
+
+    They are where those of data=hub are; without a network in the home folder, if there is nothing.
+    """
+    is_reachable = is_hub_reachable()
+    if is_reachable or find_home().is_dir():
+        os.environ |= build_environment()
+    if not is_reachable:  # else they would try again and again
         os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 
 

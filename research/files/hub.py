@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from research.cli import wait_for
 from research.files.cache import hash_file
+from research.files.network import is_hub_reachable
 from research.files.sources import quote_setting
 from research.rules import check_extra, enforce
 from research.run_dir import ROOT, expand_path, read_json
@@ -126,7 +126,7 @@ def fetch(request: Request) -> Copy:
     if copy := read_copy(folder):
         return copy
     enforce(check_extra(f"data.dataset={request.dataset}", "datasets", "hub"))
-    if not request.is_folder and not is_offline() and not can_connect():
+    if not request.is_folder and not is_hub_reachable():
         os.environ["HF_HUB_OFFLINE"] = "1"
     run_filler(request, folder)
     copy = read_copy(folder)
@@ -153,11 +153,12 @@ def run_filler(request: Request, folder: Path) -> None:
     where = expand_path(request.dataset).absolute() if request.is_folder else request.dataset
     words = json.dumps(asdict(request) | {"dataset": str(where)}), str(folder)
     command = [sys.executable, "-m", "research.files.hub_fill", *words]
+    environment = build_environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     pipes: dict[str, Any] = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
         "process_group": 0,
-        "env": build_environment(),
+        "env": environment,
     }
     with wait_for(f"the data set {request.dataset}"), subprocess.Popen(command, **pipes) as process:
         assert process.stdout
@@ -180,40 +181,7 @@ def find_home() -> Path:
 
 
 def build_environment() -> dict[str, str]:
-    """Return the environment of the process that fills a copy: only the login is read from the home folder."""
+    """Return the environment in which the hub's libraries are imported: only the login is read from the home folder."""
     login = Path.home() / ".cache/huggingface/token"
-    own = {"HF_HOME": str(find_home()), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    own |= {"HF_TOKEN_PATH": str(login)} if login.is_file() and not os.environ.get("HF_HOME") else {}
-    return QUIET | dict(os.environ) | own
-
-
-def is_offline() -> bool:
-    """Return whether the environment says that there is no network."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in names)
-
-
-def can_connect(seconds: float = 2.0) -> bool:
-    """Return whether the hub, or the proxy before it, takes connections: the library itself would try for half a minute."""
-    import socket
-    from queue import Empty, Queue
-    from threading import Thread
-    from urllib.request import getproxies, proxy_bypass
-
-    url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    if (proxy := getproxies().get(url.scheme)) and not proxy_bypass(url.hostname or ""):
-        url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    answers: Queue[bool] = Queue()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), seconds).close()
-            answers.put(True)
-        except OSError:
-            answers.put(False)
-
-    Thread(target=connect, daemon=True).start()  # the look-up of a name takes no timeout
-    try:
-        return answers.get(timeout=seconds)
-    except Empty:
-        return False
+    own = {"HF_TOKEN_PATH": str(login)} if login.is_file() and not os.environ.get("HF_HOME") else {}
+    return QUIET | dict(os.environ) | own | {"HF_HOME": str(find_home())}

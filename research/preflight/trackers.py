@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from research.composition.overrides import parse
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict, check_extra
-from research.tracking.storage import check_login, find_sqlite_file, resolve_uri
+from research.tracking.storage import find_sqlite_file, resolve_uri
+from research.tracking.wandb_login import check_login
 
 Conflicts = Iterator[Conflict | None]
 MLFLOW_TARGETS = {"research.tracking.mlflow.MLflow", "research.tracking.mlflow.MLflowSink"}
@@ -33,7 +34,8 @@ def find_tracker_conflicts(requested: RequestedConfig) -> Conflicts:
         if target is None and node != "???":
             message = f"tracker.sinks.{name} is no sink: it has no _target_"
             yield Conflict((f"tracker.sinks.{name}",), message, "give tracker=NAME, or a list of names")
-    yield check_login(requested.get_resolved("tracker.sinks.wandb.mode")[0])
+    if isinstance(mode := requested.get_resolved("tracker.sinks.wandb.mode")[0], str):
+        yield check_login(mode)
 
 
 def list_trackers(requested: RequestedConfig) -> list[str]:

@@ -6,9 +6,9 @@ from io import StringIO
 from typing import Any
 
 from research.run_dir import RunConfig, replace_text
-from research.tracking.sink import Record, Sink
+from research.tracking.sink import TRACES, Record, Sink
 
-CSV_FILE = "metrics.csv"
+CSV_FILE = TRACES["csv"]
 FIRST = ("step", "seconds")  # columns
 
 

@@ -23,6 +23,7 @@ MAX_PARAM_LENGTH = 6000
 DIGEST_LENGTH = 8  # as MLflow's own digests of data sets, and as the console shows ours
 OUTER_CHOICES = ("local", "tracker")  # groups that are no part of the result
 MAX_NAME_LENGTH = 100  # characters of a run's name
+SPEED = "perf/"  # metrics of speed and of the machine: no two processes have the same
 SYSTEM = "system/"  # MLflow has a page of its own for metrics with this prefix
 
 
@@ -54,7 +55,7 @@ def rename_metric(metric: str) -> str:
 
     Speed moves to the page of the system, and what has no slash stands below the rest.
     """
-    return "grad_norm" if metric == "grad/norm" else re.sub("^perf/", SYSTEM, metric)
+    return "grad_norm" if metric == "grad/norm" else re.sub(f"^{SPEED}", SYSTEM, metric)
 
 
 def make_tags(run: RunConfig, trial: int | None, parent: str | None) -> dict[str, str]:

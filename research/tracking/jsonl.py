@@ -1,7 +1,7 @@
 """Trackers: none, and metrics.jsonl with one JSON object a log point, which any number of sinks get too."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,15 +11,27 @@ from research.cli import print_message
 from research.run_dir import RunConfig, lock, read_summary, replace_text
 from research.tracking import history
 from research.tracking.history import METRICS_FILE, Lines
-from research.tracking.sink import Delivery, Record, Sink
+from research.tracking.sink import TRACES, Delivery, Record, Sink, make_record, read_history
 from research.training.state import Callback, State
 
 KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STOPPED", "PRUNED"
 
 
-def find_marker(run: RunConfig, sink: Sink) -> Path:
-    """Return the file in a run folder that says that a sink lacks a part of the run."""
-    return run.folder / f".{sink.name}_unsent"
+def find_marker(folder: Path, name: str) -> Path:
+    """Return the file in a run folder that says that the sink of a name lacks a part of the run."""
+    return folder / f".{name}_unsent"
+
+
+def mark_unsent(folder: Path, names: Iterable[str]) -> None:
+    """Mark the sinks of these names, until each has been sent the whole run."""
+    with suppress(OSError):  # the disk is full
+        for name in names:
+            find_marker(folder, name).touch()
+
+
+def lacks_run(folder: Path, name: str) -> bool:
+    """Return whether a sink lacks a part of a finished run, or has never had any of it."""
+    return find_marker(folder, name).exists() or (name in TRACES and not (folder / TRACES[name]).exists())
 
 
 class Tracker(Callback):
@@ -50,7 +62,7 @@ class Jsonl(Tracker):
     """Write metrics.jsonl, which has each step once: a resume or a rollback first removes the steps that will be repeated.
 
     A checkpoint holds the newest lines: a run that is resumed gets back what the file has lost meanwhile. Each sink gets, by
-    a thread of its own, what the file gets. `uri` is that of MLflow, for the yaml of its sink to refer to.
+    a thread of its own, what the file gets. `uri` is MLflow's, for the yaml of its sink to refer to: it is not read here.
     """
 
     file: TextIO | None = None
@@ -60,7 +72,7 @@ class Jsonl(Tracker):
 
     def __init__(self, sinks: Mapping[str, Sink] | None = None, uri: str | None = None) -> None:
         self.backup: Lines = {}  # the newest lines
-        self.uri, self.deliveries = uri, [Delivery(sink) for sink in (sinks or {}).values()]
+        self.deliveries = [Delivery(sink) for sink in (sinks or {}).values()]
 
     @property
     def run_id(self) -> str | None:
@@ -74,6 +86,8 @@ class Jsonl(Tracker):
         """Open the file, and let each sink begin. Raise ValueError for one that can never work."""
         for sink in self.sinks:
             sink.prepare(run)
+        self.deliveries = [delivery for delivery in self.deliveries if not delivery.sink.is_off]
+        mark_unsent(run.folder, (sink.name for sink in self.sinks))
         self.run, self.path, self.resumed = run, run.folder / METRICS_FILE, run.resumed
         self.file = self.path.open("a", buffering=1, encoding="utf-8")
         for delivery in self.deliveries:
@@ -81,8 +95,6 @@ class Jsonl(Tracker):
 
     def state_dict(self) -> dict[str, Any]:
         self.backup = history.select_backup(self.backup)
-        for delivery in self.deliveries:
-            delivery.safe_step = self.last_step
         return {"lines": self.count, "newest": "".join(self.backup.values())} if self.file else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -94,9 +106,10 @@ class Jsonl(Tracker):
         if not self.resumed:
             self.backup, self.count = {}, 0  # those of the run that this one branches off
         self._truncate_after(state.progress.step - state.progress.eval_pending, self.count)
+        if self.file:  # sinks of an earlier process lack what this one logs
+            mark_unsent(self.run.folder, (name for name, trace in TRACES.items() if (self.run.folder / trace).exists()))
         for delivery in self.deliveries:
             delivery.sink.first_step, delivery.sink.state, delivery.state = state.first_step, state, state
-            delivery.safe_step = state.progress.step
         if self.resumed:
             self._send_history()  # first what an earlier process of this run logged and may not have delivered
 
@@ -106,34 +119,32 @@ class Jsonl(Tracker):
         state.require_folder()
         if state.progress.step <= self.last_step:
             self._truncate_after(state.progress.step - 1)
-            for delivery in self.deliveries:
-                delivery.forget_after(state.progress.step - 1)
         record = {"step": state.progress.step, "seconds": round(state.progress.seconds, 3), **state.logged}
         line = history.format_line(record)
         self.file.write(line)
         self.last_step, self.count = state.progress.step, self.count + 1
         self.backup[self.last_step] = line
-        self._send(record)
+        self._send(make_record(record, time.time()))
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         if not self.file:
             return  # a sink could not be opened
         self.file.close()
-        begun, has_folder = time.monotonic(), not (self.state and self.state.has_lost_folder)
+        begun = time.monotonic()
         for delivery in self.deliveries:
-            delivery.begin_end(status, summary, find_marker(self.run, delivery.sink) if has_folder else None)
+            delivery.begin_end(status, summary)
         for delivery in self.deliveries:
             if not delivery.wait_until_sent(begun):
                 delivery.warn(self.path)
                 continue
             with suppress(OSError):
-                find_marker(self.run, delivery.sink).unlink(missing_ok=True)
+                find_marker(self.run.folder, delivery.sink.name).unlink(missing_ok=True)
             if status == FINISHED and not self.run.in_sweep and (text := delivery.sink.describe_end()):
                 print(f"{delivery.sink.title:<16} {text}")  # a sweep has a line of its own
 
     def send_rest(self, run: RunConfig) -> None:
         summary = read_summary(run.folder)
-        self.deliveries = [item for item in self.deliveries if find_marker(run, item.sink).exists()]
+        self.deliveries = [item for item in self.deliveries if lacks_run(run.folder, item.sink.name)]
         if not (summary and self.deliveries):
             return
         try:
@@ -145,14 +156,12 @@ class Jsonl(Tracker):
             print_message(f"warning: {error}")
 
     def _send_history(self) -> None:
-        for record in history.read_records(self.path) if self.deliveries else ():
-            self._send({key: value for key, value in record.items() if value is not None})
+        for record in read_history(self.path) if self.deliveries else ():
+            self._send(record)
 
-    def _send(self, record: dict[str, Any]) -> None:
-        metrics = {key: value for key, value in record.items() if key not in ("step", "seconds")}
-        message = Record(record["step"], int(time.time() * 1000), record.get("seconds", 0.0), metrics)
+    def _send(self, record: Record) -> None:
         for delivery in self.deliveries:
-            delivery.records.append(message)
+            delivery.records.append(record)
 
     def _truncate_after(self, step: int, count: int = 0) -> None:
         """Remove the lines of later steps, and get back damaged ones: `count` remain. The file is replaced in one rename."""

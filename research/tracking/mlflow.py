@@ -17,7 +17,7 @@ import torch
 
 from research.cli import print_message, redact
 from research.options.finetuning import is_frozen
-from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, read_summary, replace_text
+from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, list_checkpoints, read_summary, replace_text
 from research.signals import watch
 from research.tracking import fields, history, links, mlflow_store
 from research.tracking.environment import PACKAGES
@@ -25,7 +25,7 @@ from research.tracking.fields import MAX_PARAM_LENGTH, MAX_TAG_LENGTH
 from research.tracking.history import METRICS_FILE
 from research.tracking.jsonl import FINISHED, KILLED, PRUNED, STOPPED, Jsonl
 from research.tracking.mlflow_store import RUN_ID_FILE
-from research.tracking.sink import Record, Sink, find_weights
+from research.tracking.sink import Record, Sink, open_weights
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
@@ -180,6 +180,7 @@ class MLflowSink(Sink):
             written = read_summary(self.run.folder) or Summary(**{"status": status} | summary)
             replace(written, mlflow_run_id=self.mlflow_run_id).write(self.run.folder)
             self._log_artifacts(self.mlflow_run_id, int(summary.get("best", {}).get("step", -1)))
+            self._warn_of_rest()
         if self.log_model and self.state:
             log_model(self.client, self.experiment_id, self.mlflow_run_id, self.run.folder, self.state)
         mlflow_status = MLFLOW_STATUS.get(status, status)
@@ -209,8 +210,19 @@ class MLflowSink(Sink):
         for path in sorted((*self.run.folder.glob("[!.]*"), *(self.run.folder / "plots").glob("*"))):
             if path.is_file() and not path.is_symlink():  # a link may lead to what is no part of the run
                 self.client.log_artifact(run_id, str(path), None if path.parent == self.run.folder else "plots")
-        if weights := find_weights(self.run.folder, best_step):
-            self.client.log_artifact(run_id, str(weights), "best")
+        with open_weights(self.run, best_step) as weights:
+            if weights:
+                self.client.log_artifact(run_id, str(weights[0]), "best")
+                self.client.log_dict(run_id, weights[1], "best/about.json")
+
+    def _warn_of_rest(self) -> None:
+        """Say which points the store has from earlier processes of steps that metrics.jsonl no longer has."""
+        if self.stored_points and (path := self.run.folder / METRICS_FILE).exists():
+            logged = {(fields.rename_metric(key), line["step"]) for line in history.read_records(path) for key in line}
+            rest = [f"{key} at step {step}" for key, step in sorted(self.stored_points.keys() - logged) if step]
+            if rest:
+                outcome = f"are of steps that {path} no longer has, and stay: MLflow deletes no point"
+                log.warning("MLflow run %s: %s", self.mlflow_run_id, history.describe(rest, outcome))
 
 
 def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state: State) -> None:
@@ -221,10 +233,10 @@ def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state:
     from mlflow import pyfunc
     from mlflow.models import Model, infer_signature
 
-    weights = find_weights(folder, int(state.progress.best.get("step", -1)))
-    if weights is None or state.sharded or is_frozen(state.info.config):
+    checkpoint = list_checkpoints(folder).get(int(state.progress.best.get("step", -1)))
+    if checkpoint is None or state.sharded or is_frozen(state.info.config):
         reason = "its weights are sharded" if state.sharded else "its checkpoints hold adapters alone"
-        log.warning("MLflow: no model is logged: %s", reason if weights else "there is no checkpoint")
+        log.warning("MLflow: no model is logged: %s", reason if checkpoint else "there is no checkpoint")
         return
     inputs = state.val[torch.arange(min(len(state.val), NUM_EXAMPLES))][0]
     with torch.inference_mode():
@@ -233,7 +245,7 @@ def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state:
     model = client.create_logged_model(experiment_id, MODEL_NAME, run_id)
     with tempfile.TemporaryDirectory() as draft:
         run, saved = Path(draft, "run"), Path(draft, "saved")
-        shutil.copytree(weights.parent, run / "checkpoints" / weights.parent.name)
+        shutil.copytree(checkpoint, run / "checkpoints" / checkpoint.name)
         for name in RUN_PARTS:
             if (path := folder / name).exists():
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, run / name)

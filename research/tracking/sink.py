@@ -6,25 +6,37 @@ A new sink is a class of `Sink`'s methods, and a yaml.
 import importlib
 import logging
 import math
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.torch import load_file, save_file
+
 from research.cli import announce_wait, first_line, print_message
+from research.options.finetuning import get_digest, get_kind, is_frozen
 from research.rules import check_extra, enforce
 from research.run_dir import RunConfig
 from research.signals import watch
+from research.tracking import history
 from research.training.state import State
 
+WEIGHTS_FILE, AVERAGE_FILE = "model.safetensors", "average.safetensors"  # of a checkpoint
 BATCH_INTERVAL = 2.0  # seconds between deliveries
 SIGNAL_TIMEOUT = 3.0  # seconds without an answer, after which a run that a signal has ended ends without it
 MAX_PAUSE = 5.0  # seconds between two attempts
 silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
+TRACES = {  # by a sink's name: what it leaves in a run folder, where it leaves something there
+    "csv": "metrics.csv",
+    "mlflow": "mlflow_run_id",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb/run.json",
+}
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +65,7 @@ class Sink:
     title = "the sink"  # in messages
     patience = 15.0  # seconds without an answer, after which a run ends without it
     max_numbers = 1000  # in one call of `log`
-    is_append_only = False  # True: where a run may roll back it gets the steps of a checkpoint, which none repeats
+    is_off = False  # after `prepare`: the environment says that it is to do nothing
     mlflow_run_id: str | None = None  # of the run in MLflow, for summary.json
     state: State | None = None  # once the run has been built
     first_step = 0  # at which this process began
@@ -95,10 +107,46 @@ class Sink:
         return ""
 
 
-def find_weights(folder: Path, step: int) -> Path | None:
-    """Return the weights of a run's checkpoint, as the best one; None where it is not there."""
-    path = folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
-    return path if path.exists() else None
+def read_history(path: Path) -> list[Record]:
+    """Return what metrics.jsonl has. Its last line is as old as the file, each other one older by the training between."""
+    lines = list(history.read_records(path))
+    begun = path.stat().st_mtime - lines[-1].get("seconds", 0.0) if lines else 0.0
+    return [make_record(line, begun + line.get("seconds", 0.0)) for line in lines]
+
+
+def make_record(line: Mapping[str, Any], time_s: float) -> Record:
+    """Return a line of metrics.jsonl, of a time in seconds since 1970, as sinks get it: without what it leaves empty."""
+    metrics = {key: value for key, value in line.items() if key not in ("step", "seconds") and value is not None}
+    return Record(line["step"], int(time_s * 1000), line.get("seconds", 0.0), metrics)
+
+
+@contextmanager
+def open_weights(run: RunConfig, step: int) -> Iterator[tuple[Path, dict[str, Any]] | None]:
+    """Yield a file model.safetensors of a checkpoint's weights as they were evaluated, and what they are.
+
+    None where there is no such checkpoint, or its weights are sharded.
+    """
+    folder = run.folder / "checkpoints" / f"step-{step:08d}"
+    if not (file := folder / WEIGHTS_FILE).exists():
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as draft:
+        if is_averaged := (folder / AVERAGE_FILE).exists():
+            file = Path(draft, WEIGHTS_FILE)
+            save_file(load_file(folder / WEIGHTS_FILE) | load_file(folder / AVERAGE_FILE), file)
+        yield file, describe_weights(run.config, step, is_averaged)
+
+
+def describe_weights(config: Mapping[str, Any], step: int, is_averaged: bool) -> dict[str, Any]:
+    """Return what a checkpoint's weights are, for people and for programs: of adapters also which base they belong to."""
+    facts: dict[str, Any] = {"step": step, "averaged": is_averaged}
+    text = f"the {'averaged ' if is_averaged else ''}weights of step {step}, as they were evaluated"
+    if is_frozen(config):
+        kind = get_kind(config)
+        base = config["finetune"].get("base") or config["model"].get("folder")
+        facts |= {"finetune": kind, "base": base, "base_digest": get_digest(config)}
+        text += f"; adapters alone (finetune={kind}), beside the base {base} with the digest {get_digest(config)}"
+    return {"description": text} | facts
 
 
 def import_extra(library: str) -> Any:
@@ -115,7 +163,7 @@ class Delivery:
         self.state: State | None = None  # once the run has been built
         self.records: deque[Record] = deque()  # that are not logged yet
         self.last_step = 0  # that was logged
-        self.safe_step = 0  # up to which no step is repeated in this process: that of the newest checkpoint
+        self.is_sent = False  # the sink has the whole run
         self.finishing, self.over, self.error = threading.Event(), threading.Event(), ""
         self.outcome: tuple[str, dict[str, Any]] = ("", {})
         self.thread = threading.Thread(target=self._deliver, name=sink.name, daemon=True)
@@ -124,25 +172,9 @@ class Delivery:
         """Start the thread."""
         self.thread.start()
 
-    @property
-    def limit(self) -> float:
-        """The step up to which the sink may have the records now."""
-        guard = (self.sink.run.config.get("trainer") or {}).get("guard") or {}
-        may_repeat = self.sink.is_append_only and guard.get("policy") == "rollback"
-        return self.safe_step if may_repeat and not self.finishing.is_set() else math.inf
-
-    def forget_after(self, step: int) -> None:
-        """Drop the records of later steps that an append-only sink has not had: they will be repeated."""
-        with suppress(IndexError):  # the thread has taken the last one
-            while self.sink.is_append_only and self.records[-1].step > step:
-                self.records.pop()
-
-    def begin_end(self, status: str, summary: dict[str, Any], marker: Path | None) -> None:
-        """Let the thread deliver the rest and end the run. Until it has, the marker stands in the run folder."""
+    def begin_end(self, status: str, summary: dict[str, Any]) -> None:
+        """Let the thread deliver the rest and end the run."""
         self.outcome = status, summary
-        with suppress(OSError):  # the disk is full
-            if marker:
-                marker.touch()
         self.finishing.set()
 
     def wait_until_sent(self, begun: float) -> bool:
@@ -154,10 +186,9 @@ class Delivery:
                 if time.monotonic() > max(begun, self.sink.answered) + patience:
                     break
                 self.thread.join(0.1)
-        is_sent = not self.thread.is_alive()
         self.over.set()
-        (silent_stores.discard if is_sent else silent_stores.add)(self.sink.address)
-        return is_sent
+        (silent_stores.discard if self.is_sent else silent_stores.add)(self.sink.address)
+        return self.is_sent
 
     def warn(self, path: Path) -> None:
         """Say that the sink lacks a part of the run."""
@@ -182,11 +213,12 @@ class Delivery:
                     self._retry_until_done(partial(self.sink.log, batch))
                     self.last_step = batch[-1].step
             self._retry_until_done(partial(self.sink.close, *self.outcome))
+            self.is_sent = True
 
     def _take_batch(self) -> list[Record]:
         """Return the next records: as many as a call may have, with rising steps."""
-        batch, count, limit = list[Record](), 0, self.limit
-        while self.records and self.records[0].step <= limit and (not batch or self.records[0].step > batch[-1].step):
+        batch, count = list[Record](), 0
+        while self.records and (not batch or self.records[0].step > batch[-1].step):
             count += len(self.records[0].metrics)
             if batch and count > self.sink.max_numbers:
                 break
@@ -201,7 +233,7 @@ class Delivery:
                 action()
                 self.error, self.sink.ended = "", time.monotonic()
                 return
-            except Exception as error:  # sinks raise errors of many kinds, and none of them may end the training
+            except BaseException as error:  # of many kinds, SystemExit too: none of them may end the training, or this thread
                 log.log(logging.INFO if self.error else logging.WARNING, "%s: %s", self.sink.title, error)
                 self.error = first_line(error)
             pause = min(2 * pause + 0.2, MAX_PAUSE)

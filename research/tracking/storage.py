@@ -1,23 +1,19 @@
-"""Where runs are kept: a lock on a file, MLflow's URI, SQLite addresses, W&B's server and its login."""
+"""Where runs are kept: a lock on a file, MLflow's URI, SQLite addresses."""
 
 import fcntl
 import os
 import re
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from research.cli import wait_for
-from research.rules import Conflict
 from research.run_dir import ROOT, expand_path, open_lock
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
 UI_HOST, UI_PORT = "127.0.0.1", 5000  # where `make ui` serves MLflow's pages
-CONNECT_SECONDS = 2.0  # for a server to answer at all
 SQLITE_URL = re.compile(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?")
 
 
@@ -88,42 +84,3 @@ def format_sqlite_url(file: Path, like: str = "sqlite:///") -> str:
     _, mark, query = rest.partition("?")
     prefix = "file:" if "uri=true" in query else ""
     return f"{scheme}:///{prefix}{str(file).replace('%', '%25').replace('?', '%3F')}{mark}{query}"
-
-
-def get_wandb_server() -> str:
-    """Return the address of W&B's server."""
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-
-
-def has_login() -> bool:
-    """Return whether this user has a key for the server, as W&B looks for it, and has not gone offline by WANDB_MODE."""
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc  # for W&B alone
-
-    file = os.environ.get("NETRC") or next((str(p) for p in (Path.home() / ".netrc", Path.home() / "_netrc") if p.exists()), "")
-    with suppress(OSError, netrc.NetrcParseError):
-        return bool(file) and netrc.netrc(file).authenticators(urlsplit(get_wandb_server()).hostname or "") is not None
-    return False
-
-
-def can_connect() -> bool:
-    """Return whether something answers at the server's address."""
-    parts = urlsplit(get_wandb_server())
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    try:
-        with socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS):
-            return True
-    except OSError:
-        return False
-
-
-def check_login(mode: object) -> Conflict | None:
-    """Return the conflict of a run that is to be on line in W&B where there is no login: W&B would ask for one."""
-    if mode != "online" or has_login():
-        return None
-    key = "tracker.sinks.wandb.mode"
-    fix = f"run `wandb login`, set WANDB_API_KEY, or give {key}=offline"
-    return Conflict((key,), f"{key}=online: there is no login for {get_wandb_server()}", fix)

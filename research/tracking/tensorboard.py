@@ -9,9 +9,9 @@ from typing import Any
 from research.run_dir import RunConfig
 from research.tracking import fields
 from research.tracking.jsonl import FAILED, KILLED
-from research.tracking.sink import Record, Sink, import_extra
+from research.tracking.sink import TRACES, Record, Sink, import_extra
 
-EVENTS_FOLDER = "tensorboard"  # in a run folder
+EVENTS_FOLDER = TRACES["tensorboard"]  # in a run folder
 EVENTS_PREFIX = "events.out.tfevents."
 
 

@@ -1,24 +1,30 @@
 """The sink that logs a run to Weights & Biases, on line or into files that `wandb sync` sends later."""
 
 import json
+import logging
+import math
 import secrets
 import shlex
+import shutil
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from research.files.network import can_connect
 from research.run_dir import RunConfig, read_json, write_json
 from research.tracking import fields
+from research.tracking.history import METRICS_FILE
 from research.tracking.jsonl import FAILED, KILLED
-from research.tracking.sink import Record, Sink, find_weights, import_extra
-from research.tracking.storage import can_connect, check_login, get_wandb_server, has_login
+from research.tracking.sink import TRACES, Record, Sink, import_extra, open_weights, read_history
+from research.tracking.wandb_login import check_login, choose_mode, get_server, has_login
 
-WANDB_FOLDER, RUN_FILE = "wandb", "run.json"  # in a run folder, and in that
+WANDB_FOLDER, RUN_FILE = Path(TRACES["wandb"]).parts  # in a run folder, and in that
 INIT_SECONDS = 15.0  # for it to open a run, after which the run goes offline
 WRITE_TRIES, WRITE_PAUSE = 50, 0.1  # seconds between two looks at whether its file is complete
 SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this machine that the run does not say itself
@@ -36,6 +42,7 @@ SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this 
 }
 BLOCK, PIECE, MAGIC_BYTES = 32_768, struct.Struct("<IHB"), 7  # of its files: checksum, length and kind before each piece
 PIECE_KINDS, LAST_KINDS = (1, 2, 3, 4), (1, 4)  # whole, first, middle, last
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,10 +57,12 @@ class WandbSink(Sink):
     """A run in W&B: its project is the study, its group the sweep. Its rows name their step, which is the axis of all curves.
 
     `auto` is on line where there is a login and the server can be reached, else offline: into RUN/wandb, for `wandb sync`.
-    W&B cannot delete a row: with trainer.guard.policy=rollback it gets those alone that no rollback repeats.
+    No row can be changed or taken back in W&B. So offline a resumed run writes one whole file anew: `wandb sync` puts the last
+    of several in the place of the others. On line it goes on behind the rows that the server has, as long as it repeats
+    them; where it does not, the whole run becomes a new one there.
     """
 
-    name, title, is_append_only = "wandb", "W&B", True
+    name, title = "wandb", "W&B"
 
     def __init__(
         self,
@@ -63,70 +72,114 @@ class WandbSink(Sink):
         log_weights: bool = False,
     ) -> None:
         self.project, self.entity, self.mode, self.log_weights = project, entity, mode, log_weights
-        self.is_finished = False
+        self.is_finished, self.last_step = False, 0
 
     @property
     def address(self) -> str:
-        return (
-            f"W&B in {self.run.folder / WANDB_FOLDER}" if self.is_offline else f"W&B at {urlsplit(get_wandb_server()).hostname}"
-        )
+        return f"W&B in {self.run.folder / WANDB_FOLDER}" if self.is_offline else f"W&B at {urlsplit(get_server()).hostname}"
 
     def prepare(self, run: RunConfig) -> None:
         """Import wandb. Raise ValueError where it is not installed, or is to be on line and has no login."""
         super().prepare(run)
         self.wandb = import_extra("wandb")
-        self.is_offline = not has_login() or self.mode == "offline"
         if conflict := check_login(self.mode):
             raise ValueError(f"{conflict.message}\n{conflict.fix}")
+        self.chosen_mode = choose_mode(self.mode)
+        self.is_off = self.chosen_mode == "disabled"
+        self.is_offline = self.chosen_mode == "offline" or not has_login()
 
     def open(self) -> None:
         self.folder = self.run.folder / WANDB_FOLDER
         self.folder.mkdir(exist_ok=True)
         self.record = self._read_record()
-        last_step = read_last_step(self.folder, self.record.id)
         if not self.is_offline:
-            self.is_offline = self.mode == "auto" and not can_connect()
+            self.is_offline = self.chosen_mode == "auto" and not can_connect(get_server())
+        self._begin()
+
+    def _begin(self) -> None:
+        """Open the run of `record`, and look at which rows of it the server has."""
+        files = list_files(self.folder, self.record.id)
         try:
             self._init()
         except Exception:
-            if self.is_offline or self.mode == "online":
+            if self.is_offline or self.chosen_mode == "online":
                 raise
-            self.is_offline = True  # a login that is wrong, a server that does not answer
+            # A login that is wrong, a server that does not answer. W&B's process still holds the id.
+            self.is_offline, self.record = True, self._make_record()
             self._init()
         write_json(self.folder / RUN_FILE, asdict(self.record))
-        self.last_step = max(last_step, int(self.logged.summary.get("step", 0)))  # the server's, of a run that is resumed there
+        self.file = Path(self.logged.dir).parent / f"run-{self.record.id}.wandb"
+        count, rows = self.logged.starting_step, read_rows(files) if self.logged.starting_step else {}
+        # An empty row, which no step repeats, is in the place of one that is on the server alone.
+        self.kept_rows = deque(rows.get(number, {}) for number in range(count))
+        self.older = [] if count else [file.parent for file in files if file.parent.name.startswith("offline-")]
 
     def rewind(self, step: int) -> None:
-        self.last_step = step
+        if self.last_step > step:
+            self._begin_anew(step)
 
     def log(self, records: Sequence[Record]) -> None:
         for record in records:
-            if record.step > self.last_step:  # a resumed run repeats some steps, with the same numbers
-                self.logged.log({"step": record.step, "seconds": record.seconds, **record.metrics})
+            if record.step <= self.last_step:
+                continue  # an attempt that failed has logged it
+            if self.kept_rows and not repeats(record, self.kept_rows[0]):
+                self._begin_anew(record.step - 1)
+            if self.kept_rows:
+                self.kept_rows.popleft()
                 self.last_step = record.step
+            else:
+                self._log(record)
+        while self.older:  # what they hold has come again
+            shutil.rmtree(self.older.pop(), ignore_errors=True)
+
+    def _log(self, record: Record) -> None:
+        row = {"step": record.step, "seconds": record.seconds, "_timestamp": record.timestamp / 1000}
+        self.logged.log(row | dict(record.metrics))
+        self.last_step = record.step
+
+    def _begin_anew(self, step: int) -> None:
+        """Log the run up to a step into a new file, and on line into a new run: it has taken back what W&B has after that."""
+        if not self.is_offline and self.record.id == self.logged.id:  # else an attempt that failed came so far
+            new = self._make_record()
+            note = "has steps that this run has taken back, and W&B deletes none: all of the run goes on"
+            log.warning("W&B: %s %s as %s", self.logged.url, note, new.id)
+            self.logged.summary["continued_as"] = new.id
+            self.record = new
+        self.logged.finish()
+        self._begin()
+        self.last_step = 0
+        for record in read_history(self.run.folder / METRICS_FILE):
+            if record.step <= step:
+                self._log(record)
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
+        if self.kept_rows and self.last_step:
+            self._begin_anew(self.last_step)
         if not self.is_finished:
             results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
             self.logged.summary.update(results)
-            path = find_weights(self.run.folder, int(summary.get("best", {}).get("step", -1)))
-            if self.log_weights and path:
-                artifact = self.wandb.Artifact(f"weights-{self.record.id}", type="model")
-                artifact.add_file(str(path))
-                self.logged.log_artifact(artifact, aliases=["best"])
+            if self.log_weights:
+                self._log_weights(int(summary.get("best", {}).get("step", -1)))
             self.logged.finish(exit_code=int(status in (FAILED, KILLED)))
             self.is_finished = True
         for _ in range(WRITE_TRIES if self.is_offline else 0):  # another process writes the file
-            if read_last_step(self.folder, self.record.id) >= self.last_step:
+            if read_last_step(self.file) >= self.last_step:
                 return
             time.sleep(WRITE_PAUSE)
         if self.is_offline:
             raise OSError(f"its file below {self.folder} is not complete")
 
+    def _log_weights(self, step: int) -> None:
+        with open_weights(self.run, step) as weights:
+            if weights:
+                path, facts = weights
+                name, description = f"weights-{self.record.id}", facts["description"]
+                artifact = self.wandb.Artifact(name, type="model", description=description, metadata=facts)
+                artifact.add_file(str(path))
+                self.logged.log_artifact(artifact, aliases=["best"])
+
     def describe_end(self) -> str:
-        if not self.is_offline:
-            return str(self.logged.url)
-        return f"wandb sync {shlex.join([str(self.folder)])}/offline-run-*-{self.record.id}"
+        return f"wandb sync {shlex.quote(str(self.file.parent))}" if self.is_offline else str(self.logged.url)
 
     def _read_record(self) -> WandbRun:
         """Return what the folder says of its run; a new one where it says nothing, or is a copy of another folder."""
@@ -135,6 +188,9 @@ class WandbSink(Sink):
             original = Path(record.folder)
             if original == self.run.folder or not (original / WANDB_FOLDER / RUN_FILE).exists():
                 return WandbRun(record.id, str(self.run.folder))
+        return self._make_record()
+
+    def _make_record(self) -> WandbRun:
         return WandbRun(secrets.token_hex(4), str(self.run.folder))
 
     def _init(self) -> None:
@@ -154,15 +210,31 @@ class WandbSink(Sink):
         self.logged.define_metric("*", step_metric="step")
 
 
-def read_last_step(folder: Path, run_id: str) -> int:
-    """Return the step of the last row in a run's files: what a kill kept W&B from writing is sent again; 0 without a row."""
-    last_step = 0
-    for path in sorted(folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")):
-        for record in read_file(path):
-            for item in record.history.item if record.WhichOneof("record_type") == "history" else ():
-                if "step" in (item.key, *item.nested_key):
-                    last_step = int(json.loads(item.value_json))
-    return last_step
+def repeats(record: Record, row: Mapping[str, float]) -> bool:
+    """Return whether a record has the step and the numbers of a row; speed, which never repeats exactly, does not count."""
+    numbers = {"step": float(record.step)} | record.finite
+    both = [{key: value for key, value in item.items() if not key.startswith(fields.SPEED)} for item in (numbers, row)]
+    return both[0] == both[1]
+
+
+def list_files(folder: Path, run_id: str) -> list[Path]:
+    """Return the files of a run, the oldest first."""
+    return sorted(folder.glob(f"*run-*-{run_id}*/run-{run_id}.wandb"), key=lambda path: path.parent.name.partition("run-")[2])
+
+
+def read_last_step(file: Path) -> int:
+    """Return the step of the last row in a file; 0 without a row."""
+    return int(max((row["step"] for row in read_rows([file]).values()), default=0))
+
+
+def read_rows(files: Sequence[Path]) -> dict[int, dict[str, float]]:
+    """Return the finite numbers of the rows by W&B's own count of them, without the times; of one that came again the last."""
+    rows = {}
+    for record in (record for file in files for record in read_file(file) if record.WhichOneof("record_type") == "history"):
+        row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        own = {key: value for key, value in row.items() if key != "seconds" and not key.startswith("_")}
+        rows[int(row["_step"])] = {key: float(value) for key, value in own.items() if math.isfinite(value)}
+    return rows
 
 
 def read_file(path: Path) -> Iterator[Any]:

@@ -47,7 +47,7 @@ def request(folder: Path, **settings: Any) -> Request:
 def test_the_second_start_reads_the_copy_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = hub(str(folder), seq_len=32)
     monkeypatch.setattr(files, "run_filler", lambda *words: pytest.fail("the library is asked again"))
-    monkeypatch.setattr(files, "can_connect", lambda: pytest.fail("the hub is asked again"))
+    monkeypatch.setattr(files, "is_hub_reachable", lambda: pytest.fail("the hub is asked again"))
     again = hub(str(folder), seq_len=32)
     assert (again.digest, again.source) == (first.digest, first.source)
     folder.rename(folder.with_name("moved"))  # a folder is its files

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from research.tracking import history
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow
 from research.tracking.optuna_storage import get_storage
+from research.tracking.sink import make_record
 from research.tracking.study_spec import StudySpec, write_study_spec
 from research.training.state import Callback, State
 
@@ -242,7 +244,7 @@ def test_mlflow_that_has_another_number_is_named(runs: Path, tmp_path: Path, cap
     tracker, lines = MLflow(uri), read_metrics(folder)
     tracker.start(RunConfig("name", "study", folder, {}, [], {}, resumed=True))
     for line in lines[:SAVED]:
-        tracker._send({"step": line["step"], "train/loss": line["train/loss"]})
+        tracker._send(make_record({"step": line["step"], "train/loss": line["train/loss"]}, time.time()))
     tracker.sink.first_step = SAVED
     with caplog.at_level(logging.WARNING):
         tracker.finish(FINISHED, {})

@@ -77,6 +77,24 @@ def test_lists_that_fit(words: str) -> None:
     assert find_mistakes(words.split(), multirun=False) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "words", "answer"),
+    [
+        ("online", "tracker=wandb", "WANDB_MODE=online: there is no login"),
+        ("cloud", "tracker=[csv,wandb]", "WANDB_MODE=cloud: it takes online,"),
+        ("cloud", "tracker=csv", ""),
+        ("offline", "tracker=wandb tracker.sinks.wandb.mode=online", "tracker.sinks.wandb.mode=online\n  there is no login"),
+        ("disabled", "tracker=wandb", ""),
+        ("dryrun", "tracker=wandb", ""),
+    ],
+)
+def test_the_mode_of_wandb_in_the_environment(mode: str, words: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    mistakes = find_mistakes(words.split(), multirun=False)
+    assert len(mistakes) == bool(answer)
+    assert answer in "".join(mistakes)
+
+
 # Command line -> what names the library, the library, its extra, and the constructor that says so too.
 EXTRAS: dict[str, tuple[str, str, str, Callable[[], object]]] = {
     "tracker=[mlflow,wandb]": ("tracker=wandb", "wandb", "wandb", lambda: import_extra("wandb")),

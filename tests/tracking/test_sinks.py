@@ -10,27 +10,40 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fitting import make_state
-from sinks import Rows, read_csv, read_metrics, read_tensorboard, read_wandb, read_wandb_records
-from torch import nn
+import torch
+from safetensors.torch import load_file, save_file
+from sinks import (
+    Rows,
+    assert_same,
+    begin,
+    log_until,
+    make_run,
+    read_csv,
+    read_metrics,
+    read_tensorboard,
+    read_times,
+    read_wandb,
+    read_wandb_records,
+    wait_until_sent,
+)
 
+import wandb
 from research import run_dir
-from research.data.modular import modular
-from research.run_dir import ROOT, RunConfig, Summary
-from research.tracking import sink
+from research.run_dir import ROOT, Summary, write_json
+from research.tracking import history, sink
 from research.tracking import wandb as wandb_tracker
 from research.tracking.csv import CsvSink
 from research.tracking.jsonl import FAILED, FINISHED, Jsonl
-from research.tracking.sink import Record, Sink
+from research.tracking.sink import Record, Sink, describe_weights, open_weights, read_history
 from research.tracking.tensorboard import TensorBoardSink
 from research.tracking.wandb import WandbSink
-from research.training.state import State
 
 Reader = Callable[[Path], Rows]
 SINKS: dict[str, tuple[type[Sink], Reader]] = {
@@ -51,95 +64,12 @@ def stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sink, "silent_stores", set())
 
 
-def make_run(tmp_path: Path, **more: Any) -> RunConfig:
-    (folder := tmp_path / "study" / "run").mkdir(parents=True, exist_ok=True)
-    config = {"lr": 0.1, "model": {"dim": 3, "name": "net"}, "out": "x", "trainer": {"guard": {"policy": "rollback"}}}
-    return RunConfig("a run", "study", folder, config, [], {"model": "bitnet"}, **more)
-
-
-def begin(tracker: Jsonl, run: RunConfig, step: int = 0) -> State:
-    """Begin a run, or go on with it from a step."""
-    state = make_state(nn.Linear(2, 2), data=modular(p=5), steps=100, batch_size=4)
-    state.progress.step = state.first_step = step
-    tracker.start(run)
-    tracker.on_start(state)
-    state.start_clock()
-    return state
-
-
-def log_until(tracker: Jsonl, state: State, step: int, factor: float = 1.0) -> None:
-    """Log each step: train/loss, which is not finite at step 5, and val/loss every third step."""
-    while state.progress.step < step:
-        state.advance()
-        state.log({"train/loss": factor / state.progress.step if state.progress.step != 5 else float("inf")})
-        if state.progress.step % 3 == 0:
-            state.log({"val/loss": factor})
-        tracker.on_step(state)
-
-
-def wait_until_sent(tracker: Jsonl) -> None:
-    for _ in range(400):
-        if all(item.last_step >= max(item.safe_step, 1) and not item.records for item in tracker.deliveries):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the records were not taken")
-
-
-def kill(tracker: Jsonl) -> None:
-    """Let a tracker do nothing more, as a kill would."""
-    for item in tracker.deliveries:
-        item.over.set()
-        item.finishing.set()
-    assert tracker.file
-    tracker.file.close()
-
-
-def assert_same(rows: Rows, folder: Path) -> None:
-    """Assert that a reader found what metrics.jsonl has; TensorBoard has float32. What is not finite, some leave out."""
-    expected = {step: row for step, row in read_metrics(folder).items() if row}
-    found = {step: {key: value for key, value in row.items() if abs(value) < 1e30} for step, row in rows.items()}
-    found = {step: row for step, row in found.items() if row}
-    assert list(found) == list(expected)
-    for step, row in expected.items():
-        assert found[step] == pytest.approx(row, rel=1e-7), step
-
-
-@pytest.mark.parametrize("name", SINKS)
-def test_a_sink_has_the_numbers_of_metrics_jsonl_after_a_rollback_and_a_resume(name: str, tmp_path: Path) -> None:
-    """The first process dies without an end; the second one goes on from step 6, with a tracker of its own."""
-    kind, read = SINKS[name]
-    run, first = make_run(tmp_path), Jsonl({name: kind()})
-    state = begin(first, run)
-    log_until(first, state, 4)
-    first.state_dict()  # a checkpoint
-    wait_until_sent(first)
-    log_until(first, state, 8)
-    if name != "wandb":  # which cannot delete a row, and gets those of a checkpoint
-        wait_until_sent(first)
-    state.progress.step = 4
-    log_until(first, state, 9, factor=2.0)
-    first.state_dict()
-    wait_until_sent(first)
-    kill(first)
-    if name == "wandb":
-        first.sinks[0].logged.finish()  # type: ignore[attr-defined]
-        time.sleep(0.5)
-    again = Jsonl({name: kind()})
-    again.count = 6
-    state = begin(again, make_run(tmp_path, resumed=True), 6)
-    log_until(again, state, 12, factor=2.0)
-    again.finish(FINISHED, {"steps": 12})
-    assert list(read_metrics(run.folder)) == list(range(1, 13))
-    assert_same(read(run.folder), run.folder)
-    assert not (run.folder / OWN_MARKERS[name]).exists()
-
-
 class Slow(Sink):
     """A sink that blocks, or raises, until it is let go."""
 
     name, title, patience = "slow", "the slow one", 0.4
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error, self.free, self.steps = error, threading.Event(), list[int]()
 
     def log(self, records: Sequence[Record]) -> None:
@@ -154,6 +84,7 @@ FAILURES = {
     "is away": ConnectionError("nobody there"),
     "has a full disk": OSError(28, "No space left on device"),
     "has a bug": KeyError("x"),
+    "exits": SystemExit("it ends its thread, without a word"),
 }
 
 
@@ -170,7 +101,7 @@ def test_a_sink_that_fails_stops_neither_the_run_nor_another_sink(
         begun = time.perf_counter()
         log_until(tracker, state, step)
         slowest = max(slowest, time.perf_counter() - begun)
-        time.sleep(0.01)
+        time.sleep(0.003)
     begun = time.monotonic()
     tracker.finish(FINISHED, {"steps": 99})
     assert slowest < 0.2
@@ -189,6 +120,55 @@ def test_a_sink_that_fails_stops_neither_the_run_nor_another_sink(
     Jsonl({"slow": later, "csv": CsvSink()}).send_rest(run)
     assert later.steps == list(range(1, 100))
     assert not list(run.folder.glob(".*_unsent"))
+
+
+class Lazy(Sink):
+    """A sink that takes longer for a call than a run for many steps, and fails at the second one."""
+
+    name, title, patience, max_numbers = "lazy", "the lazy one", 0.3, 7
+
+    def __init__(self) -> None:
+        self.steps, self.calls = list[int](), 0
+
+    def rewind(self, step: int) -> None:
+        del self.steps[bisect_right(self.steps, step) :]
+
+    def log(self, records: Sequence[Record]) -> None:
+        time.sleep(0.05)
+        self.calls += 1
+        if self.calls == 2:
+            raise ConnectionError("try again")
+        self.steps += [record.step for record in records]
+
+
+def test_a_sink_that_is_slow_gets_each_step_once(tmp_path: Path) -> None:
+    """Its end takes several times its patience, but each call is an answer; a rollback comes while it is behind."""
+    run, lazy = make_run(tmp_path), Lazy()
+    tracker = Jsonl({"lazy": lazy})
+    state = begin(tracker, run)
+    log_until(tracker, state, 60)
+    state.progress.step = 40
+    log_until(tracker, state, 90)
+    assert len(lazy.steps) < 40
+    tracker.finish(FINISHED, {"steps": 90})
+    assert lazy.steps == list(range(1, 91))
+    assert not list(run.folder.glob(".*_unsent"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(delivery: sink.Delivery) -> Any:
+        sys.exit()
+
+    monkeypatch.setattr(sink.Delivery, "_take_batch", die)
+    run, slow = make_run(tmp_path), Slow()
+    tracker = Jsonl({"slow": slow})
+    log_until(tracker, begin(tracker, run), 3)
+    tracker.finish(FINISHED, {"steps": 3})
+    assert "did not take all of this run" in capsys.readouterr().err
+    assert (run.folder / ".slow_unsent").exists()
 
 
 @pytest.mark.parametrize("name", ["csv", "tensorboard"])
@@ -223,15 +203,13 @@ def test_a_disk_that_was_full_for_a_while_loses_nothing(name: str, tmp_path: Pat
 def test_what_a_run_leaves_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its name, project, group and settings, the numbers that it ends with, the best weights where that is set."""
     run = make_run(tmp_path, sweep_folder=tmp_path / "study" / "sweep_1", in_sweep=False)
-    weights = run.folder / "checkpoints" / "step-00000002" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"weights")
+    write_checkpoint(run.folder, 2)
     tracker = Jsonl({"wandb": WandbSink(log_weights=True)})
     state = begin(tracker, run)
     log_until(tracker, state, 3)
     state.progress.best = {"step": 2, "val/acc": 0.5}
     tracker.finish(FINISHED, {"steps": 3, "best": state.progress.best, "wall_s": 1.5})
-    assert f"wandb sync {run.folder}/wandb/offline-run-*-" in capsys.readouterr().out
+    assert f"wandb sync {run.folder}/wandb/offline-run-" in capsys.readouterr().out
     records = read_wandb_records(run.folder)
     (begun,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (begun.project, begun.display_name, begun.run_group) == ("study", "a run", "study sweep_1")
@@ -246,8 +224,81 @@ def test_what_a_run_leaves_in_wandb(tmp_path: Path, capsys: pytest.CaptureFixtur
     }
     assert (summary["best.val_acc"], summary["status"], summary["system/wall_s"]) == ("0.5", '"FINISHED"', "1.5")
     (artifact,) = (record.artifact for record in records if record.WhichOneof("record_type") == "artifact")
-    assert (artifact.type, [entry.path for entry in artifact.manifest.contents]) == ("model", ["model.safetensors"])
+    (entry,) = artifact.manifest.contents
+    assert (artifact.type, entry.path) == ("model", "model.safetensors")
+    assert load_file(entry.local_path)["w"].tolist() == [1.0]
+    assert json.loads(artifact.metadata) | {"description": artifact.description} == describe_weights({}, 2, False)
     assert run_dir.find_link(run.folder) is None, "a run folder with links is refused"
+
+
+def write_checkpoint(folder: Path, step: int, **averages: float) -> None:
+    """Write the weights of a checkpoint, w and b, and their averages."""
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    save_file({"w": torch.ones(1), "b": torch.zeros(1)}, path / "model.safetensors")
+    if averages:
+        save_file({name: torch.full((1,), value) for name, value in averages.items()}, path / "average.safetensors")
+
+
+BASE = {"finetune": {"_target_": "research.finetune.inside", "base": "/a/run", "digest": "0a1b"}}
+
+
+@pytest.mark.parametrize(
+    ("averages", "config", "weights", "words"),
+    [
+        ({}, {}, [1.0, 0.0], "the weights of step 3, as they were evaluated"),
+        ({"w": 0.5}, {}, [0.5, 0.0], "the averaged weights of step 3, as they were evaluated"),
+        ({}, BASE, [1.0, 0.0], "adapters alone (finetune=inside), beside the base /a/run with the digest 0a1b"),
+        (
+            {"w": 0.5},
+            {"finetune": {"_target_": "research.finetune.full", "base": "/a/run"}},
+            [0.5, 0.0],
+            "step 3, as they were",
+        ),
+        (
+            {},
+            {"finetune": BASE["finetune"] | {"base": None}, "model": {"folder": "/hub"}},
+            [1.0, 0.0],
+            "the base /hub with the digest",
+        ),
+    ],
+)
+def test_the_best_weights_are_what_was_evaluated(
+    averages: dict[str, float], config: dict[str, Any], weights: list[float], words: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path)
+    write_checkpoint(run.folder, 3, **averages)
+    with open_weights(replace(run, config=config), 3) as best:
+        assert best
+        path, facts = best
+        tensors = load_file(path)
+        assert (path.name, [tensors[name].item() for name in "wb"]) == ("model.safetensors", weights)
+    assert words in facts["description"]
+    assert (facts["averaged"], facts.get("base_digest")) == (
+        bool(averages),
+        "0a1b" if config.get("finetune", {}).get("digest") else None,
+    )
+    with open_weights(run, 4) as best:
+        assert best is None
+
+
+def test_points_keep_their_times(tmp_path: Path) -> None:
+    """The history that a later process sends is as old as the file says; its last line is as old as the file."""
+    run, first = make_run(tmp_path), Jsonl()
+    log_until(first, begin(first, run), 4)
+    first.finish(FINISHED, {"steps": 4})
+    path = run.folder / "metrics.jsonl"
+    lines = list(history.read_records(path))
+    path.write_text("".join(history.format_line({**line, "seconds": 10.0 * line["step"]}) for line in lines))
+    os.utime(path, (1e9, 1e9))
+    assert [record.timestamp / 1000 - 1e9 for record in read_history(path)] == [-30, -20, -10, 0]
+    again = Jsonl({"tensorboard": TensorBoardSink()})
+    again.count, begun = 4, time.time()
+    log_until(again, begin(again, replace(run, resumed=True), 4), 5)
+    again.finish(FINISHED, {"steps": 5})
+    times = read_times(run.folder)
+    assert [times[step] - 1e9 for step in (1, 2, 3, 4)] == [-30, -20, -10, 0]
+    assert times[5] == pytest.approx(begun, abs=60)
 
 
 def test_a_copied_folder_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> None:
@@ -268,12 +319,15 @@ def test_a_copied_folder_is_a_run_of_its_own_in_wandb(tmp_path: Path) -> None:
 def test_a_server_of_wandb_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It takes the connection, and then is silent: the run is kept in files."""
+    """It takes the connection, and then is silent: the run is kept in files, also one that was on line before."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.setitem(wandb_tracker.SETTINGS, "init_timeout", 1.0)
         run, tracker = make_run(tmp_path), Jsonl({"wandb": WandbSink()})
+        (run.folder / "wandb").mkdir()
+        write_json(run.folder / "wandb" / "run.json", {"id": "0123abcd", "folder": str(run.folder)})
+        wandb.teardown()  # its library looks up the address once
         begun = time.monotonic()
         log_until(tracker, begin(tracker, run), 5)
         assert time.monotonic() - begun < 5
