@@ -51,6 +51,22 @@ def test_a_resumed_run_has_the_same_architecture(tmp_path: Path) -> None:
         assert words in "\n".join(find_mistakes([f"resume={tmp_path}", *changes], False))
 
 
+def test_data_that_were_moved_are_named_where_they_are(tmp_path: Path) -> None:
+    """Others, or none, are another run's: what lies where it was recorded was not moved."""
+    run, texts, moved = tmp_path / "run", tmp_path / "texts", tmp_path / "moved"
+    (run / "checkpoints" / "step-00000003").mkdir(parents=True)
+    for folder in (texts, moved):
+        folder.mkdir()
+    write_config(run, "data=text", f"data.path={texts}")
+    words = ["data=text", f"resume={run}"]
+    assert f'data.path is "{moved}" here, was "{texts}" there' in "\n".join(
+        find_mistakes([*words, f"data.path={moved}"], False)
+    )
+    texts.rmdir()
+    assert find_mistakes([*words, f"data.path={moved}"], False) == []
+    assert "data.path is null here" in "\n".join(find_mistakes(words, False))
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
