@@ -220,7 +220,7 @@ def test_the_line_that_a_resumed_offline_run_ends_with_sends_all_of_it(
         play(Part(4, 9, factor=2), run := make_run(tmp_path, resumed=True), {"wandb": WandbSink()})
     words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("W&B"))
     assert words[:2] == ["wandb", "sync"]
-    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=60, cwd=tmp_path)  # it writes there
     assert_same(on_line.read(run.folder), run.folder)
 
 
