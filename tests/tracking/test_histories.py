@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import wandb
 import wandb_server
 from mlflow.tracking import MlflowClient
 from program import create_empty_store
@@ -27,7 +28,6 @@ from sinks import (
     wait_until_sent,
 )
 
-import wandb
 from research.run_dir import RunConfig, Summary
 from research.tracking import sink
 from research.tracking.csv import CsvSink

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from safetensors.torch import load_file, save_file
 from sinks import (
     Rows,
@@ -34,7 +35,6 @@ from sinks import (
     wait_until_sent,
 )
 
-import wandb
 from research import run_dir
 from research.run_dir import ROOT, Summary, write_json
 from research.tracking import history, sink
