@@ -94,7 +94,7 @@ bench: setup-dev ## speed against other programs, as ratios
 # side, those that take longest first; the runs of a study follow one another.
 studies: setup ## the quick size of every study, from nothing
 	@rm -rf outputs/studies/quick
-	@printf '%s\n' grokking bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb pbt_digits lr_sensitivity tasks bitnet_gap tokens finetune | \
+	@printf '%s\n' grokking bitnet_x_grokfast grokfast_modular optimizers fastest alpha_lamb pbt_digits lr_sensitivity tasks bitnet_gap tokens distill finetune | \
 	  xargs -P $(AT_ONCE) -I STUDY $(BIN)/python -m experiments.STUDY.study --at-once=1 $(ARGS)
 
 faults: setup-dev ## kill and damage runs, and see that nothing is lost

@@ -12,7 +12,7 @@ from experiments.base import NO_PLOTS, BaseStudy, Section, get_key, list_runs, r
 from research.metrics import confidence_interval
 from research.run_dir import read_json
 
-COLUMNS = ("arm", "seed", "status", "metric", "value", "baseline", "predictor", "steps", "seconds", "samples", "packed_bytes")
+COLUMNS = ("arm", "seed", "status", "metric", "value", "baseline", "predictor", "steps", "seconds", "packed_bytes")
 BITS = 16  # of a weight that is not ternary, in a packed file
 Row = dict[str, str]
 
@@ -74,8 +74,7 @@ def read_row(arm: str, seed: str, summary: dict[str, Any]) -> dict[str, Any]:
     packed = summary["quantized_params"] // 4 + full * BITS // 8
     facts = {"metric": metric, "value": summary["value"], "baseline": baseline, "predictor": predictor.partition(" ")[2]}
     numbers = {"steps": summary["steps"], "seconds": round(summary["train_s"], 1), "packed_bytes": packed}
-    samples = round(summary["train_s"] * summary["samples_per_s"])
-    return {"arm": arm, "seed": seed, "status": summary["status"], "samples": samples} | facts | numbers
+    return {"arm": arm, "seed": seed, "status": summary["status"]} | facts | numbers
 
 
 def get_values(rows: Sequence[Row], column: str = "value") -> list[float]:

@@ -26,6 +26,7 @@ EXPERIMENTS = ROOT / "experiments"
 STUDIES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/study.py"))
 SWEEPS = {  # studies without tuned arms
     "BitnetGap": "bitnet_gap",
+    "Distill": "distill",
     "Finetune": "finetune",
     "Grokking": "grokking",
     "PbtDigits": "pbt_digits",
