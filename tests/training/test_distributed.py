@@ -123,17 +123,14 @@ def test_both_save_and_end_with_the_code_of_the_signal(tmp_path: Path, signum: i
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
     """The folder of the checkpoints is gone; the process that does not write to it waits for no one."""
     command = make_torchrun_command(tmp_path, "trainer=fsdp", "name=long", "steps=100000", "callbacks.checkpoint.every=20")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = Fork(command[1:], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
     folder = wait_for_run(tmp_path, "long", 2) / "checkpoints"
     while not folder.is_file():  # a save may make it anew meanwhile
         with suppress(FileNotFoundError):
             folder.rename(tmp_path / f"aside {time.monotonic()}")
         with suppress(IsADirectoryError):
             folder.write_text("in the way")
-    output, _ = process.communicate(timeout=100)
+    output = "".join(process.communicate(timeout=100))
     assert process.returncode != 0
     assert "checkpoints" in output
     assert read_summary(tmp_path, "long")["status"] == "FAILED"
@@ -185,9 +182,9 @@ def test_the_job_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_what_was_not_started_is_reported(tmp_path: Path, how: str) -> None:
     """accelerate launch --cpu --num_processes 2 starts one process: the run says so and ends."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     arguments = [str(ROOT / "train.py"), *SMALL, f"trainer={how}", f"out={tmp_path / 'out'}"]
-    done = subprocess.run([*launch, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = run([*launch, *arguments], tmp_path, dict(os.environ))
     assert done.returncode != 0
     assert "this is one process" in done.stderr
     assert "torchrun --nproc-per-node 2 train.py" in done.stderr
