@@ -144,7 +144,7 @@ def main():
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 sys.argv.pop(0)
-own = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "none", "start_method": "fork"}
+own = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "none", "max_restarts": 0, "start_method": "fork"}
 elastic_launch(LaunchConfig(1, 1, 2, **own), main)()
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import ROOT, Fork, run, run_ranks, wait_for_run
+from program import ROOT, Fork, run, run_ranks, start_torchrun, wait_for_run
 
 SMALL = ["model=transformer", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "tracker=jsonl", "target=null",
          "trainer.log_every=1", "trainer.eval_every=5", "trainer.device=cpu"]  # fmt: skip
@@ -122,8 +122,8 @@ def test_both_save_and_end_with_the_code_of_the_signal(tmp_path: Path, signum: i
 
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
     """The folder of the checkpoints is gone; the process that does not write to it waits for no one."""
-    command = make_torchrun_command(tmp_path, "trainer=fsdp", "name=long", "steps=100000", "callbacks.checkpoint.every=20")
-    process = Fork(command[1:], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
+    command = make_command(tmp_path, "trainer=fsdp", "name=long", "steps=100000", "callbacks.checkpoint.every=20")
+    process = start_torchrun(command, tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
     folder = wait_for_run(tmp_path, "long", 2) / "checkpoints"
     while not folder.is_file():  # a save may make it anew meanwhile
         with suppress(FileNotFoundError):
