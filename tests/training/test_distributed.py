@@ -56,31 +56,31 @@ def read_summary(tmp_path: Path, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def single_process_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty steps of one process."""
+    """Twenty-four steps of one process."""
     place = tmp_path_factory.mktemp("alone")
-    train(place, 1, "name=alone", "steps=40")
+    train(place, 1, "name=alone", "steps=24")
     return place
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_are_one_run(single_process_run: Path, tmp_path: Path, how: str) -> None:
     """20 steps within two units in the last place; stopped and resumed by two: the same bits; by one: the same samples."""
-    whole = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=40")
+    whole = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=24")
     assert f"2 processes, {how} over gloo" in whole[0]
     assert ["best val/acc" in said for said in whole] == [True, False], "only rank 0 speaks"
     mine, theirs = read_losses(single_process_run, "alone"), read_losses(tmp_path, "whole")
     for a, b in zip(mine[:20], theirs[:20], strict=True):
         assert abs(a - b) <= 2 * 2.0 ** (math.floor(math.log2(a)) - 23)
-    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=40", "callbacks.checkpoint.every=13", "trainer.steps=26")
+    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=24", "callbacks.checkpoint.every=7", "trainer.steps=14")
     shutil.copytree(tmp_path / "out" / "part", tmp_path / "out" / "one")
-    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=40", f"resume={find_folder(tmp_path, 'part')}")
+    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=24", f"resume={find_folder(tmp_path, 'part')}")
     assert read_losses(tmp_path, "part") == theirs
     assert read_summary(tmp_path, "part")["weights_sha256"] == read_summary(tmp_path, "whole")["weights_sha256"]
-    train(tmp_path, 1, "name=one", "steps=40", f"resume={find_folder(tmp_path, 'one')}")
+    train(tmp_path, 1, "name=one", "steps=24", f"resume={find_folder(tmp_path, 'one')}")
     assert read_losses(tmp_path, "one") == pytest.approx(mine, rel=1e-4)
     assert not list(tmp_path.glob("*.log")), "the other processes write nowhere"
     if how == "ddp":
-        again = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=40", "resume=auto")
+        again = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=24", "resume=auto")
         assert "finished already" in again[0], "and none of the processes waits for another"
 
 
