@@ -89,8 +89,13 @@ def start_fork_server() -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", FORK_SERVER], text=True, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    atexit.register(process.kill)
+    atexit.register(stop_fork_server, process)
     return process
+
+
+def stop_fork_server(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()  # which closes its pipes
 
 
 class Fork:
