@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from select import select
 from typing import Any
@@ -22,20 +23,41 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ["trainer=debug", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "trainer.device=cpu"]
 
 FORK_SERVER = """
-import gc, json, os, runpy, sys, warnings
-import matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_store, optuna, sklearn.datasets, torch._dynamo
-import research.report.report, research.run, research.tracking.mlflow
+import gc, importlib, json, os, runpy, sys, warnings
+gc.disable()  # as the program does while it imports
+import alembic.command, matplotlib.backends.backend_agg, mlflow.store.tracking.sqlalchemy_workspace_store, optuna
+import sklearn.datasets, sqlalchemy.dialects.sqlite, torch._dynamo
+import research.callbacks.console, research.callbacks.checkpoint, research.callbacks.curve, research.models.transformer
+import research.optim.grokfast, research.report.report, research.run, research.sweep.sweep, research.tracking.mlflow
+from functools import _lru_cache_wrapper
+from io import BytesIO
+from research.callbacks.measurement import make_figure
+from research.preflight.check import find_mistakes
 
-gc.collect()
-gc.freeze()  # or else half of a run's time goes into looking for garbage among what was imported
+# What each run would do for the first time: Hydra's parsers and its plugins, and the fonts of a picture.
+find_mistakes(["model=bitnet", "lr=1e-3", "'name=a b'", "optim.no_decay=[norm]"], False)
+axes = (figure := make_figure(6, 4, "title")).subplots(1, 2)
+for ax in axes:
+    ax.plot([1, 100], [0.5, 1.5], label="label")
+    ax.set(xlabel="step", ylabel="loss", title="title", xscale="log")
+    ax.legend()
+figure.savefig(BytesIO(), dpi=120, format="png")
+for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "research"]:
+    for value in vars(module).values():
+        if isinstance(value, _lru_cache_wrapper):
+            value.cache_clear()  # no run knows what another has read
 for line in sys.stdin:
     asked = json.loads(line)
+    for name in asked["libraries"]:
+        importlib.import_module(name)
+    gc.freeze()  # or else half of a run's time goes into looking for garbage among what was imported
     if not (child := os.fork()):
         break
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
     sys.exit()
+gc.enable()
 os.chdir(asked["cwd"])
 os.environ.clear()
 os.environ.update(asked["env"])
@@ -43,9 +65,19 @@ warnings._processoptions(filter(None, os.environ.get("PYTHONWARNINGS", "").split
 for number, path in enumerate((os.devnull, *asked["said"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
 sys.argv, sys.orig_argv = asked["argv"], [sys.executable, *asked["argv"]]  # workers are started as the program was
-sys.path[0] = os.path.dirname(sys.argv[0])
-runpy.run_path(sys.argv[0], run_name="__main__")  # what ends it ends the process, as it would the program
+sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+# What ends it ends the process, as it would the program.
+if sys.argv[0] == "-c":
+    code = sys.argv.pop(1)
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+elif sys.argv[0] == "-m":
+    sys.path[0] = os.getcwd()
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+else:
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
+HUB_LIBRARIES = ["transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"]
 IDLE_SERVERS: list[subprocess.Popen[str]] = []
 
 
@@ -57,20 +89,27 @@ def start_fork_server() -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", FORK_SERVER], text=True, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    atexit.register(process.kill)
+    atexit.register(stop_fork_server, process)
     return process
+
+
+def stop_fork_server(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()  # which closes its pipes
 
 
 class Fork:
     """A program that runs in a fork, with the part of Popen's interface that tests need."""
 
     def __init__(self, argv: list[str], cwd: Path, env: dict[str, str]) -> None:
+        uses_hub = find_spec("transformers") and any(word.startswith(("model=hub", "experiment=finetune_hub")) for word in argv)
         self.argv, self.server = argv, start_fork_server()
         self.folder = Path(tempfile.mkdtemp(prefix="grokbit-"))
         self.output_paths = [self.folder / name for name in ("stdout", "stderr")]
         asked = {"argv": argv, "cwd": str(cwd), "env": env, "said": [str(path) for path in self.output_paths]}
+        asked["libraries"] = HUB_LIBRARIES if uses_hub else []
         print(json.dumps(asked), file=self.server.stdin, flush=True)
-        self.pid = int(self.read_line(60))
+        self.pid = int(self.read_line(120))
         self.returncode: int | None = None
 
     def read_line(self, timeout: float) -> str:
@@ -93,11 +132,31 @@ class Fork:
 
 
 def run(argv: list[str], cwd: Path, env: dict[str, str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """subprocess.run for a program of this repository."""
+    """Return what a program of this repository has written: a file, -m MODULE or -c CODE, with its arguments."""
     fork = Fork(argv, cwd, env)
     out, err = fork.communicate(timeout)
     assert fork.returncode is not None
     return subprocess.CompletedProcess(argv, fork.returncode, out, err)
+
+
+TORCHRUN = """
+import os, runpy, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+def main():
+    sys.orig_argv[1:3] = []
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+sys.argv.pop(0)
+own = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "none", "max_restarts": 0, "start_method": "fork"}
+elastic_launch(LaunchConfig(1, 1, 2, **own), main)()
+"""
+
+
+def start_torchrun(argv: list[str], cwd: Path, env: dict[str, str]) -> Fork:
+    """torchrun --nproc-per-node 2, whose processes are forks of its own: all of them have imported what the program will."""
+    return Fork(["-c", TORCHRUN, *argv], cwd, env)
 
 
 def run_ranks(argv: list[str], cwd: Path, env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,7 @@ OVERRIDES = {
 
 
 def run_module(tmp_path: Path, *arguments: str) -> str:
-    command, own = [sys.executable, "-m", *arguments], program.make_environment(tmp_path)
-    done = subprocess.run(command, cwd=program.ROOT, env=own, capture_output=True, text=True, check=False)
+    done = program.run(["-m", *arguments], program.ROOT, program.make_environment(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

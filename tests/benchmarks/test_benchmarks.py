@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import random
 import re
 import runpy
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import ROOT
+from program import ROOT, run
 
 from benchmarks import harness
 
@@ -90,8 +91,7 @@ def test_a_program_runs_by_its_path_too(tmp_path: Path) -> None:
     ],
 )
 def test_a_small_measurement_ends_in_one_object_of_json(command: str) -> None:
-    args = [sys.executable, "-m", *f"benchmarks.{command}".split()]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run(["-m", *f"benchmarks.{command}".split()], ROOT, dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert {"bounds", "processor"} <= set(json.loads(done.stdout.splitlines()[-1]))
 

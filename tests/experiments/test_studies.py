@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from program import ROOT
+from program import ROOT, run
 
 from experiments import arms, base, results, study
 from research.preflight.check import find_mistakes
@@ -39,12 +38,10 @@ TUNED = [name for name in STUDIES if name not in SWEEPS.values()]
 @pytest.mark.parametrize("name", STUDIES)
 def test_tables_and_figures_come_from_the_results(name: str, tmp_path: Path) -> None:
     """In a copy, from results.csv alone: the tables of the README word for word, the figures pixel for pixel."""
-    for package in ("research", "experiments"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
     original, copy = EXPERIMENTS / name, tmp_path / "experiments" / name
     (copy / "figure.png").unlink()
-    command = [sys.executable, "-m", f"experiments.{name}.study", "--figure"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    done = run(["-m", f"experiments.{name}.study", "--figure"], tmp_path, dict(os.environ))
     assert done.returncode == 0, done.stderr
     readme = (original / "README.md").read_text()
     tables = [line for line in done.stdout.splitlines() if line.startswith("|")]

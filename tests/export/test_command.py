@@ -15,7 +15,8 @@ import pytest
 import torch
 from exporting import TINY, export_and_check, get_error
 from mlflow.tracking import MlflowClient
-from program import ROOT, make_environment, run_ranks
+from program import ROOT, Fork, make_environment, run_ranks
+from program import run as run_program
 from safetensors.torch import load_file
 
 from research.run_dir import lock
@@ -116,8 +117,7 @@ print([main([run, "--format", kind, "--output", f"{output}/{kind}"]) for kind in
 def test_a_full_disk_is_reported_and_leaves_no_file(run: Path, tmp_path: Path) -> None:
     """A limit of 100 kB a file stands for the full disk."""
     kinds = ["safetensors", "hf", "torch", *(["gguf"] if find_spec("llama_cpp") else [])]
-    command = [sys.executable, "-c", FULL, str(run), str(tmp_path / "new"), *kinds]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_program(["-c", FULL, str(run), str(tmp_path / "new"), *kinds], ROOT, dict(os.environ))
     assert done.stdout == f"{[2] * len(kinds)}\n"
     for kind, message in zip(kinds, done.stderr.splitlines(), strict=True):
         assert message.startswith(f"error: nothing is written: --format {kind} failed: ")
@@ -150,13 +150,13 @@ def test_a_folder_that_cannot_be_replaced_is_refused(
 
 
 def test_a_signal_leaves_no_file(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "research.export", str(run), "--format", "hf", "--output", str(tmp_path / "a" / "b")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = ["-m", "research.export", str(run), "--format", "hf", "--output", str(tmp_path / "a" / "b")]
+    process = Fork(command, ROOT, dict(os.environ))
     for _ in range(600):
         if (tmp_path / "a").exists():
             break
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 143
     assert message == "stopped by SIGTERM\n"

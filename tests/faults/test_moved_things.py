@@ -82,12 +82,20 @@ IN_THE_WAY: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run of six steps, and the digest of the weights with which it ends where it goes on in another folder."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    fit(root / "run", steps=6, **SETTINGS)
+    source = Path(shutil.copytree(root / "run" / "checkpoints" / "step-00000006", root / "source" / "step-00000006"))
+    return root / "run", hash_weights(fit(root / "same", resume=source, steps=LAST, **SETTINGS).model)
+
+
 @pytest.mark.parametrize("kind", IN_THE_WAY)
-def test_what_lies_among_the_checkpoints_stops_nothing(tmp_path: Path, kind: str) -> None:
+def test_what_lies_among_the_checkpoints_stops_nothing(undisturbed: tuple[Path, str], tmp_path: Path, kind: str) -> None:
     """The run goes on, to the same bits; its checkpoints are rotated; what lies behind a link stays."""
-    run = tmp_path / "run"
-    fit(run, steps=6, **SETTINGS)
-    source = Path(shutil.copytree(run / "checkpoints" / "step-00000006", tmp_path / "source" / "step-00000006"))
+    first, digest = undisturbed
+    run = Path(shutil.copytree(first, tmp_path / "run"))
     IN_THE_WAY[kind](run / "checkpoints")
     before = {path: path.read_bytes() for name in ("away", "precious") for path in (tmp_path / name).rglob("model.*")}
     end = fit(run, resume=run, steps=LAST, **SETTINGS)
@@ -100,7 +108,7 @@ def test_what_lies_among_the_checkpoints_stops_nothing(tmp_path: Path, kind: str
     assert (newest.name, snapshot.step) == (f"step-{LAST:08d}", LAST)
     assert [line["step"] for line in read_metrics(run)] == list(range(2, LAST + 1, 2))
     assert not list((run / "checkpoints").glob(".*"))
-    assert hash_weights(end.model) == hash_weights(fit(tmp_path / "same", resume=source, steps=LAST, **SETTINGS).model)
+    assert hash_weights(end.model) == digest
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

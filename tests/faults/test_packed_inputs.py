@@ -1,9 +1,8 @@
 """Row 3: inputs that quantized and packed layers are not for: refused by name, or computed with the right gradient."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any, cast
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program import ROOT
+from program import ROOT, run
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -57,7 +56,8 @@ print(json.dumps(words))
 
 
 def test_inputs_that_are_no_fractions_are_refused_by_name() -> None:
-    done = subprocess.run([sys.executable, "-c", REFUSED_INPUTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run(["-c", REFUSED_INPUTS], ROOT, dict(os.environ))
+    assert done.returncode == 0, done.stderr
     words = json.loads(done.stdout)
     assert len(words) == 7 * 8 + 5
     for case, word in words.items():

@@ -9,8 +9,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import zip_longest
@@ -22,7 +20,7 @@ from fitting import DATA, make_state
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
-from program import ROOT
+from program import ROOT, run
 from torch import Tensor, nn
 
 from research.data.modular import modular
@@ -116,8 +114,7 @@ def build(options: str, key: str, value: Any) -> Any:
 def read_refusals() -> list[tuple[Wrong, str]]:
     """Each wrong value, and what its constructor says to it in a process without the tests' hook."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run([__file__], ROOT, environment)
     assert done.returncode == 0, done.stderr
     return [(tuple(wrong), refusal) for wrong, refusal in json.loads(done.stdout.splitlines()[-1])]
 

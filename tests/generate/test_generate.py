@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from program import ROOT, TINY, forget_configurations, train
+from program import run as run_program
 from torch import Tensor
 
 from research.export.verify import compare_distributions
@@ -70,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_speed_and_memory_are_reported_after_the_text(run: Path, generate: Generate) -> None:
     args = [str(run), "--prompt", "def é", "--tokens", "70", "--seed", "3"]  # beyond the 48 positions of the model
-    done = subprocess.run([*COMMAND, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = run_program([*COMMAND[1:], *args], ROOT, dict(os.environ))
     assert done.stdout.startswith("def é")
     assert re.search(r"ternary weights packed: [\d,]+ tokens/s after \d+ ms for the first, [\d,]+ MB resident", done.stderr)
     assert generate(*args)[:2] == (0, done.stdout)

@@ -1,14 +1,12 @@
 """BitLinears in training: cached weights, recomputed activations, compiled, in several processes."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from program import ROOT
+from program import ROOT, Fork, run
 from torch import Tensor
 
 from research.data.modular import modular
@@ -140,9 +138,7 @@ def test_compiled_it_is_one_graph_for_all_steps() -> None:
 
     In a process of its own: torch.compile cannot see through beartype.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    start = [sys.executable, "-W", "ignore", "-c", COMPILED]
-    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=100)
+    done = run(["-c", COMPILED], ROOT, {**os.environ, "PYTHONWARNINGS": "ignore"}, timeout=100)
     assert done.returncode == 0, done.stderr
 
 
@@ -180,11 +176,7 @@ dist.destroy_process_group()
 
 def test_two_processes_average_the_same_gradient(tmp_path: Path) -> None:
     """Under DDP, and with the weights sharded by FSDP2."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    start = [sys.executable, "-W", "ignore", "-c", TWO_PROCESSES]
-    both = [
-        subprocess.Popen([*start, str(rank), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    both = [Fork(["-c", TWO_PROCESSES, rank, str(tmp_path / "store")], tmp_path, environment) for rank in "01"]
     errors = [process.communicate(timeout=100)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors

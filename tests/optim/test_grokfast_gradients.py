@@ -1,15 +1,13 @@
 """Filters of difficult gradients: sparse, half precision, scaled, late, missing, of several processes."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from program import ROOT
+from program import run_ranks
 from stepping import EMA, MA, make_gradient, make_model, make_weight
 from torch import nn
 from torch.optim import SGD, AdamW
@@ -170,8 +168,5 @@ print("all the same")
 def test_two_ranks_are_bitwise_the_same_and_as_one_process(tmp_path: Path) -> None:
     """FSDP2, and DDP with gradients that are views of its buckets: there a rebound p.grad would silently be wrong."""
     (program := tmp_path / "program.py").write_text(RANKS)
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*start, "--rdzv-endpoint", "localhost:0", str(program)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.stdout.count("all the same") == 2, done.stderr[-3000:]
+    for done in run_ranks([str(program)], tmp_path, dict(os.environ)):
+        assert "all the same" in done.stdout, done.stderr[-3000:]

@@ -1,7 +1,6 @@
 """Every optimizer learns, resumes to the bit, works in bf16 and on sharded weights, and is checked by the preflight."""
 
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from program import ROOT
+from program import run
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -151,8 +150,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 
 
 def test_sharded_weights_step_as_plain_ones(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SHARDED, str(tmp_path / "store")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = run(["-c", SHARDED, str(tmp_path / "store")], tmp_path, dict(os.environ), timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import runpy
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import ROOT
+from program import ROOT, run
 
 from research.preflight.program import explain_errors, locate_error, name_own_lines
 
@@ -77,9 +78,7 @@ def test_train_py_collects_garbage_once_it_trains(tmp_path: Path) -> None:
     """train.py disables the collector for its imports; the run, and the parent of a sweep's workers, have it again."""
     (tmp_path / "mine.py").write_text("import gc\ndef loss(logits, targets): raise ValueError(f'collects={gc.isenabled()}')\n")
     line = ["trainer=debug", "tracker=none", "loss._target_=mine.loss", f"out={tmp_path / 'out'}", "trainer.device=cpu"]
-    code = f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; sys.argv = ['train.py', *{line!r}]\n"
-    code += f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run([str(ROOT / "train.py"), *line], tmp_path, dict(os.environ))
     assert "collects=True" in done.stderr
 
 

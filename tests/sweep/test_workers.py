@@ -15,7 +15,7 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
-from program import ROOT, make_environment, start_run, train
+from program import ROOT, make_environment, run, start_run, start_torchrun, train
 from sweeping import connect_journal, load_folder_study, load_study, run_sweep
 
 from research.run_dir import WORKER_ENV_VAR
@@ -255,10 +255,10 @@ def test_a_worker_knows_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_of_several_processes_are_swept_and_pruned_together(tmp_path: Path) -> None:
     """Under torchrun the first process asks and reports; the others run the same jobs and stop at the same step."""
     ask = ["lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.pruner.lower=0.99", "hydra.sweeper.n_trials=2", "trainer=ddp"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py"), *PRUNED, *ask]
-    command += ["tracker=none", f"out={tmp_path / 'out'}", "-m"]
-    done = subprocess.run(command, env=make_environment(tmp_path), capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [str(ROOT / "train.py"), *PRUNED, *ask, "tracker=none", f"out={tmp_path / 'out'}", "-m"]
+    process = start_torchrun(command, tmp_path, make_environment(tmp_path))
+    output = "".join(process.communicate())
+    assert process.returncode == 0, output
     folder = tmp_path / "out" / "modular" / "s"
     assert [t.state for t in load_folder_study(folder).trials] == [TrialState.PRUNED] * 2
     assert [json.loads((folder / n / "summary.json").read_text())["steps"] for n in "01"] == [4, 4]
@@ -307,8 +307,7 @@ def test_a_trial_that_another_process_has_ended_is_left_alone(tmp_path: Path) ->
     run_sweep(tmp_path, "x=1,2,3")
     (tmp_path / "sweep").rename(tmp_path / "first")
     own = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "HYDRA_FULL_ERROR": "1"}
-    command = [sys.executable, "late.py", "-m", "x=1,2,3"]
-    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=60, check=False)
+    done = run(["late.py", "-m", "x=1,2,3"], tmp_path, own)
     assert done.returncode == 0, done.stderr
     assert "#1 was taken over by another process" in done.stdout + done.stderr
     assert [trial.value for trial in load_study(tmp_path).trials] == [1, 0.25, 9]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import sqlite3
@@ -19,7 +20,7 @@ import pytest
 from fitting import make_state
 from mlflow.entities import Dataset, Run
 from mlflow.tracking import MlflowClient
-from program import ROOT, create_empty_store
+from program import ROOT, Fork, create_empty_store
 from torch import nn
 
 from research import run_dir
@@ -337,8 +338,7 @@ def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
     processes = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        command = [sys.executable, "-c", code, store, name, str(tmp_path / name)]
-        processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        processes.append(Fork(["-c", code, store, name, str(tmp_path / name)], ROOT, dict(os.environ)))
     for process in processes:
         _, errors = process.communicate(timeout=120)
         others = [line for line in errors.splitlines() if not line.startswith("waiting for ")]  # a busy machine

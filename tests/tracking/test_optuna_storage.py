@@ -64,8 +64,7 @@ def test_a_study_continues_to_its_total(tmp_path: Path, opener: Opener, kind: st
 def test_workers_run_each_trial_once(kind: str) -> None:
     """benchmarks/workers.py has the numbers for more of them."""
     small = ["--storage", kind, "--workers", "4", "--trials", "12"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "workers.py"), *small]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run([str(ROOT / "benchmarks" / "workers.py"), *small], ROOT, dict(os.environ))
     assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout.splitlines()[-1])
     if kind not in numbers:

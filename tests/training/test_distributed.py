@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import ROOT, Fork, run, run_ranks, wait_for_run
+from program import ROOT, Fork, run, run_ranks, start_torchrun, wait_for_run
 
 SMALL = ["model=transformer", "model.dim=32", "model.heads=2", "data.p=11", "batch_size=16", "tracker=jsonl", "target=null",
          "trainer.log_every=1", "trainer.eval_every=5", "trainer.device=cpu"]  # fmt: skip
@@ -56,31 +56,31 @@ def read_summary(tmp_path: Path, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def single_process_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty steps of one process."""
+    """Twenty-four steps of one process."""
     place = tmp_path_factory.mktemp("alone")
-    train(place, 1, "name=alone", "steps=40")
+    train(place, 1, "name=alone", "steps=24")
     return place
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_are_one_run(single_process_run: Path, tmp_path: Path, how: str) -> None:
     """20 steps within two units in the last place; stopped and resumed by two: the same bits; by one: the same samples."""
-    whole = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=40")
+    whole = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=24")
     assert f"2 processes, {how} over gloo" in whole[0]
     assert ["best val/acc" in said for said in whole] == [True, False], "only rank 0 speaks"
     mine, theirs = read_losses(single_process_run, "alone"), read_losses(tmp_path, "whole")
     for a, b in zip(mine[:20], theirs[:20], strict=True):
         assert abs(a - b) <= 2 * 2.0 ** (math.floor(math.log2(a)) - 23)
-    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=40", "callbacks.checkpoint.every=13", "trainer.steps=26")
+    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=24", "callbacks.checkpoint.every=7", "trainer.steps=14")
     shutil.copytree(tmp_path / "out" / "part", tmp_path / "out" / "one")
-    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=40", f"resume={find_folder(tmp_path, 'part')}")
+    train(tmp_path, 2, f"trainer={how}", "name=part", "steps=24", f"resume={find_folder(tmp_path, 'part')}")
     assert read_losses(tmp_path, "part") == theirs
     assert read_summary(tmp_path, "part")["weights_sha256"] == read_summary(tmp_path, "whole")["weights_sha256"]
-    train(tmp_path, 1, "name=one", "steps=40", f"resume={find_folder(tmp_path, 'one')}")
+    train(tmp_path, 1, "name=one", "steps=24", f"resume={find_folder(tmp_path, 'one')}")
     assert read_losses(tmp_path, "one") == pytest.approx(mine, rel=1e-4)
     assert not list(tmp_path.glob("*.log")), "the other processes write nowhere"
     if how == "ddp":
-        again = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=40", "resume=auto")
+        again = train(tmp_path, 2, f"trainer={how}", "name=whole", "steps=24", "resume=auto")
         assert "finished already" in again[0], "and none of the processes waits for another"
 
 
@@ -122,18 +122,15 @@ def test_both_save_and_end_with_the_code_of_the_signal(tmp_path: Path, signum: i
 
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
     """The folder of the checkpoints is gone; the process that does not write to it waits for no one."""
-    command = make_torchrun_command(tmp_path, "trainer=fsdp", "name=long", "steps=100000", "callbacks.checkpoint.every=20")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = make_command(tmp_path, "trainer=fsdp", "name=long", "steps=100000", "callbacks.checkpoint.every=20")
+    process = start_torchrun(command, tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
     folder = wait_for_run(tmp_path, "long", 2) / "checkpoints"
     while not folder.is_file():  # a save may make it anew meanwhile
         with suppress(FileNotFoundError):
             folder.rename(tmp_path / f"aside {time.monotonic()}")
         with suppress(IsADirectoryError):
             folder.write_text("in the way")
-    output, _ = process.communicate(timeout=100)
+    output = "".join(process.communicate(timeout=100))
     assert process.returncode != 0
     assert "checkpoints" in output
     assert read_summary(tmp_path, "long")["status"] == "FAILED"
@@ -185,9 +182,9 @@ def test_the_job_for_slurm_is_requeued_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_what_was_not_started_is_reported(tmp_path: Path, how: str) -> None:
     """accelerate launch --cpu --num_processes 2 starts one process: the run says so and ends."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     arguments = [str(ROOT / "train.py"), *SMALL, f"trainer={how}", f"out={tmp_path / 'out'}"]
-    done = subprocess.run([*launch, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = run([*launch, *arguments], tmp_path, dict(os.environ))
     assert done.returncode != 0
     assert "this is one process" in done.stderr
     assert "torchrun --nproc-per-node 2 train.py" in done.stderr

@@ -1,8 +1,7 @@
 """Numbers that are not finite never reach the weights, and memory that runs out makes smaller micro-batches."""
 
 import math
-import subprocess
-import sys
+import os
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fitting import DATA, fit, make_state, read_metrics
-from program import ROOT
+from program import ROOT, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -287,7 +286,7 @@ torch.set_num_threads(1)
 spare, planned = int(sys.argv[1]), [int(halvings) for halvings in sys.argv[2:]]
 data = modular(p=47)
 torch.manual_seed(0)
-model = Transformer(data.shape, 256, 2, 2, torch.nn.Linear, dropout=0.1)
+model = Transformer(data.shape, 128, 2, 2, torch.nn.Linear, dropout=0.1)
 optimizer = from_base(model, partial(torch.optim.AdamW, fused=True), lr=1e-3)
 
 class Halvings(Callback):
@@ -317,14 +316,13 @@ def run_out_of_memory(spare: int, *halvings: str) -> list[str]:
     """The digest of two large steps and the halvings of each, in a process that may take so many MB more (0: as many as
     it likes), whose steps have the planned halvings from their start.
     """
-    command = [sys.executable, "-c", OUT_OF_MEMORY, str(spare), *halvings]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run(["-c", OUT_OF_MEMORY, str(spare), *halvings], ROOT, dict(os.environ))
     return done.stdout.split() if done.returncode == 0 else [done.stderr]
 
 
 def test_running_out_of_memory_halves_the_micro_batch() -> None:
     """For real; and the result is that of a run which had each step's smaller micro-batches from its start."""
-    digest, *halvings = run_out_of_memory(350)
+    digest, *halvings = run_out_of_memory(150)
     assert halvings[0] >= "1"
     assert run_out_of_memory(0, *halvings) == [digest, *halvings]
 
