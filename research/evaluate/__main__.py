@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                          "MLflow run id; and words for other data")  # fmt: skip
     command.add_argument("--split", choices=("val", "test", "train", "all"),
                          help="which samples (val of a run's own data, all of other data)")  # fmt: skip
-    command.add_argument("--samples", "--limit", type=int, metavar="N", help="judge the first N samples only")
+    command.add_argument("--samples", type=int, metavar="N", help="judge the first N samples only")
     command.add_argument("--packed", action="store_true", help="judge runs with their ternary weights packed to two bits")
     command.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (as in training)")
     command.add_argument("--device", choices=("auto", "cpu"), help="where runs are computed (as in training)")
@@ -105,7 +105,7 @@ def publish(content: dict[str, Any], text: str, args: argparse.Namespace, subjec
 
     if args.output:
         write_json(args.output, content)
-        from research.export.__main__ import upload_report
+        from research.tracking.mlflow_store import upload_report
 
         runs = {subject.folder: subject.recorded.get("tracker") or {} for subject in subjects if subject.kind == "run"}
         for folder, tracker in runs.items():

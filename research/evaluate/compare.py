@@ -54,6 +54,7 @@ class Bench:
     parts: Int[Tensor, "samples"]
     unit: str  # of a part: document, block or sample
     overfit: int = 0  # the first so many training samples are what is judged
+    samples: int | None = None  # only the first so many are judged
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -61,6 +62,15 @@ class Bench:
         shape = self.split.target_shape
         samples = self.data.digest, self.split_name, self.overfit, len(self.split), shape
         return *samples, str(self.task.loss), str(self.task.metrics)
+
+    def is_same_text(self, other: "Bench") -> bool:
+        """Return whether another is of the same text, however each is cut into tokens: their first N samples are not."""
+        mine, others = (
+            {key: value for key, value in bench.task.data.items() if key not in ("tokenizer", "seq_len")}
+            for bench in (self, other)
+        )
+        is_whole = self.samples is None and not self.overfit and not other.overfit
+        return is_whole and mine == others and self.split_name == other.split_name
 
 
 @dataclass
@@ -115,7 +125,7 @@ def build_bench(task: Task, split_name: str, overfit: int, samples: int | None) 
     for note in () if task.is_own else data.notes:
         if "train" not in note:  # else it is of a model that would be trained on these data
             print_message(f"note: {note}")
-    return Bench(task, data, make_plain(loss), metrics, split, split_name, parts, unit, overfit)
+    return Bench(task, data, make_plain(loss), metrics, split, split_name, parts, unit, overfit, samples)
 
 
 def judge(
@@ -162,16 +172,11 @@ def add_differences(first: Result, other: Result) -> None:
         for key in mine.influences.keys() & theirs.influences.keys():
             difference = mine.influences[key] - theirs.influences[key]
             other.differences[key] = estimate(mine.values[key] - theirs.values[key], difference)
-    elif BITS in other.metrics and BITS in first.metrics and drop_tokens(other.bench.task) == drop_tokens(first.bench.task):
+    elif BITS in other.metrics and BITS in first.metrics and other.bench.is_same_text(first.bench):
         one, two = other.metrics[BITS], first.metrics[BITS]
         half = math.hypot(one.half, two.half)
         value = one.value - two.value
         other.differences[BITS] = Estimate(value, math.hypot(one.stderr, two.stderr), value - half, value + half)
-
-
-def drop_tokens(task: Task) -> dict[str, Any]:
-    """Return the data of a task but for how they are cut into tokens."""
-    return {key: value for key, value in task.data.items() if key not in ("tokenizer", "seq_len", "val_bytes", "val_fraction")}
 
 
 def check_shape(subject: Subject, form: Form, data: Dataset[Any]) -> None:

@@ -9,7 +9,6 @@ from research.evaluate.subjects import Subject
 from research.evaluate.table import format_table, to_json
 from research.preflight.evaluation import Task
 
-Poll = Callable[[], None]
 Report = tuple[dict[str, Any], str]
 
 

@@ -14,7 +14,6 @@ from research.data.spec import Dataset, Samples, Tokens
 from research.evaluate.intervals import number_parts
 
 CHUNK = 1024  # samples that are looked at together
-SPLITS = ("val", "test", "train", "all")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from research.export.layout import (
     Options,
     Source,
     quantize_layer,
-    silence_libraries,
     split_weight,
     spread_scale,
     to_codes,
@@ -27,7 +26,8 @@ from research.export.layout import (
 from research.export.nets import SPECIAL, Net, choose_special, describe_net
 from research.export.plain import pack_rows
 from research.export.tokens import find_own_tokenizer, write_for_transformers
-from research.export.verify import MAX_DIVERGENCE, PROBE, ClientResult
+from research.export.verify import MAX_DIVERGENCE, PROBE, Client, ClientResult
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 from research.nn.quantize import EPS
 from research.run_dir import MODEL_FOLDER, expand_path, read_json, write_json
@@ -141,10 +141,7 @@ def build_quantization(source: Source, net: Net, packing: str) -> dict[str, Any]
 
 def save_hub(net: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write the weights as save_pretrained does. It refuses some generation configurations that it has loaded: not here."""
-    from transformers.utils import logging
-
     original = net.generation_config
-    logging.disable_progress_bar()
     try:
         with silence_libraries():
             net.generation_config = type(original)()
@@ -169,15 +166,29 @@ def read_generation(source: Source) -> dict[str, Any]:
     return dict(json.loads(source.net.generation_config.to_json_string()))
 
 
+def load_model(folder: Path) -> Any:
+    """Return transformers' model of a folder."""
+    from transformers import AutoModelForCausalLM
+
+    with silence_libraries():
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+
+
+def open_client(folder: Path) -> Client:
+    """Return transformers with the folder's model, not compiled."""
+    model = load_model(folder)
+
+    def compute_logits(tokens: Tensor) -> Tensor:
+        with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+            return model(tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+    return compute_logits
+
+
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the folder with transformers as a user does, but not compiled: compiling its layers takes half a minute."""
+    model = load_model(folder)
     with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
         logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
         # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]

@@ -1,10 +1,6 @@
 """A trained model as the exports see it: its sizes, its codes and scales, and the formats that hold it."""
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -210,18 +206,6 @@ def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tens
     group_size = layer.quantizer.granularity  # a number where groups of inputs share a scale, which is repeated in each
     scales = scale.unflatten(1, (-1, group_size))[..., 0] if isinstance(group_size, int) else scale.reshape(-1, 1)
     return codes.to(torch.int8), scales
-
-
-@contextmanager
-def silence_libraries() -> Iterator[None]:
-    """Silence warnings and logs of other libraries, such as that an optional part of theirs is not installed."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:

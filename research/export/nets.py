@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research.export.layout import Source, silence_libraries
+from research.export.layout import Source
 from research.export.tokens import find_own_tokenizer
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

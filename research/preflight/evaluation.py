@@ -37,11 +37,6 @@ class Task(NamedTuple):
     metrics: dict[str, Any]
     is_own: bool  # of the run, with no word that changes the data
 
-    @property
-    def nodes(self) -> tuple[dict[str, Any], ...]:
-        """Return the three nodes."""
-        return self.data, self.loss, self.metrics
-
 
 def compose_task(
     words: Sequence[str],
@@ -109,7 +104,7 @@ def read_words(line: CommandLine, recorded: dict[str, Any], has_tokenizer: bool)
     """Return what the words of a command line request over a recorded configuration, and their mistakes."""
     overrides, mistakes = parse(list(line.words))
     for override in list(overrides):
-        if mistake := check_word(override, bool(recorded), has_tokenizer):
+        if mistake := check_word(override, has_tokenizer):
             mistakes.append(mistake)
             overrides.remove(override)
     try:
@@ -149,7 +144,7 @@ def find_metrics_conflicts(requested: RequestedConfig) -> Iterator[Conflict | No
     yield check_metrics(requested)
 
 
-def check_word(override: Override, has_data: bool, has_tokenizer: bool) -> str:
+def check_word(override: Override, has_tokenizer: bool) -> str:
     """Return the mistake of one override: of those of train.py, and of what nothing reads here; empty for none."""
     if mistake := check_values(override) or check_option_files(override):
         return mistake

@@ -40,7 +40,7 @@ def test_arguments_are_checked_first(run: Path, tmp_path: Path, capsys: pytest.C
 def test_a_missing_extra_is_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("research.export.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("research.export.verify.find_spec", lambda name: None)
     for kind in ("hf", "gguf", "onnx"):
         assert f"pip install -e '.[{kind}]'" in get_error(capsys, run, "--format", kind, "--output", tmp_path / "a")
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from torch import nn
 
 from research.export import architectures, gguf, hf, layout, tokens, verify, vocabulary
 from research.export.__main__ import main
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 
@@ -50,7 +51,7 @@ def test_transformers_runs_it_in_all_types_and_saves_it_again(folders: dict[str,
     source = make_hub_source(folders["qwen2"], BitLinear if packing else nn.Linear)
     report = export(source, "hf", tmp_path / "a", **({"packing": packing} if packing else {}))
     tokens = source.run.data.val[torch.arange(3)][0]
-    with layout.silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
         expected = source.model(tokens).log_softmax(-1)
         types = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
         for dtype, bound in types.items() if packing != "autobitlinear" else ():
@@ -74,7 +75,7 @@ def test_padded_batches_give_each_texts_own_continuation(
     source = make_hub_source(folders[kind], linear)
     report = export(source, "hf", tmp_path / "a")
     assert report["checks"]["batch"]["value"]
-    with layout.silence_libraries(), torch.compiler.set_stance("force_eager"):
+    with silence_libraries(), torch.compiler.set_stance("force_eager"):
         model, tokenizer = load(tmp_path / "a"), AutoTokenizer.from_pretrained(tmp_path / "a", local_files_only=True)
         assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.chat_template) == ("left", "<|end|>", CHAT)
         assert tokenizer.bos_token == "<|begin|>"
