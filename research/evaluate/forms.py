@@ -10,7 +10,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from research.data.spec import Images, Tokens, Vectors, restore_shape
-from research.evaluate.subjects import Subject
+from research.evaluate.refs import ModelRef
 from research.export.layout import FORMATS
 from research.export.verify import Client, import_format
 from research.load import load_run
@@ -36,7 +36,7 @@ class ClientModel(nn.Module):
 
 
 @dataclass
-class Form:
+class LoadedModel:
     """A model that can be judged."""
 
     label: str  # run | packed | export FORMAT | pretrained
@@ -54,42 +54,42 @@ class Form:
         return parse_step(self.checkpoint)
 
 
-def load_form(subject: Subject, packed: bool, shape: object) -> Form:
+def load_model(ref: ModelRef, packed: bool, shape: object) -> LoadedModel:
     """Return the form of a model; `shape` is of the data that it is judged on.
 
     Raise ValueError where it cannot be loaded, or its client is not installed.
     """
-    if subject.kind == "export":
-        return load_export(subject)
-    if subject.kind == "pretrained":
+    if ref.kind == "export":
+        return load_export(ref)
+    if ref.kind == "pretrained":
         if not isinstance(shape, Tokens):
-            raise ValueError(f"RUN={subject.word}: a model of transformers reads tokens, these data have {shape}")
-        return Form("pretrained", load_as_saved(shape, str(subject.path)).eval().requires_grad_(False), None)
-    trained = load_run(str(subject.path))
+            raise ValueError(f"RUN={ref.word}: a model of transformers reads tokens, these data have {shape}")
+        return LoadedModel("pretrained", load_as_saved(shape, str(ref.path)).eval().requires_grad_(False), None)
+    trained = load_run(str(ref.path))
     sizes = summary.shape if (summary := read_summary(trained.folder)) else {}
     known = restore_shape(sizes) if sizes else trained.data.shape
-    form = Form("run", trained.model, known, trained.checkpoint.name, list(summary.classes) if summary else [])
-    form.data_digest = read_manifest(trained.checkpoint).identity.get("data", "")
+    loaded = LoadedModel("run", trained.model, known, trained.checkpoint.name, list(summary.classes) if summary else [])
+    loaded.data_digest = read_manifest(trained.checkpoint).identity.get("data", "")
     if packed:
         try:
-            form.model = pack_model(trained.model)
+            loaded.model = pack_model(trained.model)
         except ValueError as error:
-            raise ValueError(f"--packed: RUN={subject.word}: {error}; leave --packed out for this run") from error
-        form.label, form.is_on_host = "packed", True
-    return form
+            raise ValueError(f"--packed: RUN={ref.word}: {error}; leave --packed out for this run") from error
+        loaded.label, loaded.is_on_host = "packed", True
+    return loaded
 
 
-def load_export(subject: Subject) -> Form:
+def load_export(ref: ModelRef) -> LoadedModel:
     """Return an export with its client. Raise ValueError where a file was changed, or the client is not installed."""
-    kind, sizes, folder = subject.report["format"], subject.report["model"], subject.path
+    kind, sizes, folder = ref.report["format"], ref.report["model"], ref.path
     if kind not in FORMATS[Transformer]:
         raise ValueError(
-            f"RUN={subject.word}: exports of the format {kind} are not known; known: {', '.join(FORMATS[Transformer])}"
+            f"RUN={ref.word}: exports of the format {kind} are not known; known: {', '.join(FORMATS[Transformer])}"
         )
-    module = import_format(kind, f"RUN={subject.word}: its format {kind}")
-    for file, facts in subject.report.get("files", {}).items():
+    module = import_format(kind, f"RUN={ref.word}: its format {kind}")
+    for file, facts in ref.report.get("files", {}).items():
         if not (folder / file).is_file() or hash_file(folder / file) != facts:
-            raise ValueError(f"RUN={subject.word}: {file} is not what was exported and checked; export the run again")
+            raise ValueError(f"RUN={ref.word}: {file} is not what was exported and checked; export the run again")
     names = {"vocab": "vocab_size", "length": "seq_len", "classes": "num_classes"}
     fields = Tokens._fields if "vocab" in sizes else (*Vectors._fields, *Images._fields)
     renamed = {names.get(key, key): value for key, value in sizes.items()}
@@ -97,8 +97,9 @@ def load_export(subject: Subject) -> Form:
     dtype = {Tokens: torch.int64, Images: torch.uint8, Vectors: torch.float32}[type(shape)]
     outputs = shape.seq_len * (shape.num_classes or shape.vocab_size) if isinstance(shape, Tokens) else shape.num_classes
     outputs *= shape.height * shape.width if isinstance(shape, Images) and shape.per_pixel else 1
-    classes, checkpoint = subject.report.get("class_names", []), str(subject.report.get("checkpoint", ""))
+    classes, checkpoint = ref.report.get("class_names", []), str(ref.report.get("checkpoint", ""))
     # Each call of llama.cpp is a process: as many samples as possible share one.
     max_batch = max(1, MAX_LOGITS // outputs) if kind == "gguf" else None
     known = None if "vocab" in sizes and "name" in sizes else shape  # transformers' vocabularies are often rounded up
-    return Form(f"export {kind}", ClientModel(module.open_client(folder), dtype), known, checkpoint, classes, True, max_batch)
+    client = ClientModel(module.open_client(folder), dtype)
+    return LoadedModel(f"export {kind}", client, known, checkpoint, classes, True, max_batch, ref.report.get("data", ""))

@@ -14,7 +14,7 @@ import torch
 
 from research.cli import first_line
 from research.evaluate.intervals import Estimate, Influences, estimate, measure_ratio
-from research.evaluate.subjects import Subject, name_subjects
+from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
 from research.files.hub import build_environment, find_home
 from research.files.network import is_hub_reachable
@@ -41,11 +41,11 @@ class Score(NamedTuple):
 Scores = dict[str, Score]  # by task/metric
 
 
-def run_tasks(subjects: Sequence[Subject], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def run_tasks(refs: Sequence[ModelRef], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return what the runs reach on tasks, for programs and for people. Raise ValueError where a task cannot be run."""
     if find_spec("lm_eval") is None:
         raise ValueError(EXTRA)
-    if others := [subject.word for subject in subjects if subject.kind != "run"]:
+    if others := [ref.word for ref in refs if ref.kind != "run"]:
         raise ValueError(f"--tasks are for runs, and {others[0]} is none; lm-eval reads folders of transformers itself")
     prepare_hub()
     names = [name for text in args.tasks for name in ([text] if Path(text).exists() else text.split(","))]
@@ -55,14 +55,14 @@ def run_tasks(subjects: Sequence[Subject], args: argparse.Namespace) -> tuple[di
     loaded = load_tasks(names, args.tasks_folder)
     runs, scores, rows = list[dict[str, Any]](), list[Scores](), list[tuple[str, str, Estimates, Estimates]]()
     label = "packed" if args.packed else "run"
-    for name, subject in zip(name_subjects(subjects), subjects, strict=True):
-        model = TrainedLM(str(subject.path), args.packed, args.batch_size or 16)
+    for name, ref in zip(name_models(refs), refs, strict=True):
+        model = TrainedLM(str(ref.path), args.packed, args.batch_size or 16)
         scores.append(run_harness(model, loaded, args.samples))
         values = {key: score.estimate for key, score in scores[-1].items()}
         differences = find_differences(scores[0], scores[-1]) if len(scores) > 1 else {}
         rows.append((name, label, values, differences))
         runs.append(
-            {"run": name, "path": str(subject.path), "form": label, "seed": subject.recorded.get("seed")}
+            {"run": name, "path": str(ref.path), "form": label, "seed": ref.recorded.get("seed")}
             | {"metrics": {key: describe_estimate(value) for key, value in values.items()}}
             | {"differences": {key: describe_estimate(value) | {"paired": True} for key, value in differences.items()}}
         )

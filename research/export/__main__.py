@@ -58,6 +58,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
         from research.load import load_run
         from research.run_dir import write_json
         from research.tracking.mlflow_store import upload_report
+        from research.training.manifest import read_manifest
 
         verify.import_format(kind, f"--format {kind}")
     # A signal ends the export until the files are moved to `output`; then it comes too late.
@@ -70,6 +71,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
             "options": {name: value for name, value in asdict(settings).items() if OPTION_FORMATS[name] == kind},
             "run": source.run.folder.name,
             "checkpoint": source.run.checkpoint.name,
+            "data": read_manifest(source.run.checkpoint).identity.get("data", ""),  # the start of their digest
             "model": source.architecture | {"ternary": ternary, "rest": rest},
             **({"class_names": source.run.classes} if source.run.classes else {}),
             **verify.verify_export(source, kind, settings, folder, tokens),

@@ -142,14 +142,14 @@ def test_names_of_classes_must_be_the_same(tmp_path: Path) -> None:
 
     from research.data.spec import Images, MemoryDataset, Split, Tokens, Vectors
     from research.evaluate.compare import check_shape
-    from research.evaluate.forms import Form
-    from research.evaluate.subjects import Subject
+    from research.evaluate.forms import LoadedModel
+    from research.evaluate.refs import ModelRef
 
     split = Split(torch.zeros(2, 3), torch.tensor([0, 1]))
     data = MemoryDataset(Vectors(3, 2), split, split, "", "", "sample", classes=("cat", "dog"))
-    form = Form("run", torch.nn.Linear(3, 2), Vectors(3, 2), classes=["cat", "cow"])
+    form = LoadedModel("run", torch.nn.Linear(3, 2), Vectors(3, 2), classes=["cat", "cow"])
     with pytest.raises(ValueError, match="class 1 is 'cow' there and 'dog' in these data"):
-        check_shape(Subject("x", tmp_path, "run"), form, data)
+        check_shape(ModelRef("x", tmp_path, "run"), form, data)
     cases: list[tuple[Any, Any, str]] = [
         (Vectors(4, 2), Vectors(3, 2), "4 features, these data have 3"),
         (Vectors(3, 5), Vectors(3, 2), "5 classes, these data have 2"),
@@ -161,4 +161,4 @@ def test_names_of_classes_must_be_the_same(tmp_path: Path) -> None:
     for shape, other, answer in cases:
         form.shape = shape
         with pytest.raises(ValueError, match=answer):
-            check_shape(Subject("x", tmp_path, "run"), form, replace(data, shape=other))
+            check_shape(ModelRef("x", tmp_path, "run"), form, replace(data, shape=other))
