@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from research.cli import format_count, print_message
 from research.composition.recorded import load_config
+from research.models.hub_folder import read_length
 from research.preflight.evaluation import FOLDER
 from research.run_dir import expand_path, list_checkpoints, read_json, to_run_folder
 from research.tracking.find import check_run, find_source, is_run_folder, is_sweep_folder
@@ -75,9 +76,8 @@ class ModelRef:
         elif self.kind == "export":
             length = self.report["model"].get("length")
         else:
-            config = read_json(self.path / "config.json")
-            length = next((config[key] for key in ("max_position_embeddings", "n_positions", "n_ctx") if key in config), None)
-            length = min(length, 256) if isinstance(length, int) else None  # that of data=text
+            length = read_length(read_json(self.path / "config.json"))
+            length = min(length, 256) if length else None  # that of data=text
         return length if isinstance(length, int) else None
 
 

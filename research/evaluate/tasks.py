@@ -18,6 +18,7 @@ from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
 from research.files.hub import build_environment, find_home
 from research.files.network import is_hub_reachable
+from research.files.silence import silence_libraries
 from research.metrics import nats_to_bits
 from research.run_dir import replace_nonfinite
 
@@ -103,7 +104,9 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> Any:
         loaded: Any = manager.load(list(names))
     except Exception as error:  # what a task's yaml, its functions and its data raise has no common class
         hint = f"; {OFFLINE_WAY}" if needs_hub(error) else ""
-        raise ValueError(f"--tasks {','.join(names)}: {first_line(error)}{hint}") from error
+        reasons = (error, error.__cause__)  # the second is of data that cannot be read
+        reason = "; ".join(f"{type(item).__name__}: {first_line(item)}" for item in reasons if item)
+        raise ValueError(f"--tasks {','.join(names)}: {reason}{hint}") from error
     for task in loaded["tasks"].values():  # as lm-eval's own command line does
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -115,7 +118,8 @@ def run_harness(model: Any, loaded: Any, samples: int | None) -> Scores:
     """Return each metric of the tasks, with the influence of each document where it is a mean over them."""
     from lm_eval.evaluator import evaluate
 
-    result: Any = evaluate(lm=model, task_dict=loaded, limit=samples, bootstrap_iters=0, log_samples=True)
+    with silence_libraries():  # numpy's warnings of choices without a letter, by whose length some metrics divide
+        result: Any = evaluate(lm=model, task_dict=loaded, limit=samples, bootstrap_iters=0, log_samples=True)
     scores = {}
     for task, entries in result["results"].items():
         for key, value in entries.items():

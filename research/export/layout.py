@@ -178,14 +178,14 @@ def build_source(run: TrainedRun) -> Source:
     model = run.model
     if type(model) not in MODELS:
         kind, known = type(model).__name__, ", ".join(name for names in MODELS.values() for name in names)
-        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {suggest(model)}")
+        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {suggest()}")
     layers = bitlinear_layers(model)
     if not isinstance(model, Hub):
         inner = dict(model.get_submodule("blocks").named_modules(prefix="blocks"))
         projections = {name: layer for name, layer in inner.items() if name.endswith("_proj") or isinstance(layer, nn.Linear)}
         for name, layer in projections.items():
             if type(layer) is not (BitLinear if layers else nn.Linear):
-                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {suggest(model)}")
+                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {suggest()}")
     for layer in layers.values():
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
@@ -194,7 +194,7 @@ def build_source(run: TrainedRun) -> Source:
     return Source(run, model)
 
 
-def suggest(model: nn.Module) -> str:
+def suggest() -> str:
     """Return what can be done today with a model that no export holds."""
     loaded = "load it in Python, as research.load.load_run(RUN).model"
     return f"{loaded}; safetensors.torch.save_model(model, FILE) writes its float32 weights"

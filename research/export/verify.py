@@ -130,7 +130,7 @@ def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n
     count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // (seq_len * source.outputs))))
     inputs, targets = split[spread_evenly(count, len(split))]
     if targets.is_floating_point():
-        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest(source.model)}")
+        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest()}")
     return inputs.to(source.inputs[1].dtype), targets
 
 

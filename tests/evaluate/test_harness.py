@@ -182,6 +182,8 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(f"task: my_{name}\n{common % (folder / f'{name}.jsonl')}{rest}")
     away = (folder / "texts.yaml").read_text().replace("my_texts", "away").replace("dataset_path: json", "dataset_path: no/one")
     (folder / "away.yaml").write_text(away)
+    (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    (folder / "broken.yaml").write_text((folder / "texts.yaml").read_text().replace("texts.jsonl", "broken.jsonl"))
 
 
 @pytest.fixture
@@ -225,6 +227,7 @@ def test_tasks_over_local_files(sweep: Path, tmp_path: Path, evaluate: Evaluate,
         ),
         (["--tasks", "texts.jsonl"], "--tasks texts.jsonl: a task is a yaml file"),
         (["--tasks", "away.yaml"], "a yaml with dataset_path: json"),
+        (["--tasks", "broken.yaml"], "JSON parse error"),
     ],
 )
 def test_tasks_that_cannot_be_run_get_one_answer(

@@ -13,7 +13,7 @@ from program import ROOT
 
 Evaluate = Callable[..., tuple[int, str, str]]
 README = ROOT / "README.md"
-RECORDED = {
+RECORDED: dict[str, Any] = {
     "model": {"_target_": "research.models.transformer.Transformer"},
     "data": {
         "_target_": "research.data.text.text",
@@ -36,6 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run := tmp_path / "run").mkdir()
     (run / "tokenizer").mkdir()
     (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(RECORDED)))
+    (tmp_path / "gone").mkdir()
+    away = RECORDED | {"data": RECORDED["data"] | {"path": str(tmp_path / "away")}}
+    (tmp_path / "gone" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(away)))
     (tmp_path / "notes.txt").write_text("no run")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
@@ -96,6 +99,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (".", "give a run, as the newest one here"),
         ("new", "none of the 0 runs of this sweep has saved a checkpoint"),
         ("broken", "its export.json is damaged"),
+        ("gone", "RUN=gone: its own data: data.path="),
+        ("gone data.path=nowhere", "error: data.path=nowhere"),
         ("model", "it does not say what data it is of"),
         ("model --packed data=text", "--packed is for runs, and model is none"),
         ("", "the following arguments are required"),
