@@ -48,6 +48,9 @@ FORMATS: dict[type[nn.Module], tuple[str, ...]] = {
     Vision: ("torch", "onnx"),
     MLP: ("torch", "onnx"),
 }
+# What can be done today with a model that no export holds.
+SAVE_CODE = "safetensors.torch.save_model(model, FILE)"
+IN_PYTHON = f"load it in Python, as research.load.load_run(RUN).model; {SAVE_CODE} writes its float32 weights"
 CLASSES_FORMATS = ("torch", "safetensors", "onnx")  # of a Transformer that tells classes
 
 
@@ -178,26 +181,20 @@ def build_source(run: TrainedRun) -> Source:
     model = run.model
     if type(model) not in MODELS:
         kind, known = type(model).__name__, ", ".join(name for names in MODELS.values() for name in names)
-        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {suggest()}")
+        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {IN_PYTHON}")
     layers = bitlinear_layers(model)
     if not isinstance(model, Hub):
         inner = dict(model.get_submodule("blocks").named_modules(prefix="blocks"))
         projections = {name: layer for name, layer in inner.items() if name.endswith("_proj") or isinstance(layer, nn.Linear)}
         for name, layer in projections.items():
             if type(layer) is not (BitLinear if layers else nn.Linear):
-                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {suggest()}")
+                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {IN_PYTHON}")
     for layer in layers.values():
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
             raise ValueError(f"model.linear.weight_bits={bits}: exports hold ternary weights; train with 1.58 or 1")
         layer.backend = "ste"  # the reference: the other backends round sums
     return Source(run, model)
-
-
-def suggest() -> str:
-    """Return what can be done today with a model that no export holds."""
-    loaded = "load it in Python, as research.load.load_run(RUN).model"
-    return f"{loaded}; safetensors.torch.save_model(model, FILE) writes its float32 weights"
 
 
 def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "rows groups"]]:

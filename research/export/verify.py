@@ -24,7 +24,7 @@ from torch import Tensor
 
 from research.cli import first_line, run_process
 from research.data.spec import spread_evenly
-from research.export.layout import Codes, Options, Source, suggest
+from research.export.layout import IN_PYTHON, Codes, Options, Source
 from research.export.stand_in import build_stand_in
 from research.losses import IGNORE
 from research.training.manifest import hash_file
@@ -130,7 +130,7 @@ def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n
     count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // (seq_len * source.outputs))))
     inputs, targets = split[spread_evenly(count, len(split))]
     if targets.is_floating_point():
-        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest()}")
+        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {IN_PYTHON}")
     return inputs.to(source.inputs[1].dtype), targets
 
 
