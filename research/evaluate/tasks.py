@@ -6,7 +6,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,9 @@ from research.files.hub import build_environment, find_home
 from research.files.network import is_hub_reachable
 from research.files.silence import silence_libraries
 from research.metrics import nats_to_bits
+from research.rules import check_extra, enforce
 from research.run_dir import replace_nonfinite
 
-EXTRA = "--tasks needs lm-eval: pip install -e '.[lm-eval]'"
 OFFLINE_WAY = (
     "without a network give a task over local files, a yaml with dataset_path: json and dataset_kwargs: {data_files: FILE}, as "
     "in docs/evaluation.md; or load its data once where there is one"
@@ -44,8 +43,7 @@ Scores = dict[str, Score]  # by task/metric
 
 def run_tasks(refs: Sequence[ModelRef], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return what the runs reach on tasks, for programs and for people. Raise ValueError where a task cannot be run."""
-    if find_spec("lm_eval") is None:
-        raise ValueError(EXTRA)
+    enforce(check_extra("--tasks", "lm_eval", "lm-eval"))
     if others := [ref.word for ref in refs if ref.kind != "run"]:
         raise ValueError(f"--tasks are for runs, and {others[0]} is none; lm-eval reads folders of transformers itself")
     prepare_hub()

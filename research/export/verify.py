@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +26,7 @@ from research.data.spec import spread_evenly
 from research.export.layout import IN_PYTHON, Codes, Options, Source
 from research.export.stand_in import build_stand_in
 from research.losses import IGNORE
+from research.rules import check_extra, enforce
 from research.training.manifest import hash_file
 
 Logits = Float[Tensor, "n *positions classes"]  # of images that have a class for each pixel: "n classes height width"
@@ -67,8 +67,7 @@ class ClientResult:
 def import_format(kind: str, setting: str) -> Any:
     """Return the module of a format: its `write`, `read` and `open_client`. Raise ValueError where a library is missing."""
     module = import_module(f"research.export.{kind}")
-    if missing := [name for name in module.MODULES if find_spec(name) is None]:
-        raise ValueError(f"{setting} needs {', '.join(missing)}: pip install -e '.[{kind}]'")
+    enforce(*(check_extra(setting, name, kind) for name in module.MODULES))
     return module
 
 

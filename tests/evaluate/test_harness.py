@@ -241,6 +241,6 @@ def test_tasks_that_cannot_be_run_get_one_answer(
 
 
 def test_without_lm_eval_its_extra_is_named(sweep: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("research.evaluate.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("research.rules.find_spec", lambda name: None)
     code, _, err = evaluate(sweep / "0", "--tasks", ROOT / "README.md")
-    assert (code, err) == (2, "error: --tasks needs lm-eval: pip install -e '.[lm-eval]'\n")
+    assert (code, err) == (2, "error: --tasks needs lm_eval, which is not installed\npip install -e '.[lm-eval]'\n")
