@@ -183,7 +183,8 @@ def write_tasks(folder: Path) -> None:
     away = (folder / "texts.yaml").read_text().replace("my_texts", "away").replace("dataset_path: json", "dataset_path: no/one")
     (folder / "away.yaml").write_text(away)
     (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
-    (folder / "broken.yaml").write_text((folder / "texts.yaml").read_text().replace("texts.jsonl", "broken.jsonl"))
+    broken = (folder / "texts.yaml").read_text().replace("my_texts", "broken").replace("texts.jsonl", "broken.jsonl")
+    (folder / "broken.yaml").write_text(broken)
 
 
 @pytest.fixture
