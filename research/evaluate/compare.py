@@ -69,7 +69,7 @@ class BuiltTask:
             {key: value for key, value in built.task.data.items() if key not in ("tokenizer", "seq_len")}
             for built in (self, other)
         )
-        is_whole = self.samples is None and not self.overfit and not other.overfit
+        is_whole = not any((self.samples, other.samples, self.overfit, other.overfit))
         return is_whole and own == others and self.split_name == other.split_name
 
 
