@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.files.weights import list_weight_files
+from research.models.hub_folder import read_length
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
@@ -92,7 +93,7 @@ def read_teacher_data(path: Path) -> TeacherData:
     """Return what a teacher was made for."""
     if is_pretrained(path):
         config = read_json(path / "config.json")
-        sizes = {"vocab_size": config.get("vocab_size"), "seq_len": config.get("max_position_embeddings")}
+        sizes = {"vocab_size": config.get("vocab_size"), "seq_len": read_length(config)}
         tokenizer = path if (path / "tokenizer.json").is_file() else None
         return TeacherData({key: size for key, size in sizes.items() if isinstance(size, int)}, (), tokenizer, True)
     run = to_run_folder(path)

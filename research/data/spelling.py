@@ -1,12 +1,12 @@
 """What tokens spell: the text of each, and a tokenizer.json without what would give the tokens of another text."""
 
-import logging
 import re
-import warnings
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from research.files.silence import silence_libraries
 
 OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # of transformers' tokenizers
 ASCII = "".join(map(chr, range(0x20, 0x7F)))
@@ -93,20 +93,16 @@ def convert_tokenizer(folder: Path) -> str:
     fix = "give the folder of a fast Hugging Face tokenizer"
     if not files:
         raise UnconvertedError(f"there is no tokenizer.json\n{fix}")
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        from transformers import AutoTokenizer  # slow to import
+        with silence_libraries():
+            from transformers import AutoTokenizer  # slow to import
 
-        with warnings.catch_warnings(action="ignore"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many libraries
         needs = "sentencepiece" if files[0].endswith(".model") and find_spec("sentencepiece") is None else ""
         install = f"pip install {needs}, or " if needs else ""
         reason = f"it needs {needs}" if needs else str(error).strip().split("\n")[0][:150]
         raise UnconvertedError(f"{files[0]} becomes no tokenizer.json: {reason}\n{install}{fix}") from None
-    finally:
-        logging.disable(before)
     if not tokenizer.is_fast:
         raise UnconvertedError(f"{files[0]} becomes no tokenizer.json: {type(tokenizer).__name__} is not a fast one\n{fix}")
     return str(tokenizer.backend_tokenizer.to_str())

@@ -62,7 +62,8 @@ class Distill(RunObjective):
         self.blocks: list[nn.Module] = []  # of the student
         self.teacher_blocks: list[nn.Module] = []  # the one for each of these
         self.resources = ExitStack()  # the quantized weights of a ternary teacher, which stay
-        self.sums = torch.zeros(3, dtype=torch.float64)  # of both terms and of targets, since the last log point
+        # Of both terms and of targets: of all processes since the last log point, and of this one in the step under way.
+        self.sums, self.step_sums = torch.zeros(2, 3, dtype=torch.float64)
 
     def check(self, data: Dataset[Any]) -> None:
         if not self.stored:
@@ -76,7 +77,8 @@ class Distill(RunObjective):
 
     def prepare(self, state: State) -> None:
         self.check(state.data)
-        self.loss, self.sums = balance_classes(self.loss, state.data), self.sums.to(state.val.device)
+        self.loss = balance_classes(self.loss, state.data)
+        self.sums, self.step_sums = (sums.to(state.val.device) for sums in (self.sums, self.step_sums))
         if not self.weight and not self.hidden:
             return
         if self.store and self.top_k:
@@ -112,7 +114,7 @@ class Distill(RunObjective):
             losses = losses + self.hidden * apart
             terms[1] = apart.detach().sum()
         terms[2] = num_valid_targets(y)
-        self.sums += terms
+        self.step_sums += terms
         return losses
 
     def answer(self, x: Tensor, y: Tensor) -> Tensor | TopK:
@@ -135,8 +137,17 @@ class Distill(RunObjective):
             logits = logits[:, -1]
         return logits[..., : self.num_classes]
 
+    def count_step(self) -> None:
+        """Add the sums of a step, over all processes: a checkpoint holds those of the first, and each reads them."""
+        sums = distributed.all_reduce_sum(self.step_sums)
+        self.sums += torch.where(sums.isfinite().all(), sums, 0)  # an update that is left out, as train/loss does
+        self.drop_step()
+
+    def drop_step(self) -> None:
+        self.step_sums.zero_()
+
     def collect_metrics(self) -> dict[str, float]:
-        apart, hidden, count = distributed.all_reduce_sum(self.sums.clone()).tolist()
+        apart, hidden, count = self.sums.tolist()
         self.sums.zero_()
         means = {"train/teacher_kl": apart} if self.weight else {}
         means |= {"train/teacher_hidden": hidden} if self.hidden else {}

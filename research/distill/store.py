@@ -1,7 +1,8 @@
-"""What a teacher says of samples, kept in a folder: its k likeliest classes at each target, by a digest of the inputs.
+"""What a teacher says of samples, kept in a folder: its k likeliest classes at each target.
 
-So neither the order of the samples nor the number of processes matters. Each process appends to a file of its own, as fixed
-records of a key, a checksum, log-probabilities (float16) and classes (int32). What a kill cut off is left out when it is read.
+A sample is known by a digest of its inputs, in the precision that the teacher computes in. So neither the order of the samples
+nor the number of processes matters. Each process appends to a file of its own, as fixed records of a key, a checksum,
+log-probabilities (float16) and classes (int32). What a kill cut off is left out when it is read.
 """
 
 import logging
@@ -78,11 +79,13 @@ class Store:
 
         Raise ValueError for a missing one where the store is complete.
         """
-        keys = [blake2b(row.tobytes(), digest_size=KEY_BYTES).digest() for row in x.cpu().numpy()]
+        precision = get_precision(x.device.type)
+        keys = [blake2b(row.tobytes(), digest_size=KEY_BYTES, person=precision).digest() for row in x.cpu().numpy()]
         rows = {key: self.read(key) for key in keys}
         if missing := {key: index for index, key in enumerate(keys) if rows[key] is None}:
             if self.is_complete:
-                message = f"objective.store={self.folder} lacks a sample of this run, and objective.stored=true"
+                name = precision.decode() or "float32"
+                message = f"objective.store={self.folder} lacks a sample of this run in {name}, and objective.stored=true"
                 raise ValueError(f"{message}\ngive objective.stored=false: the teacher adds what is missing")
             self.append([*missing], answer(torch.tensor([*missing.values()], device=x.device)))
             rows |= {key: self.read(key) for key in missing}
@@ -115,6 +118,11 @@ class Store:
             file.write(b"".join(key + hash_content(c) + c for key, c in zip(keys, contents, strict=True)))
         for number, key in enumerate(keys):
             self.index[key] = self.own, start + number * self.record_bytes
+
+
+def get_precision(device: str) -> bytes:
+    """Return the name of the type that models compute in here; empty for float32."""
+    return str(torch.get_autocast_dtype(device)).encode()[6:] if torch.is_autocast_enabled(device) else b""
 
 
 def hash_content(content: bytes) -> bytes:

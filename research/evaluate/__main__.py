@@ -1,7 +1,7 @@
 """python -m research.evaluate RUN... [data=text data.path=FILE]     judge trained runs, packed and exported models
 
-Without words each run is judged on the data that it was trained with, as training itself does. Words choose other data, as
-for train.py: data=text data.path=FILE data.seq_len=128 metrics=language. Several runs stand in one table, with their
+Without overrides each run is judged on the data that it was trained with, as training itself does. Overrides choose other data,
+as for train.py: data=text data.path=FILE data.seq_len=128 metrics=language. Several runs stand in one table, with their
 differences to the first.
 """
 
@@ -17,20 +17,20 @@ from research.cli import Parser, print_message, protect_streams, redirect_to_nul
 from research.run_dir import expand_path
 
 if TYPE_CHECKING:
-    from research.evaluate.subjects import Subject  # with it comes hydra
+    from research.evaluate.refs import ModelRef  # with it comes hydra
 
-WORD = r"[+~]*[A-Za-z][\w.@]*=.*|~[a-z][\w.]*"  # an override, as for train.py
+OVERRIDE = r"[+~]*[A-Za-z][\w.@]*=.*|~[a-z][\w.]*"  # an override, as for train.py
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 1 or 2 with one message on stderr."""
     command = Parser("python -m research.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE",
+    command.add_argument("arguments", nargs="+", metavar="RUN|KEY=VALUE",
                          help="a run folder or checkpoint, the folder of a sweep or an export, a save_pretrained folder, an "
-                         "MLflow run id; and words for other data")  # fmt: skip
+                         "MLflow run id; and overrides for other data")  # fmt: skip
     command.add_argument("--split", choices=("val", "test", "train", "all"),
                          help="which samples (val of a run's own data, all of other data)")  # fmt: skip
-    command.add_argument("--samples", "--limit", type=int, metavar="N", help="judge the first N samples only")
+    command.add_argument("--samples", type=int, metavar="N", help="judge the first N samples only")
     command.add_argument("--packed", action="store_true", help="judge runs with their ternary weights packed to two bits")
     command.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (as in training)")
     command.add_argument("--device", choices=("auto", "cpu"), help="where runs are computed (as in training)")
@@ -43,22 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     command.add_argument("--output", type=expand_path, metavar="FILE", help="also write the JSON object to a file")
     args = command.parse_intermixed_args(sys.argv[1:] if arguments is None else list(arguments))
-    runs, words = split_words(args.words)
+    runs, overrides = split_arguments(args.arguments)
     if not runs:
-        command.error(f"{' '.join(words)} chooses data; give a RUN too, as outputs/text/2026-01-31_12-00-00")
+        command.error(f"{' '.join(overrides)} chooses data; give a RUN too, as outputs/text/2026-01-31_12-00-00")
     for name in ("samples", "batch_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             command.error(f"--{name.replace('_', '-')} {value}: give at least 1")
-    check_together(command, args, words)
-    return run_command(lambda watch: work(args, runs, words, watch))
+    check_together(command, args, overrides)
+    return run_command(lambda watch: work(args, runs, overrides, watch))
 
 
-def check_together(command: Parser, args: argparse.Namespace, words: list[str]) -> None:
+def check_together(command: Parser, args: argparse.Namespace, overrides: list[str]) -> None:
     """End with an error for options that do not go together, and for an output that cannot be written."""
     if args.tasks_folder and not args.tasks:
         command.error(f"--tasks-folder {args.tasks_folder}: name its tasks with --tasks")
-    if args.tasks and (words or args.split):
-        command.error(f"--tasks have data of their own; leave out {' '.join(words) or '--split'}")
+    if args.tasks and (overrides or args.split):
+        command.error(f"--tasks have data of their own; leave out {' '.join(overrides) or '--split'}")
     if args.tasks_folder and not args.tasks_folder.is_dir():
         command.error(f"--tasks-folder {args.tasks_folder}: there is no such folder")
     if args.tasks and (args.device == "auto" or args.precision not in (None, "fp32")):
@@ -72,32 +72,34 @@ def check_together(command: Parser, args: argparse.Namespace, words: list[str]) 
         command.error(f"--output {args.output}: give a file in a folder that is there")
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the runs and the overrides among the words. What is there as a file or folder is a run."""
-    overrides = [word for word in words if re.fullmatch(WORD, word, re.DOTALL) and not os.path.exists(expand_path(word))]
-    return [word for word in words if word not in overrides], overrides
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the runs and the overrides among the arguments. What is there as a file or folder is a run."""
+    overrides = [
+        text for text in arguments if re.fullmatch(OVERRIDE, text, re.DOTALL) and not os.path.exists(expand_path(text))
+    ]
+    return [text for text in arguments if text not in overrides], overrides
 
 
-def work(args: argparse.Namespace, runs: list[str], words: list[str], watch: signals.Watch) -> None:
+def work(args: argparse.Namespace, runs: list[str], overrides: list[str], watch: signals.Watch) -> None:
     """Judge the runs and print the result."""
     from research.evaluate.plan import plan_tasks
-    from research.evaluate.subjects import find_subjects
+    from research.evaluate.refs import find_models
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of other libraries; they look as they are imported
     with watch.raise_immediately():
-        subjects = find_subjects(runs)
-        if args.packed and (others := [subject.word for subject in subjects if subject.kind != "run"]):
+        refs = find_models(runs)
+        if args.packed and (others := [ref.word for ref in refs if ref.kind != "run"]):
             raise ValueError(f"--packed is for runs, and {others[0]} is none; leave out one of the two")
-        tasks = [] if args.tasks else plan_tasks(subjects, words, args.split, args.config_dir)
+        tasks = [] if args.tasks else plan_tasks(refs, overrides, args.split, args.config_dir)
         # torch comes with these: what is asked wrongly is answered before
-        from research.evaluate.report import judge_tasks, judge_words
+        from research.evaluate.report import evaluate_on_data, evaluate_on_tasks
 
-        content, text = judge_tasks(subjects, args) if args.tasks else judge_words(subjects, tasks, args, watch.check)
-    publish(content, text, args, subjects)
+        content, text = evaluate_on_tasks(refs, args) if args.tasks else evaluate_on_data(refs, tasks, args, watch.check)
+    publish(content, text, args, refs)
 
 
-def publish(content: dict[str, Any], text: str, args: argparse.Namespace, subjects: "Sequence[Subject]") -> None:
+def publish(content: dict[str, Any], text: str, args: argparse.Namespace, refs: "Sequence[ModelRef]") -> None:
     """Print the result, and write it to a file and to the runs' records in MLflow where that is requested."""
     import json
 
@@ -105,9 +107,9 @@ def publish(content: dict[str, Any], text: str, args: argparse.Namespace, subjec
 
     if args.output:
         write_json(args.output, content)
-        from research.export.__main__ import upload_report
+        from research.tracking.mlflow_store import upload_report
 
-        runs = {subject.folder: subject.recorded.get("tracker") or {} for subject in subjects if subject.kind == "run"}
+        runs = {ref.folder: ref.recorded.get("tracker") or {} for ref in refs if ref.kind == "run"}
         for folder, tracker in runs.items():
             upload_report(folder, args.output, "evaluate", tracker.get("uri"))
     try:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from research.cli import announce_wait, format_count, print_message
 from research.data.spec import Dataset, Images, Samples, Tokens, Vectors
-from research.evaluate.forms import Form, load_form
+from research.evaluate.forms import LoadedModel, load_model
 from research.evaluate.intervals import Estimate, estimate
 from research.evaluate.measure import Measurement, measure
+from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.samples import group_samples, select_split
-from research.evaluate.subjects import Subject, name_subjects
 from research.load import build_node
 from research.losses import Loss, make_plain
 from research.metrics import Metric
 from research.models.decoder import Decoder
-from research.preflight.evaluation import Task
+from research.preflight.evaluation import EvaluationTask
 from research.signals import get_launched_ranks
 from research.training.task import check_task, get_logits_shape
 from research.training.trainer import Trainer
@@ -42,10 +42,10 @@ class Options:
 
 
 @dataclass
-class Bench:
+class BuiltTask:
     """A task that is built: what several models can be judged on."""
 
-    task: Task
+    task: EvaluationTask
     data: Dataset[Any]
     loss: Loss
     metrics: Mapping[str, Metric]
@@ -54,6 +54,7 @@ class Bench:
     parts: Int[Tensor, "samples"]
     unit: str  # of a part: document, block or sample
     overfit: int = 0  # the first so many training samples are what is judged
+    samples: int | None = None  # only the first so many are judged
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -62,47 +63,59 @@ class Bench:
         samples = self.data.digest, self.split_name, self.overfit, len(self.split), shape
         return *samples, str(self.task.loss), str(self.task.metrics)
 
+    def is_same_text(self, other: "BuiltTask") -> bool:
+        """Return whether another is of the same text, however each is cut into tokens: their first N samples are not."""
+        own, others = (
+            {key: value for key, value in built.task.data.items() if key not in ("tokenizer", "seq_len")}
+            for built in (self, other)
+        )
+        is_whole = not any((self.samples, other.samples, self.overfit, other.overfit))
+        return is_whole and own == others and self.split_name == other.split_name
+
 
 @dataclass
 class Result:
     """What one model reaches."""
 
     name: str
-    subject: Subject
-    form: Form
-    bench: Bench
+    ref: ModelRef
+    loaded: LoadedModel
+    built: BuiltTask
     measurement: Measurement
     metrics: dict[str, Estimate]
     differences: dict[str, Estimate] = field(default_factory=dict)  # to the first
     is_paired: bool = False
 
 
-def compare(subjects: Sequence[Subject], tasks: Sequence[Task], options: Options, poll: Callable[[], None]) -> list[Result]:
+def compare(
+    refs: Sequence[ModelRef], tasks: Sequence[EvaluationTask], options: Options, poll: Callable[[], None]
+) -> list[Result]:
     """Return what each model reaches on its task, and its difference to the first. Raise ValueError where one does not fit."""
     if get_launched_ranks()[1] > 1:
         raise ValueError("an evaluation is one process: start it without torchrun, accelerate launch or srun of several tasks")
     torch.set_flush_denormal(True)  # as in training
-    results, benches = list[Result](), dict[str, Bench]()
-    for name, subject, task in zip(name_subjects(subjects), subjects, tasks, strict=True):
+    results, built_tasks = list[Result](), dict[str, BuiltTask]()
+    for name, ref, task in zip(name_models(refs), refs, tasks, strict=True):
         split = options.split or ("val" if task.is_own else "all")
-        settings = subject.recorded.get("trainer") or {}
+        settings = ref.recorded.get("trainer") or {}
         overfit = int(settings.get("overfit") or 0) if task.is_own else 0
         key = f"{task} {split} {overfit}"
-        if key not in benches:
-            benches[key] = build_bench(task, split, overfit, options.samples)
-        bench = benches[key]
-        form = load_form(subject, options.packed, bench.data.shape)
-        check_shape(subject, form, bench.data)
-        if task.is_own and not bench.data.digest.startswith(form.data_digest):
-            print_message(f"note: RUN={subject.word}: its data have changed since: these numbers are not those of its training")
-        results.append(judge(name, subject, form, bench, options, settings, poll))
+        if key not in built_tasks:
+            built_tasks[key] = build_task_data(task, split, overfit, options.samples)
+        built = built_tasks[key]
+        loaded = load_model(ref, options.packed, built.data.shape)
+        check_shape(ref, loaded, built.data)
+        if task.is_own and not built.data.digest.startswith(loaded.data_digest):
+            why = "its data have changed since" if ref.kind == "run" else "these data are not those of its run"
+            print_message(f"note: RUN={ref.word}: {why}: these numbers are not those of its training")
+        results.append(evaluate_model(name, ref, loaded, built, options, settings, poll))
         add_differences(results[0], results[-1])
     if others := [result.name for result in results[1:] if not result.is_paired]:
         print_message(f"note: {', '.join(others[:3])}: other samples than those of {results[0].name}, so nothing is paired")
     return results
 
 
-def build_bench(task: Task, split_name: str, overfit: int, samples: int | None) -> Bench:
+def build_task_data(task: EvaluationTask, split_name: str, overfit: int, samples: int | None) -> BuiltTask:
     """Build the data, the loss and the metrics of a task."""
     data: Dataset[Any] = build_node(task.data, "data", is_foreign=task.is_own)
     loss: Loss = build_node(task.loss, "loss", is_foreign=task.is_own)
@@ -115,28 +128,28 @@ def build_bench(task: Task, split_name: str, overfit: int, samples: int | None) 
     for note in () if task.is_own else data.notes:
         if "train" not in note:  # else it is of a model that would be trained on these data
             print_message(f"note: {note}")
-    return Bench(task, data, make_plain(loss), metrics, split, split_name, parts, unit, overfit)
+    return BuiltTask(task, data, make_plain(loss), metrics, split, split_name, parts, unit, overfit, samples)
 
 
-def judge(
+def evaluate_model(
     name: str,
-    subject: Subject,
-    form: Form,
-    bench: Bench,
+    ref: ModelRef,
+    loaded: LoadedModel,
+    built: BuiltTask,
     options: Options,
     settings: Mapping[str, Any],
     poll: Callable[[], None],
 ) -> Result:
     """Return what one model reaches: in the batches, precision and device of its training, unless other ones are given."""
     batch_size = -(-int(settings.get("batch_size") or 64) // int(settings.get("grad_accum") or 1))
-    batch_size = min(options.batch_size or batch_size, form.max_batch or batch_size)
-    precision = options.precision or ("fp32" if form.is_on_host else str(settings.get("precision") or "fp32"))
-    device: Any = "cpu" if form.is_on_host else options.device or settings.get("device") or "auto"
+    batch_size = min(options.batch_size or batch_size, loaded.max_batch or batch_size)
+    precision = options.precision or ("fp32" if loaded.is_on_host else str(settings.get("precision") or "fp32"))
+    device: Any = "cpu" if loaded.is_on_host else options.device or settings.get("device") or "auto"
     trainer = Trainer(batch_size=batch_size, device=device, precision=precision)  # type: ignore[arg-type]
     target = trainer.accelerator.device
-    model, split = trainer.to_device(form.model), bench.split.to(target)
-    batch_size = form.max_batch or batch_size
-    arguments = (bench.loss, bench.metrics, bench.parts, batch_size, trainer.autocast, poll)
+    model, split = trainer.to_device(loaded.model), built.split.to(target)
+    batch_size = loaded.max_batch or batch_size
+    arguments = (built.loss, built.metrics, built.parts, batch_size, trainer.autocast, poll)
     try:
         with announce_wait(f"{name}: {format_count(len(split), 'sample')}; --samples N judges fewer", 10):
             measurement = measure(model, split, *arguments)
@@ -144,9 +157,9 @@ def judge(
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise ValueError(f"out of memory: {str(error).splitlines()[0]}; give a smaller --batch-size") from error
         raise
-    form.model = nn.Identity()  # of a sweep one model at a time is held
+    loaded.model = nn.Identity()  # of a sweep one model at a time is held
     estimates = {key: estimate(value, measurement.influences.get(key)) for key, value in measurement.values.items()}
-    return Result(name, subject, form, bench, measurement, estimates)
+    return Result(name, ref, loaded, built, measurement, estimates)
 
 
 def add_differences(first: Result, other: Result) -> None:
@@ -156,28 +169,23 @@ def add_differences(first: Result, other: Result) -> None:
     """
     if other is first:
         return
-    other.is_paired = other.bench.key == first.bench.key
-    mine, theirs = other.measurement, first.measurement
+    other.is_paired = other.built.key == first.built.key
+    measured, before = other.measurement, first.measurement
     if other.is_paired:
-        for key in mine.influences.keys() & theirs.influences.keys():
-            difference = mine.influences[key] - theirs.influences[key]
-            other.differences[key] = estimate(mine.values[key] - theirs.values[key], difference)
-    elif BITS in other.metrics and BITS in first.metrics and drop_tokens(other.bench.task) == drop_tokens(first.bench.task):
+        for key in measured.influences.keys() & before.influences.keys():
+            difference = measured.influences[key] - before.influences[key]
+            other.differences[key] = estimate(measured.values[key] - before.values[key], difference)
+    elif BITS in other.metrics and BITS in first.metrics and other.built.is_same_text(first.built):
         one, two = other.metrics[BITS], first.metrics[BITS]
         half = math.hypot(one.half, two.half)
         value = one.value - two.value
         other.differences[BITS] = Estimate(value, math.hypot(one.stderr, two.stderr), value - half, value + half)
 
 
-def drop_tokens(task: Task) -> dict[str, Any]:
-    """Return the data of a task but for how they are cut into tokens."""
-    return {key: value for key, value in task.data.items() if key not in ("tokenizer", "seq_len", "val_bytes", "val_fraction")}
-
-
-def check_shape(subject: Subject, form: Form, data: Dataset[Any]) -> None:
+def check_shape(ref: ModelRef, loaded: LoadedModel, data: Dataset[Any]) -> None:
     """Raise ValueError for data of another shape, other tokens or other classes than the model was trained on."""
-    mine, theirs, head = form.shape, data.shape, f"RUN={subject.word}"
-    if isinstance(form.model, Decoder) and len(data.val.target_shape) == 1:
+    mine, theirs, head = loaded.shape, data.shape, f"RUN={ref.word}"
+    if isinstance(loaded.model, Decoder) and len(data.val.target_shape) == 1:
         raise ValueError(f"{head}: its model predicts at the last position, these data have a target at every one")
     if mine is None or get_logits_shape(theirs) is None:
         return
@@ -189,9 +197,9 @@ def check_shape(subject: Subject, form: Form, data: Dataset[Any]) -> None:
         if own != other and key not in ("mean", "scale", "end") and not (key == "seq_len" and other < own):
             fix = f"; give data.seq_len={own}" if key == "seq_len" else ""
             raise ValueError(f"{head} was trained with {count(key, own)}, these data have {count(key, other)}{fix}")
-    if form.classes and data.classes and list(form.classes) != list(data.classes):
-        other = next(n for n, pair in enumerate(zip(form.classes, data.classes, strict=True)) if pair[0] != pair[1])
-        message = f"{head}: class {other} is {form.classes[other]!r} there and {data.classes[other]!r} in these data"
+    if loaded.classes and data.classes and list(loaded.classes) != list(data.classes):
+        other = next(n for n, pair in enumerate(zip(loaded.classes, data.classes, strict=True)) if pair[0] != pair[1])
+        message = f"{head}: class {other} is {loaded.classes[other]!r} there and {data.classes[other]!r} in these data"
         raise ValueError(f"{message}; give data with the same names of classes")
 
 

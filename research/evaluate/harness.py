@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
 from research.data.tokenizers import Tokenizer
-from research.generate.sampling import Sampler, cut_at_stop
+from research.generate.sampling import MIN_TEMPERATURE, Sampler, cut_at_stop
 from research.load import TrainedRun, load_run
 from research.models.hub import Hub
 from research.models.transformer import Transformer
@@ -56,24 +57,40 @@ class TrainedLM(TemplateLM):
         return self.text_tokenizer.describe().replace("/", "_")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the tokens of a text; none is added."""
-        return [int(token) for token in self.text_tokenizer.encode([string.encode(errors="surrogateescape")])[0]]
+        """Return the tokens of a text; none is added. Half of a character, which JSON may hold, becomes a question mark."""
+        return [int(token) for token in self.text_tokenizer.encode([string.encode(errors="replace")])[0]]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a context and of its continuation, which are cut into tokens together.
+
+        As in lm-eval spaces that end a context are the continuation's, and the end of a document stands for no context.
+        Where the last token of the context would take in the whole continuation, that has tokens of its own.
+        """
+        before = context.rstrip()
+        after = context[len(before) :] + continuation
+        tokens = self.tok_encode(before)
+        return tokens or [self.prefix_token_id], self.tok_encode(before + after)[len(tokens) :] or self.tok_encode(after)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the sum of log-probabilities (nats) of each continuation, and whether each token of it is the likeliest."""
+        return self._loglikelihood_tokens([(request.args, *self._encode_pair(*request.args)) for request in requests])
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Return the sum of log-probabilities (nats) of each continuation, and whether each token of it is the likeliest.
+        """Return the same of tokens. An empty continuation is certain: 0 nats.
 
         Of a context that is too long the start is cut off. Raise ValueError for a continuation that is too long itself.
         """
-        results: dict[int, tuple[float, bool]] = {}
+        results = {number: (0.0, True) for number in range(len(requests))}
         by_length = defaultdict[int, list[tuple[int, list[int], list[int]]]](list)
         for number, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 message = f"a continuation has {len(continuation):,} tokens, the model was trained on {self.max_length:,}"
                 raise ValueError(f"{message}; give a task with shorter ones, or a run with a longer data.seq_len")
             tokens = (context + continuation)[-(self.max_length + 1) :]
-            by_length[len(tokens)].append((number, tokens, continuation))
+            if continuation:
+                by_length[len(tokens)].append((number, tokens, continuation))
         for length in sorted(by_length, reverse=True):
             items = iter(by_length[length])
             while batch := list(islice(items, self.batch_size)):
@@ -101,22 +118,27 @@ class TrainedLM(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text that follows each context: the likeliest, or drawn where a task says so, up to its stops."""
         texts = []
-        for request in requests:
-            context, settings = request.args
-            until = settings.get("until") or []
-            stops = [until] if isinstance(until, str) else list(until)
-            count = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or self.max_gen_toks)
-            temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample") else 0.0
-            sampler = Sampler(temperature, int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0))
+        for number, request in enumerate(requests):
+            context = request.args[0]
+            settings = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+            stops = [stop.encode(errors="replace") for stop in settings["until"] if stop]
+            count = max(0, settings["max_gen_toks"])
+            temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
+            limits = int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0)
+            # Of a task that repeats its requests each draw is another one.
+            sampler = Sampler(temperature if temperature >= MIN_TEMPERATURE else 0.0, *limits, seed=number)
             chunks = islice(self.iter_spellings(context, count, sampler), count)
-            text = b"".join(cut_at_stop(chunks, [stop.encode() for stop in stops if stop])).decode(errors="replace")
-            texts.append(text)
-            self.cache_hook.add_partial("generate_until", request.args, text)
+            texts.append(b"".join(cut_at_stop(chunks, stops)).decode(errors="replace"))
+            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
 
     def iter_spellings(self, context: str, count: int, sampler: Sampler) -> Iterator[bytes]:
-        """Yield the text of each next token until a document ends. The context leaves room for `count` tokens."""
-        tokens = self.tok_encode(context)[-max(1, self.max_length - count) :] or [self.eot_token_id]
+        """Yield the text of each next token until a document ends.
+
+        The context leaves room for `count` tokens, at most half of the model's; then the oldest tokens are left out.
+        """
+        room = max(self.max_length - count, self.max_length // 2, 1)
+        tokens = self.tok_encode(context)[-room:] or [self.eot_token_id]
         while True:
             token = sampler(self.compute_logits(torch.tensor([tokens[-self.max_length :]]))[0, -1])
             if token == self.text_tokenizer.end:

@@ -52,7 +52,7 @@ class Observer:
             if isinstance(metric, Torchmetric):
                 metric.has_warned = True  # the whole has
 
-    def take(self, logits: Tensor, targets: Shaped[Tensor, "batch ..."], losses: Tensor) -> None:
+    def observe(self, logits: Tensor, targets: Shaped[Tensor, "batch ..."], losses: Tensor) -> None:
         """Take in a batch; batches come in the order of the samples."""
         is_valid = torch.ones_like(targets, dtype=torch.bool) if targets.is_floating_point() else targets != IGNORE
         is_right = torch.zeros_like(is_valid)
@@ -68,8 +68,8 @@ class Observer:
         if not self.metrics:
             return
         for group in groups.unique().tolist():
-            mine = (groups == group).nonzero()[:, 0].to(targets.device)
-            self.pending.setdefault(group, []).append((logits[mine], targets[mine]))
+            index = (groups == group).nonzero()[:, 0].to(targets.device)
+            self.pending.setdefault(group, []).append((logits[index], targets[index]))
         self.num_pending += logits.numel()
         if self.num_pending > MAX_PENDING:
             self.flush()
@@ -115,7 +115,7 @@ def measure(
     start = time.perf_counter()
     directed = {name: metric for name, metric in metrics.items() if metric.higher_is_better is not None}
     observer = Observer(split, parts, directed)
-    values = evaluate(model, split, loss, batch_size, autocast, poll, metrics, observer.take)
+    values = evaluate(model, split, loss, batch_size, autocast, poll, metrics, observer.observe)
     influences = observer.measure_influences(list_metrics(split))
     finite = {name: value for name, value in influences.items() if bool(value.isfinite().all()) and math.isfinite(values[name])}
     _, _, targets, num_bytes = torch.cat(observer.rows).sum(0).tolist()

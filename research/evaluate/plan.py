@@ -1,39 +1,56 @@
-"""By what each model is judged: decided from folders and words alone, before anything heavy is imported."""
+"""By what each model is judged: decided from folders and overrides alone, before anything heavy is imported."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.evaluate.subjects import Subject
-from research.preflight.evaluation import Task, compose_task
+from research.evaluate.refs import ModelRef
+from research.preflight.evaluation import EvaluationTask, compose_task
 from research.run_dir import expand_path
 
 
-def plan_tasks(subjects: Sequence[Subject], words: Sequence[str], split: str | None, folders: Sequence[Path]) -> list[Task]:
-    """Return the task of each model: a run's own, changed by the words. Other models take that of the first run.
+def plan_tasks(
+    refs: Sequence[ModelRef], overrides: Sequence[str], split: str | None, folders: Sequence[Path]
+) -> list[EvaluationTask]:
+    """Return the task of each model: a run's own, changed by the overrides. Other models take that of the first run.
 
-    Raise ValueError for wrong words, and for a model that has no data.
+    Raise ValueError for wrong overrides, and for a model that has no data.
     """
-    runs = [subject for subject in subjects if subject.kind == "run"]
-    tasks = []
-    for subject in subjects:
-        of = [run for run in runs if run.folder.name == subject.report.get("run")]
-        if len({run.folder for run in of}) > 1:
-            fix = "judge it beside its own run alone"
-            raise ValueError(f"RUN={subject.word}: {len(of)} of the runs are called {of[0].folder.name}, its name; {fix}")
-        source = subject if subject.kind == "run" else next(iter([*of, *runs]), None)
-        if source is None and not any(word.lstrip("+").startswith("data=") for word in words):
-            fix = "name the run that it is of before it, or give data=text data.path=FILE"
-            raise ValueError(f"RUN={subject.word}: it does not say what data it is of; {fix}")
+    runs, tasks = [ref for ref in refs if ref.kind == "run"], list[EvaluationTask]()
+    for ref in refs:
+        source = ref if ref.kind == "run" else choose_source(ref, runs, overrides)
         if source and not source.recorded:
             raise ValueError(f"RUN={source.word}: {source.folder} has no config.yaml that can be read; give another run")
-        has_own = source is None or (subject.has_tokenizer and not source.has_same_tokenizer(subject))
-        recorded, tokens = (source.recorded if source else {}), subject if has_own or source is None else source
-        task = compose_task(words, recorded, tokens.tokenizer, (source or subject).seq_len, split, folders)
+        has_own = source is None or (ref.has_tokenizer and not source.has_same_tokenizer(ref))
+        recorded, tokens = (source.recorded if source else {}), ref if has_own or source is None else source
+        try:
+            task = compose_task(overrides, recorded, tokens.tokenizer, (source or ref).seq_len, split, folders)
+        except ValueError as error:
+            if source is None or not str(error).startswith("data.") or overrides:
+                raise
+            reason = "; ".join(line.strip() for line in str(error).splitlines())
+            raise ValueError(
+                f"RUN={source.word}: its own data: {reason}\ngive other data, as data=text data.path=FILE"
+            ) from error
         if task.is_own and "tokenizer" in task.data and (has_own or is_gone(task.data["tokenizer"])):
             task = task._replace(data=task.data | {"tokenizer": tokens.tokenizer})
         tasks.append(task)
     return tasks
+
+
+def choose_source(ref: ModelRef, runs: Sequence[ModelRef], overrides: Sequence[str]) -> ModelRef | None:
+    """Return the run whose data a model that is no run is judged on: its own, else the first; None where data are chosen.
+
+    Raise ValueError where none is, and where several may be its own.
+    """
+    runs_of_export = [run for run in runs if run.folder.name == ref.report.get("run")]
+    if len({run.folder for run in runs_of_export}) > 1:
+        message = f"{len(runs_of_export)} of the runs are called {runs_of_export[0].folder.name}, its name"
+        raise ValueError(f"RUN={ref.word}: {message}; judge it beside its own run alone")
+    if not runs and not any(override.lstrip("+").startswith("data=") for override in overrides):
+        fix = "name the run that it is of before it, or give data=text data.path=FILE"
+        raise ValueError(f"RUN={ref.word}: it does not say what data it is of; {fix}")
+    return next(iter([*runs_of_export, *runs]), None)
 
 
 def is_gone(tokenizer: Any) -> bool:

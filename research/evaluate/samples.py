@@ -14,11 +14,10 @@ from research.data.spec import Dataset, Samples, Tokens
 from research.evaluate.intervals import number_parts
 
 CHUNK = 1024  # samples that are looked at together
-SPLITS = ("val", "test", "train", "all")
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedSplits:
     """The samples of several splits, one split after the other."""
 
     splits: Sequence[Samples]
@@ -48,23 +47,23 @@ class Joined:
         return sum(len(split) for split in self.splits)
 
     def __getitem__(self, index: Int[Tensor, "batch"]) -> tuple[Num[Tensor, "batch ..."], Shaped[Tensor, "batch ..."]]:
-        of = torch.searchsorted(self.starts, index, right=True) - 1
-        parts = [self.splits[n][index[of == n] - self.starts[n]] for n in of.unique().tolist()]  # the index ascends
+        numbers = torch.searchsorted(self.starts, index, right=True) - 1
+        parts = [self.splits[n][index[numbers == n] - self.starts[n]] for n in numbers.unique().tolist()]  # the index ascends
         x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return x, y
 
     def count_targets(self, index: Int[Tensor, "batch"]) -> Tensor | int:
         return int((self[index][1] != -100).sum())
 
-    def take(self, count: int | None) -> "Joined":
+    def take(self, count: int | None) -> "JoinedSplits":
         left, taken = len(self) if count is None else count, list[Samples]()
         for split in self.splits:
             if left > 0:
                 taken.append(split.take(left))
                 left -= len(split)
-        return Joined(taken)
+        return JoinedSplits(taken)
 
-    def to(self, device: torch.device) -> "Joined":
+    def to(self, device: torch.device) -> "JoinedSplits":
         return replace(self, splits=[split.to(device) for split in self.splits])
 
 
@@ -76,7 +75,7 @@ def select_split(data: Dataset[Any], name: str, overfit: int, count: int | None)
     if name == "test" and data.test is None:
         raise ValueError("--split test: these data have no test split; give --split val, or train with data.test_fraction=0.1")
     if name == "all":
-        split: Samples = Joined([part for part in (data.train, data.val, data.test) if part is not None])
+        split: Samples = JoinedSplits([part for part in (data.train, data.val, data.test) if part is not None])
     elif name == "val" and overfit:
         split = data.train.take(overfit)
     else:
@@ -92,7 +91,7 @@ def group_samples(split: Samples, shape: object) -> tuple[Int[Tensor, "samples"]
     is_text = isinstance(shape, Tokens) and not shape.num_classes and len(split.target_shape) == 1
     if not is_text or not isinstance(shape, Tokens):
         return torch.arange(len(split)), "sample"
-    parts = split.splits if isinstance(split, Joined) else [split]
+    parts = split.splits if isinstance(split, JoinedSplits) else [split]
     numbers, first = list[Tensor](), 0
     for part in parts:
         known = part.documents if isinstance(part, Windows) else None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.cli import format_count
-from research.evaluate.compare import Bench, Result
+from research.evaluate.compare import BuiltTask, Result
 from research.evaluate.intervals import Estimate
 from research.run_dir import replace_nonfinite
 
@@ -31,30 +31,30 @@ def to_json(results: Sequence[Result]) -> dict[str, Any]:
 
 def describe_result(result: Result) -> dict[str, Any]:
     """Return one result as plain values."""
-    bench, form, measured = result.bench, result.form, result.measurement
-    recorded = result.subject.recorded
+    built, loaded, measured = result.built, result.loaded, result.measurement
+    recorded = result.ref.recorded
     data = {
-        "source": bench.data.source,
-        "digest": bench.data.digest,
-        "own": bench.task.is_own,
-        "split": bench.split_name,
-        "samples": len(bench.split),
+        "source": built.data.source,
+        "digest": built.data.digest,
+        "own": built.task.is_own,
+        "split": built.split_name,
+        "samples": len(built.split),
         "targets": measured.num_targets,
         "bytes": measured.num_bytes,
-        "parts": int(bench.parts.max()) + 1,
-        "part": bench.unit,
+        "parts": int(built.parts.max()) + 1,
+        "part": built.unit,
     }
     return {
         "run": result.name,
-        "path": str(result.subject.path),
-        "form": form.label,
-        "checkpoint": form.checkpoint or None,
-        "step": form.step,
+        "path": str(result.ref.path),
+        "form": loaded.label,
+        "checkpoint": loaded.checkpoint or None,
+        "step": loaded.step,
         "seed": recorded.get("seed"),
         "data": data,
-        "metrics": {rename(key, bench.split_name): describe_estimate(value) for key, value in result.metrics.items()},
+        "metrics": {rename(key, built.split_name): describe_estimate(value) for key, value in result.metrics.items()},
         "differences": {
-            rename(key, bench.split_name): describe_estimate(value) | {"paired": result.is_paired}
+            rename(key, built.split_name): describe_estimate(value) | {"paired": result.is_paired}
             for key, value in result.differences.items()
         },
         "seconds": round(measured.seconds, 3),
@@ -70,7 +70,7 @@ def format_table(results: Sequence[Result]) -> str:
     """Return the samples, and the table of `format_rows`."""
     rows = []
     for result in results:
-        label, split = f"{result.form.label} {result.form.checkpoint}".strip(), result.bench.split_name
+        label, split = f"{result.loaded.label} {result.loaded.checkpoint}".strip(), result.built.split_name
         values, differences = (
             {rename(key, split): value for key, value in estimates.items()}
             for estimates in (result.metrics, result.differences)
@@ -80,7 +80,7 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def format_rows(results: Sequence[tuple[str, str, Estimates, Estimates]]) -> str:
-    """Return a table by metric: each model with its form, its value and interval, and its difference to the first."""
+    """Return a table by metric: each model with its loaded, its value and interval, and its difference to the first."""
     several = len(results) > 1
     rows = [["metric", "run", "form", "value", "± 95 %", *(["to the first", "± 95 %"] if several else [])]]
     for metric in dict.fromkeys(key for _, _, values, _ in results for key in values):
@@ -101,16 +101,16 @@ def format_rows(results: Sequence[tuple[str, str, Estimates, Estimates]]) -> str
 
 def describe_data(results: Sequence[Result]) -> list[str]:
     """Return a line on the samples, one for each kind of them."""
-    lines = dict.fromkeys(describe_bench(result.bench, result) for result in results)
+    lines = dict.fromkeys(describe_samples(result.built, result) for result in results)
     return [*lines, ""]
 
 
-def describe_bench(bench: Bench, result: Result) -> str:
+def describe_samples(built: BuiltTask, result: Result) -> str:
     """Return what samples there are, in one line."""
-    count, parts = len(bench.split), int(bench.parts.max()) + 1
-    grouped = f" in {format_count(parts, bench.unit)}" if bench.unit != "sample" else ""
+    count, parts = len(built.split), int(built.parts.max()) + 1
+    grouped = f" in {format_count(parts, built.unit)}" if built.unit != "sample" else ""
     text = f", {result.measurement.num_bytes:,} bytes" if result.measurement.num_bytes is not None else ""
-    return f"{bench.split_name}: {format_count(count, 'sample')}{grouped}{text} of {bench.data.source}"
+    return f"{built.split_name}: {format_count(count, 'sample')}{grouped}{text} of {built.data.source}"
 
 
 def format_estimate(value: Estimate, sign: str = "") -> list[str]:

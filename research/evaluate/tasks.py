@@ -6,7 +6,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +13,15 @@ import torch
 
 from research.cli import first_line
 from research.evaluate.intervals import Estimate, Influences, estimate, measure_ratio
-from research.evaluate.subjects import Subject, name_subjects
+from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
 from research.files.hub import build_environment, find_home
 from research.files.network import is_hub_reachable
+from research.files.silence import silence_libraries
 from research.metrics import nats_to_bits
+from research.rules import check_extra, enforce
 from research.run_dir import replace_nonfinite
 
-EXTRA = "--tasks needs lm-eval: pip install -e '.[lm-eval]'"
 OFFLINE_WAY = (
     "without a network give a task over local files, a yaml with dataset_path: json and dataset_kwargs: {data_files: FILE}, as "
     "in docs/evaluation.md; or load its data once where there is one"
@@ -41,11 +41,10 @@ class Score(NamedTuple):
 Scores = dict[str, Score]  # by task/metric
 
 
-def run_tasks(subjects: Sequence[Subject], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def run_tasks(refs: Sequence[ModelRef], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return what the runs reach on tasks, for programs and for people. Raise ValueError where a task cannot be run."""
-    if find_spec("lm_eval") is None:
-        raise ValueError(EXTRA)
-    if others := [subject.word for subject in subjects if subject.kind != "run"]:
+    enforce(check_extra("--tasks", "lm_eval", "lm-eval"))
+    if others := [ref.word for ref in refs if ref.kind != "run"]:
         raise ValueError(f"--tasks are for runs, and {others[0]} is none; lm-eval reads folders of transformers itself")
     prepare_hub()
     names = [name for text in args.tasks for name in ([text] if Path(text).exists() else text.split(","))]
@@ -55,14 +54,14 @@ def run_tasks(subjects: Sequence[Subject], args: argparse.Namespace) -> tuple[di
     loaded = load_tasks(names, args.tasks_folder)
     runs, scores, rows = list[dict[str, Any]](), list[Scores](), list[tuple[str, str, Estimates, Estimates]]()
     label = "packed" if args.packed else "run"
-    for name, subject in zip(name_subjects(subjects), subjects, strict=True):
-        model = TrainedLM(str(subject.path), args.packed, args.batch_size or 16)
+    for name, ref in zip(name_models(refs), refs, strict=True):
+        model = TrainedLM(str(ref.path), args.packed, args.batch_size or 16)
         scores.append(run_harness(model, loaded, args.samples))
         values = {key: score.estimate for key, score in scores[-1].items()}
         differences = find_differences(scores[0], scores[-1]) if len(scores) > 1 else {}
         rows.append((name, label, values, differences))
         runs.append(
-            {"run": name, "path": str(subject.path), "form": label, "seed": subject.recorded.get("seed")}
+            {"run": name, "path": str(ref.path), "form": label, "seed": ref.recorded.get("seed")}
             | {"metrics": {key: describe_estimate(value) for key, value in values.items()}}
             | {"differences": {key: describe_estimate(value) | {"paired": True} for key, value in differences.items()}}
         )
@@ -103,7 +102,9 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> Any:
         loaded: Any = manager.load(list(names))
     except Exception as error:  # what a task's yaml, its functions and its data raise has no common class
         hint = f"; {OFFLINE_WAY}" if needs_hub(error) else ""
-        raise ValueError(f"--tasks {','.join(names)}: {first_line(error)}{hint}") from error
+        reasons = (error, error.__cause__)  # the second is of data that cannot be read
+        reason = "; ".join(f"{type(item).__name__}: {first_line(item)}" for item in reasons if item)
+        raise ValueError(f"--tasks {','.join(names)}: {reason}{hint}") from error
     for task in loaded["tasks"].values():  # as lm-eval's own command line does
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -115,7 +116,8 @@ def run_harness(model: Any, loaded: Any, samples: int | None) -> Scores:
     """Return each metric of the tasks, with the influence of each document where it is a mean over them."""
     from lm_eval.evaluator import evaluate
 
-    result: Any = evaluate(lm=model, task_dict=loaded, limit=samples, bootstrap_iters=0, log_samples=True)
+    with silence_libraries():  # numpy's warnings of choices without a letter, by whose length some metrics divide
+        result: Any = evaluate(lm=model, task_dict=loaded, limit=samples, bootstrap_iters=0, log_samples=True)
     scores = {}
     for task, entries in result["results"].items():
         for key, value in entries.items():

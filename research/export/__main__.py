@@ -5,15 +5,10 @@ compute what was trained is refused, with the numbers.
 """
 
 import argparse
-import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +54,13 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     with watch.raise_immediately():
         # torch comes with these: a wrong option is answered before
         from research.export import layout, verify
+        from research.files.stage import stage_output
         from research.load import load_run
         from research.run_dir import write_json
+        from research.tracking.mlflow_store import upload_report
+        from research.training.manifest import read_manifest
 
-        writer = import_module(f"research.export.{kind}")
-        if missing := [name for name in writer.MODULES if find_spec(name) is None]:
-            libraries = ", ".join(missing)
-            raise ValueError(f"--format {kind} needs {libraries}, which is not installed; run pip install -e '.[{kind}]'")
+        verify.import_format(kind, f"--format {kind}")
     # A signal ends the export until the files are moved to `output`; then it comes too late.
     with stage_output(output) as folder, watch.raise_immediately():
         source, settings = layout.build_source(load_run(run)), layout.Options(**options)
@@ -76,6 +71,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
             "options": {name: value for name, value in asdict(settings).items() if OPTION_FORMATS[name] == kind},
             "run": source.run.folder.name,
             "checkpoint": source.run.checkpoint.name,
+            "data": read_manifest(source.run.checkpoint).identity.get("data", ""),  # the start of their digest
             "model": source.architecture | {"ternary": ternary, "rest": rest},
             **({"class_names": source.run.classes} if source.run.classes else {}),
             **verify.verify_export(source, kind, settings, folder, tokens),
@@ -86,53 +82,6 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     uri = (source.run.config.get("tracker") or {}).get("uri")
     upload_report(source.run.folder, output / REPORT_FILE, f"export/{kind}", uri)
     print_report(report, output)
-
-
-@contextmanager
-def stage_output(output: Path) -> Iterator[Path]:
-    """Yield a draft folder beside `output`; after the block rename it to `output`, or delete it where the block raises.
-
-    Delete first what a killed export has left there. Raise ValueError where `output` has files, cannot be made or replaced, or
-    another export is writing to it.
-    """
-    from research.run_dir import lock, sync
-
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
-    if output.resolve() == Path.cwd() or os.path.ismount(output):
-        kind = "the current folder or a mount, which cannot be replaced"
-        raise ValueError(f"--output {output} is {kind}; give a new folder below it")
-    output = output.resolve()
-    draft = output.with_name(f".{output.name}.draft")
-    new_parents = [parent for parent in output.parents if not parent.exists()]
-    folder = draft / output.name
-    with ExitStack() as cleanup:
-        try:
-            cleanup.callback(remove_empty, new_parents)
-            cleanup.enter_context(lock(draft, f"--output {output}: another export is writing there; give another folder"))
-            # Only from here on: another export still writes to a draft that is locked.
-            cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
-            for leftover in draft.glob("[!.]*"):
-                shutil.rmtree(leftover)
-            folder.mkdir()
-        except OSError as error:
-            raise ValueError(f"--output {output} cannot be made: {error.strerror}") from error
-        yield folder
-        if output.exists():
-            shutil.copymode(output, folder)
-        for path in (*filter(Path.is_file, folder.rglob("*")), folder):
-            # some libraries make files that only their user can read
-            path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o666)
-            sync(path)
-        folder.replace(output)  # replaces an empty folder
-        sync(output.parent)
-
-
-def remove_empty(folders: list[Path]) -> None:
-    """Remove the folders that exist and are empty, the innermost first."""
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def print_report(report: dict[str, Any], output: Path) -> None:
@@ -152,20 +101,6 @@ def print_report(report: dict[str, Any], output: Path) -> None:
     print_message("\n".join(f"{name:<17} {value}" for name, value in rows.items()), sys.stdout)
     for warning in report["warnings"]:
         print_message(f"warning: {warning}")
-
-
-def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str | None) -> None:
-    """Add the report to the artifacts of the folder's own run in MLflow; print a warning where MLflow fails."""
-    from research.export.verify import describe_error
-    from research.tracking.mlflow_store import RUN_ID_FILE, choose_uri, connect_briefly, read_run_id
-
-    if not (run_folder / RUN_ID_FILE).exists():
-        return
-    try:
-        with connect_briefly(choose_uri(uri)) as client:
-            client.log_artifact(read_run_id(client, run_folder), str(file), artifact_folder)
-    except Exception as error:  # stores raise many types, and the export is complete
-        print_message(f"warning: MLflow did not accept the report ({describe_error(error)}); it is {file}")
 
 
 if __name__ == "__main__":

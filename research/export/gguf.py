@@ -17,7 +17,7 @@ from torch import Tensor
 from research.export.architectures import Architecture, choose_architecture, compute_rope_factors
 from research.export.layout import Codes, Options, Source, quantize_layer, split_weight, spread_scale, to_codes
 from research.export.nets import Net, describe_net
-from research.export.verify import PROBE, SCALE_TOLERANCE, ClientResult, run_client
+from research.export.verify import PROBE, SCALE_TOLERANCE, Client, ClientResult, run_client
 from research.export.vocabulary import add_tokenizer, compute_expected
 from research.models.hub import Hub
 
@@ -169,6 +169,11 @@ def build_probe(source: Source, tokens: Int[Tensor, "n seq"]) -> str:
     if not source.run.tokenizer:
         return PROBE
     return PROBE + source.run.tokenizer.decode(tokens.flatten()[:MAX_PROBE].tolist()).decode(errors="ignore").replace("\0", "")
+
+
+def open_client(folder: Path) -> Client:
+    """Return llama.cpp with the folder's file, in a process of its own for each call."""
+    return lambda tokens: run_client(CLIENT, folder / FILE, tokens)[0]
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:

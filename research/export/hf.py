@@ -19,18 +19,18 @@ from research.export.layout import (
     Options,
     Source,
     quantize_layer,
-    silence_libraries,
     split_weight,
     spread_scale,
     to_codes,
 )
 from research.export.nets import SPECIAL, Net, choose_special, describe_net
 from research.export.plain import pack_rows
-from research.export.tokens import encode_as_it_came, find_own_tokenizer, read_json, write_for_transformers
-from research.export.verify import MAX_DIVERGENCE, PROBE, ClientResult
+from research.export.tokens import find_own_tokenizer, write_for_transformers
+from research.export.verify import MAX_DIVERGENCE, PROBE, Client, ClientResult
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 from research.nn.quantize import EPS
-from research.run_dir import MODEL_FOLDER, expand_path, write_json
+from research.run_dir import MODEL_FOLDER, expand_path, read_json, write_json
 
 MODULES = ("transformers", "tokenizers", "accelerate")
 # What the layers that transformers' BitNet puts in the place of nn.Linear compute, and what unpacked ones do besides.
@@ -70,8 +70,7 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     write_json(folder / "generation_config.json", build_generation(source))
     if not source.run.tokenizer:
         return [*warnings, "the data is not text: no tokenizer is written; give the model input_ids"]
-    write_for_transformers(source.run, folder, source.max_seq_len)
-    return warnings
+    return [*warnings, *write_for_transformers(source.run, folder, source.max_seq_len)]
 
 
 def choose_packing(source: Source, net: Net, options: Options) -> tuple[str, list[str]]:
@@ -142,43 +141,54 @@ def build_quantization(source: Source, net: Net, packing: str) -> dict[str, Any]
 
 def save_hub(net: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write the weights as save_pretrained does. It refuses some generation configurations that it has loaded: not here."""
-    from transformers.utils import logging
-
-    came = net.generation_config
-    logging.disable_progress_bar()
+    original = net.generation_config
     try:
         with silence_libraries():
-            net.generation_config = type(came)()
+            net.generation_config = type(original)()
             net.save_pretrained(folder, state_dict=tensors)
     finally:
-        net.generation_config = came
+        net.generation_config = original
 
 
 def build_generation(source: Source) -> dict[str, Any]:
-    """Return generation_config.json: a hub model's as it came, with the special tokens that the tokenizer has."""
-    came: dict[str, Any] = {"max_length": source.max_seq_len}
+    """Return generation_config.json: a hub model's original, with the special tokens that the tokenizer has."""
+    original: dict[str, Any] = {"max_length": source.max_seq_len}
     if isinstance(source.model, Hub):
-        came = {key: source.net.config.to_dict().get(key) for key in SPECIAL} | read_generation(source)
-    return {key: value for key, value in (came | choose_special(source, came)).items() if value is not None}
+        original = {key: source.net.config.to_dict().get(key) for key in SPECIAL} | read_generation(source)
+    return {key: value for key, value in (original | choose_special(source, original)).items() if value is not None}
 
 
 def read_generation(source: Source) -> dict[str, Any]:
-    """Return the generation_config.json that came with a pretrained folder; without one what transformers takes."""
+    """Return the generation_config.json of a pretrained folder; without one what transformers takes."""
     folders = [source.run.folder / MODEL_FOLDER, *([expand_path(folder)] if (folder := source.model.folder) else [])]
     if files := [folder / "generation_config.json" for folder in folders if (folder / "generation_config.json").is_file()]:
         return read_json(files[0])
     return dict(json.loads(source.net.generation_config.to_json_string()))
 
 
+def load_model(folder: Path) -> Any:
+    """Return transformers' model of a folder."""
+    from transformers import AutoModelForCausalLM
+
+    with silence_libraries():
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+
+
+def open_client(folder: Path) -> Client:
+    """Return transformers with the folder's model, not compiled."""
+    model = load_model(folder)
+
+    def compute_logits(tokens: Tensor) -> Tensor:
+        with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+            return model(tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+    return compute_logits
+
+
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the folder with transformers as a user does, but not compiled: compiling its layers takes half a minute."""
+    model = load_model(folder)
     with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
         logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
         # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
@@ -198,14 +208,16 @@ def check_tokenizer(source: Source, model: Any, folder: Path) -> dict[str, bool]
     """Return whether the folder's tokenizer gives the tokens that it should, and a padded batch what each text gives alone."""
     from transformers import AutoTokenizer
 
-    ours, own = source.run.tokenizer, find_own_tokenizer(source.run)
+    ours = source.run.tokenizer
     assert ours
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if own:
-        checks = {"tokenizer": tokenizer.encode(PROBE) == encode_as_it_came(own, PROBE)}
-    else:
-        expected = ours.encode([PROBE.encode()])[0].tolist()
-        checks = {"tokenizer": tokenizer.encode(PROBE) == expected and tokenizer.decode(expected) == PROBE}
+    probe = PROBE if ours.is_byte_level else PROBE.replace("\u2581", "_")  # which stands for a space there
+    expected = ours.encode([probe.encode()])[0].tolist()
+    # The model's own tokenizer may put tokens around a text, and read the names of special ones in a prompt as these.
+    fits = tokenizer.encode(probe, add_special_tokens=False, split_special_tokens=True) == expected
+    if not find_own_tokenizer(source.run):
+        fits = tokenizer.encode(probe) == expected and tokenizer.decode(expected) == probe
+    checks = {"tokenizer": fits}
     texts = ["x1 y", "x"]
     lengths = [len(tokenizer.encode(text)) for text in texts]
     if lengths[1] < lengths[0] < source.max_seq_len:

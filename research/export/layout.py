@@ -1,10 +1,6 @@
 """A trained model as the exports see it: its sizes, its codes and scales, and the formats that hold it."""
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,6 +48,9 @@ FORMATS: dict[type[nn.Module], tuple[str, ...]] = {
     Vision: ("torch", "onnx"),
     MLP: ("torch", "onnx"),
 }
+# What can be done today with a model that no export holds.
+SAVE_CODE = "safetensors.torch.save_model(model, FILE)"
+IN_PYTHON = f"load it in Python, as research.load.load_run(RUN).model; {SAVE_CODE} writes its float32 weights"
 CLASSES_FORMATS = ("torch", "safetensors", "onnx")  # of a Transformer that tells classes
 
 
@@ -182,14 +181,14 @@ def build_source(run: TrainedRun) -> Source:
     model = run.model
     if type(model) not in MODELS:
         kind, known = type(model).__name__, ", ".join(name for names in MODELS.values() for name in names)
-        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {suggest(model)}")
+        raise ValueError(f"RUN has the model {kind}: exports hold model={known}; {IN_PYTHON}")
     layers = bitlinear_layers(model)
     if not isinstance(model, Hub):
         inner = dict(model.get_submodule("blocks").named_modules(prefix="blocks"))
         projections = {name: layer for name, layer in inner.items() if name.endswith("_proj") or isinstance(layer, nn.Linear)}
         for name, layer in projections.items():
             if type(layer) is not (BitLinear if layers else nn.Linear):
-                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {suggest(model)}")
+                raise ValueError(f"RUN has a layer that no export knows: {name} is a {type(layer).__name__}; {IN_PYTHON}")
     for layer in layers.values():
         if not layer.quantizer.is_ternary:
             bits = layer.quantizer.weight_bits
@@ -198,30 +197,12 @@ def build_source(run: TrainedRun) -> Source:
     return Source(run, model)
 
 
-def suggest(model: nn.Module) -> str:
-    """Return what can be done today with a model that no export holds."""
-    loaded = "load it in Python, as research.load.load_run(RUN).model"
-    return f"{loaded}; safetensors.torch.save_model(model, FILE) writes its float32 weights"
-
-
 def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "rows groups"]]:
     """Return a layer's codes and scales as in training. An axis of the scales that outputs or inputs share has length 1."""
     codes, scale = layer.quantizer.quantize_weight(layer.weight)
     group_size = layer.quantizer.granularity  # a number where groups of inputs share a scale, which is repeated in each
     scales = scale.unflatten(1, (-1, group_size))[..., 0] if isinstance(group_size, int) else scale.reshape(-1, 1)
     return codes.to(torch.int8), scales
-
-
-@contextmanager
-def silence_libraries() -> Iterator[None]:
-    """Silence warnings and logs of other libraries, such as that an optional part of theirs is not installed."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:

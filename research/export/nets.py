@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research.export.layout import Source, silence_libraries
+from research.export.layout import Source
 from research.export.tokens import find_own_tokenizer
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -51,15 +52,15 @@ def describe_hub(source: Source) -> Net:
     return Net(config | choose_special(source, config), tensors, names, frozenset(transposed), tuple(others))
 
 
-def choose_special(source: Source, came: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of special tokens: as they came where the tokenizer is the model's own, with one that pads.
+def choose_special(source: Source, original: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of special tokens: the original ones where the tokenizer is the model's own, with one that pads.
 
     Another tokenizer has its own: the end of a document, which also pads.
     """
     end = source.run.tokenizer.end if source.run.tokenizer else None
     if not find_own_tokenizer(source.run):
         return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-    kept = {key: came.get(key) for key in SPECIAL}
+    kept = {key: original.get(key) for key in SPECIAL}
     kept["eos_token_id"] = end if kept["eos_token_id"] is None else kept["eos_token_id"]
     if kept["pad_token_id"] is None:  # the same that the tokenizer has
         kept["pad_token_id"] = end

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from research.export.layout import Options, Source, silence_libraries
+from research.export.layout import Options, Source
 from research.export.plain import read_codes, trace_model
-from research.export.verify import ClientResult
+from research.export.verify import Client, ClientResult
+from research.files.silence import silence_libraries
 
 MODULES = ("onnx", "onnxscript", "onnxruntime")
 FILE, OPSET = "model.onnx", 20
@@ -59,21 +60,27 @@ def save(model: Any, folder: Path) -> None:
     onnx.save(model, folder / FILE, save_as_external_data=model.ByteSize() > MAX_PROTO_BYTES, location=f"{FILE}.data")
 
 
+def open_client(folder: Path) -> Client:
+    """Return onnxruntime with the folder's file, on the CPU."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    settings = SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3
+    session = InferenceSession(folder / FILE, settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: torch.from_numpy(session.run(["logits"], {name: inputs.numpy()})[0])
+
+
 def read(source: Source, folder: Path, tokens: Num[Tensor, "n ..."], options: Options) -> ClientResult:
     """Run the file with onnxruntime on the CPU, after onnx's own check of it."""
     import onnx
     from onnx import numpy_helper
-    from onnxruntime import InferenceSession, SessionOptions
 
     onnx.checker.check_model(folder / FILE, full_check=True)
     initializers = onnx.load(folder / FILE).graph.initializer
     tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in initializers}
-    settings = SessionOptions()
-    settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3
-    session = InferenceSession(folder / FILE, settings, providers=["CPUExecutionProvider"])
-    logits = torch.from_numpy(session.run(["logits"], {source.inputs[0]: tokens.numpy()})[0])
-    first = tokens[:1, :1] if source.reads_tokens else tokens[:1]
-    single = session.run(["logits"], {source.inputs[0]: first.numpy()})[0]
+    client = open_client(folder)
+    logits, single = client(tokens), client(tokens[:1, :1] if source.reads_tokens else tokens[:1])
     name, axes = ("one token alone", (1, 1)) if source.reads_tokens else ("one sample alone", (1,))
     checks = {name: single.shape[: len(axes)] == axes}
     return ClientResult("onnxruntime onnx", read_codes(tensors, source), logits, checks)

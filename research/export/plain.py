@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
-from research.export.layout import Codes, Source, quantize_layer, silence_libraries
+from research.export.layout import Codes, Source, quantize_layer
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 from research.nn.bitlinear import BitLinear
 

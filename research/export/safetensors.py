@@ -19,7 +19,7 @@ from torch import Tensor
 
 from research.export.layout import Options, Source
 from research.export.plain import pack_rows, read_codes
-from research.export.verify import ClientResult
+from research.export.verify import Client, ClientResult
 
 MODULES, FILE = (), "model.safetensors"
 LAYOUT = (
@@ -50,6 +50,12 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     logits = reader.compute_logits(tokens.numpy())
     codes = read_codes({name: torch.from_numpy(array) for name, array in reader.arrays.items()}, source)
     return ClientResult("safetensors numpy", codes, torch.from_numpy(logits))
+
+
+def open_client(folder: Path) -> Client:
+    """Return the reader with the folder's file."""
+    reader = open_reader(folder)
+    return lambda tokens: torch.from_numpy(reader.compute_logits(tokens.numpy()))
 
 
 def open_reader(folder: Path) -> "Reader":

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research.export.layout import Source, silence_libraries
+from research.export.layout import Source
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 
 BLOCKS = 2  # a mistake at the boundary between blocks shows up, and the run stays short

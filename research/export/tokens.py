@@ -1,14 +1,19 @@
-"""The tokenizer of a run in the form that clients read: its own files as they came, or the run's in transformers' form."""
+"""The tokenizer of a run in the form that clients read: the pretrained model's own files, or the run's in transformers' form.
+
+Prompts are cut as texts were in training. What changes texts, as a normalizer, was left out there, and is here.
+"""
 
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from research.data.spelling import OLDER_FILES, leave_out_changes
 from research.data.tokenizers import CONFIG_FILE, FILE, Folder, Library, write_tokenizer
 from research.load import TrainedRun
 from research.models.hub_folder import COMPANIONS
-from research.run_dir import MODEL_FOLDER, expand_path, write_json
+from research.run_dir import MODEL_FOLDER, expand_path, read_json, replace_text, write_json
 
 HUB_TARGET = "research.models.hub.Hub"
 
@@ -16,7 +21,7 @@ HUB_TARGET = "research.models.hub.Hub"
 def find_own_tokenizer(run: TrainedRun) -> Path | None:
     """Return the folder of the pretrained model's own tokenizer, where that is what a hub run was trained with.
 
-    The run itself keeps the part that decides tokens. Chat template and special tokens are in what came.
+    The run itself keeps the part that decides tokens. Chat template and special tokens are in the original.
     """
     config: Any = run.config
     if not isinstance(run.tokenizer, Library) or (config.get("model") or {}).get("_target_") != HUB_TARGET:
@@ -35,31 +40,55 @@ def find_own_tokenizer(run: TrainedRun) -> Path | None:
     return None
 
 
-def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> None:
-    """Write the tokenizer of a run on text, with a token that pads, on the left: generated text follows the prompt."""
+def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> list[str]:
+    """Write the tokenizer of a run on text, with a token that pads, on the left: generated text follows the prompt.
+
+    Return a warning where the model's own tokenizer changed texts that training did not.
+    """
     assert run.tokenizer
     own = find_own_tokenizer(run)
     if not own:
         write_tokenizer(run.tokenizer, folder, max_seq_len)
-        return
+        return []
     for name in COMPANIONS[1:]:
         if (own / name).is_file():
             shutil.copyfile(own / name, folder / name)
-    config = read_json(own / CONFIG_FILE)
-    end = config.get("eos_token") or read_json(own / "special_tokens_map.json").get("eos_token")
-    end = end or run.tokenizer.to_library().id_to_token(run.tokenizer.end)
-    pad = config.get("pad_token") or read_json(own / "special_tokens_map.json").get("pad_token") or end
+    config, special = read_json(own / CONFIG_FILE), read_json(own / "special_tokens_map.json")
+    end = config.get("eos_token") or special.get("eos_token") or run.tokenizer.to_library().id_to_token(run.tokenizer.end)
+    pad = config.get("pad_token") or special.get("pad_token") or end
     kept = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len} | config
+    if changes := write_as_trained(own / FILE, folder):  # a class of its own would put them in again, as would older files
+        kept = {key: value for key, value in kept.items() if key not in ("add_prefix_space", "added_tokens_decoder")}
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(folder / CONFIG_FILE, kept | {"eos_token": end, "pad_token": pad, "padding_side": "left"})
+    left_out = (
+        f"of the model's own tokenizer training left out {', '.join(changes)}; so does the one here, to cut prompts alike"
+    )
+    return [left_out] if changes else []
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a file's object; an empty one where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def write_as_trained(file: Path, folder: Path) -> list[str]:
+    """Write a tokenizer.json without what training left out of it, but special tokens around a text; return the names of that.
+
+    Write nothing where nothing was left out.
+    """
+    original = json.loads(file.read_text(encoding="utf-8"))
+    special = [token for token in original.get("added_tokens", ()) if token["special"]]  # they stand in chats, not in texts
+    ordinary = [token for token in original.get("added_tokens", ()) if not token["special"]]
+    settings, changes = leave_out_changes(original | {"added_tokens": ordinary})
+    if changes:
+        for name in OLDER_FILES:
+            (folder / name).unlink(missing_ok=True)
+        added = sorted([*special, *settings["added_tokens"]], key=lambda token: int(token["id"]))
+        settings |= {"added_tokens": added, "post_processor": original.get("post_processor")}
+        replace_text(folder / FILE, json.dumps(settings))
+    return changes
 
 
-def encode_as_it_came(own: Path, text: str) -> list[int]:
-    """Return the tokens of a text in transformers, special ones included."""
+def encode_as_exported(run: TrainedRun, text: str) -> list[int]:
+    """Return the tokens of a text by the exported tokenizer in transformers, special ones included."""
     from transformers import AutoTokenizer
 
-    return list(AutoTokenizer.from_pretrained(own, local_files_only=True).encode(text))
+    with TemporaryDirectory() as folder:
+        write_for_transformers(run, Path(folder), 1)
+        return list(AutoTokenizer.from_pretrained(folder, local_files_only=True).encode(text))

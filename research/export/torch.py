@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from research.export.layout import Options, Source, silence_libraries
+from research.export.layout import Options, Source
 from research.export.plain import read_codes, trace_model
-from research.export.verify import ClientResult, run_client
+from research.export.verify import Client, ClientResult, run_client
+from research.files.silence import silence_libraries
 
 MODULES, FILE = (), "model.pt2"
 CLIENT = """
@@ -34,6 +35,13 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     torch.export.save(trace_model(source), buffer)
     (folder / FILE).write_bytes(buffer.getbuffer())
     return []
+
+
+def open_client(folder: Path) -> Client:
+    """Return the folder's program, in this process."""
+    with silence_libraries():
+        program = torch.export.load(folder / FILE).module()
+    return lambda inputs: program(inputs)
 
 
 def read(source: Source, folder: Path, tokens: Num[Tensor, "n ..."], options: Options) -> ClientResult:

@@ -7,6 +7,7 @@ that has learnt little hides mistakes. docs/exports.md says what the bounds mean
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -22,13 +23,15 @@ from torch import Tensor
 
 from research.cli import first_line, run_process
 from research.data.spec import spread_evenly
-from research.export.layout import Codes, Options, Source, suggest
+from research.export.layout import IN_PYTHON, Codes, Options, Source
 from research.export.stand_in import build_stand_in
 from research.losses import IGNORE
+from research.rules import check_extra, enforce
 from research.training.manifest import hash_file
 
 Logits = Float[Tensor, "n *positions classes"]  # of images that have a class for each pixel: "n classes height width"
 Inputs = Num[Tensor, "n ..."]  # tokens, images or vectors
+Client = Callable[[Tensor], Tensor]  # a batch of inputs to logits, by the program that a format is for
 MAX_DIVERGENCE, MAX_PERPLEXITY_SHIFT = 1e-3, 0.005  # nats a position; share of the reference's perplexity
 # At the bound of the divergence, perplexities of fewer targets differ by more than 0.15 % by chance.
 MIN_TARGETS = 1000
@@ -59,6 +62,13 @@ class ClientResult:
     logits: Logits
     extra_checks: dict[str, bool] = field(default_factory=dict)  # name of a further check -> whether it holds
     scale_tolerance: float = SCALE_TOLERANCE  # of a format that stores some scales in half precision
+
+
+def import_format(kind: str, setting: str) -> Any:
+    """Return the module of a format: its `write`, `read` and `open_client`. Raise ValueError where a library is missing."""
+    module = import_module(f"research.export.{kind}")
+    enforce(*(check_extra(setting, name, kind) for name in module.MODULES))
+    return module
 
 
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
@@ -100,16 +110,13 @@ def write_and_run(source: Source, kind: str, options: Options, folder: Path, tok
     except ValueError:
         raise
     except Exception as error:  # libraries raise different types for a full disk
-        raise ValueError(f"nothing is written: --format {kind} failed: {describe_error(error)}") from error
+        raise ValueError(f"nothing is written: --format {kind} failed: {type(error).__name__}: {first_line(error)}") from error
     try:
         return warnings, writer.read(source, folder, tokens, options)
     except Exception as error:  # clients raise any type
-        raise ValueError(f"refused, nothing is written: the client of {kind} cannot run it: {describe_error(error)}") from error
-
-
-def describe_error(error: Exception) -> str:
-    """Return the type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(
+            f"refused, nothing is written: the client of {kind} cannot run it: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n *seq"]]:
@@ -122,7 +129,7 @@ def select_held_out(source: Source, tokens: int) -> tuple[Inputs, Int[Tensor, "n
     count = min(len(split), max(1, min(-(-tokens // seq_len), MAX_LOGITS // (seq_len * source.outputs))))
     inputs, targets = split[spread_evenly(count, len(split))]
     if targets.is_floating_point():
-        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {suggest(source.model)}")
+        raise ValueError(f"RUN predicts numbers, and the check of exports compares classes; {IN_PYTHON}")
     return inputs.to(source.inputs[1].dtype), targets
 
 

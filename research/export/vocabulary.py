@@ -6,8 +6,9 @@ from typing import Any
 from research.data.tokenizers import CONFIG_FILE, Tokenizer
 from research.export.layout import Source
 from research.export.nets import choose_special
-from research.export.tokens import encode_as_it_came, find_own_tokenizer, read_json
+from research.export.tokens import encode_as_exported, find_own_tokenizer
 from research.models.hub import Hub
+from research.run_dir import read_json
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,22 +94,22 @@ def add_special(writer: Any, source: Source, tokenizer: Tokenizer) -> None:
 
 def find_surroundings(source: Source) -> tuple[list[int], list[int]]:
     """Return the tokens before and after each text. Raise ValueError where llama.cpp would put others there."""
-    if not (own := find_own_tokenizer(source.run)):
+    if not find_own_tokenizer(source.run):
         return [], []
     assert source.run.tokenizer
     text = source.run.tokenizer.encode([b"x"])[0].tolist()
-    came = encode_as_it_came(own, "x")
-    start = next((index for index in range(len(came)) if came[index : index + len(text)] == text), -1)
-    before, after = came[:start], came[start + len(text) :]
+    tokens = encode_as_exported(source.run, "x")
+    start = next((index for index in range(len(tokens)) if tokens[index : index + len(text)] == text), -1)
+    before, after = tokens[:start], tokens[start + len(text) :]
     config = source.net.config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if start < 0 or before not in ([], [config.bos_token_id]) or (after and after not in [[end] for end in ends[:1]]):
-        raise ValueError(f"{source.run.tokenizer.name} makes {came} of 'x', which llama.cpp's does not; use --format hf")
+        raise ValueError(f"{source.run.tokenizer.name} makes {tokens} of 'x', which llama.cpp's does not; use --format hf")
     return before, after
 
 
 def read_chat_template(source: Source) -> str:
-    """Return the template of a chat that came with the tokenizer; nothing where there is none."""
+    """Return the template of a chat of the original tokenizer; nothing where there is none."""
     own = find_own_tokenizer(source.run)
     assert own
     if (file := own / "chat_template.jinja").is_file():

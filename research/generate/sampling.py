@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+MIN_TEMPERATURE = 1e-3  # below it logits would overflow
+
 
 @dataclass
 class Sampler:
@@ -23,8 +25,9 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature == 0 or 1e-3 <= self.temperature < math.inf):
-            raise ValueError(f"--temperature {self.temperature:g}: give 0 for the likeliest token, or 0.001 and more")
+        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):
+            fix = f"give 0 for the likeliest token, or {MIN_TEMPERATURE} and more"
+            raise ValueError(f"--temperature {self.temperature:g}: {fix}")
         if self.top_k < 0:
             raise ValueError(f"--top-k {self.top_k}: give 0 for all tokens, or how many to draw from")
         if not 0 < self.top_p <= 1:

@@ -36,7 +36,7 @@ def merge(run: str, output: Path, base: str | None, num_samples: int, watch: sig
     check_run(run)
     with watch.raise_immediately():
         # torch comes with these: a wrong option is answered before
-        from research.export.__main__ import stage_output
+        from research.files.stage import stage_output
         from research.merge.plain import build_plain, check_plain, write_plain
 
     with stage_output(output) as folder, watch.raise_immediately():

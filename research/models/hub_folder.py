@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ COMPANIONS = (  # files of a folder beside the model that are not its weights
 )  # fmt: skip
 SAVED = "give a local folder that save_pretrained wrote"
 AGAIN = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")  # names of one field
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # names of one field
 
 
 def read_hub_config(folder: str, load_weights: bool = True) -> dict[str, Any]:
@@ -96,9 +97,14 @@ def check_weight_files(folder: str, path: Path) -> None:
         raise ValueError(f"model.folder={folder} lacks {', '.join(missing[:3])} of its {len(files)} files\ncopy them there")
 
 
+def read_length(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model has, from its config.json; None where it does not say."""
+    return next((size for name in LENGTHS if type(size := config.get(name)) is int), None)
+
+
 def check_seq_len(folder: str, config: dict[str, Any], seq_len: int) -> None:
     """Raise ValueError for data whose texts are longer than a model has positions."""
-    sizes = [size for name in LENGTHS if type(size := config.get(name)) is int]
-    if sizes and sizes[0] < seq_len:
-        message = f"model.folder={folder} has {sizes[0]} positions, the data has {seq_len} tokens a text"
-        raise ValueError(f"{message}\ngive data.seq_len={sizes[0]} or fewer, or another model")
+    length = read_length(config)
+    if length is not None and length < seq_len:
+        message = f"model.folder={folder} has {length} positions, the data has {seq_len} tokens a text"
+        raise ValueError(f"{message}\ngive data.seq_len={length} or fewer, or another model")

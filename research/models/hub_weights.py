@@ -1,9 +1,6 @@
 """The weights of a pretrained folder: all of them read, in float32, with ternary ones unpacked to masters."""
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from research.cli import first_line
+from research.files.silence import silence_libraries
 from research.files.weights import list_weight_files
 from research.models.hub_folder import AGAIN, SAVED, read_hub_config
 from research.nn.bitlinear import BitLinear
@@ -35,7 +33,7 @@ def load_folder(folder: str, load_weights: bool = True) -> tuple[nn.Module, Scal
 
     path, options = expand_path(folder), dict[str, Any](local_files_only=True, trust_remote_code=False)
     try:
-        with silence_transformers():
+        with silence_libraries():
             config = AutoConfig.from_pretrained(path, **options)
             if quantization := settings.get("quantization_config"):
                 del config.quantization_config
@@ -69,23 +67,6 @@ def list_full_precision(net: nn.Module, quantization: Mapping[str, Any] | None, 
     names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     kept = quantization.get("modules_to_not_convert")
     return [name for name in names if (name not in scales if scales else not should_convert_module(name, kept))]
-
-
-@contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Silence the bars and the reports of transformers: what is wrong is said by us."""
-    from transformers.utils import logging as hf_logging
-
-    before, has_bars = logging.root.manager.disable, hf_logging.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
-        if has_bars:
-            hf_logging.enable_progress_bar()
 
 
 def explain(error: Exception, settings: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""By what a trained run is judged: the data, the loss and the metrics that the words of an evaluation choose."""
+"""By what a trained run is judged: the data, the loss and the metrics that the overrides of an evaluation choose."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -24,45 +24,40 @@ from research.preflight.words import Repair, join_mistakes, repair
 from research.rules import Conflict
 
 NODES = ("data", "loss", "metrics")  # what an evaluation builds, besides the model
-WORDS = (*NODES, "tokenizer")  # what its words may set
+ROOTS = (*NODES, "tokenizer")  # what its overrides may set
 FOLDER = "research.data.tokenizers.Folder"
 ALL_BYTES = 1 << 40  # of text: more than there is
 
 
-class Task(NamedTuple):
+class EvaluationTask(NamedTuple):
     """What a model is judged by, as plain nodes to build."""
 
     data: dict[str, Any]
     loss: dict[str, Any]
     metrics: dict[str, Any]
-    is_own: bool  # of the run, with no word that changes the data
-
-    @property
-    def nodes(self) -> tuple[dict[str, Any], ...]:
-        """Return the three nodes."""
-        return self.data, self.loss, self.metrics
+    is_own: bool  # of the run, with no override that changes the data
 
 
 def compose_task(
-    words: Sequence[str],
+    overrides: Sequence[str],
     recorded: dict[str, Any],
     tokenizer: dict[str, Any] | None,
     seq_len: int | None,
     split: str | None,
     folders: Sequence[Path] = (),
-) -> Task:
-    """Return the task of some words over the recorded configuration of a run; empty where a model has none.
+) -> EvaluationTask:
+    """Return the task of some overrides over the recorded configuration of a run; empty where a model has none.
 
     `tokenizer` is the node of the model's own, which takes the place of that of the data; `seq_len` counts where data are
     chosen and it is not typed. Where no split is named and the data are not the run's own, all of them are read.
     Raise ValueError with every mistake.
     """
     set_folders(list(folders))
-    items = list(repair([expand_argument(word) for word in words]))
+    items = list(repair([expand_argument(override) for override in overrides]))
     line = CommandLine(tuple(filter(None, (item.word if isinstance(item, Repair) else item for item in items))), False)
     repairs = [item for item in items if isinstance(item, Repair)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        read = partial(read_words, recorded=recorded, has_tokenizer=tokenizer is not None)
+        read = partial(read_overrides, recorded=recorded, has_tokenizer=tokenizer is not None)
         requested, mistakes = read(line)
         mistakes = [*(item.describe() for item in repairs if not item.word), *mistakes]
         judge: Callable[..., list[str]] = lambda line, known: read(line)[1]  # noqa: E731
@@ -79,7 +74,7 @@ def build_task(
     tokenizer: dict[str, Any] | None,
     seq_len: int | None,
     split: str | None,
-) -> Task:
+) -> EvaluationTask:
     """Return the nodes of what was requested, resolved. Raise ValueError for a split that the data cannot have."""
     typed = requested.typed_overrides
     is_own = bool(recorded) and not any(key.split(".")[0] in ("data", "tokenizer") for key in typed)
@@ -95,7 +90,7 @@ def build_task(
     if not is_own and split in (None, "all"):  # of text all that is held back is read, and both parts are long enough
         read_all = {"val_bytes": ALL_BYTES, "val_fraction": 0.5, "test_fraction": 0.0} if "val_bytes" in data else {}
         data |= {key: value for key, value in read_all.items() if f"data.{key}" not in typed}
-    return Task(data, loss, metrics, is_own)
+    return EvaluationTask(data, loss, metrics, is_own)
 
 
 def to_plain(config: Any, key: str) -> dict[str, Any]:
@@ -105,11 +100,13 @@ def to_plain(config: Any, key: str) -> dict[str, Any]:
     return dict(plain) if isinstance(plain, dict) else {}
 
 
-def read_words(line: CommandLine, recorded: dict[str, Any], has_tokenizer: bool) -> tuple[RequestedConfig | None, list[str]]:
-    """Return what the words of a command line request over a recorded configuration, and their mistakes."""
+def read_overrides(
+    line: CommandLine, recorded: dict[str, Any], has_tokenizer: bool
+) -> tuple[RequestedConfig | None, list[str]]:
+    """Return what the overrides of a command line request over a recorded configuration, and their mistakes."""
     overrides, mistakes = parse(list(line.words))
     for override in list(overrides):
-        if mistake := check_word(override, bool(recorded), has_tokenizer):
+        if mistake := check_override(override, has_tokenizer):
             mistakes.append(mistake)
             overrides.remove(override)
     try:
@@ -140,7 +137,7 @@ def check_nodes(requested: RequestedConfig, has_tokenizer: bool) -> None:
             requested.check_node(key, node)
     for find_conflicts in (find_kind_conflicts, find_loss_conflicts, find_metrics_conflicts, find_number_conflicts):
         for conflict in filter(None, find_conflicts(requested)):
-            if {key.split(".")[0] for key in conflict.keys} <= set(WORDS):
+            if {key.split(".")[0] for key in conflict.keys} <= set(ROOTS):
                 requested.add_conflict(conflict.keys, conflict.message, conflict.fix)
 
 
@@ -149,7 +146,7 @@ def find_metrics_conflicts(requested: RequestedConfig) -> Iterator[Conflict | No
     yield check_metrics(requested)
 
 
-def check_word(override: Override, has_data: bool, has_tokenizer: bool) -> str:
+def check_override(override: Override, has_tokenizer: bool) -> str:
     """Return the mistake of one override: of those of train.py, and of what nothing reads here; empty for none."""
     if mistake := check_values(override) or check_option_files(override):
         return mistake
@@ -165,9 +162,9 @@ def check_word(override: Override, has_data: bool, has_tokenizer: bool) -> str:
         return format_mistake(line, "the precision is an option here", f"give --precision {line.partition('=')[2]}")
     if root == "batch_size" or key == "trainer.batch_size":
         return format_mistake(line, "the size of a batch is an option here", f"give --batch-size {line.partition('=')[2]}")
-    known = root in list_groups() or root in WORDS or f"\n{root}:" in (CONF / "config.yaml").read_text(encoding="utf-8")
-    if known and root not in WORDS:
-        return format_mistake(line, f"an evaluation takes {', '.join(WORDS)}; it does not read {root}", "leave it out")
+    known = root in list_groups() or root in ROOTS or f"\n{root}:" in (CONF / "config.yaml").read_text(encoding="utf-8")
+    if known and root not in ROOTS:
+        return format_mistake(line, f"an evaluation takes {', '.join(ROOTS)}; it does not read {root}", "leave it out")
     return ""
 
 

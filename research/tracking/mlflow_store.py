@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from research.cli import redact, wait_for
+from research.cli import first_line, print_message, redact, wait_for
 from research.run_dir import RUN_ID_PATTERN, is_locked, read_summary, read_text
 from research.tracking.fields import MAX_TAG_LENGTH, PARENT_TAG, SOURCE_TAG
 from research.tracking.jsonl import FINISHED, KILLED
@@ -251,3 +251,14 @@ def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
+
+
+def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str | None) -> None:
+    """Add the report to the artifacts of the folder's own run in MLflow; print a warning where MLflow fails."""
+    if not (run_folder / RUN_ID_FILE).exists():
+        return
+    try:
+        with connect_briefly(choose_uri(uri)) as client:
+            client.log_artifact(read_run_id(client, run_folder), str(file), artifact_folder)
+    except Exception as error:  # stores raise many types, and the export is complete
+        print_message(f"warning: MLflow did not accept the report ({type(error).__name__}: {first_line(error)}); it is {file}")

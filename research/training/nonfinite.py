@@ -14,7 +14,7 @@ from research.optim.schedules import get_lr
 from research.ranges import PositiveInt, check_fields
 from research.run_dir import list_checkpoints
 from research.training import distributed, snapshot
-from research.training.state import State
+from research.training.state import RunObjective, State
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ class Guard:
             replay(first)
             self.location = find_nonfinite_gradient(state.model)
             state.optimizer.zero_grad()
+            if isinstance(state.objective, RunObjective):
+                state.objective.drop_step()
         for callback in state.callbacks:
             callback.flush()  # a checkpoint may still be on its way
         steps = list_checkpoints(state.info.folder) if state.info.folder else {}

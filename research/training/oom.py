@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from research.training import distributed
-from research.training.state import State
+from research.training.state import RunObjective, State
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ def halve_micro_batch(state: State, message: str) -> None:
     progress.oom_halvings += 1
     log.warning("out of memory at step %d: micro-batches of %d samples from here on", step, -(-micro_batch // 2))
     state.optimizer.zero_grad()
+    if isinstance(state.objective, RunObjective):
+        state.objective.drop_step()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -142,6 +142,8 @@ class State:
 
     def advance(self) -> None:
         """Count one more step."""
+        if isinstance(self.objective, RunObjective):
+            self.objective.count_step()
         self.progress.step += 1
         self.progress.samples += self.info.batch_size
         self.progress.eval_pending = True
@@ -198,6 +200,12 @@ class RunObjective(ABC):
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return one number a target."""
+
+    def count_step(self) -> None:  # noqa: B027
+        """Take in the step that was done. All processes call it."""
+
+    def drop_step(self) -> None:  # noqa: B027
+        """Forget what was computed of the step under way: it is computed again."""
 
     def collect_metrics(self) -> dict[str, float]:
         """Return numbers for the log since the last log point. All processes call it, where the host waits anyway."""

@@ -69,6 +69,7 @@ def test_the_loss_is_the_mix_of_both_terms(teachers: Path, teacher: str) -> None
     term = 4 * (p * (p / q).log()).sum(-1)
     expected = 0.75 * torch.nn.functional.cross_entropy(student, y, reduction="none") + 0.25 * term
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-5)
+    state.objective.count_step()
     assert state.objective.collect_metrics()["train/teacher_kl"] == pytest.approx(float(term.detach().mean()), rel=1e-4)
     net = state.objective.net
     assert net is not None
@@ -115,6 +116,7 @@ def test_hidden_outputs_are_compared_by_direction(teachers: Path) -> None:
     state.model.load_state_dict(load_run(str(teachers / "full")).model.state_dict())
     plain = Supervised(last_token)(state.model, x, y)
     torch.testing.assert_close(objective(state.model, x, y), plain, rtol=1e-4, atol=1e-4)
+    objective.count_step()
     assert [*objective.collect_metrics()] == ["train/teacher_hidden"]
     assert not any(module._forward_hooks for module in state.model.modules())
 
@@ -166,6 +168,7 @@ def test_a_pretrained_folder_teaches(tmp_path: Path) -> None:
     x, y = DATA.train[torch.arange(4)]
     losses, aim = objective(state.model, x, y), objective.net(x)[:, -1, :13].double()
     assert objective.net(x).shape[-1] == 16
+    objective.count_step()
     apart = objective.collect_metrics()
     term = (aim.softmax(-1) * (aim.log_softmax(-1) - state.model(x)[:, -1].double().log_softmax(-1))).sum(-1)
     assert apart["train/teacher_kl"] == pytest.approx(float(term.detach().mean()), rel=1e-4)
@@ -196,9 +199,23 @@ def test_a_store_is_what_the_teacher_says(teachers: Path, tmp_path: Path) -> Non
     order = torch.tensor([2, 0, 1])
     assert torch.equal(read.objective(read.model, x[order], y[order]), first[order])
     with pytest.raises(
-        ValueError, match=r"lacks a sample of this run, and objective\.stored=true\ngive objective\.stored=false"
+        ValueError, match=r"lacks a sample of this run in float32, and objective\.stored=true\ngive objective\.stored=false"
     ):
         read.objective(read.model, *DATA.train[torch.tensor([7])])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="lacks a sample of this run in bfloat16"):
+        read.objective(read.model, x, y)
+    with torch.autocast("cpu", torch.bfloat16):  # what the teacher computes in another precision is another answer
+        kept.objective(kept.model, x, y)
+        rounded = read_store(read, tmp_path / "s").objective(read.model, x, y)
+    assert not torch.equal(rounded.float(), first)
+    assert torch.equal(read_store(read, tmp_path / "s").objective(read.model, x, y), first)
+
+
+def read_store(state: State, folder: Path) -> State:
+    """Let a run read a store again; return the run."""
+    assert isinstance(state.objective, Distill)
+    state.objective.answers = Store(folder, describe_answers(state.objective.digest, DATA, 4), is_complete=True)
+    return state
 
 
 def test_a_damaged_sample_is_computed_again(teachers: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,6 +288,51 @@ def test_a_dense_checkpoint_is_trained_on_with_ternary_weights(teachers: Path) -
     dense, ternary = (load_run(str(path)).model.state_dict() for path in (teachers / "full", run))
     assert {*dense} == {*ternary}
     assert all(torch.allclose(dense[name], ternary[name]) for name in dense)
+
+
+def test_a_step_that_is_computed_again_counts_once(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After memory ran out behind the first micro-batch, and where the guard looks at a step once more."""
+    plain = fit(Distill(last_token, str(teachers / "full")), steps=1).progress.metrics
+    state = make_state(Distill(last_token, str(teachers / "full")), steps=1)
+    trainer = Trainer(steps=1, batch_size=8, eval_every=1, log_every=1, device="cpu")
+    objective, calls = state.objective, list[int]()
+
+    def fail_once(losses: torch.Tensor, y: torch.Tensor) -> None:
+        calls.append(len(y))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("research.training.trainer.check_losses", fail_once)
+    trainer.fit(state)
+    assert calls[:3] == [8, 4, 4]
+    # Dropout differs between micro-batches: the sums of a step that counted twice would be those of 16 samples.
+    assert state.progress.metrics["train/teacher_kl"] == pytest.approx(plain["train/teacher_kl"], rel=0.2)
+    assert isinstance(objective, Distill)
+    objective(state.model, *DATA.train[torch.arange(3)])
+    objective.drop_step()
+    objective.count_step()
+    assert objective.collect_metrics() == {}
+    objective(state.model, *DATA.train[torch.arange(3)])
+    objective.step_sums[0] = torch.nan  # of an update that is left out
+    objective.count_step()
+    assert objective.collect_metrics() == {}
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_a_log_point(teachers: Path, tmp_path: Path) -> None:
+    """A checkpoint holds the sums of all processes, not of the first alone."""
+    words = [*SMALL, "eval_every=6", "trainer.log_every=3", "callbacks.checkpoint.every=4", "steps=6", "trainer=ddp"]
+    words += ["model=bitnet", "objective=distill", f"objective.teacher={teachers / 'full'}"]
+    (run := tmp_path / "run").mkdir()
+    whole = list[dict[str, Any]]()
+    for where in (f"hydra.run.dir={run}", f"resume={run}"):
+        for done in run_ranks([str(ROOT / "train.py"), *words, where], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"}):
+            assert done.returncode == 0, done.stdout + done.stderr
+        whole.append(read_metrics(run)[-1])
+        shutil.rmtree(run / "checkpoints" / "step-00000006")  # as if it was killed between a checkpoint and its log point
+        (run / "summary.json").unlink()
+    assert whole[0]["step"] == whole[1]["step"] == 6
+    assert whole[0]["train/teacher_kl"] == whole[1]["train/teacher_kl"]
 
 
 @pytest.mark.slow

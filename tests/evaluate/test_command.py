@@ -13,9 +13,9 @@ import torch
 from program import ROOT, TINY, make_environment, train
 
 from research.data.tokenizers import BPE
-from research.evaluate.compare import build_bench
+from research.evaluate.compare import build_task_data
 from research.evaluate.plan import plan_tasks
-from research.evaluate.subjects import find_subjects
+from research.evaluate.refs import find_models
 from research.export.__main__ import main as export
 from research.load import load_run
 
@@ -97,10 +97,22 @@ def test_differences_are_paired_and_narrower(sweep: Path, judge: Judge) -> None:
 
 def test_training_samples_are_no_pair_of_validation_samples(sweep: Path) -> None:
     """Of trainer.overfit=N the first N training samples are judged, as in training."""
-    (task,) = plan_tasks(find_subjects([str(sweep / "0")]), [], None, [])
-    plain, again, overfit = (build_bench(task, "val", count, 4) for count in (0, 0, 16))
+    (task,) = plan_tasks(find_models([str(sweep / "0")]), [], None, [])
+    plain, again, overfit = (build_task_data(task, "val", count, 4) for count in (0, 0, 16))
     assert len(plain.split) == len(overfit.split)
     assert plain.key == again.key != overfit.key
+
+
+def test_bits_per_byte_are_compared_on_the_same_text_alone(sweep: Path, judge: Judge) -> None:
+    """However it is cut into tokens; but the first N samples of other lengths are other texts, as is another split."""
+    (task,) = plan_tasks(find_models([str(sweep / "0")]), [], None, [])
+    cut = task._replace(data=task.data | {"seq_len": 16})
+    whole, other = build_task_data(task, "val", 0, None), build_task_data(cut, "val", 0, None)
+    assert whole.key != other.key
+    assert whole.is_same_text(other)
+    different = [(cut, "val", 0, 4), (cut, "val", 8, None), (cut, "test", 0, None)]
+    different.append((cut._replace(data=cut.data | {"val_bytes": 2048}), "val", 0, None))
+    assert not any(whole.is_same_text(build_task_data(*arguments)) for arguments in different)
 
 
 def test_an_export_of_one_of_two_runs_of_a_name_is_refused(sweep: Path, tmp_path: Path, evaluate: Evaluate) -> None:
@@ -156,6 +168,7 @@ def test_an_export_is_judged_by_its_client(kind: str, sweep: Path, tmp_path: Pat
     assert (code, "is not what was exported and checked" in err) == (2, True)
     code, _, err = evaluate(tmp_path / kind)
     assert (code, "name the run that it is of before it" in err) == (2, True)
+    assert json.loads((tmp_path / kind / "export.json").read_text())["data"]
 
 
 def test_a_folder_of_transformers_has_its_own_tokenizer(sweep: Path, tmp_path: Path, judge: Judge, evaluate: Evaluate) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from program import ROOT
 
+from research.data.tokenizers import BPE
 from research.load import load_run
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -92,6 +93,76 @@ def test_generation_ends_before_a_stop_and_leaves_room(model: Any) -> None:
     assert drawn[0] == drawn[1]  # from a fixed seed
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation", "before", "after"),
+    [
+        ("", "", [0], []),
+        ("a", "", [97], []),
+        ("  ", "x", [0], [32, 32, 120]),  # spaces at its end are the continuation's, and nothing is left
+        ("a ", "", [97], [32]),
+        ("", "\0", [0], [0]),
+        ("\ud83d", "\ude00", [63], [63]),  # halves of a character, as broken JSON has them
+        ("é", "漢", [*"é".encode()], [*"漢".encode()]),
+    ],
+)
+def test_odd_pairs_have_tokens(context: str, continuation: str, before: list[int], after: list[int], model: Any) -> None:
+    assert model._encode_pair(context, continuation) == (before, after)
+    ((total, is_greedy),) = model.loglikelihood([ask(context, continuation)])
+    if after:
+        assert (total, is_greedy) == model._loglikelihood_tokens([(None, before, after)])[0]
+        assert total < 0
+    else:
+        assert (total, is_greedy) == (0.0, True)
+    assert model.loglikelihood([]) == []
+
+
+def test_a_continuation_that_a_token_of_the_context_takes_in_is_judged(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bpe = BPE(300)
+    bpe.train([b"there the then " * 50])
+    monkeypatch.setattr(model, "text_tokenizer", bpe)
+    assert len(bpe.encode([b"the"])[0]) == 1
+    assert model._encode_pair("t", "he") == (model.tok_encode("t"), model.tok_encode("he"))
+
+
+@pytest.mark.parametrize(
+    ("context", "settings", "at_most"),
+    [
+        ("x", {"max_gen_toks": 0}, 0),
+        ("x", {"max_tokens": 3}, 3),
+        ("x", {"until": None, "max_gen_toks": 3}, 3),
+        ("x", {"until": "", "max_gen_toks": 3}, 3),
+        ("x", {"until": ["é", "\ud83d"], "max_gen_toks": 3}, 3),
+        ("", {"max_gen_toks": 3}, 3),
+        ("\ud83d", {"max_gen_toks": 3}, 3),
+        ("x" * 100, {"max_gen_toks": 40}, 40),  # more than the model has positions
+        ("x", {"do_sample": True, "max_gen_toks": 3}, 3),
+        ("x", {"do_sample": True, "temperature": 1e-9, "top_k": 0, "top_p": None, "max_gen_toks": 3}, 3),
+    ],
+)
+def test_odd_settings_of_generation(context: str, settings: dict[str, Any], at_most: int, model: Any) -> None:
+    (text,) = model.generate_until([ask(context, settings)])
+    assert len(text) <= at_most
+    assert bool(text) == bool(at_most)
+
+
+def test_a_long_answer_leaves_half_of_the_model_to_the_context(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = list[int]()
+    compute_logits = model.compute_logits
+
+    def compute(tokens: torch.Tensor) -> torch.Tensor:
+        lengths.append(tokens.shape[1])
+        return compute_logits(tokens)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(model, "compute_logits", compute)
+    model.generate_until([ask("x" * 100, {"max_gen_toks": 64})])
+    assert (lengths[0], max(lengths)) == (16, 32)
+
+
+def test_repeated_requests_are_drawn_anew(model: Any) -> None:
+    texts = model.generate_until([ask("x", {"do_sample": True, "temperature": 2.0, "max_gen_toks": 8})] * 2)
+    assert texts[0] != texts[1]
+
+
 def test_a_continuation_beyond_the_model_is_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="40 tokens, the model was trained on 32"):
         model.loglikelihood([ask("x", "y" * 40)])
@@ -111,6 +182,9 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(f"task: my_{name}\n{common % (folder / f'{name}.jsonl')}{rest}")
     away = (folder / "texts.yaml").read_text().replace("my_texts", "away").replace("dataset_path: json", "dataset_path: no/one")
     (folder / "away.yaml").write_text(away)
+    (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    broken = (folder / "texts.yaml").read_text().replace("my_texts", "broken").replace("texts.jsonl", "broken.jsonl")
+    (folder / "broken.yaml").write_text(broken)
 
 
 @pytest.fixture
@@ -154,6 +228,7 @@ def test_tasks_over_local_files(sweep: Path, tmp_path: Path, evaluate: Evaluate,
         ),
         (["--tasks", "texts.jsonl"], "--tasks texts.jsonl: a task is a yaml file"),
         (["--tasks", "away.yaml"], "a yaml with dataset_path: json"),
+        (["--tasks", "broken.yaml"], "JSON parse error"),
     ],
 )
 def test_tasks_that_cannot_be_run_get_one_answer(
@@ -167,6 +242,6 @@ def test_tasks_that_cannot_be_run_get_one_answer(
 
 
 def test_without_lm_eval_its_extra_is_named(sweep: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("research.evaluate.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("research.rules.find_spec", lambda name: None)
     code, _, err = evaluate(sweep / "0", "--tasks", ROOT / "README.md")
-    assert (code, err) == (2, "error: --tasks needs lm-eval: pip install -e '.[lm-eval]'\n")
+    assert (code, err) == (2, "error: --tasks needs lm_eval, which is not installed\npip install -e '.[lm-eval]'\n")

@@ -11,7 +11,7 @@ from research.data.bins import Windows
 from research.data.spec import Split, Tokens
 from research.evaluate.intervals import draw_groups, estimate, measure_jackknife, measure_ratio, number_parts
 from research.evaluate.measure import measure
-from research.evaluate.samples import Joined, find_documents, group_samples
+from research.evaluate.samples import JoinedSplits, find_documents, group_samples
 from research.losses import next_token
 from research.metrics import Perplexity, RowMetric, confidence_interval
 
@@ -96,7 +96,7 @@ def test_windows_of_a_long_text_are_grouped_in_blocks() -> None:
     chosen = Windows(stream.inputs, stream.targets, None, documents)
     known, unit = group_samples(chosen, Tokens(32, 5, 0))
     assert (unit, known.tolist()) == ("document", documents.tolist())
-    joined, unit = group_samples(Joined([chosen, chosen.take(20)]), Tokens(32, 5, 0))
+    joined, unit = group_samples(JoinedSplits([chosen, chosen.take(20)]), Tokens(32, 5, 0))
     assert (unit, int(joined.max())) == ("document", 21)
 
 

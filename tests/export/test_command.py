@@ -19,6 +19,7 @@ from program import ROOT, Fork, make_environment, run_ranks
 from program import run as run_program
 from safetensors.torch import load_file
 
+from research.export.__main__ import main
 from research.run_dir import lock
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.training import checkpoint
@@ -40,9 +41,10 @@ def test_arguments_are_checked_first(run: Path, tmp_path: Path, capsys: pytest.C
 def test_a_missing_extra_is_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("research.export.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("research.rules.find_spec", lambda name: None)
     for kind in ("hf", "gguf", "onnx"):
-        assert f"pip install -e '.[{kind}]'" in get_error(capsys, run, "--format", kind, "--output", tmp_path / "a")
+        assert main([str(run), "--format", kind, "--output", str(tmp_path / "a")]) == 2
+        assert f"which is not installed\npip install -e '.[{kind}]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

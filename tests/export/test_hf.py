@@ -11,6 +11,7 @@ from program import ROOT
 
 from research.data.tokenizers import BPE
 from research.export import hf, layout, verify
+from research.files.silence import silence_libraries
 from research.nn.bitlinear import BitLinear
 from research.nn.quantize import TERNARY
 
@@ -50,7 +51,7 @@ def test_the_tokenizer_is_utf8(run: Path, tmp_path: Path) -> None:
 
 def test_both_conventions_of_the_scale_give_the_same_layer() -> None:
     """BitLinear of transformers divides by weight_scale, AutoBitLinear multiplies by it."""
-    with layout.silence_libraries():  # transformers warns of optional parts that are not installed
+    with silence_libraries():  # transformers warns of optional parts that are not installed
         from transformers.integrations.bitnet import AutoBitLinear
         from transformers.integrations.bitnet import BitLinear as Divides
 

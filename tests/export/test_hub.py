@@ -14,12 +14,14 @@ from exporting import CHAT, make_hub_source, needs_llama, run_documented_code, w
 from program import ROOT, train
 from torch import nn
 
-from research.export import architectures, gguf, hf, layout, verify, vocabulary
+from research.export import architectures, gguf, hf, layout, tokens, verify, vocabulary
 from research.export.__main__ import main
+from research.files.silence import silence_libraries
 from research.models.hub import Hub
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_transformers_runs_it_in_all_types_and_saves_it_again(folders: dict[str,
     source = make_hub_source(folders["qwen2"], BitLinear if packing else nn.Linear)
     report = export(source, "hf", tmp_path / "a", **({"packing": packing} if packing else {}))
     tokens = source.run.data.val[torch.arange(3)][0]
-    with layout.silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
         expected = source.model(tokens).log_softmax(-1)
         types = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
         for dtype, bound in types.items() if packing != "autobitlinear" else ():
@@ -73,7 +75,7 @@ def test_padded_batches_give_each_texts_own_continuation(
     source = make_hub_source(folders[kind], linear)
     report = export(source, "hf", tmp_path / "a")
     assert report["checks"]["batch"]["value"]
-    with layout.silence_libraries(), torch.compiler.set_stance("force_eager"):
+    with silence_libraries(), torch.compiler.set_stance("force_eager"):
         model, tokenizer = load(tmp_path / "a"), AutoTokenizer.from_pretrained(tmp_path / "a", local_files_only=True)
         assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.chat_template) == ("left", "<|end|>", CHAT)
         assert tokenizer.bos_token == "<|begin|>"
@@ -157,6 +159,48 @@ def test_another_tokenizer_takes_the_place_of_the_folders_own(folders: dict[str,
     generation = json.loads((tmp_path / "a" / "generation_config.json").read_text(encoding="utf-8"))
     assert not {"bos_token_id", "eos_token_id", "pad_token_id"} & generation.keys()
     assert config["quantization_config"]["modules_to_not_convert"] == ["lm_head"]
+
+
+SPACE_BEFORE = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+SPACED_TOKEN = {"content": "<|x|>", "special": False, "lstrip": True, "rstrip": True, "single_word": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "left_out"),
+    [
+        ({"pre_tokenizer": SPACE_BEFORE}, "PreTrainedTokenizerFast", "a space before a text"),
+        ({"pre_tokenizer": SPACE_BEFORE}, "GPT2Tokenizer", "a space before a text"),  # whose class would put it in again
+        ({"normalizer": {"type": "Lowercase"}}, "PreTrainedTokenizerFast", "its Lowercase"),
+        ({"normalizer": {"type": "NFC"}}, "Qwen2Tokenizer", "its NFC"),
+        ({"added_tokens": [SPACED_TOKEN]}, "PreTrainedTokenizerFast", "spaces around added tokens"),
+        ({}, "PreTrainedTokenizerFast", ""),
+    ],
+)
+def test_prompts_are_cut_as_texts_were_in_training(
+    folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any], kind: str, left_out: str
+) -> None:
+    """Training leaves out what changes texts; the model's own tokenizer would do it to prompts."""
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(folders["llama"], tmp_path / "original")
+    settings, config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in TOKENIZER_FILES)
+    own = settings["added_tokens"]
+    more = [token | {"id": 330 + number} for number, token in enumerate(changes.get("added_tokens", ()))]
+    settings |= changes | {"added_tokens": [own[0] | {"rstrip": True}, *own[1:], *more]}
+    for name, content in zip(TOKENIZER_FILES, (settings, config | {"tokenizer_class": kind}), strict=True):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    run = make_hub_source(folder).run
+    (tmp_path / "a").mkdir()
+    warnings = tokens.write_for_transformers(run, tmp_path / "a", 32)
+    assert [f"training left out {left_out};" in warning for warning in warnings] == [True] * bool(left_out)
+    assert run.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a", local_files_only=True)
+    for text in ("Def É e\u0301", "x", " x", "a <|x|> b", "a  b\n"):
+        expected = run.tokenizer.encode([text.encode()])[0].tolist()
+        assert tokenizer.encode(text) == [0, *expected], text  # the first is its own, and stays
+    assert vocabulary.find_surroundings(layout.build_source(run)) == ([0], [])
+    assert tokenizer.chat_template == CHAT
+    assert tokenizer.encode("<|begin|> a") == [0, *tokenizer.encode("<|begin|>a")[1:][:1], *tokenizer.encode("a")[1:]]
 
 
 def change(**fields: Any) -> Callable[[layout.Source], None]:

@@ -16,6 +16,7 @@ from torch import nn
 from research.data.spec import Tokens
 from research.data.tokenizers import TOKENIZER_FOLDER, Bytes
 from research.export import gguf, hf, layout, onnx, safetensors, verify
+from research.files.silence import silence_libraries
 from research.load import TEXT_TARGETS, TrainedRun
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -48,7 +49,7 @@ def test_a_run_that_saved_a_tokenizer_is_of_text(
 
 
 def load_pretrained(folder: Path, **settings: Any) -> Any:
-    with layout.silence_libraries():
+    with silence_libraries():
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings).eval()

@@ -13,12 +13,11 @@ from program import ROOT, TINY, create_empty_store, start_run, train, wait_for_r
 from torch import nn
 
 from research.composition.overrides import to_literal
-from research.export.__main__ import upload_report
 from research.preflight.check import find_mistakes
 from research.run_dir import RunConfig, check_links, list_checkpoints, lock, replace_file
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow
-from research.tracking.mlflow_store import read_run_id
+from research.tracking.mlflow_store import read_run_id, upload_report
 from research.tracking.storage import FileLock
 from research.training import checkpoint
 from research.training.checkpoint import hash_weights

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from research.cli import format_count, print_message
 from research.composition.recorded import load_config
+from research.models.hub_folder import read_length
 from research.preflight.evaluation import FOLDER
 from research.run_dir import expand_path, list_checkpoints, read_json, to_run_folder
 from research.tracking.find import check_run, find_source, is_run_folder, is_sweep_folder
@@ -17,16 +18,17 @@ from research.training.manifest import is_checkpoint
 REPORT_FILE = "export.json"  # in the folder of an export
 TOKENIZER_FILE, TOKENIZER_FOLDER = "tokenizer.json", "tokenizer"
 BYTES = "research.data.tokenizers.Bytes"
+Kind = Literal["run", "export", "pretrained"]
 HINT = "give a run folder, one of its checkpoints/step-*, the folder of a sweep or an export, a save_pretrained folder"
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelRef:
     """A model by its folder."""
 
     word: str  # as it was typed
     path: Path
-    kind: str  # run | export | pretrained
+    kind: Kind
     report: dict[str, Any] = field(default_factory=dict)  # of an export
 
     @cached_property
@@ -49,12 +51,12 @@ class Subject:
         """Return whether its folder holds a tokenizer."""
         return (self.tokenizer_folder / TOKENIZER_FILE).is_file()
 
-    def has_same_tokenizer(self, other: "Subject") -> bool:
+    def has_same_tokenizer(self, other: "ModelRef") -> bool:
         """Return whether another model has the tokenizer of this one; an export writes that of bytes into a file."""
-        mine, theirs = (subject.tokenizer_folder / TOKENIZER_FILE for subject in (self, other))
         if not self.has_tokenizer:
             return other.kind == "export" and other.report["model"].get("vocab") == 256
-        return mine.read_bytes() == theirs.read_bytes()
+        own, others = ((ref.tokenizer_folder / TOKENIZER_FILE).read_bytes() for ref in (self, other))
+        return own == others
 
     @property
     def tokenizer(self) -> dict[str, Any] | None:
@@ -74,47 +76,46 @@ class Subject:
         elif self.kind == "export":
             length = self.report["model"].get("length")
         else:
-            config = read_json(self.path / "config.json")
-            length = next((config[key] for key in ("max_position_embeddings", "n_positions", "n_ctx") if key in config), None)
-            length = min(length, 256) if isinstance(length, int) else None  # that of data=text
+            length = read_length(read_json(self.path / "config.json"))
+            length = min(length, 256) if length else None  # that of data=text
         return length if isinstance(length, int) else None
 
 
-def find_subjects(words: Sequence[str]) -> list[Subject]:
+def find_models(words: Sequence[str]) -> list[ModelRef]:
     """Return what the words name, a sweep as its runs. Raise ValueError for what is none, and where nothing is left.
 
     Files and other folders of a sweep, as a pattern of the shell matches them, are left out, with a note.
     """
-    subjects, others = list[Subject](), list[str]()
+    refs, others = list[ModelRef](), list[str]()
     for word in words:
         path = Path(os.path.abspath(expand_path(word)))
         if len(words) > 1 and is_sweep_folder(path.parent) and path.exists() and not is_run_folder(path):
             others.append(path.name)
             continue
-        subjects += find_subject(word)
+        refs += find_model(word)
     if others:
         print_message(f"note: {', '.join(others[:5])}{' and others' * (len(others) > 5)}: no runs, and left out")
-    if not subjects:
+    if not refs:
         raise ValueError(f"RUN={' '.join(words)[:200]}: there is no run that can be judged; {HINT}")
-    return subjects
+    return refs
 
 
-def find_subject(word: str) -> list[Subject]:
+def find_model(word: str) -> list[ModelRef]:
     """Return the model that one word names, or those of a sweep."""
     path = find_source(word, f"{HINT}, or an MLflow run id")
     if (path / REPORT_FILE).is_file():
-        return [Subject(word, path, "export", read_report(word, path))]
+        return [ModelRef(word, path, "export", read_report(word, path))]
     if is_checkpoint(path) or is_run_folder(to_run_folder(path)):
-        return [Subject(word, path, "run")]
+        return [ModelRef(word, path, "run")]
     if is_sweep_folder(path):
         return list_runs(word, path)
     if (path / "config.json").is_file():
-        return [Subject(word, path, "pretrained")]
+        return [ModelRef(word, path, "pretrained")]
     check_run(word)
     raise ValueError(f"RUN={word}: {path} holds no model; {HINT}")
 
 
-def list_runs(word: str, folder: Path) -> list[Subject]:
+def list_runs(word: str, folder: Path) -> list[ModelRef]:
     """Return the runs of a sweep that have a checkpoint, in the order of their numbers. Raise ValueError where none has."""
     runs = [path for path in folder.iterdir() if path.is_dir() and is_run_folder(path)]
     runs.sort(key=lambda path: (not path.name.isdecimal(), int(path.name) if path.name.isdecimal() else 0, path.name))
@@ -125,7 +126,7 @@ def list_runs(word: str, folder: Path) -> list[Subject]:
         print_message(
             f"note: {len(runs) - len(saved)} of {format_count(len(runs), 'run')} saved no checkpoint and are left out"
         )
-    return [Subject(str(path), path, "run") for path in saved]
+    return [ModelRef(str(path), path, "run") for path in saved]
 
 
 def read_report(word: str, path: Path) -> dict[str, Any]:
@@ -136,9 +137,9 @@ def read_report(word: str, path: Path) -> dict[str, Any]:
     return report
 
 
-def name_subjects(subjects: Sequence[Subject]) -> list[str]:
+def name_models(refs: Sequence[ModelRef]) -> list[str]:
     """Return a short name of each: the end of its path that tells it from the others."""
-    names = [subject.path for subject in subjects]
+    names = [ref.path for ref in refs]
     for count in range(1, max(len(path.parts) for path in names)):
         ends = ["/".join(path.parts[-count:]) for path in names]
         if len(set(ends)) == len(set(names)):

@@ -13,7 +13,7 @@ from program import ROOT
 
 Evaluate = Callable[..., tuple[int, str, str]]
 README = ROOT / "README.md"
-RECORDED = {
+RECORDED: dict[str, Any] = {
     "model": {"_target_": "research.models.transformer.Transformer"},
     "data": {
         "_target_": "research.data.text.text",
@@ -36,6 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run := tmp_path / "run").mkdir()
     (run / "tokenizer").mkdir()
     (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(RECORDED)))
+    (tmp_path / "gone").mkdir()
+    away = RECORDED | {"data": RECORDED["data"] | {"path": str(tmp_path / "away")}}
+    (tmp_path / "gone" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(away)))
     (tmp_path / "notes.txt").write_text("no run")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
@@ -96,6 +99,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (".", "give a run, as the newest one here"),
         ("new", "none of the 0 runs of this sweep has saved a checkpoint"),
         ("broken", "its export.json is damaged"),
+        ("gone", "RUN=gone: its own data: data.path="),
+        ("gone data.path=nowhere", "error: data.path=nowhere"),
         ("model", "it does not say what data it is of"),
         ("model --packed data=text", "--packed is for runs, and model is none"),
         ("", "the following arguments are required"),
@@ -142,14 +147,14 @@ def test_names_of_classes_must_be_the_same(tmp_path: Path) -> None:
 
     from research.data.spec import Images, MemoryDataset, Split, Tokens, Vectors
     from research.evaluate.compare import check_shape
-    from research.evaluate.forms import Form
-    from research.evaluate.subjects import Subject
+    from research.evaluate.forms import LoadedModel
+    from research.evaluate.refs import ModelRef
 
     split = Split(torch.zeros(2, 3), torch.tensor([0, 1]))
     data = MemoryDataset(Vectors(3, 2), split, split, "", "", "sample", classes=("cat", "dog"))
-    form = Form("run", torch.nn.Linear(3, 2), Vectors(3, 2), classes=["cat", "cow"])
+    form = LoadedModel("run", torch.nn.Linear(3, 2), Vectors(3, 2), classes=["cat", "cow"])
     with pytest.raises(ValueError, match="class 1 is 'cow' there and 'dog' in these data"):
-        check_shape(Subject("x", tmp_path, "run"), form, data)
+        check_shape(ModelRef("x", tmp_path, "run"), form, data)
     cases: list[tuple[Any, Any, str]] = [
         (Vectors(4, 2), Vectors(3, 2), "4 features, these data have 3"),
         (Vectors(3, 5), Vectors(3, 2), "5 classes, these data have 2"),
@@ -161,4 +166,4 @@ def test_names_of_classes_must_be_the_same(tmp_path: Path) -> None:
     for shape, other, answer in cases:
         form.shape = shape
         with pytest.raises(ValueError, match=answer):
-            check_shape(Subject("x", tmp_path, "run"), form, replace(data, shape=other))
+            check_shape(ModelRef("x", tmp_path, "run"), form, replace(data, shape=other))
