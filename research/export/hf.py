@@ -25,7 +25,7 @@ from research.export.layout import (
 )
 from research.export.nets import SPECIAL, Net, choose_special, describe_net
 from research.export.plain import pack_rows
-from research.export.tokens import find_own_tokenizer, write_for_transformers
+from research.export.tokens import find_changes, find_own_tokenizer, write_for_transformers
 from research.export.verify import MAX_DIVERGENCE, PROBE, Client, ClientResult
 from research.files.silence import silence_libraries
 from research.models.hub import Hub
@@ -70,7 +70,8 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     write_json(folder / "generation_config.json", build_generation(source))
     if not source.run.tokenizer:
         return [*warnings, "the data is not text: no tokenizer is written; give the model input_ids"]
-    return [*warnings, *write_for_transformers(source.run, folder, source.max_seq_len)]
+    warnings += write_for_transformers(source.run, folder, source.max_seq_len)
+    return [*warnings, *find_changes(source.run, folder)]
 
 
 def choose_packing(source: Source, net: Net, options: Options) -> tuple[str, list[str]]:

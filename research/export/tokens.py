@@ -67,6 +67,18 @@ def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> l
     return [left_out] if changes else []
 
 
+def find_changes(run: TrainedRun, folder: Path) -> list[str]:
+    """Return a warning where transformers changes texts that training did not, by a class of its own, as Qwen 2 has one."""
+    from transformers import AutoTokenizer
+
+    tokenizer, accent_apart = AutoTokenizer.from_pretrained(folder, local_files_only=True), "e\u0301"
+    assert run.tokenizer
+    if tokenizer.encode(accent_apart, add_special_tokens=False) == run.tokenizer.encode([accent_apart.encode()])[0].tolist():
+        return []
+    changes = "which changes some texts before it cuts them, as a letter with its accent apart; training did not"
+    return [f"transformers reads the tokenizer by {type(tokenizer).__name__}, {changes}"]
+
+
 def write_as_trained(file: Path, folder: Path) -> list[str]:
     """Write a tokenizer.json without what training left out of it, but special tokens around a text; return the names of that.
 

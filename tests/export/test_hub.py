@@ -63,6 +63,7 @@ def test_transformers_runs_it_in_all_types_and_saves_it_again(folders: dict[str,
             again = load(tmp_path / f"{dtype}", dtype=dtype)
             assert torch.equal(again(tokens).logits.float(), logits), dtype
     assert any("float32 alone" in warning for warning in report["warnings"]) == (packing == "autobitlinear")
+    assert any("by Qwen2Tokenizer, which changes some texts" in warning for warning in report["warnings"])
 
 
 @pytest.mark.parametrize("linear", [BitLinear, nn.Linear])
@@ -199,6 +200,7 @@ def test_prompts_are_cut_as_texts_were_in_training(
         expected = run.tokenizer.encode([text.encode()])[0].tolist()
         assert tokenizer.encode(text) == [0, *expected], text  # the first is its own, and stays
     assert vocabulary.find_surroundings(layout.build_source(run)) == ([0], [])
+    assert tokens.find_changes(run, tmp_path / "a") == []
     assert tokenizer.chat_template == CHAT
     assert tokenizer.encode("<|begin|> a") == [0, *tokenizer.encode("<|begin|>a")[1:][:1], *tokenizer.encode("a")[1:]]
 
