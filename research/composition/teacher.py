@@ -20,6 +20,7 @@ from research.run_dir import (
     read_summary,
     to_run_folder,
 )
+from research.options.paths import describe_id
 from research.tracking.find import find_run
 from research.training.digests import hash_folder, hash_run
 from research.training.manifest import is_checkpoint
@@ -69,7 +70,7 @@ def find_teacher(teacher: str, uri: str | None = None) -> Path:
         message, _, fix = str(error).removeprefix(f"objective.teacher={teacher}: ").partition("\n")
         if not fix:
             message, _, fix = message.partition("; give ")
-            fix = f"give {fix}" if fix.startswith("a run, as") else f"give {HINT}"
+            fix = f"give {fix}" if fix.startswith("a run, as") else describe_id(teacher) or f"give {HINT}"
         raise ValueError(f"objective.teacher={teacher}: {message}\n{fix}") from None
     return path
 

@@ -79,7 +79,9 @@ def describe_other(path: Path, setting: str = "RUN") -> str:
     if (folder / EXPORT_FILE).is_file():
         return describe_export(folder)
     if path.is_file():
-        return "it is a file of GGUF, which runs and is not trained; give the run that it is of" if path.suffix == ".gguf" else ""
+        return (
+            "it is a file of GGUF, which runs and is not trained; give the run that it is of" if path.suffix == ".gguf" else ""
+        )
     if (path / "adapter_config.json").is_file():
         return "it is an adapter of peft; merge it with its base there, then train it by model=hub model.folder=FOLDER"
     if not (path / "config.json").is_file():
