@@ -10,6 +10,7 @@ from typing import Any
 
 from research.files.weights import list_weight_files
 from research.models.hub_folder import read_length
+from research.options.paths import describe_id
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
@@ -20,7 +21,6 @@ from research.run_dir import (
     read_summary,
     to_run_folder,
 )
-from research.options.paths import describe_id
 from research.tracking.find import find_run
 from research.training.digests import hash_folder, hash_run
 from research.training.manifest import is_checkpoint

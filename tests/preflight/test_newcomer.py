@@ -37,7 +37,7 @@ MISTAKES = {
     "target_modules=q_proj": "finetune.include=['*q_proj']",
     "qat=true": "experiment=qat resume=RUN",
     "model=qwen2": "a pretrained one: model=hub model.folder=FOLDER",
-    "finetune=lora finetune.base=x": "LoRA beside the layers: finetune=side; inside the rounding of ternary layers: finetune=inside",
+    "finetune=lora finetune.base=x": "LoRA beside the layers: finetune=side; inside the rounding",
     "finetune=inside model=hub finetune.r=8": "did you mean: finetune.rank=8 ?",
     "finetune=side model=hub finetune.lora_alpha=8": "did you mean: finetune.alpha=8 ?",
     "finetune=inside model=hub finetune.target_modules=[q_proj]": "finetune.include=['*q_proj']",
