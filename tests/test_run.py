@@ -104,6 +104,22 @@ def test_a_name_says_what_the_command_line_has_set(values: dict[str, str], name:
     assert build_name({"model": "bitnet", "optim": "adamw"}, values, cfg) == name
 
 
+@pytest.mark.parametrize(
+    ("target", "linear", "name"),
+    [
+        ("hub.Hub", "research.nn.bitlinear.BitLinear", "hub inside adamw seed=3 finetune.rank=2"),
+        ("hub.Hub", "torch.nn.Linear", "hub_full inside adamw seed=3 finetune.rank=2"),
+        ("transformer.Transformer", "torch.nn.Linear", "transformer inside adamw seed=3 finetune.rank=2"),
+        ("transformer.Transformer", "research.nn.bitlinear.BitLinear", "bitnet inside adamw seed=3 finetune.rank=2"),
+        ("own.Net", "torch.nn.Linear", "bitnet inside adamw seed=3 finetune.rank=2"),
+    ],
+)
+def test_the_name_of_a_fine_tuned_run_has_the_model_of_its_base(target: str, linear: str, name: str) -> None:
+    nodes = {"model": {"_target_": f"research.models.{target}", "linear": {"_target_": linear}}}
+    cfg = OmegaConf.create({"seed": 3, "name": "digits", "finetune": {"_target_": "research.finetune.inside.inside"}, **nodes})
+    assert build_name({"model": "bitnet", "optim": "adamw"}, {"finetune": "inside", "finetune.rank": "2"}, cfg) == name
+
+
 def test_a_long_name_keeps_what_tells_runs_apart() -> None:
     """Each setting stays, however long the others are; a digest differs where what is left out does."""
     cfg = OmegaConf.create({"seed": 3, "name": "digits"})

@@ -49,7 +49,18 @@ def complete_model(config: ComposedConfig, run: Path | None, typed: Collection[s
         return Completion({})
     if not isinstance(config.get("data.tokenizer"), dict):
         return Completion(settings)
-    return choose_tokenizer(config, Completion(settings), own, what, is_chosen("tokenizer", "data.tokenizer", typed, choices))
+    chosen = is_chosen("tokenizer", "data.tokenizer", typed, choices)
+    completed = choose_tokenizer(config, Completion(settings), own, what, chosen)
+    return completed._replace(notes=(*completed.notes, *(compare_lengths(config, run, what) if run else ())))
+
+
+def compare_lengths(config: ComposedConfig, run: Path, what: str) -> tuple[str, ...]:
+    """Return the note of texts of another length than those of the base, for people."""
+    ours = config.get_resolved("data.seq_len")[0]
+    theirs = ComposedConfig(load_config(run)[0]).get_resolved("data.seq_len")[0]
+    if type(theirs) is not int or type(ours) is not int or ours == theirs:
+        return ()
+    return (f"note: data.seq_len={ours} here, and {theirs} in {what}: data.seq_len={theirs} trains on texts of its length",)
 
 
 def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | None, what: str, chosen: bool) -> Completion:

@@ -10,6 +10,7 @@ from typing import Any
 
 from research.files.weights import list_weight_files
 from research.models.hub_folder import read_length
+from research.options.paths import describe_id
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
@@ -69,7 +70,7 @@ def find_teacher(teacher: str, uri: str | None = None) -> Path:
         message, _, fix = str(error).removeprefix(f"objective.teacher={teacher}: ").partition("\n")
         if not fix:
             message, _, fix = message.partition("; give ")
-            fix = f"give {fix}" if fix.startswith("a run, as") else f"give {HINT}"
+            fix = f"give {fix}" if fix.startswith("a run, as") else describe_id(teacher) or f"give {HINT}"
         raise ValueError(f"objective.teacher={teacher}: {message}\n{fix}") from None
     return path
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
+from research.files.stage import stage_output
+from research.options.finetuning import get_kind
 from research.run_dir import expand_path
-from research.tracking.find import check_run
+from research.tracking.find import check_run, find_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,17 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def merge(run: str, output: Path, base: str | None, num_samples: int, watch: signals.Watch) -> None:
     """Write the plain run and print what it is. Raise ValueError where there is none; then no file is left behind."""
     check_run(run)
-    with watch.raise_immediately():
+    with stage_output(output) as folder, watch.raise_immediately():
+        check_kind(run)
         # torch comes with these: a wrong option is answered before
-        from research.files.stage import stage_output
         from research.merge.plain import build_plain, check_plain, write_plain
 
-    with stage_output(output) as folder, watch.raise_immediately():
         plain, lines = build_plain(run, base, num_samples)
         write_plain(plain, folder)
         lines |= check_plain(folder, plain)
     rows = {"merged": f"{plain.kind} of {plain.run.folder.name}, {plain.run.checkpoint.name}", **lines, "folder": str(output)}
     print_message("\n".join(f"{name:<17} {value}" for name, value in rows.items()), sys.stdout)
+
+
+def check_kind(run: str) -> None:
+    """Raise ValueError for a run that is plain already."""
+    from research.composition.recorded import load_config
+
+    if not get_kind(load_config(find_run(run))[0]):
+        raise ValueError(f"RUN={run} was not fine-tuned: it is a plain run, use it as it is")
 
 
 if __name__ == "__main__":

@@ -40,18 +40,16 @@ class Plain:
 def build_plain(run: str, base: str | None, num_samples: int) -> tuple[Plain, dict[str, str]]:
     """Return the plain model of a run, and what is to be said of it.
 
-    Raise ValueError where it is plain already, or its adapters are beside ternary layers, with what would be lost.
+    Raise ValueError where its adapters are beside ternary layers, with what would be lost.
     """
     trained = load_run(run, base)
     recorded = load_config(trained.checkpoint)[0]
-    if not (kind := get_kind(recorded)):
-        raise ValueError(f"RUN={run} was not fine-tuned: it is a plain run, use it as it is")
     config, lines, model = cast(dict[str, Any], OmegaConf.to_container(trained.config)), dict[str, str](), trained.model
     if is_beside(recorded):
         model = merge_side(copy.deepcopy(model))
         lines = measure_side(trained, model, num_samples)
         config["finetune"] = None
-    return Plain(kind, trained, base, model, config), lines
+    return Plain(get_kind(recorded), trained, base, model, config), lines
 
 
 @torch.no_grad()

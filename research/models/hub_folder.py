@@ -52,9 +52,13 @@ def describe_other_folder(path: Path) -> str:
         return f"it holds GGUF, which runs and is not trained\n{UNPACKED}"
     if "config.yaml" in names or "manifest.json" in names:
         return f"it is a run of this program\ngo on with it by resume={path}, or train from it by finetune.base={path}"
+    if "export.json" in names:
+        return "it is an export, which only runs\ngive finetune.base=RUN with the run that it is of, or one by --format hf"
     if "model_index.json" in names:
         return "it holds a pipeline of images, and no language model"
     if inner := next((file.parent for file in sorted(path.glob("**/config.json"))[:1]), None):  # as those of a hub's cache
+        if (run := inner.parent / "config.yaml").exists():
+            return f"it holds runs of this program\ntrain from one by finetune.base={run.parent}"
         return f"a folder in it has one\ngive model.folder={inner}"
     return f"{SAVED}; it holds {', '.join(names[:5]) or 'nothing'}"
 

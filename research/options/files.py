@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from research.options.conf import FOLDERS, list_groups
+from research.options.conf import FOLDERS, list_groups, read_yaml
 from research.options.habits import suggest
 from research.rules import PRESET_GROUPS
 
@@ -183,6 +183,13 @@ def describe_needs(target: str, key: str, option: str, missing: list[str]) -> li
     if (key, missing) == ("model", ["linear"]):
         fix = f"write below defaults in {name}: - override /linear@_global_.linear: full"
     return [f"{target} needs {', '.join(missing)}", fix]
+
+
+def describe_missing_value(key: str, option: str) -> list[str]:
+    """Return that a setting of an option needs a value, with what the comment in its yaml says of it."""
+    *_, group, name = "", *key.split(".")
+    comment = re.search(rf"^ *{name}: \?\?\? +# (.+)$", read_yaml(group, option), re.MULTILINE)
+    return [f"{key} needs a value", f"give {key}=VALUE, {comment[1]}" if comment else ""]
 
 
 def describe_missing_keys(group: str, option: str, keys: list[str]) -> list[str]:

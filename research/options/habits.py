@@ -44,9 +44,15 @@ def find_habit(key: str) -> str:
 
 
 def list_habits(key: str) -> list[str]:
-    """Return our keys for what others call the last part of a key: one an option, as data.label and data.target."""
-    word = squash(key.rpartition(".")[2])
-    return [ours for ours, words in read_tables()["names"].items() if word in map(squash, words.split())]
+    """Return our keys for what others call a key or its last part: one an option, as data.label and data.target."""
+    names = {ours: [squash(word) for word in words.split()] for ours, words in read_tables()["names"].items()}
+    ours = [name for name, words in names.items() if "." in key and squash(key) in words]
+    return ours or [name for name, words in names.items() if squash(key.rpartition(".")[2]) in words]
+
+
+def is_whole_habit(key: str) -> bool:
+    """Return whether others call a setting by this whole key, whose last part may be the name of another one."""
+    return squash(key) in index("names") and "." in key
 
 
 def find_command(word: str) -> str:

@@ -1,6 +1,7 @@
 """What is at a path that somebody types, by names alone: nothing is read."""
 
 import os
+import re
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
@@ -22,6 +23,12 @@ def list_kinds(path: Path) -> tuple[set[str], set[str]]:
             elif not item.is_dir():
                 suffixes[0].add(item.suffix.lower())
     return suffixes
+
+
+def describe_id(typed: str) -> str:
+    """Return how a model of the hub becomes a folder, for what may be its id, as gpt2 or Qwen/Qwen3-0.6B; else nothing."""
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", typed) and not os.path.exists(typed.partition("/")[0])
+    return f"a model of the hub is fetched before: hf download {typed} --local-dir FOLDER; give that FOLDER" if is_id else ""
 
 
 def find_near_paths(typed: str, path: Path) -> tuple[list[str], list[Path]]:

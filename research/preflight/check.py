@@ -24,7 +24,7 @@ from research.composition.overrides import (
     iter_variants,
     parse,
 )
-from research.options.conf import CONF, list_groups, set_folders
+from research.options.conf import CONF, list_groups, read_defaults, set_folders
 from research.options.files import check_option
 from research.options.renames import PLAIN_LOSS
 from research.options.signature import Signature, read_signature
@@ -168,6 +168,8 @@ def judge(line: CommandLine, known: set[tuple[str, ...]] | None = None) -> Judge
             mistakes.append(mistake)
             overrides.remove(override)
             wrong_groups.add(override.key_or_group)
+    absent = {group for group in wrong_groups if read_defaults().get(group) == "null"}  # without a default there are no keys
+    overrides = [override for override in overrides if override.key_or_group.partition(".")[0] not in absent]
     params, conditions = read_study(overrides) if multirun else ([], {})
     overrides += [param for param in params if get_key(param) not in line.dropped]
     sweep_lines = {get_key(o): str(o.input_line) for o in overrides if o.is_sweep_override()}

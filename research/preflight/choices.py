@@ -11,9 +11,10 @@ from research.files.sources import IMAGE_KINDS, TABLE_KINDS, TEXT_KINDS
 from research.options.conf import list_groups, read_defaults
 from research.options.files import describe_other_file
 from research.options.habits import explain_options, explain_value, respell, suggest
-from research.options.paths import find_near_paths, list_kinds
+from research.options.paths import describe_id, find_near_paths, list_kinds
 from research.run_dir import expand_path
 
+ID_SETTINGS = ("model.folder", "data.tokenizer.path")  # which others give the id of a model of the hub
 NO_CLASSES = "images need a folder for each class: data=images data.path=FOLDER; or masks, for data=segmentation"
 
 
@@ -115,4 +116,6 @@ def describe_missing_path(source: str, typed: str) -> list[str]:
         return [f"{typed} stands for a path of yours: give {source}=PATH"]
     lines, shown = find_near_paths(typed, path)
     words = " or ".join(quote_word(f"{source}={to_override(str(other))}") for other in shown)
+    if source in ID_SETTINGS and (way := describe_id(typed)) and not words:
+        return [lines[0], way]
     return [*lines, f"did you mean: {words} ?"] if words else lines

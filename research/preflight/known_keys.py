@@ -9,7 +9,16 @@ from research.composition.complete import complete
 from research.composition.compose import MISSING, ComposedConfig, iter_leaves
 from research.composition.overrides import quote_word
 from research.options.conf import find_target, list_groups, list_offers, read_yaml
-from research.options.habits import answer_habit, count_changed_letters, list_habits, respell, respell_option, squash, suggest
+from research.options.habits import (
+    answer_habit,
+    count_changed_letters,
+    is_whole_habit,
+    list_habits,
+    respell,
+    respell_option,
+    squash,
+    suggest,
+)
 from research.options.renames import find_new_key
 from research.options.signature import Signature, read_signature
 from research.preflight.choices import list_readers
@@ -51,7 +60,7 @@ class KnownKeys(ComposedConfig):
         known = [name for name in own + groups if not f"{name}.".startswith(f"{key}.")]
         names = [name for name in suggest(key, known) if key.endswith("_") or not name.endswith("_")]
         tails = [name for name in names if squash(name.rpartition(".")[2]) == squash(key.rpartition(".")[2])]
-        habits = [] if tails else self.suggest_habit(key, line)
+        habits = [] if tails and not is_whole_habit(key) else self.suggest_habit(key, line)
         return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]
 
     def suggest_habit(self, key: str, line: str) -> list[str]:

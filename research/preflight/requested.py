@@ -15,6 +15,7 @@ from research.options.files import (
     GROUP_KEYS,
     describe_missing_keys,
     describe_missing_node,
+    describe_missing_value,
     describe_needs,
     locate_key,
 )
@@ -260,7 +261,9 @@ class RequestedConfig(KnownKeys):
             if value is MISSING or isinstance(value, dict) or are_counted:
                 continue
             if value == "???":
-                self.add_mistake(source, f"{source} needs a value")
+                group = source.rpartition(".")[0].rpartition(".")[2]
+                head = self.typed_overrides.get(source) or self.typed_overrides.get(group, "")
+                self.add_mistake(source, *describe_missing_value(source, self.get_choice(group)), head=head)
             elif is_interpolated(value):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):

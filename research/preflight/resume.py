@@ -41,6 +41,7 @@ from research.run_dir import (
     read_text,
     to_run_folder,
 )
+from research.tracking.find import describe_other
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
 
 # A resumed run has them as they were; the last is that of the teacher.
@@ -242,7 +243,9 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
         return
     folder = to_run_folder(path)
     if path == folder and not is_checkpoint(path) and not list_checkpoints(path):
-        yield Conflict(("resume.path",), f"{path} holds no checkpoint", "give a run folder, or one of its checkpoints/step-*")
+        message, _, fix = describe_other(path, "resume").partition("; ")
+        fix = fix or "give a run folder, or one of its checkpoints/step-*"
+        yield Conflict(("resume.path",), message or f"{path} holds no checkpoint", fix)
     target = expand_path(str(requested.get_resolved("hydra.run.dir")[0])).resolve()
     writes_there = "hydra.run.dir" in requested.typed_overrides and target == folder
     if writes_there or not (is_new or is_elsewhere(path)):

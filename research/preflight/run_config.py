@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from research import rules, run_dir
 from research.cli import redact
 from research.composition.complete import complete
 from research.composition.recorded import list_differences, load_config
+from research.options.conf import find_target, list_groups, read_yaml
+from research.options.finetuning import get_kind
 from research.preflight.folders import check_subdir
 from research.preflight.resume import check_same_run
 from research.run_dir import SWEPT_ENV_VAR, TRIAL_ENV_VAR, RunConfig
@@ -82,12 +85,26 @@ def build_run_config(cfg: DictConfig) -> RunConfig:
 
 def build_name(choices: dict[str, str], values: dict[str, str], cfg: DictConfig) -> str:
     """Return a run's name: model, optimizer and seed, then what else this command line has set that the result depends on."""
-    words = [choices["model"], choices["optim"], f"seed={cfg.seed}"]
+    kind = get_kind(cast(dict[str, Any], cfg))  # of fine-tuning
+    words = [name_model(choices["model"], cfg) if kind else choices["model"], choices["optim"], f"seed={cfg.seed}"]
+    words[1:1] = [kind] if kind else []
     for key, value in values.items():
-        is_told = key in NAMED_KEYS or (key, value) == ("data", cfg.name)  # the study has the name of its data
+        # The study has the name of its data.
+        is_told = key in NAMED_KEYS or (kind and key == "finetune") or (key, value) == ("data", cfg.name)
         if not is_told and key.split(".")[0] not in run_dir.OUTER_KEYS:
             words.append(f"{key}={value}")
     return join_name(words)
+
+
+def name_model(option: str, cfg: DictConfig) -> str:
+    """Return the option of the model that is fine-tuned: a base brings its own in place of the chosen one."""
+    is_full = OmegaConf.select(cfg, "model.linear._target_") == find_target("linear", "full")
+    trained = (OmegaConf.select(cfg, "model._target_"), "full" if is_full else "bitnet")
+
+    def describe(name: str) -> tuple[str, str]:
+        return find_target("model", name), "".join(re.findall(r"/linear@_global_\.linear: (\w+)", read_yaml("model", name)))
+
+    return next((name for name in (option, *list_groups()["model"]) if describe(name) == trained), option)
 
 
 def describe_newest_run(folder: Path, settings: dict[str, Any]) -> str:

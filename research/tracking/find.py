@@ -7,11 +7,12 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_text, to_run_folder
+from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_json, read_text, to_run_folder
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.manifest import is_checkpoint
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
+EXPORT_FILE = "export.json"  # in the folder of an export
 SOLUTION_FILE = "optimization_results.yaml"  # in both, with the folder of the best run
 RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow; a run has --html"
@@ -22,6 +23,8 @@ def find_folder(source: str, hint: str) -> Path | None:
     with suppress(OSError):  # no path at all, as one that is too long
         if (path := expand_path(source)).is_dir():
             return path
+        if path.is_file():
+            raise ValueError(describe_other(path) or f"it is a file; {hint}")
     if re.fullmatch(RUN_ID_PATTERN, source):
         return None
     raise ValueError(f"there is no such folder; {hint}")
@@ -60,12 +63,39 @@ def check_run(run: str, setting: str = "RUN") -> None:
         raise ValueError(f"{setting}={run}: {error}") from None
     if path is None or (path / "manifest.json").exists() or is_run_folder(folder := to_run_folder(path)):
         return
+    if other := describe_other(path, setting):
+        raise ValueError(f"{setting}={run}: {other}")
     if is_sweep_folder(folder):
         best = f"its best: {folder / name}" if (name := read_best_folder(folder)) else f"as {folder / '0'}"
         raise ValueError(f"{setting}={run}: it is the folder of a sweep; give one of its runs, {best}")
     newest = max((path for path in folder.iterdir() if path.is_dir() and is_run_folder(path)), default=None)  # by their dates
     hint = f"give a run, as the newest one here, {newest}" if newest else f"{RUN_HINT}, or an id"
     raise ValueError(f"{setting}={run}: {folder} has no config.yaml that can be read; {hint}")
+
+
+def describe_other(path: Path, setting: str = "RUN") -> str:
+    """Return what is at a path that is no run, "; " and what to type; an empty text where its files do not say."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / EXPORT_FILE).is_file():
+        return describe_export(folder)
+    if path.is_file():
+        return (
+            "it is a file of GGUF, which runs and is not trained; give the run that it is of" if path.suffix == ".gguf" else ""
+        )
+    if (path / "adapter_config.json").is_file():
+        return "it is an adapter of peft; merge it with its base there, then train it by model=hub model.folder=FOLDER"
+    if not (path / "config.json").is_file():
+        return ""
+    if is_run_folder(path.absolute().parent):
+        return f"it is a part of a run; give that, {path.parent}"
+    more = ", or load it there" if setting == "RUN" else f" in place of {setting}"
+    return f"it is a folder of transformers, and no run; train it by model=hub data=text model.folder={path}{more}"
+
+
+def describe_export(folder: Path) -> str:
+    """Return of which run an export is, "; " and what to type."""
+    report = read_json(folder / EXPORT_FILE)
+    return f"it is an export ({report.get('format')}) of the run {report.get('run')}; give the folder of that run"
 
 
 def check_report(source: str, html: bool, storage: str) -> None:

@@ -59,6 +59,15 @@ def test_a_base_brings_its_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert complete_tuned(["data=modular"], run).settings.keys() == {"model"}
 
 
+@pytest.mark.parametrize(("words", "count"), [(["data=text"], 1), (["data=text", "data.seq_len=64"], 0)], ids=str)
+def test_a_note_says_where_a_base_had_texts_of_another_length(words: list[str], count: int, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TRANSFORMER, tokenizer="")
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": TRANSFORMER, "data": {"seq_len": 64}}), encoding="utf-8")
+    notes = complete_tuned(words, run).notes
+    assert len(notes) == count
+    assert all(note.startswith(f"note: data.seq_len=256 here, and 64 in finetune.base={run}") for note in notes)
+
+
 def test_a_base_of_bytes_keeps_bytes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", TRANSFORMER, tokenizer="")
     assert complete_tuned(["data=labelled_text"], run).settings["data.tokenizer"] == {"_target_": BYTES}

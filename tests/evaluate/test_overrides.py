@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run --tasks x --precision bf16", "--tasks compute on the CPU in fp32"),
         ("data=text", "data=text chooses data; give a RUN too"),
         ("nowhere", "RUN=nowhere: there is no such folder; give a run folder"),
-        ("notes.txt", "RUN=notes.txt: there is no such folder"),
+        ("notes.txt", "RUN=notes.txt: it is a file; give a run folder"),
         ("run nowhere", "RUN=nowhere: there is no such folder"),
         ("empty", "has no config.yaml that can be read"),
         (".", "give a run, as the newest one here"),

@@ -245,7 +245,7 @@ def test_every_option_that_a_habit_is_answered_with_is_there() -> None:
     assert [f"{group}={option}" for group, option in advised if option not in groups[group]] == []
 
 
-@pytest.mark.parametrize("key", read_tables()["names"])
+@pytest.mark.parametrize("key", [key for key in read_tables()["names"] if not key.startswith("finetune.")])
 def test_what_other_programs_call_a_setting_is_answered_with_ours(key: str) -> None:
     word = read_tables()["names"][key].split()[0]
     known = {
@@ -280,6 +280,7 @@ def test_what_other_programs_call_a_setting_is_answered_with_ours(key: str) -> N
     needs = {"data.train_fraction": ["data=modular"], "tokenizer": ["data=text"], "schedule.floor": ["schedule=cosine"]}
     needs |= {"data.size": ["data=images", "model=vision"], "data.target": ["data=table", "model=mlp"]}
     needs |= {"data.label": ["data=labelled_text"], "data.source": ["data=pairs"]}
+    needs |= {"model.folder": ["data=text", "model=hub"]}
     words = needs.get(key, ["data=text"] if key.startswith("data.") else [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         value = ComposedConfig(compose(parse(words)[0])).get(key)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,10 @@ def test_beside_ternary_layers_a_merge_is_refused_with_what_it_loses(
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_merge_does_not_overwrite(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merge_does_not_overwrite(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "research.merge.plain", None)  # what is refused at once imports nothing heavy
     (tmp_path / "file").write_text("mine")
     assert merge([str(runs["inside"]), "--output", str(tmp_path)]) == 2
     assert merge([str(runs["base"]), "--output", str(tmp_path / "new")]) == 2
