@@ -11,7 +11,7 @@ from research.composition.compose import MISSING, ComposedConfig, is_interpolate
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
 from research.options.conf import read_yaml
-from research.options.finetuning import is_beside, is_frozen, merge_finetuning
+from research.options.finetuning import FULL, SIDE, get_target, is_beside, is_frozen, merge_finetuning
 from research.rules import PRESET_GROUPS, Conflict, check_target
 from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, expand_path, to_run_folder
 
@@ -112,8 +112,10 @@ def read_model(run: Path, base: str) -> Node:
     """Return the model node that a run has recorded. Raise ValueError where there is none, or one that may not be built."""
     config = load_config(run)[0]
     if is_beside(config):
-        fix = "give the base that it began at; in full precision python -m research.merge makes it a plain run"
-        raise ValueError(f"finetune.base={base}: it was fine-tuned beside its layers: it is no plain model\n{fix}")
+        how, fix = f"by {get_target(config)}", "give the base that it began at"
+        if get_target(config) == SIDE:
+            how, fix = "beside its layers", f"{fix}; in full precision python -m research.merge makes it a plain run"
+        raise ValueError(f"finetune.base={base}: it was fine-tuned {how}: it is no plain model\n{fix}")
     node = (merged := merge_finetuning(config)).get("model")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"finetune.base={base}: its config.yaml has no model\ngive a run folder or one of its checkpoints")
@@ -158,7 +160,10 @@ def merge_typed(
     precision is then trained on with ternary weights.
     """
     merged, keys = ComposedConfig({"model": copy.deepcopy(node)}), [key for key in typed if key.startswith("model.")]
-    is_full, has_linear = choices.get("finetune") == "full", "model" in typed or is_chosen("linear", "linear", typed, choices)
+    is_full, has_linear = (
+        config.get("finetune._target_") == FULL,
+        "model" in typed or is_chosen("linear", "linear", typed, choices),
+    )
     keys += ["model._target_"] * ("model" in typed) + ["model.linear._target_"] * has_linear
     linear = config.get("model.linear")
     if is_full and has_linear and isinstance(linear, dict) and linear["_target_"] != merged.get("model.linear._target_"):
