@@ -46,7 +46,10 @@ def complete_model(config: ComposedConfig, run: Path | None, typed: Collection[s
         has_own = any((path / name).is_file() for name in TOKENIZER_FILES)
         what, own = f"model.folder={folder}", {"_target_": FOLDER, "path": str(path)} if has_own else None
     else:
-        return Completion({})
+        is_new = config.get("model._target_") == HUB and folder is None and config.get("resume.path") is None
+        name = config.get_resolved("model.model_type")[0]
+        note = f"note: model.folder is null: a new {name} with random weights; a pretrained model is model.folder=FOLDER"
+        return Completion({}, (note,) * is_new)
     if not isinstance(config.get("data.tokenizer"), dict):
         return Completion(settings)
     chosen = is_chosen("tokenizer", "data.tokenizer", typed, choices)
