@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from research.composition.compose import MISSING, ComposedConfig, is_interpolated, iter_targets
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
-from research.options.conf import read_yaml
+from research.options.conf import chooses_node
 from research.options.finetuning import FULL, SIDE, get_target, is_beside, is_frozen, merge_finetuning
 from research.rules import PRESET_GROUPS, Conflict, check_target
 from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, expand_path, to_run_folder
@@ -94,9 +93,7 @@ def is_path(value: Any) -> bool:
 
 def is_chosen(group: str, key: str, typed: Collection[str], choices: Mapping[str, Any]) -> bool:
     """Return whether somebody has chosen a node: on the command line, or in a preset."""
-    presets = [read_yaml(name, str(choices.get(name))) for name in PRESET_GROUPS]
-    pattern = rf"^ +- override /{group}(@\S+)?:|^{re.escape(key.partition('.')[0])}:\n(?:  .*\n)*?  {key.rpartition('.')[2]}:"
-    is_preset = any(re.search(pattern, text, re.MULTILINE) for text in presets)
+    is_preset = any(chooses_node(name, str(choices.get(name)), group, key) for name in PRESET_GROUPS)
     return is_preset or any(name == group or f"{name}.".startswith(f"{key}.") for name in typed)
 
 
