@@ -51,17 +51,20 @@ class Conflict(NamedTuple):
         return f"{self.message}\n{self.fix}".rstrip()
 
 
+def to_conflict(key: str, error: ValueError) -> Conflict:
+    """Return the conflict that an error about a setting tells: its first line, and the fix."""
+    return Conflict((key,), *str(error).partition("\n")[::2])
+
+
 def enforce(*conflicts: Conflict | None) -> None:
     """Raise ValueError for the first conflict."""
-    for conflict in conflicts:
-        if conflict:
-            raise ValueError(str(conflict))
+    for conflict in filter(None, conflicts):
+        raise ValueError(str(conflict))
 
 
 def check_extra(setting: str, library: str, extra: str) -> Conflict | None:
     """Return the conflict of a setting whose library is not installed; a folder of its name where one starts is none."""
-    spec = find_spec(library)
-    if spec is not None and spec.origin is not None:
+    if (spec := find_spec(library)) and spec.origin is not None:
         return None
     message = f"{setting} needs {library}, which is not installed"
     return Conflict((setting.partition("=")[0],), message, f"pip install -e '.[{extra}]'")

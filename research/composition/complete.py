@@ -11,7 +11,7 @@ from research.composition.finetuning import complete_base
 from research.composition.pretrained import Completion, Node, complete_model, is_path
 from research.composition.recorded import FOLDER_SETTINGS, to_absolute
 from research.composition.teacher import complete_teacher
-from research.rules import Conflict
+from research.rules import to_conflict
 from research.tracking.find import find_run
 
 
@@ -52,9 +52,3 @@ def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any], is_f
     if is_final:
         add({key: to_absolute(path) for key in FOLDER_SETTINGS if is_path(path := config.get(key))})
     return Completion(settings, notes, conflict)
-
-
-def to_conflict(key: str, error: ValueError) -> Conflict:
-    """Return the conflict that an error about a setting tells: its first line, and the fix."""
-    message, _, fix = str(error).partition("\n")
-    return Conflict((key,), message, fix)

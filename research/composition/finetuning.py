@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from research.options.finetuning import get_digest, get_kind, is_frozen, is_inside
-from research.rules import Conflict
+from research.rules import Conflict, to_conflict
 from research.run_dir import expand_path, is_locked, to_run_folder
 from research.training.digests import hash_folder, hash_run
 from research.training.manifest import is_checkpoint
@@ -22,10 +22,10 @@ def complete_base(config: Mapping[str, Any], run: Path | None) -> tuple[dict[str
     try:
         digest = hash_run(run) if run else hash_folder(str(folder))
     except ValueError as error:
-        message, _, fix = str(error).partition("\n")
+        conflict = to_conflict("model.folder", error)
         if run:
-            return {}, Conflict(("finetune.base",), f"finetune.base={base}: {message}", "give another run")
-        return {}, Conflict(("model.folder",), message, fix)
+            conflict = Conflict(("finetune.base",), f"finetune.base={base}: {conflict.message}", "give another run")
+        return {}, conflict
     if (other := node.get("digest")) not in (None, digest):
         message = f"finetune.digest={other} is not that of {base if run else folder}, which is {digest}"
         return {}, Conflict(("finetune.digest",), message, "leave it out, or give the base that has it")

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,8 @@ from typing import Any, NamedTuple
 from research.composition.compose import MISSING, ComposedConfig, is_interpolated, iter_targets
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
-from research.options.conf import read_yaml
-from research.options.finetuning import is_beside, is_frozen, merge_finetuning
+from research.options.conf import chooses_node
+from research.options.finetuning import FULL, SIDE, get_target, is_beside, is_frozen, merge_finetuning
 from research.rules import PRESET_GROUPS, Conflict, check_target
 from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, expand_path, to_run_folder
 
@@ -46,7 +45,10 @@ def complete_model(config: ComposedConfig, run: Path | None, typed: Collection[s
         has_own = any((path / name).is_file() for name in TOKENIZER_FILES)
         what, own = f"model.folder={folder}", {"_target_": FOLDER, "path": str(path)} if has_own else None
     else:
-        return Completion({})
+        is_new = config.get("model._target_") == HUB and folder is None and config.get("resume.path") is None
+        name = config.get_resolved("model.model_type")[0]
+        note = f"note: model.folder is null: a new {name} with random weights; a pretrained model is model.folder=FOLDER"
+        return Completion({}, (note,) * is_new)
     if not isinstance(config.get("data.tokenizer"), dict):
         return Completion(settings)
     chosen = is_chosen("tokenizer", "data.tokenizer", typed, choices)
@@ -91,9 +93,7 @@ def is_path(value: Any) -> bool:
 
 def is_chosen(group: str, key: str, typed: Collection[str], choices: Mapping[str, Any]) -> bool:
     """Return whether somebody has chosen a node: on the command line, or in a preset."""
-    presets = [read_yaml(name, str(choices.get(name))) for name in PRESET_GROUPS]
-    pattern = rf"^ +- override /{group}(@\S+)?:|^{re.escape(key.partition('.')[0])}:\n(?:  .*\n)*?  {key.rpartition('.')[2]}:"
-    is_preset = any(re.search(pattern, text, re.MULTILINE) for text in presets)
+    is_preset = any(chooses_node(name, str(choices.get(name)), group, key) for name in PRESET_GROUPS)
     return is_preset or any(name == group or f"{name}.".startswith(f"{key}.") for name in typed)
 
 
@@ -112,8 +112,10 @@ def read_model(run: Path, base: str) -> Node:
     """Return the model node that a run has recorded. Raise ValueError where there is none, or one that may not be built."""
     config = load_config(run)[0]
     if is_beside(config):
-        fix = "give the base that it began at; in full precision python -m research.merge makes it a plain run"
-        raise ValueError(f"finetune.base={base}: it was fine-tuned beside its layers: it is no plain model\n{fix}")
+        how, fix = f"by {get_target(config)}", "give the base that it began at"
+        if get_target(config) == SIDE:
+            how, fix = "beside its layers", f"{fix}; in full precision python -m research.merge makes it a plain run"
+        raise ValueError(f"finetune.base={base}: it was fine-tuned {how}: it is no plain model\n{fix}")
     node = (merged := merge_finetuning(config)).get("model")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"finetune.base={base}: its config.yaml has no model\ngive a run folder or one of its checkpoints")
@@ -158,7 +160,10 @@ def merge_typed(
     precision is then trained on with ternary weights.
     """
     merged, keys = ComposedConfig({"model": copy.deepcopy(node)}), [key for key in typed if key.startswith("model.")]
-    is_full, has_linear = choices.get("finetune") == "full", "model" in typed or is_chosen("linear", "linear", typed, choices)
+    is_full, has_linear = (
+        config.get("finetune._target_") == FULL,
+        "model" in typed or is_chosen("linear", "linear", typed, choices),
+    )
     keys += ["model._target_"] * ("model" in typed) + ["model.linear._target_"] * has_linear
     linear = config.get("model.linear")
     if is_full and has_linear and isinstance(linear, dict) and linear["_target_"] != merged.get("model.linear._target_"):

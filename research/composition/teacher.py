@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from research.composition.pretrained import is_path
 from research.files.weights import list_weight_files
 from research.models.hub_folder import read_length
 from research.options.paths import describe_id
 from research.ranges import repr_value
 from research.rules import Conflict
 from research.run_dir import (
+    TOKENIZER_FOLDER,
     expand_path,
     is_locked,
     list_checkpoints,
@@ -99,7 +101,7 @@ def read_teacher_data(path: Path) -> TeacherData:
         return TeacherData({key: size for key, size in sizes.items() if isinstance(size, int)}, (), tokenizer, True)
     run = to_run_folder(path)
     summary = read_summary(run)
-    tokenizer = run / "tokenizer" if (run / "tokenizer").is_dir() else None
+    tokenizer = run / TOKENIZER_FOLDER if (run / TOKENIZER_FOLDER).is_dir() else None
     return TeacherData(dict(summary.shape), tuple(summary.classes), tokenizer) if summary else TeacherData({}, (), tokenizer)
 
 
@@ -111,7 +113,7 @@ def complete_teacher(objective: Any, uri: str | None = None) -> dict[str, Any]:
     if not isinstance(objective, dict) or objective.get("_target_") != DISTILL:
         return {}
     teacher, known = objective.get("teacher"), objective.get("digest")
-    if not isinstance(teacher, str) or teacher in ("", "???") or "${" in teacher:
+    if not is_path(teacher):
         return {}
     store, settings = objective.get("store"), dict[str, Any]()
     if objective.get("stored") and isinstance(store, str):  # the teacher itself may be gone

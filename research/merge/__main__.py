@@ -13,7 +13,7 @@ from pathlib import Path
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
 from research.files.stage import stage_output
-from research.options.finetuning import get_kind
+from research.options.finetuning import SIDE, get_target, is_beside
 from research.run_dir import expand_path
 from research.tracking.find import check_run, find_run
 
@@ -49,10 +49,14 @@ def merge(run: str, output: Path, base: str | None, num_samples: int, watch: sig
 
 
 def check_kind(run: str) -> None:
-    """Raise ValueError for a run that is plain already."""
+    """Raise ValueError for a run that is plain already, or was fine-tuned in a way of one's own."""
     from research.composition.recorded import load_config
 
-    if not get_kind(load_config(find_run(run))[0]):
+    config = load_config(find_run(run))[0]
+    if is_beside(config) and get_target(config) != SIDE:
+        fix = "use it as it is: its checkpoints belong to the base that it began at"
+        raise ValueError(f"RUN={run} was fine-tuned by {get_target(config)}, of which no merge is known\n{fix}")
+    if not get_target(config):
         raise ValueError(f"RUN={run} was not fine-tuned: it is a plain run, use it as it is")
 
 

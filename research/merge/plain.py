@@ -17,13 +17,13 @@ from research.load import TrainedRun, instantiate, load_run
 from research.losses import make_plain
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.options.finetuning import get_kind, is_beside
-from research.run_dir import RunConfig, Summary, read_summary, replace_text
+from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, RunConfig, Summary, read_summary, replace_text
 from research.training.checkpoint import Snapshot, commit, get_weights, hash_weights
 from research.training.evaluate import evaluate
 from research.training.manifest import Manifest, read_manifest
 from research.training.snapshot import describe_structure
 
-COPIED_FOLDERS = ("tokenizer", "model")  # of the run: its tokenizer, and the config.json of a hub model
+COPIED_FOLDERS = (TOKENIZER_FOLDER, MODEL_FOLDER)  # of the run: its tokenizer, and the config.json of a hub model
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def check_plain(folder: Path, plain: Plain) -> dict[str, str]:
     for name, layer in bitlinear_layers(read).items():
         other = theirs[name]
         pairs = zip(layer.quantizer.quantize_weight(layer.weight), other.quantizer.quantize_weight(other.weight), strict=True)
-        if layer.quantizer != other.quantizer or not all(torch.equal(mine, its) for mine, its in pairs):
+        if layer.quantizer != other.quantizer or not all(torch.equal(now, before) for now, before in pairs):
             raise ValueError(f"nothing is written: {name} is not the layer that was trained")
         count += 1
     own, expected = read.state_dict(), plain.model.state_dict()

@@ -47,6 +47,13 @@ def read_whole(group: str, option: str) -> str:
     return "\n".join(texts)
 
 
+def chooses_node(preset: str, option: str, group: str, key: str) -> bool:
+    """Return whether an option of a preset's group chooses one of another group, or sets its node, as model.linear, itself."""
+    root, name = key.partition(".")[0], key.rpartition(".")[2]
+    chooses, sets = rf"^ +- override /{group}(@\S+)?:", rf"^{root}:\n(?:  .*\n)*?  {name}:"
+    return bool(re.search(f"{chooses}|{sets}", read_yaml(preset, option), re.MULTILINE))
+
+
 def list_offers(group: str) -> list[str]:
     """Return the options of a group that advice offers: those that need no extra."""
     return [option for option in list_groups().get(group, ()) if "pip install" not in read_whole(group, option)]

@@ -4,13 +4,21 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-INSIDE_KINDS = ("inside", "gains")  # what learns is inside ternary layers, and merges into them to the bit
-BESIDE_KIND = "side"  # what learns is beside the layers
+FULL, SIDE, GAINS = (f"research.finetune.{name}.{name}" for name in ("full", "side", "gains"))
+INSIDE_TARGETS = (
+    "research.finetune.inside.inside",
+    GAINS,
+)  # what learns is inside ternary layers, and merges into them to the bit
+
+
+def get_target(config: Mapping[str, Any]) -> str:
+    """Return the `_target_` by which a run is fine-tuned; an empty text where it is not."""
+    return str((config.get("finetune") or {}).get("_target_") or "")
 
 
 def get_kind(config: Mapping[str, Any]) -> str:
     """Return how a run is fine-tuned, as inside; an empty text where it is not."""
-    return str((config.get("finetune") or {}).get("_target_") or "").rpartition(".")[2]
+    return get_target(config).rpartition(".")[2]
 
 
 def get_digest(config: Mapping[str, Any]) -> str:
@@ -20,17 +28,17 @@ def get_digest(config: Mapping[str, Any]) -> str:
 
 def is_frozen(config: Mapping[str, Any]) -> bool:
     """Return whether the weights of a base stay as they are: checkpoints leave them out, and are read with the base."""
-    return get_kind(config) not in ("", "full")
+    return get_target(config) not in ("", FULL)
 
 
 def is_inside(config: Mapping[str, Any]) -> bool:
     """Return whether what learns is inside ternary layers, which the base then needs to have."""
-    return get_kind(config) in INSIDE_KINDS
+    return get_target(config) in INSIDE_TARGETS
 
 
 def is_beside(config: Mapping[str, Any]) -> bool:
-    """Return whether what learns is beside the layers: such a model is no plain one."""
-    return get_kind(config) == BESIDE_KIND
+    """Return whether what learns may be beside the layers: such a model is no plain one, nor is that of a kind of one's own."""
+    return is_frozen(config) and not is_inside(config)
 
 
 def get_gain_settings(granularity: object) -> dict[str, Any]:
@@ -45,11 +53,11 @@ def get_gain_settings(granularity: object) -> dict[str, Any]:
 def merge_finetuning(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of the plain model that a fine-tuned one computes, as research.nn.lowrank merges it.
 
-    One that is fine-tuned beside its layers has none: it stays as it is.
+    One that is fine-tuned beside its layers, or in a way of one's own, has none: it stays as it is.
     """
-    if not get_kind(config) or (is_frozen(config) and not is_inside(config)):
+    if not get_target(config) or is_beside(config):
         return config
     merged = copy.deepcopy(config) | {"finetune": None}
-    if get_kind(config) == "gains" and isinstance(linear := merged["model"].get("linear"), dict):
+    if get_target(config) == GAINS and isinstance(linear := merged["model"].get("linear"), dict):
         linear |= get_gain_settings(linear.get("granularity"))
     return merged

@@ -131,7 +131,8 @@ class Adviser:
             return " ".join(map(quote_word, more)), ""
         new_head, message, *rest = [*(together or new)[0].split("\n  "), ""]
         what = "with -m (or --multirun) it is a sweep, which" if lead == "a sweep: add " else text
-        known = [line for line in rest if line and not line.startswith(tuple(LEADS))]  # what is known of it, as where to look
+        # What is known of it, as where to look; or a fix with a placeholder, as finetune.base=FOLDER.
+        known = [line for line in rest if line and not any(read_words(text) for _, text in iter_alternatives(line))]
         return "", "\n  ".join([f"{what} is refused too: {message or new_head}", *known[:1]])
 
     def iter_others(self, head: str) -> Iterator[tuple[str, str, list[str]]]:

@@ -232,8 +232,7 @@ def find_trigger_conflicts(requested: RequestedConfig) -> Conflicts:
         try:
             triggers[key] = parse_trigger(raw, key)
         except ValueError as error:
-            message, _, fix = str(error).partition("\n")
-            yield Conflict((key,), message, fix)
+            yield rules.to_conflict(key, error)
             continue
         yield check_numbers(requested, partial(check_trigger, key, triggers[key], eval_train), "trainer.steps")
     if len(triggers) == 2:
@@ -251,8 +250,7 @@ def find_dataset_conflicts(requested: RequestedConfig) -> Conflicts:
         try:
             check_dataset(dataset)
         except ValueError as error:
-            message, _, fix = str(error).partition("\n")
-            yield Conflict(("data.dataset",), message, fix)
+            yield rules.to_conflict("data.dataset", error)
         else:
             yield None if has_copies() else rules.check_extra(f"data.dataset={dataset}", "datasets", "hub")
 

@@ -13,7 +13,7 @@ from research.composition.pretrained import HUB, is_path
 from research.models.hub_folder import check_seq_len, read_hub_config
 from research.options.finetuning import is_frozen
 from research.preflight.requested import RequestedConfig
-from research.rules import Conflict
+from research.rules import Conflict, to_conflict
 from research.run_dir import expand_path
 
 Conflicts = Iterator[Conflict | None]
@@ -99,6 +99,5 @@ def check_hub_folder(requested: RequestedConfig) -> Conflict | None:
         config = read_hub_config(folder, requested.get_resolved("model.load_weights")[0] is not False and not is_resumed)
         check_seq_len(folder, config, seq_len if type(seq_len) is int else 0)
     except ValueError as error:
-        message, _, fix = str(error).partition("\n")
-        return Conflict(("model.folder",), message, fix)
+        return to_conflict("model.folder", error)
     return None

@@ -2,8 +2,12 @@
 
 import os
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
+
+import yaml
 
 from research.composition.complete import complete
 from research.composition.compose import MISSING, ComposedConfig, iter_leaves
@@ -63,6 +67,33 @@ class KnownKeys(ComposedConfig):
         habits = [] if tails and not is_whole_habit(key) else self.suggest_habit(key, line)
         return habits or [suggest_keys(line, key, *(tails or names or ([f"+{key}"] if self.may_add(key) else [])))]
 
+    def add_tracker(self, name: str) -> str:
+        """Return the override that chooses a tracker besides those that are."""
+        sinks = self.get("tracker.sinks")
+        names = [
+            other for other in (sinks if isinstance(sinks, dict) else ()) if other in list_groups()["tracker"] and other != name
+        ]
+        return shlex.quote(f"tracker=[{','.join([*names, name])}]" if names else f"tracker={name}")
+
+    def suggest_tracker(self, key: str, line: str) -> list[str]:
+        """Return the tracker that an unknown key is a setting of, where its sink is not chosen; else nothing."""
+        parts, value = key.split("."), line.partition("=")[2]
+        if parts[0] != "tracker" or len(parts) == 1 or not value or line.startswith("~"):
+            return []
+        others = {name: list_sink_keys(name) for name in list_groups()["tracker"]}
+        others = {name: keys for name, keys in others.items() if keys and self.get(f"tracker.sinks.{name}") is MISSING}
+        is_short = len(parts) == 2  # as tracker.project
+        owner = next((name for name in parts[1:] if name in others), "") or next(
+            (name for name, keys in others.items() if is_short and parts[1] in [k.rpartition(".")[2] for k in keys]), ""
+        )
+        if not owner:
+            return []
+        near = suggest(parts[-1], [name.rpartition(".")[2] for name in others[owner]])[:1]
+        settings = [name for name in others[owner] if name.rpartition(".")[2] in near]
+        settings = [] if parts[-1] == owner else [name for name in settings if name == key] or settings
+        words = [self.add_tracker(owner), *(quote_word(f"{name}={value}") for name in settings[:1])]
+        return [f"tracker={owner} is not chosen", f"did you mean: {' '.join(words)} ?"]
+
     def suggest_habit(self, key: str, line: str) -> list[str]:
         """Return what stands for a key of other programs: ours, that of another option, or another way; else nothing."""
         habits = sorted(list_habits(key), key=lambda name: name.rpartition(".")[0] != key.rpartition(".")[0])
@@ -79,7 +110,7 @@ class KnownKeys(ComposedConfig):
         value = quote_word(line).partition("=")[2]
         group, _, rest = key.partition(".")
         node = next(
-            (f"{root}.{group}" for root in self.cfg if isinstance(self.get(f"{root}.{group}"), dict)), group
+            (f"{root}.{group}" for root in self.cfg if root != "hydra" and isinstance(self.get(f"{root}.{group}"), dict)), group
         )  # of linear
         words = [f"{option} {node}.{rest}={value}" for option in self.find_options(key)[1]] if value else []
         if key == "data.path" and (typed := line.partition("=")[2]) and os.path.exists(expand_path(typed)):
@@ -109,17 +140,35 @@ class KnownKeys(ComposedConfig):
         offers = [option for option in having if option in list_offers(group)]
         others = [f"{group}={option}" for option in offers or having]
         if not others:  # those whose yaml has it, as callbacks=ternary for callbacks.ternary.every
-            group, _, rest = key.partition(".")
+            group, part = [*key.split("."), ""][:2]
             choice = f"{group}={self.get_choice(group)}"
-            others = [
-                f"{group}={o}" for o in list_groups().get(group, ()) if f"\n{rest.partition('.')[0]}:\n" in read_yaml(group, o)
-            ]
+            pattern = rf"(?m)^(?:{group}:\n(?:  .*\n)*?  )?{re.escape(part)}:"
+            options = () if self.get(f"{group}.{part}") is not MISSING else list_groups().get(group, ())
+            others = [f"{group}={option}" for option in options if re.search(pattern, read_yaml(group, option))]
         return choice, others if choice not in others else []
 
     def describe_absence(self, key: str) -> str:
         """Return which options of a group have a key that the chosen one lacks; empty where none has it."""
         choice, others = self.find_options(key)
+        group, _, option = choice.partition("=")
+        if option == "None" and others:
+            is_list = isinstance(self.get(group), dict)  # of options, as callbacks=[ternary,profiler]
+            return f"{'it' if is_list else f'no {group}= is chosen; it'} is a setting of {' and '.join(others)}"
         return f"{choice} has no such setting, unlike {', '.join(others)}" if others else ""
+
+
+@cache
+def list_sink_keys(tracker: str) -> list[str]:
+    """Return the settings of a tracker that has a sink; of one without settings its sink."""
+    try:
+        node = yaml.safe_load(read_yaml("tracker", tracker))
+    except yaml.YAMLError:
+        return []
+    if not isinstance(node, dict) or not isinstance(node.get("sinks"), dict):
+        return []
+    leaves = [leaf for leaf, _ in iter_leaves("tracker", node)]
+    keys = [leaf for leaf in leaves if not leaf.endswith("._target_")]
+    return keys or [f"tracker.sinks.{name}" for name in node["sinks"]]
 
 
 def read_option(group: str, option: str) -> Signature:

@@ -114,7 +114,7 @@ class RequestedConfig(KnownKeys):
         group, habit = key.partition(".")[0], find_habit(key)
         is_here = habit.startswith(f"{group}.") and self.get(habit) is not MISSING  # as data.target for data.label
         is_elsewhere = self.describe_absence(key) and not is_here
-        hints = self.suggest_options(key, line) if is_elsewhere else self.suggest_known(key, line)
+        hints = self.suggest_tracker(key, line) or (self.suggest_options if is_elsewhere else self.suggest_known)(key, line)
         if known := explain_value(key, line.partition("=")[2]):
             hints = [known]
         if not any(hints) and isinstance(around := self.get(parent := key.rpartition(".")[0]), dict) and parent:

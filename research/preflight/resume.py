@@ -288,8 +288,9 @@ def repeat_command(folder: Path, requested: RequestedConfig, value: str, moved: 
     Where its base and its teacher lie, and what was moved, is as it is typed now.
     """
     is_apart = ("resume", *(node.partition(".")[0] for node in FIXED_NODES), *list_groups())
-    lies = (*OUTER_SETTINGS, *moved)
-    typed = {k: line for k, line in requested.typed_overrides.items() if k in lies or k.partition(".")[0] not in is_apart}
+    location_keys = (*OUTER_SETTINGS, *moved)
+    words = requested.typed_overrides.items()
+    typed = {key: line for key, line in words if key in location_keys or key.partition(".")[0] not in is_apart}
     try:
         own = read_text(folder / "overrides.txt", "replace").splitlines()
     except OSError:

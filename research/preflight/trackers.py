@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 from research.composition.overrides import parse
+from research.options.conf import list_groups
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict, check_extra
 from research.tracking.storage import find_sqlite_file, resolve_uri
@@ -33,7 +34,9 @@ def find_tracker_conflicts(requested: RequestedConfig) -> Conflicts:
         target = node.get("_target_") if isinstance(node, dict) else None
         if target is None and node != "???":
             message = f"tracker.sinks.{name} is no sink: it has no _target_"
-            yield Conflict((f"tracker.sinks.{name}",), message, "give tracker=NAME, or a list of names")
+            is_known = name in list_groups()["tracker"]
+            fix = f"it is chosen by {requested.add_tracker(name)}" if is_known else "give tracker=NAME, or a list of names"
+            yield Conflict((f"tracker.sinks.{name}",), message, fix)
     if isinstance(mode := requested.get_resolved("tracker.sinks.wandb.mode")[0], str):
         yield check_login(mode)
 
@@ -50,7 +53,7 @@ def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
     uri = requested.get_resolved("tracker.uri")[0]
     if not MLFLOW_TARGETS & {node["_target_"] for key, node in requested.iter_nodes() if key.partition(".")[0] == "tracker"}:
         if isinstance(uri, str):
-            fix = "leave it out, or choose mlflow too, as 'tracker=[mlflow,csv]'"
+            fix = f"leave it out, or choose mlflow too: {requested.add_tracker('mlflow')}"
             yield Conflict(
                 ("tracker.uri",), f"tracker.uri={uri} is MLflow's, and tracker={' and '.join(list_trackers(requested))}", fix
             )

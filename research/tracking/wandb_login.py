@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from research.rules import Conflict
+from research.rules import Conflict, to_conflict
 
 MODE_KEY, MODE_VARIABLE = "tracker.sinks.wandb.mode", "WANDB_MODE"
 MODES = {  # what WANDB_MODE may be, older names among them -> what it means
@@ -53,8 +53,7 @@ def check_login(setting: object) -> Conflict | None:
     try:
         mode = choose_mode(setting)
     except ValueError as error:
-        message, _, fix = str(error).partition("\n")
-        return Conflict((MODE_KEY,), message, fix)
+        return to_conflict(MODE_KEY, error)
     if mode != "online" or has_login():
         return None
     message = f"{MODE_KEY if setting == mode else MODE_VARIABLE}=online: there is no login for {get_server()}"

@@ -41,9 +41,16 @@ def make_run(folder: Path, model: dict[str, Any], tokenizer: str | None = None, 
 def complete_tuned(words: list[str], base: Path, kind: str = "inside") -> Any:
     """Complete what these words compose, with a finetune node as its options have it."""
     requested = compose(words)
-    cfg = requested.cfg | {"finetune": {"_target_": f"research.finetune.{kind}", "base": str(base)}}
+    cfg = requested.cfg | {"finetune": {"_target_": f"research.finetune.{kind}.{kind}", "base": str(base)}}
     choices = cfg["hydra"]["runtime"]["choices"] | {"finetune": kind}
     return complete_model(ComposedConfig(cfg), find_run(str(base), "finetune.base"), requested.typed_overrides, choices)
+
+
+def test_a_hub_model_without_a_folder_is_a_new_one() -> None:
+    (note,) = compose(["model=hub", "data=text"]).notes
+    assert note == "note: model.folder is null: a new llama with random weights; a pretrained model is model.folder=FOLDER"
+    for words in (["model=hub", "data=text", "resume=RUN"], ["data=text"], ["model=hub", "data=text", "model.folder=nowhere"]):
+        assert compose(words).notes == ()
 
 
 def test_a_base_brings_its_model_and_its_tokenizer(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from program import TINY, train
 
+from research.composition.pretrained import read_model
 from research.data.spec import Tokens
 from research.finetune.base import find_checkpoint, read_tensors
 from research.finetune.full import full
-from research.load import load_run
+from research.load import TrainedRun, load_run
+from research.merge.__main__ import check_kind
 from research.merge.__main__ import main as merge
 from research.models.hub import Hub, replace_conv1d
 from research.nn.bitlinear import BitLinear, bitlinear_layers
@@ -170,18 +173,27 @@ def test_full_lets_no_parameter_learn_that_the_model_keeps_fixed() -> None:
     assert [p.requires_grad for p in full(model).parameters()] == [True, False]
 
 
-KINDS = {"": (0, 0, 0), "full": (0, 0, 0), "inside": (1, 1, 0), "gains": (1, 1, 0), "side": (1, 0, 1), "own": (1, 0, 0)}
+KINDS = {
+    "": (0, 0, 0),
+    "research.finetune.full.full": (0, 0, 0),
+    "research.finetune.inside.inside": (1, 1, 0),
+    "research.finetune.gains.gains": (1, 1, 0),
+    "research.finetune.side.side": (1, 0, 1),
+    "mine.bias": (1, 0, 1),  # whatever it does: no plain model
+    "mine.full": (1, 0, 1),
+    "mine.inside": (1, 0, 1),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_kind_leaves_out_and_merges_into(kind: str) -> None:
     config: dict[str, Any] = {
-        "finetune": {"_target_": f"package.{kind}", "digest": "d"} if kind else None,
+        "finetune": {"_target_": kind, "digest": "d"} if kind else None,
         "model": {"linear": {}},
     }
     assert tuple(map(int, (is_frozen(config), is_inside(config), is_beside(config)))) == KINDS[kind]
     assert RunInfo(1, 1, config=config).base == ("d" if KINDS[kind][0] else "")
-    assert (merge_finetuning(config)["finetune"] is None) == (kind in ("", "full", "inside", "gains"))
+    assert (merge_finetuning(config)["finetune"] is None) == (not KINDS[kind][2])
 
 
 def test_checkpoints_of_what_learns_are_small(tmp_path: Path) -> None:
@@ -261,3 +273,16 @@ def test_what_only_the_model_knows_is_answered_by_name(
 ) -> None:
     failed = tune(tmp_path, "inside", runs["base"], *words, fails=True)
     assert expected in failed.stderr
+
+
+def test_a_kind_of_ones_own_is_neither_plain_nor_merged(tmp_path: Path) -> None:
+    config = {"finetune": {"_target_": "mine.bias"}, "model": {"_target_": "research.models.mlp.MLP"}}
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+    (tmp_path / "checkpoints").mkdir()
+    run = TrainedRun(tmp_path, tmp_path, OmegaConf.create(config), torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="RUN was fine-tuned by mine\\.bias, and ONNX holds plain models"):
+        run.require_plain("ONNX")
+    with pytest.raises(ValueError, match="it was fine-tuned by mine\\.bias: it is no plain model\ngive the base"):
+        read_model(tmp_path, "RUN")
+    with pytest.raises(ValueError, match="was fine-tuned by mine\\.bias, of which no merge is known\nuse it as it is"):
+        check_kind(str(tmp_path))

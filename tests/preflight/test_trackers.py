@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -32,10 +33,14 @@ WRONG = {  # command line -> parts of its one answer
     "tracker=[csv,null]": ("a group takes one of its options", "did you mean: tracker=none ?"),
     "tracker=mlflow,csv": ("a sweep needs -m", "one list: 'tracker=[mlflow,csv]'"),
     "+tracker=csv": ("'tracker' is chosen already", "leave out the +"),
-    "tracker=csv tracker.uri=sqlite:///x.db": ("there is no key 'tracker.uri'", "choose mlflow too"),
-    "tracker=jsonl +tracker.uri=sqlite:///x.db": ("is MLflow's, and tracker=jsonl", "'tracker=[mlflow,csv]'"),
+    "tracker=csv tracker.uri=sqlite:///x.db": (
+        "there is no key 'tracker.uri'",
+        "did you mean: 'tracker=[csv,mlflow]' tracker.uri=",
+    ),
+    "tracker=jsonl +tracker.uri=sqlite:///x.db": ("is MLflow's, and tracker=jsonl", "choose mlflow too: tracker=mlflow"),
     "tracker=[csv,mlflow] tracker.uri=3": ("tracker.uri takes text or null; got 3", ""),
-    "+tracker.sinks.csv=x": ("tracker.sinks.csv is no sink: it has no _target_", "give tracker=NAME"),
+    "+tracker.sinks.csv=x": ("tracker.sinks.csv is no sink: it has no _target_", "it is chosen by 'tracker=[mlflow,csv]'"),
+    "+tracker.sinks.mine=x": ("tracker.sinks.mine is no sink: it has no _target_", "give tracker=NAME"),
     "tracker.sinks=csv": ("'tracker.sinks' holds keys of its own", ""),
     "tracker.sinks.mlflow=null": ("'tracker.sinks.mlflow' holds keys of its own", ""),
     "tracker.sinks.mlflow.log_model=maybe": ("takes true or false", ""),
@@ -48,6 +53,29 @@ WRONG = {  # command line -> parts of its one answer
     "callbacks=profiler callbacks.profiler.warmup=0": ("a whole number in [1, inf); got 0", ""),
     "callbacks=utilization callbacks.system.seconds=0": ("a number in (0, inf); got 0", ""),
     "trainer=low_memory precision=fp32": ("nothing reads 'precision' here", "trainer.precision=fp32"),
+}
+SETTINGS = {  # what is typed -> the advice: each setting of docs/trackers.md, also as people shorten it
+    "tracker=csv tracker.uri=x.db": "'tracker=[csv,mlflow]' tracker.uri=x.db",
+    "tracker=csv tracker.sinks.mlflow.uri=x.db": "'tracker=[csv,mlflow]' tracker.sinks.mlflow.uri=x.db",
+    "tracker=wandb tracker.sinks.mlflow.log_model=true": "'tracker=[wandb,mlflow]' tracker.sinks.mlflow.log_model=true",
+    "tracker=jsonl tracker.log_model=true": "tracker=mlflow tracker.sinks.mlflow.log_model=true",
+    "tracker.sinks.wandb.project=x": "'tracker=[mlflow,wandb]' tracker.sinks.wandb.project=x",
+    "tracker.sinks.wandb.entity=me": "'tracker=[mlflow,wandb]' tracker.sinks.wandb.entity=me",
+    "tracker.sinks.wandb.log_weights=true": "'tracker=[mlflow,wandb]' tracker.sinks.wandb.log_weights=true",
+    "tracker=[mlflow,csv] tracker.sinks.wandb.mode=offline": ("'tracker=[mlflow,csv,wandb]' tracker.sinks.wandb.mode=offline"),
+    "tracker=none tracker.mode=offline": "tracker=wandb tracker.sinks.wandb.mode=offline",
+    "tracker=csv tracker.wandb.project=x": "'tracker=[csv,wandb]' tracker.sinks.wandb.project=x",
+    "tracker.sinks.wandb.projct=x": "'tracker=[mlflow,wandb]' tracker.sinks.wandb.project=x",
+    "tracker.sinks.wandb.tags=[a]": "'tracker=[mlflow,wandb]'",
+    "tracker.sinks.tensorboard=x": "'tracker=[mlflow,tensorboard]'",
+}
+CALLBACKS = {  # a setting of a callback that is not chosen -> the option that has it
+    "callbacks.profiler.wait=3": "profiler",
+    "callbacks.system.seconds=3": "utilization",
+    "callbacks.utilization.every=10": "utilization",
+    "callbacks.ternary.every=10": "ternary",
+    "callbacks.grokking.hold=3": "grokking",
+    "callbacks.gradients.histogram=3": "gradients",
 }
 RIGHT = (
     "tracker=[mlflow,csv,tensorboard,wandb,jsonl]",
@@ -70,6 +98,23 @@ def test_one_clear_answer(words: str) -> None:
     for part in WRONG[words]:
         assert part in mistake
     assert len(mistake.splitlines()) <= 6
+
+
+@pytest.mark.parametrize("words", SETTINGS)
+def test_a_setting_of_a_tracker_that_is_not_chosen(words: str) -> None:
+    """The advice is the tracker besides those that are chosen, and passes when it is typed."""
+    (mistake,) = find_mistakes(words.split(), multirun=False)
+    assert mistake.splitlines()[2].endswith(" is not chosen")
+    assert mistake.splitlines()[3:] == [f"  did you mean: {SETTINGS[words]} ?"]
+    assert find_mistakes(shlex.split(SETTINGS[words]), multirun=False) == []
+
+
+@pytest.mark.parametrize("setting", CALLBACKS)
+def test_a_setting_of_a_callback_that_is_not_chosen(setting: str) -> None:
+    (mistake,) = find_mistakes([setting], multirun=False)
+    fix = f"callbacks={CALLBACKS[setting]} {setting}"
+    assert mistake.splitlines()[-1] == f"  did you mean: {fix} ?"
+    assert find_mistakes(fix.split(), multirun=False) == []
 
 
 @pytest.mark.parametrize("words", RIGHT)
