@@ -21,10 +21,10 @@ from research.run_dir import RunConfig, read_json, write_json
 from research.tracking import fields
 from research.tracking.history import METRICS_FILE
 from research.tracking.jsonl import FAILED, KILLED
-from research.tracking.sink import TRACES, Record, Sink, import_extra, open_weights, read_history
+from research.tracking.sink import Record, Sink, import_extra, open_weights, read_history
 from research.tracking.wandb_login import check_login, choose_mode, get_server, has_login
 
-WANDB_FOLDER, RUN_FILE = Path(TRACES["wandb"]).parts  # in a run folder, and in that
+WANDB_FOLDER, RUN_FILE = "wandb", "run.json"  # in a run folder, and in that
 INIT_SECONDS = 15.0  # for it to open a run, after which the run goes offline
 WRITE_TRIES, WRITE_PAUSE = 50, 0.1  # seconds between two looks at whether its file is complete
 SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this machine that the run does not say itself
@@ -62,7 +62,7 @@ class WandbSink(Sink):
     them; where it does not, the whole run becomes a new one there.
     """
 
-    name, title = "wandb", "W&B"
+    name, title, trace = "wandb", "W&B", f"{WANDB_FOLDER}/{RUN_FILE}"
 
     def __init__(
         self,
