@@ -102,9 +102,17 @@ def work(args: argparse.Namespace, runs: list[str], overrides: list[str], watch:
             raise ValueError(mistake)
         tasks = [] if args.tasks else plan_tasks(refs, overrides, args.split, args.config_dir)
         # torch comes with these: what is asked wrongly is answered before
-        from research.evaluate.report import evaluate_on_data, evaluate_on_tasks
+        if args.tasks:
+            from research.evaluate.tasks import run_tasks
 
-        content, text = evaluate_on_tasks(refs, args) if args.tasks else evaluate_on_data(refs, tasks, args, watch.check)
+            content, text = run_tasks(refs, args)
+        else:
+            from research.evaluate.compare import Options, compare
+            from research.evaluate.table import format_table, to_json
+
+            names = ("split", "samples", "batch_size", "device", "precision", "packed")
+            results = compare(refs, tasks, Options(**{name: getattr(args, name) for name in names}), watch.check)
+            content, text = to_json(results), format_table(results)
     publish(content, text, args, refs)
 
 

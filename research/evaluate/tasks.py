@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from research.cli import first_line
-from research.evaluate.intervals import Estimate, Influences, estimate, measure_ratio
+from research.evaluate.intervals import Estimate, Influences, estimate, estimate_difference, measure_ratio
 from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
 from research.files.hub import build_environment, find_home
@@ -160,8 +160,8 @@ def find_differences(first: Scores, other: Scores) -> dict[str, Estimate]:
     for name, score in other.items():
         before = first.get(name)
         if before and before.documents == score.documents and before.influences is not None and score.influences is not None:
-            value = score.estimate.value - before.estimate.value
-            differences[name] = estimate(value, score.influences - before.influences)
+            own, first_own = (score.estimate.value, score.influences), (before.estimate.value, before.influences)
+            differences[name] = estimate_difference(own, first_own)
     return differences
 
 
