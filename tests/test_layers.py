@@ -30,7 +30,7 @@ IMPORTERS = {  # of each heavy library
     "mlflow": {"tracking", "registry"},
     "hydra": {"run", "load", "composition", "preflight", "sweep", "pbt"},
     "omegaconf": {"run", "load", "composition", "preflight", "merge", "sweep", "pbt"},
-    "wandb": {"tracking"},
+    "wandb": {"files", "tracking"},
     "tensorboard": {"tracking"},
     "optuna": {"tracking", "report", "sweep", "pbt"},
     "torchmetrics": {"metrics"},
