@@ -26,7 +26,7 @@ CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 def fill_in_this_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches of a test's own, and copies without a process for each: that the program has one, test_hub_program shows."""
 
-    def run_filler(request: hub.Request, folder: Path) -> None:
+    def run_filler(request: hub.Request, folder: Path, is_offline: bool) -> None:
         hub_fill.fill(request, folder)
 
     datasets.disable_progress_bars()

@@ -12,10 +12,11 @@ from fitting import make_state
 from torch import nn
 
 from research.data.modular import modular
+from research.files.wandb_files import read_file
 from research.run_dir import RunConfig
 from research.tracking.history import read_records
 from research.tracking.jsonl import Jsonl
-from research.tracking.wandb import WandbSink, read_file
+from research.tracking.wandb import WandbSink
 from research.training.state import State
 
 Rows = dict[int, dict[str, float]]
@@ -128,7 +129,7 @@ def kill(tracker: Jsonl) -> None:
         item.finishing.set()
         item.thread.join()
         if isinstance(item.sink, WandbSink):
-            item.sink.logged.finish(exit_code=1)
+            item.sink.wandb_run.finish(exit_code=1)
     assert tracker.file
     tracker.file.close()
 

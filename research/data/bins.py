@@ -135,10 +135,20 @@ class Streams:
 def prepare_streams(
     root: Path, key: str, read: Callable[[], Sequence[Corpus]], shares: Sequence[float], tokenizer: Tokenizer
 ) -> Streams:
-    """Return the streams of a key, from the cache below `root` or made now; another process that makes them is waited for."""
+    """Return the streams of a key, from the cache below `root` or made now; another process that makes them is waited for.
+
+    An equal tokenizer of another folder shares them, so one that does not learn keeps the name that it has now.
+    """
     folder = root / key
-    if streams := read_streams(folder):
-        return streams
+    streams = read_streams(folder) or fill_streams(root, key, read, shares, tokenizer)
+    return streams if tokenizer.learns else replace(streams, tokenizer_name=tokenizer.name)
+
+
+def fill_streams(
+    root: Path, key: str, read: Callable[[], Sequence[Corpus]], shares: Sequence[float], tokenizer: Tokenizer
+) -> Streams:
+    """Return the streams of a key, made now or meanwhile by another process."""
+    folder = root / key
     with wait_for_lock(root / f".{key}", "makes the tokens"):
         if streams := read_streams(folder):
             return streams

@@ -50,6 +50,11 @@ class Tokenizer(ABC):
         """Return the smallest type that holds all tokens."""
         return np.min_scalar_type(self.vocab_size - 1)
 
+    @property
+    def learns(self) -> bool:
+        """Return whether its vocabulary, and with that its name, comes of the corpus."""
+        return type(self).train is not Tokenizer.train
+
     def train(self, pieces: Iterable[bytes]) -> None:  # noqa: B027
         """Learn the vocabulary from text; one that is fixed learns nothing."""
 

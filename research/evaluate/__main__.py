@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from research.evaluate.refs import ModelRef  # with it comes hydra
 
 OVERRIDE = r"[+~]*[A-Za-z][\w.@]*=.*|~[a-z][\w.]*"  # an override, as for train.py
+LOW_PRECISIONS = ("bf16", "fp16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--packed", action="store_true", help="judge runs with their ternary weights packed to two bits")
     command.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (as in training)")
     command.add_argument("--device", choices=("auto", "cpu"), help="where runs are computed (as in training)")
-    command.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (as in training)")
+    command.add_argument("--precision", choices=("fp32", *LOW_PRECISIONS), help="of the computation (as in training)")
     command.add_argument("--tasks", metavar="NAME|FILE", action="append",
                          help="tasks of lm-eval in place of data: names, or yaml files; may be repeated")  # fmt: skip
     command.add_argument("--tasks-folder", type=expand_path, metavar="DIR", help="a folder with yaml files of lm-eval's tasks")
@@ -61,15 +62,20 @@ def check_together(command: Parser, args: argparse.Namespace, overrides: list[st
         command.error(f"--tasks have data of their own; leave out {' '.join(overrides) or '--split'}")
     if args.tasks_folder and not args.tasks_folder.is_dir():
         command.error(f"--tasks-folder {args.tasks_folder}: there is no such folder")
-    if args.tasks and (args.device == "auto" or args.precision not in (None, "fp32")):
-        command.error("--tasks compute on the CPU in fp32; leave out --device auto and --precision")
-    if args.packed and (args.device == "auto" or args.precision not in (None, "fp32")):
-        command.error("--packed computes on the CPU in fp32; leave out --device auto and --precision")
+    for words, is_chosen in (("--tasks compute", args.tasks), ("--packed computes", args.packed)):
+        if is_chosen and (mistake := check_host(words, args)):
+            command.error(mistake)
     for folder in args.config_dir:
         if not folder.is_dir():
             command.error(f"--config-dir {folder}: there is no such folder")
     if args.output and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
         command.error(f"--output {args.output}: give a file in a folder that is there")
+
+
+def check_host(what: str, args: argparse.Namespace) -> str:
+    """Return the mistake of another device or precision for what is computed on the CPU in fp32; empty for none."""
+    wrong = ["--device auto"] * (args.device == "auto") + [f"--precision {args.precision}"] * (args.precision in LOW_PRECISIONS)
+    return f"{what} on the CPU in fp32; leave out {' and '.join(wrong)}" if wrong else ""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -91,11 +97,22 @@ def work(args: argparse.Namespace, runs: list[str], overrides: list[str], watch:
         refs = find_models(runs)
         if args.packed and (others := [ref.word for ref in refs if ref.kind != "run"]):
             raise ValueError(f"--packed is for runs, and {others[0]} is none; leave out one of the two")
+        exports = [ref.word for ref in refs if ref.kind == "export"]
+        if exports and (mistake := check_host(f"RUN={exports[0]}: an export is computed", args)):
+            raise ValueError(mistake)
         tasks = [] if args.tasks else plan_tasks(refs, overrides, args.split, args.config_dir)
         # torch comes with these: what is asked wrongly is answered before
-        from research.evaluate.report import evaluate_on_data, evaluate_on_tasks
+        if args.tasks:
+            from research.evaluate.tasks import run_tasks
 
-        content, text = evaluate_on_tasks(refs, args) if args.tasks else evaluate_on_data(refs, tasks, args, watch.check)
+            content, text = run_tasks(refs, args)
+        else:
+            from research.evaluate.compare import Options, compare
+            from research.evaluate.table import format_table, to_json
+
+            names = ("split", "samples", "batch_size", "device", "precision", "packed")
+            results = compare(refs, tasks, Options(**{name: getattr(args, name) for name in names}), watch.check)
+            content, text = to_json(results), format_table(results)
     publish(content, text, args, refs)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from research.cli import announce_wait, format_count, print_message
 from research.data.spec import Dataset, Images, Samples, Tokens, Vectors
 from research.evaluate.forms import LoadedModel, load_model
-from research.evaluate.intervals import Estimate, estimate
+from research.evaluate.intervals import Estimate, estimate, estimate_difference
 from research.evaluate.measure import Measurement, measure
 from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.samples import group_samples, select_split
@@ -173,8 +173,8 @@ def add_differences(first: Result, other: Result) -> None:
     measured, before = other.measurement, first.measurement
     if other.is_paired:
         for key in measured.influences.keys() & before.influences.keys():
-            difference = measured.influences[key] - before.influences[key]
-            other.differences[key] = estimate(measured.values[key] - before.values[key], difference)
+            pair = [(result.values[key], result.influences[key]) for result in (measured, before)]
+            other.differences[key] = estimate_difference(*pair)
     elif BITS in other.metrics and BITS in first.metrics and other.built.is_same_text(first.built):
         one, two = other.metrics[BITS], first.metrics[BITS]
         half = math.hypot(one.half, two.half)
@@ -184,16 +184,16 @@ def add_differences(first: Result, other: Result) -> None:
 
 def check_shape(ref: ModelRef, loaded: LoadedModel, data: Dataset[Any]) -> None:
     """Raise ValueError for data of another shape, other tokens or other classes than the model was trained on."""
-    mine, theirs, head = loaded.shape, data.shape, f"RUN={ref.word}"
+    known, shape, head = loaded.shape, data.shape, f"RUN={ref.word}"
     if isinstance(loaded.model, Decoder) and len(data.val.target_shape) == 1:
         raise ValueError(f"{head}: its model predicts at the last position, these data have a target at every one")
-    if mine is None or get_logits_shape(theirs) is None:
+    if known is None or get_logits_shape(shape) is None:
         return
-    if type(mine) is not type(theirs):
+    if type(known) is not type(shape):
         fix = "give data of the kind that it was trained on"
-        raise ValueError(f"{head} was trained on {describe_shape(mine)}, these data are {describe_shape(theirs)}; {fix}")
-    for key, own in mine._asdict().items():
-        other = getattr(theirs, key)
+        raise ValueError(f"{head} was trained on {describe_shape(known)}, these data are {describe_shape(shape)}; {fix}")
+    for key, own in known._asdict().items():
+        other = getattr(shape, key)
         if own != other and key not in ("mean", "scale", "end") and not (key == "seq_len" and other < own):
             fix = f"; give data.seq_len={own}" if key == "seq_len" else ""
             raise ValueError(f"{head} was trained with {count(key, own)}, these data have {count(key, other)}{fix}")

@@ -43,6 +43,11 @@ def estimate(value: float, influences: Influences | None) -> Estimate:
     return Estimate(value, stderr, value - half, value + half)
 
 
+def estimate_difference(one: tuple[float, Influences], other: tuple[float, Influences]) -> Estimate:
+    """Return the difference of a metric to another one of the same parts, paired; of each its value and influences."""
+    return estimate(one[0] - other[0], one[1] - other[1])
+
+
 def sum_parts(values: Float[Tensor, "samples"], parts: Int[Tensor, "samples"]) -> Float[Tensor, "parts"]:
     """Return the sum of each part's samples; parts are numbered from 0 without a gap."""
     return values.new_zeros(int(parts.max()) + 1).index_add_(0, parts, values)

@@ -79,7 +79,9 @@ def select_split(data: Dataset[Any], name: str, overfit: int, count: int | None)
     elif name == "val" and overfit:
         split = data.train.take(overfit)
     else:
-        split = {"train": data.train, "val": data.val, "test": data.test}[name] or data.val
+        chosen = {"train": data.train, "val": data.val, "test": data.test}[name]
+        assert chosen is not None, "a test that the data have not is refused above"
+        split = chosen
     return split if count is None else split.take(min(count, len(split)))
 
 

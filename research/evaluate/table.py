@@ -80,7 +80,7 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def format_rows(results: Sequence[tuple[str, str, Estimates, Estimates]]) -> str:
-    """Return a table by metric: each model with its loaded, its value and interval, and its difference to the first."""
+    """Return a table by metric: each model with its form, its value and interval, and its difference to the first."""
     several = len(results) > 1
     rows = [["metric", "run", "form", "value", "± 95 %", *(["to the first", "± 95 %"] if several else [])]]
     for metric in dict.fromkeys(key for _, _, values, _ in results for key in values):

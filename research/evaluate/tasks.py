@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from research.cli import first_line
-from research.evaluate.intervals import Estimate, Influences, estimate, measure_ratio
+from research.evaluate.intervals import Estimate, Influences, estimate, estimate_difference, measure_ratio
 from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
 from research.files.hub import build_environment, find_home
@@ -26,6 +26,8 @@ OFFLINE_WAY = (
     "without a network give a task over local files, a yaml with dataset_path: json and dataset_kwargs: {data_files: FILE}, as "
     "in docs/evaluation.md; or load its data once where there is one"
 )
+HUB_ERRORS = ("ConnectionError", "ConnectError", "ConnectTimeout", "LocalEntryNotFoundError", "DatasetNotFoundError")
+HUB_PHRASES = ("Couldn't find cache for", "on the Hugging Face Hub")
 NO_METRICS = ("alias", "sample_len", "sample_count", "name")  # entries of a result that are no metrics
 FEWSHOT_SEED = 1234  # lm-eval's own
 
@@ -158,12 +160,12 @@ def find_differences(first: Scores, other: Scores) -> dict[str, Estimate]:
     for name, score in other.items():
         before = first.get(name)
         if before and before.documents == score.documents and before.influences is not None and score.influences is not None:
-            value = score.estimate.value - before.estimate.value
-            differences[name] = estimate(value, score.influences - before.influences)
+            own, first_own = (score.estimate.value, score.influences), (before.estimate.value, before.influences)
+            differences[name] = estimate_difference(own, first_own)
     return differences
 
 
 def needs_hub(error: BaseException) -> bool:
-    """Return whether an error comes of data that are not on this machine."""
-    text = f"{type(error).__name__} {error}".lower()
-    return any(word in text for word in ("offline", "hub", "connection", "couldn't find", "couldn't reach", "max retries"))
+    """Return whether an error comes of data that are not on this machine: by its class, or what `datasets` says of it."""
+    classes = {kind.__name__ for kind in type(error).__mro__}
+    return not classes.isdisjoint(HUB_ERRORS) or any(phrase in str(error) for phrase in HUB_PHRASES)

@@ -176,8 +176,12 @@ def load_model(folder: Path) -> Any:
 
 
 def open_client(folder: Path) -> Client:
-    """Return transformers with the folder's model, not compiled."""
-    model = load_model(folder)
+    """Return transformers with the folder's model."""
+    return make_client(load_model(folder))
+
+
+def make_client(model: Any) -> Client:
+    """Return transformers with a model, not compiled: compiling its layers takes half a minute."""
 
     def compute_logits(tokens: Tensor) -> Tensor:
         with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
@@ -187,10 +191,10 @@ def open_client(folder: Path) -> Client:
 
 
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
-    """Run the folder with transformers as a user does, but not compiled: compiling its layers takes half a minute."""
+    """Run the folder with transformers as a user does, and as an evaluation of the folder does."""
     model = load_model(folder)
+    logits = torch.cat([*map(make_client(model), tokens.split(16))])
     with silence_libraries(), torch.compiler.set_stance("force_eager"), torch.no_grad():
-        logits = torch.cat([model(part, use_cache=False).logits for part in tokens.split(16)])
         # Generation uses the cache, which the logits above do not.
         start = tokens[:1, : (tokens.shape[1] + 1) // 2]
         checks = {"generate": torch.equal(generate_one(model, input_ids=start).sequences[:, :-1], start)}

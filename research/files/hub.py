@@ -126,9 +126,7 @@ def fetch(request: Request) -> Copy:
     if copy := read_copy(folder):
         return copy
     enforce(check_extra(f"data.dataset={request.dataset}", "datasets", "hub"))
-    if not request.is_folder and not is_hub_reachable():
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    run_filler(request, folder)
+    run_filler(request, folder, is_offline=not request.is_folder and not is_hub_reachable())
     copy = read_copy(folder)
     assert copy, f"{folder} was filled"
     return copy
@@ -148,12 +146,13 @@ def read_copy(folder: Path) -> Copy | None:
     return copy if all((folder / name).is_file() for name in copy.digests) else None
 
 
-def run_filler(request: Request, folder: Path) -> None:
+def run_filler(request: Request, folder: Path, is_offline: bool) -> None:
     """Fill a copy in another process, which ends with this one. Raise ValueError with what it says."""
     where = expand_path(request.dataset).absolute() if request.is_folder else request.dataset
     words = json.dumps(asdict(request) | {"dataset": str(where)}), str(folder)
     command = [sys.executable, "-m", "research.files.hub_fill", *words]
-    environment = build_environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = build_environment() | ({"HF_HUB_OFFLINE": "1"} if is_offline else {}) | {"PYTHONPATH": path}
     pipes: dict[str, Any] = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,

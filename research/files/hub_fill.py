@@ -17,6 +17,7 @@ from research.cli import first_line
 from research.files.cache import hash_file, wait_for_lock
 from research.files.hub import AUTO, CONTENT, INDEX, META, OFFLINE, VERSION, Request, find_home, read_copy
 from research.files.hub_rows import write_split
+from research.files.network import is_set_offline
 from research.run_dir import make_folder, sync, write_record
 
 OWN_NAMES = {"val": ("validation", "val", "valid", "dev"), "test": ("test",)}  # what sets call such splits
@@ -63,6 +64,9 @@ class Source:
     """A data set that was found, and the streams of its splits by its own names."""
 
     def __init__(self, request: Request) -> None:
+        path = request.dataset
+        if not request.is_folder and is_set_offline():
+            path = find_snapshot(request)  # where there is nothing, the answer does not wait for the library
         import datasets
 
         datasets.logging.set_verbosity_error()
@@ -72,9 +76,6 @@ class Source:
             splits = saved if isinstance(saved, dict) else {"train": saved}
             self.streams = {str(name): rows.to_iterable_dataset() for name, rows in splits.items()}
             return
-        path = request.dataset
-        if not request.is_folder and datasets.config.HF_HUB_OFFLINE:
-            path = find_snapshot(request)
         try:
             cache = str(find_home() / "datasets")
             self.builder = datasets.load_dataset_builder(path, request.config_name, revision=request.revision, cache_dir=cache)

@@ -9,9 +9,12 @@ CONNECT_SECONDS = 2.0  # for a server to answer at all
 
 def is_hub_reachable() -> bool:
     """Return whether the hub is to be asked, and takes connections: its library itself would try for half a minute."""
-    if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES):
-        return False
-    return can_connect(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    return not is_set_offline() and can_connect(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+
+
+def is_set_offline() -> bool:
+    """Return whether the environment says that the hub is not to be asked."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES)
 
 
 def can_connect(address: str, seconds: float = CONNECT_SECONDS) -> bool:

@@ -13,8 +13,8 @@ from research.run_dir import lock, sync
 def stage_output(output: Path) -> Iterator[Path]:
     """Yield a draft folder beside `output`; after the block rename it to `output`, or delete it where the block raises.
 
-    Delete first what a killed export has left there. Raise ValueError where `output` has files, cannot be made or replaced, or
-    another export is writing to it.
+    Delete first what a killed command has left there. Raise ValueError where `output` has files, cannot be made or replaced, or
+    another command is writing to it.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} already exists and is not empty; give a new or empty folder")
@@ -28,8 +28,8 @@ def stage_output(output: Path) -> Iterator[Path]:
     with ExitStack() as cleanup:
         try:
             cleanup.callback(remove_empty, new_parents)
-            cleanup.enter_context(lock(draft, f"--output {output}: another export is writing there; give another folder"))
-            # Only from here on: another export still writes to a draft that is locked.
+            cleanup.enter_context(lock(draft, f"--output {output}: another command is writing there; give another folder"))
+            # Only from here on: another command still writes to a draft that is locked.
             cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
             for leftover in draft.glob("[!.]*"):
                 shutil.rmtree(leftover)

@@ -6,9 +6,9 @@ from io import StringIO
 from typing import Any
 
 from research.run_dir import RunConfig, replace_text
-from research.tracking.sink import TRACES, Record, Sink
+from research.tracking.sink import Record, Sink
 
-CSV_FILE = TRACES["csv"]
+CSV_FILE = "metrics.csv"
 FIRST = ("step", "seconds")  # columns
 
 
@@ -18,7 +18,7 @@ class CsvSink(Sink):
     Columns stand in the order in which they came. For a new one, and for steps that are repeated, the file is replaced.
     """
 
-    name, title = "csv", "CSV"
+    name, title, trace = "csv", "CSV", CSV_FILE
 
     def prepare(self, run: RunConfig) -> None:
         super().prepare(run)

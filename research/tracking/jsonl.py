@@ -11,27 +11,41 @@ from research.cli import print_message
 from research.run_dir import RunConfig, lock, read_summary, replace_text
 from research.tracking import history
 from research.tracking.history import METRICS_FILE, Lines
-from research.tracking.sink import TRACES, Delivery, Record, Sink, make_record, read_history
+from research.tracking.sink import Delivery, Record, Sink, make_record, read_history
 from research.training.state import Callback, State
 
 KILLED, FAILED, FINISHED, STOPPED, PRUNED = "KILLED", "FAILED", "FINISHED", "STOPPED", "PRUNED"
 
 
-def find_marker(folder: Path, name: str) -> Path:
-    """Return the file in a run folder that says that the sink of a name lacks a part of the run."""
-    return folder / f".{name}_unsent"
+def find_markers(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the files in a run folder that say that the sink of a name lacks a part of the run, and that it has had all."""
+    return folder / f".{name}_unsent", folder / f".{name}_sent"
 
 
 def mark_unsent(folder: Path, names: Iterable[str]) -> None:
     """Mark the sinks of these names, until each has been sent the whole run."""
     with suppress(OSError):  # the disk is full
         for name in names:
-            find_marker(folder, name).touch()
+            find_markers(folder, name)[0].touch()
 
 
-def lacks_run(folder: Path, name: str) -> bool:
+def mark_sent(folder: Path, name: str) -> None:
+    """Mark the sink of a name as one that has been sent the whole run."""
+    unsent, sent = find_markers(folder, name)
+    with suppress(OSError):
+        sent.touch()
+        unsent.unlink(missing_ok=True)
+
+
+def list_sent(folder: Path) -> list[str]:
+    """Return the names of the sinks that have been sent a run, whichever this process has."""
+    return [path.name.removeprefix(".").removesuffix("_sent") for path in folder.glob(".*_sent")]
+
+
+def lacks_run(folder: Path, sink: Sink) -> bool:
     """Return whether a sink lacks a part of a finished run, or has never had any of it."""
-    return find_marker(folder, name).exists() or (name in TRACES and not (folder / TRACES[name]).exists())
+    unsent, sent = find_markers(folder, sink.name)
+    return unsent.exists() or not (folder / sink.trace if sink.trace else sent).exists()
 
 
 class Tracker(Callback):
@@ -107,9 +121,9 @@ class Jsonl(Tracker):
             self.backup, self.count = {}, 0  # those of the run that this one branches off
         self._truncate_after(state.progress.step - state.progress.eval_pending, self.count)
         if self.file:  # sinks of an earlier process lack what this one logs
-            mark_unsent(self.run.folder, (name for name, trace in TRACES.items() if (self.run.folder / trace).exists()))
+            mark_unsent(self.run.folder, list_sent(self.run.folder))
         for delivery in self.deliveries:
-            delivery.sink.first_step, delivery.sink.state, delivery.state = state.first_step, state, state
+            delivery.sink.first_step, delivery.sink.state = state.first_step, state
         if self.resumed:
             self._send_history()  # first what an earlier process of this run logged and may not have delivered
 
@@ -137,14 +151,13 @@ class Jsonl(Tracker):
             if not delivery.wait_until_sent(begun):
                 delivery.warn(self.path)
                 continue
-            with suppress(OSError):
-                find_marker(self.run.folder, delivery.sink.name).unlink(missing_ok=True)
+            mark_sent(self.run.folder, delivery.sink.name)
             if status == FINISHED and not self.run.in_sweep and (text := delivery.sink.describe_end()):
                 print(f"{delivery.sink.title:<16} {text}")  # a sweep has a line of its own
 
     def send_rest(self, run: RunConfig) -> None:
         summary = read_summary(run.folder)
-        self.deliveries = [item for item in self.deliveries if lacks_run(run.folder, item.sink.name)]
+        self.deliveries = [item for item in self.deliveries if lacks_run(run.folder, item.sink)]
         if not (summary and self.deliveries):
             return
         try:

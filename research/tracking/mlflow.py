@@ -44,7 +44,7 @@ MLFLOW_STATUS = {STOPPED: KILLED, PRUNED: KILLED}  # MLflow does not know these 
 class MLflowSink(Sink):
     """A run in MLflow: in this project's SQLite store, or at MLFLOW_TRACKING_URI."""
 
-    name, title, max_numbers = "mlflow", "MLflow", BATCH_SIZE
+    name, title, trace, max_numbers = "mlflow", "MLflow", RUN_ID_FILE, BATCH_SIZE
 
     def __init__(self, uri: str | None = None, log_model: bool = False) -> None:
         self.uri, self.log_model = resolve_uri(uri), log_model

@@ -17,10 +17,10 @@ from research.cli import first_line, print_message, redact, wait_for
 from research.run_dir import RUN_ID_PATTERN, is_locked, read_summary, read_text
 from research.tracking.fields import MAX_TAG_LENGTH, PARENT_TAG, SOURCE_TAG
 from research.tracking.jsonl import FINISHED, KILLED
-from research.tracking.sink import TRACES, silent_stores
+from research.tracking.sink import silent_stores
 from research.tracking.storage import DEFAULT_URI, FileLock, find_sqlite_file, format_sqlite_url, resolve_uri
 
-RUN_ID_FILE = TRACES["mlflow"]  # in a run folder and a sweep's folder: the id of its run
+RUN_ID_FILE = "mlflow_run_id"  # in a run folder and a sweep's folder: the id of its run
 FAILED_TAG = "sweep.failed"  # on a sweep's run: the status of a trial that did not finish
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 SETTINGS = {  # MLflow's, where the user has none

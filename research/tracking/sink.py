@@ -31,12 +31,6 @@ BATCH_INTERVAL = 2.0  # seconds between deliveries
 SIGNAL_TIMEOUT = 3.0  # seconds without an answer, after which a run that a signal has ended ends without it
 MAX_PAUSE = 5.0  # seconds between two attempts
 silent_stores = set[str]()  # those that the last run has waited for in vain: the next one gives them less time
-TRACES = {  # by a sink's name: what it leaves in a run folder, where it leaves something there
-    "csv": "metrics.csv",
-    "mlflow": "mlflow_run_id",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb/run.json",
-}
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +57,7 @@ class Sink:
 
     name = "sink"  # of its marker in a run folder, and of its thread
     title = "the sink"  # in messages
+    trace: str | None = None  # what it leaves in a run folder: once that is deleted, it is sent the whole run again
     patience = 15.0  # seconds without an answer, after which a run ends without it
     max_numbers = 1000  # in one call of `log`
     is_off = False  # after `prepare`: the environment says that it is to do nothing
@@ -160,7 +155,6 @@ class Delivery:
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
-        self.state: State | None = None  # once the run has been built
         self.records: deque[Record] = deque()  # that are not logged yet
         self.last_step = 0  # that was logged
         self.is_sent = False  # the sink has the whole run
@@ -204,8 +198,8 @@ class Delivery:
             is_last = has_state = False
             while not is_last:
                 is_last = self.finishing.wait(BATCH_INTERVAL)
-                if self.state and not has_state:  # as soon as it is built: a run that is killed later has it too
-                    self._retry_until_done(partial(self.sink.describe, self.state))
+                if self.sink.state and not has_state:  # as soon as it is built: a run that is killed later has it too
+                    self._retry_until_done(partial(self.sink.describe, self.sink.state))
                     has_state = True
                 while batch := self._take_batch():
                     if batch[0].step <= self.last_step:

@@ -9,9 +9,9 @@ from typing import Any
 from research.run_dir import RunConfig
 from research.tracking import fields
 from research.tracking.jsonl import FAILED, KILLED
-from research.tracking.sink import TRACES, Record, Sink, import_extra
+from research.tracking.sink import Record, Sink, import_extra
 
-EVENTS_FOLDER = TRACES["tensorboard"]  # in a run folder
+EVENTS_FOLDER = "tensorboard"  # in a run folder
 EVENTS_PREFIX = "events.out.tfevents."
 
 
@@ -21,7 +21,7 @@ class TensorBoardSink(Sink):
     Steps that are repeated go into a new file, whose first event makes TensorBoard forget them (SessionLog.START).
     """
 
-    name, title = "tensorboard", "TensorBoard"
+    name, title, trace = "tensorboard", "TensorBoard", EVENTS_FOLDER
 
     def prepare(self, run: RunConfig) -> None:
         """Import TensorBoard. Raise ValueError where it is not installed."""

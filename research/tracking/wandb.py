@@ -1,15 +1,12 @@
 """The sink that logs a run to Weights & Biases, on line or into files that `wandb sync` sends later."""
 
-import json
 import logging
-import math
 import secrets
 import shlex
 import shutil
-import struct
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +14,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from research.files.network import can_connect
+from research.files.wandb_files import list_files, read_last_step, read_rows
 from research.run_dir import RunConfig, read_json, write_json
 from research.tracking import fields
 from research.tracking.history import METRICS_FILE
 from research.tracking.jsonl import FAILED, KILLED
-from research.tracking.sink import TRACES, Record, Sink, import_extra, open_weights, read_history
+from research.tracking.sink import Record, Sink, import_extra, open_weights, read_history
 from research.tracking.wandb_login import check_login, choose_mode, get_server, has_login
 
-WANDB_FOLDER, RUN_FILE = Path(TRACES["wandb"]).parts  # in a run folder, and in that
+WANDB_FOLDER, RUN_FILE = "wandb", "run.json"  # in a run folder, and in that
 INIT_SECONDS = 15.0  # for it to open a run, after which the run goes offline
 WRITE_TRIES, WRITE_PAUSE = 50, 0.1  # seconds between two looks at whether its file is complete
 SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this machine that the run does not say itself
@@ -40,13 +38,11 @@ SETTINGS: dict[str, Any] = {  # W&B's: nothing on the terminal, nothing of this 
     "x_save_requirements": False,
     "init_timeout": INIT_SECONDS,
 }
-BLOCK, PIECE, MAGIC_BYTES = 32_768, struct.Struct("<IHB"), 7  # of its files: checksum, length and kind before each piece
-PIECE_KINDS, LAST_KINDS = (1, 2, 3, 4), (1, 4)  # whole, first, middle, last
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class WandbRun:
+class Identity:
     """What a run folder says of its run in W&B."""
 
     id: str
@@ -62,7 +58,7 @@ class WandbSink(Sink):
     them; where it does not, the whole run becomes a new one there.
     """
 
-    name, title = "wandb", "W&B"
+    name, title, trace = "wandb", "W&B", f"{WANDB_FOLDER}/{RUN_FILE}"
 
     def __init__(
         self,
@@ -91,25 +87,25 @@ class WandbSink(Sink):
     def open(self) -> None:
         self.folder = self.run.folder / WANDB_FOLDER
         self.folder.mkdir(exist_ok=True)
-        self.record = self._read_record()
+        self.identity = self._read_identity()
         if not self.is_offline:
             self.is_offline = self.chosen_mode == "auto" and not can_connect(get_server())
         self._begin()
 
     def _begin(self) -> None:
-        """Open the run of `record`, and look at which rows of it the server has."""
-        files = list_files(self.folder, self.record.id)
+        """Open the run of `identity`, and look at which rows of it the server has."""
+        files = list_files(self.folder, self.identity.id)
         try:
             self._init()
         except Exception:
             if self.is_offline or self.chosen_mode == "online":
                 raise
             # A login that is wrong, a server that does not answer. W&B's process still holds the id.
-            self.is_offline, self.record = True, self._make_record()
+            self.is_offline, self.identity = True, self._make_identity()
             self._init()
-        write_json(self.folder / RUN_FILE, asdict(self.record))
-        self.file = Path(self.logged.dir).parent / f"run-{self.record.id}.wandb"
-        count, rows = self.logged.starting_step, read_rows(files) if self.logged.starting_step else {}
+        write_json(self.folder / RUN_FILE, asdict(self.identity))
+        self.file = Path(self.wandb_run.dir).parent / f"run-{self.identity.id}.wandb"
+        count, rows = self.wandb_run.starting_step, read_rows(files) if self.wandb_run.starting_step else {}
         # An empty row, which no step repeats, is in the place of one that is on the server alone.
         self.kept_rows = deque(rows.get(number, {}) for number in range(count))
         self.older = [] if count else [file.parent for file in files if file.parent.name.startswith("offline-")]
@@ -134,18 +130,18 @@ class WandbSink(Sink):
 
     def _log(self, record: Record) -> None:
         row = {"step": record.step, "seconds": record.seconds, "_timestamp": record.timestamp / 1000}
-        self.logged.log(row | dict(record.metrics))
+        self.wandb_run.log(row | dict(record.metrics))
         self.last_step = record.step
 
     def _begin_anew(self, step: int) -> None:
         """Log the run up to a step into a new file, and on line into a new run: it has taken back what W&B has after that."""
-        if not self.is_offline and self.record.id == self.logged.id:  # else an attempt that failed came so far
-            new = self._make_record()
+        if not self.is_offline and self.identity.id == self.wandb_run.id:  # else an attempt that failed came so far
+            new = self._make_identity()
             note = "has steps that this run has taken back, and W&B deletes none: all of the run goes on"
-            log.warning("W&B: %s %s as %s", self.logged.url, note, new.id)
-            self.logged.summary["continued_as"] = new.id
-            self.record = new
-        self.logged.finish()
+            log.warning("W&B: %s %s as %s", self.wandb_run.url, note, new.id)
+            self.wandb_run.summary["continued_as"] = new.id
+            self.identity = new
+        self.wandb_run.finish()
         self._begin()
         self.last_step = 0
         for record in read_history(self.run.folder / METRICS_FILE):
@@ -157,10 +153,10 @@ class WandbSink(Sink):
             self._begin_anew(self.last_step)
         if not self.is_finished:
             results = fields.collect_results(summary) | {"status": status, "error": str(summary.get("error", ""))}
-            self.logged.summary.update(results)
+            self.wandb_run.summary.update(results)
             if self.log_weights:
                 self._log_weights(int(summary.get("best", {}).get("step", -1)))
-            self.logged.finish(exit_code=int(status in (FAILED, KILLED)))
+            self.wandb_run.finish(exit_code=int(status in (FAILED, KILLED)))
             self.is_finished = True
         for _ in range(WRITE_TRIES if self.is_offline else 0):  # another process writes the file
             if read_last_step(self.file) >= self.last_step:
@@ -173,41 +169,41 @@ class WandbSink(Sink):
         with open_weights(self.run, step) as weights:
             if weights:
                 path, facts = weights
-                name, description = f"weights-{self.record.id}", facts["description"]
+                name, description = f"weights-{self.identity.id}", facts["description"]
                 artifact = self.wandb.Artifact(name, type="model", description=description, metadata=facts)
                 artifact.add_file(str(path))
-                self.logged.log_artifact(artifact, aliases=["best"])
+                self.wandb_run.log_artifact(artifact, aliases=["best"])
 
     def describe_end(self) -> str:
-        return f"wandb sync {shlex.quote(str(self.file.parent))}" if self.is_offline else str(self.logged.url)
+        return f"wandb sync {shlex.quote(str(self.file.parent))}" if self.is_offline else str(self.wandb_run.url)
 
-    def _read_record(self) -> WandbRun:
+    def _read_identity(self) -> Identity:
         """Return what the folder says of its run; a new one where it says nothing, or is a copy of another folder."""
         with suppress(TypeError, ValueError, OSError):
-            record = WandbRun(**read_json(self.folder / RUN_FILE))
-            original = Path(record.folder)
+            identity = Identity(**read_json(self.folder / RUN_FILE))
+            original = Path(identity.folder)
             if original == self.run.folder or not (original / WANDB_FOLDER / RUN_FILE).exists():
-                return WandbRun(record.id, str(self.run.folder))
-        return self._make_record()
+                return Identity(identity.id, str(self.run.folder))
+        return self._make_identity()
 
-    def _make_record(self) -> WandbRun:
-        return WandbRun(secrets.token_hex(4), str(self.run.folder))
+    def _make_identity(self) -> Identity:
+        return Identity(secrets.token_hex(4), str(self.run.folder))
 
     def _init(self) -> None:
         run, sweep = self.run, self.run.sweep_folder
-        self.logged = self.wandb.init(
+        self.wandb_run = self.wandb.init(
             project=self.project or run.study.replace("/", "_"),
             entity=self.entity,
             name=run.name,
             group=f"{run.study} {sweep.name}" if sweep else None,
-            id=self.record.id,
+            id=self.identity.id,
             resume=None if self.is_offline else "allow",
             dir=str(run.folder),
             config=run.config,
             settings=self.wandb.Settings(**SETTINGS, mode="offline" if self.is_offline else "online"),
         )
-        self.logged.define_metric("step", hidden=True)
-        self.logged.define_metric("*", step_metric="step")
+        self.wandb_run.define_metric("step", hidden=True)
+        self.wandb_run.define_metric("*", step_metric="step")
 
 
 def repeats(record: Record, row: Mapping[str, float]) -> bool:
@@ -215,43 +211,3 @@ def repeats(record: Record, row: Mapping[str, float]) -> bool:
     numbers = {"step": float(record.step)} | record.finite
     both = [{key: value for key, value in item.items() if not key.startswith(fields.SPEED)} for item in (numbers, row)]
     return both[0] == both[1]
-
-
-def list_files(folder: Path, run_id: str) -> list[Path]:
-    """Return the files of a run, the oldest first."""
-    return sorted(folder.glob(f"*run-*-{run_id}*/run-{run_id}.wandb"), key=lambda path: path.parent.name.partition("run-")[2])
-
-
-def read_last_step(file: Path) -> int:
-    """Return the step of the last row in a file; 0 without a row."""
-    return int(max((row["step"] for row in read_rows([file]).values()), default=0))
-
-
-def read_rows(files: Sequence[Path]) -> dict[int, dict[str, float]]:
-    """Return the finite numbers of the rows by W&B's own count of them, without the times; of one that came again the last."""
-    rows = {}
-    for record in (record for file in files for record in read_file(file) if record.WhichOneof("record_type") == "history"):
-        row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        own = {key: value for key, value in row.items() if key != "seconds" and not key.startswith("_")}
-        rows[int(row["_step"])] = {key: float(value) for key, value in own.items() if math.isfinite(value)}
-    return rows
-
-
-def read_file(path: Path) -> Iterator[Any]:
-    """Yield the records of one of W&B's files, which is a log as LevelDB's: pieces in blocks. A torn one is its end."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, position, whole = path.read_bytes(), MAGIC_BYTES, b""
-    while position + PIECE.size <= len(content):
-        left = BLOCK - position % BLOCK
-        if left < PIECE.size:
-            position += left  # padding
-            continue
-        _, length, kind = PIECE.unpack_from(content, position)
-        piece = content[position + PIECE.size : position + PIECE.size + length]
-        if kind not in PIECE_KINDS or len(piece) < length:
-            return
-        position, whole = position + PIECE.size + length, whole + piece
-        if kind in LAST_KINDS:
-            yield Record.FromString(whole)
-            whole = b""

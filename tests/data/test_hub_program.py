@@ -17,6 +17,7 @@ from program import ROOT, read_summaries, train
 
 from research.files import hub
 from research.files.hub import Request, fetch
+from research.files.network import is_set_offline
 
 STORIES = "roneneldan/TinyStories"
 SPLITS = {"train": "train", "val": "auto", "test": "auto"}
@@ -115,6 +116,7 @@ def test_without_a_network_the_cache_of_the_hub_is_read(home: str, tmp_path: Pat
     (folder / "refs/main").write_text(COMMIT)
     copy = fetch(request(STORIES))
     assert (copy.splits, copy.revision) == ({"train": "train", "val": "validation"}, COMMIT)
+    assert not is_set_offline()  # the next data set may find a network
     assert len((copy.folder / "train.jsonl").read_text().splitlines()) == 40
 
 

@@ -178,6 +178,19 @@ def test_a_text_that_the_tokens_do_not_spell_is_refused(tmp_path: Path, corpus: 
     assert pairs.decode(pairs.encode([b"a </s> <0x41>"])[0].tolist()) == b"a </s> <0x41>"
 
 
+@pytest.mark.parametrize("kind", ["folder", "bpe"])
+def test_the_data_line_names_the_tokenizer_that_was_given_now(tmp_path: Path, corpus: Path, kind: str) -> None:
+    """Streams are cached by what decides their tokens, and a folder's path does not."""
+    if kind == "bpe":  # its name is of what it has learnt
+        names = [text(str(corpus), seq_len=8, tokenizer=BPE(4096)).source.rpartition(", ")[2] for _ in range(2)]
+        assert names[0] == names[1] != "BPE of 4,096"
+        return
+    for name in ("one", "other"):
+        folder = save_library(make_bytes_bpe(), tmp_path / name)
+        assert text(str(corpus), seq_len=8, tokenizer=Folder(folder)).source.endswith(f"the tokenizer of {folder}")
+    assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 1
+
+
 @pytest.mark.parametrize(("one", "other", "shown"), [(b"ab", b"abc", "'ab' becomes 'abc'"), (b"", b"x", "'' becomes 'x'")])
 def test_a_difference_is_shown_where_it_begins(one: bytes, other: bytes, shown: str) -> None:
     assert show_difference(one, other) == shown

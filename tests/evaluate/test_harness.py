@@ -245,3 +245,20 @@ def test_without_lm_eval_its_extra_is_named(sweep: Path, evaluate: Evaluate, mon
     monkeypatch.setattr("research.rules.find_spec", lambda name: None)
     code, _, err = evaluate(sweep / "0", "--tasks", ROOT / "README.md")
     assert (code, err) == (2, "error: --tasks needs lm_eval, which is not installed\npip install -e '.[lm-eval]'\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (ConnectionError("Couldn't reach 'no/one' on the Hub (OfflineModeIsEnabled)"), True),
+        (ValueError("Couldn't find cache for no/one for config 'default'"), True),
+        (FileNotFoundError("Couldn't find 'no/one' on the Hugging Face Hub either: LocalEntryNotFoundError"), True),
+        (ValueError("Failed to load metric, see https://github.com/EleutherAI/lm-evaluation-harness"), False),
+        (KeyError("github"), False),
+        (ImportError("cannot import name 'connection' from 'hub'"), False),
+    ],
+)
+def test_only_data_that_are_away_get_the_advice_for_no_network(error: Exception, is_away: bool) -> None:
+    from research.evaluate.tasks import needs_hub
+
+    assert needs_hub(error) == is_away

@@ -43,6 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "export.json").write_text("{")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").write_text('{"format": "onnx", "model": {}}')
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "new").mkdir()
@@ -83,7 +85,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run --samples 0", "--samples 0: give at least 1"),
         ("run --batch-size -1", "--batch-size -1: give at least 1"),
         ("run --samples many", "invalid int value: 'many'"),
-        ("run --packed --precision bf16", "--packed computes on the CPU in fp32"),
+        ("run --packed --precision bf16", "--packed computes on the CPU in fp32; leave out --precision bf16"),
+        ("run --packed --device auto", "--packed computes on the CPU in fp32; leave out --device auto"),
+        ("export data=text --device auto", "RUN=export: an export is computed on the CPU in fp32; leave out --device auto"),
+        ("run export --precision bf16", "RUN=export: an export is computed on the CPU in fp32; leave out --precision bf16"),
         ("run --output empty", "--output empty: give a file"),
         ("run --output nowhere/a.json", "give a file in a folder that is there"),
         ("run --config-dir nowhere", "--config-dir nowhere: there is no such folder"),
@@ -91,6 +96,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run --tasks x --split val", "--tasks have data of their own; leave out --split"),
         ("run --tasks x data=text", "leave out data=text"),
         ("run --tasks x --precision bf16", "--tasks compute on the CPU in fp32"),
+        ("run --tasks x --device auto", "--tasks compute on the CPU in fp32"),
         ("data=text", "data=text chooses data; give a RUN too"),
         ("nowhere", "RUN=nowhere: there is no such folder; give a run folder"),
         ("notes.txt", "RUN=notes.txt: it is a file; give a run folder"),

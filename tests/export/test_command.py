@@ -132,7 +132,7 @@ def test_the_leftovers_of_a_killed_export_are_replaced(run: Path, tmp_path: Path
     leftover.write_bytes(b"half")
     with lock(tmp_path / ".a.draft"):
         message = get_error(capsys, run, "--format", "safetensors", "--output", tmp_path / "a")
-    assert "another export is writing there" in message
+    assert "another command is writing there" in message
     assert leftover.exists()
     export_and_check(run, tmp_path / "a", "--format", "safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

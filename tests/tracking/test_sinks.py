@@ -122,6 +122,32 @@ def test_a_sink_that_fails_stops_neither_the_run_nor_another_sink(
     assert not list(run.folder.glob(".*_unsent"))
 
 
+class Own(Sink):
+    """A sink of one's own, which leaves nothing in a run folder."""
+
+    name = title = "own"
+
+    def __init__(self) -> None:
+        self.steps = list[int]()
+
+    def log(self, records: Sequence[Record]) -> None:
+        self.steps += [record.step for record in records]
+
+
+def test_a_sink_of_ones_own_gets_the_history_of_a_finished_run(tmp_path: Path) -> None:
+    """Once, where it is added later; and again after a process that went on without it."""
+    for first, end in ((0, 9), (9, 12)):
+        run, tracker = make_run(tmp_path, resumed=first > 0), Jsonl()
+        tracker.count = first
+        log_until(tracker, begin(tracker, run, first), end)
+        tracker.finish(FINISHED, {"steps": end})
+        Summary(FINISHED, steps=end).write(run.folder)
+        for expected in (list(range(1, end + 1)), []):
+            own = Own()
+            Jsonl({"own": own}).send_rest(run)
+            assert own.steps == expected
+
+
 class Lazy(Sink):
     """A sink that takes longer for a call than a run for many steps, and fails at the second one."""
 
