@@ -197,7 +197,8 @@ def add_adapters(model: nn.Module, settings: dict[str, Any], digest: str, run: s
     Raise ValueError where the base is not there, or is not the one of that digest.
     """
     node = dict(settings.get("finetune") or {})
-    fix = f"put it back, or merge with where it is now: python -m research.merge {shlex.quote(run)} --base FOLDER --output DIR"
+    merge = shlex.join(["python", "-m", "research.merge", run, "--base", "FOLDER", "--output", "DIR"])
+    fix = f"put it back, or merge with where it is now: {merge}"
     try:
         if node.get("digest") != digest:
             raise ValueError("its config.yaml and its checkpoint name other bases")

@@ -174,14 +174,9 @@ def setup(
     """Build every part, and load the checkpoint that the run is resumed from."""
     folder, resume, resumed = distributed.broadcast((run_config.folder, run_config.resume, run_config.resumed))
     seed_all(cfg.seed)
-    if data.tokenizer and folder and distributed.rank() == 0:
-        data.tokenizer.save(folder / run_dir.TOKENIZER_FOLDER)
     node = OmegaConf.create(use_own_files(run_config.config, resume)) if resume else cfg.model
-    model = instantiate(node, data.shape, key="model")
-    if isinstance(model, Hub) and folder and distributed.rank() == 0:
-        model.save_config(folder / run_dir.MODEL_FOLDER)
-    if cfg.get("finetune"):
-        model = instantiate(cfg.finetune, model, key="finetune")
+    own = instantiate(node, data.shape, key="model")
+    model = instantiate(cfg.finetune, own, key="finetune") if cfg.get("finetune") else own
     model = trainer.to_device(model)
     optimizer = instantiate(cfg.optim, model, key="optim")
     callbacks = [instantiate(node, key=f"callbacks.{name}") for name, node in cfg.callbacks.items()]
@@ -205,6 +200,11 @@ def setup(
     )
     if resume and (there := load_config(resume)[0]):
         forget_other_result(state, list_differences(run_config.config, there, (*FREE_SETTINGS, *list_moved(there))), resumed)
+    if folder and distributed.rank() == 0:  # only now: until its checkpoint fits, the folder is as it was
+        if data.tokenizer:
+            data.tokenizer.save(folder / run_dir.TOKENIZER_FOLDER)
+        if isinstance(own, Hub):
+            own.save_config(folder / run_dir.MODEL_FOLDER)
     return state
 
 

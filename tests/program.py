@@ -30,6 +30,8 @@ import sklearn.datasets, sqlalchemy.dialects.sqlite, torch._dynamo
 import research.callbacks.console, research.callbacks.checkpoint, research.callbacks.curve, research.models.transformer
 import research.optim.grokfast, research.report.report, research.run, research.sweep.sweep, research.tracking.mlflow
 from functools import _lru_cache_wrapper
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from io import BytesIO
 from research.callbacks.measurement import make_figure
 from research.preflight.check import find_mistakes
@@ -75,6 +77,10 @@ elif sys.argv[0] == "-m":
     runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 else:
     sys.path[0] = os.path.dirname(sys.argv[0])
+    if os.path.basename(sys.argv[0]) != "train.py":
+        Singleton._instances.pop(Plugins)  # another program may have more, which ours looks for at its import
+        for name in [name for name in sys.modules if name.startswith("hydra_plugins")]:
+            del sys.modules[name]
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 HUB_LIBRARIES = ["transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"]

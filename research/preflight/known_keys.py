@@ -73,7 +73,7 @@ class KnownKeys(ComposedConfig):
         names = [
             other for other in (sinks if isinstance(sinks, dict) else ()) if other in list_groups()["tracker"] and other != name
         ]
-        return shlex.quote(f"tracker=[{','.join([*names, name])}]" if names else f"tracker={name}")
+        return shlex.join([f"tracker=[{','.join([*names, name])}]" if names else f"tracker={name}"])
 
     def suggest_tracker(self, key: str, line: str) -> list[str]:
         """Return the tracker that an unknown key is a setting of, where its sink is not chosen; else nothing."""

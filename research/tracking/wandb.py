@@ -175,7 +175,7 @@ class WandbSink(Sink):
                 self.wandb_run.log_artifact(artifact, aliases=["best"])
 
     def describe_end(self) -> str:
-        return f"wandb sync {shlex.quote(str(self.file.parent))}" if self.is_offline else str(self.wandb_run.url)
+        return shlex.join(["wandb", "sync", str(self.file.parent)]) if self.is_offline else str(self.wandb_run.url)
 
     def _read_identity(self) -> Identity:
         """Return what the folder says of its run; a new one where it says nothing, or is a copy of another folder."""

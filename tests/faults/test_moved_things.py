@@ -332,3 +332,24 @@ def test_the_program_ends_at_once_where_its_folder_is_renamed(tmp_path: Path) ->
     assert [path.name for path in run.parent.iterdir()] == ["elsewhere"]
     train(tmp_path, *arguments, "trainer.steps=40", f"resume={run.with_name('elsewhere')}")
     assert [path.name for path in run.parent.iterdir()] == ["elsewhere"]
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    """With its tokenizer, which other text would have made another."""
+    text, run = tmp_path / "a.txt", tmp_path / "run"
+    text.write_text("the weights are packed, the text is read, and the network learns it. " * 300, encoding="utf-8")
+    words = [
+        "trainer=debug",
+        "model.dim=16",
+        "model.heads=2",
+        "data=text",
+        f"data.path={text}",
+        "data.seq_len=16",
+        "tracker=jsonl",
+    ]
+    words += ["tokenizer=bpe", "data.tokenizer.vocab_size=280", "batch_size=4", "trainer.device=cpu"]
+    train(tmp_path, *words, "trainer.steps=2", f"hydra.run.dir={run}")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != "train.log"}
+    text.write_text(text.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    assert "data is " in train(tmp_path, *words, "trainer.steps=4", f"resume={run}", fails=True).stderr
+    assert {file: file.read_bytes() for file in before} == before
