@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from research.composition.compose import MISSING, ComposedConfig, is_interpolated, iter_targets
 from research.composition.overrides import quote_word, to_literal, to_override
@@ -86,7 +86,7 @@ def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | Non
     return so_far._replace(settings=settings, notes=(note,) if note else ())
 
 
-def is_path(value: Any) -> bool:
+def is_path(value: Any) -> TypeGuard[str]:
     """Return whether a setting names something: neither missing nor a reference that is looked up later."""
     return isinstance(value, str) and value not in ("", "???") and not is_interpolated(value)
 
