@@ -18,13 +18,14 @@ from pathlib import Path
 
 from benchmarks import harness, models
 from research.data.modular import modular
+from research.files.wandb_files import read_rows
 from research.run_dir import RunConfig
 from research.tracking.csv import CSV_FILE, CsvSink
 from research.tracking.jsonl import FINISHED, Jsonl, Tracker
 from research.tracking.mlflow import MLflowSink
 from research.tracking.sink import Sink
 from research.tracking.tensorboard import TensorBoardSink
-from research.tracking.wandb import WandbSink, read_rows
+from research.tracking.wandb import WandbSink
 from research.training.trainer import Trainer
 
 DATA = modular(p=23)

@@ -5,6 +5,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from research.cli import announce_wait
 from research.files.weights import list_weight_files
 from research.run_dir import expand_path, to_run_folder
 from research.training.manifest import (
@@ -35,7 +36,7 @@ def hash_run(run: Path) -> str:
     for folder in [run] if is_checkpoint(run) else [folder for _, folder in rank_checkpoints(to_run_folder(run))]:
         try:
             for name, entry in read_manifest(folder).files.items():
-                with explain_unreadable(folder / name):
+                with explain_unreadable(folder / name), announce_wait(f"the digest of {folder / name}"):
                     actual = {"bytes": (folder / name).stat().st_size, "sha256": hash_once(folder / name)}
                 check_digest(name, actual, entry)
             return hash_checkpoint(folder)
