@@ -108,7 +108,11 @@ def check_no_sweep(override: Override) -> str:
         message = f"there is no key '{key}', and a sweep needs -m"
         return format_mistake(line, message, f"did you mean: {quote_word(f'{habit}={values}')} ?")
     # A function, as range(0,3), can be nothing else; bare commas may stand for a list, belong to a text, or to one number.
-    others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
+    others = (
+        []
+        if "(" in values or key in list_groups()
+        else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
+    )
     if match := re.fullmatch(r"(\d+),(\d+)", values):
         number = "".join(match.groups()) if re.fullmatch(r"[1-9]\d{0,2},\d{3}", values) else ".".join(match.groups())
         others.insert(0, f"did you mean: {key}={number} ?")
