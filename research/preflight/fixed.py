@@ -75,7 +75,7 @@ def find_fixed_conflict(requested: RequestedConfig, path: Path, value: str, is_n
         return Conflict(
             ("resume.path", *(item.key for item in fixed)), message, begin_there(requested, old, value, may_convert)
         )
-    fix = f"to go on with it: {go_on(requested, old, value, own or [], moved)}"
+    fix = go_on(requested, old, value, own or [], moved)
     if not any(item.key.partition(".")[0] in WEIGHT_NODES for item in fixed):
         fix += "\n  give resume.weights_only=true for a new run from its weights"
     return Conflict(("resume.path", *(item.key for item in fixed)), message, fix)
@@ -116,8 +116,11 @@ def go_on(requested: RequestedConfig, old: dict[str, Any], value: str, own: list
         recorded = (old.get(key.partition(".")[0]) or {}).get(key.partition(".")[2])
         paths = [path for path in (requested.get_resolved(key)[0], recorded) if isinstance(path, str)]
         there = next(filter(None, (find_weights(path, digest) for path in paths if digest)), None)
+        if digest and paths and not there and not (old.get("objective") or {}).get("stored"):
+            return f"give {key}=FOLDER, as it was: {paths[0]} has no weights of digest {digest[:12]} any more"
         if there and there != expand_path(paths[0]):
             typed[key] = f"{key}={to_literal(str(there))}"
     replaced = {*typed, *(("steps", "epochs") if {"steps", "epochs"} & typed.keys() else ())}  # one of the two counts
     kept = [line for line in own if line.partition("=")[0].lstrip("+~") not in replaced]
-    return format_command([*kept, *dict.fromkeys(typed.values()), f"resume={to_literal(value)}"], argv=sys.argv)
+    command = format_command([*kept, *dict.fromkeys(typed.values()), f"resume={to_literal(value)}"], argv=sys.argv)
+    return f"to go on with it: {command}"

@@ -46,12 +46,13 @@ def hash_run(run: Path) -> str:
 
 
 def find_weights(path: object, digest: str) -> Path | None:
-    """Return a run or a checkpoint whose newest weights have a digest, or else the checkpoint of its run that has it."""
+    """Return a run, checkpoint or pretrained folder of weights with a digest, or else the checkpoint of its run."""
     run = expand_path(str(path))
     for folder in (run, *(folder for _, folder in rank_checkpoints(to_run_folder(run)))):
-        with suppress(ValueError, DamagedError):
-            if hash_run(folder) == digest:
-                return folder
+        for read in (hash_run, lambda folder: hash_folder(str(folder))):
+            with suppress(ValueError, DamagedError):
+                if read(folder) == digest:
+                    return folder
     return None
 
 
