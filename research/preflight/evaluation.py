@@ -173,7 +173,7 @@ def takes_list(key: str) -> bool:
     """Return whether an option of a group has a setting, which a dotted key names, that takes a list."""
     group, _, name = key.partition(".")
     parameters = [p for option in list_groups().get(group, []) for p in read_option(group, option).parameters if p.name == name]
-    return any("Sequence" in parameter.annotation for parameter in parameters)
+    return any(value_type.name == "list" for parameter in parameters for value_type in parameter.value_types)
 
 
 def take_recorded(requested: RequestedConfig, recorded: dict[str, Any], chosen: set[str]) -> None:
