@@ -108,7 +108,7 @@ def check_no_sweep(override: Override) -> str:
         message = f"there is no key '{key}', and a sweep needs -m"
         return format_mistake(line, message, f"did you mean: {quote_word(f'{habit}={values}')} ?")
     # A function, as range(0,3), can be nothing else; bare commas may stand for a list, belong to a text, or to one number.
-    is_apart = "(" in values or find_target(key, values.partition(",")[0])  # of options with a target a node has one
+    is_apart = "(" in values or (key != "tracker" and find_target(key, values.partition(",")[0]))  # one option makes a node
     others = [] if is_apart else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
     if match := re.fullmatch(r"(\d+),(\d+)", values):
         number = "".join(match.groups()) if re.fullmatch(r"[1-9]\d{0,2},\d{3}", values) else ".".join(match.groups())
