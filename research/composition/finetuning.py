@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from research.composition.overrides import to_argument
 from research.options.finetuning import get_digest, get_kind, is_frozen, is_inside
 from research.rules import Conflict, to_conflict
 from research.run_dir import expand_path, is_locked, to_run_folder
-from research.training.digests import hash_folder, hash_run
+from research.training.digests import find_weights, hash_folder, hash_run
 from research.training.manifest import is_checkpoint
 
 NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub model.folder=FOLDER"
@@ -38,7 +39,8 @@ def check_base(config: Mapping[str, Any], run: Path | None, folder: str | None) 
     The base is a run, or else the folder of a model of hub.
     """
     kind, base, resume = get_kind(config), str(config["finetune"].get("base")), config.get("resume") or {}
-    linear = str(((config.get("model") or {}).get("linear") or {}).get("_target_"))
+    model = config.get("model") or {}
+    linear = str((model.get("linear") or {}).get("_target_"))
     if is_frozen(config) and (config.get("trainer") or {}).get("parallel") == "fsdp":
         message = f"finetune={kind} keeps its base whole in each process, trainer.parallel=fsdp shards weights"
         return Conflict(("finetune", "trainer.parallel"), message, "give trainer=ddp, or finetune=full")
@@ -46,7 +48,9 @@ def check_base(config: Mapping[str, Any], run: Path | None, folder: str | None) 
         message = f"finetune={kind} is of ternary layers, and those of the base are in full precision"
         return Conflict(("finetune",), message, "give finetune=side or finetune=full, or a base with ternary layers")
     if run is None:
-        return None if folder else Conflict(("finetune.base",), "fine-tuning needs a base to begin at", NO_BASE_FIX)
+        is_new = model.get("folder") and not folder  # whose weights are not read
+        fix = "leave out model.load_weights=false, or give finetune.base=FOLDER" if is_new else NO_BASE_FIX
+        return None if folder else Conflict(("finetune.base",), "fine-tuning needs a base to begin at", fix)
     resumed = expand_path(path).resolve() if (path := str(resume.get("path") or "auto")) != "auto" else None
     if resumed and to_run_folder(resumed) == to_run_folder(run):
         is_new = resume.get("weights_only")
@@ -66,4 +70,7 @@ def check_same_base(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> C
     key = "finetune.base" if config["finetune"].get("base") else "model.folder"
     base = config["finetune"].get("base") or config["model"].get("folder")
     message = f"{base} has weights of digest {now}, the run was fine-tuned from {then}"
-    return Conflict(("resume.path", key), message, f"give the base that has them by {key}=FOLDER")
+    known = (config["finetune"].get("base"), recorded["finetune"].get("base"))
+    there = next(filter(None, (find_weights(path, then) for path in known if path)), None) if key == "finetune.base" else None
+    fix = to_argument(key, str(there)) if there else f"{key}=FOLDER"
+    return Conflict(("resume.path", key), message, f"give the base that has them by {fix}")

@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
-from research.options.conf import list_groups
+from research.options.conf import find_target, list_groups
 from research.options.habits import answer_habit, find_habit
 from research.run_dir import RUN_ID_PATTERN, expand_path
 from research.signals import find_program
@@ -108,7 +108,8 @@ def check_no_sweep(override: Override) -> str:
         message = f"there is no key '{key}', and a sweep needs -m"
         return format_mistake(line, message, f"did you mean: {quote_word(f'{habit}={values}')} ?")
     # A function, as range(0,3), can be nothing else; bare commas may stand for a list, belong to a text, or to one number.
-    others = [] if "(" in values else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
+    is_apart = "(" in values or (key != "tracker" and find_target(key, values.partition(",")[0]))  # one option makes a node
+    others = [] if is_apart else [f"one list: {shlex.quote(f'{key}=[{values}]')}", f"one text: {quote(key, values)}"]
     if match := re.fullmatch(r"(\d+),(\d+)", values):
         number = "".join(match.groups()) if re.fullmatch(r"[1-9]\d{0,2},\d{3}", values) else ".".join(match.groups())
         others.insert(0, f"did you mean: {key}={number} ?")

@@ -25,7 +25,12 @@ BASE_SETTINGS = ("model.folder", "data.tokenizer.path")  # of them those of a ba
 MOVABLE_SETTINGS = (*BASE_SETTINGS, "data.path", "data.images", "data.masks")
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
-CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend")  # a run that goes on may change them
+CHANGEABLE_KEYS = (
+    "model.dropout",
+    "model.init_std",
+    "model.linear.backend",
+    "finetune.dropout",
+)  # a run that goes on may change them
 
 
 class Difference(NamedTuple):

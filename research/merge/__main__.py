@@ -1,6 +1,6 @@
 """python -m research.merge RUN --output DIR     make a plain run of one that was fine-tuned on a frozen base
 
-DIR is a run folder: resume.weights_only=true, finetune.base, generate, evaluate and export take it, without the base.
+DIR is a run folder: finetune.base (finetune=full trains it on), generate, evaluate and export take it, without the base.
 What was fine-tuned inside ternary layers merges to the bit. An adapter beside ternary layers would be lost in their rounding:
 that is refused, with what would be lost.
 """

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from research.composition.compose import MISSING, chooses_option, compose
-from research.composition.overrides import expand_argument, format_mistake, get_key, parse, quote_word
+from research.composition.overrides import expand_argument, expand_sweep, format_mistake, get_key, parse, quote_word
 from research.options.conf import CONF, find_target, list_groups, set_folders
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.check import check_option_files
@@ -152,8 +152,9 @@ def check_override(override: Override, has_tokenizer: bool) -> str:
         return mistake
     line, key = str(override.input_line), get_key(override)
     if override.is_sweep_override():
-        listed = f"a list is {quote_word(f'{key}=[{line.partition(chr(61))[2]}]')}"
-        return format_mistake(line, "an evaluation has one value of each setting; it is no sweep", listed)
+        listed = f", or one list: {quote_word(f'{key}=[{line.partition(chr(61))[2]}]')}" if takes_list(key) else ""
+        fix = f"give one: {quote_word(expand_sweep(override)[0])}{listed}"
+        return format_mistake(line, "an evaluation has one value of each setting; it is no sweep", fix)
     root = key.split(".")[0]
     if root == "tokenizer" or key.startswith("data.tokenizer"):
         reason = "the model has learnt the tokens of its own tokenizer, and is judged with it"
@@ -166,6 +167,13 @@ def check_override(override: Override, has_tokenizer: bool) -> str:
     if known and root not in ROOTS:
         return format_mistake(line, f"an evaluation takes {', '.join(ROOTS)}; it does not read {root}", "leave it out")
     return ""
+
+
+def takes_list(key: str) -> bool:
+    """Return whether an option of a group has a setting, which a dotted key names, that takes a list."""
+    group, _, name = key.partition(".")
+    parameters = [p for option in list_groups().get(group, []) for p in read_option(group, option).parameters if p.name == name]
+    return any(value_type.name == "list" for parameter in parameters for value_type in parameter.value_types)
 
 
 def take_recorded(requested: RequestedConfig, recorded: dict[str, Any], chosen: set[str]) -> None:

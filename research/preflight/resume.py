@@ -4,51 +4,38 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from research.cli import print_message, redact
-from research.composition.compose import is_interpolated, iter_leaves
-from research.composition.finetuning import check_same_base
-from research.composition.overrides import format_command, quote_word, to_literal
+from research.cli import print_message
+from research.composition.compose import is_interpolated
+from research.composition.overrides import to_literal
 from research.composition.recorded import (
-    CHANGEABLE_KEYS,
     FREE_SETTINGS,
     OUTER_SETTINGS,
     Difference,
     list_differences,
-    list_moved,
     load_config,
 )
-from research.composition.teacher import name_teacher
-from research.options.conf import list_groups
+from research.preflight.fixed import find_fixed_conflict, resolve_settings
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
 from research.run_dir import (
-    MODEL_FOLDER,
     RUN_ID_PATTERN,
     expand_path,
     find_link,
     is_locked,
     list_checkpoints,
     parse_json,
-    read_json,
     read_summary,
     read_text,
     to_run_folder,
 )
 from research.tracking.find import describe_other
 from research.training.manifest import is_checkpoint, is_intact, rank_checkpoints
-
-# A resumed run has them as they were; the last is that of the teacher.
-FIXED_NODES = ("model", "data", "optim._target_", "optim.base._target_", "objective.digest")
-
-
-TRANSPOSED_TYPES = ("gpt2", "openai-gpt")  # whose layers in full precision are Conv1D
 
 
 @dataclass
@@ -159,12 +146,6 @@ def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, li
     return ranked
 
 
-def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
-    """Return the run's settings by their dotted keys, without Hydra's own."""
-    leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
-    return redact({key: requested.get_resolved(key)[0] for key, _ in leaves})  # a run folder holds no passwords
-
-
 def find_resume_path(requested: RequestedConfig) -> Path | None:
     """Return the run folder or checkpoint that resume= names, by a path or an MLflow run id; None where there is none."""
     value = str(requested.get_resolved("resume.path")[0])
@@ -253,48 +234,4 @@ def find_path_conflicts(requested: RequestedConfig, value: str) -> Iterator[Conf
     if writes_there and is_elsewhere(path) and not is_new:
         message = f"{folder} has later checkpoints than {path.name}, or other things than that run"
         yield Conflict(("resume.path", "hydra.run.dir"), message, "leave out hydra.run.dir: the run gets a folder of its own")
-    if old := load_config(path)[0]:
-        nodes = tuple(f"{node}." for node in (FIXED_NODES[:1] if is_new else FIXED_NODES))
-        linear = [((cfg.get("model") or {}).get("linear") or {}).get("_target_") for cfg in (requested.cfg, old)]
-        may_convert = is_new and linear[0] != linear[1]  # as full precision to ternary: the tensors of both are the same
-        if not is_new and (conflict := check_same_base(requested.cfg, old)):
-            yield conflict
-            return
-        kind = read_json(folder / MODEL_FOLDER / "config.json").get("model_type")  # of a model of transformers
-        if may_convert and "torch.nn.Linear" in linear and kind in TRANSPOSED_TYPES:
-            message = f"{path} is of {kind}, whose layers hold their weights transposed where they are not ternary"
-            fix = f"begin at its weights by finetune=full {quote_word(f'finetune.base={to_literal(value)}')}, without resume"
-            yield Conflict(("resume.path", "linear"), message, fix)
-            return
-        moved = [key for key in list_moved(old) if requested.get_resolved(key)[0] is not None]
-        free = (*CHANGEABLE_KEYS, *moved, *(["model.linear"] if may_convert else []))
-        differences = list_differences(resolve_settings(requested), old, (*FREE_SETTINGS, *free))
-        fixed = [item for item in differences if f"{item.key}.".startswith(nodes)]
-        if fixed and "finetune.base" not in requested.mistakes:  # which brings the model
-            is_of_model = any(item.key.startswith("model.") for item in fixed)
-            fix = f"to go on with it: {repeat_command(folder, requested, value, moved)}"
-            fix += "" if is_of_model else "\n  give resume.weights_only=true for a new run from its weights"
-            fixed.sort(key=lambda item: not item.key.endswith("_target_"))
-            message = "; ".join(map(str, fixed[:3]))
-            if fixed[0].key == "objective.digest":
-                now, then = name_teacher(requested.get("objective")), name_teacher(old.get("objective"))
-                message = f"the teacher is {now} here, was {then} there"
-            yield Conflict(("resume.path", *(item.key for item in fixed)), message, fix)
-
-
-def repeat_command(folder: Path, requested: RequestedConfig, value: str, moved: list[str]) -> str:
-    """Return the line that goes on with a run: its own, with what is typed now about neither its parts nor its folder.
-
-    Where its base and its teacher lie, and what was moved, is as it is typed now.
-    """
-    is_apart = ("resume", *(node.partition(".")[0] for node in FIXED_NODES), *list_groups())
-    location_keys = (*OUTER_SETTINGS, *moved)
-    words = requested.typed_overrides.items()
-    typed = {key: line for key, line in words if key in location_keys or key.partition(".")[0] not in is_apart}
-    try:
-        own = read_text(folder / "overrides.txt", "replace").splitlines()
-    except OSError:
-        own = []
-    replaced = {*typed, *(("steps", "epochs") if {"steps", "epochs"} & typed.keys() else ())}  # one of the two counts
-    kept = [line for line in own if line.partition("=")[0].lstrip("+~") not in replaced]
-    return format_command([*kept, *dict.fromkeys(typed.values()), f"resume={to_literal(value)}"], argv=sys.argv)
+    yield from filter(None, [find_fixed_conflict(requested, path, value, is_new)])

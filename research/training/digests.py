@@ -1,6 +1,7 @@
 """Digests of weights, by which a run knows its base and its teacher wherever they lie. Torch is not imported."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -43,6 +44,17 @@ def hash_run(run: Path) -> str:
         except DamagedError as error:
             damage.append(f"{folder.name}: {error}")
     raise ValueError(f"it has no usable checkpoint ({'; '.join(damage) or 'it holds no checkpoints/step-*'})")
+
+
+def find_weights(path: object, digest: str) -> Path | None:
+    """Return a run, checkpoint or pretrained folder of weights with a digest, or else the checkpoint of its run."""
+    run = expand_path(str(path))
+    for folder in (run, *(folder for _, folder in rank_checkpoints(to_run_folder(run)))):
+        for read in (hash_run, lambda folder: hash_folder(str(folder))):
+            with suppress(ValueError, DamagedError):
+                if read(folder) == digest:
+                    return folder
+    return None
 
 
 def hash_folder(folder: str, setting: str = "model.folder") -> str:

@@ -241,7 +241,10 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
     if differing:
         fix = "give what it was trained with, or resume.weights_only=true for a fresh run from its weights"
         if "base" in saved and here["model"] != saved["model"]:
-            fix = f"it holds adapters alone: python -m research.merge {path} --output DIR, then resume=DIR"
+            node = snapshot.manifest.config.get("finetune") or {}
+            base = f" finetune.base={node['base']}" if node.get("base") else ""
+            kind = str(node.get("_target_")).rpartition(".")[2]
+            fix = f"it holds adapters alone: give finetune={kind}{base}, with the finetune.* settings that it was trained with"
         elif "base" in saved and here.get("base") != saved["base"]:
             base = (state.info.config.get("finetune") or {}).get("base")
             fix = f"{base or 'model.folder'} has other weights than the run was fine-tuned from: give those by finetune.base"
@@ -266,7 +269,7 @@ def _load_tensors(snapshot: Snapshot, folder: Path, state: State) -> None:
         try:
             state.optimizer.load_state_dict(snapshot.state["optimizer"])
         except ValueError as error:
-            fix = "give the optim.* settings that it was trained with, or resume.weights_only=true"
+            fix = "give the optim.* and finetune.* settings that it was trained with, or resume.weights_only=true"
             raise ValueError(f"resume={folder}: the optimizer groups other parameters here: {error}\n{fix}") from error
     if distributed.rank() == 0:
         _warn_of_jump(snapshot, state)

@@ -1,6 +1,8 @@
 """Fine-tuning as a user does it: the base's digest, small checkpoints, a merge, and what is refused."""
 
 import json
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,18 +14,13 @@ from omegaconf import OmegaConf
 from program import TINY, train
 
 from research.composition.pretrained import read_model
-from research.data.spec import Tokens
-from research.finetune.base import find_checkpoint, read_tensors
-from research.finetune.full import full
+from research.finetune.base import find_checkpoint
 from research.load import TrainedRun, load_run
 from research.merge.__main__ import check_kind
 from research.merge.__main__ import main as merge
-from research.models.hub import Hub, replace_conv1d
 from research.nn.bitlinear import BitLinear, bitlinear_layers
-from research.options.finetuning import is_beside, is_frozen, is_inside, merge_finetuning
 from research.preflight import check
-from research.training import checkpoint, digests, snapshot
-from research.training.state import RunInfo
+from research.training import checkpoint, digests
 
 START = [*TINY, "tracker=jsonl", "trainer.steps=4", "callbacks.checkpoint.every=2"]
 WORDS = {"inside": ["finetune.rank=1"], "gains": [], "side": ["finetune.rank=2", "finetune.dropout=0.1"], "full": []}
@@ -153,67 +150,6 @@ def test_a_base_whose_newest_checkpoint_is_damaged_is_its_good_one(runs: dict[st
     assert find_checkpoint(base, str(base), digest) == good
 
 
-@pytest.mark.parametrize("becomes_ternary", [True, False])
-def test_gpt2_becomes_ternary_and_full_again(becomes_ternary: bool) -> None:
-    """In full precision its layers hold their weights transposed."""
-    pytest.importorskip("transformers")
-    fields = {"n_embd": 16, "n_layer": 1, "n_head": 2}
-    models = [Hub(Tokens(32, 8), "gpt2", fields, linear=linear) for linear in (None, BitLinear)]
-    source, model = models if becomes_ternary else models[::-1]
-    model.load_state_dict(read_tensors(source, model))
-    replace_conv1d(models[0].net)
-    own, other = (net.state_dict() for net in models)
-    assert own.keys() == other.keys()
-    assert all(torch.equal(own[name], other[name]) for name in own)
-
-
-def test_full_lets_no_parameter_learn_that_the_model_keeps_fixed() -> None:
-    model = torch.nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
-    assert [p.requires_grad for p in full(model).parameters()] == [True, False]
-
-
-KINDS = {
-    "": (0, 0, 0),
-    "research.finetune.full.full": (0, 0, 0),
-    "research.finetune.inside.inside": (1, 1, 0),
-    "research.finetune.gains.gains": (1, 1, 0),
-    "research.finetune.side.side": (1, 0, 1),
-    "mine.bias": (1, 0, 1),  # whatever it does: no plain model
-    "mine.full": (1, 0, 1),
-    "mine.inside": (1, 0, 1),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_a_kind_leaves_out_and_merges_into(kind: str) -> None:
-    config: dict[str, Any] = {
-        "finetune": {"_target_": kind, "digest": "d"} if kind else None,
-        "model": {"linear": {}},
-    }
-    assert tuple(map(int, (is_frozen(config), is_inside(config), is_beside(config)))) == KINDS[kind]
-    assert RunInfo(1, 1, config=config).base == ("d" if KINDS[kind][0] else "")
-    assert (merge_finetuning(config)["finetune"] is None) == (not KINDS[kind][2])
-
-
-def test_checkpoints_of_what_learns_are_small(tmp_path: Path) -> None:
-    """Weights and the optimizer's memory, at rank 2 and width 128, under a tenth of those of the whole model."""
-    from functools import partial
-
-    from fitting import fit
-
-    from research.nn.lowrank import add_low_rank
-
-    add = partial(add_low_rank, rank=1, alpha=1.0, include=["*"], exclude=[])
-    sizes = {}
-    for name, finetune in (("full", None), ("inside", add)):
-        settings: dict[str, Any] = {"finetune": finetune} if finetune else {}
-        state = fit(tmp_path / name, steps=2, dim=96, **settings)
-        folder = checkpoint.commit(tmp_path / name / "again", snapshot.capture(state))
-        sizes[name] = sum(file.stat().st_size for file in folder.iterdir())
-    assert sizes["inside"] < 0.1 * sizes["full"]
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -286,3 +222,69 @@ def test_a_kind_of_ones_own_is_neither_plain_nor_merged(tmp_path: Path) -> None:
         read_model(tmp_path, "RUN")
     with pytest.raises(ValueError, match="was fine-tuned by mine\\.bias, of which no merge is known\nuse it as it is"):
         check_kind(str(tmp_path))
+
+
+OWN = ["trainer=debug", "data.p=11", "batch_size=16", "trainer.device=cpu", "tracker=jsonl", "optim=adamw", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "expected"),
+    [
+        ("inside", "finetune=inside finetune.rank=1 finetune.base=BASE finetune.alpha=64", "finetune.alpha is 64 here"),
+        ("side", "finetune=side finetune.base=BASE", "finetune.rank is 8 here, was 2 there"),
+        ("gains", "finetune=gains finetune.norms=false finetune.base=BASE", "finetune.norms is false here, was true there"),
+        ("gains", "model.dim=32 model.heads=2", "finetune is null here, was gains there"),
+        ("gains", "finetune=inside finetune.base=BASE", "finetune is inside here, was gains there"),
+        ("gains", "finetune=inside finetune.base=BASE resume.weights_only=true", "finetune is inside here, was gains there"),
+        ("gains", "resume.weights_only=true", "to begin at its weights: "),
+        ("side", "resume.weights_only=true", "to go on with it: "),
+        ("full", "", "model.dim is 128 here, was 32 there"),
+        ("full", "finetune=gains finetune.base=BASE", "finetune is gains here, was full there"),
+        ("base", "finetune=gains finetune.base=SIDE", "it is no plain model"),
+        ("base", "finetune=gains finetune.base=FULL", "finetune is gains here, was null there"),
+        ("merged", "model=bitnet resume.weights_only=true", "model.linear.granularity is"),
+        ("merged", "model=bitnet", "finetune=full finetune.base="),
+        ("later", "", "finetune.base={moved}/checkpoints/step-00000004"),
+        ("later", "finetune=inside finetune.rank=1 finetune.base=MOVED", "finetune.base={moved}/checkpoints/step-00000004"),
+    ],
+)  # fmt: skip
+def test_a_refused_resume_prints_a_line_that_passes(
+    runs: dict[str, Path], others: dict[str, Path], run: str, words: str, expected: str
+) -> None:
+    """A run keeps how it was fine-tuned: its adapters would compute another model in another way."""
+    folders = runs | others
+    for name, folder in folders.items():
+        words = words.replace(f"={name.upper()}", f"={folder}")
+    typed = [*OWN, *words.split(), f"resume={folders[run]}"]
+    message = "\n".join(check.find_mistakes(typed, False))
+    assert expected.format(moved=others["moved"]) in message
+    if line := re.search(r"python train.py (.*)", message):
+        typed = shlex.split(line[1])
+    elif fix := re.search(r"by (finetune.base=.*)", message):
+        typed.append(fix[1])
+    else:
+        return
+    assert check.find_mistakes(typed, False) == []
+
+
+def test_dropout_beside_layers_may_change_and_a_base_may_be_gone(runs: dict[str, Path], others: dict[str, Path]) -> None:
+    words = [*OWN, "finetune=side", "finetune.rank=2", "finetune.dropout=0.2", f"finetune.base={runs['base']}"]
+    assert check.find_mistakes([*words, f"resume={runs['side']}"], False) == []
+    assert check.find_mistakes([*OWN, "model.dim=32", "model.heads=2", f"resume={runs['full']}"], False) == []
+    message = "\n".join(check.find_mistakes([*OWN, f"resume={others['lost']}"], False))
+    assert f"give finetune.base=FOLDER, as it was: {runs['full']} has no weights of digest" in message
+
+
+@pytest.fixture(scope="module")
+def others(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A merged run, and copies of one whose base was trained on (`moved`) or has other weights (`lost`)."""
+    root = tmp_path_factory.mktemp("others")
+    folders = {name: root / name for name in ("merged", "moved", "later", "lost")}
+    merge([str(runs["gains"]), "--output", str(folders["merged"])])
+    shutil.copytree(runs["base"], folders["moved"])
+    shutil.copytree(runs["full"] / "checkpoints/step-00000004", folders["moved"] / "checkpoints/step-00000006")
+    for name, base in (("later", folders["moved"]), ("lost", runs["full"])):
+        shutil.copytree(runs["inside"], folders[name])
+        for file in (*folders[name].glob("checkpoints/*/manifest.json"), folders[name] / "overrides.txt"):
+            file.write_text(re.sub(rf"{re.escape(str(runs['base']))}(?![\w/])", str(base), file.read_text()))
+    return folders

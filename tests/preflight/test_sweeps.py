@@ -79,3 +79,13 @@ def test_a_sweep_over_what_val_loss_is_gets_a_note(words: str, is_told: bool, ca
     own = [] if "data=" in words else ["data=digits"]
     assert find_mistakes([*own, "model=mlp", *words.split()], True) == []
     assert ("val/loss does not compare them: give monitor=val/acc" in capsys.readouterr().err) == is_told
+
+
+@pytest.mark.parametrize(("line", "takes_list"), [
+    ("finetune=inside,gains", False), ("optim=sgd,adamw", False),
+    ("callbacks=default,gradients", True), ("tracker=csv,mlflow", True),
+])  # fmt: skip
+def test_a_sweep_without_m_is_a_list_where_the_group_takes_one(line: str, takes_list: bool) -> None:
+    message = "\n".join(find_mistakes([line], False))
+    assert "add -m (or --multirun)" in message
+    assert ("one list: " in message) == takes_list

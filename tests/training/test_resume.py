@@ -224,7 +224,7 @@ def test_numbers_of_other_libraries_are_kept_as_numbers(tmp_path: Path) -> None:
 
 def test_other_groups_of_parameters_are_named_by_their_setting(tmp_path: Path) -> None:
     fit(tmp_path, steps=7)
-    with pytest.raises(ValueError, match=r"(?s)groups other parameters here.*give the optim\.\* settings"):
+    with pytest.raises(ValueError, match=r"(?s)groups other parameters here.*give the optim\.\* and finetune\.\* settings"):
         fit(tmp_path, resume=tmp_path, filter=partial(EMA, no_decay=()))
 
 
