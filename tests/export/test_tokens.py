@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from exporting import make_hub_source, write_pretrained
 
+from research.data.spelling import SPACE_BEFORE
 from research.export import hf, layout, nets, tokens
 from research.export.vocabulary import find_surroundings
 
@@ -83,7 +84,7 @@ def test_no_space_stands_before_a_text(original: Path, tmp_path: Path, kind: str
     assert run.tokenizer
     (tmp_path / "a").mkdir()
     warnings = tokens.write_for_transformers(run, tmp_path / "a", 32)
-    assert [tokens.SPACE_BEFORE in warning for warning in warnings] == [True] * bool(space)
+    assert [SPACE_BEFORE in warning for warning in warnings] == [True] * bool(space)
     assert "add_prefix_space" not in read(tmp_path / "a" / "tokenizer_config.json")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a", local_files_only=True)
     for text in ("x", " x", "def f", "hello 12345"):
