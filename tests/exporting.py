@@ -151,9 +151,11 @@ def write_pretrained(folder: Path, model_type: str) -> Path:
     return folder
 
 
-def make_hub_source(folder: Path, linear: Any = BitLinear, tokenizer: bool = True, **settings: Any) -> layout.Source:
+def make_hub_source(
+    folder: Path, linear: Any = BitLinear, tokenizer: bool = True, end: str | None = None, **settings: Any
+) -> layout.Source:
     """Return the model of a pretrained folder as if trained on texts of its own tokenizer, or else on bytes of no text."""
-    own = Folder(str(folder)) if tokenizer else None
+    own = Folder(str(folder), end) if tokenizer else None
     run = folder.parent / ("run" if tokenizer else "run_of_numbers")
     if own:
         own.save(run / TOKENIZER_FOLDER)

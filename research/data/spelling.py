@@ -9,6 +9,7 @@ from typing import Any
 from research.files.silence import silence_libraries
 
 OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # of transformers' tokenizers
+SPACE_BEFORE = "a space before a text"
 ASCII = "".join(map(chr, range(0x20, 0x7F)))
 # What some tokenizers drop or change: spaces, capitals, marks, letters of two to four bytes, two spellings of one letter.
 PROBES = [text.encode() for text in ("A  b\n\tC", "naïve é", "漢字 \U0001f600", "\ufb01 ½ e\u0301", ASCII, " a\r\n\n ##b\n ")]
@@ -72,7 +73,7 @@ def adapt(part: dict[str, Any] | None, group: str, changes: dict[str, None]) -> 
         changes[f"its {kind}"] = None
         return None
     if group == "pre_tokenizer" and (part.get("add_prefix_space") or part.get("prepend_scheme", "never") != "never"):
-        changes["a space before a text"] = None
+        changes[SPACE_BEFORE] = None
     if kind == "Metaspace":
         return part | {"add_prefix_space": False, "prepend_scheme": "never"}
     if group == "pre_tokenizer" and kind == "ByteLevel":

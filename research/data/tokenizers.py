@@ -30,8 +30,9 @@ from research.run_dir import TOKENIZER_FOLDER as TOKENIZER_FOLDER
 from research.run_dir import expand_path, replace_text, write_json
 
 END = "<|endoftext|>"
-FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
-ID_FILES = (("generation_config.json", "eos_token_id"), ("config.json", "eos_token_id"))
+ENDS = (END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>")  # of folders that name none
+FILE, CONFIG_FILE, SPECIAL_FILE = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+ID_FILES = ("generation_config.json", "config.json")
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
 Array = UInt[np.ndarray, "n"]
 
@@ -214,7 +215,9 @@ class Folder(Library):
                 "\n"
             )
             raise ValueError(f"data.tokenizer.path={path}: {what}\n{fix}".rstrip()) from None
-        names = [end] if end else [*read_end(file.parent, tokenizer), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
+        names = (
+            [end] if end else [*read_special(file.parent, tokenizer, "eos"), END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>"]
+        )
         known = [name for name in names if tokenizer.token_to_id(name) is not None]
         if not known:
             special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
@@ -276,10 +279,11 @@ def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
             return
 
 
-def read_end(folder: Path, tokenizer: Any) -> list[str]:
-    """Return the tokens that a folder names as the end, by their text or their number, the first that counts first."""
+def read_special(folder: Path, tokenizer: Any, kind: str) -> list[str]:
+    """Return the tokens that a folder names as its eos or pad, by their text or their number, the first that counts first."""
     names = list[str]()
-    for file, key in ((CONFIG_FILE, "eos_token"), ("special_tokens_map.json", "eos_token"), *ID_FILES):
+    texts = [(file, f"{kind}_token") for file in (CONFIG_FILE, SPECIAL_FILE)]
+    for file, key in (*texts, *((file, f"{kind}_token_id") for file in ID_FILES)):
         try:
             value = json.loads((folder / file).read_bytes()).get(key)
         except (OSError, ValueError, AttributeError):

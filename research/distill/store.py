@@ -24,7 +24,7 @@ from research.distill.divergence import TopK
 from research.run_dir import make_folder, open_file, read_json, write_record
 
 KEY_BYTES, CHECKSUM_BYTES = 16, 8
-VERSION = 1
+VERSION = 2  # in 1 a sample had one key in all precisions
 VALUES = "log-probabilities of k classes and of the rest at temperature 1, float16: for any temperature"
 log = logging.getLogger(__name__)
 

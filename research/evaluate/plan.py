@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.evaluate.refs import ModelRef
+from research.evaluate.refs import TOKENIZER_FILE, ModelRef
 from research.preflight.evaluation import EvaluationTask, compose_task
-from research.run_dir import expand_path
+from research.run_dir import expand_path, read_json
 
 
 def plan_tasks(
@@ -23,8 +23,9 @@ def plan_tasks(
             raise ValueError(f"RUN={source.word}: {source.folder} has no config.yaml that can be read; give another run")
         has_own = source is None or (ref.has_tokenizer and not source.has_same_tokenizer(ref))
         recorded, tokens = (source.recorded if source else {}), ref if has_own or source is None else source
+        tokenizer = keep_end(tokens, recorded)
         try:
-            task = compose_task(overrides, recorded, tokens.tokenizer, (source or ref).seq_len, split, folders)
+            task = compose_task(overrides, recorded, tokenizer, (source or ref).seq_len, split, folders)
         except ValueError as error:
             if source is None or not str(error).startswith("data.") or overrides:
                 raise
@@ -33,7 +34,7 @@ def plan_tasks(
                 f"RUN={source.word}: its own data: {reason}\ngive other data, as data=text data.path=FILE"
             ) from error
         if task.is_own and "tokenizer" in task.data and (has_own or is_gone(task.data["tokenizer"])):
-            task = task._replace(data=task.data | {"tokenizer": tokens.tokenizer})
+            task = task._replace(data=task.data | {"tokenizer": tokenizer})
         tasks.append(task)
     return tasks
 
@@ -51,6 +52,16 @@ def choose_source(ref: ModelRef, runs: Sequence[ModelRef], overrides: Sequence[s
         fix = "name the run that it is of before it, or give data=text data.path=FILE"
         raise ValueError(f"RUN={ref.word}: it does not say what data it is of; {fix}")
     return next(iter([*runs_of_export, *runs]), None)
+
+
+def keep_end(ref: ModelRef, recorded: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the node of a model's tokenizer, with the end that a run chose where the tokenizer has that token."""
+    node, chosen = ref.tokenizer, (recorded.get("data") or {}).get("tokenizer")
+    end = chosen.get("end") if isinstance(chosen, dict) else None
+    if not end or not ref.has_tokenizer:
+        return node
+    added = read_json(ref.tokenizer_folder / TOKENIZER_FILE).get("added_tokens") or ()
+    return {**(node or {}), "end": end} if end in [token["content"] for token in added] else node
 
 
 def is_gone(tokenizer: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from research.export.layout import Source
-from research.export.tokens import find_own_tokenizer
+from research.export.tokens import choose_pad, find_own_tokenizer
 from research.files.silence import silence_libraries
 from research.models.hub import Hub
 
@@ -53,18 +53,18 @@ def describe_hub(source: Source) -> Net:
 
 
 def choose_special(source: Source, original: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of special tokens: the original ones where the tokenizer is the model's own, with one that pads.
+    """Return the numbers of special tokens: where the tokenizer is the model's own, the original ones and what was learnt.
 
-    Another tokenizer has its own: the end of a document, which also pads.
+    That is the end of a document, before other ends, and one token that pads. For another tokenizer the end does both.
     """
     end = source.run.tokenizer.end if source.run.tokenizer else None
-    if not find_own_tokenizer(source.run):
+    if not (own := find_own_tokenizer(source.run)):
         return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-    kept = {key: original.get(key) for key in SPECIAL}
-    kept["eos_token_id"] = end if kept["eos_token_id"] is None else kept["eos_token_id"]
-    if kept["pad_token_id"] is None:  # the same that the tokenizer has
-        kept["pad_token_id"] = end
-    return kept
+    ends = original.get("eos_token_id")
+    others = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if end not in others:
+        ends = [end, *others] if others else end
+    return {"bos_token_id": original.get("bos_token_id"), "eos_token_id": ends, "pad_token_id": choose_pad(source.run, own)}
 
 
 def describe_transformer(source: Source) -> Net:

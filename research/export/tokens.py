@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from research.data.spelling import OLDER_FILES, leave_out_changes
-from research.data.tokenizers import CONFIG_FILE, FILE, Folder, Library, write_tokenizer
+from research.data.spelling import OLDER_FILES, SPACE_BEFORE, leave_out_changes
+from research.data.tokenizers import CONFIG_FILE, FILE, SPECIAL_FILE, Folder, Library, read_special, write_tokenizer
 from research.load import TrainedRun
 from research.models.hub_folder import COMPANIONS
 from research.run_dir import MODEL_FOLDER, expand_path, read_json, replace_text, write_json
@@ -53,18 +53,30 @@ def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> l
     for name in COMPANIONS[1:]:
         if (own / name).is_file():
             shutil.copyfile(own / name, folder / name)
-    config, special = read_json(own / CONFIG_FILE), read_json(own / "special_tokens_map.json")
-    end = config.get("eos_token") or special.get("eos_token") or run.tokenizer.to_library().id_to_token(run.tokenizer.end)
-    pad = config.get("pad_token") or special.get("pad_token") or end
-    kept = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len} | config
-    if changes := write_as_trained(own / FILE, folder):  # a class of its own would put them in again, as would older files
-        kept = {key: value for key, value in kept.items() if key not in ("add_prefix_space", "added_tokens_decoder")}
+    kept = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len} | read_json(own / CONFIG_FILE)
+    changes = write_as_trained(own / FILE, folder)
+    if kept.pop("add_prefix_space", False) and SPACE_BEFORE not in changes:
+        changes.append(SPACE_BEFORE)
+    if changes:  # a class of its own would put them in again, as would older files
+        kept.pop("added_tokens_decoder", None)
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_json(folder / CONFIG_FILE, kept | {"eos_token": end, "pad_token": pad, "padding_side": "left"})
+    library = run.tokenizer.to_library()
+    special = {"eos_token": library.id_to_token(run.tokenizer.end), "pad_token": library.id_to_token(choose_pad(run, own))}
+    write_json(folder / CONFIG_FILE, kept | special | {"padding_side": "left"})
+    if others := read_json(own / SPECIAL_FILE):
+        write_json(folder / SPECIAL_FILE, others | special)
     left_out = (
         f"of the model's own tokenizer training left out {', '.join(changes)}; so does the one here, to cut prompts alike"
     )
     return [left_out] if changes else []
+
+
+def choose_pad(run: TrainedRun, own: Path) -> int:
+    """Return the token that pads: that of the model's own tokenizer, else of the model, else the end of a document."""
+    assert run.tokenizer
+    library = run.tokenizer.to_library()
+    numbers = map(library.token_to_id, read_special(own, library, "pad"))
+    return next((number for number in numbers if number is not None), run.tokenizer.end)
 
 
 def find_changes(run: TrainedRun, folder: Path) -> list[str]:

@@ -78,8 +78,7 @@ def add_special(writer: Any, source: Source, tokenizer: Tokenizer) -> None:
     own = find_own_tokenizer(source.run)
     special = choose_special(source, source.net.config.to_dict() if isinstance(source.model, Hub) else {})
     for name, add in writers.items():
-        number = special[f"{name}_token_id"] if own else tokenizer.end
-        number = number[0] if isinstance(number, list) else number
+        number = special[f"{name}_token_id"] if own and name != "eos" else tokenizer.end
         if number is not None:
             add(number)
     if not own:
@@ -101,9 +100,7 @@ def find_surroundings(source: Source) -> tuple[list[int], list[int]]:
     tokens = encode_as_exported(source.run, "x")
     start = next((index for index in range(len(tokens)) if tokens[index : index + len(text)] == text), -1)
     before, after = tokens[:start], tokens[start + len(text) :]
-    config = source.net.config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if start < 0 or before not in ([], [config.bos_token_id]) or (after and after not in [[end] for end in ends[:1]]):
+    if start < 0 or before not in ([], [source.net.config.bos_token_id]) or after not in ([], [source.run.tokenizer.end]):
         raise ValueError(f"{source.run.tokenizer.name} makes {tokens} of 'x', which llama.cpp's does not; use --format hf")
     return before, after
 

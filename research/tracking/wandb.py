@@ -20,7 +20,7 @@ from research.tracking import fields
 from research.tracking.history import METRICS_FILE
 from research.tracking.jsonl import FAILED, KILLED
 from research.tracking.sink import Record, Sink, import_extra, open_weights, read_history
-from research.tracking.wandb_login import check_login, choose_mode, get_server, has_login
+from research.tracking.wandb_login import SERVER_VARIABLE, check_login, choose_mode, get_server, has_login
 
 WANDB_FOLDER, RUN_FILE = "wandb", "run.json"  # in a run folder, and in that
 INIT_SECONDS = 15.0  # for it to open a run, after which the run goes offline
@@ -89,7 +89,7 @@ class WandbSink(Sink):
         self.folder.mkdir(exist_ok=True)
         self.identity = self._read_identity()
         if not self.is_offline:
-            self.is_offline = self.chosen_mode == "auto" and not can_connect(get_server())
+            self.is_offline = self.chosen_mode == "auto" and not can_connect(get_server(), SERVER_VARIABLE)
         self._begin()
 
     def _begin(self) -> None:

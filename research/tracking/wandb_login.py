@@ -5,9 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from research.files.network import find_server
 from research.rules import Conflict, to_conflict
 
-MODE_KEY, MODE_VARIABLE = "tracker.sinks.wandb.mode", "WANDB_MODE"
+MODE_KEY, MODE_VARIABLE, SERVER_VARIABLE = "tracker.sinks.wandb.mode", "WANDB_MODE", "WANDB_BASE_URL"
 MODES = {  # what WANDB_MODE may be, older names among them -> what it means
     **{"": "auto", "online": "online", "run": "online", "shared": "online"},
     **{"offline": "offline", "dryrun": "offline", "disabled": "disabled"},
@@ -18,8 +19,16 @@ HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # two names of W&B's own se
 
 
 def get_server() -> str:
-    """Return the address of W&B's server."""
-    return os.environ.get("WANDB_BASE_URL") or f"https://{HOSTS[0]}"
+    """Return the address of W&B's server: of its variable, else of the settings that `wandb login --host` writes."""
+    if address := os.environ.get(SERVER_VARIABLE):
+        return address
+    from configparser import ConfigParser, Error  # for W&B alone
+
+    parser = ConfigParser(interpolation=None)
+    folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    with suppress(OSError, Error, UnicodeError):
+        parser.read(Path(folder) / "settings", encoding="utf-8")
+    return parser.get("default", "base_url", fallback="") or f"https://{HOSTS[0]}"
 
 
 def choose_mode(setting: object) -> str:
@@ -37,7 +46,7 @@ def choose_mode(setting: object) -> str:
 
 def has_login() -> bool:
     """Return whether this user has a key for the server, where W&B looks for it."""
-    if os.environ.get("WANDB_API_KEY"):
+    if any(map(os.environ.get, ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))):
         return True
     import netrc  # for W&B alone
 
@@ -49,9 +58,11 @@ def has_login() -> bool:
 
 
 def check_login(setting: object) -> Conflict | None:
-    """Return the conflict of a run that is to be on line in W&B where there is no login: W&B would ask for one."""
+    """Return the conflict of a run on line in W&B where there is no login, for which W&B would ask, or no server's address."""
     try:
         mode = choose_mode(setting)
+        if mode in ("auto", "online"):
+            find_server(get_server(), SERVER_VARIABLE)
     except ValueError as error:
         return to_conflict(MODE_KEY, error)
     if mode != "online" or has_login():

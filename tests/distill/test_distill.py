@@ -238,7 +238,7 @@ def test_a_damaged_sample_is_computed_again(teachers: Path, tmp_path: Path, capl
 def test_a_store_of_something_else_is_refused(teachers: Path, tmp_path: Path) -> None:
     facts = describe_answers("a" * 64, DATA, 4)
     Store(tmp_path / "s", facts, is_complete=False)
-    for change in ({"teacher": "b" * 64}, {"data": "c"}, {"top_k": 2}, {"version": 2}):
+    for change in ({"teacher": "b" * 64}, {"data": "c"}, {"top_k": 2}, {"version": 1}):
         with pytest.raises(ValueError, match=f"its {next(iter(change))} is "):
             Store(tmp_path / "s", facts | change, is_complete=False)
     for name, content in (("store.json", "{"), ("notes.txt", "mine")):

@@ -18,6 +18,7 @@ from research.evaluate.plan import plan_tasks
 from research.evaluate.refs import find_models
 from research.export.__main__ import main as export
 from research.load import load_run
+from research.preflight.evaluation import FOLDER
 
 Evaluate = Callable[..., tuple[int, str, str]]
 Judge = Callable[..., list[dict[str, Any]]]
@@ -190,6 +191,20 @@ def test_a_folder_of_transformers_has_its_own_tokenizer(sweep: Path, tmp_path: P
     assert list(beside["differences"]) == ["val/bpb"]
     assert not beside["differences"]["val/bpb"]["paired"]
     assert beside["differences"]["val/bpb"]["stderr"] > run["metrics"]["val/bpb"]["stderr"]
+
+
+@pytest.mark.parametrize(("token", "kept"), [("<eod>", True), ("<other>", False)])
+@pytest.mark.parametrize("overrides", [[], ["data=text", TEXT]])
+def test_the_end_of_the_run_stands_between_documents_for_others_too(
+    overrides: list[str], token: str, kept: bool, sweep: Path, tmp_path: Path
+) -> None:
+    """Where their tokenizer has that token: else their data would be others, and nothing be paired."""
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": token}]}), encoding="utf-8")
+    run, other = find_models([str(sweep / "0"), str(tmp_path)])
+    run.recorded["data"]["tokenizer"] = {"_target_": FOLDER, "path": str(tmp_path), "end": "<eod>"}
+    node = plan_tasks([run, other], overrides, None, [])[1].data["tokenizer"]
+    assert node == {"_target_": FOLDER, "path": str(tmp_path)} | ({"end": "<eod>"} if kept else {})
 
 
 def test_the_result_is_written_where_it_is_requested(sweep: Path, tmp_path: Path, evaluate: Evaluate) -> None:

@@ -61,8 +61,27 @@ def test_an_address_that_does_not_answer_is_given_up_soon(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(socket, "create_connection", wait)  # as the look-up of a name may
     started = time.monotonic()
-    assert not can_connect("https://hub.test", 0.2)
+    assert not can_connect("https://hub.test", "HF_ENDPOINT", 0.2)
     assert time.monotonic() - started < 0.9
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "reason"),
+    [
+        ("HF_ENDPOINT", "http://localhost:99x", "Port could not be cast"),
+        ("HF_ENDPOINT", "http://localhost:99999", "Port out of range"),
+        ("HF_ENDPOINT", "http://a..b", "label empty or too long"),
+        ("HF_ENDPOINT", "http://[::1", "Invalid IPv6 URL"),
+        ("HF_ENDPOINT", "localhost:8080", "it has no host"),
+        ("https_proxy", "http://me:secret@localhost:99999", "Port out of range"),
+        ("https_proxy", "localhost:99x", "Port could not be cast"),
+    ],
+)
+def test_an_address_that_is_none_is_named(variable: str, address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, address)
+    with pytest.raises(ValueError, match=f"^{variable}=.*: it is no address of a server: .*{reason}") as error:
+        is_hub_reachable()
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(("is_there", "has_files"), [(True, False), (False, False), (False, True)])

@@ -11,9 +11,10 @@ NO_LOGIN = "there is no login for https://api.wandb.ai"
 
 @pytest.fixture(autouse=True)
 def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -68,5 +69,20 @@ def test_a_login_is_of_a_server(
 ) -> None:
     (tmp_path / "netrc").write_text(f"machine {machine}\n  login user\n  password {'0' * 40}\n")
     if server:
-        monkeypatch.setenv("WANDB_BASE_URL", server)
+        (tmp_path / "settings").write_text(f"[default]\nbase_url = {server}\n")  # as `wandb login --host` writes it
+        assert has_login() == expected
+        (tmp_path / "settings").write_text("[default]\nbase_url = https://other.test\n")
+        monkeypatch.setenv("WANDB_BASE_URL", server)  # counts before the file
     assert has_login() == expected
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    assert has_login()
+
+
+@pytest.mark.parametrize("setting", ["auto", "online", "offline", "disabled"])
+@pytest.mark.parametrize("address", ["http://[::1", "http://a..b", "https://wandb.test:99999"])
+def test_an_address_that_is_none_is_named(setting: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the server is asked, before a run has a folder."""
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    answer = check_login(setting)
+    assert (answer is None) == (setting in ("offline", "disabled"))
+    assert answer is None or answer.message.startswith(f"WANDB_BASE_URL={address}: it is no address of a server: ")
