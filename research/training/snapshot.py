@@ -244,7 +244,8 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
             node = snapshot.manifest.config.get("finetune") or {}
             typed_base = f" finetune.base={node['base']}" if node.get("base") else ""
             kind = str(node.get("_target_")).rpartition(".")[2]
-            fix = f"it holds adapters alone: give finetune={kind}{typed_base}, with the finetune.* settings that it was trained with"
+            own = f"finetune={kind}{typed_base}, with the finetune.* settings that it was trained with"
+            fix = f"it holds adapters alone: give {own}"
         elif "base" in saved and here.get("base") != saved["base"]:
             base = (state.info.config.get("finetune") or {}).get("base")
             fix = f"{base or 'model.folder'} has other weights than the run was fine-tuned from: give those by finetune.base"
