@@ -242,9 +242,9 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
         fix = "give what it was trained with, or resume.weights_only=true for a fresh run from its weights"
         if "base" in saved and here["model"] != saved["model"]:
             node = snapshot.manifest.config.get("finetune") or {}
-            base = f" finetune.base={node['base']}" if node.get("base") else ""
+            at = f" finetune.base={node['base']}" if node.get("base") else ""
             kind = str(node.get("_target_")).rpartition(".")[2]
-            fix = f"it holds adapters alone: give finetune={kind}{base}, with the finetune.* settings that it was trained with"
+            fix = f"it holds adapters alone: give finetune={kind}{at}, with the finetune.* settings that it was trained with"
         elif "base" in saved and here.get("base") != saved["base"]:
             base = (state.info.config.get("finetune") or {}).get("base")
             fix = f"{base or 'model.folder'} has other weights than the run was fine-tuned from: give those by finetune.base"

@@ -15,7 +15,7 @@ from research.composition.overrides import parse
 from research.options.conf import CONF, list_groups
 from research.options.source import drop_bodies
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import resolve_settings
+from research.preflight.fixed import resolve_settings
 
 TEXTS = [
     *sorted((ROOT / "conf").rglob("*.yaml")),
