@@ -31,9 +31,10 @@ from research.options.signature import Signature, read_signature
 from research.preflight.advice import Adviser, CommandLine, identify
 from research.preflight.choices import check_values
 from research.preflight.conflicts import FINDERS
+from research.preflight.fixed import resolve_settings
 from research.preflight.partial_keys import replace_partial_keys
 from research.preflight.requested import RequestedConfig
-from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume, resolve_settings
+from research.preflight.resume import choose_run, get_folder_overrides, prepare_resume
 from research.preflight.words import Repair, join_mistakes, repair, split_flags
 from research.ranges import PositiveFloat
 from research.rules import PRESET_GROUPS

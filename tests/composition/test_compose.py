@@ -14,8 +14,8 @@ from research.composition.compose import iter_leaves, use_fast_yaml
 from research.composition.overrides import parse
 from research.options.conf import CONF, list_groups
 from research.options.source import drop_bodies
-from research.preflight.requested import RequestedConfig
 from research.preflight.fixed import resolve_settings
+from research.preflight.requested import RequestedConfig
 
 TEXTS = [
     *sorted((ROOT / "conf").rglob("*.yaml")),
