@@ -87,5 +87,5 @@ def test_a_sweep_over_what_val_loss_is_gets_a_note(words: str, is_told: bool, ca
 ])  # fmt: skip
 def test_a_sweep_without_m_is_a_list_where_the_group_takes_one(line: str, takes_list: bool) -> None:
     message = "\n".join(find_mistakes([line], False))
-    assert "add -m (or --multirun)" in message
+    assert "-m (or --multirun)" in message
     assert ("one list: " in message) == takes_list
