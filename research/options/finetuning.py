@@ -4,11 +4,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-FULL, SIDE, GAINS = (f"research.finetune.{name}.{name}" for name in ("full", "side", "gains"))
-INSIDE_TARGETS = (
-    "research.finetune.inside.inside",
-    GAINS,
-)  # what learns is inside ternary layers, and merges into them to the bit
+FULL, SIDE, INSIDE, GAINS = (f"research.finetune.{name}.{name}" for name in ("full", "side", "inside", "gains"))
+INSIDE_TARGETS = (INSIDE, GAINS)  # what learns is inside ternary layers, and merges into them to the bit
 
 
 def get_target(config: Mapping[str, Any]) -> str:
@@ -19,6 +16,12 @@ def get_target(config: Mapping[str, Any]) -> str:
 def get_kind(config: Mapping[str, Any]) -> str:
     """Return how a run is fine-tuned, as inside; an empty text where it is not."""
     return get_target(config).rpartition(".")[2]
+
+
+def format_choice(config: Mapping[str, Any]) -> str:
+    """Return the overrides that choose how a run is fine-tuned, and its base."""
+    base = (config.get("finetune") or {}).get("base")
+    return f"finetune={get_kind(config)}" + (f" finetune.base={base}" if base else "")
 
 
 def get_digest(config: Mapping[str, Any]) -> str:

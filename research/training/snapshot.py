@@ -23,6 +23,7 @@ from research.kernels.build import read_processor
 from research.nn.products import FAST_BF16, FAST_INT8
 from research.optim import fused
 from research.optim.param_groups import INITIAL_SETTINGS
+from research.options.finetuning import format_choice
 from research.run_dir import ISA_ENV_VAR, to_run_folder
 from research.training import checkpoint, distributed, sharding
 from research.training.checkpoint import Snapshot, get_weights, list_frozen
@@ -241,11 +242,8 @@ def _check_identity(snapshot: Snapshot, state: State, path: Path, keys: tuple[st
     if differing:
         fix = "give what it was trained with, or resume.weights_only=true for a fresh run from its weights"
         if "base" in saved and here["model"] != saved["model"]:
-            node = snapshot.manifest.config.get("finetune") or {}
-            typed_base = f" finetune.base={node['base']}" if node.get("base") else ""
-            kind = str(node.get("_target_")).rpartition(".")[2]
-            own = f"finetune={kind}{typed_base}, with the finetune.* settings that it was trained with"
-            fix = f"it holds adapters alone: give {own}"
+            own = format_choice(snapshot.manifest.config)
+            fix = f"it holds adapters alone: give {own}, with the finetune.* settings that it was trained with"
         elif "base" in saved and here.get("base") != saved["base"]:
             base = (state.info.config.get("finetune") or {}).get("base")
             fix = f"{base or 'model.folder'} has other weights than the run was fine-tuned from: give those by finetune.base"

@@ -152,7 +152,7 @@ def read_advice(mistake: str) -> Iterator[tuple[str, list[str]]]:
             for words in alternatives:
                 ends = [i for i, w in enumerate(words) if not re.match(r"[+~]*[a-z][\w./@]*=|~\w|-m$", w)]
                 told = [word.rstrip(",") for word in words[: ends[0] if ends and lead != "leave out " else None]]
-                if told and not re.search(r"=(FOLDER|NAME|VALUE|N)$", told[0]):
+                if told and not any(re.search(r"=(FOLDER|NAME|VALUE|N)$", word) for word in told):
                     yield lead, told
 
 

@@ -285,6 +285,7 @@ def others(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     shutil.copytree(runs["full"] / "checkpoints/step-00000004", folders["moved"] / "checkpoints/step-00000006")
     for name, base in (("later", folders["moved"]), ("lost", runs["full"])):
         shutil.copytree(runs["inside"], folders[name])
-        for file in (*folders[name].glob("checkpoints/*/manifest.json"), folders[name] / "overrides.txt"):
+        own = [folders[name] / file for file in ("overrides.txt", "config.yaml")]
+        for file in (*folders[name].glob("checkpoints/*/manifest.json"), *own):
             file.write_text(re.sub(rf"{re.escape(str(runs['base']))}(?![\w/])", str(base), file.read_text()))
     return folders

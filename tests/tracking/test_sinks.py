@@ -277,7 +277,7 @@ BASE = {"finetune": {"_target_": "research.finetune.inside", "base": "/a/run", "
         ({}, BASE, [1.0, 0.0], "adapters alone (finetune=inside), beside the base /a/run with the digest 0a1b"),
         (
             {"w": 0.5},
-            {"finetune": {"_target_": "research.finetune.full", "base": "/a/run"}},
+            {"finetune": {"_target_": "research.finetune.full.full", "base": "/a/run"}},
             [0.5, 0.0],
             "step 3, as they were",
         ),
