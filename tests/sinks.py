@@ -14,12 +14,22 @@ from torch import nn
 from research.data.modular import modular
 from research.files.wandb_files import read_file
 from research.run_dir import RunConfig
+from research.tracking import sink
 from research.tracking.history import read_records
 from research.tracking.jsonl import Jsonl
 from research.tracking.wandb import WandbSink
 from research.training.state import State
 
 Rows = dict[int, dict[str, float]]
+
+
+def isolate_sinks(monkeypatch: pytest.MonkeyPatch, folder: Path, interval: float) -> None:
+    """Use no login of this machine, let no server have been silent yet, and deliver every `interval` seconds."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    monkeypatch.setattr(sink, "BATCH_INTERVAL", interval)
+    monkeypatch.setattr(sink, "silent_stores", set())
 
 
 def read_metrics(folder: Path) -> Rows:

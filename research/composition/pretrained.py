@@ -160,10 +160,8 @@ def merge_typed(
     precision is then trained on with ternary weights.
     """
     merged, keys = ComposedConfig({"model": copy.deepcopy(node)}), [key for key in typed if key.startswith("model.")]
-    is_full, has_linear = (
-        config.get("finetune._target_") == FULL,
-        "model" in typed or is_chosen("linear", "linear", typed, choices),
-    )
+    is_full = config.get("finetune._target_") == FULL
+    has_linear = "model" in typed or is_chosen("linear", "linear", typed, choices)
     keys += ["model._target_"] * ("model" in typed) + ["model.linear._target_"] * has_linear
     linear = config.get("model.linear")
     if is_full and has_linear and isinstance(linear, dict) and linear["_target_"] != merged.get("model.linear._target_"):

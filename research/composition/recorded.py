@@ -25,12 +25,8 @@ BASE_SETTINGS = ("model.folder", "data.tokenizer.path")  # of them those of a ba
 MOVABLE_SETTINGS = (*BASE_SETTINGS, "data.path", "data.images", "data.masks")
 # Settings that may differ where resume=auto goes on with a run: those, how far it goes, and when it saves.
 FREE_SETTINGS = (*OUTER_SETTINGS, "steps", "trainer.steps", "epochs", "callbacks.checkpoint", "callbacks.time_limit")
-CHANGEABLE_KEYS = (
-    "model.dropout",
-    "model.init_std",
-    "model.linear.backend",
-    "finetune.dropout",
-)  # a run that goes on may change them
+# A run that goes on may change them.
+CHANGEABLE_KEYS = ("model.dropout", "model.init_std", "model.linear.backend", "finetune.dropout")
 
 
 class Difference(NamedTuple):

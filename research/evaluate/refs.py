@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from research.cli import format_count, print_message
 from research.composition.recorded import load_config
+from research.files.stage import EXPORT_FILE
 from research.models.hub_folder import read_length
 from research.preflight.evaluation import FOLDER
 from research.run_dir import expand_path, list_checkpoints, read_json, to_run_folder
 from research.tracking.find import check_run, find_source, is_run_folder, is_sweep_folder
 from research.training.manifest import is_checkpoint
 
-REPORT_FILE = "export.json"  # in the folder of an export
 TOKENIZER_FILE, TOKENIZER_FOLDER = "tokenizer.json", "tokenizer"
 BYTES = "research.data.tokenizers.Bytes"
 Kind = Literal["run", "export", "pretrained"]
@@ -103,7 +103,7 @@ def find_models(words: Sequence[str]) -> list[ModelRef]:
 def find_model(word: str) -> list[ModelRef]:
     """Return the model that one word names, or those of a sweep."""
     path = find_source(word, f"{HINT}, or an MLflow run id")
-    if (path / REPORT_FILE).is_file():
+    if (path / EXPORT_FILE).is_file():
         return [ModelRef(word, path, "export", read_report(word, path))]
     if is_checkpoint(path) or is_run_folder(to_run_folder(path)):
         return [ModelRef(word, path, "run")]
@@ -131,9 +131,9 @@ def list_runs(word: str, folder: Path) -> list[ModelRef]:
 
 def read_report(word: str, path: Path) -> dict[str, Any]:
     """Return the report of an export. Raise ValueError where it cannot be read."""
-    report = read_json(path / REPORT_FILE)
+    report = read_json(path / EXPORT_FILE)
     if not isinstance(report.get("model"), dict) or not isinstance(report.get("format"), str):
-        raise ValueError(f"RUN={word}: its {REPORT_FILE} is damaged; export the run again")
+        raise ValueError(f"RUN={word}: its {EXPORT_FILE} is damaged; export the run again")
     return report
 
 

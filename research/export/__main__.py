@@ -17,7 +17,6 @@ from research.cli import Parser, print_message, protect_streams, run_command
 from research.run_dir import expand_path
 from research.tracking.find import check_run
 
-REPORT_FILE = "export.json"
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
 
@@ -54,7 +53,7 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     with watch.raise_immediately():
         # torch comes with these: a wrong option is answered before
         from research.export import layout, verify
-        from research.files.stage import stage_output
+        from research.files.stage import EXPORT_FILE, stage_output
         from research.load import load_run
         from research.run_dir import write_json
         from research.tracking.mlflow_store import upload_report
@@ -78,9 +77,9 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
             "files": verify.hash_files(folder),
             "seconds": round(time.monotonic() - start, 1),
         }
-        write_json(folder / REPORT_FILE, report)
+        write_json(folder / EXPORT_FILE, report)
     uri = (source.run.config.get("tracker") or {}).get("uri")
-    upload_report(source.run.folder, output / REPORT_FILE, f"export/{kind}", uri)
+    upload_report(source.run.folder, output / EXPORT_FILE, f"export/{kind}", uri)
     print_report(report, output)
 
 

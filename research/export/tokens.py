@@ -65,10 +65,8 @@ def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> l
     write_json(folder / CONFIG_FILE, kept | special | {"padding_side": "left"})
     if others := read_json(own / SPECIAL_FILE):
         write_json(folder / SPECIAL_FILE, others | special)
-    left_out = (
-        f"of the model's own tokenizer training left out {', '.join(changes)}; so does the one here, to cut prompts alike"
-    )
-    return [left_out] if changes else []
+    left_out = f"training left out {', '.join(changes)}; so does the one here, to cut prompts alike"
+    return [f"of the model's own tokenizer {left_out}"] if changes else []
 
 
 def choose_pad(run: TrainedRun, own: Path) -> int:

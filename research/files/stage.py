@@ -8,6 +8,8 @@ from pathlib import Path
 
 from research.run_dir import lock, sync
 
+EXPORT_FILE = "export.json"  # in the folder of an export: what it is of, and how it was checked
+
 
 @contextmanager
 def stage_output(output: Path) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from research.files.stage import EXPORT_FILE
 from research.files.weights import WEIGHT_FILES, list_weight_files
 from research.run_dir import expand_path, read_text
 
@@ -52,7 +53,7 @@ def describe_other_folder(path: Path) -> str:
         return f"it holds GGUF, which runs and is not trained\n{UNPACKED}"
     if "config.yaml" in names or "manifest.json" in names:
         return f"it is a run of this program\ngo on with it by resume={path}, or train from it by finetune.base={path}"
-    if "export.json" in names:
+    if EXPORT_FILE in names:
         return "it is an export, which only runs\ngive finetune.base=RUN with the run that it is of, or one by --format hf"
     if "model_index.json" in names:
         return "it holds a pipeline of images, and no language model"

@@ -7,12 +7,12 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from research.files.stage import EXPORT_FILE
 from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_json, read_text, to_run_folder
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.manifest import is_checkpoint
 
 JOURNAL_FILE, POPULATION_FILE = "study.journal", "population.json"  # in the folder of a sweep, and of a population
-EXPORT_FILE = "export.json"  # in the folder of an export
 SOLUTION_FILE = "optimization_results.yaml"  # in both, with the folder of the best run
 RUN_HINT = "give a run folder, one of its checkpoints/step-*"
 SWEEP_HINT = "give a sweep's folder, as outputs/modular/sweep_..., or the id of its parent run in MLflow; a run has --html"
@@ -79,9 +79,8 @@ def describe_other(path: Path, setting: str = "RUN") -> str:
     if (folder / EXPORT_FILE).is_file():
         return describe_export(folder)
     if path.is_file():
-        return (
-            "it is a file of GGUF, which runs and is not trained; give the run that it is of" if path.suffix == ".gguf" else ""
-        )
+        gguf = "it is a file of GGUF, which runs and is not trained; give the run that it is of"
+        return gguf if path.suffix == ".gguf" else ""
     if (path / "adapter_config.json").is_file():
         return "it is an adapter of peft; merge it with its base there, then train it by model=hub model.folder=FOLDER"
     if not (path / "config.json").is_file():

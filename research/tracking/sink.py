@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from research.cli import announce_wait, first_line, print_message
 from research.options.finetuning import get_digest, get_kind, is_frozen
 from research.rules import check_extra, enforce
-from research.run_dir import RunConfig
+from research.run_dir import RunConfig, list_checkpoints
 from research.signals import watch
 from research.tracking import history
 from research.training.state import State
@@ -121,8 +121,8 @@ def open_weights(run: RunConfig, step: int) -> Iterator[tuple[Path, dict[str, An
 
     None where there is no such checkpoint, or its weights are sharded.
     """
-    folder = run.folder / "checkpoints" / f"step-{step:08d}"
-    if not (file := folder / WEIGHTS_FILE).exists():
+    folder = list_checkpoints(run.folder).get(step)
+    if not folder or not (file := folder / WEIGHTS_FILE).exists():
         yield None
         return
     with tempfile.TemporaryDirectory() as draft:

@@ -18,6 +18,7 @@ from sinks import (
     Rows,
     assert_same,
     begin,
+    isolate_sinks,
     kill,
     log_until,
     make_run,
@@ -29,7 +30,6 @@ from sinks import (
 )
 
 from research.run_dir import RunConfig, Summary
-from research.tracking import sink
 from research.tracking.csv import CsvSink
 from research.tracking.jsonl import FINISHED, Jsonl
 from research.tracking.mlflow import MLflowSink
@@ -76,11 +76,7 @@ class Store(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(sink, "BATCH_INTERVAL", 0.02)
-    monkeypatch.setattr(sink, "silent_stores", set())
+    isolate_sinks(monkeypatch, tmp_path, interval=0.02)
 
 
 @pytest.fixture(scope="module")

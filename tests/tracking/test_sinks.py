@@ -24,6 +24,7 @@ from sinks import (
     Rows,
     assert_same,
     begin,
+    isolate_sinks,
     log_until,
     make_run,
     read_csv,
@@ -56,12 +57,7 @@ OWN_MARKERS = {name: f".{name}_unsent" for name in SINKS}
 
 @pytest.fixture(autouse=True)
 def stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No login of this machine is used, and no server has been silent yet."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(sink, "BATCH_INTERVAL", 0.05)
-    monkeypatch.setattr(sink, "silent_stores", set())
+    isolate_sinks(monkeypatch, tmp_path, interval=0.05)
 
 
 class Slow(Sink):
