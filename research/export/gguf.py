@@ -102,7 +102,9 @@ def list_warnings(source: Source, architecture: Architecture, kinds: dict[str, s
     if f16_layers:
         all_f16 = len(f16_layers) == len(kinds)
         which = "every layer is F16" if all_f16 else f"{len(f16_layers)} layers are F16, {f16_layers[0]} among them"
-        dims = "widths that are" if isinstance(source.model, Hub) else "model.dim and model.ffn_dim"
+        dims = "model.dim and model.ffn_dim as"
+        if isinstance(source.model, Hub) and source.model.folder:  # whose widths nobody can change
+            dims = "a pretrained model whose widths are"
         fix = f"train with {dims} multiples of {BLOCK_SIZE}"
         warnings.insert(0, f"{options.type or 'TQ2_0'} has blocks of {BLOCK_SIZE} inputs, so {which}; {fix}")
     return warnings
