@@ -1,5 +1,6 @@
 """The models, weights, training steps and loops that several benchmarks measure."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,14 @@ def build_parts(data: Data, dim: int, depth: int, heads: int, sub_norm: bool = F
 
 
 def fit(trainer: Trainer, parts: Parts, data: Data, callback: Callback, folder: Path | None = None) -> State:
-    """Train `parts` on `data` at a constant rate; return the last state."""
-    return trainer.fit(trainer.setup(*parts, constant, last_token, data, [callback], folder=folder))
+    """Train `parts` on `data` at a constant rate; return the last state.
+
+    A signal ends the program: half a run is no measurement.
+    """
+    state = trainer.fit(trainer.setup(*parts, constant, last_token, data, [callback], folder=folder))
+    if state.signum:
+        sys.exit(128 + state.signum)
+    return state
 
 
 def make_step(model: nn.Module, optimizer: Optimizer, tokens: Tensor, autocast: bool, clip_norm: float | None) -> Step:

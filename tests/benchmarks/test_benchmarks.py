@@ -6,6 +6,7 @@ import os
 import random
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +16,10 @@ from typing import Any
 import pytest
 from program import ROOT, run
 
-from benchmarks import harness
+from benchmarks import harness, models
+from research.data.modular import modular
+from research.training.state import Callback, State
+from research.training.trainer import Trainer
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
 
@@ -94,6 +98,20 @@ def test_a_small_measurement_ends_in_one_object_of_json(command: str) -> None:
     done = run(["-m", *f"benchmarks.{command}".split()], ROOT, dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert {"bounds", "processor"} <= set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_signal_in_a_run_ends_the_program() -> None:
+    """The run itself ends in peace, and would count as a fast one that lost the rest of its numbers."""
+
+    class Interrupt(Callback):
+        def on_step(self, state: State) -> None:
+            if state.progress.step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    data = modular(p=11)
+    with pytest.raises(SystemExit) as end:
+        models.fit(Trainer(50, batch_size=8, device="cpu"), models.build_parts(data, 32, 1, 2), data, Interrupt())
+    assert end.value.code == 128 + signal.SIGTERM
 
 
 def test_arms_run_in_turn_and_warm_up_does_not_count() -> None:
