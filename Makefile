@@ -35,7 +35,8 @@ train: setup ## a first run: 99 % of a multiplication table, in seconds
 	@$(BIN)/python train.py experiment=fastest $(ARGS)
 
 # One thread for each process: on a machine whose cores are all in use, more threads only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# The programs that tests start find their modules compiled, also where the shell says that Python may not keep them.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # Needs no server and no browser: the aim is 12 minutes on two quiet cores, 15 were measured on a shared server.
 test: setup-dev ## all tests that need no server: 12 to 15 minutes

@@ -94,7 +94,8 @@ def start_python(
     *args: str, folder: Path = ROOT, variables: Mapping[str, str] = EMPTY, stdout: Any = subprocess.PIPE
 ) -> subprocess.Popen[str]:
     """Start Python with these arguments and one compute thread; both its outputs go to `stdout`."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    # As on a user's machine, whatever the shell says: without its cache of compiled modules each start compiles all of ours.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "", **variables}
     return subprocess.Popen([sys.executable, *args], cwd=folder, env=env, stdout=stdout, stderr=subprocess.STDOUT, text=True)
 
 
