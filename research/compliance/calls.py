@@ -1,37 +1,25 @@
 """Who calls whom, over all files of a tree: as far as names, imports and annotations say it.
 
-A function that is handed on counts as called: `map(f, ...)` calls f. What cannot be resolved, as a method of an object of an
-unknown class, has no edge; so recursion that only run time knows is not found.
+A function that is handed on counts as called: `map(f, ...)` calls f, `g = f` and `partial(f)` too. What cannot be resolved, as
+a method of an object of an unknown class, has no edge; so recursion that only run time knows is not found.
 """
 
 import ast
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from functools import cached_property
 
-from research.compliance.functions import Function, list_functions, walk_own
-from research.compliance.tree import Module, Tree
+from research.compliance.components import find_components
+from research.compliance.functions import Function, FunctionNode
+from research.compliance.names import Class, list_bound, read_imports, read_names
+from research.compliance.tree import Tree
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at
-
-
-@dataclass(frozen=True)
-class Class:
-    """A class of the tree."""
-
-    module: str
-    name: str  # dotted, within its module
-    bases: tuple[ast.expr, ...]
-
-
-@dataclass
-class Names:
-    """What the names of a module mean."""
-
-    functions: dict[str, Function] = field(default_factory=dict)  # by their dotted name in the module
-    classes: dict[str, Class] = field(default_factory=dict)
-    imports: dict[str, str] = field(default_factory=dict)  # name here -> dotted name in the tree
-    aliases: dict[str, str] = field(default_factory=dict)  # name = another name, at the top
+KIND_CHECKS = {"isinstance", "issubclass", "cast", "super", "type", "hasattr", "id"}  # they read a function and do not call it
+CONTAINERS = {
+    "list", "tuple", "set", "frozenset", "dict", "deque", "List", "Tuple", "Set", "Dict", "Sequence", "Iterable", "Iterator",
+    "Collection", "Mapping", "MutableSequence", "MutableMapping", "defaultdict", "OrderedDict",
+}  # fmt: skip
 
 
 class CallGraph:
@@ -40,54 +28,116 @@ class CallGraph:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.names = {module.name: read_names(module) for module in tree.modules}
-        self.functions = {f.unit: f for names in self.names.values() for f in names.functions.values()}
+        functions = {module: names.functions.items() for module, names in self.names.items()}
+        self.functions = {f"{module}.{key}": function for module, pairs in functions.items() for key, function in pairs}
+        self.bound = {unit: list_bound(function.node) for unit, function in self.functions.items()}
+        self.imports = {unit: read_imports(f.module, walk_calls(f.node)) for unit, f in self.functions.items()}
         self.edges = {unit: sorted(self.find_callees(function)) for unit, function in self.functions.items()}
 
     def find_callees(self, function: Function) -> set[str]:
         """Return the units of the functions that a function calls or hands on."""
-        types, callees = self.read_types(function), set[str]()
-        nodes = [node for node in walk_own(function.node) if isinstance(node, ast.Name | ast.Attribute)]
-        owners = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
-        for node in nodes:
-            if isinstance(node.ctx, ast.Load):
-                units = self.resolve(function, node, types)
+        types, callees, walked = self.read_types(function), set[str](), [*walk_calls(function.node)]
+        owners = {id(node.value) for node in walked if isinstance(node, ast.Attribute) and node.attr != "__call__"}
+        unread = {id(node) for parent in walked for node in list_unread(parent)}
+        for node in walked:
+            if not isinstance(node, ast.Name | ast.Attribute) or id(node) in unread:
+                continue
+            units = self.resolve(function, node, types)
+            if isinstance(node.ctx, ast.Store):
+                callees |= {f"{unit}.setter" for unit in units if isinstance(node, ast.Attribute)} & {*self.functions}
+            elif isinstance(node.ctx, ast.Load):
                 # `f.cache_clear` and `f.__annotations__` read f and do not call it; a property is called wherever it is read.
                 callees |= {unit for unit in units if id(node) not in owners or self.functions[unit].is_property}
         return callees
 
+    def list_scopes(self, function: Function) -> Iterator[Function]:
+        """Yield a function and then those around it."""
+        functions, parts = self.names[function.module.name].functions, function.name.split(".")
+        yield function
+        for depth in range(len(parts) - 1, 0, -1):
+            outer = functions.get(".".join(parts[:depth]))
+            if outer is not None:
+                yield outer
+
     def read_types(self, function: Function) -> dict[str, Class]:
-        """Return the classes of the tree that parameters and variables of a function are of, by annotation or constructor."""
+        """Return the classes of the tree that the variables of a function are of: by annotation, constructor or loop."""
         types = dict[str, Class]()
-        module = function.module.name
-        for argument in function.parameters:
-            if argument.annotation is not None and (found := self.find_class(module, argument.annotation)):
-                types[argument.arg] = found
-        for node in walk_own(function.node):
-            if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
-                continue
-            if isinstance(name := node.targets[0], ast.Name) and (found := self.find_class(module, node.value.func)):
-                types[name.id] = found
-        if (owner := self.get_owner(function)) and function.node.args.args:
-            types[function.node.args.args[0].arg] = owner
+        for scope in reversed([*self.list_scopes(function)]):  # a function sees what is around it
+            types |= self.read_parameter_types(scope)
+            for node in walk_calls(scope.node):
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                    target, kind = node.targets[0], self.find_class(scope.module.name, node.value.func)
+                elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+                    target, kind = node.target, self.find_item_type(scope, node.iter, types)
+                else:
+                    continue
+                if isinstance(target, ast.Name) and kind is not None:
+                    types[target.id] = kind
         return types
+
+    def read_parameter_types(self, function: Function) -> dict[str, Class]:
+        """Return the classes of the tree that the parameters of a function are of; self and cls are of its own class."""
+        pairs = [(arg.arg, self.find_class(function.module.name, arg.annotation)) for arg in function.parameters if arg.annotation]
+        types = {name: kind for name, kind in pairs if kind is not None}
+        named = [*function.node.args.posonlyargs, *function.node.args.args]
+        if named and "staticmethod" not in function.decorators and (owner := self.get_owner(function)):
+            types[named[0].arg] = owner
+        return types
+
+    def find_item_type(self, function: Function, node: ast.expr, types: dict[str, Class]) -> Class | None:
+        """Return the class of what a loop over `names`, or over `x.names`, yields, as an annotation says; None if unknown."""
+        module, annotation = function.module.name, None
+        if isinstance(node, ast.Name):
+            annotation = {arg.arg: arg.annotation for arg in function.parameters}.get(node.id)
+        elif isinstance(node, ast.Attribute) and (owner := self.find_type(module, node.value, types)):
+            module, annotation = owner.module, owner.attributes.get(node.attr)
+        if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value).split(".")[-1] not in CONTAINERS:
+            return None
+        item = annotation.slice
+        return self.find_class(module, item.elts[0] if isinstance(item, ast.Tuple) and item.elts else item)
+
+    def find_type(self, module: str, node: ast.expr, types: dict[str, Class]) -> Class | None:
+        """Return the class of the tree that an object is of: `x`, `X()`, `type(x)`, `x.__class__`, `x.part`; None if unknown."""
+        parts = list[str]()
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) == 1:
+            node = node.args[0]
+        if isinstance(node, ast.Call):
+            kind = self.find_class(module, node.func)
+        else:
+            kind = types.get(node.id) if isinstance(node, ast.Name) else None
+        for part in reversed(parts):
+            if kind is not None and part != "__class__":
+                kind = self.find_class(kind.module, kind.attributes[part]) if part in kind.attributes else None
+        return kind
 
     def resolve(self, function: Function, node: ast.Name | ast.Attribute, types: dict[str, Class]) -> set[str]:
         """Return the units that a name in a function means: a function, or the constructor of a class."""
         module = function.module.name
         if isinstance(node, ast.Name):
-            inner = self.find_nested(function, node.id)
-            return {inner} if inner else self.look_up(module, node.id)
+            return self.resolve_name(function, node.id)
         value = node.value
         is_super = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "super"
-        if is_super and (own := self.get_owner(function)):
-            return self.find_method(own, node.attr, skip_own=True)
-        if isinstance(value, ast.Name) and value.id in types:
-            return self.find_method(types[value.id], node.attr)
-        if owner := self.find_class(module, value):
-            return self.find_method(owner, node.attr)
-        if dotted := self.to_dotted(module, node):
-            return self.look_up_dotted(dotted)
-        return set()
+        if is_super:
+            own = next(filter(None, map(self.get_owner, self.list_scopes(function))), None)
+            return self.find_method(own, node.attr, skip_own=True) if own else set()
+        if kind := self.find_type(module, value, types) or self.find_class(module, value):
+            return self.find_method(kind, node.attr)
+        dotted = self.to_dotted(module, node)
+        return self.look_up_dotted(dotted) if dotted else set()
+
+    def resolve_name(self, function: Function, name: str) -> set[str]:
+        """Return the units that a plain name in a function means; none for one that the function binds itself."""
+        if inner := self.find_nested(function, name):
+            return {inner}
+        for scope in self.list_scopes(function):
+            if name in self.imports.get(scope.unit, {}):
+                return self.look_up_dotted(self.imports[scope.unit][name])
+            if name in self.bound.get(scope.unit, set()):
+                return set()
+        return self.look_up(function.module.name, name)
 
     def get_owner(self, function: Function) -> Class | None:
         """Return the class that a method is of; None for a function."""
@@ -96,11 +146,10 @@ class CallGraph:
 
     def find_nested(self, function: Function, name: str) -> str:
         """Return the unit of a function of that name inside this one or those around it; empty where there is none."""
-        functions, parts = self.names[function.module.name].functions, function.name.split(".")
-        for depth in range(len(parts), 0, -1):
-            inner = functions.get(".".join([*parts[:depth], name]))
-            outer = functions.get(".".join(parts[:depth]))
-            if inner is not None and outer is not None:  # a class around them is no scope of names
+        functions = self.names[function.module.name].functions
+        for scope in self.list_scopes(function):
+            inner = functions.get(f"{scope.name}.{name}")  # a class around them is no scope of names
+            if inner is not None:
                 return inner.unit
         return ""
 
@@ -114,7 +163,7 @@ class CallGraph:
                 return {names.functions[name].unit}
             if name in names.classes:
                 return self.find_method(names.classes[name], "__init__")
-            if names.aliases.get(name, name) != name:
+            if names.aliases.get(name, name) not in ("", name):
                 name = names.aliases[name]
                 continue
             module, _, name = names.imports.get(name, "").rpartition(".")
@@ -128,11 +177,13 @@ class CallGraph:
 
     def find_class(self, module: str, node: ast.expr) -> Class | None:
         """Return the class of the tree that an expression names: by name, as a text, or as `X | None`; None for none."""
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return self.find_class_by_name(module, node.value)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value).split(".")[-1] == "Optional":
+            node = node.slice
         if isinstance(node, ast.BinOp):
-            sides = [side for side in (node.left, node.right) if not isinstance(side, ast.Constant)]
-            return self.find_class(module, sides[0]) if len(sides) == 1 and not isinstance(sides[0], ast.BinOp) else None
+            sides = [side for side in (node.left, node.right) if not is_none(side)]
+            node = sides[0] if len(sides) == 1 else node
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return self.find_class_by_name(module, node.value.removesuffix("| None").strip())
         if isinstance(node, ast.Name):
             return self.find_class_by_name(module, node.id)
         dotted = self.to_dotted(module, node)
@@ -173,76 +224,39 @@ class CallGraph:
             return ""
         return ".".join([self.names[module].imports[node.id], *reversed(parts)])
 
-    def find_cycles(self) -> list[list[str]]:
-        """Return the groups of functions that reach themselves, each in the order of calls."""
+    @cached_property
+    def cycles(self) -> list[list[str]]:
+        """The groups of functions that reach themselves."""
         return [group for group in find_components(self.edges) if len(group) > 1 or group[0] in self.edges[group[0]]]
 
+    def find_cycles(self) -> list[list[str]]:
+        """Return the groups of functions that reach themselves, each in the order of calls."""
+        return self.cycles
 
-def read_names(module: Module) -> Names:
-    """Return what the names of a module mean. Imports inside functions count as at the top."""
-    names = Names({function.name: function for function in list_functions(module)})
-    left: list[tuple[str, ast.AST]] = [("", module.syntax)]
+
+def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
+    """Yield the nodes of a function, its lambdas included: not the bodies of functions and classes inside it."""
+    left: list[ast.AST] = [*node.body]
     while left:
-        prefix, parent = left.pop()
-        for node in ast.iter_child_nodes(parent):
-            if isinstance(node, ast.ClassDef):
-                names.classes[f"{prefix}{node.name}"] = Class(module.name, f"{prefix}{node.name}", tuple(node.bases))
-            inner = (
-                f"{prefix}{node.name}." if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else prefix
-            )
-            left.append((inner, node))
-    for node in ast.walk(module.syntax):
-        if isinstance(node, ast.Import):
-            names.imports |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
-                              for alias in node.names}  # fmt: skip
-        elif isinstance(node, ast.ImportFrom):
-            home = find_home(module, node)
-            names.imports |= {alias.asname or alias.name: f"{home}.{alias.name}" for alias in node.names}
-    for statement in module.syntax.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name):
-            names.aliases |= {target.id: statement.value.id for target in statement.targets if isinstance(target, ast.Name)}
-    return names
+        child = left.pop()
+        yield child
+        is_scope = isinstance(child, FunctionNode | ast.ClassDef)
+        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) and is_scope else ast.iter_child_nodes(child)
 
 
-def find_home(module: Module, node: ast.ImportFrom) -> str:
-    """Return the dotted name of the module that `from ... import` reads."""
-    if not node.level:
-        return node.module or ""
-    is_package = module.path.endswith("/__init__.py")
-    parts = module.name.split(".")
-    parts = parts[: len(parts) - node.level + is_package]
-    return ".".join([*parts, *filter(None, [node.module])])
+def list_unread(node: ast.AST) -> list[ast.AST]:
+    """Return the nodes below one that name a function or a class and neither call it nor hand it on."""
+    if isinstance(node, ast.Compare):  # `kind is A`
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.AnnAssign):
+        return [*ast.walk(node.annotation)]
+    if isinstance(node, ast.ExceptHandler) and node.type is not None:
+        return [*ast.walk(node.type)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KIND_CHECKS:
+        return [child for argument in node.args for child in ast.walk(argument)]
+    return []
 
 
-def find_components(edges: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Return the strongly connected components of a graph: Tarjan (1972), without recursion."""
-    index, low, on_stack = dict[str, int](), dict[str, int](), set[str]()
-    stack, components = list[str](), list[list[str]]()
-    for root in edges:
-        if root in index:
-            continue
-        work = [(root, 0)]
-        while work:
-            node, position = work.pop()
-            if node not in index:
-                index[node] = low[node] = len(index)
-                stack.append(node)
-                on_stack.add(node)
-            children = [child for child in edges[node] if child in edges]
-            descended = False
-            for number in range(position, len(children)):
-                child = children[number]
-                if child not in index:
-                    work += [(node, number), (child, 0)]
-                    descended = True
-                    break
-                if child in on_stack:
-                    low[node] = min(low[node], low[child])
-            if descended:
-                continue
-            if low[node] == index[node]:
-                start = stack.index(node)
-                components.append(stack[start:])
-                on_stack.difference_update(stack[start:])
-                del stack[start:]
-    return components
+def is_none(node: ast.expr) -> bool:
+    """Return whether an expression is None."""
+    return isinstance(node, ast.Constant) and node.value is None
