@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from research.compliance.components import find_components
-from research.compliance.functions import Function, FunctionNode
-from research.compliance.names import Class, list_bound, read_imports, read_names
+from research.compliance.functions import Function, FunctionNode, get_last_name
+from research.compliance.names import Class, list_bound, read_imports, read_names, to_key
 from research.compliance.tree import Tree
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at
-KIND_CHECKS = {"isinstance", "issubclass", "cast", "super", "type", "hasattr", "id"}  # they read a function and do not call it
+INSPECTORS = {
+    "isinstance", "issubclass", "cast", "super", "type", "hasattr", "getattr", "setattr", "id", "repr", "str", "callable",
+    "wraps", "signature", "get_type_hints", "unwrap", "getsource", "getdoc", "getmodule", "iscoroutinefunction",
+}  # fmt: skip  # they read a function or a class and do not call it
 CONTAINERS = {
     "list", "tuple", "set", "frozenset", "dict", "deque", "List", "Tuple", "Set", "Dict", "Sequence", "Iterable", "Iterator",
     "Collection", "Mapping", "MutableSequence", "MutableMapping", "defaultdict", "OrderedDict",
@@ -30,25 +33,50 @@ class CallGraph:
         self.names = {module.name: read_names(module) for module in tree.modules}
         functions = {module: names.functions.items() for module, names in self.names.items()}
         self.functions = {f"{module}.{key}": function for module, pairs in functions.items() for key, function in pairs}
+        self.walked = {unit: [*walk_calls(function.node)] for unit, function in self.functions.items()}
         self.bound = {unit: list_bound(function.node) for unit, function in self.functions.items()}
-        self.imports = {unit: read_imports(f.module, walk_calls(f.node)) for unit, f in self.functions.items()}
-        self.edges = {unit: sorted(self.find_callees(function)) for unit, function in self.functions.items()}
+        self.imports = {unit: read_imports(f.module, self.walked[unit]) for unit, f in self.functions.items()}
+        self.edges = {unit: sorted(self.find_callees(unit, function)) for unit, function in self.functions.items()}
 
-    def find_callees(self, function: Function) -> set[str]:
+    def find_callees(self, unit: str, function: Function) -> set[str]:
         """Return the units of the functions that a function calls or hands on."""
-        types, callees, walked = self.read_types(function), set[str](), [*walk_calls(function.node)]
+        types, callees, walked = self.read_types(function), set[str](), self.walked[unit]
         owners = {id(node.value) for node in walked if isinstance(node, ast.Attribute) and node.attr != "__call__"}
-        unread = {id(node) for parent in walked for node in list_unread(parent)}
+        unread = self.list_all_unread(function, walked, types)
         for node in walked:
             if not isinstance(node, ast.Name | ast.Attribute) or id(node) in unread:
                 continue
             units = self.resolve(function, node, types)
-            if isinstance(node.ctx, ast.Store):
-                callees |= {f"{unit}.setter" for unit in units if isinstance(node, ast.Attribute)} & {*self.functions}
-            elif isinstance(node.ctx, ast.Load):
+            if isinstance(node.ctx, ast.Load):
                 # `f.cache_clear` and `f.__annotations__` read f and do not call it; a property is called wherever it is read.
                 callees |= {unit for unit in units if id(node) not in owners or self.functions[unit].is_property}
-        return callees
+            elif isinstance(node, ast.Attribute):
+                callees |= {f"{unit}.setter" for unit in units}
+        return {callee for callee in callees if callee in self.functions}
+
+    def list_all_unread(self, function: Function, walked: list[ast.AST], types: dict[str, Class]) -> set[int]:
+        """Return the identities of the nodes of a function that name a function without calling it or handing it on."""
+        calls = [node for node in walked if isinstance(node, ast.Call) and node.args]
+        inspected = [id(node) for call in calls for node in self.list_inspected(function, call, types)]
+        return {*inspected, *(id(node) for parent in walked for node in list_unread(parent))}
+
+    def list_inspected(self, function: Function, call: ast.Call, types: dict[str, Class]) -> Iterator[ast.expr]:
+        """Yield the functions among the arguments of a call that what is called, a function of the tree, does not call."""
+        named = [node for node in call.args if isinstance(node, ast.Name | ast.Attribute)]
+        handed = [node for node in named if self.resolve(function, node, types)]
+        if not handed or not isinstance(call.func, ast.Name | ast.Attribute):
+            return
+        for unit in self.resolve(function, call.func, types):
+            callee = self.functions[unit]
+            pairs = [*zip(call.args, callee.parameters[: len(callee.node.args.args)], strict=False)]
+            yield from (node for node, parameter in pairs if node in handed and not uses(callee.node, parameter.arg))
+
+    def resolve_call(self, unit: str, call: ast.Call) -> set[str]:
+        """Return the units that a call in a function means."""
+        if not isinstance(call.func, ast.Name | ast.Attribute):
+            return set()
+        function = self.functions[unit]
+        return self.resolve(function, call.func, self.read_types(function))
 
     def list_scopes(self, function: Function) -> Iterator[Function]:
         """Yield a function and then those around it."""
@@ -64,7 +92,7 @@ class CallGraph:
         types = dict[str, Class]()
         for scope in reversed([*self.list_scopes(function)]):  # a function sees what is around it
             types |= self.read_parameter_types(scope)
-            for node in walk_calls(scope.node):
+            for node in self.walked[f"{scope.module.name}.{to_key(scope)}"]:
                 if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
                     target, kind = node.targets[0], self.find_class(scope.module.name, node.value.func)
                 elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
@@ -77,7 +105,8 @@ class CallGraph:
 
     def read_parameter_types(self, function: Function) -> dict[str, Class]:
         """Return the classes of the tree that the parameters of a function are of; self and cls are of its own class."""
-        pairs = [(arg.arg, self.find_class(function.module.name, arg.annotation)) for arg in function.parameters if arg.annotation]
+        annotated = [(arg.arg, arg.annotation) for arg in function.parameters if arg.annotation]
+        pairs = [(name, self.find_class(function.module.name, annotation)) for name, annotation in annotated]
         types = {name: kind for name, kind in pairs if kind is not None}
         named = [*function.node.args.posonlyargs, *function.node.args.args]
         if named and "staticmethod" not in function.decorators and (owner := self.get_owner(function)):
@@ -97,7 +126,7 @@ class CallGraph:
         return self.find_class(module, item.elts[0] if isinstance(item, ast.Tuple) and item.elts else item)
 
     def find_type(self, module: str, node: ast.expr, types: dict[str, Class]) -> Class | None:
-        """Return the class of the tree that an object is of: `x`, `X()`, `type(x)`, `x.__class__`, `x.part`; None if unknown."""
+        """Return the class of the tree of an object: `x`, `X()`, `type(x)`, `x.__class__`, `x.part`; None if unknown."""
         parts = list[str]()
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
@@ -240,21 +269,31 @@ def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
     while left:
         child = left.pop()
         yield child
-        is_scope = isinstance(child, FunctionNode | ast.ClassDef)
-        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) and is_scope else ast.iter_child_nodes(child)
+        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else ast.iter_child_nodes(child)
 
 
 def list_unread(node: ast.AST) -> list[ast.AST]:
     """Return the nodes below one that name a function or a class and neither call it nor hand it on."""
     if isinstance(node, ast.Compare):  # `kind is A`
         return [node.left, *node.comparators]
+    if isinstance(node, ast.If | ast.IfExp):
+        return [node.test]
+    if isinstance(node, ast.Subscript):
+        return [node.slice]
     if isinstance(node, ast.AnnAssign):
         return [*ast.walk(node.annotation)]
     if isinstance(node, ast.ExceptHandler) and node.type is not None:
         return [*ast.walk(node.type)]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KIND_CHECKS:
-        return [child for argument in node.args for child in ast.walk(argument)]
+    if isinstance(node, ast.Call) and get_last_name(node.func) in INSPECTORS:
+        return [child for argument in node.args for child in ast.walk(argument) if not isinstance(child, ast.Call)]
     return []
+
+
+def uses(node: FunctionNode, name: str) -> bool:
+    """Return whether a function calls a parameter of it, or hands it on to what may."""
+    walked = [*walk_calls(node)]
+    unread = {id(child) for parent in walked for child in list_unread(parent)}
+    return any(isinstance(child, ast.Name) and child.id == name and id(child) not in unread for child in walked)
 
 
 def is_none(node: ast.expr) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from research.compliance.calls import CallGraph
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.functions import Function, FunctionNode, Scope, list_functions
+from research.compliance.functions import Function, FunctionNode, list_functions
 from research.compliance.tree import Module, Tree
 
 RULE = 1
@@ -161,6 +161,3 @@ def find_recursive_lambdas(module: Module) -> Iterator[Finding]:
         if own := sorted(names & {ast.unparse(child) for child in reads}):
             unit = f"{module.name}.{own[0]}:{node.lineno}"
             yield Finding(module.path, node.lineno, RULE, unit, explain_cycle([own[0], own[0]]), True)
-
-
-__all__ = ["RULE", "Scope", "check"]

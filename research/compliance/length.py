@@ -1,0 +1,152 @@
+"""Rule 4, short functions: at most 60 lines of code, without docstring, blank lines and comments.
+
+Statements behind a `;` count each, and so does what a very long line holds. What is split off to pass the rule counts where it
+came from: a part of the same name that takes many of its caller's variables, or a function inside that is called once.
+"""
+
+import ast
+import math
+import re
+from collections import Counter
+
+from research.compliance.calls import CallGraph
+from research.compliance.findings import Finding, RuleResult
+from research.compliance.functions import Visibility, get_last_name
+from research.compliance.tree import Module, Tree
+
+RULE = 4
+MAX_LINES = 60
+MAX_COLUMNS = 160  # a longer line counts as more
+LINE = 120  # columns that count as one line where a line is longer
+MIN_HANDED = 6  # variables of the caller that make a part of a function
+PART = re.compile(r"_?(part|rest|cont|continued?|tail|end|next|more|half|second|third|again|stage|phase)?_?\d*|_[a-z]")
+
+
+def check(tree: Tree, graph: CallGraph) -> RuleResult:
+    """Return the functions that are too long. Parts of a function that was split to pass count as one unit with it."""
+    sizes = {key: size for module in tree.modules for key, size in measure_module(module, graph).items()}
+    homes = find_homes(tree, graph)
+    totals, parts = Counter[str](), Counter[str]()
+    for key, size in sizes.items():
+        home = follow(key, homes)
+        totals[home] += size
+        parts[home] += 1
+    findings = list[Finding]()
+    for key, lines in totals.items():
+        if lines > MAX_LINES:
+            function = graph.functions[key]
+            message = f"{lines} lines of code > {MAX_LINES}{explain(key, parts, homes)}; split it by what it does"
+            findings.append(Finding(function.module.path, function.node.lineno, RULE, function.unit, message[:200]))
+    return RuleResult(RULE, len(totals), sorted(findings))
+
+
+def explain(key: str, parts: Counter[str], homes: dict[str, str]) -> str:
+    """Return what else a function's lines include, as text; empty where there is nothing."""
+    names = [part.rpartition(".")[2] for part in homes if follow(part, homes) == key]
+    return f" with {', '.join(names[:3])}, which {'are parts' if parts[key] > 2 else 'is a part'} of it" if names else ""
+
+
+def follow(key: str, homes: dict[str, str]) -> str:
+    """Return the function that a part of a part of a function belongs to."""
+    for _ in range(len(homes)):
+        if key not in homes:
+            break
+        key = homes[key]
+    return key
+
+
+def measure_module(module: Module, graph: CallGraph) -> dict[str, int]:
+    """Return the lines of code of each function of a module, by its key in the graph: inner functions have their own."""
+    weights = weigh_lines(module)
+    functions = {f"{module.name}.{key}": function for key, function in graph.names[module.name].functions.items()}
+    spans = {key: range(function.node.lineno, (function.node.end_lineno or 0) + 1) for key, function in functions.items()}
+    sizes = {key: sum(weights[line] for line in span) for key, span in spans.items()}
+    whole = {**sizes}
+    for key, function in functions.items():
+        outer = next((scope for scope in [*graph.list_scopes(function)][1:]), None)
+        if outer is not None and f"{module.name}.{outer.name}" in sizes:
+            sizes[f"{module.name}.{outer.name}"] -= whole[key]
+    return sizes
+
+
+def weigh_lines(module: Module) -> list[int]:
+    """Return how many lines of code each line of a file counts as, by its number from 1."""
+    is_text = [False] * (len(module.lines) + 2)
+    weights = [0, *(weigh(line) for line in module.lines), 0]
+    for node in ast.walk(module.syntax):
+        start, end = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) or 0
+        if isinstance(node, ast.Constant | ast.JoinedStr) and end > start:
+            for line in range(start, end + 1):
+                is_text[line] = True
+    for number, line in enumerate(module.lines, 1):
+        if line.lstrip().startswith("#") and not is_text[number]:
+            weights[number] = 0
+    for node in ast.walk(module.syntax):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            drop_text(node.body[0], weights)
+        for block in list_blocks(node):
+            add_packed(node, block, weights)
+    return weights
+
+
+def weigh(line: str) -> int:
+    """Return how many lines one line is: none where it is blank, more where it is very long."""
+    if not line.strip():
+        return 0
+    return math.ceil(len(line.rstrip()) / LINE) if len(line.rstrip()) > MAX_COLUMNS else 1
+
+
+def drop_text(statement: ast.stmt, weights: list[int]) -> None:
+    """Take the lines of a docstring away."""
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    if is_text and isinstance(statement, ast.Expr) and isinstance(getattr(statement.value, "value", None), str):
+        for line in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1):
+            weights[line] = 0
+
+
+def list_blocks(node: ast.AST) -> list[list[ast.stmt]]:
+    """Return the blocks of statements right inside a node."""
+    blocks = [getattr(node, name, None) for name in ("body", "orelse", "finalbody")]
+    return [block for block in blocks if isinstance(block, list) and block]
+
+
+def add_packed(node: ast.AST, block: list[ast.stmt], weights: list[int]) -> None:
+    """Count the statements that share a line with the one before them, or with the head of their block."""
+    for first, second in zip(block, block[1:], strict=False):
+        if second.lineno == first.end_lineno:
+            weights[second.lineno] += 1
+    is_docstring = isinstance(block[0], ast.Expr) and isinstance(block[0].value, ast.Constant)
+    if block[0].lineno == getattr(node, "lineno", 0) and not is_docstring:
+        weights[block[0].lineno] += 1
+
+
+def find_homes(tree: Tree, graph: CallGraph) -> dict[str, str]:
+    """Return the functions that count as a part of another one, each with that one."""
+    visibility = Visibility(tree)
+    mentions = sum(visibility.names.values(), Counter[str]())
+    homes = dict[str, str]()
+    for caller, walked in graph.walked.items():
+        local = graph.bound[caller]
+        for node in walked:
+            if not isinstance(node, ast.Call) or mentions[get_last_name(node.func)] != 1:
+                continue
+            callees = graph.resolve_call(caller, node)
+            homes |= {callee: caller for callee in callees if is_part(graph, visibility, callee, caller, node, local)}
+    return homes
+
+
+def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, call: ast.Call, local: set[str]) -> bool:
+    """Return whether a function that is called once is only a part of its caller."""
+    function = graph.functions[callee]
+    if callee == caller or visibility.is_public(function):
+        return False
+    if callee.startswith(f"{caller}."):
+        return True
+    values = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if any(isinstance(node, ast.Call) and get_last_name(node) == "locals" for node in values):
+        return True
+    handed = {node.id for value in values for node in ast.walk(value) if isinstance(node, ast.Name)} & local
+    own, other = function.name.split(".")[-1].lstrip("_"), caller.split(".")[-1].lstrip("_")
+    root = re.sub(r"_?(part|rest|cont|continued?|tail|next|more|stage|phase)?_?\d*$", "", other) or other
+    is_same = any(own.startswith(name) and own != name and PART.fullmatch(own[len(name) :]) for name in (other, root))
+    return is_same and len(handed) >= MIN_HANDED
