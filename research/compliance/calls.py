@@ -162,9 +162,10 @@ class CallGraph:
         if inner := self.find_nested(function, name):
             return {inner}
         for scope in self.list_scopes(function):
-            if name in self.imports.get(scope.unit, {}):
-                return self.look_up_dotted(self.imports[scope.unit][name])
-            if name in self.bound.get(scope.unit, set()):
+            key = f"{scope.module.name}.{to_key(scope)}"
+            if name in self.imports[key]:
+                return self.look_up_dotted(self.imports[key][name])
+            if name in self.bound[key]:
                 return set()
         return self.look_up(function.module.name, name)
 

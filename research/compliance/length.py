@@ -8,6 +8,7 @@ import ast
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 
 from research.compliance.calls import CallGraph
 from research.compliance.findings import Finding, RuleResult
@@ -19,7 +20,9 @@ MAX_LINES = 60
 MAX_COLUMNS = 160  # a longer line counts as more
 LINE = 120  # columns that count as one line where a line is longer
 MIN_HANDED = 6  # variables of the caller that make a part of a function
-PART = re.compile(r"_?(part|rest|cont|continued?|tail|end|next|more|half|second|third|again|stage|phase)?_?\d*|_[a-z]")
+WORDS = "part|rest|cont|continued?|tail|end|next|more|half|second|third|again|stage|phase"
+PART = re.compile(rf"_?({WORDS})?_?\d*|_[a-z]")  # what a split function adds to its name
+PART_END = re.compile(rf"_({WORDS})?_?\d*$|\d+$")
 
 
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
@@ -71,20 +74,18 @@ def measure_module(module: Module, graph: CallGraph) -> dict[str, int]:
 
 def weigh_lines(module: Module) -> list[int]:
     """Return how many lines of code each line of a file counts as, by its number from 1."""
-    is_text = [False] * (len(module.lines) + 2)
     weights = [0, *(weigh(line) for line in module.lines), 0]
-    for node in ast.walk(module.syntax):
-        start, end = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) or 0
-        if isinstance(node, ast.Constant | ast.JoinedStr) and end > start:
-            for line in range(start, end + 1):
-                is_text[line] = True
-    for number, line in enumerate(module.lines, 1):
-        if line.lstrip().startswith("#") and not is_text[number]:
-            weights[number] = 0
-    for node in ast.walk(module.syntax):
+    comments = {number for number, line in enumerate(module.lines, 1) if line.lstrip().startswith("#")}
+    nodes = [*ast.walk(module.syntax)]
+    for node in nodes:
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno:  # a # in a text is no comment
+            comments.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    for line in comments:
+        weights[line] = 0
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             drop_text(node.body[0], weights)
-        for block in list_blocks(node):
+        for block in list_blocks(node) if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) else []:
             add_packed(node, block, weights)
     return weights
 
@@ -112,7 +113,7 @@ def list_blocks(node: ast.AST) -> list[list[ast.stmt]]:
 
 def add_packed(node: ast.AST, block: list[ast.stmt], weights: list[int]) -> None:
     """Count the statements that share a line with the one before them, or with the head of their block."""
-    for first, second in zip(block, block[1:], strict=False):
+    for first, second in pairwise(block):
         if second.lineno == first.end_lineno:
             weights[second.lineno] += 1
     is_docstring = isinstance(block[0], ast.Expr) and isinstance(block[0].value, ast.Constant)
@@ -122,31 +123,41 @@ def add_packed(node: ast.AST, block: list[ast.stmt], weights: list[int]) -> None
 
 def find_homes(tree: Tree, graph: CallGraph) -> dict[str, str]:
     """Return the functions that count as a part of another one, each with that one."""
-    visibility = Visibility(tree)
-    mentions = sum(visibility.names.values(), Counter[str]())
-    homes = dict[str, str]()
+    visibility, mentions, homes = Visibility(tree), Counter[str](), dict[str, str]()
+    for names in visibility.names.values():
+        mentions.update(names)
     for caller, walked in graph.walked.items():
-        local = graph.bound[caller]
-        for node in walked:
-            if not isinstance(node, ast.Call) or mentions[get_last_name(node.func)] != 1:
+        names = Counter(node.id for node in walked if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+        for call in walked:
+            name = get_last_name(call.func) if isinstance(call, ast.Call) else ""
+            if not isinstance(call, ast.Call) or 1 not in (mentions[name], names[name]):
                 continue
-            callees = graph.resolve_call(caller, node)
-            homes |= {callee: caller for callee in callees if is_part(graph, visibility, callee, caller, node, local)}
+            callees = graph.resolve_call(caller, call) - {caller}
+            if is_inner(graph, caller, callees):
+                homes |= dict.fromkeys(callees, caller)
+            elif mentions[name] == 1:
+                homes |= {callee: caller for callee in callees if is_part(graph, visibility, callee, caller, call)}
     return homes
 
 
-def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, call: ast.Call, local: set[str]) -> bool:
+def is_inner(graph: CallGraph, caller: str, callees: set[str]) -> bool:
+    """Return whether what a function calls is a function inside it that only this call mentions."""
+    inner = [callee for callee in callees if callee.startswith(f"{caller}.")]
+    names = [callee.rpartition(".")[2] for callee in inner]
+    around = [node for node in ast.walk(graph.functions[caller].node) if isinstance(node, ast.Name)] if inner else []
+    return bool(inner) and sum(node.id in names for node in around) == 1
+
+
+def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, call: ast.Call) -> bool:
     """Return whether a function that is called once is only a part of its caller."""
     function = graph.functions[callee]
-    if callee == caller or visibility.is_public(function):
+    if visibility.is_public(function):
         return False
-    if callee.startswith(f"{caller}."):
-        return True
     values = [*call.args, *(keyword.value for keyword in call.keywords)]
     if any(isinstance(node, ast.Call) and get_last_name(node) == "locals" for node in values):
         return True
-    handed = {node.id for value in values for node in ast.walk(value) if isinstance(node, ast.Name)} & local
-    own, other = function.name.split(".")[-1].lstrip("_"), caller.split(".")[-1].lstrip("_")
-    root = re.sub(r"_?(part|rest|cont|continued?|tail|next|more|stage|phase)?_?\d*$", "", other) or other
+    handed = {node.id for value in values for node in ast.walk(value) if isinstance(node, ast.Name)}
+    own, other = function.name.rpartition(".")[2].strip("_"), caller.rpartition(".")[2].strip("_")
+    root = PART_END.sub("", other) or other
     is_same = any(own.startswith(name) and own != name and PART.fullmatch(own[len(name) :]) for name in (other, root))
-    return is_same and len(handed) >= MIN_HANDED
+    return is_same and len(handed & graph.bound[caller]) >= MIN_HANDED

@@ -32,7 +32,7 @@ class Names:
 
 def read_names(module: Module) -> Names:
     """Return what the names of a module mean. Imports inside functions count as at the top."""
-    names = Names({to_key(function): function for function in list_functions(module)})
+    names = Names(index_functions(module))
     left: list[tuple[str, ast.AST]] = [("", module.syntax)]
     while left:
         prefix, parent = left.pop()
@@ -51,6 +51,17 @@ def read_names(module: Module) -> Names:
             targets = [target.id for target in statement.targets if isinstance(target, ast.Name)]
             names.aliases |= dict.fromkeys(targets, read_alias(statement.value))
     return names
+
+
+def index_functions(module: Module) -> dict[str, Function]:
+    """Return the functions of a module by their keys; of several with one name the last, the others with their line."""
+    functions = dict[str, Function]()
+    for function in list_functions(module):
+        key = to_key(function)
+        if key in functions:
+            functions[f"{key}:{functions[key].node.lineno}"] = functions[key]
+        functions[key] = function
+    return functions
 
 
 def to_key(function: Function) -> str:
