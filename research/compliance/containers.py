@@ -115,7 +115,7 @@ def iter_bounded(node: ast.AST) -> Iterator[ast.expr]:
     elif isinstance(node, ast.Compare):
         sides = [node.left, *node.comparators]
         is_small = any(isinstance(side, ast.Constant | ast.UnaryOp) and ast.unparse(side) in ("0", "1", "-1") for side in sides)
-        calls = [call for side in [] if is_small else sides for call in ast.walk(side) if isinstance(call, ast.Call)]
+        calls = [call for side in sides if not is_small for call in ast.walk(side) if isinstance(call, ast.Call)]
         yield from (call.args[0] for call in calls if get_last_name(call) == "len" and call.args)
 
 
