@@ -1,0 +1,131 @@
+"""Which iterators never end: itertools' count, cycle and repeat, iter(f, sentinel), and generators that yield for ever."""
+
+import ast
+from dataclasses import dataclass, field
+
+from research.compliance.calls import CallGraph
+from research.compliance.folding import fold, get_truth
+from research.compliance.functions import Function, FunctionNode, get_last_name
+from research.compliance.paths import Paths
+
+WRAPPERS = {
+    "enumerate", "iter", "filter", "reversed", "starmap", "accumulate", "chain", "from_iterable", "list", "tuple", "set", "sorted",
+    "batched", "pairwise", "tqdm", "trange", "track", "dropwhile", "compress", "zip_longest", "filterfalse", "tee",
+}  # fmt: skip  # they end where what they are given ends
+FACTORIES = {"int", "str", "list", "dict", "float", "bool", "tuple", "object", "set"}  # what they return never changes
+COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
+
+
+@dataclass
+class Endless:
+    """What is known of iterators in a function, or at the top of a module."""
+
+    graph: CallGraph
+    module: str
+    function: Function | None
+    assigned: dict[str, ast.expr]  # names that are set once, with what they are set to
+    generators: dict[str, bool] = field(default_factory=dict)  # unit -> whether it yields for ever, of the whole tree
+
+    def never_ends(self, node: ast.expr) -> bool:
+        """Return whether a loop over an expression has no end of its own."""
+        return fold(node, self.expand, self.combine)
+
+    def expand(self, node: ast.expr) -> list[ast.expr]:
+        """Return the iterators that decide whether an expression ends."""
+        if isinstance(node, ast.Name) and self.assigned.get(node.id) is not None:
+            value = self.assigned[node.id]
+            return [value] if isinstance(value, ast.Call | COMPREHENSIONS) and not reads(value, node.id) else []
+        if isinstance(node, COMPREHENSIONS):
+            return [generator.iter for generator in node.generators]
+        if isinstance(node, ast.Starred):
+            return [node.value]
+        if isinstance(node, ast.IfExp):
+            return [node.body, node.orelse]
+        return self.expand_call(node) if isinstance(node, ast.Call) else []
+
+    def expand_call(self, node: ast.Call) -> list[ast.expr]:
+        """Return the arguments of a call that decide whether what it returns ends."""
+        name = get_last_name(node)
+        if name in ("map", "takewhile"):
+            return node.args[1:]
+        is_open = name == "islice" and len(node.args) > 1 and is_nothing(node.args[min(2, len(node.args) - 1)])
+        is_sentinel = name == "iter" and len(node.args) == 2
+        return node.args if (name in {*WRAPPERS, "zip"} and not is_sentinel) or is_open else []
+
+    def combine(self, node: ast.expr, parts: list[bool]) -> bool:
+        """Return whether an expression ends, from whether its parts do."""
+        name = get_last_name(node) if isinstance(node, ast.Call) else ""
+        if name in ("zip", "map") or (isinstance(node, ast.Call) and name == "islice"):
+            return bool(parts) and (parts[0] if name == "islice" else all(parts))
+        if name == "takewhile" and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Lambda):
+            return any(parts) and bool(get_truth(node.args[0].body))
+        if name == "takewhile":
+            return False
+        return any(parts) or (isinstance(node, ast.Call) and self.is_source(node, name))
+
+    def is_source(self, node: ast.Call, name: str) -> bool:
+        """Return whether a call makes an iterator without end."""
+        if name == "iter":
+            return len(node.args) == 2
+        dotted = self.graph.to_dotted(self.module, node.func)
+        if dotted.startswith("itertools."):
+            has_times = len(node.args) > 1 or any(keyword.arg == "times" for keyword in node.keywords)
+            return name in ("count", "cycle") or (name == "repeat" and not has_times)
+        if not isinstance(node.func, ast.Name | ast.Attribute):
+            return False
+        if self.function is None:
+            units = self.graph.look_up(self.module, name) if isinstance(node.func, ast.Name) else set()
+        else:
+            units = self.graph.resolve(self.function, node.func, self.graph.read_types(self.function))
+        return any(self.yields_for_ever(unit) for unit in units)
+
+    def yields_for_ever(self, unit: str) -> bool:
+        """Return whether a function of the tree is a generator with a `while True` that yields and has no way out."""
+        if unit not in self.generators:
+            node = self.graph.functions[unit].node
+            self.generators[unit] = any(is_endless_loop(loop) for loop in ast.walk(node) if isinstance(loop, ast.While))
+        return self.generators[unit]
+
+
+def is_endless_loop(loop: ast.While) -> bool:
+    """Return whether a loop yields and never leaves."""
+    if not get_truth(loop.test) or not any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(loop)):
+        return False
+    statements = Paths(loop).nodes.values()
+    inner = {
+        id(child) for node in statements if isinstance(node, ast.For | ast.AsyncFor | ast.While) for child in ast.walk(node)
+    }
+    leaves = [node for node in statements if isinstance(node, ast.Return | ast.Raise)]
+    breaks = [node for node in statements if isinstance(node, ast.Break) and id(node) not in inner]
+    return not leaves and not breaks
+
+
+def reads(value: ast.expr, name: str) -> bool:
+    """Return whether an expression reads a name."""
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(value))
+
+
+def is_nothing(value: ast.expr) -> bool:
+    """Return whether an expression is None."""
+    return isinstance(value, ast.Constant) and value.value is None
+
+
+def is_same_for_ever(node: ast.expr) -> bool:
+    """Return whether an iterator that never ends is one by intent: not `iter(read, b"")`, which ends with a file."""
+    if not isinstance(node, ast.Call) or get_last_name(node) != "iter" or len(node.args) != 2:
+        return True
+    return get_last_name(node.args[0]) in FACTORIES or isinstance(getattr(node.args[0], "body", None), ast.Constant)
+
+
+def find_assigned(nodes: list[ast.AST]) -> dict[str, ast.expr]:
+    """Return the names that some statements set once, each with what it is set to."""
+    found, often = dict[str, ast.expr](), set[str]()
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    often |= {target.id} & {*found}
+                    found[target.id] = node.value
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            often.add(node.target.id)
+    return {name: value for name, value in found.items() if name not in often}

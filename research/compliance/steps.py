@@ -1,0 +1,201 @@
+"""What the body of a loop does to the names that its test reads: counts them up or down, takes from them, sets them anew."""
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from research.compliance.containers import get_base, is_extended, list_targets
+from research.compliance.functions import get_last_name
+from research.compliance.paths import Paths, list_heads, walk_certain
+
+UP, DOWN, STEP, CALL, TAKE, GROW, SET = "up", "down", "step", "call", "take", "grow", "set"
+TAKERS = {"pop", "popleft", "popitem", "remove", "discard", "clear", "get", "get_nowait", "heappop"}
+GIVERS = {"append", "appendleft", "add", "extend", "insert", "push", "put", "update", "heappush"}
+CLOCKS = {"monotonic", "perf_counter", "time", "monotonic_ns", "perf_counter_ns", "time_ns", "process_time", "now", "utcnow"}
+ARITHMETIC = {"min", "max", "int", "abs", "round", "len", "floor", "ceil", "sqrt", "divmod", "next", "find", "index"}
+RISING = {ast.Add: 0.0, ast.Mult: 1.0, ast.LShift: 0.0}  # with a larger constant a number rises
+FALLING = {ast.Sub: 0.0, ast.FloorDiv: 1.0, ast.Div: 1.0, ast.RShift: 0.0}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a statement does to a name, or to an attribute."""
+
+    key: str  # as it is written: i, self.i, state["i"]
+    kind: str
+    node: int  # the identity of the statement; 0 for the head of the loop
+    value: str = ""  # what it is set to
+
+
+class Changes:
+    """All that a loop does to names."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.origins = find_origins(paths)
+        self.by_key: dict[str, list[Change]] = {}
+        heads = [paths.loop.test] if isinstance(paths.loop, ast.While) else []
+        statements = [(identity, list_heads(node), node) for identity, node in paths.nodes.items()]
+        for identity, parts, node in [(0, heads, None), *statements]:
+            for part in walk_certain(parts):
+                for change in self.read(part, identity):
+                    self.by_key.setdefault(change.key, []).append(change)
+            if isinstance(node, ast.For | ast.AsyncFor):  # a loop inside sets its names
+                for name in list_names(node.target):
+                    self.by_key.setdefault(name, []).append(Change(name, SET, identity))
+
+    def read(self, node: ast.AST, identity: int) -> Iterator[Change]:
+        """Yield what a node does to names."""
+        if isinstance(node, ast.AugAssign) and is_key(node.target):
+            yield Change(ast.unparse(node.target), classify_operation(node.op, node.value), identity)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            for target, value in pair_targets(node, node.value):
+                if is_key(target):
+                    yield Change(ast.unparse(target), self.classify(target, value), identity, ast.unparse(value))
+        elif isinstance(node, ast.Delete):
+            yield from (Change(ast.unparse(get_base(target)), TAKE, identity) for target in list_targets(node))
+        elif isinstance(node, ast.Call):
+            yield from read_call(node, identity)
+
+    def classify(self, target: ast.expr, value: ast.expr) -> str:
+        """Return what setting a name to a value does to it: UP, DOWN, STEP, CALL, TAKE, GROW, SET; empty for nothing."""
+        key = ast.unparse(target)
+        if key == ast.unparse(value):
+            return ""
+        if isinstance(value, ast.BinOp) and (kind := classify_clock(value)):
+            return kind
+        if isinstance(value, ast.BinOp) and key == ast.unparse(value.left) and isinstance(value.right, ast.Constant):
+            return classify_operation(value.op, value.right)
+        if isinstance(value, ast.Subscript) and isinstance(value.slice, ast.Slice) and ast.unparse(value.value) == key:
+            return (
+                TAKE if any(part is not None and not is_zero(part) for part in (value.slice.lower, value.slice.upper)) else ""
+            )
+        if is_extended(target, value):
+            return GROW
+        if not {key, *self.origins.get(key, set())} & list_sources(value, self.origins):
+            return UP if calls_clock(value) else SET
+        is_plain = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id not in ARITHMETIC
+        return CALL if is_plain else STEP
+
+    def select(self, key: str, kinds: set[str]) -> set[int]:
+        """Return the statements that change a name in one of some manners."""
+        return {change.node for change in self.by_key.get(key, []) if change.kind in kinds}
+
+    def spoils(self, key: str, is_bad: Callable[[Change], bool]) -> bool:
+        """Return whether a change of a name that is bad leads to one more round."""
+        bad = {change.node for change in self.by_key.get(key, []) if is_bad(change)}
+        return 0 in bad or self.paths.leads_again(bad, set())
+
+    def always(self, nodes: set[int]) -> bool:
+        """Return whether each round passes one of some statements."""
+        return 0 in nodes or (bool(nodes) and self.paths.always_passes(nodes))
+
+
+def find_origins(paths: Paths) -> dict[str, set[str]]:
+    """Return for each name that a body sets the names that it is made of, over several statements."""
+    origins = dict[str, set[str]]()
+    pairs = [pair for node in paths.nodes.values() for part in list_heads(node) for pair in list_settings(part)]
+    loops = [node for node in paths.nodes.values() if isinstance(node, ast.For | ast.AsyncFor)]
+    pairs += [(name, node.iter) for node in loops for name in list_names(node.target)]
+    for _ in range(4):
+        for key, value in pairs:
+            sources = list_keys(value)
+            origins.setdefault(key, set()).update(sources, *(origins.get(source, ()) for source in sources))
+    return origins
+
+
+def list_settings(part: ast.AST) -> list[tuple[str, ast.expr]]:
+    """Return the names that a node sets, each with what it is set to."""
+    found = list[tuple[str, ast.expr]]()
+    for node in ast.walk(part):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            found += [(ast.unparse(target), value) for target, value in pair_targets(node, node.value)]
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            found += [(name, node.context_expr) for name in list_names(node.optional_vars)]
+    return found
+
+
+def list_sources(value: ast.expr, origins: dict[str, set[str]]) -> set[str]:
+    """Return the names that a value is made of, and those that these are made of."""
+    keys = list_keys(value)
+    return keys.union(*(origins.get(key, ()) for key in keys))
+
+
+def list_keys(value: ast.AST) -> set[str]:
+    """Return the names, attributes and items that an expression reads, as they are written."""
+    return {ast.unparse(node) for node in ast.walk(value) if isinstance(node, ast.Name | ast.Attribute) or is_item(node)}
+
+
+def list_names(target: ast.expr) -> list[str]:
+    """Return the names that a target binds."""
+    return [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def is_item(node: ast.AST) -> bool:
+    """Return whether a node is an item with a constant key: state["i"]."""
+    return isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.UnaryOp)
+
+
+def is_key(node: ast.expr) -> bool:
+    """Return whether an expression is a name, an attribute, or an item with a constant key."""
+    return isinstance(node, ast.Name | ast.Attribute) or is_item(node)
+
+
+def pair_targets(node: ast.Assign | ast.AnnAssign | ast.NamedExpr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    """Return what is assigned to what: tuples part by part where both sides are one, else each name with the whole."""
+    pairs = list[tuple[ast.expr, ast.expr]]()
+    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+        parts = [part.value if isinstance(part, ast.Starred) else part for part in parts]
+        values = value.elts if isinstance(value, ast.Tuple | ast.List) and len(parts) > 1 else [value] * len(parts)
+        pairs += zip(parts, values if len(values) == len(parts) else [value] * len(parts), strict=True)
+    return pairs
+
+
+def classify_operation(op: ast.operator, value: ast.expr) -> str:
+    """Return what an operation with a value does to a number: UP or DOWN by a constant, STEP by what is not known."""
+    number = read_number(value)
+    if number is None:
+        return GROW if isinstance(value, ast.List | ast.ListComp) else STEP
+    for table, rising, falling in ((RISING, UP, DOWN), (FALLING, DOWN, UP)):
+        if type(op) in table and number != table[type(op)]:
+            return rising if number > table[type(op)] else falling
+    return "" if type(op) in {*RISING, *FALLING} else STEP
+
+
+def read_number(value: ast.expr) -> float | None:
+    """Return the number that an expression is; None for any other."""
+    try:
+        number = ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, MemoryError):
+        return None
+    return float(number) if isinstance(number, int | float) else None
+
+
+def is_zero(node: ast.expr) -> bool:
+    """Return whether an expression is 0."""
+    return isinstance(node, ast.Constant) and node.value == 0
+
+
+def calls_clock(value: ast.AST) -> bool:
+    """Return whether an expression reads a clock."""
+    return any(isinstance(node, ast.Call) and get_last_name(node) in CLOCKS for node in ast.walk(value))
+
+
+def classify_clock(value: ast.BinOp) -> str:
+    """Return UP for `time() - start`, DOWN for `end - time()`; empty where no clock is read."""
+    if isinstance(value.op, ast.Sub) and calls_clock(value.right):
+        return DOWN
+    return UP if calls_clock(value.left) else ""
+
+
+def read_call(node: ast.Call, identity: int) -> Iterator[Change]:
+    """Yield what a call does to what it is called on, or to the heap that it is given."""
+    name = get_last_name(node)
+    owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+    if name in ("heappop", "heappush") and node.args:
+        owner = node.args[0]
+    if owner is not None and name in TAKERS | GIVERS:
+        # `get(key)` of a mapping takes nothing away; that of a queue has no positional argument but `block`.
+        is_lookup = name == "get" and bool(node.args) and not isinstance(node.args[0], ast.Constant)
+        yield Change(ast.unparse(owner), "" if is_lookup else TAKE if name in TAKERS else GROW, identity)
