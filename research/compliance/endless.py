@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from research.compliance.calls import CallGraph
 from research.compliance.folding import fold, get_truth
-from research.compliance.functions import Function, FunctionNode, get_last_name
+from research.compliance.functions import Function, get_last_name
 from research.compliance.paths import Paths
 
 WRAPPERS = {
-    "enumerate", "iter", "filter", "reversed", "starmap", "accumulate", "chain", "from_iterable", "list", "tuple", "set", "sorted",
-    "batched", "pairwise", "tqdm", "trange", "track", "dropwhile", "compress", "zip_longest", "filterfalse", "tee",
+    "enumerate", "iter", "filter", "reversed", "starmap", "accumulate", "chain", "from_iterable", "list", "tuple", "set",
+    "sorted", "batched", "pairwise", "tqdm", "trange", "track", "dropwhile", "compress", "zip_longest", "filterfalse", "tee",
 }  # fmt: skip  # they end where what they are given ends
 FACTORIES = {"int", "str", "list", "dict", "float", "bool", "tuple", "object", "set"}  # what they return never changes
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp

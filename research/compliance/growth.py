@@ -122,8 +122,10 @@ class Reader:
                 names = list(filter(None, (get_attribute(target, {}) for target in list_targets(node))))
                 handed = arguments.get(node.value.id) if isinstance(node.value, ast.Name) else None
                 store.note(names, getattr(node, "annotation", handed), node.value)
-            if not is_start or not isinstance(node, ast.Assign | ast.AnnAssign):
-                store.bounded |= {*filter(None, (get_attribute(container, aliases) for container in iter_bounded(node)))}
+            is_setting = isinstance(node, ast.Assign | ast.AnnAssign)
+            if not is_start or not is_setting:  # `rows = self.rows` sets no attribute
+                names = [get_attribute(container, {} if is_setting else aliases) for container in iter_bounded(node)]
+                store.bounded |= {*filter(None, names)}
 
 
 def read_fields(owner: ast.ClassDef) -> Store:
@@ -156,7 +158,7 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
     units, findings = 0, list[Finding]()
     for reader in readers.values():
         for function in reader.functions:
-            is_method, is_cached = function.owner is not None, bool(find_cache(function))
+            is_method, is_cached = function.owner is not None, bool({"cache", "lru_cache"} & {*function.decorators})
             units += is_method or is_cached or touches(reader, function)
             faults = [*judge_globals(reader, function), *judge_cache(function)]
             if is_method and not is_setup(function):

@@ -34,6 +34,7 @@ class Paths:
     loop: Loop
     nodes: dict[int, ast.stmt] = field(default_factory=dict)
     edges: dict[int, frozenset[int]] = field(default_factory=dict)
+    handlers: dict[int, frozenset[int]] = field(default_factory=dict)  # of each statement, those of the tries around it
 
     def __post_init__(self) -> None:
         left = [Block(self.loop.body, frozenset([AGAIN]), frozenset([OUT]), frozenset([AGAIN]))]
@@ -42,7 +43,7 @@ class Paths:
             for statement, following in zip(block.statements, [*block.statements[1:], None], strict=True):
                 after = frozenset([id(following)]) if following is not None else block.after
                 inner, targets = expand(statement, after, block)
-                self.nodes[id(statement)] = statement
+                self.nodes[id(statement)], self.handlers[id(statement)] = statement, block.handlers
                 self.edges[id(statement)] = targets if isinstance(statement, SILENT) else targets | block.handlers
                 left += [part for part in inner if part.statements]
 

@@ -1,18 +1,23 @@
 """What the body of a loop does to the names that its test reads: counts them up or down, takes from them, sets them anew."""
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from research.compliance.containers import get_base, is_extended, list_targets
 from research.compliance.functions import get_last_name
 from research.compliance.paths import Paths, list_heads, walk_certain
 
-UP, DOWN, STEP, CALL, TAKE, GROW, SET = "up", "down", "step", "call", "take", "grow", "set"
+UP, DOWN, STEP, CALL = "up", "down", "step", "call"  # by a constant, by what is not known, by a function
+TAKE, GROW, EXTEND, SET = "take", "grow", "extend", "set"  # EXTEND adds what may be nothing; SET has nothing of what was
 TAKERS = {"pop", "popleft", "popitem", "remove", "discard", "clear", "get", "get_nowait", "heappop"}
-GIVERS = {"append", "appendleft", "add", "extend", "insert", "push", "put", "update", "heappush"}
+GIVERS = {"append", "appendleft", "add", "insert", "push", "put", "heappush"}
+EXTENDERS = {"extend", "extendleft", "update"}
 CLOCKS = {"monotonic", "perf_counter", "time", "monotonic_ns", "perf_counter_ns", "time_ns", "process_time", "now", "utcnow"}
-ARITHMETIC = {"min", "max", "int", "abs", "round", "len", "floor", "ceil", "sqrt", "divmod", "next", "find", "index"}
+ARITHMETIC = {
+    "min", "max", "int", "float", "abs", "round", "len", "sum", "divmod", "next", "cast", "str",
+    "list", "tuple", "set", "frozenset", "dict", "sorted", "filter",
+}  # fmt: skip  # functions whose result is made of what they are given
 RISING = {ast.Add: 0.0, ast.Mult: 1.0, ast.LShift: 0.0}  # with a larger constant a number rises
 FALLING = {ast.Sub: 0.0, ast.FloorDiv: 1.0, ast.Div: 1.0, ast.RShift: 0.0}
 
@@ -34,20 +39,20 @@ class Changes:
         self.paths = paths
         self.origins = find_origins(paths)
         self.by_key: dict[str, list[Change]] = {}
-        heads = [paths.loop.test] if isinstance(paths.loop, ast.While) else []
+        heads: list[ast.AST] = [paths.loop.test] if isinstance(paths.loop, ast.While) else []
         statements = [(identity, list_heads(node), node) for identity, node in paths.nodes.items()]
-        for identity, parts, node in [(0, heads, None), *statements]:
-            for part in walk_certain(parts):
-                for change in self.read(part, identity):
-                    self.by_key.setdefault(change.key, []).append(change)
-            if isinstance(node, ast.For | ast.AsyncFor):  # a loop inside sets its names
-                for name in list_names(node.target):
-                    self.by_key.setdefault(name, []).append(Change(name, SET, identity))
+        for identity, parts, node in [(0, heads, paths.loop.body[0]), *statements]:
+            found = [change for part in walk_certain(parts) for change in self.read(part, identity)]
+            if identity and isinstance(node, ast.For | ast.AsyncFor):  # a loop inside sets its names
+                found += [Change(name, SET, identity) for name in list_names(node.target)]
+            for change in found:
+                self.by_key.setdefault(change.key, []).append(change)
 
     def read(self, node: ast.AST, identity: int) -> Iterator[Change]:
         """Yield what a node does to names."""
-        if isinstance(node, ast.AugAssign) and is_key(node.target):
-            yield Change(ast.unparse(node.target), classify_operation(node.op, node.value), identity)
+        if isinstance(node, ast.AugAssign):  # `counts[key] += 1` counts up what `counts` holds
+            target = node.target if is_key(node.target) else get_base(node.target)
+            yield Change(ast.unparse(target), classify_operation(node.op, node.value), identity)
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
             for target, value in pair_targets(node, node.value):
                 if is_key(target):
@@ -71,8 +76,8 @@ class Changes:
                 TAKE if any(part is not None and not is_zero(part) for part in (value.slice.lower, value.slice.upper)) else ""
             )
         if is_extended(target, value):
-            return GROW
-        if not {key, *self.origins.get(key, set())} & list_sources(value, self.origins):
+            return EXTEND
+        if key not in list_sources(value, self.origins):
             return UP if calls_clock(value) else SET
         is_plain = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id not in ARITHMETIC
         return CALL if is_plain else STEP
@@ -81,9 +86,10 @@ class Changes:
         """Return the statements that change a name in one of some manners."""
         return {change.node for change in self.by_key.get(key, []) if change.kind in kinds}
 
-    def spoils(self, key: str, is_bad: Callable[[Change], bool]) -> bool:
-        """Return whether a change of a name that is bad leads to one more round."""
-        bad = {change.node for change in self.by_key.get(key, []) if is_bad(change)}
+    def spoils(self, key: str, wrong: str, allowed: set[str]) -> bool:
+        """Return whether a change in the wrong direction, or to a value that is not allowed, leads to one more round."""
+        changes = self.by_key.get(key, [])
+        bad = {c.node for c in changes if c.kind == wrong or (c.kind == SET and c.value not in allowed)}
         return 0 in bad or self.paths.leads_again(bad, set())
 
     def always(self, nodes: set[int]) -> bool:
@@ -156,7 +162,8 @@ def classify_operation(op: ast.operator, value: ast.expr) -> str:
     """Return what an operation with a value does to a number: UP or DOWN by a constant, STEP by what is not known."""
     number = read_number(value)
     if number is None:
-        return GROW if isinstance(value, ast.List | ast.ListComp) else STEP
+        is_list = isinstance(value, ast.List | ast.ListComp)
+        return (GROW if isinstance(value, ast.List) and value.elts else EXTEND) if is_list else STEP
     for table, rising, falling in ((RISING, UP, DOWN), (FALLING, DOWN, UP)):
         if type(op) in table and number != table[type(op)]:
             return rising if number > table[type(op)] else falling
@@ -195,7 +202,10 @@ def read_call(node: ast.Call, identity: int) -> Iterator[Change]:
     owner = node.func.value if isinstance(node.func, ast.Attribute) else None
     if name in ("heappop", "heappush") and node.args:
         owner = node.args[0]
-    if owner is not None and name in TAKERS | GIVERS:
-        # `get(key)` of a mapping takes nothing away; that of a queue has no positional argument but `block`.
-        is_lookup = name == "get" and bool(node.args) and not isinstance(node.args[0], ast.Constant)
-        yield Change(ast.unparse(owner), "" if is_lookup else TAKE if name in TAKERS else GROW, identity)
+    if owner is None:
+        return
+    if name in TAKERS:  # `get(key)` of a mapping takes nothing away; that of a queue is told at most whether to wait
+        is_lookup = name == "get" and bool(node.args) and getattr(node.args[0], "value", None) not in (True, False)
+        yield Change(ast.unparse(owner), "" if is_lookup else TAKE, identity)
+    elif name in GIVERS | EXTENDERS:
+        yield Change(ast.unparse(owner), GROW if name in GIVERS else EXTEND, identity)
