@@ -29,8 +29,10 @@ from research.compliance.steps import (
 Wanted = tuple[str, set[str], str]  # a name, the changes that end a loop, and the one that must not be
 TIME_WORDS = ("deadline", "timeout", "until", "time_limit")
 WAITS = {"wait", "acquire", "poll", "select"}  # with a timeout they say whether it was in time
-RAISING_WAITS = {"wait", "wait_for", "result", "communicate"}  # with a timeout they raise where it was not
-CURSOR_CHECKS = {"isinstance", "hasattr"}  # of what walks along a chain of objects
+RAISING_WAITS = {"wait_for", "result", "communicate"}  # with a timeout they raise where it was not; so does that of a process
+PROCESS_WORDS = ("proc", "child", "popen")
+CURSOR_CHECKS = {"isinstance", "hasattr", "len"}  # of what walks along a chain of objects, or becomes shorter
+DISTANCES = {"abs", "norm", "dist", "max", "min"}  # what comes nearer to a value may never reach it
 MIRRORED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE}
 OPPOSITES = [(ast.Lt, ast.GtE), (ast.LtE, ast.Gt), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
 NEGATED: dict[type[ast.cmpop], type[ast.cmpop]] = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
@@ -75,7 +77,7 @@ class Judge:
     def waits(self, identity: int, node: ast.stmt) -> bool:
         """Return whether a statement waits with a timeout that raises, which nothing in the loop catches."""
         calls = [part for part in walk_certain(list_heads(node)) if isinstance(part, ast.Call)]
-        timed = [call for call in calls if get_last_name(call) in RAISING_WAITS and has_timeout(call)]
+        timed = [call for call in calls if raises_in_time(call) and has_timeout(call)]
         is_caught = bool(timed) and self.paths.leads_again(self.paths.handlers[identity], set())
         return bool(timed) and not is_caught and isinstance(node, ast.Expr | ast.Assign)
 
@@ -178,8 +180,10 @@ def list_wanted(side: ast.expr, op: type[ast.cmpop], common: set[str]) -> list[W
         return [(ast.unparse(side.args[0]), kinds, "")]
     if is_key(side) and ast.unparse(side) not in common:
         kinds = {direction, STEP, TAKE} if direction else {UP, DOWN, STEP, TAKE, CALL}
+        kinds = {TAKE} if op is ast.NotIn else kinds
         return list_keys_wanted(side, kinds, OPPOSITE.get(direction, ""))
-    return [(key, {UP, DOWN, STEP, TAKE}, "") for key in sorted(list_keys(side) - common)]
+    is_distance = any(isinstance(node, ast.Call) and get_last_name(node) in DISTANCES for node in ast.walk(side))
+    return [(key, {UP, DOWN, STEP, TAKE}, "") for key in sorted(list_keys(side) - common) if not is_distance]
 
 
 def get_clock_direction(side: ast.expr) -> str:
@@ -195,6 +199,12 @@ def is_infinity(node: ast.AST) -> bool:
     if isinstance(node, ast.Name | ast.Attribute):
         return (node.attr if isinstance(node, ast.Attribute) else node.id) in ("inf", "Infinity", "infty", "maxsize")
     return isinstance(node, ast.Constant) and read_number(node) == float("inf")
+
+
+def raises_in_time(call: ast.Call) -> bool:
+    """Return whether a call that is given a time raises after it: `event.wait(5)` returns, `process.wait(5)` raises."""
+    name, text = get_last_name(call), ast.unparse(call.func).lower()
+    return name in RAISING_WAITS or (name == "wait" and any(word in text for word in PROCESS_WORDS))
 
 
 def has_timeout(call: ast.Call) -> bool:

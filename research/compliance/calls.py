@@ -6,7 +6,6 @@ a method of an object of an unknown class, has no edge; so recursion that only r
 
 import ast
 from collections.abc import Iterator
-from functools import cached_property
 
 from research.compliance.components import find_components
 from research.compliance.functions import Function, FunctionNode, get_last_name
@@ -36,11 +35,12 @@ class CallGraph:
         self.walked = {unit: [*walk_calls(function.node)] for unit, function in self.functions.items()}
         self.bound = {unit: list_bound(function.node) for unit, function in self.functions.items()}
         self.imports = {unit: read_imports(f.module, self.walked[unit]) for unit, f in self.functions.items()}
+        self.types = {unit: self.read_types(function) for unit, function in self.functions.items()}
         self.edges = {unit: sorted(self.find_callees(unit, function)) for unit, function in self.functions.items()}
 
     def find_callees(self, unit: str, function: Function) -> set[str]:
         """Return the units of the functions that a function calls or hands on."""
-        types, callees, walked = self.read_types(function), set[str](), self.walked[unit]
+        types, callees, walked = self.types[unit], set[str](), self.walked[unit]
         owners = {id(node.value) for node in walked if isinstance(node, ast.Attribute) and node.attr != "__call__"}
         unread = self.list_all_unread(function, walked, types)
         for node in walked:
@@ -73,10 +73,8 @@ class CallGraph:
 
     def resolve_call(self, unit: str, call: ast.Call) -> set[str]:
         """Return the units that a call in a function means."""
-        if not isinstance(call.func, ast.Name | ast.Attribute):
-            return set()
-        function = self.functions[unit]
-        return self.resolve(function, call.func, self.read_types(function))
+        name = call.func if isinstance(call.func, ast.Name | ast.Attribute) else None
+        return self.resolve(self.functions[unit], name, self.types[unit]) if name else set()
 
     def list_scopes(self, function: Function) -> Iterator[Function]:
         """Yield a function and then those around it."""
@@ -254,14 +252,9 @@ class CallGraph:
             return ""
         return ".".join([self.names[module].imports[node.id], *reversed(parts)])
 
-    @cached_property
-    def cycles(self) -> list[list[str]]:
-        """The groups of functions that reach themselves."""
-        return [group for group in find_components(self.edges) if len(group) > 1 or group[0] in self.edges[group[0]]]
-
     def find_cycles(self) -> list[list[str]]:
-        """Return the groups of functions that reach themselves, each in the order of calls."""
-        return self.cycles
+        """Return the groups of functions that reach themselves."""
+        return [group for group in find_components(self.edges) if len(group) > 1 or group[0] in self.edges[group[0]]]
 
 
 def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:

@@ -15,24 +15,32 @@ HEAP_SHRINKERS = {"heappop"}
 MAPPINGS = {"dict", "defaultdict", "OrderedDict", "Counter", "Dict", "DefaultDict", "MutableMapping"}
 DEFAULTS = {"defaultdict", "Counter", "DefaultDict"}  # reading a key adds it
 SEQUENCES = {"list", "set", "deque", "List", "Set", "Deque", "MutableSequence", "MutableSet", "bytearray"}
+WRAPPERS = {"ClassVar", "Final", "Annotated", "Optional"}
+MAX_WRAPS = 4  # of types and calls around a container
 CONTAINERS = MAPPINGS | SEQUENCES
 DISPLAYS = {ast.Dict: "dict", ast.DictComp: "dict", ast.List: "list", ast.ListComp: "list", ast.Set: "set", ast.SetComp: "set"}
 
 
 def get_kind(value: ast.expr) -> str:
     """Return the kind of container that an expression makes or an annotation names; empty for anything else."""
-    if isinstance(value, ast.Call):
-        factory = [keyword.value for keyword in value.keywords if keyword.arg == "default_factory"]
-        return get_kind(factory[0]) if factory else get_kind(value.func)
-    if isinstance(value, ast.Lambda):
-        return get_kind(value.body)
+    for _ in range(MAX_WRAPS):
+        value = unwrap(value)
     if isinstance(value, ast.Constant) and isinstance(value.value, str):
         return next((name for name in CONTAINERS if value.value.startswith(f"{name}[")), "")
     head = get_head(value)
-    if head in ("ClassVar", "Final", "Annotated", "Optional") and isinstance(value, ast.Subscript):
-        item = value.slice.elts[0] if isinstance(value.slice, ast.Tuple) else value.slice
-        head = get_head(item)
     return DISPLAYS.get(type(value), head if head in CONTAINERS else "")
+
+
+def unwrap(value: ast.expr) -> ast.expr:
+    """Return what decides the kind of an expression: the factory of a field, the class of a call, the type in a ClassVar."""
+    if isinstance(value, ast.Call):
+        factories = [keyword.value for keyword in value.keywords if keyword.arg == "default_factory"]
+        return [*factories, value.func][0]
+    if isinstance(value, ast.Lambda):
+        return value.body
+    if isinstance(value, ast.Subscript) and get_head(value) in WRAPPERS:
+        return value.slice.elts[0] if isinstance(value.slice, ast.Tuple) else value.slice
+    return value
 
 
 def is_limited(value: ast.expr) -> bool:
@@ -102,10 +110,8 @@ def is_variable(target: ast.expr) -> bool:
 
 def iter_bounded(node: ast.AST) -> Iterator[ast.expr]:
     """Yield the containers that a node makes smaller, replaces or measures: pop, del, `x = ...`, `len(x) < n`."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SHRINKERS:
-        yield get_base(node.func.value)
-    elif isinstance(node, ast.Call) and get_last_name(node) in HEAP_SHRINKERS and node.args:
-        yield node.args[0]
+    if isinstance(node, ast.Call):
+        yield from list_shrunk(node)
     elif isinstance(node, ast.Delete):
         yield from map(get_base, list_targets(node))
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -113,10 +119,23 @@ def iter_bounded(node: ast.AST) -> Iterator[ast.expr]:
     elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Sub | ast.BitAnd):
         yield node.target
     elif isinstance(node, ast.Compare):
-        sides = [node.left, *node.comparators]
-        is_small = any(isinstance(side, ast.Constant | ast.UnaryOp) and ast.unparse(side) in ("0", "1", "-1") for side in sides)
-        calls = [call for side in sides if not is_small for call in ast.walk(side) if isinstance(call, ast.Call)]
-        yield from (call.args[0] for call in calls if get_last_name(call) == "len" and call.args)
+        yield from list_measured(node)
+
+
+def list_shrunk(call: ast.Call) -> list[ast.expr]:
+    """Return the container that a call takes from."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr in SHRINKERS:
+        return [get_base(call.func.value)]
+    return call.args[:1] if get_last_name(call) in HEAP_SHRINKERS else []
+
+
+def list_measured(node: ast.Compare) -> list[ast.expr]:
+    """Return the containers whose length a comparison measures; to ask whether there is anything is no bound."""
+    sides = [node.left, *node.comparators]
+    if any(isinstance(side, ast.Constant | ast.UnaryOp) and ast.unparse(side) in ("0", "1", "-1") for side in sides):
+        return []
+    calls = [call for side in sides for call in ast.walk(side) if isinstance(call, ast.Call)]
+    return [call.args[0] for call in calls if get_last_name(call) == "len" and call.args]
 
 
 def is_replaced(target: ast.expr, value: ast.expr | None) -> bool:

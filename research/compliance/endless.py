@@ -1,11 +1,12 @@
 """Which iterators never end: itertools' count, cycle and repeat, iter(f, sentinel), and generators that yield for ever."""
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from research.compliance.calls import CallGraph
 from research.compliance.folding import fold, get_truth
 from research.compliance.functions import Function, get_last_name
+from research.compliance.names import to_key
 from research.compliance.paths import Paths
 
 WRAPPERS = {
@@ -24,7 +25,7 @@ class Endless:
     module: str
     function: Function | None
     assigned: dict[str, ast.expr]  # names that are set once, with what they are set to
-    generators: dict[str, bool] = field(default_factory=dict)  # unit -> whether it yields for ever, of the whole tree
+    generators: frozenset[str]  # the functions of the tree that yield for ever
 
     def never_ends(self, node: ast.expr) -> bool:
         """Return whether a loop over an expression has no end of its own."""
@@ -76,15 +77,14 @@ class Endless:
         if self.function is None:
             units = self.graph.look_up(self.module, name) if isinstance(node.func, ast.Name) else set()
         else:
-            units = self.graph.resolve(self.function, node.func, self.graph.read_types(self.function))
-        return any(self.yields_for_ever(unit) for unit in units)
+            units = self.graph.resolve_call(f"{self.module}.{to_key(self.function)}", node)
+        return bool(units & self.generators)
 
-    def yields_for_ever(self, unit: str) -> bool:
-        """Return whether a function of the tree is a generator with a `while True` that yields and has no way out."""
-        if unit not in self.generators:
-            node = self.graph.functions[unit].node
-            self.generators[unit] = any(is_endless_loop(loop) for loop in ast.walk(node) if isinstance(loop, ast.While))
-        return self.generators[unit]
+
+def find_generators(graph: CallGraph) -> frozenset[str]:
+    """Return the functions of a tree that are generators with a `while True` that yields and has no way out."""
+    loops = [(unit, node) for unit, nodes in graph.walked.items() for node in nodes if isinstance(node, ast.While)]
+    return frozenset(unit for unit, loop in loops if is_endless_loop(loop))
 
 
 def is_endless_loop(loop: ast.While) -> bool:

@@ -46,20 +46,26 @@ KINDS = (
 UNKNOWN = "unknown"  # a container whose kind nothing says
 
 
-@dataclass
+Setting = tuple[list[str], ast.expr | None, ast.expr | None]  # names, the annotation and the value that they get
+
+
+@dataclass(frozen=True)
 class Store:
     """The containers of a class or a module."""
 
-    kinds: dict[str, str] = field(default_factory=dict)  # name -> list, dict, ..., UNKNOWN, or empty for no container
-    bounded: set[str] = field(default_factory=set)  # names that something empties, replaces or measures
+    kinds: dict[str, str] = field(default_factory=dict)  # name -> list, dict, ..., or empty for no container
+    bounded: frozenset[str] = frozenset()  # names that something empties, replaces or measures
 
-    def note(self, names: list[str], annotation: ast.expr | None, value: ast.expr | None) -> None:
-        """Note what names are set to: the first word on their kind holds."""
-        if value is not None and is_limited(value):
-            self.bounded |= {*names}
+
+def build_store(settings: list[Setting], bounded: set[str]) -> Store:
+    """Return the containers among names that are set: the first word on their kind holds."""
+    kinds = dict[str, str]()
+    limited = {name for names, _, value in settings if value is not None and is_limited(value) for name in names}
+    for names, annotation, value in settings:
         for source in filter(None, (annotation, value)):
             if not is_nothing(source) and (source is annotation or not isinstance(source, ast.Name)):
-                self.kinds |= {name: self.kinds.get(name) or get_kind(source) for name in names}
+                kinds |= {name: kinds.get(name) or get_kind(source) for name in names}
+    return Store(kinds, frozenset(bounded | limited))
 
 
 @dataclass
@@ -90,52 +96,52 @@ class Reader:
     @cached_property
     def globals(self) -> Store:
         """The containers of the file."""
-        store = Store()
-        for statement in self.module.syntax.body:
-            if isinstance(statement, ast.Assign | ast.AnnAssign):
-                names = [target.id for target in list_targets(statement) if isinstance(target, ast.Name)]
-                store.note(names, getattr(statement, "annotation", None), statement.value)
+        settings, bounded = list_settings(self.module.syntax.body), set[str]()
         for function in self.functions:
             found = {c.id for node in self.list_nodes(function) for c in iter_bounded(node) if isinstance(c, ast.Name)}
-            store.bounded |= (found & {*store.kinds}) - self.list_bound(function)
-        return store
+            bounded |= found - self.list_bound(function)
+        return build_store(settings, bounded)
 
     @cached_property
     def classes(self) -> dict[str, Store]:
         """The containers of each class, by its dotted name."""
-        stores = dict[str, Store]()
+        settings, bounded = dict[str, list[Setting]](), dict[str, set[str]]()
         for function in self.functions:
             if function.owner is not None:
                 name = function.name.rpartition(".")[0]
-                if name not in stores:
-                    stores[name] = read_fields(function.owner)
-                self.read_method(function, stores[name])
-        return stores
+                settings.setdefault(name, list_settings(function.owner.body)).extend(self.list_attributes(function))
+                bounded.setdefault(name, set()).update(self.find_bounded(function))
+        return {name: build_store(settings[name], bounded[name]) for name in settings}
 
-    def read_method(self, function: Function, store: Store) -> None:
-        """Add what a method says of the attributes of its object."""
-        is_start = function.node.name in SETUP
-        arguments = {argument.arg: argument.annotation for argument in function.parameters}
-        aliases = find_aliases(self.list_nodes(function))
+    def list_attributes(self, function: Function) -> list[Setting]:
+        """Return what a method sets the attributes of its object to."""
+        arguments, settings = {argument.arg: argument.annotation for argument in function.parameters}, list[Setting]()
         for node in self.list_nodes(function):
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 names = list(filter(None, (get_attribute(target, {}) for target in list_targets(node))))
                 handed = arguments.get(node.value.id) if isinstance(node.value, ast.Name) else None
-                store.note(names, getattr(node, "annotation", handed), node.value)
+                settings.append((names, getattr(node, "annotation", handed), node.value))
+        return settings
+
+    def find_bounded(self, function: Function) -> set[str]:
+        """Return the attributes that a method empties, replaces or measures; to set one up is no replacement."""
+        is_start, found = function.node.name in SETUP, set[str]()
+        aliases = find_aliases(self.list_nodes(function))
+        for node in self.list_nodes(function):
             is_setting = isinstance(node, ast.Assign | ast.AnnAssign)
             if not is_start or not is_setting:  # `rows = self.rows` sets no attribute
-                names = [get_attribute(container, {} if is_setting else aliases) for container in iter_bounded(node)]
-                store.bounded |= {*filter(None, names)}
+                found |= {get_attribute(container, {} if is_setting else aliases) for container in iter_bounded(node)}
+        return found - {""}
 
 
-def read_fields(owner: ast.ClassDef) -> Store:
-    """Return the containers that the body of a class declares."""
-    store = Store()
-    for statement in owner.body:
+def list_settings(body: list[ast.stmt]) -> list[Setting]:
+    """Return what the statements of a class or a module set names to."""
+    settings = list[Setting]()
+    for statement in body:
         if isinstance(statement, ast.AnnAssign | ast.Assign):
             names = [target.id for target in list_targets(statement) if isinstance(target, ast.Name)]
-            store.note(names, getattr(statement, "annotation", None), statement.value)
-    return store
+            settings.append((names, getattr(statement, "annotation", None), statement.value))
+    return settings
 
 
 def get_attribute(node: ast.expr, aliases: dict[str, str]) -> str:

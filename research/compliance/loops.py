@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from research.compliance.bounds import Judge
 from research.compliance.calls import CallGraph
-from research.compliance.endless import COMPREHENSIONS, Endless, find_assigned, is_same_for_ever
+from research.compliance.endless import COMPREHENSIONS, Endless, find_assigned, find_generators, is_same_for_ever
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.folding import get_truth
 from research.compliance.functions import Function, FunctionNode, get_last_name
@@ -55,7 +55,7 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
 
 def iter_scopes(tree: Tree, graph: CallGraph) -> Iterator[Scope]:
     """Yield the functions of a tree, and the tops of its modules."""
-    generators = dict[str, bool]()
+    generators = find_generators(graph)
     for module in tree.modules:
         top = [*walk_top(module.syntax)]
         names = find_assigned(top)

@@ -13,6 +13,7 @@ TAKE, GROW, EXTEND, SET = "take", "grow", "extend", "set"  # EXTEND adds what ma
 TAKERS = {"pop", "popleft", "popitem", "remove", "discard", "clear", "get", "get_nowait", "heappop"}
 GIVERS = {"append", "appendleft", "add", "insert", "push", "put", "heappush"}
 EXTENDERS = {"extend", "extendleft", "update"}
+CUTTERS = {"partition", "rpartition", "split", "rsplit", "removeprefix", "removesuffix"}  # the rest of a text is shorter
 CLOCKS = {"monotonic", "perf_counter", "time", "monotonic_ns", "perf_counter_ns", "time_ns", "process_time", "now", "utcnow"}
 ARITHMETIC = {
     "min", "max", "int", "float", "abs", "round", "len", "sum", "divmod", "next", "cast", "str",
@@ -79,6 +80,8 @@ class Changes:
             return EXTEND
         if key not in list_sources(value, self.origins):
             return UP if calls_clock(value) else SET
+        if isinstance(value, ast.Call) and get_last_name(value) in CUTTERS:
+            return TAKE
         is_plain = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id not in ARITHMETIC
         return CALL if is_plain else STEP
 

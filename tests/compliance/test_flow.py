@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from compliance.trees import make_tree
+
 from research.compliance import flow
 from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
@@ -119,7 +119,10 @@ TANGLED = {
     "cls has the method": ("class C:\n    @classmethod\n    def run(cls):\n        return cls.run()\n", "C.run -> C.run"),
     "a new object has the method": ("class C:\n    def run(self):\n        return C().run()\n", "C.run -> C.run"),
     "super leads back": (
-        "class A:\n    def run(self):\n        return B().run()\n\nclass B(A):\n    def run(self):\n        return super().run()\n",
+        (
+            "class A:\n    def run(self):\n        return B().run()\n\nclass B(A):\n"
+            "    def run(self):\n        return super().run()\n"
+        ),
         "recursion",
     ),
     "an inner function calls the outer one": ("def f(n):\n    def g():\n        return f(n - 1)\n    return g()\n", "a.f -> "),
@@ -128,7 +131,10 @@ TANGLED = {
         "C.run",
     ),
     "a child of its own class is walked": (
-        "class Node:\n    children: list['Node']\n    def walk(self):\n        for child in self.children:\n            child.walk()\n",
+        (
+            "class Node:\n    children: list['Node']\n    def walk(self):\n"
+            "        for child in self.children:\n            child.walk()\n"
+        ),
         "Node.walk -> Node.walk",
     ),
     "a property reads itself": ("class C:\n    @property\n    def x(self):\n        return self.x\n", "C.x -> C.x"),
@@ -236,5 +242,8 @@ def test_long_cycle_is_short_to_read(tmp_path: Path) -> None:
 
 
 def test_units_are_functions_at_any_depth(tmp_path: Path) -> None:
-    text = "class C:\n    def f(self):\n        def g():\n            return lambda: 1\n        return g\n\nasync def h():\n    pass\n"
+    text = (
+        "class C:\n    def f(self):\n        def g():\n            return lambda: 1\n"
+        "        return g\n\nasync def h():\n    pass\n"
+    )
     assert check(tmp_path, a=text).units == 3

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from compliance.trees import make_tree
+
 from research.compliance import growth
 from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
@@ -53,8 +53,11 @@ BOUNDED = {
     "a number is added to": fill("0", "self.rows += value"),
     "an object of another kind is updated": fill("Metric()", "self.rows.update(value)"),
     "it is filled while it is set up": fill("[]", APPEND).replace("on_step", "setup"),
-    "a base class empties it": "class A:\n    def __init__(self):\n        self.rows = []\n\n    def empty(self):\n        self.rows.clear()\n\n"
-    "class B(A):\n    def on_step(self, x):\n        self.rows.append(x)\n",
+    "a base class empties it": (
+        "class A:\n    def __init__(self):\n        self.rows = []\n\n    def empty(self):\n"
+        "        self.rows.clear()\n\n"
+        "class B(A):\n    def on_step(self, x):\n        self.rows.append(x)\n"
+    ),
     "a cache has a size": "from functools import lru_cache\n@lru_cache(maxsize=8)\ndef f(x):\n    return x\n",
     "a cache has its usual size": "from functools import lru_cache\n@lru_cache\ndef f(x):\n    return x\n",
     "a cached function has no parameters": "from functools import cache\n@cache\ndef f():\n    return 1\n",
@@ -95,9 +98,14 @@ GROWING = {
     "it is emptied only where it is made": fill("[]", APPEND).replace(
         "self.rows = []", "self.rows = []\n        self.rows = []"
     ),
-    "a field of a dataclass": "from dataclasses import dataclass, field\n@dataclass\nclass C:\n    rows: list[int] = field(default_factory=list)\n\n"
-    "    def on_step(self, x):\n        self.rows.append(x)\n",
-    "a container of the class": "class C:\n    rows = {}\n\n    @classmethod\n    def register(cls, key, x):\n        cls.rows[key] = x\n",
+    "a field of a dataclass": (
+        "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+        "    rows: list[int] = field(default_factory=list)\n\n"
+        "    def on_step(self, x):\n        self.rows.append(x)\n"
+    ),
+    "a container of the class": (
+        "class C:\n    rows = {}\n\n    @classmethod\n    def register(cls, key, x):\n        cls.rows[key] = x\n"
+    ),
     "a parameter that is kept": "class C:\n    def __init__(self, rows: list[int]):\n        self.rows = rows\n\n"
     "    def on_step(self, x):\n        self.rows.append(x)\n",
     "a container of the module": "ROWS = []\ndef f(x):\n    ROWS.append(x)\n",
@@ -131,5 +139,8 @@ def test_fails(tmp_path: Path, text: str) -> None:
 
 
 def test_units_are_methods_and_functions_that_touch_the_module(tmp_path: Path) -> None:
-    text = "ROWS = [1]\ndef f():\n    return ROWS\n\ndef g():\n    return 1\n\nclass C:\n    def h(self):\n        def inner(): ...\n"
+    text = (
+        "ROWS = [1]\ndef f():\n    return ROWS\n\ndef g():\n    return 1\n\nclass C:\n"
+        "    def h(self):\n        def inner(): ...\n"
+    )
     assert check(tmp_path, text).units == 2

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from compliance.trees import make_tree
+
 from research.compliance import length
 from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
