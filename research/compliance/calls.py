@@ -278,7 +278,8 @@ def list_unread(node: ast.AST) -> list[ast.AST]:
         return [*ast.walk(node.annotation)]
     if isinstance(node, ast.ExceptHandler) and node.type is not None:
         return [*ast.walk(node.type)]
-    if isinstance(node, ast.Call) and get_last_name(node.func) in INSPECTORS:
+    is_named = isinstance(node, ast.Call) and not isinstance(node.func, ast.Call)  # `type(x)(map(f, x))` calls f
+    if isinstance(node, ast.Call) and is_named and get_last_name(node) in INSPECTORS:
         return [child for argument in node.args for child in ast.walk(argument) if not isinstance(child, ast.Call)]
     return []
 

@@ -58,6 +58,7 @@ def read_tree(root: Path) -> Tree:
     paths = sorted(iter_files(root)) if root.is_dir() else [root] if root.suffix == ".py" and root.is_file() else []
     if not paths:
         raise ValueError(f"PATH={root}: there is no Python file; give a folder with some, or one of them")
+    package = find_package(folder)
     modules, excluded, findings = list[Module](), dict[str, str](), list[Finding]()
     for path in paths:
         name = path.relative_to(folder).as_posix()
@@ -67,11 +68,24 @@ def read_tree(root: Path) -> Tree:
             if reason := explain_exclusion(name, text):
                 excluded[name] = reason
                 continue
-            modules.append(Module(name, to_dotted(name), text, ast.parse(text)))
+            modules.append(Module(name, to_dotted(f"{package}{name}"), text, ast.parse(text)))
         except (SyntaxError, ValueError, RecursionError, OSError) as error:
             message = f"it cannot be read: {str(error).splitlines()[0]}; mend it, or take it out of the tree"
             findings.append(Finding(name, getattr(error, "lineno", None) or 1, 0, to_dotted(name), message, True))
     return Tree(folder, tuple(modules), excluded, tuple(findings))
+
+
+def find_package(folder: Path) -> str:
+    """Return the folders of the package that a folder is, each with a / behind it; empty where it is none.
+
+    Imports name the whole package, also where only a part of it is read.
+    """
+    package = ""
+    for parent in (folder.resolve(), *folder.resolve().parents):
+        if not (parent / "__init__.py").is_file():
+            break
+        package = f"{parent.name}/{package}"
+    return package
 
 
 def iter_files(root: Path) -> Iterator[Path]:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from compliance.trees import make_tree
+from compliance.trees import make_tree, write_tree
 
 from research.compliance import flow
 from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
+from research.compliance.tree import read_tree
 
 ELIF = "def f(x):\n    if x == 0:\n        return 0\n" + "".join(
     f"    elif x == {n}:\n        return {n}\n" for n in range(1, 9)
@@ -138,6 +139,7 @@ TANGLED = {
         "Node.walk -> Node.walk",
     ),
     "a property reads itself": ("class C:\n    @property\n    def x(self):\n        return self.x\n", "C.x -> C.x"),
+    "its own class is called with what it calls": ("def f(x):\n    return type(x)(map(f, x))\n", "a.f -> a.f"),
     "a lambda calls the name it is bound to": ("f = lambda n: f(n - 1)\n", " f -> f;"),
     "a lambda calls the attribute it is bound to": (
         "class C:\n    def __init__(self):\n        self.f = lambda n: self.f(n - 1)\n",
@@ -231,6 +233,13 @@ def test_recursion_over_files(tmp_path: Path) -> None:
     result = check(tmp_path, **files)
     assert [finding.path for finding in result.findings] == ["a.py", "b.py"]
     assert result.score == 0
+
+
+def test_recursion_within_a_package_that_is_the_root(tmp_path: Path) -> None:
+    """Imports name the package, whose folder is above the files."""
+    files = {"b": "from pkg.c import g\n\ndef f():\n    return g()\n", "c": "from pkg import b\n\ndef g():\n    return b.f()\n"}
+    tree = read_tree(write_tree(tmp_path / "pkg", {"__init__.py": "", **{f"{name}.py": text for name, text in files.items()}}))
+    assert [finding.unit for finding in flow.check(tree, CallGraph(tree)).findings] == ["pkg.b.f", "pkg.c.g"]
 
 
 def test_long_cycle_is_short_to_read(tmp_path: Path) -> None:
