@@ -208,7 +208,7 @@ def find_home(module: Module, node: ast.ImportFrom) -> str:
     """Return the dotted name of the module that `from ... import` reads."""
     if not node.level:
         return node.module or ""
-    is_package = module.path.endswith("/__init__.py")
+    is_package = module.path.split("/")[-1] == "__init__.py"
     parts = module.name.split(".")
     parts = parts[: len(parts) - node.level + is_package]
     return ".".join([*parts, *filter(None, [node.module])])
