@@ -1,16 +1,15 @@
 """python -m research.compliance PATH: ten rules over a tree of Python files, a score, and the level that it reaches."""
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import NoReturn
 
 from research.compliance.calls import CallGraph
-from research.compliance.formats import Options, format_github, format_json, format_text, to_printable
+from research.compliance.formats import Options, format_github, format_json, format_text
+from research.compliance.output import Parser, escape_streams, warn, write
 from research.compliance.register import REGISTER_FILE, Register, Scope, apply_register, read_register
 from research.compliance.rules import RULES, Inputs, run_rules
 from research.compliance.sarif import format_sarif
@@ -26,14 +25,6 @@ FORMATS: Mapping[str, Callable[[Report, Options], str]] = {
 NOTICE_DAYS = 30  # before a deviation expires, a note says so
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program with one line."""
-        self.exit(2, to_printable(f"error: {message}") + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report of a tree. Return 0 where the level is reached, 1 where it is not, 2 where the command is wrong."""
     args = make_parser().parse_args(arguments)
@@ -41,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = make(args, date.today())
     except (ValueError, OSError) as error:
-        print(to_printable(f"error: {error}"), file=sys.stderr)
+        warn(f"error: {error}")
         return 2
     for note in report.notes:
-        print(to_printable(f"note: {note}"), file=sys.stderr)
+        warn(f"note: {note}")
     name = "json" if args.json else args.format
     if not write(FORMATS[name](report, Options(args.level, args.findings))):
         return 2
@@ -122,32 +113,6 @@ def find_root(folder: Path) -> str:
     """Return what to put before the paths of a tree, so that they are seen from the current folder; empty for that one."""
     root = os.path.relpath(folder).replace(os.sep, "/")
     return "" if root == "." else folder.resolve().as_posix() if root.startswith("..") else root
-
-
-def escape_streams() -> None:
-    """Let stdout and stderr write what their encoding lacks as escapes, instead of ending the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def write(text: str) -> bool:
-    """Print the result. Return whether it could be written; a reader that has gone, as head, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        silence_stdout()
-    except OSError as error:
-        print(f"error: the result cannot be written: {error.strerror}", file=sys.stderr)
-        silence_stdout()
-        return False
-    return True
-
-
-def silence_stdout() -> None:
-    """Let stdout write nowhere: Python would complain when it ends."""
-    with open(os.devnull, "wb") as null:
-        os.dup2(null.fileno(), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

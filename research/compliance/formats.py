@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from research.compliance.findings import Finding
+from research.compliance.output import to_printable
 from research.compliance.rules import NO_RULE, RULES
 from research.compliance.score import BY_NAME, Report, explain_level, to_text
 
@@ -19,11 +20,6 @@ class Options:
 
     level: str = "defense"
     findings: int = 20  # a rule, of text and annotations
-
-
-def to_printable(text: str) -> str:
-    """Return a text in one line, control characters and broken ones as escapes: names of files may hold any."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def to_path(report: Report, path: str) -> str:

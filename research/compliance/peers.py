@@ -3,7 +3,6 @@
 It finds packages without importing them, reads their files, and writes nothing. No register counts: peers have none.
 """
 
-import argparse
 import importlib.machinery
 import importlib.util
 import json
@@ -14,9 +13,10 @@ from pathlib import Path
 
 from research.compliance.calls import CallGraph
 from research.compliance.functions import list_functions
+from research.compliance.output import Parser, warn, write
 from research.compliance.rules import RULES, Inputs, run_rules
 from research.compliance.score import Report, to_text
-from research.compliance.tree import read_tree
+from research.compliance.tree import iter_files, read_tree
 
 ANALYSERS_RULE = 10  # of a peer only where --ruff asks for it: its own settings are others
 PEERS = (
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = {name: find_source(name) for name in dict.fromkeys(args.names)}
     peers = [measure(name, path, numbers) for name, path in paths.items() if path is not None]
     if missing := [name for name, path in paths.items() if path is None]:
-        print(f"note: without Python files here: {', '.join(missing)}", file=sys.stderr)
+        warn(f"note: without Python files here: {', '.join(missing)}")
     if not peers:
-        print("error: none of these packages has Python files here; install one, or name another", file=sys.stderr)
+        warn("error: none of these packages has Python files here; install one, or name another")
         return 2
     peers.sort(key=lambda peer: (-peer.score, peer.name))
-    print(json.dumps([asdict(peer) for peer in peers]) if args.json else format_table(peers, numbers))
-    return 0
+    is_written = write(json.dumps([asdict(peer) for peer in peers]) if args.json else format_table(peers, numbers))
+    return 0 if is_written else 2
 
 
 def find_source(name: str) -> Path | None:
@@ -82,11 +82,8 @@ def list_folders(spec: importlib.machinery.ModuleSpec | None) -> list[Path]:
 
 
 def has_source(path: Path) -> bool:
-    """Return whether a path is a file of Python or a folder with some that count."""
-    try:
-        return bool(read_tree(path).modules) if path.is_dir() else path.is_file() and path.suffix == ".py"
-    except ValueError:
-        return False
+    """Return whether a path is a file of Python or a folder with some."""
+    return any(iter_files(path)) if path.is_dir() else path.is_file() and path.suffix == ".py"
 
 
 def measure(name: str, path: Path, numbers: Sequence[int]) -> Peer:

@@ -87,7 +87,7 @@ class Outcome:
 
 
 def read_register(path: Path, name: str = REGISTER_FILE) -> Register:
-    """Return the register of a file; `name` is how findings call the file. What is wrong becomes findings, nothing is raised."""
+    """Return the register of a file; findings call it `name`. What is wrong with it becomes findings, nothing is raised."""
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
