@@ -40,9 +40,7 @@ class Peer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of peers, or one line of JSON. Return 0, or 2 where no package can be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m research.compliance.peers", description="The same rules over other packages."
-    )
+    parser = Parser(prog="python -m research.compliance.peers", description="The same rules over other packages.")
     parser.add_argument(
         "names", metavar="NAME", nargs="*", default=PEERS, help="packages as they are imported (those of the docs)"
     )
