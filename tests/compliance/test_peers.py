@@ -17,7 +17,7 @@ def test_packages_modules_and_parts_are_read() -> None:
     assert find_source("typing_extensions").suffix == ".py"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["no_such_package", "sys", "", ".", "a..b", "hydra.no_such", "__main__"])
+@pytest.mark.parametrize("name", ["no_such_package", "sys", "", ".", "a..b", "hydra.no_such"])
 def test_what_has_no_python_files_is_none(name: str) -> None:
     assert find_source(name) is None
 

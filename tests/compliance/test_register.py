@@ -28,14 +28,13 @@ GOOD = "version = 1\n" + ENTRY
 
 def make_results(units: int = 100) -> list[RuleResult]:
     """Return results of three rules: recursion, a check that cannot fail beside missing ones, and an eval."""
+    recursion, paths = Finding("a.py", 3, 1, "a.walk", "recursion", True), Finding("a.py", 9, 1, "a.run", "11 paths")
+    unchecked, lie = Finding("a.py", 3, 5, "a.walk", "0 checks"), Finding("a.py", 5, 5, "a.lie", "assert True", True)
+    evals = [Finding(path, 5, 8, "a.load:5", "eval", True) for path in ("a.py", "b.py")]
     return [
-        RuleResult(1, units, [Finding("a.py", 3, 1, "a.walk", "recursion", True), Finding("a.py", 9, 1, "a.run", "11 paths")]),
-        RuleResult(
-            5, units, [Finding("a.py", 3, 5, "a.walk", "0 checks"), Finding("a.py", 5, 5, "a.lie", "True", True)], missing=3
-        ),
-        RuleResult(
-            8, units, [Finding("a.py", 5, 8, "a.load:5", "eval", True), Finding("b.py", 5, 8, "a.load:5", "eval", True)]
-        ),
+        RuleResult(1, units, [recursion, paths]),
+        RuleResult(5, units, [unchecked, lie], missing=3),
+        RuleResult(8, units, evals),
     ]
 
 
