@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from posixpath import join, normpath
 
 from research.compliance.findings import Finding
 from research.compliance.output import to_printable
@@ -24,7 +25,7 @@ class Options:
 
 def to_path(report: Report, path: str) -> str:
     """Return a path of a tree as it is seen from the folder where the program runs."""
-    return f"{report.root}/{path}".replace("//", "/") if report.root else path
+    return normpath(join(report.root, path))
 
 
 def limit(findings: Iterable[Finding], options: Options) -> tuple[list[Finding], Counter[int]]:

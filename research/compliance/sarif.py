@@ -46,8 +46,12 @@ def to_descriptor(rule: Rule) -> dict[str, object]:
 
 
 def to_result(report: Report, finding: Finding) -> dict[str, object]:
-    """Return a finding as SARIF has it. Its address is relative to the folder where the program runs."""
-    address = quote(to_path(report, finding.path), errors="surrogateescape")
+    """Return a finding as SARIF has it.
+
+    Its address is relative to the folder where the program runs, or to the tree where that is elsewhere.
+    """
+    path = finding.path if report.root.startswith("/") else to_path(report, finding.path)
+    address = quote(path, errors="surrogateescape")
     location = {"artifactLocation": {"uri": address}, "region": {"startLine": max(1, finding.line)}}
     return {
         "ruleId": to_id(finding.rule),

@@ -165,3 +165,20 @@ def test_a_name_that_is_no_text_has_an_address() -> None:
     report = Report("", (RuleResult(1, 1, []),), (Finding("a\udcff#.py", 0, 0, "a", "x", True),))
     location = json.loads(format_sarif(report, Options()))["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
     assert location == {"artifactLocation": {"uri": "a%FF%23.py"}, "region": {"startLine": 1}}
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "address", "line"),
+    [
+        ("", "a.py", "a.py", "a.py"),
+        ("src", "a.py", "src/a.py", "src/a.py"),
+        ("src/pkg", "../compliance.toml", "src/compliance.toml", "src/compliance.toml"),
+        ("/data/tree", "a.py", "a.py", "/data/tree/a.py"),
+    ],
+    ids=["the current folder", "a folder in it", "a register above the tree", "a folder elsewhere"],
+)
+def test_paths_are_seen_from_where_the_program_runs(root: str, path: str, address: str, line: str) -> None:
+    report = Report(root, (RuleResult(1, 1, []),), (Finding(path, 3, 0, "a", "x", True),))
+    location = json.loads(format_sarif(report, Options()))["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
+    assert location["artifactLocation"]["uri"] == address
+    assert f"  {line}:3 a: critical: x" in format_text(report, Options()).splitlines()

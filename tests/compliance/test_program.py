@@ -248,6 +248,27 @@ def test_a_part_of_a_tree_has_the_units_of_the_whole(tmp_path: Path) -> None:
         assert [len(content["deviations"]), find(content, 0)] == [count, []]
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "line"),
+    [
+        ("pkg/__init__.py", "pkg", "from pkg.a import f\n"),
+        ("pkg/a.py", "pkg.a", "from . import f\n"),
+    ],
+    ids=["its first file", "a file of it"],
+)
+def test_a_package_as_a_tree_has_the_names_that_others_import(tmp_path: Path, path: str, name: str, line: str) -> None:
+    write_tree(tmp_path, {"pkg/__init__.py": "", "pkg/a.py": ""} | {path: line})
+    assert {"pkg", "pkg.a"} == {module.name for module in read_tree(tmp_path / "pkg").modules}
+    assert [module.name for module in read_tree(tmp_path / path).modules] == [name]
+
+
+def test_recursion_over_files_of_a_package_is_seen_from_inside(tmp_path: Path) -> None:
+    first = "from .a import g\ndef f(x: int) -> int:\n    return g(x)\n"
+    second = "from pkg import f\ndef g(x: int) -> int:\n    return f(x)\n"
+    tree = read_tree(write_tree(tmp_path, {"pkg/__init__.py": first, "pkg/a.py": second}) / "pkg")
+    assert [sorted(cycle) for cycle in CallGraph(tree).find_cycles()] == [["pkg.a.g", "pkg.f"]]
+
+
 def test_it_needs_no_library_and_no_part_of_the_package(tmp_path: Path) -> None:
     write_tree(tmp_path, CLEAN)
     assert run(".", "--rule", "1", folder=tmp_path, options=("-S",)).returncode == 0
