@@ -19,5 +19,7 @@ def check_environment(command: str) -> None:
 
 
 program = os.path.basename((sys.argv or [""])[0])
-if program in ("train.py", "-m"):  # of a library the failing import itself says what it is
+# research.compliance judges any tree, and needs no library.
+is_checker = sys.version_info >= (3, 11) and any(word.startswith("research.compliance") for word in sys.orig_argv)
+if not is_checker and program in ("train.py", "-m"):  # of a library the failing import itself says what it is
     check_environment("train.py" if program == "train.py" else "-m MODULE")

@@ -7,10 +7,10 @@ calls itself. What run time alone knows cannot be seen: getattr, a dict of funct
 import ast
 from collections.abc import Iterator
 
-from research.compliance.calls import CallGraph
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.functions import Function, FunctionNode, list_functions
-from research.compliance.tree import Module, Tree
+from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.functions import Function, FunctionNode, list_functions
+from research.compliance.syntax.tree import Module, Tree
 
 RULE = 1
 MAX_COMPLEXITY = 10  # McCabe (1976)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from research.compliance.calls import CallGraph
-from research.compliance.containers import (
+from research.compliance.findings import Finding, RuleResult
+from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.containers import (
     DEFAULTS,
     MAPPINGS,
     SURE_GROWERS,
@@ -22,10 +23,9 @@ from research.compliance.containers import (
     list_known_keys,
     list_targets,
 )
-from research.compliance.findings import Finding, RuleResult
-from research.compliance.functions import Function, get_last_name, list_functions
-from research.compliance.names import Class, to_key
-from research.compliance.tree import Module, Tree
+from research.compliance.syntax.functions import Function, get_last_name, list_functions
+from research.compliance.syntax.names import Class, to_key
+from research.compliance.syntax.tree import Module, Tree
 
 RULE = 3
 SETUP = ("__init__", "__new__", "__post_init__", "__enter__", "__aenter__", "__init_subclass__", "__set_name__", "__setstate__")

@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from itertools import pairwise
 
-from research.compliance.calls import CallGraph
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.functions import Visibility, get_last_name
-from research.compliance.tree import Module, Tree
+from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.functions import Visibility, get_last_name
+from research.compliance.syntax.tree import Module, Tree
 
 RULE = 4
 MAX_LINES = 60

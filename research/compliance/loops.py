@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from research.compliance.bounds import Judge
-from research.compliance.calls import CallGraph
-from research.compliance.endless import COMPREHENSIONS, Endless, find_assigned, find_generators, is_same_for_ever
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.folding import get_truth
-from research.compliance.functions import Function, FunctionNode, get_last_name
-from research.compliance.paths import Loop
-from research.compliance.tree import Module, Tree
+from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.endless import COMPREHENSIONS, Endless, find_assigned, find_generators, is_same_for_ever
+from research.compliance.syntax.folding import get_truth
+from research.compliance.syntax.functions import Function, FunctionNode, get_last_name
+from research.compliance.syntax.paths import Loop
+from research.compliance.syntax.tree import Module, Tree
 
 RULE = 2
 COMPREHENSION = "a comprehension over what may never end; take islice of it, or zip it with what ends"

@@ -4,9 +4,9 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from research.compliance.containers import get_base, is_extended, list_targets
-from research.compliance.functions import get_last_name
-from research.compliance.paths import Paths, list_heads, walk_certain
+from research.compliance.syntax.containers import get_base, is_extended, list_targets
+from research.compliance.syntax.functions import get_last_name
+from research.compliance.syntax.paths import Paths, list_heads, walk_certain
 
 UP, DOWN, STEP, CALL = "up", "down", "step", "call"  # by a constant, by what is not known, by a function
 TAKE, GROW, EXTEND, SET = "take", "grow", "extend", "set"  # EXTEND adds what may be nothing; SET has nothing of what was

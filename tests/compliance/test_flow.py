@@ -6,9 +6,9 @@ import pytest
 from compliance.trees import make_tree, write_tree
 
 from research.compliance import flow
-from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
-from research.compliance.tree import read_tree
+from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.tree import read_tree
 
 ELIF = "def f(x):\n    if x == 0:\n        return 0\n" + "".join(
     f"    elif x == {n}:\n        return {n}\n" for n in range(1, 9)

@@ -6,8 +6,8 @@ import pytest
 from compliance.trees import make_tree
 
 from research.compliance import growth
-from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
+from research.compliance.syntax.calls import CallGraph
 
 CLASS = """
 from collections import Counter, OrderedDict, defaultdict, deque

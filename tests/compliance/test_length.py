@@ -6,8 +6,8 @@ import pytest
 from compliance.trees import make_tree
 
 from research.compliance import length
-from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
+from research.compliance.syntax.calls import CallGraph
 
 
 def lines(number: int, indent: int = 4, text: str = "x = 1") -> str:

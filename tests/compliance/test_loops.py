@@ -7,8 +7,8 @@ import pytest
 from compliance.trees import make_tree
 
 from research.compliance import loops
-from research.compliance.calls import CallGraph
 from research.compliance.findings import RuleResult
+from research.compliance.syntax.calls import CallGraph
 
 HEAD = """
 import asyncio, itertools, math, time

@@ -3,7 +3,7 @@
 from pathlib import Path
 from textwrap import dedent
 
-from research.compliance.tree import Tree, read_tree
+from research.compliance.syntax.tree import Tree, read_tree
 
 
 def write_tree(folder: Path, files: dict[str, str]) -> Path:

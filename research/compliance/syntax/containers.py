@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from research.compliance.functions import get_last_name
+from research.compliance.syntax.functions import get_last_name
 
 SURE_GROWERS = {"append", "extend", "insert", "appendleft", "extendleft"}  # only containers have them
 GROWERS = SURE_GROWERS | {"add", "update", "setdefault"}

@@ -4,8 +4,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from research.compliance.folding import get_truth
-from research.compliance.functions import FunctionNode
+from research.compliance.syntax.folding import get_truth
+from research.compliance.syntax.functions import FunctionNode
 
 AGAIN, OUT = -1, -2  # the next round of the loop, and whatever is after it
 Loop = ast.For | ast.AsyncFor | ast.While

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import tokenize
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,34 +59,46 @@ def read_tree(root: Path) -> Tree:
     paths = sorted(iter_files(root)) if root.is_dir() else [root] if root.suffix == ".py" and root.is_file() else []
     if not paths:
         raise ValueError(f"PATH={root}: there is no Python file; give a folder with some, or one of them")
-    package = find_package(folder)
     modules, excluded, findings = list[Module](), dict[str, str](), list[Finding]()
+    package = find_package(folder)
     for path in paths:
         name = path.relative_to(folder).as_posix()
+        dotted = to_dotted(name, package)
         try:
             with tokenize.open(path) as file:  # the encoding is the one that the file declares
                 text = file.read()
             if reason := explain_exclusion(name, text):
                 excluded[name] = reason
                 continue
-            modules.append(Module(name, to_dotted(f"{package}{name}"), text, ast.parse(text)))
-        except (SyntaxError, ValueError, RecursionError, OSError) as error:
-            message = f"it cannot be read: {str(error).splitlines()[0]}; mend it, or take it out of the tree"
-            findings.append(Finding(name, getattr(error, "lineno", None) or 1, 0, to_dotted(name), message, True))
+            modules.append(Module(name, dotted, text, parse(text)))
+        except (SyntaxError, ValueError, LookupError, RecursionError, MemoryError, OSError) as error:
+            line = (error.lineno if isinstance(error, SyntaxError) else None) or 1
+            message = f"it cannot be read: {explain_error(error)}; mend it, or take it out of the tree"
+            findings.append(Finding(name, line, 0, dotted, message, True))
     return Tree(folder, tuple(modules), excluded, tuple(findings))
 
 
-def find_package(folder: Path) -> str:
-    """Return the folders of the package that a folder is, each with a / behind it; empty where it is none.
+def parse(text: str) -> ast.Module:
+    """Return the syntax tree of a text. What Python would warn of, as of an unknown escape, is left to rule 10."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
 
-    Imports name the whole package, also where only a part of it is read.
-    """
-    package = ""
-    for parent in (folder.resolve(), *folder.resolve().parents):
+
+def explain_error(error: Exception) -> str:
+    """Return why a file cannot be read: one short line without its path."""
+    lines = str(error).splitlines() if not isinstance(error, OSError) else [error.strerror or ""]
+    return (lines[0] if lines else "")[:120] or type(error).__name__
+
+
+def find_package(folder: Path) -> str:
+    """Return the dotted name of the package that a folder is; empty where it is none."""
+    parts, resolved = list[str](), folder.resolve()
+    for parent in (resolved, *resolved.parents):
         if not (parent / "__init__.py").is_file():
             break
-        package = f"{parent.name}/{package}"
-    return package
+        parts.append(parent.name)
+    return ".".join(reversed(parts))
 
 
 def iter_files(root: Path) -> Iterator[Path]:
@@ -93,7 +106,7 @@ def iter_files(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         is_environment = {name for name in folders if (Path(folder) / name / "pyvenv.cfg").exists()}
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS | is_environment and not name.startswith(".")]
-        yield from (Path(folder) / name for name in files if name.endswith(".py"))
+        yield from (Path(folder) / name for name in files if name.endswith(".py") and not name.startswith("."))
 
 
 def explain_exclusion(path: str, text: str) -> str:
@@ -114,7 +127,10 @@ def explain_exclusion(path: str, text: str) -> str:
     return ""
 
 
-def to_dotted(path: str) -> str:
-    """Return the name by which a file is imported from the root of its tree, or from a folder src/ there."""
-    name = path.removeprefix("src/").removesuffix(".py").replace("/", ".")
+def to_dotted(path: str, package: str = "") -> str:
+    """Return the name by which a file is imported: from the root of its tree, from src/ there, or as a part of `package`."""
+    name = path if package else path.removeprefix("src/")
+    name = name.removesuffix(".py").replace("/", ".")
+    if package:
+        return f"{package}.{name}".removesuffix(".__init__")
     return name.removesuffix(".__init__") or name

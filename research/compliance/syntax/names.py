@@ -4,8 +4,8 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from research.compliance.functions import PROPERTIES, Function, FunctionNode, list_functions
-from research.compliance.tree import Module
+from research.compliance.syntax.functions import PROPERTIES, Function, FunctionNode, list_functions
+from research.compliance.syntax.tree import Module
 
 WRITERS = PROPERTIES - {"property", "cached_property", "getter"}  # the second functions of a property's name
 

@@ -7,10 +7,10 @@ a method of an object of an unknown class, has no edge; so recursion that only r
 import ast
 from collections.abc import Iterator
 
-from research.compliance.components import find_components
-from research.compliance.functions import Function, FunctionNode, get_last_name
-from research.compliance.names import Class, list_bound, read_imports, read_names, to_key
-from research.compliance.tree import Tree
+from research.compliance.syntax.components import find_components
+from research.compliance.syntax.functions import Function, FunctionNode, get_last_name
+from research.compliance.syntax.names import Class, list_bound, read_imports, read_names, to_key
+from research.compliance.syntax.tree import Tree
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at

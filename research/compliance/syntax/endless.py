@@ -3,11 +3,11 @@
 import ast
 from dataclasses import dataclass
 
-from research.compliance.calls import CallGraph
-from research.compliance.folding import fold, get_truth
-from research.compliance.functions import Function, get_last_name
-from research.compliance.names import to_key
-from research.compliance.paths import Paths
+from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.folding import fold, get_truth
+from research.compliance.syntax.functions import Function, get_last_name
+from research.compliance.syntax.names import to_key
+from research.compliance.syntax.paths import Paths
 
 WRAPPERS = {
     "enumerate", "iter", "filter", "reversed", "starmap", "accumulate", "chain", "from_iterable", "list", "tuple", "set",

@@ -1,0 +1,187 @@
+"""Rules 5 to 10: what passes, what fails, and what only looks like a check."""
+
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+from compliance.trees import make_tree
+
+from research.compliance import analysers, chains, checks, dynamic, results, scope
+from research.compliance.findings import Finding
+from research.compliance.syntax.calls import CallGraph
+
+RULES = {
+    5: lambda tree: checks.check(tree, CallGraph(tree)),
+    6: scope.check,
+    7: lambda tree: results.check(tree, CallGraph(tree)),
+    8: dynamic.check,
+    9: chains.check,
+    10: analysers.check,
+}
+
+
+def refuse(*tests: str) -> str:
+    """Return the statements that raise where a test holds."""
+    return "".join(f"    if {test}:\n        raise ValueError(a)\n" for test in tests)
+
+
+TWO = refuse("a < 0", "b < 0")
+CLEAN: dict[int, dict[str, str]] = {
+    5: {
+        "two raises under conditions": f"def f(a: int, b: int) -> int:\n{TWO}    return a + b\n",
+        "a checker of the tree and a raise": (
+            f"def check_size(a: int) -> None:\n{refuse('a < 0', 'a > 9')}"
+            f"def f(a: int) -> int:\n    check_size(a)\n{refuse('a == 3')}    return a\n"
+        ),
+        "a decorator that checks types": (
+            "from beartype import beartype\n@beartype\ndef f(a: int, b: str) -> str:\n    return b * a\n"
+        ),
+        "two parameters whose class checks itself": (
+            f"class P:\n    def __init__(self, a: int, b: int) -> None:\n{indent(TWO, '    ')}        self.a = a\n"
+            "def f(a: P, b: P) -> int:\n    return a.a + b.a\n"
+        ),
+        "a private helper has its caller's checks": "def _f(a: int) -> int:\n    return a\n",
+        "nothing is given": "def f() -> int:\n    return 3\n",
+        "NaN is told by itself": f"def f(a: float) -> float:\n{refuse('a != a', 'a < 0')}    return a\n",
+    },
+    6: {
+        "a constant in capitals": "NAMES = {'a': 1}\ndef f() -> int:\n    return NAMES['a']\n",
+        "a tuple": "names = ('a', 'b')\n",
+        "None as a default": "def f(a: list[int] | None = None) -> list[int]:\n    return a or []\n",
+        "a local list of the same name": "ITEMS = [1]\ndef f() -> None:\n    ITEMS = []\n    ITEMS.append(2)\n",
+    },
+    7: {
+        "all has types": "def f(a: int) -> int:\n    return a\n",
+        "a result that is kept": "def f(a: int) -> int:\n    return a\ndef g() -> None:\n    _ = f(3)\n",
+        "a narrow exception": "try:\n    x = int('3')\nexcept ValueError:\n    pass\n",
+        "any exception is logged": "import logging\ntry:\n    x = 1\nexcept Exception:\n    logging.exception('no')\n",
+        "any exception has a fallback": "try:\n    x = 1\nexcept Exception:\n    x = 2\n",
+        "one that is raised again": "try:\n    x = 1\nexcept Exception as error:\n    raise ValueError from error\n",
+    },
+    8: {
+        "a constant attribute": "def f(a: object) -> object:\n    return getattr(a, 'shape', None)\n",
+        "a literal is parsed": "import ast\ndef f(a: str) -> object:\n    return ast.literal_eval(a)\n",
+        "keywords that are read": "def f(**names: int) -> int:\n    return sum(names.values())\n",
+        "a method of one's own named eval": "class M:\n    def f(self) -> None:\n        self.model.eval()\n",
+        "re.compile": "import re\nP = re.compile('a')\n",
+    },
+    9: {
+        "two steps": "def f(a):\n    return a.b.c\n",
+        "modules are no steps": "import torch\ndef f(x):\n    return torch.nn.functional.relu(x)\n",
+        "self is no step": "class A:\n    def f(self):\n        return self.a.b.c\n",
+        "a call begins anew": "def f(a):\n    return a.b.c().d.e\n",
+        "annotations": "def f(a: 'x') -> dict[str, dict[str, list[int]]]:\n    return {}\n",
+    },
+    10: {
+        "a code is named": "import os  # noqa: F401\n",
+        "warnings inside a block": "import warnings\n\nwith warnings.catch_warnings():\n    warnings.simplefilter('ignore')\n",
+        "one message is off": "import warnings\n\nwarnings.filterwarnings('ignore', message='torch')\n",
+    },
+}
+LIES: dict[int, dict[str, str]] = {
+    5: {
+        "nothing is checked": "def f(a: int) -> int:\n    return a\n",
+        "a constant is asserted": "def f(a: int) -> int:\n    assert True\n    return a\n",
+        "a filled tuple is asserted": "def f(a: int) -> int:\n    assert (a > 0, 'positive')\n    return a\n",
+        "asserts go away under -O": "def f(a: int) -> int:\n    assert a > 0\n    assert a < 9\n    return a\n",
+        "everything is an object": (
+            "def f(a: int) -> int:\n    if not isinstance(a, object):\n        raise TypeError\n    return a\n"
+        ),
+        "a thing is itself": "def f(a: int) -> int:\n    assert a == a\n    return a\n",
+        "a length is not negative": "def f(a: list[int]) -> int:\n    if len(a) < 0:\n        raise ValueError\n    return 1\n",
+        "a constant is checked": "def f(a: int) -> int:\n    n = 3\n    if n != 3:\n        raise ValueError\n    return a\n",
+        "two constants are compared": "def f(a: int) -> int:\n    if 1 > 2:\n        raise ValueError\n    return a\n",
+        "a thing or its contrary": "def f(a: int) -> int:\n    assert a or not a\n    return a\n",
+        "if False": "def f(a: int) -> int:\n    if False:\n        raise ValueError\n    return a\n",
+        "only in debug": "def f(a: int) -> int:\n    if not __debug__:\n        raise ValueError\n    return a\n",
+        "every object has a class": "def f(a: int) -> int:\n    assert hasattr(a, '__class__')\n    return a\n",
+        "an alternative that always holds": "def f(a: int) -> int:\n    assert a > 0 or True\n    return a\n",
+        "a checker that never raises": (
+            "def check_a(a: int) -> None:\n    print(a)\ndef f(a: int) -> int:\n    check_a(a)\n    return a\n"
+        ),
+        "a decorator of that name that does nothing": (
+            "def beartype(f):\n    return f\n@beartype\ndef g(a: int, b: int) -> int:\n    return a + b\n"
+        ),
+    },
+    6: {
+        "global": "n = 1\ndef f() -> None:\n    global n\n    n = 2\n",
+        "nonlocal": "def f() -> None:\n    n = 1\n    def g() -> None:\n        nonlocal n\n        n = 2\n    g()\n",
+        "a list as default": "def f(a: list[int] = []) -> None:\n    pass\n",
+        "a made dict as default": "def f(*, a: dict[str, int] = dict()) -> None:\n    pass\n",
+        "a list in small letters": "names = ['a']\n",
+        "a constant that grows": "NAMES = ['a']\ndef f() -> None:\n    NAMES.append('b')\n",
+        "a constant that is set": "NAMES: dict[str, int] = {}\ndef f() -> None:\n    NAMES['a'] = 1\n",
+    },
+    7: {
+        "no type": "def f(a) -> int:\n    return a\n",
+        "no type of the result": "def f(a: int):\n    return a\n",
+        "Any alone": "from typing import Any\ndef f(a: Any) -> int:\n    return 1\n",
+        "a result that is dropped": "def f(a: int) -> int:\n    return a\ndef g() -> None:\n    f(3)\n",
+        "except and pass": "try:\n    x = 1\nexcept:\n    pass\n",
+        "except Exception and continue": "for i in (1, 2):\n    try:\n        x = 1\n    except Exception:\n        continue\n",
+        "any exception among others": "try:\n    x = 1\nexcept (KeyError, Exception):\n    ...\n",
+        "suppressed": "import contextlib\nwith contextlib.suppress(Exception):\n    x = 1\n",
+        "None in its place": "def f() -> None:\n    try:\n        g = 1\n    except BaseException:\n        return None\n",
+    },
+    8: {
+        "eval": "def f(a: str) -> object:\n    return eval(a)\n",
+        "exec at the top": "exec('x = 1')\n",
+        "an alias of eval": "run = eval\ndef f(a: str) -> object:\n    return run(a)\n",
+        "eval of builtins": "import builtins\ndef f(a: str) -> object:\n    return builtins.eval(a)\n",
+        "exec under another name": "from builtins import exec as run\ndef f(a: str) -> None:\n    run(a)\n",
+        "eval by its name": "import builtins\nrun = getattr(builtins, 'eval')\ndef f(a: str) -> object:\n    return run(a)\n",
+        "import *": "from os import *\n",
+        "a dynamic attribute": "def f(a: object, name: str) -> object:\n    return getattr(a, name)\n",
+        "a module of any name": "import importlib\ndef f(name: str) -> object:\n    return importlib.import_module(name)\n",
+        "keywords handed on": "def f(**kwargs: int) -> None:\n    print(**kwargs)\n",
+        "a patched module": "import os\ndef f() -> None:\n    os.sep = '/'\n",
+    },
+    9: {
+        "three steps": "def f(a):\n    return a.b.c.d\n",
+        "subscripts": "def f(a):\n    return a[0][1][2]\n",
+        "three steps after self": "class A:\n    def f(self):\n        return self.a.b.c.d\n",
+        "mixed": "def f(a):\n    return a.b[0].c\n",
+    },
+    10: {
+        "a bare noqa": "import os  # noqa\n",
+        "a bare ignore": "x: int = 'a'  # type: ignore\n",
+        "a whole file": "# ruff: noqa\nx = 1\n",
+        "mypy off": "# mypy: ignore-errors\nx = 1\n",
+        "all warnings off": "import warnings\n\nwarnings.filterwarnings('ignore')\n",
+        "all warnings off, simply": "import warnings\n\nwarnings.simplefilter('ignore')\n",
+    },
+}
+
+
+def list_cases(table: dict[int, dict[str, str]]) -> list[object]:
+    return [pytest.param(rule, text, id=f"{rule}: {name}") for rule, cases in table.items() for name, text in cases.items()]
+
+
+def find(folder: Path, rule: int, text: str) -> list[Finding]:
+    return list(RULES[rule](make_tree(folder, module=text)).findings)
+
+
+@pytest.mark.parametrize(("rule", "text"), list_cases(CLEAN))
+def test_what_conforms(tmp_path: Path, rule: int, text: str) -> None:
+    messages = [f"{finding.unit}: {finding.message}" for finding in find(tmp_path, rule, text)]
+    assert not [message for message in messages if "__init__" not in message and "check_size" not in message]
+
+
+@pytest.mark.parametrize(("rule", "text"), list_cases(LIES))
+def test_what_does_not(tmp_path: Path, rule: int, text: str) -> None:
+    assert find(tmp_path, rule, text)
+    assert RULES[rule](make_tree(tmp_path, module=text)).score < 100
+
+
+@pytest.mark.parametrize("name", ["a constant is asserted", "a length is not negative", "if False", "a thing or its contrary"])
+def test_a_check_that_cannot_fail_is_critical(tmp_path: Path, name: str) -> None:
+    critical = [finding for finding in find(tmp_path, 5, LIES[5][name]) if finding.is_critical]
+    assert critical
+    assert "cannot fail" in critical[0].message
+
+
+def test_mypy_says_which_functions_have_wrong_types(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, module="def f(a: int) -> int:\n    return str(a)\n")
+    (finding,) = results.check(tree, CallGraph(tree), ["module.py:2: error: Incompatible return value type"]).findings
+    assert "line 2" in finding.message
+    assert analysers.check(tree, ["module.py:2: error: Incompatible return value type"]).score == 0
