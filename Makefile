@@ -42,8 +42,8 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --n
 test: setup-dev ## all tests that need no server: 12 to 15 minutes
 	@$(PYTEST) -m "not slow" $(ARGS)
 
-# The rest: databases, notebooks, and the longer examples of the docs. At most 30 minutes.
-test-slow: setup-dev ## the rest: databases, notebooks, examples of the docs: 30 minutes
+# The rest: databases, notebooks, the longer examples of the docs, and what other programs' compilers take long for.
+test-slow: setup-dev ## the rest: databases, notebooks, compilers, examples of the docs: 10 minutes
 	@$(PYTEST) -m slow $(ARGS)
 
 # The sweeper under Hydra's next release. All other packages have the versions of constraints.txt. The package is

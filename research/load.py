@@ -24,7 +24,7 @@ from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import FILE as TOKENIZER_FILE
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.nn.lowrank import merge_adapters
-from research.options.finetuning import SIDE, get_target, is_beside, is_frozen, merge_finetuning
+from research.options.finetuning import is_frozen, merge_finetuning
 from research.preflight.program import locate_error
 from research.preflight.requested import PARTIAL_NODES
 from research.rules import TargetRefusedError, locate_target
@@ -107,15 +107,6 @@ class TrainedRun:
     def is_text(self) -> bool:
         """True if its tokens are of a text: the run folder has a place for its tokenizer."""
         return (self.folder / TOKENIZER_FOLDER).is_dir() or self.config.data["_target_"] in TEXT_TARGETS
-
-    def require_plain(self, what: str) -> None:
-        """Raise ValueError for a model with adapters beside its layers, which `what` would lose."""
-        if is_beside(self.config):
-            how, fix = f"by {get_target(self.config)}", "use it as it is, or train with finetune=inside"
-            if get_target(self.config) == SIDE:
-                how = "beside its layers (finetune=side)"
-                fix = "use it as it is; one in full precision merges, python -m research.merge; or train with finetune=inside"
-            raise ValueError(f"RUN was fine-tuned {how}, and {what} holds plain models; {fix}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -23,6 +23,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors: threads cost more than they bring, and one thread gives the same bits everywhere."""
+    torch.set_flush_denormal(False)  # as a run that another test made in this process may have left it
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -201,6 +201,7 @@ def test_other_choices_train(tmp_path: Path, option: str) -> None:
     assert summary["status"] == "FINISHED"
 
 
+@pytest.mark.slow  # the compiler itself
 def test_a_compiled_model_computes_the_same(tmp_path: Path) -> None:
     """In processes of their own: the compiler cannot look through the tests' type checks."""
     losses = []

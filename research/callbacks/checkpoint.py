@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from research.ranges import PositiveInt, check_settings
-from research.run_dir import list_checkpoints, sync
+from research.run_dir import list_checkpoints, make_folder, sync
 from research.training import checkpoint, distributed, sharding, snapshot
 from research.training.files import check_kinds, remove
 from research.training.state import Callback, State
@@ -52,7 +52,8 @@ class Checkpoint(Callback):
         self.last_saved_step = state.first_step or -1
         if self.pool and state.sharded:
             log.warning("callbacks.checkpoint.background=true is ignored: under trainer=fsdp all processes write, in the loop")
-        if state.info.folder and state.info.folder.exists() and distributed.rank() == 0:
+        if state.info.folder and distributed.rank() == 0:
+            make_folder(state.info.folder)  # a program has; from here on one that is gone was moved
             self._clean(state.info.folder / "checkpoints")
 
     @staticmethod

@@ -14,8 +14,9 @@ from typing import Any
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
+from research.options.finetuning import check_plain
 from research.run_dir import expand_path
-from research.tracking.find import check_run
+from research.tracking.find import check_run, find_run
 
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
@@ -51,6 +52,9 @@ def export(run: str, kind: str, output: Path, options: dict[str, str], tokens: i
     start = time.monotonic()
     check_run(run)
     with watch.raise_immediately():
+        from research.composition.recorded import load_config
+
+        check_plain(load_config(find_run(run))[0], "an export")
         # torch comes with these: a wrong option is answered before
         from research.export import layout, verify
         from research.files.stage import EXPORT_FILE, stage_output

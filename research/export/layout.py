@@ -18,6 +18,7 @@ from research.models.vision import Vision
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.feedforward import relu2
 from research.nn.quantize import EPS
+from research.options.finetuning import check_plain
 
 Codes = dict[str, tuple[Int8[Tensor, "out in"], Float[Tensor, "..."]]]  # layer -> its codes and their scales
 MODULE_NAMES = {  # within a block: our name -> transformers'
@@ -177,7 +178,7 @@ def _recover_rope_base(model: Transformer) -> float:
 
 def build_source(run: TrainedRun) -> Source:
     """Return the run as exports need it; raise ValueError for a model, or for layers, that no export holds."""
-    run.require_plain("an export")
+    check_plain(run.config, "an export")
     model = run.model
     if type(model) not in MODELS:
         kind, known = type(model).__name__, ", ".join(name for names in MODELS.values() for name in names)

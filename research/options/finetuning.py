@@ -44,6 +44,17 @@ def is_beside(config: Mapping[str, Any]) -> bool:
     return is_frozen(config) and not is_inside(config)
 
 
+def check_plain(config: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError for a run whose model has adapters beside its layers, which `what` would lose."""
+    if not is_beside(config):
+        return
+    how, fix = f"by {get_target(config)}", "use it as it is, or train with finetune=inside"
+    if get_target(config) == SIDE:
+        how = "beside its layers (finetune=side)"
+        fix = "use it as it is; one in full precision merges, python -m research.merge; or train with finetune=inside"
+    raise ValueError(f"RUN was fine-tuned {how}, and {what} holds plain models; {fix}")
+
+
 def get_gain_settings(granularity: object) -> dict[str, Any]:
     """Return the settings by which a quantizer gives back ternary codes times any scale, to the bit.
 

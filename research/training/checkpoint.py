@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
 from research.cli import first_line
-from research.run_dir import make_folder, parse_step, sync, to_run_folder
+from research.run_dir import parse_step, sync, to_run_folder
 from research.training import distributed, sharding
 from research.training.files import HashingFile, open_hashed, remove
 from research.training.manifest import (
@@ -90,8 +90,8 @@ def hash_weights(model: nn.Module) -> str:
 def commit(root: Path, snapshot: Snapshot) -> Path:
     """Write a checkpoint below `root` and return its folder. Of a sharded one every process writes its part.
 
-    Raise OSError, as on a full disk, with the older checkpoints as they were and nothing of this one left. The other
-    processes that write a part raise RuntimeError then.
+    Raise OSError, as on a full disk or where the folder of `root` is gone, with the older checkpoints as they were and nothing
+    of this one left. The other processes that write a part raise RuntimeError then.
     """
     final, draft = root / f"step-{snapshot.step:08d}", root / f".draft-{snapshot.step:08d}"
     synchronize = nullcontext if snapshot.sharded_state is None else distributed.synchronize_errors
@@ -100,7 +100,10 @@ def commit(root: Path, snapshot: Snapshot) -> Path:
         with synchronize():
             if is_first:
                 clean(root)
-                make_folder(draft)
+                root.mkdir(exist_ok=True)  # not its parents: a run folder that was moved meanwhile must not come back
+                draft.mkdir()
+                sync(root)
+                sync(root.parent)
         with synchronize():
             if snapshot.sharded_state is not None:
                 files = sharding.save_shards(snapshot.sharded_state, draft / SHARDS_FOLDER)

@@ -227,7 +227,9 @@ def test_tasks_over_local_files(sweep: Path, tmp_path: Path, evaluate: Evaluate,
             marks=pytest.mark.slow,  # lm-eval looks through all of its own tasks
         ),
         (["--tasks", "texts.jsonl"], "--tasks texts.jsonl: a task is a yaml file"),
-        (["--tasks", "away.yaml"], "a yaml with dataset_path: json"),
+        pytest.param(
+            ["--tasks", "away.yaml"], "a yaml with dataset_path: json", marks=pytest.mark.slow
+        ),  # as long as the first
         (["--tasks", "broken.yaml"], "JSON parse error"),
     ],
 )

@@ -195,6 +195,7 @@ def test_an_accuracy_that_was_not_reached_gives_a_bound() -> None:
     assert results.compare(never, never) == results.compare([slow[0], never[0]], never) == "-"
 
 
+@pytest.mark.slow  # ten runs
 def test_a_study_from_nothing(tmp_path: Path) -> None:
     """Two arms, one of them tuned: the best setting runs with other seeds; results.csv keeps the rows of the other size."""
     tiny = ("data=modular", "data.p=7", "model=decoder", "model.dim=16", "model.depth=1", "callbacks=grokking", "steps=4")

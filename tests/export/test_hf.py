@@ -16,7 +16,7 @@ from research.nn.bitlinear import BitLinear
 from research.nn.quantize import TERNARY
 
 
-@pytest.mark.parametrize("packing", ["autobitlinear", "bitlinear", "none"])
+@pytest.mark.parametrize("packing", [pytest.param("autobitlinear", marks=pytest.mark.slow), "bitlinear", "none"])
 def test_transformers_runs_the_export(
     run: Path, tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from program import ROOT
 from research.export import onnx, plain, safetensors, verify
 
 
+@pytest.mark.slow  # what traces the model takes most of it
 def test_onnxruntime_runs_the_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
     from onnx import load
@@ -32,6 +33,7 @@ def test_onnxruntime_runs_the_export(run: Path, tmp_path: Path, monkeypatch: pyt
             assert logits.shape == (*shape, 256)
 
 
+@pytest.mark.slow
 def test_torch_alone_runs_the_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "exports" / "torch"
     report = export_and_check(run, output, "--format", "torch")

@@ -97,6 +97,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {  # all of it with right
 @pytest.mark.parametrize("kind", BAD)
 def test_what_cannot_be_read_is_damage_though_its_digests_are_right(tmp_path: Path, kind: str) -> None:
     """In place of the older checkpoint, the newest of which is broken: each reason is named, and nothing else is raised."""
+    (tmp_path / "run").mkdir()
     for step in (2, 4):
         state, weights = {"memory": torch.ones(3)}, {"model": {"w": torch.ones(3)}}
         manifest = Manifest(step, {"model": "m"})

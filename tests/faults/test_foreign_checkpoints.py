@@ -60,6 +60,7 @@ def train_one_step() -> tuple[nn.Module, torch.optim.Optimizer]:
 def folder(tmp_path: Path) -> Path:
     """A checkpoint as all processes of a sharded run write it together."""
     manifest = Manifest(step=1, identity={})
+    (tmp_path / "run").mkdir()
     return checkpoint.commit(
         tmp_path / "run" / "checkpoints", Snapshot(manifest, {}, {}, sharding.get_sharded_state(*train_one_step()))
     )

@@ -85,6 +85,7 @@ def test_one_name_of_a_tied_weight_is_enough() -> None:
 def folder(tmp_path: Path) -> Path:
     """A checkpoint as all processes of a sharded run write it together."""
     state = sharding.get_sharded_state(model := Tied(), average=Average(model, 0.9))
+    (tmp_path / "run").mkdir()
     return checkpoint.commit(tmp_path / "run" / "checkpoints", Snapshot(Manifest(step=1, identity={}), {}, {}, state))
 
 

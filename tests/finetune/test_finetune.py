@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 from program import TINY, train
 
 from research.composition.pretrained import read_model
+from research.export.__main__ import main as export
 from research.finetune.base import find_checkpoint
-from research.load import TrainedRun, load_run
+from research.load import load_run
 from research.merge.__main__ import check_kind
 from research.merge.__main__ import main as merge
 from research.nn.bitlinear import BitLinear, bitlinear_layers
+from research.options.finetuning import SIDE, check_plain
 from research.preflight import check
 from research.training import checkpoint, digests
 
@@ -211,13 +213,22 @@ def test_what_only_the_model_knows_is_answered_by_name(
     assert expected in failed.stderr
 
 
+def test_an_export_of_a_side_run_is_refused_by_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run := tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    config = {"finetune": {"_target_": SIDE}, "model": {"_target_": "research.models.mlp.MLP"}}
+    (run.parent / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+    words = ["--format", "torch", "--output", str(tmp_path / "out")]
+    assert export([str(run.parent), *words]) == 2
+    assert "beside its layers (finetune=side), and an export holds plain models; use it as it is" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_kind_of_ones_own_is_neither_plain_nor_merged(tmp_path: Path) -> None:
     config = {"finetune": {"_target_": "mine.bias"}, "model": {"_target_": "research.models.mlp.MLP"}}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
     (tmp_path / "checkpoints").mkdir()
-    run = TrainedRun(tmp_path, tmp_path, OmegaConf.create(config), torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="RUN was fine-tuned by mine\\.bias, and ONNX holds plain models"):
-        run.require_plain("ONNX")
+        check_plain(config, "ONNX")
     with pytest.raises(ValueError, match="it was fine-tuned by mine\\.bias: it is no plain model\ngive the base"):
         read_model(tmp_path, "RUN")
     with pytest.raises(ValueError, match="was fine-tuned by mine\\.bias, of which no merge is known\nuse it as it is"):

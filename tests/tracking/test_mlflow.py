@@ -71,6 +71,7 @@ def read_datasets(stored: Run) -> list[Dataset]:
     return [item.dataset for item in stored.inputs.dataset_inputs]
 
 
+@pytest.mark.slow  # ten seconds of waiting
 def test_a_store_that_is_locked_for_ten_seconds_loses_nothing(uri: str, tmp_path: Path) -> None:
     """Another process holds SQLite's write lock while the run logs, and half of the time after its end."""
     held = threading.Event()

@@ -99,6 +99,12 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["step-00000001"]
 
 
+def test_a_folder_that_was_moved_before_a_save_does_not_come_back(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(tmp_path / "moved", 1)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
     """A real one: a file system of 300 kB."""
     disk = tmp_path / "disk"
