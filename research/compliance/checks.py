@@ -10,7 +10,7 @@ from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
 from research.compliance.syntax.tree import Tree
-from research.compliance.vacuous import explain_vacuous, find_constants
+from research.compliance.syntax.vacuous import explain_vacuous, find_constants
 
 RULE = 5
 WANTED = 2  # of each function

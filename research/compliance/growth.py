@@ -98,8 +98,8 @@ class Reader:
         """The containers of the file."""
         settings, bounded = list_settings(self.module.syntax.body), set[str]()
         for function in self.functions:
-            found = {c.id for node in self.list_nodes(function) for c in iter_bounded(node) if isinstance(c, ast.Name)}
-            bounded |= found - self.list_bound(function)
+            containers = {c.id for node in self.list_nodes(function) for c in iter_bounded(node) if isinstance(c, ast.Name)}
+            bounded |= containers - self.list_bound(function)
         return build_store(settings, bounded)
 
     @cached_property
@@ -125,13 +125,13 @@ class Reader:
 
     def find_bounded(self, function: Function) -> set[str]:
         """Return the attributes that a method empties, replaces or measures; to set one up is no replacement."""
-        is_start, found = function.node.name in SETUP, set[str]()
+        is_start, containers = function.node.name in SETUP, set[str]()
         aliases = find_aliases(self.list_nodes(function))
         for node in self.list_nodes(function):
             is_setting = isinstance(node, ast.Assign | ast.AnnAssign)
             if not is_start or not is_setting:  # `rows = self.rows` sets no attribute
-                found |= {get_attribute(container, {} if is_setting else aliases) for container in iter_bounded(node)}
-        return found - {""}
+                containers |= {get_attribute(container, {} if is_setting else aliases) for container in iter_bounded(node)}
+        return containers - {""}
 
 
 def list_settings(body: list[ast.stmt]) -> list[Setting]:

@@ -8,8 +8,8 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from research.compliance.bounds import Judge
 from research.compliance.findings import Finding, RuleResult
+from research.compliance.syntax.bounds import Judge
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.endless import COMPREHENSIONS, Endless, find_assigned, find_generators, is_same_for_ever
 from research.compliance.syntax.folding import get_truth

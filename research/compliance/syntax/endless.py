@@ -119,13 +119,13 @@ def is_same_for_ever(node: ast.expr) -> bool:
 
 def find_assigned(nodes: list[ast.AST]) -> dict[str, ast.expr]:
     """Return the names that some statements set once, each with what it is set to."""
-    found, often = dict[str, ast.expr](), set[str]()
+    values, often = dict[str, ast.expr](), set[str]()
     for node in nodes:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
-                    often |= {target.id} & {*found}
-                    found[target.id] = node.value
+                    often |= {target.id} & {*values}
+                    values[target.id] = node.value
         elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
             often.add(node.target.id)
-    return {name: value for name, value in found.items() if name not in often}
+    return {name: value for name, value in values.items() if name not in often}

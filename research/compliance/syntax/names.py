@@ -102,20 +102,20 @@ def find_home(module: Module, node: ast.ImportFrom) -> str:
 
 def read_attributes(node: ast.ClassDef) -> dict[str, ast.expr]:
     """Return the annotations of a class's attributes, or the class that its constructor calls for them, by name."""
-    found = dict[str, ast.expr]()
+    annotated = dict[str, ast.expr]()
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            found[statement.target.id] = statement.annotation
+            annotated[statement.target.id] = statement.annotation
         elif isinstance(statement, FunctionNode) and statement.name == "__init__":
-            found |= read_constructor(statement)
-    return found
+            annotated |= read_constructor(statement)
+    return annotated
 
 
 def read_constructor(node: FunctionNode) -> dict[str, ast.expr]:
     """Return what a constructor says of the types of attributes: `self.x: X`, `self.x = X()`, `self.x = x`."""
     args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     annotations = {arg.arg: arg.annotation for arg in args if arg.annotation is not None}
-    found = dict[str, ast.expr]()
+    annotated = dict[str, ast.expr]()
     for child in ast.walk(node):
         if not isinstance(child, ast.Assign | ast.AnnAssign):
             continue
@@ -123,12 +123,12 @@ def read_constructor(node: FunctionNode) -> dict[str, ast.expr]:
         if not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
             continue
         if isinstance(child, ast.AnnAssign):
-            found[target.attr] = child.annotation
+            annotated[target.attr] = child.annotation
         elif isinstance(child.value, ast.Call):
-            found.setdefault(target.attr, child.value.func)
+            annotated.setdefault(target.attr, child.value.func)
         elif isinstance(child.value, ast.Name) and child.value.id in annotations:
-            found.setdefault(target.attr, annotations[child.value.id])
-    return found
+            annotated.setdefault(target.attr, annotations[child.value.id])
+    return annotated
 
 
 def list_bound(node: FunctionNode) -> set[str]:

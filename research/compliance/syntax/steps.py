@@ -43,10 +43,10 @@ class Changes:
         heads: list[ast.AST] = [paths.loop.test] if isinstance(paths.loop, ast.While) else []
         statements = [(identity, list_heads(node), node) for identity, node in paths.nodes.items()]
         for identity, parts, node in [(0, heads, paths.loop.body[0]), *statements]:
-            found = [change for part in walk_certain(parts) for change in self.read(part, identity)]
+            changes = [change for part in walk_certain(parts) for change in self.read(part, identity)]
             if identity and isinstance(node, ast.For | ast.AsyncFor):  # a loop inside sets its names
-                found += [Change(name, SET, identity) for name in list_names(node.target)]
-            for change in found:
+                changes += [Change(name, SET, identity) for name in list_names(node.target)]
+            for change in changes:
                 self.by_key.setdefault(change.key, []).append(change)
 
     def read(self, node: ast.AST, identity: int) -> Iterator[Change]:
@@ -115,13 +115,13 @@ def find_origins(paths: Paths) -> dict[str, set[str]]:
 
 def list_settings(part: ast.AST) -> list[tuple[str, ast.expr]]:
     """Return the names that a node sets, each with what it is set to."""
-    found = list[tuple[str, ast.expr]]()
+    pairs = list[tuple[str, ast.expr]]()
     for node in ast.walk(part):
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
-            found += [(ast.unparse(target), value) for target, value in pair_targets(node, node.value)]
+            pairs += [(ast.unparse(target), value) for target, value in pair_targets(node, node.value)]
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            found += [(name, node.context_expr) for name in list_names(node.optional_vars)]
-    return found
+            pairs += [(name, node.context_expr) for name in list_names(node.optional_vars)]
+    return pairs
 
 
 def list_sources(value: ast.expr, origins: dict[str, set[str]]) -> set[str]:

@@ -19,9 +19,11 @@ def find_constants(node: FunctionNode) -> dict[str, ast.Constant]:
                     values.setdefault(target.id, []).append(child.value)
         elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             values.setdefault(child.id, []).append(None)
-    given = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+    parameters = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
     # An assignment is walked twice: as a statement, and as the name that it stores to.
-    single = {name: [v for v in all_ if v is not None] for name, all_ in values.items() if len(all_) == 2 and name not in given}
+    single = {
+        name: [v for v in all_ if v is not None] for name, all_ in values.items() if len(all_) == 2 and name not in parameters
+    }
     return {name: v[0] for name, v in single.items() if len(v) == 1 and isinstance(v[0], ast.Constant)}
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from research.compliance.steps import (
+from research.compliance.syntax.folding import judge_test
+from research.compliance.syntax.functions import get_last_name
+from research.compliance.syntax.paths import Loop, Paths, list_heads, walk_certain
+from research.compliance.syntax.steps import (
     CALL,
     DOWN,
     EXTEND,
@@ -22,9 +25,6 @@ from research.compliance.steps import (
     list_names,
     read_number,
 )
-from research.compliance.syntax.folding import judge_test
-from research.compliance.syntax.functions import get_last_name
-from research.compliance.syntax.paths import Loop, Paths, list_heads, walk_certain
 
 Wanted = tuple[str, set[str], str]  # a name, the changes that end a loop, and the one that must not be
 TIME_WORDS = ("deadline", "timeout", "until", "time_limit")
