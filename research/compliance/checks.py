@@ -5,8 +5,10 @@ itself counts as one, and a decorator that checks types as one a parameter: both
 """
 
 import ast
+from collections.abc import Mapping
 
 from research.compliance.findings import Finding, RuleResult
+from research.compliance.results import is_nothing
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
 from research.compliance.syntax.tree import Tree
@@ -17,24 +19,26 @@ WANTED = 2  # of each function
 CHECKERS = ("check", "require", "validate", "ensure", "verify", "refuse", "enforce")
 DECORATORS = {"beartype", "typechecked", "validate_call"}  # of libraries that check types at each call
 UNCHECKED = {"Any", "object", "Self", "TypeVar"}
-ASSERT = "an assert goes away under python -O; raise an error"
+FIX = "raise an error for what it cannot take (an assert goes away under python -O)"
 
 
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the public functions with fewer than two checks, and all checks that cannot fail."""
     visibility, findings, units, missing = Visibility(tree), list[Finding](), 0, 0
     checkers = {unit for unit, function in graph.functions.items() if raises(function)}
-    for function in graph.functions.values():
+    for unit, function in graph.functions.items():
         faults = list_vacuous(function)
-        findings += [Finding(function.module.path, line, RULE, function.unit, text, True) for line, text in faults]
+        path, line = function.module.path, function.node.lineno
+        findings += [Finding(path, number, RULE, function.unit, text, True) for number, text in faults]
         if not visibility.is_public(function) or not has_boundary(function):
             continue
         units += WANTED
-        count = min(WANTED, count_checks(function, graph, checkers) + min(WANTED, count_boundary(function, graph, checkers)))
+        boundary = min(WANTED, count_boundary(function, graph, checkers))
+        count = min(WANTED, count_checks(unit, graph, checkers) + boundary)
         if lacking := WANTED - count:
             missing += lacking
-            text = f"{count} of {WANTED} checks of what it is given; raise an error for what it cannot take"
-            findings.append(Finding(function.module.path, function.node.lineno, RULE, function.unit, text))
+            text = f"{count} of {WANTED} checks of what it is given; {FIX}"
+            findings.append(Finding(path, line, RULE, function.unit, text))
     return RuleResult(RULE, units, findings, missing)
 
 
@@ -46,23 +50,51 @@ def has_boundary(function: Function) -> bool:
     return bool(function.parameters) or any(isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) for n in nodes)
 
 
-def list_raises(function: Function) -> list[ast.Raise]:
-    """Return the raise statements of a function that a condition decides, and that can be reached."""
-    constants, raises_ = find_constants(function.node), list[ast.Raise]()
-    left: list[tuple[ast.stmt, bool]] = [(statement, False) for statement in function.body]
+def list_raises(function: Function) -> set[str]:
+    """Return the conditions under which a function raises, as texts: one that is written twice counts once.
+
+    Left out is what cannot be reached, what a handler around it swallows, and what no condition decides.
+    """
+    constants, conditions = find_constants(function.node), set[str]()
+    left = [(block, "", False) for block in [function.body]]
     while left:
-        statement, is_conditional = left.pop()
-        if isinstance(statement, ast.Raise):
-            raises_ += [statement] if is_conditional else []
-            continue
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        is_dead = isinstance(statement, ast.If | ast.While) and bool(explain_vacuous(statement.test, constants))
-        decides = not is_dead and isinstance(statement, ast.If | ast.While | ast.Match | ast.Try | ast.For | ast.AsyncFor)
-        children = [child for child in ast.walk(statement) if isinstance(child, ast.stmt) and child is not statement]
-        own = [child for child in children if not any(child in ast.walk(other) and child is not other for other in children)]
-        left += [(child, is_conditional or decides) for child in own if not is_dead]
-    return raises_
+        block, condition, is_swallowed = left.pop()
+        for statement in cut_unreachable(block):
+            if isinstance(statement, ast.Raise) and condition and not is_swallowed:
+                conditions.add(condition)
+            for inner, reason in list_inner(statement, constants):
+                left.append((inner, reason or condition, is_swallowed or swallows(statement, inner)))
+    return conditions
+
+
+def cut_unreachable(block: list[ast.stmt]) -> list[ast.stmt]:
+    """Return the statements of a block up to the first that leaves it."""
+    leaving = (index for index, node in enumerate(block) if isinstance(node, ast.Return | ast.Raise | ast.Break | ast.Continue))
+    return block[: next(leaving, len(block)) + 1]
+
+
+def list_inner(statement: ast.stmt, constants: Mapping[str, ast.Constant]) -> list[tuple[list[ast.stmt], str]]:
+    """Return the blocks inside a statement, each with the condition that decides it; empty for none. None of a known test."""
+    if isinstance(statement, ast.If | ast.While):
+        if explain_vacuous(statement.test, constants):
+            return []
+        text = ast.unparse(statement.test)
+        return [(statement.body, text), (statement.orelse, f"not {text}")]
+    if isinstance(statement, ast.Match):
+        return [(case.body, ast.unparse(case.pattern)) for case in statement.cases]
+    if isinstance(statement, ast.Try | ast.TryStar):
+        handlers = [(handler.body, f"except {ast.unparse(handler.type or handler)}") for handler in statement.handlers]
+        return [(statement.body, ""), (statement.orelse, ""), (statement.finalbody, ""), *handlers]
+    if isinstance(statement, ast.For | ast.AsyncFor | ast.With | ast.AsyncWith):
+        return [(statement.body, "")]
+    return []
+
+
+def swallows(statement: ast.stmt, block: list[ast.stmt]) -> bool:
+    """Return whether a try swallows what this block of it raises."""
+    if not isinstance(statement, ast.Try | ast.TryStar) or block is not statement.body:
+        return False
+    return any(all(map(is_nothing, handler.body)) for handler in statement.handlers)
 
 
 def raises(function: Function) -> bool:
@@ -70,19 +102,17 @@ def raises(function: Function) -> bool:
     return function.name.split(".")[-1].lstrip("_").startswith(CHECKERS) and bool(list_raises(function))
 
 
-def count_checks(function: Function, graph: CallGraph, checkers: set[str]) -> int:
-    """Return how many checks the body of a function has."""
-    types, count = graph.read_types(function), len(list_raises(function))
-    for node in walk_own(function.node):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-            count += bool(checkers & graph.resolve(function, node.func, types))
-    return count
+def count_checks(unit: str, graph: CallGraph, checkers: set[str]) -> int:
+    """Return how many checks the body of a function has: conditions under which it raises, and checkers that it calls."""
+    function = graph.functions[unit]
+    calls = [node for node in walk_own(function.node) if isinstance(node, ast.Call)]
+    return len(list_raises(function)) + sum(bool(checkers & graph.resolve_call(unit, call)) for call in calls)
 
 
 def count_boundary(function: Function, graph: CallGraph, checkers: set[str]) -> int:
     """Return how many parameters a decorator or their own class checks."""
-    typed = [argument for argument in function.parameters if argument.annotation is not None]
-    typed = [argument for argument in typed if get_last_name(argument.annotation) not in UNCHECKED]  # type: ignore[arg-type]
+    annotated = [(arg, arg.annotation) for arg in function.parameters if arg.annotation is not None]
+    typed = [arg for arg, annotation in annotated if get_last_name(annotation) not in UNCHECKED]
     if DECORATORS & {*function.decorators} and not DECORATORS & {*graph.names[function.module.name].functions}:
         return len(typed)
     return sum(checks_itself(function, argument, graph, checkers) for argument in typed)
@@ -94,8 +124,7 @@ def checks_itself(function: Function, argument: ast.arg, graph: CallGraph, check
     if owner is None:
         return False
     units = {unit for name in ("__init__", "__post_init__") for unit in graph.find_method(owner, name)}
-    makers = [graph.functions[unit] for unit in units]
-    return any(list_raises(maker) or count_checks(maker, graph, checkers) for maker in makers)
+    return any(count_checks(unit, graph, checkers) for unit in units)
 
 
 def list_vacuous(function: Function) -> list[tuple[int, str]]:

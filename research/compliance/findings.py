@@ -24,6 +24,7 @@ class RuleResult:
     units: int  # how many there are; of rule 5 the checks that are wanted
     findings: Sequence[Finding]
     missing: int | None = None  # units that do not conform, where a finding is not one unit each
+    notes: tuple[str, ...] = ()  # what it could not look at
 
     @property
     def conforming(self) -> int:

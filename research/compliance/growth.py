@@ -17,20 +17,18 @@ from research.compliance.syntax.containers import (
     SURE_GROWERS,
     get_kind,
     is_limited,
-    is_nothing,
     iter_bounded,
     iter_grown,
     list_known_keys,
     list_targets,
 )
-from research.compliance.syntax.functions import Function, get_last_name, list_functions
+from research.compliance.syntax.functions import Function, get_last_name, is_none, list_functions
 from research.compliance.syntax.names import Class, to_key
 from research.compliance.syntax.tree import Module, Tree
 
 RULE = 3
 SETUP = ("__init__", "__new__", "__post_init__", "__enter__", "__aenter__", "__init_subclass__", "__set_name__", "__setstate__")
 SETUP_WORDS = ("setup", "set_up", "setUp", "init", "initialize", "initialise", "configure", "build", "reset", "prepare")
-MAX_BASES = 20  # of a class that are looked at
 FIX = "clear it, give it a maxlen, or check its len()"
 KINDS = (
     ast.Call
@@ -63,7 +61,7 @@ def build_store(settings: list[Setting], bounded: set[str]) -> Store:
     limited = {name for names, _, value in settings if value is not None and is_limited(value) for name in names}
     for names, annotation, value in settings:
         for source in filter(None, (annotation, value)):
-            if not is_nothing(source) and (source is annotation or not isinstance(source, ast.Name)):
+            if not is_none(source) and (source is annotation or not isinstance(source, ast.Name)):
                 kinds |= {name: kinds.get(name) or get_kind(source) for name in names}
     return Store(kinds, frozenset(bounded | limited))
 
@@ -207,13 +205,8 @@ def is_known(node: ast.AST, known: set[str]) -> bool:
 
 def find_stores(readers: dict[str, Reader], graph: CallGraph, owner: Class) -> Iterator[Store]:
     """Yield the containers of a class and of its bases in the tree."""
-    left, seen = [owner], list[Class]()
-    while left and len(seen) < MAX_BASES:
-        current = left.pop(0)
-        seen.append(current)
-        yield readers[current.module].classes.get(current.name, Store())
-        bases = filter(None, (graph.find_class(current.module, base) for base in current.bases))
-        left += [base for base in bases if base not in seen]
+    for kind in graph.iter_bases(owner):
+        yield readers[kind.module].classes.get(kind.name, Store())
 
 
 def grows(stores: list[Store], name: str, act: str) -> bool:
@@ -243,12 +236,8 @@ def find_cache(function: Function) -> ast.expr | None:
     """Return the decorator that keeps the results of a function without a bound; None where there is none."""
     for decorator in function.node.decorator_list:
         name = get_last_name(decorator)
-        values = (
-            [*decorator.args, *(k.value for k in decorator.keywords if k.arg == "maxsize")]
-            if isinstance(decorator, ast.Call)
-            else []
-        )
-        if name == "cache" or (name == "lru_cache" and any(map(is_nothing, values[:1]))):
+        sizes = list_sizes(decorator) if isinstance(decorator, ast.Call) else []
+        if name == "cache" or (name == "lru_cache" and any(map(is_none, sizes[:1]))):
             return decorator
     return None
 

@@ -3,11 +3,11 @@
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
-from research.compliance.syntax.names import Class
 from research.compliance.syntax.tree import Tree
 
 RULE = 7
@@ -18,18 +18,18 @@ MYPY_LINE = re.compile(r"(?P<path>[^:\n]+\.py):(?P<line>\d+)(?::\d+)*: error: ")
 
 def check(tree: Tree, graph: CallGraph, mypy_lines: Sequence[str] | None = None) -> RuleResult:
     """Return the public functions without types, the results that are dropped, and the exceptions that are swallowed."""
-    visibility, errors, findings, units = Visibility(tree), read_mypy(mypy_lines or ()), list[Finding](), 0
-    for function in graph.functions.values():
+    visibility, errors = Visibility(tree), read_mypy(mypy_lines or (), tree.root)
+    findings, units = list[Finding](), 0
+    for key, function in graph.functions.items():
         path, unit = function.module.path, function.unit
         if visibility.is_public(function):
             units += 1
             if message := explain_types(function, errors):
                 findings.append(Finding(path, function.node.lineno, RULE, unit, message))
-        types = graph.read_types(function)
         for node in walk_own(function.node):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 units += 1
-                if message := explain_dropped(function, node.value, graph, types):
+                if message := explain_dropped(key, node.value, graph):
                     findings.append(Finding(path, node.lineno, RULE, f"{unit}:{node.lineno}", message))
     for module in tree.modules:
         for line, message in find_swallowed(module.syntax):
@@ -39,11 +39,17 @@ def check(tree: Tree, graph: CallGraph, mypy_lines: Sequence[str] | None = None)
     return RuleResult(RULE, units, findings)
 
 
-def read_mypy(lines: Sequence[str]) -> dict[str, set[int]]:
-    """Return the lines with an error of each file in mypy's own report."""
+def read_mypy(lines: Sequence[str], root: Path) -> dict[str, set[int]]:
+    """Return the lines with an error of each file of a tree in mypy's own report.
+
+    Mypy names files from the folder where it ran: that is the current one, or the tree's root.
+    """
     errors: dict[str, set[int]] = {}
     for match in filter(None, map(MYPY_LINE.match, lines)):
-        errors.setdefault(match["path"], set()).add(int(match["line"]))
+        path = Path(match["path"]).resolve()
+        name = path.relative_to(root.resolve()).as_posix() if path.is_relative_to(root.resolve()) else match["path"]
+        for candidate in {name, match["path"]}:
+            errors.setdefault(candidate, set()).add(int(match["line"]))
     return errors
 
 
@@ -62,11 +68,9 @@ def explain_types(function: Function, errors: dict[str, set[int]]) -> str:
     return f"mypy reports an error at line {min(lines)}; mend it" if lines else ""
 
 
-def explain_dropped(function: Function, call: ast.Call, graph: CallGraph, types: dict[str, Class]) -> str:
+def explain_dropped(unit: str, call: ast.Call, graph: CallGraph) -> str:
     """Return the message for a call whose result is thrown away; empty where it has none, or where it is not known."""
-    if not isinstance(call.func, ast.Name | ast.Attribute):
-        return ""
-    callees = [graph.functions[unit] for unit in graph.resolve(function, call.func, types)]
+    callees = [graph.functions[callee] for callee in graph.resolve_call(unit, call)]
     for callee in callees:
         if (returns := callee.node.returns) is None or callee.name.endswith("__init__"):
             continue

@@ -85,8 +85,8 @@ def drop_bodies(source: bytes) -> bytes:
             header = match[1]
         elif header is not None and re.match(rb" {0,%d}[^\s)\]]" % len(header), line):
             header = None  # that function was one line
-        if header is not None and re.search(rb"(:|\.\.\.)\s*(#.*)?$", line):
-            is_whole = b"..." in line
+        if header is not None and (end := re.search(rb"(:|\.\.\.)\s*(#.*)?$", line)):
+            is_whole = end[1] == b"..."  # a stub; the ... of tuple[X, ...] is none
             deeper, header = b"" if is_whole else header + b" ", None
             lines += [] if is_whole else [deeper + b"...\n"]
     return b"".join(lines)

@@ -96,6 +96,15 @@ LIES: dict[int, dict[str, str]] = {
         "only in debug": "def f(a: int) -> int:\n    if not __debug__:\n        raise ValueError\n    return a\n",
         "every object has a class": "def f(a: int) -> int:\n    assert hasattr(a, '__class__')\n    return a\n",
         "an alternative that always holds": "def f(a: int) -> int:\n    assert a > 0 or True\n    return a\n",
+        "what it raises is swallowed": (
+            "def f(a: int) -> int:\n    try:\n        if a < 0:\n            raise ValueError\n        if a > 9:\n"
+            "            raise ValueError\n    except ValueError:\n        pass\n    return a\n"
+        ),
+        "nothing is checked after the return": f"def f(a: int, b: int) -> int:\n    return a\n{TWO}",
+        "one check is written twice": f"def f(a: int, b: int) -> int:\n{refuse('a < 0', 'a < 0')}    return a\n",
+        "it raises, whatever it is given": (
+            "def f(a: int) -> int:\n    for _ in (1, 2):\n        raise ValueError\n    return a\n"
+        ),
         "a checker that never raises": (
             "def check_a(a: int) -> None:\n    print(a)\ndef f(a: int) -> int:\n    check_a(a)\n    return a\n"
         ),
@@ -185,3 +194,20 @@ def test_mypy_says_which_functions_have_wrong_types(tmp_path: Path) -> None:
     (finding,) = results.check(tree, CallGraph(tree), ["module.py:2: error: Incompatible return value type"]).findings
     assert "line 2" in finding.message
     assert analysers.check(tree, ["module.py:2: error: Incompatible return value type"]).score == 0
+
+
+def test_a_report_of_mypy_from_another_folder_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(tmp_path / "package", module="def f(a: int) -> int:\n    return str(a)\n")
+    monkeypatch.chdir(tmp_path)
+    assert analysers.check(tree, ["package/module.py:2: error: Incompatible return value type"]).score == 0
+    assert results.check(tree, CallGraph(tree), ["package/module.py:2: error: no"]).findings
+    assert analysers.check(tree, ["other/module.py:2: error: Incompatible return value type"]).score == 100
+
+
+def test_ruff_that_cannot_look_is_told(tmp_path: Path) -> None:
+    """Settings that it cannot read must not look like a tree without findings."""
+    tree = make_tree(tmp_path, module="x = 1\n")
+    assert not analysers.check(tree).notes
+    (tmp_path / "ruff.toml").write_text("line-length = 'wide'\n", encoding="utf-8")
+    (note,) = analysers.check(tree).notes
+    assert note.startswith("ruff has not looked, rule 10 judges without it: ")

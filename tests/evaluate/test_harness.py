@@ -228,8 +228,10 @@ def test_tasks_over_local_files(sweep: Path, tmp_path: Path, evaluate: Evaluate,
         ),
         (["--tasks", "texts.jsonl"], "--tasks texts.jsonl: a task is a yaml file"),
         pytest.param(
-            ["--tasks", "away.yaml"], "a yaml with dataset_path: json", marks=pytest.mark.slow
-        ),  # as long as the first
+            ["--tasks", "away.yaml"],
+            "a yaml with dataset_path: json",
+            marks=pytest.mark.slow,  # as the first
+        ),
         (["--tasks", "broken.yaml"], "JSON parse error"),
     ],
 )

@@ -8,7 +8,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.syntax.components import find_components
-from research.compliance.syntax.functions import Function, FunctionNode, get_last_name
+from research.compliance.syntax.functions import Function, FunctionNode, get_last_name, is_none
 from research.compliance.syntax.names import Class, list_bound, read_imports, read_names, to_key
 from research.compliance.syntax.tree import Tree
 
@@ -231,16 +231,21 @@ class CallGraph:
 
     def find_method(self, owner: Class, name: str, skip_own: bool = False) -> set[str]:
         """Return the unit of a method of a class, or of the first of its bases that has it."""
+        for kind in self.iter_bases(owner):
+            method = self.names[kind.module].functions.get(f"{kind.name}.{name}")
+            if method is not None and not (skip_own and kind == owner):
+                return {method.unit}
+        return set()
+
+    def iter_bases(self, owner: Class) -> Iterator[Class]:
+        """Yield a class and its bases in the tree, the nearest first."""
         left, seen = [owner], list[Class]()
         while left and len(seen) < MAX_BASES:
             current = left.pop(0)
             seen.append(current)
-            method = self.names[current.module].functions.get(f"{current.name}.{name}")
-            if method is not None and not (skip_own and current == owner):
-                return {method.unit}
+            yield current
             bases = filter(None, (self.find_class(current.module, base) for base in current.bases))
             left += [base for base in bases if base not in seen]
-        return set()
 
     def to_dotted(self, module: str, node: ast.expr) -> str:
         """Return the dotted name in the tree of `module.name`, as its imports say; empty where it is not one."""
@@ -289,8 +294,3 @@ def uses(node: FunctionNode, name: str) -> bool:
     walked = [*walk_calls(node)]
     unread = {id(child) for parent in walked for child in list_unread(parent)}
     return any(isinstance(child, ast.Name) and child.id == name and id(child) not in unread for child in walked)
-
-
-def is_none(node: ast.expr) -> bool:
-    """Return whether an expression is None."""
-    return isinstance(node, ast.Constant) and node.value is None

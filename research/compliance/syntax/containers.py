@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from research.compliance.syntax.functions import get_last_name
+from research.compliance.syntax.functions import get_last_name, is_none
 
 SURE_GROWERS = {"append", "extend", "insert", "appendleft", "extendleft"}  # only containers have them
 GROWERS = SURE_GROWERS | {"add", "update", "setdefault"}
@@ -46,13 +46,8 @@ def unwrap(value: ast.expr) -> ast.expr:
 def is_limited(value: ast.expr) -> bool:
     """Return whether an expression makes a container that drops what is too much: deque(maxlen=n)."""
     calls = [node for node in ast.walk(value) if isinstance(node, ast.Call)]
-    has_limit = any(word.arg == "maxlen" and not is_nothing(word.value) for call in calls for word in call.keywords)
+    has_limit = any(word.arg == "maxlen" and not is_none(word.value) for call in calls for word in call.keywords)
     return has_limit or any(get_head(call.func) == "deque" and len(call.args) > 1 for call in calls)
-
-
-def is_nothing(value: ast.expr) -> bool:
-    """Return whether an expression is None."""
-    return isinstance(value, ast.Constant) and value.value is None
 
 
 def get_head(node: ast.expr) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.folding import fold, get_truth
-from research.compliance.syntax.functions import Function, get_last_name
+from research.compliance.syntax.functions import Function, get_last_name, is_none
 from research.compliance.syntax.names import to_key
 from research.compliance.syntax.paths import Paths
 
@@ -49,7 +49,7 @@ class Endless:
         name = get_last_name(node)
         if name in ("map", "takewhile"):
             return node.args[1:]
-        is_open = name == "islice" and len(node.args) > 1 and is_nothing(node.args[min(2, len(node.args) - 1)])
+        is_open = name == "islice" and len(node.args) > 1 and is_none(node.args[min(2, len(node.args) - 1)])
         is_sentinel = name == "iter" and len(node.args) == 2
         return node.args if (name in {*WRAPPERS, "zip"} and not is_sentinel) or is_open else []
 
@@ -103,11 +103,6 @@ def is_endless_loop(loop: ast.While) -> bool:
 def reads(value: ast.expr, name: str) -> bool:
     """Return whether an expression reads a name."""
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(value))
-
-
-def is_nothing(value: ast.expr) -> bool:
-    """Return whether an expression is None."""
-    return isinstance(value, ast.Constant) and value.value is None
 
 
 def is_same_for_ever(node: ast.expr) -> bool:

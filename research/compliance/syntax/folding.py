@@ -6,7 +6,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 N = TypeVar("N")
-CONSTANTS = ast.Constant | ast.Tuple | ast.List | ast.Set | ast.Dict | ast.Compare | ast.BoolOp | ast.UnaryOp | ast.NamedExpr
 
 
 def fold(root: N, expand: Callable[[N], Sequence[N]], combine: Callable[[N, list[T]], T]) -> T:

@@ -2,14 +2,13 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from research.compliance.syntax.tree import Module, Tree
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-Scope = FunctionNode | ast.ClassDef | ast.Lambda
 STUBS = {"overload", "abstractmethod"}  # decorators of what has no body of its own
 PROPERTIES = {"property", "cached_property", "setter", "getter", "deleter"}
 
@@ -67,6 +66,11 @@ def get_last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
+def is_none(node: ast.expr) -> bool:
+    """Return whether an expression is None."""
+    return isinstance(node, ast.Constant) and node.value is None
+
+
 def drop_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     """Return statements without a text in front."""
     is_text = bool(body) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
@@ -99,11 +103,6 @@ def list_functions(module: Module) -> list[Function]:
         else:  # a block, as the two halves of an `if`
             left += [(child, prefix, owner, is_nested) for child in ast.iter_child_nodes(node)]
     return sorted(functions, key=lambda function: (function.node.lineno, function.node.col_offset))
-
-
-def list_classes(module: Module) -> dict[str, ast.ClassDef]:
-    """Return the classes of a module at any depth, by name; of several with one name the last."""
-    return {node.name: node for node in ast.walk(module.syntax) if isinstance(node, ast.ClassDef)}
 
 
 def walk_own(node: ast.AST) -> Iterator[ast.AST]:
@@ -151,11 +150,3 @@ class Visibility:
             return False
         own = self.names[function.module.path][name]
         return self.files[name] > bool(own) or not own
-
-
-def group_by_module(functions: Iterable[Function]) -> dict[str, list[Function]]:
-    """Return functions by the path of their file."""
-    groups: dict[str, list[Function]] = {}
-    for function in functions:
-        groups.setdefault(function.module.path, []).append(function)
-    return groups

@@ -44,11 +44,6 @@ class Tree:
     excluded: dict[str, str] = field(default_factory=dict)  # path -> why its units do not count
     findings: tuple[Finding, ...] = ()  # files that cannot be read
 
-    @cached_property
-    def by_name(self) -> dict[str, Module]:
-        """The modules by their dotted names."""
-        return {module.name: module for module in self.modules}
-
 
 def read_tree(root: Path) -> Tree:
     """Return the Python files of a folder, or the one file that `root` is.

@@ -1,6 +1,7 @@
 """Checks that cannot fail: their outcome is known before the program runs."""
 
 import ast
+from collections import Counter
 from collections.abc import Mapping
 
 from research.compliance.syntax.folding import get_truth
@@ -11,20 +12,16 @@ ORDERED = (ast.Eq, ast.LtE, ast.GtE, ast.Is)
 
 def find_constants(node: FunctionNode) -> dict[str, ast.Constant]:
     """Return the names that a function binds once, to a constant."""
-    values: dict[str, list[ast.expr | None]] = {}
-    for child in walk_own(node):
-        if isinstance(child, ast.Assign):
-            for target in child.targets:
-                if isinstance(target, ast.Name):
-                    values.setdefault(target.id, []).append(child.value)
-        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-            values.setdefault(child.id, []).append(None)
-    parameters = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
-    # An assignment is walked twice: as a statement, and as the name that it stores to.
-    single = {
-        name: [v for v in all_ if v is not None] for name, all_ in values.items() if len(all_) == 2 and name not in parameters
+    nodes = [*walk_own(node)]
+    stores = Counter(child.id for child in nodes if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store))
+    stores.update(argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg))
+    return {
+        target.id: child.value
+        for child in nodes
+        if isinstance(child, ast.Assign) and isinstance(child.value, ast.Constant)
+        for target in child.targets
+        if isinstance(target, ast.Name) and stores[target.id] == 1
     }
-    return {name: v[0] for name, v in single.items() if len(v) == 1 and isinstance(v[0], ast.Constant)}
 
 
 def explain_vacuous(test: ast.expr, constants: Mapping[str, ast.Constant]) -> str:
