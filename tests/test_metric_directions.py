@@ -10,9 +10,9 @@ from test_conf import compose_config
 
 from research.load import instantiate
 from research.metrics import Torchmetric
+from research.options.trigger import Trigger, higher_is_better, read_directions
 from research.preflight.check import find_mistakes
 from research.sweep.study import parse_directions
-from research.trigger import Trigger, higher_is_better, read_directions
 
 
 def test_each_metric_of_conf_says_which_way_is_better() -> None:

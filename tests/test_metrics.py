@@ -22,9 +22,9 @@ from research.data.spec import Dataset, Images, MemoryDataset, Shape, Split, Tok
 from research.load import instantiate
 from research.losses import IGNORE, Loss, classification, last_token, next_token, per_pixel, regression
 from research.metrics import CalibrationNull, Torchmetric, calibration_error, num_correct
+from research.options.trigger import is_better
 from research.training.evaluate import evaluate
 from research.training.task import check_task
-from research.trigger import is_better
 
 
 class Recall(nn.Module):

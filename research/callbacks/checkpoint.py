@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from research.options.trigger import higher_is_better
 from research.ranges import PositiveInt, check_settings
 from research.run_dir import list_checkpoints, make_folder, sync
 from research.training import checkpoint, distributed, sharding, snapshot
 from research.training.files import check_kinds, remove
 from research.training.state import Callback, State
-from research.trigger import higher_is_better
 
 log = logging.getLogger(__name__)
 

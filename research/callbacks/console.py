@@ -21,12 +21,12 @@ from research.nn.bitlinear import bitlinear_layers
 from research.nn.lowrank import count_learning
 from research.nn.packed import count_packed_bytes
 from research.optim.param_groups import INITIAL_SETTINGS
+from research.options.trigger import higher_is_better, shorten_name
 from research.ranges import PositiveFloat, check_settings
 from research.training import distributed
 from research.training.oom import get_peak_rss_mb
 from research.training.outcome import describe_data
 from research.training.state import Callback, State
-from research.trigger import higher_is_better, shorten_name
 
 log = logging.getLogger(__name__)
 DROPPED_FIRST = ("grad/norm", "lr")  # columns, where the terminal is too narrow for all; then from right to left

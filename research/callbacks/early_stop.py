@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 from research.cli import format_count
+from research.options.trigger import Trigger, is_better
 from research.ranges import FiniteFloat, PositiveInt, check_settings
 from research.training.state import Callback, State
-from research.trigger import Trigger, is_better
 
 
 class EarlyStop(Callback):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from research.optim import fused
 from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.optim.transform import GradientTransform
-from research.trigger import NO_DIRECTIONS, Trigger, parse_trigger
+from research.options.trigger import NO_DIRECTIONS, Trigger, parse_trigger
 
 log = logging.getLogger(__name__)
 FilterState = dict[Tensor, dict[str, Any]]

@@ -19,8 +19,8 @@ from research.optim.filter import Filter, FilterState, init_trigger_state, parse
 from research.optim.fused import init_window
 from research.optim.param_groups import OptimizerType, ParamGroup, ParamGroups, build_param_groups, split_group
 from research.optim.transform import wrap_optimizer
+from research.options.trigger import check_trigger_order
 from research.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
-from research.trigger import check_trigger_order
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.composition.recorded import CHANGEABLE_KEYS
+from research.options.trigger import read_directions
 from research.pbt.evolve import Member, create_first_generation
 from research.pbt.settings import EXAMPLES, PopulationSettings
 from research.run_dir import OUTER_KEYS, is_locked, read_json, write_record
@@ -17,7 +18,6 @@ from research.sweep.plan import describe_space, format_row, hash_record
 from research.sweep.settings import convert
 from research.sweep.space import Space, parse_space
 from research.sweep.study import parse_directions
-from research.trigger import read_directions
 
 NOT_COMPARED = ("params", "n_jobs", "study_name", "home", "dry_run")  # they do not change the result
 POPULATION_FILE = "population.json"  # in the folder of the sweep

@@ -28,6 +28,7 @@ from research.options.conf import CONF, list_groups, read_defaults, set_folders
 from research.options.files import check_option
 from research.options.renames import PLAIN_LOSS
 from research.options.signature import Signature, read_signature
+from research.options.trigger import higher_is_better, read_directions
 from research.preflight.advice import Adviser, CommandLine, identify
 from research.preflight.choices import check_values
 from research.preflight.conflicts import FINDERS
@@ -39,7 +40,6 @@ from research.preflight.words import Repair, join_mistakes, repair, split_flags
 from research.ranges import PositiveFloat
 from research.rules import PRESET_GROUPS
 from research.run_dir import SWEPT_ENV_VAR
-from research.trigger import higher_is_better, read_directions
 
 STUDY_NODES = ("sweeper", "launcher", "sweep")  # below hydra: what a sweep is planned with
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i")

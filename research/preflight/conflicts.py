@@ -12,14 +12,7 @@ from research import rules
 from research.composition.compose import MISSING, is_interpolated
 from research.composition.teacher import find_teacher_conflicts
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
-from research.preflight.folders import find_folder_conflicts, find_out_conflicts, find_shared_folder_conflicts
-from research.preflight.known_keys import read_option
-from research.preflight.requested import RequestedConfig
-from research.preflight.resume import find_resume_conflicts
-from research.preflight.trackers import find_extra_conflicts, find_store_conflicts, find_tracker_conflicts
-from research.rules import Conflict
-from research.signals import get_launched_ranks
-from research.trigger import (
+from research.options.trigger import (
     Trigger,
     check_metric_name,
     check_monitor,
@@ -29,6 +22,13 @@ from research.trigger import (
     parse_trigger,
     read_directions,
 )
+from research.preflight.folders import find_folder_conflicts, find_out_conflicts, find_shared_folder_conflicts
+from research.preflight.known_keys import read_option
+from research.preflight.requested import RequestedConfig
+from research.preflight.resume import find_resume_conflicts
+from research.preflight.trackers import find_extra_conflicts, find_store_conflicts, find_tracker_conflicts
+from research.rules import Conflict
+from research.signals import get_launched_ranks
 
 Conflicts = Iterator[Conflict | None]
 DECODER = "research.models.decoder.Decoder"  # an output at the last position only

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
 from research.cli import format_count
 from research.metrics import confidence_interval
+from research.options.trigger import higher_is_better
 from research.report.results import Setting, Sweep, compute_mean, parse_number, parse_value
 from research.run_dir import replace_file
-from research.trigger import higher_is_better
 
 COMPARED_METRICS = ("val/bpb", "val/loss", "val/acc")  # the first of the two losses that there is, and accuracy
 GROUP_KEYS = {"model", "linear"}  # options that name a network

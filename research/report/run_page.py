@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from research.cli import first_line, format_count, format_duration
 from research.composition.overrides import format_command, to_argument
 from research.composition.recorded import list_differences, load_config
+from research.options.trigger import higher_is_better, read_directions
 from research.preflight.check import find_defaults
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import embed_figure, embed_file, render_page
@@ -28,7 +29,6 @@ from research.report.style import (
 from research.report.target import Curve
 from research.run_dir import OUTER_KEYS, Summary, is_locked, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
-from research.trigger import higher_is_better, read_directions
 
 MAX_PANELS, MAX_POINTS, MAX_ROWS = 12, 400, 80  # of curves; of a line; of a table
 LAST_GROUPS = ("lr", "grad", "perf")  # curves that come after those of the results

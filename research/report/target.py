@@ -9,9 +9,9 @@ from typing import Any
 
 from research.composition.compose import MISSING, ComposedConfig
 from research.composition.recorded import load_config
+from research.options.trigger import is_better, read_directions
 from research.report.results import Row, Sweep
 from research.tracking.history import METRICS_FILE, read_records
-from research.trigger import is_better, read_directions
 
 Curve = dict[int, float]  # step -> value
 

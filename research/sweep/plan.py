@@ -15,6 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration, redact
+from research.options.trigger import read_directions
 from research.rules import check_name, enforce
 from research.run_dir import OUTER_KEYS, SUMMARY_FILE, check_links, expand_path, make_folder, read_summary
 from research.sweep.optuna_private import contains
@@ -23,7 +24,6 @@ from research.sweep.space import Space, parse_space
 from research.sweep.study import Direction, InOrderSampler, make_sampler, parse_directions
 from research.tracking.storage import find_sqlite_file, format_sqlite_url
 from research.tracking.study_spec import SWEEP_SPEC_FILE, StudySpec, read_study_spec
-from research.trigger import read_directions
 
 MAX_GRID_SIZE = 100_000
 

@@ -17,11 +17,11 @@ from rich.live import Live
 from rich.text import Text
 
 from research.cli import format_duration
+from research.options.trigger import shorten_name
 from research.report.results import Sweep
 from research.run_dir import parse_json
 from research.sweep.space import Space
 from research.tracking.optuna_storage import EXCLUDED_ATTR, REUSED_ATTR
-from research.trigger import shorten_name
 
 LIVE_METRICS = ("val/acc", "val/bpb", "val/loss", "train/loss")  # after the step and the monitor
 NAME_WIDTH = 17  # characters before the value of a row

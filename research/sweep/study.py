@@ -13,10 +13,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from research.options.trigger import NO_DIRECTIONS, higher_is_better
 from research.sweep.optuna_private import restrict_unpickling
 from research.sweep.settings import SweepSettings
 from research.tracking.optuna_storage import instantiate_spec, silence_optuna
-from research.trigger import NO_DIRECTIONS, higher_is_better
 
 Direction = Literal["minimize", "maximize"]
 SamplerFactory = Callable[[int], BaseSampler]  # seed -> sampler

@@ -17,6 +17,7 @@ import torch
 
 from research.cli import print_message, redact
 from research.options.finetuning import is_frozen
+from research.options.trigger import higher_is_better, read_directions
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, list_checkpoints, read_summary, replace_text
 from research.signals import watch
 from research.tracking import fields, history, links, mlflow_store
@@ -29,7 +30,6 @@ from research.tracking.sink import Record, Sink, open_weights
 from research.tracking.storage import DEFAULT_STORE, DEFAULT_URI, FileLock, resolve_uri
 from research.tracking.study_spec import SWEEP_SPEC_FILE
 from research.training.state import State
-from research.trigger import higher_is_better, read_directions
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 1000  # points in one call, MLflow's limit

@@ -19,12 +19,12 @@ from research.losses import Loss, Objective
 from research.metrics import Metric
 from research.optim.schedules import get_lr
 from research.options.finetuning import get_digest, is_frozen
+from research.options.trigger import is_better
 from research.signals import Stopped
 from research.training import distributed
 from research.training.batches import Batches
 from research.training.ema import Average
 from research.training.progress import Progress
-from research.trigger import is_better
 
 TIME_LIMIT = "the time limit"  # how the reason begins why a run ended by the clock
 PRUNED_REASON = "pruned: other trials were better at this step"  # why a run ended that its study has given up

@@ -17,11 +17,11 @@ from research.cli import first_line, print_message
 from research.data.spec import Dataset, Images, Samples, Split, Tokens, Vectors
 from research.losses import IGNORE, Loss, check_class_weights, check_losses, make_plain
 from research.metrics import Metric, RowMetric, Torchmetric, find_directions, name_classes
+from research.options.trigger import check_metric_name, check_monitor
 from research.ranges import check_partial
 from research.signals import get_launched_ranks
 from research.training.evaluate import list_metrics
 from research.training.state import Callback
-from research.trigger import check_metric_name, check_monitor
 
 CHUNK = 1024  # samples whose targets are counted at a time
 TRIED = 64  # samples among which some of other targets are looked for

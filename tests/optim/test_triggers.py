@@ -17,8 +17,8 @@ from research.models.transformer import Transformer
 from research.optim import grokfast
 from research.optim.filter import Filter, is_on
 from research.optim.schedules import constant
+from research.options.trigger import Trigger, parse_trigger
 from research.training.trainer import Trainer
-from research.trigger import Trigger, parse_trigger
 
 
 def make_weight() -> nn.Module:
