@@ -18,6 +18,7 @@ class Class:
     name: str  # dotted, within its module
     bases: tuple[ast.expr, ...]
     attributes: dict[str, ast.expr] = field(default_factory=dict, compare=False)  # name -> annotation, or the class called
+    decorators: list[ast.expr] = field(default_factory=list, compare=False)
 
 
 @dataclass
@@ -40,7 +41,7 @@ def read_names(module: Module) -> Names:
             inner = prefix
             if isinstance(node, ast.ClassDef):
                 name = f"{prefix}{node.name}"
-                names.classes[name] = Class(module.name, name, tuple(node.bases), read_attributes(node))
+                names.classes[name] = Class(module.name, name, tuple(node.bases), read_attributes(node), node.decorator_list)
             if isinstance(node, ast.ClassDef | FunctionNode):
                 inner = f"{prefix}{node.name}."
             if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
